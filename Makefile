@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine with Python 3.11, pip and make:
+#   make demo   set up the environment and run the main job, ending in a report
+#   make test   set up the environment and pass the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check seeds format clean
+
+demo: $(READY)
+	$(BIN)/dalr-stream run pipelines/digits/run.toml
+
+test: check
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Three seeds of the main job, and the table of the README.
+seeds: $(READY)
+	$(BIN)/python pipelines/digits/seeds.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)

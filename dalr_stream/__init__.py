@@ -1,0 +1,115 @@
+"""Streaming activation statistics, and networks compressed with them on a target domain.
+
+A network's activations stream through the engine once; what stays is a small additive record of their first and second
+moments, from which low-rank factors (DALR and its baselines) and selections (spectral pruning, MoMaSP) are solved for
+every rank and size, without the data and without the network:
+
+    import dalr_stream as ds
+    layers = ds.select_layers(model, ["classifier.[03]"])
+    ds.capture(model, batches, layers, "birds.zarr", domain="target")
+    moments = ds.accumulate("birds.zarr", domain="target")
+    factors = ds.dalr(weight, bias, moments["classifier.0"])
+    small = ds.compress(model, {"classifier.0": factors.at_rank(256)})
+
+Public names are loaded when they are first used, so importing the package imports neither torch nor dask nor zarr.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dalr_stream.errors import DalrStreamError as DalrStreamError
+    from dalr_stream.network.checkpoint import load as load
+    from dalr_stream.network.checkpoint import save as save
+    from dalr_stream.network.layers import LayerSpec as LayerSpec
+    from dalr_stream.network.layers import select_layers as select_layers
+    from dalr_stream.network.layers import weights_of as weights_of
+    from dalr_stream.network.surgery import compress as compress
+    from dalr_stream.numerics.folding import HoldoutRule as HoldoutRule
+    from dalr_stream.numerics.lowrank import Ridge as Ridge
+    from dalr_stream.numerics.lowrank import Variant as Variant
+    from dalr_stream.numerics.lowrank import dalr as dalr
+    from dalr_stream.numerics.lowrank import truncated_svd as truncated_svd
+    from dalr_stream.numerics.methods import Method as Method
+    from dalr_stream.numerics.moments import Moments as Moments
+    from dalr_stream.numerics.selection import Form as Form
+    from dalr_stream.numerics.selection import by_max as by_max
+    from dalr_stream.numerics.selection import by_mean as by_mean
+    from dalr_stream.numerics.selection import momasp as momasp
+    from dalr_stream.numerics.selection import spectral as spectral
+    from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
+    from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
+    from dalr_stream.workflow.accumulate import accumulate as accumulate
+    from dalr_stream.workflow.capture import capture as capture
+    from dalr_stream.workflow.direct import accumulate_stream as accumulate_stream
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "ChannelSelection": "numerics.solution",
+    "DalrStreamError": "errors",
+    "Form": "numerics.selection",
+    "HoldoutRule": "numerics.folding",
+    "LayerSpec": "network.layers",
+    "LowRankFactors": "numerics.solution",
+    "Method": "numerics.methods",
+    "Moments": "numerics.moments",
+    "Ridge": "numerics.lowrank",
+    "Variant": "numerics.lowrank",
+    "accumulate": "workflow.accumulate",
+    "accumulate_stream": "workflow.direct",
+    "by_max": "numerics.selection",
+    "by_mean": "numerics.selection",
+    "capture": "workflow.capture",
+    "compress": "network.surgery",
+    "dalr": "numerics.lowrank",
+    "load": "network.checkpoint",
+    "momasp": "numerics.selection",
+    "save": "network.checkpoint",
+    "select_layers": "network.layers",
+    "spectral": "numerics.selection",
+    "truncated_svd": "numerics.lowrank",
+    "weights_of": "network.layers",
+}
+
+__all__ = [
+    "ChannelSelection",
+    "DalrStreamError",
+    "Form",
+    "HoldoutRule",
+    "LayerSpec",
+    "LowRankFactors",
+    "Method",
+    "Moments",
+    "Ridge",
+    "Variant",
+    "__version__",
+    "accumulate",
+    "accumulate_stream",
+    "by_max",
+    "by_mean",
+    "capture",
+    "compress",
+    "dalr",
+    "load",
+    "momasp",
+    "save",
+    "select_layers",
+    "spectral",
+    "truncated_svd",
+    "weights_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'dalr_stream' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"dalr_stream.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

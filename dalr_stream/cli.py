@@ -1,0 +1,170 @@
+"""The command line: one verb, one call of `workflow`.
+
+    dalr-stream run|layers|estimate|capture|accumulate|solve|compress|evaluate|report|verify RUN.toml
+
+Every verb takes a run file and `--set section.key=value`. A failure that the package raises on purpose is printed as
+one line, without a traceback, and the exit code is 1. torch and the rest are imported when a verb runs, so `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dalr_stream.errors import DalrStreamError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dalr_stream.workflow.run import Run
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Compress a neural network on a target domain, from statistics streamed once.",
+)
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. solve.ridge=1e-3.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        from dalr_stream import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
+    """Do every step whose inputs have changed."""
+    from dalr_stream.report.terminal import print_headline
+    from dalr_stream.workflow.results import results
+
+    console = _console()
+    opened = _open(file, overrides, fresh=fresh)
+    page = opened.all()
+    print_headline(results(opened.project), console)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def layers(file: RunFile, overrides: Overrides = None) -> None:
+    """List the layers that the patterns match."""
+    from dalr_stream.workflow.listing import layer_table
+
+    opened = _open(file, overrides)
+    opened.train()
+    _console().print(layer_table(opened.project))
+
+
+@app.command()
+def estimate(file: RunFile, overrides: Overrides = None) -> None:
+    """Print what a run will cost, before it starts."""
+    from dalr_stream.workflow.listing import cost_table
+
+    opened = _open(file, overrides)
+    opened.train()
+    plan = opened.project.estimate()
+    _console().print(cost_table(plan))
+    plan.require(opened.project.config.capture.memory_limit_bytes)
+
+
+@app.command()
+def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
+    """Stream activations into the store; resumes by itself."""
+    opened = _open(file, overrides, fresh=fresh)
+    opened.train()
+    opened.capture()
+
+
+@app.command()
+def accumulate(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
+    """Turn activations into moments."""
+    opened = _open(file, overrides, fresh=fresh)
+    opened.train()
+    opened.accumulate()
+
+
+@app.command()
+def solve(file: RunFile, overrides: Overrides = None) -> None:
+    """Solve every layer, method and rank from the moments."""
+    from dalr_stream.workflow.listing import solution_table
+
+    opened = _open(file, overrides)
+    opened.solve()
+    _console().print(solution_table(opened.project))
+
+
+@app.command()
+def compress(file: RunFile, overrides: Overrides = None) -> None:
+    """Save the network that [compress] describes."""
+    _open(file, overrides).compress()
+
+
+@app.command()
+def evaluate(file: RunFile, overrides: Overrides = None) -> None:
+    """Score every method and size on the test split."""
+    from dalr_stream.report.terminal import print_headline
+    from dalr_stream.workflow.results import results
+
+    opened = _open(file, overrides)
+    opened.evaluate()
+    print_headline(results(opened.project), _console())
+
+
+@app.command()
+def report(file: RunFile, overrides: Overrides = None) -> None:
+    """Write the report: HTML, PNG, CSV and JSON."""
+    typer.echo(_open(file, overrides).report())
+
+
+@app.command()
+def verify(file: RunFile, overrides: Overrides = None) -> None:
+    """Read the whole store and compare every digest."""
+    from dalr_stream.workflow.verify import verify_store
+
+    console = _console()
+    opened = _open(file, overrides)
+    for line in verify_store(opened.project.store):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Run the command line; the entry point of `dalr-stream`."""
+    try:
+        app(standalone_mode=True)
+    except DalrStreamError as error:
+        typer.echo(f"dalr-stream: {error}", err=True)
+        sys.exit(1)
+
+
+def _open(file: Path, overrides: list[str] | None, *, fresh: bool = False) -> Run:
+    from dalr_stream.workflow.config import load_config
+    from dalr_stream.workflow.progress import for_console
+    from dalr_stream.workflow.project import Project
+    from dalr_stream.workflow.run import Run
+
+    config = load_config(file, overrides or [])
+    return Run(Project(config, file.resolve().parent), progress=for_console(_console()), fresh=fresh)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Saving a compressed network so that anyone with the original's source can load it.
+
+    model.safetensors    the weights
+    plan.json            how to give a freshly built network its shape, and where it came from
+    README.md            the same for people
+
+Loading executes nothing that was read: the caller builds the original network, the plan reshapes it, and the weights
+are loaded strictly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from dalr_stream.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    LayerNotFoundError,
+    StoreDamagedError,
+    StoreNotFoundError,
+    UnsupportedLayerError,
+)
+from dalr_stream.network.plan import SurgeryPlan
+from dalr_stream.network.surgery import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
+from dalr_stream.storage.durable import new_folder
+
+WEIGHTS, PLAN, README = "model.safetensors", "plan.json", "README.md"
+
+
+def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
+    """Write `model` (from `compress`) to `folder`; `provenance` is any JSON-like mapping to keep.
+
+    A network kept there before is replaced whole. Raises InvalidInputError, with nothing touched, where the folder
+    holds anything else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / PLAN).exists() and any(folder.iterdir()):
+        raise InvalidInputError(f"'{folder}' holds other files, which saving would replace: choose a folder of its own")
+    plan: SurgeryPlan = getattr(model, PLAN_ATTRIBUTE, SurgeryPlan())
+    facts: dict[str, Any] = {"parameters": parameter_count(model), "bytes": parameter_bytes(model)}
+    with new_folder(folder) as fresh:
+        save_model(model, str(fresh / WEIGHTS))
+        facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
+        text = json.dumps({"plan": plan.to_plain(), **facts, "provenance": dict(provenance or {})}, indent=1)
+        (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
+        (fresh / README).write_text(_readme(plan, facts), encoding="utf-8")
+    return folder
+
+
+def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
+    """Return the compressed network kept in `folder`, in eval mode; `build` makes the original, trained or not.
+
+    Raises StoreNotFoundError, StoreDamagedError, and FingerprintMismatchError where the weights do not fit what
+    `build` gave.
+    """
+    folder = Path(folder)
+    try:
+        plain = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        plan, digest = SurgeryPlan.from_plain(plain["plan"]), str(plain["weights_sha256"])
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"'{folder}' holds no compressed network: it has no {PLAN}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreDamagedError(f"'{folder / PLAN}' cannot be read: {error}") from error
+    if (folder / WEIGHTS).exists() and _file_digest(folder / WEIGHTS) != digest:
+        raise StoreDamagedError(f"'{folder / WEIGHTS}' is damaged: it does not match its digest; save it again")
+    model = build()
+    try:
+        plan.apply(model)
+    except (LayerNotFoundError, UnsupportedLayerError) as error:
+        raise FingerprintMismatchError(f"'{folder}' does not fit the network that was built: {error}") from error
+    setattr(model, PLAN_ATTRIBUTE, plan)
+    load_weights(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a network's weights as safetensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(path))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load weights into `model`, strictly: every tensor there, none left over, every shape right."""
+    try:
+        load_model(model, path)
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"there are no weights at '{path}'") from None
+    except SafetensorError as error:
+        raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
+    except RuntimeError as error:
+        raise FingerprintMismatchError(f"'{path}' does not fit the network that was built: {error}") from error
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _readme(plan: SurgeryPlan, facts: Mapping[str, Any]) -> str:
+    steps = "\n".join(f"- `{json.dumps(step)}`" for step in plan.to_plain()) or "- none: the network as it was"
+    return (
+        "# A compressed network\n\n"
+        f"{facts['parameters']:,} parameters, {facts['bytes']:,} bytes.\n\n"
+        f"What was done, in this order:\n\n{steps}\n\n"
+        "To load it, build the original network and let the plan reshape it:\n\n"
+        "    import dalr_stream as ds\n"
+        "    model = ds.load(this_folder, build=your_function)\n"
+    )

@@ -1,0 +1,145 @@
+r"""Which layers of a network are watched, and what identifies a network.
+
+A pattern is a module's name, a glob over names (`classifier.[03]`), a regular expression over names (`re:fc\d`), or
+a module class. A pattern that matches nothing is an error with the nearest names, never an empty list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
+
+Pattern = str | type[nn.Module]
+SUPPORTED = (nn.Linear,)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """A layer that can be watched and compressed: y = W x + b with W outputs x inputs."""
+
+    name: str
+    kind: str
+    inputs: int
+    outputs: int
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the layer, without its bias."""
+        return self.inputs * self.outputs
+
+    @property
+    def break_even_rank(self) -> int:
+        """The largest rank at which a factor pair has no more weights than the layer."""
+        return self.parameters // (self.inputs + self.outputs)
+
+
+def select_layers(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[LayerSpec, ...]:
+    """Return the layers that the patterns match, in the network's order, each once.
+
+    Raises LayerNotFoundError for a pattern that matches no module, and UnsupportedLayerError for one that matches
+    only modules which cannot be compressed.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    chosen: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str | type) else list(patterns):
+        chosen |= _supported(pattern, _matches(pattern, modules), modules)
+    return tuple(_spec(name, module) for name, module in modules.items() if name in chosen)
+
+
+def linear(model: nn.Module, name: str) -> nn.Linear:
+    """Return the linear layer called `name`."""
+    names = [known for known, _ in model.named_modules() if known]
+    if name not in names:
+        raise LayerNotFoundError(f"there is no layer '{name}'; nearest: {_nearest(name, names)}")
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise UnsupportedLayerError(f"layer '{name}': must be a Linear layer, it is a {type(module).__name__}")
+    return module
+
+
+def weights_of(model: nn.Module, name: str) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:
+    """Return weight (m, d) and bias (m,) of a layer as numpy arrays; bias None where the layer has none."""
+    module = linear(model, name)
+    return to_numpy(module.weight), None if module.bias is None else to_numpy(module.bias)
+
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[np.floating]:
+    """Return a copy as float32, or float64 where it is float64: half precision widens without loss."""
+    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return tensor.detach().to(device="cpu", dtype=wide, copy=True).numpy()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a network: its modules' names and classes, and every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        digest.update(f"{name}:{type(module).__name__};".encode())
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= model.named_buffers(remove_duplicate=False)  # the state dict lacks those that are not persistent
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor_digest(tensor)};".encode())
+    return digest.hexdigest()
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def match_names(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a name, a glob or a `re:` pattern matches; raises LayerNotFoundError where none does."""
+    names = list(names)
+    if pattern.startswith("re:"):
+        try:
+            expression = re.compile(pattern[3:])
+        except re.error as error:
+            raise LayerNotFoundError(f"pattern '{pattern}' is not a regular expression: {error}") from None
+        found = [name for name in names if expression.fullmatch(name)]
+    else:
+        found = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise LayerNotFoundError(f"pattern '{pattern}' matches no layer; nearest: {_nearest(pattern, names)}")
+    return found
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5])
+
+
+def _matches(pattern: Pattern, modules: dict[str, nn.Module]) -> list[str]:
+    if isinstance(pattern, str):
+        return match_names(pattern, modules)
+    found = [name for name, module in modules.items() if isinstance(module, pattern)]
+    if not found:
+        kinds = sorted({type(module).__name__ for module in modules.values()})
+        raise LayerNotFoundError(f"no module is a {pattern.__name__}: the network has {', '.join(kinds)}")
+    return found
+
+
+def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Module]) -> set[str]:
+    supported = {name for name in names if isinstance(modules[name], SUPPORTED)}
+    if not supported:
+        kinds = ", ".join(f"'{name}' ({type(modules[name]).__name__})" for name in names[:5])
+        shown = pattern if isinstance(pattern, str) else pattern.__name__
+        raise UnsupportedLayerError(f"pattern '{shown}': only Linear layers can be compressed, it matches {kinds}")
+    return supported
+
+
+def _spec(name: str, module: nn.Module) -> LayerSpec:
+    if not isinstance(module, nn.Linear):
+        raise UnsupportedLayerError(f"layer '{name}': must be a Linear layer, it is a {type(module).__name__}")
+    return LayerSpec(name, type(module).__name__, module.in_features, module.out_features)

@@ -1,0 +1,60 @@
+"""What a size costs in parameters, for a layer of m outputs x d inputs whose nodes C outputs of the next layer read.
+
+Weights are counted, biases are not: they are the same before and after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Shape of a layer and of what reads it."""
+
+    outputs: int
+    """m"""
+    inputs: int
+    """d"""
+    next_outputs: int = 0
+    """C; 0 where nothing reads the nodes one by one."""
+
+    @property
+    def max_rank(self) -> int:
+        """min(m, d)."""
+        return min(self.outputs, self.inputs)
+
+    @property
+    def parameters(self) -> int:
+        """m d."""
+        return self.outputs * self.inputs
+
+    @property
+    def pair_parameters(self) -> int:
+        """m d + m C: this layer and the next one together."""
+        return self.outputs * (self.inputs + self.next_outputs)
+
+    @property
+    def break_even_rank(self) -> int:
+        """Largest rank that adds no parameters: floor(m d / (m + d))."""
+        return self.parameters // (self.outputs + self.inputs)
+
+    def factor_parameters(self, rank: int) -> int:
+        """k (m + d): a factor pair in place of the layer."""
+        return rank * (self.outputs + self.inputs)
+
+    def factor_pair_parameters(self, rank: int) -> int:
+        """k (m + d) + m C: a factor pair, and the next layer as it was."""
+        return self.factor_parameters(rank) + self.outputs * self.next_outputs
+
+    def selection_pair_parameters(self, kept: int) -> int:
+        """k' (d + C): the kept nodes' rows here and columns in the next layer."""
+        return kept * (self.inputs + self.next_outputs)
+
+    def equal_parameters(self, rank: int) -> int:
+        """Return the largest k' at which a selection has no more parameters than a factor pair of this rank.
+
+        k' = floor([k (m + d) + m C] / (d + C)), within 1..m (MoMaSP, section 5.2: both layers counted).
+        """
+        kept = self.factor_pair_parameters(rank) // (self.inputs + self.next_outputs)
+        return min(max(kept, 1), self.outputs)

@@ -1,0 +1,158 @@
+"""The headline in words: how much smaller than plain SVD a layer gets at the same loss of accuracy.
+
+The DALR that speaks for its family is fixed beforehand (the package's default, the anchored affine form, where it was
+run), not picked afterwards for the best figure of this run. The figure as published is quoted beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.report.cells import BLANK, TIMES, percent_text
+from dalr_stream.report.record import HeadlineRow, LayerResults
+from dalr_stream.report.style import method_named
+
+SPEAKERS: tuple[Method, ...] = (
+    Method.DALR_ANCHORED_AFFINE,
+    Method.DALR_ANCHORED,
+    Method.DALR_OPTIMAL_AFFINE,
+    Method.DALR_PUBLISHED,
+    Method.DALR_OPTIMAL,
+    Method.DALR_PUBLISHED_AFFINE,
+    Method.DALR_PUBLISHED_BC,
+    Method.SVD_BC,
+)
+"""Who is set against plain SVD: the first of these that the run has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The two rows the headline sets against each other, both within the allowed loss."""
+
+    svd: HeadlineRow
+    other: HeadlineRow
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The headline of one layer: a figure that can be set large, a sentence, and what else belongs to it."""
+
+    layer: str
+    figure: str
+    unit: str
+    """What the figure counts."""
+    sentence: str
+    support: tuple[str, ...]
+
+
+def compared(layer: LayerResults) -> Comparison | None:
+    """Return plain SVD's row and the speaker's; None unless both stay within the allowed loss at some size."""
+    rows = _rows(layer)
+    name = _speaker(rows)
+    svd, other = rows.get(Method.SVD), None if name is None else rows[name]
+    if svd is None or other is None or svd.size is None or other.size is None:
+        return None
+    return Comparison(svd, other)
+
+
+def claim(layer: LayerResults) -> Claim:
+    """Put the headline of a layer into words, whether or not the allowed loss was kept."""
+    rows = _rows(layer)
+    ratio = _ratio(compared(layer))
+    figure, unit = (BLANK, "no comparison") if ratio is None else _large(ratio)
+    sentence = f"At a loss of at most {points_text(layer.drop)} of accuracy, {_main_clause(layer, rows)}."
+    return Claim(layer.name, figure, unit, sentence, tuple(_support(layer, rows)))
+
+
+def _large(ratio: float) -> tuple[str, str]:
+    """Return a ratio of SVD's parameters to a method's as a number of 1 or more, and what it is a number of."""
+    if f"{ratio:.1f}" == "1.0":
+        return f"1.0{TIMES}", "the parameters of SVD"
+    if ratio > 1:
+        return f"{ratio:.1f}{TIMES}", "fewer parameters than SVD"
+    return f"{1 / ratio:.1f}{TIMES}", "more parameters than SVD"
+
+
+def points_text(drop: float) -> str:
+    """Return a loss of accuracy in percentage points: 1 point, 0.5 points."""
+    points = round(100 * drop, 6)
+    return f"{points:g} point" + ("" if points == 1 else "s")
+
+
+def times_text(ratio: float) -> str:
+    """Return a ratio of SVD's parameters to a method's in words: 4.0 times fewer parameters than."""
+    if f"{ratio:.1f}" == "1.0":
+        return "as many parameters as"
+    if ratio > 1:
+        return f"{ratio:.1f} times fewer parameters than"
+    return f"{1 / ratio:.1f} times more parameters than"
+
+
+def _rows(layer: LayerResults) -> Mapping[Method, HeadlineRow]:
+    return {method_named(row.method, layer.name): row for row in layer.headline}
+
+
+def _speaker(rows: Mapping[Method, HeadlineRow]) -> Method | None:
+    return next((method for method in SPEAKERS if method in rows), None)
+
+
+def _ratio(pair: Comparison | None) -> float | None:
+    return None if pair is None else pair.other.svd_ratio
+
+
+def _main_clause(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> str:
+    pair, name = compared(layer), _speaker(rows)
+    ratio = _ratio(pair)
+    if pair is not None and name is not None and ratio is not None:
+        return (
+            f"{name.label} needs {times_text(ratio)} SVD in {layer.name}: rank {pair.other.size:,} instead of "
+            f"{pair.svd.size:,}, {_share(pair.other, layer)} % of the layer instead of {_share(pair.svd, layer)} %"
+        )
+    said = [_standing(layer, method, rows[method]) for method in (name, Method.SVD) if method and method in rows]
+    return "; ".join(said) if said else _selection_clause(layer, rows)
+
+
+def _standing(layer: LayerResults, method: Method, row: HeadlineRow) -> str:
+    if row.size is None:
+        return f"{method.label} has no rank among those tried for {layer.name}"
+    return f"{method.label} needs rank {row.size:,} in {layer.name}, {_share(row, layer)} % of the layer"
+
+
+def _share(row: HeadlineRow, layer: LayerResults) -> str:
+    return BLANK if row.layer_parameters is None else percent_text(row.layer_parameters / layer.layer_parameters, 1)
+
+
+def _support(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> Iterator[str]:
+    published = rows.get(Method.DALR_PUBLISHED)
+    if published is not None and _speaker(rows) is not Method.DALR_PUBLISHED and published.svd_ratio is not None:
+        yield f"DALR as published needs {times_text(published.svd_ratio)} SVD: rank {published.size:,}."
+    best = _best_selections(rows)
+    if best and best[0].svd_ratio is not None:
+        verb = "does" if len(best) == 1 else "do"
+        yield (
+            f"Of the selections {_labels(best, layer)} {verb} best: counting {layer.name} and {layer.next_layer} "
+            f"together that needs {times_text(best[0].svd_ratio)} SVD, and keeps {best[0].size:,} of {layer.outputs:,} "
+            "nodes."
+        )
+
+
+def _best_selections(rows: Mapping[Method, HeadlineRow]) -> list[HeadlineRow]:
+    """Return the smallest selections within the allowed loss, in the package's order."""
+    reached = [rows[method] for method in Method if method in rows and method.family is Family.SELECTION]
+    reached = [row for row in reached if row.size is not None]
+    smallest = min((row.size or 0 for row in reached), default=None)
+    return [row for row in reached if row.size == smallest]
+
+
+def _labels(rows: Sequence[HeadlineRow], layer: LayerResults) -> str:
+    *most, last = (method_named(row.method, layer.name).label for row in rows)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _selection_clause(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> str:
+    best = _best_selections(rows)
+    if not best:
+        return f"no method that was tried compresses {layer.name}"
+    return f"{layer.name} needs {best[0].size:,} of its {layer.outputs:,} nodes with {_labels(best, layer)}"

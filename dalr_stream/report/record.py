@@ -1,0 +1,196 @@
+"""What a run found out: the one record between the workflow, which fills it, and the pages that show it.
+
+Every number the report shows is in here, and `results.json` is this record written out: whoever wants other
+pictures starts from that file. The record holds plain numbers and names, no arrays of samples and no weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class DomainActivity:
+    """How often the inputs of one layer fire on one domain (DALR, Fig. 2)."""
+
+    domain: str
+    rows: int
+    active_rate: tuple[float, ...]
+    """Share of rows with a non-zero response, one value a feature, in descending order."""
+    half_share: float
+    """Share of the features that carries 50 % of all activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCurve:
+    """Reconstruction error of one low-rank method at every rank (DALR, Eq. 13 and Fig. 3).
+
+    `training[k]` and `heldout[k]` are ||Y - Yhat||_F / ||Y - b||_F at rank k = 0..K, each on its own rows.
+    """
+
+    method: str
+    training: tuple[float, ...]
+    heldout: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyPoint:
+    """One compressed network, evaluated on the test split."""
+
+    size: int
+    """The rank of a factor pair, or the number of nodes a selection keeps."""
+    layer_parameters: int | None
+    """k(m + d), for a factor pair; None for a selection, which changes two layers."""
+    pair_parameters: int
+    """Weights left in this layer and the next one together."""
+    accuracy: float
+    """In 0..1."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyCurve:
+    """Test accuracy of one method against size; points in ascending order of size."""
+
+    method: str
+    points: tuple[AccuracyPoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionCurve:
+    """Information retention r(J) of a selection against the number of nodes kept (MoMaSP, Eq. 2), sizes 1..m."""
+
+    method: str
+    retention: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spectra:
+    """Singular values of the weight, and of the outputs Z on the target's training rows; descending."""
+
+    weight: tuple[float, ...]
+    outputs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadlineRow:
+    """The smallest tried size of one method that loses at most `drop`; None where no tried size does."""
+
+    method: str
+    size: int | None
+    layer_parameters: int | None
+    pair_parameters: int | None
+    accuracy: float | None
+    svd_ratio: float | None
+    """Parameters plain SVD needs, divided by what this method needs: on the layer alone for factor pairs, on
+    the layer and the next one together for selections."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerResults:
+    """Everything found out about one layer."""
+
+    name: str
+    outputs: int
+    inputs: int
+    next_layer: str | None
+    next_outputs: int
+    """Outputs of the next layer, which a selection also shrinks; 0 where the layer has no consumer."""
+    drop: float
+    """The loss of accuracy the headline allows, absolute: 0.01 is one point."""
+    activity: tuple[DomainActivity, ...]
+    error_curves: tuple[ErrorCurve, ...]
+    accuracy_curves: tuple[AccuracyCurve, ...]
+    retention_curves: tuple[RetentionCurve, ...]
+    spectra: Spectra
+    headline: tuple[HeadlineRow, ...]
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of the uncompressed layer."""
+        return self.outputs * self.inputs
+
+    @property
+    def pair_parameters(self) -> int:
+        """Weights of the uncompressed layer and the next one together."""
+        return self.outputs * (self.inputs + self.next_outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSize:
+    """What a network weighs, and how well it does."""
+
+    label: str
+    parameters: int
+    bytes: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One whole run."""
+
+    name: str
+    provenance: Mapping[str, Any]
+    """Versions, fingerprints, seeds, row counts, the resolved configuration: nested mappings of plain values."""
+    metric: str
+    baseline_accuracy: float
+    """Test accuracy of the uncompressed network, in 0..1."""
+    layers: tuple[LayerResults, ...]
+    sizes: tuple[NetworkSize, ...]
+    """The uncompressed network first, then each network the run saved."""
+    decisions: tuple[str, ...] = ()
+    """What the run decided or was warned of: dead features, few samples, ranks above break-even."""
+    caveats: tuple[str, ...] = field(default=())
+    """What this run does not show, in the words of whoever wrote the run file."""
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read what `write` wrote; the two are inverse to each other."""
+        return _results(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _results(plain: dict[str, Any]) -> Results:
+    return Results(
+        **{
+            **plain,
+            "layers": tuple(_layer(layer) for layer in plain["layers"]),
+            "sizes": tuple(NetworkSize(**size) for size in plain["sizes"]),
+            "decisions": tuple(plain["decisions"]),
+            "caveats": tuple(plain["caveats"]),
+        }
+    )
+
+
+def _layer(plain: dict[str, Any]) -> LayerResults:
+    return LayerResults(
+        **{
+            **plain,
+            "activity": tuple(
+                DomainActivity(**{**row, "active_rate": tuple(row["active_rate"])}) for row in plain["activity"]
+            ),
+            "error_curves": tuple(_error_curve(curve) for curve in plain["error_curves"]),
+            "accuracy_curves": tuple(
+                AccuracyCurve(curve["method"], tuple(AccuracyPoint(**point) for point in curve["points"]))
+                for curve in plain["accuracy_curves"]
+            ),
+            "retention_curves": tuple(
+                RetentionCurve(curve["method"], tuple(curve["retention"])) for curve in plain["retention_curves"]
+            ),
+            "spectra": Spectra(tuple(plain["spectra"]["weight"]), tuple(plain["spectra"]["outputs"])),
+            "headline": tuple(HeadlineRow(**row) for row in plain["headline"]),
+        }
+    )
+
+
+def _error_curve(plain: dict[str, Any]) -> ErrorCurve:
+    heldout = plain["heldout"]
+    return ErrorCurve(plain["method"], tuple(plain["training"]), None if heldout is None else tuple(heldout))

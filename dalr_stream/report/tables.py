@@ -1,0 +1,264 @@
+"""The tables of a report: the headline, accuracy against size, the whole network before and after.
+
+The accuracy table has the layout of DALR's Tables 3-8: a column a rank, a row a method.
+
+Selections have no rank. They stand in the column of the factor pairs they match in size: of the sizes that were
+evaluated, the largest whose two layers together weigh at most k(m + d) + m C, the weight of the factor pair and the
+untouched next layer, C being the next layer's outputs. Their own number of kept nodes is set small beside the accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.report.cells import (
+    BLANK,
+    Cell,
+    Column,
+    Row,
+    RowKind,
+    Table,
+    bytes_text,
+    count_text,
+    percent_text,
+    ratio_text,
+    signed_points,
+)
+from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, HeadlineRow, LayerResults, Results
+from dalr_stream.report.style import method_named
+
+NOT_REACHED = "not reached"
+
+
+def matched_point(curve: AccuracyCurve, layer: LayerResults, rank: int) -> AccuracyPoint | None:
+    """Return the point of a selection that weighs as much as factors of that rank, or just less; None if none does.
+
+    `pair_parameters <= k(m + d) + m C`, `m` and `d` the layer's outputs and inputs, `C` the next layer's outputs.
+    """
+    budget = rank * (layer.outputs + layer.inputs) + layer.outputs * layer.next_outputs
+    within = [point for point in curve.points if point.pair_parameters <= budget]
+    return max(within, key=lambda point: (point.pair_parameters, point.size), default=None)
+
+
+def ranks_tried(layer: LayerResults) -> tuple[int, ...]:
+    """Return every rank at which a factor pair was evaluated, ascending."""
+    curves = _of_family(layer, Family.LOW_RANK)
+    return tuple(sorted({point.size for curve in curves for point in curve.points}))
+
+
+def sizes_tried(layer: LayerResults) -> tuple[int, ...]:
+    """Return every number of kept nodes at which a selection was evaluated, ascending."""
+    curves = _of_family(layer, Family.SELECTION)
+    return tuple(sorted({point.size for curve in curves for point in curve.points}))
+
+
+def accuracy_table(results: Results, layer: LayerResults) -> Table:
+    """Return test accuracy in per cent, in the layout of DALR's Tables 3-8.
+
+    Columns are the ranks tried. Where only selections were tried, columns are their own sizes.
+    """
+    ranks = ranks_tried(layer)
+    sizes = ranks or sizes_tried(layer)
+    word = "dim kept" if ranks else "nodes kept"
+    rows = [*_scales(layer, sizes, by_rank=bool(ranks))]
+    drafts = [(curve, _cells(curve, layer, sizes, by_rank=bool(ranks))) for curve in _in_order(layer)]
+    for index in range(len(sizes)):
+        _mark_best([cells for _, cells in drafts], index)
+    for curve, cells in drafts:
+        method = method_named(curve.method, layer.name)
+        noted = "nodes kept" if any(cell.note is not None for cell in cells) else ""
+        rows.append(Row(method.label, method.value, tuple(cells), note_label=noted, method=method))
+    baseline = Cell(percent_text(results.baseline_accuracy), results.baseline_accuracy)
+    rows.append(Row("uncompressed", "uncompressed", (baseline,) * len(sizes), RowKind.REFERENCE))
+    return Table(
+        name="accuracy",
+        caption=f"{layer.name}: {results.metric} in per cent",
+        corner=Column(word, word.replace(" ", "_")),
+        columns=tuple(Column(str(size), str(size)) for size in sizes),
+        rows=tuple(rows),
+        footnote=_accuracy_footnote(layer),
+    )
+
+
+def _accuracy_footnote(layer: LayerResults) -> str:
+    if not (ranks_tried(layer) and sizes_tried(layer)):
+        return "Bold: best of its column."
+    return (
+        "Bold: best of its column. Selections stand in the column of the factor pair they match in size, at or just "
+        f"below it, this layer and {layer.next_layer} counted together."
+    )
+
+
+def _family(method: str, layer: LayerResults) -> Family:
+    return method_named(method, layer.name).family
+
+
+def _in_order(layer: LayerResults) -> list[AccuracyCurve]:
+    order = list(Method)
+    return sorted(layer.accuracy_curves, key=lambda curve: order.index(method_named(curve.method, layer.name)))
+
+
+def _of_family(layer: LayerResults, family: Family) -> list[AccuracyCurve]:
+    return [curve for curve in _in_order(layer) if _family(curve.method, layer) is family]
+
+
+def _scales(layer: LayerResults, sizes: Sequence[int], *, by_rank: bool) -> list[Row]:
+    m, d, C = layer.outputs, layer.inputs, layer.next_outputs
+    scales: list[tuple[str, str, list[float]]] = []
+    if by_rank:
+        scales.append(("params, %", "params", [k * (m + d) / (m * d) for k in sizes]))
+    if sizes_tried(layer):
+        both = [k * (m + d) + m * C if by_rank else k * (d + C) for k in sizes]
+        scales.append(("params of both, %", "params_both", [weight / layer.pair_parameters for weight in both]))
+    return [
+        Row(label, key, tuple(Cell(percent_text(share), share) for share in shares), RowKind.SCALE)
+        for label, key, shares in scales
+    ]
+
+
+def _cells(curve: AccuracyCurve, layer: LayerResults, sizes: Sequence[int], *, by_rank: bool) -> list[Cell]:
+    matched = by_rank and _family(curve.method, layer) is Family.SELECTION
+    own = {point.size: point for point in curve.points}
+    cells: list[Cell] = []
+    for size in sizes:
+        point = matched_point(curve, layer, size) if matched else own.get(size)
+        if point is None:
+            cells.append(Cell(BLANK))
+        else:
+            cells.append(Cell(percent_text(point.accuracy), point.accuracy, point.size if matched else None))
+    return cells
+
+
+def _mark_best(rows: list[list[Cell]], index: int) -> None:
+    values = [row[index].value for row in rows if isinstance(row[index].value, float)]
+    if not values:
+        return
+    best = max(value for value in values if isinstance(value, float))
+    for row in rows:
+        cell = row[index]
+        if cell.value == best:
+            row[index] = Cell(cell.text, cell.value, cell.note, best=True)
+
+
+def headline_table(results: Results, layer: LayerResults) -> Table:
+    """Return the smallest network of each method within the allowed loss, and its size against plain SVD's.
+
+    Rows stand by family, because the ratio counts another thing in each: the layer's own parameters for factor
+    pairs, this layer's and the next one's together for selections. The best ratio of a family is marked.
+    """
+    groups = {
+        Family.LOW_RANK: "Low rank: the ratio counts this layer alone",
+        Family.SELECTION: "Selections: the ratio counts this layer and the next one together",
+    }
+    columns = _headline_columns(layer)
+    members = {family: [row for row in layer.headline if _family(row.method, layer) is family] for family in groups}
+    rows: list[Row] = []
+    for family, label in groups.items():
+        if all(members.values()):
+            rows.append(Row(label, family.value, kind=RowKind.GROUP))
+        rows += _headline_rows(layer, members[family], len(columns))
+    allowed = percent_text(results.baseline_accuracy - layer.drop)
+    return Table(
+        name="headline",
+        caption=f"{layer.name}: smallest size with {results.metric} of at least {allowed} %",
+        corner=Column("method", "method"),
+        columns=columns,
+        rows=tuple(rows),
+        footnote=_headline_footnote(layer),
+    )
+
+
+def _headline_columns(layer: LayerResults) -> tuple[Column, ...]:
+    both = (Column("both layers", "pair_parameters", spare=True), Column("% of both", "pair_share"))
+    return (
+        Column("size", "size"),
+        Column("layer", "layer_parameters", spare=True),
+        Column("% of layer", "layer_share"),
+        *(both if layer.next_layer else ()),
+        Column("accuracy, %", "accuracy"),
+        Column("vs SVD", "svd_ratio"),
+    )
+
+
+def _headline_footnote(layer: LayerResults) -> str:
+    tried = {"Ranks": ranks_tried(layer), "Numbers of kept nodes": sizes_tried(layer)}
+    said = [f"{what} tried: {_listing(sizes)}." for what, sizes in tried.items() if sizes]
+    return " ".join(["Bold: best ratio of its family.", *said])
+
+
+def _listing(sizes: Sequence[int]) -> str:
+    if len(sizes) > 16:
+        return f"{len(sizes)} from {sizes[0]:,} to {sizes[-1]:,}"
+    return ", ".join(f"{size:,}" for size in sizes)
+
+
+def _headline_rows(layer: LayerResults, members: Sequence[HeadlineRow], width: int) -> list[Row]:
+    order = list(Method)
+    ratios = [row.svd_ratio for row in members if row.svd_ratio is not None and row.method != Method.SVD]
+    best = max(ratios, default=None)
+    rows: list[Row] = []
+    for row in sorted(members, key=lambda row: order.index(method_named(row.method, layer.name))):
+        method = method_named(row.method, layer.name)
+        if row.size is None:
+            cells: tuple[Cell, ...] = (Cell(NOT_REACHED, span=width),)
+        else:
+            cells = _reached(layer, row, row.size, method, best)
+        rows.append(Row(method.label, method.value, cells, method=method))
+    return rows
+
+
+def _reached(layer: LayerResults, row: HeadlineRow, size: int, method: Method, best: float | None) -> tuple[Cell, ...]:
+    word = "rank" if method.family is Family.LOW_RANK else "nodes"
+    ratio = (
+        Cell(BLANK)
+        if row.svd_ratio is None
+        else Cell(ratio_text(row.svd_ratio), row.svd_ratio, best=method is not Method.SVD and row.svd_ratio == best)
+    )
+    return (
+        Cell(f"{word} {size:,}", size),
+        *_weight(row.layer_parameters, layer.layer_parameters),
+        *(_weight(row.pair_parameters, layer.pair_parameters) if layer.next_layer else ()),
+        Cell(BLANK) if row.accuracy is None else Cell(percent_text(row.accuracy), row.accuracy),
+        ratio,
+    )
+
+
+def _weight(parameters: int | None, whole: int) -> tuple[Cell, Cell]:
+    if parameters is None:
+        return Cell(BLANK), Cell(BLANK)
+    share = parameters / whole
+    return Cell(count_text(parameters), parameters), Cell(percent_text(share), share)
+
+
+def size_table(results: Results) -> Table:
+    """Return parameters, bytes and accuracy of the uncompressed network and of each network the run saved."""
+    before = results.sizes[0] if results.sizes else None
+    rows = []
+    for size in results.sizes:
+        share, weight = size.parameters / results.sizes[0].parameters, size.bytes / results.sizes[0].bytes
+        change = None if size.accuracy is None else size.accuracy - results.baseline_accuracy
+        cells = (
+            Cell(count_text(size.parameters), size.parameters),
+            Cell(percent_text(share), share),
+            Cell(bytes_text(size.bytes), size.bytes),
+            Cell(percent_text(weight), weight),
+            Cell(BLANK) if size.accuracy is None else Cell(percent_text(size.accuracy), size.accuracy),
+            Cell(BLANK) if change is None else Cell(signed_points(change), change),
+        )
+        kind = RowKind.REFERENCE if size is before else RowKind.BODY
+        rows.append(Row(size.label, size.label, cells, kind))
+    return Table(
+        name="sizes",
+        caption="The whole network on disk, before and after",
+        corner=Column("network", "network"),
+        columns=(
+            Column("parameters", "parameters"),
+            Column("%", "parameter_share", spare=True),
+            Column("file", "bytes"),
+            Column("%", "byte_share", spare=True),
+            Column("accuracy, %", "accuracy"),
+            Column("change", "accuracy_change"),
+        ),
+        rows=tuple(rows),
+    )

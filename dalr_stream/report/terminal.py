@@ -1,0 +1,69 @@
+"""The headline on a terminal, at the end of a run: the same rows as on the page."""
+
+from __future__ import annotations
+
+from itertools import compress
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from dalr_stream.report.cells import Cell, Row, RowKind, Table
+from dalr_stream.report.claims import claim
+from dalr_stream.report.record import Results
+from dalr_stream.report.tables import headline_table, size_table
+
+_UNBOUNDED = 1000
+"""Columns: wider than any table here, to learn how wide it would like to be."""
+
+
+def print_headline(results: Results, console: Console) -> None:
+    """Print each layer's headline table and sentence, then the sizes before and after.
+
+    Names from the record are printed as they are: square brackets in them are not markup.
+    """
+    for layer in results.layers:
+        _print(headline_table(results, layer), console)
+        console.print(Text(claim(layer).sentence))
+        console.print()
+    if len(results.sizes) > 1:
+        _print(size_table(results), console)
+
+
+def _print(table: Table, console: Console) -> None:
+    whole = terminal_table(table)
+    fits = console.measure(whole, options=console.options.update(width=_UNBOUNDED)).maximum <= console.width
+    console.print(whole if fits else terminal_table(table, narrow=True))
+
+
+def terminal_table(table: Table, *, narrow: bool = False) -> Grid:
+    """Return a table for rich, without its spare columns if `narrow`.
+
+    The best of a family is bold and starred, so that it shows without colours too.
+    """
+    grid = Grid(title=Text(table.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = [not (narrow and column.spare) for column in table.columns]
+    grid.add_column(Text(table.corner.title), overflow="fold")
+    for column in compress(table.columns, shown):
+        grid.add_column(Text(column.title), justify="right", no_wrap=True)
+    for row in table.rows:
+        if row.kind is RowKind.GROUP:
+            grid.add_section()
+        else:
+            grid.add_row(Text(row.label), *compress(_cells(row), shown))
+    return grid
+
+
+def _cells(row: Row) -> list[Text]:
+    cells: list[Text] = []
+    for cell in row.cells:
+        cells += [_text(cell), *[Text("")] * (cell.span - 1)]
+    return cells
+
+
+def _text(cell: Cell) -> Text:
+    if cell.best:
+        return Text(f"* {cell.text}", style="bold green")
+    note = "" if cell.note is None else f" ({cell.note:,})"
+    return Text(cell.text + note, style="dim" if cell.value is None else "")

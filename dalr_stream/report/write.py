@@ -1,0 +1,102 @@
+"""A report as a folder: the page, its pictures, every number as CSV, and the record itself.
+
+    report.html     one self-contained page
+    figures/        <layer>-<figure>.png, 150 dpi
+    tables/         sizes.csv and <layer>-<table>.csv: exact values, shares in 0..1
+    results.json    the record, from which all this can be made again
+    files.txt       what belongs to this report
+
+The whole report is written into a folder of its own beside the old one, then moved into place file by file, the page
+last. Killed before the move, the old report stands as it was; killed during it, each file is whole, old or new, and the
+page, which needs no other file, is either the old or the new one. Files of an earlier report that this one lacks are
+removed at the end; files this package did not write are never touched.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from dalr_stream.report.cells import Table
+from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
+from dalr_stream.report.naming import slugs
+from dalr_stream.report.page import render_sections, sections
+from dalr_stream.report.record import Results
+from dalr_stream.report.series import layer_series
+from dalr_stream.report.style import drawing
+from dalr_stream.report.tables import accuracy_table, headline_table, size_table
+
+PAGE = "report.html"
+INVENTORY = "files.txt"
+DPI = 150
+_STAGING = ".report-unfinished"
+
+
+def write_report(results: Results, folder: Path) -> Path:
+    """Write the report of a run into `folder`, made if need be, and return the path of its page.
+
+    The same record gives the same bytes. Two processes must not write into one folder at once.
+    """
+    staging = folder / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    _write_tables(results, staging / "tables")
+    results.write(staging / "results.json")
+    with drawing():
+        drawn = [tuple(layer_figures(results, layer)) for layer in results.layers]
+        _write_figures(results, drawn, staging / "figures")
+        page = render_sections(results, sections(results, drawn))
+    (staging / PAGE).write_text(page, encoding="utf-8", newline="\n")
+    _publish(staging, folder)
+    return folder / PAGE
+
+
+def _write_tables(results: Results, folder: Path) -> None:
+    folder.mkdir()
+    for stem, table in _named_tables(results):
+        with (folder / f"{stem}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(table.records())
+
+
+def _named_tables(results: Results) -> Iterator[tuple[str, Table]]:
+    yield "sizes", size_table(results)
+    names = slugs([layer.name for layer in results.layers])
+    for slug, layer in zip(names, results.layers, strict=True):
+        for table in (headline_table(results, layer), accuracy_table(results, layer), *layer_series(layer)):
+            yield f"{slug}-{table.name}", table
+
+
+def _write_figures(results: Results, drawn: Sequence[Sequence[Drawn | LeftOut]], folder: Path) -> None:
+    folder.mkdir()
+    names = slugs([layer.name for layer in results.layers])
+    for slug, figures in zip(names, drawn, strict=True):
+        for entry in figures:
+            if isinstance(entry, Drawn):
+                entry.figure.savefig(folder / f"{slug}-{entry.name}.png", dpi=DPI, metadata={"Software": None})
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+    earlier = _inventory(folder)
+    (staging / INVENTORY).write_text("".join(f"{name}\n" for name in files), encoding="utf-8", newline="\n")
+    for name in sorted([*files, INVENTORY], key=lambda name: (name == PAGE, name)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (staging / name).replace(folder / name)
+    for name in earlier - set(files):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(staging)
+
+
+def _inventory(folder: Path) -> set[str]:
+    """Return the files of the report that stands in `folder`; names that lead out of it are not believed."""
+    listing = folder / INVENTORY
+    if not listing.is_file():
+        return set()
+    names = listing.read_text(encoding="utf-8").splitlines()
+    return {
+        name
+        for name in names
+        if name and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+    }

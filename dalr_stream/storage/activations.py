@@ -1,0 +1,333 @@
+"""Activations on disk: rows in, tiles out, and nothing lost between.
+
+The writer is a `RowSink`. It cuts batches into tiles, writes each full tile as one zarr chunk, syncs it, and then
+commits by replacing the manifest. Killed at any instant, the store holds whole tiles of whole batches; the next writer
+replays from the first batch that is not wholly committed and drops the rows that are already there. Readers clip to
+the manifest and never change anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import filelock
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dalr_stream.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    StoreDamagedError,
+    StoreError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
+from dalr_stream.numerics.folding import RowBatch, Rows, Tiler, rows_per_sample, tile_rows
+from dalr_stream.storage.durable import sweep, sync
+from dalr_stream.storage.manifest import FILE as MANIFEST
+from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord, RowsRecord
+from dalr_stream.storage.schema import DECODE_ERRORS, create_array
+
+LOCK = "writer.lock"
+
+
+class ActivationStore:
+    """A store opened for reading; `writer` opens one of its domains for writing."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.manifest = Manifest.read(self.root)
+
+    def domain(self, name: str) -> DomainRecord:
+        """Return what is known of one domain; raises StoreNotFoundError naming those there are."""
+        try:
+            return self.manifest.domains[name]
+        except KeyError:
+            known = ", ".join(sorted(self.manifest.domains)) or "none yet"
+            raise StoreNotFoundError(f"'{self.root}' has no domain '{name}': it has {known}") from None
+
+    def rows(self, domain: str, layer: str) -> RowsRecord:
+        """Return what is known of one layer's rows on one domain."""
+        layers = self.domain(domain).layers
+        if layer not in layers:
+            raise StoreNotFoundError(f"'{self.root}' has no layer '{layer}' on '{domain}': it has {', '.join(layers)}")
+        return layers[layer]
+
+    def has_rows(self, domain: str, layer: str) -> bool:
+        """Tell whether the activations themselves are still there (moments outlive them)."""
+        return (self.root / _array_path(domain, layer) / "zarr.json").exists()
+
+    def tiles(self, domain: str, layer: str) -> int:
+        """Return the number of committed tiles."""
+        return len(self.rows(domain, layer).tile_digests)
+
+    def read_tile(self, domain: str, layer: str, tile: int) -> Rows:
+        """Read tile number `tile` (at most T x d); raises StoreDamagedError where its digest does not match."""
+        record = self.rows(domain, layer)
+        height = tile_rows(record.features)
+        name = f"'{self.root}': tile {tile} of layer '{layer}' on '{domain}'"
+        if not self.has_rows(domain, layer):
+            raise StoreNotFoundError(f"{name} is gone: the activations were deleted; capture again to use the rows")
+        try:
+            array = zarr.open_array(self.root / _array_path(domain, layer), mode="r")
+            rows = np.ascontiguousarray(cast("Any", array)[tile * height : min((tile + 1) * height, record.rows)])
+        except DECODE_ERRORS as error:
+            raise StoreDamagedError(f"{name} is damaged: {error}; delete the domain and capture it again") from error
+        if _digest(rows) != record.tile_digests[tile]:
+            raise StoreDamagedError(f"{name} is damaged: its digest does not match; capture the domain again")
+        return rows
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the store as its one writer; raises StoreLockedError where another process does."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise StoreError(f"'{root}' cannot be a store: a file is in its way") from None
+    lock = filelock.FileLock(root / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise StoreLockedError(
+            f"'{root}' is being written by another process: wait for it, or write to another store"
+        ) from None
+    try:
+        sweep(root)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def open_writer(root: Path, domain: str, network: NetworkRecord) -> Iterator[ActivationWriter]:
+    """Open `domain` of the store at `root` for writing, making the store where there is none.
+
+    Raises StoreLockedError beside another writer, and FingerprintMismatchError where the store was made from another
+    network.
+    """
+    if not domain.replace("-", "").replace("_", "").isalnum():
+        raise InvalidInputError(f"domain: a name is letters, digits, '-' and '_', got '{domain}'")
+    with locked(root):
+        try:
+            manifest = Manifest.read(root)
+        except StoreNotFoundError:
+            zarr.open_group(root, mode="a")
+            manifest = Manifest(network)
+            manifest.write(root)  # before any weights: a first capture that fails must not lend them to another network
+        if manifest.network.fingerprint != network.fingerprint:
+            raise FingerprintMismatchError(
+                f"'{root}' was made from the network with fingerprint {manifest.network.fingerprint[:12]}, this one "
+                f"has {network.fingerprint[:12]}: use the same weights, or another store"
+            )
+        layers = {**manifest.network.layers, **network.layers}
+        manifest = dataclasses.replace(manifest, network=dataclasses.replace(manifest.network, layers=layers))
+        yield ActivationWriter(root, domain, manifest, frozenset(network.layers))
+
+
+def forget_domain(root: Path, domain: str) -> None:
+    """Remove one domain's activations and what the manifest knows of them; moments and solutions stay."""
+    if not (root / MANIFEST).exists():
+        return
+    with locked(root):
+        manifest = Manifest.read(root)
+        others = {name: record for name, record in manifest.domains.items() if name != domain}
+        dataclasses.replace(manifest, domains=others).write(root)
+        shutil.rmtree(root / "activations" / domain, ignore_errors=True)
+
+
+class ActivationWriter:
+    """The rows of one domain on their way to disk. A RowSink; made by `open_writer`, which holds the lock."""
+
+    def __init__(self, root: Path, domain: str, manifest: Manifest, watched: frozenset[str]) -> None:
+        self._root = root
+        self._domain = domain
+        self._manifest = manifest
+        self._watched = watched
+        self._record = manifest.domains.get(domain, DomainRecord())
+        self._deleted = not all(
+            (root / _array_path(domain, layer) / "zarr.json").exists() for layer in self._record.layers
+        )
+        if self._deleted:
+            self._record = DomainRecord()  # their moments stay, the rows start anew
+        self._known = self._record.batches
+        self._batches = list(self._known)
+        self._passed = 0
+        self._samples = 0
+        self._layers: dict[str, _LayerWriter] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the domain was captured to its end before."""
+        return self._record.complete
+
+    @property
+    def committed_batches(self) -> int:
+        """How many batches need no forward pass, because all of their rows are on disk."""
+        if self.complete:
+            return len(self._known)
+        ends = np.cumsum([batch.samples for batch in self._known])
+        return int(np.searchsorted(ends, self._record.committed_samples, side="right"))
+
+    def skip(self, batch: int, samples: int, digest: str) -> bool:
+        """Compare a batch to the one captured before under its number; True where it need not be run again."""
+        self._require_layers(self._watched)
+        if batch < len(self._known):
+            known = self._known[batch]
+            where = f"'{self._root}': domain '{self._domain}', batch {batch}"
+            if known.samples != samples:
+                raise FingerprintMismatchError(
+                    f"{where} had {known.samples} samples and now has {samples}: resume with the same batch size"
+                )
+            if known.digest != digest:
+                raise FingerprintMismatchError(
+                    f"{where} is not the batch captured before (digest {known.digest[:12]}, now {digest[:12]}): the "
+                    "data, their order or their augmentation changed; restore them, or capture to another store"
+                )
+        skipped = batch < self.committed_batches
+        if skipped:
+            self._passed, self._samples = batch + 1, self._samples + samples
+        return skipped
+
+    def write(self, batch: RowBatch) -> None:
+        """Take the next batch; commits whenever a tile became full."""
+        if self.complete:
+            raise FingerprintMismatchError(
+                f"'{self._root}': domain '{self._domain}' is complete with {len(self._known)} batches, and more came: "
+                "the data changed; capture to another store"
+            )
+        wrote = False
+        if batch.samples:
+            self._require_layers(batch.rows)
+            if self._deleted:  # before the arrays are there again: their presence would make the old record look true
+                self._manifest = self._manifest.with_domain(self._domain, self._record)
+                self._manifest.write(self._root)
+                self._deleted = False
+            layers = {name: self._layer(name, batch) for name in batch.rows}  # every check before any write
+            for name, layer in layers.items():
+                wrote |= layer.push(batch.rows[name])
+        self._note(batch)
+        if wrote:
+            self._commit(complete=False)
+
+    def finish(self) -> None:
+        """Write the last, shorter tiles and mark the domain complete."""
+        if self._passed < len(self._known):
+            raise FingerprintMismatchError(
+                f"'{self._root}': domain '{self._domain}' had {len(self._known)} batches before and ended after "
+                f"{self._passed} now: the data changed; restore them, or capture to another store"
+            )
+        if self.complete:
+            return
+        for layer in self._layers.values():
+            layer.flush()
+        self._commit(complete=True)
+
+    def _require_layers(self, layers: Collection[str]) -> None:
+        if self._record.layers and set(layers) != set(self._record.layers):
+            raise FingerprintMismatchError(
+                f"'{self._root}': domain '{self._domain}' holds layers {', '.join(sorted(self._record.layers))}, this "
+                f"capture watches {', '.join(sorted(layers))}: watch the same layers, or capture to another store"
+            )
+
+    def _note(self, batch: RowBatch) -> None:
+        self._passed += 1
+        self._samples += batch.samples
+        if self._passed > len(self._batches):
+            self._batches.append(BatchRecord(batch.samples, batch.digest))
+
+    def _layer(self, name: str, batch: RowBatch) -> _LayerWriter:
+        rows = batch.rows[name]
+        layer = self._layers.get(name)
+        known = self._record.layers.get(name) if layer is None else layer.record
+        per_sample = rows_per_sample(name, batch, None if known is None else known.rows_per_sample)
+        if known is None:
+            known = RowsRecord(rows.shape[1], rows.dtype.name, per_sample)
+        if (rows.shape[1], rows.dtype.name) != (known.features, known.dtype):
+            raise FingerprintMismatchError(
+                f"layer '{name}': rows so far had {known.features} features of {known.dtype}, now "
+                f"{rows.shape[1]} of {rows.dtype.name}: capture to another store"
+            )
+        if layer is None:
+            layer = self._layers[name] = _LayerWriter(self._root, _array_path(self._domain, name), known, self._samples)
+        return layer
+
+    def _commit(self, *, complete: bool) -> None:
+        for layer in self._layers.values():
+            layer.sync()
+        layers = {name: layer.record for name, layer in self._layers.items()}
+        self._record = DomainRecord(complete, tuple(self._batches), {**self._record.layers, **layers})
+        self._manifest = self._manifest.with_domain(self._domain, self._record)
+        self._manifest.write(self._root)
+
+
+class _LayerWriter:
+    """One layer's array: tiles in, chunks out; `record` says what is safely on disk after `sync`."""
+
+    def __init__(self, root: Path, path: Path, record: RowsRecord, samples_before: int) -> None:
+        self.record = record
+        self._path = root / path
+        height = tile_rows(record.features)
+        self._drop = record.rows - samples_before * record.rows_per_sample
+        self._tiler = Tiler(height, first_tile=record.rows // height)
+        self._unsynced: list[int] = []
+        if record.rows == 0:
+            self._array = create_array(
+                zarr.open_group(root, mode="a").require_group(path.parent.as_posix()),
+                path.name,
+                (0, record.features),
+                np.dtype(record.dtype),
+                dimensions=(f"{path.name}.row", f"{path.name}.feature"),
+                chunk_rows=height,
+            )
+        else:
+            self._array = zarr.open_array(self._path, mode="r+")
+
+    def push(self, rows: Rows) -> bool:
+        """Take a batch's rows, less those already on disk; True where a tile became full."""
+        dropped = min(max(self._drop, 0), rows.shape[0])
+        self._drop -= dropped
+        tiles = list(self._tiler.push(rows[dropped:]))
+        for number, tile in tiles:
+            self._write(number, tile)
+        return bool(tiles)
+
+    def flush(self) -> None:
+        """Write what is left as a shorter tile."""
+        for number, tile in self._tiler.flush():
+            self._write(number, tile)
+
+    def sync(self) -> None:
+        """Force the tiles written since the last call, and the array's metadata, to disk."""
+        if not self._unsynced:
+            return
+        for number in self._unsynced:
+            sync(self._path / "c" / str(number) / "0")
+            sync(self._path / "c" / str(number))
+        for path in (self._path / "c", self._path / "zarr.json", self._path):
+            sync(path)
+        self._unsynced = []
+
+    def _write(self, number: int, tile: Rows) -> None:
+        rows = self.record.rows + tile.shape[0]
+        self._array.resize((rows, self.record.features))
+        self._array[self.record.rows : rows] = tile
+        digests = (*self.record.tile_digests, _digest(tile))
+        self.record = dataclasses.replace(self.record, rows=rows, tile_digests=digests)
+        self._unsynced.append(number)
+
+
+def _array_path(domain: str, layer: str) -> Path:
+    return Path("activations") / domain / layer
+
+
+def _digest(rows: NDArray[np.generic]) -> int:
+    """CRC-32: 4 GB/s, against damage and mix-ups, not against malice."""
+    return zlib.crc32(np.ascontiguousarray(rows).reshape(-1).data.cast("B"))

@@ -1,0 +1,168 @@
+"""Moments, weights and solutions on disk: whole records, written once, checked when read.
+
+A record is a zarr group whose arrays `schema` declares; its attributes carry the plain values, a digest of every
+array, and whatever the caller wants to travel along (`provenance`). It is written under a temporary name and renamed,
+so a reader sees a whole record or none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.solution import ChannelSelection, Diagnostics, LowRankFactors
+from dalr_stream.storage import schema
+from dalr_stream.storage.durable import TEMPORARY, new_folder
+from dalr_stream.storage.manifest import digest_of
+from dalr_stream.storage.schema import ArraySpec
+
+Arrays = dict[str, NDArray[Any]]
+Provenance = Mapping[str, Any]
+Solution = LowRankFactors | ChannelSelection
+
+
+def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
+    """Return the folder of one moment record; `part` is `training` or `heldout`."""
+    return root / "moments" / domain / layer / part
+
+
+def solution_path(root: Path, layer: str, method: Method) -> Path:
+    """Return the folder of one solution."""
+    return root / "solutions" / layer / method.value
+
+
+def save_moments(path: Path, moments: Moments, provenance: Provenance) -> None:
+    """Write one moment record, replacing the one that was there."""
+    arrays = {spec.name: getattr(moments, spec.name) for spec in schema.MOMENTS}
+    _save(path, schema.MOMENTS, arrays, {"count": moments.count, "samples": moments.samples}, provenance)
+
+
+def load_moments(path: Path) -> Moments:
+    """Read one moment record; raises StoreNotFoundError and StoreDamagedError."""
+    arrays, values = _load(path, schema.MOMENTS)
+    return Moments(count=values["count"], samples=values["samples"], **arrays)
+
+
+def save_weights(
+    root: Path, layer: str, weight: NDArray[Any], bias: NDArray[Any] | None, provenance: Provenance
+) -> None:
+    """Keep a layer's weight (m, d) and bias (m,) in the store, so that solving needs no network."""
+    arrays = {"weight": weight, "bias": np.zeros(weight.shape[0], weight.dtype) if bias is None else bias}
+    _save(weights_path(root, layer), schema.WEIGHTS, arrays, {}, provenance)
+
+
+def weights_path(root: Path, layer: str) -> Path:
+    """Return the folder of a layer's weights."""
+    return root / "weights" / layer
+
+
+def load_weights(root: Path, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read what `save_weights` wrote."""
+    arrays, _ = _load(weights_path(root, layer), schema.WEIGHTS)
+    return arrays["weight"], arrays["bias"]
+
+
+def save_solution(root: Path, layer: str, solution: Solution, provenance: Provenance) -> None:
+    """Write one solution, every rank of it, replacing the one that was there.
+
+    The weight that low-rank factors approximate is not written again: it is the store's (`save_weights`).
+    """
+    specs = schema.LOW_RANK if isinstance(solution, LowRankFactors) else schema.SELECTION
+    found = {spec.name: getattr(solution, spec.name) for spec in specs}
+    arrays = {name: array for name, array in found.items() if array is not None}
+    values = {"method": solution.method.value, "diagnostics": dataclasses.asdict(solution.diagnostics)}
+    _save(solution_path(root, layer, solution.method), specs, arrays, values, provenance)
+
+
+def load_solution(root: Path, layer: str, method: Method) -> Solution:
+    """Read a solution back, bit for bit."""
+    specs = schema.LOW_RANK if method.family is Family.LOW_RANK else schema.SELECTION
+    arrays, values = _load(solution_path(root, layer, method), specs)
+    diagnostics = Diagnostics(**values["diagnostics"])
+    if method.family is Family.SELECTION:
+        factor = arrays.pop("factor", None)
+        return ChannelSelection(method=method, diagnostics=diagnostics, factor=factor, **arrays)
+    weight, _ = load_weights(root, layer)
+    return LowRankFactors(method=method, weight=weight.astype(np.float64), diagnostics=diagnostics, **arrays)
+
+
+def check_record(path: Path) -> None:
+    """Read a whole record and compare every array to its digest; raises StoreDamagedError."""
+    specs = {spec.name: spec for spec in (*schema.WEIGHTS, *schema.MOMENTS, *schema.LOW_RANK, *schema.SELECTION)}
+    _load(path, list(specs.values()))
+
+
+def records(root: Path) -> list[Path]:
+    """Return the folders of every record of a store: weights, moments and solutions."""
+    depths = {"weights": "*", "moments": "*/*/*", "solutions": "*/*"}
+    found = [path for kind, depth in depths.items() for path in (root / kind).glob(f"{depth}/zarr.json")]
+    return sorted(path.parent for path in found if not path.parent.name.startswith(TEMPORARY))
+
+
+def provenance_of(path: Path) -> dict[str, Any] | None:
+    """Return what travelled along with a record, or None where there is no record."""
+    return dict(_attributes(path)["provenance"]) if (path / "zarr.json").exists() else None
+
+
+def delete_activations(root: Path) -> None:
+    """Remove the activations of every domain; moments, weights and solutions stay, and solving still works."""
+    shutil.rmtree(root / "activations", ignore_errors=True)
+
+
+def _save(
+    path: Path, specs: Sequence[ArraySpec], arrays: Arrays, values: Mapping[str, Any], provenance: Provenance
+) -> None:
+    with new_folder(path) as folder:
+        group = zarr.open_group(folder, mode="w")
+        for spec in specs:
+            if spec.name in arrays:
+                schema.write_array(group, spec, arrays[spec.name])
+        digests = {name: _digest(array) for name, array in arrays.items()}
+        body = {**values, "digests": digests, "provenance": dict(provenance)}
+        group.attrs.update({**body, "digest": digest_of(body)})
+
+
+def _load(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
+    values = _attributes(path)
+    digests = values["digests"]
+    group = zarr.open_group(path, mode="r")
+    arrays: Arrays = {}
+    for spec in specs:
+        if spec.name not in digests:
+            continue
+        try:
+            array = np.asarray(cast("Any", group[spec.name])[...])
+        except schema.DECODE_ERRORS as error:
+            message = f"'{path}': array '{spec.name}' is damaged ({error}); make the record again"
+            raise StoreDamagedError(message) from error
+        if _digest(array) != digests[spec.name]:
+            raise StoreDamagedError(f"'{path}': array '{spec.name}' does not match its digest; make the record again")
+        arrays[spec.name] = array
+    return arrays, values
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    if not (path / "zarr.json").exists():
+        raise StoreNotFoundError(f"there is no record at '{path}': run the step that makes it")
+    try:
+        body = dict(zarr.open_group(path, mode="r").attrs)
+    except schema.DECODE_ERRORS as error:
+        raise StoreDamagedError(f"'{path}': its metadata cannot be read ({error}); make the record again") from error
+    if body.pop("digest", None) != digest_of(body):
+        raise StoreDamagedError(f"'{path}': its metadata do not match their digest; make the record again")
+    return body
+
+
+def _digest(array: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).data.cast("B"))

@@ -1,0 +1,64 @@
+"""Solutions to what takes the layers' places: a rank or a number of nodes for each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from dalr_stream.errors import ConfigError, ParameterIncreaseWarning
+from dalr_stream.network.surgery import Replacement
+from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.storage.archive import Solution
+from dalr_stream.workflow.config import RunConfig
+from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.project import Project
+
+
+def choices(project: Project, store: SolvedStore) -> tuple[dict[str, Replacement], list[str]]:
+    """Return what the [compress] section puts in place of each layer, and what was warned of on the way.
+
+    Raises ConfigError for a layer that was not compressed, or a method that was not solved for it.
+    """
+    solutions: dict[str, Solution] = {}
+    sizes: dict[str, int | float] = {}
+    for layer, choice in project.config.compress.items():
+        if layer not in project.layers:
+            raise ConfigError(f"compress.{layer}: is not among the compressed layers {', '.join(project.layers)}")
+        if choice.method not in project.methods(store, layer):
+            reason = store.manifest.network.layers[layer].unprunable or "it is not in solve.methods"
+            raise ConfigError(f"compress.{layer}: '{choice.method.value}' was not solved: {reason}")
+        solutions[layer] = store.solutions(layer, [choice.method])[choice.method]
+        sizes[layer] = choice.size if choice.size is not None else float(choice.retention or 1.0)
+    return replacements(solutions, sizes, project.config.solve.restore_ridge)
+
+
+def in_words(config: RunConfig) -> str:
+    """Return, for print, how the saved network is compressed."""
+    choices = config.compress.items()
+    return "; ".join(f"{layer} {c.method.label}, {c.size or f'{c.retention:.1%}'}" for layer, c in choices)
+
+
+def at_size(solution: Solution, size: int, layer: str, restore_ridge: float) -> Replacement:
+    """Return a solution at one rank, or one number of kept nodes."""
+    if isinstance(solution, LowRankFactors):
+        return solution.at_rank(size, layer=layer)
+    return solution.at_size(size, ridge=restore_ridge, layer=layer)
+
+
+def replacements(
+    solutions: Mapping[str, Solution], sizes: Mapping[str, int | float], restore_ridge: float
+) -> tuple[dict[str, Replacement], list[str]]:
+    """Return what to put in place of each layer, and what was warned of on the way.
+
+    An int is a rank or a number of nodes, a float the share of information a selection retains.
+    """
+    chosen: dict[str, Replacement] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ParameterIncreaseWarning)
+        for layer, solution in solutions.items():
+            size = sizes[layer]
+            if isinstance(size, float) and not isinstance(solution, LowRankFactors):
+                chosen[layer] = solution.at_retention(size, ridge=restore_ridge, layer=layer)
+            else:
+                chosen[layer] = at_size(solution, int(size), layer, restore_ridge)
+    return chosen, [str(warning.message) for warning in caught]

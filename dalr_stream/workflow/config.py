@@ -1,0 +1,248 @@
+"""The run file: TOML, validated whole before anything runs.
+
+Unknown keys are errors that name the nearest known one; a value of the wrong kind is an error that names its key. The
+resolved configuration, with every default filled in, travels in every artefact. A run file names Python only as
+`module:function`, where the user wrote it; nothing else read from disk is ever executed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dalr_stream.errors import ConfigError
+from dalr_stream.numerics.lowrank import Ridge
+from dalr_stream.numerics.methods import Family, Method
+
+Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+Options = dict[str, Any]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class RunSection(_Section):
+    """What the run is called and where its artefacts go."""
+
+    name: str = Field(min_length=1)
+    output: Path = Path("runs")
+    """Folder of the artefacts, relative to the run file."""
+    seed: int = Field(default=0, ge=0)
+    """Handed to the training and to every data factory, and to the choice of held-out samples."""
+    caveats: tuple[str, ...] = ()
+    """What the run does not show, in the author's words; printed in the report."""
+
+
+class NetworkSection(_Section):
+    """Where the network comes from, and which of its layers are compressed."""
+
+    build: Factory
+    """`build(**options) -> nn.Module`."""
+    options: Options = {}
+    weights: Path | None = None
+    """A safetensors file, relative to the run file."""
+    train: Factory | None = None
+    """`train(model, *, seed, report, **train_options)`, where there are no weights yet."""
+    train_options: Options = {}
+    layers: tuple[str, ...] = Field(min_length=1)
+    """Patterns: a name, a glob, or `re:...`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> NetworkSection:
+        if (self.weights is None) == (self.train is None):
+            raise ValueError("needs exactly one of 'weights' (a safetensors file) and 'train' (module:function)")
+        return self
+
+
+class DataSection(_Section):
+    """A loader: `batches(*, seed, **options)` gives a re-iterable of batches. Loaders never download by themselves."""
+
+    batches: Factory
+    options: Options = {}
+
+
+class CaptureSection(_Section):
+    """How activations become moments."""
+
+    direct: bool = False
+    """Fold activations as they come and keep none on disk."""
+    heldout_share: Share = 0.1
+    """Share of the samples kept apart as held-out, where no domain is named for it."""
+    workers: Positive | None = None
+    """Threads that fold; all cores by default."""
+    memory_limit: str | None = None
+    """Refuse to start above this, e.g. `8GiB`."""
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """The limit in bytes."""
+        return None if self.memory_limit is None else parse_bytes(self.memory_limit)
+
+
+class SolveSection(_Section):
+    """What is solved from the moments."""
+
+    methods: tuple[Method, ...] = tuple(Method)
+    target: str = "target"
+    """The domain whose moments decide."""
+    source: str | None = None
+    """The domain MoMaSP compares with."""
+    heldout: str | None = None
+    """A domain whose rows measure the error and decide nothing; by default the held-out share of the target."""
+    ridge: float = Field(default=1e-3, ge=0.0)
+    """Relative to the mean diagonal of the matrix being solved."""
+    ridge_absolute: float | None = Field(default=None, ge=0.0)
+    """On unnormalised sums, as in the authors' code; replaces `ridge`."""
+    strength: float = Field(default=1.0, ge=0.0)
+    """Of MoMaSP's regulariser."""
+    restore_ridge: float = Field(default=1e-3, ge=0.0)
+    """Of the matrix that puts pruned nodes back, relative to the mean diagonal of Sigma. 0 is the papers' form, which
+    fits noise when about as many nodes are kept as there are samples."""
+
+    @property
+    def ridge_rule(self) -> Ridge:
+        """The ridge as the solvers take it."""
+        return Ridge.relative(self.ridge) if self.ridge_absolute is None else Ridge.absolute(self.ridge_absolute)
+
+
+class ChoiceSection(_Section):
+    """How one layer of the saved network is compressed: a method, and exactly one of size and retention."""
+
+    method: Method
+    size: Positive | None = None
+    """Rank, or number of kept nodes."""
+    retention: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Smallest selection that retains this share; selections only."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> ChoiceSection:
+        if (self.size is None) == (self.retention is None):
+            raise ValueError("needs exactly one of 'size' and 'retention'")
+        if self.retention is not None and self.method.family is Family.LOW_RANK:
+            raise ValueError(f"'retention' is for selections, '{self.method.value}' is a low-rank method: give 'size'")
+        return self
+
+
+class EvaluateSection(DataSection):
+    """The labelled test split, and the sizes to try on it."""
+
+    metric: Factory | Literal["accuracy"] = "accuracy"
+    """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one tensor at a time."""
+    ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    drop: float = Field(default=0.01, gt=0.0, lt=1.0)
+    """The loss of accuracy that the headline allows."""
+
+
+class RunConfig(_Section):
+    """A whole run file."""
+
+    run: RunSection
+    network: NetworkSection
+    domains: dict[str, DataSection] = Field(min_length=1)
+    capture: CaptureSection = CaptureSection()
+    solve: SolveSection = SolveSection()
+    compress: dict[str, ChoiceSection] = {}
+    evaluate: EvaluateSection | None = None
+
+    @model_validator(mode="after")
+    def _domains_exist(self) -> RunConfig:
+        for key in ("target", "source", "heldout"):
+            name = getattr(self.solve, key)
+            if name is not None and name not in self.domains:
+                known = ", ".join(f"'{domain}'" for domain in self.domains)
+                raise ValueError(f"solve.{key}: there is no [domains.{name}]; there is {known}")
+        if self.solve.source is None and {Method.MOMASP_NODE, Method.MOMASP_SUBSET} & set(self.solve.methods):
+            raise ValueError(
+                "solve.source: MoMaSP compares two domains; name the source, or leave MoMaSP out of solve.methods"
+            )
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Return the resolved configuration as JSON-like values."""
+        return self.model_dump(mode="json")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and validate a run file; `overrides` are `section.key=value` with TOML values.
+
+    Raises ConfigError naming the file, the key, the rule and the value.
+    """
+    try:
+        plain = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no run file at '{path}'") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(plain, override)
+    try:
+        return RunConfig.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(f"'{path}': {_explain(error)}") from None
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes in `8GiB`, `500 MB` or `1024`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"memory limit: must read like 8GiB, 500MB or 1024, got '{text}'")
+    number, unit = float(match[1]), (match[2] or "").lower()
+    power = " kmgt".index(unit[0]) if unit else 0
+    return int(number * (1024 if unit.endswith("i") else 1000) ** power)
+
+
+def _apply(plain: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set: must read like solve.ridge=1e-3, got '{override}'")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        plain = plain.setdefault(section, {})
+        if not isinstance(plain, dict):
+            raise ConfigError(f"--set: '{section}' in '{key}' is not a section")
+    plain[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """Return the first problem in one line, with the nearest known name for an unknown key."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"unknown key '{place}'; nearest: '{near[0]}'" if near else f"unknown key '{place}'"
+    if problem["type"] == "missing":
+        return f"'{place}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not place or problem["type"] == "value_error":
+        return f"{place}: {message}" if place else message
+    return f"{place}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _known_keys(place: Sequence[int | str]) -> list[str]:
+    """Return the keys a section may have; sections of free names are walked through."""
+    section: type[BaseModel] = RunConfig
+    free: Mapping[str, type[BaseModel]] = {"domains": DataSection, "compress": ChoiceSection}
+    for part in place:
+        if part in free:
+            section = free[str(part)]
+        elif str(part) in section.model_fields:
+            annotation = section.model_fields[str(part)].annotation
+            candidates = [annotation, *getattr(annotation, "__args__", ())]
+            section = next(
+                (kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), section
+            )
+    return list(section.model_fields)

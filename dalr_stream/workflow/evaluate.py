@@ -1,0 +1,147 @@
+"""How well compressed networks do: every method at every size, on the labelled test split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
+from dalr_stream.network.capture import call
+from dalr_stream.network.prefix import PrefixCache
+from dalr_stream.network.surgery import compress, parameter_bytes, parameter_count
+from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
+from dalr_stream.storage.archive import Solution
+from dalr_stream.storage.durable import write_file
+from dalr_stream.workflow.compress import at_size
+from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.progress import Progress
+
+Metric = Callable[[nn.Module, Iterable[Any]], float]
+Score = Callable[[nn.Module], float]
+
+
+def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
+    """Return the share of samples whose largest output is their label; batches are (inputs, labels)."""
+    right = total = 0
+    with torch.inference_mode():
+        for batch in batches:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise InvalidInputError(
+                    "evaluate: batches must be (inputs, labels) pairs, or name a metric of your own"
+                )
+            predicted = call(model, batch).argmax(dim=1).cpu()
+            right += int((predicted == batch[1]).sum())
+            total += len(batch[1])
+    if total == 0:
+        raise InvalidInputError("evaluate: the loader gave no sample: check the data set and its split")
+    return right / total
+
+
+def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes at which a method is evaluated, ascending.
+
+    Ranks that add no parameters, for factor pairs. For selections the same numbers of nodes, and the number that has
+    as many parameters as each of those factor pairs.
+    """
+    useful = [rank for rank in ranks if rank <= shape.break_even_rank]
+    if method.family is Family.LOW_RANK:
+        return tuple(sorted(set(useful)))
+    kept = [size for size in ranks if size <= shape.outputs] + [shape.equal_parameters(rank) for rank in useful]
+    return tuple(sorted(set(kept)))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Scores a network compressed in one layer at a time, by every method at every size."""
+
+    model: nn.Module
+    ranks: tuple[int, ...]
+    score: Score
+    """May do no more with a network than call it on one tensor at a time: what comes before the compressed layer is
+    run once, and used again for every network that differs only from there on."""
+    restore_ridge: float
+    progress: Progress
+
+    def curves(
+        self, store: SolvedStore, methods: Mapping[str, Sequence[Method]]
+    ) -> dict[str, tuple[AccuracyCurve, ...]]:
+        """Return, for each layer, the accuracy curve of each of its methods."""
+        sizes = {
+            (layer, method): sizes_to_try(method, store.shape(layer), self.ranks)
+            for layer, chosen in methods.items()
+            for method in chosen
+        }
+        found: dict[str, list[AccuracyCurve]] = {layer: [] for layer in methods}
+        with self.progress.track("evaluate", sum(map(len, sizes.values())), "networks") as advance:
+            for layer, chosen in methods.items():
+                score = self._from_layer(layer)
+                for method in chosen:
+                    solution = store.solutions(layer, [method])[method]
+                    points = []
+                    for size in sizes[layer, method]:
+                        small = compress(self.model, {layer: at_size(solution, size, layer, self.restore_ridge)})
+                        points.append(_point(solution, size, store.shape(layer), score(small)))
+                        advance(1)
+                    found[layer].append(AccuracyCurve(method.value, tuple(points)))
+        return {layer: tuple(curves) for layer, curves in found.items()}
+
+    def _from_layer(self, layer: str) -> Score:
+        """Return the score of networks that differ only from `layer` on."""
+        try:
+            cache = PrefixCache(self.model, layer)
+        except UnsupportedLayerError as error:
+            self.progress.note(f"evaluate: whole forward passes are run: {error}")
+            return self.score
+        return lambda small: self.score(cache.attach(small))
+
+
+def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> AccuracyPoint:
+    if isinstance(solution, LowRankFactors):
+        return AccuracyPoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)
+    return AccuracyPoint(size, None, shape.selection_pair_parameters(size), value)
+
+
+def measure(label: str, model: nn.Module, score: float) -> NetworkSize:
+    """Return what a network weighs beside how well it does."""
+    return NetworkSize(label, parameter_count(model), parameter_bytes(model), score)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What evaluation found out, as it is kept between the steps."""
+
+    metric: str
+    baseline: float
+    """Accuracy of the uncompressed network."""
+    curves: Mapping[str, tuple[AccuracyCurve, ...]]
+    """Layer name -> one curve a method."""
+    sizes: tuple[NetworkSize, ...]
+    """The uncompressed network, then the compressed one where the run saves one."""
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """Read what `write` wrote."""
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreNotFoundError(f"there is no '{path}': run evaluate first") from None
+        curves = {
+            layer: tuple(AccuracyCurve(c["method"], tuple(AccuracyPoint(**p) for p in c["points"])) for c in found)
+            for layer, found in plain["curves"].items()
+        }
+        sizes = tuple(NetworkSize(**size) for size in plain["sizes"])
+        return cls(plain["metric"], plain["baseline"], curves, sizes)

@@ -1,0 +1,94 @@
+"""What each step of a run is made from, as one digest a step: equal digests, nothing to do again.
+
+A digest covers the step's own settings and those of the steps before it. Up to the moments that includes the Python
+files that the run file's names reach, and data sets are known by their factory and its options (the batches themselves
+are compared one by one at capture). From the moments on it starts from what the records in the store say they were made
+from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dalr_stream
+from dalr_stream.errors import StoreNotFoundError
+from dalr_stream.numerics.folding import HoldoutRule
+from dalr_stream.storage.manifest import digest_of
+from dalr_stream.workflow.config import RunConfig
+from dalr_stream.workflow.factories import code_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """The digests of one run file's steps."""
+
+    config: RunConfig
+    folder: Path
+    """The run file's folder."""
+
+    def holdout(self, domain: str) -> HoldoutRule:
+        """Return the share kept apart: of the target, where no domain is named for measuring; of others none."""
+        section = self.config.solve
+        share = self.config.capture.heldout_share if domain == section.target and section.heldout is None else 0.0
+        return HoldoutRule(share, self.config.run.seed)
+
+    @property
+    def train(self) -> str:
+        """Of the network's weights."""
+        section = self.config.network
+        weights = None if section.weights is None else _file_print(self.folder / section.weights)
+        settings = section.model_dump(mode="json", exclude={"layers"})
+        code = self._code(section.build, section.train)
+        return digest_of({"network": settings, "weights": weights, "seed": self.config.run.seed, "code": code})
+
+    def capture(self, domain: str) -> str:
+        """Of a domain's rows."""
+        section = self.config.domains[domain]
+        data = [section.model_dump(mode="json"), self._code(section.batches)]
+        return digest_of([self.train, domain, data, self.config.network.layers])
+
+    def accumulate(self, domain: str) -> str:
+        """Of a domain's moments."""
+        rule = self.holdout(domain)
+        return digest_of([self.capture(domain), rule.share, rule.seed])
+
+    def after_moments(self, step: str, moments: Sequence[Any]) -> str:
+        """Of a step that starts from the moments in the store, whatever made them: `moments` is their provenance.
+
+        So a store and a run file are enough to solve, on another machine and without the network's code.
+        """
+        config = self.config
+        solve = digest_of([moments, config.solve.model_dump(mode="json"), dalr_stream.__version__])
+        if step == "solve":
+            return solve
+        compress = digest_of(
+            [solve, {layer: choice.model_dump(mode="json") for layer, choice in config.compress.items()}]
+        )
+        if step == "compress":
+            return compress
+        evaluate = digest_of([compress, self._test_split(), config.run.seed])
+        if step == "evaluate":
+            return evaluate
+        return digest_of([evaluate, config.run.model_dump(mode="json")])
+
+    def _test_split(self) -> list[Any]:
+        section = self.config.evaluate
+        if section is None:
+            return []
+        code = self._code(self.config.network.build, section.batches, section.metric)
+        return [section.model_dump(mode="json"), code]
+
+    def _code(self, *factories: str | None) -> str:
+        return code_digest(self.folder, [name for name in factories if name])
+
+
+def _file_print(path: Path) -> str:
+    """Return what identifies a file cheaply: its name, size and time of change."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"network.weights: there is no file '{path}'") from None
+    return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"

@@ -1,0 +1,68 @@
+"""Tables for the terminal: the layers, what a run will cost, what was solved."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.project import Project
+
+
+def layer_table(project: Project) -> Table:
+    """Return the watched layers: shape, weights, break-even rank, and who reads their nodes."""
+    table = _table("layer", "kind", "outputs x inputs", "weights", "break-even rank", "read by")
+    network = project.network_record
+    for layer in project.watched:
+        record = network.layers[layer.name]
+        readers = ", ".join(record.consumers) or "no selection: " + record.unprunable.partition(": ")[2]
+        shape = f"{layer.outputs:,} x {layer.inputs:,}"
+        table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}", f"{layer.break_even_rank:,}", readers)
+    return table
+
+
+def cost_table(plan: MemoryPlan) -> Table:
+    """Return the plan, a row a layer and the totals."""
+    table = _table("layer", "features", "rows", "activations", "moments", "fold peak", "direct", "multiply-adds")
+    for layer in plan.layers:
+        table.add_row(
+            layer.name,
+            f"{layer.features:,}",
+            f"{layer.rows:,}",
+            _mib(layer.disk_bytes),
+            _mib(layer.moments_bytes),
+            _mib(layer.accumulate_bytes),
+            _mib(layer.direct_bytes),
+            f"{layer.multiply_adds:.2e}",
+        )
+    table.add_section()
+    rows = sum(layer.rows for layer in plan.layers)
+    adds = sum(layer.multiply_adds for layer in plan.layers)
+    disk = sum(layer.disk_bytes for layer in plan.layers)
+    moments = sum(layer.moments_bytes for layer in plan.layers)
+    peak, direct = plan.accumulate_peak_bytes, plan.direct_peak_bytes
+    table.add_row("total", "", f"{rows:,}", _mib(disk), _mib(moments), _mib(peak), _mib(direct), f"{adds:.2e}")
+    return table
+
+
+def solution_table(project: Project) -> Table:
+    """Return what was solved: numerical rank, ridge and route of each solution."""
+    table = _table("layer", "method", "rows", "numerical rank", "ridge", "route")
+    store = SolvedStore.open(project.store)
+    for layer in project.layers:
+        for method, solution in store.solutions(layer, project.methods(store, layer)).items():
+            facts = solution.diagnostics
+            rank = "" if facts.numerical_rank is None else f"{facts.numerical_rank:,}"
+            table.add_row(layer, method.label, f"{facts.count:,}", rank, f"{facts.ridge:.3g}", facts.route)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

@@ -1,0 +1,95 @@
+"""What a store knows of each layer, put together for the solvers: no network and no data are needed from here on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.moments import Moments
+from dalr_stream.storage.archive import Solution, load_moments, load_solution, load_weights, moments_path, provenance_of
+from dalr_stream.storage.manifest import Manifest
+from dalr_stream.workflow.accumulate import HELDOUT, TRAINING
+from dalr_stream.workflow.solve import LayerProblem
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedStore:
+    """A store as the solvers, the evaluation and the report see it."""
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, root: Path) -> SolvedStore:
+        """Read the manifest; raises StoreNotFoundError and StoreDamagedError."""
+        return cls(root, Manifest.read(root))
+
+    def shape(self, layer: str) -> LayerShape:
+        """Return the layer's shape and what a selection saves in its readers."""
+        record = self.manifest.network.layers[layer]
+        return LayerShape(record.outputs, record.inputs, record.next_outputs)
+
+    def next_layer(self, layer: str) -> str | None:
+        """Return the first layer that reads this one's nodes; its input moments decide selections."""
+        consumers = self.manifest.network.layers[layer].consumers
+        return consumers[0] if consumers else None
+
+    def moments(self, domain: str, layer: str, part: str = TRAINING) -> Moments:
+        """Return one moment record, checked to come from the network of this store."""
+        path = moments_path(self.root, domain, layer, part)
+        made_from = (provenance_of(path) or {}).get("network")
+        if made_from is None:
+            raise StoreNotFoundError(
+                f"'{self.root}': no moments of layer '{layer}' on '{domain}': run accumulate first"
+            )
+        if provenance_of(path) != provenance_of(moments_path(self.root, domain, layer, TRAINING)):
+            raise FingerprintMismatchError(
+                f"'{path}' and the training part beside it were made from other rows: an accumulation was killed "
+                "between the two; accumulate again"
+            )
+        if made_from != self.manifest.network.fingerprint:
+            raise FingerprintMismatchError(
+                f"'{path}' was made from the network with fingerprint {made_from[:12]}, the store holds "
+                f"{self.manifest.network.fingerprint[:12]}: accumulate again"
+            )
+        return load_moments(path)
+
+    def moments_provenance(self, domains: Sequence[str]) -> list[Any]:
+        """Return what every moment record of these domains was made from: what solutions depend on."""
+        paths = [
+            moments_path(self.root, domain, layer, part)
+            for domain in domains
+            for layer in self.manifest.network.layers
+            for part in (TRAINING, HELDOUT)
+        ]
+        return [provenance_of(path) for path in paths]
+
+    def heldout(self, target: str, domain: str | None, layer: str) -> Moments | None:
+        """Return the moments that measure and decide nothing: of `domain`, or of the target's held-out share."""
+        apart = self.all_rows(domain, layer) if domain is not None else self.moments(target, layer, HELDOUT)
+        return apart if apart.count else None
+
+    def all_rows(self, domain: str, layer: str) -> Moments:
+        """Return the moments of every row of a domain, training and held-out."""
+        return self.moments(domain, layer) + self.moments(domain, layer, HELDOUT)
+
+    def problem(self, layer: str, target: str, source: str | None) -> LayerProblem:
+        """Put together what solving `layer` takes."""
+        weight, bias = load_weights(self.root, layer)
+        reader = self.next_layer(layer)
+        return LayerProblem(
+            weight,
+            bias,
+            self.moments(target, layer),
+            None if reader is None else self.moments(target, reader),
+            None if reader is None or source is None else self.moments(source, reader),
+        )
+
+    def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:
+        """Return the layer's solutions, by method."""
+        return {method: load_solution(self.root, layer, method) for method in methods}

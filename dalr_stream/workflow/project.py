@@ -1,0 +1,160 @@
+"""A run file resolved: its folders, its network, its loaders, its layers, and what each step is made from.
+
+Nothing here runs a step. The network is built and loaded when it is first asked for, and not at all by the steps that
+need no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.errors import ConfigError, StoreNotFoundError
+from dalr_stream.network import checkpoint
+from dalr_stream.network.layers import LayerSpec, match_names, select_layers
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.storage.archive import solution_path
+from dalr_stream.storage.manifest import Manifest, NetworkRecord
+from dalr_stream.streaming.accumulate import Threads
+from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.workflow.capture import network_record, with_consumers
+from dalr_stream.workflow.config import DataSection, EvaluateSection, RunConfig
+from dalr_stream.workflow.estimate import estimate
+from dalr_stream.workflow.factories import importing_from, resolve
+from dalr_stream.workflow.fingerprints import Fingerprints
+from dalr_stream.workflow.problems import SolvedStore
+
+
+class Project:
+    """One run file and its output folder."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        """`folder` is the run file's."""
+        self.config = config
+        self.folder = folder
+        self.output = (folder / config.run.output).resolve()
+        self.store = self.output / "store.zarr"
+        self.weights = self.output / "network.safetensors"
+        self.compressed = self.output / "compressed"
+        self.evaluation = self.output / "evaluation.json"
+        self.report_folder = self.output / "report"
+        self.prints = Fingerprints(config, folder)
+
+    # --- the network and its layers ------------------------------------------------------------------------------
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The trained, uncompressed network, in eval mode."""
+        weights = self.weights
+        if self.config.network.weights is not None:
+            weights = self.folder / self.config.network.weights
+        elif not weights.exists():
+            raise StoreNotFoundError(f"there are no weights at '{weights}': run train first")
+        model = self.build()
+        checkpoint.load_weights(model, weights)
+        return model.eval()
+
+    @cached_property
+    def watched(self) -> tuple[LayerSpec, ...]:
+        """The layers to compress, and those whose inputs decide which of their nodes to keep."""
+        return with_consumers(self.network, select_layers(self.network, self.config.network.layers))
+
+    @property
+    def network_record(self) -> NetworkRecord:
+        """What identifies the network, its watched layers and who reads their nodes."""
+        return network_record(self.network, self.watched)
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers to compress, as the store knows them: no network is needed."""
+        known = Manifest.read(self.store).network.layers
+        chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
+        return tuple(name for name in known if name in chosen)
+
+    def methods(self, store: SolvedStore, layer: str) -> tuple[Method, ...]:
+        """Return the methods that apply to a layer: all that were asked for, less selections where none can be made."""
+        selectable = store.next_layer(layer) is not None
+        return tuple(m for m in self.config.solve.methods if selectable or m.family is Family.LOW_RANK)
+
+    def wanted(self, store: SolvedStore) -> list[tuple[str, Method]]:
+        """Return every layer with every method that applies to it."""
+        return [(layer, method) for layer in self.layers for method in self.methods(store, layer)]
+
+    @property
+    def evaluate_section(self) -> EvaluateSection:
+        """The [evaluate] section; raises ConfigError where the run file has none."""
+        if self.config.evaluate is None:
+            raise ConfigError("evaluate: the run file has no [evaluate] section that names the test split")
+        return self.config.evaluate
+
+    def batches(self, domain: str) -> Iterable[Any]:
+        """Return a domain's loader."""
+        return self.loader(f"domains.{domain}", self.config.domains[domain])
+
+    def estimate(self) -> MemoryPlan:
+        """Return what capturing and accumulating will cost."""
+        with importing_from(self.folder):
+            loaders = {domain: self.batches(domain) for domain in self.config.domains}
+            heldout = any(self.prints.holdout(domain).share for domain in loaders)
+            return estimate(self.network, loaders, self.watched, workers=self.threads.workers, heldout=heldout)
+
+    def build(self) -> nn.Module:
+        """Return the network as it is built, untrained."""
+        section = self.config.network
+        with importing_from(self.folder):
+            model = self.resolve(section.build, "network.build")(**section.options)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"network.build: '{section.build}' must return a torch module, got {type(model).__name__}"
+            )
+        return model
+
+    def resolve(self, name: str, key: str) -> Callable[..., Any]:
+        """Return the function that `module:function` names; `key` is the run file's key, for the message."""
+        return resolve(name, key, self.folder)
+
+    def loader(self, key: str, section: DataSection) -> Iterable[Any]:
+        """Return the loader that a section of the run file names."""
+        factory = self.resolve(section.batches, f"{key}.batches")
+        with importing_from(self.folder):
+            loader: Iterable[Any] = factory(seed=self.config.run.seed, **section.options)
+        return loader
+
+    @property
+    def threads(self) -> Threads:
+        """Where folds run."""
+        workers = self.config.capture.workers
+        return Threads() if workers is None else Threads(workers)
+
+    # --- what each step is made from, and what it leaves ---------------------------------------------------------
+
+    def made_from(self, step: str) -> str:
+        """Return the fingerprint of what a step is made from."""
+        verb, _, domain = step.partition(" ")
+        if verb == "capture":
+            return self.prints.capture(domain)
+        if verb == "accumulate":
+            return self.prints.accumulate(domain)
+        if verb == "train":
+            return self.prints.train
+        moments = SolvedStore.open(self.store).moments_provenance(list(self.config.domains))
+        return self.prints.after_moments(verb, moments)
+
+    def artefacts(self, step: str) -> list[Path]:
+        """Return what a step leaves behind."""
+        verb, _, domain = step.partition(" ")
+        places = {
+            "train": self.weights,
+            "capture": self.store / "activations" / domain,
+            "accumulate": self.store / "moments" / domain,
+            "compress": self.compressed,
+            "evaluate": self.evaluation,
+            "report": self.report_folder / "report.html",
+        }
+        if verb == "solve":
+            return [solution_path(self.store, *pair) for pair in self.wanted(SolvedStore.open(self.store))]
+        return [places[verb]]

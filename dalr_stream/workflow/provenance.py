@@ -1,0 +1,35 @@
+"""Where the numbers of a report come from."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import dalr_stream
+from dalr_stream.workflow.config import RunConfig
+from dalr_stream.workflow.problems import SolvedStore
+
+_LIBRARIES = ("numpy", "scipy", "dask", "zarr", "torch")
+
+
+def provenance(config: RunConfig, store: SolvedStore) -> dict[str, Any]:
+    """Return versions, fingerprints, row counts and the resolved configuration, as plain values."""
+    versions = {"dalr_stream": dalr_stream.__version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in _LIBRARIES}
+    return {
+        "versions": versions,
+        "network": {"fingerprint": store.manifest.network.fingerprint},
+        "domains": {name: _domain(config, store, name) for name in config.domains},
+        "configuration": config.plain(),
+    }
+
+
+def _domain(config: RunConfig, store: SolvedStore, name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {"batches_from": config.domains[name].batches}
+    record = store.manifest.domains.get(name)
+    if record is not None:
+        facts |= {"samples": record.samples, "batches": len(record.batches)}
+        facts["rows"] = {layer: rows.rows for layer, rows in record.layers.items()}
+        facts["fingerprints"] = {layer: record.fingerprint(layer)[:16] for layer in record.layers}
+    return facts

@@ -1,0 +1,172 @@
+"""Fills the report's record from a store's moments and solutions and from what evaluation found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.psd import symmetric_eigen, thin_svd
+from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
+from dalr_stream.report.record import (
+    AccuracyCurve,
+    AccuracyPoint,
+    DomainActivity,
+    ErrorCurve,
+    HeadlineRow,
+    LayerResults,
+    Results,
+    RetentionCurve,
+    Spectra,
+)
+from dalr_stream.storage.archive import Solution
+from dalr_stream.workflow.compress import choices
+from dalr_stream.workflow.evaluate import Evaluation
+from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.provenance import provenance
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFindings:
+    """What the steps found out about one layer."""
+
+    name: str
+    shape: LayerShape
+    next_layer: str | None
+    unprunable: str
+    """Why no selection of its nodes was solved; empty where some were."""
+    domains: Mapping[str, Moments]
+    """Every row of each domain, for the activity; in the order they are shown."""
+    training: Moments
+    heldout: Moments | None
+    solutions: Mapping[Method, Solution]
+    curves: tuple[AccuracyCurve, ...]
+
+
+def results(project: Project) -> Results:
+    """Return everything a run found out, as the report shows it."""
+    section, store = project.evaluate_section, SolvedStore.open(project.store)
+    found = Evaluation.read(project.evaluation)
+    layers = [_findings(project, store, layer, found) for layer in project.layers]
+    return Results(
+        name=project.config.run.name,
+        provenance=provenance(project.config, store),
+        metric=found.metric,
+        baseline_accuracy=found.baseline,
+        layers=tuple(layer_results(layer, found.baseline, section.drop) for layer in layers),
+        sizes=found.sizes,
+        decisions=(*decisions(layers), *choices(project, store)[1]),
+        caveats=project.config.run.caveats,
+    )
+
+
+def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerResults:
+    """Return the layer's part of the report; `baseline` is the uncompressed accuracy, `drop` the loss allowed."""
+    low_rank = [s for s in found.solutions.values() if isinstance(s, LowRankFactors)]
+    selections = [s for s in found.solutions.values() if isinstance(s, ChannelSelection)]
+    return LayerResults(
+        name=found.name,
+        outputs=found.shape.outputs,
+        inputs=found.shape.inputs,
+        next_layer=found.next_layer,
+        next_outputs=found.shape.next_outputs,
+        drop=drop,
+        activity=tuple(activity(domain, moments) for domain, moments in found.domains.items()),
+        error_curves=tuple(error_curve(factors, found.training, found.heldout) for factors in low_rank),
+        accuracy_curves=found.curves,
+        retention_curves=tuple(RetentionCurve(s.method.value, _plain(s.retention)) for s in selections),
+        spectra=_spectra(low_rank[0].weight, found.training) if low_rank else Spectra((), ()),
+        headline=headline(found.curves, baseline - drop),
+    )
+
+
+def decisions(layers: Sequence[LayerFindings]) -> Iterator[str]:
+    """Yield, in words, what was decided on the way to the solutions."""
+    for layer in layers:
+        if layer.unprunable:
+            yield f"no selections were solved: {layer.unprunable}"
+        for domain, moments in layer.domains.items():
+            dead = int((moments.nonzero == 0).sum())
+            if dead:
+                yield f"layer '{layer.name}': {dead} of {moments.features} inputs never fire on '{domain}'"
+        notes: dict[str, list[str]] = {}
+        for method, solution in layer.solutions.items():
+            for note in solution.diagnostics.notes:
+                notes.setdefault(note, []).append(method.label)
+        for note, labels in notes.items():
+            yield f"layer '{layer.name}', {'; '.join(labels)}: {note}"
+
+
+def activity(domain: str, moments: Moments) -> DomainActivity:
+    """Return the activation rates in descending order, and the share of features that carries half of them."""
+    rates = np.sort(moments.active_rate)[::-1]
+    total = np.cumsum(rates)
+    needed = int(np.searchsorted(total, 0.5 * total[-1])) + 1 if total[-1] > 0 else rates.size
+    return DomainActivity(domain, moments.count, _plain(rates), needed / rates.size)
+
+
+def error_curve(factors: LowRankFactors, training: Moments, heldout: Moments | None) -> ErrorCurve:
+    """Return ||Y - Yhat|| / ||Y - b|| at every rank, on the training rows and on the held-out ones."""
+    apart = None if heldout is None else _plain(_relative_error(factors, heldout))
+    return ErrorCurve(factors.method.value, _plain(_relative_error(factors, training)), apart)
+
+
+def headline(curves: Sequence[AccuracyCurve], needed: float) -> tuple[HeadlineRow, ...]:
+    """Return, per method, the smallest tried size whose accuracy is at least `needed`."""
+    chosen = {curve.method: _smallest(curve.points, needed) for curve in curves}
+    svd = chosen.get(Method.SVD.value)
+    return tuple(_headline_row(method, point, svd) for method, point in chosen.items())
+
+
+def _findings(project: Project, store: SolvedStore, layer: str, found: Evaluation) -> LayerFindings:
+    section = project.config.solve
+    return LayerFindings(
+        name=layer,
+        shape=store.shape(layer),
+        next_layer=store.next_layer(layer),
+        unprunable=store.manifest.network.layers[layer].unprunable,
+        domains={domain: store.all_rows(domain, layer) for domain in project.config.domains},
+        training=store.moments(section.target, layer),
+        heldout=store.heldout(section.target, section.heldout, layer),
+        solutions=store.solutions(layer, project.methods(store, layer)),
+        curves=found.curves[layer],
+    )
+
+
+def _headline_row(method: str, point: AccuracyPoint | None, svd: AccuracyPoint | None) -> HeadlineRow:
+    if point is None:
+        return HeadlineRow(method, None, None, None, None, None)
+    ratio = None
+    if svd is not None:
+        if Method(method).family is Family.LOW_RANK and svd.layer_parameters and point.layer_parameters:
+            ratio = svd.layer_parameters / point.layer_parameters
+        else:
+            ratio = svd.pair_parameters / point.pair_parameters
+    return HeadlineRow(method, point.size, point.layer_parameters, point.pair_parameters, point.accuracy, ratio)
+
+
+def _smallest(points: Sequence[AccuracyPoint], needed: float) -> AccuracyPoint | None:
+    return next((point for point in points if point.accuracy >= needed), None)
+
+
+def _relative_error(factors: LowRankFactors, moments: Moments) -> Vector:
+    total = float(np.vdot(factors.weight @ moments.gram, factors.weight))
+    errors = np.maximum(factors.errors(moments), 0.0)  # the resolution is eps x trace: a root needs no sign below it
+    return np.sqrt(errors / total) if total > 0 else np.zeros(errors.size)
+
+
+def _spectra(weight: Vector, training: Moments) -> Spectra:
+    outputs = symmetric_eigen(weight @ training.gram @ weight.T).values
+    return Spectra(_plain(thin_svd(weight).values), _plain(np.sqrt(np.maximum(outputs, 0.0))))
+
+
+def _plain(values: Vector) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

@@ -1,0 +1,287 @@
+"""The whole way as a run file describes it, a step at a time; what has not changed is not done again.
+
+    train -> capture -> accumulate -> solve -> compress -> evaluate -> report
+
+A step is run where its inputs changed (see `fingerprints`) and a later one needs it: when the activations were deleted
+and their moments are there, nothing is captured again, and solving at other ridges or by other methods goes on from the
+moments. A verb brings the steps after the moments up to date before it starts, so nothing is ever evaluated or reported
+from another setting's solutions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.network import checkpoint
+from dalr_stream.network.layers import fingerprint
+from dalr_stream.network.surgery import compress, parameter_count
+from dalr_stream.numerics.methods import Family
+from dalr_stream.report.write import write_report
+from dalr_stream.storage.activations import forget_domain, locked
+from dalr_stream.storage.archive import Solution, save_solution
+from dalr_stream.workflow.accumulate import accumulate
+from dalr_stream.workflow.capture import capture, keep_weights
+from dalr_stream.workflow.compress import choices, in_words
+from dalr_stream.workflow.direct import accumulate_stream, keep_moments
+from dalr_stream.workflow.estimate import require_disk
+from dalr_stream.workflow.evaluate import Evaluation, Evaluator, Metric, accuracy, measure
+from dalr_stream.workflow.factories import importing_from
+from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.progress import Progress, Silent
+from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.results import results
+from dalr_stream.workflow.solve import solve_low_rank, solve_selection
+from dalr_stream.workflow.steps import StepLog
+
+
+class Run:
+    """The steps of one project."""
+
+    def __init__(self, project: Project, *, progress: Progress | None = None, fresh: bool = False) -> None:
+        """`fresh` lets a store made from other weights or data be replaced."""
+        self.project = project
+        self._config = project.config
+        self._progress = progress or Silent()
+        self._fresh = fresh
+        self._room_checked = False
+        self._log = StepLog(project.output, project.config.plain())
+
+    # --- the steps, in order -------------------------------------------------------------------------------------
+
+    def all(self) -> Path:
+        """Do every step whose inputs have changed; return the report."""
+        self.train()
+        self.accumulate()
+        self.solve()
+        self.compress()
+        self.evaluate()
+        return self.report()
+
+    def train(self) -> None:
+        """Train the network and keep its weights, where the run file says how."""
+        train = self._config.network.train
+        if train is None or self._skip("train"):
+            return
+        with importing_from(self.project.folder):
+            model = self.project.build()
+            options = self._config.network.train_options
+            self.project.resolve(train, "network.train")(
+                model, seed=self._config.run.seed, report=self._progress.note, **options
+            )
+        checkpoint.save_weights(model.eval(), self.project.weights)
+        self._log.done("train", self.project.made_from("train"))
+
+    def capture(self, domains: Sequence[str] | None = None) -> None:
+        """Stream each domain's activations into the store."""
+        for domain in domains or list(self._config.domains):
+            step = f"capture {domain}"
+            if self._skip(step):
+                continue
+            self._require_own_store()
+            if self._fresh:
+                forget_domain(self.project.store, domain)
+            with importing_from(self.project.folder), _naming_fresh():
+                capture(
+                    self.project.network,
+                    self.project.batches(domain),
+                    self.project.watched,
+                    self.project.store,
+                    domain=domain,
+                    progress=self._progress,
+                )
+            self._log.done(step, self.project.made_from(step))
+
+    def accumulate(self) -> None:
+        """Turn each domain's activations into moments, capturing them first where they are wanted and not there."""
+        for domain in self._config.domains:
+            step = f"accumulate {domain}"
+            if self._skip(step):
+                continue
+            if self._config.capture.direct:
+                self._fold_directly(domain)
+            else:
+                self.capture([domain])
+                accumulate(
+                    self.project.store,
+                    domain=domain,
+                    holdout=self.project.prints.holdout(domain),
+                    threads=self.project.threads,
+                    progress=self._progress,
+                )
+            self._log.done(step, self.project.made_from(step))
+
+    def solve(self) -> None:
+        """Solve every layer by every method, for every rank, from the moments in the store alone."""
+        if self._skip("solve"):
+            return
+        store, section = SolvedStore.open(self.project.store), self._config.solve
+        made_from, wanted = self.project.made_from("solve"), self.project.wanted(store)
+        facts = {"made_from": made_from, "configuration": self._config.plain()}
+        with (
+            locked(self.project.store),
+            self._warnings_noted(),
+            self._progress.track("solve", len(wanted), "solutions") as advance,
+        ):
+            problems = {layer: store.problem(layer, section.target, section.source) for layer in self.project.layers}
+            for layer, method in wanted:
+                solution: Solution
+                if method.family is Family.LOW_RANK:
+                    solution = solve_low_rank(problems[layer], method, section.ridge_rule)
+                else:
+                    solution = solve_selection(problems[layer], method, section.strength)
+                save_solution(self.project.store, layer, solution, facts)
+                advance(1)
+        self._log.done("solve", made_from)
+
+    def compress(self) -> None:
+        """Save the network that the run file's [compress] section describes."""
+        self._bring_up_to_date("solve")
+        if not self._config.compress or self._skip("compress"):
+            return
+        store = SolvedStore.open(self.project.store)
+        self._require_same_network(store)
+        chosen, notes = choices(self.project, store)
+        for note in notes:
+            self._progress.note(f"warning: {note}")
+        small = compress(self.project.network, chosen)
+        facts = {"network": fingerprint(self.project.network), "configuration": self._config.plain()}
+        checkpoint.save(small, self.project.compressed, provenance=facts)
+        before, after = parameter_count(self.project.network), parameter_count(small)
+        kept = f"{before:,} -> {after:,} parameters ({after / before:.1%})"
+        self._progress.note(f"compress: {kept}, in '{self.project.compressed}'")
+        self._log.done("compress", self.project.made_from("compress"))
+
+    def evaluate(self) -> Evaluation:
+        """Score every method at every size, and the saved network, on the test split."""
+        section = self.project.evaluate_section
+        self._bring_up_to_date("solve", "compress")
+        if self._skip("evaluate"):
+            return Evaluation.read(self.project.evaluation)
+        store = SolvedStore.open(self.project.store)
+        self._require_same_network(store)
+        networks = {"uncompressed": self.project.network}
+        if self._config.compress:
+            networks[f"compressed: {in_words(self._config)}"] = checkpoint.load(
+                self.project.compressed, self.project.build
+            )
+        named = section.metric != "accuracy"
+        metric: Metric = self.project.resolve(section.metric, "evaluate.metric") if named else accuracy
+        batches = self.project.loader("evaluate", section)
+
+        def score(model: nn.Module) -> float:
+            return float(metric(model, batches))
+
+        with importing_from(self.project.folder):
+            sizes = tuple(measure(label, model, score(model)) for label, model in networks.items())
+            methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
+            ridge = self._config.solve.restore_ridge
+            curves = Evaluator(self.project.network, section.ranks, score, ridge, self._progress).curves(store, methods)
+        found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes)
+        found.write(self.project.evaluation)
+        self._log.done("evaluate", self.project.made_from("evaluate"))
+        return found
+
+    def report(self) -> Path:
+        """Write the report and return its page."""
+        self._bring_up_to_date("solve", "compress", "evaluate")
+        if not self._skip("report"):
+            write_report(results(self.project), self.project.report_folder)
+            self._log.done("report", self.project.made_from("report"))
+        return self.project.report_folder / "report.html"
+
+    # --- parts of steps ------------------------------------------------------------------------------------------
+
+    def _fold_directly(self, domain: str) -> None:
+        self._require_own_store()
+        holdout = self.project.prints.holdout(domain)
+        with importing_from(self.project.folder):
+            moments = accumulate_stream(
+                self.project.network,
+                self.project.batches(domain),
+                self.project.watched,
+                holdout=holdout,
+                threads=self.project.threads,
+                progress=self._progress,
+            )
+        keep_moments(self.project.store, domain, self.project.network_record, moments, holdout)
+        with locked(self.project.store):
+            keep_weights(self.project.network, self.project.watched, self.project.store)
+
+    @contextmanager
+    def _warnings_noted(self) -> Iterator[None]:
+        """Turn the package's warnings into notes, each said once."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DalrStreamWarning)
+            yield
+        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            self._progress.note(f"warning: {message}")
+
+    def _require_own_store(self) -> None:
+        """Check the cost, and that the store belongs to this network, before anything is written."""
+        self._require_room()
+        try:
+            self._require_same_network(SolvedStore.open(self.project.store))
+        except StoreNotFoundError:
+            return
+        except FingerprintMismatchError as error:
+            if not self._fresh:
+                raise FingerprintMismatchError(
+                    f"{error}: pass --fresh to replace the store, or choose another run.output"
+                ) from None
+            self._progress.note(f"replacing '{self.project.store}', which was made from another network")
+            shutil.rmtree(self.project.store)
+
+    def _require_same_network(self, store: SolvedStore) -> None:
+        """Raise FingerprintMismatchError where the store was made from another network than this one."""
+        made_from, here = store.manifest.network.fingerprint, fingerprint(self.project.network)
+        if made_from != here:
+            raise FingerprintMismatchError(
+                f"'{store.root}' was made from the network with fingerprint {made_from[:12]}, this one has {here[:12]}"
+            )
+
+    def _require_room(self) -> None:
+        """Say once what the run will cost, and refuse it where it would not fit."""
+        if self._room_checked:
+            return
+        needed = self.project.estimate()
+        needed.require(self._config.capture.memory_limit_bytes)
+        require_disk(needed, self.project.output)
+        direct = self._config.capture.direct
+        peak = needed.direct_peak_bytes if direct else needed.accumulate_peak_bytes
+        disk = sum(layer.moments_bytes for layer in needed.layers) if direct else needed.disk_bytes
+        self._progress.note(f"cost: at most {disk / 2**20:,.0f} MiB of disk, folding peaks at {peak / 2**20:,.0f} MiB")
+        self._room_checked = True
+
+    # --- what is fresh -------------------------------------------------------------------------------------------
+
+    def _is_fresh(self, step: str) -> bool:
+        return self._log.fresh(step, self.project.made_from(step), self.project.artefacts(step))
+
+    def _skip(self, step: str) -> bool:
+        fresh = self._is_fresh(step)
+        if fresh:
+            self._progress.note(f"{step}: nothing has changed, skipped")
+        return fresh
+
+    def _bring_up_to_date(self, *steps: str) -> None:
+        """Do the steps before this one that are stale: nothing is ever made from another setting's solutions."""
+        doing = {"solve": self.solve, "compress": self.compress, "evaluate": self.evaluate}
+        for step in steps:
+            if (step != "compress" or self._config.compress) and not self._is_fresh(step):
+                doing[step]()
+
+
+@contextmanager
+def _naming_fresh() -> Iterator[None]:
+    """Add the command line's remedy to a mismatch."""
+    try:
+        yield
+    except FingerprintMismatchError as error:
+        raise FingerprintMismatchError(f"{error}; --fresh replaces what was captured") from None

@@ -1,0 +1,74 @@
+"""Moments to solutions, one call a method: what the names in a run file stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.lowrank import DEFAULT_RIDGE, Ridge, Variant, dalr, truncated_svd
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.selection import Form, by_max, by_mean, momasp, spectral
+from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
+
+_DALR = {
+    Method.DALR_PUBLISHED: (Variant.PUBLISHED, False, False),
+    Method.DALR_PUBLISHED_BC: (Variant.PUBLISHED, False, True),
+    Method.DALR_PUBLISHED_AFFINE: (Variant.PUBLISHED, True, False),
+    Method.DALR_OPTIMAL: (Variant.OPTIMAL, False, False),
+    Method.DALR_OPTIMAL_AFFINE: (Variant.OPTIMAL, True, False),
+    Method.DALR_ANCHORED: (Variant.ANCHORED, False, False),
+    Method.DALR_ANCHORED_AFFINE: (Variant.ANCHORED, True, False),
+}
+_FORMS = {Method.MOMASP_NODE: Form.NODE, Method.MOMASP_SUBSET: Form.SUBSET}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProblem:
+    """All there is to know of a layer when it is solved."""
+
+    weight: NDArray[np.floating]
+    """(m, d)"""
+    bias: NDArray[np.floating]
+    """(m,)"""
+    inputs: Moments
+    """Of what the layer reads, on the target's training rows: d features."""
+    target_nodes: Moments | None = None
+    """Of what its consumers read, on the target: m features. None where nothing reads its nodes one by one."""
+    source_nodes: Moments | None = None
+    """The same on the source."""
+
+
+def solve_low_rank(problem: LayerProblem, method: Method, ridge: Ridge = DEFAULT_RIDGE) -> LowRankFactors:
+    """Return every rank of one low-rank method."""
+    if method in (Method.SVD, Method.SVD_BC):
+        compensate = method is Method.SVD_BC
+        return truncated_svd(problem.weight, problem.bias, problem.inputs, compensate_bias=compensate)
+    variant, affine, compensate = _DALR[method]
+    return dalr(
+        problem.weight,
+        problem.bias,
+        problem.inputs,
+        ridge=ridge,
+        variant=variant,
+        affine=affine,
+        compensate_bias=compensate,
+    )
+
+
+def solve_selection(problem: LayerProblem, method: Method, strength: float = 1.0) -> ChannelSelection:
+    """Return every size of one selection of the layer's nodes."""
+    if problem.target_nodes is None:
+        raise InvalidInputError(f"{method.value}: needs the moments of what reads the layer's nodes")
+    if method is Method.PRUNE_MEAN:
+        return by_mean(problem.target_nodes)
+    if method is Method.PRUNE_MAX:
+        return by_max(problem.target_nodes)
+    if method is Method.SPECTRAL:
+        return spectral(problem.target_nodes)
+    if problem.source_nodes is None:
+        raise InvalidInputError(f"{method.value}: needs the moments of a source domain")
+    return momasp(problem.target_nodes, problem.source_nodes, form=_FORMS[method], strength=strength)

@@ -1,0 +1,116 @@
+"""The two domains, as batches: printed glyphs (source) and scikit-learn's handwritten digits (target).
+
+Factories named in the run file: `target_train`, `target_test`, `source`. Each gives `Batches`, which start again at
+every ``for`` and give the same rows in the same order. Inputs are 8x8 block counts divided by 16, so 0..1; images of
+both domains are made the same way.
+
+The invariant that keeps the numbers honest: for one seed and one number of samples, `target_train` and `target_test`
+are the two halves of one stratified split, and training sees the first only. Source pictures for training, checking
+and statistics come from separate random streams of the seed (`SourceUse`). Nothing here downloads or writes.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from glyph_atlas import glyph_atlas
+from glyph_rendering import BLOCK, GlyphStyle, render_glyphs
+
+FULL_BLOCK = BLOCK * BLOCK
+"""The largest count, by which inputs are divided."""
+TARGET_SAMPLES = 300
+GLYPH_CLASSES = 600
+GLYPH_FACES = 4
+
+
+class SourceUse(enum.IntEnum):
+    """What glyphs are drawn for: each use has its own random stream."""
+
+    TRAINING = 0
+    CHECKING = 1
+    STATISTICS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Rows in a fixed order, cut into batches; iterating again gives the same batches.
+
+    Parameters
+    ----------
+    inputs
+        (n, 1, 8, 8) float32 in 0..1.
+    labels
+        (n,) int64.
+    batch_size
+        Rows a batch; the last may be shorter.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(self.labels), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield self.inputs[rows], self.labels[rows]
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+
+def target_train(*, seed: int, samples: int = TARGET_SAMPLES, batch_size: int = 100) -> Batches:
+    """Give the digits to fine-tune and take statistics on: ``samples`` of the 1,797, each class in its proportion."""
+    train, _ = _split(seed, samples)
+    return _digits(train, batch_size)
+
+
+def target_test(*, seed: int, samples: int = TARGET_SAMPLES, batch_size: int = 499) -> Batches:
+    """Give the digits that `target_train` with the same seed and ``samples`` leaves over (1,497 of them by default)."""
+    _, test = _split(seed, samples)
+    return _digits(test, batch_size)
+
+
+def source(
+    *, seed: int, samples: int = 4000, batch_size: int = 500, classes: int = GLYPH_CLASSES, faces: int = GLYPH_FACES
+) -> Batches:
+    """Give printed glyphs for statistics of the source domain: fresh pictures, none of them a training one."""
+    return source_glyphs(SourceUse.STATISTICS, seed, samples, classes=classes, faces=faces, batch_size=batch_size)
+
+
+def source_glyphs(use: SourceUse, seed: int, samples: int, *, classes: int, faces: int, batch_size: int) -> Batches:
+    """Draw ``samples`` pictures from the random stream of this use of the seed: every class in turn, then shuffled."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(use.value,)))
+    labels = rng.permutation(np.arange(samples, dtype=np.int64) % classes)
+    counts = render_glyphs(glyph_atlas(classes, faces), labels, GlyphStyle(), rng)
+    return Batches(_as_inputs(counts), torch.from_numpy(labels), batch_size)
+
+
+def _split(seed: int, samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give the indices of the training and the test digits: stratified, disjoint, all of them, ascending."""
+    labels = load_digits().target
+    train, test = train_test_split(np.arange(len(labels)), train_size=samples, random_state=seed, stratify=labels)
+    return np.sort(train), np.sort(test)
+
+
+def _digits(rows: NDArray[np.int64], batch_size: int) -> Batches:
+    digits = load_digits()
+    labels = torch.from_numpy(digits.target[rows].astype(np.int64))
+    return Batches(_as_inputs(digits.images[rows]), labels, batch_size)
+
+
+def _as_inputs(counts: NDArray[np.generic]) -> torch.Tensor:
+    """(n, 8, 8) counts in 0..16 as (n, 1, 8, 8) float32 in 0..1, exact: 16 is a power of two."""
+    return torch.from_numpy(counts.astype(np.float32)[:, None] / FULL_BLOCK)

@@ -1,0 +1,68 @@
+"""Three seeds of the main job, and the spread of what it claims: the table of the README.
+
+    python pipelines/digits/seeds.py [SEED ...]
+
+A seed decides the glyphs, the training, and which digits are the 300 of the target. Each seed's run is kept in
+`runs/digits-seed<N>`; what is there already is not done again.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dalr_stream.numerics.methods import Method
+from dalr_stream.report.record import HeadlineRow, Results
+from dalr_stream.workflow.config import load_config
+from dalr_stream.workflow.progress import for_console
+from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.results import results
+from dalr_stream.workflow.run import Run
+
+RUN_FILE = Path(__file__).with_name("run.toml")
+
+
+def run_seed(seed: int) -> Results:
+    """Do, or find done, the run of one seed."""
+    config = load_config(RUN_FILE, [f"run.seed={seed}", f'run.output="../../runs/digits-seed{seed}"'])
+    progress = for_console(Console(stderr=True))
+    progress.note(f"seed {seed}")
+    project = Project(config, RUN_FILE.parent)
+    Run(project, progress=progress).all()
+    return results(project)
+
+
+def table(seeds: Sequence[Results], layer: int) -> str:
+    """Return one layer's table in Markdown: size and ratio to SVD at the allowed drop, a column a seed."""
+    name = seeds[0].layers[layer].name
+    names = [f"seed {found.provenance['configuration']['run']['seed']}" for found in seeds]
+    lines = [f"| {name} | " + " | ".join(names) + " | ratio to SVD, median |"]
+    lines.append("|---|" + "---:|" * (len(seeds) + 1))
+    for row in range(len(seeds[0].layers[layer].headline)):
+        rows = [found.layers[layer].headline[row] for found in seeds]
+        ratios = [found.svd_ratio for found in rows if found.svd_ratio is not None]
+        median = f"{statistics.median(ratios):.1f}" if len(ratios) == len(rows) else "not reached on every seed"
+        lines.append(f"| {Method(rows[0].method).label} | " + " | ".join(map(cell, rows)) + f" | {median} |")
+    return "\n".join(lines)
+
+
+def cell(row: HeadlineRow) -> str:
+    """Return the smallest sufficient size and its ratio."""
+    return "not reached" if row.size is None else f"{row.size} ({row.svd_ratio or float('nan'):.1f}x)"
+
+
+def main(seeds: Sequence[int]) -> None:
+    """Print the tables."""
+    found = [run_seed(seed) for seed in seeds]
+    baselines = ", ".join(f"{one.baseline_accuracy:.2%}" for one in found)
+    print(f"\nuncompressed accuracy, seeds {', '.join(map(str, seeds))}: {baselines}\n")
+    for layer in range(len(found[0].layers)):
+        print(table(found, layer) + "\n")
+
+
+if __name__ == "__main__":
+    main([int(argument) for argument in sys.argv[1:]] or [0, 1, 2])

@@ -1,0 +1,145 @@
+"""Naive twins, straight from the papers: they hold the rows, form every inverse, and repeat everything at every step.
+
+Here matrices are as the papers print them: X is d x n (columns are samples), W is m x d, Z = W X. `dalr_stream` never
+sees the rows; agreeing with these is what its tests are about.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+PINV_CUTOFF = 1e-11
+
+
+# --- DALR (Masana et al. 2017, section 4) -------------------------------------------------------------------------
+
+
+def published(weight, x, lam):
+    """Eqs. 10 and 11: A = U of the SVD of Z, B' = U' Z X' (X X' + lam I)^-1. Returns (U, M), C_k = U_k U_k' M."""
+    z = weight @ x
+    u = np.linalg.svd(z, full_matrices=True)[0]
+    return u, z @ x.T @ np.linalg.pinv(x @ x.T + lam * np.eye(x.shape[0]), hermitian=True)
+
+
+def augmented(x, z, lam, anchor=None):
+    """Eqs. 8 and 9: X* = (X, sqrt(lam) I), Z* = (Z, 0); anchored: Z* = (Z, sqrt(lam) W)."""
+    d = x.shape[0]
+    tail = np.zeros((z.shape[0], d)) if anchor is None else np.sqrt(lam) * anchor
+    return np.hstack([x, np.sqrt(lam) * np.eye(d)]), np.hstack([z, tail])
+
+
+def reduced_rank_regression(x, z):
+    """min ||Z - C X||, rank C <= k (Izenman 1975): least squares, then the SVD of what it fits. Returns (U, M)."""
+    m = np.linalg.lstsq(x.T, z.T, rcond=PINV_CUTOFF)[0].T
+    return np.linalg.svd(m @ x, full_matrices=True)[0], m
+
+
+def reduced_rank_curve(x, z, max_rank):
+    """The least ||Z - C X||^2 at ranks 0..max_rank: what least squares leaves, and the tail of singular values."""
+    _, m = reduced_rank_regression(x, z)
+    fitted = m @ x
+    values = np.zeros(max(max_rank, *fitted.shape))
+    found = np.linalg.svd(fitted, compute_uv=False)
+    values[: found.size] = found**2
+    left = np.sum((z - fitted) ** 2)
+    return np.array([left + values[k:].sum() for k in range(max_rank + 1)])
+
+
+def squared_error(weight, bias, up, down, new_bias, x):
+    """||Y - Y_k||^2 with Y = W X + b 1' and Y_k = up down X + b_k 1'."""
+    y = weight @ x + bias[:, None]
+    return np.sum((y - (up @ (down @ x) + new_bias[:, None])) ** 2)
+
+
+# --- spectral pruning and MoMaSP (Dillard et al. 2020, section 3) -------------------------------------------------
+
+
+def row_space(x, subset):
+    """Orthonormal rows spanning those of X_J, whatever the units of the nodes."""
+    chosen = x[list(subset)]
+    norms = np.linalg.norm(chosen, axis=1, keepdims=True)
+    _, values, right = np.linalg.svd(chosen / np.where(norms > 0, norms, 1.0), full_matrices=False)
+    return right[values > PINV_CUTOFF]
+
+
+def information_retention(x, subset):
+    """Eq. 2 on the rows: Sigma_FJ Sigma_JJ^-1 Sigma_JF is X X_J^+ X_J X' / n."""
+    if len(subset) == 0 or not x.any():
+        return 0.0
+    return np.sum((x @ row_space(x, subset).T) ** 2) / np.sum(x**2)
+
+
+def unexplained(x, subset, node):
+    """Share of the node's own second moment that the subset leaves."""
+    own = np.sum(x[node] ** 2)
+    if own == 0:
+        return 0.0
+    basis = row_space(x, subset) if subset else np.zeros((0, x.shape[1]))
+    return np.sum((x[node] - x[node] @ basis.T @ basis) ** 2) / own
+
+
+def information_retention_by_pinv(sigma, subset):
+    """Eq. 2 as printed, for a regular Sigma."""
+    subset = list(subset)
+    sigma_fj = sigma[:, subset]
+    return np.trace(sigma_fj @ np.linalg.pinv(sigma[np.ix_(subset, subset)]) @ sigma_fj.T) / np.trace(sigma)
+
+
+def second_order(x, centered):
+    """C: covariance about the mean, or the papers' uncentred Sigma."""
+    y = about_mean(x) if centered else x
+    return y @ y.T / x.shape[1]
+
+
+def about_mean(x):
+    """X less its mean; exactly zero for constant nodes."""
+    y = x - x[:, :1]
+    return y - y.mean(axis=1, keepdims=True)
+
+
+def live(c_t, share):
+    """Nodes whose variance on the target is above `share` of the median positive one."""
+    variance = np.diagonal(c_t)
+    positive = variance[variance > 0]
+    return variance > share * np.median(positive) if positive.size else np.zeros(variance.size, bool)
+
+
+def discrepancy(x_t, x_s, rows, columns, centered):
+    """The two norms of Eqs. 3 and 4 over given rows and columns of S o (C_s - C_t)."""
+    c_t, c_s = second_order(x_t, centered), second_order(x_s, centered)
+    gap = (x_s.mean(axis=1) - x_t.mean(axis=1))[rows]
+    diagonal = np.diagonal(c_t)
+    s = np.array([[(diagonal[i] * diagonal[j]) ** -0.25 for j in columns] for i in rows])
+    return np.linalg.norm(gap) + np.linalg.norm(s * (c_s - c_t)[np.ix_(rows, columns)])
+
+
+def momasp_scores(x, taken, candidates, *, strength, regulariser):
+    """Eq. 5 for each candidate; `regulariser(node)` is R_j."""
+    v = np.array([information_retention(x, [*taken, j]) for j in candidates])
+    if strength == 0:
+        return v
+    r = np.array([regulariser(j) for j in candidates])
+    if r.max() == 0:
+        return v
+    return v - strength * np.std(v) * r / r.max()
+
+
+def node_regulariser(x_t, x_s, live_nodes, centered):
+    """Eq. 4."""
+    columns = list(np.flatnonzero(live_nodes))
+    return lambda j: discrepancy(x_t, x_s, [j], columns, centered)
+
+
+def subset_regulariser(x_t, x_s, taken, centered):
+    """Eq. 3 for the subset with the candidate."""
+    return lambda j: discrepancy(x_t, x_s, [*taken, j], [*taken, j], centered)
+
+
+def greedy_spectral(sigma):
+    """Algorithm 1 without regulariser, on a regular Sigma: always the node of largest r."""
+    taken = []
+    while len(taken) < len(sigma):
+        candidates = [j for j in range(len(sigma)) if j not in taken]
+        scores = [information_retention_by_pinv(sigma, [*taken, j]) for j in candidates]
+        taken.append(candidates[int(np.argmax(scores))])
+    return taken

@@ -1,0 +1,26 @@
+"""The record survives JSON, exactly."""
+
+import json
+
+import pytest
+import synthetic_results as synthetic
+
+from dalr_stream.report.record import Results
+
+WHOLE = synthetic.results()
+BARE = synthetic.results(synthetic.layer("only", 48, 64, None, 0, heldout=False), decisions=(), caveats=(), sizes=())
+
+
+@pytest.mark.parametrize("results", [WHOLE, BARE], ids=["whole", "bare"])
+def test_reading_gives_back_what_was_written(results, tmp_path):
+    results.write(tmp_path / "results.json")
+    assert Results.read(tmp_path / "results.json") == results
+
+
+def test_the_file_is_plain_json_with_every_number(tmp_path):
+    WHOLE.write(tmp_path / "results.json")
+    plain = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert plain["layers"][0]["error_curves"][0]["heldout"] == list(WHOLE.layers[0].error_curves[0].heldout)
+    assert plain["layers"][1]["accuracy_curves"][3]["points"][2]["accuracy"] == (
+        WHOLE.layers[1].accuracy_curves[3].points[2].accuracy
+    )

@@ -1,0 +1,122 @@
+"""The manifest is the truth: it comes back whole, or is known to be spoilt."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stores import flipped, unsynced
+
+from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.storage.manifest import (
+    FILE,
+    BatchRecord,
+    DomainRecord,
+    LayerRecord,
+    Manifest,
+    NetworkRecord,
+    RowsRecord,
+    digest_of,
+)
+
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+counts = st.integers(0, 2**40)
+layer_records = st.builds(LayerRecord, names, counts, counts, names, st.lists(names).map(tuple), counts, names)
+rows_records = st.builds(RowsRecord, counts, names, st.integers(1, 9), counts, st.lists(counts, max_size=4).map(tuple))
+domain_records = st.builds(
+    DomainRecord,
+    st.booleans(),
+    st.lists(st.builds(BatchRecord, counts, names), max_size=4).map(tuple),
+    st.dictionaries(names, rows_records, max_size=3),
+)
+manifests = st.builds(
+    Manifest,
+    st.builds(NetworkRecord, names, st.dictionaries(names, layer_records, max_size=3)),
+    st.dictionaries(names, domain_records, max_size=3),
+)
+
+EXAMPLE = Manifest(
+    NetworkRecord("f" * 64, {"fc6": LayerRecord("Linear", 3, 5, "w", ("fc7",), 4)}),
+    {"target": DomainRecord(True, (BatchRecord(4, "d"),), {"fc6": RowsRecord(3, "float32", 1, 4, (77,))})},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with unsynced():
+        yield tmp_path_factory.mktemp("manifest")
+
+
+@given(manifests)
+def test_a_manifest_comes_back_as_it_was_written(folder, manifest):
+    manifest.write(folder)
+    assert Manifest.read(folder) == manifest
+    assert [path.name for path in folder.iterdir()] == [FILE]
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path):
+    EXAMPLE.write(tmp_path)
+    path = tmp_path / FILE
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        flipped(path, position, bit=position % 8)
+        with pytest.raises(StoreDamagedError, match=r"manifest.json' is damaged"):
+            Manifest.read(tmp_path)
+        path.write_bytes(whole)
+    assert Manifest.read(tmp_path) == EXAMPLE
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"digest": 1}', b"\xff\xfe"])
+def test_what_is_no_manifest_is_damage(tmp_path, data):
+    (tmp_path / FILE).write_bytes(data)
+    with pytest.raises(StoreDamagedError, match="cannot be read as a manifest"):
+        Manifest.read(tmp_path)
+
+
+def test_every_cut_of_a_manifest_is_found(tmp_path):
+    EXAMPLE.write(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / FILE).write_bytes(whole[:length])
+        with pytest.raises(StoreDamagedError):
+            Manifest.read(tmp_path)
+
+
+def test_a_store_of_another_schema_is_refused_and_both_versions_named(tmp_path):
+    EXAMPLE.write(tmp_path)
+    body = json.loads((tmp_path / FILE).read_text())["manifest"] | {"schema": 99}
+    (tmp_path / FILE).write_text(json.dumps({"digest": digest_of(body), "manifest": body}))
+    with pytest.raises(FingerprintMismatchError, match="schema version 99, this version reads 1"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("root", ["nothing", "file/inside"])
+def test_where_there_is_no_store_none_is_read(tmp_path, root):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreNotFoundError, match="is not a dalr_stream store"):
+        Manifest.read(tmp_path / root)
+
+
+def test_rows_are_the_same_when_their_digests_are():
+    def domain(**change):
+        rows = RowsRecord(**{"features": 3, "dtype": "float32", "rows_per_sample": 1, "rows": 4, **change})
+        return DomainRecord(True, (BatchRecord(4, "d"),), {"fc6": rows}).fingerprint("fc6")
+
+    assert domain(tile_digests=(1, 2)) == domain(tile_digests=(1, 2))
+    others = [domain(tile_digests=(1, 3)), domain(dtype="float64"), domain(rows=5), domain(rows_per_sample=2)]
+    assert len({domain(tile_digests=(1, 2)), *others}) == 5
+
+
+@given(st.dictionaries(names, counts, min_size=2, max_size=5))
+def test_a_digest_does_not_depend_on_the_order_of_keys(plain):
+    assert digest_of(plain) == digest_of(dict(reversed(plain.items())))
+    assert digest_of(plain) != digest_of({**plain, next(iter(plain)): -1})
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 40)), max_size=4))
+def test_a_sample_is_committed_when_every_layer_has_all_of_its_rows(layers):
+    records = {str(i): RowsRecord(3, "float32", per, rows) for i, (per, rows) in enumerate(layers)}
+    committed = DomainRecord(layers=records).committed_samples
+    assert all(committed * per <= rows for per, rows in layers)
+    assert not layers or any((committed + 1) * per > rows for per, rows in layers)
+    assert layers or committed == 0

@@ -1,0 +1,24 @@
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_session_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert len([line for line in session.splitlines() if line.strip()]) <= 20
+    names = {}
+    exec(compile(session, "README.md", "exec"), names)  # noqa: S102  # the session is this project's own
+    assert names["small"](names["batches"][0]).shape == (64, 10)
+    assert (tmp_path / "small" / "model.safetensors").exists()
+    assert names["errors"][64] < names["errors"][1]
+
+
+def test_every_file_and_command_the_readme_names_exists():
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z]+)", README))
+    assert {"demo", "test"} <= named <= targets

@@ -1,0 +1,66 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def cli(*arguments, timeout=120):
+    command = [sys.executable, "-m", "dalr_stream.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)  # noqa: S603
+
+
+FEW = ("--set", 'solve.methods=["svd", "dalr_anchored_affine", "momasp_node"]')
+
+
+def test_help_imports_none_of_the_heavy_libraries():
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom dalr_stream.cli import app\n"
+        "result = CliRunner().invoke(app, ['--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "verbs = 'run layers estimate capture accumulate solve compress evaluate report verify'.split()\n"
+        "assert all(verb in result.output for verb in verbs), result.output\n"
+        "heavy = {'torch', 'dask', 'zarr', 'numpy', 'scipy', 'matplotlib', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_verb_of_a_run_in_turn(run_file):
+    layers = cli("layers", run_file, *FEW)
+    assert "fc1" in layers.stdout
+    assert "16 x 12" in layers.stdout
+    estimate = cli("estimate", run_file, *FEW)
+    assert "total" in estimate.stdout
+    assert cli("accumulate", run_file, *FEW).returncode == 0
+    solved = cli("solve", run_file, *FEW)
+    assert "DALR anchored, affine" in solved.stdout
+    compressed = cli("compress", run_file, *FEW)
+    assert "parameters" in compressed.stdout
+    evaluated = cli("evaluate", run_file, *FEW)
+    assert "rank" in evaluated.stdout
+    report = cli("report", run_file, *FEW)
+    assert report.stdout.strip().endswith("report.html")
+    again = cli("run", run_file, *FEW)
+    assert "evaluate: nothing has changed, skipped" in again.stdout
+    assert "report:" in again.stdout
+    verified = cli("verify", run_file, *FEW)
+    assert "target/fc1: 90 rows in 1 tiles" in verified.stdout
+    assert {r.returncode for r in (layers, estimate, solved, compressed, evaluated, report, again, verified)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "absent.toml"), "there is no run file at 'absent.toml'"),
+        (("run", "{file}", "--set", "solve.rigde=1"), "unknown key 'solve.rigde'; nearest: 'ridge'"),
+        (("solve", "{file}"), "is not a dalr_stream store"),
+        (("estimate", "{file}", "--set", 'capture.memory_limit="1KiB"'), "the limit is 0 MiB"),
+    ],
+)
+def test_a_failure_is_one_line_and_a_code_without_a_traceback(run_file, arguments, message):
+    done = cli(*(argument.format(file=run_file) for argument in arguments))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("dalr-stream: ")
+    assert done.stderr.count("\n") == 1

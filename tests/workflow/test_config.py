@@ -1,0 +1,89 @@
+import pytest
+
+from dalr_stream.errors import ConfigError
+from dalr_stream.numerics.lowrank import Ridge
+from dalr_stream.numerics.methods import Method
+from dalr_stream.workflow.config import load_config, parse_bytes
+
+
+def test_defaults_are_filled_in_and_travel(run_file):
+    plain = load_config(run_file).plain()
+    assert plain["solve"]["methods"] == [method.value for method in Method]
+    assert plain["solve"]["ridge"] == 1e-3
+    assert plain["capture"]["direct"] is False
+    assert plain["evaluate"]["metric"] == "accuracy"
+
+
+def test_a_set_option_replaces_a_key_with_a_toml_value_or_a_bare_word(run_file):
+    config = load_config(run_file, ["solve.ridge=0.5", "run.name=other", 'solve.methods=["svd"]'])
+    assert config.solve.ridge_rule == Ridge.relative(0.5)
+    assert config.run.name == "other"
+    assert config.solve.methods == (Method.SVD,)
+    assert load_config(run_file, ["solve.ridge_absolute=1000"]).solve.ridge_rule == Ridge.absolute(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("solve.rigde=1", r"unknown key 'solve\.rigde'; nearest: 'ridge'"),
+        ("sovle.ridge=1", r"unknown key 'sovle'; nearest: 'solve'"),
+        ("domains.target.bathces=1", r"unknown key 'domains\.target\.bathces'; nearest: 'batches'"),
+        ("compress.fc1.mehtod=1", r"unknown key 'compress\.fc1\.mehtod'; nearest: 'method'"),
+        ("solve.ridge=-1", r"solve\.ridge: input should be greater than or equal to 0, got -1"),
+        ('solve.methods=["svdd"]', r"solve\.methods\.0.*svd"),
+        ('solve.target="targt"', r"solve\.target: there is no \[domains\.targt\]; there is 'target'"),
+        ("evaluate.ranks=[0]", r"evaluate\.ranks\.0: .* got 0"),
+        ('network.build="no_colon"', r"network\.build"),
+        ('network.weights="w.safetensors"', "exactly one of 'weights'"),
+        ('compress.fc1.method="momasp_node"', None),
+        ("compress.fc1.retention=0.9", "exactly one of 'size' and 'retention'"),
+        ("capture.heldout_share=1.0", r"capture\.heldout_share"),
+        ("no_equals_sign", "--set: must read like"),
+        ("run.name.deeper=1", "'name' in 'run.name.deeper' is not a section"),
+    ],
+)
+def test_a_bad_key_or_value_is_named(run_file, override, message):
+    if message is None:
+        assert load_config(run_file, [override]).compress["fc1"].method is Method.MOMASP_NODE
+        return
+    with pytest.raises(ConfigError, match=message):
+        load_config(run_file, [override])
+
+
+def test_retention_is_refused_for_a_low_rank_method(run_file):
+    text = run_file.read_text().replace('method = "dalr_anchored_affine", size = 4', 'method = "svd", retention = 0.5')
+    run_file.write_text(text)
+    with pytest.raises(ConfigError, match="'retention' is for selections, 'svd' is a low-rank method"):
+        load_config(run_file)
+
+
+def test_momasp_needs_a_source(run_file):
+    run_file.write_text(run_file.read_text().replace('source = "source"', ""))
+    with pytest.raises(ConfigError, match="MoMaSP compares two domains"):
+        load_config(run_file)
+    assert load_config(run_file, ['solve.methods=["svd"]']).solve.source is None
+
+
+def test_a_missing_key_file_or_broken_toml_is_named(run_file, tmp_path):
+    with pytest.raises(ConfigError, match="there is no run file"):
+        load_config(tmp_path / "absent.toml")
+    run_file.write_text(run_file.read_text().replace('name = "tiny"', ""))
+    with pytest.raises(ConfigError, match=r"'run\.name' is missing"):
+        load_config(run_file)
+    run_file.write_text("[run")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(run_file)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("8GiB", 8 * 2**30), ("500 MB", 500_000_000), ("1024", 1024), ("1.5KiB", 1536), ("2T", 2 * 10**12)],
+)
+def test_bytes_are_read_with_their_units(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "many", "8 XB", "-1GiB"])
+def test_unreadable_bytes_are_refused(text):
+    with pytest.raises(ConfigError, match="must read like 8GiB"):
+        parse_bytes(text)
