@@ -35,8 +35,12 @@ def candidates_of(x, taken, live):
 
 
 def check_order(selection, x, live, scores):
-    """Each node taken has the best score of its turn, as the twin sees it; the rest explain nothing more."""
-    taken = []
+    """Each node taken has the best score of its turn, as the twin sees it; the rest explain nothing more.
+
+    A gain is known to the rounding of the node's own moment over what is left of it, and every retention is a share
+    of the sum of all gains, so their doubts add up.
+    """
+    taken, retention, doubt = [], [0.0], 1e-13
     for position, node in enumerate(selection.order):
         candidates = candidates_of(x, taken, live)
         if candidates is None:
@@ -47,11 +51,13 @@ def check_order(selection, x, live, scores):
             break
         assert node in candidates
         values = scores(taken, candidates)
-        before = oracles.information_retention(x, taken)
-        largest = max(oracles.information_retention(x, [*taken, j]) for j in candidates) - before
+        largest = max(oracles.information_retention(x, [*taken, j]) for j in candidates) - retention[-1]
         assert values[candidates.index(node)] >= values.max() - 1e-6 * largest - 1e-13
+        left = oracles.unexplained(x, taken, node)
         taken.append(int(node))
-        assert abs(selection.retention[position] - oracles.information_retention(x, taken)) <= 1e-11
+        retention.append(oracles.information_retention(x, taken))
+        doubt += 64 * np.finfo(float).eps * (retention[-1] - retention[-2]) / left
+    assert np.abs(selection.retention[: len(taken)] - retention[1:]).max(initial=0.0) <= doubt
     assert sorted(selection.order.tolist()) == list(range(len(x)))
     assert len(taken) == selection.factor.shape[1]
 
