@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
     from dalr_stream.network.surgery import compress as compress
-    from dalr_stream.numerics.folding import HoldoutRule as HoldoutRule
+    from dalr_stream.numerics.holdout import HoldoutRule as HoldoutRule
     from dalr_stream.numerics.lowrank import Ridge as Ridge
     from dalr_stream.numerics.lowrank import Variant as Variant
     from dalr_stream.numerics.lowrank import dalr as dalr
@@ -41,24 +41,33 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.selection import spectral as spectral
     from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
+    from dalr_stream.streaming.accumulate import Folding as Folding
+    from dalr_stream.streaming.accumulate import Threads as Threads
+    from dalr_stream.streaming.cluster import Cluster as Cluster
+    from dalr_stream.streaming.cluster import open_cluster as open_cluster
     from dalr_stream.workflow.accumulate import accumulate as accumulate
     from dalr_stream.workflow.capture import capture as capture
+    from dalr_stream.workflow.direct import accumulate_into as accumulate_into
     from dalr_stream.workflow.direct import accumulate_stream as accumulate_stream
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
     "ChannelSelection": "numerics.solution",
+    "Cluster": "streaming.cluster",
     "DalrStreamError": "errors",
+    "Folding": "streaming.accumulate",
     "Form": "numerics.selection",
-    "HoldoutRule": "numerics.folding",
+    "HoldoutRule": "numerics.holdout",
     "LayerSpec": "network.layers",
     "LowRankFactors": "numerics.solution",
     "Method": "numerics.methods",
     "Moments": "numerics.moments",
     "Ridge": "numerics.lowrank",
+    "Threads": "streaming.accumulate",
     "Variant": "numerics.lowrank",
     "accumulate": "workflow.accumulate",
+    "accumulate_into": "workflow.direct",
     "accumulate_stream": "workflow.direct",
     "by_max": "numerics.selection",
     "by_mean": "numerics.selection",
@@ -67,6 +76,7 @@ _HOME_OF = {
     "dalr": "numerics.lowrank",
     "load": "network.checkpoint",
     "momasp": "numerics.selection",
+    "open_cluster": "streaming.cluster",
     "save": "network.checkpoint",
     "select_layers": "network.layers",
     "spectral": "numerics.selection",
@@ -76,7 +86,9 @@ _HOME_OF = {
 
 __all__ = [
     "ChannelSelection",
+    "Cluster",
     "DalrStreamError",
+    "Folding",
     "Form",
     "HoldoutRule",
     "LayerSpec",
@@ -84,9 +96,11 @@ __all__ = [
     "Method",
     "Moments",
     "Ridge",
+    "Threads",
     "Variant",
     "__version__",
     "accumulate",
+    "accumulate_into",
     "accumulate_stream",
     "by_max",
     "by_mean",
@@ -95,6 +109,7 @@ __all__ = [
     "dalr",
     "load",
     "momasp",
+    "open_cluster",
     "save",
     "select_layers",
     "spectral",

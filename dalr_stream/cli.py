@@ -78,7 +78,7 @@ def estimate(file: RunFile, overrides: Overrides = None) -> None:
     opened.train()
     plan = opened.project.estimate()
     _console().print(cost_table(plan))
-    plan.require(opened.project.config.capture.memory_limit_bytes)
+    plan.require()
 
 
 @app.command()

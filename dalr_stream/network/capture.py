@@ -18,8 +18,8 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.network.layers import LayerSpec, linear, tensor_digest, to_numpy
-from dalr_stream.numerics.folding import RowBatch, Rows, RowSink
 from dalr_stream.numerics.moments import describe_non_finite
+from dalr_stream.numerics.tiling import RowBatch, Rows, RowSink
 
 BatchDone = Callable[[int, bool], None]
 """Called after each batch with its number of samples, and whether the network was spared it."""

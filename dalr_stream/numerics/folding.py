@@ -1,43 +1,31 @@
-"""Rows to moments, a tile at a time, in an order that no scheduler can change.
+"""Tiles to moments, in an order that no scheduler can change.
 
-    batches --Tiler--> tiles --LaneFold--> lanes --merge_all--> Moments (training, held-out)
+    tiles --LaneFold--> lanes --merge_all--> Moments (training, held-out)
 
 Floating-point addition is not associative, so the order of additions is part of the result. Here it is a function of
-the rows alone: tile t holds rows t T to (t + 1) T with T from `tile_rows(d)`, it is folded by lane t mod L with L
-from `lane_count(d)`, a lane folds its tiles in ascending order, and lanes merge in a fixed pairwise tree. However the
-rows were batched, whoever folded which lane, interrupted or not: the same rows give the same bits.
+the rows alone: tile t is folded by lane t mod L with L from `lane_count(d)`, a lane folds its tiles in ascending
+order, and lanes merge in a fixed pairwise tree. However the rows were batched, whoever folded which lane, interrupted
+or not: the same rows give the same bits. A wide layer has one lane, whose scatter matrix may be folded in strips, by
+several workers or one after the other: a strip has the bits of those rows of the whole.
 
-A lane is the one mutable thing of the package's mathematics, and it never leaves its fold.
+A `FoldState` is the one mutable thing of the package's mathematics, and it is changed by its fold alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
-from dalr_stream.numerics.moments import Moments, centre, describe_non_finite, pooled_mean
-from dalr_stream.numerics.rank_k import add_rank_k, mirror_lower
-
-Rows = NDArray[np.generic]
-
-MAX_TILE_BYTES = 32 * 2**20
-MIN_TILE_ROWS, MAX_TILE_ROWS = 256, 4096
-"""256 rows keep a rank-k update near full BLAS speed; 4096 keep the padding of a nearly empty tile small."""
-_FOUR_BYTES = 4
-
-
-def tile_rows(features: int) -> int:
-    """Return T, the rows of a tile: a power of two, 32 MiB of float32 at most, 256 rows at least."""
-    rows = MAX_TILE_ROWS
-    while rows > MIN_TILE_ROWS and rows * features * _FOUR_BYTES > MAX_TILE_BYTES:
-        rows //= 2
-    return rows
+from dalr_stream.numerics.holdout import HoldoutRule
+from dalr_stream.numerics.moments import Matrix, Moments, Vector, centre, describe_non_finite, pooled_mean
+from dalr_stream.numerics.rank_k import BLOCK_COLUMNS, add_rank_k, mirror_lower
+from dalr_stream.numerics.tiling import Rows, Tile, tile_rows
 
 
 def lane_count(features: int) -> int:
@@ -48,31 +36,11 @@ def lane_count(features: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class HoldoutRule:
-    """Which samples are kept apart as held-out: a hash of seed and sample number, so any order agrees.
-
-    `share` lies in [0, 1); 0 keeps nothing apart.
-    """
-
-    share: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.share < 1.0:
-            raise InvalidInputError(f"heldout_share must lie in [0, 1), got {self.share}")
-
-    def mask(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return True for each held-out sample number."""
-        return _uniform_hash(samples, self.seed) < self.share
-
-
-@dataclass(frozen=True, slots=True)
 class FoldRule:
     """All that decides the bits of a layer's moments, besides the rows."""
 
     features: int
-    rows_per_sample: int = 1
-    holdout: HoldoutRule = HoldoutRule()
+    holdout: HoldoutRule = field(default_factory=HoldoutRule)
 
     @property
     def tile_rows(self) -> int:
@@ -83,6 +51,37 @@ class FoldRule:
     def lanes(self) -> int:
         """L."""
         return lane_count(self.features)
+
+    @property
+    def parts(self) -> int:
+        """Records a lane folds: training, and held-out where some share is kept apart."""
+        return 2 if self.holdout.share else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Rows `first` to `stop` of a scatter matrix, as far as its lower triangle goes: (stop - first) x stop."""
+
+    first: int
+    stop: int
+
+    @property
+    def cells(self) -> int:
+        """Entries."""
+        return (self.stop - self.first) * self.stop
+
+
+def strips(features: int, most_cells: int) -> tuple[Strip, ...]:
+    """Cut d x d into strips of at most `most_cells` entries, or of one block of rows where even that is more."""
+    cut: list[Strip] = []
+    first = 0
+    while first < features:
+        stop = min(first + BLOCK_COLUMNS, features)
+        while stop < features and Strip(first, wider := min(stop + BLOCK_COLUMNS, features)).cells <= most_cells:
+            stop = wider
+        cut.append(Strip(first, stop))
+        first = stop
+    return tuple(cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +96,78 @@ class SplitMoments:
         return SplitMoments(self.training + other.training, self.heldout + other.heldout)
 
 
+@dataclass(slots=True, eq=False)
+class FoldState:
+    """What a fold has summed up so far: changed in place by the fold, saved as it is by a checkpoint."""
+
+    count: int
+    samples: int
+    mean: Vector
+    """(d,), or the first `stop` features for a strip that ends there; so are the other vectors."""
+    scatter: Matrix
+    """(h, d): the last h rows of the lower triangle; the rest of these rows holds nothing that is used."""
+    maximum: Vector
+    minimum: Vector
+    nonzero: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, strip: Strip) -> FoldState:
+        """Nothing summed up yet."""
+        d = strip.stop
+        nothing = np.full(d, np.inf)
+        scatter = np.zeros((d - strip.first, d))
+        return cls(0, 0, np.zeros(d), scatter, -nothing, nothing, np.zeros(d, np.int64))
+
+    def moments(self) -> Moments:
+        """Return the moments; the state's memory becomes theirs, so nothing is copied and the fold must end."""
+        if self.scatter.shape[0] != self.mean.size:
+            raise InvalidInputError(f"a strip of {self.scatter.shape} is not a whole matrix: join all of them")
+        if self.count == 0:
+            return Moments.empty(self.mean.size)
+        mirror_lower(self.scatter)
+        max_abs = np.maximum(np.abs(self.maximum), np.abs(self.minimum))
+        return Moments(self.count, self.samples, self.mean, self.scatter, max_abs, self.maximum, self.nonzero)
+
+
+def join_strips(states: Sequence[FoldState]) -> FoldState:
+    """Join the strips of one matrix, in ascending order, into the state of the whole; one alone is not copied."""
+    last = states[-1]
+    if len(states) == 1:
+        return last
+    d = last.mean.size
+    scatter = np.empty((d, d))
+    for state in states:
+        h, stop = state.scatter.shape
+        scatter[stop - h : stop, :stop] = state.scatter
+    return FoldState(last.count, last.samples, last.mean, scatter, last.maximum, last.minimum, last.nonzero)
+
+
 class Fold(Protocol):
-    """Folds one lane's tiles, in place, wherever the activations are."""
+    """Folds rows into a state, wherever the activations are."""
 
     def update(self, rows: Rows, samples: int) -> None:
-        """Fold `rows` (n, d), in which `samples` samples begin."""
+        """Fold `rows` (n, d), in which `samples` samples begin; NonFiniteError, nothing folded, at NaN or Inf."""
 
-    def freeze(self) -> Moments:
-        """Return the moments and give up the accumulator."""
+    def state(self) -> FoldState:
+        """Return what is summed up so far, in this process's memory; not to be changed while the fold goes on."""
+
+
+class Workspace:
+    """Memory that folds take turns in: those of one thread share one, so it is counted once."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0)
+
+    def matrix(self, n: int, d: int) -> Matrix:
+        """(n, d) float64, of unknown contents; what was handed out before is overwritten."""
+        if self._memory.size < n * d:
+            self._memory = np.empty(0)  # before the new one: two at once is what this class is against
+            self._memory = np.empty(n * d)
+        return self._memory[: n * d].reshape(n, d)
+
+
+NewFold = Callable[[FoldState, Workspace, Executor | None], Fold]
+"""Goes on from a state, which it owns from then on."""
 
 
 class CpuFold:
@@ -114,164 +177,113 @@ class CpuFold:
     sqrt(n n_t / (n + n_t)) (mean_t - mean). Memory: d^2 doubles and one tile in float64.
     """
 
-    def __init__(self, features: int, executor: Executor | None = None) -> None:
+    def __init__(self, state: FoldState, workspace: Workspace, executor: Executor | None = None) -> None:
+        self._state = state
+        self._workspace = workspace
         self._executor = executor
-        self._count = 0
-        self._samples = 0
-        self._mean = np.zeros(features)
-        self._scatter = np.zeros((features, features))
-        self._max = np.full(features, -np.inf)
-        self._min = np.full(features, np.inf)
-        self._nonzero = np.zeros(features, np.int64)
-        self._buffer = np.empty((0, features))
 
     def update(self, rows: Rows, samples: int) -> None:
         """Fold `rows` (n, d); raises NonFiniteError, with nothing folded, where one holds NaN or Inf."""
-        n = rows.shape[0]
+        state, n = self._state, rows.shape[0]
         if n == 0:
             return
-        if self._buffer.shape[0] <= n:
-            self._buffer = np.empty((n + 1, rows.shape[1]))
-        mean, _ = centre(rows, out=self._buffer[:n])
+        rows = rows[:, : state.mean.size]
+        centred = self._workspace.matrix(n + 1, rows.shape[1])
+        mean, _ = centre(rows, out=centred[:n])
         if not np.isfinite(mean).all():
             raise NonFiniteError(f"activations must be finite, got {describe_non_finite(rows)}")
         used = n
-        if self._count:
-            self._buffer[n] = np.sqrt(self._count * n / (self._count + n)) * (mean - self._mean)
+        if state.count:
+            centred[n] = np.sqrt(state.count * n / (state.count + n)) * (mean - state.mean)
             used = n + 1
-        add_rank_k(self._scatter, self._buffer[:used], self._executor)
-        self._mean = pooled_mean(self._count, self._mean, n, mean) if self._count else mean
-        self._count += n
-        self._samples += samples
-        np.maximum(self._max, rows.max(axis=0), out=self._max)
-        np.minimum(self._min, rows.min(axis=0), out=self._min)
-        self._nonzero += np.count_nonzero(rows, axis=0)
+        add_rank_k(state.scatter, centred[:used], self._executor)
+        state.mean = pooled_mean(state.count, state.mean, n, mean) if state.count else mean
+        state.count += n
+        state.samples += samples
+        np.maximum(state.maximum, rows.max(axis=0), out=state.maximum)
+        np.minimum(state.minimum, rows.min(axis=0), out=state.minimum)
+        state.nonzero += np.count_nonzero(rows, axis=0)
 
-    def freeze(self) -> Moments:
-        """Return the moments; the accumulator's memory becomes theirs, so nothing is copied."""
-        if self._count == 0:
-            return Moments.empty(self._mean.size)
-        mirror_lower(self._scatter)
-        max_abs = np.maximum(np.abs(self._max), np.abs(self._min))
-        record = Moments(self._count, self._samples, self._mean, self._scatter, max_abs, self._max, self._nonzero)
-        del self._scatter, self._buffer
-        return record
+    def state(self) -> FoldState:
+        """Return the accumulator itself."""
+        return self._state
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """What a lane has summed up; `heldout` is None where nothing is kept apart."""
+
+    training: FoldState
+    heldout: FoldState | None
+
+    @classmethod
+    def empty(cls, rule: FoldRule, strip: Strip | None = None) -> LaneState:
+        """Nothing summed up yet; of the whole matrix where no strip is named."""
+        strip = strip or Strip(0, rule.features)
+        return cls(FoldState.empty(strip), FoldState.empty(strip) if rule.parts == 2 else None)
+
+    def moments(self) -> SplitMoments:
+        """Return both records; the state's memory becomes theirs."""
+        training = self.training.moments()
+        heldout = Moments.empty(training.features) if self.heldout is None else self.heldout.moments()
+        return SplitMoments(training, heldout)
 
 
 class LaneFold:
     """One lane: its tiles in ascending order, split into training and held-out rows."""
 
-    def __init__(self, rule: FoldRule, executor: Executor | None = None) -> None:
-        self._rule = rule
-        self._training: Fold = CpuFold(rule.features, executor)
-        self._heldout: Fold | None = CpuFold(rule.features, executor) if rule.holdout.share else None
+    def __init__(
+        self,
+        rule: FoldRule,
+        executor: Executor | None = None,
+        *,
+        state: LaneState | None = None,
+        workspace: Workspace | None = None,
+        new_fold: NewFold = CpuFold,
+    ) -> None:
+        """`state` is where an earlier fold of the same lane stopped; lanes of one thread may share a workspace."""
+        state, workspace = state or LaneState.empty(rule), workspace or Workspace()
+        self._holdout = rule.holdout
+        self._training = new_fold(state.training, workspace, executor)
+        self._heldout = None if state.heldout is None else new_fold(state.heldout, workspace, executor)
 
-    def update(self, tile: int, rows: Rows) -> None:
-        """Fold tile number `tile`."""
-        numbers = np.arange(rows.shape[0], dtype=np.int64) + tile * self._rule.tile_rows
-        begins = numbers % self._rule.rows_per_sample == 0
+    def update(self, tile: Tile) -> None:
+        """Fold the lane's next tile."""
         if self._heldout is None:
-            self._training.update(rows, int(begins.sum()))
+            self._training.update(tile.rows, int(tile.begins.sum()))
             return
-        apart = self._rule.holdout.mask(numbers // self._rule.rows_per_sample)
-        self._training.update(rows[~apart], int((begins & ~apart).sum()))
-        self._heldout.update(rows[apart], int((begins & apart).sum()))
+        apart = self._holdout.mask(tile.samples)
+        self._training.update(tile.rows[~apart], int((tile.begins & ~apart).sum()))
+        self._heldout.update(tile.rows[apart], int((tile.begins & apart).sum()))
+
+    def state(self) -> LaneState:
+        """Return what is summed up so far; see `Fold.state`."""
+        return LaneState(self._training.state(), None if self._heldout is None else self._heldout.state())
 
     def freeze(self) -> SplitMoments:
         """Return both records and give up the accumulators."""
-        heldout = Moments.empty(self._rule.features) if self._heldout is None else self._heldout.freeze()
-        return SplitMoments(self._training.freeze(), heldout)
+        return self.state().moments()
 
 
-def merge_all(records: Sequence[SplitMoments]) -> SplitMoments:
-    """Add up the lanes' records in a fixed pairwise tree: ((0 + 1) + (2 + 3)) + ((4 + 5) + ..."""
-    level = list(records)
-    if not level:
+def merge_all(records: Iterable[SplitMoments]) -> SplitMoments:
+    """Add up records in a fixed pairwise tree: ((0 + 1) + (2 + 3)) + ((4 + 5) + ...
+
+    Each is taken from `records` only when its turn comes and forgotten at once, so of k records log2(k) + 2 are in
+    memory where the iterable makes them one by one.
+    """
+    waiting: list[tuple[int, SplitMoments]] = []  # (height of its tree, record), heights falling
+    for record in records:
+        waiting.append((0, record))
+        while len(waiting) > 1 and waiting[-1][0] == waiting[-2][0]:
+            _join_last(waiting)
+    if not waiting:
         raise InvalidInputError("merge_all: needs at least one record")
-    while len(level) > 1:
-        level = [level[i] + level[i + 1] if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]
-    return level[0]
+    while len(waiting) > 1:
+        _join_last(waiting)
+    return waiting[0][1]
 
 
-class Tiler:
-    """Cuts a stream of row batches into tiles of exactly T rows; the last one may be shorter."""
-
-    def __init__(self, height: int, first_tile: int = 0) -> None:
-        self._height = height
-        self._next_tile = first_tile
-        self._pending: list[Rows] = []
-        self._pending_rows = 0
-
-    def push(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
-        """Take a batch (n, d), n >= 0; yield (tile number, tile) for each tile that is now full."""
-        while rows.shape[0]:
-            taken = rows[: self._height - self._pending_rows]
-            rows = rows[taken.shape[0] :]
-            self._pending.append(taken)
-            self._pending_rows += taken.shape[0]
-            if self._pending_rows == self._height:
-                yield self._take()
-
-    def flush(self) -> Iterator[tuple[int, Rows]]:
-        """Yield the rest, where there is one."""
-        if self._pending_rows:
-            yield self._take()
-
-    def _take(self) -> tuple[int, Rows]:
-        tile = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-        number, self._next_tile = self._next_tile, self._next_tile + 1
-        self._pending, self._pending_rows = [], 0
-        return number, tile
-
-
-@dataclass(frozen=True, slots=True)
-class RowBatch:
-    """One batch on its way from the network to a sink."""
-
-    samples: int
-    digest: str
-    """Of the network's input, so that another order or another augmentation is noticed on resume."""
-    rows: Mapping[str, Rows]
-    """Layer name -> (n, d); empty where the batch has no samples."""
-
-
-class RowSink(Protocol):
-    """Where captured rows go: a store, a fold, or both."""
-
-    def skip(self, batch: int, samples: int, digest: str) -> bool:
-        """Tell whether batch number `batch` is already here whole, so that the network need not see it again.
-
-        Raises FingerprintMismatchError where it is here but came from another input.
-        """
-
-    def write(self, batch: RowBatch) -> None:
-        """Take the next batch."""
-
-    def finish(self) -> None:
-        """Take note that this was the last batch."""
-
-
-def rows_per_sample(layer: str, batch: RowBatch, before: int | None) -> int:
-    """Return the rows that one sample of `batch` gave in `layer`; raises InvalidInputError where `before` differs."""
-    rows = int(batch.rows[layer].shape[0])
-    here, rest = divmod(rows, batch.samples)
-    if rows == 0:
-        raise InvalidInputError(f"layer '{layer}': every sample must give a row, {batch.samples} samples gave none")
-    if rest or before not in (None, here):
-        raise InvalidInputError(
-            f"layer '{layer}': every sample must give the same number of rows, {batch.samples} samples gave {rows}"
-            + ("" if before is None else f" and earlier ones {before} each")
-            + ": pad the samples to one length"
-        )
-    return here
-
-
-def _uniform_hash(numbers: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """Map integers to [0, 1), seeded (splitmix64; Steele, Lea and Flood 2014)."""
-    with np.errstate(over="ignore"):
-        z = numbers.astype(np.uint64) + np.uint64(1)
-        z = z * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def _join_last(waiting: list[tuple[int, SplitMoments]]) -> None:
+    _, right = waiting.pop()
+    height, left = waiting.pop()
+    waiting.append((height + 1, left + right))

@@ -61,7 +61,8 @@ class Moments:
         """Moments of no rows: the identity of `+`."""
         nothing = np.full(features, -np.inf)
         zeros = np.zeros(features)
-        return cls(0, 0, zeros, np.zeros((features, features)), zeros.copy(), nothing, np.zeros(features, np.int64))
+        scatter = np.broadcast_to(np.zeros(()), (features, features))  # d^2 zeros that take no memory
+        return cls(0, 0, zeros, scatter, zeros.copy(), nothing, np.zeros(features, np.int64))
 
     @classmethod
     def of(cls, rows: ArrayLike, *, samples: int | None = None) -> Moments:

@@ -51,29 +51,33 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def add_rank_k(scatter: NDArray[np.float64], rows: NDArray[np.float64], executor: Executor | None = None) -> None:
-    """Add `rows.T @ rows` to the lower triangle of `scatter`, in place.
+    """Add `rows.T @ rows`, or its last rows, to the lower triangle of `scatter`, in place.
 
     Parameters
     ----------
     scatter
-        (d, d) float64, C order. Its upper triangle is neither read nor written outside the diagonal blocks' own.
+        (h, d) float64, C order, h <= d: rows d - h to d of a d x d matrix, where d - h is a multiple of
+        `BLOCK_COLUMNS`. Its upper triangle is neither read nor written outside the diagonal blocks' own.
     rows
         (n, d) float64, C order.
     executor
         Runs the blocks of a matrix wider than `BLOCK_COLUMNS` at the same time; the bits are the same without.
 
-    Cost: n d^2 multiply-adds, no memory beyond the arguments.
+    A strip has the same bits as those rows of the whole. Cost: n d^2 multiply-adds for the whole matrix, no memory
+    beyond the arguments.
     """
     n, d = rows.shape
-    if scatter.shape != (d, d):
-        raise ValueError(f"scatter must be {d} x {d} for rows of {d} features, got {scatter.shape}")
+    first = d - scatter.shape[0]
+    if scatter.shape[1] != d or first < 0 or first % BLOCK_COLUMNS:
+        raise ValueError(
+            f"scatter must be the last rows of {d} x {d}, from a multiple of {BLOCK_COLUMNS}, got {scatter.shape}"
+        )
     for array in (scatter, rows):
         if array.dtype != np.float64 or not array.flags.c_contiguous:
             raise ValueError("scatter and rows must be float64 arrays in C order")
     if n == 0:
         return
-    starts = range(0, d, BLOCK_COLUMNS)
-    blocks = [(i, j) for i in starts for j in starts if j <= i]
+    blocks = [(i, j) for i in range(first, d, BLOCK_COLUMNS) for j in range(0, i + 1, BLOCK_COLUMNS)]
     if executor is None or len(blocks) == 1:
         for i, j in blocks:
             _add_block(scatter, rows, i, j)
@@ -103,7 +107,7 @@ def _add_block(scatter: NDArray[np.float64], rows: NDArray[np.float64], i: int, 
     one, size = ctypes.c_double(1.0), scatter.itemsize
     lead, depth = ctypes.c_int(d), ctypes.c_int(n)
     left, right = rows.ctypes.data + j * size, rows.ctypes.data + i * size
-    target = scatter.ctypes.data + (i * d + j) * size
+    target = scatter.ctypes.data + ((i - d + scatter.shape[0]) * d + j) * size
     if i == j:
         _dsyrk(b"U", b"N", ctypes.c_int(width), depth, one, left, lead, one, target, lead)
     else:

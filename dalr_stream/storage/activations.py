@@ -10,30 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
 import filelock
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,
-    StoreDamagedError,
     StoreError,
     StoreLockedError,
     StoreNotFoundError,
 )
-from dalr_stream.numerics.folding import RowBatch, Rows, Tiler, rows_per_sample, tile_rows
-from dalr_stream.storage.durable import sweep, sync
+from dalr_stream.numerics.tiling import RowBatch, Tile, rows_per_sample
+from dalr_stream.storage.durable import sweep
 from dalr_stream.storage.manifest import FILE as MANIFEST
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord, RowsRecord
-from dalr_stream.storage.schema import DECODE_ERRORS, create_array
+from dalr_stream.storage.rows import RowsWriter, read_tile, rows_exist
 
 LOCK = "writer.lock"
 
@@ -62,27 +58,15 @@ class ActivationStore:
 
     def has_rows(self, domain: str, layer: str) -> bool:
         """Tell whether the activations themselves are still there (moments outlive them)."""
-        return (self.root / _array_path(domain, layer) / "zarr.json").exists()
+        return rows_exist(self.root, domain, layer)
 
     def tiles(self, domain: str, layer: str) -> int:
         """Return the number of committed tiles."""
         return len(self.rows(domain, layer).tile_digests)
 
-    def read_tile(self, domain: str, layer: str, tile: int) -> Rows:
+    def read_tile(self, domain: str, layer: str, tile: int) -> Tile:
         """Read tile number `tile` (at most T x d); raises StoreDamagedError where its digest does not match."""
-        record = self.rows(domain, layer)
-        height = tile_rows(record.features)
-        name = f"'{self.root}': tile {tile} of layer '{layer}' on '{domain}'"
-        if not self.has_rows(domain, layer):
-            raise StoreNotFoundError(f"{name} is gone: the activations were deleted; capture again to use the rows")
-        try:
-            array = zarr.open_array(self.root / _array_path(domain, layer), mode="r")
-            rows = np.ascontiguousarray(cast("Any", array)[tile * height : min((tile + 1) * height, record.rows)])
-        except DECODE_ERRORS as error:
-            raise StoreDamagedError(f"{name} is damaged: {error}; delete the domain and capture it again") from error
-        if _digest(rows) != record.tile_digests[tile]:
-            raise StoreDamagedError(f"{name} is damaged: its digest does not match; capture the domain again")
-        return rows
+        return read_tile(self.root, domain, layer, self.rows(domain, layer), tile)
 
 
 @contextmanager
@@ -152,16 +136,14 @@ class ActivationWriter:
         self._manifest = manifest
         self._watched = watched
         self._record = manifest.domains.get(domain, DomainRecord())
-        self._deleted = not all(
-            (root / _array_path(domain, layer) / "zarr.json").exists() for layer in self._record.layers
-        )
+        self._deleted = not all(rows_exist(root, domain, layer) for layer in self._record.layers)
         if self._deleted:
             self._record = DomainRecord()  # their moments stay, the rows start anew
         self._known = self._record.batches
         self._batches = list(self._known)
         self._passed = 0
         self._samples = 0
-        self._layers: dict[str, _LayerWriter] = {}
+        self._layers: dict[str, RowsWriter] = {}
 
     @property
     def complete(self) -> bool:
@@ -212,7 +194,7 @@ class ActivationWriter:
                 self._deleted = False
             layers = {name: self._layer(name, batch) for name in batch.rows}  # every check before any write
             for name, layer in layers.items():
-                wrote |= layer.push(batch.rows[name])
+                wrote |= layer.push(batch.rows[name], batch.sample_numbers(name, self._samples))
         self._note(batch)
         if wrote:
             self._commit(complete=False)
@@ -243,7 +225,7 @@ class ActivationWriter:
         if self._passed > len(self._batches):
             self._batches.append(BatchRecord(batch.samples, batch.digest))
 
-    def _layer(self, name: str, batch: RowBatch) -> _LayerWriter:
+    def _layer(self, name: str, batch: RowBatch) -> RowsWriter:
         rows = batch.rows[name]
         layer = self._layers.get(name)
         known = self._record.layers.get(name) if layer is None else layer.record
@@ -256,7 +238,7 @@ class ActivationWriter:
                 f"{rows.shape[1]} of {rows.dtype.name}: capture to another store"
             )
         if layer is None:
-            layer = self._layers[name] = _LayerWriter(self._root, _array_path(self._domain, name), known, self._samples)
+            layer = self._layers[name] = RowsWriter(self._root, self._domain, name, known, self._samples)
         return layer
 
     def _commit(self, *, complete: bool) -> None:
@@ -266,68 +248,3 @@ class ActivationWriter:
         self._record = DomainRecord(complete, tuple(self._batches), {**self._record.layers, **layers})
         self._manifest = self._manifest.with_domain(self._domain, self._record)
         self._manifest.write(self._root)
-
-
-class _LayerWriter:
-    """One layer's array: tiles in, chunks out; `record` says what is safely on disk after `sync`."""
-
-    def __init__(self, root: Path, path: Path, record: RowsRecord, samples_before: int) -> None:
-        self.record = record
-        self._path = root / path
-        height = tile_rows(record.features)
-        self._drop = record.rows - samples_before * record.rows_per_sample
-        self._tiler = Tiler(height, first_tile=record.rows // height)
-        self._unsynced: list[int] = []
-        if record.rows == 0:
-            self._array = create_array(
-                zarr.open_group(root, mode="a").require_group(path.parent.as_posix()),
-                path.name,
-                (0, record.features),
-                np.dtype(record.dtype),
-                dimensions=(f"{path.name}.row", f"{path.name}.feature"),
-                chunk_rows=height,
-            )
-        else:
-            self._array = zarr.open_array(self._path, mode="r+")
-
-    def push(self, rows: Rows) -> bool:
-        """Take a batch's rows, less those already on disk; True where a tile became full."""
-        dropped = min(max(self._drop, 0), rows.shape[0])
-        self._drop -= dropped
-        tiles = list(self._tiler.push(rows[dropped:]))
-        for number, tile in tiles:
-            self._write(number, tile)
-        return bool(tiles)
-
-    def flush(self) -> None:
-        """Write what is left as a shorter tile."""
-        for number, tile in self._tiler.flush():
-            self._write(number, tile)
-
-    def sync(self) -> None:
-        """Force the tiles written since the last call, and the array's metadata, to disk."""
-        if not self._unsynced:
-            return
-        for number in self._unsynced:
-            sync(self._path / "c" / str(number) / "0")
-            sync(self._path / "c" / str(number))
-        for path in (self._path / "c", self._path / "zarr.json", self._path):
-            sync(path)
-        self._unsynced = []
-
-    def _write(self, number: int, tile: Rows) -> None:
-        rows = self.record.rows + tile.shape[0]
-        self._array.resize((rows, self.record.features))
-        self._array[self.record.rows : rows] = tile
-        digests = (*self.record.tile_digests, _digest(tile))
-        self.record = dataclasses.replace(self.record, rows=rows, tile_digests=digests)
-        self._unsynced.append(number)
-
-
-def _array_path(domain: str, layer: str) -> Path:
-    return Path("activations") / domain / layer
-
-
-def _digest(rows: NDArray[np.generic]) -> int:
-    """CRC-32: 4 GB/s, against damage and mix-ups, not against malice."""
-    return zlib.crc32(np.ascontiguousarray(rows).reshape(-1).data.cast("B"))

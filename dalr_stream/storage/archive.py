@@ -43,15 +43,22 @@ def solution_path(root: Path, layer: str, method: Method) -> Path:
 
 
 def save_moments(path: Path, moments: Moments, provenance: Provenance) -> None:
-    """Write one moment record, replacing the one that was there."""
-    arrays = {spec.name: getattr(moments, spec.name) for spec in schema.MOMENTS}
-    _save(path, schema.MOMENTS, arrays, {"count": moments.count, "samples": moments.samples}, provenance)
+    """Write one moment record, replacing the one that was there; one of no rows has no scatter on disk."""
+    arrays = {spec.name: getattr(moments, spec.name) for spec in schema.MOMENTS if moments.count or spec.name == "mean"}
+    save_record(path, schema.MOMENTS, arrays, {"count": moments.count, "samples": moments.samples}, provenance)
 
 
 def load_moments(path: Path) -> Moments:
     """Read one moment record; raises StoreNotFoundError and StoreDamagedError."""
-    arrays, values = _load(path, schema.MOMENTS)
+    arrays, values = load_record(path, schema.MOMENTS)
+    if values["count"] == 0:
+        return Moments.empty(arrays["mean"].size)
     return Moments(count=values["count"], samples=values["samples"], **arrays)
+
+
+def moments_count(path: Path) -> int:
+    """Return the rows behind one moment record, without reading its arrays."""
+    return int(_attributes(path)["count"])
 
 
 def save_weights(
@@ -59,7 +66,7 @@ def save_weights(
 ) -> None:
     """Keep a layer's weight (m, d) and bias (m,) in the store, so that solving needs no network."""
     arrays = {"weight": weight, "bias": np.zeros(weight.shape[0], weight.dtype) if bias is None else bias}
-    _save(weights_path(root, layer), schema.WEIGHTS, arrays, {}, provenance)
+    save_record(weights_path(root, layer), schema.WEIGHTS, arrays, {}, provenance)
 
 
 def weights_path(root: Path, layer: str) -> Path:
@@ -69,7 +76,7 @@ def weights_path(root: Path, layer: str) -> Path:
 
 def load_weights(root: Path, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Read what `save_weights` wrote."""
-    arrays, _ = _load(weights_path(root, layer), schema.WEIGHTS)
+    arrays, _ = load_record(weights_path(root, layer), schema.WEIGHTS)
     return arrays["weight"], arrays["bias"]
 
 
@@ -82,13 +89,13 @@ def save_solution(root: Path, layer: str, solution: Solution, provenance: Proven
     found = {spec.name: getattr(solution, spec.name) for spec in specs}
     arrays = {name: array for name, array in found.items() if array is not None}
     values = {"method": solution.method.value, "diagnostics": dataclasses.asdict(solution.diagnostics)}
-    _save(solution_path(root, layer, solution.method), specs, arrays, values, provenance)
+    save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance)
 
 
 def load_solution(root: Path, layer: str, method: Method) -> Solution:
     """Read a solution back, bit for bit."""
     specs = schema.LOW_RANK if method.family is Family.LOW_RANK else schema.SELECTION
-    arrays, values = _load(solution_path(root, layer, method), specs)
+    arrays, values = load_record(solution_path(root, layer, method), specs)
     diagnostics = Diagnostics(**values["diagnostics"])
     if method.family is Family.SELECTION:
         factor = arrays.pop("factor", None)
@@ -100,7 +107,7 @@ def load_solution(root: Path, layer: str, method: Method) -> Solution:
 def check_record(path: Path) -> None:
     """Read a whole record and compare every array to its digest; raises StoreDamagedError."""
     specs = {spec.name: spec for spec in (*schema.WEIGHTS, *schema.MOMENTS, *schema.LOW_RANK, *schema.SELECTION)}
-    _load(path, list(specs.values()))
+    load_record(path, list(specs.values()))
 
 
 def records(root: Path) -> list[Path]:
@@ -120,20 +127,27 @@ def delete_activations(root: Path) -> None:
     shutil.rmtree(root / "activations", ignore_errors=True)
 
 
-def _save(
+def save_record(
     path: Path, specs: Sequence[ArraySpec], arrays: Arrays, values: Mapping[str, Any], provenance: Provenance
 ) -> None:
+    """Write a record whole: the arrays that `specs` declares, plain values, and what travels along."""
     with new_folder(path) as folder:
         group = zarr.open_group(folder, mode="w")
         for spec in specs:
             if spec.name in arrays:
                 schema.write_array(group, spec, arrays[spec.name])
-        digests = {name: _digest(array) for name, array in arrays.items()}
-        body = {**values, "digests": digests, "provenance": dict(provenance)}
-        group.attrs.update({**body, "digest": digest_of(body)})
+        digests = {name: digest_of_array(array) for name, array in arrays.items()}
+        seal(group, values, digests, provenance)
 
 
-def _load(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
+def seal(group: zarr.Group, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance) -> None:
+    """Write a record's plain values, its arrays' digests and what travels along, under a digest of their own."""
+    body = {**values, "digests": dict(digests), "provenance": dict(provenance)}
+    group.attrs.update({**body, "digest": digest_of(body)})
+
+
+def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
+    """Read the arrays of `specs` that a record has, and its values; StoreNotFoundError, StoreDamagedError."""
     values = _attributes(path)
     digests = values["digests"]
     group = zarr.open_group(path, mode="r")
@@ -146,7 +160,7 @@ def _load(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any
         except schema.DECODE_ERRORS as error:
             message = f"'{path}': array '{spec.name}' is damaged ({error}); make the record again"
             raise StoreDamagedError(message) from error
-        if _digest(array) != digests[spec.name]:
+        if digest_of_array(array) != digests[spec.name]:
             raise StoreDamagedError(f"'{path}': array '{spec.name}' does not match its digest; make the record again")
         arrays[spec.name] = array
     return arrays, values
@@ -164,5 +178,6 @@ def _attributes(path: Path) -> dict[str, Any]:
     return body
 
 
-def _digest(array: NDArray[Any]) -> int:
+def digest_of_array(array: NDArray[Any]) -> int:
+    """CRC-32 of an array's bytes."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).data.cast("B"))

@@ -53,9 +53,17 @@ class RowsRecord:
     features: int
     dtype: str
     rows_per_sample: int
+    """`VARYING` (0) where samples give as many as they have."""
     rows: int = 0
     tile_digests: tuple[int, ...] = ()
     """CRC-32 of each committed tile's bytes, before compression."""
+    whole_samples: int = 0
+    """Where that varies: samples all of whose rows are surely on disk."""
+
+    @property
+    def committed_samples(self) -> int:
+        """Samples all of whose rows are on disk."""
+        return self.rows // self.rows_per_sample if self.rows_per_sample else self.whole_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ class DomainRecord:
     @property
     def committed_samples(self) -> int:
         """Samples all of whose rows, in every layer, are on disk."""
-        return min((rows.rows // rows.rows_per_sample for rows in self.layers.values()), default=0)
+        return min((rows.committed_samples for rows in self.layers.values()), default=0)
 
     def fingerprint(self, layer: str) -> str:
         """Digest of the rows of one layer: equal digests, equal rows."""

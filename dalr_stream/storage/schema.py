@@ -44,6 +44,17 @@ MOMENTS = (
     ArraySpec("maximum", ("feature",), "float64", "largest x; NaN where unknown"),
     ArraySpec("nonzero", ("feature",), "int64", "rows in which the feature is not zero"),
 )
+FOLD = (
+    ArraySpec("mean", ("feature",), "float64", "mean of the rows so far"),
+    ArraySpec("scatter", ("row", "feature"), "float64", "lower triangle of the scatter, or its last rows"),
+    ArraySpec("maximum", ("feature",), "float64", "largest x so far"),
+    ArraySpec("minimum", ("feature",), "float64", "smallest x so far"),
+    ArraySpec("nonzero", ("feature",), "int64", "rows in which the feature is not zero"),
+)
+PENDING = (
+    ArraySpec("pending", ("row", "feature"), "that of the activations", "rows that fill no tile yet"),
+    ArraySpec("pending_sample", ("row",), "int64", "the sample each of them came from"),
+)
 LOW_RANK = (
     ArraySpec("basis", ("output", "rank"), "float64", "orthonormal columns U; up at rank k is its first k columns"),
     ArraySpec("down", ("rank", "input"), "float64", "U'M; down at rank k is its first k rows"),
@@ -92,5 +103,6 @@ def write_array(group: zarr.Group, spec: ArraySpec, values: NDArray[Any]) -> Non
     """Write one whole array of a record."""
     array = create_array(group, spec.name, values.shape, values.dtype, dimensions=spec.dimensions)
     array.attrs["meaning"] = spec.meaning
-    if values.size:
-        array[...] = values
+    rows = array.chunks[0]
+    for first in range(0, values.shape[0] if values.size else 0, rows):  # all at once would hold many chunks twice
+        array[first : first + rows] = values[first : first + rows]

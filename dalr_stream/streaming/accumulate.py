@@ -1,28 +1,38 @@
 """Schedules folds over the tiles of a store; the numbers are decided elsewhere.
 
-A task is one lane of one layer: it reads its tiles in order and folds them in place (`numerics.folding`). Tasks are
-pure and keyed by the data they read, so a scheduler may run them anywhere, in any order, and again after a failure.
-Layers are done one after the other, so memory is one layer's lanes and never grows with the number of rows.
+Tasks (`lanes.LaneTask`) are pure and keyed by the data they read, so a scheduler may run them anywhere, in any order,
+and again after a failure. Layers are done one after the other, so memory is one layer's lanes and never grows with the
+number of rows. A wide layer has one lane: on threads its blocks are shared, on a cluster its strips are, and where
+even one matrix does not fit, strips are folded one after the other, each in a pass over the rows.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from dask.base import compute
 from dask.delayed import delayed
 
-from dalr_stream.errors import NonFiniteError, StoreError
-from dalr_stream.numerics.folding import FoldRule, HoldoutRule, LaneFold, SplitMoments, merge_all
+from dalr_stream.errors import StoreError
+from dalr_stream.numerics.folding import (
+    FoldRule,
+    LaneState,
+    SplitMoments,
+    Strip,
+    join_strips,
+    merge_all,
+    strips,
+)
+from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.rank_k import one_blas_thread
 from dalr_stream.storage.activations import ActivationStore
-
-TileDone = Callable[[int], None]
-"""Called with the number of rows of each tile that was folded, from the thread that folded it."""
+from dalr_stream.storage.unfinished import Unfinished
+from dalr_stream.streaming.cluster import Cluster
+from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +42,40 @@ class Threads:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
 
+Workers = Threads | Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """How rows become moments: what is kept apart, who folds, and within what."""
+
+    holdout: HoldoutRule = field(default_factory=HoldoutRule)
+    """Keeps a seeded share of the samples apart: a tenth by default."""
+    workers: Workers = field(default_factory=Threads)
+    """Threads of this process, all cores by default, or a cluster. No bit depends on it."""
+    memory_limit_bytes: int | None = None
+    """For folding on threads, beyond what the process holds already; see `plan`."""
+    pace: Callable[[], Pace] = Pace
+    """When checkpoints are written."""
+
+    @property
+    def threads(self) -> Threads:
+        """Threads of this process; one where a cluster does the work."""
+        return self.workers if isinstance(self.workers, Threads) else Threads(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What an accumulation tells, and what it leaves behind for the one after a kill."""
+
+    tile_done: TileDone | None = None
+    unfinished: Unfinished | None = None
+    pace: Callable[[], Pace] = Pace
+
+
 def fold_rule(store: ActivationStore, domain: str, layer: str, holdout: HoldoutRule) -> FoldRule:
     """Return the rule by which this layer's rows are folded."""
-    rows = store.rows(domain, layer)
-    return FoldRule(rows.features, rows.rows_per_sample, holdout)
+    return FoldRule(store.rows(domain, layer).features, holdout)
 
 
 def accumulate_layer(
@@ -44,41 +84,97 @@ def accumulate_layer(
     layer: str,
     *,
     holdout: HoldoutRule,
-    threads: Threads,
-    tile_done: TileDone | None = None,
+    workers: Workers,
+    watch: Watch | None = None,
 ) -> SplitMoments:
     """Return the moments of one layer's committed rows on one domain, training and held-out.
 
-    The same rows give the same bits for any number of workers and any batching at capture. Peak memory: one
-    accumulator of 8 d^2 bytes a lane (twice that with a held-out share), and one tile a worker.
+    The same rows give the same bits for any workers, threads or processes, and any batching at capture. Peak memory:
+    one accumulator of 8 d^2 bytes a lane (twice that with a held-out share), and two tiles a worker; on a cluster a
+    worker holds one lane, or one strip, and this process all of them.
 
     Raises StoreError where the domain is not complete or a tile is damaged.
     """
+    require_complete(store, domain)
+    task = LaneTask(store.root, domain, layer, fold_rule(store, domain, layer, holdout))
+    watch = watch or Watch()
+    if isinstance(workers, Cluster):
+        return _on_cluster(store, task, workers, watch)
+    if task.rule.lanes == 1:
+        return next(accumulate_strips(store, task, [Strip(0, task.rule.features)], workers, watch)).moments()
+    fold = delayed(_fold_and_freeze, pure=True)
+    key = f"fold-{domain}-{layer}-{store.domain(domain).fingerprint(layer)[:16]}"
+    lanes = [fold(lane, watch, dask_key_name=f"{key}-{lane.lane}") for lane in _lanes(task)]
+    with one_blas_thread():
+        return merge_all(compute(*lanes, scheduler="threads", num_workers=workers.workers))
+
+
+def accumulate_strips(
+    store: ActivationStore, task: LaneTask, cut: Sequence[Strip], threads: Threads, watch: Watch
+) -> Iterator[LaneState]:
+    """Yield the strips of a one-lane layer, ascending, each from a pass of its own over the rows."""
+    require_complete(store, task.domain)
+    cutting = len(cut) > 1
+    for strip in cut:
+        one = LaneTask(task.root, task.domain, task.layer, task.rule, 0, strip if cutting else None)
+        with _pool(threads.workers) as executor:
+            state = fold_lane(one, executor, unfinished=watch.unfinished, pace=watch.pace(), tile_done=watch.tile_done)
+        if cutting and watch.unfinished is not None:  # the record is not whole before the last strip
+            watch.unfinished.save(one.name, saved(store.tiles(task.domain, task.layer), state))
+        yield state
+
+
+def require_complete(store: ActivationStore, domain: str) -> None:
+    """Raise StoreError where a domain's capture was not finished."""
     record = store.domain(domain)
     if not record.complete:
         raise StoreError(
             f"'{store.root}': domain '{domain}' is not complete ({record.committed_samples} samples are committed): "
             "run the capture again, it goes on where it stopped"
         )
-    rule = fold_rule(store, domain, layer, holdout)
-    tiles = store.tiles(domain, layer)
-    key = f"{domain}-{layer}-{record.fingerprint(layer)[:16]}"
-    columns_at_once = rule.lanes == 1 and threads.workers > 1
-    pool = ThreadPoolExecutor(threads.workers) if columns_at_once else nullcontext()
-    with pool as executor, one_blas_thread():
 
-        def fold_lane(lane: int) -> SplitMoments:
-            fold = LaneFold(rule, executor)
-            for tile in range(lane, tiles, rule.lanes):
-                rows = store.read_tile(domain, layer, tile)
-                try:
-                    fold.update(tile, rows)
-                except NonFiniteError as error:
-                    raise NonFiniteError(f"layer '{layer}' on '{domain}', tile {tile}: {error}") from None
-                if tile_done is not None:
-                    tile_done(rows.shape[0])
-            return fold.freeze()
 
-        fold = delayed(fold_lane, pure=True)
-        lanes = [fold(lane, dask_key_name=f"fold-{key}-{lane}") for lane in range(rule.lanes)]
-        return merge_all(compute(*lanes, scheduler="threads", num_workers=threads.workers))
+def _lanes(task: LaneTask) -> list[LaneTask]:
+    return [LaneTask(task.root, task.domain, task.layer, task.rule, lane) for lane in range(task.rule.lanes)]
+
+
+def _fold_and_freeze(task: LaneTask, watch: Watch) -> SplitMoments:
+    return fold_lane(task, unfinished=watch.unfinished, pace=watch.pace(), tile_done=watch.tile_done).moments()
+
+
+def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch: Watch) -> SplitMoments:
+    """Fold lanes, or the strips of the one lane, on the cluster's workers; join them here."""
+    rule = task.rule
+    wide = rule.lanes == 1
+    cells = rule.features * rule.features // 2 // max(cluster.workers, 1)
+    tasks = _lanes(task)
+    if wide:
+        tasks = [LaneTask(task.root, task.domain, task.layer, rule, 0, s) for s in strips(rule.features, cells)]
+    prefix = f"fold-{task.domain}-{task.layer}-{store.domain(task.domain).fingerprint(task.layer)[:16]}"
+    rows = store.rows(task.domain, task.layer).rows
+    told = 0
+
+    def done(finished: int) -> None:
+        nonlocal told
+        if watch.tile_done is not None:
+            now = rows * finished // len(tasks)
+            watch.tile_done(now - told)
+            told = now
+
+    states = cluster.map(fold_lane, {f"{prefix}-{task.name}-{rule.holdout}": (task,) for task in tasks}, done)
+    if not wide:
+        return merge_all([state.moments() for state in states])
+    heldout = [state.heldout for state in states if state.heldout is not None]
+    return LaneState(
+        join_strips([state.training for state in states]), join_strips(heldout) if heldout else None
+    ).moments()
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor | None]:
+    """Threads that share a wide matrix's blocks; none where one worker does them all."""
+    if workers == 1:
+        yield None
+        return
+    with ThreadPoolExecutor(workers) as executor:
+        yield executor

@@ -1,7 +1,11 @@
 """What a run will cost, by arithmetic alone, before anything runs.
 
 The figures follow from the layers' shapes and the fold's rules; nothing is measured and nothing is allocated. Memory
-is what the engine holds *beyond* the network and its input batches, which it cannot know.
+is what the engine holds *beyond* the process, the network and its input batches, which it cannot know.
+
+Under a limit the plan trades time for memory: folding from a store, a wide matrix is cut into strips, each a pass over
+its rows; folding directly, the layers are done in groups, each a pass of the data through the network. What does not
+fit even so is refused, with the alternatives and their figures.
 """
 
 from __future__ import annotations
@@ -10,10 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dalr_stream.errors import MemoryLimitError
-from dalr_stream.numerics.folding import lane_count, tile_rows
+from dalr_stream.numerics.folding import Strip, lane_count, strips
+from dalr_stream.numerics.rank_k import BLOCK_COLUMNS
+from dalr_stream.numerics.tiling import tile_rows
+from dalr_stream.storage.schema import MAX_CHUNK_BYTES
 
 _FLOAT64 = 8
 _FLOAT32 = 4
+
+TILES_IN_FLIGHT = 4
+"""Per worker: the tile being folded, the next one, and the next one's bytes before and while they are unpacked."""
+SAVING_BYTES = 3 * MAX_CHUNK_BYTES
+"""A record leaves memory a chunk at a time: the chunk, its packed form, and the one it is merged with in a strip."""
+ORDERS_OF_JOINING = 2
+"""Joining two lanes makes the new matrix and the rank-one term between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +37,10 @@ class LayerLoad:
     name: str
     features: int
     rows: int
+    itemsize: int = _FLOAT32
+    """Bytes of one activation."""
+    outputs: int | None = None
+    """Width of the layer's outputs, where they could be watched instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +54,19 @@ class LayerCost:
     """Activations on disk before compression: an upper bound, zstd makes it less."""
     moments_bytes: int
     """Moment records kept on disk."""
-    accumulate_bytes: int
-    """Memory while this layer is folded from a store."""
+    strips: tuple[Strip, ...]
+    """How the matrix is cut when folded from a store: as many passes over the rows."""
+    store_bytes: int
+    """Memory while this layer is folded from a store, so cut."""
     direct_bytes: int
-    """Memory this layer holds for the whole capture when it is folded directly."""
+    """Memory this layer holds for a whole pass when it is folded directly."""
     multiply_adds: int
     """Of the rank-k updates, the dominant cost of accumulation: rows d^2 / 2."""
+
+    @property
+    def passes(self) -> int:
+        """Times its rows are read from the store."""
+        return len(self.strips)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,53 +74,165 @@ class MemoryPlan:
     """The cost of every layer, and of the run."""
 
     layers: tuple[LayerCost, ...]
+    direct: bool
+    groups: tuple[tuple[str, ...], ...]
+    """Layers folded in the same pass through the network, for a direct run; all of them for a capture."""
+    shared_bytes: int
+    """Memory that the layers of a direct run take turns in."""
+    memory_limit_bytes: int | None
+    alternatives: tuple[str, ...]
+    """Other ways to run the layer that needs most, with their figures."""
 
     @property
     def disk_bytes(self) -> int:
         """Disk for activations and moments of all layers."""
-        return sum(layer.disk_bytes + layer.moments_bytes for layer in self.layers)
+        kept = 0 if self.direct else sum(layer.disk_bytes for layer in self.layers)
+        return kept + sum(layer.moments_bytes for layer in self.layers)
 
     @property
-    def accumulate_peak_bytes(self) -> int:
-        """Peak of accumulation from a store, where layers are done one after the other."""
-        return max((layer.accumulate_bytes for layer in self.layers), default=0)
+    def peak_bytes(self) -> int:
+        """Peak memory: of the widest layer from a store, of the heaviest group of layers directly."""
+        if not self.direct:
+            return max((layer.store_bytes for layer in self.layers), default=0)
+        held = {layer.name: layer.direct_bytes for layer in self.layers}
+        return self.shared_bytes + max((sum(held[name] for name in group) for group in self.groups), default=0)
 
     @property
-    def direct_peak_bytes(self) -> int:
-        """Peak of direct accumulation, where every layer folds during the one pass."""
-        return sum(layer.direct_bytes for layer in self.layers)
+    def multiply_adds(self) -> int:
+        """Of all rank-k updates."""
+        return sum(layer.multiply_adds for layer in self.layers)
 
-    def require(self, memory_limit_bytes: int | None) -> None:
-        """Raise MemoryLimitError, with the alternative and its figure, where a store run would not fit."""
-        if memory_limit_bytes is None or self.accumulate_peak_bytes <= memory_limit_bytes:
+    def require(self) -> None:
+        """Raise MemoryLimitError, with the alternatives and their figures, where the run would not fit."""
+        limit = self.memory_limit_bytes
+        if limit is None or self.peak_bytes <= limit:
             return
-        worst = max(self.layers, key=lambda layer: layer.accumulate_bytes)
+        worst = max(self.layers, key=_direct if self.direct else _from_store)
         raise MemoryLimitError(
-            f"layer '{worst.name}': folding {worst.features} features needs "
-            f"{worst.accumulate_bytes / 2**20:,.0f} MiB, the limit is {memory_limit_bytes / 2**20:,.0f} MiB: keep no "
-            f"held-out share, watch narrower layers, or raise the limit"
+            f"layer '{worst.name}': folding {worst.features:,} features needs {_mib(self.peak_bytes)} "
+            f"{'directly' if self.direct else 'from a store'}, the limit is {_mib(limit)}: "
+            + "; ".join((*self.alternatives, "or raise the limit"))
         )
 
 
-def plan(loads: Sequence[LayerLoad], *, domains: int, workers: int, heldout: bool) -> MemoryPlan:
-    """Return the cost of capturing and accumulating `loads` on `domains` domains with `workers` threads."""
-    return MemoryPlan(tuple(_cost(load, domains, workers, 2 if heldout else 1) for load in loads))
+def plan(
+    loads: Sequence[LayerLoad],
+    *,
+    threads: int,
+    heldout_share: float,
+    domains: int = 1,
+    direct: bool = False,
+    memory_limit_bytes: int | None = None,
+) -> MemoryPlan:
+    """Return the cost of capturing and accumulating `loads` on `domains` domains with `threads` threads."""
+    layers = tuple(_cost(load, domains, threads, heldout_share, memory_limit_bytes) for load in loads)
+    shared = max((_turns(load, heldout_share) for load in loads), default=0)
+    return MemoryPlan(
+        layers,
+        direct,
+        _groups(layers, None if memory_limit_bytes is None or not direct else memory_limit_bytes - shared),
+        shared,
+        memory_limit_bytes,
+        _alternatives(loads, layers, direct=direct, threads=threads, heldout_share=heldout_share),
+    )
 
 
-def _cost(load: LayerLoad, domains: int, workers: int, parts: int) -> LayerCost:
-    d = load.features
-    record = _FLOAT64 * d * d * parts
-    lanes = lane_count(d)
-    tile = tile_rows(d) * d
-    folding = min(lanes, workers) * tile * (_FLOAT32 + _FLOAT64)
-    merging = record if lanes > 1 else 0
+def _cost(
+    load: LayerLoad, domains: int, threads: int, heldout_share: float, memory_limit_bytes: int | None
+) -> LayerCost:
+    d, parts = load.features, 2 if heldout_share else 1
+    cut = _strips(load, parts, memory_limit_bytes)
     return LayerCost(
         name=load.name,
         features=d,
         rows=load.rows,
-        disk_bytes=load.rows * d * _FLOAT32,
-        moments_bytes=record * domains,
-        accumulate_bytes=lanes * record + merging + folding,
-        direct_bytes=lanes * record + merging + lanes * tile * _FLOAT64 + tile * _FLOAT32,
+        disk_bytes=load.rows * d * load.itemsize,
+        moments_bytes=_FLOAT64 * d * d * parts * domains,
+        strips=cut,
+        store_bytes=max(_store_bytes(load, strip, parts, threads) for strip in cut),
+        direct_bytes=lane_count(d) * parts * _FLOAT64 * d * d + _tile_bytes(load),
         multiply_adds=load.rows * d * d // 2,
     )
+
+
+def _store_bytes(load: LayerLoad, strip: Strip, parts: int, threads: int) -> int:
+    """Accumulators, and what comes and goes beside them: tiles, then matrices being joined, then chunks being saved."""
+    lanes = lane_count(load.features)
+    record = _FLOAT64 * strip.cells
+    working = min(lanes, threads) * (TILES_IN_FLIGHT * _tile_bytes(load) + _turns(load, parts - 1, strip.stop))
+    joining = ORDERS_OF_JOINING * record if lanes > 1 else 0
+    return lanes * parts * record + max(working, joining, SAVING_BYTES)
+
+
+def _turns(load: LayerLoad, heldout_share: float, columns: int | None = None) -> int:
+    """One tile in float64, and its training and held-out rows where they are parted."""
+    rows = tile_rows(load.features)
+    return _FLOAT64 * (rows + 1) * (columns or load.features) + (_tile_bytes(load) if heldout_share else 0)
+
+
+def _tile_bytes(load: LayerLoad) -> int:
+    return tile_rows(load.features) * load.features * load.itemsize
+
+
+def _strips(load: LayerLoad, parts: int, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+    """Cut the matrix of a one-lane layer so that each strip fits, where any cut does."""
+    d = load.features
+    whole = Strip(0, d)
+    if memory_limit_bytes is None or lane_count(d) > 1 or _store_bytes(load, whole, parts, 1) <= memory_limit_bytes:
+        return (whole,)
+    beside = _store_bytes(load, whole, parts, 1) - parts * _FLOAT64 * whole.cells
+    return strips(d, max(0, memory_limit_bytes - beside) // (_FLOAT64 * parts))
+
+
+def _groups(layers: Sequence[LayerCost], room_bytes: int | None) -> tuple[tuple[str, ...], ...]:
+    """Fill passes with layers in their order; one that fits nowhere has a pass of its own."""
+    groups: list[list[str]] = []
+    left = 0
+    for layer in layers:
+        if not groups or (room_bytes is not None and layer.direct_bytes > left):
+            groups.append([])
+            left = room_bytes or 0
+        groups[-1].append(layer.name)
+        left -= layer.direct_bytes
+    return tuple(tuple(group) for group in groups)
+
+
+def _alternatives(
+    loads: Sequence[LayerLoad],
+    layers: Sequence[LayerCost],
+    *,
+    direct: bool,
+    threads: int,
+    heldout_share: float,
+) -> tuple[str, ...]:
+    """Say what could be done about the layer that needs most, and what it would need then."""
+    if not loads:
+        return ()
+    load, cost = max(zip(loads, layers, strict=True), key=lambda pair: (_direct if direct else _from_store)(pair[1]))
+    found = []
+    if direct:
+        found.append(f"capture to a store first ({_mib(cost.store_bytes)} in {cost.passes} passes over the rows)")
+    elif lane_count(load.features) == 1:
+        narrowest = strips(load.features, 0)
+        least = max(_store_bytes(load, strip, 2 if heldout_share else 1, threads) for strip in narrowest)
+        found.append(f"the narrowest strips of {BLOCK_COLUMNS} rows need {_mib(least)}")
+    if heldout_share:
+        bare = plan([load], threads=threads, heldout_share=0.0, direct=direct)
+        found.append(f"keep no held-out share ({_mib(bare.peak_bytes)} uncut)")
+    if load.outputs is not None and load.outputs < load.features:
+        outputs = LayerLoad(load.name, load.outputs, load.rows, load.itemsize)
+        narrow = plan([outputs], threads=threads, heldout_share=heldout_share, direct=direct)
+        found.append(f"watch its {load.outputs:,} outputs alone, which anchored DALR needs ({_mib(narrow.peak_bytes)})")
+    return tuple(found)
+
+
+def _direct(layer: LayerCost) -> int:
+    return layer.direct_bytes
+
+
+def _from_store(layer: LayerCost) -> int:
+    return layer.store_bytes
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"

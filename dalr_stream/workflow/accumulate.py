@@ -7,11 +7,31 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.numerics.folding import FoldRule, HoldoutRule, SplitMoments
+import numpy as np
+
+from dalr_stream.numerics.folding import FoldRule, SplitMoments, Strip
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.storage.activations import ActivationStore, locked
-from dalr_stream.storage.archive import load_moments, moments_path, provenance_of, save_moments
-from dalr_stream.streaming.accumulate import Threads, accumulate_layer, fold_rule
+from dalr_stream.storage.archive import (
+    load_moments,
+    moments_count,
+    moments_path,
+    provenance_of,
+    save_moments,
+)
+from dalr_stream.storage.manifest import RowsRecord
+from dalr_stream.storage.strips import save_strips
+from dalr_stream.storage.unfinished import Unfinished
+from dalr_stream.streaming.accumulate import (
+    Folding,
+    Watch,
+    accumulate_layer,
+    accumulate_strips,
+    fold_rule,
+)
+from dalr_stream.streaming.cluster import Cluster
+from dalr_stream.streaming.lanes import LaneTask
+from dalr_stream.streaming.plan import LayerLoad, plan
 from dalr_stream.workflow.progress import Progress, Silent
 
 TRAINING, HELDOUT = "training", "heldout"
@@ -32,6 +52,15 @@ class LayerMoments(Mapping[str, Moments]):
             {name: part.heldout for name, part in split.items() if part.heldout.count},
         )
 
+    @classmethod
+    def stored(cls, root: Path, domain: str, layers: Sequence[str]) -> LayerMoments:
+        """Read each record from a store whenever it is asked for, and hold none."""
+        paths = {
+            part: {name: moments_path(root, domain, name, part) for name in layers} for part in (TRAINING, HELDOUT)
+        }
+        apart = {name: path for name, path in paths[HELDOUT].items() if moments_count(path)}
+        return cls(_Stored(paths[TRAINING]), _Stored(apart))
+
     def __getitem__(self, layer: str) -> Moments:
         return self.training[layer]
 
@@ -42,29 +71,52 @@ class LayerMoments(Mapping[str, Moments]):
         return len(self.training)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored(Mapping[str, Moments]):
+    """Moment records by layer name, on disk until one is asked for."""
+
+    paths: Mapping[str, Path]
+
+    def __getitem__(self, layer: str) -> Moments:
+        return load_moments(self.paths[layer])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
 def accumulate(
     store: str | Path,
     *,
     domain: str,
     layers: Sequence[str] | None = None,
-    holdout: HoldoutRule | None = None,
-    threads: Threads | None = None,
+    folding: Folding | None = None,
     progress: Progress | None = None,
 ) -> LayerMoments:
-    """Return the moments of one domain of a store, by layer.
+    """Return the moments of one domain of a store, by layer; each is read from the store when it is asked for.
 
-    Moments made before from the same rows by the same rule are read from the store, also when the activations
-    themselves were deleted; otherwise they are accumulated and kept there. `holdout` keeps a seeded share of the
-    samples apart: a tenth by default. The same rows give the same bits, whatever the batches and the workers.
+    Moments made before from the same rows by the same rule are used again, also when the activations themselves were
+    deleted; otherwise they are accumulated and kept in the store. Killed, the next call goes on from the last
+    checkpoint. The same rows give the same bits, whatever the batches, the workers and the interruptions. Under a
+    memory limit a matrix that does not fit is folded in strips, each in a pass over the rows.
 
-    Raises StoreNotFoundError, StoreDamagedError, StoreError for a domain that is not complete.
+    Raises StoreNotFoundError, StoreDamagedError, StoreError for a domain that is not complete, MemoryLimitError with
+    the alternatives where even strips do not fit, StoreLockedError where another process writes to the store.
     """
     opened = ActivationStore(store)
-    holdout = holdout or HoldoutRule()
+    folding, progress = folding or Folding(), progress or Silent()
     names = list(opened.domain(domain).layers) if layers is None else list(layers)
-    progress = progress or Silent()
-    split = {name: _layer(opened, domain, name, holdout, threads or Threads(), progress) for name in names}
-    return LayerMoments.of(split)
+    for name in names:
+        task = LaneTask(opened.root, domain, name, fold_rule(opened, domain, name, folding.holdout))
+        provenance = moments_provenance(opened, domain, name, task.rule)
+        if all(provenance_of(path) == provenance for path in _paths(task).values()):
+            progress.note(f"moments of '{name}' on '{domain}' are up to date")
+            continue
+        with locked(opened.root):
+            _fold(opened, task, provenance, folding, progress)
+    return LayerMoments.stored(opened.root, domain, names)
 
 
 def moments_provenance(store: ActivationStore, domain: str, layer: str, rule: FoldRule) -> dict[str, Any]:
@@ -82,17 +134,41 @@ def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provena
         save_moments(moments_path(root, domain, layer, part), moments, provenance)
 
 
-def _layer(
-    store: ActivationStore, domain: str, layer: str, holdout: HoldoutRule, threads: Threads, progress: Progress
-) -> SplitMoments:
-    provenance = moments_provenance(store, domain, layer, fold_rule(store, domain, layer, holdout))
-    paths = [moments_path(store.root, domain, layer, part) for part in (TRAINING, HELDOUT)]
-    if all(provenance_of(path) == provenance for path in paths):
-        progress.note(f"moments of '{layer}' on '{domain}' are up to date")
-        return SplitMoments(*(load_moments(path) for path in paths))
-    rows = store.rows(domain, layer).rows
-    with progress.track(f"accumulate {domain}/{layer}", rows, "rows") as advance:
-        split = accumulate_layer(store, domain, layer, holdout=holdout, threads=threads, tile_done=advance)
-    with locked(store.root):
-        save_split(store.root, domain, layer, split, provenance)
-    return split
+def _fold(
+    store: ActivationStore, task: LaneTask, provenance: Mapping[str, Any], folding: Folding, progress: Progress
+) -> None:
+    """Fold one layer and keep its moments."""
+    rows, workers = store.rows(task.domain, task.layer), folding.workers
+    unfinished = Unfinished(task.root, task.domain, task.layer, provenance)
+    cut = _strips(rows, task, folding)
+    if len(cut) > 1:
+        progress.note(f"'{task.layer}' on '{task.domain}': {len(cut)} passes over the rows, to stay within the limit")
+    with progress.track(f"accumulate {task.domain}/{task.layer}", rows.rows * len(cut), "rows") as advance:
+        watch = Watch(advance, unfinished, folding.pace)
+        if len(cut) > 1:
+            states = accumulate_strips(store, task, cut, folding.threads, watch)
+            save_strips(_paths(task), rows.features, states, provenance)
+        else:
+            split = accumulate_layer(
+                store, task.domain, task.layer, holdout=task.rule.holdout, workers=workers, watch=watch
+            )
+            save_split(task.root, task.domain, task.layer, split, provenance)
+    unfinished.drop()
+
+
+def _strips(rows: RowsRecord, task: LaneTask, folding: Folding) -> tuple[Strip, ...]:
+    """Cut one layer's matrix so that it fits; raises MemoryLimitError where nothing does."""
+    if isinstance(folding.workers, Cluster):
+        return (Strip(0, rows.features),)
+    cost = plan(
+        [LayerLoad(task.layer, rows.features, rows.rows, itemsize=np.dtype(rows.dtype).itemsize)],
+        threads=folding.threads.workers,
+        heldout_share=folding.holdout.share,
+        memory_limit_bytes=folding.memory_limit_bytes,
+    )
+    cost.require()
+    return cost.layers[0].strips
+
+
+def _paths(task: LaneTask) -> dict[str, Path]:
+    return {part: moments_path(task.root, task.domain, task.layer, part) for part in (TRAINING, HELDOUT)}

@@ -1,6 +1,8 @@
 """Network and data to moments in one pass, with no activations kept.
 
-The rows take the same tiles and lanes as on the way through a store, so the moments are the same to the bit.
+The rows take the same tiles and lanes as on the way through a store, so the moments are the same to the bit. Given a
+store, the moments are kept there and a run that was killed goes on from its last checkpoint; under a memory limit the
+layers are done in groups, each in a pass of its own through the network.
 """
 
 from __future__ import annotations
@@ -15,23 +17,15 @@ from torch import nn
 
 from dalr_stream.network.capture import capture_rows
 from dalr_stream.network.layers import LayerSpec
-from dalr_stream.numerics.folding import (
-    FoldRule,
-    HoldoutRule,
-    LaneFold,
-    RowBatch,
-    Rows,
-    SplitMoments,
-    Tiler,
-    merge_all,
-    rows_per_sample,
-)
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.rank_k import one_blas_thread
+from dalr_stream.numerics.folding import SplitMoments
 from dalr_stream.storage.activations import open_writer
-from dalr_stream.storage.manifest import NetworkRecord, digest_of
-from dalr_stream.streaming.accumulate import Threads
+from dalr_stream.storage.manifest import digest_of
+from dalr_stream.storage.unfinished import Unfinished
+from dalr_stream.streaming.accumulate import Folding
+from dalr_stream.streaming.plan import LayerLoad, plan
 from dalr_stream.workflow.accumulate import LayerMoments, save_split
+from dalr_stream.workflow.capture import keep_weights, network_record
+from dalr_stream.workflow.fold_sink import FoldSink
 from dalr_stream.workflow.progress import Progress, Silent
 
 
@@ -40,90 +34,86 @@ def accumulate_stream(
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     *,
-    holdout: HoldoutRule | None = None,
-    threads: Threads | None = None,
+    folding: Folding | None = None,
     progress: Progress | None = None,
 ) -> LayerMoments:
     """Return the moments of the inputs of `layers`, by layer, folding rows as the network makes them.
 
-    Nothing is written, so nothing can be resumed: for runs of hours, capture to a store. Raises as `capture` does.
-    Memory: every layer's lanes at once, see `streaming.plan`.
+    Nothing is written, so nothing can be resumed: for runs of hours see `accumulate_into`. Memory: every layer's lanes
+    at once, see `streaming.plan`; under a memory limit the layers are done in groups, a pass each.
+
+    Raises as `capture` does, and MemoryLimitError with the alternatives where one layer alone does not fit.
     """
-    threads = threads or Threads()
-    progress = progress or Silent()
-    with ThreadPoolExecutor(threads.workers) as executor:
-        sink = FoldSink(holdout or HoldoutRule(), executor)
-        total = len(batches) if isinstance(batches, Sized) else None
-        with progress.track("capture and fold", total, "batches") as advance:
-            capture_rows(model, batches, layers, sink, batch_done=lambda _samples, _spared: advance(1))
-        split = sink.freeze()
-    return LayerMoments.of(split)
+    folding, progress = folding or Folding(), progress or Silent()
+    found: dict[str, SplitMoments] = {}
+    for group in _groups(layers, folding):
+        with ThreadPoolExecutor(folding.threads.workers) as executor:
+            sink = FoldSink(folding.holdout, executor)
+            _pass(model, batches, group, sink, progress)
+            found |= dict(sink.freeze())
+    return LayerMoments.of({layer.name: found[layer.name] for layer in layers})
 
 
-def keep_moments(
-    store: str | Path, domain: str, network: NetworkRecord, moments: LayerMoments, holdout: HoldoutRule
-) -> None:
-    """Write moments from `accumulate_stream` into a store that keeps no activations of this domain."""
+def accumulate_into(
+    store: str | Path,
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    *,
+    domain: str,
+    folding: Folding | None = None,
+    progress: Progress | None = None,
+) -> LayerMoments:
+    """Do what `accumulate_stream` does, keep moments and weights in a store, and resume there after a kill.
+
+    Batches before the last checkpoint are compared by digest and not run again. Raises as `accumulate_stream` does,
+    FingerprintMismatchError where the store came from another network or the batches changed since the checkpoint.
+    """
     root = Path(store)
+    folding, progress = folding or Folding(), progress or Silent()
+    network = network_record(model, layers)
+    groups = _groups(layers, folding)
     with open_writer(root, domain, network):
-        for layer, training in moments.items():
-            apart = moments.heldout.get(layer, Moments.empty(training.features))
-            rows = digest_of([training.count, training.mean.tolist(), training.variance.tolist()])
-            facts = {"network": network.fingerprint, "rows": f"direct:{rows}", "rule": {"holdout": asdict(holdout)}}
-            save_split(root, domain, layer, SplitMoments(training, apart), facts)
+        keep_weights(model, layers, root)
+        folds = []
+        for number, group in enumerate(groups):
+            names = [layer.name for layer in group]
+            made_from = {"network": network.fingerprint, "holdout": asdict(folding.holdout), "layers": names}
+            folds.append(Unfinished(root, domain, f"@direct-{number}", made_from))
+            with ThreadPoolExecutor(folding.threads.workers) as executor:
+                sink = FoldSink(folding.holdout, executor, unfinished=folds[-1], pace=folding.pace())
+                if sink.ended:
+                    continue
+                if sink.batches:
+                    progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
+                _pass(model, batches, group, sink, progress)
+                rows = f"direct:{digest_of([batch.digest for batch in sink.batches])}"
+                for name, split in sink.freeze():
+                    facts = {"network": network.fingerprint, "rows": rows, "rule": {"holdout": asdict(folding.holdout)}}
+                    save_split(root, domain, name, split, facts)
+                sink.keep_end()
+        for unfinished in folds:
+            unfinished.drop()
+    return LayerMoments.stored(root, domain, [layer.name for layer in layers])
 
 
-class FoldSink:
-    """A RowSink that folds rows at once and keeps only sums."""
-
-    def __init__(self, holdout: HoldoutRule, executor: ThreadPoolExecutor) -> None:
-        self._holdout = holdout
-        self._executor = executor
-        self._folds: dict[str, _LayerFold] = {}
-
-    def skip(self, batch: int, samples: int, digest: str) -> bool:  # noqa: ARG002  # protocol
-        """Skip nothing: a fold holds no batch that could be compared."""
-        return False
-
-    def write(self, batch: RowBatch) -> None:
-        """Fold every tile that the batch fills."""
-        if batch.samples == 0:
-            return
-        for name, rows in batch.rows.items():
-            fold = self._folds.get(name)
-            per_sample = rows_per_sample(name, batch, None if fold is None else fold.rule.rows_per_sample)
-            if fold is None:
-                rule = FoldRule(rows.shape[1], per_sample, self._holdout)
-                fold = self._folds[name] = _LayerFold(rule, self._executor)
-            fold.push(rows)
-
-    def finish(self) -> None:
-        """Fold the last, shorter tiles."""
-        for fold in self._folds.values():
-            fold.flush()
-
-    def freeze(self) -> dict[str, SplitMoments]:
-        """Return the moments by layer and give up the accumulators."""
-        return {name: fold.freeze() for name, fold in self._folds.items()}
+def _groups(layers: Sequence[LayerSpec], folding: Folding) -> list[list[LayerSpec]]:
+    """Part the layers into passes that fit."""
+    cost = plan(
+        [LayerLoad(layer.name, layer.inputs, 0, outputs=layer.outputs) for layer in layers],
+        threads=folding.threads.workers,
+        heldout_share=folding.holdout.share,
+        direct=True,
+        memory_limit_bytes=folding.memory_limit_bytes,
+    )
+    cost.require()
+    by_name = {layer.name: layer for layer in layers}
+    return [[by_name[name] for name in group] for group in cost.groups]
 
 
-class _LayerFold:
-    def __init__(self, rule: FoldRule, executor: ThreadPoolExecutor) -> None:
-        self.rule = rule
-        self._tiler = Tiler(rule.tile_rows)
-        self._lanes = [LaneFold(rule, executor) for _ in range(rule.lanes)]
-
-    def push(self, rows: Rows) -> None:
-        for tile, block in self._tiler.push(rows):
-            self._fold(tile, block)
-
-    def flush(self) -> None:
-        for tile, block in self._tiler.flush():
-            self._fold(tile, block)
-
-    def freeze(self) -> SplitMoments:
-        return merge_all([lane.freeze() for lane in self._lanes])
-
-    def _fold(self, tile: int, block: Rows) -> None:
-        with one_blas_thread():
-            self._lanes[tile % self.rule.lanes].update(tile, block)
+def _pass(
+    model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], sink: FoldSink, progress: Progress
+) -> None:
+    total = len(batches) if isinstance(batches, Sized) else None
+    with progress.track("capture and fold", total, "batches") as advance:
+        capture_rows(model, batches, layers, sink, batch_done=lambda _samples, _spared: advance(1))

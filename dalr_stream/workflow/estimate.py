@@ -13,6 +13,7 @@ from torch import nn
 from dalr_stream.errors import DiskSpaceError, InvalidInputError
 from dalr_stream.network.capture import call, samples_in, watched
 from dalr_stream.network.layers import LayerSpec
+from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.streaming.plan import LayerLoad, MemoryPlan, plan
 
 
@@ -20,9 +21,9 @@ def estimate(
     model: nn.Module,
     loaders: Mapping[str, Iterable[Any]],
     layers: Sequence[LayerSpec],
+    folding: Folding,
     *,
-    workers: int,
-    heldout: bool,
+    direct: bool = False,
 ) -> MemoryPlan:
     """Return disk, memory and dominant cost of capturing and accumulating every domain of `loaders`.
 
@@ -40,8 +41,15 @@ def estimate(
             raise InvalidInputError(f"estimate: the loader of '{domain}' is empty")
         for name, count in _rows_of(model, first, layers).items():
             rows[name] += count * len(batches)
-    loads = [LayerLoad(layer.name, layer.inputs, rows[layer.name]) for layer in layers]
-    return plan(loads, domains=len(loaders), workers=workers, heldout=heldout)
+    loads = [LayerLoad(layer.name, layer.inputs, rows[layer.name], outputs=layer.outputs) for layer in layers]
+    return plan(
+        loads,
+        threads=folding.threads.workers,
+        heldout_share=folding.holdout.share,
+        domains=len(loaders),
+        direct=direct,
+        memory_limit_bytes=folding.memory_limit_bytes,
+    )
 
 
 def require_disk(needed: MemoryPlan, folder: Path) -> None:

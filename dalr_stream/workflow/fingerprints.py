@@ -15,7 +15,7 @@ from typing import Any
 
 import dalr_stream
 from dalr_stream.errors import StoreNotFoundError
-from dalr_stream.numerics.folding import HoldoutRule
+from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.storage.manifest import digest_of
 from dalr_stream.workflow.config import RunConfig
 from dalr_stream.workflow.factories import code_digest

@@ -22,26 +22,27 @@ def layer_table(project: Project) -> Table:
 
 
 def cost_table(plan: MemoryPlan) -> Table:
-    """Return the plan, a row a layer and the totals."""
-    table = _table("layer", "features", "rows", "activations", "moments", "fold peak", "direct", "multiply-adds")
+    """Return the plan, a row a layer and the totals; the dominant cost is the layer's share of all multiply-adds."""
+    table = _table("layer", "features", "rows", "activations", "moments", "memory", "passes", "multiply-adds", "share")
+    passes = {name: str(number) for number, group in enumerate(plan.groups, start=1) for name in group}
     for layer in plan.layers:
         table.add_row(
             layer.name,
             f"{layer.features:,}",
             f"{layer.rows:,}",
-            _mib(layer.disk_bytes),
+            "none kept" if plan.direct else _mib(layer.disk_bytes),
             _mib(layer.moments_bytes),
-            _mib(layer.accumulate_bytes),
-            _mib(layer.direct_bytes),
+            _mib(layer.direct_bytes if plan.direct else layer.store_bytes),
+            f"no. {passes[layer.name]} of {len(plan.groups)}" if plan.direct else f"{layer.passes}",
             f"{layer.multiply_adds:.2e}",
+            f"{layer.multiply_adds / max(plan.multiply_adds, 1):.0%}",
         )
     table.add_section()
-    rows = sum(layer.rows for layer in plan.layers)
-    adds = sum(layer.multiply_adds for layer in plan.layers)
-    disk = sum(layer.disk_bytes for layer in plan.layers)
     moments = sum(layer.moments_bytes for layer in plan.layers)
-    peak, direct = plan.accumulate_peak_bytes, plan.direct_peak_bytes
-    table.add_row("total", "", f"{rows:,}", _mib(disk), _mib(moments), _mib(peak), _mib(direct), f"{adds:.2e}")
+    rows = sum(layer.rows for layer in plan.layers)
+    disk = _mib(plan.disk_bytes - moments)
+    adds = f"{plan.multiply_adds:.2e}"
+    table.add_row("total", "", f"{rows:,}", disk, _mib(moments), f"peak {_mib(plan.peak_bytes)}", "", adds, "")
     return table
 
 

@@ -19,7 +19,7 @@ from dalr_stream.network.layers import LayerSpec, match_names, select_layers
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.storage.archive import solution_path
 from dalr_stream.storage.manifest import Manifest, NetworkRecord
-from dalr_stream.streaming.accumulate import Threads
+from dalr_stream.streaming.accumulate import Folding, Threads
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.capture import network_record, with_consumers
 from dalr_stream.workflow.config import DataSection, EvaluateSection, RunConfig
@@ -99,8 +99,13 @@ class Project:
         """Return what capturing and accumulating will cost."""
         with importing_from(self.folder):
             loaders = {domain: self.batches(domain) for domain in self.config.domains}
-            heldout = any(self.prints.holdout(domain).share for domain in loaders)
-            return estimate(self.network, loaders, self.watched, workers=self.threads.workers, heldout=heldout)
+            return estimate(
+                self.network,
+                loaders,
+                self.watched,
+                max((self.folding(domain) for domain in loaders), key=lambda folding: folding.holdout.share),
+                direct=self.config.capture.direct,
+            )
 
     def build(self) -> nn.Module:
         """Return the network as it is built, untrained."""
@@ -124,11 +129,11 @@ class Project:
             loader: Iterable[Any] = factory(seed=self.config.run.seed, **section.options)
         return loader
 
-    @property
-    def threads(self) -> Threads:
-        """Where folds run."""
-        workers = self.config.capture.workers
-        return Threads() if workers is None else Threads(workers)
+    def folding(self, domain: str) -> Folding:
+        """Return how a domain's rows become moments."""
+        section = self.config.capture
+        threads = Threads() if section.workers is None else Threads(section.workers)
+        return Folding(self.prints.holdout(domain), threads, section.memory_limit_bytes)
 
     # --- what each step is made from, and what it leaves ---------------------------------------------------------
 

@@ -27,9 +27,9 @@ from dalr_stream.report.write import write_report
 from dalr_stream.storage.activations import forget_domain, locked
 from dalr_stream.storage.archive import Solution, save_solution
 from dalr_stream.workflow.accumulate import accumulate
-from dalr_stream.workflow.capture import capture, keep_weights
+from dalr_stream.workflow.capture import capture
 from dalr_stream.workflow.compress import choices, in_words
-from dalr_stream.workflow.direct import accumulate_stream, keep_moments
+from dalr_stream.workflow.direct import accumulate_into
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.evaluate import Evaluation, Evaluator, Metric, accuracy, measure
 from dalr_stream.workflow.factories import importing_from
@@ -111,8 +111,7 @@ class Run:
                 accumulate(
                     self.project.store,
                     domain=domain,
-                    holdout=self.project.prints.holdout(domain),
-                    threads=self.project.threads,
+                    folding=self.project.folding(domain),
                     progress=self._progress,
                 )
             self._log.done(step, self.project.made_from(step))
@@ -200,19 +199,16 @@ class Run:
 
     def _fold_directly(self, domain: str) -> None:
         self._require_own_store()
-        holdout = self.project.prints.holdout(domain)
         with importing_from(self.project.folder):
-            moments = accumulate_stream(
+            accumulate_into(
+                self.project.store,
                 self.project.network,
                 self.project.batches(domain),
                 self.project.watched,
-                holdout=holdout,
-                threads=self.project.threads,
+                domain=domain,
+                folding=self.project.folding(domain),
                 progress=self._progress,
             )
-        keep_moments(self.project.store, domain, self.project.network_record, moments, holdout)
-        with locked(self.project.store):
-            keep_weights(self.project.network, self.project.watched, self.project.store)
 
     @contextmanager
     def _warnings_noted(self) -> Iterator[None]:
@@ -251,12 +247,12 @@ class Run:
         if self._room_checked:
             return
         needed = self.project.estimate()
-        needed.require(self._config.capture.memory_limit_bytes)
+        needed.require()
         require_disk(needed, self.project.output)
-        direct = self._config.capture.direct
-        peak = needed.direct_peak_bytes if direct else needed.accumulate_peak_bytes
-        disk = sum(layer.moments_bytes for layer in needed.layers) if direct else needed.disk_bytes
-        self._progress.note(f"cost: at most {disk / 2**20:,.0f} MiB of disk, folding peaks at {peak / 2**20:,.0f} MiB")
+        self._progress.note(
+            f"cost: at most {needed.disk_bytes / 2**20:,.0f} MiB of disk, folding peaks at "
+            f"{needed.peak_bytes / 2**20:,.0f} MiB"
+        )
         self._room_checked = True
 
     # --- what is fresh -------------------------------------------------------------------------------------------

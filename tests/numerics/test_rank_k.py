@@ -74,7 +74,7 @@ def test_the_upper_triangle_outside_the_diagonal_blocks_is_left_alone(width):
         (np.zeros((4, 4)), np.ones((2, 4), np.float32), "float64"),
         (np.zeros((4, 4)), np.asfortranarray(np.ones((3, 4))), "C order"),
         (np.zeros((4, 8))[:, ::2], np.ones((2, 4)), "C order"),
-        (np.zeros((5, 5)), np.ones((2, 4)), "must be 4 x 4"),
+        (np.zeros((5, 5)), np.ones((2, 4)), "last rows of 4 x 4"),
     ],
 )
 def test_memory_that_blas_would_misread_is_refused(scatter, rows, message):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalr_stream.numerics import folding
-from dalr_stream.numerics.folding import RowBatch
+from dalr_stream.numerics import tiling
+from dalr_stream.numerics.tiling import RowBatch
 from dalr_stream.storage.activations import ActivationStore, open_writer
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
 
@@ -33,9 +33,9 @@ def unsynced():
 def small_tiles():
     """Tiles of 4 to 32 rows and 1 KiB, so that a few hundred rows fill many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folding, "MIN_TILE_ROWS", 4)
-        patch.setattr(folding, "MAX_TILE_ROWS", 32)
-        patch.setattr(folding, "MAX_TILE_BYTES", 1024)
+        patch.setattr(tiling, "MIN_TILE_ROWS", 4)
+        patch.setattr(tiling, "MAX_TILE_ROWS", 32)
+        patch.setattr(tiling, "MAX_TILE_BYTES", 1024)
         yield
 
 
@@ -76,7 +76,7 @@ def capture(root, batches, *, domain="target", net=None, stop_after=None):
 
 def read_back(root, layer, domain="target"):
     store = ActivationStore(root)
-    return np.concatenate([store.read_tile(domain, layer, tile) for tile in range(store.tiles(domain, layer))])
+    return np.concatenate([store.read_tile(domain, layer, tile).rows for tile in range(store.tiles(domain, layer))])
 
 
 def files_of(root):

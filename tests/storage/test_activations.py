@@ -36,7 +36,7 @@ from dalr_stream.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from dalr_stream.numerics.folding import RowBatch
+from dalr_stream.numerics.tiling import RowBatch
 from dalr_stream.storage.activations import ActivationStore, forget_domain, open_writer
 from dalr_stream.storage.archive import delete_activations, save_weights
 from dalr_stream.storage.manifest import Manifest
@@ -86,9 +86,9 @@ def test_what_was_written_is_read_back_and_the_batches_leave_no_trace(scratch, s
 
 def test_a_tile_of_full_size_is_one_chunk(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dalr_stream.numerics.folding.MIN_TILE_ROWS", 256)
-        patch.setattr("dalr_stream.numerics.folding.MAX_TILE_ROWS", 4096)
-        patch.setattr("dalr_stream.numerics.folding.MAX_TILE_BYTES", 32 * 2**20)
+        patch.setattr("dalr_stream.numerics.tiling.MIN_TILE_ROWS", 256)
+        patch.setattr("dalr_stream.numerics.tiling.MAX_TILE_ROWS", 4096)
+        patch.setattr("dalr_stream.numerics.tiling.MAX_TILE_BYTES", 32 * 2**20)
         rows = rows_for(9000, layers=["fc6"])
         capture(tmp_path, batches_of(rows, [700]), net=network(layers=["fc6"]))
         assert_holds(tmp_path, rows)
@@ -444,7 +444,9 @@ def test_a_reader_opened_before_a_commit_goes_on_reading_what_it_knew(tmp_path):
         capture(tmp_path, batches, stop_after=5)
     early = ActivationStore(tmp_path)
     capture(tmp_path, batches)
-    tiles = [early.read_tile("target", "classifier.0", tile) for tile in range(early.tiles("target", "classifier.0"))]
+    tiles = [
+        early.read_tile("target", "classifier.0", tile).rows for tile in range(early.tiles("target", "classifier.0"))
+    ]
     assert np.array_equal(np.concatenate(tiles), rows["classifier.0"][:48])
 
 
@@ -475,7 +477,7 @@ def test_a_flipped_bit_anywhere_in_a_tile_is_found_and_the_tile_named(full):
         with pytest.raises(StoreDamagedError, match="tile 1 of layer 'fc6' on 'target' is damaged"):
             store.read_tile("target", "fc6", 1)
         chunk(full).write_bytes(whole)
-    assert store.read_tile("target", "fc6", 1).shape == (32, 3)
+    assert store.read_tile("target", "fc6", 1).rows.shape == (32, 3)
 
 
 def test_bytes_put_in_place_of_a_tile_are_found_though_they_decode(full):

@@ -13,12 +13,13 @@ import pytest
 import zarr
 
 from dalr_stream.errors import NonFiniteError, StoreDamagedError, StoreError, StoreNotFoundError
-from dalr_stream.numerics.folding import HoldoutRule, RowBatch
+from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.tiling import RowBatch
 from dalr_stream.storage.activations import ActivationStore, open_writer
 from dalr_stream.storage.manifest import FILE, LayerRecord, Manifest, NetworkRecord, digest_of
-from dalr_stream.streaming.accumulate import Threads, accumulate_layer
-from dalr_stream.workflow.direct import FoldSink
+from dalr_stream.streaming.accumulate import Threads, Watch, accumulate_layer
+from dalr_stream.workflow.fold_sink import FoldSink
 
 ROWS_PER_TILE = 4096  # at every width below 2048
 HOLDOUT = HoldoutRule(0.2, seed=5)
@@ -59,7 +60,7 @@ def store(rows, tmp_path_factory):
 
 
 def accumulate(store, layer, workers=2, holdout=HOLDOUT):
-    return accumulate_layer(store, "target", layer, holdout=holdout, threads=Threads(workers))
+    return accumulate_layer(store, "target", layer, holdout=holdout, workers=Threads(workers))
 
 
 @pytest.mark.parametrize(("layer", "per_sample"), [("fc6", 1), ("tokens", 3)])
@@ -91,7 +92,7 @@ def test_the_direct_route_gives_the_same_bits_from_other_batches(store, rows, si
         sink = FoldSink(holdout, executor)
         write(sink, rows, 11_000, size)
         sink.finish()
-        direct = sink.freeze()
+        direct = dict(sink.freeze())
     for layer in rows:
         stored = accumulate(store, layer, holdout=holdout)
         assert direct[layer].training.same_bits(stored.training)
@@ -112,7 +113,7 @@ def test_one_wide_lane_shared_by_two_workers_has_the_bits_of_one(tmp_path):
 
 def test_every_tile_is_reported_once(store):
     done = []
-    accumulate_layer(store, "target", "fc6", holdout=HOLDOUT, threads=Threads(2), tile_done=done.append)
+    accumulate_layer(store, "target", "fc6", holdout=HOLDOUT, workers=Threads(2), watch=Watch(done.append))
     assert sorted(done) == [11_000 - 2 * ROWS_PER_TILE, ROWS_PER_TILE, ROWS_PER_TILE]
 
 
@@ -166,10 +167,10 @@ def test_nan_in_a_stored_tile_is_named_with_layer_and_tile(tmp_path):
 MEASURE = r"""
     import re, sys
     from pathlib import Path
-    from dalr_stream.numerics.folding import HoldoutRule
+    from dalr_stream.numerics.holdout import HoldoutRule
     from dalr_stream.storage.activations import ActivationStore
-    from dalr_stream.streaming.accumulate import Threads, accumulate_layer
-    split = accumulate_layer(ActivationStore(sys.argv[1]), "target", "fc6", holdout=HoldoutRule(), threads=Threads(2))
+    from dalr_stream.streaming.accumulate import Threads, Watch, accumulate_layer
+    split = accumulate_layer(ActivationStore(sys.argv[1]), "target", "fc6", holdout=HoldoutRule(), workers=Threads(2))
     assert split.training.count + split.heldout.count == int(sys.argv[2])
     print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """

@@ -6,69 +6,93 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalr_stream.errors import MemoryLimitError
-from dalr_stream.numerics.folding import FoldRule, HoldoutRule, LaneFold
+from dalr_stream.numerics.folding import FoldRule, LaneFold
+from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.streaming.plan import LayerLoad, plan
 
-loads = st.lists(st.builds(LayerLoad, st.just("fc"), st.integers(1, 9000), st.integers(0, 10**9)), max_size=5)
+MIB = 2**20
+loads = st.lists(st.builds(LayerLoad, st.uuids().map(str), st.integers(1, 9000), st.integers(0, 10**9)), max_size=5)
 
 
-def plan_of(*widths, rows=10_000, domains=2, workers=2, heldout=True):
+def plan_of(*widths, rows=10_000, domains=2, threads=2, share=0.1, **options):
     layers = [LayerLoad(f"fc{width}", width, rows) for width in widths]
-    return plan(layers, domains=domains, workers=workers, heldout=heldout)
+    return plan(layers, domains=domains, threads=threads, heldout_share=share, **options)
 
 
-@given(st.integers(1, 30_000), st.integers(0, 10**12), st.booleans())
-def test_memory_does_not_depend_on_the_number_of_rows(width, rows, heldout):
-    few, many = (plan_of(width, rows=n, heldout=heldout) for n in (0, rows))
-    assert few.accumulate_peak_bytes == many.accumulate_peak_bytes
-    assert few.direct_peak_bytes == many.direct_peak_bytes
+@given(st.integers(1, 30_000), st.integers(0, 10**12), st.sampled_from([0.0, 0.1]), st.booleans())
+def test_memory_does_not_depend_on_the_number_of_rows(width, rows, share, direct):
+    few, many = (plan_of(width, rows=n, share=share, direct=direct) for n in (0, rows))
+    assert few.peak_bytes == many.peak_bytes
 
 
 def test_disk_is_that_of_the_arrays():
     rows = np.zeros((1000, 30), np.float32)
     record = Moments.of(rows)
-    (cost,) = plan_of(30, rows=1000, domains=3, heldout=False).layers
-    assert cost.disk_bytes == rows.nbytes
-    assert cost.moments_bytes == 3 * record.scatter.nbytes
+    bare = plan_of(30, rows=1000, domains=3, share=0.0)
+    assert bare.disk_bytes == rows.nbytes + 3 * record.scatter.nbytes
+    assert plan_of(30, rows=1000, domains=3, direct=True, share=0.0).disk_bytes == 3 * record.scatter.nbytes
     assert plan_of(30, rows=1000, domains=3).layers[0].moments_bytes == 6 * record.scatter.nbytes
 
 
 @pytest.mark.parametrize("width", [100, 1500, 2100])
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_memory_covers_the_accumulators_that_a_fold_makes(width, share):
-    rule = FoldRule(width, holdout=HoldoutRule(share))
-    lane = LaneFold(rule)
-    parts = [fold for fold in (lane._training, lane._heldout) if fold is not None]
-    accumulators = rule.lanes * sum(fold._scatter.nbytes for fold in parts)
+    rule = FoldRule(width, HoldoutRule(share))
+    state = LaneFold(rule).state()
+    accumulators = rule.lanes * sum(part.scatter.nbytes for part in (state.training, state.heldout) if part)
     tile = np.empty((rule.tile_rows, width), np.float32).nbytes
-    (cost,) = plan_of(width, heldout=share > 0).layers
-    assert cost.accumulate_bytes >= accumulators + 3 * tile  # a tile as read, and in float64
-    assert cost.accumulate_bytes <= 2 * accumulators + 2 * 3 * tile
-    assert cost.direct_bytes >= accumulators + tile
+    (cost,) = plan_of(width, share=share).layers
+    assert cost.store_bytes >= accumulators + 3 * tile  # a tile as read, and in float64
+    assert cost.direct_bytes == accumulators + tile
 
 
 @given(loads, st.integers(1, 64))
-def test_a_store_run_holds_one_layer_at_a_time_and_a_direct_run_all(layers, workers):
-    whole = plan(layers, domains=1, workers=workers, heldout=True)
-    alone = [plan([load], domains=1, workers=workers, heldout=True) for load in layers]
-    assert whole.accumulate_peak_bytes == max([one.accumulate_peak_bytes for one in alone], default=0)
-    assert whole.direct_peak_bytes == sum(one.direct_peak_bytes for one in alone)
+def test_a_store_run_holds_one_layer_at_a_time_and_a_direct_run_all(layers, threads):
+    whole, direct = (plan(layers, threads=threads, heldout_share=0.1, direct=how) for how in (False, True))
+    alone = [plan([load], threads=threads, heldout_share=0.1) for load in layers]
+    assert whole.peak_bytes == max([one.peak_bytes for one in alone], default=0)
+    assert direct.peak_bytes == direct.shared_bytes + sum(layer.direct_bytes for layer in direct.layers)
     assert whole.disk_bytes == sum(one.disk_bytes for one in alone)
 
 
+@given(loads, st.integers(MIB, 4 * 2**30))
+def test_passes_hold_every_layer_once_and_stay_within_the_limit_where_each_layer_does(layers, limit):
+    found = plan(layers, threads=2, heldout_share=0.1, direct=True, memory_limit_bytes=limit)
+    assert [name for group in found.groups for name in group] == [load.name for load in layers]
+    fits = all(found.shared_bytes + layer.direct_bytes <= limit for layer in found.layers)
+    assert (found.peak_bytes <= limit) == (fits or not layers)
+    if fits:
+        found.require()
+
+
+@given(st.integers(2049, 30_000), st.integers(MIB, 8 * 2**30), st.sampled_from([0.0, 0.1]))
+def test_a_huge_matrix_is_cut_to_fit_or_to_the_narrowest(width, limit, share):
+    (cost,) = plan_of(width, share=share, memory_limit_bytes=limit).layers
+    uncut = plan_of(width, share=share).layers[0].store_bytes
+    assert (cost.passes == 1) == (uncut <= limit or width <= 1024)
+    assert cost.store_bytes <= max(limit, 0) or all(strip.stop - strip.first <= 1024 for strip in cost.strips)
+
+
 def test_what_fits_is_let_through():
-    costs = plan_of(100, 4096)
-    costs.require(None)
-    costs.require(costs.accumulate_peak_bytes)
+    plan_of(100, 4096).require()
+    plan_of(100, 4096, memory_limit_bytes=plan_of(100, 4096).peak_bytes).require()
 
 
-def test_what_does_not_fit_is_refused_with_the_widest_layer_and_the_figures():
-    """Two accumulators of 4096 x 4096 doubles are 256 MiB; two tiles in both precisions come on top."""
-    costs = plan_of(100, 4096, workers=1)
+def test_what_does_not_fit_is_refused_with_the_layer_the_figures_and_the_alternatives():
+    layers = [LayerLoad("conv", 100, 10), LayerLoad("fc6", 25088, 10, outputs=4096)]
+    refused = plan(layers, threads=2, heldout_share=0.1, memory_limit_bytes=100 * MIB)
     with pytest.raises(MemoryLimitError) as caught:
-        costs.require(200 * 2**20)
+        refused.require()
     message = str(caught.value)
-    assert message.startswith("layer 'fc4096': folding 4096 features needs 352 MiB, the limit is 200 MiB")
+    assert message.startswith("layer 'fc6': folding 25,088 features needs ")
+    assert "the limit is 100 MiB: the narrowest strips of 1024 rows need" in message
     assert "keep no held-out share" in message
-    plan_of(100, 4096, workers=1, heldout=False).require(230 * 2**20)
+    assert "watch its 4,096 outputs alone" in message
+
+
+def test_a_direct_run_that_does_not_fit_is_told_of_the_store():
+    layers = [LayerLoad("fc6", 25088, 10)]
+    refused = plan(layers, threads=2, heldout_share=0.1, direct=True, memory_limit_bytes=2000 * MIB)
+    with pytest.raises(MemoryLimitError, match=r"capture to a store first \([\d,]+ MiB in \d+ passes"):
+        refused.require()

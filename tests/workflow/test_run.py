@@ -77,7 +77,9 @@ def test_moments_alone_are_enough_to_solve_again(finished, finished_file):
     assert not (finished.project.store / "activations").exists()
     solution = SolvedStore.open(finished.project.store).solutions("fc1", [Method.DALR_ANCHORED_AFFINE])
     solution = solution[Method.DALR_ANCHORED_AFFINE]
-    scatter = ds.accumulate(finished.project.store, domain="target", holdout=ds.HoldoutRule(0.0))["fc1"].scatter
+    scatter = ds.accumulate(finished.project.store, domain="target", folding=ds.Folding(ds.HoldoutRule(0.0)))[
+        "fc1"
+    ].scatter
     assert solution.diagnostics.ridge == pytest.approx(0.1 * np.trace(scatter) / 12)
 
 

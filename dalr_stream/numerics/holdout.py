@@ -1,0 +1,40 @@
+"""Which samples are kept apart as held-out: a hash of their numbers, so that every order and every machine agrees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class HoldoutRule:
+    """Which samples are kept apart as held-out: a hash of seed and sample number, so any order agrees.
+
+    `share` lies in [0, 1); 0 keeps nothing apart.
+    """
+
+    share: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share < 1.0:
+            raise InvalidInputError(f"heldout_share must lie in [0, 1), got {self.share}")
+
+    def mask(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return True for each held-out sample number."""
+        return uniform_hash(samples, self.seed) < self.share
+
+
+def uniform_hash(numbers: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """Map integers to [0, 1), seeded (splitmix64; Steele, Lea and Flood 2014)."""
+    with np.errstate(over="ignore"):
+        z = numbers.astype(np.uint64) + np.uint64(1)
+        z = z * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53

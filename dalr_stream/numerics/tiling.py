@@ -1,0 +1,176 @@
+"""A stream of row batches cut into tiles, and what a sink of rows is.
+
+    batches --Tiler--> tiles
+
+Tile t holds rows t T to (t + 1) T, with T from `tile_rows(d)`: where the borders fall is a function of the width alone,
+however the rows were batched. A row carries the number of the sample it came from, counted over the whole domain, so
+that samples can be kept apart and counted even where each gives another number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+
+Rows = NDArray[np.generic]
+Samples = NDArray[np.int64]
+
+MAX_TILE_BYTES = 32 * 2**20
+MIN_TILE_ROWS, MAX_TILE_ROWS = 256, 4096
+"""256 rows keep a rank-k update near full BLAS speed; 4096 keep the padding of a nearly empty tile small."""
+_FOUR_BYTES = 4
+
+VARYING = 0
+"""In place of a number of rows per sample: samples give as many as they have."""
+
+
+def tile_rows(features: int) -> int:
+    """Return T, the rows of a tile: a power of two, 32 MiB of float32 at most, 256 rows at least."""
+    rows = MAX_TILE_ROWS
+    while rows > MIN_TILE_ROWS and rows * features * _FOUR_BYTES > MAX_TILE_BYTES:
+        rows //= 2
+    return rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tile:
+    """Consecutive rows of one layer on one domain."""
+
+    number: int
+    rows: Rows
+    """(n, d), n <= T."""
+    samples: Samples
+    """(n,): the sample each row came from; never descending."""
+    begins: NDArray[np.bool_]
+    """(n,): whether the row is its sample's first."""
+
+    @classmethod
+    def of(cls, number: int, rows: Rows, samples: Samples, before: int) -> Tile:
+        """Make a tile; `before` is the sample of the row that precedes it, -1 for the first."""
+        return cls(number, rows, samples, np.diff(samples, prepend=before) != 0)
+
+
+class Tiler:
+    """Cuts a stream of row batches into tiles of exactly T rows; the last one may be shorter."""
+
+    def __init__(
+        self,
+        height: int,
+        *,
+        first_tile: int = 0,
+        sample_before: int = -1,
+        join: Callable[[Sequence[Any]], Any] = np.concatenate,
+    ) -> None:
+        """`sample_before` is the sample of the row before the first tile; `join` concatenates rows."""
+        self._height = height
+        self._next_tile = first_tile
+        self._before = sample_before
+        self._join = join
+        self._rows: list[Rows] = []
+        self._samples: list[Samples] = []
+        self._pending = 0
+
+    def push(self, rows: Rows, samples: Samples) -> Iterator[Tile]:
+        """Take rows (n, d), n >= 0, and the sample of each; yield each tile that is now full."""
+        while rows.shape[0]:
+            room = self._height - self._pending
+            self._hold(rows[:room], samples[:room])
+            rows, samples = rows[room:], samples[room:]
+            if self._pending == self._height:
+                yield self._take()
+
+    def flush(self) -> Iterator[Tile]:
+        """Yield the rest, where there is one."""
+        if self._pending:
+            yield self._take()
+
+    def pending(self) -> tuple[Rows, Samples] | None:
+        """Return the rows that fill no tile yet and their samples, or None where there are none."""
+        return (self._join(self._rows), np.concatenate(self._samples)) if self._pending else None
+
+    @property
+    def next_tile(self) -> int:
+        """Number of the tile that is being filled."""
+        return self._next_tile
+
+    @property
+    def sample_before(self) -> int:
+        """Sample of the last row of the tile before it, -1 where there is none."""
+        return self._before
+
+    def _hold(self, rows: Rows, samples: Samples) -> None:
+        self._rows.append(rows)
+        self._samples.append(samples)
+        self._pending += rows.shape[0]
+
+    def _take(self) -> Tile:
+        rows = self._rows[0] if len(self._rows) == 1 else self._join(self._rows)
+        tile = Tile.of(self._next_tile, rows, np.concatenate(self._samples), self._before)
+        self._before, self._next_tile = int(tile.samples[-1]), self._next_tile + 1
+        self._rows, self._samples, self._pending = [], [], 0
+        return tile
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """One batch on its way from the network to a sink."""
+
+    samples: int
+    digest: str
+    """Of the network's input, so that another order or another augmentation is noticed on resume."""
+    rows: Mapping[str, Rows]
+    """Layer name -> (n, d); empty where the batch has no samples."""
+    counts: Mapping[str, Samples] = field(default_factory=dict)
+    """Layer name -> (samples,): rows of each sample, where they may differ; the same number each for other layers."""
+
+    def sample_numbers(self, layer: str, first: int) -> Samples:
+        """(n,): the sample each row of a layer came from, where the batch begins with sample number `first`."""
+        numbers = np.arange(first, first + self.samples, dtype=np.int64)
+        counts = self.counts.get(layer)
+        return np.repeat(numbers, self.rows[layer].shape[0] // self.samples if counts is None else counts)
+
+
+class RowSink(Protocol):
+    """Where captured rows go: a store, a fold, or both."""
+
+    def skip(self, batch: int, samples: int, digest: str) -> bool:
+        """Tell whether batch number `batch` is already here whole, so that the network need not see it again.
+
+        Raises FingerprintMismatchError where it is here but came from another input.
+        """
+
+    def write(self, batch: RowBatch) -> None:
+        """Take the next batch."""
+
+    def finish(self) -> None:
+        """Take note that this was the last batch."""
+
+
+def rows_per_sample(layer: str, batch: RowBatch, before: int | None) -> int:
+    """Return the rows that one sample of `batch` gave in `layer`, or `VARYING`.
+
+    Raises InvalidInputError where `before`, the number so far, differs.
+    """
+    rows = int(batch.rows[layer].shape[0])
+    counts = batch.counts.get(layer)
+    if counts is not None:
+        if counts.shape != (batch.samples,) or int(counts.sum()) != rows or counts.min() < 0:
+            raise InvalidInputError(f"layer '{layer}': counts must add up to its {rows} rows, got {counts.tolist()}")
+        here, rest = VARYING, 0
+    else:
+        here, rest = divmod(rows, batch.samples)
+        if rows == 0:
+            raise InvalidInputError(f"layer '{layer}': every sample must give a row, {batch.samples} samples gave none")
+    if rest or before not in (None, here):
+        raise InvalidInputError(
+            f"layer '{layer}': every sample must give the same number of rows, {batch.samples} samples gave {rows}"
+            + ("" if before is None else f" and earlier ones {before or 'as many as they have'} each")
+            + ": pad the samples to one length and name the padding with a mask"
+        )
+    return here

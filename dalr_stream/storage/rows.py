@@ -1,0 +1,173 @@
+"""One layer's rows on one domain, on disk: a tile a chunk, and beside it the sample of each row where samples differ.
+
+    activations/<domain>/<layer>            rows x features
+    activations/<domain>/<layer>@sample     rows; only where samples give different numbers of rows
+
+Where every sample gives the same number of rows, the sample of a row follows from its number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.tiling import VARYING, Rows, Samples, Tile, Tiler, tile_rows
+from dalr_stream.storage.durable import sync
+from dalr_stream.storage.manifest import RowsRecord
+from dalr_stream.storage.schema import DECODE_ERRORS, create_array
+
+
+def rows_path(domain: str, layer: str) -> Path:
+    """Return where a layer's rows lie, relative to the store."""
+    return Path("activations") / domain / layer
+
+
+def rows_exist(root: Path, domain: str, layer: str) -> bool:
+    """Tell whether the rows themselves are there."""
+    return (root / rows_path(domain, layer) / "zarr.json").exists()
+
+
+def read_tile(root: Path, domain: str, layer: str, record: RowsRecord, number: int) -> Tile:
+    """Read one committed tile; raises StoreNotFoundError, and StoreDamagedError where its digest does not match."""
+    name = f"'{root}': tile {number} of layer '{layer}' on '{domain}'"
+    if not rows_exist(root, domain, layer):
+        raise StoreNotFoundError(f"{name} is gone: the activations were deleted; capture again to use the rows")
+    path = root / rows_path(domain, layer)
+    height = tile_rows(record.features)
+    first, stop = number * height, min((number + 1) * height, record.rows)
+    try:
+        rows = _read(path, first, stop)
+        samples = _samples(path, record, first, stop)
+    except DECODE_ERRORS as error:
+        raise StoreDamagedError(f"{name} is damaged: {error}; delete the domain and capture it again") from error
+    tile = Tile.of(number, rows, samples[-rows.shape[0] :], int(samples[0]) if first else -1)
+    if digest_of_tile(tile, record) != record.tile_digests[number]:
+        raise StoreDamagedError(f"{name} is damaged: its digest does not match; capture the domain again")
+    return tile
+
+
+def digest_of_tile(tile: Tile, record: RowsRecord) -> int:
+    """CRC-32 of the rows, and of their samples where these are kept: 4 GB/s, against damage, not against malice."""
+    digest = zlib.crc32(_bytes(tile.rows))
+    return zlib.crc32(_bytes(tile.samples), digest) if record.rows_per_sample == VARYING else digest
+
+
+class RowsWriter:
+    """Batches of rows in, chunks out; `record` says what is safely on disk after `sync`."""
+
+    def __init__(self, root: Path, domain: str, layer: str, record: RowsRecord, samples_before: int) -> None:
+        """Go on from `record`, with the batch that begins with sample number `samples_before`."""
+        self.record = record
+        self._path = root / rows_path(domain, layer)
+        height = tile_rows(record.features)
+        self._arrays = self._create(root, height) if record.rows == 0 else self._open()
+        self._drop, last = self._committed_from(samples_before)
+        self._tiler = Tiler(height, first_tile=record.rows // height, sample_before=last)
+        self._unsynced: list[int] = []
+
+    def push(self, rows: Rows, samples: Samples) -> bool:
+        """Take a batch's rows, less those already on disk; True where a tile became full."""
+        dropped = min(self._drop, rows.shape[0])
+        self._drop -= dropped
+        return self._write_all(self._tiler.push(rows[dropped:], samples[dropped:]))
+
+    def flush(self) -> None:
+        """Write what is left as a shorter tile."""
+        self._write_all(self._tiler.flush())
+
+    def sync(self) -> None:
+        """Force the tiles written since the last call, and the arrays' metadata, to disk."""
+        if not self._unsynced:
+            return
+        for path, array in self._arrays.items():
+            for number in self._unsynced:
+                chunk = path / "c" / "/".join((str(number), "0")[: array.ndim])
+                sync(chunk)
+                if array.ndim == 2:
+                    sync(chunk.parent)
+            for part in (path / "c", path / "zarr.json", path):
+                sync(part)
+        self._unsynced = []
+
+    def _write_all(self, tiles: Iterator[Tile]) -> bool:
+        wrote = False
+        for tile in tiles:
+            self._write(tile)
+            wrote = True
+        return wrote
+
+    def _write(self, tile: Tile) -> None:
+        first, rows = self.record.rows, self.record.rows + tile.rows.shape[0]
+        for array, values in zip(self._arrays.values(), (tile.rows, tile.samples), strict=False):
+            array.resize((rows, *array.shape[1:]))
+            array[first:rows] = values
+        digests = (*self.record.tile_digests, digest_of_tile(tile, self.record))
+        whole = int(tile.samples[-1]) if self.record.rows_per_sample == VARYING else 0
+        self.record = dataclasses.replace(self.record, rows=rows, tile_digests=digests, whole_samples=whole)
+        self._unsynced.append(tile.number)
+
+    def _committed_from(self, sample: int) -> tuple[int, int]:
+        """Return how many committed rows come from `sample` on, and the sample of the last committed row."""
+        rows, per_sample = self.record.rows, self.record.rows_per_sample
+        if rows == 0:
+            return 0, -1
+        if per_sample != VARYING:
+            return max(rows - sample * per_sample, 0), (rows - 1) // per_sample
+        height = tile_rows(self.record.features)
+        after, stop = 0, rows
+        while stop:  # backwards: the batch to replay begins near the end
+            first = (stop - 1) // height * height
+            here = _read(_samples_path(self._path), first, stop)
+            after += int((here >= sample).sum())
+            if here[0] < sample:
+                break
+            stop = first
+        return after, int(_read(_samples_path(self._path), rows - 1, rows)[0])
+
+    def _create(self, root: Path, height: int) -> dict[Path, zarr.Array[Any]]:
+        group = zarr.open_group(root, mode="a").require_group(self._path.parent.relative_to(root).as_posix())
+        row, feature = f"{self._path.name}.row", f"{self._path.name}.feature"
+        dtype = np.dtype(self.record.dtype)
+        arrays = {
+            self._path: create_array(
+                group, self._path.name, (0, self.record.features), dtype, dimensions=(row, feature), chunk_rows=height
+            )
+        }
+        if self.record.rows_per_sample == VARYING:
+            path = _samples_path(self._path)
+            arrays[path] = create_array(
+                group, path.name, (0,), np.dtype(np.int64), dimensions=(row,), chunk_rows=height
+            )
+        return arrays
+
+    def _open(self) -> dict[Path, zarr.Array[Any]]:
+        paths = [self._path, *([_samples_path(self._path)] if self.record.rows_per_sample == VARYING else [])]
+        return {path: zarr.open_array(path, mode="r+") for path in paths}
+
+
+def _samples(path: Path, record: RowsRecord, first: int, stop: int) -> Samples:
+    """Return the samples of the rows from the one before `first`, where there is one, to `stop`."""
+    begin = max(first - 1, 0)
+    if record.rows_per_sample == VARYING:
+        return _read(_samples_path(path), begin, stop)
+    return np.arange(begin, stop, dtype=np.int64) // record.rows_per_sample
+
+
+def _samples_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}@sample")
+
+
+def _read(path: Path, first: int, stop: int) -> NDArray[Any]:
+    return np.ascontiguousarray(cast("Any", zarr.open_array(path, mode="r"))[first:stop])
+
+
+def _bytes(array: NDArray[np.generic]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).data.cast("B")

@@ -1,0 +1,108 @@
+"""Moment records written strip by strip, for a scatter matrix that memory does not hold.
+
+The record is the one `archive.save_moments` would write. A strip brings rows of the lower triangle, and by symmetry the
+columns above them, so a chunk is filled over several strips; the digest is taken at the end, from the disk.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.folding import FoldState, LaneState
+from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.rank_k import mirror_lower
+from dalr_stream.storage import schema
+from dalr_stream.storage.archive import digest_of_array, save_moments, seal
+from dalr_stream.storage.durable import new_folder
+
+SCATTER = next(spec for spec in schema.MOMENTS if spec.name == "scatter")
+
+
+def save_strips(
+    paths: Mapping[str, Path], features: int, strips: Iterable[LaneState], provenance: Mapping[str, Any]
+) -> None:
+    """Write the `training` and `heldout` records of one layer from the strips of their matrices, ascending.
+
+    Memory: one strip and a few chunks. Both records appear after the last strip, or neither.
+    """
+    with ExitStack() as stack:
+        writers = {part: stack.enter_context(_writer(path, features, provenance)) for part, path in paths.items()}
+        for strip in strips:
+            for part, writer in writers.items():
+                state = getattr(strip, part)
+                if state is not None:
+                    writer.add(state)
+
+
+@contextmanager
+def _writer(path: Path, features: int, provenance: Mapping[str, Any]) -> Iterator[_RecordWriter]:
+    with new_folder(path) as folder:
+        writer = _RecordWriter(folder, features)
+        yield writer
+        writer.finish(provenance)
+
+
+class _RecordWriter:
+    def __init__(self, folder: Path, features: int) -> None:
+        self._folder = folder
+        self._features = features
+        self._group = zarr.open_group(folder, mode="w")
+        shape = (features, features)
+        self._scatter = schema.create_array(
+            self._group, SCATTER.name, shape, np.dtype(np.float64), dimensions=SCATTER.dimensions
+        )
+        self._scatter.attrs["meaning"] = SCATTER.meaning
+        self._last: FoldState | None = None
+
+    def add(self, state: FoldState) -> None:
+        """Write a strip's rows and, transposed, the columns above them."""
+        h, stop = state.scatter.shape
+        first, step = stop - h, self._scatter.chunks[0]
+        square = state.scatter[:, first:].copy()
+        mirror_lower(square)
+        for row in range(first, stop, step):
+            end = min(row + step, stop)
+            lower = state.scatter[row - first : end - first, :first]
+            self._scatter[row:end, :stop] = np.hstack([lower, square[row - first : end - first]])
+        for row in range(0, first, step):
+            end = min(row + step, first)
+            self._scatter[row:end, first:stop] = np.ascontiguousarray(state.scatter[:, row:end].T)
+        self._last = state
+
+    def finish(self, provenance: Mapping[str, Any]) -> None:
+        """Write the vectors, which the last strip has in full, and the digests."""
+        last = self._last
+        if last is None or last.count == 0:
+            nothing = Moments.empty(self._features)
+            save_moments(self._folder, nothing, provenance)
+            return
+        if last.mean.size != self._features:
+            raise InvalidInputError(f"strips end at {last.mean.size} of {self._features} features")
+        arrays: dict[str, NDArray[Any]] = {
+            "mean": last.mean,
+            "max_abs": np.maximum(np.abs(last.maximum), np.abs(last.minimum)),
+            "maximum": last.maximum,
+            "nonzero": last.nonzero,
+        }
+        for spec in schema.MOMENTS:
+            if spec.name in arrays:
+                schema.write_array(self._group, spec, arrays[spec.name])
+        digests = {name: digest_of_array(array) for name, array in arrays.items()}
+        digests[SCATTER.name] = self._digest()
+        seal(self._group, {"count": last.count, "samples": last.samples}, digests, provenance)
+
+    def _digest(self) -> int:
+        digest, step = 0, self._scatter.chunks[0]
+        for row in range(0, self._features, step):
+            rows = np.ascontiguousarray(cast("Any", self._scatter)[row : row + step])
+            digest = zlib.crc32(rows.reshape(-1).data.cast("B"), digest)
+        return digest

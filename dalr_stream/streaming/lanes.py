@@ -1,0 +1,130 @@
+"""One task of an accumulation: a lane's tiles, or one strip of them, read in order and folded in place.
+
+A task is a function of committed rows alone. It may run on any thread, in any process, and again after a failure, and
+gives the same bits; nothing outside it changes but, where it is asked to, the record of how far it came.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dalr_stream.errors import NonFiniteError
+from dalr_stream.numerics.folding import FoldRule, LaneFold, LaneState, Strip
+from dalr_stream.numerics.rank_k import one_blas_thread
+from dalr_stream.numerics.tiling import Tile
+from dalr_stream.storage.activations import ActivationStore
+from dalr_stream.storage.unfinished import SavedFold, Unfinished
+
+TileDone = Callable[[int], None]
+"""Called with the number of rows of each tile that was folded, from the thread that folded it."""
+
+SHARE_FOR_CHECKPOINTS = 0.02
+"""Of the time since the last checkpoint: writing one may cost this much, so hours of work lose minutes at a kill."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneTask:
+    """Which rows to fold into what."""
+
+    root: Path
+    domain: str
+    layer: str
+    rule: FoldRule
+    lane: int = 0
+    strip: Strip | None = None
+    """Of the scatter matrix; the whole where none is named."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the tasks of one layer."""
+        return f"lane-{self.lane}" + (f"-rows-{self.strip.first}" if self.strip else "")
+
+
+@dataclass(slots=True)
+class Pace:
+    """When a checkpoint is worth its price; `every_tiles` replaces the clock where given."""
+
+    every_tiles: int | None = None
+    clock: Callable[[], float] = time.monotonic
+    _since: float = field(default=-1.0, init=False)
+    _price: float = field(default=1.0, init=False)
+    _tiles: int = field(default=0, init=False)
+
+    def due(self) -> bool:
+        """Tell, after a tile, whether to write a checkpoint now."""
+        self._tiles += 1
+        if self.every_tiles is not None:
+            return self._tiles % self.every_tiles == 0
+        if self._since < 0.0:
+            self._since = self.clock()
+        return self._price <= SHARE_FOR_CHECKPOINTS * (self.clock() - self._since)
+
+    def paid(self, begun: float) -> None:
+        """Take note of a checkpoint whose writing began at `begun`."""
+        self._since = self.clock()
+        self._price = self._since - begun
+
+
+def fold_lane(
+    task: LaneTask,
+    executor: Executor | None = None,
+    *,
+    unfinished: Unfinished | None = None,
+    pace: Pace | None = None,
+    tile_done: TileDone | None = None,
+) -> LaneState:
+    """Return what the lane sums up to.
+
+    Parameters
+    ----------
+    executor
+        Shares the blocks of a wide matrix among its threads.
+    unfinished
+        Where an earlier attempt may have left its state, and where this one leaves its own at the given pace.
+
+    Raises NonFiniteError naming layer, domain and tile; StoreDamagedError, StoreNotFoundError.
+    """
+    store = ActivationStore(task.root)
+    first, state = task.lane, LaneState.empty(task.rule, task.strip)
+    found = unfinished.load(task.name) if unfinished else None
+    if found is not None:
+        first, state = found.values["next_tile"], found.lanes[0]
+    pace = pace or Pace()
+    fold = LaneFold(task.rule, executor, state=state)
+    tiles = range(first, store.tiles(task.domain, task.layer), task.rule.lanes)
+    with one_blas_thread():
+        if tile_done is not None and first > task.lane:
+            tile_done((first - task.lane) // task.rule.lanes * task.rule.tile_rows)
+        for tile in _read_ahead(store, task, tiles):
+            try:
+                fold.update(tile)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"layer '{task.layer}' on '{task.domain}', tile {tile.number}: {error}") from None
+            if tile_done is not None:
+                tile_done(tile.rows.shape[0])
+            if unfinished is not None and pace.due():
+                begun = pace.clock()
+                unfinished.save(task.name, saved(tile.number + task.rule.lanes, fold.state()))
+                pace.paid(begun)
+    return fold.state()
+
+
+def saved(next_tile: int, state: LaneState) -> SavedFold:
+    """Return what is kept of a lane that goes on with tile number `next_tile`."""
+    return SavedFold([state], {"next_tile": next_tile})
+
+
+def _read_ahead(store: ActivationStore, task: LaneTask, tiles: range) -> Iterator[Tile]:
+    """Read each tile while the one before it is folded."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = None
+        for number in tiles:
+            here, coming = coming, reader.submit(store.read_tile, task.domain, task.layer, number)
+            if here is not None:
+                yield here.result()
+        if coming is not None:
+            yield coming.result()

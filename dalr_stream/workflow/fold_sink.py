@@ -1,0 +1,195 @@
+"""Folds rows as they come and keeps only sums; where it may write, also how far it came.
+
+A checkpoint is every lane of every layer at the same batch, with the rows that fill no tile yet. It is written into the
+one of two slots that the index does not name, and then the index is replaced: killed in between, the old one holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from dalr_stream.errors import FingerprintMismatchError
+from dalr_stream.numerics.folding import (
+    CpuFold,
+    FoldRule,
+    LaneFold,
+    LaneState,
+    NewFold,
+    SplitMoments,
+    Workspace,
+    merge_all,
+)
+from dalr_stream.numerics.holdout import HoldoutRule
+from dalr_stream.numerics.rank_k import one_blas_thread
+from dalr_stream.numerics.tiling import RowBatch, Rows, Samples, Tile, Tiler, rows_per_sample
+from dalr_stream.storage.manifest import BatchRecord
+from dalr_stream.storage.unfinished import SavedFold, Unfinished
+from dalr_stream.streaming.lanes import Pace
+
+INDEX = "index"
+
+
+class FoldSink:
+    """A RowSink that folds; `unfinished` is where it finds and leaves checkpoints."""
+
+    def __init__(
+        self,
+        holdout: HoldoutRule,
+        executor: ThreadPoolExecutor,
+        *,
+        new_fold: NewFold = CpuFold,
+        unfinished: Unfinished | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self._holdout = holdout
+        self._executor = executor
+        self._new_fold = new_fold
+        self._workspace = Workspace()
+        self._unfinished = unfinished
+        self._pace = pace or Pace()
+        self._folds: dict[str, _LayerFold] = {}
+        self._samples = 0
+        self._passed = 0
+        self._slot = 0
+        self.batches: list[BatchRecord] = []
+        """Every batch folded so far, also in the runs before this one."""
+        self.ended = False
+        """Whether an earlier run folded all there is and kept the moments."""
+        self._resume()
+
+    def skip(self, batch: int, samples: int, digest: str) -> bool:
+        """Compare a batch to the one folded before under its number; True where it need not be run again."""
+        if batch >= len(self.batches):
+            return False
+        known = self.batches[batch]
+        if (known.samples, known.digest) != (samples, digest):
+            raise FingerprintMismatchError(
+                f"batch {batch} is not the one folded before the run was stopped ({known.samples} samples, digest "
+                f"{known.digest[:12]}; now {samples}, {digest[:12]}): restore the data, their order, augmentation and "
+                "batch size, or delete the store's folder 'unfinished' to start over"
+            )
+        self._passed = batch + 1
+        return True
+
+    def write(self, batch: RowBatch) -> None:
+        """Fold every tile that the batch fills."""
+        if batch.samples:
+            for name, rows in batch.rows.items():
+                self._fold(name, batch).push(rows, batch.sample_numbers(name, self._samples))
+        self.batches.append(BatchRecord(batch.samples, batch.digest))
+        self._samples += batch.samples
+        self._passed += 1
+        if self._unfinished is not None and self._pace.due():
+            begun = self._pace.clock()
+            self._keep()
+            self._pace.paid(begun)
+
+    def finish(self) -> None:
+        """Fold the last, shorter tiles."""
+        if self._passed < len(self.batches):
+            raise FingerprintMismatchError(
+                f"{len(self.batches)} batches were folded before the run was stopped, and now the loader ended after "
+                f"{self._passed}: restore the data, or delete the store's folder 'unfinished' to start over"
+            )
+        for fold in self._folds.values():
+            fold.flush()
+
+    def freeze(self) -> Iterator[tuple[str, SplitMoments]]:
+        """Yield each layer's moments and give up its accumulators."""
+        while self._folds:
+            name = next(iter(self._folds))
+            yield name, self._folds.pop(name).freeze()
+
+    def keep_end(self) -> None:
+        """Leave word that this pass is done and its moments are kept."""
+        if self._unfinished is not None:
+            self._unfinished.save(INDEX, SavedFold(values={"ended": True}))
+
+    def _fold(self, name: str, batch: RowBatch) -> _LayerFold:
+        fold = self._folds.get(name)
+        per_sample = rows_per_sample(name, batch, None if fold is None else fold.per_sample)
+        if fold is None:
+            rule = FoldRule(batch.rows[name].shape[1], self._holdout)
+            fold = self._folds[name] = self._new(rule, SavedFold(values={"per_sample": per_sample}))
+        return fold
+
+    def _new(self, rule: FoldRule, saved: SavedFold) -> _LayerFold:
+        states = list(saved.lanes) or [LaneState.empty(rule) for _ in range(rule.lanes)]
+        lanes = [
+            LaneFold(rule, self._executor, state=state, workspace=self._workspace, new_fold=self._new_fold)
+            for state in states
+        ]
+        return _LayerFold(rule, lanes, saved)
+
+    def _keep(self) -> None:
+        assert self._unfinished is not None  # noqa: S101  # for the type checker: the caller has looked
+        self._slot = 1 - self._slot
+        for name, fold in self._folds.items():
+            self._unfinished.save(f"{name}-{self._slot}", fold.saved(len(self.batches)))
+        values = {
+            "ended": False,
+            "slot": self._slot,
+            "batches": [asdict(batch) for batch in self.batches],
+            "features": {name: fold.rule.features for name, fold in self._folds.items()},
+        }
+        self._unfinished.save(INDEX, SavedFold(values=values))
+
+    def _resume(self) -> None:
+        index = self._unfinished.load(INDEX) if self._unfinished else None
+        if self._unfinished is None or index is None:
+            return
+        self.ended = index.values["ended"]
+        if self.ended:
+            return
+        batches = [BatchRecord(**batch) for batch in index.values["batches"]]
+        slot = index.values["slot"]
+        folds = {}
+        for name, features in index.values["features"].items():
+            saved = self._unfinished.load(f"{name}-{slot}")
+            if saved is None or saved.values["batches"] != len(batches):
+                return  # damaged: start over
+            folds[name] = self._new(FoldRule(features, self._holdout), saved)
+        self._folds, self._slot, self.batches = folds, slot, batches
+        self._samples = sum(batch.samples for batch in batches)
+
+
+class _LayerFold:
+    def __init__(self, rule: FoldRule, lanes: list[LaneFold], saved: SavedFold) -> None:
+        self.rule = rule
+        self.per_sample: int = saved.values["per_sample"]
+        self._lanes = lanes
+        first, before = saved.values.get("next_tile", 0), saved.values.get("sample_before", -1)
+        self._tiler = Tiler(rule.tile_rows, first_tile=first, sample_before=before)
+        if saved.pending:
+            self.push(saved.pending["pending"], saved.pending["pending_sample"])
+
+    def push(self, rows: Rows, samples: Samples) -> None:
+        for tile in self._tiler.push(rows, samples):
+            self._update(tile)
+
+    def flush(self) -> None:
+        for tile in self._tiler.flush():
+            self._update(tile)
+
+    def saved(self, batches: int) -> SavedFold:
+        """Return all that a later run needs to go on."""
+        values: dict[str, Any] = {
+            "batches": batches,
+            "per_sample": self.per_sample,
+            "next_tile": self._tiler.next_tile,
+            "sample_before": self._tiler.sample_before,
+        }
+        held = self._tiler.pending()
+        pending = {} if held is None else {"pending": held[0], "pending_sample": held[1]}
+        return SavedFold([lane.state() for lane in self._lanes], values, pending)
+
+    def freeze(self) -> SplitMoments:
+        lanes, self._lanes = self._lanes, []
+        return merge_all(lanes.pop(0).freeze() for _ in range(len(lanes)))
+
+    def _update(self, tile: Tile) -> None:
+        with one_blas_thread():
+            self._lanes[tile.number % self.rule.lanes].update(tile)
