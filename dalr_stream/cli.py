@@ -9,6 +9,7 @@ answers at once.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,6 +35,15 @@ RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. solve.ridge=1e-3.")
 ]
+Memory = Annotated[
+    str | None, typer.Option("--memory", metavar="SIZE", help="What folding may hold, e.g. 8GiB: capture.memory_limit.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="Fold in N worker processes: capture.workers.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Fold on a dask cluster: capture.scheduler.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights.")]
 
 
@@ -47,13 +57,20 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def run(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
+def run(
+    file: RunFile,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+) -> None:
     """Do every step whose inputs have changed."""
     from dalr_stream.report.terminal import print_headline
     from dalr_stream.workflow.results import results
 
     console = _console()
-    opened = _open(file, overrides, fresh=fresh)
+    opened = _open(file, _with_machine(overrides, memory, workers, scheduler), fresh=fresh)
     page = opened.all()
     print_headline(results(opened.project), console)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
@@ -70,11 +87,11 @@ def layers(file: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def estimate(file: RunFile, overrides: Overrides = None) -> None:
+def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) -> None:
     """Print what a run will cost, before it starts."""
     from dalr_stream.workflow.listing import cost_table
 
-    opened = _open(file, overrides)
+    opened = _open(file, _with_machine(overrides, memory))
     opened.train()
     plan = opened.project.estimate()
     _console().print(cost_table(plan))
@@ -90,9 +107,16 @@ def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) ->
 
 
 @app.command()
-def accumulate(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
+def accumulate(
+    file: RunFile,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+) -> None:
     """Turn activations into moments."""
-    opened = _open(file, overrides, fresh=fresh)
+    opened = _open(file, _with_machine(overrides, memory, workers, scheduler), fresh=fresh)
     opened.train()
     opened.accumulate()
 
@@ -158,6 +182,15 @@ def _open(file: Path, overrides: list[str] | None, *, fresh: bool = False) -> Ru
 
     config = load_config(file, overrides or [])
     return Run(Project(config, file.resolve().parent), progress=for_console(_console()), fresh=fresh)
+
+
+def _with_machine(
+    overrides: list[str] | None, memory: str | None, workers: int | None = None, scheduler: str | None = None
+) -> list[str]:
+    """Write the options about the machine as what they are: keys of the run file."""
+    options = {"memory_limit": memory, "workers": workers, "scheduler": scheduler}
+    given = [f"capture.{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    return [*(overrides or []), *given]
 
 
 def _console() -> Console:

@@ -8,6 +8,7 @@ even one matrix does not fit, strips are folded one after the other, each in a p
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -116,7 +117,7 @@ def accumulate_strips(
     require_complete(store, task.domain)
     cutting = len(cut) > 1
     for strip in cut:
-        one = LaneTask(task.root, task.domain, task.layer, task.rule, 0, strip if cutting else None)
+        one = dataclasses.replace(task, strip=strip if cutting else None)
         with _pool(threads.workers) as executor:
             state = fold_lane(one, executor, unfinished=watch.unfinished, pace=watch.pace(), tile_done=watch.tile_done)
         if cutting and watch.unfinished is not None:  # the record is not whole before the last strip
@@ -135,7 +136,7 @@ def require_complete(store: ActivationStore, domain: str) -> None:
 
 
 def _lanes(task: LaneTask) -> list[LaneTask]:
-    return [LaneTask(task.root, task.domain, task.layer, task.rule, lane) for lane in range(task.rule.lanes)]
+    return [dataclasses.replace(task, lane=lane) for lane in range(task.rule.lanes)]
 
 
 def _fold_and_freeze(task: LaneTask, watch: Watch) -> SplitMoments:
@@ -145,11 +146,12 @@ def _fold_and_freeze(task: LaneTask, watch: Watch) -> SplitMoments:
 def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch: Watch) -> SplitMoments:
     """Fold lanes, or the strips of the one lane, on the cluster's workers; join them here."""
     rule = task.rule
+    task = dataclasses.replace(task, root=task.root.resolve())  # a worker may have another working folder
     wide = rule.lanes == 1
     cells = rule.features * rule.features // 2 // max(cluster.workers, 1)
     tasks = _lanes(task)
     if wide:
-        tasks = [LaneTask(task.root, task.domain, task.layer, rule, 0, s) for s in strips(rule.features, cells)]
+        tasks = [dataclasses.replace(task, strip=strip) for strip in strips(rule.features, cells)]
     prefix = f"fold-{task.domain}-{task.layer}-{store.domain(task.domain).fingerprint(task.layer)[:16]}"
     rows = store.rows(task.domain, task.layer).rows
     told = 0

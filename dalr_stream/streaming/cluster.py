@@ -50,10 +50,11 @@ class Cluster:
             for name, arguments in tasks.items()
         ]
         try:
-            for finished, future in enumerate(as_completed(futures), start=1):
-                if future.status == "error":
-                    future.result()
-                done(finished)
+            with self.client.as_current():
+                for finished, future in enumerate(as_completed(futures), start=1):
+                    if future.status == "error":
+                        future.result()
+                    done(finished)
             results: list[Result] = self.client.gather(futures)
         finally:
             self.client.cancel(futures, force=True)
@@ -61,7 +62,9 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(*, scheduler: str | None = None, workers: int | None = None) -> Iterator[Cluster]:
+def open_cluster(
+    *, scheduler: str | None = None, workers: int | None = None, timeout_seconds: float = 10.0
+) -> Iterator[Cluster]:
     """Connect to the scheduler at an address such as `tcp://host:8786`, or start `workers` processes on this machine.
 
     Raises InvalidInputError unless exactly one is given, and where `distributed` is not installed; ResourceError where
@@ -77,7 +80,7 @@ def open_cluster(*, scheduler: str | None = None, workers: int | None = None) ->
         ) from None
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout="10s", set_as_default=False)
+            client = Client(scheduler, timeout=timeout_seconds, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
             raise ResourceError(f"cluster: no scheduler answers at '{scheduler}' ({error}): start one there") from None
         with client:

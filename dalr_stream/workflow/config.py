@@ -77,10 +77,22 @@ class CaptureSection(_Section):
     """Fold activations as they come and keep none on disk."""
     heldout_share: Share = 0.1
     """Share of the samples kept apart as held-out, where no domain is named for it."""
+    threads: Positive | None = None
+    """Threads that fold in this process; all cores by default."""
     workers: Positive | None = None
-    """Threads that fold; all cores by default."""
+    """Fold in so many worker processes of this machine instead."""
+    scheduler: str | None = None
+    """Fold on the workers of this dask.distributed scheduler instead, e.g. `tcp://host:8786`."""
     memory_limit: str | None = None
-    """Refuse to start above this, e.g. `8GiB`."""
+    """What folding may hold, e.g. `8GiB`: more passes where it is short, refused where it cannot be kept."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> CaptureSection:
+        if self.workers is not None and self.scheduler is not None:
+            raise ValueError("needs one of 'workers' (processes here) and 'scheduler' (a cluster's address)")
+        if self.direct and (self.workers or self.scheduler):
+            raise ValueError("'direct' folds beside the network, on this process's threads: leave out the cluster")
+        return self
 
     @property
     def memory_limit_bytes(self) -> int | None:

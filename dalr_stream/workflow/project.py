@@ -6,7 +6,8 @@ need no network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from dalr_stream.network.layers import LayerSpec, match_names, select_layers
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.storage.archive import solution_path
 from dalr_stream.storage.manifest import Manifest, NetworkRecord
-from dalr_stream.streaming.accumulate import Folding, Threads
+from dalr_stream.streaming.accumulate import Folding, Threads, Workers
+from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.capture import network_record, with_consumers
 from dalr_stream.workflow.config import DataSection, EvaluateSection, RunConfig
@@ -129,11 +131,21 @@ class Project:
             loader: Iterable[Any] = factory(seed=self.config.run.seed, **section.options)
         return loader
 
-    def folding(self, domain: str) -> Folding:
-        """Return how a domain's rows become moments."""
+    def folding(self, domain: str, workers: Workers | None = None) -> Folding:
+        """Return how a domain's rows become moments; on this process's threads where no workers are named."""
         section = self.config.capture
-        threads = Threads() if section.workers is None else Threads(section.workers)
-        return Folding(self.prints.holdout(domain), threads, section.memory_limit_bytes)
+        threads = Threads() if section.threads is None else Threads(section.threads)
+        return Folding(self.prints.holdout(domain), workers or threads, section.memory_limit_bytes)
+
+    @contextmanager
+    def cluster(self) -> Iterator[Cluster | None]:
+        """Open the cluster that the run file names, or give None where it names none."""
+        section = self.config.capture
+        if section.scheduler is None and section.workers is None:
+            yield None
+            return
+        with open_cluster(scheduler=section.scheduler, workers=section.workers) as cluster:
+            yield cluster
 
     # --- what each step is made from, and what it leaves ---------------------------------------------------------
 

@@ -76,7 +76,7 @@ class Run:
                 model, seed=self._config.run.seed, report=self._progress.note, **options
             )
         checkpoint.save_weights(model.eval(), self.project.weights)
-        self._log.done("train", self.project.made_from("train"))
+        self._done("train")
 
     def capture(self, domains: Sequence[str] | None = None) -> None:
         """Stream each domain's activations into the store."""
@@ -96,25 +96,20 @@ class Run:
                     domain=domain,
                     progress=self._progress,
                 )
-            self._log.done(step, self.project.made_from(step))
+            self._done(step)
 
     def accumulate(self) -> None:
         """Turn each domain's activations into moments, capturing them first where they are wanted and not there."""
-        for domain in self._config.domains:
-            step = f"accumulate {domain}"
-            if self._skip(step):
-                continue
-            if self._config.capture.direct:
+        stale = [domain for domain in self._config.domains if not self._skip(f"accumulate {domain}")]
+        direct = self._config.capture.direct
+        for domain in stale:
+            if direct:
                 self._fold_directly(domain)
+                self._done(f"accumulate {domain}")
             else:
                 self.capture([domain])
-                accumulate(
-                    self.project.store,
-                    domain=domain,
-                    folding=self.project.folding(domain),
-                    progress=self._progress,
-                )
-            self._log.done(step, self.project.made_from(step))
+        if stale and not direct:
+            self._fold_from_store(stale)
 
     def solve(self) -> None:
         """Solve every layer by every method, for every rank, from the moments in the store alone."""
@@ -155,7 +150,7 @@ class Run:
         before, after = parameter_count(self.project.network), parameter_count(small)
         kept = f"{before:,} -> {after:,} parameters ({after / before:.1%})"
         self._progress.note(f"compress: {kept}, in '{self.project.compressed}'")
-        self._log.done("compress", self.project.made_from("compress"))
+        self._done("compress")
 
     def evaluate(self) -> Evaluation:
         """Score every method at every size, and the saved network, on the test split."""
@@ -184,7 +179,7 @@ class Run:
             curves = Evaluator(self.project.network, section.ranks, score, ridge, self._progress).curves(store, methods)
         found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes)
         found.write(self.project.evaluation)
-        self._log.done("evaluate", self.project.made_from("evaluate"))
+        self._done("evaluate")
         return found
 
     def report(self) -> Path:
@@ -192,10 +187,19 @@ class Run:
         self._bring_up_to_date("solve", "compress", "evaluate")
         if not self._skip("report"):
             write_report(results(self.project), self.project.report_folder)
-            self._log.done("report", self.project.made_from("report"))
+            self._done("report")
         return self.project.report_folder / "report.html"
 
     # --- parts of steps ------------------------------------------------------------------------------------------
+
+    def _fold_from_store(self, domains: Sequence[str]) -> None:
+        with self.project.cluster() as cluster:
+            if cluster is not None and cluster.dashboard:
+                self._progress.note(f"dashboard: {cluster.dashboard}")
+            for domain in domains:
+                folding = self.project.folding(domain, cluster)
+                accumulate(self.project.store, domain=domain, folding=folding, progress=self._progress)
+                self._done(f"accumulate {domain}")
 
     def _fold_directly(self, domain: str) -> None:
         self._require_own_store()
@@ -256,6 +260,9 @@ class Run:
         self._room_checked = True
 
     # --- what is fresh -------------------------------------------------------------------------------------------
+
+    def _done(self, step: str) -> None:
+        self._log.done(step, self.project.made_from(step))
 
     def _is_fresh(self, step: str) -> bool:
         return self._log.fresh(step, self.project.made_from(step), self.project.artefacts(step))

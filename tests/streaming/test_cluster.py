@@ -1,0 +1,103 @@
+"""The same call on a cluster of real processes: the same bits, also when a worker is killed midway."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from rows_on_disk import rows_like, store_of
+
+from dalr_stream.errors import InvalidInputError, ResourceError, StoreDamagedError
+from dalr_stream.numerics.holdout import HoldoutRule
+from dalr_stream.streaming.accumulate import Threads, Watch, accumulate_layer
+from dalr_stream.streaming.cluster import Cluster, open_cluster
+
+HOLDOUT = HoldoutRule(0.2, seed=5)
+pytestmark = [  # of distributed itself, while worker processes come and go
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with open_cluster(workers=3) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Eight lanes of a few tiles, and one lane wide enough for strips that take a while."""
+    rows = {"narrow": rows_like(30_000, 100), "wide": rows_like(6_000, 2_500, seed=1)}
+    return store_of(tmp_path_factory.mktemp("store"), {"narrow": rows["narrow"]}, 30_000), store_of(
+        tmp_path_factory.mktemp("wide"), {"wide": rows["wide"]}, 6_000
+    )
+
+
+def folded(store, layer, workers, done=None):
+    return accumulate_layer(store, "target", layer, holdout=HOLDOUT, workers=workers, watch=Watch(done))
+
+
+def assert_same_bits(one, other):
+    assert one.training.same_bits(other.training)
+    assert one.heldout.same_bits(other.heldout)
+
+
+@pytest.mark.parametrize("layer", ["narrow", "wide"])
+def test_processes_give_the_bits_of_threads(cluster, store, layer):
+    here = store[layer == "wide"]
+    told = []
+    assert_same_bits(folded(here, layer, cluster, told.append), folded(here, layer, Threads(2)))
+    assert sum(told) == here.rows("target", layer).rows
+
+
+def test_a_worker_killed_midway_changes_nothing(cluster, store):
+    _, wide = store
+    expected = folded(wide, "wide", Threads(2))
+    killed = []
+
+    def kill_one_that_works():
+        pids = cluster.client.run(os.getpid)
+        while not killed:
+            busy = [address for address, tasks in cluster.client.processing().items() if tasks]
+            if busy:
+                os.kill(pids[busy[0]], signal.SIGKILL)
+                killed.append(busy[0])
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_one_that_works)
+    killer.start()
+    found = folded(wide, "wide", cluster)
+    killer.join()
+    assert killed
+    assert_same_bits(found, expected)
+
+
+def test_what_a_worker_refuses_is_raised_here(cluster, tmp_path):
+    store = store_of(tmp_path, {"fc6": rows_like(9000, 4)}, 9000)
+    chunk = tmp_path / "activations/target/fc6/c/1/0"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    with pytest.raises(StoreDamagedError, match="tile 1 of layer 'fc6' on 'target' is damaged"):
+        folded(store, "fc6", cluster)
+
+
+def test_a_running_scheduler_is_used_by_its_address(cluster, store):
+    with open_cluster(scheduler=cluster.client.scheduler.address) as other:
+        assert other.workers == 3
+        assert np.isfinite(folded(store[0], "narrow", Cluster(other.client)).training.mean).all()
+
+
+def test_a_cluster_is_named_in_one_way():
+    for arguments in ({}, {"scheduler": "tcp://127.0.0.1:1", "workers": 2}):
+        with pytest.raises(InvalidInputError, match="exactly one"), open_cluster(**arguments):
+            pass
+
+
+def test_no_scheduler_is_said_so():
+    with (
+        pytest.raises(ResourceError, match=r"no scheduler answers at 'tcp://127\.0\.0\.1:9'"),
+        open_cluster(scheduler="tcp://127.0.0.1:9", timeout_seconds=1),
+    ):
+        pass
