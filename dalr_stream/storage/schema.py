@@ -44,13 +44,10 @@ MOMENTS = (
     ArraySpec("maximum", ("feature",), "float64", "largest x; NaN where unknown"),
     ArraySpec("nonzero", ("feature",), "int64", "rows in which the feature is not zero"),
 )
-FOLD = (
-    ArraySpec("mean", ("feature",), "float64", "mean of the rows so far"),
-    ArraySpec("scatter", ("row", "feature"), "float64", "lower triangle of the scatter, or its last rows"),
-    ArraySpec("maximum", ("feature",), "float64", "largest x so far"),
-    ArraySpec("minimum", ("feature",), "float64", "smallest x so far"),
-    ArraySpec("nonzero", ("feature",), "int64", "rows in which the feature is not zero"),
+FOLD_VECTORS = ArraySpec(
+    "vectors", ("lane", "vector", "feature"), "float64", "mean, maximum, minimum and count of non-zeros so far"
 )
+FOLD_SCATTER = ArraySpec("scatter", ("row", "feature"), "float64", "lower triangle of the scatter, or its last rows")
 PENDING = (
     ArraySpec("pending", ("row", "feature"), "that of the activations", "rows that fill no tile yet"),
     ArraySpec("pending_sample", ("row",), "int64", "the sample each of them came from"),

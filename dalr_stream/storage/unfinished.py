@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dalr_stream.errors import StoreDamagedError
 from dalr_stream.numerics.folding import FoldState, LaneState
 from dalr_stream.storage import schema
 from dalr_stream.storage.archive import Arrays, load_record, provenance_of, save_record
 
 FOLDER = "unfinished"
+PARTS = ("training", "heldout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +50,15 @@ class Unfinished:
     def save(self, name: str, fold: SavedFold) -> None:
         """Keep one state, replacing the one before."""
         arrays = dict(fold.pending)
-        counts: list[dict[str, list[int]]] = []
-        for number, lane in enumerate(fold.lanes):
-            parts = {part: state for part in ("training", "heldout") if (state := getattr(lane, part)) is not None}
-            counts.append({part: [state.count, state.samples] for part, state in parts.items()})
-            for part, state in parts.items():
-                arrays |= {_name(number, part, spec.name): getattr(state, spec.name) for spec in schema.FOLD}
+        counts: dict[str, list[list[int]]] = {}
+        for part in PARTS:
+            states = [state for lane in fold.lanes if (state := getattr(lane, part)) is not None]
+            if states:
+                counts[part] = [[state.count, state.samples] for state in states]
+                arrays[f"{part}_vectors"] = np.stack([_vectors(state) for state in states])
+                arrays |= {f"{part}_scatter_{number}": state.scatter for number, state in enumerate(states)}
         values = {"values": dict(fold.values), "counts": counts}
-        save_record(self._folder / name, _specs(len(counts)), arrays, values, self._made_from)
+        save_record(self._folder / name, _specs(len(fold.lanes)), arrays, values, self._made_from)
 
     def load(self, name: str) -> SavedFold | None:
         """Return one state; None where there is none, or it is damaged, or was made from something else."""
@@ -62,10 +67,13 @@ class Unfinished:
             if provenance_of(path) != self._made_from:
                 return None
             values: dict[str, Any] = load_record(path, [])[1]
-            arrays, _ = load_record(path, _specs(len(values["counts"])))
+            counts = values["counts"]
+            arrays, _ = load_record(path, _specs(len(counts.get("training", ()))))
         except StoreDamagedError:
             return None
-        lanes = [_lane(number, counts, arrays) for number, counts in enumerate(values["counts"])]
+        parts = {part: _states(part, counts[part], arrays) for part in counts}
+        heldout = parts.get("heldout", [None] * len(parts.get("training", ())))
+        lanes = [LaneState(*pair) for pair in zip(parts.get("training", ()), heldout, strict=True)]
         pending = {spec.name: arrays[spec.name] for spec in schema.PENDING if spec.name in arrays}
         return SavedFold(lanes, values["values"], pending)
 
@@ -74,21 +82,25 @@ class Unfinished:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _lane(number: int, counts: Mapping[str, Sequence[int]], arrays: Arrays) -> LaneState:
-    parts: dict[str, FoldState] = {}
-    for part, (count, samples) in counts.items():
-        sums: dict[str, Any] = {spec.name: arrays[_name(number, part, spec.name)] for spec in schema.FOLD}
-        parts[part] = FoldState(count=count, samples=samples, **sums)
-    return LaneState(parts["training"], parts.get("heldout"))
+def _vectors(state: FoldState) -> NDArray[np.float64]:
+    """(4, d): the vectors of a state in one array: a file costs more than its bytes. Counts below 2^53 are exact."""
+    return np.stack([state.mean, state.maximum, state.minimum, state.nonzero])
+
+
+def _states(part: str, counts: Sequence[Sequence[int]], arrays: Arrays) -> list[FoldState]:
+    states = []
+    for number, ((count, samples), vectors) in enumerate(zip(counts, arrays[f"{part}_vectors"], strict=True)):
+        mean, maximum, minimum, nonzero = (vector.copy() for vector in vectors)
+        scatter = arrays[f"{part}_scatter_{number}"]
+        states.append(FoldState(count, samples, mean, scatter, maximum, minimum, nonzero.astype(np.int64)))
+    return states
 
 
 def _specs(lanes: int) -> list[schema.ArraySpec]:
-    parts = [(lane, part) for lane in range(lanes) for part in ("training", "heldout")]
-    of_lanes = [
-        dataclasses.replace(spec, name=_name(lane, part, spec.name)) for lane, part in parts for spec in schema.FOLD
+    scatters = [
+        dataclasses.replace(schema.FOLD_SCATTER, name=f"{part}_scatter_{number}")
+        for part in PARTS
+        for number in range(lanes)
     ]
-    return [*schema.PENDING, *of_lanes]
-
-
-def _name(lane: int, part: str, array: str) -> str:
-    return f"lane_{lane}_{part}_{array}"
+    vectors = [dataclasses.replace(schema.FOLD_VECTORS, name=f"{part}_vectors") for part in PARTS]
+    return [*schema.PENDING, *vectors, *scatters]

@@ -24,7 +24,7 @@ _FLOAT32 = 4
 
 TILES_IN_FLIGHT = 4
 """Per worker: the tile being folded, the next one, and the next one's bytes before and while they are unpacked."""
-SAVING_BYTES = 3 * MAX_CHUNK_BYTES
+CHUNKS_BEING_SAVED = 3
 """A record leaves memory a chunk at a time: the chunk, its packed form, and the one it is merged with in a strip."""
 ORDERS_OF_JOINING = 2
 """Joining two lanes makes the new matrix and the rank-one term between them."""
@@ -161,7 +161,8 @@ def _store_bytes(load: LayerLoad, strip: Strip, parts: int, threads: int) -> int
     record = _FLOAT64 * strip.cells
     working = min(lanes, threads) * (TILES_IN_FLIGHT * _tile_bytes(load) + _turns(load, parts - 1, strip.stop))
     joining = ORDERS_OF_JOINING * record if lanes > 1 else 0
-    return lanes * parts * record + max(working, joining, SAVING_BYTES)
+    saving = CHUNKS_BEING_SAVED * min(MAX_CHUNK_BYTES, _FLOAT64 * load.features**2)
+    return lanes * parts * record + max(working, joining, saving)
 
 
 def _turns(load: LayerLoad, heldout_share: float, columns: int | None = None) -> int:
