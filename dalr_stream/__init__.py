@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
     from dalr_stream.network.surgery import compress as compress
+    from dalr_stream.numerics.cross import CrossMoments as CrossMoments
     from dalr_stream.numerics.folding import HoldoutRule as HoldoutRule
     from dalr_stream.numerics.lowrank import Ridge as Ridge
     from dalr_stream.numerics.lowrank import Variant as Variant
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.selection import by_mean as by_mean
     from dalr_stream.numerics.selection import momasp as momasp
     from dalr_stream.numerics.selection import spectral as spectral
+    from dalr_stream.numerics.shift import MomentShift as MomentShift
+    from dalr_stream.numerics.shift import diff as diff
     from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
     from dalr_stream.workflow.accumulate import accumulate as accumulate
@@ -49,12 +52,14 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "ChannelSelection": "numerics.solution",
+    "CrossMoments": "numerics.cross",
     "DalrStreamError": "errors",
     "Form": "numerics.selection",
     "HoldoutRule": "numerics.folding",
     "LayerSpec": "network.layers",
     "LowRankFactors": "numerics.solution",
     "Method": "numerics.methods",
+    "MomentShift": "numerics.shift",
     "Moments": "numerics.moments",
     "Ridge": "numerics.lowrank",
     "Variant": "numerics.lowrank",
@@ -65,6 +70,7 @@ _HOME_OF = {
     "capture": "workflow.capture",
     "compress": "network.surgery",
     "dalr": "numerics.lowrank",
+    "diff": "numerics.shift",
     "load": "network.checkpoint",
     "momasp": "numerics.selection",
     "save": "network.checkpoint",
@@ -76,12 +82,14 @@ _HOME_OF = {
 
 __all__ = [
     "ChannelSelection",
+    "CrossMoments",
     "DalrStreamError",
     "Form",
     "HoldoutRule",
     "LayerSpec",
     "LowRankFactors",
     "Method",
+    "MomentShift",
     "Moments",
     "Ridge",
     "Variant",
@@ -93,6 +101,7 @@ __all__ = [
     "capture",
     "compress",
     "dalr",
+    "diff",
     "load",
     "momasp",
     "save",
