@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dalr_stream.workflow.accumulate import accumulate as accumulate
     from dalr_stream.workflow.capture import capture as capture
     from dalr_stream.workflow.direct import accumulate_stream as accumulate_stream
+    from dalr_stream.workflow.merge import merge as merge
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,7 @@ _HOME_OF = {
     "dalr": "numerics.lowrank",
     "diff": "numerics.shift",
     "load": "network.checkpoint",
+    "merge": "workflow.merge",
     "momasp": "numerics.selection",
     "save": "network.checkpoint",
     "select_layers": "network.layers",
@@ -103,6 +105,7 @@ __all__ = [
     "dalr",
     "diff",
     "load",
+    "merge",
     "momasp",
     "save",
     "select_layers",

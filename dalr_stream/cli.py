@@ -1,10 +1,11 @@
 """The command line: one verb, one call of `workflow`.
 
     dalr-stream run|layers|estimate|capture|accumulate|solve|compress|evaluate|report|verify RUN.toml
+    dalr-stream merge OUT.zarr STORE.zarr...
 
-Every verb takes a run file and `--set section.key=value`. A failure that the package raises on purpose is printed as
-one line, without a traceback, and the exit code is 1. torch and the rest are imported when a verb runs, so `--help`
-answers at once.
+A verb of the first line takes a run file and `--set section.key=value`; `verify` takes a store too. A failure that the
+package raises on purpose is printed as one line, without a traceback, and the exit code is 1. torch and the rest are
+imported when a verb runs, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -132,13 +133,30 @@ def report(file: RunFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def verify(file: RunFile, overrides: Overrides = None) -> None:
-    """Read the whole store and compare every digest."""
+    """Read the whole store, the run's or the one named, and compare every digest."""
     from dalr_stream.workflow.verify import verify_store
 
     console = _console()
-    opened = _open(file, overrides)
-    for line in verify_store(opened.project.store):
+    for line in verify_store(file if file.is_dir() else _open(file, overrides).project.store):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def merge(
+    into: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="A new store, or a merged one.", show_default=False)],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE.zarr...", help="What to add up.", show_default=False)],
+    without: Annotated[list[str] | None, typer.Option(metavar="SHARD", help="Leave out a shard, by its name.")] = None,
+    domain: Annotated[str | None, typer.Option(metavar="NAME", help="Merge this domain only.")] = None,
+) -> None:
+    """Add up the moments of stores captured independently."""
+    from dalr_stream.workflow.listing import shard_table
+    from dalr_stream.workflow.merge import merge as merged
+    from dalr_stream.workflow.progress import for_console
+
+    console = _console()
+    console.print(
+        shard_table(merged(stores, into, domain=domain, without=without or (), progress=for_console(console)))
+    )
 
 
 def main() -> None:

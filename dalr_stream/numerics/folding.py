@@ -12,7 +12,7 @@ A lane is the one mutable thing of the package's mathematics, and it never leave
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
@@ -183,14 +183,25 @@ class LaneFold:
         return SplitMoments(self._training.freeze(), heldout)
 
 
-def merge_all(records: Sequence[SplitMoments]) -> SplitMoments:
-    """Add up the lanes' records in a fixed pairwise tree: ((0 + 1) + (2 + 3)) + ((4 + 5) + ..."""
-    level = list(records)
-    if not level:
+def merge_all(records: Iterable[SplitMoments]) -> SplitMoments:
+    """Add up records in a fixed pairwise tree: ((0 + 1) + (2 + 3)) + ((4 + 5) + ...
+
+    The records are taken one at a time and added as soon as the tree allows, as a binary counter carries: of r records
+    that are made on the way, at most log2(r) + 2 are held.
+    """
+    subtrees: list[tuple[int, SplitMoments]] = []
+    for record in records:
+        size, total = 1, record
+        while subtrees and subtrees[-1][0] == size:
+            total = subtrees.pop()[1] + total
+            size *= 2
+        subtrees.append((size, total))
+    if not subtrees:
         raise InvalidInputError("merge_all: needs at least one record")
-    while len(level) > 1:
-        level = [level[i] + level[i + 1] if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]
-    return level[0]
+    _, total = subtrees.pop()
+    while subtrees:
+        total = subtrees.pop()[1] + total
+    return total
 
 
 class Tiler:

@@ -110,8 +110,8 @@ def locked(root: Path) -> Iterator[None]:
 def open_writer(root: Path, domain: str, network: NetworkRecord) -> Iterator[ActivationWriter]:
     """Open `domain` of the store at `root` for writing, making the store where there is none.
 
-    Raises StoreLockedError beside another writer, and FingerprintMismatchError where the store was made from another
-    network.
+    Raises StoreLockedError beside another writer, FingerprintMismatchError where the store was made from another
+    network, and StoreError where the domain was merged from other stores.
     """
     if not domain.replace("-", "").replace("_", "").isalnum():
         raise InvalidInputError(f"domain: a name is letters, digits, '-' and '_', got '{domain}'")
@@ -126,6 +126,11 @@ def open_writer(root: Path, domain: str, network: NetworkRecord) -> Iterator[Act
             raise FingerprintMismatchError(
                 f"'{root}' was made from the network with fingerprint {manifest.network.fingerprint[:12]}, this one "
                 f"has {network.fingerprint[:12]}: use the same weights, or another store"
+            )
+        if domain in manifest.domains and manifest.domains[domain].shards:
+            raise StoreError(
+                f"'{root}': domain '{domain}' was merged from other stores and takes no rows: capture to a store of "
+                "its own, then merge that too"
             )
         layers = {**manifest.network.layers, **network.layers}
         manifest = dataclasses.replace(manifest, network=dataclasses.replace(manifest.network, layers=layers))

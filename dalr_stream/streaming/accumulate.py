@@ -60,6 +60,12 @@ def accumulate_layer(
             f"'{store.root}': domain '{domain}' is not complete ({record.committed_samples} samples are committed): "
             "run the capture again, it goes on where it stopped"
         )
+    if record.shards:
+        raise StoreError(
+            f"'{store.root}': domain '{domain}' was merged from {len(record.shards)} stores and holds none of their "
+            "rows: pass the holdout they were accumulated with to read its moments; for another one accumulate the "
+            "stores again and merge them, and merge again too where a merge was killed"
+        )
     rule = fold_rule(store, domain, layer, holdout)
     tiles = store.tiles(domain, layer)
     key = f"{domain}-{layer}-{record.fingerprint(layer)[:16]}"
