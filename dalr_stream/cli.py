@@ -2,6 +2,7 @@
 
     dalr-stream run|layers|estimate|capture|accumulate|solve|compress|evaluate|report|verify RUN.toml
     dalr-stream merge OUT.zarr STORE.zarr...
+    dalr-stream diff STORE.zarr DOMAIN_A DOMAIN_B
 
 A verb of the first line takes a run file and `--set section.key=value`; `verify` takes a store too. A failure that the
 package raises on purpose is printed as one line, without a traceback, and the exit code is 1. torch and the rest are
@@ -157,6 +158,24 @@ def merge(
     console.print(
         shard_table(merged(stores, into, domain=domain, without=without or (), progress=for_console(console)))
     )
+
+
+@app.command()
+def diff(
+    store: Annotated[Path, typer.Argument(metavar="STORE.zarr", help="Where the moments are.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="DOMAIN_A", help="Its units are used.", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="DOMAIN_B", help="Compared with A.", show_default=False)],
+    other: Annotated[Path | None, typer.Option(metavar="STORE.zarr", help="Where DOMAIN_B is, if not there.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Layers, as in a run file.")] = None,
+    top: Annotated[int, typer.Option(metavar="K", help="Features to list.")] = 10,
+) -> None:
+    """List the features that moved most between two domains."""
+    from dalr_stream.workflow.diff import diff_domains, shift_table
+
+    console = _console()
+    sides = target, source if other is None else f"{source} of {other.name}"
+    for name, shift in diff_domains(store, target, source, other=other, layers=layer or ["*"]):
+        console.print(shift_table(name, shift, sides, top))
 
 
 def main() -> None:
