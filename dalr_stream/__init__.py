@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
     from dalr_stream.workflow.accumulate import accumulate as accumulate
     from dalr_stream.workflow.capture import capture as capture
+    from dalr_stream.workflow.cross import accumulate_cross as accumulate_cross
     from dalr_stream.workflow.direct import accumulate_stream as accumulate_stream
     from dalr_stream.workflow.merge import merge as merge
 
@@ -65,6 +66,7 @@ _HOME_OF = {
     "Ridge": "numerics.lowrank",
     "Variant": "numerics.lowrank",
     "accumulate": "workflow.accumulate",
+    "accumulate_cross": "workflow.cross",
     "accumulate_stream": "workflow.direct",
     "by_max": "numerics.selection",
     "by_mean": "numerics.selection",
@@ -97,6 +99,7 @@ __all__ = [
     "Variant",
     "__version__",
     "accumulate",
+    "accumulate_cross",
     "accumulate_stream",
     "by_max",
     "by_mean",
