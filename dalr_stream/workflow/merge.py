@@ -204,8 +204,8 @@ def _keep_sources(into: Path, plan: _Plan) -> None:
     """Copy weights and shards to the output, where they do not lie there already."""
     here = into.resolve()
     for layer, root in plan.weights.items():
-        if root.resolve() != here:
-            facts = provenance_of(weights_path(root, layer)) or {}
+        facts = provenance_of(weights_path(root, layer)) or {}
+        if provenance_of(weights_path(into, layer)) != facts:
             save_weights(into, layer, *load_weights(root, layer), facts)
     for shard in (one for group in plan.shards.values() for one in group if one.root.resolve() != here):
         for layer in shard.record.layers:

@@ -447,7 +447,7 @@ KILLED_AT_A_RENAME = """
     for name in ("rename", "replace"):
         def dying(path, target, original=getattr(Path, name)):
             global left
-            left -= 1
+            left -= path.name.startswith(".tmp-")  # a whole record or manifest, not a part of one
             if left < 0:
                 os._exit(9)
             return original(path, target)
@@ -456,9 +456,9 @@ KILLED_AT_A_RENAME = """
 """
 
 
-@pytest.mark.parametrize("renames", [0, 1, 6, 10, 11, 14])
+@pytest.mark.parametrize("renames", [0, 5, 8, 9, 10, 12])
 def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repeated(jobs, tmp_path, contents, renames):
-    """Two weights, four records of the shard, the manifest, four sums: a kill before each kind, and between two."""
+    """Eight records of shards, the manifest, four sums: a kill before each kind, and between two."""
     expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
     out = merge([jobs["a"]], tmp_path / "out").root
     script = textwrap.dedent(KILLED_AT_A_RENAME)
@@ -467,12 +467,13 @@ def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repe
     assert done.returncode == 9
     committed = set(Manifest.read(out).domains["target"].shards)
     assert committed in ({name_of(jobs["a"])}, set(map(name_of, (jobs["a"], jobs["b"]))))
-    whole = ds.accumulate(jobs["a"], domain="target")["0"].count
+    known = [root for root in jobs.values() if name_of(root) in committed]
     try:
-        assert SolvedStore.open(out).moments("target", "0").count >= whole
-    except FingerprintMismatchError as error:
-        assert "again" in str(error)  # noqa: PT017  # one of two outcomes
-        assert len(committed) == 2
+        found = SolvedStore.open(out).moments("target", "0").count
+        assert found == sum(ds.accumulate(root, domain="target")["0"].count for root in known)
+    except (FingerprintMismatchError, StoreNotFoundError):
+        assert renames in (9, 10)  # the sums of this layer were being replaced
+    assert len(committed) == (1 if renames <= 8 else 2)
     merge([jobs["a"], jobs["b"]], out)
     assert contents(out) == expected
 
@@ -480,7 +481,7 @@ def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repe
 def test_a_first_merge_that_was_killed_is_taken_up(jobs, tmp_path, contents):
     expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
     script = textwrap.dedent(KILLED_AT_A_RENAME)
-    for renames in (0, 1, 5):
+    for renames in (0, 1, 2, 7):
         out = tmp_path / f"out{renames}"
         arguments = [str(path) for path in (renames, out, jobs["a"], jobs["b"])]
         subprocess.run([sys.executable, "-c", script, *arguments], check=False)  # noqa: S603
