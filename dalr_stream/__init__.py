@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
     from dalr_stream.network.surgery import compress as compress
+    from dalr_stream.numerics.cross import CrossMoments as CrossMoments
     from dalr_stream.numerics.holdout import HoldoutRule as HoldoutRule
     from dalr_stream.numerics.lowrank import Ridge as Ridge
     from dalr_stream.numerics.lowrank import Variant as Variant
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.selection import by_mean as by_mean
     from dalr_stream.numerics.selection import momasp as momasp
     from dalr_stream.numerics.selection import spectral as spectral
+    from dalr_stream.numerics.shift import MomentShift as MomentShift
+    from dalr_stream.numerics.shift import diff as diff
     from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
     from dalr_stream.streaming.accumulate import Folding as Folding
@@ -47,14 +50,17 @@ if TYPE_CHECKING:
     from dalr_stream.streaming.cluster import open_cluster as open_cluster
     from dalr_stream.workflow.accumulate import accumulate as accumulate
     from dalr_stream.workflow.capture import capture as capture
+    from dalr_stream.workflow.cross import accumulate_cross as accumulate_cross
     from dalr_stream.workflow.direct import accumulate_into as accumulate_into
     from dalr_stream.workflow.direct import accumulate_stream as accumulate_stream
+    from dalr_stream.workflow.merge import merge as merge
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
     "ChannelSelection": "numerics.solution",
     "Cluster": "streaming.cluster",
+    "CrossMoments": "numerics.cross",
     "DalrStreamError": "errors",
     "Folding": "streaming.accumulate",
     "Form": "numerics.selection",
@@ -62,11 +68,13 @@ _HOME_OF = {
     "LayerSpec": "network.layers",
     "LowRankFactors": "numerics.solution",
     "Method": "numerics.methods",
+    "MomentShift": "numerics.shift",
     "Moments": "numerics.moments",
     "Ridge": "numerics.lowrank",
     "Threads": "streaming.accumulate",
     "Variant": "numerics.lowrank",
     "accumulate": "workflow.accumulate",
+    "accumulate_cross": "workflow.cross",
     "accumulate_into": "workflow.direct",
     "accumulate_stream": "workflow.direct",
     "by_max": "numerics.selection",
@@ -74,7 +82,9 @@ _HOME_OF = {
     "capture": "workflow.capture",
     "compress": "network.surgery",
     "dalr": "numerics.lowrank",
+    "diff": "numerics.shift",
     "load": "network.checkpoint",
+    "merge": "workflow.merge",
     "momasp": "numerics.selection",
     "open_cluster": "streaming.cluster",
     "save": "network.checkpoint",
@@ -87,6 +97,7 @@ _HOME_OF = {
 __all__ = [
     "ChannelSelection",
     "Cluster",
+    "CrossMoments",
     "DalrStreamError",
     "Folding",
     "Form",
@@ -94,12 +105,14 @@ __all__ = [
     "LayerSpec",
     "LowRankFactors",
     "Method",
+    "MomentShift",
     "Moments",
     "Ridge",
     "Threads",
     "Variant",
     "__version__",
     "accumulate",
+    "accumulate_cross",
     "accumulate_into",
     "accumulate_stream",
     "by_max",
@@ -107,7 +120,9 @@ __all__ = [
     "capture",
     "compress",
     "dalr",
+    "diff",
     "load",
+    "merge",
     "momasp",
     "open_cluster",
     "save",

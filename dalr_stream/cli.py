@@ -1,10 +1,12 @@
 """The command line: one verb, one call of `workflow`.
 
     dalr-stream run|layers|estimate|capture|accumulate|solve|compress|evaluate|report|verify RUN.toml
+    dalr-stream merge OUT.zarr STORE.zarr...
+    dalr-stream diff STORE.zarr DOMAIN_A DOMAIN_B
 
-Every verb takes a run file and `--set section.key=value`. A failure that the package raises on purpose is printed as
-one line, without a traceback, and the exit code is 1. torch and the rest are imported when a verb runs, so `--help`
-answers at once.
+A verb of the first line takes a run file and `--set section.key=value`; `verify` takes a store too. A failure that the
+package raises on purpose is printed as one line, without a traceback, and the exit code is 1. torch and the rest are
+imported when a verb runs, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -156,13 +158,48 @@ def report(file: RunFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def verify(file: RunFile, overrides: Overrides = None) -> None:
-    """Read the whole store and compare every digest."""
+    """Read the whole store, the run's or the one named, and compare every digest."""
     from dalr_stream.workflow.verify import verify_store
 
     console = _console()
-    opened = _open(file, overrides)
-    for line in verify_store(opened.project.store):
+    for line in verify_store(file if file.is_dir() else _open(file, overrides).project.store):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def merge(
+    into: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="A new store, or a merged one.", show_default=False)],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE.zarr...", help="What to add up.", show_default=False)],
+    without: Annotated[list[str] | None, typer.Option(metavar="SHARD", help="Leave out a shard, by its name.")] = None,
+    domain: Annotated[str | None, typer.Option(metavar="NAME", help="Merge this domain only.")] = None,
+) -> None:
+    """Add up the moments of stores captured independently."""
+    from dalr_stream.workflow.listing import shard_table
+    from dalr_stream.workflow.merge import merge as merged
+    from dalr_stream.workflow.progress import for_console
+
+    console = _console()
+    console.print(
+        shard_table(merged(stores, into, domain=domain, without=without or (), progress=for_console(console)))
+    )
+
+
+@app.command()
+def diff(
+    store: Annotated[Path, typer.Argument(metavar="STORE.zarr", help="Where the moments are.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="DOMAIN_A", help="Its units are used.", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="DOMAIN_B", help="Compared with A.", show_default=False)],
+    other: Annotated[Path | None, typer.Option(metavar="STORE.zarr", help="Where DOMAIN_B is, if not there.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Layers, as in a run file.")] = None,
+    top: Annotated[int, typer.Option(metavar="K", help="Features to list.")] = 10,
+) -> None:
+    """List the features that moved most between two domains."""
+    from dalr_stream.workflow.diff import diff_domains, shift_table
+
+    console = _console()
+    sides = target, source if other is None else f"{source} of {other.name}"
+    for name, shift in diff_domains(store, target, source, other=other, layers=layer or ["*"]):
+        console.print(shift_table(name, shift, sides, top))
 
 
 def main() -> None:

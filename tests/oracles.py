@@ -51,6 +51,22 @@ def squared_error(weight, bias, up, down, new_bias, x):
     return np.sum((y - (up @ (down @ x) + new_bias[:, None])) ** 2)
 
 
+# --- two runs, two domains ------------------------------------------------------------------------------------------
+
+
+def cross_moments(x, z):
+    """Z X' about zero and about the means, X d x n and Z m x n, in extended precision."""
+    x, z = x.astype(np.longdouble), z.astype(np.longdouble)
+    about = (z - z.mean(axis=1, keepdims=True)) @ (x - x.mean(axis=1, keepdims=True)).T
+    return (z @ x.T).astype(float), about.astype(float)
+
+
+def standardised_gap(x_t, x_s):
+    """Difference of means over the pooled standard deviation, for nodes that vary: Cohen's d, population normalised."""
+    pooled = (x_t.var(axis=1) * x_t.shape[1] + x_s.var(axis=1) * x_s.shape[1]) / (x_t.shape[1] + x_s.shape[1])
+    return (x_t.mean(axis=1) - x_s.mean(axis=1)) / np.sqrt(pooled)
+
+
 # --- spectral pruning and MoMaSP (Dillard et al. 2020, section 3) -------------------------------------------------
 
 

@@ -75,3 +75,17 @@ def two_domains(draw, **options):
     target = draw(row_blocks(**options))
     kind, n = draw(st.sampled_from(KINDS)), draw(st.integers(2, 20))
     return target, make_rows(kind, n, target.shape[1], draw(st.integers(0, 2**32 - 1)))
+
+
+@st.composite
+def paired_blocks(draw, count):
+    """Blocks of inputs (n, d) and outputs (n, m) of one layer, each of its own kind; one row, or none, in some."""
+    d, m = draw(st.integers(1, 7)), draw(st.integers(1, 7))
+    kinds = st.sampled_from(["generic", "dead", "constant", "huge_mean", "relu", "scales", "all_dead"])
+    blocks = []
+    for _ in range(count):
+        n, kept = draw(st.integers(1, 25)), draw(st.sampled_from([None, None, 0, 1]))
+        seeds = st.integers(0, 2**31)
+        x, z = (make_rows(draw(kinds), n, width, draw(seeds))[:kept] for width in (d, m))
+        blocks.append((x, z))
+    return blocks

@@ -11,6 +11,7 @@ drowns the others; such nodes are not *live*: their rows and columns leave S.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -45,12 +46,45 @@ class Penalty(Protocol):
         """Add `node` to J."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Discrepancy:
+    """delta, and E = S o (C_s - C_t) as its two factors: E_ij = scale_i difference_ij scale_j."""
+
+    mean_gap: Vector
+    """(d,): mean_s - mean_t."""
+    difference: Matrix
+    """(d, d): C_s - C_t."""
+    scale: Vector
+    """(d,): C_t,jj^(-1/4) of live nodes, 0 of others."""
+    live: NDArray[np.bool_]
+    """(d,)"""
+
+    @classmethod
+    def of(cls, target: Moments, source: Moments, *, centered: bool) -> Discrepancy:
+        """Compare two domains. Cost: d^2, and 2 d^2 doubles.
+
+        `centered` takes C about the mean; otherwise C is E[phi phi'], as the paper's Sigma is.
+        """
+        c_t = target.covariance if centered else target.second_moment
+        live = live_nodes(np.diagonal(c_t))
+        scale = np.zeros(live.size)
+        scale[live] = np.diagonal(c_t)[live] ** -0.25
+        difference = source.covariance if centered else source.second_moment
+        difference -= c_t
+        return cls(source.mean - target.mean, difference, scale, live)
+
+    def row_norms(self) -> Vector:
+        """||E_j,F|| (d,); 0 for nodes that are not live. Cost: d^2."""
+        squares = np.einsum("ij,ij,j->i", self.difference, self.difference, self.scale**2)
+        norms: Vector = self.scale * np.sqrt(squares)
+        return norms
+
+
 class NodePenalty:
     """Eq. 4. Cost: d^2 once."""
 
-    def __init__(self, mean_gap: Vector, difference: Matrix, scale: Vector) -> None:
-        squares = np.einsum("ij,ij,j->i", difference, difference, scale**2)
-        self._values: Vector = np.abs(mean_gap) + scale * np.sqrt(squares)
+    def __init__(self, found: Discrepancy) -> None:
+        self._values: Vector = np.abs(found.mean_gap) + found.row_norms()
 
     def values(self) -> Vector:
         """R_j (d,)."""
@@ -63,11 +97,11 @@ class NodePenalty:
 class SubsetPenalty:
     """Eq. 3. Cost: d a step."""
 
-    def __init__(self, mean_gap: Vector, difference: Matrix, scale: Vector) -> None:
-        self._gaps = mean_gap**2
-        self._difference, self._scale = difference, scale
-        self._own = (scale**2 * np.diagonal(difference)) ** 2
-        self._cross = np.zeros(scale.size)
+    def __init__(self, found: Discrepancy) -> None:
+        self._gaps = found.mean_gap**2
+        self._difference, self._scale = found.difference, found.scale
+        self._own = (found.scale**2 * np.diagonal(found.difference)) ** 2
+        self._cross = np.zeros(found.scale.size)
         self._gap_of_subset = 0.0
         self._norm_of_subset = 0.0
 
@@ -93,17 +127,6 @@ def live_nodes(variance: Vector) -> NDArray[np.bool_]:
 
 
 def penalty(target: Moments, source: Moments, *, form: Form, centered: bool) -> tuple[Penalty, NDArray[np.bool_]]:
-    """Return the regulariser and which nodes are live. Cost: d^2, and 2 d^2 doubles.
-
-    `centered` takes C about the mean; otherwise C is E[phi phi'], as the paper's Sigma is.
-    """
-    c_t = target.covariance if centered else target.second_moment
-    live = live_nodes(np.diagonal(c_t))
-    scale = np.zeros(live.size)
-    scale[live] = np.diagonal(c_t)[live] ** -0.25
-    difference = source.covariance if centered else source.second_moment
-    difference -= c_t
-    gap = source.mean - target.mean
-    if form is Form.NODE:
-        return NodePenalty(gap, difference, scale), live
-    return SubsetPenalty(gap, difference, scale), live
+    """Return the regulariser and which nodes are live; see `Discrepancy.of` for `centered` and the cost."""
+    found = Discrepancy.of(target, source, centered=centered)
+    return (NodePenalty(found) if form is Form.NODE else SubsetPenalty(found)), found.live

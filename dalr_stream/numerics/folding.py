@@ -268,22 +268,19 @@ class LaneFold:
 def merge_all(records: Iterable[SplitMoments]) -> SplitMoments:
     """Add up records in a fixed pairwise tree: ((0 + 1) + (2 + 3)) + ((4 + 5) + ...
 
-    Each is taken from `records` only when its turn comes and forgotten at once, so of k records log2(k) + 2 are in
-    memory where the iterable makes them one by one.
+    The records are taken one at a time and added as soon as the tree allows, as a binary counter carries: of r records
+    that are made on the way, at most log2(r) + 2 are held.
     """
-    waiting: list[tuple[int, SplitMoments]] = []  # (height of its tree, record), heights falling
+    subtrees: list[tuple[int, SplitMoments]] = []
     for record in records:
-        waiting.append((0, record))
-        while len(waiting) > 1 and waiting[-1][0] == waiting[-2][0]:
-            _join_last(waiting)
-    if not waiting:
+        size, total = 1, record
+        while subtrees and subtrees[-1][0] == size:
+            total = subtrees.pop()[1] + total
+            size *= 2
+        subtrees.append((size, total))
+    if not subtrees:
         raise InvalidInputError("merge_all: needs at least one record")
-    while len(waiting) > 1:
-        _join_last(waiting)
-    return waiting[0][1]
-
-
-def _join_last(waiting: list[tuple[int, SplitMoments]]) -> None:
-    _, right = waiting.pop()
-    height, left = waiting.pop()
-    waiting.append((height + 1, left + right))
+    _, total = subtrees.pop()
+    while subtrees:
+        total = subtrees.pop()[1] + total
+    return total

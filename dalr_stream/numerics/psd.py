@@ -110,6 +110,22 @@ def symmetric_eigen(matrix: Matrix) -> Eigen:
     return Eigen(values[::-1].copy(), orient(vectors[:, ::-1]))
 
 
+def psd_margin(matrix: Matrix) -> float:
+    """Smallest eigenvalue of a symmetric `matrix` (p, p) over its trace: how far from semi-definite it is, if below 0.
+
+    A sum of squares has a margin of -p EPSILON or more. Subtracting records can leave less: what was large in both is
+    rounding in the difference. 0 for a matrix of zeros, -inf where the trace is not positive and the matrix not zero.
+    Cost: about 4/3 p^3 operations, p^2 doubles.
+    """
+    require_finite(matrix, "matrix")
+    trace = float(np.trace(matrix))
+    if trace <= 0.0:
+        return -np.inf if matrix.any() else 0.0
+    with threads_for(len(matrix)):
+        smallest = scipy.linalg.eigh(matrix, eigvals_only=True, subset_by_index=[0, 0], check_finite=False)
+    return float(smallest[0]) / trace
+
+
 def thin_svd(weight: Matrix) -> Singular:
     """Singular values, descending, and vectors of `weight` (m, d). Cost: about 6 m d min(m, d) operations and more.
 

@@ -7,5 +7,6 @@ A store is a plain folder that any zarr reader opens:
       activations/<domain>/<layer>        rows x features, one tile a chunk
       weights/<layer>/                    weight and bias, so that solving needs no network
       moments/<domain>/<layer>/<part>/    part is `training` or `heldout`
+      shards/<domain>/<shard>/<layer>/<part>/   where the domain was merged: the records it is the sum of
       solutions/<layer>/<method>/
 """

@@ -94,8 +94,8 @@ def locked(root: Path) -> Iterator[None]:
 def open_writer(root: Path, domain: str, network: NetworkRecord) -> Iterator[ActivationWriter]:
     """Open `domain` of the store at `root` for writing, making the store where there is none.
 
-    Raises StoreLockedError beside another writer, and FingerprintMismatchError where the store was made from another
-    network.
+    Raises StoreLockedError beside another writer, FingerprintMismatchError where the store was made from another
+    network, and StoreError where the domain was merged from other stores.
     """
     if not domain.replace("-", "").replace("_", "").isalnum():
         raise InvalidInputError(f"domain: a name is letters, digits, '-' and '_', got '{domain}'")
@@ -110,6 +110,11 @@ def open_writer(root: Path, domain: str, network: NetworkRecord) -> Iterator[Act
             raise FingerprintMismatchError(
                 f"'{root}' was made from the network with fingerprint {manifest.network.fingerprint[:12]}, this one "
                 f"has {network.fingerprint[:12]}: use the same weights, or another store"
+            )
+        if domain in manifest.domains and manifest.domains[domain].shards:
+            raise StoreError(
+                f"'{root}': domain '{domain}' was merged from other stores and takes no rows: capture to a store of "
+                "its own, then merge that too"
             )
         layers = {**manifest.network.layers, **network.layers}
         manifest = dataclasses.replace(manifest, network=dataclasses.replace(manifest.network, layers=layers))
@@ -211,6 +216,10 @@ class ActivationWriter:
         for layer in self._layers.values():
             layer.flush()
         self._commit(complete=True)
+
+    def commit_record(self, record: DomainRecord) -> None:
+        """Commit what is known of rows that were folded and not kept, in place of what was known of the domain."""
+        self._manifest.with_domain(self._domain, record).write(self._root)
 
     def _require_layers(self, layers: Collection[str]) -> None:
         if self._record.layers and set(layers) != set(self._record.layers):

@@ -37,6 +37,11 @@ def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
     return root / "moments" / domain / layer / part
 
 
+def shard_path(root: Path, domain: str, shard: str, layer: str, part: str) -> Path:
+    """Return the folder of one moment record that a merged domain was made from."""
+    return root / "shards" / domain / shard / layer / part
+
+
 def solution_path(root: Path, layer: str, method: Method) -> Path:
     """Return the folder of one solution."""
     return root / "solutions" / layer / method.value
@@ -111,8 +116,8 @@ def check_record(path: Path) -> None:
 
 
 def records(root: Path) -> list[Path]:
-    """Return the folders of every record of a store: weights, moments and solutions."""
-    depths = {"weights": "*", "moments": "*/*/*", "solutions": "*/*"}
+    """Return the folders of every record of a store: weights, moments, shards of merged ones, and solutions."""
+    depths = {"weights": "*", "moments": "*/*/*", "shards": "*/*/*/*", "solutions": "*/*"}
     found = [path for kind, depth in depths.items() for path in (root / kind).glob(f"{depth}/zarr.json")]
     return sorted(path.parent for path in found if not path.parent.name.startswith(TEMPORARY))
 

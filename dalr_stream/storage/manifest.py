@@ -81,6 +81,28 @@ class DomainRecord:
     complete: bool = False
     batches: tuple[BatchRecord, ...] = ()
     layers: Mapping[str, RowsRecord] = field(default_factory=dict)
+    shards: Mapping[str, DomainRecord] = field(default_factory=dict)
+    """What this domain was merged from, by `shard_name`, ascending; empty where it was captured here. A merged domain
+    has moments and no rows: its `layers` count rows and name no tile."""
+
+    @classmethod
+    def merged(cls, shards: Mapping[str, DomainRecord]) -> DomainRecord:
+        """Return the record of several captures of the same layers together, in the order of their names."""
+        ordered = {name: shards[name] for name in sorted(shards)}
+        first = next(iter(ordered.values()))
+        layers = {
+            layer: dataclasses.replace(
+                rows, rows=sum(shard.layers[layer].rows for shard in ordered.values()), tile_digests=()
+            )
+            for layer, rows in first.layers.items()
+        }
+        batches = tuple(batch for shard in ordered.values() for batch in shard.batches)
+        return cls(complete=True, batches=batches, layers=layers, shards=ordered)
+
+    @property
+    def shard_name(self) -> str:
+        """What this domain is called once merged with others: equal names, equal rows in every layer."""
+        return digest_of({layer: self.fingerprint(layer) for layer in self.layers})[:16]
 
     @property
     def samples(self) -> int:
@@ -94,6 +116,8 @@ class DomainRecord:
 
     def fingerprint(self, layer: str) -> str:
         """Digest of the rows of one layer: equal digests, equal rows."""
+        if self.shards:
+            return digest_of({"shards": [shard.fingerprint(layer) for shard in self.shards.values()]})
         rows = self.layers[layer]
         return digest_of({"rows": dataclasses.asdict(rows), "batches": [b.digest for b in self.batches]})
 
@@ -161,4 +185,5 @@ def _domain(body: dict[str, Any]) -> DomainRecord:
         name: RowsRecord(**{**rows, "tile_digests": tuple(rows["tile_digests"])})
         for name, rows in body["layers"].items()
     }
-    return DomainRecord(body["complete"], tuple(BatchRecord(**batch) for batch in body["batches"]), layers)
+    shards = {name: _domain(shard) for name, shard in body.get("shards", {}).items()}
+    return DomainRecord(body["complete"], tuple(BatchRecord(**batch) for batch in body["batches"]), layers, shards)

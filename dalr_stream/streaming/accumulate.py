@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from dask.base import compute
 from dask.delayed import delayed
 
-from dalr_stream.errors import StoreError
+from dalr_stream.errors import StoreError, StoreNotFoundError
 from dalr_stream.numerics.folding import (
     FoldRule,
     LaneState,
@@ -96,7 +96,7 @@ def accumulate_layer(
 
     Raises StoreError where the domain is not complete or a tile is damaged.
     """
-    require_complete(store, domain)
+    require_rows(store, domain, layer)
     task = LaneTask(store.root, domain, layer, fold_rule(store, domain, layer, holdout))
     watch = watch or Watch()
     if isinstance(workers, Cluster):
@@ -114,7 +114,7 @@ def accumulate_strips(
     store: ActivationStore, task: LaneTask, cut: Sequence[Strip], threads: Threads, watch: Watch
 ) -> Iterator[LaneState]:
     """Yield the strips of a one-lane layer, ascending, each from a pass of its own over the rows."""
-    require_complete(store, task.domain)
+    require_rows(store, task.domain, task.layer)
     cutting = len(cut) > 1
     for strip in cut:
         one = dataclasses.replace(task, strip=strip if cutting else None)
@@ -125,13 +125,20 @@ def accumulate_strips(
         yield state
 
 
-def require_complete(store: ActivationStore, domain: str) -> None:
-    """Raise StoreError where a domain's capture was not finished."""
+def require_rows(store: ActivationStore, domain: str, layer: str) -> None:
+    """Raise StoreError where a domain's capture was not finished, and where its rows are not there."""
     record = store.domain(domain)
     if not record.complete:
         raise StoreError(
             f"'{store.root}': domain '{domain}' is not complete ({record.committed_samples} samples are committed): "
             "run the capture again, it goes on where it stopped"
+        )
+    if store.rows(domain, layer).rows and not store.has_rows(domain, layer):
+        origin = f"was merged from {len(record.shards)} stores and " if record.shards else ""
+        raise StoreNotFoundError(
+            f"'{store.root}': domain '{domain}' {origin}holds no rows of layer '{layer}': pass the holdout that its "
+            "moments were made with to read them; for another one capture the rows again"
+            + (", or accumulate the stores again and merge them" if record.shards else "")
         )
 
 

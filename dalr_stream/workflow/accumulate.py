@@ -110,7 +110,8 @@ def accumulate(
     names = list(opened.domain(domain).layers) if layers is None else list(layers)
     for name in names:
         task = LaneTask(opened.root, domain, name, fold_rule(opened, domain, name, folding.holdout))
-        provenance = moments_provenance(opened, domain, name, task.rule)
+        rows = opened.domain(domain).fingerprint(name)
+        provenance = moments_provenance(opened.manifest.network.fingerprint, rows, task.rule)
         if all(provenance_of(path) == provenance for path in _paths(task).values()):
             progress.note(f"moments of '{name}' on '{domain}' are up to date")
             continue
@@ -119,11 +120,11 @@ def accumulate(
     return LayerMoments.stored(opened.root, domain, names)
 
 
-def moments_provenance(store: ActivationStore, domain: str, layer: str, rule: FoldRule) -> dict[str, Any]:
-    """Return all that decides a record's bits: equal provenance, equal moments."""
+def moments_provenance(network: str, rows: str, rule: FoldRule) -> dict[str, Any]:
+    """Return all that decides a record's bits, by the fingerprints of network and rows: equal ones, equal moments."""
     return {
-        "network": store.manifest.network.fingerprint,
-        "rows": store.domain(domain).fingerprint(layer),
+        "network": network,
+        "rows": rows,
         "rule": {**asdict(rule), "tile_rows": rule.tile_rows, "lanes": rule.lanes},
     }
 

@@ -7,6 +7,7 @@ layers are done in groups, each in a pass of its own through the network.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -17,13 +18,13 @@ from torch import nn
 
 from dalr_stream.network.capture import capture_rows
 from dalr_stream.network.layers import LayerSpec
-from dalr_stream.numerics.folding import SplitMoments
+from dalr_stream.numerics.folding import FoldRule, SplitMoments
 from dalr_stream.storage.activations import open_writer
-from dalr_stream.storage.manifest import digest_of
+from dalr_stream.storage.manifest import DomainRecord
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.streaming.plan import LayerLoad, plan
-from dalr_stream.workflow.accumulate import LayerMoments, save_split
+from dalr_stream.workflow.accumulate import LayerMoments, moments_provenance, save_split
 from dalr_stream.workflow.capture import keep_weights, network_record
 from dalr_stream.workflow.fold_sink import FoldSink
 from dalr_stream.workflow.progress import Progress, Silent
@@ -72,27 +73,29 @@ def accumulate_into(
     root = Path(store)
     folding, progress = folding or Folding(), progress or Silent()
     network = network_record(model, layers)
-    groups = _groups(layers, folding)
-    with open_writer(root, domain, network):
+    with open_writer(root, domain, network) as writer:
         keep_weights(model, layers, root)
-        folds = []
-        for number, group in enumerate(groups):
+        passes, record = [], DomainRecord(complete=True)
+        for number, group in enumerate(_groups(layers, folding)):
             names = [layer.name for layer in group]
             made_from = {"network": network.fingerprint, "holdout": asdict(folding.holdout), "layers": names}
-            folds.append(Unfinished(root, domain, f"@direct-{number}", made_from))
+            passes.append(Unfinished(root, domain, f"@direct-{number}", made_from))
             with ThreadPoolExecutor(folding.threads.workers) as executor:
-                sink = FoldSink(folding.holdout, executor, unfinished=folds[-1], pace=folding.pace())
-                if sink.ended:
-                    continue
-                if sink.batches:
-                    progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
-                _pass(model, batches, group, sink, progress)
-                rows = f"direct:{digest_of([batch.digest for batch in sink.batches])}"
-                for name, split in sink.freeze():
-                    facts = {"network": network.fingerprint, "rows": rows, "rule": {"holdout": asdict(folding.holdout)}}
-                    save_split(root, domain, name, split, facts)
-                sink.keep_end()
-        for unfinished in folds:
+                sink = FoldSink(folding.holdout, executor, unfinished=passes[-1], pace=folding.pace())
+                if not sink.ended:
+                    if sink.batches:
+                        progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
+                    _pass(model, batches, group, sink, progress)
+                    found = sink.record()
+                    for name, split in sink.freeze():
+                        rule = FoldRule(found.layers[name].features, folding.holdout)
+                        provenance = moments_provenance(network.fingerprint, found.fingerprint(name), rule)
+                        save_split(root, domain, name, split, provenance)
+                    sink.keep_end()
+            found = sink.record()
+            record = dataclasses.replace(found, layers={**record.layers, **found.layers})
+        writer.commit_record(record)
+        for unfinished in passes:
             unfinished.drop()
     return LayerMoments.stored(root, domain, [layer.name for layer in layers])
 

@@ -6,6 +6,7 @@ one of two slots that the index does not name, and then the index is replaced: k
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from dalr_stream.numerics.folding import (
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.rank_k import one_blas_thread
 from dalr_stream.numerics.tiling import RowBatch, Rows, Samples, Tile, Tiler, rows_per_sample
-from dalr_stream.storage.manifest import BatchRecord
+from dalr_stream.storage.manifest import BatchRecord, DomainRecord, RowsRecord
 from dalr_stream.storage.unfinished import SavedFold, Unfinished
 from dalr_stream.streaming.lanes import Pace
 
@@ -51,6 +52,7 @@ class FoldSink:
         self._unfinished = unfinished
         self._pace = pace or Pace()
         self._folds: dict[str, _LayerFold] = {}
+        self._rows: dict[str, RowsRecord] = {}
         self._samples = 0
         self._passed = 0
         self._slot = 0
@@ -79,6 +81,8 @@ class FoldSink:
         if batch.samples:
             for name, rows in batch.rows.items():
                 self._fold(name, batch).push(rows, batch.sample_numbers(name, self._samples))
+                known = self._rows[name]
+                self._rows[name] = dataclasses.replace(known, rows=known.rows + rows.shape[0])
         self.batches.append(BatchRecord(batch.samples, batch.digest))
         self._samples += batch.samples
         self._passed += 1
@@ -103,18 +107,22 @@ class FoldSink:
             name = next(iter(self._folds))
             yield name, self._folds.pop(name).freeze()
 
+    def record(self) -> DomainRecord:
+        """Return what is known of the rows that were folded: all but the rows."""
+        return DomainRecord(complete=True, batches=tuple(self.batches), layers=dict(self._rows))
+
     def keep_end(self) -> None:
         """Leave word that this pass is done and its moments are kept."""
         if self._unfinished is not None:
-            self._unfinished.save(INDEX, SavedFold(values={"ended": True}))
+            self._unfinished.save(INDEX, SavedFold(values={"ended": True, **self._progress()}))
 
     def _fold(self, name: str, batch: RowBatch) -> _LayerFold:
-        fold = self._folds.get(name)
-        per_sample = rows_per_sample(name, batch, None if fold is None else fold.per_sample)
-        if fold is None:
-            rule = FoldRule(batch.rows[name].shape[1], self._holdout)
-            fold = self._folds[name] = self._new(rule, SavedFold(values={"per_sample": per_sample}))
-        return fold
+        rows, known = batch.rows[name], self._rows.get(name)
+        per_sample = rows_per_sample(name, batch, None if known is None else known.rows_per_sample)
+        if known is None:
+            self._rows[name] = RowsRecord(rows.shape[1], rows.dtype.name, per_sample)
+            self._folds[name] = self._new(FoldRule(rows.shape[1], self._holdout), SavedFold())
+        return self._folds[name]
 
     def _new(self, rule: FoldRule, saved: SavedFold) -> _LayerFold:
         states = list(saved.lanes) or [LaneState.empty(rule) for _ in range(rule.lanes)]
@@ -129,37 +137,35 @@ class FoldSink:
         self._slot = 1 - self._slot
         for name, fold in self._folds.items():
             self._unfinished.save(f"{name}-{self._slot}", fold.saved(len(self.batches)))
-        values = {
-            "ended": False,
+        self._unfinished.save(INDEX, SavedFold(values={"ended": False, **self._progress()}))
+
+    def _progress(self) -> dict[str, Any]:
+        return {
             "slot": self._slot,
             "batches": [asdict(batch) for batch in self.batches],
-            "features": {name: fold.rule.features for name, fold in self._folds.items()},
+            "rows": {name: asdict(rows) for name, rows in self._rows.items()},
         }
-        self._unfinished.save(INDEX, SavedFold(values=values))
 
     def _resume(self) -> None:
         index = self._unfinished.load(INDEX) if self._unfinished else None
         if self._unfinished is None or index is None:
             return
-        self.ended = index.values["ended"]
-        if self.ended:
-            return
         batches = [BatchRecord(**batch) for batch in index.values["batches"]]
-        slot = index.values["slot"]
+        rows = {name: RowsRecord(**{**known, "tile_digests": ()}) for name, known in index.values["rows"].items()}
+        self.ended, slot = index.values["ended"], index.values["slot"]
         folds = {}
-        for name, features in index.values["features"].items():
+        for name, known in rows.items() if not self.ended else ():
             saved = self._unfinished.load(f"{name}-{slot}")
             if saved is None or saved.values["batches"] != len(batches):
                 return  # damaged: start over
-            folds[name] = self._new(FoldRule(features, self._holdout), saved)
-        self._folds, self._slot, self.batches = folds, slot, batches
+            folds[name] = self._new(FoldRule(known.features, self._holdout), saved)
+        self._folds, self._rows, self._slot, self.batches = folds, rows, slot, batches
         self._samples = sum(batch.samples for batch in batches)
 
 
 class _LayerFold:
     def __init__(self, rule: FoldRule, lanes: list[LaneFold], saved: SavedFold) -> None:
         self.rule = rule
-        self.per_sample: int = saved.values["per_sample"]
         self._lanes = lanes
         first, before = saved.values.get("next_tile", 0), saved.values.get("sample_before", -1)
         self._tiler = Tiler(rule.tile_rows, first_tile=first, sample_before=before)
@@ -178,7 +184,6 @@ class _LayerFold:
         """Return all that a later run needs to go on."""
         values: dict[str, Any] = {
             "batches": batches,
-            "per_sample": self.per_sample,
             "next_tile": self._tiler.next_tile,
             "sample_before": self._tiler.sample_before,
         }

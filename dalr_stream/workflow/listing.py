@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.workflow.merge import Merged
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
 
@@ -55,6 +57,14 @@ def solution_table(project: Project) -> Table:
             facts = solution.diagnostics
             rank = "" if facts.numerical_rank is None else f"{facts.numerical_rank:,}"
             table.add_row(layer, method.label, f"{facts.count:,}", rank, f"{facts.ridge:.3g}", facts.route)
+    return table
+
+
+def shard_table(merged: Merged) -> Table:
+    """Return what a merged store is the sum of; names are as `--without` takes them."""
+    table = _table("domain", "shard", "samples", "from")
+    for shard in merged.shards:
+        table.add_row(Text(shard.domain), shard.name, f"{shard.record.samples:,}", Text(str(shard.root)))
     return table
 
 

@@ -57,6 +57,11 @@ class SolvedStore:
                 f"'{path}' was made from the network with fingerprint {made_from[:12]}, the store holds "
                 f"{self.manifest.network.fingerprint[:12]}: accumulate again"
             )
+        record = self.manifest.domains.get(domain)
+        if record is not None and record.shards and (provenance_of(path) or {})["rows"] != record.fingerprint(layer):
+            raise FingerprintMismatchError(
+                f"'{path}' is not the sum of the shards that the store now holds: a merge was killed; merge again"
+            )
         return load_moments(path)
 
     def moments_provenance(self, domains: Sequence[str]) -> list[Any]:

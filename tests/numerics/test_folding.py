@@ -352,6 +352,33 @@ def test_lanes_merge_in_a_pairwise_tree():
         merge_all([])
 
 
+class Leaf:
+    """Stands for a record: its sum shows the tree, and it knows how many of its kind are alive."""
+
+    alive = most = 0
+
+    def __init__(self, tree):
+        self.tree = tree
+        Leaf.alive += 1
+        Leaf.most = max(Leaf.most, Leaf.alive)
+
+    def __del__(self):
+        Leaf.alive -= 1
+
+    def __add__(self, other):
+        return Leaf((self.tree, other.tree))
+
+
+@pytest.mark.parametrize("count", [*range(1, 20), 31, 32, 33, 63, 100])
+def test_records_made_on_the_way_take_the_same_tree_and_little_memory(count):
+    level = list(range(count))
+    while len(level) > 1:
+        level = [tuple(level[i : i + 2]) if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]
+    Leaf.alive = Leaf.most = 0
+    assert merge_all(Leaf(number) for number in range(count)).tree == level[0]
+    assert Leaf.most <= np.log2(count) + 3  # with the sum that is being made
+
+
 def batch_of(samples, rows):
     return RowBatch(samples, "", {"fc6": np.zeros((rows, 2))})
 
