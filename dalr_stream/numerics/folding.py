@@ -189,7 +189,8 @@ class CpuFold:
             return
         rows = rows[:, : state.mean.size]
         centred = self._workspace.matrix(n + 1, rows.shape[1])
-        mean, _ = centre(rows, out=centred[:n])
+        found = centre(rows, centred[:n], self._executor)
+        mean = found.mean
         if not np.isfinite(mean).all():
             raise NonFiniteError(f"activations must be finite, got {describe_non_finite(rows)}")
         used = n
@@ -200,9 +201,9 @@ class CpuFold:
         state.mean = pooled_mean(state.count, state.mean, n, mean) if state.count else mean
         state.count += n
         state.samples += samples
-        np.maximum(state.maximum, rows.max(axis=0), out=state.maximum)
-        np.minimum(state.minimum, rows.min(axis=0), out=state.minimum)
-        state.nonzero += np.count_nonzero(rows, axis=0)
+        np.maximum(state.maximum, found.maximum, out=state.maximum)
+        np.minimum(state.minimum, found.minimum, out=state.minimum)
+        state.nonzero += found.nonzero
 
     def state(self) -> FoldState:
         """Return the accumulator itself."""

@@ -12,6 +12,7 @@ the bit and associative to rounding. This module does no input and no output and
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +20,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.psd import psd_margin
-from dalr_stream.numerics.rank_k import add_rank_k, mirror_lower, one_blas_thread
+from dalr_stream.numerics.rank_k import BLOCK_COLUMNS, add_rank_k, mirror_lower, one_blas_thread
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
+
+RUN_ENTRIES, MIN_RUN_ROWS = 2**16, 64
+"""Centring goes through runs of 512 KiB in float64, which stay in a core's cache between two passes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,17 +81,16 @@ class Moments:
         n, d = block.shape
         if n == 0:
             return cls.empty(d)
-        mean, centred = centre(block)
-        if not np.isfinite(mean).all():
+        centred = np.empty(block.shape)
+        found = centre(block, centred)
+        if not np.isfinite(found.mean).all():
             raise NonFiniteError(f"moments: rows must be finite, got {describe_non_finite(block)}")
         scatter = np.zeros((d, d))
         with one_blas_thread():
             add_rank_k(scatter, centred)
         mirror_lower(scatter)
-        maximum = block.max(axis=0).astype(np.float64)
-        max_abs = np.maximum(np.abs(maximum), np.abs(block.min(axis=0).astype(np.float64)))
-        nonzero = np.count_nonzero(block, axis=0).astype(np.int64)
-        return cls(n, n if samples is None else samples, mean, scatter, max_abs, maximum, nonzero)
+        max_abs = np.maximum(np.abs(found.maximum), np.abs(found.minimum))
+        return cls(n, n if samples is None else samples, found.mean, scatter, max_abs, found.maximum, found.nonzero)
 
     def __add__(self, other: Moments) -> Moments:
         """Moments of both sets of rows together. Commutative to the bit. Cost: d^2."""
@@ -200,21 +203,56 @@ class Moments:
         return self.count
 
 
-def centre(rows: NDArray[np.generic], out: Matrix | None = None) -> tuple[Vector, Matrix]:
-    """Return the mean of `rows` (n >= 1) and the rows less their mean, as float64.
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one block of rows is, feature by feature: each (d,)."""
+
+    mean: Vector
+    maximum: Vector
+    minimum: Vector
+    nonzero: NDArray[np.int64]
+
+
+def centre(rows: NDArray[np.generic], out: Matrix, executor: Executor | None = None) -> Summary:
+    """Write `rows` (n, d), n >= 1, less their mean to `out` as float64, and return what they are.
 
     The first row is taken off before the mean is taken, so a constant feature is left exactly zero and a feature
-    whose mean dwarfs its spread loses nothing. `out` (n, d) receives the centred rows where given.
+    whose mean dwarfs its spread loses nothing. Rows that hold NaN or Inf give a mean that is not finite. Features are
+    done in blocks with borders that depend on d alone, by the threads of `executor` where there are some, and rows in
+    runs that stay in cache, so `rows` is read twice and `out` written once.
     """
-    if out is None:
-        out = np.empty(rows.shape, np.float64)
-    np.copyto(out, rows)
-    origin = out[0].copy()
+    n, d = rows.shape
+    summary = Summary(np.empty(d), np.empty(d), np.empty(d), np.empty(d, np.int64))
+    blocks = [slice(start, min(start + BLOCK_COLUMNS, d)) for start in range(0, d, BLOCK_COLUMNS)]
+    if executor is None or len(blocks) == 1:
+        for block in blocks:
+            _centre_block(rows, out, block, summary)
+    else:
+        for done in [executor.submit(_centre_block, rows, out, block, summary) for block in blocks]:
+            done.result()
+    return summary
+
+
+def _centre_block(rows: NDArray[np.generic], out: Matrix, block: slice, summary: Summary) -> None:
+    """Centre one block of columns."""
+    n = rows.shape[0]
+    height = max(MIN_RUN_ROWS, RUN_ENTRIES // (block.stop - block.start))
+    runs = [slice(start, min(start + height, n)) for start in range(0, n, height)]
+    origin = rows[0, block].astype(np.float64)
+    total = np.zeros_like(origin)
+    maximum, minimum = rows[0, block].copy(), rows[0, block].copy()
+    nonzero = np.zeros(origin.size, np.int64)
     with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf: the caller looks at the mean and names the layer
-        out -= origin
-        offset = out.mean(axis=0)
-        out -= offset
-    return origin + offset, out
+        for run in runs:
+            here = rows[run, block]
+            total += np.subtract(here, origin, out=out[run, block]).sum(axis=0)
+            np.maximum(maximum, here.max(axis=0), out=maximum)
+            np.minimum(minimum, here.min(axis=0), out=minimum)
+            nonzero += np.count_nonzero(here, axis=0)
+        offset = total / n
+        out[:, block] -= offset
+    summary.mean[block] = origin + offset
+    summary.maximum[block], summary.minimum[block], summary.nonzero[block] = maximum, minimum, nonzero
 
 
 def pooled_mean(n_a: int, mean_a: Vector, n_b: int, mean_b: Vector) -> Vector:
