@@ -30,9 +30,10 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.numerics.folding import RowBatch, Rows, Tiler, rows_per_sample, tile_rows
-from dalr_stream.storage.durable import sweep, sync
+from dalr_stream.storage.durable import explained, make_folder, remove_folder, sweep, sync
 from dalr_stream.storage.manifest import FILE as MANIFEST
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord, RowsRecord
+from dalr_stream.storage.metadata import make_group, read_metadata, seal, set_rows
 from dalr_stream.storage.schema import DECODE_ERRORS, create_array
 
 LOCK = "writer.lock"
@@ -62,7 +63,7 @@ class ActivationStore:
 
     def has_rows(self, domain: str, layer: str) -> bool:
         """Tell whether the activations themselves are still there (moments outlive them)."""
-        return (self.root / _array_path(domain, layer) / "zarr.json").exists()
+        return (self.root / _array_path(domain, layer)).is_dir()
 
     def tiles(self, domain: str, layer: str) -> int:
         """Return the number of committed tiles."""
@@ -75,32 +76,36 @@ class ActivationStore:
         name = f"'{self.root}': tile {tile} of layer '{layer}' on '{domain}'"
         if not self.has_rows(domain, layer):
             raise StoreNotFoundError(f"{name} is gone: the activations were deleted; capture again to use the rows")
+        path = self.root / _array_path(domain, layer)
+        remedy = f"delete '{path}' and capture the domain again"
         try:
-            array = zarr.open_array(self.root / _array_path(domain, layer), mode="r")
+            read_metadata(path)
+            array = zarr.open_array(path, mode="r")
             rows = np.ascontiguousarray(cast("Any", array)[tile * height : min((tile + 1) * height, record.rows)])
-        except DECODE_ERRORS as error:
-            raise StoreDamagedError(f"{name} is damaged: {error}; delete the domain and capture it again") from error
+        except (StoreDamagedError, *DECODE_ERRORS) as error:
+            raise StoreDamagedError(f"{name} is damaged: {error}; {remedy}") from error
         if _digest(rows) != record.tile_digests[tile]:
-            raise StoreDamagedError(f"{name} is damaged: its digest does not match; capture the domain again")
+            raise StoreDamagedError(f"{name} is damaged: its digest does not match; {remedy}")
         return rows
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Hold the store as its one writer; raises StoreLockedError where another process does."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise StoreError(f"'{root}' cannot be a store: a file is in its way") from None
     lock = filelock.FileLock(root / LOCK, timeout=0)
+    with explained(root):
+        try:
+            make_folder(root)
+            lock.acquire()
+        except (FileExistsError, NotADirectoryError):
+            raise StoreError(f"'{root}' cannot be a store: a file is in its way") from None
+        except filelock.Timeout:
+            raise StoreLockedError(
+                f"'{root}' is being written by another process: wait for it, or write to another store"
+            ) from None
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise StoreLockedError(
-            f"'{root}' is being written by another process: wait for it, or write to another store"
-        ) from None
-    try:
-        sweep(root)
+        with explained(root):
+            sweep(root)
         yield
     finally:
         lock.release()
@@ -119,7 +124,7 @@ def open_writer(root: Path, domain: str, network: NetworkRecord) -> Iterator[Act
         try:
             manifest = Manifest.read(root)
         except StoreNotFoundError:
-            zarr.open_group(root, mode="a")
+            make_group(root)
             manifest = Manifest(network)
             manifest.write(root)  # before any weights: a first capture that fails must not lend them to another network
         if manifest.network.fingerprint != network.fingerprint:
@@ -140,7 +145,16 @@ def forget_domain(root: Path, domain: str) -> None:
         manifest = Manifest.read(root)
         others = {name: record for name, record in manifest.domains.items() if name != domain}
         dataclasses.replace(manifest, domains=others).write(root)
-        shutil.rmtree(root / "activations" / domain, ignore_errors=True)
+        remove_folder(root / "activations" / domain)
+
+
+def forget_store(root: Path) -> None:
+    """Remove all that a store holds. The manifest goes last: until then the store is still of its network."""
+    with locked(root), explained(root):
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            remove_folder(folder)
+        (root / MANIFEST).unlink(missing_ok=True)
+        sync(root)
 
 
 class ActivationWriter:
@@ -152,9 +166,7 @@ class ActivationWriter:
         self._manifest = manifest
         self._watched = watched
         self._record = manifest.domains.get(domain, DomainRecord())
-        self._deleted = not all(
-            (root / _array_path(domain, layer) / "zarr.json").exists() for layer in self._record.layers
-        )
+        self._deleted = not all((root / _array_path(domain, layer)).is_dir() for layer in self._record.layers)
         if self._deleted:
             self._record = DomainRecord()  # their moments stay, the rows start anew
         self._known = self._record.batches
@@ -197,7 +209,14 @@ class ActivationWriter:
         return skipped
 
     def write(self, batch: RowBatch) -> None:
-        """Take the next batch; commits whenever a tile became full."""
+        """Take the next batch; commits whenever a tile became full.
+
+        Raises DiskSpaceError, or StoreError where the disk fails: the store is as it was at the last commit.
+        """
+        with explained(self._root):
+            self._take(batch)
+
+    def _take(self, batch: RowBatch) -> None:
         if self.complete:
             raise FingerprintMismatchError(
                 f"'{self._root}': domain '{self._domain}' is complete with {len(self._known)} batches, and more came: "
@@ -226,9 +245,10 @@ class ActivationWriter:
             )
         if self.complete:
             return
-        for layer in self._layers.values():
-            layer.flush()
-        self._commit(complete=True)
+        with explained(self._root):
+            for layer in self._layers.values():
+                layer.flush()
+            self._commit(complete=True)
 
     def _require_layers(self, layers: Collection[str]) -> None:
         if self._record.layers and set(layers) != set(self._record.layers):
@@ -279,16 +299,18 @@ class _LayerWriter:
         self._tiler = Tiler(height, first_tile=record.rows // height)
         self._unsynced: list[int] = []
         if record.rows == 0:
-            self._array = create_array(
-                zarr.open_group(root, mode="a").require_group(path.parent.as_posix()),
+            make_group(root, path.parent)
+            create_array(
+                zarr.open_group(self._path.parent, mode="r+"),
                 path.name,
                 (0, record.features),
                 np.dtype(record.dtype),
                 dimensions=(f"{path.name}.row", f"{path.name}.feature"),
                 chunk_rows=height,
             )
+            seal(self._path)
         else:
-            self._array = zarr.open_array(self._path, mode="r+")
+            self._drop_uncommitted()
 
     def push(self, rows: Rows) -> bool:
         """Take a batch's rows, less those already on disk; True where a tile became full."""
@@ -311,14 +333,22 @@ class _LayerWriter:
         for number in self._unsynced:
             sync(self._path / "c" / str(number) / "0")
             sync(self._path / "c" / str(number))
-        for path in (self._path / "c", self._path / "zarr.json", self._path):
+        for path in (self._path / "c", self._path / "zarr.json", self._path, self._path.parent):
             sync(path)
         self._unsynced = []
 
+    def _drop_uncommitted(self) -> None:
+        """Remove what a killed writer left behind the last committed tile."""
+        for chunk in (self._path / "c").iterdir():
+            if int(chunk.name) >= len(self.record.tile_digests):
+                shutil.rmtree(chunk)
+        set_rows(self._path, self.record.rows)
+
     def _write(self, number: int, tile: Rows) -> None:
         rows = self.record.rows + tile.shape[0]
-        self._array.resize((rows, self.record.features))
-        self._array[self.record.rows : rows] = tile
+        set_rows(self._path, rows)  # not zarr's resize, which would leave all tiles to a file that was never synced
+        array = zarr.open_array(self._path, mode="r+")
+        array[self.record.rows : rows] = tile
         digests = (*self.record.tile_digests, _digest(tile))
         self.record = dataclasses.replace(self.record, rows=rows, tile_digests=digests)
         self._unsynced.append(number)

@@ -68,6 +68,7 @@ def create_array(
     *,
     dimensions: Sequence[str],
     chunk_rows: int | None = None,
+    attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
     """Make an array whose chunks span full rows, compressed with zstd level 1 and checked by its checksum.
 
@@ -84,13 +85,15 @@ def create_array(
         compressors=ZstdCodec(level=1, checksum=True),
         fill_value=np.nan if dtype.kind == "f" else -1,
         dimension_names=tuple(dimensions),
+        attributes=attributes,
         overwrite=True,
     )
 
 
 def write_array(group: zarr.Group, spec: ArraySpec, values: NDArray[Any]) -> None:
     """Write one whole array of a record."""
-    array = create_array(group, spec.name, values.shape, values.dtype, dimensions=spec.dimensions)
-    array.attrs["meaning"] = spec.meaning
+    array = create_array(
+        group, spec.name, values.shape, values.dtype, dimensions=spec.dimensions, attributes={"meaning": spec.meaning}
+    )
     if values.size:
         array[...] = values
