@@ -118,8 +118,8 @@ def provenance_of(path: Path) -> dict[str, Any] | None:
 
 def delete_activations(root: Path) -> None:
     """Remove the activations of every domain; moments, weights and solutions stay, and solving still works."""
-    if (root / "activations").exists():
-        with locked(root):
+    if root.exists():
+        with locked(root):  # also where they are gone: a removal that was killed is brought to its end
             remove_folder(root / "activations")
 
 
