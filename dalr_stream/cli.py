@@ -132,13 +132,15 @@ def report(file: RunFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def verify(file: RunFile, overrides: Overrides = None) -> None:
-    """Read the whole store and compare every digest."""
+    """Read the whole store, compare every digest and list all damage."""
+    from dalr_stream.workflow.progress import for_console
     from dalr_stream.workflow.verify import verify_store
 
     console = _console()
-    opened = _open(file, overrides)
-    for line in verify_store(opened.project.store):
-        console.print(line, soft_wrap=True, highlight=False)
+    found = verify_store(_open(file, overrides).project.store, progress=for_console(console))
+    for line in (*found.whole, *(f"WRONG {finding}" for finding in found.findings)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    found.require()
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,
     StoreDamagedError,
-    StoreError,
     StoreLockedError,
     StoreNotFoundError,
 )
@@ -93,12 +92,10 @@ class ActivationStore:
 def locked(root: Path) -> Iterator[None]:
     """Hold the store as its one writer; raises StoreLockedError where another process does."""
     lock = filelock.FileLock(root / LOCK, timeout=0)
+    make_folder(root)
     with explained(root):
         try:
-            make_folder(root)
             lock.acquire()
-        except (FileExistsError, NotADirectoryError):
-            raise StoreError(f"'{root}' cannot be a store: a file is in its way") from None
         except filelock.Timeout:
             raise StoreLockedError(
                 f"'{root}' is being written by another process: wait for it, or write to another store"

@@ -56,8 +56,12 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    sync(path.parent)
+    with explained(path):
+        try:
+            path.mkdir(exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StoreError(f"'{path}' cannot be made: a file is in its way") from None
+        sync(path.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:

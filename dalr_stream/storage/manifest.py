@@ -82,7 +82,12 @@ class DomainRecord:
     @property
     def committed_samples(self) -> int:
         """Samples all of whose rows, in every layer, are on disk."""
-        return min((rows.rows // rows.rows_per_sample for rows in self.layers.values()), default=0)
+        return min((self.samples_of(layer) for layer in self.layers), default=0)
+
+    def samples_of(self, layer: str) -> int:
+        """Return how many samples have all of their rows of this layer on disk."""
+        rows = self.layers[layer]
+        return rows.rows // rows.rows_per_sample
 
     def fingerprint(self, layer: str) -> str:
         """Digest of the rows of one layer: equal digests, equal rows."""

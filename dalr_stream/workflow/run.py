@@ -25,6 +25,7 @@ from dalr_stream.numerics.methods import Family
 from dalr_stream.report.write import write_report
 from dalr_stream.storage.activations import forget_domain, forget_store, locked
 from dalr_stream.storage.archive import Solution, save_solution
+from dalr_stream.storage.durable import explained
 from dalr_stream.workflow.accumulate import accumulate
 from dalr_stream.workflow.capture import capture, keep_weights
 from dalr_stream.workflow.compress import choices, in_words
@@ -191,7 +192,9 @@ class Run:
         """Write the report and return its page."""
         self._bring_up_to_date("solve", "compress", "evaluate")
         if not self._skip("report"):
-            write_report(results(self.project), self.project.report_folder)
+            found = results(self.project)
+            with explained(self.project.report_folder):
+                write_report(found, self.project.report_folder)
             self._log.done("report", self.project.made_from("report"))
         return self.project.report_folder / "report.html"
 

@@ -31,7 +31,17 @@ import pytest
 
 LOCK = "writer.lock"
 """Not part of what a store holds."""
-CREATE, WRITE, SYNC, RENAME, LINK, UNLINK, MKDIR, RMDIR = "create write sync rename link unlink mkdir rmdir".split()
+CREATE, WRITE, SYNC, RENAME = "create", "write", "sync", "rename"
+LINK, UNLINK, MKDIR, RMDIR = "link", "unlink", "mkdir", "rmdir"
+    "create",
+    "write",
+    "sync",
+    "rename",
+    "link",
+    "unlink",
+    "mkdir",
+    "rmdir",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,13 +286,17 @@ def _images(model, draw):
     yield "unsynced bytes zeroed", model.image(now, zeroed)
     yield "unsynced names undone", model.image(safe, now)
     for folder in model.unsafe_folders():
-        yield f"names in '{folder}' undone", model.image(lambda path, node, f=folder: safe(path, node) if path == f else now(path, node), now)
-        yield f"names in '{folder}' alone kept", model.image(lambda path, node, f=folder: now(path, node) if path == f else safe(path, node), torn)
-    keep = draw.random()
+        yield f"names in '{folder}' undone", model.image(_in(folder, safe, now), now)
+        yield f"names in '{folder}' alone kept", model.image(_in(folder, now, safe), torn)
+    share = draw.random()
     yield "a mixture", model.image(
-        lambda path, node: draw.choice((now, safe))(path, node),
-        lambda path, node: draw.choice((now, safe, torn, zeroed))(path, node) if draw.random() > keep else node.data,
+        lambda path, folder: draw.choice((now, safe))(path, folder),  # noqa: PLW0108  # drawn for each
+        lambda path, file: draw.choice((safe, torn, zeroed) if draw.random() < share else (now,))(path, file),
     )
+
+
+def _in(folder, there, elsewhere):
+    return lambda path, node: (there if path == folder else elsewhere)(path, node)
 
 
 def lay_down(image, folder):

@@ -28,7 +28,7 @@ def test_a_file_that_could_not_be_replaced_is_the_old_one(tmp_path, monkeypatch,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, call, failing)
-    with pytest.raises(DiskSpaceError, match="No space left.*run the same command again"):
+    with pytest.raises(DiskSpaceError, match=r"No space left.*run the same command again"):
         write_file(tmp_path / "a", b"new")
     monkeypatch.undo()
     assert (tmp_path / "a").read_bytes() == b"old"
