@@ -139,7 +139,7 @@ def contents(root: Path):
 
 
 def test_the_numbers_of_the_writing_process_are_those_of_this_one(tmp_path):
-    """The processes above run the code under test, not another copy of it."""
+    """The rows are read back here bit for bit as the data were made there."""
     root = tmp_path / "store"
     with process(WRITER, root) as running:
         _, wrong = running.communicate("\n" * 4)

@@ -33,15 +33,6 @@ LOCK = "writer.lock"
 """Not part of what a store holds."""
 CREATE, WRITE, SYNC, RENAME = "create", "write", "sync", "rename"
 LINK, UNLINK, MKDIR, RMDIR = "link", "unlink", "mkdir", "rmdir"
-    "create",
-    "write",
-    "sync",
-    "rename",
-    "link",
-    "unlink",
-    "mkdir",
-    "rmdir",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,11 +279,14 @@ def _images(model, draw):
     for folder in model.unsafe_folders():
         yield f"names in '{folder}' undone", model.image(_in(folder, safe, now), now)
         yield f"names in '{folder}' alone kept", model.image(_in(folder, now, safe), torn)
-    share = draw.random()
-    yield "a mixture", model.image(
-        lambda path, folder: draw.choice((now, safe))(path, folder),  # noqa: PLW0108  # drawn for each
-        lambda path, file: draw.choice((safe, torn, zeroed) if draw.random() < share else (now,))(path, file),
-    )
+    yield "a mixture", model.image(_drawn(draw, now, safe), _drawn(draw, now, safe, torn, zeroed))
+
+
+def _drawn(draw, *choices):
+    def drawn(path, node):
+        return draw.choice(choices)(path, node)
+
+    return drawn
 
 
 def _in(folder, there, elsewhere):
