@@ -17,12 +17,13 @@ def test_a_capture_and_its_accumulation_killed_at_random_end_in_the_same_bits(tm
     kills = int(os.environ.get("DALR_STREAM_KILLS", "500" if soak else "20"))
     seed = int.from_bytes(os.urandom(4)) if soak else 0
     command = [sys.executable, str(SUPERVISOR), str(tmp_path), str(kills), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ONE_THREAD})  # noqa: S603
+    env = {**os.environ, **ONE_THREAD}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)  # noqa: S603
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     print(  # noqa: T201  # the line that `make soak` is run for
-        f"kills: {outcome['kills']} over {outcome['trials']} stores (seed {seed}), {outcome['kills_with_rows']} with rows "
-        f"committed, {outcome['kills_after_capture']} during accumulation; wrong: {outcome['wrong'] or 'nothing'}"
+        f"kills: {outcome['kills']} over {outcome['trials']} stores (seed {seed}), {outcome['kills_with_rows']} with "
+        f"rows committed, {outcome['kills_after_capture']} during accumulation; wrong: {outcome['wrong'] or 'nothing'}"
     )
     assert outcome["wrong"] == [], done.stderr
     assert outcome["kills"] == kills

@@ -77,3 +77,21 @@ def test_a_replacement_killed_between_its_renames_leaves_the_old_record(tmp_path
         "fc6": ".tmp-old-fc6-12",
         "fc7": "fc7",
     }
+
+
+def test_a_sweep_does_not_look_at_the_chunks(tmp_path):
+    """Each lock sweeps: its cost must not grow with the rows."""
+
+    def folders_listed(tiles):
+        array = tmp_path / str(tiles) / "activations" / "target" / "fc6"
+        for tile in range(tiles):
+            (array / "c" / str(tile)).mkdir(parents=True)
+        listed = []
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("scandir", "listdir"):
+                real = getattr(os, name)
+                patch.setattr(os, name, lambda path=".", real=real: [listed.append(path), real(path)][1])
+            sweep(tmp_path / str(tiles))
+        return len(listed)
+
+    assert folders_listed(2) == folders_listed(300) > 3
