@@ -7,13 +7,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check seeds format clean
+.PHONY: demo test soak check seeds format clean
 
 demo: $(READY)
 	$(BIN)/dalr-stream run pipelines/digits/run.toml
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What `make test` samples, in full: 500 kills, a crash and a failure at every operation, newly drawn examples.
+soak: $(READY)
+	$(BIN)/python -m pytest --hypothesis-profile=soak -rP tests/crash/test_kills.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile=soak --ignore=tests/crash/test_kills.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -158,12 +158,16 @@ def report(file: RunFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def verify(file: RunFile, overrides: Overrides = None) -> None:
-    """Read the whole store, the run's or the one named, and compare every digest."""
+    """Read the whole store, the run's or the one named, compare every digest and list all damage."""
+    from dalr_stream.workflow.progress import for_console
     from dalr_stream.workflow.verify import verify_store
 
     console = _console()
-    for line in verify_store(file if file.is_dir() else _open(file, overrides).project.store):
-        console.print(line, soft_wrap=True, highlight=False)
+    root = file if file.is_dir() else _open(file, overrides).project.store
+    found = verify_store(root, progress=for_console(console))
+    for line in (*found.whole, *(f"WRONG {finding}" for finding in found.findings)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    found.require()
 
 
 @app.command()

@@ -221,7 +221,7 @@ def centre(rows: NDArray[np.generic], out: Matrix, executor: Executor | None = N
     done in blocks with borders that depend on d alone, by the threads of `executor` where there are some, and rows in
     runs that stay in cache, so `rows` is read twice and `out` written once.
     """
-    n, d = rows.shape
+    d = rows.shape[1]
     summary = Summary(np.empty(d), np.empty(d), np.empty(d), np.empty(d, np.int64))
     blocks = [slice(start, min(start + BLOCK_COLUMNS, d)) for start in range(0, d, BLOCK_COLUMNS)]
     if executor is None or len(blocks) == 1:

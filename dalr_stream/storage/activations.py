@@ -9,14 +9,12 @@ the manifest and never change anything.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
 import numpy as np
-import zarr
 
 from dalr_stream.errors import (
     FingerprintMismatchError,
@@ -26,9 +24,10 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.numerics.tiling import RowBatch, Tile, rows_per_sample
-from dalr_stream.storage.durable import sweep
+from dalr_stream.storage.durable import explained, make_folder, remove_folder, sweep, sync
 from dalr_stream.storage.manifest import FILE as MANIFEST
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord, RowsRecord
+from dalr_stream.storage.metadata import make_group
 from dalr_stream.storage.rows import RowsWriter, read_tile, rows_exist
 
 LOCK = "writer.lock"
@@ -72,19 +71,18 @@ class ActivationStore:
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Hold the store as its one writer; raises StoreLockedError where another process does."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise StoreError(f"'{root}' cannot be a store: a file is in its way") from None
     lock = filelock.FileLock(root / LOCK, timeout=0)
+    make_folder(root)
+    with explained(root):
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise StoreLockedError(
+                f"'{root}' is being written by another process: wait for it, or write to another store"
+            ) from None
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise StoreLockedError(
-            f"'{root}' is being written by another process: wait for it, or write to another store"
-        ) from None
-    try:
-        sweep(root)
+        with explained(root):
+            sweep(root)
         yield
     finally:
         lock.release()
@@ -103,7 +101,7 @@ def open_writer(root: Path, domain: str, network: NetworkRecord) -> Iterator[Act
         try:
             manifest = Manifest.read(root)
         except StoreNotFoundError:
-            zarr.open_group(root, mode="a")
+            make_group(root)
             manifest = Manifest(network)
             manifest.write(root)  # before any weights: a first capture that fails must not lend them to another network
         if manifest.network.fingerprint != network.fingerprint:
@@ -129,7 +127,16 @@ def forget_domain(root: Path, domain: str) -> None:
         manifest = Manifest.read(root)
         others = {name: record for name, record in manifest.domains.items() if name != domain}
         dataclasses.replace(manifest, domains=others).write(root)
-        shutil.rmtree(root / "activations" / domain, ignore_errors=True)
+        remove_folder(root / "activations" / domain)
+
+
+def forget_store(root: Path) -> None:
+    """Remove all that a store holds. The manifest goes last: until then the store is still of its network."""
+    with locked(root), explained(root):
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            remove_folder(folder)
+        (root / MANIFEST).unlink(missing_ok=True)
+        sync(root)
 
 
 class ActivationWriter:
@@ -184,7 +191,14 @@ class ActivationWriter:
         return skipped
 
     def write(self, batch: RowBatch) -> None:
-        """Take the next batch; commits whenever a tile became full."""
+        """Take the next batch; commits whenever a tile became full.
+
+        Raises DiskSpaceError, or StoreError where the disk fails: the store is as it was at the last commit.
+        """
+        with explained(self._root):
+            self._take(batch)
+
+    def _take(self, batch: RowBatch) -> None:
         if self.complete:
             raise FingerprintMismatchError(
                 f"'{self._root}': domain '{self._domain}' is complete with {len(self._known)} batches, and more came: "
@@ -213,9 +227,10 @@ class ActivationWriter:
             )
         if self.complete:
             return
-        for layer in self._layers.values():
-            layer.flush()
-        self._commit(complete=True)
+        with explained(self._root):
+            for layer in self._layers.values():
+                layer.flush()
+            self._commit(complete=True)
 
     def commit_record(self, record: DomainRecord) -> None:
         """Commit what is known of rows that were folded and not kept, in place of what was known of the domain."""

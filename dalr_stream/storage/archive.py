@@ -8,7 +8,6 @@ so a reader sees a whole record or none.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,13 +22,15 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.solution import ChannelSelection, Diagnostics, LowRankFactors
 from dalr_stream.storage import schema
-from dalr_stream.storage.durable import TEMPORARY, new_folder
-from dalr_stream.storage.manifest import digest_of
+from dalr_stream.storage.activations import locked
+from dalr_stream.storage.durable import TEMPORARY, new_folder, remove_folder
+from dalr_stream.storage.metadata import read_metadata, seal
 from dalr_stream.storage.schema import ArraySpec
 
 Arrays = dict[str, NDArray[Any]]
 Provenance = Mapping[str, Any]
 Solution = LowRankFactors | ChannelSelection
+_REMEDY = "delete the record's folder and run the step that makes it again"
 
 
 def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
@@ -116,20 +117,22 @@ def check_record(path: Path) -> None:
 
 
 def records(root: Path) -> list[Path]:
-    """Return the folders of every record of a store: weights, moments, shards of merged ones, and solutions."""
+    """Return the folders of every record of a store, shards of merged ones too; damaged ones are among them."""
     depths = {"weights": "*", "moments": "*/*/*", "shards": "*/*/*/*", "solutions": "*/*"}
-    found = [path for kind, depth in depths.items() for path in (root / kind).glob(f"{depth}/zarr.json")]
-    return sorted(path.parent for path in found if not path.parent.name.startswith(TEMPORARY))
+    found = [path for kind, depth in depths.items() for path in (root / kind).glob(depth) if path.is_dir()]
+    return sorted(path for path in found if not path.name.startswith(TEMPORARY))
 
 
 def provenance_of(path: Path) -> dict[str, Any] | None:
     """Return what travelled along with a record, or None where there is no record."""
-    return dict(_attributes(path)["provenance"]) if (path / "zarr.json").exists() else None
+    return dict(_attributes(path)["provenance"]) if path.is_dir() else None
 
 
 def delete_activations(root: Path) -> None:
     """Remove the activations of every domain; moments, weights and solutions stay, and solving still works."""
-    shutil.rmtree(root / "activations", ignore_errors=True)
+    if root.exists():
+        with locked(root):  # also where they are gone: a removal that was killed is brought to its end
+            remove_folder(root / "activations")
 
 
 def save_record(
@@ -137,50 +140,44 @@ def save_record(
 ) -> None:
     """Write a record whole: the arrays that `specs` declares, plain values, and what travels along."""
     with new_folder(path) as folder:
-        group = zarr.open_group(folder, mode="w")
+        group = zarr.open_group(folder, mode="a")
         for spec in specs:
             if spec.name in arrays:
                 schema.write_array(group, spec, arrays[spec.name])
-        digests = {name: digest_of_array(array) for name, array in arrays.items()}
-        seal(group, values, digests, provenance)
+                seal(folder / spec.name)
+        seal_record(folder, values, {name: digest_of_array(array) for name, array in arrays.items()}, provenance)
 
 
-def seal(group: zarr.Group, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance) -> None:
-    """Write a record's plain values, its arrays' digests and what travels along, under a digest of their own."""
-    body = {**values, "digests": dict(digests), "provenance": dict(provenance)}
-    group.attrs.update({**body, "digest": digest_of(body)})
+def seal_record(folder: Path, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance) -> None:
+    """Write a record's plain values, its arrays' digests and what travels along."""
+    seal(folder, {**values, "digests": dict(digests), "provenance": dict(provenance)})
 
 
 def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
     """Read the arrays of `specs` that a record has, and its values; StoreNotFoundError, StoreDamagedError."""
     values = _attributes(path)
     digests = values["digests"]
-    group = zarr.open_group(path, mode="r")
     arrays: Arrays = {}
     for spec in specs:
         if spec.name not in digests:
             continue
         try:
-            array = np.asarray(cast("Any", group[spec.name])[...])
-        except schema.DECODE_ERRORS as error:
-            message = f"'{path}': array '{spec.name}' is damaged ({error}); make the record again"
+            read_metadata(path / spec.name)
+            array = np.asarray(cast("Any", zarr.open_array(path / spec.name, mode="r"))[...])
+        except (StoreDamagedError, *schema.DECODE_ERRORS) as error:
+            message = f"'{path}': array '{spec.name}' is damaged ({error}); {_REMEDY}"
             raise StoreDamagedError(message) from error
         if digest_of_array(array) != digests[spec.name]:
-            raise StoreDamagedError(f"'{path}': array '{spec.name}' does not match its digest; make the record again")
+            raise StoreDamagedError(f"'{path}': array '{spec.name}' does not match its digest; {_REMEDY}")
         arrays[spec.name] = array
     return arrays, values
 
 
 def _attributes(path: Path) -> dict[str, Any]:
-    if not (path / "zarr.json").exists():
+    if not path.is_dir():
         raise StoreNotFoundError(f"there is no record at '{path}': run the step that makes it")
-    try:
-        body = dict(zarr.open_group(path, mode="r").attrs)
-    except schema.DECODE_ERRORS as error:
-        raise StoreDamagedError(f"'{path}': its metadata cannot be read ({error}); make the record again") from error
-    if body.pop("digest", None) != digest_of(body):
-        raise StoreDamagedError(f"'{path}': its metadata do not match their digest; make the record again")
-    return body
+    attributes: dict[str, Any] = read_metadata(path)["attributes"]
+    return attributes
 
 
 def digest_of_array(array: NDArray[Any]) -> int:

@@ -1,23 +1,45 @@
 """Writing so that a kill, or a power cut, leaves the old state or the new one and nothing in between.
 
 A file is written beside its final place, synced, renamed over it, and the rename itself is synced through the folder.
-A folder of files is written whole under a temporary name and renamed likewise. Names that begin with `TEMPORARY`, and
-zarr's own that end in `ZARR_TEMPORARY`, are litter of a writer that was killed; only a writer that holds the store's
-lock may sweep them.
+A folder of files is written whole under a temporary name and renamed likewise; one that goes is renamed away before its
+files are removed. Names that begin with `TEMPORARY`, and zarr's own that end in `ZARR_TEMPORARY`, are litter of a
+writer that was killed; only a writer that holds the store's lock may sweep them.
+
+What the operating system refuses becomes a `DiskSpaceError` or a `StoreError` that names the path and the remedy.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dalr_stream.errors import DiskSpaceError, StoreError
+
 TEMPORARY = ".tmp-"
 ZARR_TEMPORARY = ".partial"
+INCOMING = f"{TEMPORARY}new-"
 OUTGOING = f"{TEMPORARY}old-"
 """A record on its way out, until the new one has taken its place."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LITTER_DEPTH = 3
+"""Folders below a store's root that writers fill: activations/<domain>/<layer> and moments/<domain>/<layer>. A chunk's
+folder lies deeper: whoever writes its array clears it, so a sweep never lists the chunks."""
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError into an error that names `path` and the remedy: DiskSpaceError, or StoreError for the others."""
+    try:
+        yield
+    except OSError as error:
+        again = "and run the same command again: it goes on where it stopped"
+        if error.errno in _FULL:
+            raise DiskSpaceError(f"'{path}': the disk is full ({error.strerror}): free some {again}") from error
+        raise StoreError(f"'{path}' cannot be written ({error}): check the disk and your rights {again}") from error
 
 
 def sync(path: Path) -> None:
@@ -29,49 +51,100 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, and their names outlive a power cut."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with explained(path):
+        try:
+            path.mkdir(exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StoreError(f"'{path}' cannot be made: a file is in its way") from None
+        sync(path.parent)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: a reader, and a machine that loses power, see the old bytes or the new ones."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
+    temporary = path.with_name(f"{INCOMING}{path.name}-{os.getpid()}")
+    with explained(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # on a full disk every byte counts
+            raise
+        sync(path.parent)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; on leaving without an error it becomes `path`, replacing what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-    except BaseException:
+    temporary = path.with_name(f"{INCOMING}{path.name}-{os.getpid()}")
+    with explained(path):
+        make_folder(path.parent)
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for file in (temporary, *temporary.rglob("*")):
-        sync(file)
-    if path.exists():
-        outgoing = path.with_name(f"{OUTGOING}{path.name}-{os.getpid()}")
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in (temporary, *temporary.rglob("*")):
+                sync(file)
+            _put_in_place(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    outgoing = path.with_name(f"{OUTGOING}{path.name}-{os.getpid()}")
+    replaces = path.exists()
+    if replaces:
         path.rename(outgoing)
+    try:
         temporary.rename(path)
-        shutil.rmtree(outgoing)
-    else:
-        temporary.rename(path)
-    sync(path.parent)
+    except OSError:
+        if replaces:
+            outgoing.rename(path)
+        raise
+    sync(path.parent)  # before the old record goes: else a power cut could bring back its name without its files
+    shutil.rmtree(outgoing, ignore_errors=True)  # what stays is litter, for the next sweep
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that may be absent: at every instant it is there whole, or gone."""
+    if not path.exists():
+        return
+    outgoing = path.with_name(f"{INCOMING}{path.name}-{os.getpid()}")  # not OUTGOING: a sweep must not put it back
+    with explained(path):
+        path.rename(outgoing)
+        sync(path.parent)
+        shutil.rmtree(outgoing, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Put back or remove what killed writers left below `folder`; call it with the store's lock held."""
-    for outgoing in sorted(folder.rglob(f"{OUTGOING}*")):
-        name = outgoing.name.removeprefix(OUTGOING).rpartition("-")[0]
-        if not outgoing.with_name(name).exists():  # killed between the two renames: the old record is all there is
-            outgoing.rename(outgoing.with_name(name))
-    for litter in sorted([*folder.rglob(f"{TEMPORARY}*"), *folder.rglob(f"*.*{ZARR_TEMPORARY}")]):
-        if litter.is_dir():
-            shutil.rmtree(litter, ignore_errors=True)
-        else:
-            litter.unlink(missing_ok=True)
+    """Put back or remove what killed writers left in a store; call it with the store's lock held.
+
+    Lists the folders of domains, layers and records, and never their chunks.
+    """
+    shards = folder / "shards"  # one level more: shards/<domain>/<shard>/<layer>
+    for inner in (*_folders(folder, _LITTER_DEPTH), *(_folders(shards, _LITTER_DEPTH) if shards.is_dir() else ())):
+        for outgoing in sorted(inner.glob(f"{OUTGOING}*")):
+            name = outgoing.name.removeprefix(OUTGOING).rpartition("-")[0]
+            if not outgoing.with_name(name).exists():  # killed between the two renames: the old record is all there is
+                outgoing.rename(outgoing.with_name(name))
+        litter = [*inner.glob(f"{TEMPORARY}*"), *inner.glob(f"*.*{ZARR_TEMPORARY}")]
+        for path in sorted(litter):
+            if path.name.startswith(TEMPORARY) and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_file():
+                path.unlink(missing_ok=True)
+        sync(inner)  # names that the killed writer made and had no time to sync
+
+
+def _folders(folder: Path, depth: int) -> list[Path]:
+    """Return `folder` and those down to `depth` below it, without the litter."""
+    inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(TEMPORARY)]
+    return [folder, *(path for child in inner for path in (_folders(child, depth - 1) if depth else ()))]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.schema import SCHEMA_VERSION
 
@@ -64,6 +64,12 @@ class RowsRecord:
     def committed_samples(self) -> int:
         """Samples all of whose rows are on disk."""
         return self.rows // self.rows_per_sample if self.rows_per_sample else self.whole_samples
+
+    def covers(self, samples: int) -> bool:
+        """Tell whether these can be all rows of so many samples; the last of them may have none where that varies."""
+        if self.rows_per_sample:
+            return 0 < samples == self.committed_samples
+        return self.rows > 0 and self.whole_samples < samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +142,7 @@ class Manifest:
 
     def write(self, root: Path) -> None:
         """Commit: after this returns, what the manifest says holds through a power cut."""
-        body = dataclasses.asdict(self)
-        write_file(root / FILE, json.dumps({"digest": digest_of(body), "manifest": body}).encode())
+        write_file(root / FILE, _sealed(dataclasses.asdict(self)))
 
     @classmethod
     def read(cls, root: Path) -> Manifest:
@@ -149,12 +154,13 @@ class Manifest:
             raise StoreNotFoundError(
                 f"'{root}' is not a dalr_stream store (it has no {FILE}): capture to it first"
             ) from None
+        except OSError as error:
+            raise StoreError(f"'{path}' cannot be read ({error}): check the disk and your rights") from error
         try:
-            plain = json.loads(data)
-            body, digest = plain["manifest"], plain["digest"]
-        except (ValueError, KeyError, TypeError) as error:
+            body = json.loads(data)["manifest"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreDamagedError(f"'{path}' is damaged: it cannot be read as a manifest ({error})") from None
-        if digest != digest_of(body):
+        if data != _sealed(body):
             raise StoreDamagedError(f"'{path}' is damaged: its digest does not match its contents")
         if body["schema"] != SCHEMA_VERSION:
             raise FingerprintMismatchError(
@@ -162,6 +168,10 @@ class Manifest:
                 "capture again, or use the version that wrote it"
             )
         return _manifest(body)
+
+
+def _sealed(body: Any) -> bytes:
+    return json.dumps({"digest": digest_of(body), "manifest": body}).encode()
 
 
 def digest_of(plain: Any) -> str:

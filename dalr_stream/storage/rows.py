@@ -9,6 +9,7 @@ Where every sample gives the same number of rows, the sample of a row follows fr
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.tiling import VARYING, Rows, Samples, Tile, Tiler, tile_rows
 from dalr_stream.storage.durable import sync
 from dalr_stream.storage.manifest import RowsRecord
+from dalr_stream.storage.metadata import make_group, read_metadata, seal, set_rows
 from dalr_stream.storage.schema import DECODE_ERRORS, create_array
 
 
@@ -32,7 +34,7 @@ def rows_path(domain: str, layer: str) -> Path:
 
 def rows_exist(root: Path, domain: str, layer: str) -> bool:
     """Tell whether the rows themselves are there."""
-    return (root / rows_path(domain, layer) / "zarr.json").exists()
+    return (root / rows_path(domain, layer)).is_dir()
 
 
 def read_tile(root: Path, domain: str, layer: str, record: RowsRecord, number: int) -> Tile:
@@ -43,14 +45,15 @@ def read_tile(root: Path, domain: str, layer: str, record: RowsRecord, number: i
     path = root / rows_path(domain, layer)
     height = tile_rows(record.features)
     first, stop = number * height, min((number + 1) * height, record.rows)
+    remedy = f"delete '{path}' and capture the domain again"
     try:
         rows = _read(path, first, stop)
         samples = _samples(path, record, first, stop)
-    except DECODE_ERRORS as error:
-        raise StoreDamagedError(f"{name} is damaged: {error}; delete the domain and capture it again") from error
+    except (StoreDamagedError, *DECODE_ERRORS) as error:
+        raise StoreDamagedError(f"{name} is damaged: {error}; {remedy}") from error
     tile = Tile.of(number, rows, samples[-rows.shape[0] :], int(samples[0]) if first else -1)
     if digest_of_tile(tile, record) != record.tile_digests[number]:
-        raise StoreDamagedError(f"{name} is damaged: its digest does not match; capture the domain again")
+        raise StoreDamagedError(f"{name} is damaged: its digest does not match; {remedy}")
     return tile
 
 
@@ -67,8 +70,13 @@ class RowsWriter:
         """Go on from `record`, with the batch that begins with sample number `samples_before`."""
         self.record = record
         self._path = root / rows_path(domain, layer)
+        varying = record.rows_per_sample == VARYING
+        self._paths = [self._path, *([_samples_path(self._path)] if varying else [])]
+        if record.rows == 0:
+            self._create(root)
+        else:
+            self._drop_uncommitted()
         height = tile_rows(record.features)
-        self._arrays = self._create(root, height) if record.rows == 0 else self._open()
         self._drop, last = self._committed_from(samples_before)
         self._tiler = Tiler(height, first_tile=record.rows // height, sample_before=last)
         self._unsynced: list[int] = []
@@ -87,13 +95,13 @@ class RowsWriter:
         """Force the tiles written since the last call, and the arrays' metadata, to disk."""
         if not self._unsynced:
             return
-        for path, array in self._arrays.items():
+        for path in self._paths:
             for number in self._unsynced:
-                chunk = path / "c" / "/".join((str(number), "0")[: array.ndim])
+                chunk = path / "c" / str(number)
+                if chunk.is_dir():
+                    sync(chunk / "0")
                 sync(chunk)
-                if array.ndim == 2:
-                    sync(chunk.parent)
-            for part in (path / "c", path / "zarr.json", path):
+            for part in (path / "c", path / "zarr.json", path, path.parent):
                 sync(part)
         self._unsynced = []
 
@@ -106,9 +114,9 @@ class RowsWriter:
 
     def _write(self, tile: Tile) -> None:
         first, rows = self.record.rows, self.record.rows + tile.rows.shape[0]
-        for array, values in zip(self._arrays.values(), (tile.rows, tile.samples), strict=False):
-            array.resize((rows, *array.shape[1:]))
-            array[first:rows] = values
+        for path, values in zip(self._paths, (tile.rows, tile.samples), strict=False):
+            set_rows(path, rows)  # not zarr's resize, which would leave all tiles to a file that was never synced
+            zarr.open_array(path, mode="r+")[first:rows] = values
         digests = (*self.record.tile_digests, digest_of_tile(tile, self.record))
         whole = int(tile.samples[-1]) if self.record.rows_per_sample == VARYING else 0
         self.record = dataclasses.replace(self.record, rows=rows, tile_digests=digests, whole_samples=whole)
@@ -132,25 +140,25 @@ class RowsWriter:
             stop = first
         return after, int(_read(_samples_path(self._path), rows - 1, rows)[0])
 
-    def _create(self, root: Path, height: int) -> dict[Path, zarr.Array[Any]]:
-        group = zarr.open_group(root, mode="a").require_group(self._path.parent.relative_to(root).as_posix())
-        row, feature = f"{self._path.name}.row", f"{self._path.name}.feature"
-        dtype = np.dtype(self.record.dtype)
-        arrays = {
-            self._path: create_array(
-                group, self._path.name, (0, self.record.features), dtype, dimensions=(row, feature), chunk_rows=height
-            )
-        }
-        if self.record.rows_per_sample == VARYING:
-            path = _samples_path(self._path)
-            arrays[path] = create_array(
-                group, path.name, (0,), np.dtype(np.int64), dimensions=(row,), chunk_rows=height
-            )
-        return arrays
+    def _create(self, root: Path) -> None:
+        folder, height = self._path.parent, tile_rows(self.record.features)
+        make_group(root, folder.relative_to(root))
+        group = zarr.open_group(folder, mode="r+")
+        shapes = (0, self.record.features), (0,)
+        dtypes = np.dtype(self.record.dtype), np.dtype(np.int64)
+        names = f"{self._path.name}.row", f"{self._path.name}.feature"
+        for path, shape, dtype in zip(self._paths, shapes, dtypes, strict=False):
+            dimensions = names[: len(shape)]
+            create_array(group, path.name, shape, dtype, dimensions=dimensions, chunk_rows=height)
+            seal(path)
 
-    def _open(self) -> dict[Path, zarr.Array[Any]]:
-        paths = [self._path, *([_samples_path(self._path)] if self.record.rows_per_sample == VARYING else [])]
-        return {path: zarr.open_array(path, mode="r+") for path in paths}
+    def _drop_uncommitted(self) -> None:
+        """Remove what a killed writer left behind the last committed tile."""
+        for path in self._paths:
+            for chunk in (path / "c").iterdir():
+                if int(chunk.name) >= len(self.record.tile_digests):
+                    shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
+            set_rows(path, self.record.rows)
 
 
 def _samples(path: Path, record: RowsRecord, first: int, stop: int) -> Samples:
@@ -166,6 +174,7 @@ def _samples_path(path: Path) -> Path:
 
 
 def _read(path: Path, first: int, stop: int) -> NDArray[Any]:
+    read_metadata(path)
     return np.ascontiguousarray(cast("Any", zarr.open_array(path, mode="r"))[first:stop])
 
 

@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_CHUNK_BYTES = 32 * 2**20
 DECODE_ERRORS = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, OSError,
@@ -76,6 +76,7 @@ def create_array(
     *,
     dimensions: Sequence[str],
     chunk_rows: int | None = None,
+    attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
     """Make an array whose chunks span full rows, compressed with zstd level 1 and checked by its checksum.
 
@@ -92,14 +93,16 @@ def create_array(
         compressors=ZstdCodec(level=1, checksum=True),
         fill_value=np.nan if dtype.kind == "f" else -1,
         dimension_names=tuple(dimensions),
+        attributes=attributes,
         overwrite=True,
     )
 
 
 def write_array(group: zarr.Group, spec: ArraySpec, values: NDArray[Any]) -> None:
     """Write one whole array of a record."""
-    array = create_array(group, spec.name, values.shape, values.dtype, dimensions=spec.dimensions)
-    array.attrs["meaning"] = spec.meaning
+    array = create_array(
+        group, spec.name, values.shape, values.dtype, dimensions=spec.dimensions, attributes={"meaning": spec.meaning}
+    )
     rows = array.chunks[0]
     for first in range(0, values.shape[0] if values.size else 0, rows):  # all at once would hold many chunks twice
         array[first : first + rows] = values[first : first + rows]

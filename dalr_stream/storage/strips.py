@@ -21,8 +21,9 @@ from dalr_stream.numerics.folding import FoldState, LaneState
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.rank_k import mirror_lower
 from dalr_stream.storage import schema
-from dalr_stream.storage.archive import digest_of_array, save_moments, seal
+from dalr_stream.storage.archive import digest_of_array, save_moments, seal_record
 from dalr_stream.storage.durable import new_folder
+from dalr_stream.storage.metadata import seal
 
 SCATTER = next(spec for spec in schema.MOMENTS if spec.name == "scatter")
 
@@ -55,12 +56,15 @@ class _RecordWriter:
     def __init__(self, folder: Path, features: int) -> None:
         self._folder = folder
         self._features = features
-        self._group = zarr.open_group(folder, mode="w")
-        shape = (features, features)
+        self._group = zarr.open_group(folder, mode="a")
         self._scatter = schema.create_array(
-            self._group, SCATTER.name, shape, np.dtype(np.float64), dimensions=SCATTER.dimensions
+            self._group,
+            SCATTER.name,
+            (features, features),
+            np.dtype(np.float64),
+            dimensions=SCATTER.dimensions,
+            attributes={"meaning": SCATTER.meaning},
         )
-        self._scatter.attrs["meaning"] = SCATTER.meaning
         self._last: FoldState | None = None
 
     def add(self, state: FoldState) -> None:
@@ -96,9 +100,11 @@ class _RecordWriter:
         for spec in schema.MOMENTS:
             if spec.name in arrays:
                 schema.write_array(self._group, spec, arrays[spec.name])
+                seal(self._folder / spec.name)
+        seal(self._folder / SCATTER.name)
         digests = {name: digest_of_array(array) for name, array in arrays.items()}
         digests[SCATTER.name] = self._digest()
-        seal(self._group, {"count": last.count, "samples": last.samples}, digests, provenance)
+        seal_record(self._folder, {"count": last.count, "samples": last.samples}, digests, provenance)
 
     def _digest(self) -> int:
         digest, step = 0, self._scatter.chunks[0]

@@ -11,7 +11,6 @@ All of them are dropped once the moments are in the store.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from dalr_stream.errors import StoreDamagedError
 from dalr_stream.numerics.folding import FoldState, LaneState
 from dalr_stream.storage import schema
 from dalr_stream.storage.archive import Arrays, load_record, provenance_of, save_record
+from dalr_stream.storage.durable import remove_folder
 
 FOLDER = "unfinished"
 PARTS = ("training", "heldout")
@@ -45,7 +45,12 @@ class Unfinished:
     def __init__(self, root: Path, domain: str, layer: str, made_from: Mapping[str, Any]) -> None:
         """`made_from` is what the moments that will come of it are made from."""
         self._folder = root / FOLDER / domain / layer
-        self._made_from = dict(made_from)
+        self.made_from = dict(made_from)
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was left here."""
+        return self._folder.is_dir()
 
     def save(self, name: str, fold: SavedFold) -> None:
         """Keep one state, replacing the one before."""
@@ -58,13 +63,13 @@ class Unfinished:
                 arrays[f"{part}_vectors"] = np.stack([_vectors(state) for state in states])
                 arrays |= {f"{part}_scatter_{number}": state.scatter for number, state in enumerate(states)}
         values = {"values": dict(fold.values), "counts": counts}
-        save_record(self._folder / name, _specs(len(fold.lanes)), arrays, values, self._made_from)
+        save_record(self._folder / name, _specs(len(fold.lanes)), arrays, values, self.made_from)
 
     def load(self, name: str) -> SavedFold | None:
         """Return one state; None where there is none, or it is damaged, or was made from something else."""
         path = self._folder / name
         try:
-            if provenance_of(path) != self._made_from:
+            if provenance_of(path) != self.made_from:
                 return None
             values: dict[str, Any] = load_record(path, [])[1]
             counts = values["counts"]
@@ -79,7 +84,7 @@ class Unfinished:
 
     def drop(self) -> None:
         """Remove them all."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)
 
 
 def _vectors(state: FoldState) -> NDArray[np.float64]:

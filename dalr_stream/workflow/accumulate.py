@@ -112,11 +112,15 @@ def accumulate(
         task = LaneTask(opened.root, domain, name, fold_rule(opened, domain, name, folding.holdout))
         rows = opened.domain(domain).fingerprint(name)
         provenance = moments_provenance(opened.manifest.network.fingerprint, rows, task.rule)
+        unfinished = Unfinished(opened.root, domain, name, provenance)
         if all(provenance_of(path) == provenance for path in _paths(task).values()):
             progress.note(f"moments of '{name}' on '{domain}' are up to date")
+            if unfinished.exists:  # killed after the moments were kept
+                with locked(opened.root):
+                    unfinished.drop()
             continue
         with locked(opened.root):
-            _fold(opened, task, provenance, folding, progress)
+            _fold(opened, task, unfinished, folding, progress)
     return LayerMoments.stored(opened.root, domain, names)
 
 
@@ -135,12 +139,10 @@ def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provena
         save_moments(moments_path(root, domain, layer, part), moments, provenance)
 
 
-def _fold(
-    store: ActivationStore, task: LaneTask, provenance: Mapping[str, Any], folding: Folding, progress: Progress
-) -> None:
+def _fold(store: ActivationStore, task: LaneTask, unfinished: Unfinished, folding: Folding, progress: Progress) -> None:
     """Fold one layer and keep its moments."""
     rows, workers = store.rows(task.domain, task.layer), folding.workers
-    unfinished = Unfinished(task.root, task.domain, task.layer, provenance)
+    provenance = unfinished.made_from
     cut = _strips(rows, task, folding)
     if len(cut) > 1:
         progress.note(f"'{task.layer}' on '{task.domain}': {len(cut)} passes over the rows, to stay within the limit")

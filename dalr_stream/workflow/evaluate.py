@@ -20,7 +20,7 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.solution import LowRankFactors
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
-from dalr_stream.storage.durable import write_file
+from dalr_stream.storage.durable import make_folder, write_file
 from dalr_stream.workflow.compress import at_size
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress
@@ -129,7 +129,7 @@ class Evaluation:
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_file(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod

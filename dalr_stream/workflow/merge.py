@@ -16,8 +16,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import zarr
-
 from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,
@@ -39,6 +37,7 @@ from dalr_stream.storage.archive import (
 )
 from dalr_stream.storage.durable import TEMPORARY
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest, NetworkRecord
+from dalr_stream.storage.metadata import make_group
 from dalr_stream.workflow.accumulate import save_split
 from dalr_stream.workflow.progress import Progress, Silent
 from dalr_stream.workflow.shards import PARTS, Shard, require_addable, shards_in
@@ -90,7 +89,7 @@ def merge(
             raise StoreLockedError(f"'{into}' was changed by another process in the meantime: merge again")
         if plan.before is None:  # first of all, so that a killed merge is known for one
             Manifest(NetworkRecord(plan.after.network.fingerprint, {})).write(into)
-        zarr.open_group(into, mode="a")
+        make_group(into)
         _keep_sources(into, plan)
         plan.after.write(into)
         for name in plan.shards:

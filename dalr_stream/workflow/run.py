@@ -10,7 +10,6 @@ from another setting's solutions.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,9 @@ from dalr_stream.network.layers import fingerprint
 from dalr_stream.network.surgery import compress, parameter_count
 from dalr_stream.numerics.methods import Family
 from dalr_stream.report.write import write_report
-from dalr_stream.storage.activations import forget_domain, locked
+from dalr_stream.storage.activations import forget_domain, forget_store, locked
 from dalr_stream.storage.archive import Solution, save_solution
+from dalr_stream.storage.durable import explained
 from dalr_stream.workflow.accumulate import accumulate
 from dalr_stream.workflow.capture import capture
 from dalr_stream.workflow.compress import choices, in_words
@@ -186,7 +186,9 @@ class Run:
         """Write the report and return its page."""
         self._bring_up_to_date("solve", "compress", "evaluate")
         if not self._skip("report"):
-            write_report(results(self.project), self.project.report_folder)
+            found = results(self.project)
+            with explained(self.project.report_folder):
+                write_report(found, self.project.report_folder)
             self._done("report")
         return self.project.report_folder / "report.html"
 
@@ -236,7 +238,7 @@ class Run:
                     f"{error}: pass --fresh to replace the store, or choose another run.output"
                 ) from None
             self._progress.note(f"replacing '{self.project.store}', which was made from another network")
-            shutil.rmtree(self.project.store)
+            forget_store(self.project.store)
 
     def _require_same_network(self, store: SolvedStore) -> None:
         """Raise FingerprintMismatchError where the store was made from another network than this one."""

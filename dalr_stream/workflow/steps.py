@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.storage.durable import write_file
+from dalr_stream.storage.durable import make_folder, write_file
 
 FILE = "steps.json"
 
@@ -36,5 +36,5 @@ class StepLog:
     def done(self, step: str, fingerprint: str) -> None:
         """Record that `step` was made; call it after its artefacts are on disk."""
         self._done[step] = {"made_from": fingerprint, "configuration": self._configuration}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         write_file(self._path, (json.dumps(self._done, indent=1, sort_keys=True) + "\n").encode())

@@ -32,7 +32,9 @@ def stored_rows(n: int, d: int) -> Iterator[tuple[ActivationStore, np.ndarray]]:
     rng = np.random.default_rng(0)
     rows = np.maximum(rng.standard_normal((n, d), np.float32), 0)
     with tempfile.TemporaryDirectory() as folder:
-        with open_writer(Path(folder), "target", NetworkRecord("f" * 64, {"fc": LayerRecord("Linear", d, 1, "w")})) as writer:
+        with open_writer(
+            Path(folder), "target", NetworkRecord("f" * 64, {"fc": LayerRecord("Linear", d, 1, "w")})
+        ) as writer:
             for start in range(0, n, 1024):
                 block = rows[start : start + 1024]
                 writer.skip(start // 1024, len(block), str(start))

@@ -451,8 +451,9 @@ def test_a_reader_opened_before_a_commit_goes_on_reading_what_it_knew(tmp_path):
 
 
 def test_litter_is_swept_by_a_writer_and_left_by_a_reader(half):
-    litter = [half / ".tmp-manifest.json-1", half / "activations/target/fc6/c/0/0.0123abcd.partial"]
-    for path in litter:
+    litter = [half / ".tmp-manifest.json-1", half / "activations/target/fc6/c/2/0.0123abcd.partial"]
+    for path in litter:  # a chunk's is behind the last committed tile: its writer was killed before the commit
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
     (half / "moments/target/fc6/.tmp-training-1").mkdir(parents=True)
     ActivationStore(half).read_tile("target", "fc6", 0)

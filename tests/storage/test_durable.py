@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 from stores import Killed
 
+from dalr_stream.errors import DiskSpaceError
 from dalr_stream.storage.durable import new_folder, sweep, write_file
 
 
@@ -27,7 +28,7 @@ def test_a_file_that_could_not_be_replaced_is_the_old_one(tmp_path, monkeypatch,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, call, failing)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskSpaceError, match=r"No space left.*run the same command again"):
         write_file(tmp_path / "a", b"new")
     monkeypatch.undo()
     assert (tmp_path / "a").read_bytes() == b"old"
@@ -76,3 +77,21 @@ def test_a_replacement_killed_between_its_renames_leaves_the_old_record(tmp_path
         "fc6": ".tmp-old-fc6-12",
         "fc7": "fc7",
     }
+
+
+def test_a_sweep_does_not_look_at_the_chunks(tmp_path):
+    """Each lock sweeps: its cost must not grow with the rows."""
+
+    def folders_listed(tiles):
+        array = tmp_path / str(tiles) / "activations" / "target" / "fc6"
+        for tile in range(tiles):
+            (array / "c" / str(tile)).mkdir(parents=True)
+        listed = []
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("scandir", "listdir"):
+                real = getattr(os, name)
+                patch.setattr(os, name, lambda path=".", real=real: [listed.append(path), real(path)][1])
+            sweep(tmp_path / str(tiles))
+        return len(listed)
+
+    assert folders_listed(2) == folders_listed(300) > 3

@@ -64,3 +64,45 @@ def test_a_failure_is_one_line_and_a_code_without_a_traceback(run_file, argument
     assert message in done.stderr
     assert done.stderr.startswith("dalr-stream: ")
     assert done.stderr.count("\n") == 1
+
+
+CLI_WITH_A_LIMIT = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from dalr_stream.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+main()
+"""
+
+
+def limited(file, verb, bytes_a_file):
+    command = [sys.executable, "-c", CLI_WITH_A_LIMIT, str(bytes_a_file), verb, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def test_a_disk_that_refuses_is_one_line_and_the_same_command_goes_on(run_file):
+    """A real limit: no file may grow past 2 KiB, and the first tile would."""
+    assert limited(run_file, "layers", 2**30).returncode == 0  # trains the network
+    refused = limited(run_file, "capture", 2**11)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("dalr-stream: ")
+    assert refused.stderr.count("\n") == 1
+    assert "File too large" in refused.stderr
+    assert "run the same command again" in refused.stderr
+    again = limited(run_file, "capture", 2**30)
+    assert again.returncode == 0, again.stderr
+
+
+def test_verify_lists_all_damage_and_ends_in_a_code(finished_file):
+    assert cli("verify", finished_file).returncode == 0
+    store = finished_file.parent / "out" / "store.zarr"
+    tile = store / "activations/target/fc1/c/0/0"
+    tile.write_bytes(tile.read_bytes()[:-1])
+    (store / "weights/fc2/bias/zarr.json").unlink()
+    done = cli("verify", finished_file)
+    assert done.returncode == 1
+    assert "WRONG target/fc1: " in done.stdout
+    assert "WRONG weights/fc2: " in done.stdout
+    assert "target/fc2: 90 rows in 1 tiles" in done.stdout
+    assert "2 findings" in done.stderr
+    assert done.stderr.count("\n") == 1

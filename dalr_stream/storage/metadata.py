@@ -1,0 +1,66 @@
+"""The `zarr.json` of every group and array of a store: plain zarr, with a digest of itself among its attributes.
+
+zarr replaces these files without syncing them, and checks little of what it reads back: after a power cut a whole
+array can hang on an empty `zarr.json`, and a flipped bit can name another fill value or dimension. So this module
+writes them: whole, synced, and sealed. Any zarr reader opens them as before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dalr_stream.errors import StoreDamagedError
+from dalr_stream.storage.durable import make_folder, write_file
+from dalr_stream.storage.manifest import digest_of
+
+FILE = "zarr.json"
+_DIGEST = "digest"
+_GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the document of a group or array, less its digest; raises StoreDamagedError where they disagree."""
+    try:
+        data = (folder / FILE).read_bytes()
+        document: dict[str, Any] = json.loads(data)
+        del document["attributes"][_DIGEST]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreDamagedError(f"'{folder}': its metadata cannot be read ({error!r}); make it again") from error
+    if data != _sealed(document):
+        raise StoreDamagedError(f"'{folder}': its metadata do not match their digest; make it again")
+    return document
+
+
+def write_metadata(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write the document of a group or array with its digest; it outlives a power cut."""
+    write_file(folder / FILE, _sealed(document))
+
+
+def seal(folder: Path, attributes: Mapping[str, Any] | None = None) -> None:
+    """Add `attributes` and a digest to what zarr has just written."""
+    document = json.loads((folder / FILE).read_bytes())
+    write_metadata(folder, {**document, "attributes": {**document["attributes"], **(attributes or {})}})
+
+
+def make_group(root: Path, path: Path = Path()) -> None:
+    """Make the groups on the way from `root` to `path` below it, where they are not there whole."""
+    folders = [folder for folder in ((root / path), *(root / path).parents) if folder.is_relative_to(root)]
+    for folder in reversed(folders):
+        make_folder(folder)
+        file = folder / FILE
+        if not file.is_file() or file.read_bytes() != _sealed(_GROUP):
+            write_metadata(folder, _GROUP)
+
+
+def set_rows(folder: Path, rows: int) -> None:
+    """Say that an array has `rows` rows."""
+    document = read_metadata(folder)
+    write_metadata(folder, {**document, "shape": [rows, *document["shape"][1:]]})
+
+
+def _sealed(document: Mapping[str, Any]) -> bytes:
+    attributes = {**document["attributes"], _DIGEST: digest_of(document)}
+    return json.dumps({**document, "attributes": attributes}, indent=2).encode()
