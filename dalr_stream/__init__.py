@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.layers import LayerSpec as LayerSpec
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
+    from dalr_stream.network.rows import RowRule as RowRule
     from dalr_stream.network.surgery import compress as compress
     from dalr_stream.numerics.holdout import HoldoutRule as HoldoutRule
     from dalr_stream.numerics.lowrank import Ridge as Ridge
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.selection import by_mean as by_mean
     from dalr_stream.numerics.selection import momasp as momasp
     from dalr_stream.numerics.selection import spectral as spectral
+    from dalr_stream.numerics.sides import Side as Side
     from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
     from dalr_stream.streaming.accumulate import Folding as Folding
@@ -64,6 +66,8 @@ _HOME_OF = {
     "Method": "numerics.methods",
     "Moments": "numerics.moments",
     "Ridge": "numerics.lowrank",
+    "RowRule": "network.rows",
+    "Side": "numerics.sides",
     "Threads": "streaming.accumulate",
     "Variant": "numerics.lowrank",
     "accumulate": "workflow.accumulate",
@@ -96,6 +100,8 @@ __all__ = [
     "Method",
     "Moments",
     "Ridge",
+    "RowRule",
+    "Side",
     "Threads",
     "Variant",
     "__version__",

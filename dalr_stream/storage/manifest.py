@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.sides import Side
+from dalr_stream.numerics.subsample import EVERY_ROW
 from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.schema import SCHEMA_VERSION
 
@@ -36,11 +38,13 @@ class LayerRecord:
     """Outputs of those readers together: what a selection saves there per node."""
     unprunable: str = ""
     """Why it is not possible."""
+    side: str = Side.INPUTS.value
+    """Which side of the layer is watched; for the outputs the record goes by `name@outputs`."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkRecord:
-    """The network the store was made from: a digest of its whole state, and the watched layers."""
+    """The network the store was made from: a digest of its whole state, and the watched streams of rows by name."""
 
     fingerprint: str
     layers: Mapping[str, LayerRecord]
@@ -81,6 +85,8 @@ class DomainRecord:
     complete: bool = False
     batches: tuple[BatchRecord, ...] = ()
     layers: Mapping[str, RowsRecord] = field(default_factory=dict)
+    choice: str = EVERY_ROW
+    """Which of the layers' rows these are, in the words of the rule that chose them."""
 
     @property
     def samples(self) -> int:
@@ -95,7 +101,8 @@ class DomainRecord:
     def fingerprint(self, layer: str) -> str:
         """Digest of the rows of one layer: equal digests, equal rows."""
         rows = self.layers[layer]
-        return digest_of({"rows": dataclasses.asdict(rows), "batches": [b.digest for b in self.batches]})
+        batches = [batch.digest for batch in self.batches]
+        return digest_of({"rows": dataclasses.asdict(rows), "batches": batches, "choice": self.choice})
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,4 +168,5 @@ def _domain(body: dict[str, Any]) -> DomainRecord:
         name: RowsRecord(**{**rows, "tile_digests": tuple(rows["tile_digests"])})
         for name, rows in body["layers"].items()
     }
-    return DomainRecord(body["complete"], tuple(BatchRecord(**batch) for batch in body["batches"]), layers)
+    batches = tuple(BatchRecord(**batch) for batch in body["batches"])
+    return DomainRecord(body["complete"], batches, layers, body.get("choice", EVERY_ROW))

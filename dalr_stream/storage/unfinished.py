@@ -58,9 +58,9 @@ class Unfinished:
     def load(self, name: str) -> SavedFold | None:
         """Return one state; None where there is none, or it is damaged, or was made from something else."""
         path = self._folder / name
+        if self.origin(name) != self._made_from:
+            return None
         try:
-            if provenance_of(path) != self._made_from:
-                return None
             values: dict[str, Any] = load_record(path, [])[1]
             arrays, _ = load_record(path, _specs(len(values["counts"])))
         except StoreDamagedError:
@@ -68,6 +68,13 @@ class Unfinished:
         lanes = [_lane(number, counts, arrays) for number, counts in enumerate(values["counts"])]
         pending = {spec.name: arrays[spec.name] for spec in schema.PENDING if spec.name in arrays}
         return SavedFold(lanes, values["values"], pending)
+
+    def origin(self, name: str) -> dict[str, Any] | None:
+        """Return what a state was made from; None where there is none, or it is damaged."""
+        try:
+            return provenance_of(self._folder / name)
+        except StoreDamagedError:
+            return None
 
     def drop(self) -> None:
         """Remove them all."""

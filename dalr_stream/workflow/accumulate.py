@@ -124,6 +124,7 @@ def moments_provenance(store: ActivationStore, domain: str, layer: str, rule: Fo
     return {
         "network": store.manifest.network.fingerprint,
         "rows": store.domain(domain).fingerprint(layer),
+        "choice": store.domain(domain).choice,
         "rule": {**asdict(rule), "tile_rows": rule.tile_rows, "lanes": rule.lanes},
     }
 

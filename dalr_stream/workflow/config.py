@@ -55,6 +55,8 @@ class NetworkSection(_Section):
     train_options: Options = {}
     layers: tuple[str, ...] = Field(min_length=1)
     """Patterns: a name, a glob, or `re:...`."""
+    outputs: tuple[str, ...] = ()
+    """Patterns of layers whose outputs are watched as well: their moments are kept as those of `name@outputs`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> NetworkSection:
@@ -79,6 +81,10 @@ class CaptureSection(_Section):
     """Share of the samples kept apart as held-out, where no domain is named for it."""
     workers: Positive | None = None
     """Threads that fold; all cores by default."""
+    mask: str | None = Field(default=None, min_length=1)
+    """Which positions count: a key of the batch, or `module:function`, a function of the batch; (N, T)."""
+    most_per_sample: Positive | None = None
+    """At most so many rows of each sample in each layer, chosen by `run.seed` among those that count."""
     memory_limit: str | None = None
     """Refuse to start above this, e.g. `8GiB`."""
 

@@ -7,7 +7,7 @@ layers are done in groups, each in a pass of its own through the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -15,18 +15,24 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.network.capture import capture_rows
+from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.layers import LayerSpec
+from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.folding import SplitMoments
 from dalr_stream.storage.activations import open_writer
+from dalr_stream.storage.archive import moments_path, provenance_of
 from dalr_stream.storage.manifest import digest_of
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import Folding
-from dalr_stream.streaming.plan import LayerLoad, plan
-from dalr_stream.workflow.accumulate import LayerMoments, save_split
+from dalr_stream.streaming.plan import plan
+from dalr_stream.workflow.accumulate import TRAINING, LayerMoments, save_split
 from dalr_stream.workflow.capture import keep_weights, network_record
-from dalr_stream.workflow.fold_sink import FoldSink
+from dalr_stream.workflow.estimate import load_of
+from dalr_stream.workflow.fold_sink import INDEX, FoldSink
+from dalr_stream.workflow.one_pass import one_pass
 from dalr_stream.workflow.progress import Progress, Silent
+
+TITLE = "capture and fold"
 
 
 def accumulate_stream(
@@ -34,10 +40,13 @@ def accumulate_stream(
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     *,
+    rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
 ) -> LayerMoments:
-    """Return the moments of the inputs of `layers`, by layer, folding rows as the network makes them.
+    """Return the moments of what `layers` read, or give, by stream, folding rows as the network makes them.
+
+    `rows` says which of their rows; every one by default.
 
     Nothing is written, so nothing can be resumed: for runs of hours see `accumulate_into`. Memory: every layer's lanes
     at once, see `streaming.plan`; under a memory limit the layers are done in groups, a pass each.
@@ -49,71 +58,83 @@ def accumulate_stream(
     for group in _groups(layers, folding):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
             sink = FoldSink(folding.holdout, executor)
-            _pass(model, batches, group, sink, progress)
+            one_pass(model, batches, group, sink, rows=rows, title=TITLE, progress=progress)
             found |= dict(sink.freeze())
-    return LayerMoments.of({layer.name: found[layer.name] for layer in layers})
+    return LayerMoments.of({layer.stream: found[layer.stream] for layer in layers})
 
 
-def accumulate_into(
+def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the caller writes
     store: str | Path,
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     *,
     domain: str,
+    rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
 ) -> LayerMoments:
     """Do what `accumulate_stream` does, keep moments and weights in a store, and resume there after a kill.
 
-    Batches before the last checkpoint are compared by digest and not run again. Raises as `accumulate_stream` does,
-    FingerprintMismatchError where the store came from another network or the batches changed since the checkpoint.
+    Batches before the last checkpoint are compared by digest and not run again, or not even loaded where the loader
+    can begin after them (see `network.loaders`). Raises as `accumulate_stream` does, FingerprintMismatchError where
+    the store came from another network, the domain from another choice of rows, or the batches changed since the
+    checkpoint.
     """
     root = Path(store)
-    folding, progress = folding or Folding(), progress or Silent()
+    rows, folding, progress = rows or RowRule(), folding or Folding(), progress or Silent()
     network = network_record(model, layers)
     groups = _groups(layers, folding)
-    with open_writer(root, domain, network):
+    with open_writer(root, domain, network, rows.words) as writer:
+        for layer in layers:
+            path = moments_path(root, domain, layer.stream, TRAINING)
+            _require_same_choice(f"'{path}'", provenance_of(path), rows.words)
         keep_weights(model, layers, root)
         folds = []
         for number, group in enumerate(groups):
-            names = [layer.name for layer in group]
-            made_from = {"network": network.fingerprint, "holdout": asdict(folding.holdout), "layers": names}
+            rule = {"holdout": asdict(folding.holdout)}
+            shared = {"network": network.fingerprint, "choice": rows.words}
+            made_from = {**shared, **rule, "layers": [layer.stream for layer in group]}
             folds.append(Unfinished(root, domain, f"@direct-{number}", made_from))
+            _require_same_choice(
+                f"'{root}': the fold of '{domain}' that was stopped", folds[-1].origin(INDEX), rows.words
+            )
             with ThreadPoolExecutor(folding.threads.workers) as executor:
                 sink = FoldSink(folding.holdout, executor, unfinished=folds[-1], pace=folding.pace())
                 if sink.ended:
                     continue
                 if sink.batches:
                     progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
-                _pass(model, batches, group, sink, progress)
-                rows = f"direct:{digest_of([batch.digest for batch in sink.batches])}"
+                one_pass(model, batches, group, sink, rows=rows, title=TITLE, progress=progress)
+                digest = f"direct:{digest_of([batch.digest for batch in sink.batches])}"
                 for name, split in sink.freeze():
-                    facts = {"network": network.fingerprint, "rows": rows, "rule": {"holdout": asdict(folding.holdout)}}
-                    save_split(root, domain, name, split, facts)
+                    save_split(root, domain, name, split, {**shared, "rows": digest, "rule": rule})
                 sink.keep_end()
+        writer.keep_layers()
         for unfinished in folds:
             unfinished.drop()
-    return LayerMoments.stored(root, domain, [layer.name for layer in layers])
+    return LayerMoments.stored(root, domain, [layer.stream for layer in layers])
+
+
+def _require_same_choice(what: str, made_from: Mapping[str, Any] | None, choice: str) -> None:
+    """Raise FingerprintMismatchError where `what` is there and was made from other rows of the layers."""
+    before = (made_from or {}).get("choice", choice)
+    if before != choice:
+        raise FingerprintMismatchError(
+            f"{what} was made from {before}, this run takes {choice}: take the same rows, use another store, or delete "
+            "the domain's folders below 'moments' and 'unfinished'"
+        )
 
 
 def _groups(layers: Sequence[LayerSpec], folding: Folding) -> list[list[LayerSpec]]:
     """Part the layers into passes that fit."""
     cost = plan(
-        [LayerLoad(layer.name, layer.inputs, 0, outputs=layer.outputs) for layer in layers],
+        [load_of(layer, 0) for layer in layers],
         threads=folding.threads.workers,
         heldout_share=folding.holdout.share,
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
     )
     cost.require()
-    by_name = {layer.name: layer for layer in layers}
+    by_name = {layer.stream: layer for layer in layers}
     return [[by_name[name] for name in group] for group in cost.groups]
-
-
-def _pass(
-    model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], sink: FoldSink, progress: Progress
-) -> None:
-    total = len(batches) if isinstance(batches, Sized) else None
-    with progress.track("capture and fold", total, "batches") as advance:
-        capture_rows(model, batches, layers, sink, batch_done=lambda _samples, _spared: advance(1))
