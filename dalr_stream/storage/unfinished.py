@@ -20,7 +20,7 @@ from typing import Any
 from dalr_stream.errors import StoreDamagedError
 from dalr_stream.numerics.folding import FoldState, LaneState
 from dalr_stream.storage import schema
-from dalr_stream.storage.archive import Arrays, load_record, provenance_of, save_record
+from dalr_stream.storage.archive import Arrays, load_record, origin_of, save_record
 
 FOLDER = "unfinished"
 
@@ -71,10 +71,7 @@ class Unfinished:
 
     def origin(self, name: str) -> dict[str, Any] | None:
         """Return what a state was made from; None where there is none, or it is damaged."""
-        try:
-            return provenance_of(self._folder / name)
-        except StoreDamagedError:
-            return None
+        return origin_of(self._folder / name)
 
     def drop(self) -> None:
         """Remove them all."""

@@ -20,7 +20,7 @@ from dalr_stream.network.layers import LayerSpec
 from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.folding import SplitMoments
 from dalr_stream.storage.activations import open_writer
-from dalr_stream.storage.archive import moments_path, provenance_of
+from dalr_stream.storage.archive import moments_path, origin_of
 from dalr_stream.storage.manifest import digest_of
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import Folding
@@ -88,7 +88,7 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
     with open_writer(root, domain, network, rows.words) as writer:
         for layer in layers:
             path = moments_path(root, domain, layer.stream, TRAINING)
-            _require_same_choice(f"'{path}'", provenance_of(path), rows.words)
+            _require_same_choice(f"'{path}'", origin_of(path), rows.words)
         keep_weights(model, layers, root)
         folds = []
         for number, group in enumerate(groups):
