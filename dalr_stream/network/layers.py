@@ -166,4 +166,8 @@ def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Mod
 def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:
     if not isinstance(module, nn.Linear):
         raise UnsupportedLayerError(f"layer '{name}': must be a Linear layer, it is a {type(module).__name__}")
+    if "@" in name:
+        raise UnsupportedLayerError(
+            f"layer '{name}': a name with '@' would pass for a side of a layer: rename the module"
+        )
     return LayerSpec(name, type(module).__name__, module.in_features, module.out_features, side)

@@ -29,8 +29,8 @@ class RowRule:
     """Which rows are watched; by default every one."""
 
     mask: str | MaskOf | None = None
-    """A key of the batch, which is a mapping then, or a function of the batch: (N, T) of True or 1 for positions that
-    count, False or 0 for padding. A sample, or a whole batch, may have none that count."""
+    """A key of the batch, which is a mapping then (all of it goes to the network), or a function of the batch: (N, T),
+    True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may have none that count."""
     most_per_sample: int | None = None
     """At most so many rows of each sample in each layer, chosen among those that count; a longer sample then weighs no
     more than one of this length."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracles import chosen_positions
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.capture import capture_rows
 from dalr_stream.network.layers import LayerSpec, select_layers
 from dalr_stream.network.rows import RowRule
@@ -125,6 +125,12 @@ def test_a_watched_side_knows_its_name_and_its_width(net):
     assert (layer.stream, layer.features) == ("mix", WIDTH)
     with pytest.raises(InvalidInputError, match="side must be one of 'inputs', 'outputs', got 'output'"):
         select_layers(net, ["mix"], side="output")
+
+
+def test_no_layer_passes_for_a_side_of_another(net):
+    net.add_module("mix@outputs", nn.Linear(2, 2))
+    with pytest.raises(UnsupportedLayerError, match="'mix@outputs': a name with '@' would pass for a side"):
+        select_layers(net, [nn.Linear])
 
 
 def test_outputs_are_as_the_module_returns_them_though_a_users_hook_changed_them(net):
