@@ -141,7 +141,7 @@ def test_outputs_are_as_the_module_returns_them_though_a_users_hook_changed_them
     np.testing.assert_allclose(capture(net, [x], side="outputs").rows("mix@outputs"), expected, rtol=1e-5)
 
 
-def test_a_row_is_copied_once_and_shares_nothing_with_the_network(net):
+def test_a_row_shares_nothing_with_the_network(net):
     seen = []
     net.mix.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     rows = capture(net, [torch.zeros(2, 3, WIDTH)]).batches[0].rows["mix"]
