@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.layers import LayerSpec as LayerSpec
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
+    from dalr_stream.network.rows import RowRule as RowRule
     from dalr_stream.network.surgery import compress as compress
     from dalr_stream.numerics.cross import CrossMoments as CrossMoments
     from dalr_stream.numerics.holdout import HoldoutRule as HoldoutRule
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.selection import spectral as spectral
     from dalr_stream.numerics.shift import MomentShift as MomentShift
     from dalr_stream.numerics.shift import diff as diff
+    from dalr_stream.numerics.sides import Side as Side
     from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
     from dalr_stream.streaming.accumulate import Folding as Folding
@@ -71,6 +73,8 @@ _HOME_OF = {
     "MomentShift": "numerics.shift",
     "Moments": "numerics.moments",
     "Ridge": "numerics.lowrank",
+    "RowRule": "network.rows",
+    "Side": "numerics.sides",
     "Threads": "streaming.accumulate",
     "Variant": "numerics.lowrank",
     "accumulate": "workflow.accumulate",
@@ -108,6 +112,8 @@ __all__ = [
     "MomentShift",
     "Moments",
     "Ridge",
+    "RowRule",
+    "Side",
     "Threads",
     "Variant",
     "__version__",

@@ -11,6 +11,24 @@ import numpy as np
 PINV_CUTOFF = 1e-11
 
 
+# --- which positions of a sample are chosen ---------------------------------------------------------------------
+
+
+def splitmix(number, seed):
+    """One output of splitmix64 (Steele, Lea and Flood 2014) in integers, as 53 bits of a fraction."""
+    whole = 2**64
+    z = ((number + 1) * 0x9E3779B97F4A7C15 + seed * 0xD1342543DE82EF95) % whole
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % whole
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % whole
+    return ((z ^ (z >> 31)) >> 11) / 2**53
+
+
+def chosen_positions(kept, most, seed, sample):
+    """The positions of one sample that are watched, ascending: of those kept, the `most` with the smallest hashes."""
+    ranked = sorted(map(int, kept), key=lambda position: splitmix(sample * 2**32 + position, seed))
+    return sorted(ranked if most is None else ranked[:most])
+
+
 # --- DALR (Masana et al. 2017, section 4) -------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
-"""Runs a network over batches and sends the inputs of its watched layers, as rows, to a sink.
+"""Runs a network over batches and sends what its watched layers read or give, as rows, to a sink.
 
 The network is left as it was found: hooks live inside a `with` block, nothing is switched to eval mode behind the
 user's back (a network in train mode is an error: dropout would make every row random), and no gradient is recorded.
+Rows are chosen and copied inside the hooks, as tensors on their own device: the network may overwrite its tensors from
+then on. They become numpy arrays in a last step of its own.
 A row batch reaches the sink whole and finite, or not at all.
 """
 
@@ -18,7 +20,10 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.network.layers import LayerSpec, linear, tensor_digest, to_numpy
+from dalr_stream.network.loaders import beginning_at, restores
+from dalr_stream.network.rows import BatchRows, RowRule, Taken
 from dalr_stream.numerics.moments import describe_non_finite
+from dalr_stream.numerics.sides import Side
 from dalr_stream.numerics.tiling import RowBatch, Rows, RowSink
 
 BatchDone = Callable[[int, bool], None]
@@ -31,9 +36,10 @@ def capture_rows(
     layers: Sequence[LayerSpec],
     sink: RowSink,
     *,
+    rows: RowRule | None = None,
     batch_done: BatchDone | None = None,
 ) -> None:
-    """Send the inputs of `layers` to `sink`, batch after batch.
+    """Send what `layers` read, or give, to `sink`, batch after batch.
 
     Parameters
     ----------
@@ -41,11 +47,14 @@ def capture_rows(
         In eval mode. A batch goes to the device of its first parameter.
     batches
         Each is a tensor (N, ...), a tuple whose first member is the input, or a mapping of keyword arguments. The same
-        batches in the same order on every run: each one's digest is compared on resume.
+        batches in the same order on every run: each one's digest is compared on resume. A loader that can begin in
+        the middle (see `network.loaders`) does, and what it does not load is not compared.
     layers
-        From `select_layers`. An input of shape (N, ..., d) gives prod(N, ...) rows of d features.
+        From `select_layers`. A tensor of shape (N, ..., d) gives prod(N, ...) rows of d features.
     sink
         Says which batches it holds already; those are not run again.
+    rows
+        Which of those rows are watched; all of them by default.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
     for a layer that a forward pass calls never or twice, InvalidInputError for train mode or an empty loader.
@@ -57,18 +66,23 @@ def capture_rows(
         raise InvalidInputError(
             f"capture: the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
         )
-    seen = 0
+    rule, batch_done = rows or RowRule(), batch_done or _nobody_told
+    held = sink.held if restores(batches) else ()
+    first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is found out
+    for samples in held[:first]:
+        batch_done(samples, True)  # noqa: FBT003  # a Callable has no keywords
+    seen = sum(held[:first])
     with torch.inference_mode():
-        for number, batch in enumerate(batches):
-            samples, digest = samples_in(batch), _digest(batch)
-            seen += samples
+        for number, batch in enumerate(beginning_at(batches, first) if first else batches, start=first):
+            samples = samples_in(batch)
+            mask = rule.mask_of(batch, samples)
+            digest = _digest(batch, mask)
             spared = sink.skip(number, samples, digest)
             if not spared:
-                rows = _rows_of(model, batch, layers) if samples else {}
-                _require_finite(rows, number)
-                sink.write(RowBatch(samples, digest, rows))
-            if batch_done is not None:
-                batch_done(samples, spared)
+                taken = take_rows(model, batch, layers, BatchRows(rule, samples, seen, mask)) if samples else {}
+                sink.write(_row_batch(samples, digest, taken, number))
+            seen += samples
+            batch_done(samples, spared)
     if seen == 0:
         raise InvalidInputError("capture: the loader gave no sample: check the data set, its split and its filters")
     sink.finish()
@@ -84,41 +98,51 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 @contextmanager
-def watched(model: nn.Module, layers: Sequence[LayerSpec]) -> Iterator[dict[str, Rows]]:
-    """Collect the rows entering each layer during one forward pass; the hooks are gone when the block ends."""
-    rows: dict[str, Rows] = {}
+def watched(model: nn.Module, layers: Sequence[LayerSpec], chosen: BatchRows) -> Iterator[dict[str, Taken]]:
+    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
+    taken: dict[str, Taken] = {}
 
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            if name in rows:
-                raise UnsupportedLayerError(f"layer '{name}': is called more than once in a forward pass")
-            entering = to_numpy(arguments[0] if arguments else keywords["input"])
-            rows[name] = entering.reshape(-1, entering.shape[-1])
-
-        return hook
+    def take(layer: LayerSpec, tensor: torch.Tensor) -> None:
+        if layer.stream in taken:
+            raise UnsupportedLayerError(f"layer '{layer.name}': is called more than once in a forward pass")
+        taken[layer.stream] = chosen.take(layer.stream, tensor)
 
     with ExitStack() as stack:
         for layer in layers:
-            module = linear(model, layer.name)
-            stack.enter_context(_removed(module.register_forward_pre_hook(hook_for(layer.name), with_kwargs=True)))
-        yield rows
+            stack.callback(_hooked(linear(model, layer.name), layer, take).remove)
+        yield taken
 
 
-@contextmanager
-def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
+def _hooked(
+    module: nn.Module, layer: LayerSpec, take: Callable[[LayerSpec, torch.Tensor], None]
+) -> torch.utils.hooks.RemovableHandle:
+    def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        take(layer, arguments[0] if arguments else keywords["input"])
+
+    def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
+        take(layer, outputs)
+
+    if layer.side is Side.OUTPUTS:
+        return module.register_forward_hook(leaving)
+    return module.register_forward_pre_hook(entering, with_kwargs=True)
 
 
-def _rows_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec]) -> dict[str, Rows]:
-    with watched(model, layers) as rows:
+def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chosen: BatchRows) -> dict[str, Taken]:
+    """Run the network on one batch and return the chosen rows of each layer, by stream, as tensors."""
+    with watched(model, layers, chosen) as taken:
         call(model, batch)
     for layer in layers:
-        if layer.name not in rows:
+        if layer.stream not in taken:
             raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
-    return {layer.name: rows[layer.name] for layer in layers}
+    return {layer.stream: taken[layer.stream] for layer in layers}
+
+
+def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int) -> RowBatch:
+    """Turn tensors into arrays, without a second copy where they lie in main memory; NonFiniteError."""
+    rows = {name: to_numpy(found.rows, copy=False) for name, found in taken.items()}
+    _require_finite(rows, batch)
+    counts = {name: found.counts for name, found in taken.items() if found.counts is not None}
+    return RowBatch(samples, digest, rows, counts)
 
 
 def _require_finite(rows: Mapping[str, Rows], batch: int) -> None:
@@ -128,6 +152,10 @@ def _require_finite(rows: Mapping[str, Rows], batch: int) -> None:
                 f"layer '{name}', batch {batch}: activations must be finite, got {describe_non_finite(block)}; "
                 "nothing of this batch was committed: look for overflow in half precision or bad inputs"
             )
+
+
+def _nobody_told(samples: int, spared: bool) -> None:  # noqa: FBT001  # a BatchDone
+    """Take no note of a batch."""
 
 
 def _first(batch: Any) -> torch.Tensor:
@@ -148,8 +176,13 @@ def samples_in(batch: Any) -> int:
     return shapes[0][0]
 
 
-def _digest(batch: Any) -> str:
-    """SHA-256 of what the network sees of a batch; labels do not count."""
+def _digest(batch: Any, mask: torch.Tensor | None) -> str:
+    """SHA-256 of what decides the rows of a batch: what the network sees, and the mask; labels do not count."""
+    seen = _digest_of_inputs(batch)
+    return seen if mask is None else hashlib.sha256(f"{seen}:{tensor_digest(mask)}".encode()).hexdigest()
+
+
+def _digest_of_inputs(batch: Any) -> str:
     if not isinstance(batch, Mapping):
         return tensor_digest(_first(batch))
     digest = hashlib.sha256()

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.numerics.choices import parse_choice
+from dalr_stream.numerics.sides import Side, stream_name
 
 Pattern = str | type[nn.Module]
 SUPPORTED = (nn.Linear,)
@@ -32,6 +34,18 @@ class LayerSpec:
     kind: str
     inputs: int
     outputs: int
+    side: Side = Side.INPUTS
+    """Which of the two is watched."""
+
+    @property
+    def stream(self) -> str:
+        """Name of the watched rows and of their moments: the layer's own for inputs, `name@outputs` for outputs."""
+        return stream_name(self.name, self.side)
+
+    @property
+    def features(self) -> int:
+        """Width of the watched rows."""
+        return self.inputs if self.side is Side.INPUTS else self.outputs
 
     @property
     def parameters(self) -> int:
@@ -44,17 +58,24 @@ class LayerSpec:
         return self.parameters // (self.inputs + self.outputs)
 
 
-def select_layers(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[LayerSpec, ...]:
+def select_layers(
+    model: nn.Module, patterns: Iterable[Pattern], *, side: Side | str = Side.INPUTS
+) -> tuple[LayerSpec, ...]:
     """Return the layers that the patterns match, in the network's order, each once.
+
+    `side="outputs"` watches what the layers give, W x + b with the bias in it, in place of what they read: m features
+    instead of d, which is all that anchored DALR needs. Their rows and moments go by `name@outputs`; to watch both
+    sides of some layers, add the two results.
 
     Raises LayerNotFoundError for a pattern that matches no module, and UnsupportedLayerError for one that matches
     only modules which cannot be compressed.
     """
     modules = {name: module for name, module in model.named_modules() if name}
+    side = parse_choice(Side, side, "side")
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str | type) else list(patterns):
         chosen |= _supported(pattern, _matches(pattern, modules), modules)
-    return tuple(_spec(name, module) for name, module in modules.items() if name in chosen)
+    return tuple(_spec(name, module, side) for name, module in modules.items() if name in chosen)
 
 
 def linear(model: nn.Module, name: str) -> nn.Linear:
@@ -74,10 +95,13 @@ def weights_of(model: nn.Module, name: str) -> tuple[NDArray[np.floating], NDArr
     return to_numpy(module.weight), None if module.bias is None else to_numpy(module.bias)
 
 
-def to_numpy(tensor: torch.Tensor) -> NDArray[np.floating]:
-    """Return a copy as float32, or float64 where it is float64: half precision widens without loss."""
+def to_numpy(tensor: torch.Tensor, *, copy: bool = True) -> NDArray[np.floating]:
+    """Return it as float32, or float64 where it is float64: half precision widens without loss.
+
+    A copy, unless `copy` is False: then it shares the memory of a tensor that lies in main memory as it is wanted.
+    """
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    return tensor.detach().to(device="cpu", dtype=wide, copy=True).numpy()
+    return tensor.detach().to(device="cpu", dtype=wide, copy=copy).numpy()
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -139,7 +163,11 @@ def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Mod
     return supported
 
 
-def _spec(name: str, module: nn.Module) -> LayerSpec:
+def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:
     if not isinstance(module, nn.Linear):
         raise UnsupportedLayerError(f"layer '{name}': must be a Linear layer, it is a {type(module).__name__}")
-    return LayerSpec(name, type(module).__name__, module.in_features, module.out_features)
+    if "@" in name:
+        raise UnsupportedLayerError(
+            f"layer '{name}': a name with '@' would pass for a side of a layer: rename the module"
+        )
+    return LayerSpec(name, type(module).__name__, module.in_features, module.out_features, side)

@@ -139,6 +139,13 @@ class RowBatch:
 class RowSink(Protocol):
     """Where captured rows go: a store, a fold, or both."""
 
+    @property
+    def held(self) -> Sequence[int]:
+        """Samples of each batch that is already here whole, in order: a loader that can may begin after them.
+
+        `skip` is then called for the last of them first.
+        """
+
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Tell whether batch number `batch` is already here whole, so that the network need not see it again.
 

@@ -9,7 +9,7 @@ the manifest and never change anything.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from dalr_stream.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
+from dalr_stream.numerics.subsample import EVERY_ROW
 from dalr_stream.numerics.tiling import RowBatch, Tile, rows_per_sample
 from dalr_stream.storage.durable import explained, make_folder, remove_folder, sweep, sync
 from dalr_stream.storage.manifest import FILE as MANIFEST
@@ -89,8 +90,10 @@ def locked(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_writer(root: Path, domain: str, network: NetworkRecord) -> Iterator[ActivationWriter]:
+def open_writer(root: Path, domain: str, network: NetworkRecord, choice: str = EVERY_ROW) -> Iterator[ActivationWriter]:
     """Open `domain` of the store at `root` for writing, making the store where there is none.
+
+    `choice` says in words which of the layers' rows are going to be written; a domain has rows of one choice.
 
     Raises StoreLockedError beside another writer, FingerprintMismatchError where the store was made from another
     network, and StoreError where the domain was merged from other stores.
@@ -116,7 +119,7 @@ def open_writer(root: Path, domain: str, network: NetworkRecord) -> Iterator[Act
             )
         layers = {**manifest.network.layers, **network.layers}
         manifest = dataclasses.replace(manifest, network=dataclasses.replace(manifest.network, layers=layers))
-        yield ActivationWriter(root, domain, manifest, frozenset(network.layers))
+        yield ActivationWriter(root, domain, manifest, frozenset(network.layers), choice)
 
 
 def forget_domain(root: Path, domain: str) -> None:
@@ -139,20 +142,31 @@ def forget_store(root: Path) -> None:
         sync(root)
 
 
+def forget_moments(root: Path, domain: str) -> None:
+    """Remove one domain's moments, and its folds that were not finished."""
+    if not (root / MANIFEST).exists():
+        return
+    with locked(root):
+        for kind in ("moments", "unfinished"):
+            remove_folder(root / kind / domain)
+
+
 class ActivationWriter:
     """The rows of one domain on their way to disk. A RowSink; made by `open_writer`, which holds the lock."""
 
-    def __init__(self, root: Path, domain: str, manifest: Manifest, watched: frozenset[str]) -> None:
+    def __init__(self, root: Path, domain: str, manifest: Manifest, watched: frozenset[str], choice: str) -> None:
         self._root = root
         self._domain = domain
         self._manifest = manifest
         self._watched = watched
-        self._record = manifest.domains.get(domain, DomainRecord())
+        self._choice = choice
+        self._record = manifest.domains.get(domain, DomainRecord(choice=choice))
         self._deleted = not all(rows_exist(root, domain, layer) for layer in self._record.layers)
         if self._deleted:
-            self._record = DomainRecord()  # their moments stay, the rows start anew
+            self._record = DomainRecord(choice=choice)  # their moments stay, the rows start anew
         self._known = self._record.batches
         self._batches = list(self._known)
+        self._ends = np.cumsum([batch.samples for batch in self._known], dtype=np.int64)
         self._passed = 0
         self._samples = 0
         self._layers: dict[str, RowsWriter] = {}
@@ -167,11 +181,16 @@ class ActivationWriter:
         """How many batches need no forward pass, because all of their rows are on disk."""
         if self.complete:
             return len(self._known)
-        ends = np.cumsum([batch.samples for batch in self._known])
-        return int(np.searchsorted(ends, self._record.committed_samples, side="right"))
+        return int(np.searchsorted(self._ends, self._record.committed_samples, side="right"))
+
+    @property
+    def held(self) -> Sequence[int]:
+        """Samples of each batch that need not be loaded again; none of a complete domain, which is compared whole."""
+        return [] if self.complete else [batch.samples for batch in self._known[: self.committed_batches]]
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Compare a batch to the one captured before under its number; True where it need not be run again."""
+        self._require_same_choice()
         self._require_layers(self._watched)
         if batch < len(self._known):
             known = self._known[batch]
@@ -187,7 +206,7 @@ class ActivationWriter:
                 )
         skipped = batch < self.committed_batches
         if skipped:
-            self._passed, self._samples = batch + 1, self._samples + samples
+            self._passed, self._samples = batch + 1, int(self._ends[batch])
         return skipped
 
     def write(self, batch: RowBatch) -> None:
@@ -236,6 +255,13 @@ class ActivationWriter:
         """Commit what is known of rows that were folded and not kept, in place of what was known of the domain."""
         self._manifest.with_domain(self._domain, record).write(self._root)
 
+    def _require_same_choice(self) -> None:
+        if self._record.choice != self._choice:
+            raise FingerprintMismatchError(
+                f"'{self._root}': domain '{self._domain}' holds {self._record.choice}, this capture takes "
+                f"{self._choice}: take the same rows, or capture to another store"
+            )
+
     def _require_layers(self, layers: Collection[str]) -> None:
         if self._record.layers and set(layers) != set(self._record.layers):
             raise FingerprintMismatchError(
@@ -269,6 +295,7 @@ class ActivationWriter:
         for layer in self._layers.values():
             layer.sync()
         layers = {name: layer.record for name, layer in self._layers.items()}
-        self._record = DomainRecord(complete, tuple(self._batches), {**self._record.layers, **layers})
+        every = {**self._record.layers, **layers}
+        self._record = DomainRecord(complete, tuple(self._batches), every, choice=self._choice)
         self._manifest = self._manifest.with_domain(self._domain, self._record)
         self._manifest.write(self._root)

@@ -128,6 +128,14 @@ def provenance_of(path: Path) -> dict[str, Any] | None:
     return dict(_attributes(path)["provenance"]) if path.is_dir() else None
 
 
+def origin_of(path: Path) -> dict[str, Any] | None:
+    """Return what `provenance_of` does, and None also for a damaged record: for one that can be made again."""
+    try:
+        return provenance_of(path)
+    except StoreDamagedError:
+        return None
+
+
 def delete_activations(root: Path) -> None:
     """Remove the activations of every domain; moments, weights and solutions stay, and solving still works."""
     if root.exists():

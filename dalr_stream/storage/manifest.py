@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreError, StoreNotFoundError
+from dalr_stream.numerics.sides import Side
+from dalr_stream.numerics.subsample import EVERY_ROW
 from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.schema import SCHEMA_VERSION
 
@@ -36,11 +38,13 @@ class LayerRecord:
     """Outputs of those readers together: what a selection saves there per node."""
     unprunable: str = ""
     """Why it is not possible."""
+    side: str = Side.INPUTS.value
+    """Which side of the layer is watched; for the outputs the record goes by `name@outputs`."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkRecord:
-    """The network the store was made from: a digest of its whole state, and the watched layers."""
+    """The network the store was made from: a digest of its whole state, and the watched streams of rows by name."""
 
     fingerprint: str
     layers: Mapping[str, LayerRecord]
@@ -91,6 +95,9 @@ class DomainRecord:
     """What this domain was merged from, by `shard_name`, ascending; empty where it was captured here. A merged domain
     has moments and no rows: its `layers` count rows and name no tile."""
 
+    choice: str = EVERY_ROW
+    """Which of the layers' rows these are, in the words of the rule that chose them."""
+
     @classmethod
     def merged(cls, shards: Mapping[str, DomainRecord]) -> DomainRecord:
         """Return the record of several captures of the same layers together, in the order of their names."""
@@ -103,7 +110,7 @@ class DomainRecord:
             for layer, rows in first.layers.items()
         }
         batches = tuple(batch for shard in ordered.values() for batch in shard.batches)
-        return cls(complete=True, batches=batches, layers=layers, shards=ordered)
+        return cls(complete=True, batches=batches, layers=layers, shards=ordered, choice=first.choice)
 
     @property
     def shard_name(self) -> str:
@@ -125,7 +132,8 @@ class DomainRecord:
         if self.shards:
             return digest_of({"shards": [shard.fingerprint(layer) for shard in self.shards.values()]})
         rows = self.layers[layer]
-        return digest_of({"rows": dataclasses.asdict(rows), "batches": [b.digest for b in self.batches]})
+        batches = [batch.digest for batch in self.batches]
+        return digest_of({"rows": dataclasses.asdict(rows), "batches": batches, "choice": self.choice})
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,5 +203,6 @@ def _domain(body: dict[str, Any]) -> DomainRecord:
         name: RowsRecord(**{**rows, "tile_digests": tuple(rows["tile_digests"])})
         for name, rows in body["layers"].items()
     }
-    shards = {name: _domain(shard) for name, shard in body.get("shards", {}).items()}
-    return DomainRecord(body["complete"], tuple(BatchRecord(**batch) for batch in body["batches"]), layers, shards)
+    batches = tuple(BatchRecord(**batch) for batch in body["batches"])
+    shards = {name: _domain(shard) for name, shard in body["shards"].items()}
+    return DomainRecord(body["complete"], batches, layers, shards, body["choice"])

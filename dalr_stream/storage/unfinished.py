@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dalr_stream.errors import StoreDamagedError
 from dalr_stream.numerics.folding import FoldState, LaneState
 from dalr_stream.storage import schema
-from dalr_stream.storage.archive import Arrays, load_record, provenance_of, save_record
+from dalr_stream.storage.archive import Arrays, load_record, origin_of, save_record
 from dalr_stream.storage.durable import remove_folder
 
 FOLDER = "unfinished"
@@ -68,9 +68,9 @@ class Unfinished:
     def load(self, name: str) -> SavedFold | None:
         """Return one state; None where there is none, or it is damaged, or was made from something else."""
         path = self._folder / name
+        if self.origin(name) != self.made_from:
+            return None
         try:
-            if provenance_of(path) != self.made_from:
-                return None
             values: dict[str, Any] = load_record(path, [])[1]
             counts = values["counts"]
             arrays, _ = load_record(path, _specs(len(counts.get("training", ()))))
@@ -81,6 +81,10 @@ class Unfinished:
         lanes = [LaneState(*pair) for pair in zip(parts.get("training", ()), heldout, strict=True)]
         pending = {spec.name: arrays[spec.name] for spec in schema.PENDING if spec.name in arrays}
         return SavedFold(lanes, values["values"], pending)
+
+    def origin(self, name: str) -> dict[str, Any] | None:
+        """Return what a state was made from; None where there is none, or it is damaged."""
+        return origin_of(self._folder / name)
 
     def drop(self) -> None:
         """Remove them all."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -105,9 +106,9 @@ def accumulate_layer(
         return next(accumulate_strips(store, task, [Strip(0, task.rule.features)], workers, watch)).moments()
     fold = delayed(_fold_and_freeze, pure=True)
     key = f"fold-{domain}-{layer}-{store.domain(domain).fingerprint(layer)[:16]}"
-    lanes = [fold(lane, watch, dask_key_name=f"{key}-{lane.lane}") for lane in _lanes(task)]
-    with one_blas_thread():
-        return merge_all(compute(*lanes, scheduler="threads", num_workers=workers.workers))
+    with one_blas_thread(), _together(workers.workers, watch) as (pool, watched):
+        lanes = [fold(lane, watched, dask_key_name=f"{key}-{lane.lane}") for lane in _lanes(task)]
+        return merge_all(compute(*lanes, scheduler="threads", pool=pool))
 
 
 def accumulate_strips(
@@ -177,6 +178,28 @@ def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch:
     return LaneState(
         join_strips([state.training for state in states]), join_strips(heldout) if heldout else None
     ).moments()
+
+
+@contextmanager
+def _together(workers: int, watch: Watch) -> Iterator[tuple[Executor, Watch]]:
+    """Threads that end together: when one lane fails, or the user interrupts, the others stop at their next tile.
+
+    None goes on behind the caller's back, where it would write checkpoints to a store that is no longer locked.
+    """
+    stop = threading.Event()
+
+    def tile_done(rows: int) -> None:
+        if stop.is_set():
+            raise CancelledError
+        if watch.tile_done is not None:
+            watch.tile_done(rows)
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield pool, dataclasses.replace(watch, tile_done=tile_done)
+        except BaseException:
+            stop.set()
+            raise
 
 
 @contextmanager

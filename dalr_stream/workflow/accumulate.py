@@ -19,7 +19,7 @@ from dalr_stream.storage.archive import (
     provenance_of,
     save_moments,
 )
-from dalr_stream.storage.manifest import RowsRecord
+from dalr_stream.storage.manifest import DomainRecord, RowsRecord
 from dalr_stream.storage.strips import save_strips
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import (
@@ -110,8 +110,7 @@ def accumulate(
     names = list(opened.domain(domain).layers) if layers is None else list(layers)
     for name in names:
         task = LaneTask(opened.root, domain, name, fold_rule(opened, domain, name, folding.holdout))
-        rows = opened.domain(domain).fingerprint(name)
-        provenance = moments_provenance(opened.manifest.network.fingerprint, rows, task.rule)
+        provenance = moments_provenance(opened.manifest.network.fingerprint, opened.domain(domain), name, task.rule)
         unfinished = Unfinished(opened.root, domain, name, provenance)
         if all(provenance_of(path) == provenance for path in _paths(task).values()):
             progress.note(f"moments of '{name}' on '{domain}' are up to date")
@@ -124,11 +123,12 @@ def accumulate(
     return LayerMoments.stored(opened.root, domain, names)
 
 
-def moments_provenance(network: str, rows: str, rule: FoldRule) -> dict[str, Any]:
-    """Return all that decides a record's bits, by the fingerprints of network and rows: equal ones, equal moments."""
+def moments_provenance(network: str, record: DomainRecord, layer: str, rule: FoldRule) -> dict[str, Any]:
+    """Return all that decides a record's bits: equal provenance, equal moments."""
     return {
         "network": network,
-        "rows": rows,
+        "rows": record.fingerprint(layer),
+        "choice": record.choice,
         "rule": {**asdict(rule), "tile_rows": rule.tile_rows, "lanes": rule.lanes},
     }
 

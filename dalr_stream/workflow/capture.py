@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
-from dalr_stream.network.capture import capture_rows
 from dalr_stream.network.graph import consumers_of
 from dalr_stream.network.layers import LayerSpec, fingerprint, linear, select_layers, tensor_digest, weights_of
+from dalr_stream.network.rows import RowRule
 from dalr_stream.storage.activations import ActivationStore, ActivationWriter, open_writer
 from dalr_stream.storage.archive import provenance_of, save_weights, weights_path
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
+from dalr_stream.workflow.one_pass import one_pass
 from dalr_stream.workflow.progress import Progress, Silent
 
 
@@ -25,33 +26,35 @@ def capture(
     store: str | Path,
     *,
     domain: str,
+    rows: RowRule | None = None,
     progress: Progress | None = None,
 ) -> ActivationStore:
-    """Stream the inputs of `layers` into the zarr store at `store`, as one domain, and return the store.
+    """Stream what `layers` read, or give, into the zarr store at `store`, as one domain, and return the store.
 
-    Resumes by itself: batches whose rows are all on disk are compared by digest and not run again, and a domain that
-    is complete costs one pass over its loader and none through the network. The layers' weights are kept beside the
-    rows, so that solving needs no network.
+    `rows` says which of their rows; every one by default. Resumes by itself: batches whose rows are all on disk are
+    compared by digest and not run again, or not even loaded where the loader can begin after them (see
+    `network.loaders`). A domain that is complete costs one pass over its loader and none through the network. The
+    layers' weights are kept beside the rows, so that solving needs no network.
 
-    Raises FingerprintMismatchError where the store came from another network, batch size or data; NonFiniteError,
-    UnsupportedLayerError and InvalidInputError as `network.capture.capture_rows` does. What was committed stays.
+    Raises FingerprintMismatchError where the store came from another network, batch size, data or choice of rows;
+    NonFiniteError, UnsupportedLayerError and InvalidInputError as `network.capture.capture_rows` does. What was
+    committed stays.
     """
     root = Path(store)
     progress = progress or Silent()
-    with open_writer(root, domain, network_record(model, layers)) as writer:
+    rows = rows or RowRule()
+    with open_writer(root, domain, network_record(model, layers), rows.words) as writer:
         keep_weights(model, layers, root)
         _tell_resume(writer, domain, progress)
-        total = len(batches) if isinstance(batches, Sized) else None
-        with progress.track(f"capture {domain}", total, "batches") as advance:
-            capture_rows(model, batches, layers, writer, batch_done=lambda _samples, _spared: advance(1))
+        one_pass(model, batches, layers, writer, rows=rows, title=f"capture {domain}", progress=progress)
     return ActivationStore(root)
 
 
 def network_record(model: nn.Module, layers: Sequence[LayerSpec]) -> NetworkRecord:
-    """Return what identifies a network, its watched layers, and who reads their nodes."""
+    """Return what identifies a network, its watched streams of rows, and who reads their layers' nodes."""
     if not layers:
         raise InvalidInputError("capture: needs at least one layer")
-    return NetworkRecord(fingerprint(model), {layer.name: _layer_record(model, layer) for layer in layers})
+    return NetworkRecord(fingerprint(model), {layer.stream: _layer_record(model, layer) for layer in layers})
 
 
 def with_consumers(model: nn.Module, layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
@@ -72,7 +75,9 @@ def _layer_record(model: nn.Module, layer: LayerSpec) -> LayerRecord:
     consumers, unprunable = _consumers(model, layer.name)
     digest = tensor_digest(linear(model, layer.name).weight)
     next_outputs = sum(linear(model, consumer).out_features for consumer in consumers)
-    return LayerRecord(layer.kind, layer.inputs, layer.outputs, digest, consumers, next_outputs, unprunable)
+    return LayerRecord(
+        layer.kind, layer.inputs, layer.outputs, digest, consumers, next_outputs, unprunable, layer.side.value
+    )
 
 
 def _consumers(model: nn.Module, layer: str) -> tuple[tuple[str, ...], str]:

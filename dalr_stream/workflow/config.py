@@ -55,6 +55,8 @@ class NetworkSection(_Section):
     train_options: Options = {}
     layers: tuple[str, ...] = Field(min_length=1)
     """Patterns: a name, a glob, or `re:...`."""
+    outputs: tuple[str, ...] = ()
+    """Patterns of layers whose outputs are watched as well: their moments are kept as those of `name@outputs`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> NetworkSection:
@@ -83,6 +85,10 @@ class CaptureSection(_Section):
     """Fold in so many worker processes of this machine instead."""
     scheduler: str | None = None
     """Fold on the workers of this dask.distributed scheduler instead, e.g. `tcp://host:8786`."""
+    mask: str | None = Field(default=None, min_length=1)
+    """Which positions count: a key of the batch, or `module:function`, a function of the batch; (N, T)."""
+    most_per_sample: Positive | None = None
+    """At most so many rows of each sample in each layer, chosen by `run.seed` among those that count."""
     memory_limit: str | None = None
     """What folding may hold, e.g. `8GiB`: more passes where it is short, refused where it cannot be kept."""
 

@@ -20,6 +20,7 @@ from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture import capture_rows
 from dalr_stream.network.layers import LayerSpec
 from dalr_stream.network.outputs import with_outputs
+from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.cross import CrossMoments, joint_rows
 from dalr_stream.numerics.moments import describe_non_finite
 from dalr_stream.numerics.tiling import RowBatch, Rows
@@ -51,6 +52,7 @@ def accumulate_cross(
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     *,
+    rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
 ) -> LayerCrossMoments:
@@ -63,14 +65,14 @@ def accumulate_cross(
     Nothing is written. Raises as `accumulate_stream` does, for either network. Memory: every layer's lanes at once, of
     width d + m each, see `streaming.plan`.
     """
-    folding, progress = folding or Folding(), progress or Silent()
+    rows, folding, progress = rows or RowRule(), folding or Folding(), progress or Silent()
     outputs: dict[str, Rows] = {}
     with ThreadPoolExecutor(folding.threads.workers) as executor:
         sink = _JointSink(FoldSink(folding.holdout, executor), outputs)
         total = len(batches) if isinstance(batches, Sized) else None
-        paired = with_outputs(original, batches, layers, outputs)
+        paired = with_outputs(original, batches, layers, rows, outputs)
         with progress.track("run both and fold", total, "batches") as advance:
-            capture_rows(compressed, paired, layers, sink, batch_done=lambda _samples, _spared: advance(1))
+            capture_rows(compressed, paired, layers, sink, rows=rows, batch_done=lambda _samples, _spared: advance(1))
         return sink.freeze()
 
 
@@ -81,6 +83,10 @@ class _JointSink:
         self._folds = folds
         self._outputs = outputs
         self._inputs: dict[str, int] = {}
+
+    @property
+    def held(self) -> Sequence[int]:
+        return self._folds.held
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         return self._folds.skip(batch, samples, digest)

@@ -8,7 +8,7 @@ layers are done in groups, each in a pass of its own through the network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -16,18 +16,24 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.network.capture import capture_rows
+from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.layers import LayerSpec
+from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.folding import FoldRule, SplitMoments
 from dalr_stream.storage.activations import open_writer
+from dalr_stream.storage.archive import moments_path, origin_of
 from dalr_stream.storage.manifest import DomainRecord
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import Folding
-from dalr_stream.streaming.plan import LayerLoad, plan
-from dalr_stream.workflow.accumulate import LayerMoments, moments_provenance, save_split
+from dalr_stream.streaming.plan import plan
+from dalr_stream.workflow.accumulate import TRAINING, LayerMoments, moments_provenance, save_split
 from dalr_stream.workflow.capture import keep_weights, network_record
-from dalr_stream.workflow.fold_sink import FoldSink
+from dalr_stream.workflow.estimate import load_of
+from dalr_stream.workflow.fold_sink import INDEX, FoldSink
+from dalr_stream.workflow.one_pass import one_pass
 from dalr_stream.workflow.progress import Progress, Silent
+
+TITLE = "capture and fold"
 
 
 def accumulate_stream(
@@ -35,10 +41,13 @@ def accumulate_stream(
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     *,
+    rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
 ) -> LayerMoments:
-    """Return the moments of the inputs of `layers`, by layer, folding rows as the network makes them.
+    """Return the moments of what `layers` read, or give, by stream, folding rows as the network makes them.
+
+    `rows` says which of their rows; every one by default.
 
     Nothing is written, so nothing can be resumed: for runs of hours see `accumulate_into`. Memory: every layer's lanes
     at once, see `streaming.plan`; under a memory limit the layers are done in groups, a pass each.
@@ -50,73 +59,84 @@ def accumulate_stream(
     for group in _groups(layers, folding):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
             sink = FoldSink(folding.holdout, executor)
-            _pass(model, batches, group, sink, progress)
+            one_pass(model, batches, group, sink, rows=rows, title=TITLE, progress=progress)
             found |= dict(sink.freeze())
-    return LayerMoments.of({layer.name: found[layer.name] for layer in layers})
+    return LayerMoments.of({layer.stream: found[layer.stream] for layer in layers})
 
 
-def accumulate_into(
+def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the caller writes
     store: str | Path,
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     *,
     domain: str,
+    rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
 ) -> LayerMoments:
     """Do what `accumulate_stream` does, keep moments and weights in a store, and resume there after a kill.
 
-    Batches before the last checkpoint are compared by digest and not run again. Raises as `accumulate_stream` does,
-    FingerprintMismatchError where the store came from another network or the batches changed since the checkpoint.
+    Batches before the last checkpoint are compared by digest and not run again, or not even loaded where the loader
+    can begin after them (see `network.loaders`). Raises as `accumulate_stream` does, FingerprintMismatchError where
+    the store came from another network, the domain from another choice of rows, or the batches changed since the
+    checkpoint.
     """
     root = Path(store)
-    folding, progress = folding or Folding(), progress or Silent()
+    rows, folding, progress = rows or RowRule(), folding or Folding(), progress or Silent()
     network = network_record(model, layers)
-    with open_writer(root, domain, network) as writer:
+    with open_writer(root, domain, network, rows.words) as writer:
+        for layer in layers:
+            path = moments_path(root, domain, layer.stream, TRAINING)
+            _require_same_choice(f"'{path}'", origin_of(path), rows.words)
         keep_weights(model, layers, root)
-        passes, record = [], DomainRecord(complete=True)
+        passes, record = [], DomainRecord(complete=True, choice=rows.words)
         for number, group in enumerate(_groups(layers, folding)):
-            names = [layer.name for layer in group]
-            made_from = {"network": network.fingerprint, "holdout": asdict(folding.holdout), "layers": names}
-            passes.append(Unfinished(root, domain, f"@direct-{number}", made_from))
+            names = [layer.stream for layer in group]
+            facts = {"network": network.fingerprint, "choice": rows.words, "holdout": asdict(folding.holdout)}
+            passes.append(Unfinished(root, domain, f"@direct-{number}", {**facts, "layers": names}))
+            stopped = f"'{root}': the fold of '{domain}' that was stopped"
+            _require_same_choice(stopped, passes[-1].origin(INDEX), rows.words)
             with ThreadPoolExecutor(folding.threads.workers) as executor:
                 sink = FoldSink(folding.holdout, executor, unfinished=passes[-1], pace=folding.pace())
                 if not sink.ended:
                     if sink.batches:
                         progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
-                    _pass(model, batches, group, sink, progress)
-                    found = sink.record()
+                    one_pass(model, batches, group, sink, rows=rows, title=TITLE, progress=progress)
+                    found = dataclasses.replace(sink.record(), choice=rows.words)
                     for name, split in sink.freeze():
                         rule = FoldRule(found.layers[name].features, folding.holdout)
-                        provenance = moments_provenance(network.fingerprint, found.fingerprint(name), rule)
-                        save_split(root, domain, name, split, provenance)
+                        save_split(
+                            root, domain, name, split, moments_provenance(network.fingerprint, found, name, rule)
+                        )
                     sink.keep_end()
             found = sink.record()
-            record = dataclasses.replace(found, layers={**record.layers, **found.layers})
+            record = dataclasses.replace(record, batches=found.batches, layers={**record.layers, **found.layers})
         writer.commit_record(record)
         for unfinished in passes:
             unfinished.drop()
-    return LayerMoments.stored(root, domain, [layer.name for layer in layers])
+    return LayerMoments.stored(root, domain, [layer.stream for layer in layers])
+
+
+def _require_same_choice(what: str, made_from: Mapping[str, Any] | None, choice: str) -> None:
+    """Raise FingerprintMismatchError where `what` is there and was made from other rows of the layers."""
+    before = (made_from or {}).get("choice", choice)
+    if before != choice:
+        raise FingerprintMismatchError(
+            f"{what} was made from {before}, this run takes {choice}: take the same rows, use another store, or delete "
+            "the domain's folders below 'moments' and 'unfinished'"
+        )
 
 
 def _groups(layers: Sequence[LayerSpec], folding: Folding) -> list[list[LayerSpec]]:
     """Part the layers into passes that fit."""
     cost = plan(
-        [LayerLoad(layer.name, layer.inputs, 0, outputs=layer.outputs) for layer in layers],
+        [load_of(layer, 0) for layer in layers],
         threads=folding.threads.workers,
         heldout_share=folding.holdout.share,
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
     )
     cost.require()
-    by_name = {layer.name: layer for layer in layers}
+    by_name = {layer.stream: layer for layer in layers}
     return [[by_name[name] for name in group] for group in cost.groups]
-
-
-def _pass(
-    model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], sink: FoldSink, progress: Progress
-) -> None:
-    total = len(batches) if isinstance(batches, Sized) else None
-    with progress.track("capture and fold", total, "batches") as advance:
-        capture_rows(model, batches, layers, sink, batch_done=lambda _samples, _spared: advance(1))

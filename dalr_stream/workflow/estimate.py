@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import DiskSpaceError, InvalidInputError
-from dalr_stream.network.capture import call, samples_in, watched
+from dalr_stream.network.capture import samples_in, take_rows
 from dalr_stream.network.layers import LayerSpec
+from dalr_stream.network.rows import BatchRows, RowRule
+from dalr_stream.numerics.sides import Side
 from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.streaming.plan import LayerLoad, MemoryPlan, plan
 
@@ -23,25 +25,28 @@ def estimate(
     layers: Sequence[LayerSpec],
     folding: Folding,
     *,
+    rows: RowRule | None = None,
     direct: bool = False,
 ) -> MemoryPlan:
     """Return disk, memory and dominant cost of capturing and accumulating every domain of `loaders`.
 
     One batch of each loader goes through the network, to see how many rows a sample gives. The number of samples is
-    batches x first batch, so it is an upper bound where the last batch is shorter.
+    batches x first batch, so it is an upper bound where the last batch is shorter, and every position that a mask may
+    leave out is counted; batches padded to more than the first may have more.
 
-    Raises InvalidInputError for a loader without a length.
+    Raises InvalidInputError for a loader without a length, or where `rows` does not fit.
     """
-    rows = dict.fromkeys((layer.name for layer in layers), 0)
+    rule = rows or RowRule()
+    total = dict.fromkeys((layer.stream for layer in layers), 0)
     for domain, batches in loaders.items():
         if not isinstance(batches, Sized):
             raise InvalidInputError(f"estimate: the loader of '{domain}' has no length: give it __len__")
         first = next(iter(batches), None)
         if first is None:
             raise InvalidInputError(f"estimate: the loader of '{domain}' is empty")
-        for name, count in _rows_of(model, first, layers).items():
-            rows[name] += count * len(batches)
-    loads = [LayerLoad(layer.name, layer.inputs, rows[layer.name], outputs=layer.outputs) for layer in layers]
+        for name, count in _rows_of(model, first, layers, rule).items():
+            total[name] += count * len(batches)
+    loads = [load_of(layer, total[layer.stream]) for layer in layers]
     return plan(
         loads,
         threads=folding.threads.workers,
@@ -50,6 +55,11 @@ def estimate(
         direct=direct,
         memory_limit_bytes=folding.memory_limit_bytes,
     )
+
+
+def load_of(layer: LayerSpec, rows: int) -> LayerLoad:
+    """Return what the plan needs to know of a watched layer; `outputs` where these could be watched instead."""
+    return LayerLoad(layer.stream, layer.features, rows, outputs=layer.outputs if layer.side is Side.INPUTS else None)
 
 
 def require_disk(needed: MemoryPlan, folder: Path) -> None:
@@ -64,9 +74,12 @@ def require_disk(needed: MemoryPlan, folder: Path) -> None:
         )
 
 
-def _rows_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec]) -> dict[str, int]:
-    if samples_in(batch) == 0:
+def _rows_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: RowRule) -> dict[str, int]:
+    """Return the rows of each layer in one batch, as if no position were masked; a mask must fit all the same."""
+    samples = samples_in(batch)
+    if samples == 0:
         return {}
-    with torch.inference_mode(), watched(model, layers) as rows:
-        call(model, batch)
-    return {name: block.shape[0] for name, block in rows.items()}
+    mask = rule.mask_of(batch, samples)
+    chosen = BatchRows(rule, samples, 0, None if mask is None else torch.ones_like(mask))
+    with torch.inference_mode():
+        return {name: taken.rows.shape[0] for name, taken in take_rows(model, batch, layers, chosen).items()}

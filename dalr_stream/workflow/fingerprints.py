@@ -40,15 +40,17 @@ class Fingerprints:
         """Of the network's weights."""
         section = self.config.network
         weights = None if section.weights is None else _file_print(self.folder / section.weights)
-        settings = section.model_dump(mode="json", exclude={"layers"})
+        settings = section.model_dump(mode="json", exclude={"layers", "outputs"})
         code = self._code(section.build, section.train)
         return digest_of({"network": settings, "weights": weights, "seed": self.config.run.seed, "code": code})
 
     def capture(self, domain: str) -> str:
         """Of a domain's rows."""
-        section = self.config.domains[domain]
-        data = [section.model_dump(mode="json"), self._code(section.batches)]
-        return digest_of([self.train, domain, data, self.config.network.layers])
+        section, rows, network = self.config.domains[domain], self.config.capture, self.config.network
+        mask = rows.mask if rows.mask and ":" in rows.mask else None
+        data = [section.model_dump(mode="json"), self._code(section.batches, mask)]
+        choice = [rows.mask, rows.most_per_sample, self.config.run.seed if rows.most_per_sample else None]
+        return digest_of([self.train, domain, data, network.layers, network.outputs, choice])
 
     def accumulate(self, domain: str) -> str:
         """Of a domain's moments."""

@@ -7,7 +7,7 @@ one of two slots that the index does not name, and then the index is replaced: k
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -61,6 +61,11 @@ class FoldSink:
         self.ended = False
         """Whether an earlier run folded all there is and kept the moments."""
         self._resume()
+
+    @property
+    def held(self) -> Sequence[int]:
+        """Samples of each batch folded before."""
+        return [batch.samples for batch in self.batches]
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Compare a batch to the one folded before under its number; True where it need not be run again."""

@@ -16,10 +16,10 @@ def layer_table(project: Project) -> Table:
     table = _table("layer", "kind", "outputs x inputs", "weights", "break-even rank", "read by")
     network = project.network_record
     for layer in project.watched:
-        record = network.layers[layer.name]
+        record = network.layers[layer.stream]
         readers = ", ".join(record.consumers) or "no selection: " + record.unprunable.partition(": ")[2]
         shape = f"{layer.outputs:,} x {layer.inputs:,}"
-        table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}", f"{layer.break_even_rank:,}", readers)
+        table.add_row(layer.stream, layer.kind, shape, f"{layer.parameters:,}", f"{layer.break_even_rank:,}", readers)
     return table
 
 

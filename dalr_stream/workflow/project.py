@@ -17,7 +17,9 @@ from torch import nn
 from dalr_stream.errors import ConfigError, StoreNotFoundError
 from dalr_stream.network import checkpoint
 from dalr_stream.network.layers import LayerSpec, match_names, select_layers
+from dalr_stream.network.rows import MaskOf, RowRule
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.sides import Side
 from dalr_stream.storage.archive import solution_path
 from dalr_stream.storage.manifest import Manifest, NetworkRecord
 from dalr_stream.streaming.accumulate import Folding, Threads, Workers
@@ -62,8 +64,20 @@ class Project:
 
     @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
-        """The layers to compress, and those whose inputs decide which of their nodes to keep."""
-        return with_consumers(self.network, select_layers(self.network, self.config.network.layers))
+        """The layers to compress, those whose inputs decide which of their nodes to keep, and the outputs asked for."""
+        section = self.config.network
+        inputs = with_consumers(self.network, select_layers(self.network, section.layers))
+        outputs = select_layers(self.network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
+        return inputs + outputs
+
+    @cached_property
+    def rows(self) -> RowRule:
+        """Which rows of the layers are watched."""
+        section = self.config.capture
+        mask: str | MaskOf | None = section.mask
+        if section.mask is not None and ":" in section.mask:
+            mask = self.resolve(section.mask, "capture.mask")
+        return RowRule(mask, section.most_per_sample, self.config.run.seed)
 
     @property
     def network_record(self) -> NetworkRecord:
@@ -73,7 +87,8 @@ class Project:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers to compress, as the store knows them: no network is needed."""
-        known = Manifest.read(self.store).network.layers
+        records = Manifest.read(self.store).network.layers
+        known = [name for name, record in records.items() if record.side == Side.INPUTS.value]
         chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
         return tuple(name for name in known if name in chosen)
 
@@ -106,6 +121,7 @@ class Project:
                 loaders,
                 self.watched,
                 max((self.folding(domain) for domain in loaders), key=lambda folding: folding.holdout.share),
+                rows=self.rows,
                 direct=self.config.capture.direct,
             )
 

@@ -29,7 +29,7 @@ def _domain(config: RunConfig, store: SolvedStore, name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"batches_from": config.domains[name].batches}
     record = store.manifest.domains.get(name)
     if record is not None:
-        facts |= {"samples": record.samples, "batches": len(record.batches)}
+        facts |= {"samples": record.samples, "batches": len(record.batches), "choice": record.choice}
         facts["rows"] = {layer: rows.rows for layer, rows in record.layers.items()}
         facts["fingerprints"] = {layer: record.fingerprint(layer)[:16] for layer in record.layers}
     return facts

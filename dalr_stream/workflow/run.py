@@ -23,7 +23,7 @@ from dalr_stream.network.layers import fingerprint
 from dalr_stream.network.surgery import compress, parameter_count
 from dalr_stream.numerics.methods import Family
 from dalr_stream.report.write import write_report
-from dalr_stream.storage.activations import forget_domain, forget_store, locked
+from dalr_stream.storage.activations import forget_domain, forget_moments, forget_store, locked
 from dalr_stream.storage.archive import Solution, save_solution
 from dalr_stream.storage.durable import explained
 from dalr_stream.workflow.accumulate import accumulate
@@ -94,6 +94,7 @@ class Run:
                     self.project.watched,
                     self.project.store,
                     domain=domain,
+                    rows=self.project.rows,
                     progress=self._progress,
                 )
             self._done(step)
@@ -205,13 +206,16 @@ class Run:
 
     def _fold_directly(self, domain: str) -> None:
         self._require_own_store()
-        with importing_from(self.project.folder):
+        if self._fresh:
+            forget_moments(self.project.store, domain)
+        with importing_from(self.project.folder), _naming_fresh():
             accumulate_into(
                 self.project.store,
                 self.project.network,
                 self.project.batches(domain),
                 self.project.watched,
                 domain=domain,
+                rows=self.project.rows,
                 folding=self.project.folding(domain),
                 progress=self._progress,
             )

@@ -135,10 +135,12 @@ def _rule(shard: Shard, layer: str, network: str) -> Any:
         raise StoreNotFoundError(
             f"{shard.origin}: no moments of layer '{layer}' on '{shard.domain}': run accumulate first"
         )
-    expected = {"network": network, "rows": shard.record.fingerprint(layer), "rule": found[0].get("rule")}
+    rows = {"rows": shard.record.fingerprint(layer), "choice": shard.record.choice}
+    rule = found[0].get("rule") or {}
+    expected = {"network": network, **rows, "rule": rule}
     if found != [expected, expected]:
         raise FingerprintMismatchError(
             f"{shard.origin}: the moments of layer '{layer}' on '{shard.domain}' were made from other rows than the "
             "store holds: accumulate again"
         )
-    return expected["rule"]
+    return {"choice": shard.record.choice, **rule}

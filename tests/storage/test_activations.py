@@ -209,6 +209,60 @@ def test_a_writer_abandoned_at_any_batch_or_before_any_commit_resumes_to_the_sam
     assert_holds(root, rows)
 
 
+def varying(counts, sizes):
+    """Batches of the given numbers of samples, in which sample i has counts[i] rows in one layer, 1 in the other."""
+    counts = np.asarray(counts)
+    of_fc6 = np.concatenate([[0], np.cumsum(counts)])
+    fc6, head = rows_for(of_fc6[-1], layers=["fc6"])["fc6"], rows_for(len(counts))["classifier.0"]
+    start = turn = 0
+    while start < len(counts):
+        stop = min(start + sizes[turn % len(sizes)], len(counts))
+        rows = {"fc6": fc6[of_fc6[start] : of_fc6[stop]], "classifier.0": head[start:stop]}
+        ones = np.ones(stop - start, np.int64)
+        yield RowBatch(stop - start, f"{start}-{stop}", rows, {"fc6": counts[start:stop], "classifier.0": ones})
+        start, turn = stop, turn + 1
+
+
+@settings(max_examples=14)
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=40),
+    st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any),
+    st.data(),
+)
+def test_where_samples_differ_an_abandoned_writer_resumes_to_the_same_files_too(scratch, counts, sizes, data):
+    batches = list(varying(counts, sizes))
+    whole, root = scratch(), scratch()
+    capture(whole, batches)
+    for _ in range(data.draw(st.integers(1, 3))):
+        capture_until(root, batches, lambda _: False, stop_after=data.draw(st.integers(0, len(batches))))
+    with open_writer(root, "target", network()) as writer:
+        held = list(writer.held)
+        assert writer.complete or held == [batch.samples for batch in batches[: writer.committed_batches]]
+        for number in range(max(len(held) - 1, 0), len(batches)):  # as a loader that begins in the middle does
+            if not writer.skip(number, batches[number].samples, batches[number].digest):
+                writer.write(batches[number])
+        writer.finish()
+    assert files_of(root) == files_of(whole)
+    store = ActivationStore(root)
+    tiles = [store.read_tile("target", "fc6", tile) for tile in range(store.tiles("target", "fc6"))]
+    samples = [tile.samples for tile in tiles]
+    assert np.concatenate([[], *samples]).tolist() == np.repeat(np.arange(len(counts)), counts).tolist()
+
+
+def test_a_domain_has_rows_of_one_choice(tmp_path):
+    batches = list(batches_of(rows_for(100), [10]))
+    with open_writer(tmp_path, "target", network(), "even rows") as writer:
+        for batch in batches:
+            writer.write(batch)
+    before = files_of(tmp_path)
+    with pytest.raises(FingerprintMismatchError, match="holds even rows, this capture takes every row: take the same"):
+        capture(tmp_path, batches)
+    assert files_of(tmp_path) == before
+    delete_activations(tmp_path)
+    capture(tmp_path, batches)  # the rows start anew
+    assert ActivationStore(tmp_path).domain("target").choice == "every row"
+
+
 def test_batches_whose_rows_are_committed_are_not_asked_for_again(tmp_path):
     batches = list(batches_of(rows_for(100), [10]))
     with pytest.raises(Killed):

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -136,6 +138,25 @@ def test_nan_in_a_stored_tile_is_named_with_layer_and_tile(tmp_path):
     assert Manifest.read(tmp_path).domains["target"].complete
     with pytest.raises(NonFiniteError, match=r"layer 'fc6' on 'target', tile 1: .* 1 NaN and 0 Inf .* in feature 2"):
         accumulate(ActivationStore(tmp_path), "fc6")
+
+
+def test_when_one_lane_fails_the_others_end_before_the_call_does(tmp_path):
+    """A lane that went on behind the caller's back would write checkpoints to a store that is no longer locked."""
+    store, other_began, told = store_of(tmp_path, {"fc6": rows_like(60_000, 4)}, 60_000), threading.Event(), []
+
+    def done(rows):
+        told.append(rows)
+        if len(told) == 1:
+            other_began.wait(5)
+            raise RuntimeError("a lane fails")
+        other_began.set()
+        time.sleep(0.05)
+
+    threads = threading.active_count()
+    with pytest.raises(RuntimeError, match="a lane fails"):
+        accumulate_layer(store, "target", "fc6", holdout=HOLDOUT, workers=Threads(2), watch=Watch(done))
+    assert threading.active_count() == threads
+    assert len(told) < 15
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

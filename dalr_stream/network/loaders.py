@@ -1,0 +1,84 @@
+"""Loaders that can begin in the middle, so that a resumed pass need not load again what it has.
+
+A loader of one's own does by a method `starting_at(batch)`, which returns the batches from number `batch` on. A torch
+`DataLoader` over a map-style data set in plain order does by itself: its sampler is put forward without loading a
+sample. Any other is iterated from its beginning.
+
+A batch that is not loaded cannot be compared to the one of that number before. The last one that is held is loaded all
+the same and compared, so a loader that begins in the wrong place, or draws its random numbers as it goes, is found out;
+wrap such a one in a generator (`batches = (batch for batch in loader)`) and it is compared batch for batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
+
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """A loader that can begin at any batch."""
+
+    def starting_at(self, batch: int) -> Iterable[Any]:
+        """Return the batches from number `batch` on, the same as after iterating over those before."""
+
+
+def restores(batches: Iterable[Any]) -> bool:
+    """Tell whether a loader can begin in the middle."""
+    return isinstance(batches, Restorable) or _in_plain_order(batches)
+
+
+def beginning_at(batches: Iterable[Any], batch: int) -> Iterable[Any]:
+    """Return the batches of a loader that `restores` from number `batch` on, without loading those before."""
+    if isinstance(batches, Restorable):
+        return batches.starting_at(batch)
+    if isinstance(batches, DataLoader) and _in_plain_order(batches):
+        return _put_forward(batches, batch)
+    raise TypeError(f"a {type(batches).__name__} cannot begin in the middle")
+
+
+class _Later(Sampler[list[int]]):
+    """The batches of indices that another sampler gives from some number on."""
+
+    def __init__(self, sampler: Iterable[list[int]], first: int) -> None:
+        self._all = sampler
+        self._first = first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(iter(self._all), self._first, None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _in_plain_order(batches: Iterable[Any]) -> bool:
+    """Tell whether this is torch's own loader, over a map-style data set, first sample to last.
+
+    Subclasses may do anything as they iterate.
+    """
+    return (
+        type(batches) is DataLoader
+        and not isinstance(batches.dataset, IterableDataset)
+        and type(batches.batch_sampler) is BatchSampler
+        and type(batches.batch_sampler.sampler) is SequentialSampler
+        and getattr(batches, "in_order", True)
+    )
+
+
+def _put_forward(loader: DataLoader[Any], batch: int) -> DataLoader[Any]:
+    assert loader.batch_sampler is not None  # noqa: S101  # for the type checker: `_in_plain_order` has looked
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=_Later(loader.batch_sampler, batch),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+    )

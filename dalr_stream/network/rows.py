@@ -1,0 +1,162 @@
+"""Which rows of a layer are watched: those a mask keeps, and of these at most so many a sample.
+
+A layer reads or gives a tensor (N, ..., d): N samples, T positions each, a row a position. A mask (N, T) speaks of
+positions, so it holds for layers that have N x T rows, as (N, T, d) or flattened; a layer with one row a sample, such
+as the head after pooling, is not masked. Anything else is an error: a mask that fits nothing would be wrong in silence.
+
+Rows are chosen on the layer's own tensor, which is copied once, while the network has not yet overwritten it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.subsample import EVERY_ROW, Keep, at_most
+from dalr_stream.numerics.tiling import Samples
+
+MaskOf = Callable[[Any], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class RowRule:
+    """Which rows are watched; by default every one."""
+
+    mask: str | MaskOf | None = None
+    """A key of the batch, which is a mapping then (all of it goes to the network), or a function of the batch: (N, T),
+    True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may have none that count."""
+    most_per_sample: int | None = None
+    """At most so many rows of each sample in each layer, chosen among those that count; a longer sample then weighs no
+    more than one of this length."""
+    seed: int = 0
+    """Of that choice."""
+
+    def __post_init__(self) -> None:
+        if self.most_per_sample is not None and self.most_per_sample < 1:
+            raise InvalidInputError(f"rows: most_per_sample must be 1 at least, got {self.most_per_sample}")
+        if self.mask is not None and not callable(self.mask) and (not isinstance(self.mask, str) or not self.mask):
+            raise InvalidInputError(f"rows: mask must be a key of the batch or a function of it, got {self.mask!r}")
+
+    @property
+    def words(self) -> str:
+        """The rule in words, by which it is recorded and compared.
+
+        A function goes by its name; what it returns is part of each batch's digest.
+        """
+        said = [EVERY_ROW] if self.mask is None else [f"rows that {self._mask_name} keeps"]
+        if self.most_per_sample is not None:
+            said.append(f"at most {self.most_per_sample} a sample by seed {self.seed}")
+        return ", ".join(said)
+
+    def mask_of(self, batch: Any, samples: int) -> torch.Tensor | None:
+        """Return the mask of a batch of `samples` samples, (N, T) of booleans on the CPU; None where all rows count.
+
+        Raises InvalidInputError where there is none, or it is no mask.
+        """
+        if self.mask is None or samples == 0:
+            return None
+        found = self._look_up(batch)
+        if not isinstance(found, torch.Tensor) or found.ndim != 2 or found.shape[0] != samples:
+            what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            raise InvalidInputError(
+                f"rows: {self._mask_name} must give a tensor (N, T) with N = {samples} samples, got {what}: name a "
+                "function of the batch that makes one"
+            )
+        kept: torch.Tensor = (found != 0).cpu()
+        if bool(((found != 0) & (found != 1)).any()):
+            raise InvalidInputError(
+                f"rows: {self._mask_name} must give True or 1 for positions that count and False or 0 for the others, "
+                f"got {found.dtype} values from {found.min()} to {found.max()}: name a function that makes such a mask"
+            )
+        return kept
+
+    @property
+    def _mask_name(self) -> str:
+        if isinstance(self.mask, str):
+            return f"mask '{self.mask}'"
+        named: Any = self.mask if hasattr(self.mask, "__qualname__") else type(self.mask)
+        return f"mask {named.__module__}:{named.__qualname__}"
+
+    def _look_up(self, batch: Any) -> Any:
+        if callable(self.mask):
+            return self.mask(batch)
+        if not isinstance(batch, Mapping) or self.mask not in batch:
+            has = (
+                ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"no keys, it is a {type(batch).__name__}"
+            )
+            raise InvalidInputError(
+                f"rows: the batch has no '{self.mask}', it has {has}: name one of its keys, or a function of the batch"
+            )
+        return batch[self.mask]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The watched rows of one layer in one batch."""
+
+    rows: torch.Tensor
+    """(n, d): a copy, on the layer's device and of its dtype."""
+    counts: Samples | None
+    """(N,): rows of each sample, where a mask lets them differ."""
+
+
+class BatchRows:
+    """The rule applied to one batch, whichever the layer."""
+
+    def __init__(self, rule: RowRule, samples: int, first_sample: int, mask: torch.Tensor | None) -> None:
+        """`first_sample` is the number of the batch's first sample within its domain; `mask` is from `mask_of`."""
+        self._rule = rule
+        self._samples = samples
+        self._first = first_sample
+        self._mask: Keep | None = None if mask is None else mask.numpy()
+        self._kept: dict[tuple[int, ...], Keep | None] = {}
+
+    def take(self, stream: str, tensor: torch.Tensor) -> Taken:
+        """Copy the watched rows of a tensor (N, ..., d), in the order of samples and positions."""
+        leading, features = tuple(tensor.shape[:-1]), tensor.shape[-1]
+        if leading not in self._kept:
+            self._kept[leading] = self._keep(stream, leading)
+        keep = self._kept[leading]
+        if keep is None:
+            return Taken(tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1, features), None)
+        index = torch.from_numpy(np.flatnonzero(keep)).to(tensor.device)
+        rows = tensor.detach().reshape(-1, features).index_select(0, index)
+        return Taken(rows, None if self._mask is None else keep.sum(axis=1, dtype=np.int64))
+
+    def _keep(self, stream: str, leading: tuple[int, ...]) -> Keep | None:
+        """Return the rows to keep, (N, positions); None for all, the same number of each sample."""
+        most = self._rule.most_per_sample
+        if self._mask is None and most is None:
+            return None
+        keep = self._all(stream, leading) if self._mask is None else self._masked(stream, leading, self._mask)
+        if most is not None:
+            keep = at_most(keep, most, seed=self._rule.seed, first_sample=self._first)
+        return None if self._mask is None and bool(keep.all()) else keep
+
+    def _all(self, stream: str, leading: tuple[int, ...]) -> Keep:
+        if not leading or leading[0] % self._samples:
+            raise InvalidInputError(
+                f"layer '{stream}': to choose rows of each sample, its rows must come sample after sample; a batch of "
+                f"{self._samples} samples gave rows of shape {leading}: let samples be the first dimension, or watch "
+                "every row"
+            )
+        return np.ones((self._samples, math.prod(leading) // self._samples), np.bool_)
+
+    def _masked(self, stream: str, leading: tuple[int, ...], mask: Keep) -> Keep:
+        samples, positions = mask.shape
+        by_sample = leading[:1] == (samples,)
+        if leading == (samples,) or (by_sample and math.prod(leading) == samples and positions != 1):
+            return np.ones((samples, 1), np.bool_)
+        if math.prod(leading) == mask.size and (by_sample or leading[:1] == (mask.size,)):
+            return mask
+        raise InvalidInputError(
+            f"layer '{stream}': its rows must be those of the mask, (N, T) = {mask.shape}, or one a sample, "
+            f"({samples},), got {leading}: give as mask a function of the batch that returns the positions of this "
+            "layer, or capture it in another store without one"
+        )
