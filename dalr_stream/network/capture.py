@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.layers import LayerSpec, linear, tensor_digest, to_numpy
+from dalr_stream.network.layers import LayerSpec, linear, tensor_digest, to_host, to_numpy
 from dalr_stream.numerics.moments import describe_non_finite
 from dalr_stream.numerics.tiling import RowBatch, Rows, RowSink
 
 BatchDone = Callable[[int, bool], None]
 """Called after each batch with its number of samples, and whether the network was spared it."""
+ToRows = Callable[[torch.Tensor], Any]
+"""Copies a layer's input into what its sink takes: a numpy array (`to_numpy`), or a tensor (`fold.on_device`)."""
 
 
 def capture_rows(
@@ -32,6 +34,7 @@ def capture_rows(
     sink: RowSink,
     *,
     batch_done: BatchDone | None = None,
+    to_rows: ToRows = to_numpy,
 ) -> None:
     """Send the inputs of `layers` to `sink`, batch after batch.
 
@@ -46,6 +49,8 @@ def capture_rows(
         From `select_layers`. An input of shape (N, ..., d) gives prod(N, ...) rows of d features.
     sink
         Says which batches it holds already; those are not run again.
+    to_rows
+        What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
     for a layer that a forward pass calls never or twice, InvalidInputError for train mode or an empty loader.
@@ -64,7 +69,7 @@ def capture_rows(
             seen += samples
             spared = sink.skip(number, samples, digest)
             if not spared:
-                rows = _rows_of(model, batch, layers) if samples else {}
+                rows = _rows_of(model, batch, layers, to_rows) if samples else {}
                 _require_finite(rows, number)
                 sink.write(RowBatch(samples, digest, rows))
             if batch_done is not None:
@@ -84,7 +89,7 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 @contextmanager
-def watched(model: nn.Module, layers: Sequence[LayerSpec]) -> Iterator[dict[str, Rows]]:
+def watched(model: nn.Module, layers: Sequence[LayerSpec], to_rows: ToRows = to_numpy) -> Iterator[dict[str, Rows]]:
     """Collect the rows entering each layer during one forward pass; the hooks are gone when the block ends."""
     rows: dict[str, Rows] = {}
 
@@ -92,7 +97,7 @@ def watched(model: nn.Module, layers: Sequence[LayerSpec]) -> Iterator[dict[str,
         def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             if name in rows:
                 raise UnsupportedLayerError(f"layer '{name}': is called more than once in a forward pass")
-            entering = to_numpy(arguments[0] if arguments else keywords["input"])
+            entering = to_rows(arguments[0] if arguments else keywords["input"])
             rows[name] = entering.reshape(-1, entering.shape[-1])
 
         return hook
@@ -112,8 +117,8 @@ def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
         handle.remove()
 
 
-def _rows_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec]) -> dict[str, Rows]:
-    with watched(model, layers) as rows:
+def _rows_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], to_rows: ToRows) -> dict[str, Rows]:
+    with watched(model, layers, to_rows) as rows:
         call(model, batch)
     for layer in layers:
         if layer.name not in rows:
@@ -121,11 +126,13 @@ def _rows_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec]) -> dict[
     return {layer.name: rows[layer.name] for layer in layers}
 
 
-def _require_finite(rows: Mapping[str, Rows], batch: int) -> None:
+def _require_finite(rows: Mapping[str, Any], batch: int) -> None:
     for name, block in rows.items():
-        if not np.isfinite(block).all():
+        finite = block.isfinite() if isinstance(block, torch.Tensor) else np.isfinite(block)
+        if not finite.all():
+            described = describe_non_finite(to_host(block))
             raise NonFiniteError(
-                f"layer '{name}', batch {batch}: activations must be finite, got {describe_non_finite(block)}; "
+                f"layer '{name}', batch {batch}: activations must be finite, got {described}; "
                 "nothing of this batch was committed: look for overflow in half precision or bad inputs"
             )
 

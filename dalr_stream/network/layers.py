@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,11 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[np.floating]:
     """Return a copy as float32, or float64 where it is float64: half precision widens without loss."""
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     return tensor.detach().to(device="cpu", dtype=wide, copy=True).numpy()
+
+
+def to_host(rows: Any) -> NDArray[Any]:
+    """Return rows, array or tensor, as an array: half precision widens without loss."""
+    return to_numpy(rows) if isinstance(rows, torch.Tensor) else np.asarray(rows)
 
 
 def fingerprint(model: nn.Module) -> str:

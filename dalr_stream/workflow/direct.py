@@ -2,14 +2,14 @@
 
 The rows take the same tiles and lanes as on the way through a store, so the moments are the same to the bit. Given a
 store, the moments are kept there and a run that was killed goes on from its last checkpoint; under a memory limit the
-layers are done in groups, each in a pass of its own through the network.
+layers are done in groups, each in a pass of its own through the network. Where torch folds (`Folding.device`),
+activations stay on that device from the hook to the sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def accumulate_stream(
     found: dict[str, SplitMoments] = {}
     for group in _groups(layers, folding):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = FoldSink(folding.holdout, executor)
+            sink = FoldSink(folding, executor)
             _pass(model, batches, group, sink, progress)
             found |= dict(sink.freeze())
     return LayerMoments.of({layer.name: found[layer.name] for layer in layers})
@@ -78,10 +78,10 @@ def accumulate_into(
         folds = []
         for number, group in enumerate(groups):
             names = [layer.name for layer in group]
-            made_from = {"network": network.fingerprint, "holdout": asdict(folding.holdout), "layers": names}
+            made_from = {"network": network.fingerprint, "rule": folding.facts, "layers": names}
             folds.append(Unfinished(root, domain, f"@direct-{number}", made_from))
             with ThreadPoolExecutor(folding.threads.workers) as executor:
-                sink = FoldSink(folding.holdout, executor, unfinished=folds[-1], pace=folding.pace())
+                sink = FoldSink(folding, executor, unfinished=folds[-1])
                 if sink.ended:
                     continue
                 if sink.batches:
@@ -89,7 +89,7 @@ def accumulate_into(
                 _pass(model, batches, group, sink, progress)
                 rows = f"direct:{digest_of([batch.digest for batch in sink.batches])}"
                 for name, split in sink.freeze():
-                    facts = {"network": network.fingerprint, "rows": rows, "rule": {"holdout": asdict(folding.holdout)}}
+                    facts = {"network": network.fingerprint, "rows": rows, "rule": folding.facts}
                     save_split(root, domain, name, split, facts)
                 sink.keep_end()
         for unfinished in folds:
@@ -116,4 +116,11 @@ def _pass(
 ) -> None:
     total = len(batches) if isinstance(batches, Sized) else None
     with progress.track("capture and fold", total, "batches") as advance:
-        capture_rows(model, batches, layers, sink, batch_done=lambda _samples, _spared: advance(1))
+        capture_rows(
+            model,
+            batches,
+            layers,
+            sink,
+            batch_done=lambda _samples, _spared: advance(1),
+            to_rows=sink.engine.to_rows,
+        )

@@ -30,6 +30,10 @@ def estimate(
     One batch of each loader goes through the network, to see how many rows a sample gives. The number of samples is
     batches x first batch, so it is an upper bound where the last batch is shorter.
 
+    Where torch folds (`folding.device`), the figures are of that device: lanes and tiles live there, and the memory
+    limit is the share of it that they may take. This process then holds a tile of a store, and one layer's lanes at a
+    time while they are joined and written.
+
     Raises InvalidInputError for a loader without a length.
     """
     rows = dict.fromkeys((layer.name for layer in layers), 0)

@@ -133,7 +133,13 @@ class Project:
         """Return how a domain's rows become moments."""
         section = self.config.capture
         threads = Threads() if section.workers is None else Threads(section.workers)
-        return Folding(self.prints.holdout(domain), threads, section.memory_limit_bytes)
+        return Folding(
+            self.prints.holdout(domain),
+            threads,
+            section.memory_limit_bytes,
+            precision=section.precision,
+            device=section.device,
+        )
 
     # --- what each step is made from, and what it leaves ---------------------------------------------------------
 
