@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.lowrank import truncated_svd as truncated_svd
     from dalr_stream.numerics.methods import Method as Method
     from dalr_stream.numerics.moments import Moments as Moments
+    from dalr_stream.numerics.precision import Precision as Precision
     from dalr_stream.numerics.selection import Form as Form
     from dalr_stream.numerics.selection import by_max as by_max
     from dalr_stream.numerics.selection import by_mean as by_mean
@@ -63,6 +64,7 @@ _HOME_OF = {
     "LowRankFactors": "numerics.solution",
     "Method": "numerics.methods",
     "Moments": "numerics.moments",
+    "Precision": "numerics.precision",
     "Ridge": "numerics.lowrank",
     "Threads": "streaming.accumulate",
     "Variant": "numerics.lowrank",
@@ -95,6 +97,7 @@ __all__ = [
     "LowRankFactors",
     "Method",
     "Moments",
+    "Precision",
     "Ridge",
     "Threads",
     "Variant",

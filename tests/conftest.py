@@ -4,9 +4,20 @@
 new ones (`--hypothesis-profile=soak`).
 """
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 KIND = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("soak", **KIND)
 settings.register_profile("test", derandomize=True, **KIND)
 settings.load_profile("test")
+
+
+@pytest.fixture
+def cuda():
+    """A CUDA device; where torch sees none the test is skipped, and says so."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch sees none")
+    return torch.device("cuda")

@@ -29,7 +29,10 @@ BLOCK_ROWS = 1024
 
 
 class TorchFold:
-    """A Fold on one device. Memory there: d^2 doubles and two tiles in float64; a block of rows of d more in single."""
+    """A Fold on one device. Memory there: d^2 doubles and one tile in float64.
+
+    In single precision also the tile in float32 and the products of `BLOCK_ROWS` rows, 12 KiB a feature.
+    """
 
     def __init__(
         self,
@@ -166,7 +169,7 @@ def _centre(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _units(centred: torch.Tensor) -> torch.Tensor:
     """(d,): powers of two that bring each feature's largest value to 1/2..1; see `numerics.precision`."""
-    exponents = torch.frexp(centred.abs().amax(0)).exponent
+    exponents = torch.frexp(torch.maximum(centred.amax(0), -centred.amin(0))).exponent
     return torch.exp2(exponents.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).double())
 
 

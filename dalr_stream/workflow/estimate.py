@@ -31,8 +31,8 @@ def estimate(
     batches x first batch, so it is an upper bound where the last batch is shorter.
 
     Where torch folds (`folding.device`), the figures are of that device: lanes and tiles live there, and the memory
-    limit is the share of it that they may take. This process then holds a tile of a store, and one layer's lanes at a
-    time while they are joined and written.
+    limit is the share of it that they may take; single precision takes 12 KiB a feature and half a tile beside them.
+    This process then holds a tile of a store, and one layer's lanes at a time while they are joined and written.
 
     Raises InvalidInputError for a loader without a length.
     """

@@ -23,9 +23,6 @@ from dalr_stream.numerics.tiling import Tile
 CPU = torch.device("cpu")
 TOLERANCE = 1e-12  # of sqrt(S_ii S_jj), as between two folds of numpy: only the order of additions differs
 
-gpu = pytest.mark.gpu
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, torch sees none")
-
 
 def torch_fold(features, device=CPU, precision=Precision.DOUBLE, state=None):
     state = state or FoldState.empty(Strip(0, features))
@@ -161,24 +158,14 @@ def test_a_fold_that_met_a_bad_row_is_as_it_was(bad, message, precision):
     assert fold.state().moments().same_bits(before.moments())
 
 
-def fails_inside(context):
-    """Leave the context by an exception; return the settings seen inside."""
-    seen = []
-    try:
-        with context:
-            seen.append(_float32_products())
-            raise KeyError
-    except KeyError:
-        return seen[0]
-
-
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
 def test_float32_products_are_float32_inside_and_the_setting_is_left_alone(setting):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
     try:
         outside = _float32_products()
-        assert set(fails_inside(full_precision())) <= {"ieee", "highest"}
+        with full_precision():
+            assert set(_float32_products()) <= {"ieee", "highest"}
         assert _float32_products() == outside
         assert torch.get_float32_matmul_precision() == setting
         assert torch.backends.cuda.matmul.allow_tf32 == (setting != "highest")
@@ -257,60 +244,58 @@ def test_bad_tensors_are_named_as_bad_arrays_are():
 # --- CUDA ---------------------------------------------------------------------------------------------------------
 
 
-@gpu
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", Precision)
-def test_cuda_moments_are_those_of_the_reference(kind, precision):
+def test_cuda_moments_are_those_of_the_reference(cuda, kind, precision):
     rows = make_rows(kind, 300, 9, seed=0)
-    found = folded(torch_fold(9, torch.device("cuda"), precision), torch.tensor(rows, device="cuda"), 128)
+    found = folded(torch_fold(9, cuda, precision), torch.tensor(rows, device=cuda), 128)
     tolerance = TOLERANCE + (precision is Precision.SINGLE) * error_bound(128)
     assert_same_moments(found, folded(cpu_fold(9), rows, 128), tolerance)
 
 
-@gpu
-@needs_cuda
-def test_cuda_float32_products_take_no_tf32_though_the_process_does():
-    """TF32 has 11 bits: its error here is hundreds of times the bound."""
+@pytest.mark.gpu
+def test_cuda_float32_products_take_no_tf32_though_the_process_does(cuda):
+    """TF32 keeps 11 bits: one product of it is off by up to 5e-4, and the diagonal by 1e-5 or more."""
     rows = torch.randn(256, 1100, generator=torch.Generator().manual_seed(0))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        found = folded(torch_fold(1100, torch.device("cuda"), Precision.SINGLE), rows.cuda(), 256)
+        found = folded(torch_fold(1100, cuda, Precision.SINGLE), rows.to(cuda), 256)
     finally:
         torch.set_float32_matmul_precision(before)
-    expected = folded(cpu_fold(1100), rows.numpy(), 256)
-    root = np.sqrt(np.diagonal(expected.scatter))
-    assert (np.abs(found.scatter - expected.scatter) / np.outer(root, root)).max() < 5e-6
+    assert_same_moments(found, folded(cpu_fold(1100), rows.numpy(), 256), tolerance=5e-6)
 
 
-@gpu
-@needs_cuda
-def test_cuda_gives_the_same_bits_for_the_same_rows():
-    rows = torch.randn(600, 1100, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16).cuda()
-    one, two = (folded(torch_fold(1100, torch.device("cuda")), rows, 256) for _ in range(2))
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", Precision)
+def test_cuda_gives_the_same_bits_for_the_same_rows(cuda, precision):
+    rows = torch.randn(600, 1100, generator=torch.Generator().manual_seed(0)).to(cuda, torch.bfloat16)
+    one, two = (folded(torch_fold(1100, cuda, precision), rows, 256) for _ in range(2))
     assert one.same_bits(two)
 
 
-@gpu
-@needs_cuda
-def test_activations_never_leave_the_device(monkeypatch):
-    device = torch.device("cuda")
+def stays(way):
+    """Return a method of Tensor that refuses to bring what is on a CUDA device to this process's memory."""
+    method = getattr(torch.Tensor, way)
+
+    def guarded(tensor, *arguments, **keywords):
+        found = method(tensor, *arguments, **keywords)
+        if tensor.is_cuda and not getattr(found, "is_cuda", False):
+            raise AssertionError("activations left the device")
+        return found
+
+    return guarded
+
+
+@pytest.mark.gpu
+def test_activations_never_leave_the_device(cuda, monkeypatch):
     rows = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    net = nn.Sequential(nn.Linear(4, 2)).eval().to(device=device, dtype=torch.bfloat16)
-    layers, fold, batches = select_layers(net, ["0"]), torch_fold(4, device), list(rows.split(100))
-    sink = Collector()
-
-    def leaves(*_, **__):
-        raise AssertionError("activations left the device")
-
-    def write(batch):
-        with monkeypatch.context() as patch:
-            for way in ("cpu", "numpy", "tolist"):
-                patch.setattr(torch.Tensor, way, leaves)
-            assert batch.rows["0"].is_cuda
-            fold.update(batch.rows["0"], batch.samples)
-
-    sink.write = write
-    capture_rows(net, batches, layers, sink, to_rows=partial(on_device, device=device))
+    net = nn.Sequential(nn.Linear(4, 2)).eval().to(device=cuda, dtype=torch.bfloat16)
+    layers, fold, sink = select_layers(net, ["0"]), torch_fold(4, cuda), Collector()
+    sink.write = lambda batch: fold.update(batch.rows["0"], batch.samples)
+    with monkeypatch.context() as patch:
+        for way in ("cpu", "to", "numpy", "tolist"):
+            patch.setattr(torch.Tensor, way, stays(way))
+        capture_rows(net, rows.split(100), layers, sink, to_rows=partial(on_device, device=cuda))
     assert_same_moments(fold.state().moments(), folded(cpu_fold(4), to_host(rows), 100))

@@ -1,7 +1,5 @@
 """Direct runs by either engine and in either precision: the same moments, resumed to the same bits, never mixed up."""
 
-from itertools import islice
-
 import numpy as np
 import pytest
 import torch
@@ -34,15 +32,15 @@ def net():
 @pytest.fixture
 def batches():
     x = torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(1)) + 3.0
-    return list(x.split(700))
+    return list(x.split(2300))
 
 
-def every_batch():
-    return Pace(every_tiles=1)
+def every_second_batch():
+    return Pace(every_tiles=2)
 
 
 def folding(**options):
-    return ds.Folding(ds.HoldoutRule(0.2, seed=3), ds.Threads(1), pace=every_batch, **options)
+    return ds.Folding(ds.HoldoutRule(0.2, seed=3), ds.Threads(1), pace=every_second_batch, **options)
 
 
 def layers_of(net):
@@ -75,37 +73,35 @@ def test_either_engine_and_precision_gives_the_moments_of_the_rows(net, batches,
     assert same_bits(found, expected) == (not options)
 
 
-@pytest.mark.parametrize("options", WAYS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [*((way, torch.float32) for way in WAYS), (WAYS[0], torch.bfloat16), (WAYS[1], torch.bfloat16)],
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(net, batches, tmp_path, options, dtype):
     """Stopped in the middle of a tile, with rows that fill none: bfloat16 ones are kept as float32."""
     net = net.to(dtype)
     batches = [batch.to(dtype) for batch in batches]
     straight = ds.accumulate_stream(net, batches, layers_of(net), folding=folding(**options))
-    stop = RuntimeError("stopped")
-    for last in (2, 7):
-        with pytest.raises(RuntimeError, match="stopped"):
-            ds.accumulate_into(
-                tmp_path, net, failing(batches, last, stop), layers_of(net), domain="t", folding=folding(**options)
-            )
+    stop_after_three(net, batches, tmp_path, folding(**options))
     forwards = []
     net.register_forward_hook(lambda *_: forwards.append(1))
     resumed = ds.accumulate_into(tmp_path, net, batches, layers_of(net), domain="t", folding=folding(**options))
-    assert len(forwards) == len(batches) - 7
+    assert len(forwards) == len(batches) - 2
     assert same_bits(resumed, straight)
 
 
-def failing(batches, last, error):
-    yield from islice(batches, last)
-    raise error
+def stop_after_three(net, batches, store, folding):
+    def failing():
+        yield from batches[:3]
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        ds.accumulate_into(store, net, failing(), layers_of(net), domain="t", folding=folding)
 
 
 @pytest.mark.parametrize("options", WAYS[1:])
 def test_a_checkpoint_of_another_way_to_fold_is_not_gone_on_from(net, batches, tmp_path, options):
-    with pytest.raises(RuntimeError, match="stopped"):
-        ds.accumulate_into(
-            tmp_path, net, failing(batches, 7, RuntimeError("stopped")), layers_of(net), domain="t", folding=folding()
-        )
+    stop_after_three(net, batches, tmp_path, folding())
     resumed = ds.accumulate_into(tmp_path, net, batches, layers_of(net), domain="t", folding=folding(**options))
     assert same_bits(resumed, ds.accumulate_stream(net, batches, layers_of(net), folding=folding(**options)))
     rule = provenance_of(moments_path(tmp_path, "t", "0", "training"))["rule"]
@@ -118,7 +114,7 @@ def test_a_checkpoint_of_another_way_to_fold_is_not_gone_on_from(net, batches, t
 @pytest.mark.parametrize("options", WAYS[1:])
 def test_moments_in_a_store_are_made_again_for_another_way_to_fold(net, batches, tmp_path, options):
     ds.capture(net, batches, layers_of(net), tmp_path, domain="t")
-    first = {layer: moments for layer, moments in ds.accumulate(tmp_path, domain="t", folding=folding()).items()}
+    first = dict(ds.accumulate(tmp_path, domain="t", folding=folding()).items())
     other = ds.accumulate(tmp_path, domain="t", folding=folding(**options))
     assert same_bits(other, ds.accumulate_stream(net, batches, layers_of(net), folding=folding(**options)))
     assert not other["0"].same_bits(first["0"])
@@ -148,3 +144,23 @@ def test_a_run_file_names_precision_and_device(run_file, direct):
 def test_a_device_that_is_not_there_is_refused(net, batches):
     with pytest.raises(ds.DalrStreamError, match="device 'cuda:77' is not there"):
         ds.accumulate_stream(net, batches, layers_of(net), folding=ds.Folding(device="cuda:77"))
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_folds_what_a_network_on_it_makes_and_what_a_store_holds(cuda, net, batches, tmp_path):
+    """The first layer reads the data themselves, so both devices see the same rows."""
+    first = ds.select_layers(net, ["0"])
+    expected = ds.accumulate_stream(net, batches, first, folding=folding())["0"]
+    ds.capture(net, batches, first, tmp_path / "store", domain="t")
+    stored = ds.accumulate(tmp_path / "store", domain="t", folding=folding(device=cuda.type))["0"]
+    net = net.to(cuda)
+    direct = ds.accumulate_stream(net, batches, first, folding=folding(device=cuda.type))["0"]
+    assert direct.same_bits(stored)
+    root = np.sqrt(np.diagonal(expected.scatter))
+    assert (np.abs(direct.scatter - expected.scatter) <= 1e-12 * np.outer(root, root)).all()
+    stop_after_three(net, batches, tmp_path / "resumed", folding(device=cuda.type))
+    whole = ds.accumulate_stream(net, batches, layers_of(net), folding=folding(device=cuda.type))
+    resumed = ds.accumulate_into(
+        tmp_path / "resumed", net, batches, layers_of(net), domain="t", folding=folding(device=cuda.type)
+    )
+    assert same_bits(resumed, whole)
