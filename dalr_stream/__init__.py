@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.lowrank import truncated_svd as truncated_svd
     from dalr_stream.numerics.methods import Method as Method
     from dalr_stream.numerics.moments import Moments as Moments
+    from dalr_stream.numerics.precision import Precision as Precision
     from dalr_stream.numerics.selection import Form as Form
     from dalr_stream.numerics.selection import by_max as by_max
     from dalr_stream.numerics.selection import by_mean as by_mean
@@ -72,6 +73,7 @@ _HOME_OF = {
     "Method": "numerics.methods",
     "MomentShift": "numerics.shift",
     "Moments": "numerics.moments",
+    "Precision": "numerics.precision",
     "Ridge": "numerics.lowrank",
     "RowRule": "network.rows",
     "Side": "numerics.sides",
@@ -111,6 +113,7 @@ __all__ = [
     "Method",
     "MomentShift",
     "Moments",
+    "Precision",
     "Ridge",
     "RowRule",
     "Side",

@@ -18,3 +18,13 @@ settings.load_profile("test")
 def soak(request):
     """Tell whether this is `make soak`: every crash, every failure, hundreds of kills."""
     return request.config.getoption("--hypothesis-profile") == "soak"
+
+
+@pytest.fixture
+def cuda():
+    """A CUDA device; where torch sees none the test is skipped, and says so."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch sees none")
+    return torch.device("cuda")

@@ -19,15 +19,17 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.layers import LayerSpec, linear, tensor_digest, to_numpy
+from dalr_stream.network.layers import LayerSpec, linear, tensor_digest, to_host
 from dalr_stream.network.loaders import beginning_at, restores
 from dalr_stream.network.rows import BatchRows, RowRule, Taken
 from dalr_stream.numerics.moments import describe_non_finite
 from dalr_stream.numerics.sides import Side
-from dalr_stream.numerics.tiling import RowBatch, Rows, RowSink
+from dalr_stream.numerics.tiling import RowBatch, RowSink
 
 BatchDone = Callable[[int, bool], None]
 """Called after each batch with its number of samples, and whether the network was spared it."""
+ToRows = Callable[[torch.Tensor], Any]
+"""Makes what a sink takes of rows that are its own: a numpy array (`to_host`), or a tensor on a device."""
 
 
 def capture_rows(
@@ -38,6 +40,7 @@ def capture_rows(
     *,
     rows: RowRule | None = None,
     batch_done: BatchDone | None = None,
+    to_rows: ToRows = to_host,
 ) -> None:
     """Send what `layers` read, or give, to `sink`, batch after batch.
 
@@ -55,6 +58,8 @@ def capture_rows(
         Says which batches it holds already; those are not run again.
     rows
         Which of those rows are watched; all of them by default.
+    to_rows
+        What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
     for a layer that a forward pass calls never or twice, InvalidInputError for train mode or an empty loader.
@@ -80,7 +85,7 @@ def capture_rows(
             spared = sink.skip(number, samples, digest)
             if not spared:
                 taken = take_rows(model, batch, layers, BatchRows(rule, samples, seen, mask)) if samples else {}
-                sink.write(_row_batch(samples, digest, taken, number))
+                sink.write(_row_batch(samples, digest, taken, number, to_rows))
             seen += samples
             batch_done(samples, spared)
     if seen == 0:
@@ -137,19 +142,21 @@ def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chosen:
     return {layer.stream: taken[layer.stream] for layer in layers}
 
 
-def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int) -> RowBatch:
-    """Turn tensors into arrays, without a second copy where they lie in main memory; NonFiniteError."""
-    rows = {name: to_numpy(found.rows, copy=False) for name, found in taken.items()}
+def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:
+    """Turn what was taken into what the sink folds; NonFiniteError."""
+    rows = {name: to_rows(found.rows) for name, found in taken.items()}
     _require_finite(rows, batch)
     counts = {name: found.counts for name, found in taken.items() if found.counts is not None}
     return RowBatch(samples, digest, rows, counts)
 
 
-def _require_finite(rows: Mapping[str, Rows], batch: int) -> None:
+def _require_finite(rows: Mapping[str, Any], batch: int) -> None:
     for name, block in rows.items():
-        if not np.isfinite(block).all():
+        finite = block.isfinite() if isinstance(block, torch.Tensor) else np.isfinite(block)
+        if not finite.all():
+            described = describe_non_finite(to_host(block))
             raise NonFiniteError(
-                f"layer '{name}', batch {batch}: activations must be finite, got {describe_non_finite(block)}; "
+                f"layer '{name}', batch {batch}: activations must be finite, got {described}; "
                 "nothing of this batch was committed: look for overflow in half precision or bad inputs"
             )
 

@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.moments import Matrix, Moments, Vector, centre, describe_non_finite, pooled_mean
-from dalr_stream.numerics.rank_k import BLOCK_COLUMNS, add_rank_k, mirror_lower
+from dalr_stream.numerics.precision import Precision, scaled
+from dalr_stream.numerics.rank_k import BLOCK_COLUMNS, add_rank_k, add_rank_k_single, mirror_lower
 from dalr_stream.numerics.tiling import Rows, Tile, tile_rows
+
+NUMPY = "numpy"
 
 
 def lane_count(features: int) -> int:
@@ -41,6 +44,9 @@ class FoldRule:
 
     features: int
     holdout: HoldoutRule = field(default_factory=HoldoutRule)
+    precision: Precision = Precision.DOUBLE
+    engine: str = NUMPY
+    """What takes the products: numpy's BLAS, or another library on a kind of device, which rounds in its own way."""
 
     @property
     def tile_rows(self) -> int:
@@ -166,21 +172,28 @@ class Workspace:
         return self._memory[: n * d].reshape(n, d)
 
 
-NewFold = Callable[[FoldState, Workspace, Executor | None], Fold]
+NewFold = Callable[[FoldState, Workspace, Executor | None, Precision], Fold]
 """Goes on from a state, which it owns from then on."""
 
 
 class CpuFold:
-    """The reference fold: float64, one centred rank-k update a tile, in place.
+    """The reference fold: float64, one centred rank-k update a tile, in place; float32 products where asked for.
 
     The rank-one term that joins a tile to what came before rides along as one more row of the same BLAS call:
     sqrt(n n_t / (n + n_t)) (mean_t - mean). Memory: d^2 doubles and one tile in float64.
     """
 
-    def __init__(self, state: FoldState, workspace: Workspace, executor: Executor | None = None) -> None:
+    def __init__(
+        self,
+        state: FoldState,
+        workspace: Workspace,
+        executor: Executor | None = None,
+        precision: Precision = Precision.DOUBLE,
+    ) -> None:
         self._state = state
         self._workspace = workspace
         self._executor = executor
+        self._precision = precision
 
     def update(self, rows: Rows, samples: int) -> None:
         """Fold `rows` (n, d); raises NonFiniteError, with nothing folded, where one holds NaN or Inf."""
@@ -197,7 +210,10 @@ class CpuFold:
         if state.count:
             centred[n] = np.sqrt(state.count * n / (state.count + n)) * (mean - state.mean)
             used = n + 1
-        add_rank_k(state.scatter, centred[:used], self._executor)
+        if self._precision is Precision.SINGLE:
+            add_rank_k_single(state.scatter, scaled(centred[:used]), self._executor)
+        else:
+            add_rank_k(state.scatter, centred[:used], self._executor)
         state.mean = pooled_mean(state.count, state.mean, n, mean) if state.count else mean
         state.count += n
         state.samples += samples
@@ -245,8 +261,8 @@ class LaneFold:
         """`state` is where an earlier fold of the same lane stopped; lanes of one thread may share a workspace."""
         state, workspace = state or LaneState.empty(rule), workspace or Workspace()
         self._holdout = rule.holdout
-        self._training = new_fold(state.training, workspace, executor)
-        self._heldout = None if state.heldout is None else new_fold(state.heldout, workspace, executor)
+        self._training = new_fold(state.training, workspace, executor, rule.precision)
+        self._heldout = None if state.heldout is None else new_fold(state.heldout, workspace, executor, rule.precision)
 
     def update(self, tile: Tile) -> None:
         """Fold the lane's next tile."""
@@ -254,8 +270,9 @@ class LaneFold:
             self._training.update(tile.rows, int(tile.begins.sum()))
             return
         apart = self._holdout.mask(tile.samples)
-        self._training.update(tile.rows[~apart], int((tile.begins & ~apart).sum()))
-        self._heldout.update(tile.rows[apart], int((tile.begins & apart).sum()))
+        for fold, part in ((self._training, ~apart), (self._heldout, apart)):
+            # by number, not by mask: rows on a device then need not be waited for to learn how many they are
+            fold.update(tile.rows[np.flatnonzero(part)], int((tile.begins & part).sum()))
 
     def state(self) -> LaneState:
         """Return what is summed up so far; see `Fold.state`."""

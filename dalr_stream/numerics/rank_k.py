@@ -4,7 +4,7 @@ Only the lower triangle of C is updated, in place, in float64, by BLAS routines 
 calls without holding the interpreter lock: `numpy.dot` needs a second d x d array, and scipy's own wrappers hold
 the lock. Wide matrices are cut into square blocks whose borders depend on d alone; each block is one BLAS call
 meant to run on one BLAS thread (see `one_blas_thread`), so the bits do not depend on how many threads, workers or
-machines share the blocks.
+machines share the blocks. Products of float32 rows are float32, a block at a time, and are added to C in float64.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -20,11 +21,13 @@ from numpy.typing import NDArray
 from scipy.linalg import cython_blas
 from threadpoolctl import threadpool_limits
 
+from dalr_stream.numerics.precision import ScaledRows
+
 BLOCK_COLUMNS = 1024
 """Width of a block: large enough for full BLAS speed, small enough that two cores share a 2048 wide matrix."""
-
-_int_p = ctypes.POINTER(ctypes.c_int)
-_double_p = ctypes.POINTER(ctypes.c_double)
+SINGLE_BLOCK_BYTES = 4 * BLOCK_COLUMNS**2
+"""Memory that float32 products of one block take until they are added to the float64 sums."""
+_ROWS_IN_CACHE = 64
 
 
 def _blas(name: str, arguments: list[Any]) -> Callable[..., None]:
@@ -37,10 +40,19 @@ def _blas(name: str, arguments: list[Any]) -> Callable[..., None]:
     return cast("Callable[..., None]", ctypes.CFUNCTYPE(None, *arguments)(get_pointer(capsule, get_name(capsule))))
 
 
-_char = ctypes.c_char_p
-_matrix = (ctypes.c_void_p, _int_p)
-_dsyrk = _blas("dsyrk", [_char, _char, _int_p, _int_p, _double_p, *_matrix, _double_p, *_matrix])
-_dgemm = _blas("dgemm", [_char, _char, _int_p, _int_p, _int_p, _double_p, *_matrix, *_matrix, _double_p, *_matrix])
+def _routines(letter: str, real: type[ctypes.c_double | ctypes.c_float]) -> tuple[Any, Any, Any]:
+    """Return syrk and gemm of one precision, and the type of their scalars."""
+    char, integer, scalar = ctypes.c_char_p, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(real)
+    matrix = (ctypes.c_void_p, integer)
+    syrk = _blas(f"{letter}syrk", [char, char, integer, integer, scalar, *matrix, scalar, *matrix])
+    gemm = _blas(f"{letter}gemm", [char, char, integer, integer, integer, scalar, *matrix, *matrix, scalar, *matrix])
+    return syrk, gemm, real
+
+
+_ROUTINES = {
+    np.dtype(np.float64): _routines("d", ctypes.c_double),
+    np.dtype(np.float32): _routines("s", ctypes.c_float),
+}
 
 
 @contextmanager
@@ -66,24 +78,18 @@ def add_rank_k(scatter: NDArray[np.float64], rows: NDArray[np.float64], executor
     A strip has the same bits as those rows of the whole. Cost: n d^2 multiply-adds for the whole matrix, no memory
     beyond the arguments.
     """
-    n, d = rows.shape
-    first = d - scatter.shape[0]
-    if scatter.shape[1] != d or first < 0 or first % BLOCK_COLUMNS:
-        raise ValueError(
-            f"scatter must be the last rows of {d} x {d}, from a multiple of {BLOCK_COLUMNS}, got {scatter.shape}"
-        )
-    for array in (scatter, rows):
-        if array.dtype != np.float64 or not array.flags.c_contiguous:
-            raise ValueError("scatter and rows must be float64 arrays in C order")
-    if n == 0:
-        return
-    blocks = [(i, j) for i in range(first, d, BLOCK_COLUMNS) for j in range(0, i + 1, BLOCK_COLUMNS)]
-    if executor is None or len(blocks) == 1:
-        for i, j in blocks:
-            _add_block(scatter, rows, i, j)
-    else:
-        for done in [executor.submit(_add_block, scatter, rows, i, j) for i, j in blocks]:
-            done.result()
+    _require(scatter, rows, np.dtype(np.float64))
+    _each_block(partial(_add_block, scatter, rows), scatter, executor)
+
+
+def add_rank_k_single(scatter: NDArray[np.float64], scaled: ScaledRows, executor: Executor | None = None) -> None:
+    """Do what `add_rank_k` does with float32 products of scaled rows; `precision` states the error.
+
+    Measured on one core of an AVX-512 machine: 0.6 of the time of float64 at 2048 rows, the same at 256 rows, where
+    adding a block to its sums costs as much as was won. Memory: `SINGLE_BLOCK_BYTES` a thread.
+    """
+    _require(scatter, scaled.rows, np.dtype(np.float32))
+    _each_block(partial(_add_single_block, scatter, scaled), scatter, executor)
 
 
 def mirror_lower(matrix: NDArray[np.float64]) -> None:
@@ -96,20 +102,71 @@ def mirror_lower(matrix: NDArray[np.float64]) -> None:
         matrix[rows, rows] = lower + np.tril(lower, -1).T
 
 
+def _require(scatter: NDArray[np.float64], rows: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Raise ValueError for memory that BLAS would misread."""
+    h, d = scatter.shape
+    first = d - h
+    if rows.shape[1] != d or first < 0 or first % BLOCK_COLUMNS:
+        raise ValueError(
+            f"scatter must be the last rows of {rows.shape[1]} x {rows.shape[1]}, from a multiple of {BLOCK_COLUMNS}, "
+            f"got {scatter.shape}"
+        )
+    for array, wanted in ((scatter, np.dtype(np.float64)), (rows, dtype)):
+        if array.dtype != wanted or not array.flags.c_contiguous:
+            raise ValueError(f"scatter must be float64 and rows {dtype}, both in C order")
+
+
+def _each_block(add: Callable[[int, int], None], scatter: NDArray[np.float64], executor: Executor | None) -> None:
+    """Call `add` for each block (i, j) of the lower triangle, at the same time where there is an executor."""
+    h, d = scatter.shape
+    blocks = [(i, j) for i in range(d - h, d, BLOCK_COLUMNS) for j in range(0, i + 1, BLOCK_COLUMNS)]
+    if executor is None or len(blocks) == 1:
+        for i, j in blocks:
+            add(i, j)
+    else:
+        for done in [executor.submit(add, i, j) for i, j in blocks]:
+            done.result()
+
+
 def _add_block(scatter: NDArray[np.float64], rows: NDArray[np.float64], i: int, j: int) -> None:
-    """Update block (i, j) of the lower triangle.
+    _add_product(_block(scatter, i, j), rows, i, j)
+
+
+def _add_single_block(scatter: NDArray[np.float64], scaled: ScaledRows, i: int, j: int) -> None:
+    sums = _block(scatter, i, j)
+    height, width = sums.shape
+    product = np.zeros(sums.shape, np.float32)
+    _add_product(product, scaled.rows, i, j)
+    for first in range(0, height, _ROWS_IN_CACHE):
+        stop = min(first + _ROWS_IN_CACHE, height)
+        wide = product[first:stop] * scaled.scale[i + first : i + stop, None]
+        wide *= scaled.scale[j : j + width]
+        sums[first:stop] += wide
+
+
+def _block(scatter: NDArray[np.float64], i: int, j: int) -> NDArray[np.float64]:
+    """View block (i, j) of the whole matrix, of which `scatter` holds the last rows."""
+    h, d = scatter.shape
+    first = d - h
+    return scatter[i - first : i - first + BLOCK_COLUMNS, j : j + BLOCK_COLUMNS]
+
+
+def _add_product(target: NDArray[Any], rows: NDArray[Any], i: int, j: int) -> None:
+    """Add rows[:, i : i + height].T @ rows[:, j : j + width] to a target of that shape; its lower triangle if i = j.
 
     BLAS counts columns first: C-ordered rows (n, d) are a d x n matrix to it, and block (i, j) of a C-ordered
     scatter is its block (j, i), so the lower triangle here is its upper one.
     """
     n, d = rows.shape
-    height, width = min(BLOCK_COLUMNS, d - i), min(BLOCK_COLUMNS, d - j)
-    one, size = ctypes.c_double(1.0), scatter.itemsize
-    lead, depth = ctypes.c_int(d), ctypes.c_int(n)
+    if n == 0:
+        return
+    height, width = target.shape
+    syrk, gemm, real = _ROUTINES[rows.dtype]
+    one, size = real(1.0), rows.itemsize
+    lead, depth, stride = ctypes.c_int(d), ctypes.c_int(n), ctypes.c_int(target.strides[0] // size)
     left, right = rows.ctypes.data + j * size, rows.ctypes.data + i * size
-    target = scatter.ctypes.data + ((i - d + scatter.shape[0]) * d + j) * size
     if i == j:
-        _dsyrk(b"U", b"N", ctypes.c_int(width), depth, one, left, lead, one, target, lead)
+        syrk(b"U", b"N", ctypes.c_int(width), depth, one, left, lead, one, target.ctypes.data, stride)
     else:
         order = ctypes.c_int(width), ctypes.c_int(height), depth
-        _dgemm(b"N", b"T", *order, one, left, lead, right, lead, one, target, lead)
+        gemm(b"N", b"T", *order, one, left, lead, right, lead, one, target.ctypes.data, stride)

@@ -8,19 +8,21 @@ even one matrix does not fit, strips are folded one after the other, each in a p
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from dask.base import compute
 from dask.delayed import delayed
 
 from dalr_stream.errors import StoreError, StoreNotFoundError
+from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.folding import (
+    NUMPY,
     FoldRule,
     LaneState,
     SplitMoments,
@@ -30,6 +32,7 @@ from dalr_stream.numerics.folding import (
     strips,
 )
 from dalr_stream.numerics.holdout import HoldoutRule
+from dalr_stream.numerics.precision import Precision
 from dalr_stream.numerics.rank_k import one_blas_thread
 from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.unfinished import Unfinished
@@ -59,11 +62,33 @@ class Folding:
     """For folding on threads, beyond what the process holds already; see `plan`."""
     pace: Callable[[], Pace] = Pace
     """When checkpoints are written."""
+    precision: Precision | str = Precision.DOUBLE
+    """Of products; `single` is the fast mode, see `numerics.precision` for what it costs."""
+    device: str | None = None
+    """Where torch folds: `cuda`, `cuda:1` or `cpu`. By default numpy does, in this process's memory."""
+
+    def __post_init__(self) -> None:
+        parse_choice(Precision, self.precision, "precision")
 
     @property
     def threads(self) -> Threads:
-        """Threads of this process; one where a cluster does the work."""
-        return self.workers if isinstance(self.workers, Threads) else Threads(1)
+        """Threads of this process; one where a cluster or a device does the work."""
+        return self.workers if isinstance(self.workers, Threads) and self.device is None else Threads(1)
+
+    @property
+    def scheduled_on(self) -> Workers:
+        """The cluster, or the threads of this process."""
+        return self.workers if isinstance(self.workers, Cluster) else self.threads
+
+    def rule(self, features: int) -> FoldRule:
+        """Return the rule by which rows of a width are folded."""
+        engine = NUMPY if self.device is None else f"torch:{self.device.partition(':')[0]}"
+        return FoldRule(features, self.holdout, Precision(self.precision), engine)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of this decides bits, for provenance."""
+        return {name: value for name, value in asdict(self.rule(0)).items() if name != "features"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +100,8 @@ class Watch:
     pace: Callable[[], Pace] = Pace
 
 
-def fold_rule(store: ActivationStore, domain: str, layer: str, holdout: HoldoutRule) -> FoldRule:
-    """Return the rule by which this layer's rows are folded."""
-    return FoldRule(store.rows(domain, layer).features, holdout)
-
-
 def accumulate_layer(
-    store: ActivationStore,
-    domain: str,
-    layer: str,
-    *,
-    holdout: HoldoutRule,
-    workers: Workers,
-    watch: Watch | None = None,
+    store: ActivationStore, task: LaneTask, workers: Workers, watch: Watch | None = None
 ) -> SplitMoments:
     """Return the moments of one layer's committed rows on one domain, training and held-out.
 
@@ -97,8 +111,8 @@ def accumulate_layer(
 
     Raises StoreError where the domain is not complete or a tile is damaged.
     """
+    domain, layer = task.domain, task.layer
     require_rows(store, domain, layer)
-    task = LaneTask(store.root, domain, layer, fold_rule(store, domain, layer, holdout))
     watch = watch or Watch()
     if isinstance(workers, Cluster):
         return _on_cluster(store, task, workers, watch)
@@ -118,7 +132,7 @@ def accumulate_strips(
     require_rows(store, task.domain, task.layer)
     cutting = len(cut) > 1
     for strip in cut:
-        one = dataclasses.replace(task, strip=strip if cutting else None)
+        one = replace(task, strip=strip if cutting else None)
         with _pool(threads.workers) as executor:
             state = fold_lane(one, executor, unfinished=watch.unfinished, pace=watch.pace(), tile_done=watch.tile_done)
         if cutting and watch.unfinished is not None:  # the record is not whole before the last strip
@@ -144,7 +158,7 @@ def require_rows(store: ActivationStore, domain: str, layer: str) -> None:
 
 
 def _lanes(task: LaneTask) -> list[LaneTask]:
-    return [dataclasses.replace(task, lane=lane) for lane in range(task.rule.lanes)]
+    return [replace(task, lane=lane) for lane in range(task.rule.lanes)]
 
 
 def _fold_and_freeze(task: LaneTask, watch: Watch) -> SplitMoments:
@@ -154,12 +168,12 @@ def _fold_and_freeze(task: LaneTask, watch: Watch) -> SplitMoments:
 def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch: Watch) -> SplitMoments:
     """Fold lanes, or the strips of the one lane, on the cluster's workers; join them here."""
     rule = task.rule
-    task = dataclasses.replace(task, root=task.root.resolve())  # a worker may have another working folder
+    task = replace(task, root=task.root.resolve())  # a worker may have another working folder
     wide = rule.lanes == 1
     cells = rule.features * rule.features // 2 // max(cluster.workers, 1)
     tasks = _lanes(task)
     if wide:
-        tasks = [dataclasses.replace(task, strip=strip) for strip in strips(rule.features, cells)]
+        tasks = [replace(task, strip=strip) for strip in strips(rule.features, cells)]
     prefix = f"fold-{task.domain}-{task.layer}-{store.domain(task.domain).fingerprint(task.layer)[:16]}"
     rows = store.rows(task.domain, task.layer).rows
     told = 0
@@ -171,7 +185,7 @@ def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch:
             watch.tile_done(now - told)
             told = now
 
-    states = cluster.map(fold_lane, {f"{prefix}-{task.name}-{rule.holdout}": (task,) for task in tasks}, done)
+    states = cluster.map(fold_lane, {f"{prefix}-{task.name}-{rule}": (task,) for task in tasks}, done)
     if not wide:
         return merge_all([state.moments() for state in states])
     heldout = [state.heldout for state in states if state.heldout is not None]
@@ -196,7 +210,7 @@ def _together(workers: int, watch: Watch) -> Iterator[tuple[Executor, Watch]]:
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            yield pool, dataclasses.replace(watch, tile_done=tile_done)
+            yield pool, replace(watch, tile_done=tile_done)
         except BaseException:
             stop.set()
             raise

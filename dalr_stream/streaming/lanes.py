@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dalr_stream.errors import NonFiniteError
-from dalr_stream.numerics.folding import FoldRule, LaneFold, LaneState, Strip
+from dalr_stream.numerics.folding import CpuFold, FoldRule, LaneFold, LaneState, NewFold, Strip
 from dalr_stream.numerics.rank_k import one_blas_thread
 from dalr_stream.numerics.tiling import Tile
 from dalr_stream.storage.activations import ActivationStore
@@ -37,6 +37,8 @@ class LaneTask:
     lane: int = 0
     strip: Strip | None = None
     """Of the scatter matrix; the whole where none is named."""
+    new_fold: NewFold = CpuFold
+    """What the rule's engine names: it can be sent to another process."""
 
     @property
     def name(self) -> str:
@@ -94,7 +96,7 @@ def fold_lane(
     if found is not None:
         first, state = found.values["next_tile"], found.lanes[0]
     pace = pace or Pace()
-    fold = LaneFold(task.rule, executor, state=state)
+    fold = LaneFold(task.rule, executor, state=state, new_fold=task.new_fold)
     tiles = range(first, store.tiles(task.domain, task.layer), task.rule.lanes)
     with one_blas_thread():
         if tile_done is not None and first > task.lane:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.numerics.folding import Strip, lane_count, strips
-from dalr_stream.numerics.rank_k import BLOCK_COLUMNS
+from dalr_stream.numerics.rank_k import BLOCK_COLUMNS, SINGLE_BLOCK_BYTES
 from dalr_stream.numerics.tiling import tile_rows
 from dalr_stream.storage.schema import MAX_CHUNK_BYTES
 
@@ -126,7 +126,7 @@ def plan(
 ) -> MemoryPlan:
     """Return the cost of capturing and accumulating `loads` on `domains` domains with `threads` threads."""
     layers = tuple(_cost(load, domains, threads, heldout_share, memory_limit_bytes) for load in loads)
-    shared = max((_turns(load, heldout_share) for load in loads), default=0)
+    shared = max((_turns(load, heldout_share) + threads * SINGLE_BLOCK_BYTES for load in loads), default=0)
     return MemoryPlan(
         layers,
         direct,
@@ -141,7 +141,7 @@ def _cost(
     load: LayerLoad, domains: int, threads: int, heldout_share: float, memory_limit_bytes: int | None
 ) -> LayerCost:
     d, parts = load.features, 2 if heldout_share else 1
-    cut = _strips(load, parts, memory_limit_bytes)
+    cut = _strips(load, parts, threads, memory_limit_bytes)
     return LayerCost(
         name=load.name,
         features=d,
@@ -160,6 +160,7 @@ def _store_bytes(load: LayerLoad, strip: Strip, parts: int, threads: int) -> int
     lanes = lane_count(load.features)
     record = _FLOAT64 * strip.cells
     working = min(lanes, threads) * (TILES_IN_FLIGHT * _tile_bytes(load) + _turns(load, parts - 1, strip.stop))
+    working += threads * SINGLE_BLOCK_BYTES  # of float32 products; those of float64 need none
     joining = ORDERS_OF_JOINING * record if lanes > 1 else 0
     saving = CHUNKS_BEING_SAVED * min(MAX_CHUNK_BYTES, _FLOAT64 * load.features**2)
     return lanes * parts * record + max(working, joining, saving)
@@ -175,13 +176,14 @@ def _tile_bytes(load: LayerLoad) -> int:
     return tile_rows(load.features) * load.features * load.itemsize
 
 
-def _strips(load: LayerLoad, parts: int, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+def _strips(load: LayerLoad, parts: int, threads: int, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
     """Cut the matrix of a one-lane layer so that each strip fits, where any cut does."""
     d = load.features
     whole = Strip(0, d)
-    if memory_limit_bytes is None or lane_count(d) > 1 or _store_bytes(load, whole, parts, 1) <= memory_limit_bytes:
+    needed = _store_bytes(load, whole, parts, threads)
+    if memory_limit_bytes is None or lane_count(d) > 1 or needed <= memory_limit_bytes:
         return (whole,)
-    beside = _store_bytes(load, whole, parts, 1) - parts * _FLOAT64 * whole.cells
+    beside = needed - parts * _FLOAT64 * whole.cells
     return strips(d, max(0, memory_limit_bytes - beside) // (_FLOAT64 * parts))
 
 

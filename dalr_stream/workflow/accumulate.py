@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dalr_stream.numerics.folding import FoldRule, SplitMoments, Strip
+from dalr_stream.numerics.folding import CpuFold, FoldRule, NewFold, SplitMoments, Strip
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.storage.activations import ActivationStore, locked
 from dalr_stream.storage.archive import (
@@ -27,7 +27,6 @@ from dalr_stream.streaming.accumulate import (
     Watch,
     accumulate_layer,
     accumulate_strips,
-    fold_rule,
 )
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.lanes import LaneTask
@@ -107,10 +106,12 @@ def accumulate(
     """
     opened = ActivationStore(store)
     folding, progress = folding or Folding(), progress or Silent()
+    new_fold = _new_fold(folding)
     names = list(opened.domain(domain).layers) if layers is None else list(layers)
     for name in names:
-        task = LaneTask(opened.root, domain, name, fold_rule(opened, domain, name, folding.holdout))
-        provenance = moments_provenance(opened.manifest.network.fingerprint, opened.domain(domain), name, task.rule)
+        rule = folding.rule(opened.rows(domain, name).features)
+        task = LaneTask(opened.root, domain, name, rule, new_fold=new_fold)
+        provenance = moments_provenance(opened.manifest.network.fingerprint, opened.domain(domain), name, rule)
         unfinished = Unfinished(opened.root, domain, name, provenance)
         if all(provenance_of(path) == provenance for path in _paths(task).values()):
             progress.note(f"moments of '{name}' on '{domain}' are up to date")
@@ -141,8 +142,7 @@ def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provena
 
 def _fold(store: ActivationStore, task: LaneTask, unfinished: Unfinished, folding: Folding, progress: Progress) -> None:
     """Fold one layer and keep its moments."""
-    rows, workers = store.rows(task.domain, task.layer), folding.workers
-    provenance = unfinished.made_from
+    rows, provenance = store.rows(task.domain, task.layer), unfinished.made_from
     cut = _strips(rows, task, folding)
     if len(cut) > 1:
         progress.note(f"'{task.layer}' on '{task.domain}': {len(cut)} passes over the rows, to stay within the limit")
@@ -152,11 +152,17 @@ def _fold(store: ActivationStore, task: LaneTask, unfinished: Unfinished, foldin
             states = accumulate_strips(store, task, cut, folding.threads, watch)
             save_strips(_paths(task), rows.features, states, provenance)
         else:
-            split = accumulate_layer(
-                store, task.domain, task.layer, holdout=task.rule.holdout, workers=workers, watch=watch
-            )
+            split = accumulate_layer(store, task, folding.scheduled_on, watch)
             save_split(task.root, task.domain, task.layer, split, provenance)
     unfinished.drop()
+
+
+def _new_fold(folding: Folding) -> NewFold:
+    if folding.device is None:
+        return CpuFold
+    from dalr_stream.workflow.engine import Engine  # imports torch, which numpy's way does without
+
+    return Engine.of(folding).new_fold
 
 
 def _strips(rows: RowsRecord, task: LaneTask, folding: Folding) -> tuple[Strip, ...]:

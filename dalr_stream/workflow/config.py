@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.lowrank import Ridge
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.precision import Precision
 
 Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Options = dict[str, Any]
@@ -91,6 +92,10 @@ class CaptureSection(_Section):
     """At most so many rows of each sample in each layer, chosen by `run.seed` among those that count."""
     memory_limit: str | None = None
     """What folding may hold, e.g. `8GiB`: more passes where it is short, refused where it cannot be kept."""
+    precision: Precision = Precision.DOUBLE
+    """Of products: `single` is the fast mode, float32 products and float64 sums."""
+    device: str | None = Field(default=None, pattern=r"^(cpu|cuda(:\d+)?)$")
+    """Where torch folds, `cuda` or `cuda:1`, whatever the network runs on; by default numpy folds."""
 
     @model_validator(mode="after")
     def _one_place(self) -> CaptureSection:

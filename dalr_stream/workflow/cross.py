@@ -68,7 +68,7 @@ def accumulate_cross(
     rows, folding, progress = rows or RowRule(), folding or Folding(), progress or Silent()
     outputs: dict[str, Rows] = {}
     with ThreadPoolExecutor(folding.threads.workers) as executor:
-        sink = _JointSink(FoldSink(folding.holdout, executor), outputs)
+        sink = _JointSink(FoldSink(folding, executor), outputs)
         total = len(batches) if isinstance(batches, Sized) else None
         paired = with_outputs(original, batches, layers, rows, outputs)
         with progress.track("run both and fold", total, "batches") as advance:

@@ -2,7 +2,8 @@
 
 The rows take the same tiles and lanes as on the way through a store, so the moments are the same to the bit. Given a
 store, the moments are kept there and a run that was killed goes on from its last checkpoint; under a memory limit the
-layers are done in groups, each in a pass of its own through the network.
+layers are done in groups, each in a pass of its own through the network. Where torch folds (`Folding.device`),
+activations stay on that device from the hook to the sums.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.layers import LayerSpec
 from dalr_stream.network.rows import RowRule
-from dalr_stream.numerics.folding import FoldRule, SplitMoments
+from dalr_stream.numerics.folding import SplitMoments
 from dalr_stream.storage.activations import open_writer
 from dalr_stream.storage.archive import moments_path, origin_of
 from dalr_stream.storage.manifest import DomainRecord
@@ -58,8 +58,8 @@ def accumulate_stream(
     found: dict[str, SplitMoments] = {}
     for group in _groups(layers, folding):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = FoldSink(folding.holdout, executor)
-            one_pass(model, batches, group, sink, rows=rows, title=TITLE, progress=progress)
+            sink = FoldSink(folding, executor)
+            _pass(model, batches, group, sink, rows, progress)
             found |= dict(sink.freeze())
     return LayerMoments.of({layer.stream: found[layer.stream] for layer in layers})
 
@@ -93,19 +93,19 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
         passes, record = [], DomainRecord(complete=True, choice=rows.words)
         for number, group in enumerate(_groups(layers, folding)):
             names = [layer.stream for layer in group]
-            facts = {"network": network.fingerprint, "choice": rows.words, "holdout": asdict(folding.holdout)}
+            facts = {"network": network.fingerprint, "choice": rows.words, "rule": folding.facts}
             passes.append(Unfinished(root, domain, f"@direct-{number}", {**facts, "layers": names}))
             stopped = f"'{root}': the fold of '{domain}' that was stopped"
             _require_same_choice(stopped, passes[-1].origin(INDEX), rows.words)
             with ThreadPoolExecutor(folding.threads.workers) as executor:
-                sink = FoldSink(folding.holdout, executor, unfinished=passes[-1], pace=folding.pace())
+                sink = FoldSink(folding, executor, unfinished=passes[-1])
                 if not sink.ended:
                     if sink.batches:
                         progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
-                    one_pass(model, batches, group, sink, rows=rows, title=TITLE, progress=progress)
+                    _pass(model, batches, group, sink, rows, progress)
                     found = dataclasses.replace(sink.record(), choice=rows.words)
                     for name, split in sink.freeze():
-                        rule = FoldRule(found.layers[name].features, folding.holdout)
+                        rule = folding.rule(found.layers[name].features)
                         save_split(
                             root, domain, name, split, moments_provenance(network.fingerprint, found, name, rule)
                         )
@@ -116,6 +116,18 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
         for unfinished in passes:
             unfinished.drop()
     return LayerMoments.stored(root, domain, [layer.stream for layer in layers])
+
+
+def _pass(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    sink: FoldSink,
+    rows: RowRule | None,
+    progress: Progress,
+) -> None:
+    to_rows = sink.engine.to_rows
+    one_pass(model, batches, layers, sink, rows=rows, to_rows=to_rows, title=TITLE, progress=progress)
 
 
 def _require_same_choice(what: str, made_from: Mapping[str, Any] | None, choice: str) -> None:

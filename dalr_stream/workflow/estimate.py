@@ -34,6 +34,10 @@ def estimate(
     batches x first batch, so it is an upper bound where the last batch is shorter, and every position that a mask may
     leave out is counted; batches padded to more than the first may have more.
 
+    Where torch folds (`folding.device`), the figures are of that device: lanes and tiles live there, and the memory
+    limit is the share of it that they may take; single precision takes 12 KiB a feature and half a tile beside them.
+    This process then holds a tile of a store, and one layer's lanes at a time while they are joined and written.
+
     Raises InvalidInputError for a loader without a length, or where `rows` does not fit.
     """
     rule = rows or RowRule()

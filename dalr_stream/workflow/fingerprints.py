@@ -54,8 +54,8 @@ class Fingerprints:
 
     def accumulate(self, domain: str) -> str:
         """Of a domain's moments."""
-        rule = self.holdout(domain)
-        return digest_of([self.capture(domain), rule.share, rule.seed])
+        rule, section = self.holdout(domain), self.config.capture
+        return digest_of([self.capture(domain), rule.share, rule.seed, section.precision, section.device])
 
     def after_moments(self, step: str, moments: Sequence[Any]) -> str:
         """Of a step that starts from the moments in the store, whatever made them: `moments` is their provenance.

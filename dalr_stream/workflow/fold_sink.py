@@ -14,21 +14,19 @@ from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.numerics.folding import (
-    CpuFold,
     FoldRule,
     LaneFold,
     LaneState,
-    NewFold,
     SplitMoments,
     Workspace,
     merge_all,
 )
-from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.rank_k import one_blas_thread
 from dalr_stream.numerics.tiling import RowBatch, Rows, Samples, Tile, Tiler, rows_per_sample
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, RowsRecord
 from dalr_stream.storage.unfinished import SavedFold, Unfinished
-from dalr_stream.streaming.lanes import Pace
+from dalr_stream.streaming.accumulate import Folding
+from dalr_stream.workflow.engine import Engine
 
 INDEX = "index"
 
@@ -36,21 +34,14 @@ INDEX = "index"
 class FoldSink:
     """A RowSink that folds; `unfinished` is where it finds and leaves checkpoints."""
 
-    def __init__(
-        self,
-        holdout: HoldoutRule,
-        executor: ThreadPoolExecutor,
-        *,
-        new_fold: NewFold = CpuFold,
-        unfinished: Unfinished | None = None,
-        pace: Pace | None = None,
-    ) -> None:
-        self._holdout = holdout
+    def __init__(self, folding: Folding, executor: ThreadPoolExecutor, *, unfinished: Unfinished | None = None) -> None:
+        self._folding = folding
         self._executor = executor
-        self._new_fold = new_fold
         self._workspace = Workspace()
         self._unfinished = unfinished
-        self._pace = pace or Pace()
+        self._pace = folding.pace()
+        self.engine = Engine.of(folding)
+        """What makes rows of a layer's inputs for this sink, and folds them."""
         self._folds: dict[str, _LayerFold] = {}
         self._rows: dict[str, RowsRecord] = {}
         self._samples = 0
@@ -125,17 +116,17 @@ class FoldSink:
         rows, known = batch.rows[name], self._rows.get(name)
         per_sample = rows_per_sample(name, batch, None if known is None else known.rows_per_sample)
         if known is None:
-            self._rows[name] = RowsRecord(rows.shape[1], rows.dtype.name, per_sample)
-            self._folds[name] = self._new(FoldRule(rows.shape[1], self._holdout), SavedFold())
+            self._rows[name] = RowsRecord(rows.shape[1], self.engine.to_host(rows[:0]).dtype.name, per_sample)
+            self._folds[name] = self._new(self._folding.rule(rows.shape[1]), SavedFold())
         return self._folds[name]
 
     def _new(self, rule: FoldRule, saved: SavedFold) -> _LayerFold:
         states = list(saved.lanes) or [LaneState.empty(rule) for _ in range(rule.lanes)]
         lanes = [
-            LaneFold(rule, self._executor, state=state, workspace=self._workspace, new_fold=self._new_fold)
+            LaneFold(rule, self._executor, state=state, workspace=self._workspace, new_fold=self.engine.new_fold)
             for state in states
         ]
-        return _LayerFold(rule, lanes, saved)
+        return _LayerFold(rule, lanes, saved, self.engine)
 
     def _keep(self) -> None:
         assert self._unfinished is not None  # noqa: S101  # for the type checker: the caller has looked
@@ -163,17 +154,18 @@ class FoldSink:
             saved = self._unfinished.load(f"{name}-{slot}")
             if saved is None or saved.values["batches"] != len(batches):
                 return  # damaged: start over
-            folds[name] = self._new(FoldRule(known.features, self._holdout), saved)
+            folds[name] = self._new(self._folding.rule(known.features), saved)
         self._folds, self._rows, self._slot, self.batches = folds, rows, slot, batches
         self._samples = sum(batch.samples for batch in batches)
 
 
 class _LayerFold:
-    def __init__(self, rule: FoldRule, lanes: list[LaneFold], saved: SavedFold) -> None:
+    def __init__(self, rule: FoldRule, lanes: list[LaneFold], saved: SavedFold, engine: Engine) -> None:
         self.rule = rule
         self._lanes = lanes
+        self._engine = engine
         first, before = saved.values.get("next_tile", 0), saved.values.get("sample_before", -1)
-        self._tiler = Tiler(rule.tile_rows, first_tile=first, sample_before=before)
+        self._tiler = Tiler(rule.tile_rows, first_tile=first, sample_before=before, join=engine.join)
         if saved.pending:
             self.push(saved.pending["pending"], saved.pending["pending_sample"])
 
@@ -193,7 +185,7 @@ class _LayerFold:
             "sample_before": self._tiler.sample_before,
         }
         held = self._tiler.pending()
-        pending = {} if held is None else {"pending": held[0], "pending_sample": held[1]}
+        pending = {} if held is None else {"pending": self._engine.to_host(held[0]), "pending_sample": held[1]}
         return SavedFold([lane.state() for lane in self._lanes], values, pending)
 
     def freeze(self) -> SplitMoments:

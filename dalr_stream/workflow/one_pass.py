@@ -7,21 +7,22 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.network.capture import capture_rows
-from dalr_stream.network.layers import LayerSpec
+from dalr_stream.network.capture import ToRows, capture_rows
+from dalr_stream.network.layers import LayerSpec, to_host
 from dalr_stream.network.loaders import restores
 from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.tiling import RowSink
 from dalr_stream.workflow.progress import Progress
 
 
-def one_pass(
+def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     sink: RowSink,
     *,
     rows: RowRule | None,
+    to_rows: ToRows = to_host,
     title: str,
     progress: Progress,
 ) -> None:
@@ -35,4 +36,6 @@ def one_pass(
         )
     total = len(batches) if isinstance(batches, Sized) else None
     with progress.track(title, total, "batches") as advance:
-        capture_rows(model, batches, layers, sink, rows=rows, batch_done=lambda _samples, _spared: advance(1))
+        capture_rows(
+            model, batches, layers, sink, rows=rows, to_rows=to_rows, batch_done=lambda _samples, _spared: advance(1)
+        )

@@ -151,7 +151,13 @@ class Project:
         """Return how a domain's rows become moments; on this process's threads where no workers are named."""
         section = self.config.capture
         threads = Threads() if section.threads is None else Threads(section.threads)
-        return Folding(self.prints.holdout(domain), workers or threads, section.memory_limit_bytes)
+        return Folding(
+            self.prints.holdout(domain),
+            workers or threads,
+            section.memory_limit_bytes,
+            precision=section.precision,
+            device=section.device,
+        )
 
     @contextmanager
     def cluster(self) -> Iterator[Cluster | None]:

@@ -16,11 +16,13 @@ from scipy.linalg import blas
 from sklearn.decomposition import IncrementalPCA
 from timing import Row, against, race
 
+from dalr_stream.numerics.folding import FoldRule
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.tiling import RowBatch
 from dalr_stream.storage.activations import ActivationStore, open_writer
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
 from dalr_stream.streaming.accumulate import Threads, accumulate_layer
+from dalr_stream.streaming.lanes import LaneTask
 
 BARS = {"dalr_stream, from zarr": 1.15, "dalr_stream, from zarr, a tenth held out": 1.15}
 ARRAY = "activations/target/fc"
@@ -50,7 +52,8 @@ def syrk(rows: np.ndarray) -> Callable[[], object]:
 
 
 def accumulate(store: ActivationStore, share: float) -> Callable[[], object]:
-    return lambda: accumulate_layer(store, "target", "fc", holdout=HoldoutRule(share), workers=Threads())
+    task = LaneTask(store.root, "target", "fc", FoldRule(store.rows("target", "fc").features, HoldoutRule(share)))
+    return lambda: accumulate_layer(store, task, Threads())
 
 
 def bars(n: int, d: int, turns: int) -> list[Row]:

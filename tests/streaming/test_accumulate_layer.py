@@ -20,7 +20,8 @@ from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.manifest import FILE, Manifest, digest_of
-from dalr_stream.streaming.accumulate import Threads, Watch, accumulate_layer
+from dalr_stream.streaming.accumulate import Folding, Threads, Watch, accumulate_layer
+from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.workflow.fold_sink import FoldSink
 
 ROWS_PER_TILE = 4096  # at every width below 2048
@@ -38,8 +39,13 @@ def store(rows, tmp_path_factory):
     return store_of(tmp_path_factory.mktemp("store"), rows, 11_000)
 
 
-def accumulate(store, layer, workers=2, holdout=HOLDOUT):
-    return accumulate_layer(store, "target", layer, holdout=holdout, workers=Threads(workers))
+def task_of(store, layer, holdout=HOLDOUT, **options):
+    rule = Folding(holdout, **options).rule(store.rows("target", layer).features)
+    return LaneTask(store.root, "target", layer, rule)
+
+
+def accumulate(store, layer, workers=2, holdout=HOLDOUT, **options):
+    return accumulate_layer(store, task_of(store, layer, holdout, **options), Threads(workers))
 
 
 @pytest.mark.parametrize(("layer", "per_sample"), [("fc6", 1), ("tokens", 3)])
@@ -68,7 +74,7 @@ def test_any_number_of_workers_gives_the_same_bits(store, layer):
 @pytest.mark.parametrize("holdout", [HOLDOUT, HoldoutRule(0.0)])
 def test_the_direct_route_gives_the_same_bits_from_other_batches(store, rows, size, holdout):
     with ThreadPoolExecutor(2) as executor:
-        sink = FoldSink(holdout, executor)
+        sink = FoldSink(Folding(holdout), executor)
         write(sink, rows, 11_000, size)
         sink.finish()
         direct = dict(sink.freeze())
@@ -90,9 +96,22 @@ def test_one_wide_lane_shared_by_two_workers_has_the_bits_of_one(tmp_path):
     assert (np.abs(one.training.scatter - whole.scatter) <= 1e-12 * scale).all()
 
 
+def test_the_fast_mode_gives_the_same_bits_for_any_workers_and_on_the_direct_route(store, rows):
+    one, two = (accumulate(store, "fc6", workers, precision="single") for workers in (1, 2))
+    with ThreadPoolExecutor(2) as executor:
+        sink = FoldSink(Folding(HOLDOUT, precision="single"), executor)
+        write(sink, rows, 11_000, 500)
+        sink.finish()
+        direct = dict(sink.freeze())["fc6"]
+    assert one.training.same_bits(two.training)
+    assert one.training.same_bits(direct.training)
+    assert one.heldout.same_bits(direct.heldout)
+    assert not one.training.same_bits(accumulate(store, "fc6").training)
+
+
 def test_every_tile_is_reported_once(store):
     done = []
-    accumulate_layer(store, "target", "fc6", holdout=HOLDOUT, workers=Threads(2), watch=Watch(done.append))
+    accumulate_layer(store, task_of(store, "fc6"), Threads(2), Watch(done.append))
     assert sorted(done) == [11_000 - 2 * ROWS_PER_TILE, ROWS_PER_TILE, ROWS_PER_TILE]
 
 
@@ -154,7 +173,7 @@ def test_when_one_lane_fails_the_others_end_before_the_call_does(tmp_path):
 
     threads = threading.active_count()
     with pytest.raises(RuntimeError, match="a lane fails"):
-        accumulate_layer(store, "target", "fc6", holdout=HOLDOUT, workers=Threads(2), watch=Watch(done))
+        accumulate_layer(store, task_of(store, "fc6"), Threads(2), Watch(done))
     assert threading.active_count() == threads
     assert len(told) < 15
 
@@ -165,10 +184,11 @@ def test_when_one_lane_fails_the_others_end_before_the_call_does(tmp_path):
 MEASURE = r"""
     import re, sys
     from pathlib import Path
-    from dalr_stream.numerics.holdout import HoldoutRule
     from dalr_stream.storage.activations import ActivationStore
-    from dalr_stream.streaming.accumulate import Threads, Watch, accumulate_layer
-    split = accumulate_layer(ActivationStore(sys.argv[1]), "target", "fc6", holdout=HoldoutRule(), workers=Threads(2))
+    from dalr_stream.streaming.accumulate import Folding, Threads, accumulate_layer
+    from dalr_stream.streaming.lanes import LaneTask
+    store = ActivationStore(sys.argv[1])
+    split = accumulate_layer(store, LaneTask(store.root, "target", "fc6", Folding().rule(32)), Threads(2))
     assert split.training.count + split.heldout.count == int(sys.argv[2])
     print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """

@@ -10,9 +10,11 @@ import pytest
 from rows_on_disk import rows_like, store_of
 
 from dalr_stream.errors import InvalidInputError, ResourceError, StoreDamagedError
+from dalr_stream.numerics.folding import FoldRule
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.streaming.accumulate import Threads, Watch, accumulate_layer
 from dalr_stream.streaming.cluster import Cluster, open_cluster
+from dalr_stream.streaming.lanes import LaneTask
 
 HOLDOUT = HoldoutRule(0.2, seed=5)
 pytestmark = [  # of distributed itself, while worker processes come and go
@@ -37,7 +39,8 @@ def store(tmp_path_factory):
 
 
 def folded(store, layer, workers, done=None):
-    return accumulate_layer(store, "target", layer, holdout=HOLDOUT, workers=workers, watch=Watch(done))
+    task = LaneTask(store.root, "target", layer, FoldRule(store.rows("target", layer).features, HOLDOUT))
+    return accumulate_layer(store, task, workers, Watch(done))
 
 
 def assert_same_bits(one, other):

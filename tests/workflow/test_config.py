@@ -38,6 +38,8 @@ def test_a_set_option_replaces_a_key_with_a_toml_value_or_a_bare_word(run_file):
         ('compress.fc1.method="momasp_node"', None),
         ("compress.fc1.retention=0.9", "exactly one of 'size' and 'retention'"),
         ("capture.heldout_share=1.0", r"capture\.heldout_share"),
+        ("capture.precision=half", r"capture\.precision.*'double' or 'single'"),
+        ("capture.device=gpu", r"capture\.device"),
         ("no_equals_sign", "--set: must read like"),
         ("run.name.deeper=1", "'name' in 'run.name.deeper' is not a section"),
     ],
