@@ -23,13 +23,14 @@ names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 counts = st.integers(0, 2**40)
 layer_records = st.builds(LayerRecord, names, counts, counts, names, st.lists(names).map(tuple), counts, names, names)
 rows_records = st.builds(RowsRecord, counts, names, st.integers(1, 9), counts, st.lists(counts, max_size=4).map(tuple))
-domain_records = st.builds(
-    DomainRecord,
-    st.booleans(),
-    st.lists(st.builds(BatchRecord, counts, names), max_size=4).map(tuple),
-    st.dictionaries(names, rows_records, max_size=3),
-    names,
-)
+captured = {
+    "complete": st.booleans(),
+    "batches": st.lists(st.builds(BatchRecord, counts, names), max_size=4).map(tuple),
+    "layers": st.dictionaries(names, rows_records, max_size=3),
+    "choice": names,
+}
+shards = st.dictionaries(names, st.builds(DomainRecord, **captured), max_size=2)
+domain_records = st.builds(DomainRecord, **captured, shards=shards)
 manifests = st.builds(
     Manifest,
     st.builds(NetworkRecord, names, st.dictionaries(names, layer_records, max_size=3)),
@@ -101,7 +102,7 @@ def test_where_there_is_no_store_none_is_read(tmp_path, root):
 def test_rows_are_the_same_when_their_digests_are():
     def domain(choice="every row", **change):
         rows = RowsRecord(**{"features": 3, "dtype": "float32", "rows_per_sample": 1, "rows": 4, **change})
-        return DomainRecord(True, (BatchRecord(4, "d"),), {"fc6": rows}, choice).fingerprint("fc6")
+        return DomainRecord(True, (BatchRecord(4, "d"),), {"fc6": rows}, choice=choice).fingerprint("fc6")
 
     assert domain(tile_digests=(1, 2)) == domain(tile_digests=(1, 2))
     assert domain(tile_digests=(1, 2), choice="some rows") != domain(tile_digests=(1, 2))
