@@ -119,7 +119,9 @@ def _require(scatter: NDArray[np.float64], rows: NDArray[Any], dtype: np.dtype[A
 def _each_block(add: Callable[[int, int], None], scatter: NDArray[np.float64], executor: Executor | None) -> None:
     """Call `add` for each block (i, j) of the lower triangle, at the same time where there is an executor."""
     h, d = scatter.shape
-    blocks = [(i, j) for i in range(d - h, d, BLOCK_COLUMNS) for j in range(0, i + 1, BLOCK_COLUMNS)]
+    starts = range(d - h, d, BLOCK_COLUMNS)
+    blocks = [(i, j) for i in starts for j in range(0, i, BLOCK_COLUMNS)]
+    blocks += [(i, i) for i in starts]  # half the work of the others: last, so that all threads end together
     if executor is None or len(blocks) == 1:
         for i, j in blocks:
             add(i, j)

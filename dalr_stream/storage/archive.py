@@ -23,8 +23,9 @@ from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.solution import ChannelSelection, Diagnostics, LowRankFactors
 from dalr_stream.storage import schema
 from dalr_stream.storage.activations import locked
+from dalr_stream.storage.arrays import write_array
 from dalr_stream.storage.durable import TEMPORARY, new_folder, remove_folder
-from dalr_stream.storage.metadata import read_metadata, seal
+from dalr_stream.storage.metadata import read_metadata, write_group
 from dalr_stream.storage.schema import ArraySpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -148,17 +149,15 @@ def save_record(
 ) -> None:
     """Write a record whole: the arrays that `specs` declares, plain values, and what travels along."""
     with new_folder(path) as folder:
-        group = zarr.open_group(folder, mode="a")
         for spec in specs:
             if spec.name in arrays:
-                schema.write_array(group, spec, arrays[spec.name])
-                seal(folder / spec.name)
+                write_array(folder, spec, arrays[spec.name])
         seal_record(folder, values, {name: digest_of_array(array) for name, array in arrays.items()}, provenance)
 
 
 def seal_record(folder: Path, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance) -> None:
     """Write a record's plain values, its arrays' digests and what travels along."""
-    seal(folder, {**values, "digests": dict(digests), "provenance": dict(provenance)})
+    write_group(folder, {**values, "digests": dict(digests), "provenance": dict(provenance)})
 
 
 def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:

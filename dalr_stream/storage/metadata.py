@@ -39,10 +39,9 @@ def write_metadata(folder: Path, document: Mapping[str, Any]) -> None:
     write_file(folder / FILE, _sealed(document))
 
 
-def seal(folder: Path, attributes: Mapping[str, Any] | None = None) -> None:
-    """Add `attributes` and a digest to what zarr has just written."""
-    document = json.loads((folder / FILE).read_bytes())
-    write_metadata(folder, {**document, "attributes": {**document["attributes"], **(attributes or {})}})
+def write_group(folder: Path, attributes: Mapping[str, Any]) -> None:
+    """Write the document of a group with these attributes."""
+    write_metadata(folder, {**_GROUP, "attributes": dict(attributes)})
 
 
 def make_group(root: Path, path: Path = Path()) -> None:
@@ -52,7 +51,7 @@ def make_group(root: Path, path: Path = Path()) -> None:
         make_folder(folder)
         file = folder / FILE
         if not file.is_file() or file.read_bytes() != _sealed(_GROUP):
-            write_metadata(folder, _GROUP)
+            write_group(folder, {})
 
 
 def set_rows(folder: Path, rows: int) -> None:

@@ -6,14 +6,7 @@ refused by name. Symbols: n rows, d inputs, m outputs, K the largest rank, r the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import zarr
-from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 SCHEMA_VERSION = 2
 MAX_CHUNK_BYTES = 32 * 2**20
@@ -66,43 +59,3 @@ SELECTION = (
     ArraySpec("center", ("feature",), "float64", "mean for the affine form, else zeros"),
     ArraySpec("not_live", ("dead",), "int64", "nodes not live on the target, taken last"),
 )
-
-
-def create_array(
-    group: zarr.Group,
-    name: str,
-    shape: Sequence[int],
-    dtype: np.dtype[Any],
-    *,
-    dimensions: Sequence[str],
-    chunk_rows: int | None = None,
-    attributes: dict[str, Any] | None = None,
-) -> zarr.Array[Any]:
-    """Make an array whose chunks span full rows, compressed with zstd level 1 and checked by its checksum.
-
-    Floats that were never written read as NaN, so a lost chunk is loud.
-    """
-    if chunk_rows is None:
-        row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
-        chunk_rows = max(1, min(max(shape[0], 1), MAX_CHUNK_BYTES // row_bytes))
-    return group.create_array(
-        name,
-        shape=tuple(shape),
-        dtype=dtype,
-        chunks=(chunk_rows, *(max(1, length) for length in shape[1:])),
-        compressors=ZstdCodec(level=1, checksum=True),
-        fill_value=np.nan if dtype.kind == "f" else -1,
-        dimension_names=tuple(dimensions),
-        attributes=attributes,
-        overwrite=True,
-    )
-
-
-def write_array(group: zarr.Group, spec: ArraySpec, values: NDArray[Any]) -> None:
-    """Write one whole array of a record."""
-    array = create_array(
-        group, spec.name, values.shape, values.dtype, dimensions=spec.dimensions, attributes={"meaning": spec.meaning}
-    )
-    rows = array.chunks[0]
-    for first in range(0, values.shape[0] if values.size else 0, rows):  # all at once would hold many chunks twice
-        array[first : first + rows] = values[first : first + rows]

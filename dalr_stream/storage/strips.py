@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
@@ -22,8 +21,8 @@ from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.rank_k import mirror_lower
 from dalr_stream.storage import schema
 from dalr_stream.storage.archive import digest_of_array, save_moments, seal_record
+from dalr_stream.storage.arrays import create_array, write_array
 from dalr_stream.storage.durable import new_folder
-from dalr_stream.storage.metadata import seal
 
 SCATTER = next(spec for spec in schema.MOMENTS if spec.name == "scatter")
 
@@ -56,10 +55,8 @@ class _RecordWriter:
     def __init__(self, folder: Path, features: int) -> None:
         self._folder = folder
         self._features = features
-        self._group = zarr.open_group(folder, mode="a")
-        self._scatter = schema.create_array(
-            self._group,
-            SCATTER.name,
+        self._scatter = create_array(
+            folder / SCATTER.name,
             (features, features),
             np.dtype(np.float64),
             dimensions=SCATTER.dimensions,
@@ -99,9 +96,7 @@ class _RecordWriter:
         }
         for spec in schema.MOMENTS:
             if spec.name in arrays:
-                schema.write_array(self._group, spec, arrays[spec.name])
-                seal(self._folder / spec.name)
-        seal(self._folder / SCATTER.name)
+                write_array(self._folder, spec, arrays[spec.name])
         digests = {name: digest_of_array(array) for name, array in arrays.items()}
         digests[SCATTER.name] = self._digest()
         seal_record(self._folder, {"count": last.count, "samples": last.samples}, digests, provenance)

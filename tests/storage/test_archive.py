@@ -120,14 +120,14 @@ def test_what_is_not_there_is_said_so(tmp_path):
 def test_a_record_that_could_not_be_written_is_the_old_one(tmp_path, monkeypatch):
     old = Moments.of(ROWS)
     archive.save_moments(tmp_path / "m", old, {"made": "first"})
-    write = schema.write_array
+    write = archive.write_array
 
     def dying(group, spec, values):
         if spec.name == "maximum":
             raise Killed
         write(group, spec, values)
 
-    monkeypatch.setattr(schema, "write_array", dying)
+    monkeypatch.setattr(archive, "write_array", dying)
     with pytest.raises(Killed):
         archive.save_moments(tmp_path / "m", Moments.of(ROWS[:9]), {"made": "second"})
     assert archive.load_moments(tmp_path / "m").same_bits(old)

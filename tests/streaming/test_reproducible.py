@@ -1,7 +1,7 @@
 """The same rows give the same bits: any workers, threads or processes, BLAS threads, interruptions, either route.
 
-Widths are awkward on purpose: BLAS kernels treat the columns beyond a multiple of 8 apart, and a library that is left to
-share a product among its threads cuts it elsewhere for each number of them.
+Widths are awkward on purpose: BLAS kernels treat the columns beyond a multiple of 8 apart, and a library that is left
+to share a product among its threads cuts it elsewhere for each number of them.
 """
 
 from concurrent.futures import ThreadPoolExecutor

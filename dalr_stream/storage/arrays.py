@@ -1,0 +1,67 @@
+"""Arrays of a store: made, and written a chunk at a time.
+
+zarr says what an array's metadata are, and `metadata` writes them: zarr would write those of the parents at the same
+time, from another thread, and on a failing disk leave that thread behind, still writing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
+
+from dalr_stream.storage.metadata import FILE, write_metadata
+from dalr_stream.storage.schema import MAX_CHUNK_BYTES, ArraySpec
+
+
+def create_array(
+    path: Path,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    *,
+    dimensions: Sequence[str],
+    chunk_rows: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> zarr.Array[Any]:
+    """Make an array in place of what is at `path`; its chunks span full rows, in zstd of level 1 with a checksum.
+
+    Whoever makes it syncs the folder it is in. Floats that were never written read as NaN, so a lost chunk is loud.
+    """
+    if chunk_rows is None:
+        row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
+        chunk_rows = max(1, min(max(shape[0], 1), MAX_CHUNK_BYTES // row_bytes))
+    files: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(files),
+        shape=tuple(shape),
+        dtype=dtype,
+        chunks=(chunk_rows, *(max(1, length) for length in shape[1:])),
+        compressors=ZstdCodec(level=1, checksum=True),
+        fill_value=np.nan if dtype.kind == "f" else -1,
+        dimension_names=tuple(dimensions),
+        attributes=dict(attributes or {}),
+    )
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir()
+    write_metadata(path, json.loads(files[FILE].to_bytes()))
+    return zarr.open_array(path, mode="r+")
+
+
+def write_array(folder: Path, spec: ArraySpec, values: NDArray[Any]) -> None:
+    """Write one whole array of a record."""
+    attributes = {"meaning": spec.meaning}
+    array = create_array(
+        folder / spec.name, values.shape, values.dtype, dimensions=spec.dimensions, attributes=attributes
+    )
+    rows = array.chunks[0]
+    for first in range(0, values.shape[0] if values.size else 0, rows):  # all at once would hold many chunks twice
+        array[first : first + rows] = values[first : first + rows]
