@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.sides import Side as Side
     from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
+    from dalr_stream.storage.activations import ActivationStore as ActivationStore
     from dalr_stream.streaming.accumulate import Folding as Folding
     from dalr_stream.streaming.accumulate import Threads as Threads
     from dalr_stream.streaming.cluster import Cluster as Cluster
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "ActivationStore": "storage.activations",
     "ChannelSelection": "numerics.solution",
     "Cluster": "streaming.cluster",
     "CrossMoments": "numerics.cross",
@@ -101,6 +103,7 @@ _HOME_OF = {
 }
 
 __all__ = [
+    "ActivationStore",
     "ChannelSelection",
     "Cluster",
     "CrossMoments",

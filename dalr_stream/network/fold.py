@@ -21,7 +21,7 @@ import torch
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.layers import to_host
 from dalr_stream.numerics.folding import FoldState, Workspace
-from dalr_stream.numerics.moments import describe_non_finite
+from dalr_stream.numerics.moments import Chosen, describe_non_finite
 from dalr_stream.numerics.precision import LARGEST_EXPONENT, Precision
 
 BLOCK_ROWS = 1024
@@ -53,12 +53,17 @@ class TorchFold:
         self._device = device
 
     @torch.inference_mode()
-    def update(self, rows: Any, samples: int) -> None:
-        """Fold rows (n, d), a tensor or an array; raises NonFiniteError, with nothing folded, at NaN or Inf."""
-        n = int(rows.shape[0])
+    def update(self, rows: Any, samples: int, chosen: Chosen | None = None) -> None:
+        """Fold rows (n, d), a tensor or an array, or the `chosen` of them; NonFiniteError, nothing folded, at NaN, Inf.
+
+        They are chosen by number: a mask would have to be waited for, to learn how many they are.
+        """
+        n = int(rows.shape[0]) if chosen is None else chosen.size
         if n == 0:
             return
         rows = _tensor(rows, self._device)[:, : self._mean.numel()]
+        if chosen is not None:
+            rows = rows.index_select(0, torch.from_numpy(chosen).to(self._device))
         mean, centred = _centre(rows)
         if not mean.isfinite().all():
             raise NonFiniteError(f"activations must be finite, got {describe_non_finite(to_host(rows))}")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.numerics.moments import Matrix, Moments, Vector, centre, describe_non_finite, pooled_mean
+from dalr_stream.numerics.moments import Chosen, Matrix, Moments, Vector, centre, describe_non_finite, pooled_mean
 from dalr_stream.numerics.precision import Precision, scaled
 from dalr_stream.numerics.rank_k import BLOCK_COLUMNS, add_rank_k, add_rank_k_single, mirror_lower
 from dalr_stream.numerics.tiling import Rows, Tile, tile_rows
@@ -151,8 +151,11 @@ def join_strips(states: Sequence[FoldState]) -> FoldState:
 class Fold(Protocol):
     """Folds rows into a state, wherever the activations are."""
 
-    def update(self, rows: Rows, samples: int) -> None:
-        """Fold `rows` (n, d), in which `samples` samples begin; NonFiniteError, nothing folded, at NaN or Inf."""
+    def update(self, rows: Rows, samples: int, chosen: Chosen | None = None) -> None:
+        """Fold `rows` (n, d), or those of the `chosen` numbers, in which `samples` samples begin.
+
+        Raises NonFiniteError, with nothing folded, at NaN or Inf.
+        """
 
     def state(self) -> FoldState:
         """Return what is summed up so far, in this process's memory; not to be changed while the fold goes on."""
@@ -195,17 +198,19 @@ class CpuFold:
         self._executor = executor
         self._precision = precision
 
-    def update(self, rows: Rows, samples: int) -> None:
-        """Fold `rows` (n, d); raises NonFiniteError, with nothing folded, where one holds NaN or Inf."""
-        state, n = self._state, rows.shape[0]
+    def update(self, rows: Rows, samples: int, chosen: Chosen | None = None) -> None:
+        """Fold `rows` (n, d), or the `chosen` of them; NonFiniteError, with nothing folded, at NaN or Inf."""
+        state, n = self._state, rows.shape[0] if chosen is None else chosen.size
         if n == 0:
             return
         rows = rows[:, : state.mean.size]
         centred = self._workspace.matrix(n + 1, rows.shape[1])
-        found = centre(rows, centred[:n], self._executor)
+        found = centre(rows, centred[:n], self._executor, chosen)
         mean = found.mean
         if not np.isfinite(mean).all():
-            raise NonFiniteError(f"activations must be finite, got {describe_non_finite(rows)}")
+            raise NonFiniteError(
+                f"activations must be finite, got {describe_non_finite(rows if chosen is None else rows[chosen])}"
+            )
         used = n
         if state.count:
             centred[n] = np.sqrt(state.count * n / (state.count + n)) * (mean - state.mean)
@@ -271,8 +276,7 @@ class LaneFold:
             return
         apart = self._holdout.mask(tile.samples)
         for fold, part in ((self._training, ~apart), (self._heldout, apart)):
-            # by number, not by mask: rows on a device then need not be waited for to learn how many they are
-            fold.update(tile.rows[np.flatnonzero(part)], int((tile.begins & part).sum()))
+            fold.update(tile.rows, int((tile.begins & part).sum()), np.flatnonzero(part))
 
     def state(self) -> LaneState:
         """Return what is summed up so far; see `Fold.state`."""

@@ -12,8 +12,10 @@ the bit and associative to rounding. This module does no input and no output and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +26,8 @@ from dalr_stream.numerics.rank_k import BLOCK_COLUMNS, add_rank_k, mirror_lower,
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
+Rows = NDArray[np.generic]
+Chosen = NDArray[np.intp]
 
 RUN_ROWS = 128
 """Centring goes through runs of 512 KiB in float64, which stay in a core's cache between two passes."""
@@ -213,8 +217,10 @@ class Summary:
     nonzero: NDArray[np.int64]
 
 
-def centre(rows: NDArray[np.generic], out: Matrix, executor: Executor | None = None) -> Summary:
-    """Write `rows` (n, d), n >= 1, less their mean to `out` as float64, and return what they are.
+def centre(rows: Rows, out: Matrix, executor: Executor | None = None, chosen: Chosen | None = None) -> Summary:
+    """Write `rows` (N, d) less their mean to `out` (n, d) as float64, and return what they are.
+
+    `chosen` (n,), n >= 1, are the numbers of the rows that are meant: all of them where none are named.
 
     The first row is taken off before the mean is taken, so a constant feature is left exactly zero and a feature
     whose mean dwarfs its spread loses nothing. Rows that hold NaN or Inf give a mean that is not finite. Features are
@@ -226,37 +232,39 @@ def centre(rows: NDArray[np.generic], out: Matrix, executor: Executor | None = N
     blocks = [slice(start, min(start + BLOCK_COLUMNS, d)) for start in range(0, d, BLOCK_COLUMNS)]
     if executor is None or len(blocks) == 1:
         for block in blocks:
-            _centre_block(rows, out, block, summary)
+            _centre_block(rows, out, block, chosen, summary)
     else:
-        for done in [executor.submit(_centre_block, rows, out, block, summary) for block in blocks]:
+        for done in [executor.submit(_centre_block, rows, out, block, chosen, summary) for block in blocks]:
             done.result()
     return summary
 
 
-def _centre_block(rows: NDArray[np.generic], out: Matrix, block: slice, summary: Summary) -> None:
+def _centre_block(rows: Rows, out: Matrix, block: slice, chosen: Chosen | None, summary: Summary) -> None:
     """Centre one block of columns."""
-    n = rows.shape[0]
+    n = out.shape[0]
     runs = [slice(start, min(start + RUN_ROWS, n)) for start in range(0, n, RUN_ROWS)]
-    origin = rows[0, block].astype(np.float64)
+    picked: Sequence[Any] = runs if chosen is None else [chosen[run] for run in runs]
+    first = rows[0 if chosen is None else chosen[0], block]
+    origin = first.astype(np.float64)
     total = np.zeros_like(origin)
-    maximum, minimum = rows[0, block].copy(), rows[0, block].copy()
+    maximum, minimum = first.copy(), first.copy()
     nonzero = np.zeros(origin.size, np.int64)
     centred = np.empty((RUN_ROWS, origin.size))
     with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf: the caller looks at the mean and names the layer
-        for run in runs:
-            here = rows[run, block]
+        for pick in picked:
+            here = rows[pick, block]
             total += _minus(here, origin, centred[: here.shape[0]]).sum(axis=0)
             np.maximum(maximum, here.max(axis=0), out=maximum)
             np.minimum(minimum, here.min(axis=0), out=minimum)
             nonzero += (here != 0).view(np.uint8).sum(axis=0, dtype=np.uint8)
         mean = origin + total / n
-        for run in runs:
-            _minus(rows[run, block], mean, out[run, block])
+        for run, pick in zip(runs, picked, strict=True):
+            _minus(rows[pick, block], mean, out[run, block])
     summary.mean[block] = mean
     summary.maximum[block], summary.minimum[block], summary.nonzero[block] = maximum, minimum, nonzero
 
 
-def _minus(rows: NDArray[np.generic], vector: Vector, out: Matrix) -> Matrix:
+def _minus(rows: Rows, vector: Vector, out: Matrix) -> Matrix:
     """Write `rows` less `vector` to `out`, in float64; in two steps, as numpy's own conversion is half as fast."""
     np.copyto(out, rows)
     out -= vector

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 import numpy as np
@@ -31,15 +32,29 @@ from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, Ne
 from dalr_stream.storage.metadata import make_group
 from dalr_stream.storage.rows import RowsWriter, read_tile, rows_exist
 
+if TYPE_CHECKING:
+    from dalr_stream.storage.summary import StoreSummary
+
 LOCK = "writer.lock"
 
 
 class ActivationStore:
-    """A store opened for reading; `writer` opens one of its domains for writing."""
+    """A store opened for reading: shows as one line, or in a notebook as a table, what it holds now."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.manifest = Manifest.read(self.root)
+
+    def __repr__(self) -> str:
+        return f"<{self._summary()}>"
+
+    def _repr_html_(self) -> str:
+        return self._summary()._repr_html_()
+
+    def _summary(self) -> StoreSummary:
+        from dalr_stream.storage.summary import StoreSummary  # reads records, which are written under this store's lock
+
+        return StoreSummary.of(self.root, self.manifest)
 
     def domain(self, name: str) -> DomainRecord:
         """Return what is known of one domain; raises StoreNotFoundError naming those there are."""

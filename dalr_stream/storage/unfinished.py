@@ -24,9 +24,9 @@ from dalr_stream.numerics.folding import FoldState, LaneState
 from dalr_stream.storage import schema
 from dalr_stream.storage.archive import Arrays, load_record, origin_of, save_record
 from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.schema import PARTS
 
 FOLDER = "unfinished"
-PARTS = ("training", "heldout")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from dalr_stream.storage.archive import (
     save_moments,
 )
 from dalr_stream.storage.manifest import DomainRecord, RowsRecord
+from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
 from dalr_stream.storage.strips import save_strips
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import (
@@ -32,8 +33,6 @@ from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.plan import LayerLoad, plan
 from dalr_stream.workflow.progress import Progress, Silent
-
-TRAINING, HELDOUT = "training", "heldout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +53,7 @@ class LayerMoments(Mapping[str, Moments]):
     @classmethod
     def stored(cls, root: Path, domain: str, layers: Sequence[str]) -> LayerMoments:
         """Read each record from a store whenever it is asked for, and hold none."""
-        paths = {
-            part: {name: moments_path(root, domain, name, part) for name in layers} for part in (TRAINING, HELDOUT)
-        }
+        paths = {part: {name: moments_path(root, domain, name, part) for name in layers} for part in PARTS}
         apart = {name: path for name, path in paths[HELDOUT].items() if moments_count(path)}
         return cls(_Stored(paths[TRAINING]), _Stored(apart))
 
@@ -180,4 +177,4 @@ def _strips(rows: RowsRecord, task: LaneTask, folding: Folding) -> tuple[Strip, 
 
 
 def _paths(task: LaneTask) -> dict[str, Path]:
-    return {part: moments_path(task.root, task.domain, task.layer, part) for part in (TRAINING, HELDOUT)}
+    return {part: moments_path(task.root, task.domain, task.layer, part) for part in PARTS}

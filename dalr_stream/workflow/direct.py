@@ -23,10 +23,11 @@ from dalr_stream.numerics.folding import SplitMoments
 from dalr_stream.storage.activations import open_writer
 from dalr_stream.storage.archive import moments_path, origin_of
 from dalr_stream.storage.manifest import DomainRecord
+from dalr_stream.storage.schema import TRAINING
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.streaming.plan import plan
-from dalr_stream.workflow.accumulate import TRAINING, LayerMoments, moments_provenance, save_split
+from dalr_stream.workflow.accumulate import LayerMoments, moments_provenance, save_split
 from dalr_stream.workflow.capture import keep_weights, network_record
 from dalr_stream.workflow.estimate import load_of
 from dalr_stream.workflow.fold_sink import INDEX, FoldSink

@@ -13,7 +13,7 @@ from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.storage.archive import Solution, load_moments, load_solution, load_weights, moments_path, provenance_of
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.workflow.accumulate import HELDOUT, TRAINING
+from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
 from dalr_stream.workflow.solve import LayerProblem
 
 
@@ -70,7 +70,7 @@ class SolvedStore:
             moments_path(self.root, domain, layer, part)
             for domain in domains
             for layer in self.manifest.network.layers
-            for part in (TRAINING, HELDOUT)
+            for part in PARTS
         ]
         return [provenance_of(path) for path in paths]
 

@@ -33,6 +33,8 @@ from dalr_stream.workflow.direct import accumulate_into
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.evaluate import Evaluation, Evaluator, Metric, accuracy, measure
 from dalr_stream.workflow.factories import importing_from
+from dalr_stream.workflow.journal import FILE as JOURNAL
+from dalr_stream.workflow.journal import Journal
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress, Silent
 from dalr_stream.workflow.project import Project
@@ -48,7 +50,7 @@ class Run:
         """`fresh` lets a store made from other weights or data be replaced."""
         self.project = project
         self._config = project.config
-        self._progress = progress or Silent()
+        self._progress: Progress = Journal(progress or Silent(), project.output / JOURNAL)
         self._fresh = fresh
         self._room_checked = False
         self._log = StepLog(project.output, project.config.plain())

@@ -16,9 +16,7 @@ from dalr_stream.numerics.folding import SplitMoments
 from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.archive import check_record, load_moments, moments_path, provenance_of, shard_path
 from dalr_stream.storage.manifest import DomainRecord
-from dalr_stream.workflow.accumulate import HELDOUT, TRAINING
-
-PARTS = (TRAINING, HELDOUT)
+from dalr_stream.storage.schema import PARTS
 
 
 @dataclass(frozen=True, slots=True)

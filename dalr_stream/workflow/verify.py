@@ -18,7 +18,7 @@ from dalr_stream.storage.archive import (
 )
 from dalr_stream.storage.manifest import DomainRecord, Manifest
 from dalr_stream.storage.metadata import read_metadata
-from dalr_stream.workflow.accumulate import HELDOUT, TRAINING
+from dalr_stream.storage.schema import HELDOUT, TRAINING
 from dalr_stream.workflow.merge import sum_of_shards
 from dalr_stream.workflow.progress import Advance, Progress, Silent
 

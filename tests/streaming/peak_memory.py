@@ -1,0 +1,68 @@
+"""Peak memory of folding one layer of a store, in a fresh process: run with a store's path, it prints two figures.
+
+What the process holds once everything is imported and every thread pool is warm is the baseline; the peak is the
+kernel's own high-water mark after it was reset, so nothing that comes and goes between two looks is missed.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dalr_stream.numerics.holdout import HoldoutRule
+from dalr_stream.numerics.tiling import RowBatch, tile_rows
+from dalr_stream.storage.activations import ActivationStore, open_writer
+from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
+from dalr_stream.streaming.accumulate import Folding, Threads, accumulate_layer
+from dalr_stream.streaming.lanes import LaneTask
+from dalr_stream.streaming.plan import LayerLoad, plan
+
+
+def increment_of(root, *, share, threads=2):
+    """Return bytes held beyond the baseline at the peak, measured in a process of its own."""
+    command = [sys.executable, __file__, str(root), str(share), str(threads)]
+    return int(subprocess.run(command, check=True, capture_output=True).stdout)  # noqa: S603  # this file
+
+
+def projected(features, *, share, threads=2):
+    return plan([LayerLoad("fc", features, 0)], threads=threads, heldout_share=share).peak_bytes
+
+
+def tall_store(root, features, tiles):
+    """A store of so many full tiles of one layer, which are all alike: what they are made of does not matter here."""
+    height = tile_rows(features)
+    rows = np.maximum(np.random.default_rng(0).standard_normal((height, features), np.float32), 0)
+    network = NetworkRecord("f" * 64, {"fc": LayerRecord("Linear", features, 1, "w")})
+    with open_writer(root, "target", network) as writer:
+        for number in range(tiles):
+            writer.skip(number, height, str(number))
+            writer.write(RowBatch(height, str(number), {"fc": rows}))
+        writer.finish()
+    return root
+
+
+def _status(name):
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def _fold(root, folding, threads):
+    store = ActivationStore(root)
+    task = LaneTask(store.root, "target", "fc", folding.rule(store.rows("target", "fc").features))
+    return accumulate_layer(store, task, Threads(threads))
+
+
+def _main(root, share, threads):
+    warm = np.ones((256, 256))
+    np.linalg.cholesky(warm @ warm + np.eye(256))
+    _fold(Path(root).with_name("warm"), Folding(), int(threads))
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    found = _fold(Path(root), Folding(HoldoutRule(float(share))), int(threads))
+    assert found.training.count
+    sys.stdout.write(str(_status("VmHWM") - before))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
