@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test soak check seeds format clean
+.PHONY: demo test bench soak check seeds format clean
 
 demo: $(READY)
 	$(BIN)/dalr-stream run pipelines/digits/run.toml
@@ -19,6 +19,10 @@ test: check
 soak: $(READY)
 	$(BIN)/python -m pytest --hypothesis-profile=soak -rP tests/crash/test_kills.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile=soak --ignore=tests/crash/test_kills.py
+
+# Speed and memory as tables, each ratio within one run; half an hour, on a machine that does nothing else.
+bench: $(READY)
+	$(BIN)/python tests/benchmarks
 
 check: $(READY)
 	$(BIN)/ruff check .

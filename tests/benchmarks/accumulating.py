@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from timing import Row, against, race
 
 from dalr_stream.numerics.folding import FoldRule
 from dalr_stream.numerics.holdout import HoldoutRule
+from dalr_stream.numerics.rank_k import add_rank_k, one_blas_thread
 from dalr_stream.numerics.tiling import RowBatch
 from dalr_stream.storage.activations import ActivationStore, open_writer
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
@@ -68,6 +70,29 @@ def bars(n: int, d: int, turns: int) -> list[Row]:
             turns,
         )
     return against("dsyrk in memory", seconds, BARS)
+
+
+def wide(n: int, d: int, turns: int) -> list[Row]:
+    """The engine where a threaded dsyrk of the whole matrix is no reference.
+
+    OpenBLAS 0.3.30, which scipy ships, was seen to crash in it at 25,088 features by two threads; numpy's `x.T @ x` is
+    another library's and holds the matrix twice.
+    """
+    with stored_rows(n, d) as (store, rows):
+        doubles = rows.astype(np.float64)
+        seconds = race(
+            {"product in memory": _product(doubles), "dalr_stream, from zarr": accumulate(store, 0.0)}, turns
+        )
+    return against("product in memory", seconds, {"dalr_stream, from zarr": BARS["dalr_stream, from zarr"]})
+
+
+def _product(doubles: np.ndarray) -> Callable[[], object]:
+    def run() -> None:
+        total = np.zeros((doubles.shape[1],) * 2)
+        with ThreadPoolExecutor(Threads().workers) as executor, one_blas_thread():
+            add_rank_k(total, doubles, executor)
+
+    return run
 
 
 def alternatives(n: int, d: int, turns: int) -> list[Row]:

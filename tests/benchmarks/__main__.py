@@ -1,0 +1,95 @@
+"""Every benchmark as a table: `python tests/benchmarks`, `--quick` for tiny sizes, or the names of some sections.
+
+A ratio is to the first line of its table and from the same run; seconds are medians over turns that the candidates
+take one after the other. Both depend on the machine, and on what else it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import accumulating
+import capturing
+import remembering
+from rich.console import Console
+from rich.table import Table
+from timing import Row
+
+SECTIONS: dict[str, tuple[str, Callable[[bool], Table]]] = {}
+
+
+def section(name: str, title: str) -> Callable[[Callable[[bool], Table]], Callable[[bool], Table]]:
+    def keep(make: Callable[[bool], Table]) -> Callable[[bool], Table]:
+        SECTIONS[name] = title, make
+        return make
+
+    return keep
+
+
+@section("accumulate", "accumulate 32,768 rows of 4,096 features, float64")
+def _accumulate(quick: bool) -> Table:
+    return ratios(accumulating.bars(*((600, 64, 1) if quick else (32_768, 4096, 5))))
+
+
+@section("wide", "accumulate 4,096 rows of 25,088 features: the reference is the blocked product alone, in memory")
+def _wide(quick: bool) -> Table:
+    return ratios(accumulating.wide(*((600, 64, 1) if quick else (4096, 25_088, 2))))
+
+
+@section("alternatives", "the same sums by other means, 16,384 rows of 2,048 features")
+def _alternatives(quick: bool) -> Table:
+    return ratios(accumulating.alternatives(*((600, 64, 1) if quick else (16_384, 2048, 3))))
+
+
+@section("direct", "16,384 samples through a network, moments of 4,096 features")
+def _direct(quick: bool) -> Table:
+    return ratios(capturing.direct(*((600, 64, 1) if quick else (16_384, 4096, 3))))
+
+
+@section("memory", "peak memory of folding from a store")
+def _memory(quick: bool) -> Table:
+    table = _table("features", "tiles", "held out", "measured", "planned", "planned / measured")
+    for held in remembering.peaks((64,) if quick else (4096, 25_088), (2,) if quick else (2, 32)):
+        table.add_row(
+            f"{held.features:,}",
+            f"{held.tiles}",
+            f"{held.held_out:.0%}",
+            f"{held.measured:,.0f} MiB",
+            f"{held.planned:,.0f} MiB",
+            f"{held.planned / held.measured:.2f}",
+        )
+    return table
+
+
+def ratios(rows: Sequence[Row]) -> Table:
+    """A race as a table."""
+    table = _table("what", "seconds", "ratio", "bar")
+    for row in rows:
+        table.add_row(row.what, f"{row.seconds:.2f}", f"{row.ratio:.2f}", "" if row.bar is None else f"{row.bar:.2f}")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python tests/benchmarks", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.sections) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
+    console = console or Console()
+    for name in options.sections or SECTIONS:
+        title, make = SECTIONS[name]
+        console.print(f"\n{name}: {title}", highlight=False)
+        console.print(make(options.quick), highlight=False)
+
+
+if __name__ == "__main__":
+    main()

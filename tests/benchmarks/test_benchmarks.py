@@ -1,0 +1,25 @@
+"""Every benchmark runs, at tiny sizes, where the figures mean nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def run(*arguments):
+    command = [sys.executable, str(HERE), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # this folder
+
+
+def test_every_section_prints_its_table():
+    done = run("--quick")
+    assert done.returncode == 0, done.stderr
+    for words in ("dsyrk in memory", "sklearn IncrementalPCA", "forward + dsyrk", "planned / measured"):
+        assert words in done.stdout
+
+
+def test_an_unknown_section_is_named():
+    done = run("memroy")
+    assert done.returncode == 2
+    assert "no section memroy" in done.stderr
