@@ -16,6 +16,16 @@ def test_the_python_session_of_the_readme_runs(tmp_path, monkeypatch):
     assert names["errors"][64] < names["errors"][1]
 
 
+def test_the_session_of_the_page_about_the_engine_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    names = {}
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "engine.md", "exec"), names)  # noqa: S102
+    assert len(names["both"].shards) == 2
+    assert len(names["without"].shards) == 1
+    assert "target (1,200 samples, 1 layer, 1 with moments)" in capsys.readouterr().out
+
+
 def test_every_file_and_command_the_readme_names_exists():
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path

@@ -51,7 +51,8 @@ class StoreSummary:
         for domain in domains:
             here = [line for line in self.layers if line.domain == domain]
             solved = sum(line.training is not None for line in here)
-            parts.append(f"{domain} ({here[0].samples:,} samples, {len(here)} layers, {solved} with moments)")
+            layers = f"{len(here)} layer" + "s" * (len(here) != 1)
+            parts.append(f"{domain} ({here[0].samples:,} samples, {layers}, {solved} with moments)")
         return f"store '{self.root}' of network {self.network[:12]}: {', '.join(parts) or 'nothing yet'}"
 
     def _repr_html_(self) -> str:
