@@ -30,7 +30,7 @@ from dalr_stream.errors import (
 )
 from dalr_stream.network.plan import SurgeryPlan
 from dalr_stream.network.surgery import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
-from dalr_stream.storage.durable import new_folder
+from dalr_stream.storage.durable import make_folder, new_file, new_folder
 
 WEIGHTS, PLAN, README = "model.safetensors", "plan.json", "README.md"
 
@@ -82,9 +82,10 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(path))
+    """Write a network's weights as safetensors, in place of those that are there."""
+    make_folder(path.parent)
+    with new_file(path) as temporary:
+        save_model(model, str(temporary))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -66,15 +66,20 @@ def make_folder(path: Path) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: a reader, and a machine that loses power, see the old bytes or the new ones."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write; on leaving without an error it becomes `path`, replacing what was there."""
     temporary = path.with_name(f"{INCOMING}{path.name}-{os.getpid()}")
     with explained(path):
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            sync(temporary)
             temporary.replace(path)
-        except OSError:
+        except BaseException:
             temporary.unlink(missing_ok=True)  # on a full disk every byte counts
             raise
         sync(path.parent)
