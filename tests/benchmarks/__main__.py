@@ -50,7 +50,7 @@ def _direct(quick: bool) -> Table:
 @section("memory", "peak memory of folding from a store")
 def _memory(quick: bool) -> Table:
     table = _table("features", "tiles", "held out", "measured", "planned", "planned / measured")
-    for held in remembering.peaks((64,) if quick else (4096, 25_088), (2,) if quick else (2, 32)):
+    for held in remembering.peaks((64,) if quick else (4096, 25_088), (3,) if quick else (3, 48)):
         table.add_row(
             f"{held.features:,}",
             f"{held.tiles}",

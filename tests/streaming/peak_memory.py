@@ -1,9 +1,11 @@
 """Peak memory of folding one layer of a store, in a fresh process: run with a store's path, it prints two figures.
 
 What the process holds once everything is imported and every thread pool is warm is the baseline; the peak is the
-kernel's own high-water mark after it was reset, so nothing that comes and goes between two looks is missed.
+kernel's own high-water mark after it was reset, so nothing that comes and goes between two looks is missed. The
+allocator is told to give freed blocks back: left alone, glibc keeps one or two, by chance of the threads.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +24,8 @@ from dalr_stream.streaming.plan import LayerLoad, plan
 def increment_of(root, *, share, threads=2):
     """Return bytes held beyond the baseline at the peak, measured in a process of its own."""
     command = [sys.executable, __file__, str(root), str(share), str(threads)]
-    return int(subprocess.run(command, check=True, capture_output=True).stdout)  # noqa: S603  # this file
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    return int(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)  # noqa: S603
 
 
 def projected(features, *, share, threads=2):

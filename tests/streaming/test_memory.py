@@ -13,14 +13,14 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 def stores(tmp_path_factory):
     root = tmp_path_factory.mktemp("stores")
     tall_store(root / "warm", 64, 2)
-    return {tiles: tall_store(root / f"{tiles}", WIDTH, tiles) for tiles in (2, 32)}
+    return {tiles: tall_store(root / f"{tiles}", WIDTH, tiles) for tiles in (3, 48)}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_what_is_held_is_planned_and_little_less(stores, share):
-    held, planned = increment_of(stores[2], share=share), projected(WIDTH, share=share)
+    held, planned = increment_of(stores[3], share=share), projected(WIDTH, share=share)
     assert held <= planned <= 1.3 * held
 
 
 def test_sixteen_times_the_samples_take_no_more(stores):
-    assert increment_of(stores[32], share=0.1) == pytest.approx(increment_of(stores[2], share=0.1), rel=0.03)
+    assert increment_of(stores[48], share=0.1) == pytest.approx(increment_of(stores[3], share=0.1), rel=0.03)
