@@ -22,7 +22,7 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors, SelectedNodes
 
 Vector = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -105,6 +105,20 @@ def lost_energy(factors: LowRankFactors, moments: Moments) -> Vector:
     return errors / energy if energy > 0 else np.zeros(errors.size)
 
 
+def lost_nodes(selected: SelectedNodes, moments: Moments) -> float:
+    """||phi - restore phi[kept] - offset||^2 / ||phi||^2 over the rows of `moments`, of all nodes; 0 where they are 0.
+
+    Cost: d k^2 operations.
+    """
+    kept, restore, scatter = selected.kept, selected.restore, moments.scatter
+    bias = moments.mean - restore @ moments.mean[kept] - selected.offset
+    explained = 2.0 * float(np.vdot(restore, scatter[:, kept]))
+    again = float(np.vdot(restore @ scatter[np.ix_(kept, kept)], restore))
+    spread, count = float(np.trace(scatter)), moments.count
+    energy = spread + count * float(moments.mean @ moments.mean)
+    return max(spread - explained + again + count * float(bias @ bias), 0.0) / energy if energy > 0 else 0.0
+
+
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:
     """Return what all layers cost together at these sizes; an array of sizes for one of them gives as many costs."""
     kept = {layer.name: sizes[layer.name] for layer in layers if layer.family is Family.SELECTION}
@@ -174,9 +188,7 @@ class _Step:
     gain_per_cost: float
 
 
-def _best_step(
-    layers: Sequence[SizedLayer], sizes: Mapping[str, int], layer: SizedLayer, left: float
-) -> _Step | None:
+def _best_step(layers: Sequence[SizedLayer], sizes: Mapping[str, int], layer: SizedLayer, left: float) -> _Step | None:
     """Return the step up of one layer that saves most loss for its cost, of those that cost at most `left`."""
     around = [other for other in layers if layer.name in (other.name, other.reads) or other.name == layer.reads]
     larger = layer.sizes > sizes[layer.name]
@@ -210,7 +222,7 @@ def _at_ratio(layer: SizedLayer, ratio: float) -> int:
     wanted = int(ratio * layer.whole + RESOLUTION)  # 0.29 x 100 is a little less than 29
     if layer.family is Family.LOW_RANK and wanted > layer.shape.break_even_rank:
         return layer.whole
-    return int(layer.sizes[max(np.searchsorted(layer.sizes, wanted, side="right") - 1, 0)])
+    return int(layer.sizes[max(int(np.searchsorted(layer.sizes, wanted, side="right")) - 1, 0)])
 
 
 def _require_share(value: float, name: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.lowrank import Ridge
@@ -25,6 +25,17 @@ Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Options = dict[str, Any]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _read_percent(value: Any) -> Any:
+    """`25%` is 0.25; anything else is what it is."""
+    percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
+    return value if percent is None else float(percent[1]) / 100
+
+
+Percent = Annotated[float, BeforeValidator(_read_percent), Field(ge=0.0, le=1.0)]
+"""A share, written `25%` or 0.25."""
+Some = Annotated[Percent, Field(gt=0.0)]
 
 
 class _Section(BaseModel):
@@ -155,12 +166,80 @@ class ChoiceSection(_Section):
         return self
 
 
-class EvaluateSection(DataSection):
-    """The labelled test split, and the sizes to try on it."""
+class CompressSection(_Section):
+    """How the saved network is compressed: layers by name, each with a size, or one rule for all layers.
+
+    A percentage of weights or multiply-adds is of those of the compressed layers, not of the whole network.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=False)
+    __pydantic_extra__: dict[str, ChoiceSection]
+
+    params: Some | None = None
+    """Keep this share of the layers' weights."""
+    macs: Some | None = None
+    """Keep this share of the layers' multiply-adds: weights x rows a sample."""
+    energy: Some | None = None
+    """Keep this share of the outputs' energy, or of the nodes' (retention), in every layer."""
+    ratio: Some | None = None
+    """Keep this share of the full rank, or of the nodes, in every layer."""
+    max_drop: Percent | None = None
+    """Search sizes of all layers together that lose at most this much of the score on [validation]."""
+    method: Method | None = None
+    """By which method all layers are compressed; by default `dalr_anchored_affine`, or the first of solve.methods."""
+    multiple_of: Positive | None = None
+    """Use no other sizes than multiples of it, and layers as they are."""
+
+    @property
+    def layers(self) -> dict[str, ChoiceSection]:
+        """The layers that are named, with their sizes."""
+        return self.__pydantic_extra__ or {}
+
+    @property
+    def rule(self) -> str | None:
+        """The rule that decides sizes, if one is given."""
+        return next((rule for rule in RULES if getattr(self, rule) is not None), None)
+
+    @property
+    def share(self) -> float:
+        """What the rule was given."""
+        return float(getattr(self, self.rule)) if self.rule else 1.0
+
+    @property
+    def wanted(self) -> bool:
+        """Tell whether a compressed network is saved at all."""
+        return bool(self.rule or self.layers)
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> CompressSection:
+        given = [f"'{rule}'" for rule in RULES if getattr(self, rule) is not None]
+        if len(given) > 1:
+            raise ValueError(f"one rule decides the sizes, got {' and '.join(given)}: keep one of them")
+        if given and self.layers:
+            named = ", ".join(f"'{layer}'" for layer in self.layers)
+            raise ValueError(f"{given[0]} decides the sizes of all layers, and {named} is given its own: keep either")
+        for key in ("method", "multiple_of"):
+            if getattr(self, key) is not None and not given:
+                rules = ", ".join(f"'{rule}'" for rule in RULES)
+                raise ValueError(f"'{key}' goes with a rule for all layers: add one of {rules}")
+        return self
+
+
+RULES = ("params", "macs", "energy", "ratio", "max_drop")
+"""The ways to decide the sizes of all layers."""
+
+
+class LabelledSection(DataSection):
+    """Labelled batches, how a network is scored on them, and the sizes to try."""
 
     metric: Factory | Literal["accuracy"] = "accuracy"
     """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one tensor at a time."""
     ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class EvaluateSection(LabelledSection):
+    """The labelled test split, and the sizes to try on it."""
+
     drop: float = Field(default=0.01, gt=0.0, lt=1.0)
     """The loss of accuracy that the headline allows."""
 
@@ -173,8 +252,40 @@ class RunConfig(_Section):
     domains: dict[str, DataSection] = Field(min_length=1)
     capture: CaptureSection = CaptureSection()
     solve: SolveSection = SolveSection()
-    compress: dict[str, ChoiceSection] = {}
+    compress: CompressSection = CompressSection()
     evaluate: EvaluateSection | None = None
+    validation: LabelledSection | None = None
+    """What the joint search scores networks on; never the test split."""
+
+    @property
+    def compress_method(self) -> Method:
+        """The method of a rule for all layers."""
+        solved = self.solve.methods
+        default = Method.DALR_ANCHORED_AFFINE if Method.DALR_ANCHORED_AFFINE in solved else solved[0]
+        return self.compress.method or default
+
+    @model_validator(mode="after")
+    def _method_is_solved(self) -> RunConfig:
+        if self.compress.rule and self.compress_method not in self.solve.methods:
+            raise ValueError(
+                f"compress.method: '{self.compress_method.value}' is not in solve.methods: add it, or choose another"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _search_has_batches_of_its_own(self) -> RunConfig:
+        found, test = self.validation, self.evaluate
+        if self.compress.max_drop is not None and found is None:
+            raise ValueError(
+                "compress.max_drop: the search scores networks on labelled batches that are not the test split: add a "
+                '[validation] section that names them, batches = "module:function"'
+            )
+        if found and test and (found.batches, found.options) == (test.batches, test.options):
+            raise ValueError(
+                f"validation.batches: '{found.batches}' is the test split of [evaluate], and sizes would be chosen on "
+                "the data that judges them: name other labelled batches"
+            )
+        return self
 
     @model_validator(mode="after")
     def _domains_exist(self) -> RunConfig:
@@ -191,11 +302,16 @@ class RunConfig(_Section):
 
     def plain(self) -> dict[str, Any]:
         """Return the resolved configuration as JSON-like values."""
-        return self.model_dump(mode="json")
+        plain = self.model_dump(mode="json")
+        if self.compress.rule:
+            plain["compress"]["method"] = self.compress_method.value
+        return plain
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, Any] | None = None) -> RunConfig:
     """Read and validate a run file; `overrides` are `section.key=value` with TOML values.
+
+    `sizes` are keys of [compress]. A rule among them stands in for the file's own, and for the layers it names.
 
     Raises ConfigError naming the file, the key, the rule and the value.
     """
@@ -207,6 +323,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
     for override in overrides:
         _apply(plain, override)
+    if sizes:
+        _resize(plain, sizes)
     try:
         return RunConfig.model_validate(plain)
     except ValidationError as error:
@@ -239,14 +357,24 @@ def _apply(plain: dict[str, Any], override: str) -> None:
     plain[last] = value
 
 
+def _resize(plain: dict[str, Any], sizes: Mapping[str, Any]) -> None:
+    """Put keys into [compress]; a new rule replaces what decided the sizes before."""
+    section = plain.get("compress", {})
+    if set(RULES) & sizes.keys():
+        section = {key: value for key, value in section.items() if key in ("method", "multiple_of")}
+    plain["compress"] = {**section, **sizes}
+
+
 def _explain(error: ValidationError) -> str:
     """Return the first problem in one line, with the nearest known name for an unknown key."""
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
+    loose = problem["type"] == "model_type" and problem["loc"][0] == "compress"  # neither a layer's table nor a rule
+    if problem["type"] == "extra_forbidden" or loose:
         known = _known_keys(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"unknown key '{place}'; nearest: '{near[0]}'" if near else f"unknown key '{place}'"
+        layer = " (a layer is a table with 'method' and 'size')" if loose else ""
+        return f"unknown key '{place}'; nearest: '{near[0]}'{layer}" if near else f"unknown key '{place}'"
     if problem["type"] == "missing":
         return f"'{place}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
@@ -260,7 +388,7 @@ def _known_keys(place: Sequence[int | str]) -> list[str]:
     section: type[BaseModel] = RunConfig
     free: Mapping[str, type[BaseModel]] = {"domains": DataSection, "compress": ChoiceSection}
     for part in place:
-        if part in free:
+        if part in free and len(place) > 1:
             section = free[str(part)]
         elif str(part) in section.model_fields:
             annotation = section.model_fields[str(part)].annotation
