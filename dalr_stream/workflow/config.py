@@ -14,28 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.lowrank import Ridge
-from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.precision import Precision
+from dalr_stream.workflow.compress_section import ChoiceSection, CompressSection, Positive, with_sizes
 
 Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Options = dict[str, Any]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-def _read_percent(value: Any) -> Any:
-    """`25%` is 0.25; anything else is what it is."""
-    percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
-    return value if percent is None else float(percent[1]) / 100
-
-
-Percent = Annotated[float, BeforeValidator(_read_percent), Field(ge=0.0, le=1.0)]
-"""A share, written `25%` or 0.25."""
-Some = Annotated[Percent, Field(gt=0.0)]
 
 
 class _Section(BaseModel):
@@ -148,87 +137,6 @@ class SolveSection(_Section):
         return Ridge.relative(self.ridge) if self.ridge_absolute is None else Ridge.absolute(self.ridge_absolute)
 
 
-class ChoiceSection(_Section):
-    """How one layer of the saved network is compressed: a method, and exactly one of size and retention."""
-
-    method: Method
-    size: Positive | None = None
-    """Rank, or number of kept nodes."""
-    retention: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Smallest selection that retains this share; selections only."""
-
-    @model_validator(mode="after")
-    def _one_size(self) -> ChoiceSection:
-        if (self.size is None) == (self.retention is None):
-            raise ValueError("needs exactly one of 'size' and 'retention'")
-        if self.retention is not None and self.method.family is Family.LOW_RANK:
-            raise ValueError(f"'retention' is for selections, '{self.method.value}' is a low-rank method: give 'size'")
-        return self
-
-
-class CompressSection(_Section):
-    """How the saved network is compressed: layers by name, each with a size, or one rule for all layers.
-
-    A percentage of weights or multiply-adds is of those of the compressed layers, not of the whole network.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=False)
-    __pydantic_extra__: dict[str, ChoiceSection]
-
-    params: Some | None = None
-    """Keep this share of the layers' weights."""
-    macs: Some | None = None
-    """Keep this share of the layers' multiply-adds: weights x rows a sample."""
-    energy: Some | None = None
-    """Keep this share of the outputs' energy, or of the nodes' (retention), in every layer."""
-    ratio: Some | None = None
-    """Keep this share of the full rank, or of the nodes, in every layer."""
-    max_drop: Percent | None = None
-    """Search sizes of all layers together that lose at most this much of the score on [validation]."""
-    method: Method | None = None
-    """By which method all layers are compressed; by default `dalr_anchored_affine`, or the first of solve.methods."""
-    multiple_of: Positive | None = None
-    """Use no other sizes than multiples of it, and layers as they are."""
-
-    @property
-    def layers(self) -> dict[str, ChoiceSection]:
-        """The layers that are named, with their sizes."""
-        return self.__pydantic_extra__ or {}
-
-    @property
-    def rule(self) -> str | None:
-        """The rule that decides sizes, if one is given."""
-        return next((rule for rule in RULES if getattr(self, rule) is not None), None)
-
-    @property
-    def share(self) -> float:
-        """What the rule was given."""
-        return float(getattr(self, self.rule)) if self.rule else 1.0
-
-    @property
-    def wanted(self) -> bool:
-        """Tell whether a compressed network is saved at all."""
-        return bool(self.rule or self.layers)
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> CompressSection:
-        given = [f"'{rule}'" for rule in RULES if getattr(self, rule) is not None]
-        if len(given) > 1:
-            raise ValueError(f"one rule decides the sizes, got {' and '.join(given)}: keep one of them")
-        if given and self.layers:
-            named = ", ".join(f"'{layer}'" for layer in self.layers)
-            raise ValueError(f"{given[0]} decides the sizes of all layers, and {named} is given its own: keep either")
-        for key in ("method", "multiple_of"):
-            if getattr(self, key) is not None and not given:
-                rules = ", ".join(f"'{rule}'" for rule in RULES)
-                raise ValueError(f"'{key}' goes with a rule for all layers: add one of {rules}")
-        return self
-
-
-RULES = ("params", "macs", "energy", "ratio", "max_drop")
-"""The ways to decide the sizes of all layers."""
-
-
 class LabelledSection(DataSection):
     """Labelled batches, how a network is scored on them, and the sizes to try."""
 
@@ -323,8 +231,8 @@ def load_config(path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, A
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
     for override in overrides:
         _apply(plain, override)
-    if sizes:
-        _resize(plain, sizes)
+    if sizes and isinstance(plain.get("compress", {}), dict):
+        plain["compress"] = with_sizes(plain.get("compress", {}), sizes)
     try:
         return RunConfig.model_validate(plain)
     except ValidationError as error:
@@ -355,14 +263,6 @@ def _apply(plain: dict[str, Any], override: str) -> None:
         if not isinstance(plain, dict):
             raise ConfigError(f"--set: '{section}' in '{key}' is not a section")
     plain[last] = value
-
-
-def _resize(plain: dict[str, Any], sizes: Mapping[str, Any]) -> None:
-    """Put keys into [compress]; a new rule replaces what decided the sizes before."""
-    section = plain.get("compress", {})
-    if set(RULES) & sizes.keys():
-        section = {key: value for key, value in section.items() if key in ("method", "multiple_of")}
-    plain["compress"] = {**section, **sizes}
 
 
 def _explain(error: ValidationError) -> str:

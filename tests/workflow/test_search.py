@@ -72,7 +72,7 @@ def naive_search(model, solutions, candidates, score, max_drop):
                 tried.append((name, max(smaller), sum(p.numel() for p in small.parameters()), score(small)))
         if not tried:
             return sizes, steps
-        best = sorted(tried, key=lambda trial: (-trial[3], trial[2]))[0]
+        best = min(tried, key=lambda trial: (-trial[3], trial[2]))
         if score(model) - best[3] > max_drop + 1e-9:
             return sizes, [*steps, (tried, None)]
         steps.append((tried, best[0]))
