@@ -167,11 +167,12 @@ def within_budget(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]
             f"budget: the smallest sizes ({smallest}) cost {least:,.0f} and the budget is {budget:,.0f}: raise it, or "
             "leave layers out"
         )
+    around = [_around(layers, layer) for layer in layers]
     queue = [(-np.inf, number) for number in range(len(layers))]
     left = budget - least
     while queue:
         _, number = heapq.heappop(queue)
-        step = _best_step(layers, sizes, layers[number], left)
+        step = _best_step(around[number], sizes, layers[number], left)
         if step is None:
             continue
         if not queue or -step.gain_per_cost <= queue[0][0]:
@@ -188,13 +189,17 @@ class _Step:
     gain_per_cost: float
 
 
-def _best_step(layers: Sequence[SizedLayer], sizes: Mapping[str, int], layer: SizedLayer, left: float) -> _Step | None:
+def _around(layers: Sequence[SizedLayer], layer: SizedLayer) -> list[SizedLayer]:
+    """Return the layers on which the cost of a step of `layer` depends: itself, what it reads and what reads it."""
+    return [other for other in layers if layer.name in (other.name, other.reads) or other.name == layer.reads]
+
+
+def _best_step(around: Sequence[SizedLayer], sizes: Mapping[str, int], layer: SizedLayer, left: float) -> _Step | None:
     """Return the step up of one layer that saves most loss for its cost, of those that cost at most `left`."""
-    around = [other for other in layers if layer.name in (other.name, other.reads) or other.name == layer.reads]
-    larger = layer.sizes > sizes[layer.name]
-    candidates = layer.sizes[larger]
-    gains = layer.loss(sizes[layer.name]) - layer.losses[larger]
-    costs = cost(around, {**sizes, layer.name: candidates}) - cost(around, sizes)
+    here = {other.name: sizes[other.name] for other in around}
+    place = int(np.searchsorted(layer.sizes, here[layer.name]))
+    candidates, gains = layer.sizes[place + 1 :], layer.losses[place] - layer.losses[place + 1 :]
+    costs = cost(around, {**here, layer.name: candidates}) - cost(around, here)
     useful = np.flatnonzero((gains > RESOLUTION) & (costs <= left))
     if useful.size == 0:
         return None
