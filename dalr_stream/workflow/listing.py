@@ -64,16 +64,19 @@ def solution_table(project: Project) -> Table:
 
 
 def outlook_table(outlooks: Sequence[LayerOutlook]) -> Table:
-    """Return what compressing each layer would save and cost, best first; errors on training / held-out rows."""
+    """Return what compressing each layer would save and cost, best first.
+
+    Sizes are for enough energy, for half the weights and at break-even; errors on the training / the held-out rows.
+    """
     table = _table(
-        "layer", "method", "outputs x inputs", "weights", "multiply-adds",
+        "layer", "outputs x inputs", "weights", "multiply-adds",
         f"size for {ENOUGH:.0%} energy", "saves", "half: size", "energy", "error",
         "break-even: size", "energy", "error",
     )  # fmt: skip
+    table.title = Text(", ".join(dict.fromkeys(found.method.label for found in outlooks)), justify="left")
     for found in outlooks:
         table.add_row(
             Text(found.layer),
-            found.method.label,
             f"{found.outputs:,} x {found.inputs:,}",
             f"{found.weights:,}",
             f"{found.multiply_adds:,.0f}",

@@ -96,7 +96,7 @@ def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[di
             sizes = search.sizes
         else:
             sizes = _by_rule(project, store, solutions)
-        small = {layer: solutions[layer] for layer in sizes}
+        small = {layer: solution for layer, solution in solutions.items() if layer in sizes}
         chosen, notes = replacements(small, sizes, project.config.solve.restore_ridge)
         methods = dict.fromkeys(chosen, method)
     layers = {
