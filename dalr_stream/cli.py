@@ -1,6 +1,6 @@
 """The command line: one verb, one call of `workflow`.
 
-    dalr-stream run|layers|estimate|capture|accumulate|solve|compress|evaluate|report|verify RUN.toml
+    dalr-stream run|layers|estimate|capture|accumulate|solve|inspect|compress|evaluate|report|verify RUN.toml
     dalr-stream merge OUT.zarr STORE.zarr...
     dalr-stream diff STORE.zarr DOMAIN_A DOMAIN_B
 
@@ -14,13 +14,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dalr_stream.errors import DalrStreamError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
     from dalr_stream.workflow.run import Run
@@ -46,6 +48,19 @@ Workers = Annotated[
 Scheduler = Annotated[
     str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Fold on a dask cluster: capture.scheduler.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, and nothing else there.")]
+ByMethod = Annotated[
+    str | None, typer.Option("--method", metavar="NAME", help="By which method, e.g. svd: compress.method.")
+]
+_KEPT = "percent of the compressed layers' own, not of the whole network's"
+Params = Annotated[str | None, typer.Option(metavar="SHARE", help=f"Keep so many weights, e.g. 25%: {_KEPT}.")]
+Macs = Annotated[str | None, typer.Option(metavar="SHARE", help=f"Keep so many multiply-adds, e.g. 25%: {_KEPT}.")]
+Energy = Annotated[str | None, typer.Option(metavar="SHARE", help="Keep so much of each layer's output energy.")]
+Ratio = Annotated[str | None, typer.Option(metavar="SHARE", help="The same share of the full rank, or of the nodes.")]
+MaxDrop = Annotated[
+    str | None, typer.Option(metavar="SHARE", help="Search sizes that lose at most so much score on [validation].")
+]
+MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples, e.g. of 8.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights.")]
 
 
@@ -124,19 +139,56 @@ def accumulate(
 
 
 @app.command()
-def solve(file: RunFile, overrides: Overrides = None) -> None:
+def solve(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Solve every layer, method and rank from the moments."""
     from dalr_stream.workflow.listing import solution_table
+    from dalr_stream.workflow.outlook import solution_facts
 
-    opened = _open(file, overrides)
+    opened = _open(file, overrides, console=_console(stderr=as_json))
     opened.solve()
-    _console().print(solution_table(opened.project))
+    if as_json:
+        typer.echo(json.dumps(solution_facts(opened.project), indent=1))
+    else:
+        _console().print(solution_table(opened.project))
 
 
 @app.command()
-def compress(file: RunFile, overrides: Overrides = None) -> None:
-    """Save the network that [compress] describes."""
-    _open(file, overrides).compress()
+def inspect(file: RunFile, overrides: Overrides = None, method: ByMethod = None, as_json: AsJson = False) -> None:
+    """Rank the layers by what compressing them would save and cost."""
+    from dataclasses import asdict
+
+    from dalr_stream.workflow.listing import outlook_table
+    from dalr_stream.workflow.outlook import outlooks
+
+    opened = _open(file, overrides, console=_console(stderr=as_json))
+    opened.solve()
+    found = outlooks(opened.project, method)
+    if as_json:
+        typer.echo(json.dumps([asdict(layer) for layer in found], indent=1))
+    else:
+        _console().print(outlook_table(found))
+
+
+@app.command()
+def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its own
+    file: RunFile,
+    overrides: Overrides = None,
+    params: Params = None,
+    macs: Macs = None,
+    energy: Energy = None,
+    ratio: Ratio = None,
+    max_drop: MaxDrop = None,
+    method: ByMethod = None,
+    multiple_of: MultipleOf = None,
+) -> None:
+    """Save the network that [compress] describes, or all layers compressed by one rule.
+
+    A rule on the command line stands in for what [compress] says for this once: write it there to keep it.
+    """
+    rules = {"params": params, "macs": macs, "energy": energy, "ratio": ratio, "max_drop": max_drop}
+    given: dict[str, Any] = {**rules, "method": method, "multiple_of": multiple_of}
+    sizes = {key: value for key, value in given.items() if value is not None}
+    _open(file, overrides, sizes=sizes).compress()
 
 
 @app.command()
@@ -215,14 +267,21 @@ def main() -> None:
         sys.exit(1)
 
 
-def _open(file: Path, overrides: list[str] | None, *, fresh: bool = False) -> Run:
+def _open(
+    file: Path,
+    overrides: list[str] | None,
+    *,
+    fresh: bool = False,
+    sizes: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> Run:
     from dalr_stream.workflow.config import load_config
     from dalr_stream.workflow.progress import for_console
     from dalr_stream.workflow.project import Project
     from dalr_stream.workflow.run import Run
 
-    config = load_config(file, overrides or [])
-    return Run(Project(config, file.resolve().parent), progress=for_console(_console()), fresh=fresh)
+    config = load_config(file, overrides or [], sizes)
+    return Run(Project(config, file.resolve().parent), progress=for_console(console or _console()), fresh=fresh)
 
 
 def _with_machine(
@@ -234,10 +293,10 @@ def _with_machine(
     return [*(overrides or []), *given]
 
 
-def _console() -> Console:
+def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)
 
 
 if __name__ == "__main__":

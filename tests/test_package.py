@@ -16,7 +16,18 @@ def test_importing_the_package_loads_neither_torch_nor_dask_nor_zarr():
 
 
 def test_the_solvers_load_neither_torch_nor_dask_nor_zarr():
-    modules = ["moments", "rank_k", "folding", "psd", "solution", "lowrank", "selection", "budget", "methods"]
+    modules = [
+        "moments",
+        "rank_k",
+        "folding",
+        "psd",
+        "solution",
+        "lowrank",
+        "selection",
+        "budget",
+        "methods",
+        "allocation",
+    ]
     imports = "\n".join(f"import dalr_stream.numerics.{name}" for name in modules)
     heavy = "{'torch', 'dask', 'zarr', 'matplotlib', 'pydantic'}"
     in_a_fresh_process(f"import sys\n{imports}\nassert not {heavy} & set(sys.modules)")

@@ -19,21 +19,21 @@ CACHE_BYTES = 256 * 2**20
 
 
 class PrefixCache:
-    """The values that enter a layer, by the digest of the network's input."""
+    """The values that enter the first of some layers, by the digest of the network's input."""
 
-    def __init__(self, model: nn.Module, layer: str, *, limit_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, model: nn.Module, *layers: str, limit_bytes: int = CACHE_BYTES) -> None:
         """Trace `model`; raises UnsupportedLayerError where torch.fx cannot."""
         self._model = model
-        self._graph = trace(model, layer)
+        self._graph = trace(model, ", ".join(layers))
         nodes = list(self._graph.nodes)
-        first = next(i for i, node in enumerate(nodes) if node.op == "call_module" and node.target == layer)
+        first = next(i for i, node in enumerate(nodes) if node.op == "call_module" and node.target in layers)
         self._before = nodes[:first]
         self._needed = [node for node in self._before if any(user in nodes[first:] for user in node.users)]
         self._kept: dict[str, dict[fx.Node, Any]] = {}
         self._room = limit_bytes
 
     def attach(self, small: nn.Module) -> nn.Module:
-        """Return `small`, which differs from the model only from the layer on, with its first part run from here."""
+        """Return `small`, which differs from the model only from those layers on, with its first part run from here."""
         return _Continued(self, small)
 
     def values(self, inputs: torch.Tensor) -> dict[fx.Node, Any]:

@@ -1,4 +1,4 @@
-"""Solutions to what takes the layers' places: a rank or a number of nodes for each."""
+"""Solutions to what takes the layers' places: a rank or a number of nodes for each, as the run file names them."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Mapping
 
 from dalr_stream.errors import ConfigError, ParameterIncreaseWarning
 from dalr_stream.network.surgery import Replacement
+from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.solution import LowRankFactors
 from dalr_stream.storage.archive import Solution
-from dalr_stream.workflow.config import RunConfig
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
 
 
 def choices(project: Project, store: SolvedStore) -> tuple[dict[str, Replacement], list[str]]:
-    """Return what the [compress] section puts in place of each layer, and what was warned of on the way.
+    """Return what the layers that [compress] names are replaced by, and what was warned of on the way.
 
     Raises ConfigError for a layer that was not compressed, or a method that was not solved for it.
     """
     solutions: dict[str, Solution] = {}
     sizes: dict[str, int | float] = {}
-    for layer, choice in project.config.compress.items():
+    for layer, choice in project.config.compress.layers.items():
         if layer not in project.layers:
             raise ConfigError(f"compress.{layer}: is not among the compressed layers {', '.join(project.layers)}")
-        if choice.method not in project.methods(store, layer):
-            reason = store.manifest.network.layers[layer].unprunable or "it is not in solve.methods"
-            raise ConfigError(f"compress.{layer}: '{choice.method.value}' was not solved: {reason}")
+        require_solved(project, store, layer, choice.method)
         solutions[layer] = store.solutions(layer, [choice.method])[choice.method]
         sizes[layer] = choice.size if choice.size is not None else float(choice.retention or 1.0)
     return replacements(solutions, sizes, project.config.solve.restore_ridge)
 
 
-def in_words(config: RunConfig) -> str:
-    """Return, for print, how the saved network is compressed."""
-    choices = config.compress.items()
-    return "; ".join(f"{layer} {c.method.label}, {c.size or f'{c.retention:.1%}'}" for layer, c in choices)
+def require_solved(project: Project, store: SolvedStore, layer: str, method: Method) -> None:
+    """Raise ConfigError where a method was not solved for a layer, and say why."""
+    if method not in project.methods(store, layer):
+        asked = method in project.config.solve.methods
+        reason = store.manifest.network.layers[layer].unprunable if asked else "it is not in solve.methods"
+        raise ConfigError(f"compress.{layer}: '{method.value}' was not solved: {reason}")
 
 
 def at_size(solution: Solution, size: int, layer: str, restore_ridge: float) -> Replacement:

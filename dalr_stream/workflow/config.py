@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.lowrank import Ridge
-from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.precision import Precision
+from dalr_stream.workflow.compress_section import ChoiceSection, CompressSection, Positive, with_sizes
 
 Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Options = dict[str, Any]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
@@ -137,30 +137,17 @@ class SolveSection(_Section):
         return Ridge.relative(self.ridge) if self.ridge_absolute is None else Ridge.absolute(self.ridge_absolute)
 
 
-class ChoiceSection(_Section):
-    """How one layer of the saved network is compressed: a method, and exactly one of size and retention."""
-
-    method: Method
-    size: Positive | None = None
-    """Rank, or number of kept nodes."""
-    retention: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Smallest selection that retains this share; selections only."""
-
-    @model_validator(mode="after")
-    def _one_size(self) -> ChoiceSection:
-        if (self.size is None) == (self.retention is None):
-            raise ValueError("needs exactly one of 'size' and 'retention'")
-        if self.retention is not None and self.method.family is Family.LOW_RANK:
-            raise ValueError(f"'retention' is for selections, '{self.method.value}' is a low-rank method: give 'size'")
-        return self
-
-
-class EvaluateSection(DataSection):
-    """The labelled test split, and the sizes to try on it."""
+class LabelledSection(DataSection):
+    """Labelled batches, how a network is scored on them, and the sizes to try."""
 
     metric: Factory | Literal["accuracy"] = "accuracy"
     """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one tensor at a time."""
     ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class EvaluateSection(LabelledSection):
+    """The labelled test split, and the sizes to try on it."""
+
     drop: float = Field(default=0.01, gt=0.0, lt=1.0)
     """The loss of accuracy that the headline allows."""
 
@@ -173,8 +160,40 @@ class RunConfig(_Section):
     domains: dict[str, DataSection] = Field(min_length=1)
     capture: CaptureSection = CaptureSection()
     solve: SolveSection = SolveSection()
-    compress: dict[str, ChoiceSection] = {}
+    compress: CompressSection = CompressSection()
     evaluate: EvaluateSection | None = None
+    validation: LabelledSection | None = None
+    """What the joint search scores networks on; never the test split."""
+
+    @property
+    def compress_method(self) -> Method:
+        """The method of a rule for all layers."""
+        solved = self.solve.methods
+        default = Method.DALR_ANCHORED_AFFINE if Method.DALR_ANCHORED_AFFINE in solved else solved[0]
+        return self.compress.method or default
+
+    @model_validator(mode="after")
+    def _method_is_solved(self) -> RunConfig:
+        if self.compress.rule and self.compress_method not in self.solve.methods:
+            raise ValueError(
+                f"compress.method: '{self.compress_method.value}' is not in solve.methods: add it, or choose another"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _search_has_batches_of_its_own(self) -> RunConfig:
+        found, test = self.validation, self.evaluate
+        if self.compress.max_drop is not None and found is None:
+            raise ValueError(
+                "compress.max_drop: the search scores networks on labelled batches that are not the test split: add a "
+                '[validation] section that names them, batches = "module:function"'
+            )
+        if found and test and (found.batches, found.options) == (test.batches, test.options):
+            raise ValueError(
+                f"validation.batches: '{found.batches}' is the test split of [evaluate], and sizes would be chosen on "
+                "the data that judges them: name other labelled batches"
+            )
+        return self
 
     @model_validator(mode="after")
     def _domains_exist(self) -> RunConfig:
@@ -191,11 +210,16 @@ class RunConfig(_Section):
 
     def plain(self) -> dict[str, Any]:
         """Return the resolved configuration as JSON-like values."""
-        return self.model_dump(mode="json")
+        plain = self.model_dump(mode="json")
+        if self.compress.rule:
+            plain["compress"]["method"] = self.compress_method.value
+        return plain
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, Any] | None = None) -> RunConfig:
     """Read and validate a run file; `overrides` are `section.key=value` with TOML values.
+
+    `sizes` are keys of [compress]. A rule among them stands in for the file's own, and for the layers it names.
 
     Raises ConfigError naming the file, the key, the rule and the value.
     """
@@ -207,6 +231,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
     for override in overrides:
         _apply(plain, override)
+    if sizes and isinstance(plain.get("compress", {}), dict):
+        plain["compress"] = with_sizes(plain.get("compress", {}), sizes)
     try:
         return RunConfig.model_validate(plain)
     except ValidationError as error:
@@ -243,10 +269,12 @@ def _explain(error: ValidationError) -> str:
     """Return the first problem in one line, with the nearest known name for an unknown key."""
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
+    loose = problem["type"] == "model_type" and problem["loc"][0] == "compress"  # neither a layer's table nor a rule
+    if problem["type"] == "extra_forbidden" or loose:
         known = _known_keys(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"unknown key '{place}'; nearest: '{near[0]}'" if near else f"unknown key '{place}'"
+        layer = " (a layer is a table with 'method' and 'size')" if loose else ""
+        return f"unknown key '{place}'; nearest: '{near[0]}'{layer}" if near else f"unknown key '{place}'"
     if problem["type"] == "missing":
         return f"'{place}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
@@ -260,7 +288,7 @@ def _known_keys(place: Sequence[int | str]) -> list[str]:
     section: type[BaseModel] = RunConfig
     free: Mapping[str, type[BaseModel]] = {"domains": DataSection, "compress": ChoiceSection}
     for part in place:
-        if part in free:
+        if part in free and len(place) > 1:
             section = free[str(part)]
         elif str(part) in section.model_fields:
             annotation = section.model_fields[str(part)].annotation

@@ -22,8 +22,11 @@ from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
 from dalr_stream.workflow.compress import at_size
+from dalr_stream.workflow.config import LabelledSection
+from dalr_stream.workflow.factories import importing_from
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress
+from dalr_stream.workflow.project import Project
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 Score = Callable[[nn.Module], float]
@@ -44,6 +47,19 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     if total == 0:
         raise InvalidInputError("evaluate: the loader gave no sample: check the data set and its split")
     return right / total
+
+
+def score_on(project: Project, key: str, section: LabelledSection) -> Score:
+    """Return the score of a network on a section's batches, by its metric; `key` is the section's name."""
+    named = section.metric != "accuracy"
+    metric: Metric = project.resolve(section.metric, f"{key}.metric") if named else accuracy
+    batches = project.loader(key, section)
+
+    def score(model: nn.Module) -> float:
+        with importing_from(project.folder):
+            return float(metric(model, batches))
+
+    return score
 
 
 def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tuple[int, ...]:
@@ -83,7 +99,7 @@ class Evaluator:
         found: dict[str, list[AccuracyCurve]] = {layer: [] for layer in methods}
         with self.progress.track("evaluate", sum(map(len, sizes.values())), "networks") as advance:
             for layer, chosen in methods.items():
-                score = self._from_layer(layer)
+                score = self.from_layers(layer)
                 for method in chosen:
                     solution = store.solutions(layer, [method])[method]
                     points = []
@@ -94,10 +110,10 @@ class Evaluator:
                     found[layer].append(AccuracyCurve(method.value, tuple(points)))
         return {layer: tuple(curves) for layer, curves in found.items()}
 
-    def _from_layer(self, layer: str) -> Score:
-        """Return the score of networks that differ only from `layer` on."""
+    def from_layers(self, *layers: str) -> Score:
+        """Return the score of networks that differ only from the first of `layers` on."""
         try:
-            cache = PrefixCache(self.model, layer)
+            cache = PrefixCache(self.model, *layers)
         except UnsupportedLayerError as error:
             self.progress.note(f"evaluate: whole forward passes are run: {error}")
             return self.score

@@ -17,7 +17,7 @@ import dalr_stream
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.storage.manifest import digest_of
-from dalr_stream.workflow.config import RunConfig
+from dalr_stream.workflow.config import LabelledSection, RunConfig
 from dalr_stream.workflow.factories import code_digest
 
 
@@ -66,18 +66,16 @@ class Fingerprints:
         solve = digest_of([moments, config.solve.model_dump(mode="json"), dalr_stream.__version__])
         if step == "solve":
             return solve
-        compress = digest_of(
-            [solve, {layer: choice.model_dump(mode="json") for layer, choice in config.compress.items()}]
-        )
+        searched = self._labelled(config.validation) if config.compress.max_drop is not None else []
+        compress = digest_of([solve, config.plain()["compress"], searched, config.run.seed if searched else None])
         if step == "compress":
             return compress
-        evaluate = digest_of([compress, self._test_split(), config.run.seed])
+        evaluate = digest_of([compress, self._labelled(config.evaluate), config.run.seed])
         if step == "evaluate":
             return evaluate
         return digest_of([evaluate, config.run.model_dump(mode="json")])
 
-    def _test_split(self) -> list[Any]:
-        section = self.config.evaluate
+    def _labelled(self, section: LabelledSection | None) -> list[Any]:
         if section is None:
             return []
         code = self._code(self.config.network.build, section.batches, section.metric)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.merge import Merged
+from dalr_stream.workflow.outlook import ENOUGH, LayerOutlook, SizePoint
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
 
@@ -60,6 +63,31 @@ def solution_table(project: Project) -> Table:
     return table
 
 
+def outlook_table(outlooks: Sequence[LayerOutlook]) -> Table:
+    """Return what compressing each layer would save and cost, best first.
+
+    Sizes are for enough energy, for half the weights and at break-even; errors on the training / the held-out rows.
+    """
+    table = _table(
+        "layer", "outputs x inputs", "weights", "multiply-adds",
+        f"size for {ENOUGH:.0%} energy", "saves", "half: size", "energy", "error",
+        "break-even: size", "energy", "error",
+    )  # fmt: skip
+    table.title = Text(", ".join(dict.fromkeys(found.method.label for found in outlooks)), justify="left")
+    for found in outlooks:
+        table.add_row(
+            Text(found.layer),
+            f"{found.outputs:,} x {found.inputs:,}",
+            f"{found.weights:,}",
+            f"{found.multiply_adds:,.0f}",
+            f"{found.enough.size:,}" if found.enough.saved else "all",
+            f"{found.enough.saved:,} ({found.enough.saved / found.weights:.0%})",
+            *_point_cells(found.half),
+            *_point_cells(found.break_even),
+        )
+    return table
+
+
 def shard_table(merged: Merged) -> Table:
     """Return what a merged store is the sum of; names are as `--without` takes them."""
     table = _table("domain", "shard", "samples", "from")
@@ -73,6 +101,13 @@ def _table(*columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     return table
+
+
+def _point_cells(point: SizePoint | None) -> tuple[str, str, str]:
+    if point is None:
+        return "none", "", ""
+    apart = "" if point.error_heldout is None else f" / {point.error_heldout:.3f}"
+    return f"{point.size:,}", f"{point.energy:.1%}", f"{point.error_training:.3f}{apart}"
 
 
 def _mib(count: int) -> str:

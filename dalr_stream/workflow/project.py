@@ -44,6 +44,7 @@ class Project:
         self.store = self.output / "store.zarr"
         self.weights = self.output / "network.safetensors"
         self.compressed = self.output / "compressed"
+        self.compression = self.output / "compression.json"
         self.evaluation = self.output / "evaluation.json"
         self.report_folder = self.output / "report"
         self.prints = Fingerprints(config, folder)
@@ -190,10 +191,11 @@ class Project:
             "train": self.weights,
             "capture": self.store / "activations" / domain,
             "accumulate": self.store / "moments" / domain,
-            "compress": self.compressed,
             "evaluate": self.evaluation,
             "report": self.report_folder / "report.html",
         }
         if verb == "solve":
             return [solution_path(self.store, *pair) for pair in self.wanted(SolvedStore.open(self.store))]
+        if verb == "compress":
+            return [self.compressed, self.compression]
         return [places[verb]]

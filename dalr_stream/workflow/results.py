@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dalr_stream.numerics.allocation import lost_energy
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
@@ -25,11 +26,11 @@ from dalr_stream.report.record import (
     Spectra,
 )
 from dalr_stream.storage.archive import Solution
-from dalr_stream.workflow.compress import choices
 from dalr_stream.workflow.evaluate import Evaluation
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.provenance import provenance
+from dalr_stream.workflow.sizing import Compression
 
 Vector = NDArray[np.float64]
 
@@ -55,6 +56,7 @@ def results(project: Project) -> Results:
     """Return everything a run found out, as the report shows it."""
     section, store = project.evaluate_section, SolvedStore.open(project.store)
     found = Evaluation.read(project.evaluation)
+    saved = Compression.read(project.compression).notes if project.config.compress.wanted else ()
     layers = [_findings(project, store, layer, found) for layer in project.layers]
     return Results(
         name=project.config.run.name,
@@ -63,7 +65,7 @@ def results(project: Project) -> Results:
         baseline_accuracy=found.baseline,
         layers=tuple(layer_results(layer, found.baseline, section.drop) for layer in layers),
         sizes=found.sizes,
-        decisions=(*decisions(layers), *choices(project, store)[1]),
+        decisions=(*decisions(layers), *saved),
         caveats=project.config.run.caveats,
     )
 
@@ -158,9 +160,7 @@ def _smallest(points: Sequence[AccuracyPoint], needed: float) -> AccuracyPoint |
 
 
 def _relative_error(factors: LowRankFactors, moments: Moments) -> Vector:
-    total = float(np.vdot(factors.weight @ moments.gram, factors.weight))
-    errors = np.maximum(factors.errors(moments), 0.0)  # the resolution is eps x trace: a root needs no sign below it
-    return np.sqrt(errors / total) if total > 0 else np.zeros(errors.size)
+    return np.asarray(np.sqrt(lost_energy(factors, moments)))
 
 
 def _spectra(weight: Vector, training: Moments) -> Spectra:

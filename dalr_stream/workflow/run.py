@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
-
 from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.network import checkpoint
 from dalr_stream.network.layers import fingerprint
@@ -28,10 +26,9 @@ from dalr_stream.storage.archive import Solution, save_solution
 from dalr_stream.storage.durable import explained
 from dalr_stream.workflow.accumulate import accumulate
 from dalr_stream.workflow.capture import capture
-from dalr_stream.workflow.compress import choices, in_words
 from dalr_stream.workflow.direct import accumulate_into
 from dalr_stream.workflow.estimate import require_disk
-from dalr_stream.workflow.evaluate import Evaluation, Evaluator, Metric, accuracy, measure
+from dalr_stream.workflow.evaluate import Evaluation, Evaluator, measure, score_on
 from dalr_stream.workflow.factories import importing_from
 from dalr_stream.workflow.journal import FILE as JOURNAL
 from dalr_stream.workflow.journal import Journal
@@ -39,6 +36,7 @@ from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress, Silent
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.results import results
+from dalr_stream.workflow.sizing import Compression, decide
 from dalr_stream.workflow.solve import solve_low_rank, solve_selection
 from dalr_stream.workflow.steps import StepLog
 
@@ -140,16 +138,18 @@ class Run:
     def compress(self) -> None:
         """Save the network that the run file's [compress] section describes."""
         self._bring_up_to_date("solve")
-        if not self._config.compress or self._skip("compress"):
+        if not self._config.compress.wanted or self._skip("compress"):
             return
         store = SolvedStore.open(self.project.store)
         self._require_same_network(store)
-        chosen, notes = choices(self.project, store)
-        for note in notes:
+        chosen, decided = decide(self.project, store, self._progress)
+        self._progress.note(f"compress: {decided.rule}: {decided}")
+        for note in decided.notes:
             self._progress.note(f"warning: {note}")
         small = compress(self.project.network, chosen)
         facts = {"network": fingerprint(self.project.network), "configuration": self._config.plain()}
         checkpoint.save(small, self.project.compressed, provenance=facts)
+        decided.write(self.project.compression)
         before, after = parameter_count(self.project.network), parameter_count(small)
         kept = f"{before:,} -> {after:,} parameters ({after / before:.1%})"
         self._progress.note(f"compress: {kept}, in '{self.project.compressed}'")
@@ -164,22 +164,14 @@ class Run:
         store = SolvedStore.open(self.project.store)
         self._require_same_network(store)
         networks = {"uncompressed": self.project.network}
-        if self._config.compress:
-            networks[f"compressed: {in_words(self._config)}"] = checkpoint.load(
+        if self._config.compress.wanted:
+            networks[f"compressed: {Compression.read(self.project.compression)}"] = checkpoint.load(
                 self.project.compressed, self.project.build
             )
-        named = section.metric != "accuracy"
-        metric: Metric = self.project.resolve(section.metric, "evaluate.metric") if named else accuracy
-        batches = self.project.loader("evaluate", section)
-
-        def score(model: nn.Module) -> float:
-            return float(metric(model, batches))
-
-        with importing_from(self.project.folder):
-            sizes = tuple(measure(label, model, score(model)) for label, model in networks.items())
-            methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
-            ridge = self._config.solve.restore_ridge
-            curves = Evaluator(self.project.network, section.ranks, score, ridge, self._progress).curves(store, methods)
+        score, ridge = score_on(self.project, "evaluate", section), self._config.solve.restore_ridge
+        sizes = tuple(measure(label, model, score(model)) for label, model in networks.items())
+        methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
+        curves = Evaluator(self.project.network, section.ranks, score, ridge, self._progress).curves(store, methods)
         found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes)
         found.write(self.project.evaluation)
         self._done("evaluate")
@@ -285,7 +277,7 @@ class Run:
         """Do the steps before this one that are stale: nothing is ever made from another setting's solutions."""
         doing = {"solve": self.solve, "compress": self.compress, "evaluate": self.evaluate}
         for step in steps:
-            if (step != "compress" or self._config.compress) and not self._is_fresh(step):
+            if (step != "compress" or self._config.compress.wanted) and not self._is_fresh(step):
                 doing[step]()
 
 

@@ -1,12 +1,13 @@
 """The two domains, as batches: printed glyphs (source) and scikit-learn's handwritten digits (target).
 
-Factories named in the run file: `target_train`, `target_test`, `source`. Each gives `Batches`, which start again at
-every ``for`` and give the same rows in the same order. Inputs are 8x8 block counts divided by 16, so 0..1; images of
-both domains are made the same way.
+Factories named in the run files: `target_train`, `target_test`, `target_validation`, `source`. Each gives `Batches`,
+which start again at every ``for`` and give the same rows in the same order. Inputs are 8x8 block counts divided by 16,
+so 0..1; images of both domains are made the same way.
 
 The invariant that keeps the numbers honest: for one seed and one number of samples, `target_train` and `target_test`
-are the two halves of one stratified split, and training sees the first only. Source pictures for training, checking
-and statistics come from separate random streams of the seed (`SourceUse`). Nothing here downloads or writes.
+are the two halves of one stratified split, and training sees the first only. They hold every digit there is, so digits
+to choose sizes on come out of the test half, where a run file asks for it. Source pictures for training, checking and
+statistics come from separate random streams of the seed (`SourceUse`). Nothing here downloads or writes.
 """
 
 from __future__ import annotations
@@ -77,10 +78,21 @@ def target_train(*, seed: int, samples: int = TARGET_SAMPLES, batch_size: int = 
     return _digits(train, batch_size)
 
 
-def target_test(*, seed: int, samples: int = TARGET_SAMPLES, batch_size: int = 499) -> Batches:
-    """Give the digits that `target_train` with the same seed and ``samples`` leaves over (1,497 of them by default)."""
+def target_test(*, seed: int, samples: int = TARGET_SAMPLES, validation: int = 0, batch_size: int = 499) -> Batches:
+    """Give the digits that `target_train` with the same seed and ``samples`` leaves over (1,497 of them by default).
+
+    Without the ``validation`` of them that `target_validation` gives.
+    """
     _, test = _split(seed, samples)
-    return _digits(test, batch_size)
+    return _digits(_apart(test, seed, validation)[1] if validation else test, batch_size)
+
+
+def target_validation(
+    *, seed: int, samples: int = TARGET_SAMPLES, validation: int = 300, batch_size: int = 100
+) -> Batches:
+    """Give ``validation`` digits to choose sizes on, which `target_test` with the same number leaves out."""
+    _, test = _split(seed, samples)
+    return _digits(_apart(test, seed, validation)[0], batch_size)
 
 
 def source(
@@ -100,9 +112,14 @@ def source_glyphs(use: SourceUse, seed: int, samples: int, *, classes: int, face
 
 def _split(seed: int, samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Give the indices of the training and the test digits: stratified, disjoint, all of them, ascending."""
-    labels = load_digits().target
-    train, test = train_test_split(np.arange(len(labels)), train_size=samples, random_state=seed, stratify=labels)
-    return np.sort(train), np.sort(test)
+    return _apart(np.arange(len(load_digits().target)), seed, samples)
+
+
+def _apart(rows: NDArray[np.int64], seed: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give ``count`` of the rows, each class in its proportion, and the rest, both ascending."""
+    labels = load_digits().target[rows]
+    chosen, others = train_test_split(rows, train_size=count, random_state=seed, stratify=labels)
+    return np.sort(chosen), np.sort(others)
 
 
 def _digits(rows: NDArray[np.int64], batch_size: int) -> Batches:

@@ -127,6 +127,16 @@ class TestDomains:
         shares = torch.bincount(train.labels) / 300 - torch.from_numpy(np.bincount(everything.target) / 1797)
         assert shares.abs().max() <= 1 / 300
 
+    def test_validation_is_neither_training_nor_the_smaller_test_and_leaves_the_default_test_alone(self, digits):
+        def pictures(batches):
+            return sorted(batches.inputs.flatten(1).tolist())
+
+        chosen, judged = digits.data.target_validation(seed=1), digits.data.target_test(seed=1, validation=300)
+        assert (len(chosen.labels), len(judged.labels)) == (300, 1197)
+        assert pictures(digits.data.target_test(seed=1)) == sorted(pictures(chosen) + pictures(judged))
+        assert not torch.equal(chosen.inputs, digits.data.target_validation(seed=2).inputs)
+        assert (torch.bincount(chosen.labels, minlength=10) >= 25).all()
+
     def test_split_follows_the_seed(self, digits):
         same, again, other = (digits.data.target_train(seed=s) for s in (1, 1, 2))
         assert torch.equal(same.inputs, again.inputs)

@@ -68,6 +68,10 @@ def test(*, seed, samples=80):
     return _batches(seed + 2000, samples, 0.0, 80)
 
 
+def validation(*, seed, samples=60):
+    return _batches(seed + 3000, samples, 0.0, 25)
+
+
 def with_nan(*, seed):
     batches = target(seed=seed)
     batches[1][0][3, 4] = float("nan")

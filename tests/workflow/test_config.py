@@ -46,7 +46,7 @@ def test_a_set_option_replaces_a_key_with_a_toml_value_or_a_bare_word(run_file):
 )
 def test_a_bad_key_or_value_is_named(run_file, override, message):
     if message is None:
-        assert load_config(run_file, [override]).compress["fc1"].method is Method.MOMASP_NODE
+        assert load_config(run_file, [override]).compress.layers["fc1"].method is Method.MOMASP_NODE
         return
     with pytest.raises(ConfigError, match=message):
         load_config(run_file, [override])

@@ -1,0 +1,119 @@
+"""The [compress] section of a run file: layers by name, each with its size, or one rule for all of them.
+
+    [compress]                                              [compress]
+    fc1 = { method = "dalr_anchored_affine", size = 64 }    params = "25%"
+    fc2 = { method = "momasp_node", retention = 0.95 }      multiple_of = 8
+
+What contradicts itself is refused here, before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from dalr_stream.numerics.methods import Family, Method
+
+RULES = ("params", "macs", "energy", "ratio", "max_drop")
+"""The ways to decide the sizes of all layers."""
+
+
+def _read_percent(value: Any) -> Any:
+    """`25%` is 0.25; anything else is what it is."""
+    percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
+    return value if percent is None else float(percent[1]) / 100
+
+
+Percent = Annotated[float, BeforeValidator(_read_percent), Field(ge=0.0, le=1.0)]
+"""A share, written `25%` or 0.25."""
+SomePercent = Annotated[Percent, Field(gt=0.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ChoiceSection(BaseModel):
+    """How one layer of the saved network is compressed: a method, and exactly one of size and retention."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Method
+    size: Positive | None = None
+    """Rank, or number of kept nodes."""
+    retention: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Smallest selection that retains this share; selections only."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> ChoiceSection:
+        if (self.size is None) == (self.retention is None):
+            raise ValueError("needs exactly one of 'size' and 'retention'")
+        if self.retention is not None and self.method.family is Family.LOW_RANK:
+            raise ValueError(f"'retention' is for selections, '{self.method.value}' is a low-rank method: give 'size'")
+        return self
+
+
+class CompressSection(BaseModel):
+    """How the saved network is compressed: layers by name, each with a size, or one rule for all layers.
+
+    A percentage of weights or multiply-adds is of those of the compressed layers, not of the whole network.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, ChoiceSection]
+
+    params: SomePercent | None = None
+    """Keep this share of the layers' weights."""
+    macs: SomePercent | None = None
+    """Keep this share of the layers' multiply-adds: weights x rows a sample."""
+    energy: SomePercent | None = None
+    """Keep this share of the outputs' energy, or of the nodes' (retention), in every layer."""
+    ratio: SomePercent | None = None
+    """Keep this share of the full rank, or of the nodes, in every layer."""
+    max_drop: Percent | None = None
+    """Search sizes of all layers together that lose at most this much of the score on [validation]."""
+    method: Method | None = None
+    """By which method all layers are compressed; by default `dalr_anchored_affine`, or the first of solve.methods."""
+    multiple_of: Positive | None = None
+    """Use no other sizes than multiples of it, and layers as they are."""
+
+    @property
+    def layers(self) -> dict[str, ChoiceSection]:
+        """The layers that are named, with their sizes."""
+        return self.__pydantic_extra__ or {}
+
+    @property
+    def rule(self) -> str | None:
+        """The rule that decides sizes, if one is given."""
+        return next((rule for rule in RULES if getattr(self, rule) is not None), None)
+
+    @property
+    def share(self) -> float:
+        """What the rule was given."""
+        return float(getattr(self, self.rule)) if self.rule else 1.0
+
+    @property
+    def wanted(self) -> bool:
+        """Tell whether a compressed network is saved at all."""
+        return bool(self.rule or self.layers)
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> CompressSection:
+        given = [f"'{rule}'" for rule in RULES if getattr(self, rule) is not None]
+        if len(given) > 1:
+            raise ValueError(f"one rule decides the sizes, got {' and '.join(given)}: keep one of them")
+        if given and self.layers:
+            named = ", ".join(f"'{layer}'" for layer in self.layers)
+            raise ValueError(f"{given[0]} decides the sizes of all layers, and {named} is given its own: keep either")
+        for key in ("method", "multiple_of"):
+            if getattr(self, key) is not None and not given:
+                rules = ", ".join(f"'{rule}'" for rule in RULES)
+                raise ValueError(f"'{key}' goes with a rule for all layers: add one of {rules}")
+        return self
+
+
+def with_sizes(section: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return [compress] with other keys put in; a new rule replaces whatever decided the sizes before."""
+    if set(RULES) & sizes.keys():
+        section = {key: value for key, value in section.items() if key in ("method", "multiple_of")}
+    return {**section, **sizes}

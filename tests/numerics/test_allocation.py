@@ -1,0 +1,214 @@
+"""Sizes of several layers against every combination of them, tried one by one."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import layers as drawn_layers
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.allocation import (
+    SizedLayer,
+    as_they_are,
+    by_energy,
+    cost,
+    factor_layer,
+    lost_energy,
+    selection_layer,
+    uniform,
+    within_budget,
+)
+from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.lowrank import dalr
+from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.selection import spectral
+
+
+@st.composite
+def sized(draw, name, family=None, most=9):
+    """A layer with any falling curve, convex or not, with flat parts."""
+    m, d = draw(st.integers(1, most)), draw(st.integers(1, most))
+    shape, family = LayerShape(m, d), family or draw(st.sampled_from(Family))
+    top = shape.break_even_rank if family is Family.LOW_RANK else m - 1
+    whole = shape.max_rank if family is Family.LOW_RANK else m
+    falls = draw(st.lists(st.integers(0, 20), min_size=top + 1, max_size=top + 1))
+    losses = np.cumsum(falls[::-1])[::-1] / 20.0 / (top + 1) if top else np.zeros(0)
+    sizes = np.append(np.arange(1, top + 1), whole)
+    positions = draw(st.sampled_from([1.0, 4.0, 2.5]))
+    return SizedLayer(name, shape, family, sizes, np.append(losses[:top], 0.0), None, positions)
+
+
+def all_combinations(layers):
+    names = [layer.name for layer in layers]
+    for sizes in itertools.product(*(layer.sizes.tolist() for layer in layers)):
+        yield dict(zip(names, sizes, strict=True))
+
+
+def naive_cost(layers, sizes):
+    """Weights counted as arrays, one layer after another."""
+    total = 0.0
+    for layer in layers:
+        m, d, k = layer.shape.outputs, layer.shape.inputs, sizes[layer.name]
+        producer = next((other for other in layers if other.name == layer.reads), None)
+        if producer is not None and producer.family is Family.SELECTION:
+            d = sizes[producer.name]
+        if k == layer.whole:
+            arrays = [np.empty((m, d))]
+        elif layer.family is Family.LOW_RANK:
+            arrays = [np.empty((k, d)), np.empty((m, k))]
+        else:
+            arrays = [np.empty((k, d))]
+        total += layer.positions * sum(array.size for array in arrays)
+    return total
+
+
+def total_loss(layers, sizes):
+    return sum(layer.loss(sizes[layer.name]) for layer in layers)
+
+
+def hull_drops(layer):
+    """Losses saved by the steps along the lower convex hull, found with every pair of points."""
+    points = [(naive_cost([layer], {layer.name: k}), layer.loss(k)) for k in layer.sizes.tolist()]
+    drops, here = [], points[0]
+    while ahead := [point for point in points if point[1] < here[1]]:
+        after = min(ahead, key=lambda p: ((p[1] - here[1]) / max(p[0] - here[0], 1e-9), p[0]))
+        drops.append(here[1] - after[1])
+        here = after
+    return drops
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=3), st.floats(0.05, 1.0), st.data())
+def test_a_budget_is_kept_and_within_one_step_of_every_combination(count, share, data):
+    layers = [data.draw(sized(f"fc{number}")) for number in range(len(count))]
+    budget = share * naive_cost(layers, as_they_are(layers))
+    affordable = [sizes for sizes in all_combinations(layers) if naive_cost(layers, sizes) <= budget]
+    if not affordable:
+        with pytest.raises(InvalidInputError, match="smallest sizes"):
+            within_budget(layers, budget)
+        return
+    found = within_budget(layers, budget)
+    assert naive_cost(layers, found) <= budget
+    best = min(total_loss(layers, sizes) for sizes in affordable)
+    one_step = max(itertools.chain([0.0], *(hull_drops(layer) for layer in layers)))
+    assert best - 1e-9 <= total_loss(layers, found) <= best + one_step + 1e-9
+    for layer in layers:  # nothing that could still be afforded is left
+        for size in layer.sizes[layer.sizes > found[layer.name]].tolist():
+            better = {**found, layer.name: size}
+            assert naive_cost(layers, better) > budget or layer.loss(size) >= layer.loss(found[layer.name]) - 1e-9
+
+
+@given(st.lists(st.integers(1, 40), min_size=3, max_size=9), st.integers(3, 200))
+def test_equal_layers_with_convex_curves_are_solved_exactly(drops, budget):
+    """Costs of one step are equal everywhere, so the best sum is that of the largest steps."""
+    falls = np.sort(np.array(drops, float))[::-1]
+    losses = (falls.sum() - np.cumsum(falls)) / falls.sum()
+    top = losses.size
+    shape = LayerShape(top + 1, 7)
+    layer = SizedLayer("a", shape, Family.SELECTION, np.arange(1, top + 2), np.append(losses, 0.0))
+    other = SizedLayer("b", shape, Family.SELECTION, np.arange(1, top + 2), np.append(losses**2, 0.0))
+    affordable = [s for s in all_combinations([layer, other]) if naive_cost([layer, other], s) <= budget]
+    if affordable:
+        best = min(total_loss([layer, other], sizes) for sizes in affordable)
+        convex = np.all(np.diff(np.append(losses**2, 0.0), 2) >= -1e-12)
+        if convex and np.all(np.diff(np.append(losses, 0.0), 2) >= -1e-12):
+            assert total_loss([layer, other], within_budget([layer, other], budget)) == pytest.approx(best, abs=1e-9)
+
+
+@given(st.data())
+def test_costs_are_those_of_the_arrays_also_where_layers_read_each_other(data):
+    first = data.draw(sized("fc1"))
+    following = [data.draw(sized(f"fc{number}")) for number in (2, 3)]
+    layers = [first, *(SizedLayer(a.name, a.shape, a.family, a.sizes, a.losses, "fc1", a.positions) for a in following)]
+    sizes = {layer.name: data.draw(st.sampled_from(layer.sizes.tolist())) for layer in layers}
+    assert float(cost(layers, sizes)) == naive_cost(layers, sizes)
+    many = cost(layers, {**sizes, "fc1": first.sizes})
+    assert many.tolist() == [naive_cost(layers, {**sizes, "fc1": size}) for size in first.sizes.tolist()]
+
+
+@given(st.integers(2, 12), st.integers(2, 12), st.integers(2, 12), st.floats(0.2, 1.0))
+def test_a_chain_of_selections_is_counted_as_narrow_as_it_gets(d, a, b, share):
+    """Whatever is left of the budget does not buy another node."""
+    layers = [
+        SizedLayer("fc1", LayerShape(a, d), Family.SELECTION, np.arange(1, a + 1), 1 - np.arange(1, a + 1) / a),
+        SizedLayer("fc2", LayerShape(b, a), Family.SELECTION, np.arange(1, b + 1), 1 - np.arange(1, b + 1) / b, "fc1"),
+    ]
+    budget = share * (a * d + a * b)
+    if d + 1 > budget:
+        return
+    found = within_budget(layers, budget)
+    k, l = found["fc1"], found["fc2"]  # noqa: E741
+    assert k * d + k * l <= budget
+    assert (k + 1) * d + (k + 1) * l > budget or k == a
+    assert k * d + k * (l + 1) > budget or l == b
+
+
+@given(st.lists(st.sampled_from([4, 8, 16]), min_size=1, max_size=1), st.data(), st.floats(0.05, 1.0))
+def test_rounded_sizes_are_multiples_or_the_layer_as_it_is(step, data, share):
+    layers = [data.draw(sized(name, most=40)).multiples_of(step[0]) for name in "ab"]
+    whole = as_they_are(layers)
+    for rule in (uniform, by_energy):
+        for name, size in rule(layers, share).items():
+            assert size == whole[name] or (size > 0 and size % step[0] == 0)
+    budget = share * naive_cost(layers, whole)
+    try:
+        found = within_budget(layers, budget)
+    except InvalidInputError:
+        assert not [s for s in all_combinations(layers) if naive_cost(layers, s) <= budget]
+        return
+    assert naive_cost(layers, found) <= budget
+    assert all(size == whole[name] or size % step[0] == 0 for name, size in found.items())
+
+
+@given(sized("fc"), st.floats(0.01, 1.0))
+def test_energy_and_ratio_are_what_a_scan_finds(layer, share):
+    enough = [k for k in layer.sizes.tolist() if layer.loss(k) <= 1.0 - share + 1e-12]
+    assert by_energy([layer], share) == {"fc": enough[0]}
+    allowed = [k for k in layer.sizes.tolist() if k <= share * layer.whole + 1e-12]
+    expected = allowed[-1] if allowed else int(layer.sizes[0])
+    if layer.family is Family.LOW_RANK and int(share * layer.whole + 1e-12) > layer.shape.break_even_rank:
+        expected = layer.whole
+    assert uniform([layer], share) == {"fc": expected}
+
+
+@given(drawn_layers(max_rows=30, max_features=10))
+def test_losses_of_factors_are_measured_on_the_rows(drawn):
+    rows, weight, bias = drawn
+    moments = Moments.of(rows)
+    factors = dalr(weight, bias, moments)
+    outputs = rows @ weight.T
+    energy = float((outputs**2).sum())
+    lost = lost_energy(factors, moments)
+    layer = factor_layer("fc", factors, moments)
+    for k in range(1, factors.max_rank + 1):
+        down, up = factors.down[:k], factors.basis[:, :k]
+        shifted = (rows - factors.center) @ down.T @ up.T + weight @ factors.center
+        naive = float(((outputs - shifted) ** 2).sum()) / energy if energy else 0.0
+        assert lost[k] == pytest.approx(naive, abs=1e-9)
+    assert layer.sizes.tolist() == [*range(1, min(factors.break_even_rank, factors.max_rank - 1) + 1), layer.whole]
+    assert (np.diff(layer.losses) <= 0).all()
+    assert layer.losses[-1] == 0
+
+
+def test_losses_of_a_selection_are_what_it_does_not_retain():
+    nodes = Moments.of(np.random.default_rng(0).normal(size=(40, 6)) @ np.diag([5, 4, 3, 2, 1, 0.5]))
+    selection = spectral(nodes, limit=4)
+    layer = selection_layer("fc", selection, LayerShape(6, 11))
+    assert layer.sizes.tolist() == [1, 2, 3, 4, 6]
+    assert layer.losses.tolist() == pytest.approx([*(1 - selection.retention), 0.0])
+    assert by_energy([layer], float(selection.retention[2])) == {"fc": 3}
+    assert by_energy([layer], 1.0) == {"fc": 6}
+
+
+@pytest.mark.parametrize("rule", [uniform, by_energy])
+@pytest.mark.parametrize("share", [0.0, 1.5, -1.0, float("nan")])
+def test_shares_outside_their_range_are_refused(rule, share):
+    with pytest.raises(InvalidInputError, match=r"must lie in \(0, 1\]"):
+        rule([], share)
+
+
+def test_sizes_that_do_not_end_in_the_layer_as_it_is_are_refused():
+    with pytest.raises(InvalidInputError, match=r"layer 'fc': sizes must ascend from at least 1 to 4"):
+        SizedLayer("fc", LayerShape(4, 4), Family.LOW_RANK, np.array([1, 2]), np.array([0.1, 0.0]))

@@ -1,0 +1,128 @@
+"""The joint search against a plain scan of whole networks, each compressed and scored anew."""
+
+import copy
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+import dalr_stream as ds
+from dalr_stream.workflow.evaluate import Evaluator, accuracy
+from dalr_stream.workflow.progress import Silent
+from dalr_stream.workflow.search import Search, joint_search
+
+RANKS = {"0": [2, 4, 8], "2": [1, 3, 6], "4": []}
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.said = []
+
+    def note(self, message):
+        self.said.append(message)
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+        inputs = torch.randn(200, 20)
+        with torch.inference_mode():
+            labels = model(inputs).argmax(1)
+    batches = [(inputs[i : i + 64], labels[i : i + 64]) for i in range(0, 200, 64)]
+    layers = ds.select_layers(model, ["0", "2", "4"])
+    moments = ds.accumulate_stream(model, [batch[0] for batch in batches], layers)
+    return model, batches, moments
+
+
+@pytest.fixture(scope="module")
+def low_rank(network):
+    model, _, moments = network
+    return {name: ds.dalr(*ds.weights_of(model, name), moments[name]) for name in RANKS}
+
+
+@pytest.fixture(scope="module")
+def selections(network):
+    _, _, moments = network
+    return {"0": ds.spectral(moments["2"]), "2": ds.spectral(moments["4"])}
+
+
+def made(model, solutions, sizes):
+    """A network made whole from the original, as the papers' records say."""
+    records = {}
+    for name, size in sizes.items():
+        low_rank = isinstance(solutions[name], ds.LowRankFactors)
+        records[name] = solutions[name].at_rank(size) if low_rank else solutions[name].at_size(size, ridge=1e-3)
+    return ds.compress(copy.deepcopy(model), records)
+
+
+def naive_search(model, solutions, candidates, score, max_drop):
+    """A linear scan without any cache: sizes, and each step's trials with the layer that was kept."""
+    sizes, steps = {}, []
+    while True:
+        tried = []
+        for name, ladder in candidates.items():
+            smaller = [size for size in ladder if size < sizes.get(name, 10**9)]
+            if smaller:
+                small = made(model, solutions, {**sizes, name: max(smaller)})
+                tried.append((name, max(smaller), sum(p.numel() for p in small.parameters()), score(small)))
+        if not tried:
+            return sizes, steps
+        best = min(tried, key=lambda trial: (-trial[3], trial[2]))
+        if score(model) - best[3] > max_drop + 1e-9:
+            return sizes, [*steps, (tried, None)]
+        steps.append((tried, best[0]))
+        sizes[best[0]] = best[1]
+
+
+@pytest.mark.parametrize("max_drop", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("family", ["low_rank", "selections"])
+def test_the_search_takes_the_steps_of_a_plain_scan(network, family, max_drop, request):
+    model, batches, _ = network
+    solutions = request.getfixturevalue(family)
+    candidates = {name: RANKS[name] for name in solutions}
+
+    def score(net):
+        return accuracy(net, batches)
+
+    sizes, steps = naive_search(model, solutions, candidates, score, max_drop)
+    found = joint_search(Evaluator(model, (), score, 1e-3, Silent()), solutions, candidates, max_drop)
+    plain = [([(t.layer, t.size, t.parameters, t.score) for t in step.trials], step.kept) for step in found.steps]
+    assert found.sizes == sizes
+    assert plain == steps
+    if max_drop == 1.0:
+        assert sizes == {name: min(sizes) for name, sizes in candidates.items() if sizes}
+    assert Search.from_plain(json.loads(json.dumps(asdict(found)))) == found
+
+
+def test_a_step_is_scored_once_a_layer_and_nothing_else(network, low_rank):
+    model, batches, _ = network
+    scored = []
+
+    def score(net):
+        scored.append(net)
+        return accuracy(net, batches)
+
+    found = joint_search(Evaluator(model, (), score, 1e-3, Silent()), low_rank, RANKS, 0.1)
+    assert len(scored) == 1 + sum(len(step.trials) for step in found.steps)
+
+
+def test_the_log_shows_every_candidate_with_its_score(network, low_rank):
+    model, batches, _ = network
+    notes = Notes()
+    found = joint_search(Evaluator(model, (), lambda net: accuracy(net, batches), 1e-3, notes), low_rank, RANKS, 0.05)
+    told = [note for note in notes.said if re.match(r"search: step \d+:", note)]
+    assert len(told) == len(found.steps)
+    for note, step in zip(told, found.steps, strict=True):
+        assert all(f"{trial.layer} at {trial.size} {trial.score:.4f}" in note for trial in step.trials)
+        assert (f"{step.kept} kept" if step.kept else "all drop too much") in note
+
+
+def test_no_candidates_no_steps(network, low_rank):
+    model, batches, _ = network
+    evaluator = Evaluator(model, (), lambda net: accuracy(net, batches), 1e-3, Silent())
+    assert joint_search(evaluator, low_rank, dict.fromkeys(low_rank, ()), 0.1).steps == ()

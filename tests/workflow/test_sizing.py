@@ -1,0 +1,292 @@
+"""Sizes by one rule for all layers, from the run file and from the command line, and what is kept of them."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import dalr_stream as ds
+from dalr_stream.cli import app
+from dalr_stream.errors import ConfigError, DalrStreamError
+from dalr_stream.numerics.methods import Method
+from dalr_stream.workflow.config import load_config
+from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.results import results
+from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.sizing import Compression
+
+DEFAULT = Method.DALR_ANCHORED_AFFINE
+VALIDATION = '\n[validation]\nbatches = "tiny_run:validation"\nranks = [1, 2, 4, 6]\n'
+
+
+def opened(run_file, *overrides, **sizes):
+    return Run(Project(load_config(run_file, overrides, sizes), run_file.parent))
+
+
+def invoke(*arguments):
+    """The command line in this process; a failure on purpose is raised as it is."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=True)
+
+
+def weights(run):
+    """Weights of fc1 and fc2 in the saved network, counted on the modules."""
+    small = ds.load(run.project.compressed, run.project.build)
+    return sum(p.numel() for name, p in small.named_parameters() if p.dim() == 2 and name[:3] in {"fc1", "fc2"})
+
+
+def lost(run, method, layer, k):
+    """Share of the outputs' energy that rank k loses on the training rows, measured on the rows."""
+    store = SolvedStore.open(run.project.store)
+    factors = store.solutions(layer, [method])[method]
+    moments = store.moments("target", layer)
+    record = factors.at_rank(k)
+    gap = factors.weight - record.up @ record.down
+    constant = factors.offset - factors.weight @ factors.center - (record.bias - 0.0)
+    shift = gap @ moments.mean + constant
+    error = np.trace(gap @ moments.scatter @ gap.T) + moments.count * shift @ shift
+    return error / np.trace(factors.weight @ moments.gram @ factors.weight.T)
+
+
+def break_even(m, d):
+    return m * d // (m + d)
+
+
+SHAPES = {"fc1": (16, 12), "fc2": (10, 16)}
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+def test_a_share_of_the_weights_is_kept_and_as_good_as_every_combination(finished_file, share):
+    run = opened(finished_file, params=share)
+    run.compress()
+    budget = share * (16 * 12 + 10 * 16)
+    assert weights(run) <= budget
+    options = []
+    for layer, (m, d) in SHAPES.items():
+        ranks = [(k, k * (m + d), lost(run, DEFAULT, layer, k)) for k in range(1, break_even(m, d) + 1)]
+        options.append([*ranks, (None, m * d, 0.0)])
+    best = min(a[2] + b[2] for a, b in itertools.product(*options) if a[1] + b[1] <= budget)
+    kept = Compression.read(run.project.compression).layers
+    sizes = [kept[layer].size if layer in kept else None for layer in SHAPES]
+    found = sum(next(o[2] for o in curve if o[0] == size) for curve, size in zip(options, sizes, strict=True))
+    one_step = max(a[2] - b[2] for curve in options for a, b in itertools.pairwise(curve))
+    assert best - 1e-9 <= found <= best + one_step
+
+
+def test_selections_are_counted_as_narrow_as_they_leave_each_other(finished_file):
+    run = opened(finished_file, "run.caveats=[]", params="50%", method="spectral")
+    run.compress()
+    small = ds.load(run.project.compressed, run.project.build)
+    k, l = small.fc1.out_features, small.fc2.out_features  # noqa: E741
+    assert small.fc2.in_features == k
+    assert 12 * k + k * l <= 0.5 * 352
+    assert 12 * (k + 1) + (k + 1) * l > 0.5 * 352 or 12 * k + k * (l + 1) > 0.5 * 352
+
+
+def test_multiply_adds_are_weights_where_a_sample_is_a_row(finished_file):
+    by_weights, by_macs = opened(finished_file, params=0.4), opened(finished_file, macs=0.4)
+    by_weights.compress()
+    first = Compression.read(by_weights.project.compression)
+    by_macs.compress()
+    assert Compression.read(by_macs.project.compression).layers == first.layers
+
+
+@pytest.mark.parametrize("energy", [0.9, 0.99])
+def test_energy_is_the_smallest_rank_that_keeps_it(finished_file, energy):
+    run = opened(finished_file, energy=energy)
+    run.compress()
+    found = Compression.read(run.project.compression).layers
+    for layer, (m, d) in SHAPES.items():
+        enough = [k for k in range(1, break_even(m, d) + 1) if lost(run, DEFAULT, layer, k) <= 1 - energy]
+        assert (found[layer].size if layer in found else None) == (enough[0] if enough else None)
+
+
+def test_sizes_are_rounded_down_to_multiples_or_the_layer_stays(finished_file):
+    run = opened(finished_file, params="60%", multiple_of=2)
+    run.compress()
+    assert weights(run) <= 0.6 * 352
+    assert all(layer.size % 2 == 0 for layer in Compression.read(run.project.compression).layers.values())
+    too_coarse = opened(finished_file, params="60%", multiple_of=8)
+    with pytest.raises(DalrStreamError, match=r"smallest sizes \(fc1 12, fc2 10\) cost 352 and the budget is 211"):
+        too_coarse.compress()
+
+
+def test_a_ratio_is_the_same_share_of_every_rank(finished_file):
+    run = opened(finished_file, ratio="34%")
+    run.compress()
+    found = Compression.read(run.project.compression)
+    assert {name: layer.size for name, layer in found.layers.items()} == {"fc1": 4, "fc2": 3}
+    assert str(found) == "fc1 DALR anchored, affine, 4; fc2 DALR anchored, affine, 3"
+
+
+def test_the_step_runs_again_when_the_rule_changes_and_the_report_names_the_sizes(finished_file):
+    first = opened(finished_file, params="50%")
+    page = first.report()
+    before = Compression.read(first.project.compression)
+    assert results(first.project).sizes[1].label == f"compressed: {before}"
+    assert str(before) in page.read_text()
+    again = opened(finished_file, params="50%")
+    stamp = again.project.compression.stat().st_mtime_ns
+    again.report()
+    assert again.project.compression.stat().st_mtime_ns == stamp
+    opened(finished_file, params="30%").compress()
+    assert Compression.read(first.project.compression) != before
+    steps = json.loads((first.project.output / "steps.json").read_text())
+    assert steps["compress"]["configuration"]["compress"]["params"] == 0.3
+    assert steps["compress"]["configuration"]["compress"]["method"] == DEFAULT.value
+
+
+def test_the_rule_may_stand_in_the_run_file(finished_file):
+    text = finished_file.read_text()
+    before, _, after = text.partition("[compress]")
+    rule = '[compress]\nparams = "50%"\nmethod = "svd"\n\n[evaluate]' + after.partition("[evaluate]")[2]
+    finished_file.write_text(before + rule)
+    run = opened(finished_file)
+    run.compress()
+    assert {layer.method for layer in Compression.read(run.project.compression).layers.values()} == {Method.SVD}
+    other = opened(finished_file, energy="90%")
+    assert (other.project.config.compress.rule, other.project.config.compress_method) == ("energy", Method.SVD)
+
+
+def test_the_search_on_validation_keeps_the_drop_and_its_whole_trace(finished_file):
+    finished_file.write_text(finished_file.read_text() + VALIDATION)
+    done = invoke("compress", finished_file, "--max-drop", "5%")
+    assert done.exit_code == 0, done.output
+    run = opened(finished_file, max_drop="5%")
+    found = Compression.read(run.project.compression)
+    small = ds.load(run.project.compressed, run.project.build)
+    batches = run.project.loader("validation", run.project.config.validation)
+    right = sum(int((small(x).argmax(1) == y).sum()) for x, y in batches) / 60
+    assert found.search.baseline - right <= 0.05 + 1e-9
+    assert {layer: size.size for layer, size in found.layers.items()} == found.search.sizes
+    last = [t for step in found.search.steps if step.kept for t in step.trials if t.layer == step.kept][-1]
+    assert right == pytest.approx(last.score)
+    assert last.parameters == sum(p.numel() for p in small.parameters())
+    assert "search: step 1: fc1 at 6 " in done.output
+    log = (run.project.output / "log.jsonl").read_text()
+    assert log.count("search: step") == len(found.search.steps)
+    first = run.project.compression.read_bytes()
+    run.project.compression.unlink()
+    opened(finished_file, max_drop="5%").compress()
+    assert run.project.compression.read_bytes() == first
+
+
+def test_the_search_runs_again_when_validation_changes_and_not_when_the_test_does(finished_file):
+    finished_file.write_text(finished_file.read_text() + VALIDATION)
+
+    def print_of(*overrides):
+        return opened(finished_file, *overrides, max_drop=0.05).project.made_from("compress")
+
+    assert print_of() == print_of("evaluate.ranks=[3]")
+    assert print_of() != print_of("validation.options.samples=30")
+    assert print_of() != print_of("validation.ranks=[2]")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "overrides", "message"),
+    [
+        ({"max_drop": "1%"}, [], r"compress\.max_drop: .* add a \[validation\] section"),
+        ({"max_drop": "1%"}, ['validation.batches="tiny_run:test"'], r"is the test split of \[evaluate\]"),
+        ({"params": "25%", "max_drop": "1%"}, [], "one rule decides the sizes, got 'params' and 'max_drop'"),
+        ({"params": "25%", "macs": "1%"}, [], "one rule decides the sizes, got 'params' and 'macs'"),
+        ({"multiple_of": 8}, [], "'multiple_of' goes with a rule for all layers"),
+        ({}, ["compress.params=25%"], "'params' decides the sizes of all layers, and 'fc1', 'fc2' is given its own"),
+        ({"params": "250%"}, [], r"compress\.params: .* less than or equal to 1"),
+        ({"params": "0%"}, [], r"compress\.params: .* greater than 0"),
+        ({"params": "a lot"}, [], r"compress\.params: .* got 'a lot'"),
+        ({"params": "25%", "method": "svdd"}, [], r"compress\.method: .* got 'svdd'"),
+        ({"params": "25%", "method": "svd"}, ['solve.methods=["spectral"]'], "'svd' is not in solve.methods"),
+        ({}, ["compress.parms=25%"], r"unknown key 'compress\.parms'; nearest: 'params' \(a layer is a table"),
+    ],
+)
+def test_contradicting_and_unreadable_sizes_are_one_clear_line(run_file, sizes, overrides, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        load_config(run_file, overrides, sizes)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_budget_below_the_smallest_ranks_is_refused_with_the_figures(finished_file):
+    with pytest.raises(DalrStreamError, match=r"\(fc1 1, fc2 1\) cost 54 and the budget is 35: raise it"):
+        opened(finished_file, params="10%").compress()
+
+
+def test_the_command_line_decides_for_once_and_the_run_file_stays(finished_file):
+    explicit = (finished_file.parent / "out/compressed/plan.json").read_bytes()
+    assert invoke("compress", finished_file, "--params", "50%", "--multiple-of", "2").exit_code == 0
+    changed = Compression.read(finished_file.parent / "out/compression.json")
+    assert changed.rule == "params 0.5"
+    assert invoke("compress", finished_file).exit_code == 0
+    assert (finished_file.parent / "out/compressed/plan.json").read_bytes() == explicit
+    refused = invoke("compress", finished_file, "--params", "50%", "--macs", "50%")
+    assert isinstance(refused.exception, ConfigError)
+
+
+def test_solve_lists_solutions_as_json_and_nothing_else(finished_file):
+    done = invoke("solve", finished_file, "--json")
+    facts = json.loads(done.stdout)
+    assert "nothing has changed" in done.stderr
+    run = opened(finished_file)
+    assert {(fact["layer"], fact["method"]) for fact in facts} == {
+        (layer, method.value) for layer in SHAPES for method in Method
+    }
+    report = {
+        (layer.name, curve.method): curve for layer in results(run.project).layers for curve in layer.error_curves
+    }
+    for fact in facts:
+        if "rank" in fact:
+            curve, (m, d) = report[fact["layer"], fact["method"]], SHAPES[fact["layer"]]
+            assert fact["parameters"] == fact["rank"] * (m + d)
+            assert fact["of"] == m * d
+            assert fact["error_training"] == pytest.approx(curve.training[fact["rank"]])
+            assert fact["error_heldout"] == pytest.approx(curve.heldout[fact["rank"]])
+    assert {f["rank"] for f in facts if f["layer"] == "fc1" and "rank" in f} == {1, 2, 4, break_even(16, 12)}
+
+
+@pytest.mark.parametrize("method", [Method.SPECTRAL, Method.PRUNE_MEAN])
+def test_the_errors_of_selections_are_measured_on_the_rows(finished_file, method):
+    facts = [f for f in json.loads(invoke("solve", finished_file, "--json").stdout) if f["method"] == method.value]
+    run = opened(finished_file)
+    selection = SolvedStore.open(run.project.store).solutions("fc1", [method])[method]
+    rows = np.concatenate([np.maximum(layer_one(run, x), 0.0) for x, _ in run.project.batches("test")])
+    for fact in (f for f in facts if f["layer"] == "fc1"):
+        kept = selection.at_size(fact["size"], ridge=1e-3)
+        back = rows[:, kept.kept] @ kept.restore.T + kept.offset
+        expected = np.linalg.norm(rows - back) / np.linalg.norm(rows)
+        assert fact["error_heldout"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        assert fact["parameters"] == fact["size"] * (12 + 10)
+
+
+def layer_one(run, inputs):
+    return run.project.network.fc1(inputs).detach().double().numpy()
+
+
+def test_inspect_ranks_the_layers_by_what_they_would_save(finished_file):
+    done = invoke("inspect", finished_file, "--json")
+    found = json.loads(done.stdout)
+    run = opened(finished_file)
+    assert [layer["enough"]["saved"] for layer in found] == sorted(
+        (layer["enough"]["saved"] for layer in found), reverse=True
+    )
+    for layer in found:
+        m, d = SHAPES[layer["layer"]]
+        assert layer["weights"] == layer["multiply_adds"] == m * d
+        assert layer["break_even"]["size"] == break_even(m, d)
+        assert layer["break_even"]["saved"] == m * d - break_even(m, d) * (m + d)
+        assert layer["half"]["size"] == m * d // 2 // (m + d)
+        for point in (layer["half"], layer["break_even"]):
+            assert 1 - point["energy"] == pytest.approx(lost(run, DEFAULT, layer["layer"], point["size"]))
+            assert point["error_training"] == pytest.approx(np.sqrt(1 - point["energy"]))
+            assert point["error_heldout"] >= 0
+    table = invoke("inspect", finished_file).output
+    assert table.index(found[0]["layer"]) < table.index(found[1]["layer"])
+    nodes = json.loads(invoke("inspect", finished_file, "--json", "--method", "spectral").stdout)
+    assert {layer["method"] for layer in nodes} == {"spectral"}
+    assert all(layer["break_even"] is None for layer in nodes)
+    assert isinstance(invoke("inspect", finished_file, "--method", "spectrall").exception, DalrStreamError)
+
+
+def test_help_says_what_the_percentage_is_of():
+    shown = " ".join(invoke("compress", "--help").output.split())
+    assert "percent of the compressed layers' own, not of the whole network's" in shown
