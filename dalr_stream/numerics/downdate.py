@@ -62,13 +62,13 @@ class Downdate:
         """
         left, right = self.left[:, : self.steps], self.right[:, : self.steps]
         root = np.sqrt(column[position])
-        l = column / root
-        w = (squared - left @ right[position] - right @ left[position]) / root
-        w -= (0.5 * (l @ l)) * l
+        step: Vector = column / root
+        image = (squared - left @ right[position] - right @ left[position]) / root
+        image -= (0.5 * (step @ step)) * step
         if gone:
-            l[gone] = w[gone] = 0.0
-        self.diagonal -= l * l
-        self.norms -= 2.0 * l * w
-        self.left[:, self.steps], self.right[:, self.steps] = l, w
+            step[gone] = image[gone] = 0.0
+        self.diagonal -= step * step
+        self.norms -= 2.0 * step * image
+        self.left[:, self.steps], self.right[:, self.steps] = step, image
         self.steps += 1
-        return l
+        return step

@@ -7,8 +7,8 @@ columns of R after every step. `downdate` has them from one column of R and one 
 R itself is brought up to date once in BLOCK steps by one matrix product, and taken nodes are dropped then. A column of
 R R is the whole of R times a vector: d^2 numbers read for as many operations, which is what made selection slow. So
 these columns are made many at a time, by a matrix product again, for the nodes that are likely to be taken next: the
-most promising few hundred play the coming steps among themselves (`_ahead`). A wrong guess costs time, nothing
-else: whoever chooses, chooses by the gains of all nodes, and a node nobody foresaw gets its column when it is taken.
+most promising hundred or so play the coming steps among themselves (`_foreseen`). A wrong guess costs time, nothing
+else: whoever chooses, chooses by the gains of all nodes, and one nobody foresaw gets its column when it is taken.
 
 The invariant: every gain handed out is right to GAIN_TOLERANCE of the largest. The recurrence cancels when a column
 falls to little of what it was. What may have been lost is added up a step at a time (`_doubt`), and a node for which
@@ -16,6 +16,8 @@ it could matter has its norm recomputed from its column before anyone compares i
 """
 
 from __future__ import annotations
+
+from concurrent.futures import Executor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +33,16 @@ Mask = NDArray[np.bool_]
 BLOCK = 128
 """Steps between two updates of R: long enough for a matrix product at full speed, short enough to drop rows soon."""
 
-PLAYERS = 256
-"""Nodes that play the coming steps among themselves. Of networks' activations at d = 2048 and 4096 some 6 rounds a
-block were enough; with 128 nodes 8 to 10."""
+PLAYERS = 128
+"""Nodes that play the coming steps among themselves. At d = 4096 and correlated nodes they were wrong 8 to 16 times a
+block; 256 nodes were wrong 6 to 12 times, and took longer over it."""
 
-AHEAD = 64
-"""Columns of R R made at a time, at most: enough for a matrix product, few enough to be foreseen."""
+AHEAD = 32
+"""Columns of R R made at a time, at most. Reading R costs as much as 40 of them, but not many more are foreseen."""
+
+PART = 1024
+"""Nodes in a share of that product; threads do shares at the same time. Borders depend on the number of nodes alone,
+and so do the bits."""
 
 EXPLAINED = 1e-12
 """A node with R_jj below this share of Sigma_jj explains nothing more. Relative to the node's own Sigma_jj, so the
@@ -56,15 +62,17 @@ class SchurResidual:
 
     Everything by node (`diagonal`, `open`, gains) goes by *position* among the nodes still here; `nodes` maps
     positions to nodes, ascending. Positions change in `take`. Sigma is scaled to a trace of 1.
+
+    At most `most` nodes are taken. `executor` shares what is large; BLAS should be held at one thread.
     """
 
-    def __init__(self, sigma: Matrix, most: int) -> None:
+    def __init__(self, sigma: Matrix, most: int, executor: Executor) -> None:
         d = sigma.shape[0]
         self.trace = float(np.trace(sigma))
         if self.trace > 0.0:
             sigma /= self.trace
         self.nodes: Indices = np.arange(d)
-        self._matrix = sigma
+        self._matrix, self._executor = sigma, executor
         self._factor = np.zeros((d, most), order="F")
         self._steps = 0
         self._start_block(np.einsum("ij,ij->i", sigma, sigma))
@@ -91,24 +99,25 @@ class SchurResidual:
             gains = self._estimates(candidates)
         return gains
 
-    def take(self, position: int, handicap: Vector | None = None) -> float:
+    def take(self, position: int, scores: Vector) -> float:
         """Take the node at `position`, which must be open; return the share of the trace it explains.
 
-        `handicap` (d,) by node is what the caller's score takes off the gains: it helps to foresee his choices.
+        `scores` (s,) by position are those it was chosen by, -inf where a node may not be taken. They say who is likely
+        to follow, and change nothing else.
         """
         if position not in self._squared:
-            self._look_ahead(position, handicap)
+            self._look_ahead(position, scores)
         column = self._block.column(position, self._matrix[position])
         pivot = float(column[position])
         explained = float(column @ column / pivot)
-        l = self._block.take(column, self._squared.pop(position), position, gone=self._taken)
+        step = self._block.take(column, self._squared.pop(position), position, gone=self._taken)
         self._taken.append(position)
         spread = 2.0 * EPSILON * np.sqrt(self._norms_before[position] / pivot)
-        self._doubt += spread * np.abs(l) * np.sqrt(self._norms_before)
-        self._rounding += l * l * (self._rounding[position] / pivot)
+        self._doubt += spread * np.abs(step) * np.sqrt(self._norms_before)
+        self._rounding += step * step * (self._rounding[position] / pivot)
         self.open &= self.diagonal > np.maximum(self._floor, self._rounding)
         self.open[position] = False
-        self._factor[self.nodes, self._steps] = l * np.sqrt(self.trace)
+        self._factor[self.nodes, self._steps] = step * np.sqrt(self.trace)
         self._steps += 1
         self._end_block_if_due()
         return explained
@@ -131,29 +140,40 @@ class SchurResidual:
             self._block.norms[chunk] = np.einsum("ij,ij->i", columns, columns)
         self._doubt[positions] = EPSILON * self._block.norms[positions]
 
-    def _look_ahead(self, position: int, handicap: Vector | None) -> None:
-        """Make columns of R_0 R_0 for the node at `position` and those likely to follow it: the whole matrix is read."""
-        ahead = [p for p in self._ahead(position, handicap) if p not in self._squared]
-        self._squared.update(zip(ahead, self._matrix[ahead] @ self._matrix, strict=True))
+    def _look_ahead(self, position: int, scores: Vector) -> None:
+        """Make (R_0 R_0)_:p for the node at `position` and for those likely to follow it, reading R_0 once."""
+        ahead = [p for p in self._foreseen(position, scores) if p not in self._squared]
+        size = self.nodes.size
+        rows, products = self._matrix[ahead], np.empty((len(ahead), size))
 
-    def _ahead(self, position: int, handicap: Vector | None) -> list[int]:
-        """Positions likely to be taken, the one at `position` first: a greedy among the PLAYERS most promising."""
-        off = np.zeros(self.nodes.size) if handicap is None else handicap[self.nodes]
-        scores = np.where(self.open, self._estimates(self.open) - off, -np.inf)
-        scores[position] = np.inf
-        players = np.argsort(-scores, kind="stable")[: min(PLAYERS, int(self.open.sum()))]
-        rows, block, floor = self._matrix[players], self._block.among(players), self._floor[players]
+        def multiply(first: int) -> None:
+            part = slice(first, first + PART)
+            products[:, part] = rows @ self._matrix[:, part]
+
+        for _ in self._executor.map(multiply, range(0, size, PART)):
+            pass
+        self._squared.update(zip(ahead, products, strict=True))
+
+    def _foreseen(self, position: int, scores: Vector) -> list[int]:
+        """Positions in the order in which the PLAYERS of the best scores would be taken, the one at `position` first.
+
+        They play among themselves, so a step costs little; what is taken off their gains stays as it is.
+        """
+        ranked = np.argsort(-np.where(np.arange(scores.size) == position, np.inf, scores), kind="stable")
+        players = ranked[: min(PLAYERS, np.count_nonzero(scores > -np.inf))]
+        off, floor = (self._estimates(self.open) - scores)[players], self._floor[players]
+        rows = self._matrix[players]
         small, squared = rows[:, players], rows @ rows.T
-        here, played = np.ones(players.size, np.bool_), [0]
-        for _ in range(min(AHEAD, BLOCK - block.steps, players.size) - 1):
+        block, played = self._block.among(players), [0]
+        for _ in range(min(AHEAD, BLOCK - block.steps, self._factor.shape[1] - self._steps) - 1):
             p = played[-1]
             block.take(block.column(p, small[p]), squared[p], p)
-            here[p] = False
-            here &= block.diagonal > floor
+            off[p] = np.inf
+            here = (off < np.inf) & (block.diagonal > floor)
             if not here.any():
                 break
             gains = np.divide(block.norms, block.diagonal, out=np.zeros(players.size), where=here)
-            played.append(int(np.argmax(np.where(here, gains - off[players], -np.inf))))
+            played.append(int(np.argmax(np.where(here, gains - off, -np.inf))))
         return [int(p) for p in players[played]]
 
     def _end_block_if_due(self) -> None:
