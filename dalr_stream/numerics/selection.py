@@ -102,7 +102,7 @@ def momasp(
         As in `spectral`.
 
     Raises InvalidInputError where widths differ, there are no rows, or an option lies outside its range.
-    Cost: as `spectral`, and d a step; 16 d^2 bytes more.
+    Cost: as `spectral`, and d^2 once (`node`) or d a step (`subset`).
     """
     chosen = parse_choice(Form, form, "form")
     method = Method.MOMASP_NODE if chosen is Form.NODE else Method.MOMASP_SUBSET
