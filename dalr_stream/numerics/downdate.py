@@ -55,16 +55,21 @@ class Downdate:
         now: Vector = before - left @ left[position]
         return now
 
-    def take(self, column: Vector, squared: Vector, position: int, gone: Sequence[int] = ()) -> Vector:
+    def gain(self, position: int) -> float:
+        """||R_:p||^2 / R_pp, which is ||l||^2."""
+        return float(self.norms[position] / self.diagonal[position])
+
+    def take(self, position: int, column: Vector, squared: Vector, gain: float, gone: Sequence[int] = ()) -> Vector:
         """Take the node at `position`; return l. Cost: 2 s multiply-adds a step.
 
-        `column` is R_:p now, and `squared` (R_0 R_0)_:p. Nodes `gone` have no entries left on paper: they are told so.
+        `column` is R_:p now, `squared` (R_0 R_0)_:p, and `gain` ||l||^2 over all nodes, not these alone. Nodes `gone`
+        have no entries left on paper: l and w are told so.
         """
         left, right = self.left[:, : self.steps], self.right[:, : self.steps]
         root = np.sqrt(column[position])
         step: Vector = column / root
         image = (squared - left @ right[position] - right @ left[position]) / root
-        image -= (0.5 * (step @ step)) * step
+        image -= (0.5 * gain) * step
         if gone:
             step[gone] = image[gone] = 0.0
         self.diagonal -= step * step

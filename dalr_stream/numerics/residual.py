@@ -7,7 +7,7 @@ columns of R after every step. `downdate` has them from one column of R and one 
 R itself is brought up to date once in BLOCK steps by one matrix product, and taken nodes are dropped then. A column of
 R R is the whole of R times a vector: d^2 numbers read for as many operations, which is what made selection slow. So
 these columns are made many at a time, by a matrix product again, for the nodes that are likely to be taken next: the
-most promising hundred or so play the coming steps among themselves (`_foreseen`). A wrong guess costs time, nothing
+most promising dozens play the coming steps among themselves (`_foreseen`). A wrong guess costs time, nothing
 else: whoever chooses, chooses by the gains of all nodes, and one nobody foresaw gets its column when it is taken.
 
 The invariant: every gain handed out is right to GAIN_TOLERANCE of the largest. The recurrence cancels when a column
@@ -33,12 +33,15 @@ Mask = NDArray[np.bool_]
 BLOCK = 128
 """Steps between two updates of R: long enough for a matrix product at full speed, short enough to drop rows soon."""
 
-PLAYERS = 128
-"""Nodes that play the coming steps among themselves. At d = 4096 and correlated nodes they were wrong 8 to 16 times a
-block; 256 nodes were wrong 6 to 12 times, and took longer over it."""
-
-AHEAD = 32
+AHEAD = 64
 """Columns of R R made at a time, at most. Reading R costs as much as 40 of them, but not many more are foreseen."""
+
+HOPE = 4
+"""Steps foreseen for each that came true of those foreseen last: few while the guesses are bad, AHEAD once they are
+good. At d = 4096 one reading did for 8 to 20 of the first 128 steps, on the whole for 20 or more."""
+
+PLAYERS = 4
+"""Nodes that play for each step foreseen. Twice as many are wrong a little less often, and take longer over it."""
 
 PART = 1024
 """Nodes in a share of that product; threads do shares at the same time. Borders depend on the number of nodes alone,
@@ -74,7 +77,7 @@ class SchurResidual:
         self.nodes: Indices = np.arange(d)
         self._matrix, self._executor = sigma, executor
         self._factor = np.zeros((d, most), order="F")
-        self._steps = 0
+        self._steps = self._looked_at = 0
         self._start_block(np.einsum("ij,ij->i", sigma, sigma))
         self._floor = EXPLAINED * self.diagonal
         self._rounding = SIGMA_ROUNDING * self.diagonal
@@ -91,7 +94,11 @@ class SchurResidual:
         return self._factor[:, : self._steps]
 
     def gains(self, candidates: Mask) -> Vector:
-        """Share of the trace each candidate would explain; zero at other positions."""
+        """Share of the trace each candidate would explain, as far as it is sure; zero at other positions.
+
+        What may be rounding in R_jj counts against node j. Where all gains are the same on paper, as before the last
+        pick of rank-deficient input, the largest would otherwise belong to a node of which next to nothing is left.
+        """
         gains = self._estimates(candidates)
         doubtful = self._doubtful(candidates, gains)
         if doubtful.size:
@@ -110,7 +117,7 @@ class SchurResidual:
         column = self._block.column(position, self._matrix[position])
         pivot = float(column[position])
         explained = float(column @ column / pivot)
-        step = self._block.take(column, self._squared.pop(position), position, gone=self._taken)
+        step = self._block.take(position, column, self._squared.pop(position), explained, self._taken)
         self._taken.append(position)
         spread = 2.0 * EPSILON * np.sqrt(self._norms_before[position] / pivot)
         self._doubt += spread * np.abs(step) * np.sqrt(self._norms_before)
@@ -124,7 +131,7 @@ class SchurResidual:
 
     def _estimates(self, candidates: Mask) -> Vector:
         gains = np.zeros(self.nodes.size)
-        np.divide(self._block.norms, self.diagonal, out=gains, where=candidates)
+        np.divide(self._block.norms, self.diagonal + self._rounding, out=gains, where=candidates)
         return np.maximum(gains, 0.0, out=gains)
 
     def _doubtful(self, candidates: Mask, gains: Vector) -> Indices:
@@ -154,20 +161,26 @@ class SchurResidual:
             pass
         self._squared.update(zip(ahead, products, strict=True))
 
+    def _reach(self) -> int:
+        """How many steps to foresee."""
+        came, self._looked_at = self._steps - self._looked_at, self._steps
+        return min(HOPE * max(came, 1), AHEAD, BLOCK - self._block.steps)
+
     def _foreseen(self, position: int, scores: Vector) -> list[int]:
-        """Positions in the order in which the PLAYERS of the best scores would be taken, the one at `position` first.
+        """Positions in the order in which the nodes of the best scores would be taken, the one at `position` first.
 
         They play among themselves, so a step costs little; what is taken off their gains stays as it is.
         """
         ranked = np.argsort(-np.where(np.arange(scores.size) == position, np.inf, scores), kind="stable")
-        players = ranked[: min(PLAYERS, np.count_nonzero(scores > -np.inf))]
+        reach = self._reach()
+        players = ranked[: min(PLAYERS * reach, np.count_nonzero(scores > -np.inf))]
         off, floor = (self._estimates(self.open) - scores)[players], self._floor[players]
         rows = self._matrix[players]
         small, squared = rows[:, players], rows @ rows.T
         block, played = self._block.among(players), [0]
-        for _ in range(min(AHEAD, BLOCK - block.steps, self._factor.shape[1] - self._steps) - 1):
+        for _ in range(reach - 1):
             p = played[-1]
-            block.take(block.column(p, small[p]), squared[p], p)
+            block.take(p, block.column(p, small[p]), squared[p], block.gain(p))
             off[p] = np.inf
             here = (off < np.inf) & (block.diagonal > floor)
             if not here.any():

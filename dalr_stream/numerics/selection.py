@@ -65,10 +65,11 @@ def spectral(moments: Moments, *, affine: bool = False, limit: int | None = None
     affine
         Centre Sigma, and restore with an offset.
     limit
-        Stop after so many nodes; by default all d are ordered. A limited selection is the beginning of the full one.
+        Stop after so many nodes; by default all d are ordered. A limited selection is the beginning of the full one,
+        bit for bit.
 
     Raises InvalidInputError for moments of no rows and a limit outside 1..d.
-    Cost: d^2 a step, 4/3 d^3 operations and 16 d^2 bytes in full.
+    Cost: some d^2 a step, 3/2 d^3 operations and 16 d^2 bytes in full.
     """
     return _greedy(moments, Method.SPECTRAL, affine=affine, limit=limit, regulariser=None, notes=())
 
