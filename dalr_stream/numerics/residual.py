@@ -47,6 +47,9 @@ PART = 1024
 """Nodes in a share of that product; threads do shares at the same time. Borders depend on the number of nodes alone,
 and so do the bits."""
 
+ROWS, WAVE = 128, 8
+"""Rows of R brought up to date by one thread, and how many such parts at a time: that many are held twice."""
+
 EXPLAINED = 1e-12
 """A node with R_jj below this share of Sigma_jj explains nothing more. Relative to the node's own Sigma_jj, so the
 scale of a feature does not matter; a few thousand subtractions leave about 1e-14 of rounding there."""
@@ -199,18 +202,21 @@ class SchurResidual:
     def _end_block(self) -> None:
         """Subtract L L' and drop the taken nodes, within the memory of R.
 
-        Some rows at a time this is safe, as no row moves past one still to be read, and it touches no fresh page.
+        Rows are written in order, each after it was read, so that none moves past one still to be read.
         """
         keep = np.delete(np.arange(self.nodes.size), self._taken)
         left = self._block.left[keep, : self._block.steps]
-        matrix = self._matrix.reshape(-1)[: keep.size**2].reshape(keep.size, keep.size)
-        norms = np.empty(keep.size)
-        for first in range(0, keep.size, BLOCK):
-            part = slice(first, first + BLOCK)
+        matrix, norms = self._matrix.reshape(-1)[: keep.size**2].reshape(keep.size, keep.size), np.empty(keep.size)
+
+        def update(part: slice) -> tuple[slice, Matrix, Vector]:
             rows = self._matrix[keep[part]].take(keep, axis=1)
             rows -= left[part] @ left.T
-            matrix[part] = rows
-            norms[part] = np.einsum("ij,ij->i", rows, rows)
+            return part, rows, np.einsum("ij,ij->i", rows, rows)
+
+        parts = [slice(first, first + ROWS) for first in range(0, keep.size, ROWS)]
+        for wave in range(0, len(parts), WAVE):
+            for part, rows, squares in self._executor.map(update, parts[wave : wave + WAVE]):
+                matrix[part], norms[part] = rows, squares
         self._matrix = matrix
         self.nodes, self.open = self.nodes[keep], self.open[keep]
         self._floor, self._rounding = self._floor[keep], self._rounding[keep]
