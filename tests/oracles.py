@@ -112,6 +112,17 @@ def unexplained(x, subset, node):
     return np.sum((x[node] - x[node] @ basis.T @ basis) ** 2) / own
 
 
+def every_gain(x, subset):
+    """What each node would add to the retention of the subset: ||R_:j||^2 / R_jj, R from what the rows have left."""
+    basis = row_space(x, subset) if len(subset) else np.zeros((0, x.shape[1]))
+    left = x - (x @ basis.T) @ basis
+    left -= (left @ basis.T) @ basis
+    own = np.sum(left**2, axis=1)
+    own[list(subset)] = 0.0
+    news = own > PINV_CUTOFF * np.sum(x**2, axis=1)
+    return np.where(news, np.sum((left @ left.T) ** 2, axis=1) / np.where(news, own, 1.0), 0.0) / np.sum(x**2)
+
+
 def information_retention_by_pinv(sigma, subset):
     """Eq. 2 as printed, for a regular Sigma."""
     subset = list(subset)

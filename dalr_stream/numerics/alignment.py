@@ -29,6 +29,10 @@ grows as C_t,jj^(-1/2), so that one at the border counts about 30 times; a unit 
 samples falls below it."""
 
 
+RUN_ROWS = 32
+"""Rows of E made at a time: they stay in cache at a few thousand nodes."""
+
+
 class Form(StrEnum):
     """Eq. 4, a node alone, or Eq. 3, the subset it would join."""
 
@@ -48,12 +52,14 @@ class Penalty(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Discrepancy:
-    """delta, and E = S o (C_s - C_t) as its two factors: E_ij = scale_i difference_ij scale_j."""
+    """delta, and E = S o (C_s - C_t), E_ij = scale_i (C_s - C_t)_ij scale_j, of which rows are made when asked for.
 
-    mean_gap: Vector
-    """(d,): mean_s - mean_t."""
-    difference: Matrix
-    """(d, d): C_s - C_t."""
+    `centered` takes C about the mean; otherwise C is E[phi phi'], as the paper's Sigma is.
+    """
+
+    target: Moments
+    source: Moments
+    centered: bool
     scale: Vector
     """(d,): C_t,jj^(-1/4) of live nodes, 0 of others."""
     live: NDArray[np.bool_]
@@ -61,22 +67,40 @@ class Discrepancy:
 
     @classmethod
     def of(cls, target: Moments, source: Moments, *, centered: bool) -> Discrepancy:
-        """Compare two domains. Cost: d^2, and 2 d^2 doubles.
-
-        `centered` takes C about the mean; otherwise C is E[phi phi'], as the paper's Sigma is.
-        """
-        c_t = target.covariance if centered else target.second_moment
-        live = live_nodes(np.diagonal(c_t))
+        """Compare two domains."""
+        variance = _own(target, centered=centered)
+        live = live_nodes(variance)
         scale = np.zeros(live.size)
-        scale[live] = np.diagonal(c_t)[live] ** -0.25
-        difference = source.covariance if centered else source.second_moment
-        difference -= c_t
-        return cls(source.mean - target.mean, difference, scale, live)
+        scale[live] = variance[live] ** -0.25
+        return cls(target, source, centered, scale, live)
+
+    @property
+    def mean_gap(self) -> Vector:
+        """(d,): mean_s - mean_t."""
+        return self.source.mean - self.target.mean
+
+    @property
+    def diagonal(self) -> Vector:
+        """E_jj (d,)."""
+        gap = _own(self.source, centered=self.centered) - _own(self.target, centered=self.centered)
+        return self.scale**2 * gap
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        """Rows `start` to `stop` of E. Cost: d a row."""
+        rows = self.source.scatter[start:stop] / self.source.count
+        rows -= self.target.scatter[start:stop] / self.target.count
+        if not self.centered:
+            for moments, sign in ((self.source, 1.0), (self.target, -1.0)):
+                rows += np.outer(sign * moments.mean[start:stop], moments.mean)
+        rows *= self.scale
+        rows *= self.scale[start:stop, None]
+        return rows
 
     def row_norms(self) -> Vector:
         """||E_j,F|| (d,); 0 for nodes that are not live. Cost: d^2."""
-        squares = np.einsum("ij,ij,j->i", self.difference, self.difference, self.scale**2)
-        norms: Vector = self.scale * np.sqrt(squares)
+        d = self.scale.size
+        runs = (self.rows(start, min(start + RUN_ROWS, d)) for start in range(0, d, RUN_ROWS))
+        norms: Vector = np.sqrt(np.concatenate([np.einsum("ij,ij->i", run, run) for run in runs]))
         return norms
 
 
@@ -99,9 +123,9 @@ class SubsetPenalty:
 
     def __init__(self, found: Discrepancy) -> None:
         self._gaps = found.mean_gap**2
-        self._difference, self._scale = found.difference, found.scale
-        self._own = (found.scale**2 * np.diagonal(found.difference)) ** 2
-        self._cross = np.zeros(found.scale.size)
+        self._found = found
+        self._own = found.diagonal**2
+        self._cross = np.zeros_like(self._own)
         self._gap_of_subset = 0.0
         self._norm_of_subset = 0.0
 
@@ -115,7 +139,12 @@ class SubsetPenalty:
         """Add `node` to J."""
         self._gap_of_subset += float(self._gaps[node])
         self._norm_of_subset += float(2.0 * self._cross[node] + self._own[node])
-        self._cross += (self._difference[node] * self._scale * self._scale[node]) ** 2
+        self._cross += self._found.rows(node, node + 1)[0] ** 2
+
+
+def _own(moments: Moments, *, centered: bool) -> Vector:
+    """C_jj (d,)."""
+    return moments.variance if centered else moments.variance + moments.mean**2
 
 
 def live_nodes(variance: Vector) -> NDArray[np.bool_]:
@@ -127,6 +156,6 @@ def live_nodes(variance: Vector) -> NDArray[np.bool_]:
 
 
 def penalty(target: Moments, source: Moments, *, form: Form, centered: bool) -> tuple[Penalty, NDArray[np.bool_]]:
-    """Return the regulariser and which nodes are live; see `Discrepancy.of` for `centered` and the cost."""
+    """Return the regulariser and which nodes are live; see `Discrepancy` for `centered`."""
     found = Discrepancy.of(target, source, centered=centered)
     return (NodePenalty(found) if form is Form.NODE else SubsetPenalty(found)), found.live

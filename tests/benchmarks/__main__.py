@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import accumulating
 import capturing
 import remembering
+import selecting
 from rich.console import Console
 from rich.table import Table
 from timing import Row
@@ -60,6 +61,16 @@ def _memory(quick: bool) -> Table:
             f"{held.planned / held.measured:.2f}",
         )
     return table
+
+
+@section("select", "greedy orders of 4,096 nodes, bars in seconds; the formula as written at d = 128")
+def _select(quick: bool) -> Table:
+    return ratios(
+        [
+            *selecting.orders(*((64, 8, 1) if quick else (4096, 128, 3))),
+            *selecting.as_written(*((12, 1) if quick else (128, 1))),
+        ]
+    )
 
 
 def ratios(rows: Sequence[Row]) -> Table:

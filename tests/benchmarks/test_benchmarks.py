@@ -15,7 +15,13 @@ def run(*arguments):
 def test_every_section_prints_its_table():
     done = run("--quick")
     assert done.returncode == 0, done.stderr
-    for words in ("dsyrk in memory", "sklearn IncrementalPCA", "forward + dsyrk", "planned / measured"):
+    for words in (
+        "dsyrk in memory",
+        "sklearn IncrementalPCA",
+        "forward + dsyrk",
+        "planned / measured",
+        "MoMaSP subset, first 8",
+    ):
         assert words in done.stdout
 
 

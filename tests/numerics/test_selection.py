@@ -1,11 +1,14 @@
 """Laws of the selections, against twins that form every pseudo-inverse for every candidate."""
 
+import os
+
 import numpy as np
 import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import make_rows, row_blocks, two_domains
+from threadpoolctl import threadpool_limits
 
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.numerics import residual
@@ -196,12 +199,12 @@ def test_duplicates_tie_and_the_lowest_wins():
     assert s.order[5:].tolist() == [3, 4, 5]
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.01, 0.1])
-def test_blocks_do_not_show(monkeypatch, decay):
+@pytest.mark.parametrize(("decay", "mean"), [(0.0, 0.0), (0.01, 0.0), (0.1, 0.0), (0.0, 1e4), (0.01, 300.0)])
+def test_blocks_do_not_show(monkeypatch, decay, mean):
     """d = 300 over block borders, with the norms recomputed at every step instead: the same order."""
     rng = np.random.default_rng(7)
     d = 300
-    rows = (rng.normal(size=(900, d)) * np.exp(-decay * np.arange(d))) @ rng.normal(size=(d, d))
+    rows = (rng.normal(size=(900, d)) * np.exp(-decay * np.arange(d))) @ rng.normal(size=(d, d)) + mean
     moments = Moments.of(rows)
     blocked = spectral(moments)
     monkeypatch.setattr(residual, "BLOCK", 1)
@@ -225,6 +228,53 @@ def test_rank_deficient_input_is_stable_to_the_last_pick(rank):
     assert np.abs(gap).max() < 1e-6
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("rank", [40, 130, 250])
+def test_each_pick_of_rank_deficient_input_is_the_best_there_is(rank, affine):
+    """Against what the rows have left, at d = 500: to the last pick, where all gains are the same on paper."""
+    rng = np.random.default_rng(rank)
+    rows = np.maximum(rng.normal(size=(rank, 500)) + rng.normal(size=(rank, 1)), 0.0) * 10.0 ** rng.uniform(-2, 2, 500)
+    x, s = nodes_of(rows, affine=affine), spectral(Moments.of(rows), affine=affine)
+    assert s.diagnostics.numerical_rank == rank - affine
+    for k in (0, 1, 2, rank // 2, rank - 10, rank - 3, rank - 2, rank - 1 - affine):
+        gains = oracles.every_gain(x, s.order[:k])
+        assert gains[s.order[k]] >= gains.max() * (1.0 - 1e-9)
+        before = s.retention[k - 1] if k else 0.0
+        assert s.retention[k] - before == pytest.approx(gains[s.order[k]], rel=1e-6)
+
+
+def test_the_last_pick_of_rank_deficient_input_has_something_left():
+    """All gains tie on paper. The largest in floating point was that of a node at 1e-9 of its own moment."""
+    for seed in range(5):
+        rows = np.random.default_rng(seed).normal(size=(50, 1000))
+        s = spectral(Moments.of(rows))
+        last = s.order[49]
+        assert s.factor[last, 49] ** 2 > 1e-4 * np.mean(rows[:, last] ** 2)
+
+
+@pytest.mark.parametrize("kind", ["relu", "rank_deficient", "scales"])
+def test_foresight_changes_the_time_and_not_the_choice(monkeypatch, kind):
+    moments, other = (Moments.of(make_rows(kind, 700, 260, seed)) for seed in (14, 15))
+    runs = [lambda: spectral(moments), lambda: momasp(moments, other), lambda: momasp(moments, other, form="subset")]
+    foreseen = [run() for run in runs]
+    monkeypatch.setattr(residual, "AHEAD", 1)
+    for with_it, without in zip(foreseen, [run() for run in runs], strict=True):
+        assert (with_it.order == without.order).all()
+        np.testing.assert_allclose(with_it.retention, without.retention, atol=1e-12)
+
+
+@pytest.mark.parametrize("blas_threads", [1, 2])
+def test_the_bits_do_not_depend_on_threads(monkeypatch, blas_threads):
+    moments = Moments.of(make_rows("relu", 500, 333, 16))
+    monkeypatch.setattr(residual, "PART", 64)
+    several = spectral(moments)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    with threadpool_limits(limits=blas_threads, user_api="blas"):
+        alone = spectral(moments)
+    assert (alone.order == several.order).all()
+    assert np.array_equal(alone.factor, several.factor)
+
+
 def test_rounding_spread_by_a_small_pivot_is_not_taken_for_news():
     """Rank 2, two nodes almost parallel: what is left stood at 3e-12 of its Sigma_jj, above a fixed tolerance."""
     s = spectral(Moments.of(make_rows("scales", 3, 4, 3)), affine=True)
@@ -245,6 +295,7 @@ def test_limit_is_the_beginning():
     moments = Moments.of(make_rows("relu", 500, 200, 9))
     full, first = spectral(moments), spectral(moments, limit=150)
     assert (first.order == full.order[:150]).all()
+    assert np.array_equal(first.factor, full.factor[:, :150])
     np.testing.assert_allclose(first.retention, full.retention[:150], atol=1e-13)
     np.testing.assert_allclose(first.at_size(100).restore, full.at_size(100).restore, atol=1e-12)
     with pytest.raises(RankError, match=r"layer 'fc6': number of kept nodes must lie in 1\.\.150, got 151"):
