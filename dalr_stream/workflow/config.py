@@ -92,6 +92,8 @@ class CaptureSection(_Section):
     """At most so many rows of each sample in each layer, chosen by `run.seed` among those that count."""
     memory_limit: str | None = None
     """What folding may hold, e.g. `8GiB`: more passes where it is short, refused where it cannot be kept."""
+    shards: Positive = 1
+    """Keep the target's training samples, dealt at random, as so many records: what error bars are computed from."""
     precision: Precision = Precision.DOUBLE
     """Of products: `single` is the fast mode, float32 products and float64 sums."""
     device: str | None = Field(default=None, pattern=r"^(cpu|cuda(:\d+)?)$")

@@ -120,7 +120,7 @@ class Project:
                 self.network,
                 loaders,
                 self.watched,
-                max((self.folding(domain) for domain in loaders), key=lambda folding: folding.holdout.share),
+                max((self.folding(name) for name in loaders), key=lambda one: (one.shards, one.holdout.share)),
                 rows=self.rows,
                 direct=self.config.capture.direct,
             )
@@ -157,6 +157,7 @@ class Project:
             section.memory_limit_bytes,
             precision=section.precision,
             device=section.device,
+            shards=self.prints.shards(domain),
         )
 
     @contextmanager
