@@ -208,7 +208,7 @@ def _sines_squared(whole: LowRankFactors, other: LowRankFactors) -> Vector:
     """(K + 1,): sum of squared sines of the principal angles between the two first k columns: k - ||U_k' V_k||^2."""
     cosines = (whole.basis.T @ other.basis) ** 2
     within = np.concatenate([[0.0], np.diagonal(cosines.cumsum(axis=0).cumsum(axis=1))])
-    return np.maximum(np.arange(within.size) - within, 0.0)
+    return np.asarray(np.maximum(np.arange(within.size) - within, 0.0))
 
 
 def _places(selection: ChannelSelection) -> NDArray[np.int64]:

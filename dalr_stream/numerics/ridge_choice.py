@@ -39,6 +39,11 @@ class RidgeChoice:
     """Which rows, and at which ranks."""
 
     @property
+    def sweep(self) -> tuple[tuple[float, float], ...]:
+        """Ridges and errors, pair by pair: how `Diagnostics` keeps them."""
+        return tuple(zip(self.grid, self.errors, strict=True))
+
+    @property
     def note(self) -> str:
         """The choice in words."""
         edge = {self.grid[0]: "the smallest tried", self.grid[-1]: "the largest tried"}.get(self.ridge.value)
@@ -48,7 +53,7 @@ class RidgeChoice:
         )
 
 
-def choose_ridge(  # moments, and by what they are judged
+def choose_ridge(
     solve: Solve,
     training: Moments | None = None,
     *,

@@ -45,6 +45,7 @@ class Project:
         self.weights = self.output / "network.safetensors"
         self.compressed = self.output / "compressed"
         self.evaluation = self.output / "evaluation.json"
+        self.stability = self.output / "stability.json"
         self.report_folder = self.output / "report"
         self.prints = Fingerprints(config, folder)
 
@@ -196,5 +197,6 @@ class Project:
             "report": self.report_folder / "report.html",
         }
         if verb == "solve":
-            return [solution_path(self.store, *pair) for pair in self.wanted(SolvedStore.open(self.store))]
+            wanted = self.wanted(SolvedStore.open(self.store))
+            return [self.stability, *(solution_path(self.store, *pair) for pair in wanted)]
         return [places[verb]]
