@@ -38,7 +38,7 @@ class RidgeFrom(StrEnum):
 
 def _ridge(value: Any) -> float | RidgeFrom:
     """Return a ridge, or what chooses it; one validator for both, so that a wrong value is one message."""
-    if value in set(RidgeFrom):
+    if value in list(RidgeFrom):
         return RidgeFrom(value)
     try:
         number = float(value)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.lowrank import Ridge
+from dalr_stream.numerics.lowrank import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.ridge_choice import RidgeChoice, choose_ridge
 from dalr_stream.numerics.solution import LowRankFactors
 from dalr_stream.workflow.config import RidgeFrom, SolveSection
 from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.solve import LayerProblem, solve_low_rank
+from dalr_stream.workflow.solve import LayerProblem, solve_again, solve_low_rank
 
 WITHOUT_RIDGE = (Method.SVD, Method.SVD_BC)
 HELDOUT_CHOSE = (
@@ -31,7 +31,7 @@ def solve_as_asked(
     """
     rule = section.ridge_rule
     if isinstance(rule, Ridge) or method in WITHOUT_RIDGE:
-        return solve_low_rank(problem, method, *([rule] if isinstance(rule, Ridge) else []))
+        return solve_low_rank(problem, method, rule if isinstance(rule, Ridge) else DEFAULT_RIDGE)
     choice = _choice(store, section, layer, problem, method)
     factors = solve_low_rank(problem, method, choice.ridge)
     said = (choice.note, HELDOUT_CHOSE) if rule is RidgeFrom.HELDOUT else (choice.note,)
@@ -44,7 +44,7 @@ def _choice(
     store: SolvedStore, section: SolveSection, layer: str, problem: LayerProblem, method: Method
 ) -> RidgeChoice:
     def solve(moments: Moments, ridge: Ridge) -> LowRankFactors:
-        return solve_low_rank(dataclasses.replace(problem, inputs=moments), method, ridge)
+        return solve_again(problem, method, moments, ridge)
 
     if section.ridge is RidgeFrom.HELDOUT:
         heldout = store.heldout(section.target, section.heldout, layer)

@@ -28,7 +28,7 @@ from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import write_file
 from dalr_stream.workflow.config import RidgeFrom, SolveSection
 from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.solve import LayerProblem, solve_low_rank, solve_selection
+from dalr_stream.workflow.solve import LayerProblem, solve_again, solve_selection
 
 SELECTIONS = (Method.MOMASP_NODE, Method.SPECTRAL, Method.MOMASP_SUBSET)
 
@@ -49,7 +49,7 @@ def layer_stability(
     ridge = Ridge.relative(chosen or 0.0) if isinstance(rule, RidgeFrom) else rule
 
     def solve(moments: Moments) -> LowRankFactors:
-        return solve_low_rank(dataclasses.replace(problem, inputs=moments), speaker, ridge)
+        return solve_again(problem, speaker, moments, ridge)
 
     found = jackknife_low_rank(shards, solve, store.heldout(section.target, section.heldout, layer))
     judged = sufficiency(found, max(store.shape(layer).break_even_rank, 1))
