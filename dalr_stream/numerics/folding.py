@@ -137,6 +137,24 @@ class FoldState:
         scatter = np.zeros((d - strip.first, d))
         return cls(0, 0, np.zeros(d), scatter, -nothing, nothing, np.zeros(d, np.int64))
 
+    def __add__(self, other: FoldState) -> FoldState:
+        """Both sets of rows together, of the same strip: to the bit what `Moments.__add__` gives there."""
+        if self.count == 0 or other.count == 0:
+            return self if other.count == 0 else other
+        n = self.count + other.count
+        delta = self.mean - other.mean
+        scatter = self.scatter + other.scatter
+        scatter += (self.count * other.count / n) * np.outer(delta[-len(scatter) :], delta)
+        return FoldState(
+            n,
+            self.samples + other.samples,
+            pooled_mean(self.count, self.mean, other.count, other.mean),
+            scatter,
+            np.maximum(self.maximum, other.maximum),
+            np.minimum(self.minimum, other.minimum),
+            self.nonzero + other.nonzero,
+        )
+
     def moments(self) -> Moments:
         """Return the moments; the state's memory becomes theirs, so nothing is copied and the fold must end."""
         if self.scatter.shape[0] != self.mean.size:
@@ -310,7 +328,7 @@ class LaneFold:
         return self.state().moments()
 
 
-Addable = TypeVar("Addable", Moments, SplitMoments)
+Addable = TypeVar("Addable", Moments, SplitMoments, FoldState)
 
 
 def merge_all(records: Iterable[Addable]) -> Addable:

@@ -64,6 +64,8 @@ class LayerCost:
     """Of the rank-k updates, the dominant cost of accumulation: rows d^2 / 2."""
     hands: int = 1
     """Parts of the rows folded in turn: each shard and the held-out rows, where shards are kept."""
+    sum_strips: tuple[Strip, ...] = ()
+    """How the matrix is cut when shards are added up."""
 
     @property
     def passes(self) -> int:
@@ -176,6 +178,8 @@ def _cost(load: LayerLoad, domains: int, threads: int, kept: _Kept, memory_limit
     d, parts = load.features, kept.at_once
     cut = _strips(load, parts, threads, memory_limit_bytes)
     folding = max(_store_bytes(load, strip, parts, threads) for strip in cut)
+    summed = _sum_strips(d, kept, memory_limit_bytes)
+    summing = kept.summing * _FLOAT64 * max(strip.cells for strip in summed)
     directly = lane_count(d) * parts * kept.hands
     return LayerCost(
         name=load.name,
@@ -184,11 +188,19 @@ def _cost(load: LayerLoad, domains: int, threads: int, kept: _Kept, memory_limit
         disk_bytes=load.rows * d * load.itemsize,
         moments_bytes=_FLOAT64 * d * d * kept.records * domains,
         strips=cut,
-        store_bytes=max(folding, kept.summing * _FLOAT64 * d * d),
+        store_bytes=max(folding, summing),
         direct_bytes=(directly + kept.summing) * _FLOAT64 * d * d + _tile_bytes(load),
         multiply_adds=load.rows * d * d // 2,
         hands=kept.hands,
+        sum_strips=summed,
     )
+
+
+def _sum_strips(features: int, kept: _Kept, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+    """Cut a matrix so that the sum of its shards fits, as far as one block of rows does."""
+    if memory_limit_bytes is None or kept.summing * _FLOAT64 * features**2 <= memory_limit_bytes:
+        return (Strip(0, features),)
+    return strips(features, memory_limit_bytes // (_FLOAT64 * kept.summing))
 
 
 def _store_bytes(load: LayerLoad, strip: Strip, parts: int, threads: int) -> int:

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from dalr_stream.numerics.folding import FoldRule, SplitMoments, Strip, merge_all
+from dalr_stream.numerics.folding import FoldRule, LaneState, SplitMoments, Strip, merge_all
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.archive import dealt_parts, load_moments, moments_path, provenance_of, save_moments
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.schema import HELDOUT, TRAINING
-from dalr_stream.storage.strips import save_strips
+from dalr_stream.storage.strips import load_strip, save_strips
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import Folding, Watch, accumulate_layer, accumulate_strips
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.streaming.plan import LayerLoad, plan
+from dalr_stream.streaming.plan import LayerCost, LayerLoad, plan
 from dalr_stream.workflow.progress import Progress
 
 
@@ -59,7 +59,8 @@ class LayerFold:
 
     def run(self) -> None:
         """Fold the layer and keep its records; raises MemoryLimitError where nothing fits."""
-        task, cut = self.task, self._strips()
+        task, cost = self.task, self._cost()
+        cut = (Strip(0, task.rule.features),) if cost is None else cost.strips
         if len(cut) > 1:
             said = f"{len(cut)} passes over the rows, to stay within the limit"
             self.progress.note(f"'{task.layer}' on '{task.domain}': {said}")
@@ -68,10 +69,11 @@ class LayerFold:
             self._fold(task, cut, {part: self._path(part) for part in (HELDOUT, TRAINING)})
         else:
             self._deal(cut)
+            self._add_up((Strip(0, task.rule.features),) if cost is None else cost.sum_strips)
         self.unfinished.drop()
 
     def _deal(self, cut: Sequence[Strip]) -> None:
-        """Fold the shards and the held-out rows, one after the other, and add the shards up."""
+        """Fold the shards and the held-out rows, one after the other."""
         rule, provenance = self.task.rule, self.unfinished.made_from
         dealt = dealt_parts(rule.shards)
         for hand, part in zip(rule.hands, (*dealt, HELDOUT), strict=False):  # no hand of held-out rows where none are
@@ -81,8 +83,16 @@ class LayerFold:
                 self.unfinished.drop()
         if not rule.holdout.share:
             save_moments(self._path(HELDOUT), Moments.empty(rule.features), provenance)
-        total = merge_all(load_moments(self._path(part)) for part in dealt)
-        save_moments(self._path(TRAINING), total, provenance)
+
+    def _add_up(self, cut: Sequence[Strip]) -> None:
+        """Write the sum of the shards, a strip at a time where the whole does not fit: the bits are the same."""
+        task, provenance, path = self.task, self.unfinished.made_from, self._path(TRAINING)
+        shards = [self._path(part) for part in dealt_parts(task.rule.shards)]
+        if len(cut) == 1:
+            save_moments(path, merge_all(load_moments(shard) for shard in shards), provenance)
+            return
+        sums = (LaneState(merge_all(load_strip(shard, strip) for shard in shards), None) for strip in cut)
+        save_strips({TRAINING: path}, task.rule.features, sums, provenance)
 
     def _fold(self, task: LaneTask, cut: Sequence[Strip], paths: Mapping[str, Path]) -> None:
         """Fold what `task` names and keep it in `paths`."""
@@ -100,11 +110,11 @@ class LayerFold:
                 for part, path in paths.items():
                     save_moments(path, getattr(split, part), provenance)
 
-    def _strips(self) -> tuple[Strip, ...]:
-        """Cut the matrix so that it fits; raises MemoryLimitError where nothing does."""
+    def _cost(self) -> LayerCost | None:
+        """Return how the matrix is cut, None for a cluster; raises MemoryLimitError where nothing fits."""
         folding, rows = self.folding, self.store.rows(self.task.domain, self.task.layer)
         if isinstance(folding.workers, Cluster):
-            return (Strip(0, rows.features),)
+            return None
         cost = plan(
             [LayerLoad(self.task.layer, rows.features, rows.rows, itemsize=np.dtype(rows.dtype).itemsize)],
             threads=folding.threads.workers,
@@ -113,7 +123,7 @@ class LayerFold:
             memory_limit_bytes=folding.memory_limit_bytes,
         )
         cost.require()
-        return cost.layers[0].strips
+        return cost.layers[0]
 
     def _path(self, part: str) -> Path:
         return moments_path(self.task.root, self.task.domain, self.task.layer, part)

@@ -62,9 +62,17 @@ def test_shards_cost_records_and_passes_and_directly_memory(width, share):
     assert dealt.layers[0].multiply_adds == bare.layers[0].multiply_adds
 
 
-def test_shards_that_do_not_fit_are_refused_with_what_fits():
+def test_shards_are_added_in_strips_where_they_do_not_fit_and_refused_where_not_even_those_do():
     layers = [LayerLoad("fc6", 4096, 1000)]
-    refused = plan(layers, threads=2, heldout_share=0.1, shards=8, memory_limit_bytes=600 * MIB)
+    whole, cut, refused = (
+        plan(layers, threads=2, heldout_share=0.1, shards=8, memory_limit_bytes=limit * MIB)
+        for limit in (1000, 400, 100)
+    )
+    assert len(whole.layers[0].sum_strips) == 1
+    assert len(cut.layers[0].sum_strips) > 1
+    assert max(strip.cells for strip in cut.layers[0].sum_strips) * 8 * 7 <= 400 * MIB
+    for fits in (whole, cut):
+        fits.require()
     with pytest.raises(MemoryLimitError, match=r"layer 'fc6': .* keep no shards \([0-9,]+ MiB uncut\)"):
         refused.require()
 

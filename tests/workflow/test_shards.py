@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError
 from dalr_stream.numerics import tiling
-from dalr_stream.numerics.folding import merge_all
+from dalr_stream.numerics.folding import LaneState, Strip, merge_all
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.storage.activations import ActivationStore
-from dalr_stream.storage.archive import delete_activations
+from dalr_stream.storage.archive import delete_activations, load_moments
+from dalr_stream.storage.strips import load_strip, save_strips
 from dalr_stream.streaming.lanes import Pace
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Lines
@@ -162,6 +164,35 @@ def test_a_direct_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, model, la
         ds.accumulate_into(*arguments, domain="target", folding=DEALT, progress=Counting(reports))
     assert_same(ds.accumulate_into(*arguments, domain="target", folding=DEALT), expected)
     assert verify_store(tmp_path / "direct").findings == ()
+
+
+@pytest.mark.parametrize("heights", [(7,), (1, 8, 16, 23)])
+def test_strips_of_the_shards_add_up_to_the_same_bits(store, expected, tmp_path, heights):
+    """The sum where the whole does not fit: the same tree, a few rows of the matrix at a time."""
+    ds.accumulate(store, domain="target", folding=DEALT)
+    shards = [store / f"moments/target/2/shard-{number}" for number in range(K)]
+    edges = [0, *heights, WIDTH]
+    cut = [Strip(first, stop) for first, stop in pairwise(edges)]
+    sums = (LaneState(merge_all(load_strip(shard, strip) for shard in shards), None) for strip in cut)
+    save_strips({"training": tmp_path / "sum"}, WIDTH, sums, {})
+    assert load_moments(tmp_path / "sum").same_bits(expected["2"])
+
+
+def test_a_wide_layer_under_a_limit_is_dealt_in_strips_to_the_same_bits(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wide = nn.Sequential(nn.Linear(8, 2100), nn.ReLU(), nn.Linear(2100, 3)).eval()
+    layers = ds.select_layers(wide, ["2"])
+    ds.capture(wide, batches()[:5], layers, tmp_path / "wide", domain="target")
+    tight = dataclasses.replace(DEALT, shards=2, memory_limit_bytes=119 * 2**20)
+    stop, again = Counting(5), Counting(0)
+    with pytest.raises(StoppedError):
+        ds.accumulate(tmp_path / "wide", domain="target", folding=tight, progress=stop)
+    found = ds.accumulate(tmp_path / "wide", domain="target", folding=tight, progress=again)
+    twin = ds.accumulate_stream(wide, batches()[:5], layers, folding=dataclasses.replace(DEALT, shards=2))
+    assert found["2"].same_bits(twin["2"])
+    assert all(one.same_bits(two) for one, two in zip(found.shards["2"], twin.shards["2"], strict=True))
+    assert found.heldout["2"].same_bits(twin.heldout["2"])
 
 
 def test_another_number_of_shards_is_another_rule(store, expected):
