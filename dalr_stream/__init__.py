@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from dalr_stream.network.surgery import compress as compress
     from dalr_stream.numerics.cross import CrossMoments as CrossMoments
     from dalr_stream.numerics.holdout import HoldoutRule as HoldoutRule
+    from dalr_stream.numerics.jackknife import jackknife_low_rank as jackknife_low_rank
+    from dalr_stream.numerics.jackknife import jackknife_selection as jackknife_selection
     from dalr_stream.numerics.lowrank import Ridge as Ridge
     from dalr_stream.numerics.lowrank import Variant as Variant
     from dalr_stream.numerics.lowrank import dalr as dalr
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.methods import Method as Method
     from dalr_stream.numerics.moments import Moments as Moments
     from dalr_stream.numerics.precision import Precision as Precision
+    from dalr_stream.numerics.ridge_choice import choose_ridge as choose_ridge
     from dalr_stream.numerics.selection import Form as Form
     from dalr_stream.numerics.selection import by_max as by_max
     from dalr_stream.numerics.selection import by_mean as by_mean
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.sides import Side as Side
     from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
+    from dalr_stream.numerics.sufficiency import sufficiency as sufficiency
     from dalr_stream.storage.activations import ActivationStore as ActivationStore
     from dalr_stream.streaming.accumulate import Folding as Folding
     from dalr_stream.streaming.accumulate import Threads as Threads
@@ -88,9 +92,12 @@ _HOME_OF = {
     "by_max": "numerics.selection",
     "by_mean": "numerics.selection",
     "capture": "workflow.capture",
+    "choose_ridge": "numerics.ridge_choice",
     "compress": "network.surgery",
     "dalr": "numerics.lowrank",
     "diff": "numerics.shift",
+    "jackknife_low_rank": "numerics.jackknife",
+    "jackknife_selection": "numerics.jackknife",
     "load": "network.checkpoint",
     "merge": "workflow.merge",
     "momasp": "numerics.selection",
@@ -98,6 +105,7 @@ _HOME_OF = {
     "save": "network.checkpoint",
     "select_layers": "network.layers",
     "spectral": "numerics.selection",
+    "sufficiency": "numerics.sufficiency",
     "truncated_svd": "numerics.lowrank",
     "weights_of": "network.layers",
 }
@@ -130,9 +138,12 @@ __all__ = [
     "by_max",
     "by_mean",
     "capture",
+    "choose_ridge",
     "compress",
     "dalr",
     "diff",
+    "jackknife_low_rank",
+    "jackknife_selection",
     "load",
     "merge",
     "momasp",
@@ -140,6 +151,7 @@ __all__ = [
     "save",
     "select_layers",
     "spectral",
+    "sufficiency",
     "truncated_svd",
     "weights_of",
 ]

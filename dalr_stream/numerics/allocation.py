@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.curves import lost_energy
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors, SelectedNodes
@@ -93,16 +94,6 @@ def selection_layer(
     """Return a layer of `shape` at every number of nodes that its selection can keep."""
     kept = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
     return _sized(name, shape, Family.SELECTION, kept, 1.0 - selection.retention[kept - 1], reads, positions)
-
-
-def lost_energy(factors: LowRankFactors, moments: Moments) -> Vector:
-    """(K + 1,): ||Y - Yhat||^2 / tr(Z Z') at ranks 0..K on the rows of `moments`; zeros where the outputs are.
-
-    Errors below their resolution may be negative: they count as none. Cost: 6 m d^2 operations.
-    """
-    energy = float(np.vdot(factors.weight @ moments.gram, factors.weight))
-    errors = np.maximum(factors.errors(moments), 0.0)
-    return errors / energy if energy > 0 else np.zeros(errors.size)
 
 
 def lost_nodes(selected: SelectedNodes, moments: Moments) -> float:

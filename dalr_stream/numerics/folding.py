@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,12 @@ class FoldRule:
     precision: Precision = Precision.DOUBLE
     engine: str = NUMPY
     """What takes the products: numpy's BLAS, or another library on a kind of device, which rounds in its own way."""
+    shards: int = 1
+    """Records that the training samples are dealt to, by `HoldoutRule.deal`; the training record is their sum."""
+
+    def __post_init__(self) -> None:
+        if self.shards < 1:
+            raise InvalidInputError(f"shards must be 1 (none are kept) or more, got {self.shards}")
 
     @property
     def tile_rows(self) -> int:
@@ -60,8 +66,13 @@ class FoldRule:
 
     @property
     def parts(self) -> int:
-        """Records a lane folds: training, and held-out where some share is kept apart."""
-        return 2 if self.holdout.share else 1
+        """Records a lane folds: training, and held-out where some share is kept apart; one where shards are dealt."""
+        return 2 if self.holdout.share and self.shards == 1 else 1
+
+    @property
+    def hands(self) -> tuple[int | None, ...]:
+        """What is folded by lanes of its own: each shard and, last, the held-out samples; or all at once (None)."""
+        return (None,) if self.shards == 1 else tuple(range(self.shards + bool(self.holdout.share)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,8 @@ class SplitMoments:
 
     training: Moments
     heldout: Moments
+    shards: tuple[Moments, ...] = ()
+    """What `training` is the sum of, where that was asked for; a sum with other moments keeps none."""
 
     def __add__(self, other: SplitMoments) -> SplitMoments:
         """Add part by part."""
@@ -123,6 +136,24 @@ class FoldState:
         nothing = np.full(d, np.inf)
         scatter = np.zeros((d - strip.first, d))
         return cls(0, 0, np.zeros(d), scatter, -nothing, nothing, np.zeros(d, np.int64))
+
+    def __add__(self, other: FoldState) -> FoldState:
+        """Both sets of rows together, of the same strip: to the bit what `Moments.__add__` gives there."""
+        if self.count == 0 or other.count == 0:
+            return self if other.count == 0 else other
+        n = self.count + other.count
+        delta = self.mean - other.mean
+        scatter = self.scatter + other.scatter
+        scatter += (self.count * other.count / n) * np.outer(delta[-len(scatter) :], delta)
+        return FoldState(
+            n,
+            self.samples + other.samples,
+            pooled_mean(self.count, self.mean, other.count, other.mean),
+            scatter,
+            np.maximum(self.maximum, other.maximum),
+            np.minimum(self.minimum, other.minimum),
+            self.nonzero + other.nonzero,
+        )
 
     def moments(self) -> Moments:
         """Return the moments; the state's memory becomes theirs, so nothing is copied and the fold must end."""
@@ -252,7 +283,7 @@ class LaneState:
 
 
 class LaneFold:
-    """One lane: its tiles in ascending order, split into training and held-out rows."""
+    """One lane: its tiles in ascending order, split into training and held-out rows; or those of one hand alone."""
 
     def __init__(
         self,
@@ -262,15 +293,25 @@ class LaneFold:
         state: LaneState | None = None,
         workspace: Workspace | None = None,
         new_fold: NewFold = CpuFold,
+        hand: int | None = None,
     ) -> None:
-        """`state` is where an earlier fold of the same lane stopped; lanes of one thread may share a workspace."""
+        """`state` is where an earlier fold of the same lane stopped; lanes of one thread may share a workspace.
+
+        `hand` is the one of `rule.hands` whose rows are folded, as if they were the training rows.
+        """
+        if hand not in rule.hands:
+            raise InvalidInputError(f"a rule with {rule.shards} shards folds one of {rule.hands} at a time, got {hand}")
         state, workspace = state or LaneState.empty(rule), workspace or Workspace()
-        self._holdout = rule.holdout
+        self._holdout, self._shards, self._hand = rule.holdout, rule.shards, hand
         self._training = new_fold(state.training, workspace, executor, rule.precision)
         self._heldout = None if state.heldout is None else new_fold(state.heldout, workspace, executor, rule.precision)
 
     def update(self, tile: Tile) -> None:
         """Fold the lane's next tile."""
+        if self._hand is not None:
+            own = self._holdout.deal(tile.samples, self._shards) == self._hand
+            self._training.update(tile.rows, int((tile.begins & own).sum()), np.flatnonzero(own))
+            return
         if self._heldout is None:
             self._training.update(tile.rows, int(tile.begins.sum()))
             return
@@ -287,13 +328,16 @@ class LaneFold:
         return self.state().moments()
 
 
-def merge_all(records: Iterable[SplitMoments]) -> SplitMoments:
+Addable = TypeVar("Addable", Moments, SplitMoments, FoldState)
+
+
+def merge_all(records: Iterable[Addable]) -> Addable:
     """Add up records in a fixed pairwise tree: ((0 + 1) + (2 + 3)) + ((4 + 5) + ...
 
     The records are taken one at a time and added as soon as the tree allows, as a binary counter carries: of r records
     that are made on the way, at most log2(r) + 2 are held.
     """
-    subtrees: list[tuple[int, SplitMoments]] = []
+    subtrees: list[tuple[int, Addable]] = []
     for record in records:
         size, total = 1, record
         while subtrees and subtrees[-1][0] == size:
@@ -306,3 +350,13 @@ def merge_all(records: Iterable[SplitMoments]) -> SplitMoments:
     while subtrees:
         total = subtrees.pop()[1] + total
     return total
+
+
+def join_hands(rule: FoldRule, hands: Sequence[SplitMoments]) -> SplitMoments:
+    """Put together what was folded for each of `rule.hands`; with shards, training is their sum in the fixed tree."""
+    if rule.shards == 1:
+        return hands[0]
+    records = [hand.training for hand in hands]
+    shards = tuple(records[: rule.shards])
+    heldout = records[-1] if rule.holdout.share else Moments.empty(rule.features)
+    return SplitMoments(merge_all(shards), heldout, shards)

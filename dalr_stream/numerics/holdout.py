@@ -1,4 +1,4 @@
-"""Which samples are kept apart as held-out: a hash of their numbers, so that every order and every machine agrees."""
+"""Which samples are kept apart, and which shard the others go to: a hash of their numbers, in any order."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ class HoldoutRule:
     def mask(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return True for each held-out sample number."""
         return uniform_hash(samples, self.seed) < self.share
+
+    def deal(self, samples: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
+        """Return the shard, 0 to `shards` - 1, of each sample number; `shards` for the held-out ones.
+
+        What the share leaves of the hash's range is cut evenly, so each shard is a random part of the training samples.
+        """
+        u = (uniform_hash(samples, self.seed) - self.share) / (1.0 - self.share)
+        dealt = np.minimum((u * shards).astype(np.int64), shards - 1)
+        return np.where(self.mask(samples), shards, dealt)
 
 
 def uniform_hash(numbers: NDArray[np.int64], seed: int) -> NDArray[np.float64]:

@@ -44,9 +44,17 @@ class Diagnostics:
     """The lambda that was used, absolute, on unnormalised sums."""
     route: str
     notes: tuple[str, ...] = ()
+    ridge_sweep: tuple[tuple[float, float], ...] = ()
+    """Relative ridges that were tried, ascending, each with its error on unseen rows; empty where none was chosen."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(self.notes))
+        object.__setattr__(self, "ridge_sweep", tuple((ridge, error) for ridge, error in self.ridge_sweep))
+
+    @property
+    def chosen_ridge(self) -> float | None:
+        """The relative ridge that the sweep chose: of those with the least error the largest."""
+        return max(self.ridge_sweep, key=lambda tried: (-tried[1], tried[0]))[0] if self.ridge_sweep else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

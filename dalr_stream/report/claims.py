@@ -125,6 +125,8 @@ def _share(row: HeadlineRow, layer: LayerResults) -> str:
 
 
 def _support(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> Iterator[str]:
+    if layer.stability is not None:
+        yield f"The calibration set is {'large enough' if layer.stability.enough else 'too small'}: see below."
     published = rows.get(Method.DALR_PUBLISHED)
     if published is not None and _speaker(rows) is not Method.DALR_PUBLISHED and published.svd_ratio is not None:
         yield f"DALR as published needs {times_text(published.svd_ratio)} SVD: rank {published.size:,}."

@@ -91,6 +91,55 @@ class HeadlineRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SelectionStability:
+    """How far one selection holds when a shard of the training samples is left out; curves of sizes 1..m."""
+
+    method: str
+    answer: str
+    """In words."""
+    common: tuple[float, ...]
+    """Share of the first k nodes that are chosen whichever shard is left out."""
+    jaccard: tuple[float, ...]
+    retention_error: tuple[float, ...]
+    """Standard error of the retention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stability:
+    """What leaving out shards of the training samples says of one low-rank method; curves of ranks 0..K."""
+
+    shards: int
+    method: str
+    enough: bool
+    """Whether the calibration set is large enough."""
+    answer: str
+    """In words, with figures."""
+    rule: str
+    """By which it was judged."""
+    training_error: tuple[float, ...]
+    """Standard error of the error on training rows."""
+    unseen: tuple[float, ...]
+    """Error on the shards left out."""
+    unseen_error: tuple[float, ...]
+    heldout_error: tuple[float, ...] | None
+    """Standard error of the error on held-out rows, as far as it comes of the training samples."""
+    turn: tuple[float, ...]
+    """Standard error of the subspace: root mean square sine of the principal angles."""
+    selection: SelectionStability | None = None
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Stability:
+        """Make one of what `dataclasses.asdict` gave and JSON brought back."""
+        chosen = plain["selection"]
+        return cls(
+            **{
+                **_with_tuples(plain),
+                "selection": None if chosen is None else SelectionStability(**_with_tuples(chosen)),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LayerResults:
     """Everything found out about one layer."""
 
@@ -108,6 +157,8 @@ class LayerResults:
     retention_curves: tuple[RetentionCurve, ...]
     spectra: Spectra
     headline: tuple[HeadlineRow, ...]
+    stability: Stability | None = None
+    """None where the store keeps no shards."""
 
     @property
     def layer_parameters(self) -> int:
@@ -187,6 +238,7 @@ def _layer(plain: dict[str, Any]) -> LayerResults:
             ),
             "spectra": Spectra(tuple(plain["spectra"]["weight"]), tuple(plain["spectra"]["outputs"])),
             "headline": tuple(HeadlineRow(**row) for row in plain["headline"]),
+            "stability": None if plain["stability"] is None else Stability.of(plain["stability"]),
         }
     )
 
@@ -194,3 +246,7 @@ def _layer(plain: dict[str, Any]) -> LayerResults:
 def _error_curve(plain: dict[str, Any]) -> ErrorCurve:
     heldout = plain["heldout"]
     return ErrorCurve(plain["method"], tuple(plain["training"]), None if heldout is None else tuple(heldout))
+
+
+def _with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

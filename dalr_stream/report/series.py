@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from dalr_stream.report.cells import BLANK, Cell, Column, Row, Table, Value
-from dalr_stream.report.record import LayerResults
+from dalr_stream.report.record import LayerResults, SelectionStability, Stability
 
 
 def cumulative_energy(singular_values: Sequence[float]) -> tuple[float, ...]:
@@ -44,6 +44,7 @@ def layer_series(layer: LayerResults) -> Iterator[Table]:
         _curves("activity", "feature", 1, activity),
         _curves("spectra", "component", 1, spectra),
         _curves("retention", "nodes", 1, retention),
+        *_stability(layer),
     ):
         if table.columns:
             yield table
@@ -58,6 +59,20 @@ def _curves(name: str, index: str, first: int, columns: Mapping[str, Sequence[fl
         for position in range(length)
     ]
     return _plain(name, [index, *curves], rows)
+
+
+def _stability(layer: LayerResults) -> Iterator[Table]:
+    found = layer.stability
+    if found is None:
+        return
+    yield _curves("stability", "rank", 0, _columns(found, "training_error unseen unseen_error heldout_error turn"))
+    if found.selection is not None:
+        columns = _columns(found.selection, "common jaccard retention_error")
+        yield _curves("selection-stability", "nodes", 1, columns)
+
+
+def _columns(found: Stability | SelectionStability, names: str) -> dict[str, Sequence[float] | None]:
+    return {f"{found.method}_{name}": getattr(found, name) for name in names.split()}
 
 
 def _accuracy_points(layer: LayerResults) -> Table:

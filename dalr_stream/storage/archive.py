@@ -35,8 +35,13 @@ _REMEDY = "delete the record's folder and run the step that makes it again"
 
 
 def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
-    """Return the folder of one moment record; `part` is `training` or `heldout`."""
+    """Return the folder of one moment record; `part` is `training`, `heldout`, or one of `dealt_parts`."""
     return root / "moments" / domain / layer / part
+
+
+def dealt_parts(shards: int) -> list[str]:
+    """Return the names of the records that a capture's training samples were dealt to; none unless `shards` > 1."""
+    return [f"shard-{number}" for number in range(shards)] if shards > 1 else []
 
 
 def shard_path(root: Path, domain: str, shard: str, layer: str, part: str) -> Path:

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
-from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.folding import FoldState, LaneState
+from dalr_stream.errors import InvalidInputError, StoreDamagedError
+from dalr_stream.numerics.folding import FoldState, LaneState, Strip
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.rank_k import mirror_lower
 from dalr_stream.storage import schema
-from dalr_stream.storage.archive import digest_of_array, save_moments, seal_record
+from dalr_stream.storage.archive import digest_of_array, load_record, save_moments, seal_record
 from dalr_stream.storage.arrays import create_array, write_array
 from dalr_stream.storage.durable import new_folder
 
@@ -41,6 +42,24 @@ def save_strips(
                 state = getattr(strip, part)
                 if state is not None:
                     writer.add(state)
+
+
+def load_strip(path: Path, strip: Strip) -> FoldState:
+    """Read one strip of a moment record, as a fold of these rows would have left it: its cells and a few chunks.
+
+    The vectors are compared to their digests, the chunks of the matrix to their own checksums. Raises
+    StoreDamagedError, StoreNotFoundError.
+    """
+    arrays, values = load_record(path, [spec for spec in schema.MOMENTS if spec is not SCATTER])
+    if values["count"] == 0:
+        return FoldState.empty(strip)
+    try:
+        stored = cast("Any", zarr.open_array(path / SCATTER.name, mode="r"))
+        scatter = np.ascontiguousarray(stored[strip.first : strip.stop, : strip.stop])
+    except schema.DECODE_ERRORS as error:
+        raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' is damaged ({error}): accumulate again") from error
+    mean, maximum, max_abs, nonzero = (arrays[name][: strip.stop] for name in ("mean", "maximum", "max_abs", "nonzero"))
+    return FoldState(values["count"], values["samples"], mean, scatter, maximum, -max_abs, nonzero)
 
 
 @contextmanager

@@ -66,9 +66,13 @@ class Folding:
     """Of products; `single` is the fast mode, see `numerics.precision` for what it costs."""
     device: str | None = None
     """Where torch folds: `cuda`, `cuda:1` or `cpu`. By default numpy does, in this process's memory."""
+    shards: int = 1
+    """Keep the training samples, dealt at random, as so many records beside their sum: what a jackknife leaves out one
+    by one. From a store each is folded in a pass of its own over the rows; directly all of them are held at once."""
 
     def __post_init__(self) -> None:
         parse_choice(Precision, self.precision, "precision")
+        self.rule(0)  # raises where the shards are none
 
     @property
     def threads(self) -> Threads:
@@ -83,12 +87,17 @@ class Folding:
     def rule(self, features: int) -> FoldRule:
         """Return the rule by which rows of a width are folded."""
         engine = NUMPY if self.device is None else f"torch:{self.device.partition(':')[0]}"
-        return FoldRule(features, self.holdout, Precision(self.precision), engine)
+        return FoldRule(features, self.holdout, Precision(self.precision), engine, self.shards)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What of this decides bits, for provenance."""
-        return {name: value for name, value in asdict(self.rule(0)).items() if name != "features"}
+        return {name: value for name, value in rule_facts(self.rule(0)).items() if name != "features"}
+
+
+def rule_facts(rule: FoldRule) -> dict[str, Any]:
+    """Return a rule as plain values; shards only where some are kept, as records without them are what they were."""
+    return {name: value for name, value in asdict(rule).items() if name != "shards" or value > 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +130,9 @@ def accumulate_layer(
     fold = delayed(_fold_and_freeze, pure=True)
     key = f"fold-{domain}-{layer}-{store.domain(domain).fingerprint(layer)[:16]}"
     with one_blas_thread(), _together(workers.workers, watch) as (pool, watched):
-        lanes = [fold(lane, watched, dask_key_name=f"{key}-{lane.lane}") for lane in _lanes(task)]
-        return merge_all(compute(*lanes, scheduler="threads", pool=pool))
+        lanes = [fold(lane, watched, dask_key_name=f"{key}-{lane.name}") for lane in _lanes(task)]
+        folded: tuple[SplitMoments, ...] = compute(*lanes, scheduler="threads", pool=pool)
+        return merge_all(folded)
 
 
 def accumulate_strips(

@@ -39,11 +39,14 @@ class LaneTask:
     """Of the scatter matrix; the whole where none is named."""
     new_fold: NewFold = CpuFold
     """What the rule's engine names: it can be sent to another process."""
+    hand: int | None = None
+    """Whose rows are folded, one of `rule.hands`."""
 
     @property
     def name(self) -> str:
         """Unique among the tasks of one layer."""
-        return f"lane-{self.lane}" + (f"-rows-{self.strip.first}" if self.strip else "")
+        hand = "" if self.hand is None else f"-hand-{self.hand}"
+        return f"lane-{self.lane}{hand}" + (f"-rows-{self.strip.first}" if self.strip else "")
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ def fold_lane(
     if found is not None:
         first, state = found.values["next_tile"], found.lanes[0]
     pace = pace or Pace()
-    fold = LaneFold(task.rule, executor, state=state, new_fold=task.new_fold)
+    fold = LaneFold(task.rule, executor, state=state, new_fold=task.new_fold, hand=task.hand)
     tiles = range(first, store.tiles(task.domain, task.layer), task.rule.lanes)
     with one_blas_thread():
         if tile_done is not None and first > task.lane:

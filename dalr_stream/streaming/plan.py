@@ -62,11 +62,15 @@ class LayerCost:
     """Memory this layer holds for a whole pass when it is folded directly."""
     multiply_adds: int
     """Of the rank-k updates, the dominant cost of accumulation: rows d^2 / 2."""
+    hands: int = 1
+    """Parts of the rows folded in turn: each shard and the held-out rows, where shards are kept."""
+    sum_strips: tuple[Strip, ...] = ()
+    """How the matrix is cut when shards are added up."""
 
     @property
     def passes(self) -> int:
         """Times its rows are read from the store."""
-        return len(self.strips)
+        return len(self.strips) * self.hands
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +124,17 @@ def plan(
     *,
     threads: int,
     heldout_share: float,
+    shards: int = 1,
     domains: int = 1,
     direct: bool = False,
     memory_limit_bytes: int | None = None,
 ) -> MemoryPlan:
-    """Return the cost of capturing and accumulating `loads` on `domains` domains with `threads` threads."""
-    layers = tuple(_cost(load, domains, threads, heldout_share, memory_limit_bytes) for load in loads)
+    """Return the cost of capturing and accumulating `loads` on `domains` domains with `threads` threads.
+
+    `shards` are counted on every domain, an upper bound where only some of them keep any.
+    """
+    kept = _Kept(heldout_share > 0, shards)
+    layers = tuple(_cost(load, domains, threads, kept, memory_limit_bytes) for load in loads)
     shared = max((_turns(load, heldout_share) + threads * SINGLE_BLOCK_BYTES for load in loads), default=0)
     return MemoryPlan(
         layers,
@@ -133,26 +142,65 @@ def plan(
         _groups(layers, None if memory_limit_bytes is None or not direct else memory_limit_bytes - shared),
         shared,
         memory_limit_bytes,
-        _alternatives(loads, layers, direct=direct, threads=threads, heldout_share=heldout_share),
+        _alternatives(loads, layers, kept, direct=direct, threads=threads, heldout_share=heldout_share),
     )
 
 
-def _cost(
-    load: LayerLoad, domains: int, threads: int, heldout_share: float, memory_limit_bytes: int | None
-) -> LayerCost:
-    d, parts = load.features, 2 if heldout_share else 1
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Which records a layer leaves."""
+
+    heldout: bool
+    shards: int
+
+    @property
+    def records(self) -> int:
+        """On disk, a domain: training, held-out, and the shards where there are some."""
+        return 1 + self.heldout + (self.shards if self.shards > 1 else 0)
+
+    @property
+    def hands(self) -> int:
+        """Parts of the rows folded in turn from a store."""
+        return self.shards + self.heldout if self.shards > 1 else 1
+
+    @property
+    def at_once(self) -> int:
+        """Records a lane folds in one pass from a store; all that are not sums, directly."""
+        return 1 if self.shards > 1 else 1 + self.heldout
+
+    @property
+    def summing(self) -> int:
+        """Matrices held while shards are added in the tree, the rank-one term between two of them counted."""
+        return self.shards.bit_length() + 1 + ORDERS_OF_JOINING if self.shards > 1 else 0
+
+
+def _cost(load: LayerLoad, domains: int, threads: int, kept: _Kept, memory_limit_bytes: int | None) -> LayerCost:
+    d, parts = load.features, kept.at_once
     cut = _strips(load, parts, threads, memory_limit_bytes)
+    folding = max(_store_bytes(load, strip, parts, threads) for strip in cut)
+    summed = _sum_strips(d, kept, memory_limit_bytes)
+    summing = kept.summing * _FLOAT64 * max(strip.cells for strip in summed)
+    directly = lane_count(d) * parts * kept.hands
     return LayerCost(
         name=load.name,
         features=d,
         rows=load.rows,
         disk_bytes=load.rows * d * load.itemsize,
-        moments_bytes=_FLOAT64 * d * d * parts * domains,
+        moments_bytes=_FLOAT64 * d * d * kept.records * domains,
         strips=cut,
-        store_bytes=max(_store_bytes(load, strip, parts, threads) for strip in cut),
-        direct_bytes=lane_count(d) * parts * _FLOAT64 * d * d + _tile_bytes(load),
+        store_bytes=max(folding, summing),
+        direct_bytes=(directly + kept.summing) * _FLOAT64 * d * d + _tile_bytes(load),
         multiply_adds=load.rows * d * d // 2,
+        hands=kept.hands,
+        sum_strips=summed,
     )
+
+
+def _sum_strips(features: int, kept: _Kept, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+    """Cut a matrix so that the sum of its shards fits, as far as one block of rows does."""
+    if memory_limit_bytes is None or kept.summing * _FLOAT64 * features**2 <= memory_limit_bytes:
+        return (Strip(0, features),)
+    return strips(features, memory_limit_bytes // (_FLOAT64 * kept.summing))
 
 
 def _store_bytes(load: LayerLoad, strip: Strip, parts: int, threads: int) -> int:
@@ -203,6 +251,7 @@ def _groups(layers: Sequence[LayerCost], room_bytes: int | None) -> tuple[tuple[
 def _alternatives(
     loads: Sequence[LayerLoad],
     layers: Sequence[LayerCost],
+    kept: _Kept,
     *,
     direct: bool,
     threads: int,
@@ -217,9 +266,12 @@ def _alternatives(
         found.append(f"capture to a store first ({_mib(cost.store_bytes)} in {cost.passes} passes over the rows)")
     elif lane_count(load.features) == 1:
         narrowest = strips(load.features, 0)
-        least = max(_store_bytes(load, strip, 2 if heldout_share else 1, threads) for strip in narrowest)
+        least = max(_store_bytes(load, strip, kept.at_once, threads) for strip in narrowest)
         found.append(f"the narrowest strips of {BLOCK_COLUMNS} rows need {_mib(least)}")
-    if heldout_share:
+    if kept.shards > 1:
+        whole = plan([load], threads=threads, heldout_share=heldout_share, direct=direct)
+        found.append(f"keep no shards ({_mib(whole.peak_bytes)} uncut)")
+    elif heldout_share:
         bare = plan([load], threads=threads, heldout_share=0.0, direct=direct)
         found.append(f"keep no held-out share ({_mib(bare.peak_bytes)} uncut)")
     if load.outputs is not None and load.outputs < load.features:

@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import numpy as np
-
-from dalr_stream.numerics.folding import CpuFold, FoldRule, NewFold, SplitMoments, Strip
+from dalr_stream.numerics.folding import CpuFold, FoldRule, NewFold, SplitMoments
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.storage.activations import ActivationStore, locked
 from dalr_stream.storage.archive import (
+    dealt_parts,
     load_moments,
     moments_count,
     moments_path,
     provenance_of,
-    save_moments,
 )
-from dalr_stream.storage.manifest import DomainRecord, RowsRecord
+from dalr_stream.storage.manifest import DomainRecord
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.storage.strips import save_strips
 from dalr_stream.storage.unfinished import Unfinished
-from dalr_stream.streaming.accumulate import (
-    Folding,
-    Watch,
-    accumulate_layer,
-    accumulate_strips,
-)
-from dalr_stream.streaming.cluster import Cluster
+from dalr_stream.streaming.accumulate import Folding, rule_facts
 from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.streaming.plan import LayerLoad, plan
+from dalr_stream.workflow.fold_store import LayerFold
 from dalr_stream.workflow.progress import Progress, Silent
 
 
 @dataclass(frozen=True, slots=True)
 class LayerMoments(Mapping[str, Moments]):
-    """Moments of the training rows, by layer name; `heldout` has those of the rows kept apart, where any were."""
+    """Moments of the training rows, by layer name; `heldout` has those of the rows kept apart, where any were.
+
+    `shards` has the records that a layer's training moments are the sum of, where they were asked for.
+    """
 
     training: Mapping[str, Moments]
     heldout: Mapping[str, Moments] = field(default_factory=dict)
+    shards: Mapping[str, Sequence[Moments]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, split: Mapping[str, SplitMoments]) -> LayerMoments:
@@ -48,14 +43,20 @@ class LayerMoments(Mapping[str, Moments]):
         return cls(
             {name: part.training for name, part in split.items()},
             {name: part.heldout for name, part in split.items() if part.heldout.count},
+            {name: part.shards for name, part in split.items() if part.shards},
         )
 
     @classmethod
-    def stored(cls, root: Path, domain: str, layers: Sequence[str]) -> LayerMoments:
-        """Read each record from a store whenever it is asked for, and hold none."""
+    def stored(cls, root: Path, domain: str, layers: Sequence[str], shards: int) -> LayerMoments:
+        """Read each record from a store whenever it is asked for, and hold none; `shards` as in `Folding`."""
         paths = {part: {name: moments_path(root, domain, name, part) for name in layers} for part in PARTS}
         apart = {name: path for name, path in paths[HELDOUT].items() if moments_count(path)}
-        return cls(_Stored(paths[TRAINING]), _Stored(apart))
+        dealt = {
+            name: StoredRecords([moments_path(root, domain, name, part) for part in dealt_parts(shards)])
+            for name in layers
+            if shards > 1
+        }
+        return cls(_Stored(paths[TRAINING]), _Stored(apart), dealt)
 
     def __getitem__(self, layer: str) -> Moments:
         return self.training[layer]
@@ -83,6 +84,25 @@ class _Stored(Mapping[str, Moments]):
         return len(self.paths)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredRecords(Sequence[Moments]):
+    """Moment records on disk until one is asked for, so that a sum over all of them holds few at a time."""
+
+    paths: Sequence[Path]
+
+    @overload
+    def __getitem__(self, number: int) -> Moments: ...
+    @overload
+    def __getitem__(self, number: slice) -> StoredRecords: ...
+    def __getitem__(self, number: int | slice) -> Moments | StoredRecords:
+        if isinstance(number, slice):
+            return StoredRecords(self.paths[number])
+        return load_moments(self.paths[number])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
 def accumulate(
     store: str | Path,
     *,
@@ -96,7 +116,9 @@ def accumulate(
     Moments made before from the same rows by the same rule are used again, also when the activations themselves were
     deleted; otherwise they are accumulated and kept in the store. Killed, the next call goes on from the last
     checkpoint. The same rows give the same bits, whatever the batches, the workers and the interruptions. Under a
-    memory limit a matrix that does not fit is folded in strips, each in a pass over the rows.
+    memory limit a matrix that does not fit is folded in strips, each in a pass over the rows. Shards (`Folding.shards`)
+    are folded one after the other too, and one that is in the store is not folded again; the training record is their
+    sum in the fixed tree.
 
     Raises StoreNotFoundError, StoreDamagedError, StoreError for a domain that is not complete, MemoryLimitError with
     the alternatives where even strips do not fit, StoreLockedError where another process writes to the store.
@@ -110,15 +132,16 @@ def accumulate(
         task = LaneTask(opened.root, domain, name, rule, new_fold=new_fold)
         provenance = moments_provenance(opened.manifest.network.fingerprint, opened.domain(domain), name, rule)
         unfinished = Unfinished(opened.root, domain, name, provenance)
-        if all(provenance_of(path) == provenance for path in _paths(task).values()):
+        paths = [moments_path(opened.root, domain, name, part) for part in (*dealt_parts(rule.shards), *PARTS)]
+        if all(provenance_of(path) == provenance for path in paths):
             progress.note(f"moments of '{name}' on '{domain}' are up to date")
             if unfinished.exists:  # killed after the moments were kept
                 with locked(opened.root):
                     unfinished.drop()
             continue
         with locked(opened.root):
-            _fold(opened, task, unfinished, folding, progress)
-    return LayerMoments.stored(opened.root, domain, names)
+            LayerFold(opened, task, unfinished, folding, progress).run()
+    return LayerMoments.stored(opened.root, domain, names, folding.shards)
 
 
 def moments_provenance(network: str, record: DomainRecord, layer: str, rule: FoldRule) -> dict[str, Any]:
@@ -127,31 +150,8 @@ def moments_provenance(network: str, record: DomainRecord, layer: str, rule: Fol
         "network": network,
         "rows": record.fingerprint(layer),
         "choice": record.choice,
-        "rule": {**asdict(rule), "tile_rows": rule.tile_rows, "lanes": rule.lanes},
+        "rule": {**rule_facts(rule), "tile_rows": rule.tile_rows, "lanes": rule.lanes},
     }
-
-
-def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provenance: Mapping[str, Any]) -> None:
-    """Keep both parts of a layer's moments in the store."""
-    for part, moments in ((HELDOUT, split.heldout), (TRAINING, split.training)):
-        save_moments(moments_path(root, domain, layer, part), moments, provenance)
-
-
-def _fold(store: ActivationStore, task: LaneTask, unfinished: Unfinished, folding: Folding, progress: Progress) -> None:
-    """Fold one layer and keep its moments."""
-    rows, provenance = store.rows(task.domain, task.layer), unfinished.made_from
-    cut = _strips(rows, task, folding)
-    if len(cut) > 1:
-        progress.note(f"'{task.layer}' on '{task.domain}': {len(cut)} passes over the rows, to stay within the limit")
-    with progress.track(f"accumulate {task.domain}/{task.layer}", rows.rows * len(cut), "rows") as advance:
-        watch = Watch(advance, unfinished, folding.pace)
-        if len(cut) > 1:
-            states = accumulate_strips(store, task, cut, folding.threads, watch)
-            save_strips(_paths(task), rows.features, states, provenance)
-        else:
-            split = accumulate_layer(store, task, folding.scheduled_on, watch)
-            save_split(task.root, task.domain, task.layer, split, provenance)
-    unfinished.drop()
 
 
 def _new_fold(folding: Folding) -> NewFold:
@@ -160,21 +160,3 @@ def _new_fold(folding: Folding) -> NewFold:
     from dalr_stream.workflow.engine import Engine  # imports torch, which numpy's way does without
 
     return Engine.of(folding).new_fold
-
-
-def _strips(rows: RowsRecord, task: LaneTask, folding: Folding) -> tuple[Strip, ...]:
-    """Cut one layer's matrix so that it fits; raises MemoryLimitError where nothing does."""
-    if isinstance(folding.workers, Cluster):
-        return (Strip(0, rows.features),)
-    cost = plan(
-        [LayerLoad(task.layer, rows.features, rows.rows, itemsize=np.dtype(rows.dtype).itemsize)],
-        threads=folding.threads.workers,
-        heldout_share=folding.holdout.share,
-        memory_limit_bytes=folding.memory_limit_bytes,
-    )
-    cost.require()
-    return cost.layers[0].strips
-
-
-def _paths(task: LaneTask) -> dict[str, Path]:
-    return {part: moments_path(task.root, task.domain, task.layer, part) for part in PARTS}

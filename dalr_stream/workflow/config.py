@@ -8,13 +8,15 @@ resolved configuration, with every default filled in, travels in every artefact.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.lowrank import Ridge
@@ -25,6 +27,26 @@ from dalr_stream.workflow.compress_section import ChoiceSection, CompressSection
 Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Options = dict[str, Any]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class RidgeFrom(StrEnum):
+    """Which rows choose a ridge."""
+
+    HELDOUT = "heldout"
+    SHARDS = "shards"
+
+
+def _ridge(value: Any) -> float | RidgeFrom:
+    """Return a ridge, or what chooses it; one validator for both, so that a wrong value is one message."""
+    if value in list(RidgeFrom):
+        return RidgeFrom(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"must be a number >= 0, 'heldout' or 'shards', got {value!r}")
+    return number
 
 
 class _Section(BaseModel):
@@ -92,6 +114,8 @@ class CaptureSection(_Section):
     """At most so many rows of each sample in each layer, chosen by `run.seed` among those that count."""
     memory_limit: str | None = None
     """What folding may hold, e.g. `8GiB`: more passes where it is short, refused where it cannot be kept."""
+    shards: Positive = 1
+    """Keep the target's training samples, dealt at random, as so many records: what error bars are computed from."""
     precision: Precision = Precision.DOUBLE
     """Of products: `single` is the fast mode, float32 products and float64 sums."""
     device: str | None = Field(default=None, pattern=r"^(cpu|cuda(:\d+)?)$")
@@ -121,8 +145,9 @@ class SolveSection(_Section):
     """The domain MoMaSP compares with."""
     heldout: str | None = None
     """A domain whose rows measure the error and decide nothing; by default the held-out share of the target."""
-    ridge: float = Field(default=1e-3, ge=0.0)
-    """Relative to the mean diagonal of the matrix being solved."""
+    ridge: Annotated[float | RidgeFrom, BeforeValidator(_ridge)] = 1e-3
+    """Relative to the mean diagonal of the matrix being solved; or `heldout` or `shards`: for each layer and method the
+    one of `numerics.ridge_choice.GRID` with the least error on held-out rows, or on shards left out one by one."""
     ridge_absolute: float | None = Field(default=None, ge=0.0)
     """On unnormalised sums, as in the authors' code; replaces `ridge`."""
     strength: float = Field(default=1.0, ge=0.0)
@@ -131,10 +156,18 @@ class SolveSection(_Section):
     """Of the matrix that puts pruned nodes back, relative to the mean diagonal of Sigma. 0 is the papers' form, which
     fits noise when about as many nodes are kept as there are samples."""
 
+    @model_validator(mode="after")
+    def _one_ridge(self) -> SolveSection:
+        if isinstance(self.ridge, RidgeFrom) and self.ridge_absolute is not None:
+            raise ValueError(f"'ridge_absolute' replaces 'ridge', which asks for a choice ('{self.ridge}'): give one")
+        return self
+
     @property
-    def ridge_rule(self) -> Ridge:
-        """The ridge as the solvers take it."""
-        return Ridge.relative(self.ridge) if self.ridge_absolute is None else Ridge.absolute(self.ridge_absolute)
+    def ridge_rule(self) -> Ridge | RidgeFrom:
+        """The ridge as the solvers take it, or what is to choose it."""
+        if self.ridge_absolute is not None:
+            return Ridge.absolute(self.ridge_absolute)
+        return self.ridge if isinstance(self.ridge, RidgeFrom) else Ridge.relative(self.ridge)
 
 
 class LabelledSection(DataSection):

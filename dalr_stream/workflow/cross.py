@@ -66,6 +66,8 @@ def accumulate_cross(
     width d + m each, see `streaming.plan`.
     """
     rows, folding, progress = rows or RowRule(), folding or Folding(), progress or Silent()
+    if folding.shards > 1:
+        raise InvalidInputError(f"cross moments are kept whole: leave out shards={folding.shards}")
     outputs: dict[str, Rows] = {}
     with ThreadPoolExecutor(folding.threads.workers) as executor:
         sink = _JointSink(FoldSink(folding, executor), outputs)

@@ -27,10 +27,11 @@ from dalr_stream.storage.schema import TRAINING
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.streaming.plan import plan
-from dalr_stream.workflow.accumulate import LayerMoments, moments_provenance, save_split
+from dalr_stream.workflow.accumulate import LayerMoments, moments_provenance
 from dalr_stream.workflow.capture import keep_weights, network_record
 from dalr_stream.workflow.estimate import load_of
 from dalr_stream.workflow.fold_sink import INDEX, FoldSink
+from dalr_stream.workflow.fold_store import drop_shards, save_split
 from dalr_stream.workflow.one_pass import one_pass
 from dalr_stream.workflow.progress import Progress, Silent
 
@@ -107,6 +108,7 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
                     found = dataclasses.replace(sink.record(), choice=rows.words)
                     for name, split in sink.freeze():
                         rule = folding.rule(found.layers[name].features)
+                        drop_shards(root, domain, name, rule)
                         save_split(
                             root, domain, name, split, moments_provenance(network.fingerprint, found, name, rule)
                         )
@@ -116,7 +118,7 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
         writer.commit_record(record)
         for unfinished in passes:
             unfinished.drop()
-    return LayerMoments.stored(root, domain, [layer.stream for layer in layers])
+    return LayerMoments.stored(root, domain, [layer.stream for layer in layers], folding.shards)
 
 
 def _pass(
@@ -147,6 +149,7 @@ def _groups(layers: Sequence[LayerSpec], folding: Folding) -> list[list[LayerSpe
         [load_of(layer, 0) for layer in layers],
         threads=folding.threads.workers,
         heldout_share=folding.holdout.share,
+        shards=folding.shards,
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
     )

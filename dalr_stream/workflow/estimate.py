@@ -55,6 +55,7 @@ def estimate(
         loads,
         threads=folding.threads.workers,
         heldout_share=folding.holdout.share,
+        shards=folding.shards,
         domains=len(loaders),
         direct=direct,
         memory_limit_bytes=folding.memory_limit_bytes,

@@ -35,6 +35,10 @@ class Fingerprints:
         share = self.config.capture.heldout_share if domain == section.target and section.heldout is None else 0.0
         return HoldoutRule(share, self.config.run.seed)
 
+    def shards(self, domain: str) -> int:
+        """Return the records that a domain's training samples are dealt to: of the target; others keep one."""
+        return self.config.capture.shards if domain == self.config.solve.target else 1
+
     @property
     def train(self) -> str:
         """Of the network's weights."""
@@ -55,7 +59,8 @@ class Fingerprints:
     def accumulate(self, domain: str) -> str:
         """Of a domain's moments."""
         rule, section = self.holdout(domain), self.config.capture
-        return digest_of([self.capture(domain), rule.share, rule.seed, section.precision, section.device])
+        dealt = self.shards(domain)
+        return digest_of([self.capture(domain), rule.share, rule.seed, section.precision, section.device, dealt])
 
     def after_moments(self, step: str, moments: Sequence[Any]) -> str:
         """Of a step that starts from the moments in the store, whatever made them: `moments` is their provenance.

@@ -19,6 +19,7 @@ from dalr_stream.numerics.folding import (
     LaneState,
     SplitMoments,
     Workspace,
+    join_hands,
     merge_all,
 )
 from dalr_stream.numerics.rank_k import one_blas_thread
@@ -121,10 +122,12 @@ class FoldSink:
         return self._folds[name]
 
     def _new(self, rule: FoldRule, saved: SavedFold) -> _LayerFold:
-        states = list(saved.lanes) or [LaneState.empty(rule) for _ in range(rule.lanes)]
+        owners = [hand for hand in rule.hands for _ in range(rule.lanes)]
+        states = list(saved.lanes) or [LaneState.empty(rule) for _ in owners]
+        new_fold = self.engine.new_fold
         lanes = [
-            LaneFold(rule, self._executor, state=state, workspace=self._workspace, new_fold=self.engine.new_fold)
-            for state in states
+            LaneFold(rule, self._executor, state=state, workspace=self._workspace, new_fold=new_fold, hand=hand)
+            for hand, state in zip(owners, states, strict=True)
         ]
         return _LayerFold(rule, lanes, saved, self.engine)
 
@@ -161,6 +164,7 @@ class FoldSink:
 
 class _LayerFold:
     def __init__(self, rule: FoldRule, lanes: list[LaneFold], saved: SavedFold, engine: Engine) -> None:
+        """`lanes`: those of each hand, one hand after the other."""
         self.rule = rule
         self._lanes = lanes
         self._engine = engine
@@ -190,8 +194,10 @@ class _LayerFold:
 
     def freeze(self) -> SplitMoments:
         lanes, self._lanes = self._lanes, []
-        return merge_all(lanes.pop(0).freeze() for _ in range(len(lanes)))
+        hands = [merge_all(lanes.pop(0).freeze() for _ in range(self.rule.lanes)) for _ in self.rule.hands]
+        return join_hands(self.rule, hands)
 
     def _update(self, tile: Tile) -> None:
         with one_blas_thread():
-            self._lanes[tile.number % self.rule.lanes].update(tile)
+            for lane in self._lanes[tile.number % self.rule.lanes :: self.rule.lanes]:
+                lane.update(tile)

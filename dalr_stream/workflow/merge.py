@@ -39,7 +39,7 @@ from dalr_stream.storage.durable import TEMPORARY
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest, NetworkRecord
 from dalr_stream.storage.metadata import make_group
 from dalr_stream.storage.schema import PARTS
-from dalr_stream.workflow.accumulate import save_split
+from dalr_stream.workflow.fold_store import save_split
 from dalr_stream.workflow.progress import Progress, Silent
 from dalr_stream.workflow.shards import Shard, require_addable, shards_in
 

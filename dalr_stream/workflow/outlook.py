@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dalr_stream.numerics.allocation import SizedLayer, by_energy, lost_energy, lost_nodes
+from dalr_stream.numerics.allocation import SizedLayer, by_energy, lost_nodes
 from dalr_stream.numerics.choices import parse_choice
+from dalr_stream.numerics.curves import lost_energy
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.solution import LowRankFactors

@@ -11,9 +11,19 @@ from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
-from dalr_stream.storage.archive import Solution, load_moments, load_solution, load_weights, moments_path, provenance_of
+from dalr_stream.storage.archive import (
+    Solution,
+    dealt_parts,
+    load_moments,
+    load_solution,
+    load_weights,
+    moments_path,
+    provenance_of,
+    shard_path,
+)
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
+from dalr_stream.workflow.accumulate import StoredRecords
 from dalr_stream.workflow.solve import LayerProblem
 
 
@@ -73,6 +83,21 @@ class SolvedStore:
             for part in PARTS
         ]
         return [provenance_of(path) for path in paths]
+
+    def shards(self, domain: str, layer: str) -> Sequence[Moments]:
+        """Return what a layer's training moments are the sum of: the captures of a merged domain, or dealt shards.
+
+        Empty where there are none. Raises FingerprintMismatchError where one is not of the sum that is there.
+        """
+        path = moments_path(self.root, domain, layer, TRAINING)
+        made_from, record = provenance_of(path) or {}, self.manifest.domains.get(domain)
+        if record is not None and record.shards:
+            return StoredRecords([shard_path(self.root, domain, name, layer, TRAINING) for name in record.shards])
+        paths = [path.with_name(part) for part in dealt_parts(made_from.get("rule", {}).get("shards", 1))]
+        for shard in paths:
+            if provenance_of(shard) != made_from:
+                raise FingerprintMismatchError(f"'{shard}' is not of the training record beside it: accumulate again")
+        return StoredRecords(paths)
 
     def heldout(self, target: str, domain: str | None, layer: str) -> Moments | None:
         """Return the moments that measure and decide nothing: of `domain`, or of the target's held-out share."""

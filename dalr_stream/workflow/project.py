@@ -46,6 +46,7 @@ class Project:
         self.compressed = self.output / "compressed"
         self.compression = self.output / "compression.json"
         self.evaluation = self.output / "evaluation.json"
+        self.stability = self.output / "stability.json"
         self.report_folder = self.output / "report"
         self.prints = Fingerprints(config, folder)
 
@@ -121,7 +122,7 @@ class Project:
                 self.network,
                 loaders,
                 self.watched,
-                max((self.folding(domain) for domain in loaders), key=lambda folding: folding.holdout.share),
+                max((self.folding(name) for name in loaders), key=lambda one: (one.shards, one.holdout.share)),
                 rows=self.rows,
                 direct=self.config.capture.direct,
             )
@@ -158,6 +159,7 @@ class Project:
             section.memory_limit_bytes,
             precision=section.precision,
             device=section.device,
+            shards=self.prints.shards(domain),
         )
 
     @contextmanager
@@ -195,7 +197,8 @@ class Project:
             "report": self.report_folder / "report.html",
         }
         if verb == "solve":
-            return [solution_path(self.store, *pair) for pair in self.wanted(SolvedStore.open(self.store))]
+            wanted = self.wanted(SolvedStore.open(self.store))
+            return [self.stability, *(solution_path(self.store, *pair) for pair in wanted)]
         if verb == "compress":
             return [self.compressed, self.compression]
         return [places[verb]]

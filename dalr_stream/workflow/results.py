@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.numerics.allocation import lost_energy
 from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.curves import relative_errors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.psd import symmetric_eigen, thin_svd
@@ -24,6 +25,7 @@ from dalr_stream.report.record import (
     Results,
     RetentionCurve,
     Spectra,
+    Stability,
 )
 from dalr_stream.storage.archive import Solution
 from dalr_stream.workflow.evaluate import Evaluation
@@ -31,6 +33,7 @@ from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.provenance import provenance
 from dalr_stream.workflow.sizing import Compression
+from dalr_stream.workflow.stability import read_stability
 
 Vector = NDArray[np.float64]
 
@@ -50,14 +53,18 @@ class LayerFindings:
     heldout: Moments | None
     solutions: Mapping[Method, Solution]
     curves: tuple[AccuracyCurve, ...]
+    stability: Stability | None = None
 
 
 def results(project: Project) -> Results:
     """Return everything a run found out, as the report shows it."""
     section, store = project.evaluate_section, SolvedStore.open(project.store)
-    found = Evaluation.read(project.evaluation)
+    found, stable = Evaluation.read(project.evaluation), read_stability(project.stability)
     saved = Compression.read(project.compression).notes if project.config.compress.wanted else ()
-    layers = [_findings(project, store, layer, found) for layer in project.layers]
+    layers = [
+        dataclasses.replace(_findings(project, store, layer, found), stability=stable[layer])
+        for layer in project.layers
+    ]
     return Results(
         name=project.config.run.name,
         provenance=provenance(project.config, store),
@@ -87,6 +94,7 @@ def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerRe
         retention_curves=tuple(RetentionCurve(s.method.value, _plain(s.retention)) for s in selections),
         spectra=_spectra(low_rank[0].weight, found.training) if low_rank else Spectra((), ()),
         headline=headline(found.curves, baseline - drop),
+        stability=found.stability,
     )
 
 
@@ -117,8 +125,8 @@ def activity(domain: str, moments: Moments) -> DomainActivity:
 
 def error_curve(factors: LowRankFactors, training: Moments, heldout: Moments | None) -> ErrorCurve:
     """Return ||Y - Yhat|| / ||Y - b|| at every rank, on the training rows and on the held-out ones."""
-    apart = None if heldout is None else _plain(_relative_error(factors, heldout))
-    return ErrorCurve(factors.method.value, _plain(_relative_error(factors, training)), apart)
+    apart = None if heldout is None else _plain(relative_errors(factors, heldout))
+    return ErrorCurve(factors.method.value, _plain(relative_errors(factors, training)), apart)
 
 
 def headline(curves: Sequence[AccuracyCurve], needed: float) -> tuple[HeadlineRow, ...]:
@@ -157,10 +165,6 @@ def _headline_row(method: str, point: AccuracyPoint | None, svd: AccuracyPoint |
 
 def _smallest(points: Sequence[AccuracyPoint], needed: float) -> AccuracyPoint | None:
     return next((point for point in points if point.accuracy >= needed), None)
-
-
-def _relative_error(factors: LowRankFactors, moments: Moments) -> Vector:
-    return np.asarray(np.sqrt(lost_energy(factors, moments)))
 
 
 def _spectra(weight: Vector, training: Moments) -> Spectra:

@@ -11,7 +11,7 @@ from another setting's solutions.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,8 +36,10 @@ from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress, Silent
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.results import results
+from dalr_stream.workflow.ridge import solve_as_asked
 from dalr_stream.workflow.sizing import Compression, decide
-from dalr_stream.workflow.solve import solve_low_rank, solve_selection
+from dalr_stream.workflow.solve import LayerProblem, solve_selection
+from dalr_stream.workflow.stability import layer_stability, write_stability
 from dalr_stream.workflow.steps import StepLog
 
 
@@ -128,11 +130,12 @@ class Run:
             for layer, method in wanted:
                 solution: Solution
                 if method.family is Family.LOW_RANK:
-                    solution = solve_low_rank(problems[layer], method, section.ridge_rule)
+                    solution = solve_as_asked(store, section, layer, problems[layer], method)
                 else:
                     solution = solve_selection(problems[layer], method, section.strength)
                 save_solution(self.project.store, layer, solution, facts)
                 advance(1)
+            self._keep_stability(store, problems)
         self._log.done("solve", made_from)
 
     def compress(self) -> None:
@@ -186,6 +189,19 @@ class Run:
                 write_report(found, self.project.report_folder)
             self._done("report")
         return self.project.report_folder / "report.html"
+
+    def _keep_stability(self, store: SolvedStore, problems: Mapping[str, LayerProblem]) -> None:
+        """Solve again without each shard, where shards are kept, and say whether the samples are enough."""
+        found = {
+            layer: layer_stability(
+                store, self._config.solve, layer, problem, store.solutions(layer, self.project.methods(store, layer))
+            )
+            for layer, problem in problems.items()
+        }
+        for layer, stability in found.items():
+            if stability is not None:
+                self._progress.note(f"layer '{layer}': {stability.answer}")
+        write_stability(self.project.stability, found)
 
     # --- parts of steps ------------------------------------------------------------------------------------------
 

@@ -48,7 +48,8 @@ class Shard:
 
     def load(self, layer: str) -> SplitMoments:
         """Read one layer's moments, checking their digests."""
-        return SplitMoments(*(load_moments(self.path(layer, part)) for part in PARTS))
+        training, heldout = (load_moments(self.path(layer, part)) for part in PARTS)
+        return SplitMoments(training, heldout)
 
 
 def shards_in(store: ActivationStore, domain: str | None) -> Iterator[Shard]:
@@ -82,7 +83,7 @@ def require_addable(shards: Sequence[Shard], network: str) -> None:
             if rules.setdefault(layer, rule) != rule:
                 raise FingerprintMismatchError(
                     f"domain '{shard.domain}', layer '{layer}': {shards[0].origin} was accumulated by {rules[layer]}, "
-                    f"{shard.origin} by {rule}: accumulate both with the same holdout"
+                    f"{shard.origin} by {rule}: accumulate both with the same holdout and shards"
                 )
             for part in PARTS:
                 check_record(shard.path(layer, part))

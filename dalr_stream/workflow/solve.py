@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import FewSamplesWarning, InvalidInputError
 from dalr_stream.numerics.lowrank import DEFAULT_RIDGE, Ridge, Variant, dalr, truncated_svd
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
@@ -57,6 +59,13 @@ def solve_low_rank(problem: LayerProblem, method: Method, ridge: Ridge = DEFAULT
         affine=affine,
         compensate_bias=compensate,
     )
+
+
+def solve_again(problem: LayerProblem, method: Method, inputs: Moments, ridge: Ridge) -> LowRankFactors:
+    """Solve from other rows of the same layer, in silence: too few samples are warned of where all of them are used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        return solve_low_rank(dataclasses.replace(problem, inputs=inputs), method, ridge)
 
 
 def solve_selection(problem: LayerProblem, method: Method, strength: float = 1.0) -> ChannelSelection:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
+from dalr_stream.numerics.folding import merge_all
 from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.archive import (
     check_record,
+    dealt_parts,
     load_moments,
     moments_path,
+    origin_of,
     provenance_of,
     records,
     weights_path,
@@ -118,6 +121,7 @@ class _Checked:
                 if record.shards:
                     self._sum(store, domain, layer)
                     continue
+                self._dealt(store.root, domain, layer)
                 if not store.has_rows(domain, layer):
                     self.whole.append(f"{domain}/{layer}: {rows.rows:,} rows, not kept")
                     continue
@@ -157,6 +161,17 @@ class _Checked:
             self.wrong(f"{domain}/{layer}", error)
         else:
             self.whole.append(f"{domain}/{layer}: the sum of {len(store.domain(domain).shards)} shards")
+
+    def _dealt(self, root: Path, domain: str, layer: str) -> None:
+        """Add up again the shards that a layer's training samples were dealt to, where there are some."""
+        path = moments_path(root, domain, layer, TRAINING)
+        rule = (origin_of(path) or {}).get("rule") or {}
+        dealt = [path.with_name(part) for part in dealt_parts(rule.get("shards", 1))]
+        try:
+            if dealt and not load_moments(path).same_bits(merge_all(load_moments(shard) for shard in dealt)):
+                self.wrong(path.relative_to(root), "is not the sum of its shards: accumulate again")
+        except StoreError as error:
+            self.wrong(f"{domain}/{layer}", error)
 
     def _tile(self, store: ActivationStore, domain: str, layer: str, tile: int, advance: Advance) -> bool:
         try:

@@ -15,12 +15,12 @@ from dalr_stream.numerics.allocation import (
     by_energy,
     cost,
     factor_layer,
-    lost_energy,
     selection_layer,
     uniform,
     within_budget,
 )
 from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.curves import lost_energy
 from dalr_stream.numerics.lowrank import dalr
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.moments import Moments

@@ -21,7 +21,9 @@ from dalr_stream.report.record import (
     NetworkSize,
     Results,
     RetentionCurve,
+    SelectionStability,
     Spectra,
+    Stability,
 )
 
 BASELINE = 0.9739
@@ -110,6 +112,26 @@ def activity(domain: str, rows: int, features: int, decay: float) -> DomainActiv
         if running >= total / 2:
             return DomainActivity(domain, rows, rates, index / features)
     raise AssertionError
+
+
+def stability(length: int, nodes: int, *, enough: bool, selected: bool = True) -> Stability:
+    bars = tuple(0.01 * math.exp(-rank / length) for rank in range(length + 1))
+    held = tuple(1 - 0.3 * math.exp(-size / nodes) for size in range(1, nodes + 1))
+    return Stability(
+        shards=8,
+        method="dalr_anchored_affine",
+        enough=enough,
+        answer=f"The calibration set is {'large enough' if enough else 'too small'}: the error is 0.2 \u00b1 0.01.",
+        rule="Large enough: a rule with a threshold of 5%.",
+        training_error=bars,
+        unseen=tuple(40 * bar for bar in bars),
+        unseen_error=bars,
+        heldout_error=bars if enough else None,
+        turn=bars,
+        selection=SelectionStability("spectral", "Half of the layer kept: 74% of the nodes.", held, held, held)
+        if selected
+        else None,
+    )
 
 
 def layer(

@@ -238,3 +238,16 @@ def test_slugs_keep_dots_and_number_what_would_coincide():
         "layer",
         "layer-2",
     )
+
+
+def test_a_layer_with_shards_is_answered_and_one_without_says_nothing():
+    plain = synthetic.layer("fc6", 48, 64, "fc7", 10), synthetic.layer("fc7", 48, 48, None, 0)
+    answered = dataclasses.replace(plain[0], stability=synthetic.stability(48, 48, enough=False))
+    outline = Outline(render_page(synthetic.results(answered, plain[1])))
+    text = " ".join("".join(outline.text).replace("\N{NO-BREAK SPACE}", " ").split())
+    assert text.count("Is the calibration set large enough?") == 1
+    assert "The calibration set is too small: the error is 0.2 \N{PLUS-MINUS SIGN} 0.01." in text
+    assert "Half of the layer kept: 74% of the nodes." in text
+    assert "8 shards; error bars at every rank: tables/fc6-stability.csv" in text
+    assert text.count("The calibration set is too small: see below.") == 1
+    assert "large enough?" not in render_page(synthetic.results(*plain))

@@ -1,5 +1,6 @@
 """The record survives JSON, exactly."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,10 +9,16 @@ import synthetic_results as synthetic
 from dalr_stream.report.record import Results
 
 WHOLE = synthetic.results()
+STABLE = synthetic.results(
+    *(
+        dataclasses.replace(layer, stability=synthetic.stability(8, 12, enough=number == 0, selected=number == 0))
+        for number, layer in enumerate(WHOLE.layers)
+    )
+)
 BARE = synthetic.results(synthetic.layer("only", 48, 64, None, 0, heldout=False), decisions=(), caveats=(), sizes=())
 
 
-@pytest.mark.parametrize("results", [WHOLE, BARE], ids=["whole", "bare"])
+@pytest.mark.parametrize("results", [WHOLE, BARE, STABLE], ids=["whole", "bare", "stable"])
 def test_reading_gives_back_what_was_written(results, tmp_path):
     results.write(tmp_path / "results.json")
     assert Results.read(tmp_path / "results.json") == results

@@ -47,6 +47,36 @@ def test_memory_covers_the_accumulators_that_a_fold_makes(width, share):
     assert cost.direct_bytes == accumulators + tile
 
 
+@pytest.mark.parametrize("width", [100, 2100])
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_shards_cost_records_and_passes_and_directly_memory(width, share):
+    bare, dealt = (plan_of(width, share=share, shards=shards, domains=1) for shards in (1, 8))
+    record, heldout = 8 * width * width, int(share > 0)
+    assert dealt.disk_bytes == bare.disk_bytes + 8 * record
+    assert dealt.layers[0].passes == 8 + heldout
+    lanes = FoldRule(width, HoldoutRule(share), shards=8).lanes
+    held = lanes * (8 + heldout) * record  # every shard's lanes in the one pass through the network
+    assert plan_of(width, share=share, shards=8, direct=True).layers[0].direct_bytes >= held
+    assert dealt.layers[0].store_bytes >= 6 * record  # three levels of the tree, a sum and its rank-one term
+    assert dealt.layers[0].store_bytes <= bare.layers[0].store_bytes + 7 * record
+    assert dealt.layers[0].multiply_adds == bare.layers[0].multiply_adds
+
+
+def test_shards_are_added_in_strips_where_they_do_not_fit_and_refused_where_not_even_those_do():
+    layers = [LayerLoad("fc6", 4096, 1000)]
+    whole, cut, refused = (
+        plan(layers, threads=2, heldout_share=0.1, shards=8, memory_limit_bytes=limit * MIB)
+        for limit in (1000, 400, 100)
+    )
+    assert len(whole.layers[0].sum_strips) == 1
+    assert len(cut.layers[0].sum_strips) > 1
+    assert max(strip.cells for strip in cut.layers[0].sum_strips) * 8 * 7 <= 400 * MIB
+    for fits in (whole, cut):
+        fits.require()
+    with pytest.raises(MemoryLimitError, match=r"layer 'fc6': .* keep no shards \([0-9,]+ MiB uncut\)"):
+        refused.require()
+
+
 @given(loads, st.integers(1, 64))
 def test_a_store_run_holds_one_layer_at_a_time_and_a_direct_run_all(layers, threads):
     whole, direct = (plan(layers, threads=threads, heldout_share=0.1, direct=how) for how in (False, True))

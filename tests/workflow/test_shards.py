@@ -1,0 +1,250 @@
+"""Shards of one capture: random parts of the training samples whose exact sum is the training record."""
+
+import dataclasses
+import shutil
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dalr_stream as ds
+from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError
+from dalr_stream.numerics import tiling
+from dalr_stream.numerics.folding import LaneState, Strip, merge_all
+from dalr_stream.numerics.holdout import HoldoutRule
+from dalr_stream.storage.activations import ActivationStore
+from dalr_stream.storage.archive import delete_activations, load_moments
+from dalr_stream.storage.strips import load_strip, save_strips
+from dalr_stream.streaming.lanes import Pace
+from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.progress import Lines
+from dalr_stream.workflow.verify import verify_store
+
+SAMPLES, WIDTH, K = 900, 24, 4
+PLAIN = ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1), pace=lambda: Pace(every_tiles=1))
+DEALT = dataclasses.replace(PLAIN, shards=K)
+
+
+class StoppedError(Exception):
+    """Stands for the end of the process."""
+
+
+class Counting(Lines):
+    """Ends the run after so many reports of progress; keeps the titles of what was begun."""
+
+    def __init__(self, reports):
+        super().__init__(lambda _: None)
+        self.left = reports
+        self.titles = []
+
+    @contextmanager
+    def track(self, title, total, unit):  # noqa: ARG002
+        self.titles.append(title)
+        yield self.advanced
+
+    def advanced(self, _):
+        self.left -= 1
+        if self.left == 0:
+            raise StoppedError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def low_tiles():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiling, "MAX_TILE_ROWS", 256)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 5)).eval()
+
+
+@pytest.fixture(scope="module")
+def layers(model):
+    return ds.select_layers(model, ["2"])
+
+
+def batches(size=100):
+    return list(torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(1)).split(size))
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory, model, layers):
+    root = tmp_path_factory.mktemp("dealt") / "store"
+    ds.capture(model, batches(), layers, root, domain="target")
+    return root
+
+
+@pytest.fixture
+def store(tmp_path, captured):
+    shutil.copytree(captured, tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="module")
+def expected(model, layers):
+    """The direct way, every shard in one pass."""
+    return ds.accumulate_stream(model, batches(70), layers, folding=DEALT)
+
+
+def assert_same(found, expected):
+    assert found["2"].same_bits(expected["2"])
+    assert found.heldout["2"].same_bits(expected.heldout["2"])
+    assert [one.same_bits(two) for one, two in zip(found.shards["2"], expected.shards["2"], strict=True)] == [True] * K
+
+
+def test_training_is_the_exact_sum_of_the_shards_and_what_is_folded_at_once_to_rounding(store, expected):
+    assert expected["2"].same_bits(merge_all(expected.shards["2"]))
+    whole = ds.accumulate(store, domain="target", folding=PLAIN)
+    assert whole.shards == {}
+    found, twin = expected["2"], whole["2"]
+    assert (found.count, found.samples) == (twin.count, twin.samples)
+    assert np.abs(found.scatter - twin.scatter).max() <= 1e-12 * np.abs(twin.scatter).max()
+    assert np.abs(found.mean - twin.mean).max() <= 1e-12 * np.abs(twin.mean).max()
+    assert np.array_equal(found.nonzero, twin.nonzero)
+    assert np.array_equal(found.maximum, twin.maximum)
+    assert expected.heldout["2"].same_bits(whole.heldout["2"])
+
+
+def test_each_shard_is_a_random_part_of_the_training_samples(captured, expected):
+    """The naive twin: deal the samples by the documented rule and take the moments of each part."""
+    tiles = [ActivationStore(captured).read_tile("target", "2", tile) for tile in range(4)]
+    rows = np.concatenate([tile.rows for tile in tiles])
+    dealt = DEALT.holdout.deal(np.arange(SAMPLES), K)
+    for number, shard in enumerate(expected.shards["2"]):
+        twin = ds.Moments.of(rows[dealt == number])
+        assert shard.count == twin.count
+        assert np.abs(shard.scatter - twin.scatter).max() <= 1e-12 * np.abs(twin.scatter).max()
+    counts = np.array([shard.count for shard in expected.shards["2"]])
+    assert counts.sum() == expected["2"].count
+    assert np.all(np.abs(counts - SAMPLES * 0.8 / K) < 4 * np.sqrt(SAMPLES * 0.2))  # four standard deviations
+    where = [np.flatnonzero(dealt == number).mean() for number in range(K)]
+    assert np.all(np.abs(np.array(where) - SAMPLES / 2) < 100)  # spread over the capture, not runs of it
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("shards", [2, 7])
+def test_dealing_leaves_no_sample_out_and_keeps_the_held_out_ones(share, shards):
+    rule, samples = HoldoutRule(share, seed=5), np.arange(20_000)
+    dealt = rule.deal(samples, shards)
+    assert np.array_equal(dealt == shards, rule.mask(samples))
+    sizes = np.bincount(dealt, minlength=shards + 1)[:shards]
+    assert np.all(np.abs(sizes - sizes.mean()) < 5 * np.sqrt(sizes.mean()))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_way_gives_the_same_bits(store, expected, workers):
+    folding = dataclasses.replace(DEALT, workers=ds.Threads(workers))
+    assert_same(ds.accumulate(store, domain="target", folding=folding), expected)
+    delete_activations(store)
+    assert_same(ds.accumulate(store, domain="target", folding=folding), expected)  # nothing is folded again
+
+
+@pytest.mark.parametrize("reports", [1, 3, 7, 12, 19])
+def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected, reports):
+    stop, again = Counting(reports), Counting(0)
+    with pytest.raises(StoppedError):
+        ds.accumulate(store, domain="target", folding=DEALT, progress=stop)
+    assert_same(ds.accumulate(store, domain="target", folding=DEALT, progress=again), expected)
+    assert len(stop.titles) + len(again.titles) == K + 1 + 1  # only the one that was stopped is begun again
+    assert not (store / "unfinished/target/2").exists()
+    assert verify_store(store).findings == ()
+
+
+@pytest.mark.parametrize("reports", [2, 8])
+def test_a_direct_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, model, layers, expected, reports):
+    arguments = (tmp_path / "direct", model, batches(), layers)
+    with pytest.raises(StoppedError):
+        ds.accumulate_into(*arguments, domain="target", folding=DEALT, progress=Counting(reports))
+    assert_same(ds.accumulate_into(*arguments, domain="target", folding=DEALT), expected)
+    assert verify_store(tmp_path / "direct").findings == ()
+
+
+@pytest.mark.parametrize("heights", [(7,), (1, 8, 16, 23)])
+def test_strips_of_the_shards_add_up_to_the_same_bits(store, expected, tmp_path, heights):
+    """The sum where the whole does not fit: the same tree, a few rows of the matrix at a time."""
+    ds.accumulate(store, domain="target", folding=DEALT)
+    shards = [store / f"moments/target/2/shard-{number}" for number in range(K)]
+    edges = [0, *heights, WIDTH]
+    cut = [Strip(first, stop) for first, stop in pairwise(edges)]
+    sums = (LaneState(merge_all(load_strip(shard, strip) for shard in shards), None) for strip in cut)
+    save_strips({"training": tmp_path / "sum"}, WIDTH, sums, {})
+    assert load_moments(tmp_path / "sum").same_bits(expected["2"])
+
+
+def test_a_wide_layer_under_a_limit_is_dealt_in_strips_to_the_same_bits(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wide = nn.Sequential(nn.Linear(8, 2100), nn.ReLU(), nn.Linear(2100, 3)).eval()
+    layers = ds.select_layers(wide, ["2"])
+    ds.capture(wide, batches()[:5], layers, tmp_path / "wide", domain="target")
+    tight = dataclasses.replace(DEALT, shards=2, memory_limit_bytes=119 * 2**20)
+    stop, again = Counting(5), Counting(0)
+    with pytest.raises(StoppedError):
+        ds.accumulate(tmp_path / "wide", domain="target", folding=tight, progress=stop)
+    found = ds.accumulate(tmp_path / "wide", domain="target", folding=tight, progress=again)
+    twin = ds.accumulate_stream(wide, batches()[:5], layers, folding=dataclasses.replace(DEALT, shards=2))
+    assert found["2"].same_bits(twin["2"])
+    assert all(one.same_bits(two) for one, two in zip(found.shards["2"], twin.shards["2"], strict=True))
+    assert found.heldout["2"].same_bits(twin.heldout["2"])
+
+
+def test_another_number_of_shards_is_another_rule(store, expected):
+    ds.accumulate(store, domain="target", folding=DEALT)
+    folder = store / "moments/target/2"
+    fewer = ds.accumulate(store, domain="target", folding=dataclasses.replace(DEALT, shards=2))
+    assert len(fewer.shards["2"]) == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["heldout", "shard-0", "shard-1", "training"]
+    ds.accumulate(store, domain="target", folding=PLAIN)
+    assert sorted(path.name for path in folder.iterdir()) == ["heldout", "training"]
+    assert list(SolvedStore.open(store).shards("target", "2")) == []
+    assert_same(ds.accumulate(store, domain="target", folding=DEALT), expected)
+
+
+def test_a_damaged_shard_and_a_shard_of_something_else_are_found(store):
+    ds.accumulate(store, domain="target", folding=DEALT)
+    folder = store / "moments/target/2"
+    assert len(SolvedStore.open(store).shards("target", "2")) == K
+    shutil.rmtree(folder / "shard-1")
+    shutil.copytree(folder / "shard-0", folder / "shard-1")
+    (finding,) = verify_store(store).findings
+    assert "moments/target/2/training: is not the sum of its shards: accumulate again" in str(finding)
+    shutil.rmtree(folder / "shard-1")
+    with pytest.raises(FingerprintMismatchError, match="shard-1' is not of the training record beside it"):
+        SolvedStore.open(store).shards("target", "2")
+
+
+def test_merged_stores_have_their_captures_for_shards(tmp_path, model, layers):
+    parts = batches()
+    for number, part in enumerate((parts[:4], parts[4:])):
+        ds.accumulate_into(tmp_path / str(number), model, part, layers, domain="target", folding=DEALT)
+    ds.merge([tmp_path / "0", tmp_path / "1"], tmp_path / "both")
+    shards = SolvedStore.open(tmp_path / "both").shards("target", "2")
+    assert sorted(shard.samples for shard in shards) == sorted(
+        SolvedStore.open(tmp_path / name).moments("target", "2").samples for name in "01"
+    )
+    assert verify_store(tmp_path / "both").findings == ()
+
+
+def test_nothing_held_out_leaves_an_empty_record(store):
+    folding = dataclasses.replace(DEALT, holdout=ds.HoldoutRule(0.0))
+    found = ds.accumulate(store, domain="target", folding=folding)
+    assert found["2"].samples == SAMPLES
+    assert list(found.heldout) == []
+    assert SolvedStore.open(store).heldout("target", None, "2") is None
+
+
+def test_what_is_not_possible_is_refused(store, model, layers):
+    with pytest.raises(InvalidInputError, match=r"shards must be 1 .* got 0"):
+        ds.Folding(shards=0)
+    with pytest.raises(InvalidInputError, match="cross moments are kept whole"):
+        ds.accumulate_cross(model, model, batches(), layers, folding=DEALT)
+    tight = dataclasses.replace(DEALT, memory_limit_bytes=10_000)
+    with pytest.raises(MemoryLimitError, match="keep no shards"):
+        ds.accumulate(store, domain="target", folding=tight)
