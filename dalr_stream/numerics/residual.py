@@ -82,8 +82,8 @@ class SchurResidual:
         self._factor = np.zeros((d, most), order="F")
         self._steps = self._looked_at = 0
         self._start_block(np.einsum("ij,ij->i", sigma, sigma))
-        self._floor = EXPLAINED * self.diagonal
-        self._rounding = SIGMA_ROUNDING * self.diagonal
+        self._own = self.diagonal.copy()
+        self._rounding = SIGMA_ROUNDING * self._own
         self.open: Mask = self.diagonal > 0.0
 
     @property
@@ -99,7 +99,7 @@ class SchurResidual:
     def gains(self, candidates: Mask) -> Vector:
         """Share of the trace each candidate would explain, as far as it is sure; zero at other positions.
 
-        What may be rounding in R_jj counts against node j. Where all gains are the same on paper, as before the last
+        What is rounding in Sigma_jj counts against node j. Where all gains are the same on paper, as before the last
         pick of rank-deficient input, the largest would otherwise belong to a node of which next to nothing is left.
         """
         gains = self._estimates(candidates)
@@ -125,7 +125,7 @@ class SchurResidual:
         spread = 2.0 * EPSILON * np.sqrt(self._norms_before[position] / pivot)
         self._doubt += spread * np.abs(step) * np.sqrt(self._norms_before)
         self._rounding += step * step * (self._rounding[position] / pivot)
-        self.open &= self.diagonal > np.maximum(self._floor, self._rounding)
+        self.open &= self.diagonal > np.maximum(EXPLAINED * self._own, self._rounding)
         self.open[position] = False
         self._factor[self.nodes, self._steps] = step * np.sqrt(self.trace)
         self._steps += 1
@@ -134,7 +134,7 @@ class SchurResidual:
 
     def _estimates(self, candidates: Mask) -> Vector:
         gains = np.zeros(self.nodes.size)
-        np.divide(self._block.norms, self.diagonal + self._rounding, out=gains, where=candidates)
+        np.divide(self._block.norms, self.diagonal + SIGMA_ROUNDING * self._own, out=gains, where=candidates)
         return np.maximum(gains, 0.0, out=gains)
 
     def _doubtful(self, candidates: Mask, gains: Vector) -> Indices:
@@ -177,7 +177,7 @@ class SchurResidual:
         ranked = np.argsort(-np.where(np.arange(scores.size) == position, np.inf, scores), kind="stable")
         reach = self._reach()
         players = ranked[: min(PLAYERS * reach, np.count_nonzero(scores > -np.inf))]
-        off, floor = (self._estimates(self.open) - scores)[players], self._floor[players]
+        off, floor = (self._estimates(self.open) - scores)[players], EXPLAINED * self._own[players]
         rows = self._matrix[players]
         small, squared = rows[:, players], rows @ rows.T
         block, played = self._block.among(players), [0]
@@ -219,7 +219,7 @@ class SchurResidual:
                 matrix[part], norms[part] = rows, squares
         self._matrix = matrix
         self.nodes, self.open = self.nodes[keep], self.open[keep]
-        self._floor, self._rounding = self._floor[keep], self._rounding[keep]
+        self._own, self._rounding = self._own[keep], self._rounding[keep]
         self._start_block(norms)
 
     def _start_block(self, norms: Vector) -> None:
