@@ -29,14 +29,16 @@ if TYPE_CHECKING:
     from dalr_stream.network.rows import RowRule as RowRule
     from dalr_stream.network.surgery import compress as compress
     from dalr_stream.numerics.cross import CrossMoments as CrossMoments
+    from dalr_stream.numerics.dual import dalr_from_rows as dalr_from_rows
     from dalr_stream.numerics.holdout import HoldoutRule as HoldoutRule
-    from dalr_stream.numerics.lowrank import Ridge as Ridge
-    from dalr_stream.numerics.lowrank import Variant as Variant
     from dalr_stream.numerics.lowrank import dalr as dalr
+    from dalr_stream.numerics.lowrank import dalr_sweep as dalr_sweep
     from dalr_stream.numerics.lowrank import truncated_svd as truncated_svd
     from dalr_stream.numerics.methods import Method as Method
     from dalr_stream.numerics.moments import Moments as Moments
     from dalr_stream.numerics.precision import Precision as Precision
+    from dalr_stream.numerics.ridge import Ridge as Ridge
+    from dalr_stream.numerics.ridge import Variant as Variant
     from dalr_stream.numerics.selection import Form as Form
     from dalr_stream.numerics.selection import by_max as by_max
     from dalr_stream.numerics.selection import by_mean as by_mean
@@ -76,11 +78,11 @@ _HOME_OF = {
     "MomentShift": "numerics.shift",
     "Moments": "numerics.moments",
     "Precision": "numerics.precision",
-    "Ridge": "numerics.lowrank",
+    "Ridge": "numerics.ridge",
     "RowRule": "network.rows",
     "Side": "numerics.sides",
     "Threads": "streaming.accumulate",
-    "Variant": "numerics.lowrank",
+    "Variant": "numerics.ridge",
     "accumulate": "workflow.accumulate",
     "accumulate_cross": "workflow.cross",
     "accumulate_into": "workflow.direct",
@@ -90,6 +92,8 @@ _HOME_OF = {
     "capture": "workflow.capture",
     "compress": "network.surgery",
     "dalr": "numerics.lowrank",
+    "dalr_from_rows": "numerics.dual",
+    "dalr_sweep": "numerics.lowrank",
     "diff": "numerics.shift",
     "load": "network.checkpoint",
     "merge": "workflow.merge",
@@ -132,6 +136,8 @@ __all__ = [
     "capture",
     "compress",
     "dalr",
+    "dalr_from_rows",
+    "dalr_sweep",
     "diff",
     "load",
     "merge",

@@ -151,6 +151,7 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     form = Form.of(variant, affine=affine, compensate_bias=compensate_bias)
     layer, watched = Layer.of(weight, bias), parse_choice(Side, side, "side")
     _require_decidable(layer, moments, form, watched)
+    warn_of_few_rows(moments.count, layer.weight.shape[1], form.variant)
     return _solved(layer, moments, form, watched, layer.ranks(max_rank), (ridge,))[0]
 
 
@@ -174,6 +175,7 @@ def dalr_sweep(  # noqa: PLR0913  # the options of dalr
     form = Form.of(variant, affine=affine)
     layer, watched = Layer.of(weight, bias), parse_choice(Side, side, "side")
     _require_decidable(layer, moments, form, watched)
+    warn_of_few_rows(moments.count, layer.weight.shape[1], form.variant)
     if not ridges:
         raise InvalidInputError("a sweep needs at least one ridge, got none")
     return _solved(layer, moments, form, watched, layer.ranks(max_rank), tuple(ridges))
@@ -250,11 +252,10 @@ def _inputs_behind(layer: Layer, z: Vector) -> Vector:
 
 
 def _require_decidable(layer: Layer, moments: AnyMoments, form: Form, side: Side) -> None:
-    """Raise where these moments do not fit the layer or do not decide this variant; warn where rows are few."""
+    """Raise where these moments do not fit the layer or do not decide this variant."""
     if side is Side.OUTPUTS and not isinstance(moments, CrossMoments) and form.variant is not Variant.ANCHORED:
         raise InvalidInputError(
             f"moments of the outputs alone decide the anchored variant, not {form.variant.value!r}: that needs those "
             "of the inputs, or the rows (dalr_from_rows)"
         )
     require_moments_of(layer.weight, moments, side)
-    warn_of_few_rows(moments.count, layer.weight.shape[1], form.variant)

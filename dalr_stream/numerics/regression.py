@@ -147,7 +147,7 @@ def anchored_across(sums: Sums, lam: float, most: int, factor: RidgeFactor) -> F
     objective = left + _tail(eigen, 0.0 if eigen.values.size == min(w.shape) else float(np.trace(matrix)))
     apart = _squares(w) - float(np.vdot(down, 2.0 * eigen.vectors.T @ w - down))
     error = float(objective[-1]) - lam * apart
-    return Fit(eigen.vectors, down, objective, error, None, *_facts(factor), notes)
+    return Fit(eigen.vectors, down, objective, error, None, *facts(factor), notes)
 
 
 def regression(sums: Sums, lam: float, most: int, factor: RidgeFactor, variant: Variant) -> Fit:
@@ -176,11 +176,11 @@ def regression(sums: Sums, lam: float, most: int, factor: RidgeFactor, variant: 
         tail_sums(explained, last),
         last - lam * _squares(down),
         None if sums.cross is not None else 0.0 if full else float(_tail(eigen, float(np.trace(chosen)))[-1]),
-        *_facts(factor),
+        *facts(factor),
     )
 
 
-def _facts(factor: RidgeFactor) -> tuple[Route, str, int | None, float, float]:
+def facts(factor: RidgeFactor) -> tuple[Route, str, int | None, float, float]:
     """Return route, reason, rank, condition and margin of a factored S + lam I."""
     reason = {
         Route.CHOLESKY: f"S + ridge I factors with 1 / condition of {SAFE_RECIPROCAL_CONDITION:g} or more",
