@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
     from dalr_stream.storage.activations import ActivationStore as ActivationStore
+    from dalr_stream.storage.stored_rows import StoredRows as StoredRows
     from dalr_stream.streaming.accumulate import Folding as Folding
     from dalr_stream.streaming.accumulate import Threads as Threads
     from dalr_stream.streaming.cluster import Cluster as Cluster
@@ -81,6 +82,7 @@ _HOME_OF = {
     "Ridge": "numerics.ridge",
     "RowRule": "network.rows",
     "Side": "numerics.sides",
+    "StoredRows": "storage.stored_rows",
     "Threads": "streaming.accumulate",
     "Variant": "numerics.ridge",
     "accumulate": "workflow.accumulate",
@@ -124,6 +126,7 @@ __all__ = [
     "Ridge",
     "RowRule",
     "Side",
+    "StoredRows",
     "Threads",
     "Variant",
     "__version__",
