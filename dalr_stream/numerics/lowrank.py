@@ -11,6 +11,7 @@ Source: Masana et al., Domain-adaptive deep network compression, ICCV 2017, sect
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -187,12 +188,13 @@ def _solved(
     """Solve for each ridge."""
     turn, reached = (None, layer.weight) if isinstance(moments, CrossMoments) else layer.reach()
     sums = _sums(layer, moments, form, side, turn, reached)
-    seen = _seen(layer, moments, side, adjusts_bias=form.adjusts_bias)
-    size = sums.ridge_scale
+    if form.variant is Variant.ANCHORED and sums.cross is None:
+        sums = dataclasses.replace(sums, own=reached @ reached.T)
+    seen = _seen(layer, moments, side, adjusts_bias=form.adjusts_bias, own=sums.own if turn is None else None)
     factored = _factoring(sums, form, len(ridges))
     found = []
     for ridge in ridges:
-        lam = ridge.of_mean(size)
+        lam = ridge.of_mean(sums.ridge_scale)
         found.append(assemble(layer, form, seen, lam, _fit(sums, lam, most, factored, form.variant), turn))
     return tuple(found)
 
@@ -226,8 +228,8 @@ def _sums(layer: Layer, moments: AnyMoments, form: Form, side: Side, turn: Matri
     return Sums(reached, outputs if turn is None else turn.T @ outputs @ turn)
 
 
-def _seen(layer: Layer, moments: AnyMoments, side: Side, *, adjusts_bias: bool) -> Seen:
-    """Return where the rows came from, and their centres where the bias depends on them."""
+def _seen(layer: Layer, moments: AnyMoments, side: Side, *, adjusts_bias: bool, own: Matrix | None = None) -> Seen:
+    """Return where the rows came from, and their centres where the bias depends on them; `own` is W W' (m, m)."""
     source = "cross" if isinstance(moments, CrossMoments) else side.value
     center, offset = np.zeros(layer.weight.shape[1]), layer.bias
     if adjusts_bias and isinstance(moments, CrossMoments):
@@ -236,19 +238,19 @@ def _seen(layer: Layer, moments: AnyMoments, side: Side, *, adjusts_bias: bool) 
         center = moments.mean.copy()
         offset = layer.bias + layer.weight @ center
     elif adjusts_bias and isinstance(moments, Moments):
-        center, offset = _inputs_behind(layer, moments.mean - layer.bias), moments.mean.copy()
+        center, offset = _inputs_behind(layer.weight, moments.mean - layer.bias, own), moments.mean.copy()
     return Seen(source, moments.count, moments.samples, center, offset)
 
 
-def _inputs_behind(layer: Layer, z: Vector) -> Vector:
+def _inputs_behind(weight: Matrix, z: Vector, own: Matrix | None) -> Vector:
     """Return the shortest c (d,) with W c = z (m,): any such centre gives the same bias where W_k = U_k U_k'W.
 
     By the normal equations W W' and one step of refinement. Cost: m^2 d + m^3 / 3 operations.
     """
-    w = layer.weight
-    own = factor_ridge(w @ w.T, 0.0)
-    center = w.T @ own.pull_back(own.half(z[:, None]))[:, 0]
-    return center + w.T @ own.pull_back(own.half((z - w @ center)[:, None]))[:, 0]
+    factor = factor_ridge(weight @ weight.T if own is None else own, 0.0)
+    center = weight.T @ factor.pull_back(factor.half(z[:, None]))[:, 0]
+    left = z - weight @ center
+    return center + weight.T @ factor.pull_back(factor.half(left[:, None]))[:, 0]
 
 
 def _require_decidable(layer: Layer, moments: AnyMoments, form: Form, side: Side) -> None:

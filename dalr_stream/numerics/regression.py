@@ -50,6 +50,8 @@ class Sums:
     """(d, d): S = X X'. None where the outputs alone are known."""
     cross: Matrix | None = None
     """(p, d): Z X' of two runs. None where Z = W X."""
+    own: Matrix | None = None
+    """(p, p): W W', where it is already there."""
 
     @classmethod
     def of_inputs(cls, weight: Matrix, inputs: Matrix) -> Sums:
@@ -107,7 +109,7 @@ def anchored(sums: Sums, lam: float, most: int) -> Fit:
     Cost: one eigendecomposition of order p and 2 p^2 d operations.
     """
     w = sums.weight
-    own = w @ w.T
+    own = w @ w.T if sums.own is None else sums.own
     matrix = lam * own
     matrix += sums.outputs
     eigen, notes = _ordered(matrix, own, most)
