@@ -264,7 +264,7 @@ class CholeskyFactor:
 
     def half(self, right: Matrix) -> Matrix:
         """L^-1 B. Cost: k d^2 operations."""
-        return cast("Matrix", blas.dtrsm(1.0, self.lower, np.asfortranarray(right), lower=1))
+        return cast("Matrix", blas.dtrsm(1.0, self.lower, np.array(right, order="F"), lower=1, overwrite_b=1))
 
     def half_fit(self, weight: Matrix) -> Matrix:
         """Y = L^-1 S W'. Cost: 3 m d^2 operations."""
@@ -272,7 +272,8 @@ class CholeskyFactor:
 
     def pull_back(self, half: Matrix) -> Matrix:
         """L^-T Y. Cost: k d^2 operations."""
-        return cast("Matrix", blas.dtrsm(1.0, self.lower, np.asfortranarray(half), lower=1, trans_a=1))
+        solved = np.array(half, order="F")  # one copy, overwritten: BLAS would make another
+        return cast("Matrix", blas.dtrsm(1.0, self.lower, solved, lower=1, trans_a=1, overwrite_b=1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
