@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.rows import RowRule as RowRule
     from dalr_stream.network.surgery import compress as compress
     from dalr_stream.numerics.cross import CrossMoments as CrossMoments
-    from dalr_stream.numerics.dual import dalr_from_rows as dalr_from_rows
+    from dalr_stream.numerics.from_rows import dalr_from_rows as dalr_from_rows
     from dalr_stream.numerics.holdout import HoldoutRule as HoldoutRule
     from dalr_stream.numerics.lowrank import dalr as dalr
     from dalr_stream.numerics.lowrank import dalr_sweep as dalr_sweep
@@ -94,7 +94,7 @@ _HOME_OF = {
     "capture": "workflow.capture",
     "compress": "network.surgery",
     "dalr": "numerics.lowrank",
-    "dalr_from_rows": "numerics.dual",
+    "dalr_from_rows": "numerics.from_rows",
     "dalr_sweep": "numerics.lowrank",
     "diff": "numerics.shift",
     "load": "network.checkpoint",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from timing import Row, against, race
 
-from dalr_stream.numerics.dual import dalr_from_rows
+from dalr_stream.numerics.from_rows import dalr_from_rows
 from dalr_stream.numerics.lowrank import Ridge, dalr, dalr_sweep
 from dalr_stream.numerics.moments import Moments
 

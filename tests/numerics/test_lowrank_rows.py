@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import layers, make_rows
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
-from dalr_stream.numerics.dual import dalr_from_rows
+from dalr_stream.numerics.from_rows import dalr_from_rows
 from dalr_stream.numerics.lowrank import Ridge, Variant, dalr
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.root import root_of_rows

@@ -5,7 +5,7 @@ import pytest
 from stores import batches_of, capture, rows_for, small_tiles, unsynced
 
 from dalr_stream.errors import StoreNotFoundError
-from dalr_stream.numerics.dual import dalr_from_rows
+from dalr_stream.numerics.from_rows import dalr_from_rows
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.lowrank import dalr
 from dalr_stream.numerics.moments import Moments
