@@ -30,8 +30,8 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Rows = NDArray[Any]
 
-BLOCK_FEATURES = 2048
-"""Features whose rows are in float64 at a time while the Gram is made: 100 MB for 6,000 rows."""
+BLOCK_FEATURES = 1024
+"""Features whose rows are in float64 at a time while the Gram is made: 50 MB for 6,000 rows."""
 
 
 def solve_dual(
