@@ -29,16 +29,18 @@ if TYPE_CHECKING:
     from dalr_stream.network.rows import RowRule as RowRule
     from dalr_stream.network.surgery import compress as compress
     from dalr_stream.numerics.cross import CrossMoments as CrossMoments
+    from dalr_stream.numerics.from_rows import dalr_from_rows as dalr_from_rows
     from dalr_stream.numerics.holdout import HoldoutRule as HoldoutRule
     from dalr_stream.numerics.jackknife import jackknife_low_rank as jackknife_low_rank
     from dalr_stream.numerics.jackknife import jackknife_selection as jackknife_selection
-    from dalr_stream.numerics.lowrank import Ridge as Ridge
-    from dalr_stream.numerics.lowrank import Variant as Variant
     from dalr_stream.numerics.lowrank import dalr as dalr
+    from dalr_stream.numerics.lowrank import dalr_sweep as dalr_sweep
     from dalr_stream.numerics.lowrank import truncated_svd as truncated_svd
     from dalr_stream.numerics.methods import Method as Method
     from dalr_stream.numerics.moments import Moments as Moments
     from dalr_stream.numerics.precision import Precision as Precision
+    from dalr_stream.numerics.ridge import Ridge as Ridge
+    from dalr_stream.numerics.ridge import Variant as Variant
     from dalr_stream.numerics.ridge_choice import choose_ridge as choose_ridge
     from dalr_stream.numerics.selection import Form as Form
     from dalr_stream.numerics.selection import by_max as by_max
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
     from dalr_stream.numerics.sufficiency import sufficiency as sufficiency
     from dalr_stream.storage.activations import ActivationStore as ActivationStore
+    from dalr_stream.storage.stored_rows import StoredRows as StoredRows
     from dalr_stream.streaming.accumulate import Folding as Folding
     from dalr_stream.streaming.accumulate import Threads as Threads
     from dalr_stream.streaming.cluster import Cluster as Cluster
@@ -80,11 +83,12 @@ _HOME_OF = {
     "MomentShift": "numerics.shift",
     "Moments": "numerics.moments",
     "Precision": "numerics.precision",
-    "Ridge": "numerics.lowrank",
+    "Ridge": "numerics.ridge",
     "RowRule": "network.rows",
     "Side": "numerics.sides",
+    "StoredRows": "storage.stored_rows",
     "Threads": "streaming.accumulate",
-    "Variant": "numerics.lowrank",
+    "Variant": "numerics.ridge",
     "accumulate": "workflow.accumulate",
     "accumulate_cross": "workflow.cross",
     "accumulate_into": "workflow.direct",
@@ -95,6 +99,8 @@ _HOME_OF = {
     "choose_ridge": "numerics.ridge_choice",
     "compress": "network.surgery",
     "dalr": "numerics.lowrank",
+    "dalr_from_rows": "numerics.from_rows",
+    "dalr_sweep": "numerics.lowrank",
     "diff": "numerics.shift",
     "jackknife_low_rank": "numerics.jackknife",
     "jackknife_selection": "numerics.jackknife",
@@ -128,6 +134,7 @@ __all__ = [
     "Ridge",
     "RowRule",
     "Side",
+    "StoredRows",
     "Threads",
     "Variant",
     "__version__",
@@ -141,6 +148,8 @@ __all__ = [
     "choose_ridge",
     "compress",
     "dalr",
+    "dalr_from_rows",
+    "dalr_sweep",
     "diff",
     "jackknife_low_rank",
     "jackknife_selection",

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.budget import LayerShape
-from dalr_stream.numerics.curves import lost_energy
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.shares import lost_energy
 from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors, SelectedNodes
 
 Vector = NDArray[np.float64]

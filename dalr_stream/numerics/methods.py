@@ -44,10 +44,16 @@ class Method(StrEnum):
         """Low rank or selection."""
         return Family.SELECTION if self in _SELECTIONS else Family.LOW_RANK
 
+    @property
+    def keeps_weight(self) -> bool:
+        """Whether the product at full rank is the weight itself, so that W_k = U_k U_k'W."""
+        return self in _KEEP_WEIGHT
+
 
 _SELECTIONS = frozenset(
     {Method.PRUNE_MEAN, Method.PRUNE_MAX, Method.SPECTRAL, Method.MOMASP_NODE, Method.MOMASP_SUBSET}
 )
+_KEEP_WEIGHT = frozenset({Method.SVD, Method.SVD_BC, Method.DALR_ANCHORED, Method.DALR_ANCHORED_AFFINE})
 _LABELS = {
     Method.SVD: "SVD",
     Method.SVD_BC: "SVD + BC",

@@ -37,9 +37,18 @@ direction and to 1e-16 in the objective, and every relative ridge of 1e-6 and mo
 single direction carries nearly the whole trace. Below it the eigenvalue route decides what is rounding."""
 
 
-SHARED_FROM = 2048
-"""Order from which a decomposition uses all BLAS threads. Below it threads wait for one another more than they work:
-on two busy cores order 512 took 0.11 s with one thread and 0.99 s with two, order 1024 0.29 s and 0.49 s."""
+SHARED_FROM = 8192
+"""Order from which a decomposition uses all BLAS threads. Below it they wait for one another more than they work: the
+reduction to a tridiagonal is one matrix-vector product a column, at the speed of memory, with a barrier after each.
+On two busy cores eigenvectors of order 1536 took 1.1 s (0.56 s of CPU) with one thread and 18 s (7.4 s) with two."""
+
+PARTIAL_UP_TO = 0.5
+"""Share of the eigenvectors up to which they alone are computed (LAPACK's evr); above it divide and conquer (evd) finds
+all of them in less time."""
+
+
+_INVERSE_STEPS = 12
+"""Each divides what is left of other directions by the ratio of their eigenvalues: an estimate from above."""
 
 
 class Route(StrEnum):
@@ -49,21 +58,39 @@ class Route(StrEnum):
     CHOLESKY = "cholesky"
     EIGEN = "eigen"
     OUTPUTS = "outputs"
+    DUAL = "dual"
+    ROOT = "root"
     GREEDY = "greedy"
     RANKING = "ranking"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Eigen:
-    """Eigenvalues (p,), descending, and eigenvectors (p, p) in columns, each with its largest entry positive."""
+    """The K largest eigenvalues, descending, and eigenvectors (p, K), each with its largest entry positive."""
 
     values: Vector
     vectors: Matrix
+    margin: float | None = None
+    """Smallest eigenvalue over the trace, where all were computed."""
 
     @property
     def rank(self) -> int:
-        """Eigenvalues above rounding."""
-        return numerical_rank(self.values)
+        """Eigenvalues above rounding, of those that are here."""
+        return numerical_rank(self.values, self.vectors.shape[0])
+
+    @property
+    def known_rank(self) -> int | None:
+        """Numerical rank of the matrix, None where those that are here do not show it."""
+        return self.rank if self.whole or self.rank < self.values.size else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all p are here."""
+        return bool(self.values.size == self.vectors.shape[0])
+
+    def largest(self, most: int) -> Eigen:
+        """Return the `most` largest."""
+        return self if most >= self.values.size else Eigen(self.values[:most], self.vectors[:, :most], self.margin)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +113,14 @@ class RidgeFactor(Protocol):
     def rank(self) -> int | None:
         """Numerical rank of S, where it came to light."""
 
+    @property
+    def condition(self) -> float:
+        """Estimate of the condition of S + ridge I, over the directions that were kept."""
+
+    @property
+    def margin(self) -> float:
+        """Smallest eigenvalue of S over its trace, to rounding; clearly negative where S is not semi-definite."""
+
     def half(self, right: Matrix) -> Matrix:
         """H' B (r, k) for a right-hand side B (d, k): `pull_back` makes it the solution (S + ridge I)^-1 B."""
 
@@ -96,18 +131,34 @@ class RidgeFactor(Protocol):
         """H Y (d, k): for Y = half_fit(W) the transpose of the ridge regression W S (S + ridge I)^-1."""
 
 
-def symmetric_eigen(matrix: Matrix) -> Eigen:
-    """Eigenvalues, descending, and eigenvectors of a symmetric matrix (p, p). Only its lower triangle is read.
+def symmetric_eigen(matrix: Matrix, most: int | None = None) -> Eigen:
+    """Eigenvalues, descending, and eigenvectors of a symmetric matrix (p, p); the `most` largest, all by default.
 
-    Raises InvalidInputError where it holds NaN or Inf. Cost: about 9 p^3 operations, 3 p^2 doubles.
+    Only the lower triangle is read. Fewer than all are computed alone where they are at most `PARTIAL_UP_TO` of them.
+    Raises InvalidInputError where it holds NaN or Inf. Cost: about 9 p^3 operations and 3 p^2 doubles for all,
+    4/3 p^3 + 2 p^2 K operations and p^2 doubles for the largest K.
     """
     require_finite(matrix, "matrix")
+    p = len(matrix)
+    kept = p if most is None else min(most, p)
+    partial = kept <= PARTIAL_UP_TO * p
+    options = {"driver": "evr", "subset_by_index": [p - kept, p - 1]} if partial else {"driver": "evd"}
     try:
-        with threads_for(len(matrix)):
-            values, vectors = scipy.linalg.eigh(matrix, check_finite=False, driver="evd")
+        with threads_for(p):
+            values, vectors = scipy.linalg.eigh(matrix, check_finite=False, **options)
     except scipy.linalg.LinAlgError as failure:
-        raise InvalidInputError(f"eigenvalues of a matrix of order {len(matrix)} did not converge") from failure
-    return Eigen(values[::-1].copy(), orient(vectors[:, ::-1]))
+        raise InvalidInputError(f"eigenvalues of a matrix of order {p} did not converge") from failure
+    trace = float(values.sum())
+    margin = None if partial and kept < p else float(values[0]) / trace if trace > 0.0 else 0.0
+    return Eigen(values[::-1][:kept].copy(), orient(vectors[:, ::-1][:, :kept]), margin)
+
+
+def symmetric_values(matrix: Matrix) -> Vector:
+    """Eigenvalues (p,) alone, descending, of a symmetric matrix (p, p). Cost: about 4/3 p^3 operations."""
+    require_finite(matrix, "matrix")
+    with threads_for(len(matrix)):
+        values = scipy.linalg.eigh(matrix, eigvals_only=True, check_finite=False)
+    return cast("Vector", values[::-1].copy())
 
 
 def psd_margin(matrix: Matrix) -> float:
@@ -147,11 +198,12 @@ def thin_qr(matrix: Matrix) -> tuple[Matrix, Matrix]:
     return cast("Matrix", q), cast("Matrix", t)
 
 
-def numerical_rank(values: Vector) -> int:
-    """Count the eigenvalues (p,) above p x EPSILON x the largest."""
+def numerical_rank(values: Vector, order: int | None = None) -> int:
+    """Count the eigenvalues above p x EPSILON x the largest; p is the `order`, where `values` are not all of them."""
     if values.size == 0:
         return 0
-    return int(np.count_nonzero(values > values.size * EPSILON * max(float(values.max()), 0.0)))
+    p = values.size if order is None else order
+    return int(np.count_nonzero(values > p * EPSILON * max(float(values.max()), 0.0)))
 
 
 def orient(vectors: Matrix) -> Matrix:
@@ -171,8 +223,9 @@ def factor_ridge(matrix: Matrix, ridge: float) -> RidgeFactor:
     shifted.flat[:: len(shifted) + 1] += ridge
     norm = lapack.dlange("1", shifted)
     lower, failed = lapack.dpotrf(shifted, lower=1, clean=0, overwrite_a=1)
-    if not failed and lapack.dpocon(lower, norm, uplo="L")[0] >= SAFE_RECIPROCAL_CONDITION:
-        return CholeskyFactor(matrix, lower)
+    reciprocal = 0.0 if failed else float(lapack.dpocon(lower, norm, uplo="L")[0])
+    if reciprocal >= SAFE_RECIPROCAL_CONDITION:
+        return CholeskyFactor(matrix, lower, ridge, 1.0 / reciprocal)
     del shifted, lower
     return EigenFactor.of(symmetric_eigen(matrix), ridge)
 
@@ -183,6 +236,8 @@ class CholeskyFactor:
 
     matrix: Matrix
     lower: Matrix
+    ridge: float
+    condition: float
 
     @property
     def route(self) -> Route:
@@ -194,9 +249,22 @@ class CholeskyFactor:
         """Unknown: the ridge hides it."""
         return None
 
+    @property
+    def margin(self) -> float:
+        """By inverse iteration from a fixed start, `_INVERSE_STEPS` solves. Cost: 2 d^2 operations each."""
+        trace = float(np.trace(self.matrix))
+        vector = np.cos(np.arange(1.0, len(self.lower) + 1))[:, None]
+        smallest = 0.0
+        for _ in range(_INVERSE_STEPS):
+            vector = vector / np.linalg.norm(vector)
+            solved = self.pull_back(self.half(vector))
+            smallest = 1.0 / float(np.vdot(vector, solved))
+            vector = solved
+        return (smallest - self.ridge) / trace if trace > 0.0 else 0.0
+
     def half(self, right: Matrix) -> Matrix:
         """L^-1 B. Cost: k d^2 operations."""
-        return cast("Matrix", blas.dtrsm(1.0, self.lower, np.asfortranarray(right), lower=1))
+        return cast("Matrix", blas.dtrsm(1.0, self.lower, np.array(right, order="F"), lower=1, overwrite_b=1))
 
     def half_fit(self, weight: Matrix) -> Matrix:
         """Y = L^-1 S W'. Cost: 3 m d^2 operations."""
@@ -204,7 +272,8 @@ class CholeskyFactor:
 
     def pull_back(self, half: Matrix) -> Matrix:
         """L^-T Y. Cost: k d^2 operations."""
-        return cast("Matrix", blas.dtrsm(1.0, self.lower, np.asfortranarray(half), lower=1, trans_a=1))
+        solved = np.array(half, order="F")  # one copy, overwritten: BLAS would make another
+        return cast("Matrix", blas.dtrsm(1.0, self.lower, solved, lower=1, trans_a=1, overwrite_b=1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,11 +283,13 @@ class EigenFactor:
     values: Vector
     vectors: Matrix
     ridge: float
+    margin: float
 
     @classmethod
     def of(cls, eigen: Eigen, ridge: float) -> EigenFactor:
-        """Keep what is above rounding."""
-        return cls(eigen.values[: eigen.rank], eigen.vectors[:, : eigen.rank], ridge)
+        """Keep what is above rounding, of all the eigenvalues of S."""
+        r = eigen.rank
+        return cls(eigen.values[:r], eigen.vectors[:, :r], ridge, eigen.margin or 0.0)
 
     @property
     def route(self) -> Route:
@@ -229,6 +300,11 @@ class EigenFactor:
     def rank(self) -> int | None:
         """Directions kept, r."""
         return self.values.size
+
+    @property
+    def condition(self) -> float:
+        """(largest + ridge) / (smallest kept + ridge); 1 where nothing was kept."""
+        return float((self.values[0] + self.ridge) / (self.values[-1] + self.ridge)) if self.values.size else 1.0
 
     def half(self, right: Matrix) -> Matrix:
         """diag(s + ridge)^-1/2 V' B. Cost: 2 k d r operations."""

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.curves import outputs_energy, relative
 from dalr_stream.numerics.jackknife import leave_one_out, with_rows
 from dalr_stream.numerics.lowrank import Ridge
 from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.shares import outputs_energy, relative
 from dalr_stream.numerics.solution import LowRankFactors
 
 GRID = tuple(10.0**power for power in range(-6, 2))

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.alignment import LIVE_SHARE, Form, Penalty, penalty
 from dalr_stream.numerics.choices import parse_choice
+from dalr_stream.numerics.curves import tail_sums
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.psd import Route
 from dalr_stream.numerics.rank_k import one_blas_thread
 from dalr_stream.numerics.residual import EXPLAINED, GAIN_TOLERANCE, SchurResidual
-from dalr_stream.numerics.solution import ChannelSelection, Diagnostics, tail_sums
+from dalr_stream.numerics.solution import ChannelSelection, Diagnostics
 
 __all__ = ["Form", "by_max", "by_mean", "momasp", "spectral"]
 

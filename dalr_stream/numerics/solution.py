@@ -18,9 +18,13 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError, ParameterIncreaseWarning, RankError
+from dalr_stream.numerics.choices import parse_choice
+from dalr_stream.numerics.cross import CrossMoments
+from dalr_stream.numerics.curves import error_curve, least_error_curve
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.psd import factor_ridge
+from dalr_stream.numerics.sides import Side
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -46,6 +50,19 @@ class Diagnostics:
     notes: tuple[str, ...] = ()
     ridge_sweep: tuple[tuple[float, float], ...] = ()
     """Relative ridges that were tried, ascending, each with its error on unseen rows; empty where none was chosen."""
+    source: str = "inputs"
+    """Whose moments: `inputs`, `outputs` (of the layer, alone), `cross` (inputs of one run, outputs of another)."""
+    reason: str = ""
+    """The rule that chose the route."""
+    condition: float | None = None
+    """Of the matrix that was factored or decomposed, with its ridge; an estimate where Cholesky did it."""
+    psd_margin: float | None = None
+    """Smallest eigenvalue over the trace of the moments that were factored (with the ridge's term for anchored): below
+    0 by more than rounding where they are no sum of squares. None where only the largest were computed."""
+    error: float | None = None
+    """Plain squared error on the training moments at the largest rank held."""
+    error_bound: float | None = None
+    """What no factors of that rank, of the same centres, can be below; see `LowRankFactors.error_bound`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(self.notes))
@@ -55,6 +72,11 @@ class Diagnostics:
     def chosen_ridge(self) -> float | None:
         """The relative ridge that the sweep chose: of those with the least error the largest."""
         return max(self.ridge_sweep, key=lambda tried: (-tried[1], tried[0]))[0] if self.ridge_sweep else None
+
+    @property
+    def rows_per_feature(self) -> float:
+        """n / d: below 1 the data leave directions undetermined."""
+        return self.count / self.features
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +100,19 @@ class LowRankLayer:
         """Weights, k (m + d); the bias, which the layer had before, is not counted."""
         return self.down.size + self.up.size
 
+    def balanced(self) -> LowRankLayer:
+        """Return the same product with its scale shared, for storage in half precision; `up` is orthonormal no more.
+
+        Column i of `up` and row i of `down` get the same norm, and then both matrices the same largest row norm, so
+        that neither comes near the ends of the range before the other. The product changes by rounding alone.
+        """
+        share = np.sqrt(np.linalg.norm(self.down, axis=1))
+        share[share == 0.0] = 1.0
+        up, down = self.up * share, self.down / share[:, None]
+        largest = [float(np.linalg.norm(part, axis=1).max()) for part in (up, down)]
+        scale = np.sqrt(largest[1] / largest[0]) if min(largest) > 0.0 else 1.0
+        return LowRankLayer(down / scale, up * scale, self.bias)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRankFactors:
@@ -87,7 +122,7 @@ class LowRankFactors:
     weight: Matrix = field(repr=False)
     """(m, d): the original weight W."""
     basis: Matrix = field(repr=False)
-    """(m, K): U, K = min(m, d) orthonormal columns."""
+    """(m, K): U, K <= min(m, d) orthonormal columns; fewer where only small ranks were asked for."""
     down: Matrix = field(repr=False)
     """(K, d): U'M."""
     center: Vector = field(repr=False)
@@ -100,7 +135,9 @@ class LowRankFactors:
 
     def __post_init__(self) -> None:
         m, d = self.weight.shape
-        k = min(m, d)
+        k = self.basis.shape[-1]
+        if not 0 < k <= min(m, d):
+            raise InvalidInputError(f"low-rank factors: a {m} x {d} weight has ranks 1..{min(m, d)}, got {k} of them")
         expected = {"basis": (m, k), "down": (k, d), "center": (d,), "offset": (m,), "objective": (k + 1,)}
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
@@ -122,18 +159,19 @@ class LowRankFactors:
 
     @property
     def max_rank(self) -> int:
-        """K = min(m, d)."""
-        return min(self.outputs, self.inputs)
+        """K: min(m, d), or what the solver was asked for."""
+        return int(self.basis.shape[1])
 
     @property
     def break_even_rank(self) -> int:
         """Largest rank that adds no parameters: floor(m d / (m + d))."""
         return self.outputs * self.inputs // (self.outputs + self.inputs)
 
-    def at_rank(self, k: int, *, layer: str | None = None) -> LowRankLayer:
+    def at_rank(self, k: int, *, layer: str | None = None, balanced: bool = False) -> LowRankLayer:
         """Return the factors of rank `k`, views of this record, and the bias that goes with them.
 
-        Raises RankError outside 1..min(m, d). Warns ParameterIncreaseWarning where k (m + d) > m d. `layer` names
+        `balanced` shares the scale between the two, as `LowRankLayer.balanced` says: new arrays.
+        Raises RankError outside 1..K. Warns ParameterIncreaseWarning where k (m + d) > m d. `layer` names
         the layer in those messages. Cost: k (m + d) for the bias.
         """
         prefix = "" if layer is None else f"layer {layer!r}: "
@@ -146,33 +184,27 @@ class LowRankFactors:
             )
             warnings.warn(message, ParameterIncreaseWarning, stacklevel=2)
         up, down = self.basis[:, :k], self.down[:k]
-        return LowRankLayer(down, up, self.offset - up @ (down @ self.center))
+        pair = LowRankLayer(down, up, self.offset - up @ (down @ self.center))
+        return pair.balanced() if balanced else pair
 
-    def errors(self, moments: Moments) -> Vector:
+    def errors(self, moments: Moments | CrossMoments, *, side: Side | str = Side.INPUTS) -> Vector:
         """Squared error ||y - y_k||^2 summed over the rows of `moments`, at k = 0..K: (K + 1,).
 
-        With x centred at `center` (training, also where `moments` are held-out) and S its scatter,
+        Training or held-out moments of the layer's inputs; of its outputs alone (`side="outputs"`, truncated SVD and
+        anchored only); or cross moments, where y is another run's. `curves` has the formulas and the resolution.
 
-            err(k) = tr(D_k S D_k'),  D_k = W - U_k U_k'M,
-            err(k - 1) - err(k) = 2 u_k' M S W' u_k - u_k' M S M' u_k          (U is orthonormal)
-
-        err(K) is formed directly and the rest added from the tail: prefix sums lose small errors to cancellation.
-        Resolution: a few EPSILON x err(0), so a value there may be below zero; nothing is clamped.
-
-        Raises InvalidInputError where `moments` are of another width or of no rows. Cost: 4 m d^2 operations, no data.
+        Raises InvalidInputError where `moments` are of another width, of no rows, or do not decide the errors.
+        Cost: 4 m d^2 operations, no data; 2 m^2 K from the outputs.
         """
-        if moments.features != self.inputs:
-            raise InvalidInputError(
-                f"moments of {moments.features} features do not fit a layer with {self.inputs} inputs"
-            )
-        if moments.count == 0:
-            raise InvalidInputError("errors need the moments of at least one row, got none")
-        scatter = moments.scatter_about(self.center)
-        residual = self.weight - self.basis @ self.down
-        last = float(np.vdot(residual @ scatter, residual))
-        target = self.basis.T @ self.weight
-        steps = np.einsum("ij,ij->i", self.down @ scatter, 2.0 * target - self.down)
-        return tail_sums(steps, last)
+        return error_curve(self, moments, parse_choice(Side, side, "side"))
+
+    def error_bound(self, moments: Moments | CrossMoments, *, side: Side | str = Side.INPUTS) -> Vector:
+        """(K + 1,): the least squared error of any map of rank 0..K about the same centres on these moments.
+
+        Where `errors(moments)` is on it nothing is left to be won at that rank. Cost: eigenvalues of order m, 4/3 m^3
+        operations, and the products that form the matrix.
+        """
+        return least_error_curve(self, moments, parse_choice(Side, side, "side"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -288,11 +320,6 @@ class ChannelSelection:
                 f"({self.retention[-1]:.6f}): raise the limit"
             )
         return self.at_size(k, ridge=ridge, layer=layer)
-
-
-def tail_sums(steps: Vector, last: float) -> Vector:
-    """(K + 1,): last + steps[k] + ... + steps[K - 1] for k = 0..K, added from the end."""
-    return np.cumsum(np.concatenate([[last], steps[::-1]]))[::-1].copy()
 
 
 def _integer_within(value: int, largest: int, name: str) -> int:

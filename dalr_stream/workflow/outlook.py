@@ -14,9 +14,9 @@ import numpy as np
 
 from dalr_stream.numerics.allocation import SizedLayer, by_energy, lost_nodes
 from dalr_stream.numerics.choices import parse_choice
-from dalr_stream.numerics.curves import lost_energy
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.shares import lost_energy
 from dalr_stream.numerics.solution import LowRankFactors
 from dalr_stream.storage.archive import Solution
 from dalr_stream.workflow.config import LabelledSection

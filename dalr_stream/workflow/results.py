@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.numerics.budget import LayerShape
-from dalr_stream.numerics.curves import relative_errors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.psd import symmetric_eigen, thin_svd
+from dalr_stream.numerics.shares import relative_errors
 from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
 from dalr_stream.report.record import (
     AccuracyCurve,

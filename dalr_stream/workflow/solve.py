@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
-from dalr_stream.numerics.lowrank import DEFAULT_RIDGE, Ridge, Variant, dalr, truncated_svd
+from dalr_stream.numerics.lowrank import dalr, truncated_svd
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.ridge import DEFAULT_RIDGE, Ridge, Variant
 from dalr_stream.numerics.selection import Form, by_max, by_mean, momasp, spectral
 from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
 

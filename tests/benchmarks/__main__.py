@@ -13,6 +13,7 @@ import accumulating
 import capturing
 import remembering
 import selecting
+import solving
 from rich.console import Console
 from rich.table import Table
 from timing import Row
@@ -71,6 +72,21 @@ def _select(quick: bool) -> Table:
             *selecting.as_written(*((12, 1) if quick else (128, 1))),
         ]
     )
+
+
+@section("solve", "all ranks of a 4,096 x 4,096 layer from moments of 8,192 rows")
+def _solve(quick: bool) -> Table:
+    return ratios(solving.square(*((60, 24, 32, 1) if quick else (8192, 4096, 4096, 1))))
+
+
+@section("solve-wide", "ranks to 1,024 of a 4,096 x 25,088 layer, 5,994 rows")
+def _solve_wide(quick: bool) -> Table:
+    return ratios(solving.wide(*((40, 24, 64, 6) if quick else (5994, 4096, 25_088, 1024))))
+
+
+@section("ranks", "64 ranks and 8 ridges of a 1,024 x 1,024 layer")
+def _ranks(quick: bool) -> Table:
+    return ratios(solving.many_ranks(*((60, 24, 32, 1) if quick else (4096, 1024, 1024, 3))))
 
 
 def ratios(rows: Sequence[Row]) -> Table:

@@ -20,11 +20,11 @@ from dalr_stream.numerics.allocation import (
     within_budget,
 )
 from dalr_stream.numerics.budget import LayerShape
-from dalr_stream.numerics.curves import lost_energy
 from dalr_stream.numerics.lowrank import dalr
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.selection import spectral
+from dalr_stream.numerics.shares import lost_energy
 
 
 @st.composite

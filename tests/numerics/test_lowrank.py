@@ -300,7 +300,7 @@ def test_bad_input_is_refused_in_words():
         (lambda: truncated_svd(weight, None, compensate_bias=True), "needs the moments"),
         (lambda: Ridge.relative(-1e-3), "ridge must be a finite number >= 0"),
         (lambda: Ridge.absolute(np.nan), "ridge must be a finite number >= 0"),
-        (lambda: truncated_svd(weight, None).errors(other), "5 features do not fit a layer with 6 inputs"),
+        (lambda: truncated_svd(weight, None).errors(other), r"5 features do not fit a weight of shape \(4, 6\)"),
         (lambda: truncated_svd(weight, None).errors(Moments.empty(6)), "at least one row"),
     ]
     for call, message in cases:

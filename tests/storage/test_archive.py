@@ -6,6 +6,7 @@ import zarr
 from stores import Killed, flipped, unsynced
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.lowrank import dalr
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.solution import ChannelSelection, Diagnostics, LowRankFactors
@@ -82,6 +83,19 @@ def test_low_rank_factors_come_back_with_the_stores_weight(tmp_path):
     assert (back.method, back.diagnostics) == (factors.method, DIAGNOSTICS)
     for name in ("weight", "basis", "down", "center", "offset", "objective"):
         assert np.array_equal(getattr(back, name), getattr(factors, name))
+
+
+def test_the_first_ranks_alone_come_back_bit_for_bit_and_slice(tmp_path):
+    weight = RNG.normal(size=(5, 7))
+    solved = dalr(weight, None, Moments.of(RNG.normal(size=(40, 7))), variant="optimal", max_rank=3)
+    archive.save_weights(tmp_path, "fc6", weight, None, {})
+    archive.save_solution(tmp_path, "fc6", solved, {})
+    back = archive.load_solution(tmp_path, "fc6", solved.method)
+    assert isinstance(back, LowRankFactors)
+    assert (back.max_rank, back.diagnostics) == (3, solved.diagnostics)
+    for k in (1, 2):
+        one, two = solved.at_rank(k), back.at_rank(k)
+        assert all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("up", "down", "bias"))
 
 
 @pytest.mark.parametrize("factor", [None, RNG.normal(size=(6, 4)), np.zeros((6, 0))], ids=["none", "4", "rank 0"])

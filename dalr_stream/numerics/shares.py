@@ -1,0 +1,40 @@
+"""Error curves as shares: what a factor pair loses of the outputs at every rank, on any moments."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.solution import LowRankFactors
+
+Vector = NDArray[np.float64]
+
+
+def outputs_energy(factors: LowRankFactors, moments: Moments) -> float:
+    """||Y - b||^2, tr(W X X' W'): what squared errors are set against."""
+    return float(np.vdot(factors.weight @ moments.gram, factors.weight))
+
+
+def lost_energy(factors: LowRankFactors, moments: Moments) -> Vector:
+    """(K + 1,): ||Y - Yhat||^2 / ||Y - b||^2 at ranks 0..K on the rows of `moments`; zeros where the outputs are.
+
+    Errors below their resolution may be negative: they count as none. Cost: 6 m d^2 operations.
+    """
+    return share(factors.errors(moments), outputs_energy(factors, moments))
+
+
+def relative_errors(factors: LowRankFactors, moments: Moments) -> Vector:
+    """(K + 1,): ||Y - Yhat|| / ||Y - b|| at ranks 0..K (Eq. 13); zeros where the outputs never move."""
+    return relative(factors.errors(moments), outputs_energy(factors, moments))
+
+
+def relative(errors: Vector, energy: Vector | float) -> Vector:
+    """Return the root of `share`: norms over norms."""
+    return np.asarray(np.sqrt(share(errors, energy)))
+
+
+def share(errors: Vector, energy: Vector | float) -> Vector:
+    """Return squared errors over ||Y - b||^2, 0 where both are."""
+    whole = np.broadcast_to(energy, errors.shape)
+    return np.asarray(np.divide(np.maximum(errors, 0.0), whole, out=np.zeros(errors.shape), where=whole > 0))
