@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.layers import LayerSpec, linear, tensor_digest, to_host
+from dalr_stream.network.kinds import Rows, rows_entering, rows_leaving
+from dalr_stream.network.layers import LayerSpec, layer_of, tensor_digest, to_host
 from dalr_stream.network.loaders import beginning_at, restores
 from dalr_stream.network.rows import BatchRows, RowRule, Taken
 from dalr_stream.numerics.moments import describe_non_finite
@@ -107,25 +108,25 @@ def watched(model: nn.Module, layers: Sequence[LayerSpec], chosen: BatchRows) ->
     """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
     taken: dict[str, Taken] = {}
 
-    def take(layer: LayerSpec, tensor: torch.Tensor) -> None:
+    def take(layer: LayerSpec, rows: Rows) -> None:
         if layer.stream in taken:
             raise UnsupportedLayerError(f"layer '{layer.name}': is called more than once in a forward pass")
-        taken[layer.stream] = chosen.take(layer.stream, tensor)
+        taken[layer.stream] = chosen.take(layer.stream, rows)
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(_hooked(linear(model, layer.name), layer, take).remove)
+            stack.callback(_hooked(layer_of(model, layer.name), layer, take).remove)
         yield taken
 
 
 def _hooked(
-    module: nn.Module, layer: LayerSpec, take: Callable[[LayerSpec, torch.Tensor], None]
+    module: nn.Module, layer: LayerSpec, take: Callable[[LayerSpec, Rows], None]
 ) -> torch.utils.hooks.RemovableHandle:
     def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        take(layer, arguments[0] if arguments else keywords["input"])
+        take(layer, rows_entering(layer.name, module, arguments[0] if arguments else next(iter(keywords.values()))))
 
     def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
-        take(layer, outputs)
+        take(layer, rows_leaving(module, outputs))
 
     if layer.side is Side.OUTPUTS:
         return module.register_forward_hook(leaving)

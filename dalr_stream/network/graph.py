@@ -33,6 +33,11 @@ def consumers_of(model: nn.Module, producer: str) -> tuple[str, ...]:
 
     Raises UnsupportedLayerError where the network cannot be traced, or something else reads the outputs.
     """
+    if not isinstance(model.get_submodule(producer), nn.Linear):
+        raise UnsupportedLayerError(
+            f"layer '{producer}': only the nodes of linear layers can be pruned, it is a "
+            f"{type(model.get_submodule(producer)).__name__}"
+        )
     graph = trace(model, producer)
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == producer]
     if len(calls) != 1:

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.network.kinds import SUPPORTED, matrix_of, require_supported, why_not
 from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.sides import Side, stream_name
 
 Pattern = str | type[nn.Module]
-SUPPORTED = (nn.Linear,)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """A layer that can be watched and compressed: y = W x + b with W outputs x inputs."""
+    """A layer that can be watched and compressed: y = W x + b with W outputs x inputs, at every position."""
 
     name: str
     kind: str
@@ -79,12 +79,19 @@ def select_layers(
     return tuple(_spec(name, module, side) for name, module in modules.items() if name in chosen)
 
 
-def linear(model: nn.Module, name: str) -> nn.Linear:
-    """Return the linear layer called `name`."""
+def layer_of(model: nn.Module, name: str) -> nn.Module:
+    """Return the layer called `name`, of any kind that can be compressed."""
     names = [known for known, _ in model.named_modules() if known]
     if name not in names:
         raise LayerNotFoundError(f"there is no layer '{name}'; nearest: {_nearest(name, names)}")
     module = model.get_submodule(name)
+    require_supported(name, module)
+    return module
+
+
+def linear(model: nn.Module, name: str) -> nn.Linear:
+    """Return the linear layer called `name`."""
+    module = layer_of(model, name)
     if not isinstance(module, nn.Linear):
         raise UnsupportedLayerError(f"layer '{name}': must be a Linear layer, it is a {type(module).__name__}")
     return module
@@ -92,8 +99,9 @@ def linear(model: nn.Module, name: str) -> nn.Linear:
 
 def weights_of(model: nn.Module, name: str) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:
     """Return weight (m, d) and bias (m,) of a layer as numpy arrays; bias None where the layer has none."""
-    module = linear(model, name)
-    return to_numpy(module.weight), None if module.bias is None else to_numpy(module.bias)
+    module = layer_of(model, name)
+    bias: Any = module.bias
+    return to_numpy(matrix_of(module)), None if bias is None else to_numpy(bias)
 
 
 def to_numpy(tensor: torch.Tensor, *, copy: bool = True) -> NDArray[np.floating]:
@@ -161,19 +169,19 @@ def _matches(pattern: Pattern, modules: dict[str, nn.Module]) -> list[str]:
 
 
 def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Module]) -> set[str]:
-    supported = {name for name in names if isinstance(modules[name], SUPPORTED)}
+    supported = {name for name in names if why_not(modules[name]) is None}
     if not supported:
-        kinds = ", ".join(f"'{name}' ({type(modules[name]).__name__})" for name in names[:5])
+        found = ", ".join(f"'{name}' ({why_not(modules[name])})" for name in names[:5])
         shown = pattern if isinstance(pattern, str) else pattern.__name__
-        raise UnsupportedLayerError(f"pattern '{shown}': only Linear layers can be compressed, it matches {kinds}")
+        raise UnsupportedLayerError(f"pattern '{shown}': matches nothing that is {SUPPORTED}: {found}")
     return supported
 
 
 def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:
-    if not isinstance(module, nn.Linear):
-        raise UnsupportedLayerError(f"layer '{name}': must be a Linear layer, it is a {type(module).__name__}")
+    require_supported(name, module)
     if "@" in name:
         raise UnsupportedLayerError(
             f"layer '{name}': a name with '@' would pass for a side of a layer: rename the module"
         )
-    return LayerSpec(name, type(module).__name__, module.in_features, module.out_features, side)
+    outputs, inputs = matrix_of(module).shape
+    return LayerSpec(name, type(module).__name__, inputs, outputs, side)

@@ -13,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.layers import linear
+from dalr_stream.network.kinds import factor_pair
+from dalr_stream.network.layers import layer_of, linear
 
 
 @dataclass(frozen=True, slots=True)
 class SplitLayer:
-    """A linear layer becomes a pair: inputs -> rank without bias, rank -> outputs."""
+    """A layer becomes a pair: inputs -> rank without bias, rank -> outputs; a convolution's second one is 1 x 1."""
 
     layer: str
     rank: int
@@ -29,10 +30,7 @@ class SplitLayer:
 
     def apply(self, model: nn.Module) -> None:
         """Replace the layer by an untrained pair of the same dtype and device."""
-        old = linear(model, self.layer)
-        down = _blank(old.in_features, self.rank, bias=False, like=old)
-        up = _blank(self.rank, old.out_features, bias=self.bias, like=old)
-        _replace(model, self.layer, nn.Sequential(down, up))
+        _replace(model, self.layer, factor_pair(layer_of(model, self.layer), self.rank, bias=self.bias))
 
 
 @dataclass(frozen=True, slots=True)

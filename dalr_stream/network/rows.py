@@ -18,9 +18,12 @@ import numpy as np
 import torch
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.kinds import Rows
 from dalr_stream.numerics.subsample import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.tiling import Samples
 
+MOST_PATCHES = 16
+"""VGG19's second convolution makes 431 GiB of patches of 4,000 images, and 0.14 GiB of 16 patches each."""
 MaskOf = Callable[[Any], torch.Tensor]
 
 
@@ -36,10 +39,15 @@ class RowRule:
     more than one of this length."""
     seed: int = 0
     """Of that choice."""
+    most_patches: int | None = MOST_PATCHES
+    """The same for what convolutions read, whose patches overlap and are far too many to keep; None for all of them.
+    A smaller `most_per_sample` holds there too."""
 
     def __post_init__(self) -> None:
-        if self.most_per_sample is not None and self.most_per_sample < 1:
-            raise InvalidInputError(f"rows: most_per_sample must be 1 at least, got {self.most_per_sample}")
+        for name in ("most_per_sample", "most_patches"):
+            most = getattr(self, name)
+            if most is not None and most < 1:
+                raise InvalidInputError(f"rows: {name} must be 1 at least, got {most}")
         if self.mask is not None and not callable(self.mask) and (not isinstance(self.mask, str) or not self.mask):
             raise InvalidInputError(f"rows: mask must be a key of the batch or a function of it, got {self.mask!r}")
 
@@ -52,7 +60,16 @@ class RowRule:
         said = [EVERY_ROW] if self.mask is None else [f"rows that {self._mask_name} keeps"]
         if self.most_per_sample is not None:
             said.append(f"at most {self.most_per_sample} a sample by seed {self.seed}")
+        if self.most_patches != MOST_PATCHES:
+            said.append("all patches" if self.most_patches is None else f"at most {self.most_patches} patches a sample")
+        if self.seed and self.most_per_sample is None:
+            said.append(f"patches by seed {self.seed}")
         return ", ".join(said)
+
+    def most_of(self, rows: Rows) -> int | None:
+        """Return the most rows of a sample to be taken of a layer's rows; None for no limit."""
+        limits = [self.most_per_sample, self.most_patches if rows.of_patches else None]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def mask_of(self, batch: Any, samples: int) -> torch.Tensor | None:
         """Return the mask of a batch of `samples` samples, (N, T) of booleans on the CPU; None where all rows count.
@@ -115,23 +132,22 @@ class BatchRows:
         self._samples = samples
         self._first = first_sample
         self._mask: Keep | None = None if mask is None else mask.numpy()
-        self._kept: dict[tuple[int, ...], Keep | None] = {}
+        self._kept: dict[tuple[tuple[int, ...], int | None], Keep | None] = {}
 
-    def take(self, stream: str, tensor: torch.Tensor) -> Taken:
-        """Copy the watched rows of a tensor (N, ..., d), in the order of samples and positions."""
-        leading, features = tuple(tensor.shape[:-1]), tensor.shape[-1]
-        if leading not in self._kept:
-            self._kept[leading] = self._keep(stream, leading)
-        keep = self._kept[leading]
+    def take(self, stream: str, rows: Rows) -> Taken:
+        """Copy the watched rows of a layer, in the order of samples and positions."""
+        most = self._rule.most_of(rows)
+        known = rows.leading, most
+        if known not in self._kept:
+            self._kept[known] = self._keep(stream, rows.leading, most)
+        keep = self._kept[known]
         if keep is None:
-            return Taken(tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1, features), None)
-        index = torch.from_numpy(np.flatnonzero(keep)).to(tensor.device)
-        rows = tensor.detach().reshape(-1, features).index_select(0, index)
-        return Taken(rows, None if self._mask is None else keep.sum(axis=1, dtype=np.int64))
+            return Taken(rows.take(None), None)
+        chosen = torch.from_numpy(np.flatnonzero(keep)).to(rows.tensor.device)
+        return Taken(rows.take(chosen), None if self._mask is None else keep.sum(axis=1, dtype=np.int64))
 
-    def _keep(self, stream: str, leading: tuple[int, ...]) -> Keep | None:
+    def _keep(self, stream: str, leading: tuple[int, ...], most: int | None) -> Keep | None:
         """Return the rows to keep, (N, positions); None for all, the same number of each sample."""
-        most = self._rule.most_per_sample
         if self._mask is None and most is None:
             return None
         keep = self._all(stream, leading) if self._mask is None else self._masked(stream, leading, self._mask)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.graph import consumers_of
-from dalr_stream.network.layers import linear, to_numpy
+from dalr_stream.network.kinds import matrix_of
+from dalr_stream.network.layers import layer_of, linear, to_numpy
 from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_linear, last_linear
 from dalr_stream.numerics.solution import LowRankLayer, SelectedNodes
 
@@ -66,12 +68,12 @@ def parameter_bytes(model: nn.Module) -> int:
 
 
 def _split(model: nn.Module, name: str, record: LowRankLayer) -> SplitLayer:
-    old = linear(model, name)
-    _require_shape(name, (record.up.shape[0], record.down.shape[1]), (old.out_features, old.in_features))
+    old = layer_of(model, name)
+    _require_shape(name, (record.up.shape[0], record.down.shape[1]), tuple(matrix_of(old).shape))
     step = SplitLayer(name, record.rank, bias=old.bias is not None or bool(record.bias.any()))
     step.apply(model)
-    _fill(linear(model, f"{name}.0"), record.down, None)
-    _fill(linear(model, f"{name}.1"), record.up, record.bias)
+    _fill(layer_of(model, f"{name}.0"), record.down, None)
+    _fill(layer_of(model, f"{name}.1"), record.up, record.bias)
     return step
 
 
@@ -96,11 +98,12 @@ def _keep(model: nn.Module, name: str, record: SelectedNodes, consumers: tuple[s
     return step
 
 
-def _fill(layer: nn.Linear, weight: NDArray[np.floating], bias: NDArray[np.floating] | None) -> None:
+def _fill(layer: nn.Module, weight: NDArray[np.floating], bias: NDArray[np.floating] | None) -> None:
+    own: Any = layer.bias
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(np.array(weight)))
-        if layer.bias is not None and bias is not None:
-            layer.bias.copy_(torch.from_numpy(np.array(bias)))
+        matrix_of(layer).copy_(torch.from_numpy(np.array(weight)))
+        if own is not None and bias is not None:
+            own.copy_(torch.from_numpy(np.array(bias)))
 
 
 def _require_shape(layer: str, got: tuple[int, ...], needed: tuple[int, ...]) -> None:

@@ -10,7 +10,16 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.graph import consumers_of
-from dalr_stream.network.layers import LayerSpec, fingerprint, linear, select_layers, tensor_digest, weights_of
+from dalr_stream.network.kinds import matrix_of
+from dalr_stream.network.layers import (
+    LayerSpec,
+    fingerprint,
+    layer_of,
+    linear,
+    select_layers,
+    tensor_digest,
+    weights_of,
+)
 from dalr_stream.network.rows import RowRule
 from dalr_stream.storage.activations import ActivationStore, ActivationWriter, open_writer
 from dalr_stream.storage.archive import provenance_of, save_weights, weights_path
@@ -73,7 +82,7 @@ def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path) -> N
 
 def _layer_record(model: nn.Module, layer: LayerSpec) -> LayerRecord:
     consumers, unprunable = _consumers(model, layer.name)
-    digest = tensor_digest(linear(model, layer.name).weight)
+    digest = tensor_digest(matrix_of(layer_of(model, layer.name)))
     next_outputs = sum(linear(model, consumer).out_features for consumer in consumers)
     return LayerRecord(
         layer.kind, layer.inputs, layer.outputs, digest, consumers, next_outputs, unprunable, layer.side.value

@@ -112,6 +112,8 @@ class CaptureSection(_Section):
     """Which positions count: a key of the batch, or `module:function`, a function of the batch; (N, T)."""
     most_per_sample: Positive | None = None
     """At most so many rows of each sample in each layer, chosen by `run.seed` among those that count."""
+    most_patches: Positive = 16
+    """The same for what convolutions read."""
     memory_limit: str | None = None
     """What folding may hold, e.g. `8GiB`: more passes where it is short, refused where it cannot be kept."""
     shards: Positive = 1

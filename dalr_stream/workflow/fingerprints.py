@@ -53,7 +53,7 @@ class Fingerprints:
         section, rows, network = self.config.domains[domain], self.config.capture, self.config.network
         mask = rows.mask if rows.mask and ":" in rows.mask else None
         data = [section.model_dump(mode="json"), self._code(section.batches, mask)]
-        choice = [rows.mask, rows.most_per_sample, self.config.run.seed if rows.most_per_sample else None]
+        choice = [rows.mask, rows.most_per_sample, rows.most_patches, self.config.run.seed]
         return digest_of([self.train, domain, data, network.layers, network.outputs, choice])
 
     def accumulate(self, domain: str) -> str:

@@ -79,7 +79,7 @@ class Project:
         mask: str | MaskOf | None = section.mask
         if section.mask is not None and ":" in section.mask:
             mask = self.resolve(section.mask, "capture.mask")
-        return RowRule(mask, section.most_per_sample, self.config.run.seed)
+        return RowRule(mask, section.most_per_sample, self.config.run.seed, section.most_patches)
 
     @property
     def network_record(self) -> NetworkRecord:

@@ -1,0 +1,155 @@
+"""What a layer of each kind is as a matrix, and what its rows are: y = W x + b for every position it is applied at.
+
+    Linear          x is a token or a sample; W is the weight
+    Conv1d, Conv2d  x is the patch under the kernel, channels first: d = C k1 k2; W is the weight, flattened likewise
+    Conv1D          of transformers: a linear layer whose weight lies transposed
+
+A convolution's patches are gathered at the chosen positions alone: all of them would be k1 k2 times its input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dalr_stream.errors import UnsupportedLayerError
+
+SUPPORTED = "a Linear layer, a convolution in 1 or 2 dimensions of one group, or a Conv1D of transformers"
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a layer in one batch, not copied yet: `tensor` is (N, positions..., whatever makes a row...)."""
+
+    tensor: torch.Tensor
+    positions: int
+    """Leading dimensions: the sample, and where in it."""
+    of_patches: bool = False
+    """Whether they overlap, as a convolution's do: there are then many more numbers than were ever computed."""
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """N and the positions."""
+        return tuple(self.tensor.shape[: self.positions])
+
+    def take(self, chosen: torch.Tensor | None) -> torch.Tensor:
+        """Copy all rows, or those of the flat numbers `chosen`, as (n, d)."""
+        if chosen is None:
+            found = self.tensor.clone(memory_format=torch.contiguous_format)
+            return found.reshape(math.prod(self.leading), -1)
+        if self.positions == 1:
+            return self.tensor[chosen].flatten(1)
+        return self.tensor[torch.unravel_index(chosen, self.leading)].flatten(1)
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Return why a module cannot be compressed; None where it can."""
+    if isinstance(module, CONVOLUTIONS) and module.groups != 1:
+        return f"it is a {type(module).__name__} of {module.groups} groups"
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or _is_transposed(module):
+        return None
+    return f"it is a {type(module).__name__}"
+
+
+def require_supported(name: str, module: nn.Module) -> None:
+    """Raise UnsupportedLayerError, naming the reason, where the layer cannot be compressed."""
+    reason = why_not(module)
+    if reason is not None:
+        raise UnsupportedLayerError(f"layer '{name}': must be {SUPPORTED}, {reason}")
+
+
+def matrix_of(module: nn.Module) -> torch.Tensor:
+    """(m, d): W."""
+    weight = cast("torch.Tensor", module.weight)
+    return weight.T if _is_transposed(module) else weight.flatten(1)
+
+
+def rows_entering(name: str, module: nn.Module, tensor: torch.Tensor) -> Rows:
+    """Return what a layer reads as rows of d features."""
+    if isinstance(module, CONVOLUTIONS):
+        return _patches(name, module, tensor)
+    return Rows(tensor.detach(), tensor.ndim - 1)
+
+
+def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> Rows:
+    """Return what a layer gives as rows of m features."""
+    last = tensor.detach().movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor.detach()
+    return Rows(last, last.ndim - 1)
+
+
+def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:
+    """Return an unfilled pair in its place: the same kernel to `rank` channels without bias, then 1 x 1."""
+    outputs, inputs = matrix_of(module).shape
+    like = cast("torch.Tensor", module.weight)
+    if not isinstance(module, CONVOLUTIONS):
+        down, up = nn.Linear(inputs, rank, bias=False, device="meta"), nn.Linear(rank, outputs, bias, device="meta")
+        return _blank(nn.Sequential(down, up), like)
+    kind: Any = type(module)
+    down = kind(
+        module.in_channels,
+        rank,
+        module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        padding_mode=module.padding_mode,
+        bias=False,
+        device="meta",
+    )
+    return _blank(nn.Sequential(down, kind(rank, outputs, 1, bias=bias, device="meta")), like)
+
+
+def _blank(pair: nn.Sequential, like: torch.Tensor) -> nn.Sequential:
+    """Give memory to a pair whose numbers are still to be filled in: drawing some would move the caller's generator."""
+    return pair.to(like.dtype).to_empty(device=like.device)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Tell transformers' Conv1D by its looks: the library is not imported for it."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
+def _patches(name: str, module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> Rows:
+    """View (N, C, L...) as (N, positions..., C, kernel...), without copying more than the padding."""
+    dimensions = len(module.kernel_size)
+    if tensor.ndim != dimensions + 2:
+        raise UnsupportedLayerError(
+            f"layer '{name}': a convolution must read samples x channels x {dimensions} dimensions, got "
+            f"{tuple(tensor.shape)}"
+        )
+    padded = _padded(module, tensor.detach())
+    steps, kernel, spread = module.stride, module.kernel_size, module.dilation
+    sizes = padded.shape[2:]
+    counts = [(n - s * (k - 1) - 1) // step + 1 for n, k, s, step in zip(sizes, kernel, spread, steps, strict=True)]
+    sample, channel, *along = padded.stride()
+    moves = [stride * step for stride, step in zip(along, steps, strict=True)]
+    taps = [stride * s for stride, s in zip(along, spread, strict=True)]
+    shape = (padded.shape[0], *counts, padded.shape[1], *kernel)
+    return Rows(padded.as_strided(shape, (sample, *moves, channel, *taps)), 1 + dimensions, of_patches=True)
+
+
+def _padded(module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> torch.Tensor:
+    sides = _padding(module)
+    if not any(sides):
+        return tensor
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return functional.pad(tensor, sides, mode=mode)
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d) -> list[int]:
+    """Return what is added before and after, last dimension first, as `torch.nn.functional.pad` takes it."""
+    if module.padding == "same":
+        total = [s * (k - 1) for k, s in zip(module.kernel_size, module.dilation, strict=True)]
+        pairs = [(t // 2, t - t // 2) for t in total]
+    elif module.padding == "valid":
+        pairs = [(0, 0) for _ in module.kernel_size]
+    else:
+        pairs = [(p, p) for p in cast("Sequence[int]", module.padding)]
+    return [side for pair in reversed(pairs) for side in pair]
