@@ -26,6 +26,19 @@ def test_the_session_of_the_page_about_the_engine_runs(tmp_path, monkeypatch, ca
     assert "target (1,200 samples, 1 layer, 1 with moments)" in capsys.readouterr().out
 
 
+def test_the_session_of_the_page_about_the_solvers_runs(capsys):
+    page = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+    names = {}
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "solvers.md", "exec"), names)  # noqa: S102
+    assert "enough" in capsys.readouterr().out
+    assert names["errors"].shape == (49,)
+    one, other = (names[name].errors(names["moments"]["0"])[8] for name in ("factors", "same"))
+    assert abs(other / one - 1) < 0.1
+    assert names["first"].max_rank == 8
+    assert len(names["swept"]) == 2
+    assert names["chosen"].ridge.is_relative
+
+
 def test_every_file_and_command_the_readme_names_exists():
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
