@@ -82,23 +82,17 @@ def _first_pass(held: Sequence[Rows], weight: Matrix, *, affine: bool) -> tuple[
 def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Variant, *, full: bool) -> _Solved:
     """Solve for U and for the dual of `down`, (G + lam I)^-1 Z U; the fit's error lacks its -lam ||down||^2.
 
-    With P = (G + lam I)^-1 Z and Q = G P the fitted moments M X Z' are Q'Q + lam P'Q: sums of squares, whatever lam.
+    The fitted moments M X Z' of `optimal` are Z'Z - lam Z'(G + lam I)^-1 Z, right to EPSILON x tr(Z'Z), as their
+    eigenvalues would be: little is left where lam is far above all of G, but nothing is fitted there to speak of.
     """
     factor = factor_ridge(gram, lam)
-    if variant is Variant.OPTIMAL:
-        p = factor.pull_back(factor.half(outputs))
-        q = gram @ p
-        chosen = q.T @ q
-        if lam:
-            chosen += lam * (p.T @ q)
-        del q
-        eigen = symmetric_eigen(0.5 * (chosen + chosen.T), most)
-        dual = p @ eigen.vectors
-        del p
-    else:
-        chosen = outputs.T @ outputs
-        eigen = symmetric_eigen(chosen, most)
-        dual = factor.pull_back(factor.half(outputs @ eigen.vectors))
+    chosen = outputs.T @ outputs
+    if variant is Variant.OPTIMAL and lam:
+        half = factor.half(outputs)
+        chosen -= lam * (half.T @ half)
+        del half
+    eigen = symmetric_eigen(chosen, most)
+    dual = factor.pull_back(factor.half(outputs @ eigen.vectors))
     seen = gram @ dual
     explained = np.einsum("ij,ij->j", seen, seen) + lam * np.einsum("ij,ij->j", dual, seen)
     if full:
@@ -148,4 +142,12 @@ def checked_block(block: ArrayLike, features: int) -> NDArray[Any]:
 
 def _add_product(total: Matrix, left: Matrix, right: Matrix) -> None:
     """Add left @ right to `total` (r, c), C order, in place: numpy would make the product apart."""
-    blas.dgemm(1.0, np.ascontiguousarray(right).T, np.ascontiguousarray(left).T, 1.0, total.T, overwrite_c=1)
+    (a, turn_a), (b, turn_b) = _transposed(right), _transposed(left)
+    blas.dgemm(1.0, a, b, 1.0, total.T, trans_a=turn_a, trans_b=turn_b, overwrite_c=1)
+
+
+def _transposed(matrix: Matrix) -> tuple[Matrix, bool]:
+    """Return `matrix`' as BLAS takes it, in columns, and whether it is still to be turned; copied where it must be."""
+    if matrix.flags.f_contiguous:
+        return matrix, True
+    return np.ascontiguousarray(matrix).T, False

@@ -37,14 +37,15 @@ direction and to 1e-16 in the objective, and every relative ridge of 1e-6 and mo
 single direction carries nearly the whole trace. Below it the eigenvalue route decides what is rounding."""
 
 
-SHARED_FROM = 8192
+SHARED_FROM = 4096
 """Order from which a decomposition uses all BLAS threads. Below it they wait for one another more than they work: the
 reduction to a tridiagonal is one matrix-vector product a column, at the speed of memory, with a barrier after each.
-On two busy cores eigenvectors of order 1536 took 1.1 s (0.56 s of CPU) with one thread and 18 s (7.4 s) with two."""
+On two busy cores eigenvectors of order 1536 took 1.1 s (0.56 s of CPU) with one thread and 18 s (7.4 s) with two; on
+two idle ones order 4096 took 9.5 s and 5.6 s."""
 
-PARTIAL_UP_TO = 0.5
+PARTIAL_UP_TO = 0.125
 """Share of the eigenvectors up to which they alone are computed (LAPACK's evr); above it divide and conquer (evd) finds
-all of them in less time."""
+all of them in less time: at order 4,096 in 5.6 s, where evr took 3.3 s for 256 and 7.4 s for 1,024."""
 
 
 _INVERSE_STEPS = 12
