@@ -28,7 +28,8 @@ def layer_table(project: Project) -> Table:
 
 def cost_table(plan: MemoryPlan) -> Table:
     """Return the plan, a row a layer and the totals; the dominant cost is the layer's share of all multiply-adds."""
-    table = _table("layer", "features", "rows", "activations", "moments", "memory", "passes", "multiply-adds", "share")
+    table = _table("layer", "features", "rows", "disk", "moments", "memory", "passes", "mult-adds", "share")
+    table.title = Text("disk, moments and peak memory in MiB", justify="left")
     passes = {name: str(number) for number, group in enumerate(plan.groups, start=1) for name in group}
     for layer in plan.layers:
         table.add_row(
@@ -47,7 +48,7 @@ def cost_table(plan: MemoryPlan) -> Table:
     rows = sum(layer.rows for layer in plan.layers)
     disk = _mib(plan.disk_bytes - moments)
     adds = f"{plan.multiply_adds:.2e}"
-    table.add_row("total", "", f"{rows:,}", disk, _mib(moments), f"peak {_mib(plan.peak_bytes)}", "", adds, "")
+    table.add_row("total", "", f"{rows:,}", disk, _mib(moments), _mib(plan.peak_bytes), "", adds, "")
     return table
 
 
@@ -67,21 +68,16 @@ def outlook_table(outlooks: Sequence[LayerOutlook]) -> Table:
     """Return what compressing each layer would save and cost, best first.
 
     Sizes are for enough energy, for half the weights and at break-even; errors on the training / the held-out rows.
+    Narrow enough for a terminal of 80 columns: `inspect --json` has the rest.
     """
-    table = _table(
-        "layer", "outputs x inputs", "weights", "multiply-adds",
-        f"size for {ENOUGH:.0%} energy", "saves", "half: size", "energy", "error",
-        "break-even: size", "energy", "error",
-    )  # fmt: skip
+    table = _table("layer", "shape", f"{ENOUGH:.0%} at", "saves", "half", "error", "break-even", "error")
     table.title = Text(", ".join(dict.fromkeys(found.method.label for found in outlooks)), justify="left")
     for found in outlooks:
         table.add_row(
             Text(found.layer),
             f"{found.outputs:,} x {found.inputs:,}",
-            f"{found.weights:,}",
-            f"{found.multiply_adds:,.0f}",
             f"{found.enough.size:,}" if found.enough.saved else "all",
-            f"{found.enough.saved:,} ({found.enough.saved / found.weights:.0%})",
+            f"{found.enough.saved / found.weights:.0%}",
             *_point_cells(found.half),
             *_point_cells(found.break_even),
         )
@@ -103,12 +99,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _point_cells(point: SizePoint | None) -> tuple[str, str, str]:
+def _point_cells(point: SizePoint | None) -> tuple[str, str]:
     if point is None:
-        return "none", "", ""
+        return "none", ""
     apart = "" if point.error_heldout is None else f" / {point.error_heldout:.3f}"
-    return f"{point.size:,}", f"{point.energy:.1%}", f"{point.error_training:.3f}{apart}"
+    return f"{point.size:,}", f"{point.error_training:.3f}{apart}"
 
 
 def _mib(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
+    return f"{count / 2**20:,.1f}"
