@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,17 +72,23 @@ class Form:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A layer to be replaced, float64 copies."""
+    """A layer to be replaced, copies."""
 
     weight: Matrix
-    """(m, d)"""
+    """(m, d), float64; after `as_given` of the type it came in."""
     bias: Vector
     """(m,)"""
 
     @classmethod
     def of(cls, weight: ArrayLike, bias: ArrayLike | None) -> Layer:
         """Copy and validate; no bias is a bias of zeros."""
-        w = np.array(weight, dtype=np.float64, order="C")
+        return cls.as_given(weight, bias).widened()
+
+    @classmethod
+    def as_given(cls, weight: ArrayLike, bias: ArrayLike | None) -> Layer:
+        """Do the same, with a float32 weight left as it is: enough where blocks of it are widened one by one."""
+        given = np.asarray(weight)
+        w: Any = np.array(given, dtype=np.float32 if given.dtype == np.float32 else np.float64, order="C")
         if w.ndim != 2 or 0 in w.shape:
             raise InvalidInputError(f"weight must be a matrix of outputs x inputs, got shape {w.shape}")
         b = np.zeros(w.shape[0]) if bias is None else np.array(bias, dtype=np.float64)
@@ -91,10 +98,14 @@ class Layer:
         require_finite(b, "bias")
         return cls(w, b)
 
+    def widened(self) -> Layer:
+        """Return the layer in float64."""
+        return self if self.weight.dtype == np.float64 else Layer(np.array(self.weight, np.float64), self.bias)
+
     def reach(self) -> tuple[Matrix | None, Matrix]:
         """Return Q (m, d) and T (d, d) with W = Q T where m > d; else None and W."""
         m, d = self.weight.shape
-        return thin_qr(self.weight) if m > d else (None, self.weight)
+        return thin_qr(self.widened().weight) if m > d else (None, self.weight)
 
     def ranks(self, max_rank: int | None) -> int:
         """Return K: min(m, d), or `max_rank` where that is less. Raises RankError below 1."""

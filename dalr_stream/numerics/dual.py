@@ -33,11 +33,15 @@ Rows = NDArray[Any]
 BLOCK_FEATURES = 1024
 """Features whose rows are in float64 at a time while the Gram is made: 50 MB for 6,000 rows."""
 
+WHOLE_UP_TO = 8192
+"""Rows up to which one call of BLAS adds to the Gram, at 177 GFLOP/s where the blocks of `rank_k` reach 153: they are
+for many lanes, and for orders at which OpenBLAS 0.3.30 crashes in the one call (seen at 25,088)."""
+
 
 def solve_dual(
     layer: Layer, form: Form, held: list[Rows], rows: Iterable[ArrayLike], ridge: Ridge, most: int
 ) -> LowRankFactors:
-    """Solve through the n x n Gram; `held` is emptied once that is made."""
+    """Solve through the n x n Gram; `held` is emptied once that is made, and the layer is widened last."""
     turn, reached = layer.reach()
     gram, outputs, mean = _first_pass(held, reached, affine=form.affine)
     held.clear()
@@ -45,7 +49,7 @@ def solve_dual(
     solved = _solve(gram, outputs, lam, most, form.variant, full=most == min(reached.shape))
     down = _second_pass(rows, solved.dual, mean)
     fit = dataclasses.replace(solved.fit, down=down, error=solved.fit.error - lam * float(np.vdot(down, down)))
-    n = len(gram)
+    n, layer = len(gram), layer.widened()
     seen = Seen("inputs", n, n, mean, layer.bias + layer.weight @ mean)
     return assemble(layer, form, seen, lam, fit, turn)
 
@@ -73,8 +77,8 @@ def _first_pass(held: Sequence[Rows], weight: Matrix, *, affine: bool) -> tuple[
         if affine:
             mean[some] = block.mean(axis=1)
             block -= mean[some, None]
-        add_rank_k(gram, block)
-        _add_product(outputs, block.T, weight[:, some].T)
+        _add_gram(gram, block)
+        _add_product(outputs, block.T, np.asarray(weight[:, some], np.float64).T)
     mirror_lower(gram)
     return gram, outputs, mean
 
@@ -88,8 +92,8 @@ def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Varian
     factor = factor_ridge(gram, lam)
     chosen = outputs.T @ outputs
     if variant is Variant.OPTIMAL and lam:
-        half = factor.half(outputs)
-        chosen -= lam * (half.T @ half)
+        half = np.ascontiguousarray(factor.half(outputs))
+        blas.dsyrk(-lam, half.T, 1.0, chosen.T, lower=0, overwrite_c=1)  # the lower triangle: no more is read
         del half
     eigen = symmetric_eigen(chosen, most)
     dual = factor.pull_back(factor.half(outputs @ eigen.vectors))
@@ -138,6 +142,14 @@ def checked_block(block: ArrayLike, features: int) -> NDArray[Any]:
         raise InvalidInputError(f"rows: blocks must be of {features} features, got shape {x.shape}")
     require_finite(x, "rows")
     return x
+
+
+def _add_gram(gram: Matrix, block: Matrix) -> None:
+    """Add block' block to the lower triangle of `gram` (n, n), C order, in place."""
+    if len(gram) > WHOLE_UP_TO:
+        add_rank_k(gram, block)
+    else:
+        blas.dsyrk(1.0, block.T, 1.0, gram.T, lower=0, overwrite_c=1)
 
 
 def _add_product(total: Matrix, left: Matrix, right: Matrix) -> None:

@@ -56,18 +56,18 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
     Cost of the dual: n^2 d + 2 n m d operations, one eigendecomposition of order min(m, d), 2 n K d. Memory: two n x n
     and three n x m in float64, and before those the rows.
     """
-    form, layer = Form.of(variant, affine=affine), Layer.of(weight, bias)
+    form, layer = Form.of(variant, affine=affine), Layer.as_given(weight, bias)
     most, d = layer.ranks(max_rank), layer.weight.shape[1]
     if isinstance(rows, Iterator):
         raise InvalidInputError("rows are gone through twice: give a list, or an object whose __iter__ begins anew")
     if form.variant is Variant.ANCHORED:
         if root:
             raise InvalidInputError("the square-root route is for published and optimal: anchored has no inverse")
-        return _by_outputs(layer, form, rows, ridge, most)
+        return _by_outputs(layer.widened(), form, rows, ridge, most)
     if root:
-        found = _by_root(layer, form, rows, ridge, most)
+        found = _by_root(layer.widened(), form, rows, ridge, most)
     elif (held := _held(rows, d)) is None:
-        return _by_moments(layer, form, rows, ridge, most)
+        return _by_moments(layer.widened(), form, rows, ridge, most)
     else:
         found = solve_dual(layer, form, held, rows, ridge, most)
     warn_of_few_rows(found.diagnostics.count, d, form.variant)

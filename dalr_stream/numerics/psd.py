@@ -220,7 +220,7 @@ def factor_ridge(matrix: Matrix, ridge: float) -> RidgeFactor:
     gives the solution of minimum norm. Cost: d^3 / 3 operations for Cholesky, and 9 d^3 more where that is refused.
     """
     require_finite(matrix, "moments")
-    shifted = np.array(matrix, order="F")
+    shifted = np.array(matrix.T, order="F")  # symmetric, and already in columns: turning it would take longer
     shifted.flat[:: len(shifted) + 1] += ridge
     norm = lapack.dlange("1", shifted)
     lower, failed = lapack.dpotrf(shifted, lower=1, clean=0, overwrite_a=1)
@@ -254,18 +254,18 @@ class CholeskyFactor:
     def margin(self) -> float:
         """By inverse iteration from a fixed start, `_INVERSE_STEPS` solves. Cost: 2 d^2 operations each."""
         trace = float(np.trace(self.matrix))
-        vector = np.cos(np.arange(1.0, len(self.lower) + 1))[:, None]
+        vector = np.cos(np.arange(1.0, len(self.lower) + 1))
         smallest = 0.0
         for _ in range(_INVERSE_STEPS):
             vector = vector / np.linalg.norm(vector)
-            solved = self.pull_back(self.half(vector))
+            solved = blas.dtrsv(self.lower, blas.dtrsv(self.lower, vector, lower=1), lower=1, trans=1)
             smallest = 1.0 / float(np.vdot(vector, solved))
             vector = solved
         return (smallest - self.ridge) / trace if trace > 0.0 else 0.0
 
     def half(self, right: Matrix) -> Matrix:
         """L^-1 B. Cost: k d^2 operations."""
-        return cast("Matrix", blas.dtrsm(1.0, self.lower, np.array(right, order="F"), lower=1, overwrite_b=1))
+        return _solve_triangle(self.lower, right, turned=False)
 
     def half_fit(self, weight: Matrix) -> Matrix:
         """Y = L^-1 S W'. Cost: 3 m d^2 operations."""
@@ -273,8 +273,7 @@ class CholeskyFactor:
 
     def pull_back(self, half: Matrix) -> Matrix:
         """L^-T Y. Cost: k d^2 operations."""
-        solved = np.array(half, order="F")  # one copy, overwritten: BLAS would make another
-        return cast("Matrix", blas.dtrsm(1.0, self.lower, solved, lower=1, trans_a=1, overwrite_b=1))
+        return _solve_triangle(self.lower, half, turned=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -321,6 +320,16 @@ class EigenFactor:
         return self.vectors @ (half / np.sqrt(self.values + self.ridge)[:, None])
 
 
+def _solve_triangle(lower: Matrix, right: Matrix, *, turned: bool) -> Matrix:
+    """L^-1 B, or L^-T B where `turned`, in the memory order of B (d, k): B is copied once, and never turned."""
+    if right.flags.c_contiguous:
+        columns = np.array(right.T, order="F")
+        solved = blas.dtrsm(1.0, lower, columns, side=1, lower=1, trans_a=not turned, overwrite_b=1)
+        return cast("Matrix", solved.T)
+    solved = np.array(right, order="F")
+    return cast("Matrix", blas.dtrsm(1.0, lower, solved, lower=1, trans_a=turned, overwrite_b=1))
+
+
 def threads_for(order: int) -> AbstractContextManager[None]:
     """One BLAS thread for a decomposition of a small `order`, as many as there are for the others."""
     return one_blas_thread() if order < SHARED_FROM else nullcontext()
@@ -328,8 +337,9 @@ def threads_for(order: int) -> AbstractContextManager[None]:
 
 def require_finite(matrix: NDArray[np.generic], name: str) -> None:
     """Raise InvalidInputError where `matrix` holds NaN or Inf."""
-    bad = matrix.size - int(np.isfinite(matrix).sum())
-    if bad:
+    finite = np.isfinite(matrix)
+    if not finite.all():
+        bad = matrix.size - int(finite.sum())
         raise InvalidInputError(f"{name} must be finite, got {bad} NaN or Inf among {matrix.size} entries")
 
 

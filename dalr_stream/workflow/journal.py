@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dalr_stream.errors import DalrStreamError
+from dalr_stream.storage.durable import explained, make_folder
 from dalr_stream.workflow.progress import Advance, Progress
 
 FILE = "log.jsonl"
@@ -52,12 +54,15 @@ class Journal:
             try:
                 yield counted
             except BaseException as error:
-                self._write("failed", **facts(), error=f"{type(error).__name__}: {error}")
+                with suppress(
+                    DalrStreamError
+                ):  # a full disk, say, which may be what failed: that error is the one to show
+                    self._write("failed", **facts(), error=f"{type(error).__name__}: {error}")
                 raise
         self._write("ended", **facts())
 
     def _write(self, event: str, **facts: Any) -> None:
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
+        make_folder(self._path.parent)
+        with explained(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

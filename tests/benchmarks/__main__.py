@@ -79,7 +79,7 @@ def _solve(quick: bool) -> Table:
     return ratios(solving.square(*((60, 24, 32, 1) if quick else (8192, 4096, 4096, 1))))
 
 
-@section("solve-wide", "ranks to 1,024 of a 4,096 x 25,088 layer, 5,994 rows")
+@section("solve-wide", "ranks to 1,024 of a 4,096 x 25,088 layer, 5,994 rows, bars in seconds")
 def _solve_wide(quick: bool) -> Table:
     return ratios(solving.wide(*((40, 24, 64, 6) if quick else (5994, 4096, 25_088, 1024))))
 
@@ -91,9 +91,11 @@ def _ranks(quick: bool) -> Table:
 
 def ratios(rows: Sequence[Row]) -> Table:
     """A race as a table."""
-    table = _table("what", "seconds", "ratio", "bar")
+    watched = any(row.peak_mib is not None for row in rows)
+    table = _table("what", "seconds", "ratio", "bar", *(["MiB at the peak"] if watched else []))
     for row in rows:
-        table.add_row(row.what, f"{row.seconds:.2f}", f"{row.ratio:.2f}", "" if row.bar is None else f"{row.bar:.2f}")
+        bar, peak = "" if row.bar is None else f"{row.bar:.2f}", "" if row.peak_mib is None else f"{row.peak_mib:,.0f}"
+        table.add_row(row.what, f"{row.seconds:.2f}", f"{row.ratio:.2f}", bar, *([peak] if watched else []))
     return table
 
 

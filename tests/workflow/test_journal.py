@@ -1,9 +1,12 @@
 """The log of a run: a JSON object a line, whatever the terminal shows."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 
+from dalr_stream.errors import DiskSpaceError
 from dalr_stream.workflow.journal import Journal
 from dalr_stream.workflow.progress import Lines
 
@@ -48,3 +51,20 @@ def test_a_second_run_appends(tmp_path):
     for message in ("one", "two"):
         Journal(Lines(lambda _: None), tmp_path / "log.jsonl").note(message)
     assert [line["message"] for line in written(tmp_path / "log.jsonl")] == ["one", "two"]
+
+
+def test_a_full_disk_is_named_and_hides_no_other_error(tmp_path, monkeypatch):
+    journal = Journal(Lines(lambda _: None), tmp_path / "log.jsonl")
+
+    def fail():
+        with journal.track("fold", None, "rows"):
+            monkeypatch.setattr(Path, "open", full)
+            raise RuntimeError("no more")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        fail()
+    with pytest.raises(DiskSpaceError, match=r"log\.jsonl.*the disk is full"):
+        journal.note("hello")
