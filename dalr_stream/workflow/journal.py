@@ -56,7 +56,7 @@ class Journal:
             except BaseException as error:
                 with suppress(
                     DalrStreamError
-                ):  # a full disk, say, which may be what failed: that error is the one to show
+                ):  # a full disk may be what failed: that is to be shown
                     self._write("failed", **facts(), error=f"{type(error).__name__}: {error}")
                 raise
         self._write("ended", **facts())
