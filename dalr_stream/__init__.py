@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from dalr_stream.errors import DalrStreamError as DalrStreamError
     from dalr_stream.network.checkpoint import load as load
     from dalr_stream.network.checkpoint import save as save
+    from dalr_stream.network.graph import Structure as Structure
     from dalr_stream.network.layers import LayerSpec as LayerSpec
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
+    from dalr_stream.network.readers import with_readers as with_readers
     from dalr_stream.network.rows import RowRule as RowRule
     from dalr_stream.network.surgery import compress as compress
     from dalr_stream.numerics.cross import CrossMoments as CrossMoments
@@ -87,6 +89,7 @@ _HOME_OF = {
     "RowRule": "network.rows",
     "Side": "numerics.sides",
     "StoredRows": "storage.stored_rows",
+    "Structure": "network.graph",
     "Threads": "streaming.accumulate",
     "Variant": "numerics.ridge",
     "accumulate": "workflow.accumulate",
@@ -114,6 +117,7 @@ _HOME_OF = {
     "sufficiency": "numerics.sufficiency",
     "truncated_svd": "numerics.lowrank",
     "weights_of": "network.layers",
+    "with_readers": "network.readers",
 }
 
 __all__ = [
@@ -135,6 +139,7 @@ __all__ = [
     "RowRule",
     "Side",
     "StoredRows",
+    "Structure",
     "Threads",
     "Variant",
     "__version__",
@@ -163,6 +168,7 @@ __all__ = [
     "sufficiency",
     "truncated_svd",
     "weights_of",
+    "with_readers",
 ]
 
 

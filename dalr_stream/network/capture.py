@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.kinds import Rows, rows_entering, rows_leaving
+from dalr_stream.network.kinds import Rows, rows_entering, rows_leaving, rows_of_channels
 from dalr_stream.network.layers import LayerSpec, layer_of, tensor_digest, to_host
 from dalr_stream.network.loaders import beginning_at, restores
 from dalr_stream.network.rows import BatchRows, RowRule, Taken
@@ -123,7 +123,11 @@ def _hooked(
     module: nn.Module, layer: LayerSpec, take: Callable[[LayerSpec, Rows], None]
 ) -> torch.utils.hooks.RemovableHandle:
     def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        take(layer, rows_entering(layer.name, module, arguments[0] if arguments else next(iter(keywords.values()))))
+        tensor = first_argument(arguments, keywords)
+        if layer.side is Side.CHANNELS:
+            take(layer, rows_of_channels(layer.name, module, tensor, layer.channels))
+        else:
+            take(layer, rows_entering(layer.name, module, tensor))
 
     def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
         take(layer, rows_leaving(module, outputs))
@@ -141,6 +145,21 @@ def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chosen:
         if layer.stream not in taken:
             raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
     return {layer.stream: taken[layer.stream] for layer in layers}
+
+
+def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
+    """Return what a module was called with."""
+    found: torch.Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+    return found
+
+
+def few_samples(batch: Any, most: int) -> Any:
+    """Return the first samples of a batch, in its own form."""
+    if isinstance(batch, torch.Tensor):
+        return batch[:most] if batch.ndim else batch
+    if isinstance(batch, Mapping):
+        return {name: few_samples(value, most) for name, value in batch.items()}
+    return tuple(few_samples(value, most) for value in batch) if isinstance(batch, list | tuple) else batch
 
 
 def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:

@@ -1,98 +1,324 @@
-"""Who reads a layer's outputs: the layers a selection must shrink together with it.
+"""What is pruned together with a layer's channels, and who reads them: what a selection must shrink as one.
 
-Found on the network's torch.fx graph by walking from the layer through operations that act on each node by itself.
-Anything else on the way, or a network that cannot be traced, is an error that names it: a selection that missed a
-consumer would be wrong in silence.
+Torch-Pruning's dependency graph, built from one pass of an example through the network, finds the group: batch norm on
+the way, the layers that residual additions tie to this one, the layers that read it, after pooling, flattening and
+concatenation. It takes operations that it does not know for operations on single channels, so what it finds is proved
+on the example before anything relies on it: a disturbance of some channels must reach the readers in those channels
+alone, and must not reach the network's output but through them. What fails, or cannot be narrowed, is an error that
+names it: a selection that missed a reader would be wrong in silence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
-from torch import fx, nn
-from torch.nn import functional
+import torch_pruning as tp
+from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.capture import call, few_samples, first_argument
+from dalr_stream.network.kinds import CONVOLUTIONS, channels_given, channels_read, is_depthwise, is_transposed
+from dalr_stream.network.layers import layer_of
+from dalr_stream.numerics.channels import ChannelGroup, ChannelReader, ChannelSpan
+from dalr_stream.numerics.sides import Side, stream_name
 
-_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh,
-    nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Softplus, nn.Dropout, nn.AlphaDropout, nn.Identity,
-)  # fmt: skip
-_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({
-    torch.relu, torch.sigmoid, torch.tanh, functional.relu, functional.relu6, functional.leaky_relu, functional.elu,
-    functional.selu, functional.gelu, functional.silu, functional.mish, functional.hardswish, functional.softplus,
-    functional.dropout,
-})  # fmt: skip
-_METHODS = frozenset({"relu", "sigmoid", "tanh", "contiguous"})
+CARRIERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
+EXAMPLES = 2
+"""Samples of the example that are used."""
+ROUNDING = 1e-5
+"""Of what is compared, relative to its largest entry: far above that of float32, far below a disturbance."""
 
 
-def consumers_of(model: nn.Module, producer: str) -> tuple[str, ...]:
-    """Return the names of the linear layers that read the outputs of `producer`, all through the same tensor.
+@dataclass(frozen=True, slots=True, eq=False)
+class Structure:
+    """A network's channel groups, found and proved when they are asked for."""
 
-    Raises UnsupportedLayerError where the network cannot be traced, or something else reads the outputs.
-    """
-    if not isinstance(model.get_submodule(producer), nn.Linear):
-        raise UnsupportedLayerError(
-            f"layer '{producer}': only the nodes of linear layers can be pruned, it is a "
-            f"{type(model.get_submodule(producer)).__name__}"
+    model: nn.Module
+    example: Any
+    dependencies: tp.DependencyGraph | None
+    calls: Mapping[str, int]
+    """How often each module was called."""
+    untraceable: str = ""
+    """Why there are no dependencies."""
+    known: dict[str, ChannelGroup | UnsupportedLayerError] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Any) -> Structure:
+        """Trace `model` on the first samples of `example`, a batch as `capture` takes it, and leave it as it is."""
+        few = few_samples(example, EXAMPLES)
+        with _quiet(model), torch.no_grad():
+            calls = _count_calls(model, few)
+        with _quiet(model), torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # they are refused by name
+            graph = tp.DependencyGraph()
+            try:
+                graph.build_dependency(
+                    model, few, forward_fn=lambda network, batch: _tensors(call(network, batch)), verbose=False,
+                    customized_pruners={type(m): _TransposedLinear() for m in model.modules() if is_transposed(m)},
+                )  # fmt: skip
+            except Exception as error:  # noqa: BLE001  # the network itself ran: whatever it is comes of tracing
+                reason = f"tracing the network failed ({type(error).__name__}: {error}); low-rank methods need none"
+                return cls(model, few, None, calls, reason)
+        return cls(model, few, graph, calls)
+
+    def group_of(self, name: str) -> ChannelGroup:
+        """Return what is pruned together with the channels that layer `name` gives.
+
+        Raises UnsupportedLayerError where they cannot be pruned, with the reason.
+        """
+        if name not in self.known:
+            try:
+                group = _Group(self, name).found()
+                _Proof(self, group).require()
+                self.known[name] = group
+            except UnsupportedLayerError as error:
+                self.known[name] = error
+        found = self.known[name]
+        if isinstance(found, UnsupportedLayerError):
+            raise found
+        return found
+
+
+class _Group:
+    """One group as Torch-Pruning sees it, put into our terms."""
+
+    def __init__(self, structure: Structure, name: str) -> None:
+        self._structure = structure
+        self._name = name
+        self._names: dict[Any, str] = {module: name for name, module in structure.model.named_modules()}
+        self._names |= {parameter: name for name, parameter in structure.model.named_parameters()}
+        self._shared = _shared_parameters(structure.model)
+        self._producers: set[str] = set()
+        self._carriers: list[ChannelSpan] = []
+        self._readers: list[ChannelReader] = []
+
+    def found(self) -> ChannelGroup:
+        """Return the group; raises UnsupportedLayerError."""
+        root, graph = layer_of(self._structure.model, self._name), self._structure.dependencies
+        if graph is None:
+            self._refuse(self._structure.untraceable)
+        channels = channels_given(root)
+        if channels is None or (isinstance(root, CONVOLUTIONS) and root.groups != 1):
+            self._refuse(f"it is a {type(root).__name__} of several groups")
+        if root not in graph.module2node:
+            self._refuse(f"it is called {self._structure.calls.get(self._name, 0)} times, it must be once")
+        prune = graph.get_pruner_of_module(root).prune_out_channels
+        for item in graph.get_pruning_group(root, prune, idxs=list(range(channels))):
+            self._sort_in(item, channels, gives=graph.is_out_channel_pruning_fn(item.dep.handler))
+        if not self._readers:
+            self._refuse("no layer reads them: they are the network's own output, or nothing comes of them")
+        spans = (*self._carriers, *(reader.span for reader in self._readers))
+        for member in self._producers | {span.layer for span in spans}:
+            self._require_sound(member)
+        order = {name: number for number, name in enumerate(self._names.values())}
+        return ChannelGroup(
+            channels,
+            tuple(sorted(self._producers, key=order.__getitem__)),
+            tuple(sorted(self._carriers, key=lambda span: order[span.layer])),
+            tuple(sorted(self._readers, key=lambda reader: order[reader.span.layer])),
         )
-    graph = trace(model, producer)
-    calls = [node for node in graph.nodes if node.op == "call_module" and node.target == producer]
-    if len(calls) != 1:
-        raise UnsupportedLayerError(
-            f"layer '{producer}': a selection needs it called once, it is called {len(calls)} times"
-        )
-    consumers: list[str] = []
-    sources: set[fx.Node] = set()
-    pending = [(calls[0], user) for user in calls[0].users]
-    while pending:
-        source, node = pending.pop(0)
-        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Linear):
-            times = sum(other.op == "call_module" and other.target == node.target for other in graph.nodes)
-            if times != 1:  # narrowed for this reader, it would be wrong for its other inputs
-                raise UnsupportedLayerError(
-                    f"layer '{producer}': its nodes cannot be pruned, because '{node.target}', which reads them, is "
-                    f"called {times} times"
-                )
-            consumers.append(str(node.target))
-            sources.add(source)
-        elif _acts_on_each_node(model, node):
-            pending += [(node, user) for user in node.users]
+
+    def _sort_in(self, item: Any, channels: int, *, gives: bool) -> None:
+        """Tell what one member of the group does with the channels."""
+        module = item.dep.target.module
+        name = self._names.get(module, "")
+        if type(module).__module__.startswith("torch_pruning"):  # an operation: the proof says whether it is harmless
+            if type(module).__name__ == "_OutputOp":
+                self._refuse("the network's own output reads them")
+        elif isinstance(module, nn.Parameter):
+            self._refuse(f"the parameter '{name}' is added to them, or multiplies them")
+        elif is_depthwise(module) or (isinstance(module, CARRIERS) and channels_read(module) > 1):
+            self._carriers.append(self._span(name, item, channels))
+        elif channels_given(module) is None:
+            self._refuse(f"'{name}' ({type(module).__name__}) reads them")
+        elif gives:
+            self._require_whole(self._span(name, item, channels))
+            self._producers.add(name)
         else:
-            raise UnsupportedLayerError(
-                f"layer '{producer}': its nodes cannot be pruned, because {_describe(model, node)} reads them"
-            )
-    if len(sources) != 1:
-        raise UnsupportedLayerError(
-            f"layer '{producer}': its nodes are read through {len(sources)} different tensors, a selection needs one"
-        )
-    return tuple(consumers)
+            self._readers.append(self._reader(name, module, self._span(name, item, channels)))
+
+    def _span(self, name: str, item: Any, channels: int) -> ChannelSpan:
+        """Return where the channels lie in a module; UnsupportedLayerError where that is not block after block."""
+        places = np.array([np.array(item.idxs), np.array(item.root_idxs)])
+        places = places[:, np.lexsort(places)]  # by channel, then by feature
+        block, rest = divmod(places.shape[1], channels)
+        start = int(places[0].min())
+        if rest or not np.array_equal(places[0], start + np.arange(places.shape[1])):
+            self._refuse(f"'{name}' holds them in another order, or not all of them: they are split or shuffled before")
+        return ChannelSpan(name, start, block)
+
+    def _reader(self, name: str, module: Any, span: ChannelSpan) -> ChannelReader:
+        convolution = isinstance(module, CONVOLUTIONS)
+        if convolution and module.groups != 1:
+            self._refuse(f"'{name}', which reads them, is a {type(module).__name__} of {module.groups} groups")
+        per_feature = module.weight.numel() // channels_read(module)
+        whole = not convolution and span.block == 1
+        if span.start % span.block or channels_read(module) % span.block:
+            self._refuse(f"'{name}' reads blocks of {span.block} from feature {span.start} on: not in whole channels")
+        stream = stream_name(name, Side.INPUTS if whole else Side.CHANNELS)
+        return ChannelReader(span, stream, span.start // span.block, per_feature * span.block)
+
+    def _require_whole(self, span: ChannelSpan) -> None:
+        if (span.start, span.block) != (0, 1):
+            self._refuse(f"'{span.layer}', which is tied to it, gives other channels beside them")
+
+    def _require_sound(self, name: str) -> None:
+        """Raise where a member of the group cannot be replaced by a narrower one."""
+        if self._structure.calls.get(name, 0) != 1:
+            self._refuse(f"'{name}' is called {self._structure.calls.get(name, 0)} times, it must be once")
+        if name in self._shared:
+            self._refuse(f"'{name}' shares its weights with '{self._shared[name]}'")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise UnsupportedLayerError(f"layer '{self._name}': its channels cannot be pruned: {reason}")
 
 
-def trace(model: nn.Module, producer: str) -> fx.Graph:
-    """Return the network's graph; `producer` names the layer in the message."""
+class _Proof:
+    """Disturbs each producer's odd channels, and watches where that arrives."""
+
+    def __init__(self, structure: Structure, group: ChannelGroup) -> None:
+        self._structure = structure
+        self._group = group
+        self._clean: dict[str, torch.Tensor] = {}
+
+    def require(self) -> None:
+        """Raise UnsupportedLayerError where the group is not all that happens to the channels."""
+        expected = self._run(None)
+        for producer in self._group.producers:
+            found = self._run(producer)
+            if not all(bool(_same(a, b).all()) for a, b in zip(found, expected, strict=True)):
+                readers = ", ".join(f"'{reader.span.layer}'" for reader in self._group.readers)
+                raise UnsupportedLayerError(
+                    f"layer '{producer}': its channels cannot be pruned: the network's output depends on them by other "
+                    f"ways than through {readers}"
+                )
+
+    def _run(self, disturbed: str | None) -> list[torch.Tensor]:
+        """Return the network's outputs; the readers are given what they read undisturbed."""
+        model = self._structure.model
+        with ExitStack() as stack:
+            stack.enter_context(_quiet(model))
+            for reader in self._group.readers:
+                hook = self._watching(reader.span, disturbed)
+                module = model.get_submodule(reader.span.layer)
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            if disturbed is not None:
+                module = model.get_submodule(disturbed)
+                stack.callback(module.register_forward_hook(_disturb).remove)
+            with torch.no_grad():
+                return [tensor.clone() for tensor in _tensors(call(model, self._structure.example))]
+
+    def _watching(self, span: ChannelSpan, disturbed: str | None) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+            tensor = first_argument(arguments, keywords)
+            if disturbed is None:
+                self._clean[span.layer] = tensor.clone()
+                return None
+            clean = self._clean[span.layer]
+            features = _channels_last(module, tensor)
+            changed = ~_same(features, _channels_last(module, clean)).flatten(0, -2).all(0)
+            odd = torch.arange(self._group.channels, device=changed.device).remainder(2).bool()
+            allowed = torch.zeros_like(changed)
+            stop = span.start + span.block * self._group.channels
+            allowed[span.start : stop] = odd.repeat_interleave(span.block)
+            if bool((changed & ~allowed).any()):
+                raise UnsupportedLayerError(
+                    f"layer '{disturbed}': its channels cannot be pruned: on the way to '{span.layer}' they are mixed "
+                    "with others"
+                )
+            if arguments:
+                return (clean.clone(), *arguments[1:]), keywords
+            name = next(iter(keywords))
+            return arguments, {**keywords, name: clean.clone()}
+
+        return hook
+
+
+class _TransposedLinear(tp.BasePruningFunc):  # type: ignore[misc]  # the library is not typed
+    """What the graph must know of a Conv1D of transformers."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        raise NotImplementedError  # `narrow` does it
+
+    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        raise NotImplementedError
+
+    def get_out_channels(self, layer: nn.Module) -> int | None:
+        return channels_given(layer)
+
+    def get_in_channels(self, layer: nn.Module) -> int | None:
+        return channels_read(layer)
+
+
+def _same(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Compare entry by entry: equal but for rounding, which a kernel may do otherwise in other memory."""
+    scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0
+    return torch.isclose(found, expected, rtol=0.0, atol=ROUNDING * (1 + scale), equal_nan=True)
+
+
+def _disturb(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+    """Add noise, as large as what is there, to every other channel."""
+    disturbed = output.clone()
+    channels = _channels_last(module, disturbed)[..., 1::2]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(channels.shape, generator=generator).to(output)
+    channels += noise * (1 + output.abs().max())
+    return disturbed
+
+
+def _channels_last(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor
+
+
+def _count_calls(model: nn.Module, example: Any) -> Counter[str]:
+    calls: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            hook = module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+            stack.callback(hook.remove)
+        call(model, example)
+    return calls
+
+
+def _shared_parameters(model: nn.Module) -> dict[str, str]:
+    """Return the modules whose own parameters other modules have too, each with one of those."""
+    owners: dict[int, str] = {}
+    shared: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            other = owners.setdefault(id(parameter), name)
+            if other != name:
+                shared |= {name: other, other: name}
+    return shared
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of floating point in whatever a network gives."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    members = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [tensor for member in members for tensor in _tensors(member)]
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Let the network run without chance and with gradients to be followed, and put everything back."""
+    modes = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
-        return fx.Tracer().trace(model)
-    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError, NameError) as error:
-        raise UnsupportedLayerError(
-            f"layer '{producer}': what reads its outputs cannot be told, because torch.fx cannot trace the network "
-            f"({error}); low-rank methods need no tracing"
-        ) from error
-
-
-def _acts_on_each_node(model: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), _MODULES)
-    if node.op == "call_function":
-        return node.target in _FUNCTIONS
-    return node.op == "call_method" and node.target in _METHODS
-
-
-def _describe(model: nn.Module, node: fx.Node) -> str:
-    if node.op == "output":
-        return "the network's own output"
-    if node.op == "call_module":
-        return f"'{node.target}' ({type(model.get_submodule(str(node.target))).__name__})"
-    return f"the operation '{getattr(node.target, '__name__', node.target)}'"
+        model.eval()
+        for parameter in wanted:
+            parameter.requires_grad_(parameter.is_floating_point())
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, required in wanted.items():
+            parameter.requires_grad_(required)

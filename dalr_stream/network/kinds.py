@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from dalr_stream.errors import UnsupportedLayerError
 
 SUPPORTED = "a Linear layer, a convolution in 1 or 2 dimensions of one group, or a Conv1D of transformers"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Rows:
     positions: int
     """Leading dimensions: the sample, and where in it."""
     of_patches: bool = False
-    """Whether they overlap, as a convolution's do: there are then many more numbers than were ever computed."""
+    """Whether they are positions of an image, overlapping patches even: far too many to keep them all."""
 
     @property
     def leading(self) -> tuple[int, ...]:
@@ -53,7 +54,7 @@ def why_not(module: nn.Module) -> str | None:
     """Return why a module cannot be compressed; None where it can."""
     if isinstance(module, CONVOLUTIONS) and module.groups != 1:
         return f"it is a {type(module).__name__} of {module.groups} groups"
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or _is_transposed(module):
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or is_transposed(module):
         return None
     return f"it is a {type(module).__name__}"
 
@@ -68,7 +69,7 @@ def require_supported(name: str, module: nn.Module) -> None:
 def matrix_of(module: nn.Module) -> torch.Tensor:
     """(m, d): W."""
     weight = cast("torch.Tensor", module.weight)
-    return weight.T if _is_transposed(module) else weight.flatten(1)
+    return weight.T if is_transposed(module) else weight.flatten(1)
 
 
 def rows_entering(name: str, module: nn.Module, tensor: torch.Tensor) -> Rows:
@@ -84,13 +85,54 @@ def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> Rows:
     return Rows(last, last.ndim - 1)
 
 
+def rows_of_channels(name: str, module: nn.Module, tensor: torch.Tensor, channels: int) -> Rows:
+    """Return what a layer reads as rows of `channels`, a row a position: images, flattened ones too."""
+    found = tensor.detach()
+    if isinstance(module, CONVOLUTIONS):
+        last = found.movedim(1, -1)
+    elif found.ndim == 2 and found.shape[1] % channels == 0:
+        last = found.view(len(found), channels, -1).movedim(1, -1)
+    else:
+        raise UnsupportedLayerError(
+            f"layer '{name}': must read samples x flattened channels, {channels} of them, got {tuple(found.shape)}"
+        )
+    return Rows(last, last.ndim - 1, of_patches=last.ndim > 2)
+
+
+def channels_given(module: nn.Module) -> int | None:
+    """Channels, or nodes, of what a layer gives; None for what is no layer of weights."""
+    if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and not is_transposed(module):
+        return None
+    return int(matrix_of(module).shape[0])
+
+
+def channels_read(module: nn.Module) -> int:
+    """Channels, or nodes, that a layer or a batch norm reads."""
+    if isinstance(module, CONVOLUTIONS):
+        return module.in_channels
+    for attribute in ("num_features", "num_parameters"):
+        if hasattr(module, attribute):
+            return int(getattr(module, attribute))
+    return int(matrix_of(module).shape[1])
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Tell a convolution that acts on each channel by itself."""
+    return isinstance(module, CONVOLUTIONS) and module.in_channels == module.out_channels == module.groups > 1
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Tell transformers' Conv1D by its looks: the library is not imported for it."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
 def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:
     """Return an unfilled pair in its place: the same kernel to `rank` channels without bias, then 1 x 1."""
     outputs, inputs = matrix_of(module).shape
     like = cast("torch.Tensor", module.weight)
     if not isinstance(module, CONVOLUTIONS):
         down, up = nn.Linear(inputs, rank, bias=False, device="meta"), nn.Linear(rank, outputs, bias, device="meta")
-        return _blank(nn.Sequential(down, up), like)
+        return blank(nn.Sequential(down, up), like)
     kind: Any = type(module)
     down = kind(
         module.in_channels,
@@ -103,17 +145,12 @@ def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:
         bias=False,
         device="meta",
     )
-    return _blank(nn.Sequential(down, kind(rank, outputs, 1, bias=bias, device="meta")), like)
+    return blank(nn.Sequential(down, kind(rank, outputs, 1, bias=bias, device="meta")), like)
 
 
-def _blank(pair: nn.Sequential, like: torch.Tensor) -> nn.Sequential:
-    """Give memory to a pair whose numbers are still to be filled in: drawing some would move the caller's generator."""
-    return pair.to(like.dtype).to_empty(device=like.device)
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Tell transformers' Conv1D by its looks: the library is not imported for it."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+def blank(layer: M, like: torch.Tensor) -> M:
+    """Give memory to a layer whose numbers are to be filled in yet: drawing some would move the caller's generator."""
+    return layer.to(like.dtype).to_empty(device=like.device)
 
 
 def _patches(name: str, module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> Rows:

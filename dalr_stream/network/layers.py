@@ -21,6 +21,7 @@ from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.kinds import SUPPORTED, matrix_of, require_supported, why_not
+from dalr_stream.numerics.channels import ChannelGroup
 from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.sides import Side, stream_name
 
@@ -36,7 +37,13 @@ class LayerSpec:
     inputs: int
     outputs: int
     side: Side = Side.INPUTS
-    """Which of the two is watched."""
+    """What of it is watched."""
+    channels: int = 0
+    """How many are watched, where channels are."""
+    group: ChannelGroup | None = None
+    """What is pruned together with the channels it gives, where that is known and possible."""
+    unprunable: str = ""
+    """Why it is not possible."""
 
     @property
     def stream(self) -> str:
@@ -46,7 +53,7 @@ class LayerSpec:
     @property
     def features(self) -> int:
         """Width of the watched rows."""
-        return self.inputs if self.side is Side.INPUTS else self.outputs
+        return {Side.INPUTS: self.inputs, Side.OUTPUTS: self.outputs, Side.CHANNELS: self.channels}[self.side]
 
     @property
     def parameters(self) -> int:

@@ -6,15 +6,19 @@ strictly; `surgery.compress` uses the same steps and then fills in the numbers. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.kinds import factor_pair
-from dalr_stream.network.layers import layer_of, linear
+from dalr_stream.network.kinds import channels_read, factor_pair
+from dalr_stream.network.layers import layer_of
+from dalr_stream.network.narrow import keep_carried, keep_outputs, map_inputs
+from dalr_stream.numerics.channels import ChannelSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +34,67 @@ class SplitLayer:
 
     def apply(self, model: nn.Module) -> None:
         """Replace the layer by an untrained pair of the same dtype and device."""
-        _replace(model, self.layer, factor_pair(layer_of(model, self.layer), self.rank, bias=self.bias))
+        replace(model, self.layer, factor_pair(layer_of(model, self.layer), self.rank, bias=self.bias))
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> SplitLayer:
+        """Read what `dataclasses.asdict` gave."""
+        return cls(**plain)
 
 
 @dataclass(frozen=True, slots=True)
 class KeepNodes:
-    """A linear layer keeps some of its nodes; every consumer loses the matching inputs."""
+    """A layer keeps some of its nodes, or channels, and all that gives, carries or reads the same ones narrows with it.
+
+    Spans are where the channels lie when the step is applied.
+    """
 
     layer: str
+    channels: int
     kept: int
-    consumers: tuple[str, ...]
-    consumer_bias: tuple[bool, ...]
+    producers: tuple[str, ...]
+    carriers: tuple[ChannelSpan, ...]
+    readers: tuple[ChannelSpan, ...]
+    reader_bias: tuple[bool, ...]
 
     def __post_init__(self) -> None:
         _require_size(self.layer, "kept", self.kept)
+        _require_size(self.layer, "channels", self.channels)
+        if self.kept > self.channels or len(self.readers) != len(self.reader_bias):
+            raise InvalidInputError(
+                f"layer '{self.layer}': kept must be at most the {self.channels} channels, got {self.kept}, and "
+                f"reader_bias must answer for {len(self.readers)} readers, got {len(self.reader_bias)}"
+            )
 
     def apply(self, model: nn.Module) -> None:
-        """Replace the layer and its consumers by smaller untrained ones."""
-        producer = last_linear(model, self.layer)
-        _replace(model, producer, _resized(linear(model, producer), outputs=self.kept))
-        for consumer, bias in zip(self.consumers, self.consumer_bias, strict=True):
-            name = first_linear(model, consumer)
-            _replace(model, name, _resized(linear(model, name), inputs=self.kept, bias=bias))
+        """Narrow the shapes; which channels stay, and what readers do with them, is in the weights."""
+        any_of_them = np.arange(self.kept)
+        nothing_restored, no_offset = np.eye(self.channels, self.kept), np.zeros(self.channels)
+        self.narrow(model, any_of_them, nothing_restored, no_offset)
+
+    def narrow(
+        self, model: nn.Module, kept: NDArray[np.int64], restore: NDArray[np.float64], offset: NDArray[np.float64]
+    ) -> None:
+        """Replace each member by a narrower one of the same numbers, the readers' weight by W `restore`."""
+        for producer in self.producers:
+            name = last_layer(model, producer)
+            replace(model, name, keep_outputs(layer_of(model, name), kept))
+        for span in self.carriers:
+            module = model.get_submodule(span.layer)
+            features = np.arange(channels_read(module))
+            own = span.start + (kept[:, None] * span.block + np.arange(span.block)).ravel()
+            stop = span.start + self.channels * span.block
+            stay = np.concatenate([features[: span.start], own, features[stop:]])
+            replace(model, span.layer, keep_carried(module, stay))
+        for span, bias in zip(self.readers, self.reader_bias, strict=True):
+            name = first_layer(model, span.layer)
+            replace(model, name, map_inputs(layer_of(model, name), span, restore, offset, bias=bias))
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> KeepNodes:
+        """Read what `dataclasses.asdict` gave."""
+        spans = {name: tuple(ChannelSpan(**span) for span in plain[name]) for name in ("carriers", "readers")}
+        return cls(**{**plain, **spans})
 
 
 Step = SplitLayer | KeepNodes
@@ -82,12 +125,12 @@ class SurgeryPlan:
             if not isinstance(entry, dict):
                 raise InvalidInputError(f"plan: a step must be a mapping, got {entry!r}")
             fields = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-            kind: Callable[..., Step] | None = _STEPS.get(str(fields.pop("step", None)))
+            kind = _STEPS.get(str(fields.pop("step", None)))
             if kind is None:
                 raise InvalidInputError(f"plan: a step must be one of {', '.join(_STEPS)}, got {entry.get('step')!r}")
             try:
-                steps.append(kind(**fields))
-            except TypeError as error:
+                steps.append(kind.of_plain(fields))
+            except (TypeError, KeyError) as error:
                 raise InvalidInputError(f"plan: step {entry} cannot be read: {error}") from None
         return cls(tuple(steps))
 
@@ -98,30 +141,18 @@ def _require_size(layer: str, name: str, value: object) -> None:
         raise InvalidInputError(f"layer '{layer}': {name} must be a positive integer, got {value!r}")
 
 
-def first_linear(model: nn.Module, name: str) -> str:
-    """Return the name of the linear layer that reads the inputs of `name`, split or not."""
+def first_layer(model: nn.Module, name: str) -> str:
+    """Return the name of the layer that reads the inputs of `name`, split or not."""
     return f"{name}.0" if isinstance(model.get_submodule(name), nn.Sequential) else name
 
 
-def last_linear(model: nn.Module, name: str) -> str:
-    """Return the name of the linear layer that gives the outputs of `name`, split or not."""
+def last_layer(model: nn.Module, name: str) -> str:
+    """Return the name of the layer that gives the outputs of `name`, split or not."""
     return f"{name}.1" if isinstance(model.get_submodule(name), nn.Sequential) else name
 
 
-def _resized(
-    old: nn.Linear, *, inputs: int | None = None, outputs: int | None = None, bias: bool | None = None
-) -> nn.Linear:
-    bias = old.bias is not None if bias is None else bias
-    return _blank(inputs or old.in_features, outputs or old.out_features, bias=bias, like=old)
-
-
-def _blank(inputs: int, outputs: int, *, bias: bool, like: nn.Linear) -> nn.Linear:
-    """Return a layer whose numbers are still to be filled in: drawing some would move the caller's generator."""
-    layer = nn.Linear(inputs, outputs, bias=bias, dtype=like.weight.dtype, device="meta")
-    return layer.to_empty(device=like.weight.device)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the one called `name`, in the same mode."""
     parent, _, child = name.rpartition(".")
     module.train(model.training)
     setattr(model.get_submodule(parent), child, module)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dalr_stream.network.graph import trace
+from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.layers import tensor_digest
 
 CACHE_BYTES = 256 * 2**20
@@ -24,7 +24,7 @@ class PrefixCache:
     def __init__(self, model: nn.Module, *layers: str, limit_bytes: int = CACHE_BYTES) -> None:
         """Trace `model`; raises UnsupportedLayerError where torch.fx cannot."""
         self._model = model
-        self._graph = trace(model, ", ".join(layers))
+        self._graph = _trace(model)
         nodes = list(self._graph.nodes)
         first = next(i for i, node in enumerate(nodes) if node.op == "call_module" and node.target in layers)
         self._before = nodes[:first]
@@ -58,6 +58,13 @@ class PrefixCache:
         for node in self._before:
             interpreter.env[node] = interpreter.run_node(node)
         return {node: interpreter.env[node] if node in self._needed else None for node in self._before}
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    try:
+        return fx.Tracer().trace(model)
+    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError, NameError) as error:
+        raise UnsupportedLayerError(f"torch.fx cannot trace the network ({error})") from error
 
 
 class _Continued(nn.Module):

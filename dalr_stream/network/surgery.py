@@ -1,32 +1,33 @@
 """A smaller network from a network and what was solved for its layers.
 
-The original is not touched. The result is plain torch, `nn.Sequential(Linear, Linear)` or narrower `Linear` layers,
-so it traces, exports and compiles like any other; its `compression_plan` says how it came about.
+The original is not touched. The result is plain torch, pairs of layers or convolutions and narrower ones, so it traces,
+exports and compiles like any other; its `compression_plan` says how it came about.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.graph import consumers_of
+from dalr_stream.network.graph import Structure
 from dalr_stream.network.kinds import matrix_of
-from dalr_stream.network.layers import layer_of, linear, to_numpy
-from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_linear, last_linear
+from dalr_stream.network.layers import layer_of
+from dalr_stream.network.narrow import fill
+from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
+from dalr_stream.numerics.channels import ChannelSpan
 from dalr_stream.numerics.solution import LowRankLayer, SelectedNodes
 
 Replacement = LowRankLayer | SelectedNodes
 PLAN_ATTRIBUTE = "compression_plan"
 
 
-def compress(model: nn.Module, replacements: Mapping[str, Replacement]) -> nn.Module:
+def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, example: Any = None) -> nn.Module:
     """Return a copy of `model` in which each named layer is replaced.
 
     Parameters
@@ -35,7 +36,10 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement]) -> nn.Mo
         Left as it is. Weights of the copy keep their dtype and device.
     replacements
         Layer name -> `factors.at_rank(k)`, or `selection.at_size(k)` where the selection was solved from the moments
-        of what the layer's consumers read. Factor pairs come first, so a selection may shrink a pair.
+        of what the layer's readers read. Factor pairs come first, so a selection may shrink a pair.
+    example
+        A batch as `capture` takes it, or a `Structure` of `model`: selections are of channels that other layers carry
+        and read, and which ones shows when a batch goes through. Factor pairs need none.
 
     Raises InvalidInputError where a replacement's shape is not the layer's, LayerNotFoundError and
     UnsupportedLayerError for layers that cannot be replaced; the copy is thrown away then.
@@ -50,9 +54,10 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement]) -> nn.Mo
     for name, record in replacements.items():
         if isinstance(record, LowRankLayer):
             steps.append(_split(small, name, record))
-    for name, record in replacements.items():
-        if isinstance(record, SelectedNodes):
-            steps.append(_keep(small, name, record, consumers_of(model, name)))
+    selections = {name: record for name, record in replacements.items() if isinstance(record, SelectedNodes)}
+    if selections:
+        keeper = _Keeper(small, _structure(model, example, next(iter(selections))))
+        steps += [keeper.keep(name, record) for name, record in selections.items()]
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     return small
 
@@ -67,43 +72,65 @@ def parameter_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
+def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
+    if isinstance(example, Structure):
+        return example
+    if example is None:
+        raise InvalidInputError(
+            f"layer '{layer}': a selection also narrows the layers that read it, and which ones shows when a batch "
+            "goes through the network: give one, example=batch"
+        )
+    return Structure.of(model, example)
+
+
 def _split(model: nn.Module, name: str, record: LowRankLayer) -> SplitLayer:
     old = layer_of(model, name)
     _require_shape(name, (record.up.shape[0], record.down.shape[1]), tuple(matrix_of(old).shape))
     step = SplitLayer(name, record.rank, bias=old.bias is not None or bool(record.bias.any()))
     step.apply(model)
-    _fill(layer_of(model, f"{name}.0"), record.down, None)
-    _fill(layer_of(model, f"{name}.1"), record.up, record.bias)
+    fill(layer_of(model, f"{name}.0"), torch.from_numpy(record.down.copy()), None)
+    fill(layer_of(model, f"{name}.1"), torch.from_numpy(record.up.copy()), torch.from_numpy(record.bias.copy()))
     return step
 
 
-def _keep(model: nn.Module, name: str, record: SelectedNodes, consumers: tuple[str, ...]) -> KeepNodes:
-    """Narrow one layer to the kept nodes, and put the restore matrix A_J into its consumers: W A_J."""
-    producer = linear(model, last_linear(model, name))
-    readers = [linear(model, first_linear(model, consumer)) for consumer in consumers]
-    for consumer, reader in zip(consumers, readers, strict=True):
-        _require_shape(name, (record.restore.shape[0],), (producer.out_features,))
-        _require_shape(consumer, (record.restore.shape[0],), (reader.in_features,))
-    moved = bool(record.offset.any())
-    step = KeepNodes(name, record.size, consumers, tuple(reader.bias is not None or moved for reader in readers))
-    step.apply(model)
-    bias = None if producer.bias is None else to_numpy(producer.bias)[record.kept]
-    _fill(linear(model, last_linear(model, name)), to_numpy(producer.weight)[record.kept], bias)
-    for consumer, reader in zip(consumers, readers, strict=True):
-        weight = to_numpy(reader.weight).astype(np.float64)
-        shift = weight @ record.offset
-        if reader.bias is not None:
-            shift = shift + to_numpy(reader.bias)
-        _fill(linear(model, first_linear(model, consumer)), weight @ record.restore, shift)
-    return step
+class _Keeper:
+    """Narrows one group of channels after another, and knows where each span lies by then."""
 
+    def __init__(self, small: nn.Module, structure: Structure) -> None:
+        self._small = small
+        self._structure = structure
+        self._gone: dict[str, list[tuple[int, int]]] = {}
+        """By layer: where spans began in the original, and how many features each of them lost."""
+        self._narrowed: dict[str, str] = {}
 
-def _fill(layer: nn.Module, weight: NDArray[np.floating], bias: NDArray[np.floating] | None) -> None:
-    own: Any = layer.bias
-    with torch.no_grad():
-        matrix_of(layer).copy_(torch.from_numpy(np.array(weight)))
-        if own is not None and bias is not None:
-            own.copy_(torch.from_numpy(np.array(bias)))
+    def keep(self, name: str, record: SelectedNodes) -> KeepNodes:
+        """Keep the record's channels of layer `name`, and put its restore matrix A_J into every reader: W A_J."""
+        group = self._structure.group_of(name)
+        _require_shape(name, (record.restore.shape[0],), (group.channels,))
+        for producer in group.producers:
+            if producer in self._narrowed:
+                raise InvalidInputError(
+                    f"layer '{name}': its channels are those of '{self._narrowed[producer]}', tied by an addition: "
+                    "select them once"
+                )
+            self._narrowed[producer] = name
+        carriers = tuple(self._here(span) for span in group.carriers)
+        readers = tuple(self._here(reader.span) for reader in group.readers)
+        moved = bool(record.offset.any())
+        biases = tuple(
+            moved or layer_of(self._small, first_layer(self._small, span.layer)).bias is not None for span in readers
+        )
+        step = KeepNodes(name, group.channels, record.size, group.producers, carriers, readers, biases)
+        step.narrow(self._small, record.kept, record.restore, record.offset)
+        lost = group.channels - record.size
+        for span in (*group.carriers, *(reader.span for reader in group.readers)):
+            self._gone.setdefault(span.layer, []).append((span.start, lost * span.block))
+        return step
+
+    def _here(self, span: ChannelSpan) -> ChannelSpan:
+        """Return where a span of the original lies now that other channels of the same module are gone."""
+        before = sum(lost for start, lost in self._gone.get(span.layer, []) if start < span.start)
+        return dataclasses.replace(span, start=span.start - before)
 
 
 def _require_shape(layer: str, got: tuple[int, ...], needed: tuple[int, ...]) -> None:

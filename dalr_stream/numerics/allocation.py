@@ -32,6 +32,15 @@ RESOLUTION = 1e-12
 """Shares of energy closer than this are one: curves carry a few EPSILON x the trace, times the width of a sum."""
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A layer whose nodes are inputs of another one."""
+
+    layer: str
+    inputs: int = 1
+    """Inputs for each of its nodes: more than one for the kernel of a convolution, or for a flattened image."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SizedLayer:
     """The sizes that one layer may have, what it loses at each, and how it is counted."""
@@ -43,8 +52,8 @@ class SizedLayer:
     """(s,) ascending ranks, or numbers of kept nodes; the last is `whole`, the layer as it is."""
     losses: Vector = field(repr=False)
     """(s,): share of the energy that is lost, in 0..1, non-increasing; the last is 0."""
-    reads: str | None = None
-    """The layer whose nodes are this one's inputs."""
+    reads: Source | None = None
+    """The layer whose nodes are inputs of this one."""
     positions: float = 1.0
     """Rows a sample where multiply-adds are counted; 1 where weights are."""
 
@@ -80,7 +89,7 @@ class SizedLayer:
 
 
 def factor_layer(
-    name: str, factors: LowRankFactors, moments: Moments, *, reads: str | None = None, positions: float = 1.0
+    name: str, factors: LowRankFactors, moments: Moments, *, reads: Source | None = None, positions: float = 1.0
 ) -> SizedLayer:
     """Return a layer at the ranks that cost less than it does; `moments` are of its inputs."""
     shape = LayerShape(factors.outputs, factors.inputs)
@@ -89,7 +98,7 @@ def factor_layer(
 
 
 def selection_layer(
-    name: str, selection: ChannelSelection, shape: LayerShape, *, reads: str | None = None, positions: float = 1.0
+    name: str, selection: ChannelSelection, shape: LayerShape, *, reads: Source | None = None, positions: float = 1.0
 ) -> SizedLayer:
     """Return a layer of `shape` at every number of nodes that its selection can keep."""
     kept = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
@@ -112,9 +121,16 @@ def lost_nodes(selected: SelectedNodes, moments: Moments) -> float:
 
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:
     """Return what all layers cost together at these sizes; an array of sizes for one of them gives as many costs."""
-    kept = {layer.name: sizes[layer.name] for layer in layers if layer.family is Family.SELECTION}
-    costs = (layer.cost(sizes[layer.name], kept.get(layer.reads or "", layer.shape.inputs)) for layer in layers)
+    gone = {layer.name: layer.whole - sizes[layer.name] for layer in layers if layer.family is Family.SELECTION}
+    costs = (layer.cost(sizes[layer.name], _inputs_left(layer, gone)) for layer in layers)
     return np.asarray(sum(costs, start=np.zeros(())))
+
+
+def _inputs_left(layer: SizedLayer, gone: Mapping[str, int | Indices]) -> int | Indices:
+    """Return how many inputs of a layer stay where `gone` nodes of the one that it reads go."""
+    if layer.reads is None or layer.reads.layer not in gone:
+        return layer.shape.inputs
+    return layer.shape.inputs - layer.reads.inputs * gone[layer.reads.layer]
 
 
 def as_they_are(layers: Sequence[SizedLayer]) -> dict[str, int]:
@@ -182,7 +198,12 @@ class _Step:
 
 def _around(layers: Sequence[SizedLayer], layer: SizedLayer) -> list[SizedLayer]:
     """Return the layers on which the cost of a step of `layer` depends: itself, what it reads and what reads it."""
-    return [other for other in layers if layer.name in (other.name, other.reads) or other.name == layer.reads]
+    sources = {other.name: other.reads.layer for other in layers if other.reads is not None}
+    return [
+        other
+        for other in layers
+        if layer.name in (other.name, sources.get(other.name)) or other.name == sources.get(layer.name)
+    ]
 
 
 def _best_step(around: Sequence[SizedLayer], sizes: Mapping[str, int], layer: SizedLayer, left: float) -> _Step | None:
@@ -205,7 +226,7 @@ def _sized(
     family: Family,
     sizes: Indices,
     losses: Vector,
-    reads: str | None,
+    reads: Source | None,
     positions: float,
 ) -> SizedLayer:
     """Add the layer as it is; rounding must not make a larger size look worse than a smaller one."""

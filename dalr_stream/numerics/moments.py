@@ -96,6 +96,17 @@ class Moments:
         max_abs = np.maximum(np.abs(found.maximum), np.abs(found.minimum))
         return cls(n, n if samples is None else samples, found.mean, scatter, max_abs, found.maximum, found.nonzero)
 
+    def features_between(self, start: int, stop: int) -> Moments:
+        """Moments of the features start ... stop - 1 alone; the record itself where those are all. Cost: their d^2."""
+        if (start, stop) == (0, self.features):
+            return self
+        if not 0 <= start < stop <= self.features:
+            raise InvalidInputError(f"moments: features must lie in 0..{self.features}, got {start}..{stop}")
+        part = slice(start, stop)
+        mean, max_abs, maximum = (column[part].copy() for column in (self.mean, self.max_abs, self.maximum))
+        scatter, nonzero = self.scatter[part, part].copy(), self.nonzero[part].copy()
+        return Moments(self.count, self.samples, mean, scatter, max_abs, maximum, nonzero)
+
     def __add__(self, other: Moments) -> Moments:
         """Moments of both sets of rows together. Commutative to the bit. Cost: d^2."""
         if not isinstance(other, Moments):

@@ -1,6 +1,6 @@
-"""What a stream of rows is called: a layer's inputs by the layer's name, its outputs as `name@outputs`.
+"""What a stream of rows is called: inputs by the layer's name, the others as `name@outputs` and `name@channels`.
 
-Rows, moments and folders go by that name, so the two can lie beside each other and never pass for one another.
+Rows, moments and folders go by that name, so they can lie beside each other and never pass for one another.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from enum import StrEnum
 
 
 class Side(StrEnum):
-    """Which side of a layer is watched."""
+    """What of a layer is watched."""
 
     INPUTS = "inputs"
     """What the layer reads, X."""
     OUTPUTS = "outputs"
     """What the module returns, Y = W X + b: the bias is in it, so the moments of Z = Y - b have the mean less b."""
+    CHANNELS = "channels"
+    """What the layer reads, a row a position and a feature a channel: what selections of channels are solved from."""
 
 
 def stream_name(layer: str, side: Side) -> str:
-    """Return the name under which one side of a layer is kept."""
+    """Return the name under which rows of a layer are kept."""
     return layer if side is Side.INPUTS else f"{layer}@{side.value}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreError, StoreNotFoundError
+from dalr_stream.numerics.channels import ChannelReader
 from dalr_stream.numerics.sides import Side
 from dalr_stream.numerics.subsample import EVERY_ROW
 from dalr_stream.storage.durable import write_file
@@ -32,14 +33,14 @@ class LayerRecord:
     inputs: int
     outputs: int
     weight_digest: str
-    consumers: tuple[str, ...] = ()
-    """Layers that read this one's nodes; empty where a selection of its nodes is not possible."""
+    readers: tuple[ChannelReader, ...] = ()
+    """Who reads this one's channels; empty where a selection of them is not possible, or nobody asked."""
     next_outputs: int = 0
-    """Outputs of those readers together: what a selection saves there per node."""
+    """Weights elsewhere that go with each channel: in those readers, and in layers tied to this one."""
     unprunable: str = ""
     """Why it is not possible."""
     side: str = Side.INPUTS.value
-    """Which side of the layer is watched; for the outputs the record goes by `name@outputs`."""
+    """What of the layer is watched; for outputs and channels the record goes by `name@outputs`, `name@channels`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def digest_of(plain: Any) -> str:
 def _manifest(body: dict[str, Any]) -> Manifest:
     network = body["network"]
     layers = {
-        name: LayerRecord(**{**layer, "consumers": tuple(layer["consumers"])})
+        name: LayerRecord(**{**layer, "readers": tuple(ChannelReader.of_plain(one) for one in layer["readers"])})
         for name, layer in network["layers"].items()
     }
     domains = {name: _domain(domain) for name, domain in body["domains"].items()}

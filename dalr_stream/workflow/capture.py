@@ -8,15 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
-from dalr_stream.network.graph import consumers_of
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import (
     LayerSpec,
     fingerprint,
     layer_of,
-    linear,
-    select_layers,
     tensor_digest,
     weights_of,
 )
@@ -60,16 +57,10 @@ def capture(
 
 
 def network_record(model: nn.Module, layers: Sequence[LayerSpec]) -> NetworkRecord:
-    """Return what identifies a network, its watched streams of rows, and who reads their layers' nodes."""
+    """Return what identifies a network, its watched streams of rows, and who reads their layers' channels."""
     if not layers:
         raise InvalidInputError("capture: needs at least one layer")
     return NetworkRecord(fingerprint(model), {layer.stream: _layer_record(model, layer) for layer in layers})
-
-
-def with_consumers(model: nn.Module, layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
-    """Return `layers` and, for each, the first layer that reads its nodes: a selection is solved from its inputs."""
-    readers = [_consumers(model, layer.name)[0][:1] for layer in layers]
-    return select_layers(model, [*(layer.name for layer in layers), *(name for names in readers for name in names)])
 
 
 def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path) -> None:
@@ -81,20 +72,18 @@ def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path) -> N
 
 
 def _layer_record(model: nn.Module, layer: LayerSpec) -> LayerRecord:
-    consumers, unprunable = _consumers(model, layer.name)
-    digest = tensor_digest(matrix_of(layer_of(model, layer.name)))
-    next_outputs = sum(linear(model, consumer).out_features for consumer in consumers)
+    readers = () if layer.group is None else layer.group.readers
+    others = () if layer.group is None else [name for name in layer.group.producers if name != layer.name]
     return LayerRecord(
-        layer.kind, layer.inputs, layer.outputs, digest, consumers, next_outputs, unprunable, layer.side.value
+        layer.kind,
+        layer.inputs,
+        layer.outputs,
+        tensor_digest(matrix_of(layer_of(model, layer.name))),
+        readers,
+        sum(reader.weights for reader in readers) + sum(matrix_of(layer_of(model, name)).shape[1] for name in others),
+        layer.unprunable,
+        layer.side.value,
     )
-
-
-def _consumers(model: nn.Module, layer: str) -> tuple[tuple[str, ...], str]:
-    """Return the layer's consumers, or none and the reason."""
-    try:
-        return consumers_of(model, layer), ""
-    except UnsupportedLayerError as error:
-        return (), str(error)
 
 
 def _tell_resume(writer: ActivationWriter, domain: str, progress: Progress) -> None:

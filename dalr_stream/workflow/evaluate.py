@@ -13,8 +13,9 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture import call
+from dalr_stream.network.graph import Structure
 from dalr_stream.network.prefix import PrefixCache
-from dalr_stream.network.surgery import compress, parameter_bytes, parameter_count
+from dalr_stream.network.surgery import Replacement, compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.solution import LowRankFactors
@@ -86,6 +87,17 @@ class Evaluator:
     run once, and used again for every network that differs only from there on."""
     restore_ridge: float
     progress: Progress
+    structure: Structure | None = None
+    """Of the model; needed for selections."""
+
+    @classmethod
+    def of(cls, project: Project, ranks: tuple[int, ...], score: Score, progress: Progress) -> Evaluator:
+        """Return the evaluator of a project's network."""
+        return cls(project.network, ranks, score, project.config.solve.restore_ridge, progress, project.structure)
+
+    def compressed(self, replacements: Mapping[str, Replacement]) -> nn.Module:
+        """Return the network with these replacements."""
+        return compress(self.model, replacements, example=self.structure)
 
     def curves(
         self, store: SolvedStore, methods: Mapping[str, Sequence[Method]]
@@ -104,7 +116,7 @@ class Evaluator:
                     solution = store.solutions(layer, [method])[method]
                     points = []
                     for size in sizes[layer, method]:
-                        small = compress(self.model, {layer: at_size(solution, size, layer, self.restore_ridge)})
+                        small = self.compressed({layer: at_size(solution, size, layer, self.restore_ridge)})
                         points.append(_point(solution, size, store.shape(layer), score(small)))
                         advance(1)
                     found[layer].append(AccuracyCurve(method.value, tuple(points)))

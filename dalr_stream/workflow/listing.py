@@ -20,7 +20,8 @@ def layer_table(project: Project) -> Table:
     network = project.network_record
     for layer in project.watched:
         record = network.layers[layer.stream]
-        readers = ", ".join(record.consumers) or "no selection: " + record.unprunable.partition(": ")[2]
+        named = ", ".join(reader.span.layer for reader in record.readers)
+        readers = named or (record.unprunable and "no selection: " + record.unprunable.partition(": ")[2])
         shape = f"{layer.outputs:,} x {layer.inputs:,}"
         table.add_row(layer.stream, layer.kind, shape, f"{layer.parameters:,}", f"{layer.break_even_rank:,}", readers)
     return table

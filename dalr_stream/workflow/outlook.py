@@ -121,11 +121,15 @@ def errors(
 ) -> tuple[list[float], list[float] | None]:
     """Return the relative errors of a solution at some sizes, on the training rows and on the held-out ones."""
     section = project.config.solve
-    read = layer if isinstance(solution, LowRankFactors) else store.next_layer(layer) or layer
-    apart = store.heldout(section.target, section.heldout, read)
+    if isinstance(solution, LowRankFactors):
+        training = store.moments(section.target, layer)
+        apart = store.heldout(section.target, section.heldout, layer)
+    else:
+        training = store.channel_moments(section.target, layer)
+        apart = store.channel_heldout(section.target, section.heldout, layer)
     ridge = section.restore_ridge
     return (
-        _errors(solution, sizes, store.moments(section.target, read), ridge),
+        _errors(solution, sizes, training, ridge),
         None if apart is None else _errors(solution, sizes, apart, ridge),
     )
 

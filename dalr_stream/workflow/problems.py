@@ -9,6 +9,7 @@ from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.channels import ChannelReader, channel_moments
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.storage.archive import (
@@ -44,10 +45,28 @@ class SolvedStore:
         record = self.manifest.network.layers[layer]
         return LayerShape(record.outputs, record.inputs, record.next_outputs)
 
-    def next_layer(self, layer: str) -> str | None:
-        """Return the first layer that reads this one's nodes; its input moments decide selections."""
-        consumers = self.manifest.network.layers[layer].consumers
-        return consumers[0] if consumers else None
+    def readers(self, layer: str) -> tuple[ChannelReader, ...]:
+        """Return who reads the layer's channels; their moments decide selections."""
+        return self.manifest.network.layers[layer].readers
+
+    def channel_moments(self, domain: str, layer: str, part: str = TRAINING) -> Moments:
+        """Return the joint moments of a layer's channels as they are read; it has readers."""
+        readers = self.readers(layer)
+        return self._joint(layer, [self.moments(domain, reader.stream, part) for reader in readers])
+
+    def channel_shards(self, domain: str, layer: str) -> Sequence[Moments]:
+        """Return what `channel_moments` of the training rows are the sum of; empty where no shards are kept."""
+        streams = [self.shards(domain, reader.stream) for reader in self.readers(layer)]
+        return [self._joint(layer, parts) for parts in zip(*streams, strict=True)]
+
+    def channel_heldout(self, target: str, domain: str | None, layer: str) -> Moments | None:
+        """Return what `heldout` does, of the layer's channels as they are read."""
+        parts = [self.heldout(target, domain, reader.stream) for reader in self.readers(layer)]
+        found = [part for part in parts if part is not None]
+        return self._joint(layer, found) if found and len(found) == len(parts) else None
+
+    def _joint(self, layer: str, moments: Sequence[Moments]) -> Moments:
+        return channel_moments(self.readers(layer), self.manifest.network.layers[layer].outputs, moments)
 
     def moments(self, domain: str, layer: str, part: str = TRAINING) -> Moments:
         """Return one moment record, checked to come from the network of this store."""
@@ -111,13 +130,13 @@ class SolvedStore:
     def problem(self, layer: str, target: str, source: str | None) -> LayerProblem:
         """Put together what solving `layer` takes."""
         weight, bias = load_weights(self.root, layer)
-        reader = self.next_layer(layer)
+        selectable = bool(self.readers(layer))
         return LayerProblem(
             weight,
             bias,
             self.moments(target, layer),
-            None if reader is None else self.moments(target, reader),
-            None if reader is None or source is None else self.moments(source, reader),
+            self.channel_moments(target, layer) if selectable else None,
+            self.channel_moments(source, layer) if selectable and source is not None else None,
         )
 
     def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:

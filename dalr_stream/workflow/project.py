@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.errors import ConfigError, StoreNotFoundError
+from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network import checkpoint
+from dalr_stream.network.graph import Structure
 from dalr_stream.network.layers import LayerSpec, match_names, select_layers
+from dalr_stream.network.readers import with_readers
 from dalr_stream.network.rows import MaskOf, RowRule
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sides import Side
@@ -25,7 +27,7 @@ from dalr_stream.storage.manifest import Manifest, NetworkRecord
 from dalr_stream.streaming.accumulate import Folding, Threads, Workers
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.plan import MemoryPlan
-from dalr_stream.workflow.capture import network_record, with_consumers
+from dalr_stream.workflow.capture import network_record
 from dalr_stream.workflow.config import DataSection, EvaluateSection, RunConfig
 from dalr_stream.workflow.estimate import estimate
 from dalr_stream.workflow.factories import importing_from, resolve
@@ -68,9 +70,27 @@ class Project:
     def watched(self) -> tuple[LayerSpec, ...]:
         """The layers to compress, those whose inputs decide which of their nodes to keep, and the outputs asked for."""
         section = self.config.network
-        inputs = with_consumers(self.network, select_layers(self.network, section.layers))
+        inputs = self._with_readers(select_layers(self.network, section.layers))
         outputs = select_layers(self.network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
         return inputs + outputs
+
+    def _with_readers(self, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+        """Watch what selections are solved from too, where any are asked for."""
+        if self.structure is None:
+            return layers
+        return with_readers(layers, self.structure)
+
+    @cached_property
+    def structure(self) -> Structure | None:
+        """Which channels of the network hang together, as the first samples show; None where none are selected."""
+        if all(method.family is Family.LOW_RANK for method in self.config.solve.methods):
+            return None
+        first = next(iter(self.config.domains))
+        with importing_from(self.folder):
+            batch = next(iter(self.batches(first)), None)
+        if batch is None:
+            raise InvalidInputError(f"domains.{first}: the loader is empty: check the data set and its split")
+        return Structure.of(self.network, batch)
 
     @cached_property
     def rows(self) -> RowRule:
@@ -96,7 +116,7 @@ class Project:
 
     def methods(self, store: SolvedStore, layer: str) -> tuple[Method, ...]:
         """Return the methods that apply to a layer: all that were asked for, less selections where none can be made."""
-        selectable = store.next_layer(layer) is not None
+        selectable = bool(store.readers(layer))
         return tuple(m for m in self.config.solve.methods if selectable or m.family is Family.LOW_RANK)
 
     def wanted(self, store: SolvedStore) -> list[tuple[str, Method]]:

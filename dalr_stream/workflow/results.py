@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.channels import ChannelReader
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.psd import symmetric_eigen, thin_svd
@@ -141,7 +142,7 @@ def _findings(project: Project, store: SolvedStore, layer: str, found: Evaluatio
     return LayerFindings(
         name=layer,
         shape=store.shape(layer),
-        next_layer=store.next_layer(layer),
+        next_layer=_in_words(store.readers(layer)),
         unprunable=store.manifest.network.layers[layer].unprunable,
         domains={domain: store.all_rows(domain, layer) for domain in project.config.domains},
         training=store.moments(section.target, layer),
@@ -149,6 +150,12 @@ def _findings(project: Project, store: SolvedStore, layer: str, found: Evaluatio
         solutions=store.solutions(layer, project.methods(store, layer)),
         curves=found.curves[layer],
     )
+
+
+def _in_words(readers: Sequence[ChannelReader]) -> str | None:
+    """Name the layers that read the channels; None for none."""
+    names = [reader.span.layer for reader in readers]
+    return " and ".join(names[:2]) + (f" and {len(names) - 2} others" if len(names) > 2 else "") if names else None
 
 
 def _headline_row(method: str, point: AccuracyPoint | None, svd: AccuracyPoint | None) -> HeadlineRow:

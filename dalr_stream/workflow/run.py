@@ -149,7 +149,7 @@ class Run:
         self._progress.note(f"compress: {decided.rule}: {decided}")
         for note in decided.notes:
             self._progress.note(f"warning: {note}")
-        small = compress(self.project.network, chosen)
+        small = compress(self.project.network, chosen, example=self.project.structure)
         facts = {"network": fingerprint(self.project.network), "configuration": self._config.plain()}
         checkpoint.save(small, self.project.compressed, provenance=facts)
         decided.write(self.project.compression)
@@ -171,10 +171,10 @@ class Run:
             networks[f"compressed: {Compression.read(self.project.compression)}"] = checkpoint.load(
                 self.project.compressed, self.project.build
             )
-        score, ridge = score_on(self.project, "evaluate", section), self._config.solve.restore_ridge
+        score = score_on(self.project, "evaluate", section)
         sizes = tuple(measure(label, model, score(model)) for label, model in networks.items())
         methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
-        curves = Evaluator(self.project.network, section.ranks, score, ridge, self._progress).curves(store, methods)
+        curves = Evaluator.of(self.project, section.ranks, score, self._progress).curves(store, methods)
         found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes)
         found.write(self.project.evaluation)
         self._done("evaluate")

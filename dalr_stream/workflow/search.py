@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dalr_stream.network.surgery import Replacement, compress, parameter_count
+from dalr_stream.network.surgery import Replacement, parameter_count
 from dalr_stream.storage.archive import Solution
 from dalr_stream.workflow.compress import at_size
 from dalr_stream.workflow.evaluate import Evaluator, Score
@@ -110,7 +110,7 @@ def _try(
     replacements: dict[str, Replacement] = {
         name: at_size(solutions[name], size, name, evaluator.restore_ridge) for name, size in sizes.items()
     }
-    small = compress(evaluator.model, replacements)
+    small = evaluator.compressed(replacements)
     return Trial(layer, sizes[layer], parameter_count(small), score(small))
 
 

@@ -17,6 +17,7 @@ from dalr_stream.errors import ConfigError, StoreNotFoundError
 from dalr_stream.network.surgery import Replacement
 from dalr_stream.numerics.allocation import (
     SizedLayer,
+    Source,
     as_they_are,
     by_energy,
     cost,
@@ -117,12 +118,17 @@ def sized_layers(
 ) -> list[SizedLayer]:
     """Return every layer with what it loses at each size; costs are multiply-adds a sample, or weights."""
     target = project.config.solve.target
-    producers = {reader: layer for layer in solutions for reader in store.manifest.network.layers[layer].consumers}
+    sources = {
+        reader.span.layer: Source(layer, reader.weights // store.shape(reader.span.layer).outputs)
+        for layer, solution in solutions.items()
+        for reader in store.readers(layer)
+        if reader.span.layer in solutions and not isinstance(solution, LowRankFactors)
+    }
     found = []
     for layer, solution in solutions.items():
         moments = store.moments(target, layer)
         positions = moments.count / moments.samples if macs else 1.0
-        reads = producers.get(layer)
+        reads = sources.get(layer)
         if isinstance(solution, LowRankFactors):
             found.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
         else:
@@ -161,5 +167,5 @@ def _search(project: Project, store: SolvedStore, solutions: Mapping[str, Soluti
         for layer, solution in solutions.items()
     }
     score = score_on(project, "validation", validation)
-    evaluator = Evaluator(project.network, validation.ranks, score, project.config.solve.restore_ridge, progress)
+    evaluator = Evaluator.of(project, validation.ranks, score, progress)
     return joint_search(evaluator, solutions, candidates, section.share)

@@ -76,14 +76,13 @@ def _selection(
     solutions: dict[Method, Solution],
 ) -> SelectionStability | None:
     method = next((method for method in SELECTIONS if method in solutions), None)
-    reader = store.next_layer(layer)
-    if method is None or reader is None:
+    if method is None:
         return None
 
     def solve(moments: Moments) -> ChannelSelection:
         return solve_selection(dataclasses.replace(problem, target_nodes=moments), method, section.strength)
 
-    found = jackknife_selection(store.shards(section.target, reader), solve)
+    found = jackknife_selection(store.channel_shards(section.target, layer), solve)
     return SelectionStability(
         method=method.value,
         answer=_in_words(found),

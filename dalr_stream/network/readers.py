@@ -1,0 +1,50 @@
+"""What is to be watched so that selections can be solved: not the layers themselves, but what their readers read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.graph import Structure
+from dalr_stream.network.kinds import channels_read
+from dalr_stream.network.layers import LayerSpec, select_layers
+from dalr_stream.numerics.sides import Side
+
+
+def with_readers(layers: Sequence[LayerSpec], structure: Structure) -> tuple[LayerSpec, ...]:
+    """Return `layers`, each with its group of channels, and what is to be watched so that selections can be solved.
+
+    That is what the readers of each group read: a linear layer's inputs, or the channels of a convolution or of a
+    flattened image (`name@channels`).
+    """
+    known = _with_groups(layers, structure)
+    watched = {layer.stream: layer for layer in known}
+    for layer in known:
+        for reader in () if layer.group is None else layer.group.readers:
+            if reader.stream not in watched:
+                (spec,) = select_layers(structure.model, [reader.span.layer])
+                if reader.stream != spec.stream:
+                    channels = channels_read(structure.model.get_submodule(spec.name)) // reader.span.block
+                    spec = dataclasses.replace(spec, side=Side.CHANNELS, channels=channels)
+                watched[reader.stream] = spec
+    return tuple(watched.values())
+
+
+def _with_groups(layers: Sequence[LayerSpec], structure: Structure) -> list[LayerSpec]:
+    """Say of each layer what is pruned with its channels, or why they cannot be; layers that are tied, once."""
+    known: list[LayerSpec] = []
+    tied: dict[str, str] = {}
+    for layer in layers:
+        try:
+            group = structure.group_of(layer.name)
+        except UnsupportedLayerError as error:
+            known.append(dataclasses.replace(layer, unprunable=str(error)))
+            continue
+        if layer.name in tied:
+            reason = f"layer '{layer.name}': its channels are those of '{tied[layer.name]}', tied by an addition"
+            known.append(dataclasses.replace(layer, unprunable=reason))
+            continue
+        tied |= dict.fromkeys(group.producers, layer.name)
+        known.append(dataclasses.replace(layer, group=group))
+    return known
