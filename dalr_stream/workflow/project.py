@@ -89,7 +89,7 @@ class Project:
         with importing_from(self.folder):
             batch = next(iter(self.batches(first)), None)
         if batch is None:
-            raise InvalidInputError(f"domains.{first}: the loader is empty: check the data set and its split")
+            raise InvalidInputError(f"the loader of '{first}' is empty: check the data set and its split")
         return Structure.of(self.network, batch)
 
     @cached_property

@@ -11,6 +11,7 @@ from strategies import layers as drawn_layers
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.allocation import (
     SizedLayer,
+    Source,
     as_they_are,
     by_energy,
     cost,
@@ -41,6 +42,16 @@ def sized(draw, name, family=None, most=9):
     return SizedLayer(name, shape, family, sizes, np.append(losses[:top], 0.0), None, positions)
 
 
+@st.composite
+def reading(draw, name, first):
+    """A layer all of whose inputs are nodes of another, or blocks of them, and which may have any size."""
+    per_node, m = draw(st.sampled_from([1, 4, 9])), draw(st.integers(1, 9))
+    shape, family = LayerShape(m, per_node * first.shape.outputs), draw(st.sampled_from(Family))
+    whole = shape.max_rank if family is Family.LOW_RANK else m
+    source = Source(first.name, per_node)
+    return SizedLayer(name, shape, family, np.arange(1, whole + 1), np.linspace(1, 0, whole), source, 2.5)
+
+
 def all_combinations(layers):
     names = [layer.name for layer in layers]
     for sizes in itertools.product(*(layer.sizes.tolist() for layer in layers)):
@@ -52,9 +63,9 @@ def naive_cost(layers, sizes):
     total = 0.0
     for layer in layers:
         m, d, k = layer.shape.outputs, layer.shape.inputs, sizes[layer.name]
-        producer = next((other for other in layers if other.name == layer.reads), None)
+        producer = next((other for other in layers if layer.reads and other.name == layer.reads.layer), None)
         if producer is not None and producer.family is Family.SELECTION:
-            d = sizes[producer.name]
+            d = len([i for i in range(d) if i // layer.reads.inputs < sizes[producer.name]])
         if k == layer.whole:
             arrays = [np.empty((m, d))]
         elif layer.family is Family.LOW_RANK:
@@ -120,8 +131,7 @@ def test_equal_layers_with_convex_curves_are_solved_exactly(drops, budget):
 @given(st.data())
 def test_costs_are_those_of_the_arrays_also_where_layers_read_each_other(data):
     first = data.draw(sized("fc1"))
-    following = [data.draw(sized(f"fc{number}")) for number in (2, 3)]
-    layers = [first, *(SizedLayer(a.name, a.shape, a.family, a.sizes, a.losses, "fc1", a.positions) for a in following)]
+    layers = [first, *(data.draw(reading(f"fc{number}", first)) for number in (2, 3))]
     sizes = {layer.name: data.draw(st.sampled_from(layer.sizes.tolist())) for layer in layers}
     assert float(cost(layers, sizes)) == naive_cost(layers, sizes)
     many = cost(layers, {**sizes, "fc1": first.sizes})
@@ -133,7 +143,9 @@ def test_a_chain_of_selections_is_counted_as_narrow_as_it_gets(d, a, b, share):
     """Whatever is left of the budget does not buy another node."""
     layers = [
         SizedLayer("fc1", LayerShape(a, d), Family.SELECTION, np.arange(1, a + 1), 1 - np.arange(1, a + 1) / a),
-        SizedLayer("fc2", LayerShape(b, a), Family.SELECTION, np.arange(1, b + 1), 1 - np.arange(1, b + 1) / b, "fc1"),
+        SizedLayer(
+            "fc2", LayerShape(b, a), Family.SELECTION, np.arange(1, b + 1), 1 - np.arange(1, b + 1) / b, Source("fc1")
+        ),
     ]
     budget = share * (a * d + a * b)
     if d + 1 > budget:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from stores import flipped, unsynced
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.channels import ChannelReader, ChannelSpan
 from dalr_stream.storage.manifest import (
     FILE,
     BatchRecord,
@@ -21,7 +22,9 @@ from dalr_stream.storage.manifest import (
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 counts = st.integers(0, 2**40)
-layer_records = st.builds(LayerRecord, names, counts, counts, names, st.lists(names).map(tuple), counts, names, names)
+readers = st.builds(ChannelReader, st.builds(ChannelSpan, names, counts, counts), names, counts, counts)
+reading = st.lists(readers, max_size=3).map(tuple)
+layer_records = st.builds(LayerRecord, names, counts, counts, names, reading, counts, names, names)
 rows_records = st.builds(RowsRecord, counts, names, st.integers(1, 9), counts, st.lists(counts, max_size=4).map(tuple))
 captured = {
     "complete": st.booleans(),
@@ -38,7 +41,9 @@ manifests = st.builds(
 )
 
 EXAMPLE = Manifest(
-    NetworkRecord("f" * 64, {"fc6": LayerRecord("Linear", 3, 5, "w", ("fc7",), 4)}),
+    NetworkRecord(
+        "f" * 64, {"fc6": LayerRecord("Linear", 3, 5, "w", (ChannelReader(ChannelSpan("fc7"), "fc7", 0, 4),), 4)}
+    ),
     {"target": DomainRecord(True, (BatchRecord(4, "d"),), {"fc6": RowsRecord(3, "float32", 1, 4, (77,))})},
 )
 
@@ -88,7 +93,7 @@ def test_a_store_of_another_schema_is_refused_and_both_versions_named(tmp_path):
     EXAMPLE.write(tmp_path)
     body = json.loads((tmp_path / FILE).read_text())["manifest"] | {"schema": 99}
     (tmp_path / FILE).write_text(json.dumps({"digest": digest_of(body), "manifest": body}))
-    with pytest.raises(FingerprintMismatchError, match="schema version 99, this version reads 2"):
+    with pytest.raises(FingerprintMismatchError, match="schema version 99, this version reads 3"):
         Manifest.read(tmp_path)
 
 

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.network.graph import Structure
 from dalr_stream.workflow.evaluate import Evaluator, accuracy
 from dalr_stream.workflow.progress import Silent
 from dalr_stream.workflow.search import Search, joint_search
 
+EXAMPLE = torch.zeros(2, 20)
 RANKS = {"0": [2, 4, 8], "2": [1, 3, 6], "4": []}
 
 
@@ -57,7 +59,7 @@ def made(model, solutions, sizes):
     for name, size in sizes.items():
         low_rank = isinstance(solutions[name], ds.LowRankFactors)
         records[name] = solutions[name].at_rank(size) if low_rank else solutions[name].at_size(size, ridge=1e-3)
-    return ds.compress(copy.deepcopy(model), records)
+    return ds.compress(copy.deepcopy(model), records, example=EXAMPLE)
 
 
 def naive_search(model, solutions, candidates, score, max_drop):
@@ -90,7 +92,9 @@ def test_the_search_takes_the_steps_of_a_plain_scan(network, family, max_drop, r
         return accuracy(net, batches)
 
     sizes, steps = naive_search(model, solutions, candidates, score, max_drop)
-    found = joint_search(Evaluator(model, (), score, 1e-3, Silent()), solutions, candidates, max_drop)
+    found = joint_search(
+        Evaluator(model, (), score, 1e-3, Silent(), Structure.of(model, EXAMPLE)), solutions, candidates, max_drop
+    )
     plain = [([(t.layer, t.size, t.parameters, t.score) for t in step.trials], step.kept) for step in found.steps]
     assert found.sizes == sizes
     assert plain == steps
