@@ -25,7 +25,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class LayerRows:
     """The rows of a layer in one batch, not copied yet: `tensor` is (N, positions..., whatever makes a row...)."""
 
     tensor: torch.Tensor
@@ -71,17 +71,24 @@ def matrix_of(module: nn.Module) -> torch.Tensor:
     return weight.T if _is_transposed(module) else weight.flatten(1)
 
 
-def rows_entering(name: str, module: nn.Module, tensor: torch.Tensor) -> Rows:
+def way_of_reading(module: nn.Module) -> tuple[Any, ...]:
+    """Return how a layer makes rows of what it reads: layers that read one tensor in equal ways have equal rows."""
+    if not isinstance(module, CONVOLUTIONS):
+        return ()
+    return module.kernel_size, module.stride, tuple(_padding(module)), module.padding_mode, module.dilation
+
+
+def rows_entering(name: str, module: nn.Module, tensor: torch.Tensor) -> LayerRows:
     """Return what a layer reads as rows of d features."""
     if isinstance(module, CONVOLUTIONS):
         return _patches(name, module, tensor)
-    return Rows(tensor.detach(), tensor.ndim - 1)
+    return LayerRows(tensor.detach(), tensor.ndim - 1)
 
 
-def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> Rows:
+def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> LayerRows:
     """Return what a layer gives as rows of m features."""
     last = tensor.detach().movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor.detach()
-    return Rows(last, last.ndim - 1)
+    return LayerRows(last, last.ndim - 1)
 
 
 def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:
@@ -116,7 +123,7 @@ def _is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
-def _patches(name: str, module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> Rows:
+def _patches(name: str, module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> LayerRows:
     """View (N, C, L...) as (N, positions..., C, kernel...), without copying more than the padding."""
     dimensions = len(module.kernel_size)
     if tensor.ndim != dimensions + 2:
@@ -132,7 +139,7 @@ def _patches(name: str, module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> 
     moves = [stride * step for stride, step in zip(along, steps, strict=True)]
     taps = [stride * s for stride, s in zip(along, spread, strict=True)]
     shape = (padded.shape[0], *counts, padded.shape[1], *kernel)
-    return Rows(padded.as_strided(shape, (sample, *moves, channel, *taps)), 1 + dimensions, of_patches=True)
+    return LayerRows(padded.as_strided(shape, (sample, *moves, channel, *taps)), 1 + dimensions, of_patches=True)
 
 
 def _padded(module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 TRAINING, HELDOUT = PARTS = "training", "heldout"
 """The two records of a layer's moments: of the rows that decide, and of those kept apart to measure the error."""
 MAX_CHUNK_BYTES = 32 * 2**20

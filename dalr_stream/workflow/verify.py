@@ -130,6 +130,7 @@ class _Checked:
                     damaged = [tile for tile in range(tiles) if not self._tile(store, domain, layer, tile, advance)]
                 if not damaged:
                     self.whole.append(f"{domain}/{layer}: {rows.rows:,} rows in {tiles} tiles")
+            self.whole += [f"{domain}/{layer}: the rows of {home}" for layer, home in record.shared.items()]
 
     def records(self, manifest: Manifest | None) -> None:
         """Read every record, and compare what it was made from to the manifest."""

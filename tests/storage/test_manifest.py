@@ -88,7 +88,7 @@ def test_a_store_of_another_schema_is_refused_and_both_versions_named(tmp_path):
     EXAMPLE.write(tmp_path)
     body = json.loads((tmp_path / FILE).read_text())["manifest"] | {"schema": 99}
     (tmp_path / FILE).write_text(json.dumps({"digest": digest_of(body), "manifest": body}))
-    with pytest.raises(FingerprintMismatchError, match="schema version 99, this version reads 2"):
+    with pytest.raises(FingerprintMismatchError, match="schema version 99, this version reads 3"):
         Manifest.read(tmp_path)
 
 
