@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.checkpoint import load as load
     from dalr_stream.network.checkpoint import save as save
     from dalr_stream.network.layers import LayerSpec as LayerSpec
+    from dalr_stream.network.layers import select_groups as select_groups
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
     from dalr_stream.network.rows import RowRule as RowRule
@@ -109,6 +110,7 @@ _HOME_OF = {
     "momasp": "numerics.selection",
     "open_cluster": "streaming.cluster",
     "save": "network.checkpoint",
+    "select_groups": "network.layers",
     "select_layers": "network.layers",
     "spectral": "numerics.selection",
     "sufficiency": "numerics.sufficiency",
@@ -158,6 +160,7 @@ __all__ = [
     "momasp",
     "open_cluster",
     "save",
+    "select_groups",
     "select_layers",
     "spectral",
     "sufficiency",

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
+from dalr_stream.network.groups import channels_of, module_name
 from dalr_stream.network.kinds import rows_entering, rows_leaving, way_of_reading
 from dalr_stream.network.layers import LayerSpec, layer_of, tensor_digest, to_host
 from dalr_stream.network.loaders import beginning_at, restores
@@ -109,7 +110,7 @@ def watched(model: nn.Module, layers: Sequence[LayerSpec], chosen: BatchRows) ->
     watch = _Watch(chosen)
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(watch.hook(layer, layer_of(model, layer.name)).remove)
+            stack.callback(watch.hook(layer, model).remove)
         yield watch.taken
 
 
@@ -121,19 +122,23 @@ class _Watch:
         self._chosen = chosen
         self._reads: dict[Reading, Taken] = {}
 
-    def hook(self, layer: LayerSpec, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    def hook(self, layer: LayerSpec, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        part = layer_of(model, layer.name)  # of the module, where the layer is a group of it
+        module = model.get_submodule(module_name(layer.name))
+
         def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            tensor = arguments[0] if arguments else next(iter(keywords.values()))
             self._require_first(layer)
-            reading = Reading.of(tensor, way_of_reading(module))
+            tensor = channels_of(layer.name, module, arguments[0] if arguments else next(iter(keywords.values())))
+            reading = Reading.of(tensor, way_of_reading(part))
             found = self._reads.get(reading)
             if found is None:
-                found = self._chosen.take(layer.stream, rows_entering(layer.name, module, tensor))
+                found = self._chosen.take(layer.stream, rows_entering(layer.name, part, tensor))
             self._reads[reading] = self.taken[layer.stream] = found
 
         def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
             self._require_first(layer)
-            self.taken[layer.stream] = self._chosen.take(layer.stream, rows_leaving(module, outputs))
+            given = channels_of(layer.name, module, outputs)
+            self.taken[layer.stream] = self._chosen.take(layer.stream, rows_leaving(part, given))
 
         if layer.side is Side.OUTPUTS:
             return module.register_forward_hook(leaving)

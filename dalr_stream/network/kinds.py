@@ -52,10 +52,17 @@ class LayerRows:
 def why_not(module: nn.Module) -> str | None:
     """Return why a module cannot be compressed; None where it can."""
     if isinstance(module, CONVOLUTIONS) and module.groups != 1:
-        return f"it is a {type(module).__name__} of {module.groups} groups"
+        if is_depthwise(module):
+            return f"it is a depthwise {type(module).__name__}, each of its {module.groups} groups of rank 1"
+        return f"it is a {type(module).__name__} of {module.groups} groups: see select_groups"
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or _is_transposed(module):
         return None
     return f"it is a {type(module).__name__}"
+
+
+def is_depthwise(module: nn.Conv1d | nn.Conv2d) -> bool:
+    """Tell whether the matrix of each group is a single row or column, as those of a depthwise convolution are."""
+    return module.groups > 1 and 1 in (module.out_channels // module.groups, module.weight[0].numel())
 
 
 def require_supported(name: str, module: nn.Module) -> None:
@@ -66,7 +73,7 @@ def require_supported(name: str, module: nn.Module) -> None:
 
 
 def matrix_of(module: nn.Module) -> torch.Tensor:
-    """(m, d): W."""
+    """(m, d): W; of a convolution of several groups, those of its groups below one another."""
     weight = cast("torch.Tensor", module.weight)
     return weight.T if _is_transposed(module) else weight.flatten(1)
 
@@ -92,25 +99,28 @@ def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> LayerRows:
 
 
 def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:
-    """Return an unfilled pair in its place: the same kernel to `rank` channels without bias, then 1 x 1."""
+    """Return an unfilled pair in its place: the same kernel to `rank` channels without bias, then 1 x 1; by group."""
     outputs, inputs = matrix_of(module).shape
     like = cast("torch.Tensor", module.weight)
     if not isinstance(module, CONVOLUTIONS):
         down, up = nn.Linear(inputs, rank, bias=False, device="meta"), nn.Linear(rank, outputs, bias, device="meta")
         return _blank(nn.Sequential(down, up), like)
     kind: Any = type(module)
+    between = rank * module.groups
     down = kind(
         module.in_channels,
-        rank,
+        between,
         module.kernel_size,
         stride=module.stride,
         padding=module.padding,
         dilation=module.dilation,
         padding_mode=module.padding_mode,
+        groups=module.groups,
         bias=False,
         device="meta",
     )
-    return _blank(nn.Sequential(down, kind(rank, outputs, 1, bias=bias, device="meta")), like)
+    up = kind(between, outputs, 1, groups=module.groups, bias=bias, device="meta")
+    return _blank(nn.Sequential(down, up), like)
 
 
 def _blank(pair: nn.Sequential, like: torch.Tensor) -> nn.Sequential:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.network.groups import group_name, groups_in, module_name, part_of
 from dalr_stream.network.kinds import SUPPORTED, matrix_of, require_supported, why_not
 from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.sides import Side, stream_name
@@ -79,14 +80,30 @@ def select_layers(
     return tuple(_spec(name, module, side) for name, module in modules.items() if name in chosen)
 
 
+def select_groups(model: nn.Module, name: str, *, side: Side | str = Side.INPUTS) -> tuple[LayerSpec, ...]:
+    """Return each group of the convolution called `name` as a layer of its own: `name@group0`, `name@group1`, ...
+
+    Their moments and factors are each group's own; `compress` takes the factors of all of them, of one rank.
+    Raises LayerNotFoundError, and UnsupportedLayerError for what is no convolution, or a depthwise one.
+    """
+    module, side = module_of(model, name), parse_choice(Side, side, "side")
+    numbered = [group_name(name, number) for number in range(groups_in(name, module))]
+    return tuple(_spec(group, part_of(group, module), side) for group in numbered)
+
+
 def layer_of(model: nn.Module, name: str) -> nn.Module:
-    """Return the layer called `name`, of any kind that can be compressed."""
+    """Return the layer called `name`, of any kind that can be compressed; a group of one as a layer of its own."""
+    module = part_of(name, module_of(model, module_name(name)))
+    require_supported(name, module)
+    return module
+
+
+def module_of(model: nn.Module, name: str) -> nn.Module:
+    """Return the module called `name`; raises LayerNotFoundError with the nearest names."""
     names = [known for known, _ in model.named_modules() if known]
     if name not in names:
         raise LayerNotFoundError(f"there is no layer '{name}'; nearest: {_nearest(name, names)}")
-    module = model.get_submodule(name)
-    require_supported(name, module)
-    return module
+    return model.get_submodule(name)
 
 
 def linear(model: nn.Module, name: str) -> nn.Linear:
@@ -179,7 +196,7 @@ def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Mod
 
 def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:
     require_supported(name, module)
-    if "@" in name:
+    if "@" in module_name(name):
         raise UnsupportedLayerError(
             f"layer '{name}': a name with '@' would pass for a side of a layer: rename the module"
         )

@@ -13,13 +13,17 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.groups import require_splittable
 from dalr_stream.network.kinds import factor_pair
-from dalr_stream.network.layers import layer_of, linear
+from dalr_stream.network.layers import linear, module_of
 
 
 @dataclass(frozen=True, slots=True)
 class SplitLayer:
-    """A layer becomes a pair: inputs -> rank without bias, rank -> outputs; a convolution's second one is 1 x 1."""
+    """A layer becomes a pair: inputs -> rank without bias, rank -> outputs; a convolution's second one is 1 x 1.
+
+    In a convolution of several groups the rank is that of each.
+    """
 
     layer: str
     rank: int
@@ -30,7 +34,9 @@ class SplitLayer:
 
     def apply(self, model: nn.Module) -> None:
         """Replace the layer by an untrained pair of the same dtype and device."""
-        _replace(model, self.layer, factor_pair(layer_of(model, self.layer), self.rank, bias=self.bias))
+        module = module_of(model, self.layer)
+        require_splittable(self.layer, module)
+        _replace(model, self.layer, factor_pair(module, self.rank, bias=self.bias))
 
 
 @dataclass(frozen=True, slots=True)

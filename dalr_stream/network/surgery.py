@@ -7,7 +7,7 @@ so it traces, exports and compiles like any other; its `compression_plan` says h
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.graph import consumers_of
+from dalr_stream.network.groups import in_order, module_name
 from dalr_stream.network.kinds import matrix_of
-from dalr_stream.network.layers import layer_of, linear, to_numpy
+from dalr_stream.network.layers import layer_of, linear, module_of, to_numpy
 from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_linear, last_linear
 from dalr_stream.numerics.solution import LowRankLayer, SelectedNodes
 
@@ -35,7 +36,8 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement]) -> nn.Mo
         Left as it is. Weights of the copy keep their dtype and device.
     replacements
         Layer name -> `factors.at_rank(k)`, or `selection.at_size(k)` where the selection was solved from the moments
-        of what the layer's consumers read. Factor pairs come first, so a selection may shrink a pair.
+        of what the layer's consumers read. For a convolution of several groups, the factors of each (`select_groups`),
+        of one rank. Factor pairs come first, so a selection may shrink a pair.
 
     Raises InvalidInputError where a replacement's shape is not the layer's, LayerNotFoundError and
     UnsupportedLayerError for layers that cannot be replaced; the copy is thrown away then.
@@ -47,9 +49,8 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement]) -> nn.Mo
             )
     small = copy.deepcopy(model)
     steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before
-    for name, record in replacements.items():
-        if isinstance(record, LowRankLayer):
-            steps.append(_split(small, name, record))
+    for name, factors in _by_module(replacements).items():
+        steps.append(_split(small, name, in_order(small, name, factors)))
     for name, record in replacements.items():
         if isinstance(record, SelectedNodes):
             steps.append(_keep(small, name, record, consumers_of(model, name)))
@@ -67,13 +68,24 @@ def parameter_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _split(model: nn.Module, name: str, record: LowRankLayer) -> SplitLayer:
-    old = layer_of(model, name)
-    _require_shape(name, (record.up.shape[0], record.down.shape[1]), tuple(matrix_of(old).shape))
-    step = SplitLayer(name, record.rank, bias=old.bias is not None or bool(record.bias.any()))
+def _by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:
+    """Return the factor pairs, those of a layer's groups together."""
+    found: dict[str, dict[str, LowRankLayer]] = {}
+    for name, record in replacements.items():
+        if isinstance(record, LowRankLayer):
+            found.setdefault(module_name(name), {})[name] = record
+    return found
+
+
+def _split(model: nn.Module, name: str, factors: Sequence[LowRankLayer]) -> SplitLayer:
+    """Put a pair in a layer's place; `factors` of the layer, or of each of its groups."""
+    old = module_of(model, name) if len(factors) > 1 else layer_of(model, name)
+    down, up, bias = (np.concatenate([getattr(one, part) for one in factors]) for part in ("down", "up", "bias"))
+    _require_shape(name, (up.shape[0], down.shape[1]), tuple(matrix_of(old).shape))
+    step = SplitLayer(name, factors[0].rank, bias=old.bias is not None or bool(bias.any()))
     step.apply(model)
-    _fill(layer_of(model, f"{name}.0"), record.down, None)
-    _fill(layer_of(model, f"{name}.1"), record.up, record.bias)
+    _fill(model.get_submodule(f"{name}.0"), down, None)
+    _fill(model.get_submodule(f"{name}.1"), up, bias)
     return step
 
 

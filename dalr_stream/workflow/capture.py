@@ -10,6 +10,7 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.graph import consumers_of
+from dalr_stream.network.groups import module_name
 from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import (
     LayerSpec,
@@ -91,6 +92,8 @@ def _layer_record(model: nn.Module, layer: LayerSpec) -> LayerRecord:
 
 def _consumers(model: nn.Module, layer: str) -> tuple[tuple[str, ...], str]:
     """Return the layer's consumers, or none and the reason."""
+    if module_name(layer) != layer:
+        return (), f"layer '{layer}': the channels of one group are not selected by themselves"
     try:
         return consumers_of(model, layer), ""
     except UnsupportedLayerError as error:
