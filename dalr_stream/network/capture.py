@@ -21,7 +21,7 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.network.groups import channels_of, module_name
 from dalr_stream.network.kinds import rows_entering, rows_leaving, way_of_reading
-from dalr_stream.network.layers import LayerSpec, layer_of, tensor_digest, to_host
+from dalr_stream.network.layers import LayerSpec, layer_of, require_numbers, tensor_digest, to_host
 from dalr_stream.network.loaders import beginning_at, restores
 from dalr_stream.network.reading import Reading, placed, without_gradients
 from dalr_stream.network.rows import BatchRows, RowRule, Taken
@@ -50,7 +50,8 @@ def capture_rows(
     Parameters
     ----------
     model
-        In eval mode. A batch goes to the device of its first parameter.
+        In eval mode. A batch goes to the device of its first parameter. A network on several devices moves what it
+        computes itself, as one with a `hf_device_map` does; rows are taken wherever a layer reads or gives them.
     batches
         Each is a tensor (N, ...), a tuple whose first member is the input, or a mapping of keyword arguments. The same
         batches in the same order on every run: each one's digest is compared on resume. A loader that can begin in
@@ -65,7 +66,8 @@ def capture_rows(
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
-    for a layer that a forward pass calls never or twice, InvalidInputError for train mode or an empty loader.
+    for a layer that a forward pass calls never or twice, InvalidInputError for train mode, an empty loader or weights
+    on the meta device.
     """
     if not layers:
         raise InvalidInputError("capture: needs at least one layer")
@@ -74,6 +76,7 @@ def capture_rows(
         raise InvalidInputError(
             f"capture: the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
         )
+    require_numbers(model)
     rule, batch_done = rows or RowRule(), batch_done or _nobody_told
     held = sink.held if restores(batches) else ()
     first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is found out

@@ -55,9 +55,12 @@ def why_not(module: nn.Module) -> str | None:
         if is_depthwise(module):
             return f"it is a depthwise {type(module).__name__}, each of its {module.groups} groups of rank 1"
         return f"it is a {type(module).__name__} of {module.groups} groups: see select_groups"
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or _is_transposed(module):
-        return None
-    return f"it is a {type(module).__name__}"
+    known = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
+    if known is not None and type(module).forward is not known.forward:
+        return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "it is the output of a MultiheadAttention, which reads its weight without calling it"
+    return None if known is not None or _is_transposed(module) else f"it is a {type(module).__name__}"
 
 
 def is_depthwise(module: nn.Conv1d | nn.Conv2d) -> bool:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.groups import group_name, groups_in, module_name, part_of
 from dalr_stream.network.kinds import SUPPORTED, matrix_of, require_supported, why_not
 from dalr_stream.numerics.choices import parse_choice
@@ -142,9 +142,20 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}:{type(module).__name__};".encode())
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= model.named_buffers(remove_duplicate=False)  # the state dict lacks those that are not persistent
+    require_numbers(model)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor_digest(tensor)};".encode())
     return digest.hexdigest()
+
+
+def require_numbers(model: nn.Module) -> None:
+    """Raise InvalidInputError where a tensor of the network has a shape alone: never loaded, or offloaded elsewhere."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InvalidInputError(
+                f"network: '{name}' is on the meta device, where it has no numbers: load the weights, or keep them in "
+                "memory and not offloaded"
+            )
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

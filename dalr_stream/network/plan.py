@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.groups import require_splittable
-from dalr_stream.network.kinds import factor_pair
+from dalr_stream.network.kinds import factor_pair, matrix_of
 from dalr_stream.network.layers import linear, module_of
 
 
@@ -36,6 +36,9 @@ class SplitLayer:
         """Replace the layer by an untrained pair of the same dtype and device."""
         module = module_of(model, self.layer)
         require_splittable(self.layer, module)
+        most = min(matrix_of(module).shape)
+        if self.rank > most:
+            raise UnsupportedLayerError(f"layer '{self.layer}': rank must lie in 1..{most}, got {self.rank}")
         _replace(model, self.layer, factor_pair(module, self.rank, bias=self.bias))
 
 
@@ -106,12 +109,12 @@ def _require_size(layer: str, name: str, value: object) -> None:
 
 def first_linear(model: nn.Module, name: str) -> str:
     """Return the name of the linear layer that reads the inputs of `name`, split or not."""
-    return f"{name}.0" if isinstance(model.get_submodule(name), nn.Sequential) else name
+    return f"{name}.0" if isinstance(module_of(model, name), nn.Sequential) else name
 
 
 def last_linear(model: nn.Module, name: str) -> str:
     """Return the name of the linear layer that gives the outputs of `name`, split or not."""
-    return f"{name}.1" if isinstance(model.get_submodule(name), nn.Sequential) else name
+    return f"{name}.1" if isinstance(module_of(model, name), nn.Sequential) else name
 
 
 def _resized(

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.graph import consumers_of
 from dalr_stream.network.groups import in_order, module_name
 from dalr_stream.network.kinds import matrix_of
-from dalr_stream.network.layers import layer_of, linear, module_of, to_numpy
+from dalr_stream.network.layers import layer_of, linear, module_of, require_numbers, to_numpy
+from dalr_stream.network.obstacles import require_range, require_replaceable
 from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_linear, last_linear
 from dalr_stream.numerics.solution import LowRankLayer, SelectedNodes
 
@@ -39,21 +40,26 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement]) -> nn.Mo
         of what the layer's consumers read. For a convolution of several groups, the factors of each (`select_groups`),
         of one rank. Factor pairs come first, so a selection may shrink a pair.
 
-    Raises InvalidInputError where a replacement's shape is not the layer's, LayerNotFoundError and
-    UnsupportedLayerError for layers that cannot be replaced; the copy is thrown away then.
+    Raises InvalidInputError where a replacement's shape is not the layer's, NonFiniteError where it does not fit into
+    the layer's dtype, LayerNotFoundError and UnsupportedLayerError for layers that cannot be replaced: of another kind,
+    of shared weights, or with hooks or parametrisations of others on them. The copy is thrown away then.
     """
     for name, record in replacements.items():
         if not isinstance(record, Replacement):
             raise InvalidInputError(
                 f"layer '{name}': a replacement is what at_rank or at_size gives, got {type(record).__name__}"
             )
-    small = copy.deepcopy(model)
+    require_numbers(model)
+    require_replaceable(model, (module_name(name) for name in replacements))
+    small = _copy(model)
     steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before
     for name, factors in _by_module(replacements).items():
         steps.append(_split(small, name, in_order(small, name, factors)))
     for name, record in replacements.items():
         if isinstance(record, SelectedNodes):
-            steps.append(_keep(small, name, record, consumers_of(model, name)))
+            consumers = consumers_of(model, name)
+            require_replaceable(model, consumers)  # of the original: copies share no memory
+            steps.append(_keep(small, name, record, consumers))
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     return small
 
@@ -66,6 +72,13 @@ def parameter_count(model: nn.Module) -> int:
 def parameter_bytes(model: nn.Module) -> int:
     """Return the bytes of all parameters."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:  # of tensors that are results of others, such as a weight under weight_norm
+        raise UnsupportedLayerError(f"compress: the network cannot be copied: {error}") from error
 
 
 def _by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:
@@ -82,6 +95,7 @@ def _split(model: nn.Module, name: str, factors: Sequence[LowRankLayer]) -> Spli
     old = module_of(model, name) if len(factors) > 1 else layer_of(model, name)
     down, up, bias = (np.concatenate([getattr(one, part) for one in factors]) for part in ("down", "up", "bias"))
     _require_shape(name, (up.shape[0], down.shape[1]), tuple(matrix_of(old).shape))
+    require_range(name, matrix_of(old).dtype, down, up, bias)
     step = SplitLayer(name, factors[0].rank, bias=old.bias is not None or bool(bias.any()))
     step.apply(model)
     _fill(model.get_submodule(f"{name}.0"), down, None)
