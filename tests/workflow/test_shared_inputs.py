@@ -1,6 +1,7 @@
 """Layers that read one tensor have one record: the same bits as each on its own, paid for once."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,16 +11,25 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.streaming.lanes import Pace
+from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.diff import diff_domains
 from dalr_stream.workflow.estimate import estimate
 from dalr_stream.workflow.merge import merge
 from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.verify import verify_store
 
 WIDTH, TOKENS = 12, 5
 NAMES = ("q", "k", "v", "out", "gate", "up", "down")
 SHARED = {"k": "q", "v": "q", "up": "gate"}
 FOLDING = ds.Folding(ds.HoldoutRule(0.2, seed=3), ds.Threads(1))
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch):
+    """No power cut is played here; forcing every file to disk takes most of the time."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
 
 
 class Block(nn.Module):
@@ -225,6 +235,23 @@ def test_stores_that_share_other_layers_do_not_merge(tmp_path):
         ds.accumulate(tmp_path / name, domain="t", folding=FOLDING)
     with pytest.raises(FingerprintMismatchError, match=r"layer 'k' are those of '[qk]', in .* those of '[qk]'"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+
+
+def test_a_run_file_goes_the_whole_way_with_layers_that_share(run_file):
+    module = run_file.parent / "tiny_run.py"
+    gated = module.read_text().replace("self.fc2 =", "self.gate = nn.Linear(12, width)\n        self.fc2 =")
+    module.write_text(gated.replace("torch.relu(self.fc1(x))", "torch.relu(self.fc1(x)) * torch.sigmoid(self.gate(x))"))
+    text = run_file.read_text().replace('layers = ["fc[12]"]', 'layers = ["fc[12]", "gate"]')
+    text = text.replace("[solve]", '[solve]\nmethods = ["svd", "dalr_anchored_affine", "momasp_node"]')
+    run_file.write_text(text.replace("ranks = [1, 2, 4, 8]", "ranks = [2]"))
+    project = Project(load_config(run_file), run_file.parent)
+    Run(project).all()
+    store = SolvedStore.open(project.store)
+    assert store.manifest.domains["target"].shared == {"gate": "fc1"}
+    assert folders(project.store / "moments" / "target") == ["fc1", "fc2", "fc3"]
+    report = json.loads((project.report_folder / "results.json").read_text())
+    assert [layer["name"] for layer in report["layers"]] == ["fc1", "gate", "fc2"]
+    verify_store(project.store).require()
 
 
 # --- when it does not hold ----------------------------------------------------------------------------------------
