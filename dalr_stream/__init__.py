@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.checkpoint import save as save
     from dalr_stream.network.graph import Structure as Structure
     from dalr_stream.network.layers import LayerSpec as LayerSpec
+    from dalr_stream.network.layers import select_groups as select_groups
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
     from dalr_stream.network.readers import with_readers as with_readers
@@ -112,6 +113,7 @@ _HOME_OF = {
     "momasp": "numerics.selection",
     "open_cluster": "streaming.cluster",
     "save": "network.checkpoint",
+    "select_groups": "network.layers",
     "select_layers": "network.layers",
     "spectral": "numerics.selection",
     "sufficiency": "numerics.sufficiency",
@@ -163,6 +165,7 @@ __all__ = [
     "momasp",
     "open_cluster",
     "save",
+    "select_groups",
     "select_layers",
     "spectral",
     "sufficiency",

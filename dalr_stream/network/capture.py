@@ -19,13 +19,15 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.kinds import Rows, rows_entering, rows_leaving, rows_of_channels
-from dalr_stream.network.layers import LayerSpec, layer_of, tensor_digest, to_host
+from dalr_stream.network.groups import channels_of, module_name
+from dalr_stream.network.kinds import rows_entering, rows_leaving, rows_of_channels, way_of_reading
+from dalr_stream.network.layers import LayerSpec, layer_of, require_numbers, tensor_digest, to_host
 from dalr_stream.network.loaders import beginning_at, restores
+from dalr_stream.network.reading import Reading, placed, without_gradients
 from dalr_stream.network.rows import BatchRows, RowRule, Taken
 from dalr_stream.numerics.moments import describe_non_finite
 from dalr_stream.numerics.sides import Side
-from dalr_stream.numerics.tiling import RowBatch, RowSink
+from dalr_stream.numerics.tiling import RowBatch, RowSink, same_as_before
 
 BatchDone = Callable[[int, bool], None]
 """Called after each batch with its number of samples, and whether the network was spared it."""
@@ -48,7 +50,8 @@ def capture_rows(
     Parameters
     ----------
     model
-        In eval mode. A batch goes to the device of its first parameter.
+        In eval mode. A batch goes to the device of its first parameter. A network on several devices moves what it
+        computes itself, as one with a `hf_device_map` does; rows are taken wherever a layer reads or gives them.
     batches
         Each is a tensor (N, ...), a tuple whose first member is the input, or a mapping of keyword arguments. The same
         batches in the same order on every run: each one's digest is compared on resume. A loader that can begin in
@@ -63,7 +66,8 @@ def capture_rows(
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
-    for a layer that a forward pass calls never or twice, InvalidInputError for train mode or an empty loader.
+    for a layer that a forward pass calls never or twice, InvalidInputError for train mode, an empty loader or weights
+    on the meta device.
     """
     if not layers:
         raise InvalidInputError("capture: needs at least one layer")
@@ -72,13 +76,14 @@ def capture_rows(
         raise InvalidInputError(
             f"capture: the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
         )
+    require_numbers(model)
     rule, batch_done = rows or RowRule(), batch_done or _nobody_told
     held = sink.held if restores(batches) else ()
     first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is found out
     for samples in held[:first]:
         batch_done(samples, True)  # noqa: FBT003  # a Callable has no keywords
     seen = sum(held[:first])
-    with torch.inference_mode():
+    with without_gradients():
         for number, batch in enumerate(beginning_at(batches, first) if first else batches, start=first):
             samples = samples_in(batch)
             mask = rule.mask_of(batch, samples)
@@ -98,47 +103,67 @@ def call(model: nn.Module, batch: Any) -> Any:
     """Run the network on one batch: a tensor, a tuple whose first member is the input, or keyword arguments."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(batch, Mapping):
-        on_device = {k: value.to(device) if isinstance(value, torch.Tensor) else value for k, value in batch.items()}
-        return model(**on_device)
-    return model(_first(batch).to(device))
+        return model(**{k: placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()})
+    return model(placed(_first(batch), device))
 
 
 @contextmanager
 def watched(model: nn.Module, layers: Sequence[LayerSpec], chosen: BatchRows) -> Iterator[dict[str, Taken]]:
     """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
-    taken: dict[str, Taken] = {}
-
-    def take(layer: LayerSpec, rows: Rows) -> None:
-        if layer.stream in taken:
-            raise UnsupportedLayerError(f"layer '{layer.name}': is called more than once in a forward pass")
-        taken[layer.stream] = chosen.take(layer.stream, rows)
-
+    watch = _Watch(chosen)
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(_hooked(layer_of(model, layer.name), layer, take).remove)
-        yield taken
+            stack.callback(watch.hook(layer, model).remove)
+        yield watch.taken
 
 
-def _hooked(
-    module: nn.Module, layer: LayerSpec, take: Callable[[LayerSpec, Rows], None]
-) -> torch.utils.hooks.RemovableHandle:
-    def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        tensor = first_argument(arguments, keywords)
-        if layer.side is Side.CHANNELS:
-            take(layer, rows_of_channels(layer.name, module, tensor, layer.channels))
-        else:
-            take(layer, rows_entering(layer.name, module, tensor))
+class _Watch:
+    """Takes rows inside the hooks of one forward pass; layers that read one tensor get the same `Taken`."""
 
-    def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
-        take(layer, rows_leaving(module, outputs))
+    def __init__(self, chosen: BatchRows) -> None:
+        self.taken: dict[str, Taken] = {}
+        self._chosen = chosen
+        self._reads: dict[Reading, Taken] = {}
 
-    if layer.side is Side.OUTPUTS:
-        return module.register_forward_hook(leaving)
-    return module.register_forward_pre_hook(entering, with_kwargs=True)
+    def hook(self, layer: LayerSpec, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        part = layer_of(model, layer.name)  # of the module, where the layer is a group of it
+        module = model.get_submodule(module_name(layer.name))
+
+        def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            self._require_first(layer)
+            tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
+            by_channel = layer.side is Side.CHANNELS
+            reading = Reading.of(tensor, ("channels", layer.channels) if by_channel else way_of_reading(part))
+            found = self._reads.get(reading)
+            if found is None:
+                rows = (
+                    rows_of_channels(layer.name, part, tensor, layer.channels)
+                    if by_channel
+                    else rows_entering(layer.name, part, tensor)
+                )
+                found = self._chosen.take(layer.stream, rows)
+            self._reads[reading] = self.taken[layer.stream] = found
+
+        def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
+            self._require_first(layer)
+            given = channels_of(layer.name, module, outputs)
+            self.taken[layer.stream] = self._chosen.take(layer.stream, rows_leaving(part, given))
+
+        if layer.side is Side.OUTPUTS:
+            return module.register_forward_hook(leaving)
+        return module.register_forward_pre_hook(entering, with_kwargs=True)
+
+    def _require_first(self, layer: LayerSpec) -> None:
+        if layer.stream in self.taken:
+            raise UnsupportedLayerError(f"layer '{layer.name}': is called more than once in a forward pass")
 
 
 def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chosen: BatchRows) -> dict[str, Taken]:
-    """Run the network on one batch and return the chosen rows of each layer, by stream, as tensors."""
+    """Run the network on one batch and return the chosen rows of each layer, by stream, as tensors.
+
+    Layers that read the very same tensor in the same way get one and the same `Taken`, see `network.reading`; in
+    inference mode none do.
+    """
     with watched(model, layers, chosen) as taken:
         call(model, batch)
     for layer in layers:
@@ -164,14 +189,17 @@ def few_samples(batch: Any, most: int) -> Any:
 
 def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:
     """Turn what was taken into what the sink folds; NonFiniteError."""
-    rows = {name: to_rows(found.rows) for name, found in taken.items()}
+    once = {id(found): found.rows for found in taken.values()}
+    made = {key: to_rows(found) for key, found in once.items()}
+    rows = {name: made[id(found)] for name, found in taken.items()}
     _require_finite(rows, batch)
     counts = {name: found.counts for name, found in taken.items() if found.counts is not None}
     return RowBatch(samples, digest, rows, counts)
 
 
 def _require_finite(rows: Mapping[str, Any], batch: int) -> None:
-    for name, block in rows.items():
+    shared = same_as_before(rows)
+    for name, block in ((name, block) for name, block in rows.items() if name not in shared):
         finite = block.isfinite() if isinstance(block, torch.Tensor) else np.isfinite(block)
         if not finite.all():
             described = describe_non_finite(to_host(block))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -77,6 +77,7 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     except (LayerNotFoundError, UnsupportedLayerError) as error:
         raise FingerprintMismatchError(f"'{folder}' does not fit the network that was built: {error}") from error
     setattr(model, PLAN_ATTRIBUTE, plan)
+    _require_same_dtypes(model, folder / WEIGHTS)
     load_weights(model, folder / WEIGHTS)
     return model.eval()
 
@@ -98,6 +99,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
     except RuntimeError as error:
         raise FingerprintMismatchError(f"'{path}' does not fit the network that was built: {error}") from error
+
+
+def _require_same_dtypes(model: nn.Module, path: Path) -> None:
+    """Raise FingerprintMismatchError where loading would round the weights, or make infinities of them, in silence."""
+    state = model.state_dict()
+    if not path.exists():
+        return
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  # it is a function, not a mapping
+            kept = file.get_tensor(name).dtype
+            if name in state and state[name].dtype != kept:
+                raise FingerprintMismatchError(
+                    f"'{path}' does not fit the network that was built: '{name}' was saved as {kept}, the network has "
+                    f"{state[name].dtype}: build it in {kept}, and convert it after loading"
+                )
 
 
 def _file_digest(path: Path) -> str:

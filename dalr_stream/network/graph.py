@@ -24,8 +24,9 @@ from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture import call, few_samples, first_argument
-from dalr_stream.network.kinds import CONVOLUTIONS, channels_given, channels_read, is_depthwise, is_transposed
+from dalr_stream.network.kinds import CONVOLUTIONS, carries_channels, channels_given, channels_read, is_transposed
 from dalr_stream.network.layers import layer_of
+from dalr_stream.network.obstacles import require_replaceable
 from dalr_stream.numerics.channels import ChannelGroup, ChannelReader, ChannelSpan
 from dalr_stream.numerics.sides import Side, stream_name
 
@@ -94,7 +95,6 @@ class _Group:
         self._name = name
         self._names: dict[Any, str] = {module: name for name, module in structure.model.named_modules()}
         self._names |= {parameter: name for name, parameter in structure.model.named_parameters()}
-        self._shared = _shared_parameters(structure.model)
         self._producers: set[str] = set()
         self._carriers: list[ChannelSpan] = []
         self._readers: list[ChannelReader] = []
@@ -134,7 +134,7 @@ class _Group:
                 self._refuse("the network's own output reads them")
         elif isinstance(module, nn.Parameter):
             self._refuse(f"the parameter '{name}' is added to them, or multiplies them")
-        elif is_depthwise(module) or (isinstance(module, CARRIERS) and channels_read(module) > 1):
+        elif carries_channels(module) or (isinstance(module, CARRIERS) and channels_read(module) > 1):
             self._carriers.append(self._span(name, item, channels))
         elif channels_given(module) is None:
             self._refuse(f"'{name}' ({type(module).__name__}) reads them")
@@ -173,8 +173,7 @@ class _Group:
         """Raise where a member of the group cannot be replaced by a narrower one."""
         if self._structure.calls.get(name, 0) != 1:
             self._refuse(f"'{name}' is called {self._structure.calls.get(name, 0)} times, it must be once")
-        if name in self._shared:
-            self._refuse(f"'{name}' shares its weights with '{self._shared[name]}'")
+        require_replaceable(self._structure.model, [name])
 
     def _refuse(self, reason: str) -> NoReturn:
         raise UnsupportedLayerError(f"layer '{self._name}': its channels cannot be pruned: {reason}")
@@ -285,18 +284,6 @@ def _count_calls(model: nn.Module, example: Any) -> Counter[str]:
             stack.callback(hook.remove)
         call(model, example)
     return calls
-
-
-def _shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Return the modules whose own parameters other modules have too, each with one of those."""
-    owners: dict[int, str] = {}
-    shared: dict[str, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        for parameter in module.parameters(recurse=False):
-            other = owners.setdefault(id(parameter), name)
-            if other != name:
-                shared |= {name: other, other: name}
-    return shared
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

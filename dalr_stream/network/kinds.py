@@ -26,7 +26,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class LayerRows:
     """The rows of a layer in one batch, not copied yet: `tensor` is (N, positions..., whatever makes a row...)."""
 
     tensor: torch.Tensor
@@ -53,10 +53,20 @@ class Rows:
 def why_not(module: nn.Module) -> str | None:
     """Return why a module cannot be compressed; None where it can."""
     if isinstance(module, CONVOLUTIONS) and module.groups != 1:
-        return f"it is a {type(module).__name__} of {module.groups} groups"
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or is_transposed(module):
-        return None
-    return f"it is a {type(module).__name__}"
+        if is_depthwise(module):
+            return f"it is a depthwise {type(module).__name__}, each of its {module.groups} groups of rank 1"
+        return f"it is a {type(module).__name__} of {module.groups} groups: see select_groups"
+    known = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
+    if known is not None and type(module).forward is not known.forward:
+        return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "it is the output of a MultiheadAttention, which reads its weight without calling it"
+    return None if known is not None or is_transposed(module) else f"it is a {type(module).__name__}"
+
+
+def is_depthwise(module: nn.Conv1d | nn.Conv2d) -> bool:
+    """Tell whether the matrix of each group is a single row or column, as those of a depthwise convolution are."""
+    return module.groups > 1 and 1 in (module.out_channels // module.groups, module.weight[0].numel())
 
 
 def require_supported(name: str, module: nn.Module) -> None:
@@ -67,25 +77,32 @@ def require_supported(name: str, module: nn.Module) -> None:
 
 
 def matrix_of(module: nn.Module) -> torch.Tensor:
-    """(m, d): W."""
+    """(m, d): W; of a convolution of several groups, those of its groups below one another."""
     weight = cast("torch.Tensor", module.weight)
     return weight.T if is_transposed(module) else weight.flatten(1)
 
 
-def rows_entering(name: str, module: nn.Module, tensor: torch.Tensor) -> Rows:
+def way_of_reading(module: nn.Module) -> tuple[Any, ...]:
+    """Return how a layer makes rows of what it reads: layers that read one tensor in equal ways have equal rows."""
+    if not isinstance(module, CONVOLUTIONS):
+        return ()
+    return module.kernel_size, module.stride, tuple(_padding(module)), module.padding_mode, module.dilation
+
+
+def rows_entering(name: str, module: nn.Module, tensor: torch.Tensor) -> LayerRows:
     """Return what a layer reads as rows of d features."""
     if isinstance(module, CONVOLUTIONS):
         return _patches(name, module, tensor)
-    return Rows(tensor.detach(), tensor.ndim - 1)
+    return LayerRows(tensor.detach(), tensor.ndim - 1)
 
 
-def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> Rows:
+def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> LayerRows:
     """Return what a layer gives as rows of m features."""
     last = tensor.detach().movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor.detach()
-    return Rows(last, last.ndim - 1)
+    return LayerRows(last, last.ndim - 1)
 
 
-def rows_of_channels(name: str, module: nn.Module, tensor: torch.Tensor, channels: int) -> Rows:
+def rows_of_channels(name: str, module: nn.Module, tensor: torch.Tensor, channels: int) -> LayerRows:
     """Return what a layer reads as rows of `channels`, a row a position: images, flattened ones too."""
     found = tensor.detach()
     if isinstance(module, CONVOLUTIONS):
@@ -96,7 +113,7 @@ def rows_of_channels(name: str, module: nn.Module, tensor: torch.Tensor, channel
         raise UnsupportedLayerError(
             f"layer '{name}': must read samples x flattened channels, {channels} of them, got {tuple(found.shape)}"
         )
-    return Rows(last, last.ndim - 1, of_patches=last.ndim > 2)
+    return LayerRows(last, last.ndim - 1, of_patches=last.ndim > 2)
 
 
 def channels_given(module: nn.Module) -> int | None:
@@ -116,8 +133,8 @@ def channels_read(module: nn.Module) -> int:
     return int(matrix_of(module).shape[1])
 
 
-def is_depthwise(module: nn.Module) -> bool:
-    """Tell a convolution that acts on each channel by itself."""
+def carries_channels(module: nn.Module) -> bool:
+    """Tell a convolution that acts on each channel by itself, and gives as many as it reads."""
     return isinstance(module, CONVOLUTIONS) and module.in_channels == module.out_channels == module.groups > 1
 
 
@@ -127,25 +144,28 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:
-    """Return an unfilled pair in its place: the same kernel to `rank` channels without bias, then 1 x 1."""
+    """Return an unfilled pair in its place: the same kernel to `rank` channels without bias, then 1 x 1; by group."""
     outputs, inputs = matrix_of(module).shape
     like = cast("torch.Tensor", module.weight)
     if not isinstance(module, CONVOLUTIONS):
         down, up = nn.Linear(inputs, rank, bias=False, device="meta"), nn.Linear(rank, outputs, bias, device="meta")
         return blank(nn.Sequential(down, up), like)
     kind: Any = type(module)
+    between = rank * module.groups
     down = kind(
         module.in_channels,
-        rank,
+        between,
         module.kernel_size,
         stride=module.stride,
         padding=module.padding,
         dilation=module.dilation,
         padding_mode=module.padding_mode,
+        groups=module.groups,
         bias=False,
         device="meta",
     )
-    return blank(nn.Sequential(down, kind(rank, outputs, 1, bias=bias, device="meta")), like)
+    up = kind(between, outputs, 1, groups=module.groups, bias=bias, device="meta")
+    return blank(nn.Sequential(down, up), like)
 
 
 def blank(layer: M, like: torch.Tensor) -> M:
@@ -153,7 +173,7 @@ def blank(layer: M, like: torch.Tensor) -> M:
     return layer.to(like.dtype).to_empty(device=like.device)
 
 
-def _patches(name: str, module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> Rows:
+def _patches(name: str, module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> LayerRows:
     """View (N, C, L...) as (N, positions..., C, kernel...), without copying more than the padding."""
     dimensions = len(module.kernel_size)
     if tensor.ndim != dimensions + 2:
@@ -169,7 +189,7 @@ def _patches(name: str, module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> 
     moves = [stride * step for stride, step in zip(along, steps, strict=True)]
     taps = [stride * s for stride, s in zip(along, spread, strict=True)]
     shape = (padded.shape[0], *counts, padded.shape[1], *kernel)
-    return Rows(padded.as_strided(shape, (sample, *moves, channel, *taps)), 1 + dimensions, of_patches=True)
+    return LayerRows(padded.as_strided(shape, (sample, *moves, channel, *taps)), 1 + dimensions, of_patches=True)
 
 
 def _padded(module: nn.Conv1d | nn.Conv2d, tensor: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.kinds import SUPPORTED, matrix_of, require_supported, why_not
+from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.network.groups import group_name, groups_in, module_name, part_of
+from dalr_stream.network.kinds import SUPPORTED, channels_read, matrix_of, require_supported, why_not
 from dalr_stream.numerics.channels import ChannelGroup
 from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.sides import Side, stream_name
@@ -86,14 +87,30 @@ def select_layers(
     return tuple(_spec(name, module, side) for name, module in modules.items() if name in chosen)
 
 
+def select_groups(model: nn.Module, name: str, *, side: Side | str = Side.INPUTS) -> tuple[LayerSpec, ...]:
+    """Return each group of the convolution called `name` as a layer of its own: `name@group0`, `name@group1`, ...
+
+    Their moments and factors are each group's own; `compress` takes the factors of all of them, of one rank.
+    Raises LayerNotFoundError, and UnsupportedLayerError for what is no convolution, or a depthwise one.
+    """
+    module, side = module_of(model, name), parse_choice(Side, side, "side")
+    numbered = [group_name(name, number) for number in range(groups_in(name, module))]
+    return tuple(_spec(group, part_of(group, module), side) for group in numbered)
+
+
 def layer_of(model: nn.Module, name: str) -> nn.Module:
-    """Return the layer called `name`, of any kind that can be compressed."""
+    """Return the layer called `name`, of any kind that can be compressed; a group of one as a layer of its own."""
+    module = part_of(name, module_of(model, module_name(name)))
+    require_supported(name, module)
+    return module
+
+
+def module_of(model: nn.Module, name: str) -> nn.Module:
+    """Return the module called `name`; raises LayerNotFoundError with the nearest names."""
     names = [known for known, _ in model.named_modules() if known]
     if name not in names:
         raise LayerNotFoundError(f"there is no layer '{name}'; nearest: {_nearest(name, names)}")
-    module = model.get_submodule(name)
-    require_supported(name, module)
-    return module
+    return model.get_submodule(name)
 
 
 def linear(model: nn.Module, name: str) -> nn.Linear:
@@ -132,9 +149,20 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}:{type(module).__name__};".encode())
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= model.named_buffers(remove_duplicate=False)  # the state dict lacks those that are not persistent
+    require_numbers(model)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor_digest(tensor)};".encode())
     return digest.hexdigest()
+
+
+def require_numbers(model: nn.Module) -> None:
+    """Raise InvalidInputError where a tensor of the network has a shape alone: never loaded, or offloaded elsewhere."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InvalidInputError(
+                f"network: '{name}' is on the meta device, where it has no numbers: load the weights, or keep them in "
+                "memory and not offloaded"
+            )
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
@@ -186,9 +214,10 @@ def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Mod
 
 def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:
     require_supported(name, module)
-    if "@" in name:
+    if "@" in module_name(name):
         raise UnsupportedLayerError(
             f"layer '{name}': a name with '@' would pass for a side of a layer: rename the module"
         )
     outputs, inputs = matrix_of(module).shape
-    return LayerSpec(name, type(module).__name__, inputs, outputs, side)
+    channels = channels_read(module) if side is Side.CHANNELS else 0
+    return LayerSpec(name, type(module).__name__, inputs, outputs, side, channels)

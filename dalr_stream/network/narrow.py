@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.kinds import CONVOLUTIONS, blank, is_depthwise, matrix_of
+from dalr_stream.network.kinds import CONVOLUTIONS, blank, carries_channels, matrix_of
 from dalr_stream.numerics.channels import ChannelSpan
 
 Indices = NDArray[np.int64]
@@ -33,7 +33,7 @@ def keep_outputs(module: nn.Module, kept: Indices) -> nn.Module:
 def keep_carried(module: nn.Module, kept: Indices) -> nn.Module:
     """Return a batch norm, PReLU or depthwise convolution of the features `kept`."""
     old: Any = module
-    if is_depthwise(module):
+    if carries_channels(module):
         narrow = _convolution(old, kept.size, kept.size, groups=kept.size, bias=old.bias is not None)
     elif isinstance(module, nn.PReLU):
         narrow = nn.PReLU(kept.size, device=old.weight.device, dtype=old.weight.dtype)

@@ -14,16 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.kinds import channels_read, factor_pair
-from dalr_stream.network.layers import layer_of
+from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.network.groups import require_splittable
+from dalr_stream.network.kinds import channels_given, channels_read, factor_pair, matrix_of
+from dalr_stream.network.layers import layer_of, module_of
 from dalr_stream.network.narrow import keep_carried, keep_outputs, map_inputs
 from dalr_stream.numerics.channels import ChannelSpan
 
 
 @dataclass(frozen=True, slots=True)
 class SplitLayer:
-    """A layer becomes a pair: inputs -> rank without bias, rank -> outputs; a convolution's second one is 1 x 1."""
+    """A layer becomes a pair: inputs -> rank without bias, rank -> outputs; a convolution's second one is 1 x 1.
+
+    In a convolution of several groups the rank is that of each.
+    """
 
     layer: str
     rank: int
@@ -34,7 +38,12 @@ class SplitLayer:
 
     def apply(self, model: nn.Module) -> None:
         """Replace the layer by an untrained pair of the same dtype and device."""
-        replace(model, self.layer, factor_pair(layer_of(model, self.layer), self.rank, bias=self.bias))
+        module = module_of(model, self.layer)
+        require_splittable(self.layer, module)
+        most = min(matrix_of(module).shape)
+        if self.rank > most:
+            raise UnsupportedLayerError(f"layer '{self.layer}': rank must lie in 1..{most}, got {self.rank}")
+        replace(model, self.layer, factor_pair(module, self.rank, bias=self.bias))
 
     @classmethod
     def of_plain(cls, plain: dict[str, Any]) -> SplitLayer:
@@ -78,9 +87,11 @@ class KeepNodes:
         """Replace each member by a narrower one of the same numbers, the readers' weight by W `restore`."""
         for producer in self.producers:
             name = last_layer(model, producer)
+            self._require(name, channels_given(layer_of(model, name)) == self.channels)
             replace(model, name, keep_outputs(layer_of(model, name), kept))
         for span in self.carriers:
-            module = model.get_submodule(span.layer)
+            module = _carrier(model, span.layer)
+            self._require_span(span, module)
             features = np.arange(channels_read(module))
             own = span.start + (kept[:, None] * span.block + np.arange(span.block)).ravel()
             stop = span.start + self.channels * span.block
@@ -88,7 +99,17 @@ class KeepNodes:
             replace(model, span.layer, keep_carried(module, stay))
         for span, bias in zip(self.readers, self.reader_bias, strict=True):
             name = first_layer(model, span.layer)
+            self._require_span(span, layer_of(model, name))
             replace(model, name, map_inputs(layer_of(model, name), span, restore, offset, bias=bias))
+
+    def _require_span(self, span: ChannelSpan, module: nn.Module) -> None:
+        self._require(span.layer, span.start + span.block * self.channels <= channels_read(module))
+
+    def _require(self, name: str, fits: bool) -> None:  # noqa: FBT001  # what is asked of the layer
+        if not fits:
+            raise UnsupportedLayerError(
+                f"layer '{name}': it does not hold the {self.channels} channels of '{self.layer}' that are narrowed"
+            )
 
     @classmethod
     def of_plain(cls, plain: dict[str, Any]) -> KeepNodes:
@@ -143,12 +164,19 @@ def _require_size(layer: str, name: str, value: object) -> None:
 
 def first_layer(model: nn.Module, name: str) -> str:
     """Return the name of the layer that reads the inputs of `name`, split or not."""
-    return f"{name}.0" if isinstance(model.get_submodule(name), nn.Sequential) else name
+    return f"{name}.0" if isinstance(module_of(model, name), nn.Sequential) else name
 
 
 def last_layer(model: nn.Module, name: str) -> str:
     """Return the name of the layer that gives the outputs of `name`, split or not."""
-    return f"{name}.1" if isinstance(model.get_submodule(name), nn.Sequential) else name
+    return f"{name}.1" if isinstance(module_of(model, name), nn.Sequential) else name
+
+
+def _carrier(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise LayerNotFoundError(f"there is no module '{name}' in the network") from None
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.kinds import Rows
+from dalr_stream.network.kinds import LayerRows
 from dalr_stream.numerics.subsample import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.tiling import Samples
 
@@ -66,7 +66,7 @@ class RowRule:
             said.append(f"patches by seed {self.seed}")
         return ", ".join(said)
 
-    def most_of(self, rows: Rows) -> int | None:
+    def most_of(self, rows: LayerRows) -> int | None:
         """Return the most rows of a sample to be taken of a layer's rows; None for no limit."""
         limits = [self.most_per_sample, self.most_patches if rows.of_patches else None]
         return min((limit for limit in limits if limit is not None), default=None)
@@ -134,7 +134,7 @@ class BatchRows:
         self._mask: Keep | None = None if mask is None else mask.numpy()
         self._kept: dict[tuple[tuple[int, ...], int | None], Keep | None] = {}
 
-    def take(self, stream: str, rows: Rows) -> Taken:
+    def take(self, stream: str, rows: LayerRows) -> Taken:
         """Copy the watched rows of a layer, in the order of samples and positions."""
         most = self._rule.most_of(rows)
         known = rows.leading, most

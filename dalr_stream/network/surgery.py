@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.graph import Structure
+from dalr_stream.network.groups import in_order, module_name
 from dalr_stream.network.kinds import matrix_of
-from dalr_stream.network.layers import layer_of
+from dalr_stream.network.layers import layer_of, module_of, require_numbers
 from dalr_stream.network.narrow import fill
+from dalr_stream.network.obstacles import require_range, require_replaceable
 from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
 from dalr_stream.numerics.channels import ChannelSpan
 from dalr_stream.numerics.solution import LowRankLayer, SelectedNodes
@@ -36,24 +39,27 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
         Left as it is. Weights of the copy keep their dtype and device.
     replacements
         Layer name -> `factors.at_rank(k)`, or `selection.at_size(k)` where the selection was solved from the moments
-        of what the layer's readers read. Factor pairs come first, so a selection may shrink a pair.
+        of what the layer's readers read. For a convolution of several groups, the factors of each (`select_groups`),
+        of one rank. Factor pairs come first, so a selection may shrink a pair.
     example
         A batch as `capture` takes it, or a `Structure` of `model`: selections are of channels that other layers carry
         and read, and which ones shows when a batch goes through. Factor pairs need none.
 
-    Raises InvalidInputError where a replacement's shape is not the layer's, LayerNotFoundError and
-    UnsupportedLayerError for layers that cannot be replaced; the copy is thrown away then.
+    Raises InvalidInputError where a replacement's shape is not the layer's, NonFiniteError where it does not fit into
+    the layer's dtype, LayerNotFoundError and UnsupportedLayerError for layers that cannot be replaced: of another kind,
+    of shared weights, or with hooks or parametrisations of others on them. The copy is thrown away then.
     """
     for name, record in replacements.items():
         if not isinstance(record, Replacement):
             raise InvalidInputError(
                 f"layer '{name}': a replacement is what at_rank or at_size gives, got {type(record).__name__}"
             )
-    small = copy.deepcopy(model)
+    require_numbers(model)
+    require_replaceable(model, (module_name(name) for name in replacements))
+    small = _copy(model)
     steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before
-    for name, record in replacements.items():
-        if isinstance(record, LowRankLayer):
-            steps.append(_split(small, name, record))
+    for name, factors in _by_module(replacements).items():
+        steps.append(_split(small, name, in_order(small, name, factors)))
     selections = {name: record for name, record in replacements.items() if isinstance(record, SelectedNodes)}
     if selections:
         keeper = _Keeper(small, _structure(model, example, next(iter(selections))))
@@ -83,13 +89,32 @@ def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
     return Structure.of(model, example)
 
 
-def _split(model: nn.Module, name: str, record: LowRankLayer) -> SplitLayer:
-    old = layer_of(model, name)
-    _require_shape(name, (record.up.shape[0], record.down.shape[1]), tuple(matrix_of(old).shape))
-    step = SplitLayer(name, record.rank, bias=old.bias is not None or bool(record.bias.any()))
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:  # of tensors that are results of others, such as a weight under weight_norm
+        raise UnsupportedLayerError(f"compress: the network cannot be copied: {error}") from error
+
+
+def _by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:
+    """Return the factor pairs, those of a layer's groups together."""
+    found: dict[str, dict[str, LowRankLayer]] = {}
+    for name, record in replacements.items():
+        if isinstance(record, LowRankLayer):
+            found.setdefault(module_name(name), {})[name] = record
+    return found
+
+
+def _split(model: nn.Module, name: str, factors: Sequence[LowRankLayer]) -> SplitLayer:
+    """Put a pair in a layer's place; `factors` of the layer, or of each of its groups."""
+    old = module_of(model, name) if len(factors) > 1 else layer_of(model, name)
+    down, up, bias = (np.concatenate([getattr(one, part) for one in factors]) for part in ("down", "up", "bias"))
+    _require_shape(name, (up.shape[0], down.shape[1]), tuple(matrix_of(old).shape))
+    require_range(name, matrix_of(old).dtype, down, up, bias)
+    step = SplitLayer(name, factors[0].rank, bias=old.bias is not None or bool(bias.any()))
     step.apply(model)
-    fill(layer_of(model, f"{name}.0"), torch.from_numpy(record.down.copy()), None)
-    fill(layer_of(model, f"{name}.1"), torch.from_numpy(record.up.copy()), torch.from_numpy(record.bias.copy()))
+    fill(model.get_submodule(f"{name}.0"), torch.from_numpy(down), None)
+    fill(model.get_submodule(f"{name}.1"), torch.from_numpy(up), torch.from_numpy(bias))
     return step
 
 

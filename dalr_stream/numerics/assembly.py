@@ -138,8 +138,8 @@ def assemble(layer: Layer, form: Form, seen: Seen, lam: float, fit: Fit, turn: M
     return LowRankFactors(
         method=form.method,
         weight=layer.weight,
-        basis=basis * signs,
-        down=fit.down * signs[:, None],
+        basis=np.multiply(basis, signs, order="C"),  # as they are read back: products have the same bits then
+        down=np.multiply(fit.down, signs[:, None], order="C"),
         center=seen.center,
         offset=seen.offset,
         objective=fit.objective,

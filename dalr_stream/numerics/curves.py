@@ -67,6 +67,8 @@ def least_error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, 
 def require_moments_of(weight: Matrix, moments: Moments | CrossMoments, side: Side) -> None:
     """Raise where `moments` are not those of the layer with this `weight` (m, d), or of no rows."""
     m, d = weight.shape
+    if side is Side.CHANNELS:
+        raise InvalidInputError("side must be 'inputs' or 'outputs': from channels selections are solved")
     if isinstance(moments, CrossMoments):
         found = f"{moments.input_features} inputs and {moments.output_features} outputs"
         fits = (moments.output_features, moments.input_features) == (m, d)

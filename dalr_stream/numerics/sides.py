@@ -22,3 +22,9 @@ class Side(StrEnum):
 def stream_name(layer: str, side: Side) -> str:
     """Return the name under which rows of a layer are kept."""
     return layer if side is Side.INPUTS else f"{layer}@{side.value}"
+
+
+def layer_of_stream(stream: str) -> str:
+    """Return the layer that a stream is a side of: weights are kept under its name."""
+    layer, _, last = stream.rpartition("@")
+    return layer if last in {side.value for side in Side} else stream

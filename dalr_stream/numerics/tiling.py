@@ -135,6 +135,18 @@ class RowBatch:
         counts = self.counts.get(layer)
         return np.repeat(numbers, self.rows[layer].shape[0] // self.samples if counts is None else counts)
 
+    @property
+    def shared(self) -> dict[str, str]:
+        """Layers that read what an earlier layer reads, and have its very rows; layer name -> the earlier one's."""
+        return same_as_before(self.rows)
+
+
+def same_as_before(named: Mapping[str, object]) -> dict[str, str]:
+    """Return the names of objects that an earlier name has, and that name."""
+    first: dict[int, str] = {}
+    found = {name: first.setdefault(id(thing), name) for name, thing in named.items()}
+    return {name: earlier for name, earlier in found.items() if earlier != name}
+
 
 class RowSink(Protocol):
     """Where captured rows go: a store, a fold, or both."""
@@ -157,6 +169,22 @@ class RowSink(Protocol):
 
     def finish(self) -> None:
         """Take note that this was the last batch."""
+
+
+def shared_rows(batch: RowBatch, before: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return which layers' rows are another's and need not be kept again: `before`, or what this first batch shows.
+
+    Raises InvalidInputError where it held in the batches before and no longer does.
+    """
+    if before is None:
+        return batch.shared
+    for name, first in before.items():
+        if batch.rows[name] is not batch.rows[first]:
+            raise InvalidInputError(
+                f"layers '{first}' and '{name}': read the same tensor in earlier batches, and their rows were kept "
+                "once; in this batch they do not: watch them in separate captures, each to a store of its own"
+            )
+    return before
 
 
 def rows_per_sample(layer: str, batch: RowBatch, before: int | None) -> int:

@@ -25,7 +25,7 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.numerics.subsample import EVERY_ROW
-from dalr_stream.numerics.tiling import RowBatch, Tile, rows_per_sample
+from dalr_stream.numerics.tiling import RowBatch, Tile, rows_per_sample, shared_rows
 from dalr_stream.storage.durable import explained, make_folder, remove_folder, sweep, sync
 from dalr_stream.storage.manifest import FILE as MANIFEST
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord, RowsRecord
@@ -66,14 +66,15 @@ class ActivationStore:
 
     def rows(self, domain: str, layer: str) -> RowsRecord:
         """Return what is known of one layer's rows on one domain."""
-        layers = self.domain(domain).layers
-        if layer not in layers:
-            raise StoreNotFoundError(f"'{self.root}' has no layer '{layer}' on '{domain}': it has {', '.join(layers)}")
-        return layers[layer]
+        record = self.domain(domain)
+        if layer not in record.names:
+            known = ", ".join(record.names)
+            raise StoreNotFoundError(f"'{self.root}' has no layer '{layer}' on '{domain}': it has {known}")
+        return record.layers[record.home(layer)]
 
     def has_rows(self, domain: str, layer: str) -> bool:
         """Tell whether the activations themselves are still there (moments outlive them)."""
-        return rows_exist(self.root, domain, layer)
+        return rows_exist(self.root, domain, self.domain(domain).home(layer))
 
     def tiles(self, domain: str, layer: str) -> int:
         """Return the number of committed tiles."""
@@ -81,7 +82,7 @@ class ActivationStore:
 
     def read_tile(self, domain: str, layer: str, tile: int) -> Tile:
         """Read tile number `tile` (at most T x d); raises StoreDamagedError where its digest does not match."""
-        return read_tile(self.root, domain, layer, self.rows(domain, layer), tile)
+        return read_tile(self.root, domain, self.domain(domain).home(layer), self.rows(domain, layer), tile)
 
 
 @contextmanager
@@ -179,6 +180,7 @@ class ActivationWriter:
         self._deleted = not all(rows_exist(root, domain, layer) for layer in self._record.layers)
         if self._deleted:
             self._record = DomainRecord(choice=choice)  # their moments stay, the rows start anew
+        self._shared = self._record.shared if self._record.layers else None  # the first batch shows it
         self._known = self._record.batches
         self._batches = list(self._known)
         self._ends = np.cumsum([batch.samples for batch in self._known], dtype=np.int64)
@@ -245,7 +247,9 @@ class ActivationWriter:
                 self._manifest = self._manifest.with_domain(self._domain, self._record)
                 self._manifest.write(self._root)
                 self._deleted = False
-            layers = {name: self._layer(name, batch) for name in batch.rows}  # every check before any write
+            self._shared = shared_rows(batch, self._shared)
+            own = (name for name in batch.rows if name not in self._shared)
+            layers = {name: self._layer(name, batch) for name in own}  # every check before any write
             for name, layer in layers.items():
                 wrote |= layer.push(batch.rows[name], batch.sample_numbers(name, self._samples))
         self._note(batch)
@@ -278,9 +282,9 @@ class ActivationWriter:
             )
 
     def _require_layers(self, layers: Collection[str]) -> None:
-        if self._record.layers and set(layers) != set(self._record.layers):
+        if self._record.layers and set(layers) != set(self._record.names):
             raise FingerprintMismatchError(
-                f"'{self._root}': domain '{self._domain}' holds layers {', '.join(sorted(self._record.layers))}, this "
+                f"'{self._root}': domain '{self._domain}' holds layers {', '.join(sorted(self._record.names))}, this "
                 f"capture watches {', '.join(sorted(layers))}: watch the same layers, or capture to another store"
             )
 
@@ -311,6 +315,7 @@ class ActivationWriter:
             layer.sync()
         layers = {name: layer.record for name, layer in self._layers.items()}
         every = {**self._record.layers, **layers}
-        self._record = DomainRecord(complete, tuple(self._batches), every, choice=self._choice)
+        shared = self._shared or {}
+        self._record = DomainRecord(complete, tuple(self._batches), every, choice=self._choice, shared=shared)
         self._manifest = self._manifest.with_domain(self._domain, self._record)
         self._manifest.write(self._root)

@@ -99,6 +99,9 @@ class DomainRecord:
     choice: str = EVERY_ROW
     """Which of the layers' rows these are, in the words of the rule that chose them."""
 
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """Layers that read the very tensor that one of `layers` reads, and that one: its rows and moments are theirs."""
+
     @classmethod
     def merged(cls, shards: Mapping[str, DomainRecord]) -> DomainRecord:
         """Return the record of several captures of the same layers together, in the order of their names."""
@@ -111,12 +114,23 @@ class DomainRecord:
             for layer, rows in first.layers.items()
         }
         batches = tuple(batch for shard in ordered.values() for batch in shard.batches)
-        return cls(complete=True, batches=batches, layers=layers, shards=ordered, choice=first.choice)
+        return cls(
+            complete=True, batches=batches, layers=layers, shards=ordered, choice=first.choice, shared=first.shared
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All layers that can be asked for, those with rows of their own first."""
+        return *self.layers, *self.shared
+
+    def home(self, layer: str) -> str:
+        """Return the layer under whose name the rows and moments of `layer` lie: mostly its own."""
+        return self.shared.get(layer, layer)
 
     @property
     def shard_name(self) -> str:
         """What this domain is called once merged with others: equal names, equal rows in every layer."""
-        return digest_of({layer: self.fingerprint(layer) for layer in self.layers})[:16]
+        return digest_of({layer: self.fingerprint(layer) for layer in self.names})[:16]
 
     @property
     def samples(self) -> int:
@@ -132,7 +146,7 @@ class DomainRecord:
         """Digest of the rows of one layer: equal digests, equal rows."""
         if self.shards:
             return digest_of({"shards": [shard.fingerprint(layer) for shard in self.shards.values()]})
-        rows = self.layers[layer]
+        rows = self.layers[self.home(layer)]
         batches = [batch.digest for batch in self.batches]
         return digest_of({"rows": dataclasses.asdict(rows), "batches": batches, "choice": self.choice})
 
@@ -206,4 +220,4 @@ def _domain(body: dict[str, Any]) -> DomainRecord:
     }
     batches = tuple(BatchRecord(**batch) for batch in body["batches"])
     shards = {name: _domain(shard) for name, shard in body["shards"].items()}
-    return DomainRecord(body["complete"], batches, layers, shards, body["choice"])
+    return DomainRecord(body["complete"], batches, layers, shards, body["choice"], body["shared"])

@@ -24,7 +24,7 @@ class LayerSummary:
     rows: int
     features: int
     activations: str
-    """`captured`, `not finished`, `none kept`, or `merged` from other stores."""
+    """`captured`, `not finished`, `none kept`, `merged` from other stores, or `those of` another layer."""
     training: int | None
     """Rows behind the training moments; None where there are none, or they cannot be read: `verify` says which."""
     heldout: int | None
@@ -75,14 +75,17 @@ class StoreSummary:
 
 
 def _layers(root: Path, name: str, domain: DomainRecord) -> Iterator[LayerSummary]:
-    for layer, rows in domain.layers.items():
-        if domain.shards:
+    for layer in domain.names:
+        rows, home = domain.layers[domain.home(layer)], domain.home(layer)
+        if home != layer:
+            kept = f"those of {home}"
+        elif domain.shards:
             kept = f"merged from {len(domain.shards)} stores"
         elif not domain.complete:
             kept = "not finished"
         else:
             kept = "captured" if rows_exist(root, name, layer) else "none kept"
-        training, heldout = (_moments(root, name, layer, part) for part in PARTS)
+        training, heldout = (_moments(root, name, home, part) for part in PARTS)
         samples = domain.samples if domain.complete else domain.committed_samples
         yield LayerSummary(name, layer, samples, rows.rows, rows.features, kept, training, heldout)
 

@@ -47,13 +47,16 @@ class LayerMoments(Mapping[str, Moments]):
         )
 
     @classmethod
-    def stored(cls, root: Path, domain: str, layers: Sequence[str], shards: int) -> LayerMoments:
-        """Read each record from a store whenever it is asked for, and hold none; `shards` as in `Folding`."""
-        paths = {part: {name: moments_path(root, domain, name, part) for name in layers} for part in PARTS}
+    def stored(cls, root: Path, domain: str, homes: Mapping[str, str], shards: int) -> LayerMoments:
+        """Read each record from a store whenever it is asked for, and hold none; `shards` as in `Folding`.
+
+        `homes` has the layers, each with the one under whose name its record lies (`DomainRecord.home`).
+        """
+        paths = {part: {name: moments_path(root, domain, homes[name], part) for name in homes} for part in PARTS}
         apart = {name: path for name, path in paths[HELDOUT].items() if moments_count(path)}
         dealt = {
-            name: StoredRecords([moments_path(root, domain, name, part) for part in dealt_parts(shards)])
-            for name in layers
+            name: StoredRecords([moments_path(root, domain, home, part) for part in dealt_parts(shards)])
+            for name, home in homes.items()
             if shards > 1
         }
         return cls(_Stored(paths[TRAINING]), _Stored(apart), dealt)
@@ -126,11 +129,12 @@ def accumulate(
     opened = ActivationStore(store)
     folding, progress = folding or Folding(), progress or Silent()
     new_fold = _new_fold(folding)
-    names = list(opened.domain(domain).layers) if layers is None else list(layers)
-    for name in names:
+    record = opened.domain(domain)
+    homes = {name: record.home(name) for name in (record.names if layers is None else layers)}
+    for name in dict.fromkeys(homes.values()):
         rule = folding.rule(opened.rows(domain, name).features)
         task = LaneTask(opened.root, domain, name, rule, new_fold=new_fold)
-        provenance = moments_provenance(opened.manifest.network.fingerprint, opened.domain(domain), name, rule)
+        provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
         unfinished = Unfinished(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*dealt_parts(rule.shards), *PARTS)]
         if all(provenance_of(path) == provenance for path in paths):
@@ -141,7 +145,7 @@ def accumulate(
             continue
         with locked(opened.root):
             LayerFold(opened, task, unfinished, folding, progress).run()
-    return LayerMoments.stored(opened.root, domain, names, folding.shards)
+    return LayerMoments.stored(opened.root, domain, homes, folding.shards)
 
 
 def moments_provenance(network: str, record: DomainRecord, layer: str, rule: FoldRule) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError
+from dalr_stream.network.capture import samples_in
 from dalr_stream.network.layers import LayerSpec
 from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.folding import SplitMoments
+from dalr_stream.numerics.tiling import same_as_before
 from dalr_stream.storage.activations import open_writer
 from dalr_stream.storage.archive import moments_path, origin_of
 from dalr_stream.storage.manifest import DomainRecord
@@ -29,7 +31,7 @@ from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.streaming.plan import plan
 from dalr_stream.workflow.accumulate import LayerMoments, moments_provenance
 from dalr_stream.workflow.capture import keep_weights, network_record
-from dalr_stream.workflow.estimate import load_of
+from dalr_stream.workflow.estimate import load_of, taken_of
 from dalr_stream.workflow.fold_sink import INDEX, FoldSink
 from dalr_stream.workflow.fold_store import drop_shards, save_split
 from dalr_stream.workflow.one_pass import one_pass
@@ -58,11 +60,12 @@ def accumulate_stream(
     """
     folding, progress = folding or Folding(), progress or Silent()
     found: dict[str, SplitMoments] = {}
-    for group in _groups(layers, folding):
+    for group in _groups(model, batches, layers, rows or RowRule(), folding):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
             sink = FoldSink(folding, executor)
             _pass(model, batches, group, sink, rows, progress)
             found |= dict(sink.freeze())
+            found |= {name: found[home] for name, home in sink.record().shared.items()}
     return LayerMoments.of({layer.stream: found[layer.stream] for layer in layers})
 
 
@@ -93,7 +96,7 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
             _require_same_choice(f"'{path}'", origin_of(path), rows.words)
         keep_weights(model, layers, root)
         passes, record = [], DomainRecord(complete=True, choice=rows.words)
-        for number, group in enumerate(_groups(layers, folding)):
+        for number, group in enumerate(_groups(model, batches, layers, rows, folding)):
             names = [layer.stream for layer in group]
             facts = {"network": network.fingerprint, "choice": rows.words, "rule": folding.facts}
             passes.append(Unfinished(root, domain, f"@direct-{number}", {**facts, "layers": names}))
@@ -114,11 +117,14 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
                         )
                     sink.keep_end()
             found = sink.record()
-            record = dataclasses.replace(record, batches=found.batches, layers={**record.layers, **found.layers})
+            known, shared = {**record.layers, **found.layers}, {**record.shared, **found.shared}
+            record = dataclasses.replace(record, batches=found.batches, layers=known, shared=shared)
         writer.commit_record(record)
         for unfinished in passes:
             unfinished.drop()
-    return LayerMoments.stored(root, domain, [layer.stream for layer in layers], folding.shards)
+    return LayerMoments.stored(
+        root, domain, {layer.stream: record.home(layer.stream) for layer in layers}, folding.shards
+    )
 
 
 def _pass(
@@ -143,8 +149,21 @@ def _require_same_choice(what: str, made_from: Mapping[str, Any] | None, choice:
         )
 
 
-def _groups(layers: Sequence[LayerSpec], folding: Folding) -> list[list[LayerSpec]]:
-    """Part the layers into passes that fit."""
+def _groups(
+    model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule, folding: Folding
+) -> list[list[LayerSpec]]:
+    """Part the layers into passes that fit; layers that read the same tensor stay together, and count once."""
+    groups = _fitting(layers, folding)
+    first = next(iter(batches), None) if len(groups) > 1 else None
+    if first is None or samples_in(first) == 0:
+        return groups
+    shared = same_as_before(taken_of(model, first, layers, rule))
+    groups = _fitting([layer for layer in layers if layer.stream not in shared], folding)
+    homes = [{layer.stream for layer in group} for group in groups]
+    return [[layer for layer in layers if shared.get(layer.stream, layer.stream) in names] for names in homes]
+
+
+def _fitting(layers: Sequence[LayerSpec], folding: Folding) -> list[list[LayerSpec]]:
     cost = plan(
         [load_of(layer, 0) for layer in layers],
         threads=folding.threads.workers,

@@ -13,8 +13,10 @@ from torch import nn
 from dalr_stream.errors import DiskSpaceError, InvalidInputError
 from dalr_stream.network.capture import samples_in, take_rows
 from dalr_stream.network.layers import LayerSpec
-from dalr_stream.network.rows import BatchRows, RowRule
+from dalr_stream.network.reading import without_gradients
+from dalr_stream.network.rows import BatchRows, RowRule, Taken
 from dalr_stream.numerics.sides import Side
+from dalr_stream.numerics.tiling import same_as_before
 from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.streaming.plan import LayerLoad, MemoryPlan, plan
 
@@ -32,7 +34,8 @@ def estimate(
 
     One batch of each loader goes through the network, to see how many rows a sample gives. The number of samples is
     batches x first batch, so it is an upper bound where the last batch is shorter, and every position that a mask may
-    leave out is counted; batches padded to more than the first may have more.
+    leave out is counted; batches padded to more than the first may have more. Layers that read the same tensor in every
+    domain count once, under the name of the first.
 
     Where torch folds (`folding.device`), the figures are of that device: lanes and tiles live there, and the memory
     limit is the share of it that they may take; single precision takes 12 KiB a feature and half a tile beside them.
@@ -41,6 +44,7 @@ def estimate(
     Raises InvalidInputError for a loader without a length, or where `rows` does not fit.
     """
     rule = rows or RowRule()
+    readers: list[dict[str, str]] = []
     total = dict.fromkeys((layer.stream for layer in layers), 0)
     for domain, batches in loaders.items():
         if not isinstance(batches, Sized):
@@ -48,9 +52,12 @@ def estimate(
         first = next(iter(batches), None)
         if first is None:
             raise InvalidInputError(f"estimate: the loader of '{domain}' is empty")
-        for name, count in _rows_of(model, first, layers, rule).items():
-            total[name] += count * len(batches)
-    loads = [load_of(layer, total[layer.stream]) for layer in layers]
+        taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
+        readers.append(same_as_before(taken))
+        for name, found in taken.items():
+            total[name] += found.rows.shape[0] * len(batches)
+    shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
+    loads = [load_of(layer, total[layer.stream]) for layer in layers if layer.stream not in shared]
     return plan(
         loads,
         threads=folding.threads.workers,
@@ -79,12 +86,10 @@ def require_disk(needed: MemoryPlan, folder: Path) -> None:
         )
 
 
-def _rows_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: RowRule) -> dict[str, int]:
+def taken_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: RowRule) -> dict[str, Taken]:
     """Return the rows of each layer in one batch, as if no position were masked; a mask must fit all the same."""
     samples = samples_in(batch)
-    if samples == 0:
-        return {}
     mask = rule.mask_of(batch, samples)
     chosen = BatchRows(rule, samples, 0, None if mask is None else torch.ones_like(mask))
-    with torch.inference_mode():
-        return {name: taken.rows.shape[0] for name, taken in take_rows(model, batch, layers, chosen).items()}
+    with without_gradients():
+        return take_rows(model, batch, layers, chosen)

@@ -7,7 +7,7 @@ one of two slots that the index does not name, and then the index is replaced: k
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,7 @@ from dalr_stream.numerics.folding import (
     merge_all,
 )
 from dalr_stream.numerics.rank_k import one_blas_thread
-from dalr_stream.numerics.tiling import RowBatch, Rows, Samples, Tile, Tiler, rows_per_sample
+from dalr_stream.numerics.tiling import RowBatch, Rows, Samples, Tile, Tiler, rows_per_sample, shared_rows
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, RowsRecord
 from dalr_stream.storage.unfinished import SavedFold, Unfinished
 from dalr_stream.streaming.accumulate import Folding
@@ -45,6 +45,7 @@ class FoldSink:
         """What makes rows of a layer's inputs for this sink, and folds them."""
         self._folds: dict[str, _LayerFold] = {}
         self._rows: dict[str, RowsRecord] = {}
+        self._shared: Mapping[str, str] | None = None  # the first batch shows it
         self._samples = 0
         self._passed = 0
         self._slot = 0
@@ -76,7 +77,9 @@ class FoldSink:
     def write(self, batch: RowBatch) -> None:
         """Fold every tile that the batch fills."""
         if batch.samples:
-            for name, rows in batch.rows.items():
+            self._shared = shared_rows(batch, self._shared)
+            for name in (name for name in batch.rows if name not in self._shared):
+                rows = batch.rows[name]
                 self._fold(name, batch).push(rows, batch.sample_numbers(name, self._samples))
                 known = self._rows[name]
                 self._rows[name] = dataclasses.replace(known, rows=known.rows + rows.shape[0])
@@ -106,7 +109,8 @@ class FoldSink:
 
     def record(self) -> DomainRecord:
         """Return what is known of the rows that were folded: all but the rows."""
-        return DomainRecord(complete=True, batches=tuple(self.batches), layers=dict(self._rows))
+        shared = self._shared or {}
+        return DomainRecord(complete=True, batches=tuple(self.batches), layers=dict(self._rows), shared=shared)
 
     def keep_end(self) -> None:
         """Leave word that this pass is done and its moments are kept."""
@@ -143,6 +147,7 @@ class FoldSink:
             "slot": self._slot,
             "batches": [asdict(batch) for batch in self.batches],
             "rows": {name: asdict(rows) for name, rows in self._rows.items()},
+            "shared": None if self._shared is None else dict(self._shared),
         }
 
     def _resume(self) -> None:
@@ -159,6 +164,7 @@ class FoldSink:
                 return  # damaged: start over
             folds[name] = self._new(self._folding.rule(known.features), saved)
         self._folds, self._rows, self._slot, self.batches = folds, rows, slot, batches
+        self._shared = index.values["shared"]
         self._samples = sum(batch.samples for batch in batches)
 
 

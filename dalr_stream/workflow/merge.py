@@ -24,6 +24,7 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.numerics.folding import SplitMoments, merge_all
+from dalr_stream.numerics.sides import layer_of_stream
 from dalr_stream.storage.activations import LOCK, ActivationStore, locked
 from dalr_stream.storage.archive import (
     check_record,
@@ -131,10 +132,10 @@ def _plan(stores: Sequence[ActivationStore], into: Path, domain: str | None, wit
     domains = {name: DomainRecord.merged({one.name: one.record for one in group}) for name, group in shards.items()}
     if before is not None:
         _require_nothing_lost(into, before, {(shard.domain, shard.name) for shard in found}, domain)
-    weights = {layer: root for root, manifest in reversed(known) for layer in manifest.network.layers}
+    weights = {layer_of_stream(name): root for root, manifest in reversed(known) for name in manifest.network.layers}
     for store in stores:
-        for layer in store.manifest.network.layers:
-            check_record(weights_path(store.root, layer))
+        for name in store.manifest.network.layers:
+            check_record(weights_path(store.root, layer_of_stream(name)))
     kept = {} if before is None else before.domains
     return _Plan(before, Manifest(network, dict(sorted({**kept, **domains}.items()))), shards, weights)
 

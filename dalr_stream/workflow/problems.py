@@ -22,7 +22,7 @@ from dalr_stream.storage.archive import (
     provenance_of,
     shard_path,
 )
-from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.manifest import DomainRecord, Manifest
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
 from dalr_stream.workflow.accumulate import StoredRecords
 from dalr_stream.workflow.solve import LayerProblem
@@ -70,13 +70,13 @@ class SolvedStore:
 
     def moments(self, domain: str, layer: str, part: str = TRAINING) -> Moments:
         """Return one moment record, checked to come from the network of this store."""
-        path = moments_path(self.root, domain, layer, part)
+        path = self._path(domain, layer, part)
         made_from = (provenance_of(path) or {}).get("network")
         if made_from is None:
             raise StoreNotFoundError(
                 f"'{self.root}': no moments of layer '{layer}' on '{domain}': run accumulate first"
             )
-        if provenance_of(path) != provenance_of(moments_path(self.root, domain, layer, TRAINING)):
+        if provenance_of(path) != provenance_of(self._path(domain, layer, TRAINING)):
             raise FingerprintMismatchError(
                 f"'{path}' and the training part beside it were made from other rows: an accumulation was killed "
                 "between the two; accumulate again"
@@ -96,7 +96,7 @@ class SolvedStore:
     def moments_provenance(self, domains: Sequence[str]) -> list[Any]:
         """Return what every moment record of these domains was made from: what solutions depend on."""
         paths = [
-            moments_path(self.root, domain, layer, part)
+            self._path(domain, layer, part)
             for domain in domains
             for layer in self.manifest.network.layers
             for part in PARTS
@@ -108,15 +108,21 @@ class SolvedStore:
 
         Empty where there are none. Raises FingerprintMismatchError where one is not of the sum that is there.
         """
-        path = moments_path(self.root, domain, layer, TRAINING)
+        path = self._path(domain, layer, TRAINING)
         made_from, record = provenance_of(path) or {}, self.manifest.domains.get(domain)
         if record is not None and record.shards:
-            return StoredRecords([shard_path(self.root, domain, name, layer, TRAINING) for name in record.shards])
+            home = record.home(layer)
+            return StoredRecords([shard_path(self.root, domain, name, home, TRAINING) for name in record.shards])
         paths = [path.with_name(part) for part in dealt_parts(made_from.get("rule", {}).get("shards", 1))]
         for shard in paths:
             if provenance_of(shard) != made_from:
                 raise FingerprintMismatchError(f"'{shard}' is not of the training record beside it: accumulate again")
         return StoredRecords(paths)
+
+    def _path(self, domain: str, layer: str, part: str) -> Path:
+        """Return where a layer's moments lie: with those of a layer that reads the same, where there is one."""
+        record = self.manifest.domains.get(domain, DomainRecord())
+        return moments_path(self.root, domain, record.home(layer), part)
 
     def heldout(self, target: str, domain: str | None, layer: str) -> Moments | None:
         """Return the moments that measure and decide nothing: of `domain`, or of the target's held-out share."""

@@ -30,6 +30,7 @@ def _domain(config: RunConfig, store: SolvedStore, name: str) -> dict[str, Any]:
     record = store.manifest.domains.get(name)
     if record is not None:
         facts |= {"samples": record.samples, "batches": len(record.batches), "choice": record.choice}
-        facts["rows"] = {layer: rows.rows for layer, rows in record.layers.items()}
-        facts["fingerprints"] = {layer: record.fingerprint(layer)[:16] for layer in record.layers}
+        facts["rows"] = {layer: record.layers[record.home(layer)].rows for layer in record.names}
+        facts["fingerprints"] = {layer: record.fingerprint(layer)[:16] for layer in record.names}
+        facts["shared"] = dict(record.shared)
     return facts

@@ -15,7 +15,7 @@ from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, Stor
 from dalr_stream.numerics.folding import SplitMoments
 from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.archive import check_record, load_moments, moments_path, provenance_of, shard_path
-from dalr_stream.storage.manifest import DomainRecord
+from dalr_stream.storage.manifest import DomainRecord, RowsRecord
 from dalr_stream.storage.schema import PARTS
 
 
@@ -111,8 +111,15 @@ def _require_rows_once(shards: Sequence[Shard]) -> None:
 
 
 def _require_same_layers(first: Shard, shard: Shard) -> None:
+    for layer in {**first.record.shared, **shard.record.shared}:
+        homes = [one.record.home(layer) for one in (first, shard)]
+        if homes[0] != homes[1] and all(layer in one.record.names for one in (first, shard)):
+            raise FingerprintMismatchError(
+                f"domain '{shard.domain}': in {first.origin} the rows of layer '{layer}' are those of '{homes[0]}', in "
+                f"{shard.origin} those of '{homes[1]}': capture again so that the same layers read the same tensor"
+            )
     here, there = (
-        {layer: (rows.features, rows.dtype, rows.rows_per_sample) for layer, rows in one.record.layers.items()}
+        {name: (rows.features, rows.dtype, rows.rows_per_sample) for name, rows in _by_name(one.record).items()}
         for one in (first, shard)
     )
     if here != there:
@@ -120,6 +127,10 @@ def _require_same_layers(first: Shard, shard: Shard) -> None:
             f"domain '{shard.domain}': {first.origin} holds {_in_words(here)}, {shard.origin} holds "
             f"{_in_words(there)}: watch the same layers in every capture"
         )
+
+
+def _by_name(record: DomainRecord) -> dict[str, RowsRecord]:
+    return {name: record.layers[record.home(name)] for name in record.names}
 
 
 def _in_words(layers: Mapping[str, tuple[int, str, int]]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.folding import merge_all
+from dalr_stream.numerics.sides import layer_of_stream
 from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.archive import (
     check_record,
@@ -130,6 +131,7 @@ class _Checked:
                     damaged = [tile for tile in range(tiles) if not self._tile(store, domain, layer, tile, advance)]
                 if not damaged:
                     self.whole.append(f"{domain}/{layer}: {rows.rows:,} rows in {tiles} tiles")
+            self.whole += [f"{domain}/{layer}: the rows of {home}" for layer, home in record.shared.items()]
 
     def records(self, manifest: Manifest | None) -> None:
         """Read every record, and compare what it was made from to the manifest."""
@@ -144,7 +146,8 @@ class _Checked:
                 self.wrong(name, problem)
             if not problems:
                 self.whole.append(f"{name}: whole")
-        for layer in () if manifest is None or not manifest.domains else manifest.network.layers:
+        streams = () if manifest is None or not manifest.domains else manifest.network.layers
+        for layer in dict.fromkeys(layer_of_stream(stream) for stream in streams):
             if not weights_path(self._root, layer).is_dir():
                 self.wrong(f"weights/{layer}", "is not there: capture again, with the same data it only writes this")
 

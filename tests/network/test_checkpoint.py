@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_surgery import Net, build, factors, moments
+from test_surgery import Net, X, build, factors, moments
 from torch import nn
 
 from dalr_stream.errors import (
@@ -21,7 +21,7 @@ from dalr_stream.numerics.selection import spectral
 def compressed(dtype=torch.float32):
     net = build(dtype=dtype)
     parts = {"fc7": factors(net, "fc7", 3), "fc6": spectral(moments(net, "fc7"), affine=True).at_size(5)}
-    return compress(net, parts)
+    return compress(net, parts, example=X[:2].to(dtype))
 
 
 def same(one, other):

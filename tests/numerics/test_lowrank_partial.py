@@ -85,7 +85,7 @@ def test_outputs_decide_the_anchored_variant_only():
         dalr(weight, None, y, variant="optimal", side="outputs")
     with pytest.raises(InvalidInputError, match="4 features do not fit a weight"):
         dalr(weight, None, y)
-    with pytest.raises(InvalidInputError, match="side must be one of 'inputs', 'outputs', got 'out'"):
+    with pytest.raises(InvalidInputError, match="side must be one of 'inputs', 'outputs', 'channels', got 'out'"):
         dalr(weight, None, y, side="out")
     optimal = dalr(weight, None, Moments.of(rows), variant="optimal")
     with pytest.raises(

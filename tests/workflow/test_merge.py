@@ -499,3 +499,15 @@ def test_a_first_merge_that_was_killed_is_taken_up(jobs, tmp_path, contents):
             ds.accumulate(out, domain="target")
         merge([jobs["b"], jobs["a"]], out)
         assert contents(out) == expected
+
+
+def test_stores_that_watch_outputs_are_verified_and_merged(tmp_path):
+    model = network()
+    watched = ds.select_layers(model, ["0"]) + ds.select_layers(model, ["0"], side="outputs")
+    for part in (0, 1):
+        ds.capture(model, batches(40, part), watched, tmp_path / f"{part}", domain="target")
+        ds.accumulate(tmp_path / f"{part}", domain="target")
+    verify_store(tmp_path / "0").require()
+    merge([tmp_path / "0", tmp_path / "1"], tmp_path / "sum")
+    verify_store(tmp_path / "sum").require()
+    assert sorted(path.name for path in (tmp_path / "sum" / "weights").iterdir()) == ["0"]

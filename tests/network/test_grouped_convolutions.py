@@ -1,0 +1,105 @@
+"""A convolution of several groups is as many layers, and becomes two convolutions of as many groups."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dalr_stream as ds
+from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
+
+pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
+GROUPED = [
+    nn.Conv2d(6, 8, 3, padding=1, groups=2),
+    nn.Conv2d(6, 9, (3, 2), stride=2, dilation=(1, 2), groups=3, bias=False),
+    nn.Conv2d(8, 12, 1, groups=4),
+    nn.Conv1d(6, 8, 5, padding="same", padding_mode="reflect", groups=2),
+]
+
+
+def images(module, count=20):
+    size = (9, 8) if isinstance(module, nn.Conv2d) else (12,)
+    return torch.randn(count, module.in_channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+def factors_of(model, groups, inputs, rank=None, **options):
+    moments = ds.accumulate_stream(model, [inputs], groups, **options)
+    solved = {group.name: ds.dalr(*ds.weights_of(model, group.name), moments[group.name]) for group in groups}
+    return {name: factors.at_rank(rank or factors.max_rank) for name, factors in solved.items()}
+
+
+@pytest.mark.parametrize("module", GROUPED, ids=str)
+def test_at_full_rank_the_outputs_stay(module, tmp_path):
+    model = nn.Sequential(module, nn.ReLU()).eval()
+    groups = ds.select_groups(model, "0")
+    assert [group.name for group in groups] == [f"0@group{number}" for number in range(module.groups)]
+    small = ds.compress(model, factors_of(model, groups, images(module)))
+    assert [type(part) for part in small[0]] == [type(module)] * 2
+    assert [part.groups for part in small[0]] == [module.groups] * 2
+    assert torch.allclose(small(images(module)), model(images(module)), atol=1e-5)
+    again = ds.load(ds.save(small, tmp_path / "small"), lambda: nn.Sequential(module, nn.ReLU()))
+    assert torch.equal(again(images(module)), small(images(module)))
+
+
+def test_each_group_is_the_convolution_of_its_channels():
+    """Rows, moments, factors and error of a group are those of a plain convolution of its channels, to the bit."""
+    module = nn.Conv2d(6, 8, 3, padding=1, groups=2)
+    model, inputs = nn.Sequential(module).eval(), images(module)
+    rule, none_apart = ds.RowRule(most_patches=None), ds.Folding(ds.HoldoutRule(0.0))
+    groups = ds.select_groups(model, "0")
+    found = ds.accumulate_stream(model, [inputs], groups, rows=rule, folding=none_apart)
+    small = ds.compress(model, factors_of(model, groups, inputs, 2, rows=rule, folding=none_apart))
+    with torch.no_grad():
+        error = (model(inputs) - small(inputs)).double().square().sum(dim=(0, 2, 3))
+    for number, group in enumerate(groups):
+        plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).eval()
+        plain[0].weight.data = module.weight.data[4 * number : 4 * number + 4]
+        plain[0].bias.data = module.bias.data[4 * number : 4 * number + 4]
+        own = inputs[:, 3 * number : 3 * number + 3]
+        alone = ds.accumulate_stream(plain, [own], ds.select_layers(plain, ["0"]), rows=rule, folding=none_apart)["0"]
+        assert found[group.name].same_bits(alone)
+        factors = ds.dalr(*ds.weights_of(plain, "0"), alone)
+        assert float(error[4 * number : 4 * number + 4].sum()) == pytest.approx(factors.errors(alone)[2], rel=1e-4)
+
+
+def test_through_a_store_and_from_outputs(tmp_path):
+    model, inputs = nn.Sequential(GROUPED[0]).eval(), images(GROUPED[0])
+    watched = ds.select_groups(model, "0") + ds.select_groups(model, "0", side="outputs")
+    ds.capture(model, [inputs], watched, tmp_path, domain="t")
+    found = ds.accumulate(tmp_path, domain="t")
+    assert set(found) == {f"0@group{number}{side}" for number in (0, 1) for side in ("", "@outputs")}
+    assert found["0@group1"].same_bits(ds.accumulate_stream(model, [inputs], watched[:2])["0@group1"])
+    with torch.no_grad():
+        given = model(inputs)[:, 4:].numpy()
+    every = ds.Folding(ds.HoldoutRule(0.0))
+    outputs = ds.accumulate_stream(model, [inputs], watched[2:], folding=every)["0@group1@outputs"]
+    np.testing.assert_allclose(outputs.mean, given.mean(axis=(0, 2, 3)), atol=1e-6)
+
+
+def test_what_cannot_be_is_refused_and_nothing_half_changed():
+    model = nn.Sequential(GROUPED[0], nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1, groups=8), nn.ReLU()).eval()
+    for name in ("1", "2"):
+        with pytest.raises(UnsupportedLayerError, match=f"layer '{name}': it is a depthwise convolution: each of"):
+            ds.select_groups(model, name)
+    with pytest.raises(UnsupportedLayerError, match=r"'1' \(it is a depthwise Conv2d, each of its 8 groups of rank 1"):
+        ds.select_layers(model, ["1"])
+    with pytest.raises(UnsupportedLayerError, match="layer '3': only convolutions have groups, it is a ReLU"):
+        ds.select_groups(model, "3")
+    with pytest.raises(LayerNotFoundError, match="there is no layer '7'"):
+        ds.select_groups(model, "7")
+    with pytest.raises(UnsupportedLayerError, match=r"layer '0@group2': the module has groups 0\.\.1"):
+        ds.weights_of(model, "0@group2")
+
+    first = nn.Sequential(model[0]).eval()
+    parts = factors_of(first, ds.select_groups(first, "0"), images(model[0]), 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InvalidInputError, match="'0@group1' is missing: see select_groups"):
+        ds.compress(model, {"0@group0": parts["0@group0"]})
+    with pytest.raises(InvalidInputError, match="'0' is none of them"):
+        ds.compress(model, {**parts, "0": parts["0@group0"]})
+    with pytest.raises(UnsupportedLayerError, match=r"layer '0': .* of 2 groups: see select_groups"):
+        ds.compress(model, {"0": parts["0@group0"]})
+    other = factors_of(first, ds.select_groups(first, "0"), images(model[0]), 2)
+    with pytest.raises(InvalidInputError, match="layer '0': its groups need one rank, got 3, 2"):
+        ds.compress(model, {**parts, "0@group1": other["0@group1"]})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
