@@ -10,8 +10,9 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, MemoryLimitError
 from dalr_stream.numerics import tiling
+from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.lanes import Pace
-from dalr_stream.streaming.plan import LayerLoad, plan
+from dalr_stream.streaming.plan import plan
 from dalr_stream.workflow.progress import Lines
 
 NARROW, WIDE, SAMPLES = 40, 2_100, 1_500
