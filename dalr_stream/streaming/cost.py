@@ -98,6 +98,7 @@ class KeptRecords:
 def layer_cost(
     load: LayerLoad, domains: int, threads: int, kept: KeptRecords, memory_limit_bytes: int | None
 ) -> LayerCost:
+    """Return what a layer costs on `domains` domains, its matrix cut into strips where a limit asks for it."""
     d, parts = load.features, kept.at_once
     cut = _strips(load, parts, threads, memory_limit_bytes)
     folding = max(store_bytes_of(load, strip, parts, threads) for strip in cut)
