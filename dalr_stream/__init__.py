@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.layers import LayerSpec as LayerSpec
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
+    from dalr_stream.network.profile import profile as profile
     from dalr_stream.network.rows import RowRule as RowRule
     from dalr_stream.network.surgery import compress as compress
     from dalr_stream.numerics.cross import CrossMoments as CrossMoments
@@ -108,6 +109,7 @@ _HOME_OF = {
     "merge": "workflow.merge",
     "momasp": "numerics.selection",
     "open_cluster": "streaming.cluster",
+    "profile": "network.profile",
     "save": "network.checkpoint",
     "select_layers": "network.layers",
     "spectral": "numerics.selection",
@@ -157,6 +159,7 @@ __all__ = [
     "merge",
     "momasp",
     "open_cluster",
+    "profile",
     "save",
     "select_layers",
     "spectral",

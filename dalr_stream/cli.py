@@ -1,6 +1,6 @@
 """The command line: one verb, one call of `workflow`.
 
-    dalr-stream run|layers|estimate|capture|accumulate|solve|inspect|compress|evaluate|report|verify RUN.toml
+    dalr-stream run|layers|estimate|capture|accumulate|solve|inspect|compress|profile|evaluate|report|verify RUN.toml
     dalr-stream merge OUT.zarr STORE.zarr...
     dalr-stream diff STORE.zarr DOMAIN_A DOMAIN_B
 
@@ -173,6 +173,27 @@ def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its o
     given: dict[str, Any] = {**rules, "method": method, "multiple_of": multiple_of}
     sizes = {key: value for key, value in given.items() if value is not None}
     open_run(file, overrides, sizes=sizes).compress()
+
+
+@app.command()
+def profile(
+    file: RunFile,
+    overrides: Overrides = None,
+    batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Samples at once.")] = "1,8,64",
+    as_json: AsJson = False,
+) -> None:
+    """Time the saved network beside the original, layer by layer."""
+    from dataclasses import asdict
+
+    from dalr_stream.report.terminal import print_profile
+    from dalr_stream.workflow.profile import parse_batch_sizes, profile_run
+
+    opened = open_run(file, overrides, console=console_for(stderr=as_json))
+    found = profile_run(opened.project, parse_batch_sizes(batch_sizes))
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "warnings": found.warnings}, indent=1))
+    else:
+        print_profile(found, console_for())
 
 
 @app.command()

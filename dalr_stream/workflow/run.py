@@ -172,7 +172,7 @@ class Run:
                 self.project.compressed, self.project.build
             )
         score, ridge = score_on(self.project, "evaluate", section), self._config.solve.restore_ridge
-        sizes = tuple(measure(label, model, score(model)) for label, model in networks.items())
+        sizes = tuple(measure(label, model, score) for label, model in networks.items())
         methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
         curves = Evaluator(self.project.network, section.ranks, score, ridge, self._progress).curves(store, methods)
         found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes)
