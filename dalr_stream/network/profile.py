@@ -52,9 +52,9 @@ class Stopwatch:
         return Turns(tuple(seconds[0]), tuple(seconds[1]))
 
     def _repeats(self, work: Work) -> int:
-        for _ in range(self.warm_up):
-            work()
-        return max(1, round(self.least_seconds / max(self._time(work, 1), 1e-9)))
+        """Warm up, and return how many calls make a turn, by the fastest of these: a slow one was disturbed."""
+        once = min(self._time(work, 1) for _ in range(self.warm_up))
+        return max(1, round(self.least_seconds / max(once, 1e-9)))
 
     def _time(self, work: Work, repeats: int) -> float:
         start = self.clock()

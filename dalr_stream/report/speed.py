@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dalr_stream.numerics.speed import LEAST_DIFFERENCE, WHOLE, LayerProfile, NetworkProfile, macs_below
+from dalr_stream.numerics.speed import RULE, WHOLE, LayerProfile, NetworkProfile, macs_below
 from dalr_stream.report.cells import BLANK, Cell, Column, Row, RowKind, Table, percent_text, ratio_text
 from dalr_stream.report.record import Results
 
@@ -52,13 +52,14 @@ def latency_table(profile: NetworkProfile) -> Table:
             Column("before, ms", "seconds_before"),
             Column("after, ms", "seconds_after"),
             Column("ratio", "ratio"),
+            Column("from", "ratio_low", spare=True),
+            Column("to", "ratio_high", spare=True),
             Column("verdict", "verdict"),
         ),
         rows=tuple(rows),
         footnote=(
-            f"Medians of turns taken alternately, on {profile.device}, {profile.threads} processor threads. Slower or "
-            f"faster: by more than {LEAST_DIFFERENCE:.0%} in three turns of four. A measurement of one machine on one "
-            "day."
+            f"Medians of turns taken alternately, on {profile.device}, {profile.threads} processor threads; half of "
+            f"the ratios lie between from and to. {RULE} A measurement of one machine on one day."
         ),
     )
 
@@ -94,7 +95,7 @@ def _latency_row(one: LayerProfile) -> Row:
         Cell(BLANK) if share is None else Cell(percent_text(share, 1), share),
         Cell(_milliseconds(one.seconds_before), one.seconds_before),
         Cell(_milliseconds(one.seconds_after), one.seconds_after),
-        Cell(ratio_text(one.ratio), one.ratio, best=one.slower),
+        *(Cell(ratio_text(ratio), ratio) for ratio in (one.ratio, one.ratio_low, one.ratio_high)),
         Cell(one.verdict.value, one.verdict.value),
     )
     return Row(name, name, cells, kind)
