@@ -4,9 +4,10 @@ Fewer multiply-adds are not less time: a factor pair is two products where there
 the cores. So both are kept apart: multiply-adds are exact, seconds are measurements, of one machine on one day.
 
 The original and its replacement are timed in turns, so that whatever slows the machine down slows both. Each turn gives
-a ratio, after / before; their quartiles say what is noise. A replacement is called slower where three turns in four find
-it so by more than `LEAST_DIFFERENCE`, and its fastest turn is slower than the original's by as much; faster likewise;
-otherwise there is no difference. The fastest turns keep a machine that is busy with other things from deciding.
+a ratio, after / before; their quartiles say what is noise. A replacement is called slower where three turns in four
+find it so by more than `LEAST_DIFFERENCE`, and its fastest turn is slower than the original's by as much; faster
+likewise; otherwise there is no difference. The fastest turns keep a machine that is busy with other things from
+deciding.
 """
 
 from __future__ import annotations
@@ -109,6 +110,11 @@ class NetworkProfile:
         names = dict.fromkeys(found.name for found in (*self.layers, *self.whole))
         said = (_warning(name, self.of(name)) for name in names)
         return tuple(sentence for sentence in said if sentence)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The warnings, or that there are none."""
+        return self.warnings or ("Beyond the noise of the turns nothing is slower than what it replaces.",)
 
     def of(self, name: str) -> tuple[LayerProfile, ...]:
         """Return what was found of one layer, or of `WHOLE`, by batch size; raises InvalidInputError for no layer."""
