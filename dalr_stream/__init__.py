@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.layers import select_groups as select_groups
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
+    from dalr_stream.network.profile import profile as profile
     from dalr_stream.network.readers import with_readers as with_readers
     from dalr_stream.network.rows import RowRule as RowRule
     from dalr_stream.network.surgery import compress as compress
@@ -112,6 +113,7 @@ _HOME_OF = {
     "merge": "workflow.merge",
     "momasp": "numerics.selection",
     "open_cluster": "streaming.cluster",
+    "profile": "network.profile",
     "save": "network.checkpoint",
     "select_groups": "network.layers",
     "select_layers": "network.layers",
@@ -164,6 +166,7 @@ __all__ = [
     "merge",
     "momasp",
     "open_cluster",
+    "profile",
     "save",
     "select_groups",
     "select_layers",

@@ -20,6 +20,7 @@ from dalr_stream.report.claims import Claim, claim
 from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
 from dalr_stream.report.naming import slugs
 from dalr_stream.report.record import LayerResults, Results
+from dalr_stream.report.speed import speed_tables
 from dalr_stream.report.style import css_name, drawing, inks
 from dalr_stream.report.svg import inline_svg
 from dalr_stream.report.tables import accuracy_table, headline_table, size_table
@@ -101,6 +102,7 @@ def render_sections(results: Results, made: Sequence[Section]) -> str:
         results=results,
         sections=made,
         sizes=size_table(results),
+        speed=tuple(speed_tables(results)),
         baseline=percent_text(results.baseline_accuracy),
         style=_stylesheet(),
     )

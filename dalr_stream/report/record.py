@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dalr_stream.numerics.speed import NetworkProfile
+
 
 @dataclass(frozen=True, slots=True)
 class DomainActivity:
@@ -179,6 +181,8 @@ class NetworkSize:
     parameters: int
     bytes: int
     accuracy: float | None
+    macs: Mapping[str, float] = field(default_factory=dict)
+    """Multiply-adds a sample of each layer that is counted, the mean over the test split; empty where not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +202,8 @@ class Results:
     """What the run decided or was warned of: dead features, few samples, ranks above break-even."""
     caveats: tuple[str, ...] = field(default=())
     """What this run does not show, in the words of whoever wrote the run file."""
+    profile: NetworkProfile | None = None
+    """Measured latency of the saved network beside the original's, where it was profiled."""
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -217,6 +223,7 @@ def _results(plain: dict[str, Any]) -> Results:
             "sizes": tuple(NetworkSize(**size) for size in plain["sizes"]),
             "decisions": tuple(plain["decisions"]),
             "caveats": tuple(plain["caveats"]),
+            "profile": None if plain["profile"] is None else NetworkProfile.of_plain(plain["profile"]),
         }
     )
 

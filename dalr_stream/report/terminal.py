@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from dalr_stream.numerics.speed import NetworkProfile
 from dalr_stream.report.cells import Cell, Row, RowKind, Table
 from dalr_stream.report.claims import claim
 from dalr_stream.report.record import Results
+from dalr_stream.report.speed import latency_table
 from dalr_stream.report.tables import headline_table, size_table
 
 _UNBOUNDED = 1000
@@ -29,6 +31,13 @@ def print_headline(results: Results, console: Console) -> None:
         console.print()
     if len(results.sizes) > 1:
         _print(size_table(results), console)
+
+
+def print_profile(profile: NetworkProfile, console: Console) -> None:
+    """Print what was measured, and what is slower than what it replaces, with the remedies."""
+    _print(latency_table(profile), console)
+    for line in profile.words:
+        console.print(Text(line))
 
 
 def _print(table: Table, console: Console) -> None:

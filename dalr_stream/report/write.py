@@ -2,7 +2,7 @@
 
     report.html     one self-contained page
     figures/        <layer>-<figure>.png, 150 dpi
-    tables/         sizes.csv and <layer>-<table>.csv: exact values, shares in 0..1
+    tables/         sizes.csv, macs.csv, latency.csv and <layer>-<table>.csv: exact values, shares in 0..1
     results.json    the record, from which all this can be made again
     files.txt       what belongs to this report
 
@@ -25,6 +25,7 @@ from dalr_stream.report.naming import slugs
 from dalr_stream.report.page import render_sections, sections
 from dalr_stream.report.record import Results
 from dalr_stream.report.series import layer_series
+from dalr_stream.report.speed import speed_tables
 from dalr_stream.report.style import drawing
 from dalr_stream.report.tables import accuracy_table, headline_table, size_table
 
@@ -62,6 +63,8 @@ def _write_tables(results: Results, folder: Path) -> None:
 
 def _named_tables(results: Results) -> Iterator[tuple[str, Table]]:
     yield "sizes", size_table(results)
+    for table in speed_tables(results):
+        yield table.name, table
     names = slugs([layer.name for layer in results.layers])
     for slug, layer in zip(names, results.layers, strict=True):
         for table in (headline_table(results, layer), accuracy_table(results, layer), *layer_series(layer)):

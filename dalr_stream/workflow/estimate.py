@@ -18,7 +18,8 @@ from dalr_stream.network.rows import BatchRows, RowRule, Taken
 from dalr_stream.numerics.sides import Side
 from dalr_stream.numerics.tiling import same_as_before
 from dalr_stream.streaming.accumulate import Folding
-from dalr_stream.streaming.plan import LayerLoad, MemoryPlan, plan
+from dalr_stream.streaming.cost import LayerLoad
+from dalr_stream.streaming.plan import MemoryPlan, plan
 
 
 def estimate(

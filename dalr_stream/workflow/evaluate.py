@@ -14,6 +14,7 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture import call
 from dalr_stream.network.graph import Structure
+from dalr_stream.network.macs import watched_calls
 from dalr_stream.network.prefix import PrefixCache
 from dalr_stream.network.surgery import Replacement, compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
@@ -138,9 +139,12 @@ def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> Ac
     return AccuracyPoint(size, None, shape.selection_pair_parameters(size), value)
 
 
-def measure(label: str, model: nn.Module, score: float) -> NetworkSize:
-    """Return what a network weighs beside how well it does."""
-    return NetworkSize(label, parameter_count(model), parameter_bytes(model), score)
+def measure(label: str, model: nn.Module, score: Score) -> NetworkSize:
+    """Return what a network weighs, how well it does, and what its layers computed for that, a sample."""
+    with watched_calls(model) as calls:
+        found = score(model)
+    macs = {name: count / calls.samples for name, count in calls.macs.items() if calls.samples}
+    return NetworkSize(label, parameter_count(model), parameter_bytes(model), found, macs)
 
 
 @dataclass(frozen=True, slots=True)

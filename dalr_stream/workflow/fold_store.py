@@ -27,8 +27,9 @@ from dalr_stream.storage.strips import load_strip, save_strips
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import Folding, Watch, accumulate_layer, accumulate_strips
 from dalr_stream.streaming.cluster import Cluster
+from dalr_stream.streaming.cost import LayerCost, LayerLoad
 from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.streaming.plan import LayerCost, LayerLoad, plan
+from dalr_stream.streaming.plan import plan
 from dalr_stream.workflow.progress import Progress
 
 

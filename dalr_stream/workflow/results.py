@@ -31,6 +31,7 @@ from dalr_stream.report.record import (
 from dalr_stream.storage.archive import Solution
 from dalr_stream.workflow.evaluate import Evaluation
 from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.profile import read_profile
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.provenance import provenance
 from dalr_stream.workflow.sizing import Compression
@@ -75,6 +76,7 @@ def results(project: Project) -> Results:
         sizes=found.sizes,
         decisions=(*decisions(layers), *saved),
         caveats=project.config.run.caveats,
+        profile=read_profile(project),
     )
 
 

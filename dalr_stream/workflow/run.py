@@ -172,7 +172,7 @@ class Run:
                 self.project.compressed, self.project.build
             )
         score = score_on(self.project, "evaluate", section)
-        sizes = tuple(measure(label, model, score(model)) for label, model in networks.items())
+        sizes = tuple(measure(label, model, score) for label, model in networks.items())
         methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
         curves = Evaluator.of(self.project, section.ranks, score, self._progress).curves(store, methods)
         found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes)

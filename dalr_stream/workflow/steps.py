@@ -36,5 +36,13 @@ class StepLog:
     def done(self, step: str, fingerprint: str) -> None:
         """Record that `step` was made; call it after its artefacts are on disk."""
         self._done[step] = {"made_from": fingerprint, "configuration": self._configuration}
+        self._write()
+
+    def forget(self, step: str) -> None:
+        """Let `step` be made again, where something it shows has changed that decides nothing: a measurement."""
+        if self._done.pop(step, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
         make_folder(self._path.parent)
         write_file(self._path, (json.dumps(self._done, indent=1, sort_keys=True) + "\n").encode())

@@ -149,10 +149,11 @@ def with_restored(net, replaced, batch):
 
         return restored
 
+    groups = {layer: structure.group_of(layer) for layer in replaced}  # all of them before anything is hooked
     hooks = [
         net.get_submodule(reader.span.layer).register_forward_pre_hook(hook(reader.span, record))
         for layer, record in replaced.items()
-        for reader in structure.group_of(layer).readers
+        for reader in groups[layer].readers
     ]
     try:
         return run(net, batch)

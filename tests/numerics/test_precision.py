@@ -16,7 +16,7 @@ from dalr_stream.numerics.rank_k import add_rank_k_single
 from dalr_stream.numerics.tiling import Tile
 from dalr_stream.streaming.accumulate import Folding
 
-DOUBLE_TOLERANCE = 1e-12  # of the double fold that the fast one is compared with, tests/numerics/test_folding.py
+DOUBLE_TOLERANCE = 1e-12  # of the double fold that the fast one is compared with, tests/numerics/folded.py
 
 
 def folded(rows, height, precision, executor=None):

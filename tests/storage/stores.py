@@ -90,3 +90,10 @@ def flipped(path, position, bit=0):
     data = bytearray(path.read_bytes())
     data[position] ^= 1 << bit
     path.write_bytes(bytes(data))
+
+
+def assert_holds(root, rows, domain="target"):
+    for name, block in rows.items():
+        found = read_back(root, name, domain)
+        assert found.dtype == block.dtype
+        assert np.array_equal(found, block)

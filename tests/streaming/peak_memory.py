@@ -17,8 +17,9 @@ from dalr_stream.numerics.tiling import RowBatch, tile_rows
 from dalr_stream.storage.activations import ActivationStore, open_writer
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
 from dalr_stream.streaming.accumulate import Folding, Threads, accumulate_layer
+from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.streaming.plan import LayerLoad, plan
+from dalr_stream.streaming.plan import plan
 
 
 def increment_of(root, *, share, threads=2):

@@ -9,7 +9,8 @@ from dalr_stream.errors import MemoryLimitError
 from dalr_stream.numerics.folding import FoldRule, LaneFold
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.moments import Moments
-from dalr_stream.streaming.plan import LayerLoad, plan
+from dalr_stream.streaming.cost import LayerLoad
+from dalr_stream.streaming.plan import plan
 
 MIB = 2**20
 loads = st.lists(st.builds(LayerLoad, st.uuids().map(str), st.integers(1, 9000), st.integers(0, 10**9)), max_size=5)

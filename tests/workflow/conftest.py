@@ -1,10 +1,12 @@
 """A run small enough to be done in a second: a run file, and the Python it names, in a folder of their own."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from capture_jobs import PARTS, job
 
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
@@ -161,3 +163,26 @@ def contents():
         return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
     return read
+
+
+@pytest.fixture
+def unsynced(monkeypatch):
+    """Syncing decides what a power cut leaves, and tests cut no power."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory):
+    """Four stores that nothing may change."""
+    folder = tmp_path_factory.mktemp("jobs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        return {part: job(folder / f"{part}.zarr", part) for part in PARTS}
+
+
+@pytest.fixture
+def jobs_as_they_were(jobs, contents):
+    """Sources are only read: every test ends with the bytes it began with."""
+    found = {part: contents(root) for part, root in jobs.items()}
+    yield
+    assert {part: contents(root) for part, root in jobs.items()} == found

@@ -1,33 +1,30 @@
 """Captures by independent jobs add up, in any order and nesting, can be taken out again, and are refused otherwise."""
 
-import dataclasses
 import itertools
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 
 import pytest
-import torch
+from capture_jobs import (
+    LAYERS,
+    PARTS,
+    assert_same_moments,
+    batches,
+    folded_directly,
+    job,
+    name_of,
+    network,
+)
 from test_cli import cli
-from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import (
-    DalrStreamError,
-    FingerprintMismatchError,
     InvalidInputError,
-    StoreDamagedError,
     StoreError,
-    StoreLockedError,
-    StoreNotFoundError,
 )
 from dalr_stream.numerics.folding import SplitMoments, merge_all
 from dalr_stream.numerics.methods import Method
 from dalr_stream.storage import archive
-from dalr_stream.storage.activations import ActivationStore, locked
-from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.merge import merge
 from dalr_stream.workflow.problems import SolvedStore
@@ -36,75 +33,7 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.solve import solve_low_rank
 from dalr_stream.workflow.verify import verify_store
 
-LAYERS = ["0", "2"]
-PARTS = {"a": (90, 0), "b": (41, 1), "c": (200, 2), "d": (7, 3)}
-"""Samples and seed of each job's data."""
-
-
-@pytest.fixture(autouse=True)
-def _unsynced(monkeypatch):
-    """Syncing decides what a power cut leaves, and tests cut no power."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-def network(seed=0, width=16):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        layers = nn.Linear(12, width), nn.ReLU(), nn.Linear(width, 10), nn.ReLU(), nn.Linear(10, 3)
-        return nn.Sequential(*layers).eval()
-
-
-def batches(samples, seed, size=32):
-    rows = torch.randn(samples, 12, generator=torch.Generator().manual_seed(seed)) + seed
-    return list(rows.split(size))
-
-
-def job(root, part, *, domains=("target",), model=None, layers=LAYERS, holdout=None, accumulate=True, **options):
-    """What one machine does with its part of the data."""
-    model = model or network()
-    samples, seed = PARTS[part]
-    for number, domain in enumerate(domains):
-        data = batches(samples, seed + 10 * number, **options)
-        ds.capture(model, data, ds.select_layers(model, layers), root, domain=domain)
-        if accumulate:
-            ds.accumulate(root, domain=domain, folding=ds.Folding(holdout or ds.HoldoutRule()))
-    return root
-
-
-def folded_directly(root, part):
-    model = network()
-    data = batches(*PARTS[part])
-    ds.accumulate_into(root, model, data, ds.select_layers(model, LAYERS), domain="target")
-    return root
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
-    """Four stores that nothing may change."""
-    folder = tmp_path_factory.mktemp("jobs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        return {part: job(folder / f"{part}.zarr", part) for part in PARTS}
-
-
-@pytest.fixture(autouse=True)
-def _sources_as_they_were(jobs, contents):
-    """Sources are only read: every test ends with the bytes it began with."""
-    found = {part: contents(root) for part, root in jobs.items()}
-    yield
-    assert {part: contents(root) for part, root in jobs.items()} == found
-
-
-def name_of(root, domain="target"):
-    return ActivationStore(root).domain(domain).shard_name
-
-
-def assert_same_moments(a, b, domain="target"):
-    ours, theirs = (ds.accumulate(root, domain=domain) for root in (a, b))
-    assert list(ours) == list(theirs)
-    for layer in ours:
-        assert ours[layer].same_bits(theirs[layer])
-        assert ours.heldout[layer].same_bits(theirs.heldout[layer])
+pytestmark = pytest.mark.usefixtures("unsynced", "jobs_as_they_were")
 
 
 def test_a_capture_that_kept_no_activations_is_a_shard_like_any_other(jobs, tmp_path):
@@ -265,240 +194,6 @@ def test_the_command_merges_lists_shards_and_leaves_one_out(jobs, tmp_path, cont
     assert twice.returncode == 1
     assert "which would count twice" in twice.stderr
     assert twice.stderr.count("\n") == 1
-
-
-# --- refusals -----------------------------------------------------------------------------------------------------
-
-
-def _damaged(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(bytes(data))
-
-
-class Refused:
-    """Stores that must not be added to the first job's, and options that must not be given."""
-
-    def __init__(self, folder, jobs):
-        self.folder, self.jobs = folder, jobs
-
-    def other_network(self):
-        return [job(self.folder / "x", "b", model=network(seed=9))], {}
-
-    def other_layers(self):
-        return [job(self.folder / "x", "b", layers=["0"])], {}
-
-    def other_rule(self):
-        return [job(self.folder / "x", "b", holdout=ds.HoldoutRule(0.1, seed=5))], {}
-
-    def same_store(self):
-        return [self.jobs["a"]], {}
-
-    def same_rows(self):
-        return [job(self.folder / "x", "a")], {}
-
-    def overlap(self):
-        root = self.folder / "x"
-        model = network()
-        data = [*batches(20, 8), *batches(*PARTS["a"])[1:]]
-        ds.capture(model, data, ds.select_layers(model, LAYERS), root, domain="target")
-        ds.accumulate(root, domain="target")
-        return [root], {}
-
-    def not_accumulated(self):
-        return [job(self.folder / "x", "b", accumulate=False)], {}
-
-    def stale_moments(self):
-        root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        path = archive.moments_path(root, "target", "2", "training")
-        archive.save_moments(path, archive.load_moments(path), {**archive.provenance_of(path), "rows": "others"})
-        return [root], {}
-
-    def incomplete(self):
-        root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        manifest = Manifest.read(root)
-        record = dataclasses.replace(manifest.domains["target"], complete=False)
-        manifest.with_domain("target", record).write(root)
-        return [root], {}
-
-    def damaged_moments(self):
-        root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        _damaged(archive.moments_path(root, "target", "2", "heldout") / "scatter" / "c" / "0" / "0")
-        return [root], {}
-
-    def damaged_weights(self):
-        root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        _damaged(archive.weights_path(root, "2") / "weight" / "c" / "0" / "0")
-        return [root], {"first": True}
-
-    def damaged_manifest(self):
-        root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        _damaged(root / "manifest.json")
-        return [root], {}
-
-    def absent(self):
-        return [self.folder / "x"], {}
-
-    def unknown_domain(self):
-        return [self.jobs["b"]], {"domain": "source"}
-
-    def unknown_shard(self):
-        return [self.jobs["b"]], {"without": ["feedbeef"]}
-
-
-REFUSED = {
-    Refused.other_network: (FingerprintMismatchError, "merge captures of the same weights"),
-    Refused.other_layers: (FingerprintMismatchError, "watch the same layers in every capture"),
-    Refused.other_rule: (FingerprintMismatchError, "accumulate both with the same holdout"),
-    Refused.same_store: (InvalidInputError, "hold the same rows, which would count twice"),
-    Refused.same_rows: (InvalidInputError, "hold the same rows, which would count twice"),
-    Refused.overlap: (InvalidInputError, "batch 1 of .* is batch 1 of .*capture parts of the data that do not overlap"),
-    Refused.not_accumulated: (StoreNotFoundError, "no moments of layer '0' on 'target': run accumulate first"),
-    Refused.stale_moments: (
-        FingerprintMismatchError,
-        "'2' on 'target' were made from other rows.*accumulate again",
-    ),
-    Refused.incomplete: (StoreError, "domain 'target' is not complete: run the capture again"),
-    Refused.damaged_moments: (StoreDamagedError, "array 'scatter'"),
-    Refused.damaged_weights: (StoreDamagedError, "array 'weight'"),
-    Refused.damaged_manifest: (StoreDamagedError, "manifest.json' is damaged"),
-    Refused.absent: (StoreNotFoundError, "is not a dalr_stream store"),
-    Refused.unknown_domain: (StoreNotFoundError, "has no domain 'source': it has target"),
-    Refused.unknown_shard: (InvalidInputError, "there is no shard 'feedbeef': there are "),
-}
-
-
-@pytest.mark.parametrize("make", REFUSED, ids=lambda make: make.__name__)
-def test_what_must_not_be_added_is_refused_and_the_output_is_as_it_was(jobs, tmp_path, contents, make):
-    kind, message = REFUSED[make]
-    (tmp_path / "made").mkdir()
-    others, options = make(Refused(tmp_path / "made", jobs))
-    stores = [*others, jobs["a"]] if options.pop("first", False) else [jobs["a"], *others]
-    with pytest.raises(kind, match=message):
-        merge(stores, tmp_path / "new", **options)
-    assert not (tmp_path / "new").exists()
-    merge([jobs["d"]], tmp_path / "old")
-    whole = contents(tmp_path / "old")
-    with pytest.raises(kind):
-        merge([tmp_path / "old", *stores], tmp_path / "old", **options)
-    assert contents(tmp_path / "old") == whole
-
-
-class InTheWay:
-    """What may lie where a merge is asked to write."""
-
-    def __init__(self, out, jobs):
-        self.out, self.jobs = out, jobs
-
-    def a_file(self):
-        self.out.write_text("mine")
-
-    def a_folder_of_other_things(self):
-        self.out.mkdir()
-        (self.out / "thesis.tex").write_text("mine")
-
-    def a_captured_store(self):
-        shutil.copytree(self.jobs["d"], self.out)
-
-    def a_direct_store(self):
-        folded_directly(self.out, "d")
-
-    def merged_from_another_network(self):
-        merge([job(self.out.parent / "y", "d", model=network(seed=9))], self.out)
-
-    def merged_from_other_shards(self):
-        merge([self.jobs["d"], self.jobs["a"]], self.out)
-
-
-IN_THE_WAY = {
-    InTheWay.a_file: "a file is in its way",
-    InTheWay.a_folder_of_other_things: "is a folder of other things: merge into a new store",
-    InTheWay.a_captured_store: "holds domain 'target', which no merge made: merge into a new store",
-    InTheWay.a_direct_store: "holds domain 'target', which no merge made: merge into a new store",
-    InTheWay.merged_from_another_network: "merge captures of the same weights",
-    InTheWay.merged_from_other_shards: "which no store to merge has: name .* among them to add to it",
-}
-
-
-@pytest.mark.parametrize("make", IN_THE_WAY, ids=lambda make: make.__name__)
-def test_an_output_that_is_something_else_is_left_alone(jobs, tmp_path, contents, make):
-    make(InTheWay(tmp_path / "out", jobs))
-    whole = contents(tmp_path)
-    with pytest.raises(DalrStreamError, match=IN_THE_WAY[make]):
-        merge([jobs["a"], jobs["b"]], tmp_path / "out")
-    assert contents(tmp_path) == whole
-
-
-def test_a_store_that_another_process_writes_is_left_alone(jobs, tmp_path):
-    merge([jobs["a"]], tmp_path / "out")
-    with locked(tmp_path / "out"), pytest.raises(StoreLockedError, match="being written by another process"):
-        merge([tmp_path / "out", jobs["b"]], tmp_path / "out")
-
-
-def test_a_domain_keeps_a_shard(jobs, tmp_path):
-    with pytest.raises(InvalidInputError, match="no shard of domain 'target' would be left"):
-        merge([jobs["a"]], tmp_path / "out", without=[name_of(jobs["a"])])
-    assert not (tmp_path / "out").exists()
-
-
-def test_no_stores_are_nothing_to_merge(tmp_path):
-    with pytest.raises(InvalidInputError, match="needs at least one store"):
-        merge([], tmp_path / "out")
-
-
-# --- killed -------------------------------------------------------------------------------------------------------
-
-KILLED_AT_A_RENAME = """
-    import os, sys
-    from pathlib import Path
-    from dalr_stream.workflow.merge import merge
-    left = int(sys.argv[1])
-    os.fsync = lambda _: None
-    for name in ("rename", "replace"):
-        def dying(path, target, original=getattr(Path, name)):
-            global left
-            left -= path.name.startswith(".tmp-new-") and "zarr.json" not in path.name  # a whole record or manifest
-            if left < 0:
-                os._exit(9)
-            return original(path, target)
-        setattr(Path, name, dying)
-    merge(sys.argv[3:], sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("renames", [0, 5, 8, 9, 10, 12])
-def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repeated(jobs, tmp_path, contents, renames):
-    """Eight records of shards, the manifest, four sums: a kill before each kind, and between two."""
-    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
-    out = merge([jobs["a"]], tmp_path / "out").root
-    script = textwrap.dedent(KILLED_AT_A_RENAME)
-    arguments = [str(path) for path in (renames, out, jobs["a"], jobs["b"])]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], check=False)  # noqa: S603
-    assert done.returncode == 9
-    committed = set(Manifest.read(out).domains["target"].shards)
-    assert committed in ({name_of(jobs["a"])}, set(map(name_of, (jobs["a"], jobs["b"]))))
-    known = [root for root in jobs.values() if name_of(root) in committed]
-    try:
-        found = SolvedStore.open(out).moments("target", "0").count
-        assert found == sum(ds.accumulate(root, domain="target")["0"].count for root in known)
-    except (FingerprintMismatchError, StoreNotFoundError):
-        assert renames in (9, 10)  # the sums of this layer were being replaced
-    assert len(committed) == (1 if renames <= 8 else 2)
-    merge([jobs["a"], jobs["b"]], out)
-    assert contents(out) == expected
-
-
-def test_a_first_merge_that_was_killed_is_taken_up(jobs, tmp_path, contents):
-    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
-    script = textwrap.dedent(KILLED_AT_A_RENAME)
-    for renames in (0, 1, 2, 7):
-        out = tmp_path / f"out{renames}"
-        arguments = [str(path) for path in (renames, out, jobs["a"], jobs["b"])]
-        subprocess.run([sys.executable, "-c", script, *arguments], check=False)  # noqa: S603
-        with pytest.raises(StoreNotFoundError):
-            ds.accumulate(out, domain="target")
-        merge([jobs["b"], jobs["a"]], out)
-        assert contents(out) == expected
 
 
 def test_stores_that_watch_outputs_are_verified_and_merged(tmp_path):

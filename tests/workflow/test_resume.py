@@ -5,49 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, MemoryLimitError
 from dalr_stream.numerics import tiling
+from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.lanes import Pace
-from dalr_stream.streaming.plan import LayerLoad, plan
-from dalr_stream.workflow.progress import Lines
+from dalr_stream.streaming.plan import plan
 
 NARROW, WIDE, SAMPLES = 40, 2_100, 1_500
 TWO_STRIPS = 140 * 2**20  # whole, the wide layer needs 163 MiB
 EVERY_TILE = ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1), pace=lambda: Pace(every_tiles=1))
-
-
-class StoppedError(Exception):
-    """Stands for the end of the process."""
-
-
-class StopAfter(Lines):
-    """Ends the run after so many reports of progress."""
-
-    def __init__(self, reports):
-        super().__init__(lambda _: None)
-        self.left = reports
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
-
-    def track(self, title, total, unit):  # noqa: ARG002
-        class Block:
-            def __enter__(block):  # noqa: N805
-                return self._advance
-
-            def __exit__(block, *_):  # noqa: N805
-                return None
-
-        return Block()
-
-    def _advance(self, _units):
-        self.left -= 1
-        if self.left == 0:
-            raise StoppedError
 
 
 def network(width):
@@ -123,12 +93,10 @@ def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected,
     with pytest.raises(StoppedError):
         ds.accumulate(store, domain="target", layers=["4"], folding=folding, progress=StopAfter(reports))
     assert list((store / "unfinished/target/4").iterdir())
-    units = []
     progress = StopAfter(0)
-    progress._advance = units.append
     found = ds.accumulate(store, domain="target", layers=["4"], folding=folding, progress=progress)
-    assert units[0] == (reports - 1) * 256  # what was folded before, told at once
-    assert sum(units) == SAMPLES * (1 if memory_limit_bytes is None else 2)
+    assert progress.units[0] == (reports - 1) * 256  # what was folded before, told at once
+    assert sum(progress.units) == SAMPLES * (1 if memory_limit_bytes is None else 2)
     assert found["4"].same_bits(expected["4"])
     assert found.heldout["4"].same_bits(expected.heldout["4"])
     assert not (store / "unfinished/target/4").exists()
@@ -139,11 +107,9 @@ def test_a_strip_that_is_done_is_not_folded_again(store, expected):
     with pytest.raises(StoppedError):
         ds.accumulate(store, domain="target", layers=["4"], folding=folding, progress=StopAfter(8))
     assert [path.name for path in (store / "unfinished/target/4").iterdir()] == ["lane-0-rows-0"]
-    units = []
     progress = StopAfter(0)
-    progress._advance = units.append
     found = ds.accumulate(store, domain="target", layers=["4"], folding=folding, progress=progress)
-    assert len(units) == 1 + 6
+    assert len(progress.units) == 1 + 6
     assert found["4"].same_bits(expected["4"])
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import shutil
-from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
@@ -20,35 +20,11 @@ from dalr_stream.storage.archive import delete_activations, load_moments
 from dalr_stream.storage.strips import load_strip, save_strips
 from dalr_stream.streaming.lanes import Pace
 from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.progress import Lines
 from dalr_stream.workflow.verify import verify_store
 
 SAMPLES, WIDTH, K = 900, 24, 4
 PLAIN = ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1), pace=lambda: Pace(every_tiles=1))
 DEALT = dataclasses.replace(PLAIN, shards=K)
-
-
-class StoppedError(Exception):
-    """Stands for the end of the process."""
-
-
-class Counting(Lines):
-    """Ends the run after so many reports of progress; keeps the titles of what was begun."""
-
-    def __init__(self, reports):
-        super().__init__(lambda _: None)
-        self.left = reports
-        self.titles = []
-
-    @contextmanager
-    def track(self, title, total, unit):  # noqa: ARG002
-        self.titles.append(title)
-        yield self.advanced
-
-    def advanced(self, _):
-        self.left -= 1
-        if self.left == 0:
-            raise StoppedError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -148,7 +124,7 @@ def test_any_way_gives_the_same_bits(store, expected, workers):
 
 @pytest.mark.parametrize("reports", [1, 3, 7, 12, 19])
 def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected, reports):
-    stop, again = Counting(reports), Counting(0)
+    stop, again = StopAfter(reports), StopAfter(0)
     with pytest.raises(StoppedError):
         ds.accumulate(store, domain="target", folding=DEALT, progress=stop)
     assert_same(ds.accumulate(store, domain="target", folding=DEALT, progress=again), expected)
@@ -161,7 +137,7 @@ def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected,
 def test_a_direct_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, model, layers, expected, reports):
     arguments = (tmp_path / "direct", model, batches(), layers)
     with pytest.raises(StoppedError):
-        ds.accumulate_into(*arguments, domain="target", folding=DEALT, progress=Counting(reports))
+        ds.accumulate_into(*arguments, domain="target", folding=DEALT, progress=StopAfter(reports))
     assert_same(ds.accumulate_into(*arguments, domain="target", folding=DEALT), expected)
     assert verify_store(tmp_path / "direct").findings == ()
 
@@ -185,7 +161,7 @@ def test_a_wide_layer_under_a_limit_is_dealt_in_strips_to_the_same_bits(tmp_path
     layers = ds.select_layers(wide, ["2"])
     ds.capture(wide, batches()[:5], layers, tmp_path / "wide", domain="target")
     tight = dataclasses.replace(DEALT, shards=2, memory_limit_bytes=119 * 2**20)
-    stop, again = Counting(5), Counting(0)
+    stop, again = StopAfter(5), StopAfter(0)
     with pytest.raises(StoppedError):
         ds.accumulate(tmp_path / "wide", domain="target", folding=tight, progress=stop)
     found = ds.accumulate(tmp_path / "wide", domain="target", folding=tight, progress=again)

@@ -1,0 +1,159 @@
+"""What folding one layer costs, by arithmetic alone: memory from a store and directly, disk, passes, multiply-adds.
+
+Memory is counted as the fold's rules make it: the accumulators of every lane, and the most that comes and goes beside
+them (tiles in flight, then matrices being joined, then chunks being saved). Nothing is measured or allocated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dalr_stream.numerics.folding import Strip, lane_count, strips
+from dalr_stream.numerics.rank_k import SINGLE_BLOCK_BYTES
+from dalr_stream.numerics.tiling import tile_rows
+from dalr_stream.storage.schema import MAX_CHUNK_BYTES
+
+_FLOAT64 = 8
+_FLOAT32 = 4
+
+TILES_IN_FLIGHT = 4
+"""Per worker: the tile being folded, the next one, and the next one's bytes before and while they are unpacked."""
+CHUNKS_BEING_SAVED = 3
+"""A record leaves memory a chunk at a time: the chunk, its packed form, and the one it is merged with in a strip."""
+ORDERS_OF_JOINING = 2
+"""Joining two lanes makes the new matrix and the rank-one term between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLoad:
+    """One layer's share of the work: `rows` rows of `features` features, over all domains."""
+
+    name: str
+    features: int
+    rows: int
+    itemsize: int = _FLOAT32
+    """Bytes of one activation."""
+    outputs: int | None = None
+    """Width of the layer's outputs, where they could be watched instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What one layer costs."""
+
+    name: str
+    features: int
+    rows: int
+    disk_bytes: int
+    """Activations on disk before compression: an upper bound, zstd makes it less."""
+    moments_bytes: int
+    """Moment records kept on disk."""
+    strips: tuple[Strip, ...]
+    """How the matrix is cut when folded from a store: as many passes over the rows."""
+    store_bytes: int
+    """Memory while this layer is folded from a store, so cut."""
+    direct_bytes: int
+    """Memory this layer holds for a whole pass when it is folded directly."""
+    multiply_adds: int
+    """Of the rank-k updates, the dominant cost of accumulation: rows d^2 / 2."""
+    hands: int = 1
+    """Parts of the rows folded in turn: each shard and the held-out rows, where shards are kept."""
+    sum_strips: tuple[Strip, ...] = ()
+    """How the matrix is cut when shards are added up."""
+
+    @property
+    def passes(self) -> int:
+        """Times its rows are read from the store."""
+        return len(self.strips) * self.hands
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRecords:
+    """Which records a layer leaves."""
+
+    heldout: bool
+    shards: int
+
+    @property
+    def records(self) -> int:
+        """On disk, a domain: training, held-out, and the shards where there are some."""
+        return 1 + self.heldout + (self.shards if self.shards > 1 else 0)
+
+    @property
+    def hands(self) -> int:
+        """Parts of the rows folded in turn from a store."""
+        return self.shards + self.heldout if self.shards > 1 else 1
+
+    @property
+    def at_once(self) -> int:
+        """Records a lane folds in one pass from a store; all that are not sums, directly."""
+        return 1 if self.shards > 1 else 1 + self.heldout
+
+    @property
+    def summing(self) -> int:
+        """Matrices held while shards are added in the tree, the rank-one term between two of them counted."""
+        return self.shards.bit_length() + 1 + ORDERS_OF_JOINING if self.shards > 1 else 0
+
+
+def layer_cost(
+    load: LayerLoad, domains: int, threads: int, kept: KeptRecords, memory_limit_bytes: int | None
+) -> LayerCost:
+    """Return what a layer costs on `domains` domains, its matrix cut into strips where a limit asks for it."""
+    d, parts = load.features, kept.at_once
+    cut = _strips(load, parts, threads, memory_limit_bytes)
+    folding = max(store_bytes_of(load, strip, parts, threads) for strip in cut)
+    summed = _sum_strips(d, kept, memory_limit_bytes)
+    summing = kept.summing * _FLOAT64 * max(strip.cells for strip in summed)
+    directly = lane_count(d) * parts * kept.hands
+    return LayerCost(
+        name=load.name,
+        features=d,
+        rows=load.rows,
+        disk_bytes=load.rows * d * load.itemsize,
+        moments_bytes=_FLOAT64 * d * d * kept.records * domains,
+        strips=cut,
+        store_bytes=max(folding, summing),
+        direct_bytes=(directly + kept.summing) * _FLOAT64 * d * d + _tile_bytes(load),
+        multiply_adds=load.rows * d * d // 2,
+        hands=kept.hands,
+        sum_strips=summed,
+    )
+
+
+def _sum_strips(features: int, kept: KeptRecords, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+    """Cut a matrix so that the sum of its shards fits, as far as one block of rows does."""
+    if memory_limit_bytes is None or kept.summing * _FLOAT64 * features**2 <= memory_limit_bytes:
+        return (Strip(0, features),)
+    return strips(features, memory_limit_bytes // (_FLOAT64 * kept.summing))
+
+
+def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int) -> int:
+    """Accumulators, and what comes and goes beside them: tiles, then matrices being joined, then chunks being saved."""
+    lanes = lane_count(load.features)
+    record = _FLOAT64 * strip.cells
+    working = min(lanes, threads) * (TILES_IN_FLIGHT * _tile_bytes(load) + turn_bytes(load, parts - 1, strip.stop))
+    working += threads * SINGLE_BLOCK_BYTES  # of float32 products; those of float64 need none
+    joining = ORDERS_OF_JOINING * record if lanes > 1 else 0
+    saving = CHUNKS_BEING_SAVED * min(MAX_CHUNK_BYTES, _FLOAT64 * load.features**2)
+    return lanes * parts * record + max(working, joining, saving)
+
+
+def turn_bytes(load: LayerLoad, heldout_share: float, columns: int | None = None) -> int:
+    """One tile in float64, and its training and held-out rows where they are parted."""
+    rows = tile_rows(load.features)
+    return _FLOAT64 * (rows + 1) * (columns or load.features) + (_tile_bytes(load) if heldout_share else 0)
+
+
+def _tile_bytes(load: LayerLoad) -> int:
+    return tile_rows(load.features) * load.features * load.itemsize
+
+
+def _strips(load: LayerLoad, parts: int, threads: int, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+    """Cut the matrix of a one-lane layer so that each strip fits, where any cut does."""
+    d = load.features
+    whole = Strip(0, d)
+    needed = store_bytes_of(load, whole, parts, threads)
+    if memory_limit_bytes is None or lane_count(d) > 1 or needed <= memory_limit_bytes:
+        return (whole,)
+    beside = needed - parts * _FLOAT64 * whole.cells
+    return strips(d, max(0, memory_limit_bytes - beside) // (_FLOAT64 * parts))

@@ -1,0 +1,74 @@
+"""A merge that was killed leaves the old store or one that says so, and can be repeated."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from capture_jobs import (
+    name_of,
+)
+
+import dalr_stream as ds
+from dalr_stream.errors import (
+    FingerprintMismatchError,
+    StoreNotFoundError,
+)
+from dalr_stream.storage.manifest import Manifest
+from dalr_stream.workflow.merge import merge
+from dalr_stream.workflow.problems import SolvedStore
+
+pytestmark = pytest.mark.usefixtures("unsynced", "jobs_as_they_were")
+
+
+KILLED_AT_A_RENAME = """
+    import os, sys
+    from pathlib import Path
+    from dalr_stream.workflow.merge import merge
+    left = int(sys.argv[1])
+    os.fsync = lambda _: None
+    for name in ("rename", "replace"):
+        def dying(path, target, original=getattr(Path, name)):
+            global left
+            left -= path.name.startswith(".tmp-new-") and "zarr.json" not in path.name  # a whole record or manifest
+            if left < 0:
+                os._exit(9)
+            return original(path, target)
+        setattr(Path, name, dying)
+    merge(sys.argv[3:], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 5, 8, 9, 10, 12])
+def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repeated(jobs, tmp_path, contents, renames):
+    """Eight records of shards, the manifest, four sums: a kill before each kind, and between two."""
+    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
+    out = merge([jobs["a"]], tmp_path / "out").root
+    script = textwrap.dedent(KILLED_AT_A_RENAME)
+    arguments = [str(path) for path in (renames, out, jobs["a"], jobs["b"])]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=False)  # noqa: S603
+    assert done.returncode == 9
+    committed = set(Manifest.read(out).domains["target"].shards)
+    assert committed in ({name_of(jobs["a"])}, set(map(name_of, (jobs["a"], jobs["b"]))))
+    known = [root for root in jobs.values() if name_of(root) in committed]
+    try:
+        found = SolvedStore.open(out).moments("target", "0").count
+        assert found == sum(ds.accumulate(root, domain="target")["0"].count for root in known)
+    except (FingerprintMismatchError, StoreNotFoundError):
+        assert renames in (9, 10)  # the sums of this layer were being replaced
+    assert len(committed) == (1 if renames <= 8 else 2)
+    merge([jobs["a"], jobs["b"]], out)
+    assert contents(out) == expected
+
+
+def test_a_first_merge_that_was_killed_is_taken_up(jobs, tmp_path, contents):
+    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
+    script = textwrap.dedent(KILLED_AT_A_RENAME)
+    for renames in (0, 1, 2, 7):
+        out = tmp_path / f"out{renames}"
+        arguments = [str(path) for path in (renames, out, jobs["a"], jobs["b"])]
+        subprocess.run([sys.executable, "-c", script, *arguments], check=False)  # noqa: S603
+        with pytest.raises(StoreNotFoundError):
+            ds.accumulate(out, domain="target")
+        merge([jobs["b"], jobs["a"]], out)
+        assert contents(out) == expected
