@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import ConfigError, StoreNotFoundError
-from dalr_stream.network import checkpoint
 from dalr_stream.network.layers import LayerSpec, match_names, select_layers
+from dalr_stream.network.pretrained import load_pretrained
 from dalr_stream.network.rows import MaskOf, RowRule
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sides import Side
@@ -61,7 +61,7 @@ class Project:
         elif not weights.exists():
             raise StoreNotFoundError(f"there are no weights at '{weights}': run train first")
         model = self.build()
-        checkpoint.load_weights(model, weights)
+        load_pretrained(model, weights)
         return model.eval()
 
     @cached_property
