@@ -43,7 +43,7 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
 
 
 def weights_file(path: Path) -> Path:
-    """Return the file that stands for the weights at `path`: itself, or in a folder `model.safetensors` or its index."""
+    """Return the file that stands for the weights at `path`: in a folder `model.safetensors` or its index."""
     if not path.is_dir():
         return path
     return path / INDEX if (path / INDEX).exists() else path / WEIGHTS
