@@ -1,17 +1,17 @@
 """Weights as `save_pretrained` of transformers keeps them: a folder, with one safetensors file or several and an index.
 
-The library is not imported for it. Loading is strict, as for a single file: every tensor there, none left over; a tied
-one is kept once.
+The names in these files are not always the network's own: the library turns old ones into new ones as it loads. So the
+network's own class reads its folder, which needs no import here, and what it found is held to the rule that holds for
+single files: every tensor there, none left over, every shape right.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
@@ -23,23 +23,29 @@ INDEX = f"{WEIGHTS}.index.json"
 def load_pretrained(model: nn.Module, path: Path) -> None:
     """Load weights into `model`, strictly, from a safetensors file or from a folder of `save_pretrained`.
 
-    Raises StoreNotFoundError, StoreDamagedError, and FingerprintMismatchError where they do not fit the model.
+    Nothing is downloaded, and no file but safetensors is read. Raises StoreNotFoundError, StoreDamagedError, and
+    FingerprintMismatchError where the weights do not fit the model. A folder's tensors are held twice meanwhile.
     """
-    found = weights_file(path)
-    if found.name != INDEX:
-        load_weights(model, found)
+    kind: Any = type(model)
+    if not path.is_dir() or not hasattr(kind, "from_pretrained"):
+        load_weights(model, weights_file(path))
         return
-    tensors: dict[str, torch.Tensor] = {}
-    for name in _files_in(found):
-        try:
-            tensors |= load_file(found.parent / name)
-        except FileNotFoundError:
-            raise StoreNotFoundError(
-                f"there are no weights at '{found.parent / name}', which '{found}' names"
-            ) from None
-        except SafetensorError as error:
-            raise StoreDamagedError(f"'{found.parent / name}' is not a readable safetensors file: {error}") from error
-    _load(model, tensors, found)
+    if not weights_file(path).exists():
+        raise StoreNotFoundError(f"there are no weights at '{path / WEIGHTS}': save_pretrained writes them")
+    try:
+        found, facts = kind.from_pretrained(
+            path,
+            config=copy.deepcopy(model.config),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        _require_whole(facts, path)
+        model.load_state_dict(found.state_dict())
+    except SafetensorError as error:
+        raise StoreDamagedError(f"'{path}' has a safetensors file that is not readable: {error}") from error
+    except (RuntimeError, OSError, ValueError) as error:
+        raise FingerprintMismatchError(f"'{path}' does not fit the network that was built: {error}") from error
 
 
 def weights_file(path: Path) -> Path:
@@ -49,27 +55,9 @@ def weights_file(path: Path) -> Path:
     return path / INDEX if (path / INDEX).exists() else path / WEIGHTS
 
 
-def _files_in(index: Path) -> list[str]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreDamagedError(f"'{index}' cannot be read: {error}") from error
-    elsewhere = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-    if elsewhere:
-        raise StoreDamagedError(f"'{index}' must name files beside it, got {elsewhere[0]!r}")
-    return names
-
-
-def _load(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    try:
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise FingerprintMismatchError(f"'{path}' does not fit the network that was built: {error}") from error
-    owners = dict(model.named_parameters(remove_duplicate=False))
-    loaded = {id(owners[name]) for name in tensors if name in owners}
-    missing = [name for name in missing if name not in owners or id(owners[name]) not in loaded]
-    if missing or unexpected:
-        raise FingerprintMismatchError(
-            f"'{path}' does not fit the network that was built: missing {missing or 'none'}, left over "
-            f"{unexpected or 'none'}"
-        )
+def _require_whole(facts: dict[str, Any], path: Path) -> None:
+    """Raise where transformers would go on with fresh weights in place of some, or leave some out."""
+    said = {"missing_keys": "missing", "unexpected_keys": "left over", "mismatched_keys": "of another shape"}
+    wrong = [f"{word} {', '.join(sorted(map(str, facts[key])))}" for key, word in said.items() if facts.get(key)]
+    if wrong:
+        raise FingerprintMismatchError(f"'{path}' does not fit the network that was built: {'; '.join(wrong)}")
