@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
+from dalr_stream.network.batches import inputs_of
 from dalr_stream.network.groups import channels_of, module_name
 from dalr_stream.network.kinds import rows_entering, rows_leaving, rows_of_channels, way_of_reading
 from dalr_stream.network.layers import LayerSpec, layer_of, require_numbers, tensor_digest, to_host
@@ -53,9 +54,9 @@ def capture_rows(
         In eval mode. A batch goes to the device of its first parameter. A network on several devices moves what it
         computes itself, as one with a `hf_device_map` does; rows are taken wherever a layer reads or gives them.
     batches
-        Each is a tensor (N, ...), a tuple whose first member is the input, or a mapping of keyword arguments. The same
-        batches in the same order on every run: each one's digest is compared on resume. A loader that can begin in
-        the middle (see `network.loaders`) does, and what it does not load is not compared.
+        Each is a tensor (N, ...), a mapping of keyword arguments, or a tuple whose first member is one of these. The
+        same batches in the same order on every run: each one's digest is compared on resume. A loader that can begin
+        in the middle (see `network.loaders`) does, and what it does not load is not compared.
     layers
         From `select_layers`. A tensor of shape (N, ..., d) gives prod(N, ...) rows of d features.
     sink
@@ -100,11 +101,12 @@ def capture_rows(
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Run the network on one batch: a tensor, a tuple whose first member is the input, or keyword arguments."""
+    """Run the network on one batch's inputs: a tensor, or a mapping of keyword arguments."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if isinstance(batch, Mapping):
-        return model(**{k: placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()})
-    return model(placed(_first(batch), device))
+    inputs = inputs_of(batch)
+    if isinstance(inputs, Mapping):
+        return model(**{k: placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
+    return model(placed(inputs, device))
 
 
 @contextmanager
@@ -213,18 +215,10 @@ def _nobody_told(samples: int, spared: bool) -> None:  # noqa: FBT001  # a Batch
     """Take no note of a batch."""
 
 
-def _first(batch: Any) -> torch.Tensor:
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(first, torch.Tensor):
-        raise InvalidInputError(
-            f"capture: a batch is a tensor, a tuple whose first member is one, or a mapping; got {type(first).__name__}"
-        )
-    return first
-
-
 def samples_in(batch: Any) -> int:
     """Return N, the length of the first tensor of a batch."""
-    tensors = batch.values() if isinstance(batch, Mapping) else [_first(batch)]
+    inputs = inputs_of(batch)
+    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
     shapes = [value.shape for value in tensors if isinstance(value, torch.Tensor)]
     if not shapes or not shapes[0]:
         raise InvalidInputError("capture: a batch must hold a tensor whose first dimension counts the samples")
@@ -238,9 +232,10 @@ def _digest(batch: Any, mask: torch.Tensor | None) -> str:
 
 
 def _digest_of_inputs(batch: Any) -> str:
-    if not isinstance(batch, Mapping):
-        return tensor_digest(_first(batch))
+    inputs = inputs_of(batch)
+    if not isinstance(inputs, Mapping):
+        return tensor_digest(inputs)
     digest = hashlib.sha256()
-    for name, value in sorted(batch.items()):
+    for name, value in sorted(inputs.items()):
         digest.update(f"{name}:{tensor_digest(value) if isinstance(value, torch.Tensor) else value!r};".encode())
     return digest.hexdigest()

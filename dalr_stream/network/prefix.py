@@ -22,10 +22,13 @@ class PrefixCache:
     """The values that enter the first of some layers, by the digest of the network's input."""
 
     def __init__(self, model: nn.Module, *layers: str, limit_bytes: int = CACHE_BYTES) -> None:
-        """Trace `model`; raises UnsupportedLayerError where torch.fx cannot."""
+        """Trace `model`; raises UnsupportedLayerError where torch.fx cannot, or the network takes several inputs."""
         self._model = model
         self._graph = _trace(model)
         nodes = list(self._graph.nodes)
+        taken = [str(node.target) for node in nodes if node.op == "placeholder"]
+        if len(taken) != 1 or taken[0].startswith("*"):  # traced as if each were given: a mask that is None is not None
+            raise UnsupportedLayerError(f"the network may take {', '.join(taken)}, and values are kept by one input")
         first = next(i for i, node in enumerate(nodes) if node.op == "call_module" and node.target in layers)
         self._before = nodes[:first]
         self._needed = [node for node in self._before if any(user in nodes[first:] for user in node.users)]
@@ -73,6 +76,7 @@ class _Continued(nn.Module):
         self._cache = cache
         self.small = small
 
-    def forward(self, inputs: torch.Tensor) -> Any:
-        """Give what the whole network would."""
-        return self._cache.finish(self.small, self._cache.values(inputs))
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
+        """Give what the whole network would for its one input."""
+        (only,) = (*inputs, *named.values())
+        return self._cache.finish(self.small, self._cache.values(only))

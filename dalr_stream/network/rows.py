@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.batches import inputs_of
 from dalr_stream.network.kinds import LayerRows
 from dalr_stream.numerics.subsample import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.tiling import Samples
@@ -32,8 +33,9 @@ class RowRule:
     """Which rows are watched; by default every one."""
 
     mask: str | MaskOf | None = None
-    """A key of the batch, which is a mapping then (all of it goes to the network), or a function of the batch: (N, T),
-    True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may have none that count."""
+    """A key of the batch's inputs, which are a mapping then (all of it goes to the network), or a function of the
+    batch: (N, T), True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may have none
+    that count."""
     most_per_sample: int | None = None
     """At most so many rows of each sample in each layer, chosen among those that count; a longer sample then weighs no
     more than one of this length."""
@@ -103,14 +105,13 @@ class RowRule:
     def _look_up(self, batch: Any) -> Any:
         if callable(self.mask):
             return self.mask(batch)
-        if not isinstance(batch, Mapping) or self.mask not in batch:
-            has = (
-                ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"no keys, it is a {type(batch).__name__}"
-            )
+        inputs, key = inputs_of(batch), str(self.mask)
+        if not isinstance(inputs, Mapping) or key not in inputs:
+            has = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else "no keys, its inputs are a tensor"
             raise InvalidInputError(
-                f"rows: the batch has no '{self.mask}', it has {has}: name one of its keys, or a function of the batch"
+                f"rows: the batch has no '{key}', it has {has}: name one of its keys, or a function of the batch"
             )
-        return batch[self.mask]
+        return inputs[key]
 
 
 @dataclass(frozen=True, slots=True)

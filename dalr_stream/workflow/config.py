@@ -72,7 +72,7 @@ class NetworkSection(_Section):
     """`build(**options) -> nn.Module`."""
     options: Options = {}
     weights: Path | None = None
-    """A safetensors file, relative to the run file."""
+    """A safetensors file, or a folder that `save_pretrained` of transformers wrote; relative to the run file."""
     train: Factory | None = None
     """`train(model, *, seed, report, **train_options)`, where there are no weights yet."""
     train_options: Options = {}
@@ -176,7 +176,7 @@ class LabelledSection(DataSection):
     """Labelled batches, how a network is scored on them, and the sizes to try."""
 
     metric: Factory | Literal["accuracy"] = "accuracy"
-    """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one tensor at a time."""
+    """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one batch at a time."""
     ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
+from dalr_stream.network.batches import labelled, scores_of
 from dalr_stream.network.capture import call
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.macs import watched_calls
@@ -35,17 +36,23 @@ Score = Callable[[nn.Module], float]
 
 
 def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
-    """Return the share of samples whose largest output is their label; batches are (inputs, labels)."""
+    """Return the share of samples whose largest score is their label, in 0..1.
+
+    Batches are (inputs, labels), or mappings with `labels`; scores are the outputs, or their `logits`. Raises
+    InvalidInputError for anything else.
+    """
     right = total = 0
     with torch.inference_mode():
         for batch in batches:
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
+            inputs, labels = labelled(batch)
+            predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
+            if labels.shape != predicted.shape:
                 raise InvalidInputError(
-                    "evaluate: batches must be (inputs, labels) pairs, or name a metric of your own"
+                    f"evaluate: {len(predicted)} samples need as many class numbers as labels, got "
+                    f"{tuple(labels.shape)}: or name a metric of your own"
                 )
-            predicted = call(model, batch).argmax(dim=1).cpu()
-            right += int((predicted == batch[1]).sum())
-            total += len(batch[1])
+            right += int((predicted == labels).sum())
+            total += len(labels)
     if total == 0:
         raise InvalidInputError("evaluate: the loader gave no sample: check the data set and its split")
     return right / total
@@ -84,8 +91,8 @@ class Evaluator:
     model: nn.Module
     ranks: tuple[int, ...]
     score: Score
-    """May do no more with a network than call it on one tensor at a time: what comes before the compressed layer is
-    run once, and used again for every network that differs only from there on."""
+    """May do no more with a network than call it on one batch's inputs at a time: what comes before the compressed
+    layer is run once, and used again for every network that differs only from there on."""
     restore_ridge: float
     progress: Progress
     structure: Structure | None = None

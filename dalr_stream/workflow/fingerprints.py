@@ -15,6 +15,7 @@ from typing import Any
 
 import dalr_stream
 from dalr_stream.errors import StoreNotFoundError
+from dalr_stream.network.pretrained import weights_file
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.storage.manifest import digest_of
 from dalr_stream.workflow.config import LabelledSection, RunConfig
@@ -43,7 +44,7 @@ class Fingerprints:
     def train(self) -> str:
         """Of the network's weights."""
         section = self.config.network
-        weights = None if section.weights is None else _file_print(self.folder / section.weights)
+        weights = None if section.weights is None else _file_print(weights_file(self.folder / section.weights))
         settings = section.model_dump(mode="json", exclude={"layers", "outputs"})
         code = self._code(section.build, section.train)
         return digest_of({"network": settings, "weights": weights, "seed": self.config.run.seed, "code": code})

@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
-from dalr_stream.network import checkpoint
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.layers import LayerSpec, match_names, select_layers
+from dalr_stream.network.pretrained import load_pretrained
 from dalr_stream.network.readers import with_readers
 from dalr_stream.network.rows import MaskOf, RowRule
 from dalr_stream.numerics.methods import Family, Method
@@ -63,7 +63,7 @@ class Project:
         elif not weights.exists():
             raise StoreNotFoundError(f"there are no weights at '{weights}': run train first")
         model = self.build()
-        checkpoint.load_weights(model, weights)
+        load_pretrained(model, weights)
         return model.eval()
 
     @cached_property

@@ -76,3 +76,25 @@ def test_a_network_that_cannot_be_traced_is_named():
 
     with pytest.raises(UnsupportedLayerError, match=r"torch\.fx cannot trace the network"):
         PrefixCache(Deciding(), "fc")
+
+
+def test_a_network_of_one_input_takes_it_by_name(model):
+    small, cache = changed(model), PrefixCache(model, "fc")
+    inputs = torch.randn(5, 6)
+    with torch.inference_mode():
+        assert torch.equal(cache.attach(small)(x=inputs), small(inputs))
+
+
+def test_a_network_that_may_take_a_mask_is_run_whole():
+    """Traced, its mask would be multiplied by although none was given."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x, mask=None):
+            return self.fc(x if mask is None else x * mask)
+
+    with pytest.raises(UnsupportedLayerError, match="may take x, mask"):
+        PrefixCache(Masked(), "fc")

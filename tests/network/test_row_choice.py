@@ -243,7 +243,7 @@ def test_a_batch_without_the_key_is_refused_and_its_keys_are_named(net):
     x, _ = tokens(4, 3)
     with pytest.raises(InvalidInputError, match="the batch has no 'mask', it has x, attention_mask: name one of"):
         capture(net, [{"x": x, "attention_mask": None}], rows=RowRule(mask="mask"))
-    with pytest.raises(InvalidInputError, match="it has no keys, it is a tuple"):
+    with pytest.raises(InvalidInputError, match="it has no keys, its inputs are a tensor"):
         capture(net, [(x, x)], rows=RowRule(mask="mask"))
 
 

@@ -1,0 +1,57 @@
+"""What a batch is: inputs, with labels or without; and which of a network's outputs are its scores.
+
+Inputs are a tensor, or a mapping of keyword arguments as transformers take them. With labels a batch is the pair of
+both, or a mapping that has them as `labels`, as transformers' collators make it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dalr_stream.errors import InvalidInputError
+
+LABELS = "labels"
+
+
+def inputs_of(batch: Any) -> torch.Tensor | Mapping[str, Any]:
+    """Return what the network is called with: the batch itself, or the first member of a tuple."""
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(first, torch.Tensor | Mapping):
+        raise InvalidInputError(
+            "a batch is a tensor, a mapping of keyword arguments, or a tuple whose first member is one of these; got "
+            f"{type(first).__name__}"
+        )
+    return first
+
+
+def labelled(batch: Any) -> tuple[torch.Tensor | Mapping[str, Any], torch.Tensor]:
+    """Return the inputs of a labelled batch, and its labels, (N,) class numbers on the CPU.
+
+    Raises InvalidInputError for a batch of any other form.
+    """
+    if isinstance(batch, Mapping) and LABELS in batch:
+        batch = {name: value for name, value in batch.items() if name != LABELS}, batch[LABELS]
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise InvalidInputError(
+            f"evaluate: batches must be (inputs, labels) pairs or mappings with '{LABELS}', got a "
+            f"{type(batch).__name__}: or name a metric of your own"
+        )
+    return inputs_of(batch), torch.as_tensor(batch[1]).cpu()
+
+
+def scores_of(outputs: Any) -> torch.Tensor:
+    """Return the class scores, (N, classes), in what a network gave: a tensor, or transformers' outputs with `logits`.
+
+    Raises InvalidInputError where there are none.
+    """
+    scores = getattr(outputs, "logits", outputs)
+    if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
+        what = tuple(scores.shape) if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
+        raise InvalidInputError(
+            "evaluate: a network must give scores (N, classes), as a tensor or as `logits` of its output; it gave "
+            f"{what}: name a metric of your own"
+        )
+    return scores
