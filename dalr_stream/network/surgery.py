@@ -19,6 +19,7 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.graph import consumers_of
 from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import layer_of, linear, to_numpy
+from dalr_stream.network.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_linear, last_linear
 from dalr_stream.numerics.solution import LowRankLayer, SelectedNodes
 
@@ -54,6 +55,7 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement]) -> nn.Mo
         if isinstance(record, SelectedNodes):
             steps.append(_keep(small, name, record, consumers_of(model, name)))
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
+    setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
     return small
 
 
