@@ -1,6 +1,6 @@
 """The command line: one verb, one call of `workflow`.
 
-    dalr-stream run|layers|estimate|capture|accumulate|solve|inspect|compress|evaluate|report|verify RUN.toml
+    dalr-stream run|layers|estimate|capture|accumulate|solve|inspect|compress|finetune|evaluate|report|verify RUN.toml
     dalr-stream merge OUT.zarr STORE.zarr...
     dalr-stream diff STORE.zarr DOMAIN_A DOMAIN_B
 
@@ -189,6 +189,12 @@ def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its o
     given: dict[str, Any] = {**rules, "method": method, "multiple_of": multiple_of}
     sizes = {key: value for key, value in given.items() if value is not None}
     _open(file, overrides, sizes=sizes).compress()
+
+
+@app.command()
+def finetune(file: RunFile, overrides: Overrides = None) -> None:
+    """Fine-tune the compressed network on labelled batches, as [finetune] says."""
+    _open(file, overrides).finetune()
 
 
 @app.command()
