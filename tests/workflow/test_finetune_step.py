@@ -51,22 +51,27 @@ def distance(outputs, labels):
 """
 
 
-class Notes(list):
+class Notes:
     """A progress that remembers what it was told."""
 
+    def __init__(self):
+        self.said = []
+
     def note(self, message):
-        self.append(message)
+        self.said.append(message)
 
     def track(self, title, total, unit):
         from dalr_stream.workflow.progress import Silent
 
-        self.append(f"{title}: started")
+        self.said.append(f"{title}: started")
         return Silent().track(title, total, unit)
 
 
 def opened(file, *overrides):
+    """Evaluation at one size is enough here."""
     notes = Notes()
-    return Run(Project(load_config(file, overrides), file.parent), progress=notes), notes
+    config = load_config(file, ["evaluate.ranks=[2]", *overrides])
+    return Run(Project(config, file.parent), progress=notes), notes.said
 
 
 @pytest.fixture
@@ -125,10 +130,11 @@ def test_the_step_gives_what_the_function_gives(tuned_file):
 
 def test_what_has_not_changed_is_not_tuned_again(tuned_file, contents):
     run, _ = opened(tuned_file)
-    run.all()
+    run.evaluate()
     before = {name: data for name, data in contents(run.project.output).items() if name != "log.jsonl"}
     again, notes = opened(tuned_file)
-    again.all()
+    again.finetune()
+    again.evaluate()
     assert {name: data for name, data in contents(run.project.output).items() if name != "log.jsonl"} == before
     assert "finetune: nothing has changed, skipped" in notes
     assert all("nothing has changed" in note for note in notes)
@@ -140,11 +146,11 @@ def test_what_has_not_changed_is_not_tuned_again(tuned_file, contents):
         ("finetune.rate=0.02", ["finetune", "evaluate"]),
         ("finetune.options.samples=50", ["finetune", "evaluate"]),
         ('finetune.loss="tiny_deadly:distance"', ["finetune", "evaluate"]),
-        ("evaluate.ranks=[2]", ["evaluate"]),
+        ("evaluate.ranks=[3]", ["evaluate"]),
     ],
 )
 def test_it_is_done_again_when_its_settings_change(tuned_file, override, steps):
-    opened(tuned_file)[0].all()
+    opened(tuned_file)[0].evaluate()
     changed, notes = opened(tuned_file, override)
     changed.evaluate()
     assert [note for note in notes if "started" in note] == [f"{step}: started" for step in steps]
@@ -236,7 +242,7 @@ def test_bad_input_is_named_and_nothing_is_saved(tuned_file, overrides, error, m
 
 
 def test_both_pages_say_what_each_layer_was_and_where_the_network_came_from(tuned_file):
-    run, _ = opened(tuned_file, "solve.ridge=0.01")
+    run, _ = opened(tuned_file)
     run.finetune()
     page = (run.project.compressed / "README.md").read_text()
     for line in (
@@ -244,14 +250,14 @@ def test_both_pages_say_what_each_layer_was_and_where_the_network_came_from(tune
         "| fc2 | 10 x 16 | 6 of 10 outputs | 170 | 102 |",
         "| fc3 | 3 x 10 | 6 of 10 inputs | 33 | 21 |",
         "| parameters | 411 | 251 | 61.1% |",
-        "- ridge: 0.01, relative",
+        "- ridge: 0.001, relative",
         "- fc1: DALR anchored, affine, size 4",
         "- samples: 90",
     ):
         assert line in page.replace("  - ", "- ").replace("  - ", "- "), line
     kept = json.loads((run.project.compressed / "plan.json").read_text())
     assert kept["before"] == {"parameters": 411, "bytes": 4 * 411}
-    assert kept["provenance"]["configuration"]["solve"]["ridge"] == 0.01
+    assert kept["provenance"]["configuration"]["solve"]["ridge"] == 1e-3
     assert kept["provenance"]["network"]["fingerprint"] in page
     assert kept["provenance"]["versions"]["torch"] in page
     tuned = (run.project.finetuned / "README.md").read_text()
