@@ -183,32 +183,32 @@ def test_without_the_section_nothing_of_it_is_there(finished_file):
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
-def command_line(file, lives=None):
-    command = [sys.executable, "-m", "dalr_stream.cli", "finetune", str(file), "--set"]
-    command += ["finetune.batches=tiny_deadly:labelled", "--set", "finetune.dropout=true"]
-    env = os.environ if lives is None else {**os.environ, "TINY_BATCHES_TO_LIVE": str(lives)}
+DEADLY_SETTING = ("finetune.batches=tiny_deadly:labelled", "finetune.dropout=true")
+
+
+def command_line(file, **environment):
+    options = [word for setting in DEADLY_SETTING for word in ("--set", setting)]
+    command = [sys.executable, "-m", "dalr_stream.cli", "finetune", str(file), *options]
+    env = {**os.environ, **environment}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)  # noqa: S603
 
 
 def test_killed_midway_the_same_command_goes_on_to_the_same_bits(tuned_file, contents):
-    """Three batches an epoch: the first kill comes in the second epoch, the second in the third."""
+    """Three batches an epoch: the kill comes in the third."""
     output = tuned_file.parent / "out"
-    assert command_line(tuned_file, lives=4).returncode == -signal.SIGKILL
-    (checkpoint,) = (output / "unfinished").iterdir()
-    one_epoch = checkpoint.read_bytes()
+    assert command_line(tuned_file, TINY_BATCHES_TO_LIVE="7").returncode == -signal.SIGKILL
+    assert len(list((output / "unfinished").iterdir())) == 1
     assert not (output / "finetuned").exists()
-    assert command_line(tuned_file, lives=3 + 3 + 1).returncode == -signal.SIGKILL
-    assert checkpoint.read_bytes() != one_epoch
     again = command_line(tuned_file)
     assert again.returncode == 0, again.stderr
     assert "fine-tuned after compression on 'tiny_deadly:labelled'" in again.stdout
     interrupted, record = contents(output / "finetuned"), (output / "finetuning.json").read_bytes()
     assert not (output / "unfinished").exists()
 
-    for leftover in ("steps.json", "finetuning.json"):
-        (output / leftover).unlink()
-    whole = command_line(tuned_file)
-    assert whole.returncode == 0, whole.stderr
+    (output / "finetuning.json").unlink()
+    whole, notes = opened(tuned_file, *DEADLY_SETTING)
+    whole.finetune()
+    assert "finetune: started" in notes
     assert contents(output / "finetuned")["model.safetensors"] == interrupted["model.safetensors"]
     assert (output / "finetuning.json").read_bytes() == record
 
