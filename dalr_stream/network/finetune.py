@@ -18,8 +18,7 @@ import copy
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -29,18 +28,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError, UnsupportedLayerError
+from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError
 from dalr_stream.network.capture import call, digest_of_inputs, samples_in
 from dalr_stream.network.epochs import Epochs, EpochsFile, Trained
-from dalr_stream.network.kinds import CONVOLUTIONS, why_not
-from dalr_stream.network.layers import fingerprint, match_names, tensor_digest
+from dalr_stream.network.layers import fingerprint, tensor_digest
+from dalr_stream.network.trainable import only_trained
 from dalr_stream.storage.manifest import digest_of
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """`loss(outputs, labels)`, a scalar: the mean over the batch."""
 EpochDone = Callable[[int, float], None]
 """Called with the number of an epoch, from 1, and the mean loss of its samples."""
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -123,7 +121,11 @@ def finetune(
     """
     options, epoch_done = options or FineTuning(), epoch_done or _nobody_told
     tuned = copy.deepcopy(model)
-    with _training(tuned, options) as trained, _own_generator(tuned), torch.enable_grad():
+    with (
+        only_trained(tuned, options.layers, dropout=options.dropout) as trained,
+        _own_generator(tuned),
+        torch.enable_grad(),
+    ):
         descent = torch.optim.Adam(trained.values(), lr=options.rate, weight_decay=options.weight_decay)
         kept = None if checkpoint is None else EpochsFile(Path(checkpoint), options.made_from(model))
         done = Epochs() if kept is None else kept.restore(trained, descent)
@@ -138,53 +140,6 @@ def finetune(
                 kept.save(done, trained, descent)
             epoch_done(done.count, loss)
     return tuned
-
-
-def trained_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> Trained:
-    """Return the parameters that `FineTuning.layers` names, each once, in the network's order.
-
-    Raises LayerNotFoundError for a pattern that matches no module, UnsupportedLayerError where nothing can be trained.
-    """
-    modules = {name: module for name, module in model.named_modules() if name}
-    if patterns:
-        chosen = {name for pattern in patterns for name in match_names(pattern, modules)}
-    else:
-        chosen = {name for name, module in model.named_modules() if _is_fully_connected(module)}
-    found: dict[nn.Parameter, str] = {}
-    for name, module in model.named_modules():
-        if name in chosen:
-            for inner, parameter in module.named_parameters(prefix=name):
-                found.setdefault(parameter, inner)
-    if not found:
-        asked = ", ".join(f"'{pattern}'" for pattern in patterns) or "the fully connected layers"
-        raise UnsupportedLayerError(f"fine-tuning: {asked} have no parameter to train: name other layers")
-    return {name: parameter for parameter, name in found.items()}
-
-
-def _is_fully_connected(module: nn.Module) -> bool:
-    return why_not(module) is None and not isinstance(module, CONVOLUTIONS)
-
-
-@contextmanager
-def _training(model: nn.Module, options: FineTuning) -> Iterator[Trained]:
-    """Freeze all but what is trained; on leaving, modes and frozen parameters are as they were, without gradients."""
-    trained = trained_parameters(model, options.layers)
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval().zero_grad(set_to_none=True)
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    for parameter in trained.values():
-        parameter.requires_grad = True
-    for module in model.modules():
-        if isinstance(module, _DROPOUT):
-            module.train(options.dropout)
-    yield trained
-    model.zero_grad(set_to_none=True)
-    for module, mode in modes:
-        module.training = mode
-    for parameter, needed in wanted:
-        parameter.requires_grad = needed
 
 
 def _own_generator(model: nn.Module) -> Any:

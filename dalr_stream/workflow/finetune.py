@@ -12,7 +12,8 @@ from torch import nn
 
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.network import checkpoint
-from dalr_stream.network.finetune import FineTuning, cross_entropy, finetune, trained_parameters
+from dalr_stream.network.finetune import FineTuning, cross_entropy, finetune
+from dalr_stream.network.trainable import trained_parameters
 from dalr_stream.storage.durable import make_folder, write_file
 from dalr_stream.workflow.config import FinetuneSection
 from dalr_stream.workflow.factories import importing_from

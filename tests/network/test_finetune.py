@@ -22,9 +22,10 @@ from dalr_stream.errors import (
     UnsupportedLayerError,
 )
 from dalr_stream.network.checkpoint import load, save
-from dalr_stream.network.finetune import FineTuning, finetune, trained_parameters
+from dalr_stream.network.finetune import FineTuning, finetune
 from dalr_stream.network.layers import weights_of
 from dalr_stream.network.surgery import compress
+from dalr_stream.network.trainable import trained_parameters
 from dalr_stream.numerics.lowrank import truncated_svd
 from dalr_stream.numerics.selection import spectral
 
