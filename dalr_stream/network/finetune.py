@@ -1,9 +1,9 @@
 """Fine-tuning: a compressed network learns from labels what its compression lost.
 
-MoMaSP's setting is the default (section 5): Adam at 1e-4, weight decay 5e-4, fully connected layers alone, dropout off.
-The batch size is the loader's, 50 in the paper. torch's Adam adds the decay to the gradient: it is L2 regularisation,
-not AdamW's decoupled decay. The paper switches dropout off after a selection, whose layers are narrower, and leaves it
-on after DALR.
+MoMaSP's setting is the default (section 5.1): Adam at 1e-4, weight decay 5e-4, fully connected layers alone. The batch
+size is the loader's, 50 in the paper; the paper leaves the number of epochs to its supplement, and ten is our choice.
+torch's Adam adds the decay to the gradient: it is L2 regularisation, not AdamW's decoupled decay. Dropout is off, as
+for the selections of section 5.3, whose dropout layers are narrower; the text names no such change for DALR.
 
 What is not trained stays as it is, bit for bit: the other parameters are frozen, and every module is in eval mode, so
 batch norm keeps its statistics. The order of the batches is the loader's; what it draws from torch's generator is
