@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dalr_stream.errors import DalrStreamError as DalrStreamError
     from dalr_stream.network.checkpoint import load as load
     from dalr_stream.network.checkpoint import save as save
+    from dalr_stream.network.finetune import FineTuning as FineTuning
+    from dalr_stream.network.finetune import finetune as finetune
     from dalr_stream.network.graph import Structure as Structure
     from dalr_stream.network.layers import LayerSpec as LayerSpec
     from dalr_stream.network.layers import select_groups as select_groups
@@ -78,6 +80,7 @@ _HOME_OF = {
     "Cluster": "streaming.cluster",
     "CrossMoments": "numerics.cross",
     "DalrStreamError": "errors",
+    "FineTuning": "network.finetune",
     "Folding": "streaming.accumulate",
     "Form": "numerics.selection",
     "HoldoutRule": "numerics.holdout",
@@ -107,6 +110,7 @@ _HOME_OF = {
     "dalr_from_rows": "numerics.from_rows",
     "dalr_sweep": "numerics.lowrank",
     "diff": "numerics.shift",
+    "finetune": "network.finetune",
     "jackknife_low_rank": "numerics.jackknife",
     "jackknife_selection": "numerics.jackknife",
     "load": "network.checkpoint",
@@ -130,6 +134,7 @@ __all__ = [
     "Cluster",
     "CrossMoments",
     "DalrStreamError",
+    "FineTuning",
     "Folding",
     "Form",
     "HoldoutRule",
@@ -160,6 +165,7 @@ __all__ = [
     "dalr_from_rows",
     "dalr_sweep",
     "diff",
+    "finetune",
     "jackknife_low_rank",
     "jackknife_selection",
     "load",

@@ -1,12 +1,13 @@
 """The command line: one verb, one call of `workflow`.
 
-    dalr-stream run|layers|estimate|capture|accumulate|solve|inspect|compress|profile|evaluate|report|verify RUN.toml
+    dalr-stream run|layers|estimate|capture|accumulate|solve|inspect|compress|finetune|profile RUN.toml
+    dalr-stream evaluate|report|verify RUN.toml
     dalr-stream merge OUT.zarr STORE.zarr...
     dalr-stream diff STORE.zarr DOMAIN_A DOMAIN_B
 
-A verb of the first line takes a run file and `--set section.key=value`; `verify` takes a store too. A failure that the
-package raises on purpose is printed as one line, without a traceback, and the exit code is 1. torch and the rest are
-imported when a verb runs, so `--help` answers at once.
+A verb of the first two lines takes a run file and `--set section.key=value`; `verify` takes a store too. A failure that
+the package raises on purpose is printed as one line, without a traceback, and the exit code is 1. torch and the rest
+are imported when a verb runs, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -194,6 +195,12 @@ def profile(
         typer.echo(json.dumps({**asdict(found), "warnings": found.warnings}, indent=1))
     else:
         print_profile(found, console_for())
+
+
+@app.command()
+def finetune(file: RunFile, overrides: Overrides = None) -> None:
+    """Fine-tune the compressed network on labelled batches, as [finetune] says."""
+    open_run(file, overrides).finetune()
 
 
 @app.command()

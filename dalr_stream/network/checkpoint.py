@@ -2,7 +2,8 @@
 
     model.safetensors    the weights
     plan.json            how to give a freshly built network its shape, and where it came from
-    README.md            the same for people
+    README.md            the same for people, with what each layer was before and is now
+    config.json          of a transformers model: what it is built from, so that `load` needs no other file
 
 Loading executes nothing that was read: the caller builds the original network, the plan reshapes it, and the weights
 are loaded strictly.
@@ -14,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
@@ -28,7 +29,9 @@ from dalr_stream.errors import (
     StoreNotFoundError,
     UnsupportedLayerError,
 )
+from dalr_stream.network.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.plan import SurgeryPlan
+from dalr_stream.network.readme import is_pretrained, readme
 from dalr_stream.network.surgery import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.storage.durable import make_folder, new_file, new_folder
 
@@ -36,8 +39,9 @@ WEIGHTS, PLAN, README = "model.safetensors", "plan.json", "README.md"
 
 
 def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Write `model` (from `compress`) to `folder`; `provenance` is any JSON-like mapping to keep.
+    """Write `model` (from `compress`) to `folder`; `provenance` is any JSON-like mapping to keep and to show.
 
+    A transformers model, known by its `save_pretrained`, leaves its `config.json` beside the weights.
     A network kept there before is replaced whole. Raises InvalidInputError, with nothing touched, where the folder
     holds anything else.
     """
@@ -45,13 +49,17 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
     if folder.exists() and not (folder / PLAN).exists() and any(folder.iterdir()):
         raise InvalidInputError(f"'{folder}' holds other files, which saving would replace: choose a folder of its own")
     plan: SurgeryPlan = getattr(model, PLAN_ATTRIBUTE, SurgeryPlan())
+    origin, where_from = Origin.of(model), dict(provenance or {})
     facts: dict[str, Any] = {"parameters": parameter_count(model), "bytes": parameter_bytes(model)}
+    facts["before"] = {"parameters": origin.parameters, "bytes": origin.bytes}
     with new_folder(folder) as fresh:
         save_model(model, str(fresh / WEIGHTS))
         facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
-        text = json.dumps({"plan": plan.to_plain(), **facts, "provenance": dict(provenance or {})}, indent=1)
+        text = json.dumps({"plan": plan.to_plain(), **facts, "provenance": where_from}, indent=1)
         (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
-        (fresh / README).write_text(_readme(plan, facts), encoding="utf-8")
+        (fresh / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
+        if is_pretrained(model):
+            cast("Any", model.config).save_pretrained(fresh)
     return folder
 
 
@@ -72,12 +80,14 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     if (folder / WEIGHTS).exists() and _file_digest(folder / WEIGHTS) != digest:
         raise StoreDamagedError(f"'{folder / WEIGHTS}' is damaged: it does not match its digest; save it again")
     model = build()
+    origin = Origin.of(model)
     try:
         plan.apply(model)
     except (LayerNotFoundError, UnsupportedLayerError) as error:
         raise FingerprintMismatchError(f"'{folder}' does not fit the network that was built: {error}") from error
     setattr(model, PLAN_ATTRIBUTE, plan)
     _require_same_dtypes(model, folder / WEIGHTS)
+    setattr(model, ORIGIN_ATTRIBUTE, origin)
     load_weights(model, folder / WEIGHTS)
     return model.eval()
 
@@ -119,15 +129,3 @@ def _require_same_dtypes(model: nn.Module, path: Path) -> None:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _readme(plan: SurgeryPlan, facts: Mapping[str, Any]) -> str:
-    steps = "\n".join(f"- `{json.dumps(step)}`" for step in plan.to_plain()) or "- none: the network as it was"
-    return (
-        "# A compressed network\n\n"
-        f"{facts['parameters']:,} parameters, {facts['bytes']:,} bytes.\n\n"
-        f"What was done, in this order:\n\n{steps}\n\n"
-        "To load it, build the original network and let the plan reshape it:\n\n"
-        "    import dalr_stream as ds\n"
-        "    model = ds.load(this_folder, build=your_function)\n"
-    )

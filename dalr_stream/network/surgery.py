@@ -22,6 +22,7 @@ from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import layer_of, module_of, require_numbers
 from dalr_stream.network.narrow import fill
 from dalr_stream.network.obstacles import require_range, require_replaceable
+from dalr_stream.network.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
 from dalr_stream.numerics.channels import ChannelSpan
 from dalr_stream.numerics.solution import LowRankLayer, SelectedNodes
@@ -65,6 +66,7 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
         keeper = _Keeper(small, _structure(model, example, next(iter(selections))))
         steps += [keeper.keep(name, record) for name, record in selections.items()]
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
+    setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
     return small
 
 

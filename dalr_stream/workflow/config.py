@@ -172,6 +172,22 @@ class SolveSection(_Section):
         return self.ridge if isinstance(self.ridge, RidgeFrom) else Ridge.relative(self.ridge)
 
 
+class FinetuneSection(DataSection):
+    """Labelled batches, never the test split, and how the compressed network is fine-tuned on them.
+
+    The setting is MoMaSP's; `network.finetune.FineTuning` says what each key does. The batch size is the loader's.
+    """
+
+    epochs: Positive = 10
+    rate: float = Field(default=1e-4, gt=0.0, allow_inf_nan=False)
+    weight_decay: float = Field(default=5e-4, ge=0.0, allow_inf_nan=False)
+    layers: tuple[str, ...] = ()
+    """Patterns of what is trained, by the original layers' names; none: every fully connected layer."""
+    loss: Factory | Literal["cross_entropy"] = "cross_entropy"
+    """`loss(outputs, labels)`: the mean over a batch."""
+    dropout: bool = False
+
+
 class LabelledSection(DataSection):
     """Labelled batches, how a network is scored on them, and the sizes to try."""
 
@@ -196,6 +212,8 @@ class RunConfig(_Section):
     capture: CaptureSection = CaptureSection()
     solve: SolveSection = SolveSection()
     compress: CompressSection = CompressSection()
+    finetune: FinetuneSection | None = None
+    """Fine-tuning of the compressed network; none where it is left out."""
     evaluate: EvaluateSection | None = None
     validation: LabelledSection | None = None
     """What the joint search scores networks on; never the test split."""
@@ -227,6 +245,20 @@ class RunConfig(_Section):
             raise ValueError(
                 f"validation.batches: '{found.batches}' is the test split of [evaluate], and sizes would be chosen on "
                 "the data that judges them: name other labelled batches"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fine_tuning_has_a_network_and_batches(self) -> RunConfig:
+        found, test = self.finetune, self.evaluate
+        if found and not self.compress.wanted:
+            raise ValueError(
+                "finetune: fine-tunes the compressed network, and [compress] asks for none: name layers or a rule there"
+            )
+        if found and test and (found.batches, found.options) == (test.batches, test.options):
+            raise ValueError(
+                f"finetune.batches: '{found.batches}' is the test split of [evaluate], and the network would learn the "
+                "data that judges it: name other labelled batches"
             )
         return self
 

@@ -164,7 +164,7 @@ class Evaluation:
     curves: Mapping[str, tuple[AccuracyCurve, ...]]
     """Layer name -> one curve a method."""
     sizes: tuple[NetworkSize, ...]
-    """The uncompressed network, then the compressed one where the run saves one."""
+    """The uncompressed network, then those the run saves: the compressed one, and the same fine-tuned."""
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""

@@ -76,10 +76,20 @@ class Fingerprints:
         compress = digest_of([solve, config.plain()["compress"], searched, config.run.seed if searched else None])
         if step == "compress":
             return compress
-        evaluate = digest_of([compress, self._labelled(config.evaluate), config.run.seed])
+        finetune = self._finetune(compress)
+        if step == "finetune":
+            return finetune
+        evaluate = digest_of([finetune, self._labelled(config.evaluate), config.run.seed])
         if step == "evaluate":
             return evaluate
         return digest_of([evaluate, config.run.model_dump(mode="json")])
+
+    def _finetune(self, compress: str) -> str:
+        section = self.config.finetune
+        if section is None:
+            return compress
+        code = self._code(self.config.network.build, section.batches, section.loss)
+        return digest_of([compress, section.model_dump(mode="json"), code, self.config.run.seed])
 
     def _labelled(self, section: LabelledSection | None) -> list[Any]:
         if section is None:

@@ -28,7 +28,7 @@ from dalr_stream.streaming.accumulate import Folding, Threads, Workers
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.capture import network_record
-from dalr_stream.workflow.config import DataSection, EvaluateSection, RunConfig
+from dalr_stream.workflow.config import DataSection, EvaluateSection, FinetuneSection, RunConfig
 from dalr_stream.workflow.estimate import estimate
 from dalr_stream.workflow.factories import importing_from, resolve
 from dalr_stream.workflow.fingerprints import Fingerprints
@@ -47,6 +47,9 @@ class Project:
         self.weights = self.output / "network.safetensors"
         self.compressed = self.output / "compressed"
         self.compression = self.output / "compression.json"
+        self.finetuned = self.output / "finetuned"
+        self.finetuning = self.output / "finetuning.json"
+        self.unfinished = self.output / "unfinished"
         self.evaluation = self.output / "evaluation.json"
         self.stability = self.output / "stability.json"
         self.report_folder = self.output / "report"
@@ -129,6 +132,19 @@ class Project:
         if self.config.evaluate is None:
             raise ConfigError("evaluate: the run file has no [evaluate] section that names the test split")
         return self.config.evaluate
+
+    @property
+    def finetune_section(self) -> FinetuneSection:
+        """The [finetune] section; raises ConfigError where the run file has none."""
+        if self.config.finetune is None:
+            raise ConfigError("finetune: the run file has no [finetune] section that names labelled batches")
+        return self.config.finetune
+
+    @property
+    def saved(self) -> list[Path]:
+        """The folders of the networks that the run file asks to be saved."""
+        wanted = {self.compressed: self.config.compress.wanted, self.finetuned: self.config.finetune is not None}
+        return [folder for folder, asked in wanted.items() if asked]
 
     def batches(self, domain: str) -> Iterable[Any]:
         """Return a domain's loader."""
@@ -221,4 +237,6 @@ class Project:
             return [self.stability, *(solution_path(self.store, *pair) for pair in wanted)]
         if verb == "compress":
             return [self.compressed, self.compression]
+        if verb == "finetune":
+            return [self.finetuned, self.finetuning]
         return [places[verb]]

@@ -1,14 +1,16 @@
-"""Where the numbers of a report come from."""
+"""Where the numbers of a report, and a saved network, come from."""
 
 from __future__ import annotations
 
 import platform
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import dalr_stream
 from dalr_stream.workflow.config import RunConfig
 from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.sizing import Compression
 
 _LIBRARIES = ("numpy", "scipy", "dask", "zarr", "torch")
 
@@ -22,6 +24,19 @@ def provenance(config: RunConfig, store: SolvedStore) -> dict[str, Any]:
         "network": {"fingerprint": store.manifest.network.fingerprint},
         "domains": {name: _domain(config, store, name) for name in config.domains},
         "configuration": config.plain(),
+    }
+
+
+def saved_provenance(config: RunConfig, store: SolvedStore, decided: Compression) -> dict[str, Any]:
+    """Return the same for a network that is saved, with what was put in place of its layers, and the day."""
+    section = config.solve
+    relative = section.ridge_absolute is None
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "layers": {name: f"{layer.method.label}, size {layer.size}" for name, layer in decided.layers.items()},
+        "sizes": decided.rule,
+        "ridge": f"{section.ridge}, relative" if relative else f"{section.ridge_absolute}, absolute",
+        **provenance(config, store),
     }
 
 

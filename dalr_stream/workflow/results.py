@@ -30,6 +30,7 @@ from dalr_stream.report.record import (
 )
 from dalr_stream.storage.archive import Solution
 from dalr_stream.workflow.evaluate import Evaluation
+from dalr_stream.workflow.finetune import FineTuned
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.profile import read_profile
 from dalr_stream.workflow.project import Project
@@ -63,6 +64,7 @@ def results(project: Project) -> Results:
     section, store = project.evaluate_section, SolvedStore.open(project.store)
     found, stable = Evaluation.read(project.evaluation), read_stability(project.stability)
     saved = Compression.read(project.compression).notes if project.config.compress.wanted else ()
+    tuned = (str(FineTuned.read(project.finetuning)),) if project.config.finetune else ()
     layers = [
         dataclasses.replace(_findings(project, store, layer, found), stability=stable[layer])
         for layer in project.layers
@@ -74,7 +76,7 @@ def results(project: Project) -> Results:
         baseline_accuracy=found.baseline,
         layers=tuple(layer_results(layer, found.baseline, section.drop) for layer in layers),
         sizes=found.sizes,
-        decisions=(*decisions(layers), *saved),
+        decisions=(*decisions(layers), *saved, *tuned),
         caveats=project.config.run.caveats,
         profile=read_profile(project),
     )

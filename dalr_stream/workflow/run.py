@@ -1,6 +1,6 @@
 """The whole way as a run file describes it, a step at a time; what has not changed is not done again.
 
-    train -> capture -> accumulate -> solve -> compress -> evaluate -> report
+    train -> capture -> accumulate -> solve -> compress -> finetune -> evaluate -> report
 
 A step is run where its inputs changed (see `fingerprints`) and a later one needs it: when the activations were deleted
 and their moments are there, nothing is captured again, and solving at other ridges or by other methods goes on from the
@@ -11,7 +11,7 @@ from another setting's solutions.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,18 +23,20 @@ from dalr_stream.numerics.methods import Family
 from dalr_stream.report.write import write_report
 from dalr_stream.storage.activations import forget_domain, forget_moments, forget_store, locked
 from dalr_stream.storage.archive import Solution, save_solution
-from dalr_stream.storage.durable import explained
+from dalr_stream.storage.durable import explained, remove_folder
 from dalr_stream.workflow.accumulate import accumulate
 from dalr_stream.workflow.capture import capture
 from dalr_stream.workflow.direct import accumulate_into
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.evaluate import Evaluation, Evaluator, measure, score_on
 from dalr_stream.workflow.factories import importing_from
+from dalr_stream.workflow.finetune import fine_tune
 from dalr_stream.workflow.journal import FILE as JOURNAL
 from dalr_stream.workflow.journal import Journal
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress, Silent
 from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.provenance import saved_provenance
 from dalr_stream.workflow.results import results
 from dalr_stream.workflow.ridge import solve_as_asked
 from dalr_stream.workflow.sizing import Compression, decide
@@ -63,6 +65,8 @@ class Run:
         self.accumulate()
         self.solve()
         self.compress()
+        if self._config.finetune is not None:
+            self.finetune()
         self.evaluate()
         return self.report()
 
@@ -150,27 +154,42 @@ class Run:
         for note in decided.notes:
             self._progress.note(f"warning: {note}")
         small = compress(self.project.network, chosen, example=self.project.structure)
-        facts = {"network": fingerprint(self.project.network), "configuration": self._config.plain()}
-        checkpoint.save(small, self.project.compressed, provenance=facts)
+        checkpoint.save(small, self.project.compressed, provenance=saved_provenance(self._config, store, decided))
         decided.write(self.project.compression)
         before, after = parameter_count(self.project.network), parameter_count(small)
         kept = f"{before:,} -> {after:,} parameters ({after / before:.1%})"
         self._progress.note(f"compress: {kept}, in '{self.project.compressed}'")
         self._done("compress")
 
-    def evaluate(self) -> Evaluation:
-        """Score every method at every size, and the saved network, on the test split."""
-        section = self.project.evaluate_section
+    def finetune(self) -> None:
+        """Fine-tune the compressed network as [finetune] says, and save it; killed, it goes on after the last epoch."""
+        section = self.project.finetune_section
         self._bring_up_to_date("solve", "compress")
+        if self._skip("finetune"):
+            return
+        unfinished = self.project.unfinished / f"finetune-{self.project.made_from('finetune')[:16]}.safetensors"
+        tuned, record = fine_tune(self.project, section, unfinished, self._progress)
+        store, decided = SolvedStore.open(self.project.store), Compression.read(self.project.compression)
+        facts = {"fine-tuning": record.plain, **saved_provenance(self._config, store, decided)}
+        checkpoint.save(tuned, self.project.finetuned, provenance=facts)
+        record.write(self.project.finetuning)
+        self._progress.note(f"finetune: {record}, in '{self.project.finetuned}'")
+        self._done("finetune")
+        remove_folder(self.project.unfinished)
+
+    def evaluate(self) -> Evaluation:
+        """Score every method at every size, and the saved networks, on the test split."""
+        section = self.project.evaluate_section
+        self._bring_up_to_date("solve", "compress", "finetune")
         if self._skip("evaluate"):
             return Evaluation.read(self.project.evaluation)
         store = SolvedStore.open(self.project.store)
         self._require_same_network(store)
         networks = {"uncompressed": self.project.network}
-        if self._config.compress.wanted:
-            networks[f"compressed: {Compression.read(self.project.compression)}"] = checkpoint.load(
-                self.project.compressed, self.project.build
-            )
+        for label, folder in {"compressed": self.project.compressed, "fine-tuned": self.project.finetuned}.items():
+            if folder in self.project.saved:
+                decided = Compression.read(self.project.compression)
+                networks[f"{label}: {decided}"] = checkpoint.load(folder, self.project.build)
         score = score_on(self.project, "evaluate", section)
         sizes = tuple(measure(label, model, score) for label, model in networks.items())
         methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
@@ -182,7 +201,7 @@ class Run:
 
     def report(self) -> Path:
         """Write the report and return its page."""
-        self._bring_up_to_date("solve", "compress", "evaluate")
+        self._bring_up_to_date("solve", "compress", "finetune", "evaluate")
         if not self._skip("report"):
             found = results(self.project)
             with explained(self.project.report_folder):
@@ -291,9 +310,13 @@ class Run:
 
     def _bring_up_to_date(self, *steps: str) -> None:
         """Do the steps before this one that are stale: nothing is ever made from another setting's solutions."""
-        doing = {"solve": self.solve, "compress": self.compress, "evaluate": self.evaluate}
+        doing: dict[str, Callable[[], object]] = {"solve": self.solve, "evaluate": self.evaluate}
+        if self._config.compress.wanted:
+            doing["compress"] = self.compress
+        if self._config.finetune is not None:
+            doing["finetune"] = self.finetune
         for step in steps:
-            if (step != "compress" or self._config.compress.wanted) and not self._is_fresh(step):
+            if step in doing and not self._is_fresh(step):
                 doing[step]()
 
 

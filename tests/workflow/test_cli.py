@@ -17,7 +17,7 @@ def test_help_imports_none_of_the_heavy_libraries():
         "import sys\nfrom typer.testing import CliRunner\nfrom dalr_stream.cli import app\n"
         "result = CliRunner().invoke(app, ['--help'])\n"
         "assert result.exit_code == 0, result.output\n"
-        "verbs = 'run layers estimate capture accumulate solve inspect compress profile'.split()\n"
+        "verbs = 'run layers estimate capture accumulate solve inspect compress finetune profile'.split()\n"
         "verbs += 'evaluate report verify merge diff'.split()\n"
         "assert all(verb in result.output for verb in verbs), result.output\n"
         "heavy = {'torch', 'dask', 'zarr', 'numpy', 'scipy', 'matplotlib', 'pydantic'} & set(sys.modules)\n"
