@@ -64,7 +64,10 @@ if TYPE_CHECKING:
     from dalr_stream.workflow.cross import accumulate_cross as accumulate_cross
     from dalr_stream.workflow.direct import accumulate_into as accumulate_into
     from dalr_stream.workflow.direct import accumulate_stream as accumulate_stream
+    from dalr_stream.workflow.in_turn import LayerChoice as LayerChoice
     from dalr_stream.workflow.merge import merge as merge
+    from dalr_stream.workflow.output_errors import output_errors as output_errors
+    from dalr_stream.workflow.sequential import compress_sequentially as compress_sequentially
 
 __version__ = "0.1.0"
 
@@ -77,6 +80,7 @@ _HOME_OF = {
     "Folding": "streaming.accumulate",
     "Form": "numerics.selection",
     "HoldoutRule": "numerics.holdout",
+    "LayerChoice": "workflow.in_turn",
     "LayerSpec": "network.layers",
     "LowRankFactors": "numerics.solution",
     "Method": "numerics.methods",
@@ -98,6 +102,7 @@ _HOME_OF = {
     "capture": "workflow.capture",
     "choose_ridge": "numerics.ridge_choice",
     "compress": "network.surgery",
+    "compress_sequentially": "workflow.sequential",
     "dalr": "numerics.lowrank",
     "dalr_from_rows": "numerics.from_rows",
     "dalr_sweep": "numerics.lowrank",
@@ -108,6 +113,7 @@ _HOME_OF = {
     "merge": "workflow.merge",
     "momasp": "numerics.selection",
     "open_cluster": "streaming.cluster",
+    "output_errors": "workflow.output_errors",
     "save": "network.checkpoint",
     "select_layers": "network.layers",
     "spectral": "numerics.selection",
@@ -125,6 +131,7 @@ __all__ = [
     "Folding",
     "Form",
     "HoldoutRule",
+    "LayerChoice",
     "LayerSpec",
     "LowRankFactors",
     "Method",
@@ -147,6 +154,7 @@ __all__ = [
     "capture",
     "choose_ridge",
     "compress",
+    "compress_sequentially",
     "dalr",
     "dalr_from_rows",
     "dalr_sweep",
@@ -157,6 +165,7 @@ __all__ = [
     "merge",
     "momasp",
     "open_cluster",
+    "output_errors",
     "save",
     "select_layers",
     "spectral",

@@ -186,11 +186,12 @@ def samples_in(batch: Any) -> int:
 
 def _digest(batch: Any, mask: torch.Tensor | None) -> str:
     """SHA-256 of what decides the rows of a batch: what the network sees, and the mask; labels do not count."""
-    seen = _digest_of_inputs(batch)
+    seen = digest_of_inputs(batch)
     return seen if mask is None else hashlib.sha256(f"{seen}:{tensor_digest(mask)}".encode()).hexdigest()
 
 
-def _digest_of_inputs(batch: Any) -> str:
+def digest_of_inputs(batch: Any) -> str:
+    """SHA-256 of what the network sees of a batch."""
     if not isinstance(batch, Mapping):
         return tensor_digest(_first(batch))
     digest = hashlib.sha256()

@@ -33,6 +33,8 @@ class Rows:
     """Leading dimensions: the sample, and where in it."""
     of_patches: bool = False
     """Whether they overlap, as a convolution's do: there are then many more numbers than were ever computed."""
+    given_for_patches: bool = False
+    """Whether each is what a convolution gave for one patch."""
 
     @property
     def leading(self) -> tuple[int, ...]:
@@ -80,8 +82,9 @@ def rows_entering(name: str, module: nn.Module, tensor: torch.Tensor) -> Rows:
 
 def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> Rows:
     """Return what a layer gives as rows of m features."""
-    last = tensor.detach().movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor.detach()
-    return Rows(last, last.ndim - 1)
+    if not isinstance(module, CONVOLUTIONS):
+        return Rows(tensor.detach(), tensor.ndim - 1)
+    return Rows(tensor.detach().movedim(1, -1), tensor.ndim - 1, given_for_patches=True)
 
 
 def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:

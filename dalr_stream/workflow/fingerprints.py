@@ -17,6 +17,7 @@ import dalr_stream
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.storage.manifest import digest_of
+from dalr_stream.workflow.compress_section import Order
 from dalr_stream.workflow.config import LabelledSection, RunConfig
 from dalr_stream.workflow.factories import code_digest
 
@@ -72,13 +73,21 @@ class Fingerprints:
         if step == "solve":
             return solve
         searched = self._labelled(config.validation) if config.compress.max_drop is not None else []
-        compress = digest_of([solve, config.plain()["compress"], searched, config.run.seed if searched else None])
+        seed = config.run.seed if searched else None
+        compress = digest_of([solve, config.plain()["compress"], searched, seed, self._streamed_again])
         if step == "compress":
             return compress
         evaluate = digest_of([compress, self._labelled(config.evaluate), config.run.seed])
         if step == "evaluate":
             return evaluate
         return digest_of([evaluate, config.run.model_dump(mode="json")])
+
+    @property
+    def _streamed_again(self) -> list[str]:
+        """Of the domains that compressing layer after layer goes through once more."""
+        solve = self.config.solve
+        again = [solve.target, solve.source, solve.heldout] if self.config.compress.order is Order.SEQUENTIAL else []
+        return [self.capture(domain) for domain in again if domain is not None]
 
     def _labelled(self, section: LabelledSection | None) -> list[Any]:
         if section is None:

@@ -45,6 +45,7 @@ class Project:
         self.weights = self.output / "network.safetensors"
         self.compressed = self.output / "compressed"
         self.compression = self.output / "compression.json"
+        self.sequence = self.output / "sequence"
         self.evaluation = self.output / "evaluation.json"
         self.stability = self.output / "stability.json"
         self.report_folder = self.output / "report"
