@@ -78,7 +78,7 @@ class SameEveryPass:
 
     def __init__(self, batches: Iterable[Any], name: str = "batches") -> None:
         """Raise InvalidInputError for what can be gone through once only, a generator say."""
-        if iter(batches) is batches:
+        if isinstance(batches, Iterator):  # not by calling iter(), which starts a loader's processes
             raise InvalidInputError(
                 f"{name}: several passes go through them, a {type(batches).__name__} allows one: give a list, a "
                 "DataLoader, or an object whose __iter__ begins anew"

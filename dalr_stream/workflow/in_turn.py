@@ -107,9 +107,10 @@ class Turn:
         choice = self.choices[name]
         weight, bias = weights_of(current, name)
         factors = factor_by(choice.by, weight, bias, moments, choice.ridge)
+        pair = factors.at_rank(choice.size, layer=name)
         own = np.zeros(factors.outputs) if bias is None else bias.astype(np.float64)
         errors = _relative_errors(factors, own, choice.size, moments if heldout is None else heldout)
-        return factors.at_rank(choice.size, layer=name), LayerOutcome(choice, *errors)
+        return pair, LayerOutcome(choice, *errors)
 
     def _select(self, name: str, current: nn.Module) -> Found:
         choice, reader = self.choices[name], consumers_of(current, name)[0]
@@ -145,10 +146,8 @@ def _relative_errors(
 ) -> tuple[float, float]:
     """Return the error of the layer as it is and that of its pair; the first is 0 where Z = W X."""
     if isinstance(moments, CrossMoments):
-        before, whole = (
-            moments.squared_error(factors.weight, bias),
-            float(np.trace(moments.outputs.scatter_about(bias))),
-        )
+        before = moments.squared_error(factors.weight, bias)
+        whole = float(np.trace(moments.outputs.scatter_about(bias)))
     else:
         before, whole = 0.0, outputs_energy(factors, moments)
     inherited, error = relative(np.array([before, factors.errors(moments)[rank]]), whole)
