@@ -24,9 +24,9 @@ def test_the_table_holds_what_was_measured_and_full_rank_loses_nothing(gain):
     assert len(case.train.labels) == 200
     dalr = gain.METHODS[0]
     with torch.inference_mode(), pytest.warns(UserWarning, match="parameters"):
-        full = [make(case, dalr, 16) for make in (gain.at_once, gain.one_after_the_other)]
+        full = [make(case, dalr)(16) for make in (gain.at_once, gain.in_turn)]
     assert all(gain.judged(case, small).error < 1e-5 for small in full)
-    before, now = (gain.judged(case, make(case, dalr, 4)) for make in (gain.at_once, gain.one_after_the_other))
+    before, now = (gain.judged(case, make(case, dalr)(4)) for make in (gain.at_once, gain.in_turn))
     assert 0.0 < now.error < 1.0
     lines = gain.table([case], [4]).splitlines()
     assert lines[0].startswith("| 2 of 3 dense layers: ")
