@@ -70,7 +70,10 @@ if TYPE_CHECKING:
     from dalr_stream.workflow.cross import accumulate_cross as accumulate_cross
     from dalr_stream.workflow.direct import accumulate_into as accumulate_into
     from dalr_stream.workflow.direct import accumulate_stream as accumulate_stream
+    from dalr_stream.workflow.in_turn import LayerChoice as LayerChoice
     from dalr_stream.workflow.merge import merge as merge
+    from dalr_stream.workflow.output_errors import output_errors as output_errors
+    from dalr_stream.workflow.sequential import compress_sequentially as compress_sequentially
 
 __version__ = "0.1.0"
 
@@ -84,6 +87,7 @@ _HOME_OF = {
     "Folding": "streaming.accumulate",
     "Form": "numerics.selection",
     "HoldoutRule": "numerics.holdout",
+    "LayerChoice": "workflow.in_turn",
     "LayerSpec": "network.layers",
     "LowRankFactors": "numerics.solution",
     "Method": "numerics.methods",
@@ -106,6 +110,7 @@ _HOME_OF = {
     "capture": "workflow.capture",
     "choose_ridge": "numerics.ridge_choice",
     "compress": "network.surgery",
+    "compress_sequentially": "workflow.sequential",
     "dalr": "numerics.lowrank",
     "dalr_from_rows": "numerics.from_rows",
     "dalr_sweep": "numerics.lowrank",
@@ -117,6 +122,7 @@ _HOME_OF = {
     "merge": "workflow.merge",
     "momasp": "numerics.selection",
     "open_cluster": "streaming.cluster",
+    "output_errors": "workflow.output_errors",
     "profile": "network.profile",
     "save": "network.checkpoint",
     "select_groups": "network.layers",
@@ -138,6 +144,7 @@ __all__ = [
     "Folding",
     "Form",
     "HoldoutRule",
+    "LayerChoice",
     "LayerSpec",
     "LowRankFactors",
     "Method",
@@ -161,6 +168,7 @@ __all__ = [
     "capture",
     "choose_ridge",
     "compress",
+    "compress_sequentially",
     "dalr",
     "dalr_from_rows",
     "dalr_sweep",
@@ -172,6 +180,7 @@ __all__ = [
     "merge",
     "momasp",
     "open_cluster",
+    "output_errors",
     "profile",
     "save",
     "select_groups",

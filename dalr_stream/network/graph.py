@@ -27,6 +27,7 @@ from dalr_stream.network.capture import call, few_samples, first_argument
 from dalr_stream.network.kinds import CONVOLUTIONS, carries_channels, channels_given, channels_read, is_transposed
 from dalr_stream.network.layers import layer_of
 from dalr_stream.network.obstacles import require_replaceable
+from dalr_stream.network.reading import without_gradients
 from dalr_stream.numerics.channels import ChannelGroup, ChannelReader, ChannelSpan
 from dalr_stream.numerics.sides import Side, stream_name
 
@@ -54,9 +55,9 @@ class Structure:
     def of(cls, model: nn.Module, example: Any) -> Structure:
         """Trace `model` on the first samples of `example`, a batch as `capture` takes it, and leave it as it is."""
         few = few_samples(example, EXAMPLES)
-        with _quiet(model), torch.no_grad():
+        with _quiet(model), without_gradients():
             calls = _count_calls(model, few)
-        with _quiet(model), torch.enable_grad(), warnings.catch_warnings():
+        with _quiet(model), torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # they are refused by name
             graph = tp.DependencyGraph()
             try:
@@ -211,7 +212,7 @@ class _Proof:
             if disturbed is not None:
                 module = model.get_submodule(disturbed)
                 stack.callback(module.register_forward_hook(_disturb).remove)
-            with torch.no_grad():
+            with without_gradients():
                 return [tensor.clone() for tensor in _tensors(call(model, self._structure.example))]
 
     def _watching(self, span: ChannelSpan, disturbed: str | None) -> Any:

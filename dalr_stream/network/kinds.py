@@ -34,6 +34,8 @@ class LayerRows:
     """Leading dimensions: the sample, and where in it."""
     of_patches: bool = False
     """Whether they are positions of an image, overlapping patches even: far too many to keep them all."""
+    given_for_patches: bool = False
+    """Whether each is what a convolution gave for one patch."""
 
     @property
     def leading(self) -> tuple[int, ...]:
@@ -98,8 +100,9 @@ def rows_entering(name: str, module: nn.Module, tensor: torch.Tensor) -> LayerRo
 
 def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> LayerRows:
     """Return what a layer gives as rows of m features."""
-    last = tensor.detach().movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor.detach()
-    return LayerRows(last, last.ndim - 1)
+    if not isinstance(module, CONVOLUTIONS):
+        return LayerRows(tensor.detach(), tensor.ndim - 1)
+    return LayerRows(tensor.detach().movedim(1, -1), tensor.ndim - 1, given_for_patches=True)
 
 
 def rows_of_channels(name: str, module: nn.Module, tensor: torch.Tensor, channels: int) -> LayerRows:

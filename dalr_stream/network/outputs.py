@@ -33,7 +33,7 @@ def with_outputs(
         outputs.clear()
         samples = samples_in(batch)
         if samples:
-            chosen = BatchRows(rule, samples, seen, rule.mask_of(batch, samples))
+            chosen = BatchRows(rule, samples, seen, rule.mask_of(batch, samples), paired=True)
             with torch.inference_mode():
                 taken = take_rows(model, batch, leaving, chosen)
             outputs |= {

@@ -31,6 +31,16 @@ def with_readers(layers: Sequence[LayerSpec], structure: Structure) -> tuple[Lay
     return tuple(watched.values())
 
 
+def readers_of(structure: Structure, layers: Sequence[str]) -> tuple[LayerSpec, ...]:
+    """Return what is to be watched so that selections of `layers` can be solved, and nothing else.
+
+    Raises UnsupportedLayerError where the channels of one of them cannot be pruned.
+    """
+    streams = {reader.stream for name in layers for reader in structure.group_of(name).readers}
+    watched = with_readers(select_layers(structure.model, layers), structure)
+    return tuple(layer for layer in watched if layer.stream in streams)
+
+
 def _with_groups(layers: Sequence[LayerSpec], structure: Structure) -> list[LayerSpec]:
     """Say of each layer what is pruned with its channels, or why they cannot be; layers that are tied, once."""
     known: list[LayerSpec] = []

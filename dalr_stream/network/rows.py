@@ -68,9 +68,13 @@ class RowRule:
             said.append(f"patches by seed {self.seed}")
         return ", ".join(said)
 
-    def most_of(self, rows: LayerRows) -> int | None:
-        """Return the most rows of a sample to be taken of a layer's rows; None for no limit."""
-        limits = [self.most_per_sample, self.most_patches if rows.of_patches else None]
+    def most_of(self, rows: LayerRows, *, paired: bool = False) -> int | None:
+        """Return the most rows of a sample to be taken of a layer's rows; None for no limit.
+
+        `paired` takes what a convolution gave where what it read is taken, so that they belong together row for row.
+        """
+        patches = rows.of_patches or (paired and rows.given_for_patches)
+        limits = [self.most_per_sample, self.most_patches if patches else None]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def mask_of(self, batch: Any, samples: int) -> torch.Tensor | None:
@@ -127,9 +131,15 @@ class Taken:
 class BatchRows:
     """The rule applied to one batch, whichever the layer."""
 
-    def __init__(self, rule: RowRule, samples: int, first_sample: int, mask: torch.Tensor | None) -> None:
-        """`first_sample` is the number of the batch's first sample within its domain; `mask` is from `mask_of`."""
+    def __init__(
+        self, rule: RowRule, samples: int, first_sample: int, mask: torch.Tensor | None, *, paired: bool = False
+    ) -> None:
+        """`first_sample` is the number of the batch's first sample within its domain; `mask` is from `mask_of`.
+
+        `paired` takes outputs where the inputs are taken, as `RowRule.most_of` says.
+        """
         self._rule = rule
+        self._paired = paired
         self._samples = samples
         self._first = first_sample
         self._mask: Keep | None = None if mask is None else mask.numpy()
@@ -137,7 +147,7 @@ class BatchRows:
 
     def take(self, stream: str, rows: LayerRows) -> Taken:
         """Copy the watched rows of a layer, in the order of samples and positions."""
-        most = self._rule.most_of(rows)
+        most = self._rule.most_of(rows, paired=self._paired)
         known = rows.leading, most
         if known not in self._kept:
             self._kept[known] = self._keep(stream, rows.leading, most)

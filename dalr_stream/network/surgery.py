@@ -56,6 +56,11 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
                 f"layer '{name}': a replacement is what at_rank or at_size gives, got {type(record).__name__}"
             )
     require_numbers(model)
+    with torch.inference_mode(mode=False):  # its tensors could not be trained, nor traced
+        return _compressed(model, replacements, example)
+
+
+def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], example: Any) -> nn.Module:
     require_replaceable(model, (module_name(name) for name in replacements))
     small = _copy(model)
     steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before

@@ -114,6 +114,16 @@ class CrossMoments:
         about += self.cross_scatter
         return about
 
+    def squared_error(self, weight: Matrix, bias: Vector) -> float:
+        """||Y - (W X + b)||^2 of any affine map, weight (m, d) and bias (m,), summed over the rows.
+
+        A difference of sums: resolved to eps x the outputs' scatter, and not clamped. Cost: 2 m d^2 operations.
+        """
+        inputs, outputs = self.inputs, self.outputs
+        about = float(np.trace(outputs.scatter)) + float(np.vdot(weight @ inputs.scatter, weight))
+        shift = outputs.mean - weight @ inputs.mean - bias
+        return about - 2.0 * float(np.vdot(weight, self.cross_scatter)) + self.count * float(shift @ shift)
+
     def same_bits(self, other: CrossMoments) -> bool:
         """Tell whether both records hold exactly the same numbers."""
         return self.input_features == other.input_features and self.joint.same_bits(other.joint)

@@ -1,4 +1,4 @@
-"""Error curves as shares: what a factor pair loses of the outputs at every rank, on any moments."""
+"""Errors as shares: what a factor pair loses of the outputs at every rank, and a selection of the nodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.numerics.solution import LowRankFactors, SelectedNodes
 
 Vector = NDArray[np.float64]
 
@@ -38,3 +38,15 @@ def share(errors: Vector, energy: Vector | float) -> Vector:
     """Return squared errors over ||Y - b||^2, 0 where both are."""
     whole = np.broadcast_to(energy, errors.shape)
     return np.asarray(np.divide(np.maximum(errors, 0.0), whole, out=np.zeros(errors.shape), where=whole > 0))
+
+
+def lost_nodes(kept: SelectedNodes, nodes: Moments) -> float:
+    """||phi - A phi_J - offset|| / ||phi||: how far nodes are from what the kept ones restore; 0 where none fires.
+
+    `nodes` are the moments of all d nodes. Cost: 2 d^3 operations.
+    """
+    gap = np.eye(nodes.features)
+    gap[:, kept.kept] -= kept.restore
+    shift = gap @ nodes.mean - kept.offset
+    lost = float(np.vdot(gap @ nodes.scatter, gap)) + nodes.count * float(shift @ shift)
+    return float(relative(np.array([lost]), float(np.trace(nodes.gram)))[0])

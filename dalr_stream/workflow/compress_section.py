@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -31,6 +32,15 @@ Percent = Annotated[float, BeforeValidator(_read_percent), Field(ge=0.0, le=1.0)
 """A share, written `25%` or 0.25."""
 SomePercent = Annotated[Percent, Field(gt=0.0)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+class Order(StrEnum):
+    """Whether the layers' solutions know of one another."""
+
+    PARALLEL = "parallel"
+    """All from the original network's statistics."""
+    SEQUENTIAL = "sequential"
+    """Each from what it reads in the network as compressed so far, towards the original's outputs."""
 
 
 class ChoiceSection(BaseModel):
@@ -74,6 +84,8 @@ class CompressSection(BaseModel):
     """Search sizes of all layers together that lose at most this much of the score on [validation]."""
     method: Method | None = None
     """By which method all layers are compressed; by default `dalr_anchored_affine`, or the first of solve.methods."""
+    order: Order = Order.PARALLEL
+    """`sequential` takes a pass over the data for each layer. Sizes are decided from the original's statistics."""
     multiple_of: Positive | None = None
     """Use no other sizes than multiples of it, and layers as they are."""
 
@@ -115,5 +127,5 @@ class CompressSection(BaseModel):
 def with_sizes(section: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Return [compress] with other keys put in; a new rule replaces whatever decided the sizes before."""
     if set(RULES) & sizes.keys():
-        section = {key: value for key, value in section.items() if key in ("method", "multiple_of")}
+        section = {key: value for key, value in section.items() if key in ("method", "multiple_of", "order")}
     return {**section, **sizes}

@@ -18,6 +18,7 @@ from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.network.pretrained import weights_file
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.storage.manifest import digest_of
+from dalr_stream.workflow.compress_section import Order
 from dalr_stream.workflow.config import LabelledSection, RunConfig
 from dalr_stream.workflow.factories import code_digest
 
@@ -73,7 +74,8 @@ class Fingerprints:
         if step == "solve":
             return solve
         searched = self._labelled(config.validation) if config.compress.max_drop is not None else []
-        compress = digest_of([solve, config.plain()["compress"], searched, config.run.seed if searched else None])
+        seed = config.run.seed if searched else None
+        compress = digest_of([solve, config.plain()["compress"], searched, seed, self._streamed_again])
         if step == "compress":
             return compress
         finetune = self._finetune(compress)
@@ -90,6 +92,13 @@ class Fingerprints:
             return compress
         code = self._code(self.config.network.build, section.batches, section.loss)
         return digest_of([compress, section.model_dump(mode="json"), code, self.config.run.seed])
+
+    @property
+    def _streamed_again(self) -> list[str]:
+        """Of the domains that compressing layer after layer goes through once more."""
+        solve = self.config.solve
+        again = [solve.target, solve.source, solve.heldout] if self.config.compress.order is Order.SEQUENTIAL else []
+        return [self.capture(domain) for domain in again if domain is not None]
 
     def _labelled(self, section: LabelledSection | None) -> list[Any]:
         if section is None:

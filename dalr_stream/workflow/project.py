@@ -50,6 +50,7 @@ class Project:
         self.finetuned = self.output / "finetuned"
         self.finetuning = self.output / "finetuning.json"
         self.unfinished = self.output / "unfinished"
+        self.sequence = self.output / "sequence"
         self.evaluation = self.output / "evaluation.json"
         self.stability = self.output / "stability.json"
         self.report_folder = self.output / "report"

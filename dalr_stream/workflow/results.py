@@ -63,7 +63,7 @@ def results(project: Project) -> Results:
     """Return everything a run found out, as the report shows it."""
     section, store = project.evaluate_section, SolvedStore.open(project.store)
     found, stable = Evaluation.read(project.evaluation), read_stability(project.stability)
-    saved = Compression.read(project.compression).notes if project.config.compress.wanted else ()
+    saved = Compression.read(project.compression).said if project.config.compress.wanted else ()
     tuned = (str(FineTuned.read(project.finetuning)),) if project.config.finetune else ()
     layers = [
         dataclasses.replace(_findings(project, store, layer, found), stability=stable[layer])

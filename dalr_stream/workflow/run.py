@@ -26,6 +26,7 @@ from dalr_stream.storage.archive import Solution, save_solution
 from dalr_stream.storage.durable import explained, remove_folder
 from dalr_stream.workflow.accumulate import accumulate
 from dalr_stream.workflow.capture import capture
+from dalr_stream.workflow.compress_section import Order
 from dalr_stream.workflow.direct import accumulate_into
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.evaluate import Evaluation, Evaluator, measure, score_on
@@ -39,6 +40,7 @@ from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.provenance import saved_provenance
 from dalr_stream.workflow.results import results
 from dalr_stream.workflow.ridge import solve_as_asked
+from dalr_stream.workflow.sequence_step import compress_in_sequence, forget_sequence
 from dalr_stream.workflow.sizing import Compression, decide
 from dalr_stream.workflow.solve import LayerProblem, solve_selection
 from dalr_stream.workflow.stability import layer_stability, write_stability
@@ -154,8 +156,11 @@ class Run:
         for note in decided.notes:
             self._progress.note(f"warning: {note}")
         small = compress(self.project.network, chosen, example=self.project.structure)
+        if chosen and self._config.compress.order is Order.SEQUENTIAL:
+            small, decided = compress_in_sequence(self.project, store, decided, small, self._progress)
         checkpoint.save(small, self.project.compressed, provenance=saved_provenance(self._config, store, decided))
         decided.write(self.project.compression)
+        forget_sequence(self.project)
         before, after = parameter_count(self.project.network), parameter_count(small)
         kept = f"{before:,} -> {after:,} parameters ({after / before:.1%})"
         self._progress.note(f"compress: {kept}, in '{self.project.compressed}'")

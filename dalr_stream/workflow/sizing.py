@@ -32,6 +32,7 @@ from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
 from dalr_stream.workflow.compress import choices, replacements, require_solved
 from dalr_stream.workflow.evaluate import Evaluator, score_on, sizes_to_try
+from dalr_stream.workflow.gain import SequenceGain
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress
 from dalr_stream.workflow.project import Project
@@ -57,9 +58,18 @@ class Compression:
     notes: tuple[str, ...] = ()
     """What was warned of on the way."""
     search: Search | None = None
+    gain: SequenceGain | None = None
+    """Where the layers were compressed one after the other."""
 
     def __str__(self) -> str:
-        return "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items()) or "as is"
+        in_turn = " (one after the other)" if self.gain else ""
+        sizes = "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
+        return f"{sizes}{in_turn}" if sizes else "as is"
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What the report says of it."""
+        return (*self.notes, str(self.gain)) if self.gain else self.notes
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -75,7 +85,8 @@ class Compression:
             raise StoreNotFoundError(f"there is no '{path}': run compress first") from None
         layers = {name: LayerSize(Method(layer["method"]), layer["size"]) for name, layer in plain["layers"].items()}
         search = None if plain["search"] is None else Search.from_plain(plain["search"])
-        return cls(plain["rule"], layers, tuple(plain["notes"]), search)
+        gain = None if plain["gain"] is None else SequenceGain.from_plain(plain["gain"])
+        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain)
 
 
 def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[dict[str, Replacement], Compression]:

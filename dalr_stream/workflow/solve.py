@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
+from dalr_stream.numerics.cross import CrossMoments
 from dalr_stream.numerics.lowrank import dalr, truncated_svd
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
@@ -47,19 +48,21 @@ class LayerProblem:
 
 def solve_low_rank(problem: LayerProblem, method: Method, ridge: Ridge = DEFAULT_RIDGE) -> LowRankFactors:
     """Return every rank of one low-rank method."""
+    return factor_by(method, problem.weight, problem.bias, problem.inputs, ridge)
+
+
+def factor_by(
+    method: Method,
+    weight: NDArray[np.floating],
+    bias: NDArray[np.floating] | None,
+    moments: Moments | CrossMoments,
+    ridge: Ridge = DEFAULT_RIDGE,
+) -> LowRankFactors:
+    """Return every rank of one low-rank method, from the moments of the layer's inputs or of two runs."""
     if method in (Method.SVD, Method.SVD_BC):
-        compensate = method is Method.SVD_BC
-        return truncated_svd(problem.weight, problem.bias, problem.inputs, compensate_bias=compensate)
+        return truncated_svd(weight, bias, moments, compensate_bias=method is Method.SVD_BC)
     variant, affine, compensate = _DALR[method]
-    return dalr(
-        problem.weight,
-        problem.bias,
-        problem.inputs,
-        ridge=ridge,
-        variant=variant,
-        affine=affine,
-        compensate_bias=compensate,
-    )
+    return dalr(weight, bias, moments, ridge=ridge, variant=variant, affine=affine, compensate_bias=compensate)
 
 
 def solve_again(problem: LayerProblem, method: Method, inputs: Moments, ridge: Ridge) -> LowRankFactors:
@@ -73,12 +76,24 @@ def solve_selection(problem: LayerProblem, method: Method, strength: float = 1.0
     """Return every size of one selection of the layer's nodes."""
     if problem.target_nodes is None:
         raise InvalidInputError(f"{method.value}: needs the moments of what reads the layer's nodes")
+    return select_by(method, problem.target_nodes, problem.source_nodes, strength)
+
+
+def needs_source(method: Method) -> bool:
+    """Tell whether a method compares two domains."""
+    return method in _FORMS
+
+
+def select_by(
+    method: Method, target: Moments, source: Moments | None = None, strength: float = 1.0
+) -> ChannelSelection:
+    """Return every size of one selection, from the moments of the nodes as their readers see them."""
     if method is Method.PRUNE_MEAN:
-        return by_mean(problem.target_nodes)
+        return by_mean(target)
     if method is Method.PRUNE_MAX:
-        return by_max(problem.target_nodes)
+        return by_max(target)
     if method is Method.SPECTRAL:
-        return spectral(problem.target_nodes)
-    if problem.source_nodes is None:
+        return spectral(target)
+    if source is None:
         raise InvalidInputError(f"{method.value}: needs the moments of a source domain")
-    return momasp(problem.target_nodes, problem.source_nodes, form=_FORMS[method], strength=strength)
+    return momasp(target, source, form=_FORMS[method], strength=strength)

@@ -1,0 +1,160 @@
+"""Layers at their turn in `sequential`: what one pass over the data decides, and what it says of the errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from dalr_stream.network.graph import Structure
+from dalr_stream.network.layers import select_layers, weights_of
+from dalr_stream.network.passes import SameEveryPass
+from dalr_stream.network.readers import readers_of
+from dalr_stream.network.rows import RowRule
+from dalr_stream.network.surgery import Replacement
+from dalr_stream.numerics.choices import parse_choice
+from dalr_stream.numerics.cross import CrossMoments
+from dalr_stream.numerics.holdout import HoldoutRule
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.ridge import DEFAULT_RIDGE, Ridge
+from dalr_stream.numerics.shares import lost_nodes, outputs_energy, relative
+from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.streaming.accumulate import Folding
+from dalr_stream.workflow.accumulate import LayerMoments
+from dalr_stream.workflow.cross import LayerCrossMoments, accumulate_cross
+from dalr_stream.workflow.direct import accumulate_stream
+from dalr_stream.workflow.progress import Progress
+from dalr_stream.workflow.solve import factor_by, needs_source, select_by
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChoice:
+    """By which method one layer is compressed, and to which size."""
+
+    method: Method | str
+    """Or its value, as in run files."""
+    size: int
+    """Rank, or number of kept nodes."""
+    ridge: Ridge = DEFAULT_RIDGE
+    """Of DALR."""
+    strength: float = 1.0
+    """Of MoMaSP's regulariser."""
+    restore_ridge: float = 1e-3
+    """Of the matrix that puts pruned nodes back, relative to the mean diagonal of Sigma."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", parse_choice(Method, self.method, "method"))
+
+    @property
+    def by(self) -> Method:
+        """The method, whichever way it was given."""
+        return Method(self.method)
+
+    @property
+    def selects(self) -> bool:
+        """Whether it keeps some of the layer's nodes; a factor pair keeps them all."""
+        return self.by.family is Family.SELECTION
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOutcome:
+    """What became of one layer. Errors are norms over norms, on held-out rows where some are kept apart."""
+
+    choice: LayerChoice
+    inherited: float | None
+    """||Y - (W X + b)|| / ||Y - b||: what the layers before had cost when it was this one's turn; X, W and b are those
+    of the network as compressed so far, Y is the original's. None for a selection."""
+    error: float
+    """The same with the factor pair in place; of a selection, ||phi - A phi_J|| / ||phi|| over all its nodes."""
+
+    def __str__(self) -> str:
+        before = "" if self.inherited is None else f", of which it inherited {self.inherited:.4f}"
+        return f"{self.choice.by.label}, {self.choice.size}: error {self.error:.4f}{before}"
+
+
+Found = tuple[Replacement, LayerOutcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one pass takes, whichever layers it is for."""
+
+    original: nn.Module
+    choices: Mapping[str, LayerChoice]
+    target: SameEveryPass
+    source: SameEveryPass | None
+    rows: RowRule | None
+    folding: Folding
+    progress: Progress
+
+    def solve(self, group: Sequence[str], current: nn.Module) -> dict[str, Found]:
+        """Return what takes the place of each layer of `group` in `current`, and what it loses."""
+        if self.choices[group[0]].selects:
+            return {name: self._select(name, current) for name in group}
+        moments = self._of_inputs_and_targets(group, current)
+        return {name: self._factor(name, current, moments[name], moments.heldout.get(name)) for name in group}
+
+    def _factor(
+        self, name: str, current: nn.Module, moments: Moments | CrossMoments, heldout: Moments | CrossMoments | None
+    ) -> Found:
+        choice = self.choices[name]
+        weight, bias = weights_of(current, name)
+        factors = factor_by(choice.by, weight, bias, moments, choice.ridge)
+        pair = factors.at_rank(choice.size, layer=name)
+        own = np.zeros(factors.outputs) if bias is None else bias.astype(np.float64)
+        errors = _relative_errors(factors, own, choice.size, moments if heldout is None else heldout)
+        return pair, LayerOutcome(choice, *errors)
+
+    def _select(self, name: str, current: nn.Module) -> Found:
+        choice, structure = self.choices[name], self.structure_of(current)
+        group, layers = structure.group_of(name), readers_of(structure, [name])
+        streams = accumulate_stream(current, self.target, layers, **self._options)
+        nodes, source = group.joint(streams), None
+        if self.source is not None and needs_source(choice.by):
+            source = group.joint(accumulate_stream(current, self.source, layers, **self._of_source))
+        solution = select_by(choice.by, nodes, source, choice.strength)
+        kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
+        apart = group.joint(streams.heldout) if streams.heldout else nodes
+        return kept, LayerOutcome(choice, None, lost_nodes(kept, apart))
+
+    def structure_of(self, current: nn.Module) -> Structure:
+        """Return how the channels of a network hang together."""
+        return Structure.of(current, self.target.first())
+
+    def _of_inputs_and_targets(self, group: Sequence[str], current: nn.Module) -> LayerMoments | LayerCrossMoments:
+        """Return moments of the inputs alone where they are the original's still: they decide more exactly."""
+        layers = select_layers(current, list(group))
+        if current is self.original:
+            return accumulate_stream(current, self.target, layers, **self._options)
+        return accumulate_cross(self.original, current, self.target, layers, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"rows": self.rows, "folding": self.folding, "progress": self.progress}
+
+    @property
+    def _of_source(self) -> dict[str, Any]:
+        """Nothing is measured on the source, so none of it is kept apart."""
+        every = dataclasses.replace(self.folding, holdout=HoldoutRule(0.0))
+        return {**self._options, "folding": every}
+
+
+def _relative_errors(
+    factors: LowRankFactors, bias: Vector, rank: int, moments: Moments | CrossMoments
+) -> tuple[float, float]:
+    """Return the error of the layer as it is and that of its pair; the first is 0 where Z = W X."""
+    if isinstance(moments, CrossMoments):
+        before = moments.squared_error(factors.weight, bias)
+        whole = float(np.trace(moments.outputs.scatter_about(bias)))
+    else:
+        before, whole = 0.0, outputs_energy(factors, moments)
+    inherited, error = relative(np.array([before, factors.errors(moments)[rank]]), whole)
+    return float(inherited), float(error)

@@ -1,0 +1,230 @@
+"""Compression layer after layer from a run file: sizes as before, factors in sequence, resumed, skipped, reported."""
+
+import json
+
+import pytest
+import torch
+
+import dalr_stream as ds
+from dalr_stream.errors import ConfigError
+from dalr_stream.workflow import sequence_step
+from dalr_stream.workflow.config import load_config
+from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.progress import Silent
+from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.results import results
+from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.sizing import Compression
+
+IN_SEQUENCE = 'compress.order="sequential"'
+TWO_PAIRS = ['compress.fc2.method="dalr_anchored_affine"', "compress.fc2.size=3"]
+
+
+class Said:
+    def __init__(self):
+        self.said = []
+
+    def note(self, message):
+        self.said.append(message)
+
+    def track(self, title, total, unit):
+        return Silent().track(title, total, unit)
+
+
+def opened(run_file, *overrides, **sizes):
+    said = Said()
+    return Run(Project(load_config(run_file, overrides, sizes), run_file.parent), progress=said), said.said
+
+
+def saved(run):
+    return ds.load(run.project.compressed, run.project.build).state_dict()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_the_network_in_sequence_is_the_python_apis(finished_file):
+    parallel = saved(opened(finished_file)[0])
+    run, said = opened(finished_file, IN_SEQUENCE)
+    run.compress()
+    project, section = run.project, run.project.config.solve
+    restore = {"restore_ridge": section.restore_ridge}
+    choices = {
+        "fc1": ds.LayerChoice("dalr_anchored_affine", 4, ds.Ridge.relative(1e-3)),
+        "fc2": ds.LayerChoice("momasp_node", 6, **restore),
+    }
+    found = ds.compress_sequentially(
+        project.network,
+        project.batches("target"),
+        choices,
+        source=project.batches("source"),
+        folding=ds.Folding(ds.HoldoutRule(0.0)),
+    )
+    assert same(saved(run), found.network.state_dict())
+    assert same({k: v for k, v in parallel.items() if k.startswith("fc1")}, saved_part(run, "fc1"))
+    assert not same(parallel, saved(run))
+    assert "layer after layer: 2 passes over the data: fc1; fc2" in said
+    assert not project.sequence.exists()
+
+
+def saved_part(run, layer):
+    return {name: tensor for name, tensor in saved(run).items() if name.startswith(layer)}
+
+
+def test_the_gain_is_measured_on_rows_that_decide_nothing_and_reported(finished_file):
+    parallel = ds.load(opened(finished_file)[0].project.compressed, opened(finished_file)[0].project.build)
+    run, said = opened(finished_file, IN_SEQUENCE)
+    page = run.all().parent
+    record = Compression.read(run.project.compression)
+    project = run.project
+    small, test = ds.load(project.compressed, project.build), project.batches("test")
+    before, after = (ds.output_errors(project.network, net, test, ["fc1", "fc3"]) for net in (parallel, small))
+    assert [(g.layer, g.parallel, g.sequential) for g in record.gain.layers] == [
+        (name, before[name], after[name]) for name in ("fc1", "fc3")
+    ]
+    line = (
+        "layers were compressed one after the other, in 2 passes over the data: fc1; fc2; relative output error on "
+        f"'test', all at once -> one after the other: fc1 {before['fc1']:.4f} -> {after['fc1']:.4f}, fc3 "
+        f"{before['fc3']:.4f} -> {after['fc3']:.4f}"
+    )
+    assert f"compress: {line}" in said
+    found = results(project)
+    assert line in found.decisions
+    assert found.sizes[1].label.endswith("MoMaSP (node), 6 (one after the other)")
+    assert "one after the other" in (page / "report.html").read_text()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_without_a_domain_for_it_the_held_out_share_measures_where_there_is_one(run_file, share):
+    text = (
+        run_file.read_text()
+        .replace('heldout = "test"', "")
+        .replace("[solve]", f"[capture]\nheldout_share = {share}\n[solve]")
+    )
+    run_file.write_text(text)
+    run, _ = opened(run_file, IN_SEQUENCE, *TWO_PAIRS, 'solve.methods=["dalr_anchored_affine"]')
+    run.train()
+    run.accumulate()
+    run.compress()
+    gain = Compression.read(run.project.compression).gain
+    assert gain.measured_on == f"the {'held-out' if share else 'training'} rows of 'target'"
+    rule = ds.HoldoutRule(share, 0) if share else None
+    small = ds.load(run.project.compressed, run.project.build)
+    measured = ds.output_errors(run.project.network, small, run.project.batches("target"), ["fc1", "fc2"], holdout=rule)
+    assert {layer.layer: layer.sequential for layer in gain.layers} == measured
+
+
+def test_it_is_skipped_while_fresh_and_the_order_is_part_of_what_it_is_made_from(finished_file):
+    run, said = opened(finished_file, IN_SEQUENCE)
+    run.compress()
+    assert "compress: nothing has changed, skipped" not in said
+    again, said = opened(finished_file, IN_SEQUENCE)
+    again.compress()
+    assert said[-1] == "compress: nothing has changed, skipped"
+    back, said = opened(finished_file)
+    back.compress()
+    assert Compression.read(back.project.compression).gain is None
+    assert not any("pass" in line for line in said)
+
+
+def test_other_data_makes_it_stale(finished_file):
+    parallel, sequential = (opened(finished_file, *order)[0].project for order in ([], [IN_SEQUENCE]))
+    before = parallel.made_from("compress"), sequential.made_from("compress")
+    module = finished_file.parent / "tiny_run.py"
+    module.write_text(module.read_text() + "\n# changed\n")
+    assert sequential.made_from("compress") != before[1]
+    assert parallel.made_from("compress") == before[0]
+
+
+def test_killed_between_passes_it_goes_on_from_the_last_finished_one(finished_file, monkeypatch):
+    keep = sequence_step._keep
+
+    def kept_and_killed(*arguments):
+        keep(*arguments)
+        raise KeyboardInterrupt
+
+    expected, _ = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS)
+    expected.compress()
+    weights, errors = saved(expected), Compression.read(expected.project.compression)
+    opened(finished_file)[0].compress()
+    monkeypatch.setattr(sequence_step, "_keep", kept_and_killed)
+    run, _ = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS)
+    with pytest.raises(KeyboardInterrupt):
+        run.compress()
+    assert run.project.sequence.exists()
+    assert Compression.read(run.project.compression).gain is None
+    monkeypatch.undo()
+    run, said = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS)
+    run.compress()
+    assert "compress: going on after fc1" in said
+    assert "layer after layer: 1 pass over the data: fc2" in said
+    assert same(saved(run), weights)
+    assert Compression.read(run.project.compression) == errors
+    assert not run.project.sequence.exists()
+
+
+def test_what_another_setting_left_behind_is_not_gone_on_with(finished_file, monkeypatch):
+    keep = sequence_step._keep
+
+    def kept_and_killed(*arguments):
+        keep(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sequence_step, "_keep", kept_and_killed)
+    with pytest.raises(KeyboardInterrupt):
+        opened(finished_file, IN_SEQUENCE, *TWO_PAIRS)[0].compress()
+    monkeypatch.undo()
+    run, said = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS[:1], "compress.fc2.size=2")
+    run.compress()
+    assert not any("going on" in line for line in said)
+
+
+def test_sizes_by_a_rule_are_those_of_the_parallel_statistics(finished_file):
+    parallel, _ = opened(finished_file, params="50%")
+    parallel.compress()
+    sizes = Compression.read(parallel.project.compression)
+    assert sizes.gain is None
+    run, _ = opened(finished_file, IN_SEQUENCE, params="50%")
+    assert run.project.config.compress.order == "sequential"
+    run.compress()
+    found = Compression.read(run.project.compression)
+    assert (found.layers, found.rule) == (sizes.layers, sizes.rule)
+    assert [layer.layer for layer in found.gain.layers] == list(found.layers)
+    assert json.loads(run.project.compression.read_text())["gain"]["passes"] == [["fc1"], ["fc2"]]
+
+
+def test_a_ridge_that_rows_chose_serves_again(finished_file):
+    run, _ = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS, 'solve.ridge="heldout"')
+    run.compress()
+    method = ds.Method.DALR_ANCHORED_AFFINE
+    store = SolvedStore.open(run.project.store)
+    ridges = {layer: store.solutions(layer, [method])[method].diagnostics.chosen_ridge for layer in ("fc1", "fc2")}
+    choices = {
+        layer: ds.LayerChoice(method, size, ds.Ridge.relative(ridges[layer]))
+        for layer, size in (("fc1", 4), ("fc2", 3))
+    }
+    found = ds.compress_sequentially(
+        run.project.network, run.project.batches("target"), choices, folding=ds.Folding(ds.HoldoutRule(0.0))
+    )
+    assert same(saved(run), found.network.state_dict())
+
+
+def test_shards_do_not_stand_in_the_way(run_file):
+    run, _ = opened(run_file, IN_SEQUENCE, *TWO_PAIRS, "capture.shards=3", 'solve.methods=["dalr_anchored_affine"]')
+    run.train()
+    run.accumulate()
+    run.compress()
+    assert Compression.read(run.project.compression).gain is not None
+
+
+def test_where_a_rule_leaves_every_layer_as_it_is_no_pass_is_made(finished_file):
+    run, said = opened(finished_file, IN_SEQUENCE, params="100%")
+    run.compress()
+    assert not any("pass" in line for line in said)
+    assert str(Compression.read(run.project.compression)) == "as is"
+
+
+def test_another_order_is_refused(run_file):
+    with pytest.raises(ConfigError, match=r"compress\.order.*'parallel' or 'sequential'"):
+        load_config(run_file, ['compress.order="backwards"'])
