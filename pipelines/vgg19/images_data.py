@@ -1,7 +1,7 @@
-"""The factories that run files name: `train`, `validation` and `test` of a target data set, and `source` pictures.
+"""The factories that run files name: `target_train`, `target_validation`, `target_test` and `source`.
 
     [domains.target]
-    batches = "images_data:train"
+    batches = "images_data:target_train"
     options = { dataset = "cub", samples = 4000 }
 
 The invariant that keeps the numbers honest: for one seed and one `validation`, the training pictures, the validation
@@ -40,7 +40,7 @@ class Draw(enum.IntEnum):
     SOURCE = 2
 
 
-def train(  # noqa: PLR0913 - each is an option of the run file
+def target_train(  # noqa: PLR0913 - each is an option of the run file
     *,
     dataset: str,
     seed: int,
@@ -66,7 +66,7 @@ def train(  # noqa: PLR0913 - each is an option of the run file
     samples
         Draw so many, each class in its proportion, for the statistics; by default all.
     validation
-        So many are left to `validation`, each class in its proportion; or `official`, the data set's own.
+        So many are left to `target_validation`, each class in its proportion; or `official`, the data set's own.
     boxes
         Show each picture a second time, cut to its bounding box: the augmentation of the DALR paper (section 5.1).
     batch_size, side, threads
@@ -85,7 +85,7 @@ def train(  # noqa: PLR0913 - each is an option of the run file
     return ImageBatches(tuple(shown), batch_size, side, threads)
 
 
-def validation(  # noqa: PLR0913 - each is an option of the run file
+def target_validation(  # noqa: PLR0913 - each is an option of the run file
     *,
     dataset: str,
     seed: int,
@@ -96,12 +96,12 @@ def validation(  # noqa: PLR0913 - each is an option of the run file
     threads: int | None = None,
     expect: Expected = "official",
 ) -> ImageBatches:
-    """Give the pictures that `train` with the same seed and ``validation`` leaves out. Options as for `train`."""
+    """Give the pictures that `target_train` with the same seed and ``validation`` leaves out; the same options."""
     found = _read(dataset, root, expect)
     return _whole_batches(found, _validation_rows(found, seed, validation), batch_size, side, threads)
 
 
-def test(  # noqa: PLR0913 - each is an option of the run file
+def target_test(
     *,
     dataset: str,
     seed: int,
@@ -111,13 +111,13 @@ def test(  # noqa: PLR0913 - each is an option of the run file
     threads: int | None = None,
     expect: Expected = "official",
 ) -> ImageBatches:
-    """Give the official test pictures, all of them: nothing is drawn by ``seed``. Options as for `train`."""
+    """Give the official test pictures, all of them: nothing is drawn by ``seed``. Options as for `target_train`."""
     del seed
     found = _read(dataset, root, expect)
     return _whole_batches(found, found.test, batch_size, side, threads)
 
 
-def source(  # noqa: PLR0913 - each is an option of the run file
+def source(
     *,
     seed: int,
     root: str = SOURCE_ROOT,
