@@ -182,6 +182,42 @@ class NetworkSize:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedColumn:
+    """One column of a published table."""
+
+    title: str
+    share: bool = True
+    """Whether its values are shares in 0..1, shown in per cent; counts otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """One row of a published table, and what this run found for it; None where there is nothing."""
+
+    label: str
+    published: tuple[float | None, ...]
+    ours: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTable:
+    """A table of a paper, with this run's numbers beside it."""
+
+    title: str
+    """Paper and number of the table, and what it shows."""
+    corner: str
+    columns: tuple[PublishedColumn, ...]
+    rows: tuple[PublishedRow, ...]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> PublishedTable:
+        """Make one of what `dataclasses.asdict` gave and JSON brought back."""
+        columns = tuple(PublishedColumn(**column) for column in plain["columns"])
+        rows = tuple(PublishedRow(**_with_tuples(row)) for row in plain["rows"])
+        return cls(plain["title"], plain["corner"], columns, rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """One whole run."""
 
@@ -198,6 +234,8 @@ class Results:
     """What the run decided or was warned of: dead features, few samples, ranks above break-even."""
     caveats: tuple[str, ...] = field(default=())
     """What this run does not show, in the words of whoever wrote the run file."""
+    published: tuple[PublishedTable, ...] = ()
+    """Tables of papers that this run is to be compared with."""
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -217,6 +255,7 @@ def _results(plain: dict[str, Any]) -> Results:
             "sizes": tuple(NetworkSize(**size) for size in plain["sizes"]),
             "decisions": tuple(plain["decisions"]),
             "caveats": tuple(plain["caveats"]),
+            "published": tuple(PublishedTable.of(table) for table in plain.get("published", ())),
         }
     )
 

@@ -75,6 +75,8 @@ class NetworkSection(_Section):
     """A safetensors file, relative to the run file."""
     train: Factory | None = None
     """`train(model, *, seed, report, **train_options)`, where there are no weights yet."""
+    start: Path | None = None
+    """A file that training starts from, such as published weights, relative to the run file: `train(start=path)`."""
     train_options: Options = {}
     layers: tuple[str, ...] = Field(min_length=1)
     """Patterns: a name, a glob, or `re:...`."""
@@ -85,6 +87,8 @@ class NetworkSection(_Section):
     def _one_source(self) -> NetworkSection:
         if (self.weights is None) == (self.train is None):
             raise ValueError("needs exactly one of 'weights' (a safetensors file) and 'train' (module:function)")
+        if self.start is not None and self.train is None:
+            raise ValueError("'start' is what 'train' starts from: name the function, or give the file as 'weights'")
         return self
 
 
@@ -178,6 +182,13 @@ class LabelledSection(DataSection):
     metric: Factory | Literal["accuracy"] = "accuracy"
     """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one tensor at a time."""
     ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    cache: str = "256MiB"
+    """What may be kept of the values that enter the compressed layers, instead of computing them for every network."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """The same in bytes."""
+        return parse_bytes(self.cache)
 
 
 class EvaluateSection(LabelledSection):
@@ -185,6 +196,13 @@ class EvaluateSection(LabelledSection):
 
     drop: float = Field(default=0.01, gt=0.0, lt=1.0)
     """The loss of accuracy that the headline allows."""
+
+
+class ReportSection(_Section):
+    """What the report shows beside what the run found."""
+
+    published: Path | None = None
+    """Published numbers, a TOML file as `workflow.published` reads it, relative to the run file."""
 
 
 class RunConfig(_Section):
@@ -199,6 +217,7 @@ class RunConfig(_Section):
     evaluate: EvaluateSection | None = None
     validation: LabelledSection | None = None
     """What the joint search scores networks on; never the test split."""
+    report: ReportSection = ReportSection()
 
     @property
     def compress_method(self) -> Method:

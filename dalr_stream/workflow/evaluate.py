@@ -13,7 +13,7 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture import call
-from dalr_stream.network.prefix import PrefixCache
+from dalr_stream.network.prefix import CACHE_BYTES, PrefixCache
 from dalr_stream.network.surgery import compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
@@ -86,6 +86,8 @@ class Evaluator:
     run once, and used again for every network that differs only from there on."""
     restore_ridge: float
     progress: Progress
+    cache_bytes: int = CACHE_BYTES
+    """What may be kept of that."""
 
     def curves(
         self, store: SolvedStore, methods: Mapping[str, Sequence[Method]]
@@ -113,7 +115,7 @@ class Evaluator:
     def from_layers(self, *layers: str) -> Score:
         """Return the score of networks that differ only from the first of `layers` on."""
         try:
-            cache = PrefixCache(self.model, *layers)
+            cache = PrefixCache(self.model, *layers, limit_bytes=self.cache_bytes)
         except UnsupportedLayerError as error:
             self.progress.note(f"evaluate: whole forward passes are run: {error}")
             return self.score

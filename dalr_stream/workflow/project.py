@@ -64,6 +64,13 @@ class Project:
         checkpoint.load_weights(model, weights)
         return model.eval()
 
+    @property
+    def train_options(self) -> dict[str, Any]:
+        """What the run file hands to its training."""
+        section = self.config.network
+        start = {} if section.start is None else {"start": self.folder / section.start}
+        return {**section.train_options, **start}
+
     @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
         """The layers to compress, those whose inputs decide which of their nodes to keep, and the outputs asked for."""

@@ -32,6 +32,7 @@ from dalr_stream.workflow.evaluate import Evaluation
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.provenance import provenance
+from dalr_stream.workflow.published import Published
 from dalr_stream.workflow.sizing import Compression
 from dalr_stream.workflow.stability import read_stability
 
@@ -65,7 +66,7 @@ def results(project: Project) -> Results:
         dataclasses.replace(_findings(project, store, layer, found), stability=stable[layer])
         for layer in project.layers
     ]
-    return Results(
+    whole = Results(
         name=project.config.run.name,
         provenance=provenance(project.config, store),
         metric=found.metric,
@@ -75,6 +76,10 @@ def results(project: Project) -> Results:
         decisions=(*decisions(layers), *saved),
         caveats=project.config.run.caveats,
     )
+    published = project.config.report.published
+    if published is None:
+        return whole
+    return dataclasses.replace(whole, published=Published.read(project.folder / published).beside(whole))
 
 
 def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerResults:

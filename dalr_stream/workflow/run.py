@@ -73,7 +73,7 @@ class Run:
             return
         with importing_from(self.project.folder):
             model = self.project.build()
-            options = self._config.network.train_options
+            options = self.project.train_options
             self.project.resolve(train, "network.train")(
                 model, seed=self._config.run.seed, report=self._progress.note, **options
             )
@@ -174,7 +174,8 @@ class Run:
         score, ridge = score_on(self.project, "evaluate", section), self._config.solve.restore_ridge
         sizes = tuple(measure(label, model, score(model)) for label, model in networks.items())
         methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
-        curves = Evaluator(self.project.network, section.ranks, score, ridge, self._progress).curves(store, methods)
+        evaluator = Evaluator(self.project.network, section.ranks, score, ridge, self._progress, section.cache_bytes)
+        curves = evaluator.curves(store, methods)
         found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes)
         found.write(self.project.evaluation)
         self._done("evaluate")

@@ -161,5 +161,6 @@ def _search(project: Project, store: SolvedStore, solutions: Mapping[str, Soluti
         for layer, solution in solutions.items()
     }
     score = score_on(project, "validation", validation)
-    evaluator = Evaluator(project.network, validation.ranks, score, project.config.solve.restore_ridge, progress)
+    ridge = project.config.solve.restore_ridge
+    evaluator = Evaluator(project.network, validation.ranks, score, ridge, progress, validation.cache_bytes)
     return joint_search(evaluator, solutions, candidates, section.share)

@@ -1,6 +1,6 @@
-"""VGG19 in plain torch, with torchvision's names, so that the weights torchvision publishes load: `features.N`,
-`classifier.N`. `classifier.0` is the papers' fc6, `classifier.3` their fc7, `classifier.6` their fc8.
+"""VGG19 in plain torch, with torchvision's names, so that the weights torchvision publishes load.
 
+`features.N` and `classifier.N`; `classifier.0` is the papers' fc6, `classifier.3` their fc7, `classifier.6` their fc8.
 The shape is an option, so that a test runs the same code on a network of a few thousand weights. Activations are not in
 place: what a hook sees is what the layer gave.
 """
@@ -61,7 +61,7 @@ class VGG(nn.Module):
         )
 
     def flat(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Give what fc6 reads, (n, channels x pooled x pooled): it does not change where the convolutions are frozen."""
+        """Give what fc6 reads, (n, channels x pooled x pooled): constant where the convolutions are frozen."""
         return torch.flatten(self.avgpool(self.features(pictures)), 1)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:

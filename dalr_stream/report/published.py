@@ -1,0 +1,50 @@
+"""Tables of papers beside what the run found: a row as it was printed, and under it ours.
+
+Both are shown with the decimals of our tables, and neither is marked as the better one: networks, data sets and
+training differ from those of the paper, and the report does not pretend otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dalr_stream.report.cells import BLANK, Cell, Column, Row, RowKind, Table, count_text, percent_text
+from dalr_stream.report.record import PublishedColumn, PublishedRow, PublishedTable, Results
+
+_FOOTNOTE = (
+    "Published numbers are set as printed; under each stands what this run found, or a dash where it did not try it."
+)
+
+
+def published_tables(results: Results) -> tuple[Table, ...]:
+    """Return one table for each published one, named `published-1` and so on."""
+    return tuple(_table(number, published) for number, published in enumerate(results.published, start=1))
+
+
+def _table(number: int, published: PublishedTable) -> Table:
+    return Table(
+        name=f"published-{number}",
+        caption=published.title,
+        corner=Column(published.corner, published.corner.replace(" ", "_")),
+        columns=tuple(Column(column.title, column.title) for column in published.columns),
+        rows=tuple(row for entry in published.rows for row in _rows(entry, published.columns)),
+        footnote=_FOOTNOTE,
+    )
+
+
+def _rows(entry: PublishedRow, columns: tuple[PublishedColumn, ...]) -> Iterator[Row]:
+    if any(value is not None for value in entry.published):
+        yield Row(entry.label, entry.label, _cells(entry.published, columns), RowKind.REFERENCE)
+        yield Row("this run", f"{entry.label}: this run", _cells(entry.ours, columns))
+    else:
+        yield Row(entry.label, entry.label, _cells(entry.ours, columns))
+
+
+def _cells(values: tuple[float | None, ...], columns: tuple[PublishedColumn, ...]) -> tuple[Cell, ...]:
+    return tuple(_cell(value, column) for value, column in zip(values, columns, strict=True))
+
+
+def _cell(value: float | None, column: PublishedColumn) -> Cell:
+    if value is None:
+        return Cell(BLANK)
+    return Cell(percent_text(value) if column.share else count_text(round(value)), value)
