@@ -6,14 +6,12 @@ training differ from those of the paper, and the report does not pretend otherwi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dalr_stream.report.cells import BLANK, Cell, Column, Row, RowKind, Table, count_text, percent_text
 from dalr_stream.report.record import PublishedColumn, PublishedRow, PublishedTable, Results
 
-_FOOTNOTE = (
-    "Published numbers are set as printed; under each stands what this run found, or a dash where it did not try it."
-)
+_FOOTNOTE = "As printed in the paper; under a row stands what this run found, and a dash for what it did not try."
 
 
 def published_tables(results: Results) -> tuple[Table, ...]:
@@ -33,14 +31,14 @@ def _table(number: int, published: PublishedTable) -> Table:
 
 
 def _rows(entry: PublishedRow, columns: tuple[PublishedColumn, ...]) -> Iterator[Row]:
-    if any(value is not None for value in entry.published):
+    if entry.published is not None:
         yield Row(entry.label, entry.label, _cells(entry.published, columns), RowKind.REFERENCE)
-        yield Row("this run", f"{entry.label}: this run", _cells(entry.ours, columns))
-    else:
-        yield Row(entry.label, entry.label, _cells(entry.ours, columns))
+    if entry.ours is not None:
+        label = "this run" if entry.published else f"this run: {entry.label}"
+        yield Row(label, f"this run: {entry.label}", _cells(entry.ours, columns))
 
 
-def _cells(values: tuple[float | None, ...], columns: tuple[PublishedColumn, ...]) -> tuple[Cell, ...]:
+def _cells(values: Sequence[float | None], columns: tuple[PublishedColumn, ...]) -> tuple[Cell, ...]:
     return tuple(_cell(value, column) for value, column in zip(values, columns, strict=True))
 
 

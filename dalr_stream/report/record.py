@@ -192,11 +192,13 @@ class PublishedColumn:
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """One row of a published table, and what this run found for it; None where there is nothing."""
+    """One row as a paper printed it, as this run found it, or both."""
 
     label: str
-    published: tuple[float | None, ...]
-    ours: tuple[float | None, ...]
+    published: tuple[float, ...] | None
+    """None for a row of this run alone."""
+    ours: tuple[float | None, ...] | None
+    """None where this run has no such row; None in it for what this run did not try."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,11 +89,11 @@ class AccuracyTable(_Part):
         whole = (self.baseline / 100,) * len(columns), (results.baseline_accuracy,) * len(columns)
         return PublishedTable(self.title, "dim kept", columns, (*rows, PublishedRow("uncompressed", *whole)))
 
-    def _ours(self, row: AccuracyRow, layer: LayerResults | None) -> tuple[float | None, ...]:
+    def _ours(self, row: AccuracyRow, layer: LayerResults | None) -> tuple[float | None, ...] | None:
         curves = () if layer is None or row.note else layer.accuracy_curves
         curve = next((curve for curve in curves if curve.method == row.method.value), None)
         if curve is None or layer is None:
-            return (None,) * len(self.sizes)
+            return None
         if row.match == "parameters":
             points = [matched_point(curve, layer, size) for size in self.sizes]
         else:
@@ -123,19 +123,13 @@ class NetworkTable(_Part):
     def beside(self, results: Results) -> PublishedTable:
         """Return the table, and the networks that the run saved as its last rows."""
         columns = tuple(_COLUMNS[name] for name in self.columns)
-        nothing = (None,) * len(columns)
+        units = [100 if column.share else 1 for column in columns]
         printed = [
-            PublishedRow(
-                row.label,
-                tuple(v / 100 if c.share else v for v, c in zip(row.values, columns, strict=True)),
-                nothing,
-            )
+            PublishedRow(row.label, tuple(v / unit for v, unit in zip(row.values, units, strict=True)), None)
             for row in self.rows
         ]
         saved = [
-            PublishedRow(
-                f"this run, {size.label}", nothing, tuple(_measured(name, size, results) for name in self.columns)
-            )
+            PublishedRow(size.label, None, tuple(_measured(name, size, results) for name in self.columns))
             for size in results.sizes[1:]
         ]
         return PublishedTable(self.title, "network", columns, (*printed, *saved))
@@ -163,7 +157,10 @@ class Published(_Part):
 
     def beside(self, results: Results) -> tuple[PublishedTable, ...]:
         """Return every table with what the run found."""
-        return tuple(table.beside(results) for table in (*self.accuracy, *self.networks))
+        return (
+            *(table.beside(results) for table in self.accuracy),
+            *(table.beside(results) for table in self.networks),
+        )
 
 
 def _require_whole(title: str, width: int, rows: Sequence[tuple[str, Sequence[float]]]) -> None:
@@ -172,7 +169,7 @@ def _require_whole(title: str, width: int, rows: Sequence[tuple[str, Sequence[fl
             raise ValueError(f"'{title}', row '{label}': needs {width} values, got {len(values)}")
 
 
-def _shares(values: Sequence[float]) -> tuple[float | None, ...]:
+def _shares(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(value / 100 for value in values)
 
 
