@@ -63,6 +63,10 @@ MaxDrop = Annotated[
 MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples, e.g. of 8.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights.")]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the data and the network, print the plan, write nothing.")
+]
+
 
 @app.callback(invoke_without_command=True)
 def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
@@ -81,6 +85,7 @@ def run(
     memory: Memory = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Do every step whose inputs have changed."""
     from dalr_stream.report.terminal import print_headline
@@ -88,6 +93,9 @@ def run(
 
     console = _console()
     opened = _open(file, _with_machine(overrides, memory, workers, scheduler), fresh=fresh)
+    if dry_run:
+        _rehearse(opened, console)
+        return
     page = opened.all()
     print_headline(results(opened.project), console)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
@@ -256,6 +264,18 @@ def diff(
     sides = target, source if other is None else f"{source} of {other.name}"
     for name, shift in diff_domains(store, target, source, other=other, layers=layer or ["*"]):
         console.print(shift_table(name, shift, sides, top))
+
+
+def _rehearse(opened: Run, console: Console) -> None:
+    from dalr_stream.workflow.listing import rehearsal_tables
+    from dalr_stream.workflow.rehearsal import rehearse
+
+    found = rehearse(opened.project)
+    if found.network:
+        console.print(f"network: {found.network}", highlight=False)
+    for table in rehearsal_tables(found):
+        console.print(table)
+    found.require()
 
 
 def main() -> None:

@@ -74,9 +74,13 @@ class Project:
     @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
         """The layers to compress, those whose inputs decide which of their nodes to keep, and the outputs asked for."""
+        return self.watched_in(self.network)
+
+    def watched_in(self, network: nn.Module) -> tuple[LayerSpec, ...]:
+        """Return the same of a network of this structure, trained or not."""
         section = self.config.network
-        inputs = with_consumers(self.network, select_layers(self.network, section.layers))
-        outputs = select_layers(self.network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
+        inputs = with_consumers(network, select_layers(network, section.layers))
+        outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
         return inputs + outputs
 
     @cached_property
@@ -121,14 +125,15 @@ class Project:
         """Return a domain's loader."""
         return self.loader(f"domains.{domain}", self.config.domains[domain])
 
-    def estimate(self) -> MemoryPlan:
-        """Return what capturing and accumulating will cost."""
+    def estimate(self, untrained: nn.Module | None = None) -> MemoryPlan:
+        """Return what capturing and accumulating will cost; any weights will do."""
+        network = self.network if untrained is None else untrained
         with importing_from(self.folder):
             loaders = {domain: self.batches(domain) for domain in self.config.domains}
             return estimate(
-                self.network,
+                network,
                 loaders,
-                self.watched,
+                self.watched_in(network),
                 max((self.folding(name) for name in loaders), key=lambda one: (one.shards, one.holdout.share)),
                 rows=self.rows,
                 direct=self.config.capture.direct,

@@ -107,6 +107,11 @@ class ImageBatches:
             if value is not None and value < 1:
                 raise DatasetError(f"{name} must be at least 1, got {value}")
 
+    @property
+    def samples(self) -> int:
+        """Pictures in all batches: what a dry run shows."""
+        return max(len(self.pictures) - self.first * self.batch_size, 0)
+
     def __len__(self) -> int:
         return max(math.ceil(len(self.pictures) / self.batch_size) - self.first, 0)
 
