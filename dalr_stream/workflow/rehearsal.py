@@ -28,13 +28,13 @@ from dalr_stream.workflow.steps import StepLog
 
 @dataclass(frozen=True, slots=True)
 class LoaderFacts:
-    """What one loader gave."""
+    """What one loader gave. A loader says by an attribute `samples` how many there are in all its batches."""
 
     key: str
     """Its section of the run file."""
     samples: int
     exact: bool
-    """Whether the loader says how many samples it has; otherwise its batches times the first of them, an upper bound."""
+    """Whether the loader has `samples`; otherwise they are batches times the first of them, an upper bound."""
     batches: int
     first: str
     """Shape and type of the first batch."""
@@ -106,9 +106,7 @@ def _first_batch(project: Project, key: str, section: DataSection, *, labels: bo
     with importing_from(project.folder):
         batch = next(iter(loader), None)
     if batch is None:
-        raise ConfigError(
-            f"{key}.batches: the loader of '{section.batches}' is empty: check the data set and its split"
-        )
+        raise ConfigError(f"{key}.batches: '{section.batches}' gives no batch: check the data set and its split")
     paired = isinstance(batch, tuple | list) and len(batch) == 2
     if labels and getattr(section, "metric", None) == "accuracy" and not paired:
         raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs, or name a metric of your own")
