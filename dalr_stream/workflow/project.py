@@ -68,7 +68,7 @@ class Project:
     def train_options(self) -> dict[str, Any]:
         """What the run file hands to its training."""
         section = self.config.network
-        start = {} if section.start is None else {"start": self.folder / section.start}
+        start = {} if section.start is None else {"start": (self.folder / section.start).resolve()}
         return {**section.train_options, **start}
 
     @cached_property

@@ -78,8 +78,8 @@ def require_file(path: Path, name: str, archive: str) -> Path:
     """Give the path back; raise DatasetError that says where it goes and what it comes in, where there is nothing."""
     if not path.exists():
         raise DatasetError(
-            f"{name}: there is no '{path}': unpack the official {archive} so that it is there, or name another folder "
-            "in the loader's option 'root' (data/README.md shows the layout)"
+            f"{name}: there is no '{path}', which is, or comes in, the official {archive}: put it there, or name "
+            "another folder in the loader's option 'root' (data/README.md shows the layout)"
         )
     return path
 
