@@ -45,9 +45,9 @@ def names(batches):
 
 
 def test_official_counts_are_those_of_the_papers(images):
-    assert images.cub.OFFICIAL == images.layout.Counts(5994, 5794, 200)
-    assert images.flowers.OFFICIAL == images.layout.Counts(2040, 6149, 102)
-    assert images.actions.OFFICIAL == images.layout.Counts(4000, 5532, 40)
+    assert images.layout.Counts(5994, 5794, 200) == images.cub.OFFICIAL
+    assert images.layout.Counts(2040, 6149, 102) == images.flowers.OFFICIAL
+    assert images.layout.Counts(4000, 5532, 40) == images.actions.OFFICIAL
 
 
 def test_splits_are_the_official_ones_and_labels_start_at_0(images, dataset):
