@@ -83,7 +83,7 @@ def rehearse(project: Project) -> Rehearsal:
     with found.collecting():
         network = _network(project)
         found.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
-    if network is not None and len(found.loaders) >= len(sections):
+    if network is not None and {facts.key for facts in found.loaders} >= sections.keys():
         with found.collecting():
             found.plan = project.estimate(network)
             found.plan.require()
