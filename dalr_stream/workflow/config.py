@@ -185,6 +185,11 @@ class LabelledSection(DataSection):
     cache: str = "256MiB"
     """What may be kept of the values that enter the compressed layers, instead of computing them for every network."""
 
+    @model_validator(mode="after")
+    def _cache_can_be_read(self) -> LabelledSection:
+        parse_bytes(self.cache)
+        return self
+
     @property
     def cache_bytes(self) -> int:
         """The same in bytes."""

@@ -98,5 +98,7 @@ def file_print(path: Path, key: str, section: str = "network") -> str:
     try:
         stat = path.stat()
     except FileNotFoundError:
-        raise StoreNotFoundError(f"{section}.{key}: there is no file '{path.resolve()}'") from None
+        raise StoreNotFoundError(
+            f"{section}.{key}: there is no file '{path.resolve()}': put it there, or name another"
+        ) from None
     return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"

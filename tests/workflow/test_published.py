@@ -98,12 +98,8 @@ def test_the_report_is_stale_when_the_file_changes_and_nothing_else_is(finished_
     project = Project(load_config(finished_file, ["report.published=paper.toml"]), finished_file.parent)
     results = Results.read(Run(project).all().parent / "results.json")
     assert results.published[0].rows[0].published[0] == 0.125
-    assert (
-        (project.output / "log.jsonl")
-        .read_text()
-        .splitlines()[-1]
-        .endswith('"evaluate: nothing has changed, skipped"}')
-    )
+    last = (project.output / "log.jsonl").read_text().splitlines()[-1]
+    assert last.endswith('"evaluate: nothing has changed, skipped"}')
 
 
 @pytest.mark.parametrize(
