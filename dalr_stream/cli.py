@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ from dalr_stream import cli_stores
 from dalr_stream.cli_options import (
     AsJson,
     ByMethod,
+    DryRun,
     Energy,
     Fresh,
     Macs,
@@ -39,6 +40,11 @@ from dalr_stream.cli_options import (
     with_machine,
 )
 from dalr_stream.errors import DalrStreamError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dalr_stream.workflow.run import Run
 
 app = typer.Typer(
     add_completion=False,
@@ -66,6 +72,7 @@ def run(
     memory: Memory = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Do every step whose inputs have changed."""
     from dalr_stream.report.terminal import print_headline
@@ -73,6 +80,9 @@ def run(
 
     console = console_for()
     opened = open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh)
+    if dry_run:
+        _rehearse(opened, console)
+        return
     page = opened.all()
     print_headline(results(opened.project), console)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
@@ -236,6 +246,18 @@ def verify(file: RunFile, overrides: Overrides = None) -> None:
 
 app.command()(cli_stores.merge)
 app.command()(cli_stores.diff)
+
+
+def _rehearse(opened: Run, console: Console) -> None:
+    from dalr_stream.workflow.listing import rehearsal_tables
+    from dalr_stream.workflow.rehearsal import rehearse
+
+    found = rehearse(opened.project)
+    if found.network:
+        console.print(f"network: {found.network}", highlight=False)
+    for table in rehearsal_tables(found):
+        console.print(table)
+    found.require()
 
 
 def main() -> None:

@@ -45,6 +45,9 @@ MaxDrop = Annotated[
 ]
 MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples, e.g. of 8.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the data and the network, print the plan, write nothing.")
+]
 
 
 def open_run(

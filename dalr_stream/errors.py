@@ -6,7 +6,8 @@
     |   |-- UnsupportedLayerError    a layer that cannot be compressed as asked
     |   |-- RankError                a rank or size outside its range
     |   |-- NonFiniteError           NaN or Inf among the activations
-    |   `-- ConfigError              the run file, or a key of it
+    |   |-- ConfigError              the run file, or a key of it
+    |   `-- DatasetError             a data set's files are not there, or not what they should be
     |-- StoreError                   something on disk is not what it should be
     |   |-- StoreNotFoundError       there is no such store, domain, layer or record
     |   |-- StoreDamagedError        a digest does not match its bytes
@@ -51,6 +52,10 @@ class NonFiniteError(InvalidInputError):
 
 class ConfigError(InvalidInputError):
     """The run file cannot be read, or one of its keys breaks a rule."""
+
+
+class DatasetError(InvalidInputError):
+    """A data set's files are not there, or not what they should be; for loaders to raise."""
 
 
 class StoreError(DalrStreamError):

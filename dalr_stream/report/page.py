@@ -19,6 +19,7 @@ from dalr_stream.report.cells import Table, percent_text
 from dalr_stream.report.claims import Claim, claim
 from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
 from dalr_stream.report.naming import slugs
+from dalr_stream.report.published import published_tables
 from dalr_stream.report.record import LayerResults, Results
 from dalr_stream.report.speed import speed_tables
 from dalr_stream.report.style import css_name, drawing, inks
@@ -103,6 +104,7 @@ def render_sections(results: Results, made: Sequence[Section]) -> str:
         sections=made,
         sizes=size_table(results),
         speed=tuple(speed_tables(results)),
+        published=published_tables(results),
         baseline=percent_text(results.baseline_accuracy),
         style=_stylesheet(),
     )

@@ -186,6 +186,44 @@ class NetworkSize:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedColumn:
+    """One column of a published table."""
+
+    title: str
+    share: bool = True
+    """Whether its values are shares in 0..1, shown in per cent; counts otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """One row as a paper printed it, as this run found it, or both."""
+
+    label: str
+    published: tuple[float, ...] | None
+    """None for a row of this run alone."""
+    ours: tuple[float | None, ...] | None
+    """None where this run has no such row; None in it for what this run did not try."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTable:
+    """A table of a paper, with this run's numbers beside it."""
+
+    title: str
+    """Paper and number of the table, and what it shows."""
+    corner: str
+    columns: tuple[PublishedColumn, ...]
+    rows: tuple[PublishedRow, ...]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> PublishedTable:
+        """Make one of what `dataclasses.asdict` gave and JSON brought back."""
+        columns = tuple(PublishedColumn(**column) for column in plain["columns"])
+        rows = tuple(PublishedRow(**_with_tuples(row)) for row in plain["rows"])
+        return cls(plain["title"], plain["corner"], columns, rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """One whole run."""
 
@@ -204,6 +242,8 @@ class Results:
     """What this run does not show, in the words of whoever wrote the run file."""
     profile: NetworkProfile | None = None
     """Measured latency of the saved network beside the original's, where it was profiled."""
+    published: tuple[PublishedTable, ...] = ()
+    """Tables of papers that this run is to be compared with."""
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -224,6 +264,7 @@ def _results(plain: dict[str, Any]) -> Results:
             "decisions": tuple(plain["decisions"]),
             "caveats": tuple(plain["caveats"]),
             "profile": None if plain["profile"] is None else NetworkProfile.of_plain(plain["profile"]),
+            "published": tuple(PublishedTable.of(table) for table in plain.get("published", ())),
         }
     )
 

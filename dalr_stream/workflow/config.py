@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.lowrank import Ridge
-from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.precision import Precision
 from dalr_stream.workflow.compress_section import ChoiceSection, CompressSection, Positive, with_sizes
 
@@ -75,6 +75,8 @@ class NetworkSection(_Section):
     """A safetensors file, or a folder that `save_pretrained` of transformers wrote; relative to the run file."""
     train: Factory | None = None
     """`train(model, *, seed, report, **train_options)`, where there are no weights yet."""
+    start: Path | None = None
+    """A file that training starts from, such as published weights, relative to the run file: `train(start=path)`."""
     train_options: Options = {}
     layers: tuple[str, ...] = Field(min_length=1)
     """Patterns: a name, a glob, or `re:...`."""
@@ -85,6 +87,8 @@ class NetworkSection(_Section):
     def _one_source(self) -> NetworkSection:
         if (self.weights is None) == (self.train is None):
             raise ValueError("needs exactly one of 'weights' (a safetensors file) and 'train' (module:function)")
+        if self.start is not None and self.train is None:
+            raise ValueError("'start' is what 'train' starts from: name the function, or give the file as 'weights'")
         return self
 
 
@@ -194,6 +198,18 @@ class LabelledSection(DataSection):
     metric: Factory | Literal["accuracy"] = "accuracy"
     """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one batch at a time."""
     ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    cache: str = "256MiB"
+    """What may be kept of the values that enter the compressed layers, instead of computing them for every network."""
+
+    @model_validator(mode="after")
+    def _cache_can_be_read(self) -> LabelledSection:
+        parse_bytes(self.cache)
+        return self
+
+    @property
+    def cache_bytes(self) -> int:
+        """The same in bytes."""
+        return parse_bytes(self.cache)
 
 
 class EvaluateSection(LabelledSection):
@@ -201,6 +217,13 @@ class EvaluateSection(LabelledSection):
 
     drop: float = Field(default=0.01, gt=0.0, lt=1.0)
     """The loss of accuracy that the headline allows."""
+
+
+class ReportSection(_Section):
+    """What the report shows beside what the run found."""
+
+    published: Path | None = None
+    """Published numbers, a TOML file as `workflow.published` reads it, relative to the run file."""
 
 
 class RunConfig(_Section):
@@ -217,6 +240,12 @@ class RunConfig(_Section):
     evaluate: EvaluateSection | None = None
     validation: LabelledSection | None = None
     """What the joint search scores networks on; never the test split."""
+    report: ReportSection = ReportSection()
+
+    @property
+    def selects(self) -> bool:
+        """Whether any of the methods is a selection: those need what the layers' readers read."""
+        return any(method.family is Family.SELECTION for method in self.solve.methods)
 
     @property
     def compress_method(self) -> Method:

@@ -16,7 +16,7 @@ from dalr_stream.network.batches import labelled, scores_of
 from dalr_stream.network.capture import call
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.macs import watched_calls
-from dalr_stream.network.prefix import PrefixCache
+from dalr_stream.network.prefix import CACHE_BYTES, PrefixCache
 from dalr_stream.network.surgery import Replacement, compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
@@ -97,11 +97,14 @@ class Evaluator:
     progress: Progress
     structure: Structure | None = None
     """Of the model; needed for selections."""
+    cache_bytes: int = CACHE_BYTES
+    """What may be kept of what comes before."""
 
     @classmethod
-    def of(cls, project: Project, ranks: tuple[int, ...], score: Score, progress: Progress) -> Evaluator:
-        """Return the evaluator of a project's network."""
-        return cls(project.network, ranks, score, project.config.solve.restore_ridge, progress, project.structure)
+    def of(cls, project: Project, section: LabelledSection, score: Score, progress: Progress) -> Evaluator:
+        """Return the evaluator of a project's network, by a section's ranks and cache."""
+        ridge = project.config.solve.restore_ridge
+        return cls(project.network, section.ranks, score, ridge, progress, project.structure, section.cache_bytes)
 
     def compressed(self, replacements: Mapping[str, Replacement]) -> nn.Module:
         """Return the network with these replacements."""
@@ -133,7 +136,7 @@ class Evaluator:
     def from_layers(self, *layers: str) -> Score:
         """Return the score of networks that differ only from the first of `layers` on."""
         try:
-            cache = PrefixCache(self.model, *layers)
+            cache = PrefixCache(self.model, *layers, limit_bytes=self.cache_bytes)
         except UnsupportedLayerError as error:
             self.progress.note(f"evaluate: whole forward passes are run: {error}")
             return self.score

@@ -45,7 +45,10 @@ class Fingerprints:
     def train(self) -> str:
         """Of the network's weights."""
         section = self.config.network
-        weights = None if section.weights is None else _file_print(weights_file(self.folder / section.weights))
+        files = {"weights": section.weights, "start": section.start}
+        weights = [
+            None if file is None else file_print(weights_file(self.folder / file), key) for key, file in files.items()
+        ]
         settings = section.model_dump(mode="json", exclude={"layers", "outputs"})
         code = self._code(section.build, section.train)
         return digest_of({"network": settings, "weights": weights, "seed": self.config.run.seed, "code": code})
@@ -56,7 +59,8 @@ class Fingerprints:
         mask = rows.mask if rows.mask and ":" in rows.mask else None
         data = [section.model_dump(mode="json"), self._code(section.batches, mask)]
         choice = [rows.mask, rows.most_per_sample, rows.most_patches, self.config.run.seed]
-        return digest_of([self.train, domain, data, network.layers, network.outputs, choice])
+        watched = [network.layers, network.outputs, self.config.selects]
+        return digest_of([self.train, domain, data, watched, choice])
 
     def accumulate(self, domain: str) -> str:
         """Of a domain's moments."""
@@ -84,7 +88,9 @@ class Fingerprints:
         evaluate = digest_of([finetune, self._labelled(config.evaluate), config.run.seed])
         if step == "evaluate":
             return evaluate
-        return digest_of([evaluate, config.run.model_dump(mode="json")])
+        published = config.report.published
+        beside = None if published is None else file_print(self.folder / published, "published", "report")
+        return digest_of([evaluate, config.run.model_dump(mode="json"), beside])
 
     def _finetune(self, compress: str) -> str:
         section = self.config.finetune
@@ -104,16 +110,18 @@ class Fingerprints:
         if section is None:
             return []
         code = self._code(self.config.network.build, section.batches, section.metric)
-        return [section.model_dump(mode="json"), code]
+        return [section.model_dump(mode="json", exclude={"cache"}), code]
 
     def _code(self, *factories: str | None) -> str:
         return code_digest(self.folder, [name for name in factories if name])
 
 
-def _file_print(path: Path) -> str:
+def file_print(path: Path, key: str, section: str = "network") -> str:
     """Return what identifies a file cheaply: its name, size and time of change."""
     try:
         stat = path.stat()
     except FileNotFoundError:
-        raise StoreNotFoundError(f"network.weights: there is no file '{path}'") from None
+        raise StoreNotFoundError(
+            f"{section}.{key}: there is no file '{path.resolve()}': put it there, or name another"
+        ) from None
     return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"

@@ -12,6 +12,7 @@ from dalr_stream.workflow.merge import Merged
 from dalr_stream.workflow.outlook import ENOUGH, LayerOutlook, SizePoint
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.rehearsal import Rehearsal
 
 
 def layer_table(project: Project) -> Table:
@@ -51,6 +52,18 @@ def cost_table(plan: MemoryPlan) -> Table:
     adds = f"{plan.multiply_adds:.2e}"
     table.add_row("total", "", f"{rows:,}", disk, _mib(moments), _mib(plan.peak_bytes), "", adds, "")
     return table
+
+
+def rehearsal_tables(found: Rehearsal) -> list[Table]:
+    """Return what a dry run found: the loaders, the plan, the steps."""
+    loaders = _table("data", "samples", "batches", "first batch")
+    for facts in found.loaders:
+        samples = f"{facts.samples:,}" if facts.exact else f"at most {facts.samples:,}"
+        loaders.add_row(facts.key, samples, f"{facts.batches:,}", facts.first)
+    steps = _table("step", "")
+    for name, done in found.steps:
+        steps.add_row(name, "would run" if done else "nothing has changed")
+    return [loaders, *([] if found.plan is None else [cost_table(found.plan)]), *([steps] if found.steps else [])]
 
 
 def solution_table(project: Project) -> Table:

@@ -6,6 +6,7 @@ need no network.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -70,31 +71,44 @@ class Project:
         load_pretrained(model, weights)
         return model.eval()
 
+    @property
+    def train_options(self) -> dict[str, Any]:
+        """What the run file hands to its training."""
+        section = self.config.network
+        start = {} if section.start is None else {"start": (self.folder / section.start).resolve()}
+        return {**section.train_options, **start}
+
     @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
         """The layers to compress, those whose inputs decide which of their nodes to keep, and the outputs asked for."""
+        return self.watched_in(self.network)
+
+    def watched_in(self, network: nn.Module) -> tuple[LayerSpec, ...]:
+        """Return the same of a network of this structure, trained or not."""
         section = self.config.network
-        inputs = self._with_readers(select_layers(self.network, section.layers))
-        outputs = select_layers(self.network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
+        inputs = self._with_readers(network, select_layers(network, section.layers))
+        outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
         return inputs + outputs
 
-    def _with_readers(self, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    def _with_readers(self, network: nn.Module, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
         """Watch what selections are solved from too, where any are asked for."""
-        if self.structure is None:
-            return layers
-        return with_readers(layers, self.structure)
+        if not self.config.selects:
+            reason = "solve.methods had no selection when this was captured"
+            return tuple(dataclasses.replace(layer, unprunable=f"layer '{layer.name}': {reason}") for layer in layers)
+        return with_readers(layers, self._structure_of(network))
 
     @cached_property
     def structure(self) -> Structure | None:
         """Which channels of the network hang together, as the first samples show; None where none are selected."""
-        if all(method.family is Family.LOW_RANK for method in self.config.solve.methods):
-            return None
+        return self._structure_of(self.network) if self.config.selects else None
+
+    def _structure_of(self, network: nn.Module) -> Structure:
         first = next(iter(self.config.domains))
         with importing_from(self.folder):
             batch = next(iter(self.batches(first)), None)
         if batch is None:
             raise InvalidInputError(f"the loader of '{first}' is empty: check the data set and its split")
-        return Structure.of(self.network, batch)
+        return Structure.of(network, batch)
 
     @cached_property
     def rows(self) -> RowRule:
@@ -151,14 +165,15 @@ class Project:
         """Return a domain's loader."""
         return self.loader(f"domains.{domain}", self.config.domains[domain])
 
-    def estimate(self) -> MemoryPlan:
-        """Return what capturing and accumulating will cost."""
+    def estimate(self, untrained: nn.Module | None = None) -> MemoryPlan:
+        """Return what capturing and accumulating will cost; any weights will do."""
+        network = self.network if untrained is None else untrained
         with importing_from(self.folder):
             loaders = {domain: self.batches(domain) for domain in self.config.domains}
             return estimate(
-                self.network,
+                network,
                 loaders,
-                self.watched,
+                self.watched_in(network),
                 max((self.folding(name) for name in loaders), key=lambda one: (one.shards, one.holdout.share)),
                 rows=self.rows,
                 direct=self.config.capture.direct,

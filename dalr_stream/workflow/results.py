@@ -35,6 +35,7 @@ from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.profile import read_profile
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.provenance import provenance
+from dalr_stream.workflow.published import Published
 from dalr_stream.workflow.sizing import Compression
 from dalr_stream.workflow.stability import read_stability
 
@@ -69,7 +70,7 @@ def results(project: Project) -> Results:
         dataclasses.replace(_findings(project, store, layer, found), stability=stable[layer])
         for layer in project.layers
     ]
-    return Results(
+    whole = Results(
         name=project.config.run.name,
         provenance=provenance(project.config, store),
         metric=found.metric,
@@ -80,6 +81,10 @@ def results(project: Project) -> Results:
         caveats=project.config.run.caveats,
         profile=read_profile(project),
     )
+    published = project.config.report.published
+    if published is None:
+        return whole
+    return dataclasses.replace(whole, published=Published.read(project.folder / published).beside(whole))
 
 
 def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerResults:

@@ -79,7 +79,7 @@ class Run:
             return
         with importing_from(self.project.folder):
             model = self.project.build()
-            options = self._config.network.train_options
+            options = self.project.train_options
             self.project.resolve(train, "network.train")(
                 model, seed=self._config.run.seed, report=self._progress.note, **options
             )
@@ -198,7 +198,7 @@ class Run:
         score = score_on(self.project, "evaluate", section)
         sizes = tuple(measure(label, model, score) for label, model in networks.items())
         methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
-        curves = Evaluator.of(self.project, section.ranks, score, self._progress).curves(store, methods)
+        curves = Evaluator.of(self.project, section, score, self._progress).curves(store, methods)
         found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes)
         found.write(self.project.evaluation)
         self._done("evaluate")

@@ -178,5 +178,5 @@ def _search(project: Project, store: SolvedStore, solutions: Mapping[str, Soluti
         for layer, solution in solutions.items()
     }
     score = score_on(project, "validation", validation)
-    evaluator = Evaluator.of(project, validation.ranks, score, progress)
+    evaluator = Evaluator.of(project, validation, score, progress)
     return joint_search(evaluator, solutions, candidates, section.share)

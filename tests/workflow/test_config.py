@@ -4,6 +4,7 @@ from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.lowrank import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.config import load_config, parse_bytes
+from dalr_stream.workflow.project import Project
 
 
 def test_defaults_are_filled_in_and_travel(run_file):
@@ -38,6 +39,8 @@ def test_a_set_option_replaces_a_key_with_a_toml_value_or_a_bare_word(run_file):
         ("evaluate.ranks=[0]", r"evaluate\.ranks\.0: .* got 0"),
         ('network.build="no_colon"', r"network\.build"),
         ('network.weights="w.safetensors"', "exactly one of 'weights'"),
+        ("evaluate.cache=plenty", r"evaluate: memory limit: must read like 8GiB, 500MB or 1024, got 'plenty'"),
+        ("report.publisht=1", r"unknown key 'report\.publisht'; nearest: 'published'"),
         ('compress.fc1.method="momasp_node"', None),
         ("compress.fc1.retention=0.9", "exactly one of 'size' and 'retention'"),
         ("capture.heldout_share=1.0", r"capture\.heldout_share"),
@@ -53,6 +56,16 @@ def test_a_bad_key_or_value_is_named(run_file, override, message):
         return
     with pytest.raises(ConfigError, match=message):
         load_config(run_file, [override])
+
+
+def test_a_file_to_start_from_needs_training_and_is_handed_to_it_beside_the_run_file(run_file):
+    config = load_config(run_file, ["network.start=pretrained.safetensors", "network.train_options.steps=3"])
+    options = Project(config, run_file.parent).train_options
+    assert options == {"steps": 3, "start": run_file.parent / "pretrained.safetensors"}
+    assert Project(load_config(run_file), run_file.parent).train_options == {}
+    run_file.write_text(run_file.read_text().replace('train = "tiny_run:train"', 'weights = "w.safetensors"'))
+    with pytest.raises(ConfigError, match="'start' is what 'train' starts from"):
+        load_config(run_file, ["network.start=pretrained.safetensors"])
 
 
 def test_retention_is_refused_for_a_low_rank_method(run_file):

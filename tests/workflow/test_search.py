@@ -130,3 +130,17 @@ def test_no_candidates_no_steps(network, low_rank):
     model, batches, _ = network
     evaluator = Evaluator(model, (), lambda net: accuracy(net, batches), 1e-3, Silent())
     assert joint_search(evaluator, low_rank, dict.fromkeys(low_rank, ()), 0.1).steps == ()
+
+
+@pytest.mark.parametrize(("cache_bytes", "runs_of_the_first_layer"), [(2**20, 1), (0, 3)])
+def test_what_comes_before_is_kept_within_the_limit(network, cache_bytes, runs_of_the_first_layer):
+    model, batches, _ = network
+    runs = []
+    handle = model[0].register_forward_hook(lambda *_: runs.append(1))
+    try:
+        evaluator = Evaluator(model, (), lambda net: accuracy(net, batches), 1e-3, Silent(), cache_bytes=cache_bytes)
+        score = evaluator.from_layers("4")
+        assert len({score(model) for _ in range(3)}) == 1
+    finally:
+        handle.remove()
+    assert len(runs) == runs_of_the_first_layer * len(batches)

@@ -1,0 +1,144 @@
+"""A dry run: everything a run needs is looked at, what it would do is said, and nothing is written.
+
+Every loader is made and its first batch loaded, the network is built, the files that the run file names are looked for,
+and the cost is worked out. What is wrong is collected, so that one dry run names every missing data set, not the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dalr_stream.errors import ConfigError, DalrStreamError
+from dalr_stream.network.capture import samples_in
+from dalr_stream.network.surgery import parameter_count
+from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.workflow.config import DataSection
+from dalr_stream.workflow.estimate import require_disk
+from dalr_stream.workflow.factories import importing_from
+from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.published import Published
+from dalr_stream.workflow.steps import StepLog
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderFacts:
+    """What one loader gave. A loader says by an attribute `samples` how many there are in all its batches."""
+
+    key: str
+    """Its section of the run file."""
+    samples: int
+    exact: bool
+    """Whether the loader has `samples`; otherwise they are batches times the first of them, an upper bound."""
+    batches: int
+    first: str
+    """Shape and type of the first batch."""
+
+
+@dataclass
+class Rehearsal:
+    """What a dry run found; `problems` are in words, none where the run may start."""
+
+    loaders: list[LoaderFacts] = field(default_factory=list)
+    network: str = ""
+    plan: MemoryPlan | None = None
+    steps: list[tuple[str, bool]] = field(default_factory=list)
+    """Each step of the run in order, and whether it would be done; what has not changed would be skipped."""
+    problems: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep a failure that the package raises on purpose as a problem, and go on."""
+        try:
+            yield
+        except DalrStreamError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+
+    def require(self) -> None:
+        """Raise ConfigError that names every problem."""
+        if self.problems:
+            count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+            raise ConfigError(f"dry run: {count}; nothing was written\n" + "\n".join(f"- {p}" for p in self.problems))
+
+
+def rehearse(project: Project) -> Rehearsal:
+    """Look at everything that a run of this project needs; writes nothing."""
+    found, config = Rehearsal(), project.config
+    labelled = {"evaluate": config.evaluate, "validation": config.validation}
+    sections: dict[str, DataSection | None] = {f"domains.{name}": part for name, part in config.domains.items()}
+    for key, section in {**sections, **labelled}.items():
+        if section is not None:
+            with found.collecting():
+                found.loaders.append(_first_batch(project, key, section, labels=key in labelled))
+    if config.report.published is not None:
+        with found.collecting():
+            Published.read(project.folder / config.report.published)
+    network = None
+    with found.collecting():
+        network = _network(project)
+        found.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
+    if network is not None and {facts.key for facts in found.loaders} >= sections.keys():
+        with found.collecting():
+            found.plan = project.estimate(network)
+            found.plan.require()
+            require_disk(found.plan, project.output)
+    with found.collecting():
+        found.steps = list(_steps(project))
+    return found
+
+
+def _network(project: Project) -> nn.Module:
+    """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
+    has_weights = project.config.network.weights is not None or project.weights.exists()
+    return project.network if has_weights else project.build().eval()
+
+
+def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:
+    loader = project.loader(key, section)
+    if not isinstance(loader, Sized):
+        raise ConfigError(f"{key}.batches: the loader of '{section.batches}' has no length: give it __len__")
+    with importing_from(project.folder):
+        batch = next(iter(loader), None)
+    if batch is None:
+        raise ConfigError(f"{key}.batches: '{section.batches}' gives no batch: check the data set and its split")
+    paired = isinstance(batch, tuple | list) and len(batch) == 2
+    if labels and getattr(section, "metric", None) == "accuracy" and not paired:
+        raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs, or name a metric of your own")
+    said: int | None = getattr(loader, "samples", None)
+    samples = samples_in(batch) * len(loader) if said is None else said
+    return LoaderFacts(key, samples, said is not None, len(loader), _in_words(batch))
+
+
+def _in_words(batch: Any) -> str:
+    """Return shape and type of the first tensor of a batch."""
+    members = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
+    first = next(member for member in members if isinstance(member, torch.Tensor))
+    return f"{' x '.join(map(str, first.shape))} {str(first.dtype).removeprefix('torch.')}"
+
+
+def _steps(project: Project) -> Iterator[tuple[str, bool]]:
+    """Yield each step and whether it would be done: it is stale itself, or a step before it is."""
+    config, log = project.config, StepLog(project.output, {})
+
+    def stale(step: str) -> bool:
+        return not log.fresh(step, project.made_from(step), project.artefacts(step))
+
+    if config.network.train is not None:
+        yield "train", stale("train")
+    changed = False
+    for domain in config.domains:
+        again = stale(f"accumulate {domain}")
+        changed = changed or again
+        if not config.capture.direct:
+            yield f"capture {domain}", again and stale(f"capture {domain}")
+        yield f"accumulate {domain}", again
+    for step in ("solve", "compress", "evaluate", "report"):
+        if step != "compress" or config.compress.wanted:
+            changed = changed or stale(step)
+            yield step, changed

@@ -1,0 +1,142 @@
+"""Pictures on disk as batches for a network: decoded in threads, the same at every pass, from any batch on.
+
+Preprocessing is that of torchvision's VGG19 and of both papers' networks, with Pillow alone: RGB, the shorter side to
+256 (bilinear, antialiased), the middle 224 x 224, 0..1, then ImageNet's mean and standard deviation by channel. A
+picture with a box is cut to the box before all that. Nothing random happens here: which pictures there are, and in
+which order, is decided by whoever makes the list.
+
+At most `AHEAD` batches are decoded before they are asked for, so memory is bounded by (AHEAD + 1) batches: 90 MiB of
+float32 at 50 pictures of 224 x 224, and one picture at full size in each thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from dalr_stream.errors import DatasetError
+
+MEAN = (0.485, 0.456, 0.406)
+SPREAD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's channels, of values in 0..1: what torchvision's VGG19 was trained with."""
+SIDE = 224
+AHEAD = 2
+"""Batches that are decoded in advance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of a data set."""
+
+    path: Path
+    label: int
+    """From 0; -1 where there is none."""
+    box: tuple[float, float, float, float] | None = None
+    """x, y, width, height in pixels, of the part to show; None for all of it."""
+
+
+def as_input(image: Image.Image, side: int = SIDE) -> torch.Tensor:
+    """Give a picture as the network takes it: (3, side, side) float32.
+
+    The shorter side becomes 256/224 of ``side``; sizes are rounded as torchvision's `Resize` and `CenterCrop` round.
+    """
+    image = image.convert("RGB")
+    shorter = side * 256 // SIDE
+    scale = shorter / min(image.size)
+    width, height = (shorter if length == min(image.size) else int(length * scale) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    pixels = np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
+    normal = (pixels - np.float32(MEAN)) / np.float32(SPREAD)
+    return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))
+
+
+def load(picture: Picture, side: int = SIDE) -> torch.Tensor:
+    """Read a picture from disk; (3, side, side) float32. Raises DatasetError that names a file that cannot be read."""
+    try:
+        with Image.open(picture.path) as image:
+            return as_input(image if picture.box is None else image.crop(_within(picture.box, image.size)), side)
+    except (OSError, UnidentifiedImageError) as error:
+        raise DatasetError(f"'{picture.path}' cannot be read as a picture: {error}; unpack its archive again") from None
+
+
+def _within(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Give the box as left, top, right, bottom in whole pixels of the picture, one pixel wide at the least."""
+    x, y, width, height = box
+    left, top = min(max(int(x), 0), size[0] - 1), min(max(int(y), 0), size[1] - 1)
+    right, bottom = min(math.ceil(x + width), size[0]), min(math.ceil(y + height), size[1])
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatches:
+    """Pictures in a fixed order as batches of (inputs, labels); iterating again gives the same batches.
+
+    Parameters
+    ----------
+    pictures
+        In their order.
+    batch_size
+        Pictures a batch; the last may be shorter.
+    side
+        Side of the inputs in pixels.
+    threads
+        That decode; by default as many as there are processors, 8 at most.
+    first
+        Number of the batch to begin with.
+    """
+
+    pictures: tuple[Picture, ...]
+    batch_size: int = 50
+    side: int = SIDE
+    threads: int | None = None
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in {"batch_size": self.batch_size, "side": self.side, "threads": self.threads}.items():
+            if value is not None and value < 1:
+                raise DatasetError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def samples(self) -> int:
+        """Pictures in all batches: what a dry run shows."""
+        return max(len(self.pictures) - self.first * self.batch_size, 0)
+
+    def __len__(self) -> int:
+        return max(math.ceil(len(self.pictures) / self.batch_size) - self.first, 0)
+
+    def starting_at(self, batch: int) -> ImageBatches:
+        """Give the batches from number ``batch`` on: no picture before it is read."""
+        return dataclasses.replace(self, first=self.first + batch)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        pool = ThreadPoolExecutor(self.threads or min(os.cpu_count() or 1, 8), "pictures")
+        try:
+            waiting: deque[list[Future[torch.Tensor]]] = deque()
+            for begun, group in enumerate(self._groups()):
+                waiting.append([pool.submit(load, picture, self.side) for picture in group])
+                if begun >= AHEAD:
+                    yield self._finished(waiting, begun - AHEAD)
+            while waiting:
+                yield self._finished(waiting, len(self) - len(waiting))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _groups(self) -> Iterator[tuple[Picture, ...]]:
+        for start in range(self.first * self.batch_size, len(self.pictures), self.batch_size):
+            yield self.pictures[start : start + self.batch_size]
+
+    def _finished(self, waiting: deque[list[Future[torch.Tensor]]], number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        start = (self.first + number) * self.batch_size
+        labels = [picture.label for picture in self.pictures[start : start + self.batch_size]]
+        return torch.stack([future.result() for future in waiting.popleft()]), torch.tensor(labels)

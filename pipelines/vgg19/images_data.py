@@ -1,0 +1,186 @@
+"""The factories that run files name: `target_train`, `target_validation`, `target_test` and `source`.
+
+    [domains.target]
+    batches = "images_data:target_train"
+    options = { dataset = "cub", samples = 4000 }
+
+The invariant that keeps the numbers honest: for one seed and one `validation`, the training pictures, the validation
+pictures and the test pictures are disjoint, and `validation` comes out of the training split, never out of the test
+split. Draws are by seed, each use from a random stream of its own.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+import images_actions
+import images_cub
+import images_flowers
+from dalr_stream.errors import DatasetError
+from images_batches import SIDE, ImageBatches, Picture
+from images_layout import DATA, DataSet, Expected, Rows, require_file
+
+READERS = {"cub": images_cub, "flowers": images_flowers, "actions": images_actions}
+SOURCE_ROOT = "ILSVRC2012"
+SUFFIXES = {".jpeg", ".jpg", ".png"}
+
+Validation = int | Literal["official"]
+
+
+class Draw(enum.IntEnum):
+    """What is drawn by the seed: each draw has its own random stream."""
+
+    VALIDATION = 0
+    SAMPLES = 1
+    SOURCE = 2
+
+
+def target_train(  # noqa: PLR0913 - each is an option of the run file
+    *,
+    dataset: str,
+    seed: int,
+    root: str | None = None,
+    samples: int | None = None,
+    validation: Validation = 0,
+    boxes: bool = False,
+    batch_size: int = 50,
+    side: int = SIDE,
+    threads: int | None = None,
+    expect: Expected = "official",
+) -> ImageBatches:
+    """Give the training pictures.
+
+    Parameters
+    ----------
+    dataset
+        `cub`, `flowers` or `actions`.
+    seed
+        Decides `samples` and `validation`.
+    root
+        Folder of the data set; relative to the project's `data` folder, where it has a place of its own.
+    samples
+        Draw so many, each class in its proportion, for the statistics; by default all.
+    validation
+        So many are left to `target_validation`, each class in its proportion; or `official`, the data set's own.
+    boxes
+        Show each picture a second time, cut to its bounding box: the augmentation of the DALR paper (section 5.1).
+    batch_size, side, threads
+        As `ImageBatches` takes them.
+    expect
+        The counts that must be found: `official`, or a table of `train`, `test` and `classes`.
+    """
+    found = _read(dataset, root, expect)
+    rows = np.setdiff1d(found.train, _validation_rows(found, seed, validation), assume_unique=True)
+    if samples is not None:
+        rows = _drawn(found, rows, samples, seed, Draw.SAMPLES, "samples")
+    pictures = [found.pictures[row] for row in rows]
+    if boxes and any(picture.box is None for picture in pictures):
+        raise DatasetError(f"{found.name}: 'boxes' asks for bounding boxes, and it has none: leave it out")
+    shown = [*map(_whole, pictures), *(pictures if boxes else ())]
+    return ImageBatches(tuple(shown), batch_size, side, threads)
+
+
+def target_validation(  # noqa: PLR0913 - each is an option of the run file
+    *,
+    dataset: str,
+    seed: int,
+    validation: Validation,
+    root: str | None = None,
+    batch_size: int = 50,
+    side: int = SIDE,
+    threads: int | None = None,
+    expect: Expected = "official",
+) -> ImageBatches:
+    """Give the pictures that `target_train` with the same seed and ``validation`` leaves out; the same options."""
+    found = _read(dataset, root, expect)
+    return _whole_batches(found, _validation_rows(found, seed, validation), batch_size, side, threads)
+
+
+def target_test(
+    *,
+    dataset: str,
+    seed: int,
+    root: str | None = None,
+    batch_size: int = 50,
+    side: int = SIDE,
+    threads: int | None = None,
+    expect: Expected = "official",
+) -> ImageBatches:
+    """Give the official test pictures, all of them: nothing is drawn by ``seed``. Options as for `target_train`."""
+    del seed
+    found = _read(dataset, root, expect)
+    return _whole_batches(found, found.test, batch_size, side, threads)
+
+
+def source(
+    *,
+    seed: int,
+    root: str = SOURCE_ROOT,
+    samples: int = 4000,
+    batch_size: int = 50,
+    side: int = SIDE,
+    threads: int | None = None,
+) -> ImageBatches:
+    """Give ``samples`` pictures drawn from a folder of class folders (ILSVRC2012's train) or of pictures (its val).
+
+    Labels number the class folders in the order of their names; they are -1 where there are none.
+    """
+    folder = require_file(DATA / root, "source pictures", "ILSVRC2012_img_val.tar or ILSVRC2012_img_train.tar")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    named = enumerate(classes) if classes else [(-1, folder)]
+    pictures = [Picture(path, label) for label, place in named for path in _pictures_in(place)]
+    if len(pictures) < samples:
+        raise DatasetError(
+            f"source pictures: '{folder}' holds {len(pictures):,} and {samples:,} are asked for: add pictures, or "
+            "lower the loader's option 'samples'"
+        )
+    rows = np.sort(_stream(seed, Draw.SOURCE).choice(len(pictures), samples, replace=False))
+    return ImageBatches(tuple(pictures[row] for row in rows), batch_size, side, threads)
+
+
+def _read(dataset: str, root: str | None, expect: Expected) -> DataSet:
+    if dataset not in READERS:
+        raise DatasetError(f"dataset: must be one of {', '.join(READERS)}, got '{dataset}'")
+    reader = READERS[dataset]
+    return reader.read(DATA / (root or reader.ROOT), expect)
+
+
+def _validation_rows(found: DataSet, seed: int, validation: Validation) -> Rows:
+    if validation == "official":
+        if found.validation is None:
+            raise DatasetError(f"{found.name}: it has no validation split of its own: give 'validation' a number")
+        return found.validation
+    return _drawn(found, found.train, validation, seed, Draw.VALIDATION, "validation")
+
+
+def _drawn(found: DataSet, rows: Rows, count: int, seed: int, use: Draw, option: str) -> Rows:
+    """Give ``count`` of the rows, each class in its proportion, ascending."""
+    if not 0 <= count <= len(rows):
+        raise DatasetError(f"{found.name}: '{option}' must lie in 0..{len(rows):,}, got {count:,}")
+    labels, rng = found.labels[rows], _stream(seed, use)
+    place = np.empty(len(rows))  # of each row in its class, in 0..1: the first of every class come first
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return np.sort(rows[np.argsort(place, kind="stable")[:count]])
+
+
+def _stream(seed: int, use: Draw) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(use.value,)))
+
+
+def _pictures_in(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def _whole(picture: Picture) -> Picture:
+    return Picture(picture.path, picture.label)
+
+
+def _whole_batches(found: DataSet, rows: Rows, batch_size: int, side: int, threads: int | None) -> ImageBatches:
+    return ImageBatches(tuple(_whole(found.pictures[row]) for row in rows), batch_size, side, threads)

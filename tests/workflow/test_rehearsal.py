@@ -1,0 +1,103 @@
+"""A dry run looks at everything, says what would be done, and writes nothing."""
+
+import pytest
+from test_cli import cli
+
+from dalr_stream.errors import ConfigError
+from dalr_stream.workflow.config import load_config
+from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.rehearsal import rehearse
+
+
+def opened(file, *overrides):
+    return Project(load_config(file, overrides), file.parent)
+
+
+def without_bytecode(found):
+    return {name: data for name, data in found.items() if "__pycache__" not in name}
+
+
+def test_it_loads_a_batch_of_everything_and_writes_nothing(run_file, contents):
+    before = contents(run_file.parent)
+    found = rehearse(opened(run_file))
+    found.require()
+    assert without_bytecode(contents(run_file.parent)) == before
+    assert [(facts.key, facts.samples, facts.batches) for facts in found.loaders] == [
+        ("domains.target", 96, 3),
+        ("domains.source", 150, 3),
+        ("domains.test", 80, 1),
+        ("evaluate", 80, 1),
+    ]
+    assert found.loaders[0].first == "32 x 12 float32"
+    assert found.network == "Tiny, 411 parameters"
+    assert found.plan is not None
+    assert {layer.name: layer.rows for layer in found.plan.layers} == {"fc1": 326, "fc2": 326, "fc3": 326}
+
+
+def test_it_plans_as_estimate_does_for_the_trained_network(finished_file):
+    assert rehearse(opened(finished_file)).plan == opened(finished_file).estimate()
+
+
+def test_it_says_which_steps_would_run(run_file):
+    steps = rehearse(opened(run_file)).steps
+    names = ["train", *(f"{verb} {d}" for d in ("target", "source", "test") for verb in ("capture", "accumulate"))]
+    assert steps == [(name, True) for name in [*names, "solve", "compress", "evaluate", "report"]]
+    direct = rehearse(opened(run_file, "capture.direct=true", "compress={}")).steps
+    assert [name for name, _ in direct if name.startswith(("capture", "compress"))] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "again"),
+    [
+        ("run.caveats=[]", ["report"]),
+        ("evaluate.cache=1GiB", []),
+        ("evaluate.ranks=[2]", ["evaluate", "report"]),
+        ("solve.ridge=0.1", ["solve", "compress", "evaluate", "report"]),
+        (
+            "domains.target.options={samples=80}",
+            ["capture target", "accumulate target", "solve", "compress", "evaluate", "report"],
+        ),
+    ],
+)
+def test_it_says_what_a_change_would_do_again(finished_file, override, again):
+    assert [name for name, done in rehearse(opened(finished_file, override)).steps if done] == again
+
+
+def test_nothing_would_run_of_a_run_that_is_done(finished_file):
+    assert not any(done for _, done in rehearse(opened(finished_file)).steps)
+
+
+def test_every_problem_is_named_at_once(run_file):
+    found = rehearse(
+        opened(
+            run_file,
+            "domains.source.batches=tiny_run:empty",
+            "domains.test.batches=tiny_run:nothing",
+            "network.start=published.safetensors",
+            "report.published=paper.toml",
+        )
+    )
+    assert len(found.problems) == 4
+    with pytest.raises(ConfigError, match="4 problems; nothing was written") as caught:
+        found.require()
+    for said in ("domains.source.batches: 'tiny_run:empty' gives no batch", "no function 'nothing'"):
+        assert said in str(caught.value)
+    assert f"network.start: there is no file '{run_file.parent / 'published.safetensors'}'" in str(caught.value)
+    assert f"report.published: there is no file '{run_file.parent / 'paper.toml'}'" in str(caught.value)
+
+
+def test_a_run_that_would_not_fit_is_a_problem(run_file):
+    (problem,) = rehearse(opened(run_file, 'capture.memory_limit="1KiB"')).problems
+    assert "the limit is 0 MiB" in problem
+
+
+def test_the_command_line_prints_it_and_fails_where_something_is_missing(run_file):
+    done = cli("run", run_file, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "network: Tiny, 411 parameters" in done.stdout
+    assert "at most 96" in done.stdout
+    assert "would run" in done.stdout
+    assert not (run_file.parent / "out").exists()
+    wrong = cli("run", run_file, "--dry-run", "--set", "domains.source.batches=tiny_run:empty")
+    assert wrong.returncode == 1
+    assert "1 problem; nothing was written" in wrong.stderr
