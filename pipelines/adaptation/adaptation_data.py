@@ -12,10 +12,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from digit_files import Pictures, mnist, svhn
+from digit_files import Pictures, handwritten, mnist, svhn
 from glyph_atlas import digit_atlas
 from glyph_rendering import GlyphStyle, render_glyphs
 from labelled_batches import Batches
@@ -24,8 +22,6 @@ BATCH = 500
 DIGIT_FACES = 8
 GLYPH_SAMPLES = {"train": 8000, "test": 2000}
 """Printed digits that are drawn for a seed."""
-DIGITS_TEST = 797
-"""Of scikit-learn's 1,797 handwritten digits."""
 FULL_BLOCK = 16
 STATISTICS = 14_000
 """Most rows for statistics, as in MoMaSP 4.2."""
@@ -92,25 +88,16 @@ def _load(name: str, split: str, seed: int) -> Batches:
 
 
 def _glyphs(split: str, seed: int) -> Pictures:
-    """Printed digits in eight faces, each split from a random stream of its own."""
+    """Draw printed digits in eight faces, each split from a random stream of its own."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(list(GLYPH_SAMPLES).index(split),)))
     labels = rng.permutation(np.arange(GLYPH_SAMPLES[split], dtype=np.int64) % 10)
     counts = render_glyphs(digit_atlas(DIGIT_FACES), labels, GlyphStyle(), rng)
     return Pictures(counts.astype(np.float32) / FULL_BLOCK, labels)
 
 
-def _handwritten(split: str, seed: int) -> Pictures:
-    """scikit-learn's digits: a stratified split by the seed."""
-    digits = load_digits()
-    rows = np.arange(len(digits.target))
-    parts = train_test_split(rows, test_size=DIGITS_TEST, random_state=seed, stratify=digits.target)
-    picked = np.sort(parts[0] if split == "train" else parts[1])
-    return Pictures((digits.images[picked] / FULL_BLOCK).astype(np.float32), digits.target[picked].astype(np.int64))
-
-
 DATA_SETS: Mapping[str, Callable[[str, int], Pictures]] = {
     "glyphs": _glyphs,
-    "digits": _handwritten,
+    "digits": handwritten,
     "svhn": lambda split, _seed: svhn(split),
     "mnist": lambda split, _seed: mnist(split),
 }

@@ -12,8 +12,8 @@ from torch import nn
 
 from adaptation_data import side_of
 
-CHANNELS = (16, 12, 24)
-WIDTH = 768
+CHANNELS = (12, 8, 16)
+WIDTH = 512
 CLASSES = 10
 READER = {"conv1": "conv2", "conv2": "conv3", "conv3": "fc1", "fc1": "fc2", "fc2": "fc3"}
 """Who reads the nodes of each layer that has some to select."""

@@ -1,7 +1,7 @@
-"""Two data sets of digits as their makers publish them: MNIST (gzipped idx files) and SVHN (MATLAB files, format 2).
+"""Data sets of digits: MNIST (gzipped idx files), SVHN (MATLAB files, format 2), and the one inside scikit-learn.
 
-A data set is read whole, checked against its published counts, and given as grey pictures and labels 0..9. Nothing is
-downloaded: what is missing is named with the place it goes to.
+The first two are read whole from the files that their makers publish, and checked against the published counts. All are
+given as grey pictures and labels 0..9. Nothing is downloaded: what is missing is named with the place it goes to.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 MNIST_FILES = {
@@ -28,6 +30,10 @@ COUNTS = {
 }
 IDX_BYTES = 0x08
 """The idx format's code for unsigned bytes, the third byte of a file."""
+HANDWRITTEN_TEST = 797
+"""Of scikit-learn's 1,797 handwritten digits."""
+FULL_BLOCK = 16
+"""The largest value of their pixels."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue (ITU-R BT.601)."""
 
@@ -70,6 +76,16 @@ def svhn(split: str, folder: Path = DATA / "svhn") -> Pictures:
     _require_count("svhn", split, file, len(colours))
     grey = colours @ np.array(LUMINANCE, np.float32) / 255
     return _pictures(grey.astype(np.float32), found["y"].ravel() % 10, file)
+
+
+def handwritten(split: str, seed: int) -> Pictures:
+    """Give `train` (1,000) or `test` (797) of scikit-learn's digits, 8 x 8: a stratified split by the seed."""
+    digits = load_digits()
+    parts = train_test_split(
+        np.arange(len(digits.target)), test_size=HANDWRITTEN_TEST, random_state=seed, stratify=digits.target
+    )
+    picked = np.sort(parts[0] if _split(split) == "train" else parts[1])
+    return Pictures((digits.images[picked] / FULL_BLOCK).astype(np.float32), digits.target[picked].astype(np.int64))
 
 
 def _split(split: str) -> str:
