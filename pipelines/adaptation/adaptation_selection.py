@@ -85,7 +85,7 @@ def channel_moments(network: AdaptationNetwork, rows: Batches) -> ds.Moments:
 
 
 def sizes_at_rate(network: nn.Module, selections: Selections, rate: float) -> dict[str, int]:
-    """Return the nodes of each layer that stay at the largest common retention that leaves 1 - `rate` of the parameters.
+    """Return the nodes of each layer that stay at the largest common retention with 1 - `rate` of the parameters left.
 
     Raises ValueError where even one node a layer leaves more.
     """

@@ -55,11 +55,11 @@ class TestData:
         train = adaptation.data.source_train(seed=0, **PAIR)
         assert torch.bincount(train.labels).tolist() == [60] * 10
         drawn = adaptation.data.source_train(seed=0, samples=50, **PAIR)
-        assert not torch.equal(drawn.inputs, adaptation.data.DATA_SETS["glyphs"]("test", 0).pixels[:, None])
+        assert not np.array_equal(drawn.inputs[:, 0].numpy(), adaptation.data.DATA_SETS["glyphs"]("test", 0).pixels)
 
     def test_svhn_to_mnist_is_another_pair_of_names(self, adaptation, monkeypatch):
         def pictures(side):
-            return lambda split: adaptation.files.Pictures(
+            return lambda _: adaptation.files.Pictures(
                 np.full((4, side, side), 0.5, np.float32), np.arange(4, dtype=np.int64)
             )
 
@@ -225,7 +225,8 @@ def test_the_experiment_gives_every_row_and_reads_what_it_measured(adaptation, t
     assert "| conv1: mean activation rate | source nodes | target nodes | none |" in printed
 
 
-def test_the_run_file_runs_to_its_report(adaptation, tmp_path):
+@pytest.mark.usefixtures("adaptation")
+def test_the_run_file_runs_to_its_report(tmp_path):
     settings = [
         f'run.output="{tmp_path}"',
         "network.options={ channels = [4, 4, 4], width = 24 }",

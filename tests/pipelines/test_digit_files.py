@@ -1,4 +1,4 @@
-"""MNIST and SVHN in their official layouts: tiny files of the test's own, read back, and every way they may be wrong."""
+"""MNIST and SVHN in their official layouts: tiny files of the test's own, read back, and each way they may be wrong."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_digits_fill_the_middle_of_32_pixels(lenet):
 
 def test_mnist_is_padded_by_two(lenet, monkeypatch):
     pictures = lenet.files.Pictures(np.ones((3, 28, 28), np.float32), np.arange(3))
-    monkeypatch.setattr(lenet.data, "mnist", lambda split: pictures)
+    monkeypatch.setattr(lenet.data, "mnist", lambda _: pictures)
     rows = lenet.data.rows_for_training(seed=0, data="mnist")
     assert rows.inputs.shape == (3, 1, 32, 32)
     assert rows.inputs.sum() == 3 * 28 * 28
