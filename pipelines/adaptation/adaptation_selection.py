@@ -124,20 +124,24 @@ def compressed(network: nn.Module, selections: Selections, sizes: Mapping[str, i
     return ds.compress(network, chosen)
 
 
-def specificity(target: ds.Moments, source: ds.Moments, kept: int) -> dict[str, dict[str, float]]:
+def specificity(target: ds.Moments, source: ds.Moments, most: int) -> dict[str, dict[str, float | None]]:
     """Table 1: mean activation rate, by domain, of nodes kept for one domain alone, and of nodes kept for neither.
 
-    NaN where there are no such nodes.
+    The mean is over the sizes 1..most at which there are such nodes; None where there are none at any.
     """
-    for_target, for_source = (set(ds.spectral(moments).order[:kept].tolist()) for moments in (target, source))
-    neither = set(range(target.features)) - for_target - for_source
-    groups = {"source": for_source - for_target, "target": for_target - for_source, "none": neither}
+    for_target, for_source = (ds.spectral(moments).order.tolist() for moments in (target, source))
+    rates: dict[str, dict[str, list[float]]] = {"on source": {}, "on target": {}}
+    for size in range(1, most + 1):
+        kept_target, kept_source = set(for_target[:size]), set(for_source[:size])
+        groups = {"source": kept_source - kept_target, "target": kept_target - kept_source}
+        groups["none"] = set(range(target.features)) - kept_target - kept_source
+        for row, moments in (("on source", source), ("on target", target)):
+            for name, nodes in groups.items():
+                values = rates[row].setdefault(name, [])
+                values.extend([float(moments.active_rate[sorted(nodes)].mean())] if nodes else [])
     return {
-        f"on {domain}": {
-            name: float(moments.active_rate[sorted(nodes)].mean()) if nodes else float("nan")
-            for name, nodes in groups.items()
-        }
-        for domain, moments in (("source", source), ("target", target))
+        row: {name: float(np.mean(values)) if values else None for name, values in groups_of.items()}
+        for row, groups_of in rates.items()
     }
 
 

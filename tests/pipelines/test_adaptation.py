@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -204,7 +203,9 @@ class TestSelection:
         assert found["on target"]["source"] < 0.5
         assert found["on source"]["none"] == 0.0
         same = adaptation.selection.specificity(target, target, 1)
-        assert math.isnan(same["on target"]["target"])
+        assert same["on target"]["target"] is None
+
+        assert adaptation.experiment.spread([None, None]) == "no such nodes"
 
 
 def test_the_experiment_gives_every_row_and_reads_what_it_measured(adaptation, tmp_path, monkeypatch):
