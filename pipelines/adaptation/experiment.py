@@ -129,21 +129,36 @@ def table(seeds: Sequence[Figures]) -> str:
         f"- accuracy on the target, {name}: {spread([one['baseline'][name] for one in seeds])} %"
         for name in ("unadapted", "adapted")
     ]
-    lines += ["", "| compression rate (%) | " + " | ".join(f"{100 * rate:.1f}" for rate in RATES) + " |"]
-    lines.append("|---|" + "---:|" * len(RATES))
-    for name in seeds[0]["accuracies"]:
-        cells = [spread([one["accuracies"][name][i] for one in seeds]) for i in range(len(RATES))]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        if name in PUBLISHED_RATES:
-            lines.append(f"| *{name}, published* | " + " | ".join(f"*{one}*" for one in PUBLISHED_RATES[name]) + " |")
+    names = list(seeds[0]["accuracies"])
+    accuracies = {name: [one["accuracies"][name] for one in seeds] for name in names}
+    lines += ["", *_by_rate("accuracy (%) at compression rate", accuracies, PUBLISHED_RATES)]
+    gains = {
+        name: [[x - y for x, y in zip(*both, strict=True)] for both in zip(rows, accuracies["target"], strict=True)]
+        for name, rows in accuracies.items()
+        if name != "target"
+    }
+    lines += ["", *_by_rate("points over `target`, same repetition", gains, {})]
     for layer in seeds[0]["specificity"]:
         lines += ["", f"| {layer}: mean activation rate | source nodes | target nodes | none |", "|---|---:|---:|---:|"]
         for domain, groups in seeds[0]["specificity"][layer].items():
             cells = [spread([one["specificity"][layer][domain][group] for one in seeds], 2) for group in groups]
             lines.append(f"| {domain} | " + " | ".join(cells) + " |")
-    for domain, published in PUBLISHED_SPECIFICITY.items():
-        lines.append(f"| *{domain}, first layer, published* | " + " | ".join(map(str, published.values())) + " |")
+            if layer == "conv1":
+                published = PUBLISHED_SPECIFICITY[domain].values()
+                lines.append(f"| *{domain}, published* | " + " | ".join(f"*{value}*" for value in published) + " |")
     return "\n".join(lines)
+
+
+def _by_rate(
+    title: str, rows: Mapping[str, Sequence[Sequence[float]]], published: Mapping[str, Sequence[float]]
+) -> Iterator[str]:
+    """Yield a table with a column for each rate; a row's values are by repetition, then by rate."""
+    yield f"| {title} | " + " | ".join(f"{100 * rate:.1f}" for rate in RATES) + " |"
+    yield "|---|" + "---:|" * len(RATES)
+    for name, repetitions in rows.items():
+        yield f"| {name} | " + " | ".join(spread(values) for values in zip(*repetitions, strict=True)) + " |"
+        if name in published:
+            yield f"| *{name}, published* | " + " | ".join(f"*{value}*" for value in published[name]) + " |"
 
 
 def spread(values: Sequence[float | None], digits: int = 1) -> str:
