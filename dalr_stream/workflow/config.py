@@ -327,12 +327,27 @@ def load_config(path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, A
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
     for override in overrides:
         _apply(plain, override)
+    _share_options(plain)
     if sizes and isinstance(plain.get("compress", {}), dict):
         plain["compress"] = with_sizes(plain.get("compress", {}), sizes)
     try:
         return RunConfig.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(f"'{path}': {_explain(error)}") from None
+
+
+def _share_options(plain: dict[str, Any]) -> None:
+    """Hand the table [options] to every factory of the run file; what a section says itself comes first."""
+    shared = plain.pop("options", {})
+    if not isinstance(shared, dict):
+        raise ConfigError(f"options: must be a table of what every factory is given, got {shared!r}")
+    domains = plain.get("domains")
+    sections = [plain.get("network"), plain.get("evaluate"), plain.get("validation")]
+    for section in [*sections, *(domains.values() if isinstance(domains, dict) else [])]:
+        for key in ("options", "train_options"):
+            has_factory = isinstance(section, dict) and (key == "options" or "train" in section)
+            if shared and has_factory and isinstance(section.setdefault(key, {}), dict):
+                section[key] = {**shared, **section[key]}
 
 
 def parse_bytes(text: str) -> int:

@@ -1,6 +1,7 @@
-"""Finds the Python a run file names: `module:function`, looked up beside the run file first.
+"""Finds the Python a run file names: `module:function`, looked up beside the run file first, then in `../shared`.
 
-Only names that the user wrote into the run file are imported.
+`shared`, a folder beside the run file's, holds what several run files have in common. Only names that the user wrote
+into the run file are imported.
 """
 
 from __future__ import annotations
@@ -16,16 +17,25 @@ from typing import Any
 
 from dalr_stream.errors import ConfigError
 
+SHARED = "shared"
+"""Folder beside the run file's, in which several run files' Python is looked for."""
+
+
+def places(folder: Path) -> tuple[Path, Path]:
+    """Return where the Python of a run file in `folder` is looked for, in this order."""
+    return folder.resolve(), folder.resolve().parent / SHARED
+
 
 @contextmanager
 def importing_from(folder: Path) -> Iterator[None]:
-    """Put the run file's folder on the import path for the length of the block."""
-    entry = str(folder.resolve())
-    sys.path.insert(0, entry)
+    """Put the run file's folder, and the shared one, on the import path for the length of the block."""
+    entries = [str(place) for place in places(folder)]
+    sys.path[:0] = entries
     try:
         yield
     finally:
-        sys.path.remove(entry)
+        for entry in entries:
+            sys.path.remove(entry)
 
 
 def resolve(name: str, key: str, folder: Path) -> Callable[..., Any]:
@@ -41,8 +51,9 @@ def resolve(name: str, key: str, folder: Path) -> Callable[..., Any]:
         if error.name is None or not module_name.startswith(error.name):
             raise
         raise ConfigError(f"{key}: there is no module '{module_name}' beside the run file or installed") from None
-    beside = folder / f"{module_name.replace('.', '/')}.py"
-    if beside.exists() and Path(module.__file__ or "").resolve() != beside.resolve():
+    files = [place / f"{module_name.replace('.', '/')}.py" for place in places(folder)]
+    beside = next((path for path in files if path.exists()), None)
+    if beside is not None and Path(module.__file__ or "").resolve() != beside.resolve():
         raise ConfigError(
             f"{key}: '{module_name}' beside the run file is hidden by '{module.__file__}', which was imported before: "
             "rename one of them, or use a new process"
@@ -56,17 +67,20 @@ def resolve(name: str, key: str, folder: Path) -> Callable[..., Any]:
 def code_digest(folder: Path, names: Iterable[str]) -> str:
     """SHA-256 of the Python beside the run file that `module:function` names reach: when it changes, its work is stale.
 
-    Imports are followed within the folder, by reading them, not by running them. Installed packages do not count.
+    Imports are followed within the folder and the shared one, by reading them, not by running them. Installed packages
+    do not count.
     """
     pending = [name.partition(":")[0].partition(".")[0] for name in names]
     files: dict[str, bytes] = {}
     while pending:
         module = pending.pop()
-        for path in _files_of(folder, module):
-            key = path.relative_to(folder).as_posix()
-            if key not in files:
-                files[key] = path.read_bytes()
+        for place in places(folder):
+            found = {path.relative_to(place).as_posix(): path for path in _files_of(place, module)}
+            for key in found.keys() - files.keys():
+                files[key] = found[key].read_bytes()
                 pending += _imported_by(files[key])
+            if found:
+                break
     digest = hashlib.sha256()
     for key, code in sorted(files.items()):
         digest.update(f"{key}:{len(code)}:".encode() + code)

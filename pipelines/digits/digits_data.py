@@ -13,9 +13,6 @@ statistics come from separate random streams of the seed (`SourceUse`). Nothing 
 from __future__ import annotations
 
 import enum
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,6 +22,7 @@ from sklearn.model_selection import train_test_split
 
 from glyph_atlas import glyph_atlas
 from glyph_rendering import BLOCK, GlyphStyle, render_glyphs
+from labelled_batches import Batches
 
 FULL_BLOCK = BLOCK * BLOCK
 """The largest count, by which inputs are divided."""
@@ -39,37 +37,6 @@ class SourceUse(enum.IntEnum):
     TRAINING = 0
     CHECKING = 1
     STATISTICS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """Rows in a fixed order, cut into batches; iterating again gives the same batches.
-
-    Parameters
-    ----------
-    inputs
-        (n, 1, 8, 8) float32 in 0..1.
-    labels
-        (n,) int64.
-    batch_size
-        Rows a batch; the last may be shorter.
-    """
-
-    inputs: torch.Tensor
-    labels: torch.Tensor
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(self.labels), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            yield self.inputs[rows], self.labels[rows]
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.labels) / self.batch_size)
 
 
 def target_train(*, seed: int, samples: int = TARGET_SAMPLES, batch_size: int = 100) -> Batches:

@@ -14,6 +14,7 @@ reach 0.90 on unseen glyphs instead of 0.83; DALR's lead stays (`fc6` at a 1 % d
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,8 +22,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from digits_data import GLYPH_CLASSES, GLYPH_FACES, TARGET_SAMPLES, Batches, SourceUse, source_glyphs, target_train
+from digits_data import GLYPH_CLASSES, GLYPH_FACES, TARGET_SAMPLES, SourceUse, source_glyphs, target_train
 from digits_network import GlyphNetwork
+from labelled_batches import Batches
 
 TRUNK_MULTIPLIER = 0.1
 """Learning rate of `fc6` and `fc7` in fine-tuning, relative to that of `fc8` (section 5.3)."""
@@ -63,7 +65,7 @@ def train(  # noqa: PLR0913 - each is an option of the run file
     target_samples: int = TARGET_SAMPLES,
     target_epochs: int = 60,
     target_learning_rate: float = 0.02,
-) -> None:
+) -> GlyphNetwork:
     """Train ``model`` (of `digits_network.build`) in place, source then target; it is left in evaluation mode.
 
     Deterministic for a seed on one machine with one number of threads. The starting weights come from ``seed`` too,
@@ -85,6 +87,10 @@ def train(  # noqa: PLR0913 - each is an option of the run file
     target_samples, target_epochs, target_learning_rate
         How the target is learnt; the learning rate is that of `fc8`.
 
+    Returns
+    -------
+    The network as the source left it, with the source's own classifier: what the claims are tested on before the move.
+
     Raises
     ------
     TypeError
@@ -101,18 +107,22 @@ def train(  # noqa: PLR0913 - each is an option of the run file
         glyphs = source_glyphs(SourceUse.TRAINING, seed, source_samples, batch_size=SOURCE_BATCH, **letters)
         unseen = source_glyphs(SourceUse.CHECKING, seed, CHECK_SAMPLES, batch_size=SOURCE_BATCH, **letters)
         report(f"source: {source_samples} printed glyphs of {classes} letters")
-        train_on_source(model, glyphs, unseen, on_source, report)
+        classifier = train_on_source(model, glyphs, unseen, on_source, report)
+        of_source = copy.deepcopy(model)
+        of_source.fc8 = classifier
         digits = target_train(seed=seed, samples=target_samples, batch_size=TARGET_BATCH)
         report(f"target: {target_samples} handwritten digits, features frozen")
         fine_tune(model, digits, on_target, report)
+    return of_source.eval()
 
 
 def train_on_source(
     model: GlyphNetwork, glyphs: Batches, unseen: Batches, schedule: Schedule, report: Callable[[str], None]
-) -> None:
-    """Train the trunk on glyphs under a classifier of their own; ``model.fc8`` is back, untouched, at the end."""
+) -> nn.Linear:
+    """Train the trunk on glyphs under a classifier of their own, which is returned; ``model.fc8`` is left untouched."""
     own_classifier = model.fc8
-    model.fc8 = nn.Linear(own_classifier.in_features, int(glyphs.labels.max()) + 1)
+    glyph_classifier = nn.Linear(own_classifier.in_features, int(glyphs.labels.max()) + 1)
+    model.fc8 = glyph_classifier
     try:
         model.requires_grad_(requires_grad=True)
         optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=SOURCE_DECAY)
@@ -121,6 +131,7 @@ def train_on_source(
             report(f"source epoch {epoch}/{schedule.epochs}: loss {loss:.4f}, accuracy on unseen glyphs {share:.4f}")
     finally:
         model.fc8 = own_classifier
+    return glyph_classifier
 
 
 def fine_tune(model: GlyphNetwork, digits: Batches, schedule: Schedule, report: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import fx
 
-DIGITS_FOLDER = Path(__file__).parents[2] / "pipelines" / "digits"
+PIPELINES = Path(__file__).parents[2] / "pipelines"
 CLASSES, FACES = 12, 2
 TINY_NETWORK = {"first_channels": 4, "second_channels": 8, "width": 32}
 TINY_TRAINING = {
@@ -28,8 +28,9 @@ TINY_TRAINING = {
 
 @pytest.fixture
 def digits(monkeypatch):
-    """The modules of the pipeline, found as a run file finds them: with their folder on the path."""
-    monkeypatch.syspath_prepend(DIGITS_FOLDER)
+    """The modules of the pipeline, found as a run file finds them: with their folder and the shared one on the path."""
+    monkeypatch.syspath_prepend(PIPELINES / "shared")
+    monkeypatch.syspath_prepend(PIPELINES / "digits")
     names = {"atlas": "glyph_atlas", "rendering": "glyph_rendering", "data": "digits_data"}
     names |= {"network": "digits_network", "training": "digits_training"}
     return SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})

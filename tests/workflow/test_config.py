@@ -23,6 +23,22 @@ def test_a_set_option_replaces_a_key_with_a_toml_value_or_a_bare_word(run_file):
     assert load_config(run_file, ["solve.ridge_absolute=1000"]).solve.ridge_rule == Ridge.absolute(1000.0)
 
 
+def test_options_are_handed_to_every_factory_and_a_section_s_own_come_first(run_file):
+    own = load_config(run_file).plain()
+    run_file.write_text('[options]\nshared = "x"\n\n' + run_file.read_text())
+    config = load_config(run_file, ["domains.target.options.shared=y"]).plain()
+    assert config["network"]["options"] == {"shared": "x"} | own["network"]["options"]
+    assert config["domains"]["target"]["options"] == own["domains"]["target"]["options"] | {"shared": "y"}
+    assert config["evaluate"]["options"] == {"shared": "x"} | own["evaluate"]["options"]
+    assert ("shared" in config["network"]["train_options"]) == (own["network"]["train"] is not None)
+    assert load_config(run_file, ["options.shared=z"]).evaluate.options["shared"] == "z"
+
+
+def test_options_that_are_no_table_are_refused(run_file):
+    with pytest.raises(ConfigError, match="options: must be a table of what every factory is given, got 3"):
+        load_config(run_file, ["options=3"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

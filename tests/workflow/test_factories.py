@@ -54,3 +54,29 @@ def test_an_import_error_inside_the_module_is_not_taken_for_a_missing_module(fol
     (folder / "made_net.py").write_text("import a_library_nobody_has\n")
     with pytest.raises(ModuleNotFoundError, match="a_library_nobody_has"):
         resolve("made_net:build", "network.build", folder)
+
+
+class TestShared:
+    @pytest.fixture
+    def beside(self, folder):
+        own = folder / "own"
+        (folder / "shared").mkdir()
+        own.mkdir()
+        (own / "made_net.py").write_text("from made_common import f\n")
+        (folder / "shared" / "made_common.py").write_text("from made_deep import f\n")
+        (folder / "shared" / "made_deep.py").write_text("def f(): return 'shared'\n")
+        return own
+
+    def test_what_several_run_files_share_is_found_and_covered_by_the_digest(self, beside):
+        assert resolve("made_net:f", "network.build", beside)() == "shared"
+        assert resolve("made_common:f", "network.build", beside)() == "shared"
+        before = code_digest(beside, ["made_net:f"])
+        (beside.parent / "shared" / "made_deep.py").write_text("def f(): return 'changed'\n")
+        assert code_digest(beside, ["made_net:f"]) != before
+
+    def test_a_module_beside_the_run_file_comes_before_a_shared_one_of_its_name(self, beside):
+        (beside / "made_deep.py").write_text("def f(): return 'own'\n")
+        assert resolve("made_net:f", "network.build", beside)() == "own"
+        before = code_digest(beside, ["made_net:f"])
+        (beside.parent / "shared" / "made_deep.py").write_text("def f(): return 'hidden'\n")
+        assert code_digest(beside, ["made_net:f"]) == before

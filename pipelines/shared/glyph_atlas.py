@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,22 +104,35 @@ def glyph_atlas(classes: int, faces: int) -> GlyphAtlas:
     ValueError
         If there are fewer letters than ``classes``, or ``faces`` is not in 1..len(FACES).
     """
-    if not 1 <= faces <= len(FACES):
-        raise ValueError(f"glyph_atlas: faces must lie in 1..{len(FACES)}, got {faces}")
     letters = distinct_letters()
     if not 2 <= classes <= len(letters):
         raise ValueError(
             f"glyph_atlas: classes must lie in 2..{len(letters)} (the distinct letters there are), got {classes}"
         )
     taken = [letters[i] for i in np.linspace(0, len(letters) - 1, classes).round().astype(int)]
+    return _atlas(taken, faces)
+
+
+@functools.lru_cache(maxsize=1)
+def digit_atlas(faces: int) -> GlyphAtlas:
+    """Draw the atlas of the ten digits, which `glyph_atlas` leaves out: class = digit, in the first ``faces`` faces.
+
+    Raises ValueError where ``faces`` is not in 1..len(FACES).
+    """
+    return _atlas([ord("0") + digit for digit in range(10)], faces)
+
+
+def _atlas(code_points: Sequence[int], faces: int) -> GlyphAtlas:
+    if not 1 <= faces <= len(FACES):
+        raise ValueError(f"glyph atlas: faces must lie in 1..{len(FACES)}, got {faces}")
     pens = [(set(_charmap(face)), _font(face)) for face in FACES]
     fields: list[NDArray[np.float32]] = []
     first = [0]
-    for code_point in taken:
+    for code_point in code_points:
         drawn = [font for charmap, font in pens if code_point in charmap][:faces]
         fields += [_distance_field(_boxed(_ink(font, code_point), FINE)) for font in drawn]
         first.append(len(fields))
-    return GlyphAtlas(tuple(taken), np.stack(fields), np.array(first, dtype=np.int64))
+    return GlyphAtlas(tuple(code_points), np.stack(fields), np.array(first, dtype=np.int64))
 
 
 @functools.cache

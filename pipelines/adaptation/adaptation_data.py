@@ -1,0 +1,103 @@
+"""The four data sets of digits, and the parts that an unsupervised adaptation takes of a pair of them.
+
+A run file names the pair once, in [options]: `source` and `target` are each one of `DATA_SETS`. Training and statistics
+see the source's training rows with labels and the target's training rows without; the target's test rows judge, and are
+seen by nothing else. Pictures are grey, (n, 1, side, side) in 0..1, and both of a pair have one size: 8 for `glyphs`
+and `digits`, 32 for `svhn` and `mnist` (padded by two pixels all round).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from digit_files import Pictures, handwritten, mnist, svhn
+from glyph_atlas import digit_atlas
+from glyph_rendering import GlyphStyle, render_glyphs
+from labelled_batches import Batches
+
+BATCH = 500
+DIGIT_FACES = 8
+GLYPH_SAMPLES = {"train": 8000, "test": 2000}
+"""Printed digits that are drawn for a seed."""
+FULL_BLOCK = 16
+STATISTICS = 14_000
+"""Most rows for statistics, as in MoMaSP 4.2."""
+SIDES = {"glyphs": 8, "digits": 8, "svhn": 32, "mnist": 32}
+
+
+def side_of(source: str, target: str) -> int:
+    """Return the side of the pictures of a pair; raises ValueError where they differ, or a name is unknown."""
+    for name in (source, target):
+        if name not in SIDES:
+            raise ValueError(f"there is no data set '{name}'; there is {', '.join(SIDES)}")
+    if SIDES[source] != SIDES[target]:
+        raise ValueError(
+            f"'{source}' has pictures of side {SIDES[source]} and '{target}' of {SIDES[target]}: pair glyphs with "
+            "digits, or svhn with mnist"
+        )
+    return SIDES[source]
+
+
+def source_train(*, seed: int, source: str, target: str, samples: int | None = None) -> Batches:
+    """Give the source's training rows: all of them, or `samples` drawn by the seed."""
+    side_of(source, target)
+    return _drawn(_load(source, "train", seed), seed, samples)
+
+
+def target_train(*, seed: int, source: str, target: str, samples: int | None = None) -> Batches:
+    """Give the target's training rows; their labels are for counting alone."""
+    side_of(source, target)
+    return _drawn(_load(target, "train", seed), seed, samples)
+
+
+def target_test(*, seed: int, source: str, target: str) -> Batches:
+    """Give the target's test rows."""
+    side_of(source, target)
+    return _load(target, "test", seed)
+
+
+def target_statistics(*, seed: int, source: str, target: str) -> Batches:
+    """Give the target's rows for statistics: its training rows, 14,000 of them at most."""
+    rows = target_train(seed=seed, source=source, target=target)
+    return _drawn(rows, seed, min(STATISTICS, len(rows.labels)))
+
+
+def source_statistics(*, seed: int, source: str, target: str, per_target: float = 0.5) -> Batches:
+    """Give the source's rows for statistics: `per_target` times as many as the target has (7,000 to 14,000)."""
+    size = len(target_statistics(seed=seed, source=source, target=target).labels)
+    return source_train(seed=seed, source=source, target=target, samples=round(per_target * size))
+
+
+def _drawn(rows: Batches, seed: int, samples: int | None) -> Batches:
+    if samples is None or samples == len(rows.labels):
+        return rows
+    if not 1 <= samples <= len(rows.labels):
+        raise ValueError(f"samples must lie in 1..{len(rows.labels)}, got {samples}")
+    picked = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(rows.labels))[:samples]))
+    return Batches(rows.inputs[picked], rows.labels[picked], rows.batch_size)
+
+
+def _load(name: str, split: str, seed: int) -> Batches:
+    pictures = DATA_SETS[name](split, seed)
+    margin = (SIDES[name] - pictures.pixels.shape[-1]) // 2
+    padded = np.pad(pictures.pixels, ((0, 0), (margin, margin), (margin, margin)))
+    return Batches(torch.from_numpy(padded[:, None]), torch.from_numpy(pictures.labels), BATCH)
+
+
+def _glyphs(split: str, seed: int) -> Pictures:
+    """Draw printed digits in eight faces, each split from a random stream of its own."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(list(GLYPH_SAMPLES).index(split),)))
+    labels = rng.permutation(np.arange(GLYPH_SAMPLES[split], dtype=np.int64) % 10)
+    counts = render_glyphs(digit_atlas(DIGIT_FACES), labels, GlyphStyle(), rng)
+    return Pictures(counts.astype(np.float32) / FULL_BLOCK, labels)
+
+
+DATA_SETS: Mapping[str, Callable[[str, int], Pictures]] = {
+    "glyphs": _glyphs,
+    "digits": handwritten,
+    "svhn": lambda split, _seed: svhn(split),
+    "mnist": lambda split, _seed: mnist(split),
+}

@@ -1,0 +1,188 @@
+"""MoMaSP's section 4 on printed and handwritten digits: the tables of docs/adaptation.md.
+
+    python pipelines/adaptation/experiment.py [SEED ...] [--pair svhn mnist]
+
+Five repetitions by default. A seed decides the weights, the training, the glyphs and the split of the digits. Its
+network and figures are kept in `runs/adaptation/<pair>/seed<N>` and not made again; all figures go to
+`runs/adaptation/<pair>/adaptation.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "shared")]
+
+from adaptation_data import source_statistics, target_statistics, target_test  # noqa: E402
+from adaptation_network import AdaptationNetwork, build  # noqa: E402
+from adaptation_selection import (  # noqa: E402
+    ALONE,
+    Selections,
+    Statistics,
+    channel_moments,
+    compressed,
+    node_moments,
+    parameters,
+    sizes_at_rate,
+    specificity,
+)
+from adaptation_training import train  # noqa: E402
+from dalr_stream.network.checkpoint import load_weights, save_weights  # noqa: E402
+from dalr_stream.network.prefix import PrefixCache  # noqa: E402
+from dalr_stream.workflow.evaluate import accuracy  # noqa: E402
+
+RUNS = HERE.parents[1] / "runs" / "adaptation"
+RATES = (0.96, 0.965, 0.97, 0.975, 0.98, 0.985)
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+MOST_KEPT = {"conv1": 1.0, "fc1": 1 / 12, "fc2": 1 / 12}
+"""Node specificity is looked at up to this share of a layer's nodes: the rates above leave about as many, or fewer."""
+PUBLISHED_RATES = {  # momasp.md, Table 2
+    "target": (94.6, 94.0, 92.4, 90.2, 84.4, 68.7),
+    "subset, strength 1": (95.0, 94.1, 93.7, 91.1, 83.3, 72.7),
+    "node, strength 1": (95.2, 94.9, 94.3, 90.6, 89.3, 77.5),
+}
+PUBLISHED_SPECIFICITY = {  # momasp.md, Table 1
+    "on source": {"source": 0.79, "target": 0.77, "none": 0.72},
+    "on target": {"source": 0.65, "target": 0.84, "none": 0.71},
+}
+Figures = dict[str, Any]
+
+
+def trained(seed: int, folder: Path, pair: Mapping[str, str], options: Mapping[str, Any]) -> AdaptationNetwork:
+    """Return the adapted network of a seed: read where it was trained before."""
+    network, file = build(**pair), folder / "network.safetensors"
+    if file.exists():
+        load_weights(network, file)
+    else:
+        train(network, seed=seed, report=print, **pair, **options)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(network, file)
+    network.eval()
+    return network
+
+
+def candidates(found: Statistics) -> Iterator[tuple[str, Selections]]:
+    """Yield every selection that is compared, by name."""
+    for setting in found.settings:
+        yield setting, found.spectral(setting)
+    for form in ("node", "subset"):
+        for strength in STRENGTHS:
+            yield f"{form}, strength {strength:g}", found.momasp(form, strength)
+        yield f"{form}, alone", found.momasp(form, ALONE)
+
+
+def measure(seed: int, folder: Path, pair: Mapping[str, str], options: Mapping[str, Any]) -> Figures:
+    """Return the figures of one repetition: read where they were measured before."""
+    file = folder / "figures.json"
+    if not file.exists():
+        network = trained(seed, folder, pair, options)
+        test = target_test(seed=seed, **pair)
+        unadapted = build(**pair)
+        train(unadapted, seed=seed, report=print, **pair, **{**options, "steps": 0})
+        target, source = target_statistics(seed=seed, **pair), source_statistics(seed=seed, **pair)
+        prefix = PrefixCache(network, "fc1")
+        accuracies = {
+            name: [_percent(prefix.attach(small), test) for small in _at_rates(network, selections)]
+            for name, selections in candidates(Statistics.of(network, target, source))
+        }
+        moments = {
+            "conv1": (channel_moments(network, target), channel_moments(network, source)),
+            **{
+                layer: (node_moments(network, target, [layer])[layer], node_moments(network, source, [layer])[layer])
+                for layer in ("fc1", "fc2")
+            },
+        }
+        figures = {
+            "parameters": parameters(network, {}),
+            "baseline": {"unadapted": _percent(unadapted, test), "adapted": _percent(network, test)},
+            "accuracies": accuracies,
+            "specificity": {
+                layer: specificity(*of_both, round(MOST_KEPT[layer] * of_both[0].features))
+                for layer, of_both in moments.items()
+            },
+        }
+        file.write_text(json.dumps(figures, indent=1) + "\n")
+    found: Figures = json.loads(file.read_text())
+    return found
+
+
+def _at_rates(network: AdaptationNetwork, selections: Selections) -> Iterator[Any]:
+    for rate in RATES:
+        yield compressed(network, selections, sizes_at_rate(network, selections, rate)).eval()
+
+
+def _percent(network: Any, rows: Any) -> float:
+    return 100 * accuracy(network, rows)
+
+
+def table(seeds: Sequence[Figures]) -> str:
+    """Return the tables in Markdown: mean +- standard deviation over the repetitions, the published figure below."""
+    lines = [f"Parameters: {seeds[0]['parameters']:,}. Repetitions: {len(seeds)}.\n"]
+    lines += [
+        f"- accuracy on the target, {name}: {spread([one['baseline'][name] for one in seeds])} %"
+        for name in ("unadapted", "adapted")
+    ]
+    names = list(seeds[0]["accuracies"])
+    accuracies = {name: [one["accuracies"][name] for one in seeds] for name in names}
+    lines += ["", *_by_rate("accuracy (%) at compression rate", accuracies, PUBLISHED_RATES)]
+    gains = {
+        name: [[x - y for x, y in zip(*both, strict=True)] for both in zip(rows, accuracies["target"], strict=True)]
+        for name, rows in accuracies.items()
+        if name != "target"
+    }
+    lines += ["", *_by_rate("points over `target`, same repetition", gains, {})]
+    for layer in seeds[0]["specificity"]:
+        lines += ["", f"| {layer}: mean activation rate | source nodes | target nodes | none |", "|---|---:|---:|---:|"]
+        for domain, groups in seeds[0]["specificity"][layer].items():
+            cells = [spread([one["specificity"][layer][domain][group] for one in seeds], 2) for group in groups]
+            lines.append(f"| {domain} | " + " | ".join(cells) + " |")
+            if layer == "conv1":
+                published = PUBLISHED_SPECIFICITY[domain].values()
+                lines.append(f"| *{domain}, published* | " + " | ".join(f"*{value}*" for value in published) + " |")
+    return "\n".join(lines)
+
+
+def _by_rate(
+    title: str, rows: Mapping[str, Sequence[Sequence[float]]], published: Mapping[str, Sequence[float]]
+) -> Iterator[str]:
+    """Yield a table with a column for each rate; a row's values are by repetition, then by rate."""
+    yield f"| {title} | " + " | ".join(f"{100 * rate:.1f}" for rate in RATES) + " |"
+    yield "|---|" + "---:|" * len(RATES)
+    for name, repetitions in rows.items():
+        yield f"| {name} | " + " | ".join(spread(values) for values in zip(*repetitions, strict=True)) + " |"
+        if name in published:
+            yield f"| *{name}, published* | " + " | ".join(f"*{value}*" for value in published[name]) + " |"
+
+
+def spread(values: Sequence[float | None], digits: int = 1) -> str:
+    """Return mean +- standard deviation of the values that are there."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "no such nodes"
+    deviation = f" +- {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{deviation}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("seeds", nargs="*", type=int, default=range(5))
+    parser.add_argument("--pair", nargs=2, default=("glyphs", "digits"), metavar=("SOURCE", "TARGET"))
+    asked = parser.parse_args(arguments)
+    pair = dict(zip(("source", "target"), asked.pair, strict=True))
+    folder = RUNS / "-".join(asked.pair)
+    found = [measure(seed, folder / f"seed{seed}", pair, {}) for seed in asked.seeds]
+    kept = {str(seed): figures for seed, figures in zip(asked.seeds, found, strict=True)}
+    (folder / "adaptation.json").write_text(json.dumps(kept, indent=1) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
