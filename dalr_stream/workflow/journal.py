@@ -54,9 +54,7 @@ class Journal:
             try:
                 yield counted
             except BaseException as error:
-                with suppress(
-                    DalrStreamError
-                ):  # a full disk may be what failed: that is to be shown
+                with suppress(DalrStreamError):  # a full disk may be what failed: that is to be shown
                     self._write("failed", **facts(), error=f"{type(error).__name__}: {error}")
                 raise
         self._write("ended", **facts())
