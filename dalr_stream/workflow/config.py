@@ -179,6 +179,11 @@ class LabelledSection(DataSection):
     """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one tensor at a time."""
     ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
+    @property
+    def metric_words(self) -> str:
+        """The metric's name in print: `my_metrics:next_token_accuracy` is `next token accuracy`."""
+        return self.metric.rpartition(":")[2].replace("_", " ")
+
 
 class EvaluateSection(LabelledSection):
     """The labelled test split, and the sizes to try on it."""

@@ -29,7 +29,7 @@ from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.solution import LowRankFactors, LowRankLayer
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
-from dalr_stream.workflow.compress import choices, replacements, require_solved
+from dalr_stream.workflow.compress import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.evaluate import Evaluator, score_on, sizes_to_try
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress
@@ -87,7 +87,7 @@ def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[di
     if section.rule is None:
         rule = "as named"
         chosen, notes = choices(project, store)
-        methods = {layer: section.layers[layer].method for layer in chosen}
+        methods = {layer: choice.method for layer, choice in named_layers(project).items()}
     else:
         rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
         solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}
