@@ -27,6 +27,7 @@ from dalr_stream.numerics.allocation import (
 )
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.solution import LowRankFactors, LowRankLayer
+from dalr_stream.report.overview import FEW
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
 from dalr_stream.workflow.compress import choices, named_layers, replacements, require_solved
@@ -58,7 +59,16 @@ class Compression:
     search: Search | None = None
 
     def __str__(self) -> str:
-        return "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items()) or "as is"
+        if len(self.layers) <= FEW:
+            each = (f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
+            return "; ".join(each) or "as is"
+        sizes: dict[Method, list[int]] = {}
+        for layer in self.layers.values():
+            sizes.setdefault(layer.method, []).append(layer.size)
+        return "; ".join(
+            f"{method.label} in {len(found)} of {len(self.layers)} layers, {min(found)} to {max(found)}"
+            for method, found in sizes.items()
+        )
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""

@@ -7,7 +7,8 @@ from dalr_stream.workflow.compress import named_layers
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.sizing import Compression
+from dalr_stream.numerics.methods import Method
+from dalr_stream.workflow.sizing import Compression, LayerSize
 
 
 def opened(path, compress):
@@ -44,3 +45,12 @@ def test_layers_stand_in_the_network_s_order_whatever_the_run_file_s(finished_fi
 def test_a_layer_named_twice_and_a_pattern_for_nothing_are_refused(finished_file, compress, message):
     with pytest.raises(ConfigError, match=message):
         named_layers(opened(finished_file, compress))
+
+
+def test_many_layers_are_named_by_method_and_few_one_by_one():
+    svd = {f"fc{number}": LayerSize(Method.SVD, 3 + number) for number in range(4)}
+    assert str(Compression("as named", svd)) == "fc0 SVD, 3; fc1 SVD, 4; fc2 SVD, 5; fc3 SVD, 6"
+    mixed = svd | {f"fc{number}": LayerSize(Method.SPECTRAL, 2 * number - 1) for number in (4, 5)}
+    assert str(Compression("as named", mixed)) == (
+        "SVD in 4 of 6 layers, 3 to 6; spectral pruning in 2 of 6 layers, 7 to 9"
+    )
