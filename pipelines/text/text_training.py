@@ -22,7 +22,7 @@ BATCH = 32
 DECAY = 0.01
 """Weight decay: AdamW's own default."""
 WARMING = 0.1
-"""Share of the steps in which the learning rate rises."""
+"""Share of the steps in which the learning rate rises; two steps at least."""
 LARGEST_GRADIENT = 1.0
 """Norm to which a gradient is cut."""
 POOL = 16
@@ -97,9 +97,13 @@ def train(  # noqa: PLR0913 - each is an option of the run file
 def learn(model: TextNetwork, texts: Batches, schedule: Schedule, report: Callable[[str], None]) -> None:
     """Run the schedule; each report is of the steps since the last one."""
     steps = schedule.epochs * len(texts)
+    if steps < 4:
+        raise ValueError(
+            f"training: needs at least four steps of {texts.batch_size} texts, got {len(texts.texts)} texts"
+        )
     optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=DECAY)
     rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, schedule.learning_rate, total_steps=steps, pct_start=WARMING, cycle_momentum=False
+        optimiser, schedule.learning_rate, total_steps=steps, pct_start=max(WARMING, 2 / steps), cycle_momentum=False
     )
     model.train()
     total = 0.0

@@ -225,6 +225,17 @@ class TestNetworkAndTraining:
         assert text.metrics.next_character_accuracy(one, test) > 0.2
         assert [line.partition(":")[0] for line in lines if "accuracy" in line] == ["source", "target"]
 
+    @pytest.mark.parametrize("texts", [0, 96])
+    def test_too_few_texts_to_learn_from_are_refused(self, text, texts):
+        model = text.network.build(**TINY_NETWORK)
+        with pytest.raises(ValueError, match=f"at least four steps of 32 texts, got {texts} texts"):
+            text.training.train(model, seed=0, report=print, source_samples=texts)
+
+    def test_four_steps_are_enough(self, text):
+        model = text.network.build(**TINY_NETWORK)
+        text.training.train(model, seed=0, report=lambda _: None, source_samples=97, target_samples=97, target_epochs=1)
+        assert not model.training
+
     def test_foreign_model_is_refused(self, text):
         with pytest.raises(TypeError, match=r"must be a TextNetwork .*, got Linear"):
             text.training.train(torch.nn.Linear(2, 2), seed=0, report=print)

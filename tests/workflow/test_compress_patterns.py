@@ -3,11 +3,11 @@
 import pytest
 
 from dalr_stream.errors import ConfigError
+from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.compress import named_layers
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
-from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.sizing import Compression, LayerSize
 
 
