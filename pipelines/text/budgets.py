@@ -31,7 +31,7 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.solve import solve_low_rank, solve_selection
 
 RUN_FILE = Path(__file__).with_name("run.toml")
-BUDGETS = (0.8, 0.6, 0.4, 0.3)
+BUDGETS = (0.6, 0.4, 0.3, 0.2, 0.1)
 """Shares of the weights of the layers of a table."""
 
 
