@@ -66,7 +66,8 @@ class Compression:
         for layer in self.layers.values():
             sizes.setdefault(layer.method, []).append(layer.size)
         return "; ".join(
-            f"{method.label} in {len(found)} of {len(self.layers)} layers, {min(found)} to {max(found)}"
+            f"{method.label} in {len(found)} of {len(self.layers)} layers, "
+            + " to ".join(map(str, sorted({min(found), max(found)})))
             for method, found in sizes.items()
         )
 

@@ -54,3 +54,5 @@ def test_many_layers_are_named_by_method_and_few_one_by_one():
     assert str(Compression("as named", mixed)) == (
         "SVD in 4 of 6 layers, 3 to 6; spectral pruning in 2 of 6 layers, 7 to 9"
     )
+    alike = {f"fc{number}": LayerSize(Method.SVD, 40) for number in range(5)}
+    assert str(Compression("as named", alike)) == "SVD in 5 of 5 layers, 40"
