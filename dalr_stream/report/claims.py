@@ -49,8 +49,8 @@ class Claim:
 
 def compared(layer: LayerResults) -> Comparison | None:
     """Return plain SVD's row and the speaker's; None unless both stay within the allowed loss at some size."""
-    rows = _rows(layer)
-    name = _speaker(rows)
+    rows = headline_rows(layer)
+    name = speaker(rows)
     svd, other = rows.get(Method.SVD), None if name is None else rows[name]
     if svd is None or other is None or svd.size is None or other.size is None:
         return None
@@ -59,7 +59,7 @@ def compared(layer: LayerResults) -> Comparison | None:
 
 def claim(layer: LayerResults) -> Claim:
     """Put the headline of a layer into words, whether or not the allowed loss was kept."""
-    rows = _rows(layer)
+    rows = headline_rows(layer)
     ratio = _ratio(compared(layer))
     figure, unit = (BLANK, "no comparison") if ratio is None else _large(ratio)
     sentence = f"At a loss of at most {points_text(layer.drop)} of accuracy, {_main_clause(layer, rows)}."
@@ -90,11 +90,13 @@ def times_text(ratio: float) -> str:
     return f"{1 / ratio:.1f} times more parameters than"
 
 
-def _rows(layer: LayerResults) -> Mapping[Method, HeadlineRow]:
+def headline_rows(layer: LayerResults) -> Mapping[Method, HeadlineRow]:
+    """Return the rows of a layer's headline, by method."""
     return {method_named(row.method, layer.name): row for row in layer.headline}
 
 
-def _speaker(rows: Mapping[Method, HeadlineRow]) -> Method | None:
+def speaker(rows: Mapping[Method, HeadlineRow]) -> Method | None:
+    """Return the method that is set against plain SVD."""
     return next((method for method in SPEAKERS if method in rows), None)
 
 
@@ -103,7 +105,7 @@ def _ratio(pair: Comparison | None) -> float | None:
 
 
 def _main_clause(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> str:
-    pair, name = compared(layer), _speaker(rows)
+    pair, name = compared(layer), speaker(rows)
     ratio = _ratio(pair)
     if pair is not None and name is not None and ratio is not None:
         return (
@@ -128,9 +130,9 @@ def _support(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> Iterato
     if layer.stability is not None:
         yield f"The calibration set is {'large enough' if layer.stability.enough else 'too small'}: see below."
     published = rows.get(Method.DALR_PUBLISHED)
-    if published is not None and _speaker(rows) is not Method.DALR_PUBLISHED and published.svd_ratio is not None:
+    if published is not None and speaker(rows) is not Method.DALR_PUBLISHED and published.svd_ratio is not None:
         yield f"DALR as published needs {times_text(published.svd_ratio)} SVD: rank {published.size:,}."
-    best = _best_selections(rows)
+    best = smallest_selections(rows)
     if best and best[0].svd_ratio is not None:
         verb = "does" if len(best) == 1 else "do"
         yield (
@@ -140,7 +142,7 @@ def _support(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> Iterato
         )
 
 
-def _best_selections(rows: Mapping[Method, HeadlineRow]) -> list[HeadlineRow]:
+def smallest_selections(rows: Mapping[Method, HeadlineRow]) -> list[HeadlineRow]:
     """Return the smallest selections within the allowed loss, in the package's order."""
     reached = [rows[method] for method in Method if method in rows and method.family is Family.SELECTION]
     reached = [row for row in reached if row.size is not None]
@@ -154,7 +156,7 @@ def _labels(rows: Sequence[HeadlineRow], layer: LayerResults) -> str:
 
 
 def _selection_clause(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> str:
-    best = _best_selections(rows)
+    best = smallest_selections(rows)
     if not best:
         return f"no method that was tried compresses {layer.name}"
     return f"{layer.name} needs {best[0].size:,} of its {layer.outputs:,} nodes with {_labels(best, layer)}"

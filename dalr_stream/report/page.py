@@ -1,7 +1,8 @@
 """One self-contained HTML page: words, tables and pictures in the order a reader wants them.
 
 First what came out, then how large things are, then each layer's evidence, then what the run decided, does not show,
-and was made from. The page refers to nothing outside itself and needs no JavaScript; it follows the reader's light or
+and was made from. Where layers are many, one table of them all comes first, and what is said of each is folded away
+in its own section. The page refers to nothing outside itself and needs no JavaScript; it follows the reader's light or
 dark scheme, and prints light. Everything that comes from the record is escaped by the template.
 """
 
@@ -19,6 +20,7 @@ from dalr_stream.report.cells import Table, percent_text
 from dalr_stream.report.claims import Claim, claim
 from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
 from dalr_stream.report.naming import slugs
+from dalr_stream.report.overview import many_layers, overview_table
 from dalr_stream.report.published import published_tables
 from dalr_stream.report.record import LayerResults, Results
 from dalr_stream.report.speed import speed_tables
@@ -105,6 +107,7 @@ def render_sections(results: Results, made: Sequence[Section]) -> str:
         sizes=size_table(results),
         speed=tuple(speed_tables(results)),
         published=published_tables(results),
+        overview=overview_table(results) if many_layers(results) else None,
         baseline=percent_text(results.baseline_accuracy),
         style=_stylesheet(),
     )

@@ -12,6 +12,7 @@ from rich.text import Text
 from dalr_stream.numerics.speed import NetworkProfile
 from dalr_stream.report.cells import Cell, Row, RowKind, Table
 from dalr_stream.report.claims import claim
+from dalr_stream.report.overview import many_layers, overview_table
 from dalr_stream.report.record import Results
 from dalr_stream.report.speed import latency_table
 from dalr_stream.report.tables import headline_table, size_table
@@ -21,11 +22,13 @@ _UNBOUNDED = 1000
 
 
 def print_headline(results: Results, console: Console) -> None:
-    """Print each layer's headline table and sentence, then the sizes before and after.
+    """Print each layer's headline table and sentence, or one table of many layers, then the sizes before and after.
 
     Names from the record are printed as they are: square brackets in them are not markup.
     """
-    for layer in results.layers:
+    if many_layers(results):
+        _print(overview_table(results), console)
+    for layer in () if many_layers(results) else results.layers:
         _print(headline_table(results, layer), console)
         console.print(Text(claim(layer).sentence))
         console.print()

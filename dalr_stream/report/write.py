@@ -2,8 +2,8 @@
 
     report.html     one self-contained page
     figures/        <layer>-<figure>.png, 150 dpi
-    tables/         sizes.csv, macs.csv, latency.csv, published-<n>.csv and <layer>-<table>.csv: exact values, shares in
-                    0..1
+    tables/         sizes.csv, layers.csv, macs.csv, latency.csv, published-<n>.csv and <layer>-<table>.csv: exact values,
+                    shares in 0..1
     results.json    the record, from which all this can be made again
     files.txt       what belongs to this report
 
@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from dalr_stream.report.cells import Table
 from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
 from dalr_stream.report.naming import slugs
+from dalr_stream.report.overview import overview_table
 from dalr_stream.report.page import render_sections, sections
 from dalr_stream.report.published import published_tables
 from dalr_stream.report.record import Results
@@ -68,6 +69,7 @@ def _named_tables(results: Results) -> Iterator[tuple[str, Table]]:
     for table in speed_tables(results):
         yield table.name, table
     yield from ((table.name, table) for table in published_tables(results))
+    yield "layers", overview_table(results)
     names = slugs([layer.name for layer in results.layers])
     for slug, layer in zip(names, results.layers, strict=True):
         for table in (headline_table(results, layer), accuracy_table(results, layer), *layer_series(layer)):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
-from dalr_stream.errors import ConfigError, ParameterIncreaseWarning
+from dalr_stream.errors import ConfigError, LayerNotFoundError, ParameterIncreaseWarning
+from dalr_stream.network.layers import match_names
 from dalr_stream.network.surgery import Replacement
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.solution import LowRankFactors
 from dalr_stream.storage.archive import Solution
+from dalr_stream.workflow.compress_section import ChoiceSection
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
 
@@ -21,13 +23,32 @@ def choices(project: Project, store: SolvedStore) -> tuple[dict[str, Replacement
     """
     solutions: dict[str, Solution] = {}
     sizes: dict[str, int | float] = {}
-    for layer, choice in project.config.compress.layers.items():
-        if layer not in project.layers:
-            raise ConfigError(f"compress.{layer}: is not among the compressed layers {', '.join(project.layers)}")
+    for layer, choice in named_layers(project).items():
         require_solved(project, store, layer, choice.method)
         solutions[layer] = store.solutions(layer, [choice.method])[choice.method]
         sizes[layer] = choice.size if choice.size is not None else float(choice.retention or 1.0)
     return replacements(solutions, sizes, project.config.solve.restore_ridge)
+
+
+def named_layers(project: Project) -> dict[str, ChoiceSection]:
+    """Return the layers that [compress] names, in the network's order, each with its choice.
+
+    Raises ConfigError for a pattern that matches none of the compressed layers, and for a layer that is named twice.
+    """
+    named: dict[str, tuple[str, ChoiceSection]] = {}
+    for pattern, choice in project.config.compress.layers.items():
+        try:
+            found = match_names(pattern, project.layers)
+        except LayerNotFoundError:
+            known = ", ".join(project.layers)
+            raise ConfigError(f"compress.{pattern}: is not among the compressed layers {known}") from None
+        for layer in found:
+            if layer in named:
+                raise ConfigError(
+                    f"compress.{pattern}: layer '{layer}' is named by '{named[layer][0]}' already: keep one"
+                )
+            named[layer] = pattern, choice
+    return {layer: named[layer][1] for layer in project.layers if layer in named}
 
 
 def require_solved(project: Project, store: SolvedStore, layer: str, method: Method) -> None:

@@ -91,7 +91,7 @@ class CompressSection(BaseModel):
 
     @property
     def layers(self) -> dict[str, ChoiceSection]:
-        """The layers that are named, with their sizes."""
+        """The layers that are named, by name or by a pattern as in `network.layers`, with their sizes."""
         return self.__pydantic_extra__ or {}
 
     @property

@@ -211,6 +211,11 @@ class LabelledSection(DataSection):
         """The same in bytes."""
         return parse_bytes(self.cache)
 
+    @property
+    def metric_words(self) -> str:
+        """The metric's name in print: `my_metrics:next_token_accuracy` is `next token accuracy`."""
+        return self.metric.rpartition(":")[2].replace("_", " ")
+
 
 class EvaluateSection(LabelledSection):
     """The labelled test split, and the sizes to try on it."""

@@ -73,7 +73,7 @@ def results(project: Project) -> Results:
     whole = Results(
         name=project.config.run.name,
         provenance=provenance(project.config, store),
-        metric=found.metric,
+        metric=section.metric_words,
         baseline_accuracy=found.baseline,
         layers=tuple(layer_results(layer, found.baseline, section.drop) for layer in layers),
         sizes=found.sizes,

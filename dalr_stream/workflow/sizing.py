@@ -28,9 +28,10 @@ from dalr_stream.numerics.allocation import (
 )
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.solution import LowRankFactors, LowRankLayer
+from dalr_stream.report.overview import FEW
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
-from dalr_stream.workflow.compress import choices, replacements, require_solved
+from dalr_stream.workflow.compress import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.evaluate import Evaluator, score_on, sizes_to_try
 from dalr_stream.workflow.gain import SequenceGain
 from dalr_stream.workflow.problems import SolvedStore
@@ -62,14 +63,27 @@ class Compression:
     """Where the layers were compressed one after the other."""
 
     def __str__(self) -> str:
-        in_turn = " (one after the other)" if self.gain else ""
-        sizes = "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
-        return f"{sizes}{in_turn}" if sizes else "as is"
+        if not self.layers:
+            return "as is"
+        return self._sizes + (" (one after the other)" if self.gain else "")
 
     @property
     def said(self) -> tuple[str, ...]:
         """What the report says of it."""
         return (*self.notes, str(self.gain)) if self.gain else self.notes
+
+    @property
+    def _sizes(self) -> str:
+        if len(self.layers) <= FEW:
+            return "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
+        sizes: dict[Method, list[int]] = {}
+        for layer in self.layers.values():
+            sizes.setdefault(layer.method, []).append(layer.size)
+        return "; ".join(
+            f"{method.label} in {len(found)} of {len(self.layers)} layers, "
+            + " to ".join(map(str, sorted({min(found), max(found)})))
+            for method, found in sizes.items()
+        )
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -99,7 +113,7 @@ def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[di
     if section.rule is None:
         rule = "as named"
         chosen, notes = choices(project, store)
-        methods = {layer: section.layers[layer].method for layer in chosen}
+        methods = {layer: choice.method for layer, choice in named_layers(project).items()}
     else:
         rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
         solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}

@@ -81,7 +81,7 @@ def column(path, name):
 
 
 def test_the_folder_holds_every_file_and_nothing_else(folder):
-    expected = {"report.html", "results.json", "files.txt", "tables/sizes.csv"}
+    expected = {"report.html", "results.json", "files.txt", "tables/sizes.csv", "tables/layers.csv"}
     expected |= {f"figures/classifier.0-{name}.png" for name in FIGURES}
     expected |= {f"tables/classifier.0-{name}.csv" for name in TABLES}
     assert set(contents(folder)) == expected

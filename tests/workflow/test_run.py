@@ -229,7 +229,7 @@ def test_a_metric_of_ones_own_is_used(run_file):
     inputs, _ = run.project.batches("test")[0]
     share = float((run.project.network(inputs).argmax(1) == 0).float().mean())
     assert results(run.project).baseline_accuracy == pytest.approx(share)
-    assert results(run.project).metric == "tiny_run:share_of_first"
+    assert results(run.project).metric == "share of first"
 
 
 def test_fewer_samples_than_features_is_a_recorded_decision(run_file):
