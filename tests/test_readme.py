@@ -39,6 +39,18 @@ def test_the_session_of_the_page_about_the_solvers_runs(capsys):
     assert names["chosen"].ridge.is_relative
 
 
+def test_the_session_of_the_page_about_networks_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+    names = {}
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "networks.md", "exec"), names)  # noqa: S102
+    small = names["small"]
+    assert (small[0].out_channels, small[1].num_features, small[3].in_channels) == (10, 10, 10)
+    assert small[6][0].in_features == 64 * small[3].out_channels
+    assert (tmp_path / "small" / "plan.json").exists()
+    assert names["times"].layers
+
+
 def test_every_file_and_command_the_readme_names_exists():
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path

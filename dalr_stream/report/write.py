@@ -2,8 +2,8 @@
 
     report.html     one self-contained page
     figures/        <layer>-<figure>.png, 150 dpi
-    tables/         sizes.csv, layers.csv, macs.csv, latency.csv, published-<n>.csv and <layer>-<table>.csv: exact values,
-                    shares in 0..1
+    tables/         sizes.csv, layers.csv, macs.csv, latency.csv, published-<n>.csv and <layer>-<table>.csv: exact
+                    values, shares in 0..1
     results.json    the record, from which all this can be made again
     files.txt       what belongs to this report
 

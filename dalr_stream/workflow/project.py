@@ -16,10 +16,14 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
+from dalr_stream.network.capture import call
 from dalr_stream.network.graph import Structure
+from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import LayerSpec, match_names, select_layers
+from dalr_stream.network.macs import watched_calls
 from dalr_stream.network.pretrained import load_pretrained
 from dalr_stream.network.readers import with_readers
+from dalr_stream.network.reading import without_gradients
 from dalr_stream.network.rows import MaskOf, RowRule
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sides import Side
@@ -103,12 +107,24 @@ class Project:
         return self._structure_of(self.network) if self.config.selects else None
 
     def _structure_of(self, network: nn.Module) -> Structure:
+        return Structure.of(network, self._first_batch)
+
+    @cached_property
+    def positions(self) -> dict[str, float]:
+        """How often a sample takes each layer's multiply-adds, on the first batch: every position of it."""
+        with watched_calls(self.network) as calls, without_gradients():
+            call(self.network, self._first_batch)
+        layers = {name: matrix_of(self.network.get_submodule(name)).numel() for name in calls.macs}
+        return {name: calls.macs[name] / weights / calls.samples for name, weights in layers.items()}
+
+    @cached_property
+    def _first_batch(self) -> Any:
         first = next(iter(self.config.domains))
         with importing_from(self.folder):
             batch = next(iter(self.batches(first)), None)
         if batch is None:
             raise InvalidInputError(f"the loader of '{first}' is empty: check the data set and its split")
-        return Structure.of(network, batch)
+        return batch
 
     @cached_property
     def rows(self) -> RowRule:

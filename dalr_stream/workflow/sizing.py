@@ -27,6 +27,7 @@ from dalr_stream.numerics.allocation import (
     within_budget,
 )
 from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.solution import LowRankFactors, LowRankLayer
 from dalr_stream.report.overview import FEW
 from dalr_stream.storage.archive import Solution
@@ -152,13 +153,21 @@ def sized_layers(
     found = []
     for layer, solution in solutions.items():
         moments = store.moments(target, layer)
-        positions = moments.count / moments.samples if macs else 1.0
+        positions = _positions(project, store, layer, moments) if macs else 1.0
         reads = sources.get(layer)
         if isinstance(solution, LowRankFactors):
             found.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
         else:
             found.append(selection_layer(layer, solution, store.shape(layer), reads=reads, positions=positions))
     return found
+
+
+def _positions(project: Project, store: SolvedStore, layer: str, moments: Moments) -> float:
+    """Return how often a sample takes the layer's multiply-adds; the rows that were kept may be a choice of them."""
+    chosen = project.config.capture.most_per_sample is not None
+    if chosen or store.manifest.network.layers[layer].kind in {"Conv1d", "Conv2d"}:
+        return project.positions[layer]
+    return moments.count / moments.samples
 
 
 def _by_rule(project: Project, store: SolvedStore, solutions: Mapping[str, Solution]) -> dict[str, int]:
