@@ -24,6 +24,7 @@ class AdaptationNetwork(nn.Module):
 
     def __init__(self, side: int, channels: tuple[int, int, int], width: int) -> None:
         super().__init__()
+        self.side = side
         first, second, third = channels
         self.conv1 = nn.Conv2d(1, first, 3, padding=1)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1)

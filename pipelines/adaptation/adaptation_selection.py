@@ -68,10 +68,9 @@ class Statistics:
 
 def node_moments(network: nn.Module, rows: Batches, layers: Sequence[str] = LAYERS) -> NodeMoments:
     """Moments of the nodes of the layers that the patterns match, after the nonlinearity."""
-    names = [spec.name for spec in ds.select_layers(network, layers)]
-    readers = ds.select_layers(network, [READER[name] for name in names])
-    found = ds.accumulate_stream(network, rows, readers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
-    return {name: found[READER[name]] for name in names}
+    watched = ds.with_readers(ds.select_layers(network, layers), ds.Structure.of(network, rows.inputs[:2]))
+    found = ds.accumulate_stream(network, rows, watched, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
+    return {layer.name: layer.group.joint(found) for layer in watched if layer.group is not None}
 
 
 def channel_moments(network: AdaptationNetwork, rows: Batches) -> ds.Moments:
@@ -118,10 +117,10 @@ def parameters(network: nn.Module, sizes: Mapping[str, int]) -> int:
     return total
 
 
-def compressed(network: nn.Module, selections: Selections, sizes: Mapping[str, int]) -> nn.Module:
+def compressed(network: AdaptationNetwork, selections: Selections, sizes: Mapping[str, int]) -> nn.Module:
     """Return the network with the layers' first nodes of each order."""
     chosen = {name: one.at_size(sizes[name], ridge=RESTORE_RIDGE) for name, one in selections.items()}
-    return ds.compress(network, chosen)
+    return ds.compress(network, chosen, example=torch.zeros(2, 1, network.side, network.side))
 
 
 def specificity(target: ds.Moments, source: ds.Moments, most: int) -> dict[str, dict[str, float | None]]:

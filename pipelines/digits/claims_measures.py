@@ -72,6 +72,10 @@ class Solved:
         return {layer: low_rank(self.domain.network, layer, self.statistics) for layer in LAYERS}
 
     @cached_property
+    def _structure(self) -> ds.Structure:
+        return ds.Structure.of(self.domain.network, next(iter(self.domain.test)))
+
+    @cached_property
     def _prefixes(self) -> dict[str, PrefixCache]:
         return {layer: PrefixCache(self.domain.network, layer) for layer in LAYERS}
 
@@ -82,7 +86,8 @@ class Solved:
             if isinstance(solution, ds.LowRankFactors):
                 small = ds.compress(self.domain.network, {layer: solution.at_rank(size)})
             else:
-                small = ds.compress(self.domain.network, {layer: solution.at_size(size, ridge=RESTORE_RIDGE)})
+                kept = solution.at_size(size, ridge=RESTORE_RIDGE)
+                small = ds.compress(self.domain.network, {layer: kept}, example=self._structure)
             self._known[key] = accuracy(self._prefixes[layer].attach(small.eval()), self.domain.test)
         return self._known[key]
 

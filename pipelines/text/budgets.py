@@ -17,7 +17,15 @@ import numpy as np
 from rich.console import Console
 
 from dalr_stream.network.surgery import Replacement, compress
-from dalr_stream.numerics.allocation import SizedLayer, as_they_are, cost, factor_layer, selection_layer, within_budget
+from dalr_stream.numerics.allocation import (
+    SizedLayer,
+    Source,
+    as_they_are,
+    cost,
+    factor_layer,
+    selection_layer,
+    within_budget,
+)
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.storage.archive import Solution
@@ -98,7 +106,7 @@ class Bench:
             return selection_layer(name, selection, self.store.shape(name))
         shape = self.store.shape(name)
         alone = LayerShape(shape.outputs, shape.inputs)
-        reads = name.removesuffix("fc2") + "fc1"
+        reads = Source(name.removesuffix("fc2") + "fc1")
         return SizedLayer(name, alone, Family.LOW_RANK, np.array([alone.max_rank]), np.zeros(1), reads)
 
     def scores(self, recipe: Recipe) -> Iterator[str]:
@@ -113,7 +121,8 @@ class Bench:
                 for name, solution in solutions.items()
                 if sizes[name] != whole[name]
             }
-            yield f"{score(compress(self.project.network, smaller)):.1%}"
+            small = compress(self.project.network, smaller, example=self.project.structure)
+            yield f"{score(small):.1%}"
 
 
 def table(bench: Bench, recipes: Sequence[Recipe]) -> Iterator[str]:

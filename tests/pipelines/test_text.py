@@ -323,7 +323,7 @@ class TestExactness:
 
     def test_every_node_kept_is_the_network(self, network, moments, batch):
         whole = {f"blocks.{block}.fc1": ds.spectral(moments[f"blocks.{block}.fc2"]).at_size(64) for block in (0, 1)}
-        small = ds.compress(network, whole)
+        small = ds.compress(network, whole, example=batch)
         with torch.inference_mode():
             torch.testing.assert_close(small(batch), network(batch), rtol=1e-5, atol=2e-6)
 
@@ -331,7 +331,7 @@ class TestExactness:
         replaced = {f"blocks.{block}.fc1": ds.spectral(moments[f"blocks.{block}.fc2"]).at_size(40) for block in (0, 1)}
         for name in (f"blocks.{block}.{part}_proj" for block in (0, 1) for part in ("q", "k", "v", "out")):
             replaced[name] = ds.dalr(*ds.weights_of(network, name), moments[name]).at_rank(4)
-        small = ds.compress(network, replaced)
+        small = ds.compress(network, replaced, example=batch)
         assert small.blocks[1].fc1.out_features == small.blocks[1].fc2.in_features == 40
         assert small.blocks[0].q_proj[0].out_features == 4
         assert small(batch).shape == network(batch).shape

@@ -171,10 +171,14 @@ def test_joint_search_scores_on_pictures_that_nothing_else_sees(picture_folder, 
     assert ours == (pytest.approx(1 - (before - after) / weights), results.baseline_accuracy, results.sizes[1].accuracy)
 
 
-@pytest.mark.parametrize("method", ["momasp_node", "dalr_published"])
-def test_the_fully_connected_rows_of_the_whole_network(method, picture_folder, start, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [("momasp_node", ('compress.params="60%"',)), ("momasp_node", FC_ONLY), ("dalr_published", FC_ONLY)],
+    ids=["selection, conv and fc", "selection, fc", "DALR, fc"],
+)
+def test_the_rows_of_the_whole_network(method, layers, picture_folder, start, tmp_path):
     more = (f'solve.methods=["{method}"]', f"compress.method={method}")
-    project = tiny("whole", picture_folder, start, tmp_path / "run", *FC_ONLY, *more)
+    project = tiny("whole", picture_folder, start, tmp_path / "run", *layers, *more)
     run = Run(project)
     run.train()
     run.accumulate()
