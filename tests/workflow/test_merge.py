@@ -131,12 +131,18 @@ def test_activations_are_not_needed(jobs, tmp_path):
 # --- use ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_merged_store_can_be_solved_without_network_or_data(jobs, tmp_path):
-    merge([jobs["a"], jobs["c"]], tmp_path / "out")
+def test_a_merged_store_can_be_solved_without_network_or_data(tmp_path):
+    model = network()
+    for part in "ac":
+        data = batches(*PARTS[part])
+        layers = ds.with_readers(ds.select_layers(model, ["0"]), ds.Structure.of(model, data[0]))
+        ds.capture(model, data, layers, tmp_path / part, domain="target")
+        ds.accumulate(tmp_path / part, domain="target")
+    merge([tmp_path / "a", tmp_path / "c"], tmp_path / "out")
     store = SolvedStore.open(tmp_path / "out")
     problem = store.problem("0", "target", None)
     factors = solve_low_rank(problem, Method.DALR_ANCHORED_AFFINE)
-    assert factors.diagnostics.count == problem.inputs.count > ds.accumulate(jobs["c"], domain="target")["0"].count
+    assert factors.diagnostics.count == problem.inputs.count > ds.accumulate(tmp_path / "c", domain="target")["0"].count
     assert problem.target_nodes.features == 16
     assert (factors.weight == network()[0].weight.detach().numpy()).all()
     assert store.heldout("target", None, "0").count > 0
