@@ -26,10 +26,14 @@ from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.solve import factor_by
-from digits_data import Batches, target_test, target_train
-from digits_training import accuracy
 
-RUN_FILE = Path(__file__).with_name("run.toml")
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "shared")]
+
+from digits_data import Batches, target_test, target_train  # noqa: E402
+from digits_training import accuracy  # noqa: E402
+
+RUN_FILE = HERE / "run.toml"
 EVERY = ds.Folding(ds.HoldoutRule(0.0))
 """The test digits measure: none of the others is kept apart."""
 DEEP_SAMPLES, DEEP_WIDTH, DEEP_LAYERS = 1000, 128, 8

@@ -24,10 +24,14 @@ from dalr_stream.network.surgery import Replacement, parameter_count
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
-from digits_data import target_test, target_train
-from digits_training import accuracy
 
-RUN_FILE = Path(__file__).with_name("run.toml")
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "shared")]
+
+from digits_data import target_test, target_train  # noqa: E402
+from digits_training import accuracy  # noqa: E402
+
+RUN_FILE = HERE / "run.toml"
 SHARES = (0.25, 0.10, 0.05)
 """Of the whole network's parameters."""
 DENSE, WHOLE = ("fc6", "fc7"), ("features.0", "features.2", "fc6", "fc7")

@@ -19,8 +19,8 @@ def made(build, size, **options):
     return build(**options).double(), images
 
 
-def selected(net, images, layers, share):
-    """Selections of all these layers that can be, at a share of their channels; the others' reasons."""
+def solved(net, images, layers):
+    """Selections of all these layers that can be; the others' reasons."""
     structure = Structure.of(net, images)
     watched = with_readers(ds.select_layers(net, layers), structure)
     moments = ds.accumulate_stream(net, [images], watched, folding=FOLDING)
@@ -28,10 +28,14 @@ def selected(net, images, layers, share):
     for layer in watched:
         if layer.group is not None:
             joint = layer.group.joint(moments)
-            found[layer.name] = ds.spectral(joint).at_size(max(1, int(share * joint.features)), ridge=1e-6)
+            found[layer.name] = ds.spectral(joint)
         elif layer.unprunable:
             refused[layer.name] = layer.unprunable
     return found, refused, structure
+
+
+def at_share(found, share):
+    return {name: one.at_size(max(1, int(share * one.nodes)), ridge=1e-6) for name, one in found.items()}
 
 
 def run(net, images):
@@ -42,21 +46,22 @@ def run(net, images):
 def test_vgg19_whole_by_selections():
     net, images = made(vgg19, 64, width=1 / 16, classes=5)
     layers = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    found, refused, structure = selected(net, images, layers, 0.5)
+    found, refused, structure = solved(net, images, layers)
     assert list(found) == layers[:-1]
     assert "no layer reads them" in refused["classifier.6"]
-    small = ds.compress(net, found, example=structure)
+    small = ds.compress(net, at_share(found, 0.5), example=structure)
     assert small.features[2].in_channels == small.features[0].out_channels == 2
     assert small.classifier[0].in_features == 16 * 49
     assert run(small, images).shape == (6, 5)
-    whole, _, _ = selected(net, images, layers, 1.0)
-    np.testing.assert_allclose(run(ds.compress(net, whole, example=structure), images), run(net, images), rtol=1e-6)
+    np.testing.assert_allclose(
+        run(ds.compress(net, at_share(found, 1.0), example=structure), images), run(net, images), rtol=1e-6
+    )
 
 
 def test_resnet50_whole_by_selections():
     net, images = made(resnet50, 64, width=1 / 16, classes=5)
     layers = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
-    found, refused, structure = selected(net, images, layers, 0.5)
+    found, refused, structure = solved(net, images, layers)
     stages = [structure.group_of(f"layer{number}.0.conv3") for number in (1, 2, 3, 4)]
     assert [len(stage.producers) for stage in stages] == [4, 5, 7, 4]  # the blocks' last layers and the shortcut
     assert stages[3].readers[-1].span.layer == "fc"
@@ -64,17 +69,18 @@ def test_resnet50_whole_by_selections():
     assert all("tied by an addition" in reason for reason in refused.values())
     assert len(found) == 1 + 2 * 16 + 4
     assert len(found) + len(refused) == len(layers) == 53
-    small = ds.compress(net, found, example=structure)
+    small = ds.compress(net, at_share(found, 0.5), example=structure)
     assert small.layer1[0].conv1.in_channels == 2
     assert small.fc.in_features == 64
-    whole, _, _ = selected(net, images, layers, 1.0)
-    np.testing.assert_allclose(run(ds.compress(net, whole, example=structure), images), run(net, images), rtol=1e-6)
+    np.testing.assert_allclose(
+        run(ds.compress(net, at_share(found, 1.0), example=structure), images), run(net, images), rtol=1e-6
+    )
 
 
 def test_a_vit_by_factor_pairs_and_selections():
     net, images = made(vit, 32, width=24, depth=2, heads=3, patch=8, image=32, classes=5)
     layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    found, refused, structure = selected(net, images, layers, 0.5)
+    found, refused, structure = solved(net, images, layers)
     assert sorted(found) == ["layers.0.fc1", "layers.1.fc1"]
     assert set(refused) == set(layers) - set(found)
     assert "the parameter 'pos_embedding'" in refused["conv_proj"] or "class_token" in refused["conv_proj"]
@@ -83,7 +89,7 @@ def test_a_vit_by_factor_pairs_and_selections():
     for layer in set(layers) - set(found) - {"head"}:
         weight, bias = ds.weights_of(net, layer)
         pairs[layer] = ds.dalr(weight, bias, moments[layer]).at_rank(min(weight.shape) // 3)
-    small = ds.compress(net, {**pairs, **found}, example=structure)
+    small = ds.compress(net, {**pairs, **at_share(found, 0.5)}, example=structure)
     assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in net.parameters())
     assert run(small, images).shape == (6, 5)
 
