@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import accumulating
 import capturing
+import networks
 import remembering
 import selecting
 import solving
@@ -87,6 +88,16 @@ def _solve_wide(quick: bool) -> Table:
 @section("ranks", "64 ranks and 8 ridges of a 1,024 x 1,024 layer")
 def _ranks(quick: bool) -> Table:
     return ratios(solving.many_ranks(*((60, 24, 32, 1) if quick else (4096, 1024, 1024, 3))))
+
+
+@section("networks", "whole networks: seconds to trace, to find and prove every group of channels, and to narrow all")
+def _networks(quick: bool) -> Table:
+    table = _table("network", "parameters", "layers", "groups", "trace", "prove", "narrow", "largest difference")
+    for found in networks.networks(quick):
+        seconds = (f"{value:.1f}" for value in (found.trace, found.prove, found.compress))
+        counts = (f"{found.parameters:,}", f"{found.layers}", f"{found.groups}")
+        table.add_row(found.name, *counts, *seconds, f"{found.difference:.1e}")
+    return table
 
 
 def ratios(rows: Sequence[Row]) -> Table:

@@ -21,6 +21,7 @@ def test_every_section_prints_its_table():
         "forward + dsyrk",
         "planned / measured",
         "MoMaSP subset, first 8",
+        "ResNet-50",
     ):
         assert words in done.stdout
 
