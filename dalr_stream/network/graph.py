@@ -3,17 +3,16 @@
 Torch-Pruning's dependency graph, built from one pass of an example through the network, finds the group: batch norm on
 the way, the layers that residual additions tie to this one, the layers that read it, after pooling, flattening and
 concatenation. It takes operations that it does not know for operations on single channels, so what it finds is proved
-on the example before anything relies on it: a disturbance of some channels must reach the readers in those channels
-alone, and must not reach the network's output but through them. What fails, or cannot be narrowed, is an error that
-names it: a selection that missed a reader would be wrong in silence.
+on the example before anything relies on it (see `proof`). What fails, or cannot be narrowed, is an error that names it:
+a selection that missed a reader would be wrong in silence.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -23,10 +22,11 @@ import torch_pruning as tp
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture import call, few_samples, first_argument
+from dalr_stream.network.capture import call, few_samples
 from dalr_stream.network.kinds import CONVOLUTIONS, carries_channels, channels_given, channels_read, is_transposed
 from dalr_stream.network.layers import layer_of
 from dalr_stream.network.obstacles import require_replaceable
+from dalr_stream.network.proof import quiet, require_proof, tensors_in
 from dalr_stream.network.reading import without_gradients
 from dalr_stream.numerics.channels import ChannelGroup, ChannelReader, ChannelSpan
 from dalr_stream.numerics.sides import Side, stream_name
@@ -34,8 +34,6 @@ from dalr_stream.numerics.sides import Side, stream_name
 CARRIERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
 EXAMPLES = 2
 """Samples of the example that are used."""
-ROUNDING = 1e-5
-"""Of what is compared, relative to its largest entry: far above that of float32, far below a disturbance."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,14 +53,14 @@ class Structure:
     def of(cls, model: nn.Module, example: Any) -> Structure:
         """Trace `model` on the first samples of `example`, a batch as `capture` takes it, and leave it as it is."""
         few = few_samples(example, EXAMPLES)
-        with _quiet(model), without_gradients():
+        with quiet(model), without_gradients():
             calls = _count_calls(model, few)
-        with _quiet(model), torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
+        with quiet(model), torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # they are refused by name
             graph = tp.DependencyGraph()
             try:
                 graph.build_dependency(
-                    model, few, forward_fn=lambda network, batch: _tensors(call(network, batch)), verbose=False,
+                    model, few, forward_fn=lambda network, batch: tensors_in(call(network, batch)), verbose=False,
                     customized_pruners={type(m): _TransposedLinear() for m in model.modules() if is_transposed(m)},
                 )  # fmt: skip
             except Exception as error:  # noqa: BLE001  # the network itself ran: whatever it is comes of tracing
@@ -78,7 +76,7 @@ class Structure:
         if name not in self.known:
             try:
                 group = _Group(self, name).found()
-                _Proof(self, group).require()
+                require_proof(self.model, group, self.example)
                 self.known[name] = group
             except UnsupportedLayerError as error:
                 self.known[name] = error
@@ -180,67 +178,6 @@ class _Group:
         raise UnsupportedLayerError(f"layer '{self._name}': its channels cannot be pruned: {reason}")
 
 
-class _Proof:
-    """Disturbs each producer's odd channels, and watches where that arrives."""
-
-    def __init__(self, structure: Structure, group: ChannelGroup) -> None:
-        self._structure = structure
-        self._group = group
-        self._clean: dict[str, torch.Tensor] = {}
-
-    def require(self) -> None:
-        """Raise UnsupportedLayerError where the group is not all that happens to the channels."""
-        expected = self._run(None)
-        for producer in self._group.producers:
-            found = self._run(producer)
-            if not all(bool(_same(a, b).all()) for a, b in zip(found, expected, strict=True)):
-                readers = ", ".join(f"'{reader.span.layer}'" for reader in self._group.readers)
-                raise UnsupportedLayerError(
-                    f"layer '{producer}': its channels cannot be pruned: the network's output depends on them by other "
-                    f"ways than through {readers}"
-                )
-
-    def _run(self, disturbed: str | None) -> list[torch.Tensor]:
-        """Return the network's outputs; the readers are given what they read undisturbed."""
-        model = self._structure.model
-        with ExitStack() as stack:
-            stack.enter_context(_quiet(model))
-            for reader in self._group.readers:
-                hook = self._watching(reader.span, disturbed)
-                module = model.get_submodule(reader.span.layer)
-                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            if disturbed is not None:
-                module = model.get_submodule(disturbed)
-                stack.callback(module.register_forward_hook(_disturb).remove)
-            with without_gradients():
-                return [tensor.clone() for tensor in _tensors(call(model, self._structure.example))]
-
-    def _watching(self, span: ChannelSpan, disturbed: str | None) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-            tensor = first_argument(arguments, keywords)
-            if disturbed is None:
-                self._clean[span.layer] = tensor.clone()
-                return None
-            clean = self._clean[span.layer]
-            features = _channels_last(module, tensor)
-            changed = ~_same(features, _channels_last(module, clean)).flatten(0, -2).all(0)
-            odd = torch.arange(self._group.channels, device=changed.device).remainder(2).bool()
-            allowed = torch.zeros_like(changed)
-            stop = span.start + span.block * self._group.channels
-            allowed[span.start : stop] = odd.repeat_interleave(span.block)
-            if bool((changed & ~allowed).any()):
-                raise UnsupportedLayerError(
-                    f"layer '{disturbed}': its channels cannot be pruned: on the way to '{span.layer}' they are mixed "
-                    "with others"
-                )
-            if arguments:
-                return (clean.clone(), *arguments[1:]), keywords
-            name = next(iter(keywords))
-            return arguments, {**keywords, name: clean.clone()}
-
-        return hook
-
-
 class _TransposedLinear(tp.BasePruningFunc):  # type: ignore[misc]  # the library is not typed
     """What the graph must know of a Conv1D of transformers."""
 
@@ -257,26 +194,6 @@ class _TransposedLinear(tp.BasePruningFunc):  # type: ignore[misc]  # the librar
         return channels_read(layer)
 
 
-def _same(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Compare entry by entry: equal but for rounding, which a kernel may do otherwise in other memory."""
-    scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0
-    return torch.isclose(found, expected, rtol=0.0, atol=ROUNDING * (1 + scale), equal_nan=True)
-
-
-def _disturb(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-    """Add noise, as large as what is there, to every other channel."""
-    disturbed = output.clone()
-    channels = _channels_last(module, disturbed)[..., 1::2]
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(channels.shape, generator=generator).to(output)
-    channels += noise * (1 + output.abs().max())
-    return disturbed
-
-
-def _channels_last(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor
-
-
 def _count_calls(model: nn.Module, example: Any) -> Counter[str]:
     calls: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -285,28 +202,3 @@ def _count_calls(model: nn.Module, example: Any) -> Counter[str]:
             stack.callback(hook.remove)
         call(model, example)
     return calls
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    """Return the tensors of floating point in whatever a network gives."""
-    if isinstance(value, torch.Tensor):
-        return [value] if value.is_floating_point() else []
-    members = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [tensor for member in members for tensor in _tensors(member)]
-
-
-@contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
-    """Let the network run without chance and with gradients to be followed, and put everything back."""
-    modes = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.eval()
-        for parameter in wanted:
-            parameter.requires_grad_(parameter.is_floating_point())
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for parameter, required in wanted.items():
-            parameter.requires_grad_(required)
