@@ -113,14 +113,6 @@ def module_of(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name)
 
 
-def linear(model: nn.Module, name: str) -> nn.Linear:
-    """Return the linear layer called `name`."""
-    module = layer_of(model, name)
-    if not isinstance(module, nn.Linear):
-        raise UnsupportedLayerError(f"layer '{name}': must be a Linear layer, it is a {type(module).__name__}")
-    return module
-
-
 def weights_of(model: nn.Module, name: str) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:
     """Return weight (m, d) and bias (m,) of a layer as numpy arrays; bias None where the layer has none."""
     module = layer_of(model, name)

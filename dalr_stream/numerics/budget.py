@@ -1,5 +1,6 @@
-"""What a size costs in parameters, for a layer of m outputs x d inputs whose nodes C outputs of the next layer read.
+"""What a size costs in parameters, for a layer of m outputs x d inputs each of whose nodes has C weights elsewhere.
 
+In a dense layer that reads the node these are one for each of its C outputs; a convolution has a kernel for each.
 Weights are counted, biases are not: they are the same before and after.
 """
 
@@ -17,7 +18,7 @@ class LayerShape:
     inputs: int
     """d"""
     next_outputs: int = 0
-    """C; 0 where nothing reads the nodes one by one."""
+    """C, weights of each node in its readers and in layers tied to this one; 0 where nothing reads them one by one."""
 
     @property
     def max_rank(self) -> int:

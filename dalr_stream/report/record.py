@@ -150,7 +150,8 @@ class LayerResults:
     inputs: int
     next_layer: str | None
     next_outputs: int
-    """Outputs of the next layer, which a selection also shrinks; 0 where the layer has no consumer."""
+    """Weights elsewhere that go with each output a selection drops, in its readers and in layers tied to this one;
+    0 where nothing reads them one by one."""
     drop: float
     """The loss of accuracy the headline allows, absolute: 0.01 is one point."""
     activity: tuple[DomainActivity, ...]

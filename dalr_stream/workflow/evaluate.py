@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ class Evaluator:
     """Of the model; needed for selections."""
     cache_bytes: int = CACHE_BYTES
     """What may be kept of what comes before."""
+    said: set[str] = field(default_factory=set, repr=False)
+    """What was noted already."""
 
     @classmethod
     def of(cls, project: Project, section: LabelledSection, score: Score, progress: Progress) -> Evaluator:
@@ -138,7 +140,10 @@ class Evaluator:
         try:
             cache = PrefixCache(self.model, *layers, limit_bytes=self.cache_bytes)
         except UnsupportedLayerError as error:
-            self.progress.note(f"evaluate: whole forward passes are run: {error}")
+            reason = f"evaluate: whole forward passes are run: {error}"
+            if reason not in self.said:  # once, not for each layer
+                self.said.add(reason)
+                self.progress.note(reason)
             return self.score
         return lambda small: self.score(cache.attach(small))
 

@@ -41,7 +41,7 @@ class LayerProblem:
     inputs: Moments
     """Of what the layer reads, on the target's training rows: d features."""
     target_nodes: Moments | None = None
-    """Of what its consumers read, on the target: m features. None where nothing reads its nodes one by one."""
+    """Of its channels as their readers read them, on the target: m features. None where they cannot be selected."""
     source_nodes: Moments | None = None
     """The same on the source."""
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.layers import LayerSpec, fingerprint, linear, select_layers, tensor_digest, weights_of
+from dalr_stream.network.layers import LayerSpec, fingerprint, layer_of, select_layers, tensor_digest, weights_of
 
 
 class Net(nn.Module):
@@ -76,12 +76,12 @@ def test_a_pattern_that_finds_only_what_cannot_be_compressed_is_refused(net, pat
 
 
 def test_a_layer_asked_for_by_name_is_no_pattern(net):
-    assert linear(net, "fc8") is net.fc8
+    assert layer_of(net, "fc8") is net.fc8
     for name in ("fc9", "classifier.*", "re:fc8", ""):
         with pytest.raises(LayerNotFoundError, match=r"there is no layer '.*nearest: "):
-            linear(net, name)
-    with pytest.raises(UnsupportedLayerError, match=r"'features.0': must be a Linear layer, it is a Conv2d"):
-        linear(net, "features.0")
+            layer_of(net, name)
+    with pytest.raises(UnsupportedLayerError, match=r"'features.1': must be a Linear layer, .*, it is a LeakyReLU"):
+        layer_of(net, "features.1")
 
 
 def test_weights_are_copies_and_a_missing_bias_is_none(net):

@@ -144,3 +144,19 @@ def test_what_comes_before_is_kept_within_the_limit(network, cache_bytes, runs_o
     finally:
         handle.remove()
     assert len(runs) == runs_of_the_first_layer * len(batches)
+
+
+def test_that_whole_passes_are_run_is_said_once():
+    class Deciding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc2(self.fc1(x)) if x.sum() > 0 else self.fc2(x)
+
+    notes = Notes()
+    evaluator = Evaluator(Deciding(), (), lambda _: 0.5, 1e-3, notes)
+    assert [evaluator.from_layers(layer)(nn.Identity()) for layer in ("fc1", "fc2")] == [0.5, 0.5]
+    assert len(notes.said) == 1
+    assert notes.said[0].startswith("evaluate: whole forward passes are run: torch.fx cannot trace")
