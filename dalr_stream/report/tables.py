@@ -29,6 +29,8 @@ from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, HeadlineRow,
 from dalr_stream.report.style import method_named
 
 NOT_REACHED = "not reached"
+FINETUNED = "fine-tuned"
+"""Follows the method where its networks were fine-tuned after compression."""
 
 
 def matched_point(curve: AccuracyCurve, layer: LayerResults, rank: int) -> AccuracyPoint | None:
@@ -62,13 +64,18 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
     sizes = ranks or sizes_tried(layer)
     word = "dim kept" if ranks else "nodes kept"
     rows = [*_scales(layer, sizes, by_rank=bool(ranks))]
-    drafts = [(curve, _cells(curve, layer, sizes, by_rank=bool(ranks))) for curve in _in_order(layer)]
+    drafts = [
+        (curve, after, _cells(curve, layer, sizes, by_rank=bool(ranks)))
+        for plain in _in_order(layer)
+        for curve, after in _with_finetuned(plain, layer)
+    ]
     for index in range(len(sizes)):
-        _mark_best([cells for _, cells in drafts], index)
-    for curve, cells in drafts:
+        _mark_best([cells for _, _, cells in drafts], index)
+    for curve, after, cells in drafts:
         method = method_named(curve.method, layer.name)
         noted = "nodes kept" if any(cell.note is not None for cell in cells) else ""
-        rows.append(Row(method.label, method.value, tuple(cells), note_label=noted, method=method))
+        label, key = method.label + after, method.value + after
+        rows.append(Row(label, key, tuple(cells), note_label=noted, method=None if after else method))
     baseline = Cell(percent_text(results.baseline_accuracy), results.baseline_accuracy)
     rows.append(Row("uncompressed", "uncompressed", (baseline,) * len(sizes), RowKind.REFERENCE))
     return Table(
@@ -81,13 +88,22 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
     )
 
 
+def _with_finetuned(plain: AccuracyCurve, layer: LayerResults) -> list[tuple[AccuracyCurve, str]]:
+    """Return a curve and, where there is one, that of the same networks fine-tuned, with what its name ends in."""
+    tuned = [(curve, f", {FINETUNED}") for curve in layer.finetuned_curves if curve.method == plain.method]
+    return [(plain, ""), *tuned]
+
+
 def _accuracy_footnote(layer: LayerResults) -> str:
-    if not (ranks_tried(layer) and sizes_tried(layer)):
-        return "Bold: best of its column."
-    return (
-        "Bold: best of its column. Selections stand in the column of the factor pair they match in size, at or just "
-        f"below it, this layer and {layer.next_layer} counted together."
-    )
+    said = ["Bold: best of its column."]
+    if ranks_tried(layer) and sizes_tried(layer):
+        said.append(
+            "Selections stand in the column of the factor pair they match in size, at or just below it, this layer and "
+            f"{layer.next_layer} counted together."
+        )
+    if layer.finetuned_curves:
+        said.append("Fine-tuned: each network by itself, after its compression; nothing else here is.")
+    return " ".join(said)
 
 
 def _family(method: str, layer: LayerResults) -> Family:

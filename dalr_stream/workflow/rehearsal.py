@@ -96,7 +96,7 @@ def rehearse(project: Project) -> Rehearsal:
 def _network(project: Project) -> nn.Module:
     """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
     has_weights = project.config.network.weights is not None or project.weights.exists()
-    return project.network if has_weights else project.build().eval()
+    return project.network if has_weights else project.placed().eval()
 
 
 def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:

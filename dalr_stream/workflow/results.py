@@ -75,7 +75,12 @@ def results(project: Project) -> Results:
         provenance=provenance(project.config, store),
         metric=section.metric_words,
         baseline_accuracy=found.baseline,
-        layers=tuple(layer_results(layer, found.baseline, section.drop) for layer in layers),
+        layers=tuple(
+            dataclasses.replace(
+                layer_results(layer, found.baseline, section.drop), finetuned_curves=found.finetuned.get(layer.name, ())
+            )
+            for layer in layers
+        ),
         sizes=found.sizes,
         decisions=(*decisions(layers), *saved, *tuned),
         caveats=project.config.run.caveats,
