@@ -102,11 +102,14 @@ def layers(file: RunFile, overrides: Overrides = None) -> None:
 def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) -> None:
     """Print what a run will cost, before it starts."""
     from dalr_stream.workflow.listing import cost_table
+    from dalr_stream.workflow.rehearsal import trials
 
     opened = open_run(file, with_machine(overrides, memory))
     opened.train()
     plan = opened.project.estimate()
-    console_for().print(cost_table(plan))
+    console = console_for()
+    console.print(cost_table(plan))
+    console.print(trials(opened.project, opened.project.network), highlight=False)
     plan.require()
 
 
@@ -257,6 +260,7 @@ def _rehearse(opened: Run, console: Console) -> None:
         console.print(f"network: {found.network}", highlight=False)
     for table in rehearsal_tables(found):
         console.print(table)
+    console.print(found.trials, highlight=False)
     found.require()
 
 

@@ -64,18 +64,19 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
     sizes = ranks or sizes_tried(layer)
     word = "dim kept" if ranks else "nodes kept"
     rows = [*_scales(layer, sizes, by_rank=bool(ranks))]
-    drafts = [
-        (curve, after, _cells(curve, layer, sizes, by_rank=bool(ranks)))
-        for plain in _in_order(layer)
-        for curve, after in _with_finetuned(plain, layer)
-    ]
+    tuned = {curve.method: curve for curve in layer.finetuned_curves}
+    curves = [one for plain in _in_order(layer) for one in (plain, tuned.get(plain.method)) if one is not None]
+    drafts = [(curve, _cells(curve, layer, sizes, by_rank=bool(ranks))) for curve in curves]
     for index in range(len(sizes)):
-        _mark_best([cells for _, _, cells in drafts], index)
-    for curve, after, cells in drafts:
+        _mark_best([cells for _, cells in drafts], index)
+    for curve, cells in drafts:
         method = method_named(curve.method, layer.name)
         noted = "nodes kept" if any(cell.note is not None for cell in cells) else ""
-        label, key = method.label + after, method.value + after
-        rows.append(Row(label, key, tuple(cells), note_label=noted, method=None if after else method))
+        if curve is tuned.get(curve.method):
+            label, key, shown = f"{method.label}, {FINETUNED}", f"{method.value}_finetuned", None
+        else:
+            label, key, shown = method.label, method.value, method
+        rows.append(Row(label, key, tuple(cells), note_label=noted, method=shown))
     baseline = Cell(percent_text(results.baseline_accuracy), results.baseline_accuracy)
     rows.append(Row("uncompressed", "uncompressed", (baseline,) * len(sizes), RowKind.REFERENCE))
     return Table(
@@ -88,12 +89,6 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
     )
 
 
-def _with_finetuned(plain: AccuracyCurve, layer: LayerResults) -> list[tuple[AccuracyCurve, str]]:
-    """Return a curve and, where there is one, that of the same networks fine-tuned, with what its name ends in."""
-    tuned = [(curve, f", {FINETUNED}") for curve in layer.finetuned_curves if curve.method == plain.method]
-    return [(plain, ""), *tuned]
-
-
 def _accuracy_footnote(layer: LayerResults) -> str:
     said = ["Bold: best of its column."]
     if ranks_tried(layer) and sizes_tried(layer):
@@ -102,7 +97,7 @@ def _accuracy_footnote(layer: LayerResults) -> str:
             f"{layer.next_layer} counted together."
         )
     if layer.finetuned_curves:
-        said.append("Fine-tuned: each network by itself, after its compression; nothing else here is.")
+        said.append("Fine-tuned: each network by itself, after its compression.")
     return " ".join(said)
 
 

@@ -26,6 +26,8 @@ from dalr_stream.numerics.solution import LowRankFactors
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
+from dalr_stream.storage.manifest import Manifest
+from dalr_stream.workflow.capture import network_record
 from dalr_stream.workflow.compress import at_size
 from dalr_stream.workflow.config import LabelledSection
 from dalr_stream.workflow.kept_scores import KeptScores
@@ -105,6 +107,17 @@ def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tup
         return tuple(sorted(set(useful)))
     kept = [size for size in ranks if size <= shape.outputs] + [shape.equal_parameters(rank) for rank in useful]
     return tuple(sorted(set(kept)))
+
+
+def networks_to_try(project: Project, network: nn.Module) -> int:
+    """Return how many networks the [evaluate] section compares, besides those that are saved; any weights will do."""
+    manifest = Manifest(network_record(network, project.watched_in(network)))
+    store, ranks = SolvedStore(project.store, manifest), project.evaluate_section.ranks
+    return sum(
+        len(sizes_to_try(method, store.shape(layer), ranks))
+        for layer in project.layers_in(manifest)
+        for method in project.methods(store, layer)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,8 +144,11 @@ class Project:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers to compress, as the store knows them: no network is needed."""
-        records = Manifest.read(self.store).network.layers
-        known = [name for name, record in records.items() if record.side == Side.INPUTS.value]
+        return self.layers_in(Manifest.read(self.store))
+
+    def layers_in(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return the same of a store's manifest."""
+        known = [name for name, record in manifest.network.layers.items() if record.side == Side.INPUTS.value]
         chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
         return tuple(name for name in known if name in chosen)
 

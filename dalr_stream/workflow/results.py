@@ -58,6 +58,7 @@ class LayerFindings:
     solutions: Mapping[Method, Solution]
     curves: tuple[AccuracyCurve, ...]
     stability: Stability | None = None
+    finetuned: tuple[AccuracyCurve, ...] = ()
 
 
 def results(project: Project) -> Results:
@@ -75,12 +76,7 @@ def results(project: Project) -> Results:
         provenance=provenance(project.config, store),
         metric=section.metric_words,
         baseline_accuracy=found.baseline,
-        layers=tuple(
-            dataclasses.replace(
-                layer_results(layer, found.baseline, section.drop), finetuned_curves=found.finetuned.get(layer.name, ())
-            )
-            for layer in layers
-        ),
+        layers=tuple(layer_results(layer, found.baseline, section.drop) for layer in layers),
         sizes=found.sizes,
         decisions=(*decisions(layers), *saved, *tuned),
         caveats=project.config.run.caveats,
@@ -110,6 +106,7 @@ def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerRe
         spectra=_spectra(low_rank[0].weight, found.training) if low_rank else Spectra((), ()),
         headline=headline(found.curves, baseline - drop),
         stability=found.stability,
+        finetuned_curves=found.finetuned,
     )
 
 
@@ -163,6 +160,7 @@ def _findings(project: Project, store: SolvedStore, layer: str, found: Evaluatio
         heldout=store.heldout(section.target, section.heldout, layer),
         solutions=store.solutions(layer, project.methods(store, layer)),
         curves=found.curves[layer],
+        finetuned=found.finetuned.get(layer, ()),
     )
 
 

@@ -18,6 +18,7 @@ from torch import fx
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.report.record import Results
+from dalr_stream.workflow.compress_section import Order
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.published import Published
@@ -83,7 +84,7 @@ def tiny(name, picture_folder, start, output, *more):
         "evaluate.ranks": [1, 2, 4, 8],
     }
     sections = {f"domains.{domain}": plain["domains"][domain] for domain in plain["domains"]}
-    sections |= {key: plain[key] for key in ("evaluate", "validation") if key in plain}
+    sections |= {key: plain[key] for key in ("finetune", "evaluate", "validation") if key in plain}
     for key, section in sections.items():
         options = {**section["options"], "side": SIDE}
         options |= {"root": str(picture_folder / "source")} if key == "domains.source" else ours
@@ -93,6 +94,8 @@ def tiny(name, picture_folder, start, output, *more):
             options["validation"] = pictures["validation"] = 6
         settings[f"{key}.options"] = options
     settings["network.train_options.pictures"] = pictures
+    if "finetune" in plain:
+        settings["finetune.epochs"] = 2
     if "max_drop" in plain["compress"]:
         settings["validation.ranks"] = [1, 2, 4, 6]
     elif "params" not in plain["compress"]:
@@ -111,7 +114,8 @@ def test_a_target_domain_runs_through_to_its_report(name, more, picture_folder, 
     results = Results.read(page.parent / "results.json")
     assert [layer.name for layer in results.layers] == ["classifier.0", "classifier.3"]
     for layer in results.layers:
-        assert [curve.method for curve in layer.accuracy_curves] == list(project.config.solve.methods)
+        for curves in (layer.accuracy_curves, layer.finetuned_curves):
+            assert [curve.method for curve in curves] == list(project.config.solve.methods)
         assert {activity.domain for activity in layer.activity} == {"target", "source", "test"}
         assert all(curve.heldout is not None for curve in layer.error_curves)
     found = {activity.domain: activity.rows for activity in results.layers[0].activity}
@@ -134,12 +138,15 @@ def ours_stands_beside_the_published_number_of_the_same_layer_method_and_size(re
     ours = {point.size: point.accuracy for point in curve.points}
     assert svd.published[:2] == pytest.approx((0.041, 0.126))
     assert svd.ours == (ours[4], ours[8], None, None, None, None)
-    assert next(row for row in table.rows if row.label == "SVD, fine-tuned").ours is None
-    momasp = next(row for row in table.rows if row.label == "MoMaSP (node)")
     kept = [as_heavy_as(results.layers[1], rank) for rank in (4, 8)]
-    curve = next(c for c in results.layers[1].accuracy_curves if c.method == "momasp_node")
-    ours = {point.size: point.accuracy for point in curve.points}
-    assert momasp.ours[:2] == (ours[kept[0]], ours[kept[1]])
+    for after, curves in {
+        "": results.layers[1].accuracy_curves,
+        ", fine-tuned": results.layers[1].finetuned_curves,
+    }.items():
+        tuned = {c.method: {point.size: point.accuracy for point in c.points} for c in curves}
+        rows = {row.label: row.ours for row in table.rows}
+        assert rows[f"SVD{after}"][:2] == (tuned["svd"][4], tuned["svd"][8])
+        assert rows[f"MoMaSP (node){after}"][:2] == (tuned["momasp_node"][kept[0]], tuned["momasp_node"][kept[1]])
     baseline = table.rows[-1]
     assert baseline.published[0] == pytest.approx(0.615)
     assert baseline.ours[0] == results.baseline_accuracy
@@ -173,8 +180,13 @@ def test_joint_search_scores_on_pictures_that_nothing_else_sees(picture_folder, 
 
 @pytest.mark.parametrize(
     ("method", "layers"),
-    [("momasp_node", ('compress.params="60%"',)), ("momasp_node", FC_ONLY), ("dalr_published", FC_ONLY)],
-    ids=["selection, conv and fc", "selection, fc", "DALR, fc"],
+    [
+        ("momasp_node", ('compress.params="60%"',)),
+        ("momasp_node", FC_ONLY),
+        ("dalr_published", (*FC_ONLY, "finetune.dropout=true")),
+        ("momasp_node", ('compress.params="60%"', "compress.order=sequential")),
+    ],
+    ids=["selection, conv and fc", "selection, fc", "DALR, fc", "layer after layer"],
 )
 def test_the_rows_of_the_whole_network(method, layers, picture_folder, start, tmp_path):
     more = (f'solve.methods=["{method}"]', f"compress.method={method}")
@@ -184,10 +196,14 @@ def test_the_rows_of_the_whole_network(method, layers, picture_folder, start, tm
     run.accumulate()
     run.evaluate()
     results = results_of(project)
-    before, after = results.sizes
-    assert after.parameters < before.parameters
-    ours = results.published[0].rows[-1].ours
-    assert ours == (after.parameters, after.parameters / before.parameters, after.accuracy)
+    before, after, tuned = results.sizes
+    assert after.parameters == tuned.parameters < before.parameters
+    rows = results.published[0].rows[-2:]
+    for row, size in zip(rows, (after, tuned), strict=True):
+        assert row.ours == (size.parameters, size.parameters / before.parameters, size.accuracy)
+    sequential = project.config.compress.order is Order.SEQUENTIAL
+    assert [row.label.partition(":")[0] for row in rows] == ["compressed", "fine-tuned"]
+    assert all(("one after the other" in row.label) == sequential for row in rows)
 
 
 @pytest.mark.parametrize("name", list(DATASETS))
