@@ -14,8 +14,8 @@
 
 A row of the first kind finds ours by layer, method and size. Where selections were matched to factor pairs by their
 number of parameters, `match = "parameters"` says so, and ours is the selection that weighs as much as the pair of that
-size, this layer and the next counted together. A row that is `finetuned` finds ours where the run fine-tuned the networks
-it evaluated (`evaluate.finetune`). Tables of the second kind end in the networks that the run saved; `layers_share` is
+size, this layer and the next counted together. A row that is `finetuned` finds ours where the run fine-tuned what it
+evaluated (`evaluate.finetune`). Tables of the second kind end in the networks that the run saved; `layers_share` is
 what is left of the compressed layers' weights, `network_share` of all weights, both in per cent.
 """
 

@@ -219,7 +219,7 @@ class Run:
         return self.project.report_folder / "report.html"
 
     def _curves(self, store: SolvedStore, section: EvaluateSection, score: Scoring) -> tuple[Curves, Curves]:
-        """Score every network, and each once more fine-tuned where that is asked for; killed, it goes on with the next."""
+        """Score every network, and once more fine-tuned where that is asked for; killed, it goes on after the last."""
         kept = KeptScores(self.project.unfinished / f"evaluate-{self.project.made_from('evaluate')[:16]}.json")
         if kept:
             self._progress.note(f"evaluate: going on after {len(kept)} networks")

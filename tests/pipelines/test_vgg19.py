@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import tomllib
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from test_vgg19_data import COUNTS, VGG19_FOLDER
 from torch import fx
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
+from dalr_stream.numerics.methods import Family
 from dalr_stream.report.record import Results
 from dalr_stream.workflow.compress_section import Order
 from dalr_stream.workflow.config import load_config
@@ -40,7 +43,8 @@ def vgg(monkeypatch):
     monkeypatch.syspath_prepend(VGG19_FOLDER)
     names = ("network", "training", "convert")
     parts = {name: importlib.import_module(f"vgg19_{name}") for name in names}
-    return SimpleNamespace(**parts, data=importlib.import_module("images_data"))
+    images = {name: importlib.import_module(f"images_{name}") for name in ("batches", "data")}
+    return SimpleNamespace(**parts, **images)
 
 
 @pytest.fixture(scope="session")
@@ -104,13 +108,37 @@ def tiny(name, picture_folder, start, output, *more):
     return Project(load_config(file, [*overrides, *more]), VGG19_FOLDER)
 
 
+@contextmanager
+def counted_loads(batches):
+    """Count how often each picture is loaded."""
+    counts, load = Counter(), batches.load
+
+    def counting(picture, side):
+        counts[picture.path] += 1
+        return load(picture, side)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "load", counting)
+        yield counts
+
+
 FEW = 'solve.methods=["svd", "prune_max", "dalr_published", "momasp_node"]'
 
 
 @pytest.mark.parametrize(("name", "more"), [("cub", ()), ("flowers", (FEW,)), ("actions", (FEW,))])
-def test_a_target_domain_runs_through_to_its_report(name, more, picture_folder, start, tmp_path):
+def test_a_target_domain_runs_through_to_its_report(name, more, picture_folder, start, tmp_path, vgg):
+    """However many networks are evaluated, a picture is loaded once for each of the run's three, and once a layer and
+    once more for all fine-tuned ones, for which a training picture is loaded once."""
     project = tiny(name, picture_folder, start, tmp_path / "run", *more)
-    page = Run(project).all()
+    run = Run(project)
+    run.train()
+    run.accumulate()
+    run.finetune()
+    with counted_loads(vgg.batches) as loads:
+        page = run.all()
+    test = {p.path for p in project.loader("evaluate", project.evaluate_section).pictures}
+    training = {p.path for p in project.loader("finetune", project.finetune_section).pictures}
+    assert loads == {**dict.fromkeys(test, 3 + 2 + 1), **dict.fromkeys(training, 1)}
     results = Results.read(page.parent / "results.json")
     assert [layer.name for layer in results.layers] == ["classifier.0", "classifier.3"]
     for layer in results.layers:
@@ -347,7 +375,7 @@ def test_a_dry_run_names_everything_that_is_missing_at_once(picture_folder, tmp_
     assert len(found.problems) == 2
     assert "'/none'" in found.problems[0]
     assert "no.safetensors" in found.problems[1]
-    assert [facts.key for facts in found.loaders] == ["domains.target", "domains.test", "evaluate"]
+    assert [facts.key for facts in found.loaders] == ["domains.target", "domains.test", "finetune", "evaluate"]
     assert not (tmp_path / "run").exists()
 
 
@@ -359,13 +387,30 @@ def test_a_dry_run_counts_the_pictures_and_plans_the_steps(picture_folder, start
         "domains.target": 9,
         "domains.source": 10,
         "domains.test": 9,
+        "finetune": 12,
         "evaluate": 9,
     }
     assert all(facts.exact and facts.first.endswith(f"3 x {SIDE} x {SIDE} float32") for facts in found.loaders)
     assert found.plan is not None
     assert [layer.name for layer in found.plan.layers] == ["classifier.0", "classifier.3", "classifier.6"]
     assert all(done for _, done in found.steps)
+    assert [name for name, _ in found.steps][-5:] == ["solve", "compress", "finetune", "evaluate", "report"]
+    tried = sum(len(sizes) for sizes in by_hand_sizes(project).values())
+    assert found.trials == (
+        f"evaluate: {tried} networks, and the 3 of the run; fine-tune: {tried + 1} of these, 2 epochs each"
+    )
     assert not (tmp_path / "run").exists()
+
+
+def by_hand_sizes(project):
+    """The sizes of each layer and method: ranks below break-even; as many nodes, and as many as weigh the same."""
+    found = {}
+    for name, (m, d, c) in {"fc6": (16, 24, 16), "fc7": (16, 16, 3)}.items():
+        ranks = [rank for rank in (1, 2, 4, 8) if rank * (m + d) <= m * d]
+        nodes = {1, 2, 4, 8} | {min((rank * (m + d) + m * c) // (d + c), m) for rank in ranks}
+        for method in project.config.solve.methods:
+            found[name, method] = ranks if method.family is Family.LOW_RANK else nodes
+    return found
 
 
 def test_parts_that_are_timed_are_the_whole_network(vgg):
