@@ -109,7 +109,8 @@ def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) 
     plan = opened.project.estimate()
     console = console_for()
     console.print(cost_table(plan))
-    console.print(trials(opened.project, opened.project.network), highlight=False)
+    if said := trials(opened.project, opened.project.network):
+        console.print(said, highlight=False)
     plan.require()
 
 
@@ -260,7 +261,8 @@ def _rehearse(opened: Run, console: Console) -> None:
         console.print(f"network: {found.network}", highlight=False)
     for table in rehearsal_tables(found):
         console.print(table)
-    console.print(found.trials, highlight=False)
+    if found.trials:
+        console.print(found.trials, highlight=False)
     found.require()
 
 

@@ -203,7 +203,8 @@ class LabelledSection(DataSection):
     """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one batch at a time."""
     ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     cache: str = "256MiB"
-    """What may be kept of the values that enter the compressed layers, instead of computing them for every network."""
+    """What may be kept of the values that enter the compressed layers, of each loader's batches, instead of loading and
+    computing them for every network."""
 
     @model_validator(mode="after")
     def _cache_can_be_read(self) -> LabelledSection:
