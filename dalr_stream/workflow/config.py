@@ -202,6 +202,7 @@ class LabelledSection(DataSection):
     metric: Factory | Literal["accuracy"] = "accuracy"
     """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one batch at a time."""
     ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    """Of each layer by itself; none where only the networks that the run saves are of interest."""
     cache: str = "256MiB"
     """What may be kept of the values that enter the compressed layers, of each loader's batches, instead of loading and
     computing them for every network."""

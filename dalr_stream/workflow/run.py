@@ -223,7 +223,7 @@ class Run:
         kept = KeptScores(self.project.unfinished / f"evaluate-{self.project.made_from('evaluate')[:16]}.json")
         if kept:
             self._progress.note(f"evaluate: going on after {len(kept)} networks")
-        methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
+        methods = {layer: self.project.methods(store, layer) if section.ranks else () for layer in self.project.layers}
         evaluator = Evaluator.of(self.project, section, score, self._progress)
         plain = evaluator.curves(store, methods, kept)
         if not section.finetune:

@@ -26,7 +26,6 @@ from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.published import Published
 from dalr_stream.workflow.rehearsal import rehearse
-from dalr_stream.workflow.results import results as results_of
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.sizing import Compression
 
@@ -85,7 +84,7 @@ def tiny(name, picture_folder, start, output, *more):
         "network.start": str(start),
         "network.options": {**TINY, "classes": tiny_images.CLASSES},
         "network.train_options.epochs": 2,
-        "evaluate.ranks": [1, 2, 4, 8],
+        "evaluate.ranks": [1, 2, 4, 8] if plain["evaluate"]["ranks"] else [],
     }
     sections = {f"domains.{domain}": plain["domains"][domain] for domain in plain["domains"]}
     sections |= {key: plain[key] for key in ("finetune", "evaluate", "validation") if key in plain}
@@ -219,11 +218,8 @@ def test_joint_search_scores_on_pictures_that_nothing_else_sees(picture_folder, 
 def test_the_rows_of_the_whole_network(method, layers, picture_folder, start, tmp_path):
     more = (f'solve.methods=["{method}"]', f"compress.method={method}")
     project = tiny("whole", picture_folder, start, tmp_path / "run", *layers, *more)
-    run = Run(project)
-    run.train()
-    run.accumulate()
-    run.evaluate()
-    results = results_of(project)
+    results = Results.read(Run(project).all().parent / "results.json")
+    assert not any(layer.accuracy_curves for layer in results.layers)
     before, after, tuned = results.sizes
     assert after.parameters == tuned.parameters < before.parameters
     rows = results.published[0].rows[-2:]
