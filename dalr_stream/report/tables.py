@@ -64,19 +64,19 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
     sizes = ranks or sizes_tried(layer)
     word = "dim kept" if ranks else "nodes kept"
     rows = [*_scales(layer, sizes, by_rank=bool(ranks))]
-    tuned = {curve.method: curve for curve in layer.finetuned_curves}
-    curves = [one for plain in _in_order(layer) for one in (plain, tuned.get(plain.method)) if one is not None]
-    drafts = [(curve, _cells(curve, layer, sizes, by_rank=bool(ranks))) for curve in curves]
+    drafts = [
+        (method, tuned, _cells(curve, layer, sizes, by_rank=bool(ranks)))
+        for method, tuned, curve in _with_finetuned(layer)
+    ]
     for index in range(len(sizes)):
-        _mark_best([cells for _, cells in drafts], index)
-    for curve, cells in drafts:
-        method = method_named(curve.method, layer.name)
+        _mark_best([cells for *_, cells in drafts], index)
+    for method, tuned, cells in drafts:
         noted = "nodes kept" if any(cell.note is not None for cell in cells) else ""
-        if curve is tuned.get(curve.method):
-            label, key, shown = f"{method.label}, {FINETUNED}", f"{method.value}_finetuned", None
+        if tuned:  # no curve of the plots is its own
+            label, key = f"{method.label}, {FINETUNED}", f"{method.value}_finetuned"
+            rows.append(Row(label, key, tuple(cells), note_label=noted))
         else:
-            label, key, shown = method.label, method.value, method
-        rows.append(Row(label, key, tuple(cells), note_label=noted, method=shown))
+            rows.append(Row(method.label, method.value, tuple(cells), note_label=noted, method=method))
     baseline = Cell(percent_text(results.baseline_accuracy), results.baseline_accuracy)
     rows.append(Row("uncompressed", "uncompressed", (baseline,) * len(sizes), RowKind.REFERENCE))
     return Table(
@@ -87,6 +87,18 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
         rows=tuple(rows),
         footnote=_accuracy_footnote(layer),
     )
+
+
+def _with_finetuned(layer: LayerResults) -> list[tuple[Method, bool, AccuracyCurve]]:
+    """Return the curves in order, each with its method and followed by that of the same networks fine-tuned."""
+    tuned = {curve.method: curve for curve in layer.finetuned_curves}
+    found = []
+    for curve in _in_order(layer):
+        method = method_named(curve.method, layer.name)
+        found.append((method, False, curve))
+        if curve.method in tuned:
+            found.append((method, True, tuned[curve.method]))
+    return found
 
 
 def _accuracy_footnote(layer: LayerResults) -> str:
