@@ -3,12 +3,12 @@
 import copy
 import itertools
 import warnings
-from contextlib import nullcontext
 
 import numpy as np
 import oracles
 import pytest
 import torch
+from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
@@ -28,17 +28,6 @@ EXACT = ds.Ridge.relative(0.0)
 RELATIVE = 1e-2
 """The twin's ridge."""
 TWINS = ds.Ridge.relative(RELATIVE)
-
-
-class Notes:
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
-
-    def track(self, *_):
-        return nullcontext(lambda _: None)
 
 
 def network(*widths, seed=0):
