@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.groups import group_name, groups_in, module_name, part_of
-from dalr_stream.network.kinds import SUPPORTED, channels_read, matrix_of, require_supported, why_not
+from dalr_stream.network.groups import groups_in, part_of, parts_of
+from dalr_stream.network.kinds import SUPPORTED, channels_read, has_weights, matrix_of, require_supported, why_not
 from dalr_stream.numerics.channels import ChannelGroup
 from dalr_stream.numerics.choices import parse_choice
-from dalr_stream.numerics.sides import Side, stream_name
+from dalr_stream.numerics.sides import Side, module_name, stream_name
 
 Pattern = str | type[nn.Module]
 
@@ -72,6 +72,9 @@ def select_layers(
 ) -> tuple[LayerSpec, ...]:
     """Return the layers that the patterns match, in the network's order, each once.
 
+    Each group of a convolution is a layer of its own, `name@group0`, `name@group1`, ... What a pattern matches besides
+    and cannot be compressed stays out; `left_out` says why.
+
     `side="outputs"` watches what the layers give, W x + b with the bias in it, in place of what they read: m features
     instead of d, which is all that anchored DALR needs. Their rows and moments go by `name@outputs`; to watch both
     sides of some layers, add the two results.
@@ -84,7 +87,26 @@ def select_layers(
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str | type) else list(patterns):
         chosen |= _supported(pattern, _matches(pattern, modules), modules)
-    return tuple(_spec(name, module, side) for name, module in modules.items() if name in chosen)
+    return tuple(spec for name, module in modules.items() if name in chosen for spec in _specs(name, module, side))
+
+
+def left_out(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[str, ...]:
+    """Return, in words, which layers of weights the patterns match that cannot be compressed, and why."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    found = {name for pattern in patterns for name in _matches(pattern, modules)}
+    reasons = {name: why_not(module) for name, module in modules.items() if name in found and has_weights(module)}
+    return tuple(
+        f"layer '{name}' cannot be compressed and stays as it is: {reason}"
+        for name, reason in reasons.items()
+        if reason
+    )
+
+
+def whole_outputs(model: nn.Module, name: str) -> LayerSpec:
+    """Return what the layer called `name` gives as one stream, that of all groups of a convolution."""
+    module = module_of(model, name)
+    outputs, inputs = matrix_of(module).shape
+    return LayerSpec(name, type(module).__name__, inputs, outputs, Side.OUTPUTS)
 
 
 def select_groups(model: nn.Module, name: str, *, side: Side | str = Side.INPUTS) -> tuple[LayerSpec, ...]:
@@ -93,9 +115,9 @@ def select_groups(model: nn.Module, name: str, *, side: Side | str = Side.INPUTS
     Their moments and factors are each group's own; `compress` takes the factors of all of them, of one rank.
     Raises LayerNotFoundError, and UnsupportedLayerError for what is no convolution, or a depthwise one.
     """
-    module, side = module_of(model, name), parse_choice(Side, side, "side")
-    numbered = [group_name(name, number) for number in range(groups_in(name, module))]
-    return tuple(_spec(group, part_of(group, module), side) for group in numbered)
+    module = module_of(model, name)
+    groups_in(name, module)
+    return _specs(name, module, parse_choice(Side, side, "side"))
 
 
 def layer_of(model: nn.Module, name: str) -> nn.Module:
@@ -202,6 +224,10 @@ def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Mod
         shown = pattern if isinstance(pattern, str) else pattern.__name__
         raise UnsupportedLayerError(f"pattern '{shown}': matches nothing that is {SUPPORTED}: {found}")
     return supported
+
+
+def _specs(name: str, module: nn.Module, side: Side) -> tuple[LayerSpec, ...]:
+    return tuple(_spec(part, part_of(part, module), side) for part in parts_of(name, module))
 
 
 def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:

@@ -79,9 +79,9 @@ def test_through_a_store_and_from_outputs(tmp_path):
 def test_what_cannot_be_is_refused_and_nothing_half_changed():
     model = nn.Sequential(GROUPED[0], nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1, groups=8), nn.ReLU()).eval()
     for name in ("1", "2"):
-        with pytest.raises(UnsupportedLayerError, match=f"layer '{name}': it is a depthwise convolution: each of"):
+        with pytest.raises(UnsupportedLayerError, match=f"layer '{name}': .* it is a depthwise Conv2d: each of"):
             ds.select_groups(model, name)
-    with pytest.raises(UnsupportedLayerError, match=r"'1' \(it is a depthwise Conv2d, each of its 8 groups of rank 1"):
+    with pytest.raises(UnsupportedLayerError, match=r"'1' \(it is a depthwise Conv2d: each of its 8 groups is a matrix"):
         ds.select_layers(model, ["1"])
     with pytest.raises(UnsupportedLayerError, match="layer '3': only convolutions have groups, it is a ReLU"):
         ds.select_groups(model, "3")
@@ -97,7 +97,7 @@ def test_what_cannot_be_is_refused_and_nothing_half_changed():
         ds.compress(model, {"0@group0": parts["0@group0"]})
     with pytest.raises(InvalidInputError, match="'0' is none of them"):
         ds.compress(model, {**parts, "0": parts["0@group0"]})
-    with pytest.raises(UnsupportedLayerError, match=r"layer '0': .* of 2 groups: see select_groups"):
+    with pytest.raises(InvalidInputError, match=r"needs factors of its groups .*; '0' is none of them"):
         ds.compress(model, {"0": parts["0@group0"]})
     other = factors_of(first, ds.select_groups(first, "0"), images(model[0]), 2)
     with pytest.raises(InvalidInputError, match="layer '0': its groups need one rank, got 3, 2"):
