@@ -78,7 +78,7 @@ def in_order(layer: str, module: nn.Module, given: Mapping[str, LowRankLayer]) -
         whose = f"'{layer}'" if names == (layer,) else f"its groups '{names[0]}' to '{names[-1]}', each once"
         raise InvalidInputError(
             f"layer '{layer}': needs factors of {whose}; '{min(wrong)}' is "
-            f"{'missing' if min(wrong) in names else 'none of them'}: see select_groups"
+            f"{'missing' if min(wrong) in names else 'none of them'}"
         )
     parts = [given[name] for name in names]
     if len({part.rank for part in parts}) > 1:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.groups import groups_in, part_of, parts_of
+from dalr_stream.network.groups import part_of, parts_of
 from dalr_stream.network.kinds import SUPPORTED, channels_read, has_weights, matrix_of, require_supported, why_not
 from dalr_stream.numerics.channels import ChannelGroup
 from dalr_stream.numerics.choices import parse_choice
@@ -87,7 +87,12 @@ def select_layers(
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str | type) else list(patterns):
         chosen |= _supported(pattern, _matches(pattern, modules), modules)
-    return tuple(spec for name, module in modules.items() if name in chosen for spec in _specs(name, module, side))
+    return tuple(
+        _spec(part, part_of(part, module), side)
+        for name, module in modules.items()
+        if name in chosen
+        for part in parts_of(name, module)
+    )
 
 
 def left_out(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[str, ...]:
@@ -107,17 +112,6 @@ def whole_outputs(model: nn.Module, name: str) -> LayerSpec:
     module = module_of(model, name)
     outputs, inputs = matrix_of(module).shape
     return LayerSpec(name, type(module).__name__, inputs, outputs, Side.OUTPUTS)
-
-
-def select_groups(model: nn.Module, name: str, *, side: Side | str = Side.INPUTS) -> tuple[LayerSpec, ...]:
-    """Return each group of the convolution called `name` as a layer of its own: `name@group0`, `name@group1`, ...
-
-    Their moments and factors are each group's own; `compress` takes the factors of all of them, of one rank.
-    Raises LayerNotFoundError, and UnsupportedLayerError for what is no convolution, or a depthwise one.
-    """
-    module = module_of(model, name)
-    groups_in(name, module)
-    return _specs(name, module, parse_choice(Side, side, "side"))
 
 
 def layer_of(model: nn.Module, name: str) -> nn.Module:
@@ -224,10 +218,6 @@ def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Mod
         shown = pattern if isinstance(pattern, str) else pattern.__name__
         raise UnsupportedLayerError(f"pattern '{shown}': matches nothing that is {SUPPORTED}: {found}")
     return supported
-
-
-def _specs(name: str, module: nn.Module, side: Side) -> tuple[LayerSpec, ...]:
-    return tuple(_spec(part, part_of(part, module), side) for part in parts_of(name, module))
 
 
 def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:

@@ -113,15 +113,11 @@ class GroupedFactors:
 
     @property
     def diagnostics(self) -> Diagnostics:
-        """Those of the first group, with the ranks of all added up and the notes of all, each once."""
+        """Those of the first group, with the largest numerical rank of all and the notes of all, each once."""
         facts = [part.diagnostics for part in self.parts]
-        ranks = [fact.numerical_rank for fact in facts]
-        return dataclasses.replace(
-            facts[0],
-            features=sum(fact.features for fact in facts),
-            numerical_rank=None if None in ranks else sum(rank for rank in ranks if rank is not None),
-            notes=tuple(dict.fromkeys(note for fact in facts for note in fact.notes)),
-        )
+        ranks = [fact.numerical_rank for fact in facts if fact.numerical_rank is not None]
+        notes = dict.fromkeys(note for fact in facts for note in fact.notes)
+        return dataclasses.replace(facts[0], numerical_rank=max(ranks, default=None), notes=tuple(notes))
 
     def at_rank(self, k: int, *, layer: str | None = None, balanced: bool = False) -> GroupedPair:
         """Return what `LowRankFactors.at_rank` does, for each group; messages and their figures are of one group."""
