@@ -95,9 +95,10 @@ def layers(file: RunFile, overrides: Overrides = None) -> None:
 
     opened = open_run(file, overrides)
     opened.train()
-    console_for().print(layer_table(opened.project))
+    console = console_for()
+    console.print(layer_table(opened.project))
     for said in opened.project.left_out:
-        console_for().print(said, soft_wrap=True, highlight=False, markup=False)
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

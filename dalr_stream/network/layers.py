@@ -21,7 +21,15 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.groups import part_of, parts_of
-from dalr_stream.network.kinds import SUPPORTED, channels_read, has_weights, matrix_of, require_supported, why_not
+from dalr_stream.network.kinds import (
+    SUPPORTED,
+    channels_given,
+    channels_read,
+    has_weights,
+    matrix_of,
+    require_supported,
+    why_not,
+)
 from dalr_stream.numerics.channels import ChannelGroup
 from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.sides import Side, module_name, stream_name
@@ -85,7 +93,7 @@ def select_layers(
     modules = {name: module for name, module in model.named_modules() if name}
     side = parse_choice(Side, side, "side")
     chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str | type) else list(patterns):
+    for pattern in _listed(patterns):
         chosen |= _supported(pattern, _matches(pattern, modules), modules)
     return tuple(
         _spec(part, part_of(part, module), side)
@@ -98,18 +106,16 @@ def select_layers(
 def left_out(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[str, ...]:
     """Return, in words, which layers of weights the patterns match that cannot be compressed, and why."""
     modules = {name: module for name, module in model.named_modules() if name}
-    found = {name for pattern in patterns for name in _matches(pattern, modules)}
+    found = {name for pattern in _listed(patterns) for name in _matches(pattern, modules)}
     reasons = {name: why_not(module) for name, module in modules.items() if name in found and has_weights(module)}
-    return tuple(
-        f"layer '{name}' cannot be compressed and stays as it is: {reason}"
-        for name, reason in reasons.items()
-        if reason
-    )
+    return tuple(f"layer '{name}' is left out: {reason}" for name, reason in reasons.items() if reason)
 
 
 def whole_outputs(model: nn.Module, name: str) -> LayerSpec:
     """Return what the layer called `name` gives as one stream, that of all groups of a convolution."""
     module = module_of(model, name)
+    if channels_given(module) is None:
+        require_supported(name, module)
     outputs, inputs = matrix_of(module).shape
     return LayerSpec(name, type(module).__name__, inputs, outputs, Side.OUTPUTS)
 
@@ -199,6 +205,10 @@ def match_names(pattern: str, names: Iterable[str]) -> list[str]:
 
 def _nearest(name: str, names: list[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5])
+
+
+def _listed(patterns: Iterable[Pattern]) -> list[Pattern]:
+    return [patterns] if isinstance(patterns, str | type) else list(patterns)
 
 
 def _matches(pattern: Pattern, modules: dict[str, nn.Module]) -> list[str]:

@@ -137,9 +137,3 @@ def moments_of(parts: Sequence[Moments]) -> InputMoments:
 def factors_of(parts: Sequence[LowRankFactors]) -> Factors:
     """Return the factors of a layer, of one part or of several groups."""
     return parts[0] if len(parts) == 1 else GroupedFactors(tuple(parts))
-
-
-def squared_errors(factors: Factors, moments: InputMoments) -> Vector:
-    """(K + 1,): ||y - y_k||^2 at ranks 0..K over the rows of `moments`, all groups together."""
-    pairs = zip(factors.parts, moments.parts, strict=True)
-    return np.asarray(sum(part.errors(seen) for part, seen in pairs))

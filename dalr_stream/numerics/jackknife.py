@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.folding import merge_all
-from dalr_stream.numerics.grouped import Factors, InputMoments, squared_errors
+from dalr_stream.numerics.grouped import Factors, InputMoments
 from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.shares import outputs_energy, relative, relative_errors
+from dalr_stream.numerics.shares import outputs_energy, relative, relative_errors, squared_errors
 from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
 
 Vector = NDArray[np.float64]

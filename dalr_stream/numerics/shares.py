@@ -5,11 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.numerics.grouped import Factors, InputMoments, squared_errors
+from dalr_stream.numerics.grouped import Factors, InputMoments
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.solution import SelectedNodes
 
 Vector = NDArray[np.float64]
+
+
+def squared_errors(factors: Factors, moments: InputMoments) -> Vector:
+    """(K + 1,): ||Y - Yhat||^2 at ranks 0..K over the rows of `moments`, all groups together."""
+    pairs = zip(factors.parts, moments.parts, strict=True)
+    return np.asarray(sum(part.errors(seen) for part, seen in pairs))
 
 
 def outputs_energy(factors: Factors, moments: InputMoments) -> float:

@@ -113,10 +113,8 @@ def test_patterns_match_convolutions_and_give_their_groups_and_what_stays_out_is
     assert [layer.name for layer in ds.select_layers(model, ["*"])] == ["0@group0", "0@group1"]
     assert [(layer.inputs, layer.outputs) for layer in ds.select_layers(model, [nn.Conv2d])] == [(18, 4), (18, 4)]
     depthwise, transposed = ds.left_out(model, ["*"])
-    assert depthwise.startswith(
-        "layer '2' cannot be compressed and stays as it is: it is a depthwise Conv2d: each of its"
-    )
-    assert transposed == "layer '3' cannot be compressed and stays as it is: it is a ConvTranspose2d"
+    assert depthwise.startswith("layer '2' is left out: it is a depthwise Conv2d: each of its")
+    assert transposed == "layer '3' is left out: it is a ConvTranspose2d"
     assert ds.left_out(model, ["0"]) == ()
 
 

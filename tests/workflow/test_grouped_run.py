@@ -13,6 +13,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import ConfigError, RankError, UnsupportedLayerError
 from dalr_stream.network.macs import watched_calls
+from dalr_stream.network.profile import Stopwatch
 from dalr_stream.network.surgery import compress
 from dalr_stream.report.record import Results
 from dalr_stream.workflow.compress import at_size
@@ -25,6 +26,7 @@ from dalr_stream.workflow.rehearsal import rehearse
 from dalr_stream.workflow.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.sizing import Compression, sized_layers
+from dalr_stream.workflow.verify import verify_store
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
 METHOD = ds.Method.DALR_ANCHORED_AFFINE
@@ -239,6 +241,20 @@ def test_what_shares_a_layer_cannot_be_selected_and_says_so(project):
     assert len(told) == 1
 
 
+def test_the_store_is_whole_and_the_saved_network_says_what_its_layers_were(project):
+    verify_store(project.store).require()
+    readme = (project.compressed / "README.md").read_text()
+    assert "| split | 12 x 36 | a pair, 6 x 36, 12 x 3 | 444 | 264 |" in readme
+
+
+def test_a_profile_has_the_convolution_beside_its_pair(project):
+    small, x = ds.load(project.compressed, project.build), inputs(project)
+    found = ds.profile(project.network, small, x, batch_sizes=(1,), stopwatch=Stopwatch(turns=3, least_seconds=0.0))
+    macs = {layer.name: (layer.macs_before, layer.macs_after) for layer in found.layers}
+    assert macs["split"] == (432 * 16, 252 * 16)
+    assert macs["line"] == (72 * 16, 44 * 16)
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +315,7 @@ def test_a_search_lowers_all_groups_together(project, folder, tmp_path):
 def test_the_report_names_layers_and_what_stays_as_it_is(project):
     found = Results.read(project.report_folder / "results.json")
     assert {layer.name: layer.groups for layer in found.layers} == {"stem": 1, "fc1": 1, "fc2": 1} | GROUPED
-    stays = "layer 'depth' cannot be compressed and stays as it is: it is a depthwise Conv2d: each of its 12 groups"
+    stays = "layer 'depth' is left out: it is a depthwise Conv2d: each of its 12 groups"
     assert [line for line in found.decisions if line.startswith(stays)]
     page = (project.report_folder / "report.html").read_text()
     assert "36 weights in 2 groups, 432 in all" in page
@@ -318,7 +334,7 @@ def test_a_dry_run_names_the_convolution_and_what_stays(folder, tmp_path, monkey
     assert done.returncode == 0, done.stderr
     assert "split (2 groups)" in done.stdout
     assert "@group" not in done.stdout
-    assert "layer 'depth' cannot be compressed and stays as it is: it is a depthwise" in done.stdout
+    assert "layer 'depth' is left out: it is a depthwise" in done.stdout
     assert not (tmp_path / "none").exists()
 
 
