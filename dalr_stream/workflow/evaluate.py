@@ -20,7 +20,7 @@ from dalr_stream.network.prefix import CACHE_BYTES, PrefixCache
 from dalr_stream.network.surgery import Replacement, compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
@@ -149,9 +149,9 @@ class Evaluator:
 
 
 def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> AccuracyPoint:
-    if isinstance(solution, LowRankFactors):
-        return AccuracyPoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)
-    return AccuracyPoint(size, None, shape.selection_pair_parameters(size), value)
+    if isinstance(solution, ChannelSelection):
+        return AccuracyPoint(size, None, shape.selection_pair_parameters(size), value)
+    return AccuracyPoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)
 
 
 def measure(label: str, model: nn.Module, score: Score) -> NetworkSize:
@@ -173,6 +173,8 @@ class Evaluation:
     """Layer name -> one curve a method."""
     sizes: tuple[NetworkSize, ...]
     """The uncompressed network, then those the run saves: the compressed one, and the same fine-tuned."""
+    left_out: tuple[str, ...] = ()
+    """Which layers that were asked for cannot be compressed, and why."""
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -191,4 +193,4 @@ class Evaluation:
             for layer, found in plain["curves"].items()
         }
         sizes = tuple(NetworkSize(**size) for size in plain["sizes"])
-        return cls(plain["metric"], plain["baseline"], curves, sizes)
+        return cls(plain["metric"], plain["baseline"], curves, sizes, tuple(plain.get("left_out", ())))

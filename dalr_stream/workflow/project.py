@@ -19,7 +19,7 @@ from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundErro
 from dalr_stream.network.capture import call
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.kinds import matrix_of
-from dalr_stream.network.layers import LayerSpec, match_names, select_layers
+from dalr_stream.network.layers import LayerSpec, left_out, match_names, select_layers
 from dalr_stream.network.macs import watched_calls
 from dalr_stream.network.pretrained import load_pretrained
 from dalr_stream.network.readers import with_readers
@@ -27,8 +27,7 @@ from dalr_stream.network.reading import without_gradients
 from dalr_stream.network.rows import MaskOf, RowRule
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sides import Side
-from dalr_stream.storage.archive import solution_path
-from dalr_stream.storage.manifest import Manifest, NetworkRecord
+from dalr_stream.storage.manifest import NetworkRecord
 from dalr_stream.streaming.accumulate import Folding, Threads, Workers
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.plan import MemoryPlan
@@ -94,6 +93,11 @@ class Project:
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
         return inputs + outputs
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the patterns match that cannot be compressed, in words."""
+        return left_out(self.network, self.config.network.layers)
+
     def _with_readers(self, network: nn.Module, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
         """Watch what selections are solved from too, where any are asked for."""
         if not self.config.selects:
@@ -143,8 +147,7 @@ class Project:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers to compress, as the store knows them: no network is needed."""
-        records = Manifest.read(self.store).network.layers
-        known = [name for name, record in records.items() if record.side == Side.INPUTS.value]
+        known = SolvedStore.open(self.store).layers
         chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
         return tuple(name for name in known if name in chosen)
 
@@ -265,8 +268,8 @@ class Project:
             "report": self.report_folder / "report.html",
         }
         if verb == "solve":
-            wanted = self.wanted(SolvedStore.open(self.store))
-            return [self.stability, *(solution_path(self.store, *pair) for pair in wanted)]
+            store = SolvedStore.open(self.store)
+            return [self.stability, *(path for pair in self.wanted(store) for path in store.solution_paths(*pair))]
         if verb == "compress":
             return [self.compressed, self.compression]
         if verb == "finetune":

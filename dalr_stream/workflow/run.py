@@ -199,7 +199,7 @@ class Run:
         sizes = tuple(measure(label, model, score) for label, model in networks.items())
         methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
         curves = Evaluator.of(self.project, section, score, self._progress).curves(store, methods)
-        found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes)
+        found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes, self.project.left_out)
         found.write(self.project.evaluation)
         self._done("evaluate")
         return found
@@ -293,6 +293,8 @@ class Run:
         needed = self.project.estimate()
         needed.require()
         require_disk(needed, self.project.output)
+        for said in self.project.left_out:
+            self._progress.note(said)
         self._progress.note(
             f"cost: at most {needed.disk_bytes / 2**20:,.0f} MiB of disk, folding peaks at "
             f"{needed.peak_bytes / 2**20:,.0f} MiB"

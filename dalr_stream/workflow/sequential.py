@@ -24,6 +24,7 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.network.graph import Structure
+from dalr_stream.network.groups import parts_of
 from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import layer_of
 from dalr_stream.network.passes import SameEveryPass, order_of_execution
@@ -184,7 +185,7 @@ def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], targ
 
 def _require_size(name: str, choice: LayerChoice, layer: nn.Module) -> None:
     outputs, inputs = matrix_of(layer).shape
-    most = outputs if choice.selects else min(outputs, inputs)
+    most = outputs if choice.selects else min(outputs // len(parts_of(name, layer)), inputs)
     if not isinstance(choice.size, int) or isinstance(choice.size, bool) or not 1 <= choice.size <= most:
         what = "number of kept nodes" if choice.selects else "rank"
         raise RankError(f"layer '{name}': {what} must lie in 1..{most}, got {choice.size}")

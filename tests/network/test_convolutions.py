@@ -116,11 +116,11 @@ def test_a_saved_network_with_convolutions_loads_strictly(tmp_path):
 
 
 def test_what_is_not_supported_is_named():
-    grouped = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2))
+    depthwise = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4))
     with pytest.raises(
-        UnsupportedLayerError, match=r"nothing that is .*: '0' \(it is a Conv2d of 2 groups: see select_groups\)"
+        UnsupportedLayerError, match=r"nothing that is .*: '0' \(it is a depthwise Conv2d: each of its 4"
     ):
-        ds.select_layers(grouped, ["0"])
+        ds.select_layers(depthwise, ["0"])
     unbatched = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
     with pytest.raises(UnsupportedLayerError, match=r"must read samples x channels x 2 dimensions, got \(3, 8, 8\)"):
         ds.accumulate_stream(unbatched, [torch.randn(3, 8, 8)], ds.select_layers(unbatched, ["0"]))
