@@ -15,7 +15,6 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.kinds import CONVOLUTIONS, is_depthwise, require_supported
-from dalr_stream.numerics.solution import LowRankLayer
 
 _MARK = "@group"
 
@@ -83,22 +82,21 @@ def channels_of(name: str, module: nn.Module, tensor: torch.Tensor) -> torch.Ten
     return tensor.chunk(groups_in(name, module), dim=1)[int(number)] if mark else tensor
 
 
-def in_order(model: nn.Module, layer: str, given: Mapping[str, LowRankLayer]) -> list[LowRankLayer]:
-    """Return the factors of a layer, or of each of its groups.
+def in_order(model: nn.Module, layer: str, ranks: Mapping[str, int]) -> list[str]:
+    """Return the name of a layer that is given a rank, or of each of its groups.
 
-    Raises InvalidInputError where a group has none, or another rank.
+    Raises InvalidInputError where a group is given none, or another one.
     """
-    if list(given) == [layer]:
-        return [given[layer]]
+    if list(ranks) == [layer]:
+        return [layer]
     names = [group_name(layer, number) for number in range(groups_in(layer, model.get_submodule(layer)))]
-    wrong = [*set(names).difference(given), *set(given).difference(names)]
+    wrong = [*set(names).difference(ranks), *set(ranks).difference(names)]
     if wrong:
         raise InvalidInputError(
             f"layer '{layer}': needs factors of its groups '{names[0]}' to '{names[-1]}', each once; '{min(wrong)}' is "
             f"{'missing' if min(wrong) in names else 'none of them'}: see select_groups"
         )
-    parts = [given[name] for name in names]
-    if len({part.rank for part in parts}) > 1:
-        ranks = ", ".join(str(part.rank) for part in parts)
-        raise InvalidInputError(f"layer '{layer}': its groups need one rank, got {ranks}: call at_rank(k) with one k")
-    return parts
+    if len(set(ranks.values())) > 1:
+        given = ", ".join(str(ranks[name]) for name in names)
+        raise InvalidInputError(f"layer '{layer}': its groups need one rank, got {given}: call at_rank(k) with one k")
+    return names

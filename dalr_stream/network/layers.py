@@ -98,6 +98,11 @@ def select_groups(model: nn.Module, name: str, *, side: Side | str = Side.INPUTS
     return tuple(_spec(group, part_of(group, module), side) for group in numbered)
 
 
+def layers_called(model: nn.Module, names: Iterable[str]) -> tuple[LayerSpec, ...]:
+    """Return the layers, or groups of them, of exactly these names, in this order."""
+    return tuple(_spec(name, layer_of(model, name), Side.INPUTS) for name in names)
+
+
 def layer_of(model: nn.Module, name: str) -> nn.Module:
     """Return the layer called `name`, of any kind that can be compressed; a group of one as a layer of its own."""
     module = part_of(name, module_of(model, module_name(name)))

@@ -65,7 +65,8 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
     small = _copy(model)
     steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before
     for name, factors in _by_module(replacements).items():
-        steps.append(_split(small, name, in_order(small, name, factors)))
+        names = in_order(small, name, {part: record.rank for part, record in factors.items()})
+        steps.append(_split(small, name, [factors[part] for part in names]))
     selections = {name: record for name, record in replacements.items() if isinstance(record, SelectedNodes)}
     if selections:
         keeper = _Keeper(small, _structure(model, example, next(iter(selections))))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.network.graph import Structure
-from dalr_stream.network.layers import select_layers, weights_of
+from dalr_stream.network.layers import layers_called, weights_of
 from dalr_stream.network.passes import SameEveryPass
 from dalr_stream.network.readers import readers_of
 from dalr_stream.network.rows import RowRule
@@ -131,7 +131,7 @@ class Turn:
 
     def _of_inputs_and_targets(self, group: Sequence[str], current: nn.Module) -> LayerMoments | LayerCrossMoments:
         """Return moments of the inputs alone where they are the original's still: they decide more exactly."""
-        layers = select_layers(current, list(group))
+        layers = layers_called(current, group)
         if current is self.original:
             return accumulate_stream(current, self.target, layers, **self._options)
         return accumulate_cross(self.original, current, self.target, layers, **self._options)

@@ -24,6 +24,7 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.network.graph import Structure
+from dalr_stream.network.groups import in_order, module_name
 from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import layer_of
 from dalr_stream.network.passes import SameEveryPass, order_of_execution
@@ -72,7 +73,8 @@ def compress_sequentially(
         through, which is compared.
     choices
         Layer name -> `LayerChoice(method, size)`, in any order: low rank on some layers, selections on others. Every
-        low-rank method takes cross moments; truncated SVD needs none, and its pass measures its error only.
+        low-rank method takes cross moments; truncated SVD needs none, and its pass measures its error only. Of a
+        convolution of several groups each is named (`select_groups`), all with one rank.
     source
         Batches of the source domain, where MoMaSP is among the methods.
     rows, folding
@@ -172,6 +174,9 @@ def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding
         _require_size(name, choice, layer_of(model, name))
         if needs_source(choice.by) and not has_source:
             raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
+    grouped = {module_name(name) for name in choices if module_name(name) != name}
+    for module in grouped:
+        in_order(model, module, {name: one.size for name, one in choices.items() if module_name(name) == module})
 
 
 def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass) -> None:
