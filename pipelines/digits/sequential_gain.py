@@ -196,7 +196,10 @@ def table(title: str, cases: Sequence[Case], shares: Sequence[float]) -> str:
     """Return the means over the cases in Markdown, and on how many of them the error is smaller in turn."""
     whole = statistics.mean(accuracy(case.model, case.test) for case in cases)
     columns = ("at once", "in turn", "better in turn", f"at once, ridge {DEFAULT}", "in turn")
-    lines = [f"| {title}: {whole:.1%} uncompressed | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines = [
+        f"| {title}: {_percent(whole)} uncompressed | " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
     for share in shares:
         sizes = [case.sizes(share) for case in cases]
         left = statistics.mean(case.left(case.at_once(own, DEFAULT)) for case, own in zip(cases, sizes, strict=True))
@@ -206,16 +209,21 @@ def table(title: str, cases: Sequence[Case], shares: Sequence[float]) -> str:
         )
         better = sum(now.error < then.error for then, now in zip(before, after, strict=True))
         cells = f"{_cell(before)} | {_cell(after)} | {better} of {len(cases)} | {_default(before)} | {_default(after)}"
-        lines.append(f"| {left:.1%} of the parameters | {cells} |")
+        lines.append(f"| {_percent(left)} of the parameters | {cells} |")
     return "\n".join(lines)
 
 
 def _cell(found: Sequence[Figures]) -> str:
-    return f"{statistics.mean(one.accuracy for one in found):.1%}, {statistics.mean(one.error for one in found):.3f}"
+    right, error = (statistics.mean(values) for values in ([f.accuracy for f in found], [f.error for f in found]))
+    return f"{_percent(right)}, {error:.3f}"
 
 
 def _default(found: Sequence[Figures]) -> str:
     return f"{statistics.mean(one.by_default for one in found):.3f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def main(seeds: Sequence[int]) -> None:

@@ -96,7 +96,8 @@ def test_the_table_holds_what_was_measured(gain, cases):
     sizes = case.sizes(0.5)
     before, now = (gain.judged(case, sizes, way) for way in (case.at_once, case.in_turn))
     assert lines[2] == (
-        f"| {case.left(case.at_once(sizes, 1e-3)):.1%} of the parameters | {before.accuracy:.1%}, {before.error:.3f} "
-        f"| {now.accuracy:.1%}, {now.error:.3f} | {int(now.error < before.error)} of 1 "
+        f"| {100 * case.left(case.at_once(sizes, 1e-3)):.1f} % of the parameters "
+        f"| {100 * before.accuracy:.1f} %, {before.error:.3f} | {100 * now.accuracy:.1f} %, {now.error:.3f} "
+        f"| {int(now.error < before.error)} of 1 "
         f"| {before.by_default:.3f} | {now.by_default:.3f} |"
     )
