@@ -30,6 +30,7 @@ from dalr_stream.network.layers import layer_of
 from dalr_stream.network.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.rows import RowRule
 from dalr_stream.network.surgery import compress
+from dalr_stream.numerics.sides import module_name
 from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.workflow.in_turn import LayerChoice, LayerOutcome, Turn
 from dalr_stream.workflow.progress import Progress, Silent
@@ -169,6 +170,11 @@ def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding
             raise InvalidInputError(
                 f"layer '{name}': takes one LayerChoice(method, size), a factor pair or a selection and not both, got "
                 f"{choice!r}"
+            )
+        if module_name(name) != name:
+            raise InvalidInputError(
+                f"layer '{name}': it is a group of a convolution: choose for '{module_name(name)}', all of its groups "
+                "together"
             )
         _require_size(name, choice, layer_of(model, name))
         if needs_source(choice.by) and not has_source:
