@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dalr_stream.network.finetune import finetune as finetune
     from dalr_stream.network.graph import Structure as Structure
     from dalr_stream.network.layers import LayerSpec as LayerSpec
-    from dalr_stream.network.layers import select_groups as select_groups
+    from dalr_stream.network.layers import left_out as left_out
     from dalr_stream.network.layers import select_layers as select_layers
     from dalr_stream.network.layers import weights_of as weights_of
     from dalr_stream.network.profile import profile as profile
@@ -118,6 +118,7 @@ _HOME_OF = {
     "finetune": "network.finetune",
     "jackknife_low_rank": "numerics.jackknife",
     "jackknife_selection": "numerics.jackknife",
+    "left_out": "network.layers",
     "load": "network.checkpoint",
     "merge": "workflow.merge",
     "momasp": "numerics.selection",
@@ -125,7 +126,6 @@ _HOME_OF = {
     "output_errors": "workflow.output_errors",
     "profile": "network.profile",
     "save": "network.checkpoint",
-    "select_groups": "network.layers",
     "select_layers": "network.layers",
     "spectral": "numerics.selection",
     "sufficiency": "numerics.sufficiency",
@@ -176,6 +176,7 @@ __all__ = [
     "finetune",
     "jackknife_low_rank",
     "jackknife_selection",
+    "left_out",
     "load",
     "merge",
     "momasp",
@@ -183,7 +184,6 @@ __all__ = [
     "output_errors",
     "profile",
     "save",
-    "select_groups",
     "select_layers",
     "spectral",
     "sufficiency",

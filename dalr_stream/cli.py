@@ -95,7 +95,10 @@ def layers(file: RunFile, overrides: Overrides = None) -> None:
 
     opened = open_run(file, overrides)
     opened.train()
-    console_for().print(layer_table(opened.project))
+    console = console_for()
+    console.print(layer_table(opened.project))
+    for said in opened.project.left_out:
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -259,6 +262,8 @@ def _rehearse(opened: Run, console: Console) -> None:
     found = rehearse(opened.project)
     if found.network:
         console.print(f"network: {found.network}", highlight=False)
+    for said in found.left_out:
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
     for table in rehearsal_tables(found):
         console.print(table)
     if found.trials:

@@ -20,14 +20,21 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.network.batches import inputs_of
-from dalr_stream.network.groups import channels_of, module_name
-from dalr_stream.network.kinds import rows_entering, rows_leaving, rows_of_channels, way_of_reading
-from dalr_stream.network.layers import LayerSpec, layer_of, require_numbers, tensor_digest, to_host
+from dalr_stream.network.groups import channels_of, part_of
+from dalr_stream.network.kinds import (
+    CONVOLUTIONS,
+    require_supported,
+    rows_entering,
+    rows_leaving,
+    rows_of_channels,
+    way_of_reading,
+)
+from dalr_stream.network.layers import LayerSpec, module_of, require_numbers, tensor_digest, to_host
 from dalr_stream.network.loaders import beginning_at, restores
 from dalr_stream.network.reading import Reading, placed, without_gradients
 from dalr_stream.network.rows import BatchRows, RowRule, Taken
 from dalr_stream.numerics.moments import describe_non_finite
-from dalr_stream.numerics.sides import Side
+from dalr_stream.numerics.sides import Side, module_name
 from dalr_stream.numerics.tiling import RowBatch, RowSink, same_as_before
 
 BatchDone = Callable[[int, bool], None]
@@ -128,8 +135,10 @@ class _Watch:
         self._reads: dict[Reading, Taken] = {}
 
     def hook(self, layer: LayerSpec, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        part = layer_of(model, layer.name)  # of the module, where the layer is a group of it
-        module = model.get_submodule(module_name(layer.name))
+        module = module_of(model, module_name(layer.name))
+        part = part_of(layer.name, module)
+        if layer.side is not Side.OUTPUTS or not isinstance(part, CONVOLUTIONS):  # what any of them gives is rows
+            require_supported(layer.name, part)
 
         def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             self._require_first(layer)

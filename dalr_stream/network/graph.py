@@ -23,7 +23,14 @@ from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture import call, few_samples
-from dalr_stream.network.kinds import CONVOLUTIONS, carries_channels, channels_given, channels_read, is_transposed
+from dalr_stream.network.kinds import (
+    CONVOLUTIONS,
+    carries_channels,
+    channels_given,
+    channels_read,
+    is_transposed,
+    matrix_of,
+)
 from dalr_stream.network.layers import layer_of
 from dalr_stream.network.obstacles import require_replaceable
 from dalr_stream.network.proof import quiet, require_proof, tensors_in
@@ -103,9 +110,9 @@ class _Group:
         root, graph = layer_of(self._structure.model, self._name), self._structure.dependencies
         if graph is None:
             self._refuse(self._structure.untraceable)
-        channels = channels_given(root)
-        if channels is None or (isinstance(root, CONVOLUTIONS) and root.groups != 1):
-            self._refuse(f"it is a {type(root).__name__} of several groups")
+        channels = matrix_of(root).shape[0]
+        if isinstance(root, CONVOLUTIONS) and root.groups != 1:
+            self._refuse(f"it is a {type(root).__name__} of {root.groups} groups")
         if root not in graph.module2node:
             self._refuse(f"it is called {self._structure.calls.get(self._name, 0)} times, it must be once")
         prune = graph.get_pruner_of_module(root).prune_out_channels

@@ -14,45 +14,29 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
-from dalr_stream.network.kinds import CONVOLUTIONS, is_depthwise, require_supported
+from dalr_stream.network.kinds import CONVOLUTIONS, require_supported
+from dalr_stream.numerics.sides import GROUP, group_name, module_name
 from dalr_stream.numerics.solution import LowRankLayer
-
-_MARK = "@group"
-
-
-def group_name(layer: str, number: int) -> str:
-    """Return the name of one group of a layer."""
-    return f"{layer}{_MARK}{number}"
-
-
-def module_name(name: str) -> str:
-    """Return the name of the module that a layer, or a group of one, is."""
-    return name.partition(_MARK)[0]
 
 
 def groups_in(name: str, module: nn.Module) -> int:
-    """Return the number of groups of a convolution; raises UnsupportedLayerError where low rank gains nothing."""
+    """Return the number of groups of a convolution; raises UnsupportedLayerError for others, and depthwise ones."""
     if not isinstance(module, CONVOLUTIONS):
         raise UnsupportedLayerError(f"layer '{name}': only convolutions have groups, it is a {type(module).__name__}")
-    if is_depthwise(module):
-        raise UnsupportedLayerError(
-            f"layer '{name}': it is a depthwise convolution: each of its {module.groups} groups is a matrix of rank 1, "
-            "which factors cannot make smaller"
-        )
+    require_supported(name, module)
     return module.groups
 
 
-def require_splittable(name: str, module: nn.Module) -> None:
-    """Raise UnsupportedLayerError where a layer, of one group or of several, cannot become a pair."""
-    if isinstance(module, CONVOLUTIONS) and module.groups > 1:
-        groups_in(name, module)
-    else:
-        require_supported(name, module)
+def parts_of(name: str, module: nn.Module) -> tuple[str, ...]:
+    """Return what of a layer is watched and solved by itself: the layer, or each of its groups."""
+    if not isinstance(module, CONVOLUTIONS) or module.groups == 1:
+        return (name,)
+    return tuple(group_name(name, number) for number in range(module.groups))
 
 
 def part_of(name: str, module: nn.Module) -> nn.Module:
     """Return the group that `name` means as a convolution of its own, in the same memory; else `module` itself."""
-    _, mark, number = name.partition(_MARK)
+    _, mark, number = name.partition(GROUP)
     if not mark:
         return module
     groups = groups_in(module_name(name), module)
@@ -79,23 +63,22 @@ def part_of(name: str, module: nn.Module) -> nn.Module:
 
 def channels_of(name: str, module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
     """Return the channels of a tensor that the module reads, or gives, which a group has; all for a whole layer."""
-    _, mark, number = name.partition(_MARK)
+    _, mark, number = name.partition(GROUP)
     return tensor.chunk(groups_in(name, module), dim=1)[int(number)] if mark else tensor
 
 
-def in_order(model: nn.Module, layer: str, given: Mapping[str, LowRankLayer]) -> list[LowRankLayer]:
+def in_order(layer: str, module: nn.Module, given: Mapping[str, LowRankLayer]) -> list[LowRankLayer]:
     """Return the factors of a layer, or of each of its groups.
 
     Raises InvalidInputError where a group has none, or another rank.
     """
-    if list(given) == [layer]:
-        return [given[layer]]
-    names = [group_name(layer, number) for number in range(groups_in(layer, model.get_submodule(layer)))]
+    names = parts_of(layer, module)
     wrong = [*set(names).difference(given), *set(given).difference(names)]
     if wrong:
+        whose = f"'{layer}'" if names == (layer,) else f"its groups '{names[0]}' to '{names[-1]}', each once"
         raise InvalidInputError(
-            f"layer '{layer}': needs factors of its groups '{names[0]}' to '{names[-1]}', each once; '{min(wrong)}' is "
-            f"{'missing' if min(wrong) in names else 'none of them'}: see select_groups"
+            f"layer '{layer}': needs factors of {whose}; '{min(wrong)}' is "
+            f"{'missing' if min(wrong) in names else 'none of them'}"
         )
     parts = [given[name] for name in names]
     if len({part.rank for part in parts}) > 1:

@@ -20,8 +20,11 @@ from torch.nn import functional
 
 from dalr_stream.errors import UnsupportedLayerError
 
-SUPPORTED = "a Linear layer, a convolution in 1 or 2 dimensions of one group, or a Conv1D of transformers"
+SUPPORTED = "a Linear layer, a convolution in 1 or 2 dimensions, not depthwise, or a Conv1D of transformers"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_WEIGHTED = (
+    nn.Linear, nn.Bilinear, *CONVOLUTIONS, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+)  # fmt: skip
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -54,16 +57,22 @@ class LayerRows:
 
 def why_not(module: nn.Module) -> str | None:
     """Return why a module cannot be compressed; None where it can."""
-    if isinstance(module, CONVOLUTIONS) and module.groups != 1:
-        if is_depthwise(module):
-            return f"it is a depthwise {type(module).__name__}, each of its {module.groups} groups of rank 1"
-        return f"it is a {type(module).__name__} of {module.groups} groups: see select_groups"
+    if isinstance(module, CONVOLUTIONS) and is_depthwise(module):
+        return (
+            f"it is a depthwise {type(module).__name__}: each of its {module.groups} groups is a matrix of rank 1, "
+            "which factors cannot make smaller"
+        )
     known = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
     if known is not None and type(module).forward is not known.forward:
         return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "it is the output of a MultiheadAttention, which reads its weight without calling it"
     return None if known is not None or is_transposed(module) else f"it is a {type(module).__name__}"
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Tell the layers that one might expect to be compressed, whether they can be or not."""
+    return isinstance(module, _WEIGHTED) or is_transposed(module)
 
 
 def is_depthwise(module: nn.Conv1d | nn.Conv2d) -> bool:

@@ -20,11 +20,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.groups import group_name, groups_in, module_name, part_of
-from dalr_stream.network.kinds import SUPPORTED, channels_read, matrix_of, require_supported, why_not
+from dalr_stream.network.groups import part_of, parts_of
+from dalr_stream.network.kinds import (
+    SUPPORTED,
+    channels_given,
+    channels_read,
+    has_weights,
+    matrix_of,
+    require_supported,
+    why_not,
+)
 from dalr_stream.numerics.channels import ChannelGroup
 from dalr_stream.numerics.choices import parse_choice
-from dalr_stream.numerics.sides import Side, stream_name
+from dalr_stream.numerics.sides import Side, module_name, stream_name
 
 Pattern = str | type[nn.Module]
 
@@ -72,6 +80,9 @@ def select_layers(
 ) -> tuple[LayerSpec, ...]:
     """Return the layers that the patterns match, in the network's order, each once.
 
+    Each group of a convolution is a layer of its own, `name@group0`, `name@group1`, ... What a pattern matches besides
+    and cannot be compressed stays out; `left_out` says why.
+
     `side="outputs"` watches what the layers give, W x + b with the bias in it, in place of what they read: m features
     instead of d, which is all that anchored DALR needs. Their rows and moments go by `name@outputs`; to watch both
     sides of some layers, add the two results.
@@ -82,20 +93,31 @@ def select_layers(
     modules = {name: module for name, module in model.named_modules() if name}
     side = parse_choice(Side, side, "side")
     chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str | type) else list(patterns):
+    for pattern in _listed(patterns):
         chosen |= _supported(pattern, _matches(pattern, modules), modules)
-    return tuple(_spec(name, module, side) for name, module in modules.items() if name in chosen)
+    return tuple(
+        _spec(part, part_of(part, module), side)
+        for name, module in modules.items()
+        if name in chosen
+        for part in parts_of(name, module)
+    )
 
 
-def select_groups(model: nn.Module, name: str, *, side: Side | str = Side.INPUTS) -> tuple[LayerSpec, ...]:
-    """Return each group of the convolution called `name` as a layer of its own: `name@group0`, `name@group1`, ...
+def left_out(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[str, ...]:
+    """Return, in words, which layers of weights the patterns match that cannot be compressed, and why."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    found = {name for pattern in _listed(patterns) for name in _matches(pattern, modules)}
+    reasons = {name: why_not(module) for name, module in modules.items() if name in found and has_weights(module)}
+    return tuple(f"layer '{name}' is left out: {reason}" for name, reason in reasons.items() if reason)
 
-    Their moments and factors are each group's own; `compress` takes the factors of all of them, of one rank.
-    Raises LayerNotFoundError, and UnsupportedLayerError for what is no convolution, or a depthwise one.
-    """
-    module, side = module_of(model, name), parse_choice(Side, side, "side")
-    numbered = [group_name(name, number) for number in range(groups_in(name, module))]
-    return tuple(_spec(group, part_of(group, module), side) for group in numbered)
+
+def whole_outputs(model: nn.Module, name: str) -> LayerSpec:
+    """Return what the layer called `name` gives as one stream, that of all groups of a convolution."""
+    module = module_of(model, name)
+    if channels_given(module) is None:
+        require_supported(name, module)
+    outputs, inputs = matrix_of(module).shape
+    return LayerSpec(name, type(module).__name__, inputs, outputs, Side.OUTPUTS)
 
 
 def layer_of(model: nn.Module, name: str) -> nn.Module:
@@ -183,6 +205,10 @@ def match_names(pattern: str, names: Iterable[str]) -> list[str]:
 
 def _nearest(name: str, names: list[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5])
+
+
+def _listed(patterns: Iterable[Pattern]) -> list[Pattern]:
+    return [patterns] if isinstance(patterns, str | type) else list(patterns)
 
 
 def _matches(pattern: Pattern, modules: dict[str, nn.Module]) -> list[str]:

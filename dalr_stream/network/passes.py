@@ -18,6 +18,7 @@ from torch import nn
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.capture import call, digest_of_inputs, samples_in
 from dalr_stream.network.layers import layer_of
+from dalr_stream.network.reading import without_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def order_of_execution(model: nn.Module, batch: Any, layers: Sequence[str]) -> t
     Raises LayerNotFoundError, and UnsupportedLayerError for a layer that is called never or twice.
     """
     reads: list[_Read] = []
-    with ExitStack() as stack, torch.no_grad():  # inference mode would not count what is written to a tensor
+    with ExitStack() as stack, without_gradients():
         for name in layers:
             hook = _Hook(name, reads)
             stack.callback(layer_of(model, name).register_forward_pre_hook(hook, with_kwargs=True).remove)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.groups import require_splittable
+from dalr_stream.network.groups import part_of, parts_of
 from dalr_stream.network.kinds import channels_given, channels_read, factor_pair, matrix_of
 from dalr_stream.network.layers import layer_of, module_of
 from dalr_stream.network.narrow import keep_carried, keep_outputs, map_inputs
@@ -38,9 +38,9 @@ class SplitLayer:
 
     def apply(self, model: nn.Module) -> None:
         """Replace the layer by an untrained pair of the same dtype and device."""
-        module = module_of(model, self.layer)
-        require_splittable(self.layer, module)
-        most = min(matrix_of(module).shape)
+        module = layer_of(model, self.layer)
+        part = part_of(parts_of(self.layer, module)[0], module)
+        most = min(matrix_of(part).shape)
         if self.rank > most:
             raise UnsupportedLayerError(f"layer '{self.layer}': rank must lie in 1..{most}, got {self.rank}")
         replace(model, self.layer, factor_pair(module, self.rank, bias=self.bias))

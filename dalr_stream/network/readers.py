@@ -9,7 +9,7 @@ from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.kinds import channels_read
 from dalr_stream.network.layers import LayerSpec, select_layers
-from dalr_stream.numerics.sides import Side
+from dalr_stream.numerics.sides import Side, module_name
 
 
 def with_readers(layers: Sequence[LayerSpec], structure: Structure) -> tuple[LayerSpec, ...]:
@@ -47,7 +47,7 @@ def _with_groups(layers: Sequence[LayerSpec], structure: Structure) -> list[Laye
     tied: dict[str, str] = {}
     for layer in layers:
         try:
-            group = structure.group_of(layer.name)
+            group = structure.group_of(module_name(layer.name))
         except UnsupportedLayerError as error:
             known.append(dataclasses.replace(layer, unprunable=str(error)))
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,19 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.graph import Structure
-from dalr_stream.network.groups import in_order, module_name
+from dalr_stream.network.groups import in_order
 from dalr_stream.network.kinds import matrix_of
-from dalr_stream.network.layers import layer_of, module_of, require_numbers
+from dalr_stream.network.layers import layer_of, require_numbers
 from dalr_stream.network.narrow import fill
 from dalr_stream.network.obstacles import require_range, require_replaceable
 from dalr_stream.network.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
 from dalr_stream.numerics.channels import ChannelSpan
+from dalr_stream.numerics.grouped import GroupedPair
+from dalr_stream.numerics.sides import group_name, module_name
 from dalr_stream.numerics.solution import LowRankLayer, SelectedNodes
 
-Replacement = LowRankLayer | SelectedNodes
+Replacement = LowRankLayer | GroupedPair | SelectedNodes
 PLAN_ATTRIBUTE = "compression_plan"
 
 
@@ -40,8 +42,8 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
         Left as it is. Weights of the copy keep their dtype and device.
     replacements
         Layer name -> `factors.at_rank(k)`, or `selection.at_size(k)` where the selection was solved from the moments
-        of what the layer's readers read. For a convolution of several groups, the factors of each (`select_groups`),
-        of one rank. Factor pairs come first, so a selection may shrink a pair.
+        of what the layer's readers read. For a convolution of several groups, the factors of each, of one rank, by the
+        groups' names. Factor pairs come first, so a selection may shrink a pair.
     example
         A batch as `capture` takes it, or a `Structure` of `model`: selections are of channels that other layers carry
         and read, and which ones shows when a batch goes through. Factor pairs need none.
@@ -65,7 +67,7 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
     small = _copy(model)
     steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before
     for name, factors in _by_module(replacements).items():
-        steps.append(_split(small, name, in_order(small, name, factors)))
+        steps.append(_split(small, name, factors))
     selections = {name: record for name, record in replacements.items() if isinstance(record, SelectedNodes)}
     if selections:
         keeper = _Keeper(small, _structure(model, example, next(iter(selections))))
@@ -107,14 +109,17 @@ def _by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, L
     """Return the factor pairs, those of a layer's groups together."""
     found: dict[str, dict[str, LowRankLayer]] = {}
     for name, record in replacements.items():
-        if isinstance(record, LowRankLayer):
+        if isinstance(record, GroupedPair):
+            found[name] = {group_name(name, number): part for number, part in enumerate(record.parts)}
+        elif isinstance(record, LowRankLayer):
             found.setdefault(module_name(name), {})[name] = record
     return found
 
 
-def _split(model: nn.Module, name: str, factors: Sequence[LowRankLayer]) -> SplitLayer:
-    """Put a pair in a layer's place; `factors` of the layer, or of each of its groups."""
-    old = module_of(model, name) if len(factors) > 1 else layer_of(model, name)
+def _split(model: nn.Module, name: str, given: Mapping[str, LowRankLayer]) -> SplitLayer:
+    """Put a pair in a layer's place; `given` are the factors of the layer, or of each of its groups."""
+    old = layer_of(model, name)
+    factors = in_order(name, old, given)
     down, up, bias = (np.concatenate([getattr(one, part) for one in factors]) for part in ("down", "up", "bias"))
     _require_shape(name, (up.shape[0], down.shape[1]), tuple(matrix_of(old).shape))
     require_range(name, matrix_of(old).dtype, down, up, bias)

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.grouped import Factors, InputMoments
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.shares import lost_energy
-from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors, SelectedNodes
+from dalr_stream.numerics.solution import ChannelSelection, SelectedNodes
 
 Vector = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -77,7 +78,7 @@ class SizedLayer:
     def cost(self, size: int | Indices, inputs: int | Indices) -> Vector:
         """Weights times positions at a size, with `inputs` of the inputs left."""
         m, d, k = self.shape.outputs, np.asarray(inputs, np.float64), np.asarray(size, np.float64)
-        smaller = k * (m + d) if self.family is Family.LOW_RANK else k * d
+        smaller = k * (m + self.shape.groups * d) if self.family is Family.LOW_RANK else k * d
         return self.positions * np.where(k == self.whole, m * d, smaller)
 
     def multiples_of(self, step: int) -> SizedLayer:
@@ -89,10 +90,10 @@ class SizedLayer:
 
 
 def factor_layer(
-    name: str, factors: LowRankFactors, moments: Moments, *, reads: Source | None = None, positions: float = 1.0
+    name: str, factors: Factors, moments: InputMoments, *, reads: Source | None = None, positions: float = 1.0
 ) -> SizedLayer:
     """Return a layer at the ranks that cost less than it does; `moments` are of its inputs."""
-    shape = LayerShape(factors.outputs, factors.inputs)
+    shape = LayerShape(factors.outputs, factors.inputs, groups=len(factors.parts))
     ranks = np.arange(1, min(shape.break_even_rank, shape.max_rank - 1) + 1)
     return _sized(name, shape, Family.LOW_RANK, ranks, lost_energy(factors, moments)[ranks], reads, positions)
 

@@ -19,11 +19,13 @@ class LayerShape:
     """d"""
     next_outputs: int = 0
     """C, weights of each node in its readers and in layers tied to this one; 0 where nothing reads them one by one."""
+    groups: int = 1
+    """g, of a convolution: its outputs are those of all groups, its inputs those of each, and so is its rank."""
 
     @property
     def max_rank(self) -> int:
-        """min(m, d)."""
-        return min(self.outputs, self.inputs)
+        """min(m / g, d)."""
+        return min(self.outputs // self.groups, self.inputs)
 
     @property
     def parameters(self) -> int:
@@ -37,15 +39,15 @@ class LayerShape:
 
     @property
     def break_even_rank(self) -> int:
-        """Largest rank that adds no parameters: floor(m d / (m + d))."""
-        return self.parameters // (self.outputs + self.inputs)
+        """Largest rank that adds no parameters: floor(m d / (m + g d))."""
+        return self.parameters // self.factor_parameters(1)
 
     def factor_parameters(self, rank: int) -> int:
-        """k (m + d): a factor pair in place of the layer."""
-        return rank * (self.outputs + self.inputs)
+        """k (m + g d): a factor pair in place of the layer."""
+        return rank * (self.outputs + self.groups * self.inputs)
 
     def factor_pair_parameters(self, rank: int) -> int:
-        """k (m + d) + m C: a factor pair, and the next layer as it was."""
+        """k (m + g d) + m C: a factor pair, and the next layer as it was."""
         return self.factor_parameters(rank) + self.outputs * self.next_outputs
 
     def selection_pair_parameters(self, kept: int) -> int:

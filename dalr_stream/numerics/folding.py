@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -328,7 +328,13 @@ class LaneFold:
         return self.state().moments()
 
 
-Addable = TypeVar("Addable", Moments, SplitMoments, FoldState)
+class Summand(Protocol):
+    """A record that is added to others of its kind."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+
+
+Addable = TypeVar("Addable", bound=Summand)
 
 
 def merge_all(records: Iterable[Addable]) -> Addable:

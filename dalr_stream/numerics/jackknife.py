@@ -13,21 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.folding import merge_all
+from dalr_stream.numerics.grouped import Factors, InputMoments
 from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.shares import outputs_energy, relative, relative_errors
+from dalr_stream.numerics.shares import outputs_energy, relative, relative_errors, squared_errors
 from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
 
 Vector = NDArray[np.float64]
 Counts = NDArray[np.int64]
+M = TypeVar("M", bound=InputMoments)
 
 
-def leave_one_out(shards: Sequence[Moments]) -> Iterator[Moments]:
+def leave_one_out(shards: Sequence[M]) -> Iterator[M]:
     """Yield the moments without each shard: the others in the fixed tree, as if that one had never been folded.
 
     `shards` may read each record when it is asked for; log2(g) + 2 of them are held at a time. Cost: g^2 d^2.
@@ -95,7 +98,7 @@ class LowRankJackknife:
 
 
 def jackknife_low_rank(
-    shards: Sequence[Moments], solve: Callable[[Moments], LowRankFactors], heldout: Moments | None = None
+    shards: Sequence[M], solve: Callable[[M], Factors], heldout: M | None = None
 ) -> LowRankJackknife:
     """Solve the whole and without each shard, and say how much the solution moves.
 
@@ -118,8 +121,9 @@ def jackknife_low_rank(
     for shard, kept in zip(shards, leave_one_out(shards), strict=True):
         factors = solve(kept)
         seen.append(relative_errors(factors, kept))
-        left.append((np.maximum(factors.errors(shard), 0.0), outputs_energy(factors, shard)))
-        turned.append(_sines_squared(whole, factors))
+        left.append((np.maximum(squared_errors(factors, shard), 0.0), outputs_energy(factors, shard)))
+        pairs = zip(whole.parts, factors.parts, strict=True)
+        turned.append(np.mean([_sines_squared(*pair) for pair in pairs], axis=0))
         if heldout is not None:
             apart.append(relative_errors(factors, heldout))
     errors, energies = np.array([one for one, _ in left]), np.array([energy for _, energy in left])
@@ -179,7 +183,7 @@ def _parts(counts: Counts) -> Vector:
     return np.asarray(counts.sum() / counts)
 
 
-def with_rows(shards: Sequence[Moments]) -> tuple[Sequence[Moments], Counts]:
+def with_rows(shards: Sequence[M]) -> tuple[Sequence[M], Counts]:
     """Leave empty shards aside, and count the rows of the others; a sequence without empty ones is left as it is."""
     counts = np.array([shard.count for shard in shards], np.int64)
     full = np.flatnonzero(counts)

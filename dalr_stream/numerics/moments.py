@@ -162,6 +162,11 @@ class Moments:
         return self.mean.size
 
     @property
+    def parts(self) -> tuple[Moments]:
+        """Itself: `GroupedMoments` has several."""
+        return (self,)
+
+    @property
     def covariance(self) -> Matrix:
         """(d, d): scatter / count, about the mean, population normalised. A new array."""
         return self.scatter / self._some_rows()

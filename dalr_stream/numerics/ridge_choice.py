@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.grouped import Factors, InputMoments
 from dalr_stream.numerics.jackknife import leave_one_out, with_rows
 from dalr_stream.numerics.lowrank import Ridge
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.shares import outputs_energy, relative
-from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.numerics.shares import outputs_energy, relative, squared_errors
 
 GRID = tuple(10.0**power for power in range(-6, 2))
 """Relative ridges 1e-6 to 10, a decade apart: errors change little within a decade, and each ridge is a solution."""
 
 Vector = NDArray[np.float64]
-Solve = Callable[[Moments, Ridge], LowRankFactors]
+M = TypeVar("M", bound=InputMoments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class RidgeChoice:
 
 
 def choose_ridge(
-    solve: Solve,
-    training: Moments | None = None,
+    solve: Callable[[M, Ridge], Factors],
+    training: M | None = None,
     *,
-    heldout: Moments | None = None,
-    shards: Sequence[Moments] | None = None,
+    heldout: M | None = None,
+    shards: Sequence[M] | None = None,
     rank: int | None = None,
     grid: Iterable[float] = GRID,
 ) -> RidgeChoice:
@@ -90,7 +90,7 @@ def choose_ridge(
     for kept, apart in pairs:
         for number, value in enumerate(values):
             factors = solve(kept, Ridge.relative(value))
-            squares[number] = squares[number] + np.maximum(factors.errors(apart), 0.0)
+            squares[number] = squares[number] + np.maximum(squared_errors(factors, apart), 0.0)
             ranks = _ranks(factors, rank)
         energy += outputs_energy(factors, apart)
     errors = tuple(float(relative(curve, energy)[ranks].mean()) for curve in squares)
@@ -99,9 +99,7 @@ def choose_ridge(
     return RidgeChoice(Ridge.relative(values[best]), values, errors, f"the error on {judged}, {where}")
 
 
-def _judges(
-    training: Moments | None, heldout: Moments | None, shards: Sequence[Moments] | None
-) -> tuple[Iterable[tuple[Moments, Moments]], str]:
+def _judges(training: M | None, heldout: M | None, shards: Sequence[M] | None) -> tuple[Iterable[tuple[M, M]], str]:
     """Return what is solved from, with what judges it, and what that is called."""
     if shards is not None and training is None and heldout is None:
         full, _ = with_rows(shards)
@@ -111,7 +109,7 @@ def _judges(
     raise InvalidInputError("choose_ridge: judge by `training` with `heldout`, or by `shards` alone")
 
 
-def _ranks(factors: LowRankFactors, rank: int | None) -> slice:
+def _ranks(factors: Factors, rank: int | None) -> slice:
     """Return the ranks that are judged."""
     if rank is None:
         return slice(1, max(factors.break_even_rank, 1) + 1)

@@ -5,28 +5,36 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dalr_stream.numerics.grouped import Factors, InputMoments
 from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.solution import LowRankFactors, SelectedNodes
+from dalr_stream.numerics.solution import SelectedNodes
 
 Vector = NDArray[np.float64]
 
 
-def outputs_energy(factors: LowRankFactors, moments: Moments) -> float:
+def squared_errors(factors: Factors, moments: InputMoments) -> Vector:
+    """(K + 1,): ||Y - Yhat||^2 at ranks 0..K over the rows of `moments`, all groups together."""
+    pairs = zip(factors.parts, moments.parts, strict=True)
+    return np.asarray(sum(part.errors(seen) for part, seen in pairs))
+
+
+def outputs_energy(factors: Factors, moments: InputMoments) -> float:
     """||Y - b||^2, tr(W X X' W'): what squared errors are set against."""
-    return float(np.vdot(factors.weight @ moments.gram, factors.weight))
+    pairs = zip(factors.parts, moments.parts, strict=True)
+    return sum(float(np.vdot(part.weight @ seen.gram, part.weight)) for part, seen in pairs)
 
 
-def lost_energy(factors: LowRankFactors, moments: Moments) -> Vector:
+def lost_energy(factors: Factors, moments: InputMoments) -> Vector:
     """(K + 1,): ||Y - Yhat||^2 / ||Y - b||^2 at ranks 0..K on the rows of `moments`; zeros where the outputs are.
 
     Errors below their resolution may be negative: they count as none. Cost: 6 m d^2 operations.
     """
-    return share(factors.errors(moments), outputs_energy(factors, moments))
+    return share(squared_errors(factors, moments), outputs_energy(factors, moments))
 
 
-def relative_errors(factors: LowRankFactors, moments: Moments) -> Vector:
+def relative_errors(factors: Factors, moments: InputMoments) -> Vector:
     """(K + 1,): ||Y - Yhat|| / ||Y - b|| at ranks 0..K (Eq. 13); zeros where the outputs never move."""
-    return relative(factors.errors(moments), outputs_energy(factors, moments))
+    return relative(squared_errors(factors, moments), outputs_energy(factors, moments))
 
 
 def relative(errors: Vector, energy: Vector | float) -> Vector:

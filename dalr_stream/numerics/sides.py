@@ -1,11 +1,14 @@
 """What a stream of rows is called: inputs by the layer's name, the others as `name@outputs` and `name@channels`.
 
-Rows, moments and folders go by that name, so they can lie beside each other and never pass for one another.
+A group of a convolution is a layer of its own, `name@group0`, `name@group1`, ... Rows, moments and folders go by these
+names, so they can lie beside each other and never pass for one another.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+GROUP = "@group"
 
 
 class Side(StrEnum):
@@ -28,3 +31,13 @@ def layer_of_stream(stream: str) -> str:
     """Return the layer that a stream is a side of: weights are kept under its name."""
     layer, _, last = stream.rpartition("@")
     return layer if last in {side.value for side in Side} else stream
+
+
+def group_name(layer: str, number: int) -> str:
+    """Return the name of one group of a layer."""
+    return f"{layer}{GROUP}{number}"
+
+
+def module_name(name: str) -> str:
+    """Return the name of the module that a layer, or a group of one, is."""
+    return name.partition(GROUP)[0]

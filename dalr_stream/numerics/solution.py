@@ -91,6 +91,11 @@ class LowRankLayer:
     """(m,)"""
 
     @property
+    def parts(self) -> tuple[LowRankLayer]:
+        """Itself: `GroupedPair` has several."""
+        return (self,)
+
+    @property
     def rank(self) -> int:
         """Rank k."""
         return int(self.down.shape[0])
@@ -146,6 +151,11 @@ class LowRankFactors:
                 )
         for name in ("weight", *expected):
             getattr(self, name).setflags(write=False)
+
+    @property
+    def parts(self) -> tuple[LowRankFactors]:
+        """Itself: `GroupedFactors` has several."""
+        return (self,)
 
     @property
     def outputs(self) -> int:

@@ -53,7 +53,7 @@ def overview_table(results: Results) -> Table:
 
 
 def _line(layer: LayerResults, found: Found, low_rank: Sequence[Method], *, selected: bool) -> Row:
-    cells = [Cell(f"{layer.outputs:,} {TIMES} {layer.inputs:,}", layer.layer_parameters)]
+    cells = [Cell(f"{layer.outputs:,} {TIMES} {layer.inputs:,}{layer.in_groups}", layer.layer_parameters)]
     for method in low_rank:
         cells += _low_rank_cells(layer, method, found.get(method))
     if selected:

@@ -164,6 +164,18 @@ class LayerResults:
     """None where the store keeps no shards."""
     finetuned_curves: tuple[AccuracyCurve, ...] = ()
     """As `accuracy_curves`, each network fine-tuned after its compression; empty where none was."""
+    groups: int = 1
+    """Of a convolution: inputs and ranks are those of each."""
+
+    @property
+    def in_groups(self) -> str:
+        """The groups in words, where there are several."""
+        return f" in {self.groups} groups" if self.groups > 1 else ""
+
+    @property
+    def weights_a_rank(self) -> int:
+        """Weights that a rank of a factor pair takes."""
+        return self.outputs + self.groups * self.inputs
 
     @property
     def layer_parameters(self) -> int:

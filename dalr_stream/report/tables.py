@@ -38,7 +38,7 @@ def matched_point(curve: AccuracyCurve, layer: LayerResults, rank: int) -> Accur
 
     `pair_parameters <= k(m + d) + m C`, `m` and `d` the layer's outputs and inputs, `C` the next layer's outputs.
     """
-    budget = rank * (layer.outputs + layer.inputs) + layer.outputs * layer.next_outputs
+    budget = rank * layer.weights_a_rank + layer.outputs * layer.next_outputs
     within = [point for point in curve.points if point.pair_parameters <= budget]
     return max(within, key=lambda point: (point.pair_parameters, point.size), default=None)
 
@@ -128,11 +128,12 @@ def _of_family(layer: LayerResults, family: Family) -> list[AccuracyCurve]:
 
 def _scales(layer: LayerResults, sizes: Sequence[int], *, by_rank: bool) -> list[Row]:
     m, d, C = layer.outputs, layer.inputs, layer.next_outputs
+    each = layer.weights_a_rank
     scales: list[tuple[str, str, list[float]]] = []
     if by_rank:
-        scales.append(("params, %", "params", [k * (m + d) / (m * d) for k in sizes]))
+        scales.append(("params, %", "params", [k * each / (m * d) for k in sizes]))
     if sizes_tried(layer):
-        both = [k * (m + d) + m * C if by_rank else k * (d + C) for k in sizes]
+        both = [k * each + m * C if by_rank else k * (d + C) for k in sizes]
         scales.append(("params of both, %", "params_both", [weight / layer.pair_parameters for weight in both]))
     return [
         Row(label, key, tuple(Cell(percent_text(share), share) for share in shares), RowKind.SCALE)

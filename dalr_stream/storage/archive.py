@@ -18,8 +18,10 @@ import zarr
 from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.grouped import Factors, GroupedFactors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.sides import group_name
 from dalr_stream.numerics.solution import ChannelSelection, Diagnostics, LowRankFactors
 from dalr_stream.storage import schema
 from dalr_stream.storage.activations import locked
@@ -30,7 +32,7 @@ from dalr_stream.storage.schema import ArraySpec
 
 Arrays = dict[str, NDArray[Any]]
 Provenance = Mapping[str, Any]
-Solution = LowRankFactors | ChannelSelection
+Solution = Factors | ChannelSelection
 _REMEDY = "delete the record's folder and run the step that makes it again"
 
 
@@ -95,8 +97,13 @@ def load_weights(root: Path, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
 def save_solution(root: Path, layer: str, solution: Solution, provenance: Provenance) -> None:
     """Write one solution, every rank of it, replacing the one that was there.
 
-    The weight that low-rank factors approximate is not written again: it is the store's (`save_weights`).
+    The weight that low-rank factors approximate is not written again: it is the store's (`save_weights`). Those of a
+    convolution's groups are a record each, as their weights are.
     """
+    if isinstance(solution, GroupedFactors):
+        for number, part in enumerate(solution.parts):
+            save_solution(root, group_name(layer, number), part, provenance)
+        return
     specs = schema.LOW_RANK if isinstance(solution, LowRankFactors) else schema.SELECTION
     found = {spec.name: getattr(solution, spec.name) for spec in specs}
     arrays = {name: array for name, array in found.items() if array is not None}
@@ -104,7 +111,7 @@ def save_solution(root: Path, layer: str, solution: Solution, provenance: Proven
     save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance)
 
 
-def load_solution(root: Path, layer: str, method: Method) -> Solution:
+def load_solution(root: Path, layer: str, method: Method) -> LowRankFactors | ChannelSelection:
     """Read a solution back, bit for bit."""
     specs = schema.LOW_RANK if method.family is Family.LOW_RANK else schema.SELECTION
     arrays, values = load_record(solution_path(root, layer, method), specs)

@@ -131,20 +131,26 @@ def accumulate(
     new_fold = _new_fold(folding)
     record = opened.domain(domain)
     homes = {name: record.home(name) for name in (record.names if layers is None else layers)}
+    folds: list[LayerFold] = []
+    left: list[Unfinished] = []
     for name in dict.fromkeys(homes.values()):
         rule = folding.rule(opened.rows(domain, name).features)
         task = LaneTask(opened.root, domain, name, rule, new_fold=new_fold)
         provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
         unfinished = Unfinished(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*dealt_parts(rule.shards), *PARTS)]
-        if all(provenance_of(path) == provenance for path in paths):
-            progress.note(f"moments of '{name}' on '{domain}' are up to date")
-            if unfinished.exists:  # killed after the moments were kept
-                with locked(opened.root):
-                    unfinished.drop()
+        if any(provenance_of(path) != provenance for path in paths):
+            folds.append(LayerFold(opened, task, unfinished, folding, progress))
             continue
-        with locked(opened.root):
-            LayerFold(opened, task, unfinished, folding, progress).run()
+        progress.note(f"moments of '{name}' on '{domain}' are up to date")
+        if unfinished.exists:  # killed after the moments were kept
+            left.append(unfinished)
+    if folds or left:
+        with locked(opened.root):  # once for all: taking the lock looks at every folder of the store
+            for unfinished in left:
+                unfinished.drop()
+            for fold in folds:
+                fold.run()
     return LayerMoments.stored(opened.root, domain, homes, folding.shards)
 
 

@@ -9,7 +9,7 @@ from dalr_stream.errors import ConfigError, LayerNotFoundError, ParameterIncreas
 from dalr_stream.network.layers import match_names
 from dalr_stream.network.surgery import Replacement
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.storage.archive import Solution
 from dalr_stream.workflow.compress_section import ChoiceSection
 from dalr_stream.workflow.problems import SolvedStore
@@ -55,15 +55,15 @@ def require_solved(project: Project, store: SolvedStore, layer: str, method: Met
     """Raise ConfigError where a method was not solved for a layer, and say why."""
     if method not in project.methods(store, layer):
         asked = method in project.config.solve.methods
-        reason = store.manifest.network.layers[layer].unprunable if asked else "it is not in solve.methods"
+        reason = store.record(layer).unprunable if asked else "it is not in solve.methods"
         raise ConfigError(f"compress.{layer}: '{method.value}' was not solved: {reason}")
 
 
 def at_size(solution: Solution, size: int, layer: str, restore_ridge: float) -> Replacement:
     """Return a solution at one rank, or one number of kept nodes."""
-    if isinstance(solution, LowRankFactors):
-        return solution.at_rank(size, layer=layer)
-    return solution.at_size(size, ridge=restore_ridge, layer=layer)
+    if isinstance(solution, ChannelSelection):
+        return solution.at_size(size, ridge=restore_ridge, layer=layer)
+    return solution.at_rank(size, layer=layer)
 
 
 def replacements(
@@ -78,8 +78,8 @@ def replacements(
         warnings.simplefilter("always", ParameterIncreaseWarning)
         for layer, solution in solutions.items():
             size = sizes[layer]
-            if isinstance(size, float) and not isinstance(solution, LowRankFactors):
+            if isinstance(size, float) and isinstance(solution, ChannelSelection):
                 chosen[layer] = solution.at_retention(size, ridge=restore_ridge, layer=layer)
             else:
                 chosen[layer] = at_size(solution, int(size), layer, restore_ridge)
-    return chosen, [str(warning.message) for warning in caught]
+    return chosen, list(dict.fromkeys(str(warning.message) for warning in caught))

@@ -59,8 +59,8 @@ def accumulate_cross(
     """Return, by layer, the moments of its inputs in `compressed` and its outputs in `original`, row for row.
 
     Outputs include the layer's bias b: means and sums about zero do too, and `cross_scatter_about(c, b)` and
-    `outputs.scatter_about(b)` give those of y - b. `layers` are linear layers that both networks have by that name; in
-    the compressed one they may read fewer features.
+    `outputs.scatter_about(b)` give those of y - b. `layers` are those that both networks have by that name; in the
+    compressed one they may read fewer features. Of a convolution the same positions are taken in both.
 
     Nothing is written. Raises as `accumulate_stream` does, for either network. Memory: every layer's lanes at once, of
     width d + m each, see `streaming.plan`.

@@ -22,7 +22,7 @@ from dalr_stream.network.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCach
 from dalr_stream.network.surgery import Replacement, compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
@@ -115,7 +115,7 @@ def networks_to_try(project: Project, network: nn.Module) -> int:
     store, ranks = SolvedStore(project.store, manifest), project.evaluate_section.ranks
     return sum(
         len(sizes_to_try(method, store.shape(layer), ranks))
-        for layer in project.layers_in(manifest)
+        for layer in project.layers_in(store)
         for method in project.methods(store, layer)
     )
 
@@ -200,9 +200,9 @@ class Evaluator:
 
 
 def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> AccuracyPoint:
-    if isinstance(solution, LowRankFactors):
-        return AccuracyPoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)
-    return AccuracyPoint(size, None, shape.selection_pair_parameters(size), value)
+    if isinstance(solution, ChannelSelection):
+        return AccuracyPoint(size, None, shape.selection_pair_parameters(size), value)
+    return AccuracyPoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)
 
 
 def measure(label: str, model: nn.Module, score: Score) -> NetworkSize:
@@ -223,6 +223,8 @@ class Evaluation:
     curves: Curves
     sizes: tuple[NetworkSize, ...]
     """The uncompressed network, then those the run saves: the compressed one, and the same fine-tuned."""
+    left_out: tuple[str, ...] = ()
+    """Which layers that were asked for cannot be compressed, and why."""
     finetuned: Curves = field(default_factory=dict)
     """The same curves once each network was fine-tuned; empty where none was."""
 
@@ -246,4 +248,5 @@ class Evaluation:
             for key in ("curves", "finetuned")
         )
         sizes = tuple(NetworkSize(**size) for size in plain["sizes"])
-        return cls(plain["metric"], plain["baseline"], curves, sizes, tuned)
+        left_out = tuple(plain.get("left_out", ()))
+        return cls(plain["metric"], plain["baseline"], curves, sizes, left_out, tuned)

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.network.graph import Structure
-from dalr_stream.network.layers import select_layers, weights_of
+from dalr_stream.network.groups import parts_of
+from dalr_stream.network.layers import layer_of, select_layers, weights_of
 from dalr_stream.network.passes import SameEveryPass
 from dalr_stream.network.readers import readers_of
 from dalr_stream.network.rows import RowRule
 from dalr_stream.network.surgery import Replacement
 from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.cross import CrossMoments
+from dalr_stream.numerics.grouped import factors_of
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
@@ -100,18 +102,19 @@ class Turn:
         if self.choices[group[0]].selects:
             return {name: self._select(name, current) for name in group}
         moments = self._of_inputs_and_targets(group, current)
-        return {name: self._factor(name, current, moments[name], moments.heldout.get(name)) for name in group}
+        return {name: self._factor(name, current, moments) for name in group}
 
-    def _factor(
-        self, name: str, current: nn.Module, moments: Moments | CrossMoments, heldout: Moments | CrossMoments | None
-    ) -> Found:
-        choice = self.choices[name]
-        weight, bias = weights_of(current, name)
-        factors = factor_by(choice.by, weight, bias, moments, choice.ridge)
-        pair = factors.at_rank(choice.size, layer=name)
-        own = np.zeros(factors.outputs) if bias is None else bias.astype(np.float64)
-        errors = _relative_errors(factors, own, choice.size, moments if heldout is None else heldout)
-        return pair, LayerOutcome(choice, *errors)
+    def _factor(self, name: str, current: nn.Module, found: LayerMoments | LayerCrossMoments) -> Found:
+        choice, parts = self.choices[name], parts_of(name, layer_of(current, name))
+        layers = [(found[part], *weights_of(current, part)) for part in parts]
+        solved = [factor_by(choice.by, weight, bias, moments, choice.ridge) for moments, weight, bias in layers]
+        pair = factors_of(solved).at_rank(choice.size, layer=name)
+        apart = found.heldout if parts[0] in found.heldout else found
+        pairs = zip(solved, layers, parts, strict=True)
+        squares = [_squared_errors(one, layer[2], choice.size, apart[part]) for one, layer, part in pairs]
+        before, after, whole = np.sum(squares, axis=0)
+        inherited, error = relative(np.array([before, after]), float(whole))
+        return pair, LayerOutcome(choice, float(inherited), float(error))
 
     def _select(self, name: str, current: nn.Module) -> Found:
         choice, structure = self.choices[name], self.structure_of(current)
@@ -147,14 +150,13 @@ class Turn:
         return {**self._options, "folding": every}
 
 
-def _relative_errors(
-    factors: LowRankFactors, bias: Vector, rank: int, moments: Moments | CrossMoments
-) -> tuple[float, float]:
-    """Return the error of the layer as it is and that of its pair; the first is 0 where Z = W X."""
-    if isinstance(moments, CrossMoments):
-        before = moments.squared_error(factors.weight, bias)
-        whole = float(np.trace(moments.outputs.scatter_about(bias)))
-    else:
-        before, whole = 0.0, outputs_energy(factors, moments)
-    inherited, error = relative(np.array([before, factors.errors(moments)[rank]]), whole)
-    return float(inherited), float(error)
+def _squared_errors(
+    factors: LowRankFactors, bias: NDArray[np.floating] | None, rank: int, moments: Moments | CrossMoments
+) -> Vector:
+    """(3,): ||.||^2 of the layer's error as it is (0 where Z = W X), of its pair's, and of the outputs."""
+    error = factors.errors(moments)[rank]
+    if isinstance(moments, Moments):
+        return np.array([0.0, error, outputs_energy(factors, moments)])
+    own = np.zeros(factors.outputs) if bias is None else bias.astype(np.float64)
+    whole = np.trace(moments.outputs.scatter_about(own))
+    return np.array([moments.squared_error(factors.weight, own), error, whole])

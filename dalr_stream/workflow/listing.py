@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from rich.table import Table
 from rich.text import Text
 
+from dalr_stream.numerics.sides import layer_of_stream, module_name
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.merge import Merged
 from dalr_stream.workflow.outlook import ENOUGH, LayerOutlook, SizePoint
@@ -14,36 +16,45 @@ from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.rehearsal import Rehearsal
 
+L = TypeVar("L")
+
 
 def layer_table(project: Project) -> Table:
     """Return the watched layers: shape, weights, break-even rank, and who reads their nodes."""
     table = _table("layer", "kind", "outputs x inputs", "weights", "break-even rank", "read by")
     network = project.network_record
-    for layer in project.watched:
+    for name, layers in _by_module(project.watched, lambda layer: layer.stream).items():
+        layer, groups = layers[0], len(layers)
         record = network.layers[layer.stream]
         named = ", ".join(reader.span.layer for reader in record.readers)
         readers = named or (record.unprunable and "no selection: " + record.unprunable.partition(": ")[2])
-        shape = f"{layer.outputs:,} x {layer.inputs:,}"
-        table.add_row(layer.stream, layer.kind, shape, f"{layer.parameters:,}", f"{layer.break_even_rank:,}", readers)
+        shape = f"{groups * layer.outputs:,} x {layer.inputs:,}"
+        weights = f"{groups * layer.parameters:,}"
+        table.add_row(_with_groups(name, groups), layer.kind, shape, weights, f"{layer.break_even_rank:,}", readers)
     return table
 
 
 def cost_table(plan: MemoryPlan) -> Table:
-    """Return the plan, a row a layer and the totals; the dominant cost is the layer's share of all multiply-adds."""
+    """Return the plan, a row a layer and the totals; the dominant cost is the layer's share of all multiply-adds.
+
+    Features and rows of a convolution of several groups are those of each of them.
+    """
     table = _table("layer", "features", "rows", "disk", "moments", "memory", "passes", "mult-adds", "share")
     table.title = Text("disk, moments and peak memory in MiB", justify="left")
-    passes = {name: str(number) for number, group in enumerate(plan.groups, start=1) for name in group}
-    for layer in plan.layers:
+    passes = {name: number for number, group in enumerate(plan.groups, start=1) for name in group}
+    for name, layers in _by_module(plan.layers, lambda layer: layer.name).items():
+        taken = sorted({passes[layer.name] for layer in layers})
+        multiply_adds = sum(layer.multiply_adds for layer in layers)
         table.add_row(
-            layer.name,
-            f"{layer.features:,}",
-            f"{layer.rows:,}",
-            "none kept" if plan.direct else _mib(layer.disk_bytes),
-            _mib(layer.moments_bytes),
-            _mib(layer.direct_bytes if plan.direct else layer.store_bytes),
-            f"no. {passes[layer.name]} of {len(plan.groups)}" if plan.direct else f"{layer.passes}",
-            f"{layer.multiply_adds:.2e}",
-            f"{layer.multiply_adds / max(plan.multiply_adds, 1):.0%}",
+            _with_groups(name, len(layers)),
+            f"{layers[0].features:,}",
+            f"{layers[0].rows:,}",
+            "none kept" if plan.direct else _mib(sum(layer.disk_bytes for layer in layers)),
+            _mib(sum(layer.moments_bytes for layer in layers)),
+            _mib(sum(layer.direct_bytes for layer in layers) if plan.direct else layers[0].store_bytes),
+            f"no. {', '.join(map(str, taken))} of {len(plan.groups)}" if plan.direct else f"{layers[0].passes}",
+            f"{multiply_adds:.2e}",
+            f"{multiply_adds / max(plan.multiply_adds, 1):.0%}",
         )
     table.add_section()
     moments = sum(layer.moments_bytes for layer in plan.layers)
@@ -88,7 +99,7 @@ def outlook_table(outlooks: Sequence[LayerOutlook]) -> Table:
     table.title = Text(", ".join(dict.fromkeys(found.method.label for found in outlooks)), justify="left")
     for found in outlooks:
         table.add_row(
-            Text(found.layer),
+            Text(_with_groups(found.layer, found.groups)),
             f"{found.outputs:,} x {found.inputs:,}",
             f"{found.enough.size:,}" if found.enough.saved else "all",
             f"{found.enough.saved / found.weights:.0%}",
@@ -104,6 +115,20 @@ def shard_table(merged: Merged) -> Table:
     for shard in merged.shards:
         table.add_row(Text(shard.domain), shard.name, f"{shard.record.samples:,}", Text(str(shard.root)))
     return table
+
+
+def _by_module(layers: Iterable[L], name_of: Callable[[L], str]) -> dict[str, list[L]]:
+    """Put the groups of a convolution together, under its name and what of it is watched."""
+    found: dict[str, list[L]] = {}
+    for layer in layers:
+        stream = name_of(layer)
+        watched = layer_of_stream(stream)
+        found.setdefault(module_name(watched) + stream.removeprefix(watched), []).append(layer)
+    return found
+
+
+def _with_groups(name: str, groups: int) -> str:
+    return f"{name} ({groups} groups)" if groups > 1 else name
 
 
 def _table(*columns: str) -> Table:

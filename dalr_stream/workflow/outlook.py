@@ -14,10 +14,11 @@ import numpy as np
 
 from dalr_stream.numerics.allocation import SizedLayer, by_energy, lost_nodes
 from dalr_stream.numerics.choices import parse_choice
+from dalr_stream.numerics.grouped import Factors, InputMoments
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.shares import lost_energy
-from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.numerics.solution import ChannelSelection, SelectedNodes
 from dalr_stream.storage.archive import Solution
 from dalr_stream.workflow.config import LabelledSection
 from dalr_stream.workflow.evaluate import sizes_to_try
@@ -60,6 +61,8 @@ class LayerOutlook:
     """The largest size with at most half of the weights; None where none has so few."""
     break_even: SizePoint | None
     """The largest rank that adds no weights; None for selections, which add none at any size."""
+    groups: int = 1
+    """Of a convolution: inputs and ranks are those of each."""
 
 
 def solution_facts(project: Project) -> list[dict[str, Any]]:
@@ -94,7 +97,7 @@ def outlooks(project: Project, method: Method | str | None = None) -> list[Layer
 
 
 def _facts(project: Project, store: SolvedStore, layer: str, solution: Solution) -> list[dict[str, Any]]:
-    shape, low_rank = store.shape(layer), isinstance(solution, LowRankFactors)
+    shape, low_rank = store.shape(layer), not isinstance(solution, ChannelSelection)
     tried = project.config.evaluate.ranks if project.config.evaluate else LabelledSection.model_fields["ranks"].default
     sizes = set(sizes_to_try(solution.method, shape, tried)) | ({shape.break_even_rank} if low_rank else set())
     chosen = sorted(sizes - {0})
@@ -121,25 +124,23 @@ def errors(
 ) -> tuple[list[float], list[float] | None]:
     """Return the relative errors of a solution at some sizes, on the training rows and on the held-out ones."""
     section = project.config.solve
-    if isinstance(solution, LowRankFactors):
-        training = store.moments(section.target, layer)
-        apart = store.heldout(section.target, section.heldout, layer)
-    else:
-        training = store.channel_moments(section.target, layer)
-        apart = store.channel_heldout(section.target, section.heldout, layer)
-    ridge = section.restore_ridge
-    return (
-        _errors(solution, sizes, training, ridge),
-        None if apart is None else _errors(solution, sizes, apart, ridge),
-    )
+    if isinstance(solution, ChannelSelection):
+        nodes = store.channel_moments(section.target, layer)
+        nodes_apart = store.channel_heldout(section.target, section.heldout, layer)
+        kept = [solution.at_size(size, ridge=section.restore_ridge) for size in sizes]
+        return _errors_of_nodes(kept, nodes), None if nodes_apart is None else _errors_of_nodes(kept, nodes_apart)
+    inputs = store.inputs(section.target, layer)
+    apart = store.inputs_heldout(section.target, section.heldout, layer)
+    training = _errors_of_ranks(solution, sizes, inputs)
+    return training, None if apart is None else _errors_of_ranks(solution, sizes, apart)
 
 
-def _errors(solution: Solution, sizes: Sequence[int], moments: Moments, ridge: float) -> list[float]:
-    if isinstance(solution, LowRankFactors):
-        lost = lost_energy(solution, moments)[list(sizes)]
-    else:
-        lost = np.array([lost_nodes(solution.at_size(size, ridge=ridge), moments) for size in sizes])
-    return [float(error) for error in np.sqrt(lost)]
+def _errors_of_nodes(kept: Sequence[SelectedNodes], nodes: Moments) -> list[float]:
+    return [float(np.sqrt(lost_nodes(selected, nodes))) for selected in kept]
+
+
+def _errors_of_ranks(factors: Factors, ranks: Sequence[int], inputs: InputMoments) -> list[float]:
+    return [float(error) for error in np.sqrt(lost_energy(factors, inputs)[list(ranks)])]
 
 
 def _outlook(
@@ -177,4 +178,5 @@ def _outlook(
         enough=points.get("enough", as_it_is),
         half=points.get("half"),
         break_even=points.get("break_even"),
+        groups=shape.groups,
     )

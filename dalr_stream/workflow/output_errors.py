@@ -12,13 +12,12 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture import capture_rows
-from dalr_stream.network.layers import select_layers, weights_of
+from dalr_stream.network.layers import weights_of, whole_outputs
 from dalr_stream.network.outputs import with_outputs
 from dalr_stream.network.plan import last_layer
 from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.shares import relative
-from dalr_stream.numerics.sides import Side
 from dalr_stream.numerics.tiling import RowBatch
 
 Rows = NDArray[Any]
@@ -51,12 +50,9 @@ def output_errors(
     as `accumulate_cross` does.
     """
     every = dataclasses.replace(rows or RowRule(), most_patches=None)
-    specs = select_layers(original, list(layers))
+    specs = [whole_outputs(original, name) for name in layers]
     outputs: dict[str, Rows] = {}
-    now = {
-        spec.name: select_layers(compressed, [last_layer(compressed, spec.name)], side=Side.OUTPUTS)[0]
-        for spec in specs
-    }
+    now = {name: whole_outputs(compressed, last_layer(compressed, name)) for name in layers}
     for spec in specs:
         if now[spec.name].outputs != spec.outputs:
             raise InvalidInputError(

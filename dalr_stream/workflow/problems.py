@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.channels import ChannelReader, channel_moments
+from dalr_stream.numerics.grouped import InputMoments, factors_of, moments_of
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.sides import Side, group_name, module_name
+from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
 from dalr_stream.storage.archive import (
     Solution,
     dealt_parts,
@@ -21,8 +27,9 @@ from dalr_stream.storage.archive import (
     moments_path,
     provenance_of,
     shard_path,
+    solution_path,
 )
-from dalr_stream.storage.manifest import DomainRecord, Manifest
+from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
 from dalr_stream.workflow.accumulate import StoredRecords
 from dalr_stream.workflow.solve import LayerProblem
@@ -40,14 +47,50 @@ class SolvedStore:
         """Read the manifest; raises StoreNotFoundError and StoreDamagedError."""
         return cls(root, Manifest.read(root))
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose inputs were watched, a convolution of several groups once."""
+        watched = self.manifest.network.layers.items()
+        return tuple(dict.fromkeys(module_name(name) for name, record in watched if record.side == Side.INPUTS.value))
+
+    def parts(self, layer: str) -> tuple[str, ...]:
+        """Return what has weights, rows and moments of its own: the layer, or each of its groups."""
+        groups = 0
+        while group_name(layer, groups) in self.manifest.network.layers:
+            groups += 1
+        return tuple(group_name(layer, number) for number in range(groups)) or (layer,)
+
+    def record(self, layer: str) -> LayerRecord:
+        """Return what the manifest knows of the layer, or of the first of its groups, which are alike."""
+        return self.manifest.network.layers[self.parts(layer)[0]]
+
     def shape(self, layer: str) -> LayerShape:
         """Return the layer's shape and what a selection saves in its readers."""
-        record = self.manifest.network.layers[layer]
-        return LayerShape(record.outputs, record.inputs, record.next_outputs)
+        record, groups = self.record(layer), len(self.parts(layer))
+        return LayerShape(groups * record.outputs, record.inputs, record.next_outputs, groups)
 
     def readers(self, layer: str) -> tuple[ChannelReader, ...]:
         """Return who reads the layer's channels; their moments decide selections."""
-        return self.manifest.network.layers[layer].readers
+        return self.record(layer).readers
+
+    def inputs(self, domain: str, layer: str) -> InputMoments:
+        """Return the training moments of what a layer, or each of its groups, reads."""
+        return moments_of([self.moments(domain, part) for part in self.parts(layer)])
+
+    def inputs_of_all(self, domain: str, layer: str) -> InputMoments:
+        """Return what `all_rows` does, of a layer or of its groups."""
+        return moments_of([self.all_rows(domain, part) for part in self.parts(layer)])
+
+    def inputs_heldout(self, target: str, domain: str | None, layer: str) -> InputMoments | None:
+        """Return what `heldout` does, of a layer or of its groups."""
+        found = [self.heldout(target, domain, part) for part in self.parts(layer)]
+        apart = [part for part in found if part is not None]
+        return moments_of(apart) if apart else None
+
+    def inputs_shards(self, domain: str, layer: str) -> Sequence[InputMoments]:
+        """Return what `shards` does, of a layer or of its groups."""
+        shards = [self.shards(domain, part) for part in self.parts(layer)]
+        return shards[0] if len(shards) == 1 else [moments_of(parts) for parts in zip(*shards, strict=True)]
 
     def channel_moments(self, domain: str, layer: str, part: str = TRAINING) -> Moments:
         """Return the joint moments of a layer's channels as they are read; it has readers."""
@@ -66,7 +109,7 @@ class SolvedStore:
         return self._joint(layer, found) if found and len(found) == len(parts) else None
 
     def _joint(self, layer: str, moments: Sequence[Moments]) -> Moments:
-        return channel_moments(self.readers(layer), self.manifest.network.layers[layer].outputs, moments)
+        return channel_moments(self.readers(layer), self.shape(layer).outputs, moments)
 
     def moments(self, domain: str, layer: str, part: str = TRAINING) -> Moments:
         """Return one moment record, checked to come from the network of this store."""
@@ -135,16 +178,33 @@ class SolvedStore:
 
     def problem(self, layer: str, target: str, source: str | None) -> LayerProblem:
         """Put together what solving `layer` takes."""
-        weight, bias = load_weights(self.root, layer)
+        weight, bias = self._weights(layer)
         selectable = bool(self.readers(layer))
         return LayerProblem(
             weight,
             bias,
-            self.moments(target, layer),
+            self.inputs(target, layer),
             self.channel_moments(target, layer) if selectable else None,
             self.channel_moments(source, layer) if selectable and source is not None else None,
         )
 
     def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:
         """Return the layer's solutions, by method."""
-        return {method: load_solution(self.root, layer, method) for method in methods}
+        return {method: self._solution(layer, method) for method in methods}
+
+    def solution_paths(self, layer: str, method: Method) -> list[Path]:
+        """Return where a solution of a layer lies: a record for each of its parts."""
+        return [solution_path(self.root, part, method) for part in self.parts(layer)]
+
+    def _weights(self, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        found = [load_weights(self.root, part) for part in self.parts(layer)]
+        if len(found) == 1:
+            return found[0]
+        weights, biases = zip(*found, strict=True)
+        return np.concatenate(weights), np.concatenate(biases)
+
+    def _solution(self, layer: str, method: Method) -> Solution:
+        found = [load_solution(self.root, part, method) for part in self.parts(layer)]
+        if isinstance(found[0], ChannelSelection):
+            return found[0]
+        return factors_of(cast("list[LowRankFactors]", found))

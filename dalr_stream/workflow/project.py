@@ -20,7 +20,7 @@ from dalr_stream.network.capture import call
 from dalr_stream.network.fold import usable_device
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.kinds import matrix_of
-from dalr_stream.network.layers import LayerSpec, match_names, select_layers
+from dalr_stream.network.layers import LayerSpec, left_out, match_names, select_layers
 from dalr_stream.network.macs import watched_calls
 from dalr_stream.network.pretrained import load_pretrained
 from dalr_stream.network.readers import with_readers
@@ -28,8 +28,7 @@ from dalr_stream.network.reading import without_gradients
 from dalr_stream.network.rows import MaskOf, RowRule
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sides import Side
-from dalr_stream.storage.archive import solution_path
-from dalr_stream.storage.manifest import Manifest, NetworkRecord
+from dalr_stream.storage.manifest import NetworkRecord
 from dalr_stream.streaming.accumulate import Folding, Threads, Workers
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.plan import MemoryPlan
@@ -95,6 +94,11 @@ class Project:
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
         return inputs + outputs
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the patterns match that cannot be compressed, in words."""
+        return left_out(self.network, self.config.network.layers)
+
     def _with_readers(self, network: nn.Module, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
         """Watch what selections are solved from too, where any are asked for."""
         if not self.config.selects:
@@ -144,11 +148,11 @@ class Project:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers to compress, as the store knows them: no network is needed."""
-        return self.layers_in(Manifest.read(self.store))
+        return self.layers_in(SolvedStore.open(self.store))
 
-    def layers_in(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return the same of a store's manifest."""
-        known = [name for name, record in manifest.network.layers.items() if record.side == Side.INPUTS.value]
+    def layers_in(self, store: SolvedStore) -> tuple[str, ...]:
+        """Return the same of a store as it is, or would be."""
+        known = store.layers
         chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
         return tuple(name for name in known if name in chosen)
 
@@ -279,8 +283,8 @@ class Project:
             "report": self.report_folder / "report.html",
         }
         if verb == "solve":
-            wanted = self.wanted(SolvedStore.open(self.store))
-            return [self.stability, *(solution_path(self.store, *pair) for pair in wanted)]
+            store = SolvedStore.open(self.store)
+            return [self.stability, *(path for pair in self.wanted(store) for path in store.solution_paths(*pair))]
         if verb == "compress":
             return [self.compressed, self.compression]
         if verb == "finetune":

@@ -16,6 +16,7 @@ from torch import nn
 
 from dalr_stream.errors import ConfigError, DalrStreamError
 from dalr_stream.network.capture import samples_in
+from dalr_stream.network.layers import left_out
 from dalr_stream.network.surgery import parameter_count
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.config import DataSection
@@ -47,6 +48,8 @@ class Rehearsal:
 
     loaders: list[LoaderFacts] = field(default_factory=list)
     network: str = ""
+    left_out: tuple[str, ...] = ()
+    """Which layers that are asked for cannot be compressed, and why."""
     plan: MemoryPlan | None = None
     trials: str = ""
     """How many networks will be scored and fine-tuned, in words."""
@@ -88,6 +91,7 @@ def rehearse(project: Project) -> Rehearsal:
         found.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
     if network is not None and {facts.key for facts in found.loaders} >= sections.keys():
         with found.collecting():
+            found.left_out = left_out(network, config.network.layers)
             found.plan = project.estimate(network)
             found.plan.require()
             require_disk(found.plan, project.output)

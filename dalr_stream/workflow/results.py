@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.channels import ChannelReader
+from dalr_stream.numerics.grouped import Factors, InputMoments
 from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.psd import symmetric_eigen, thin_svd
 from dalr_stream.numerics.shares import relative_errors
-from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.report.record import (
     AccuracyCurve,
     AccuracyPoint,
@@ -51,10 +51,10 @@ class LayerFindings:
     next_layer: str | None
     unprunable: str
     """Why no selection of its nodes was solved; empty where some were."""
-    domains: Mapping[str, Moments]
+    domains: Mapping[str, InputMoments]
     """Every row of each domain, for the activity; in the order they are shown."""
-    training: Moments
-    heldout: Moments | None
+    training: InputMoments
+    heldout: InputMoments | None
     solutions: Mapping[Method, Solution]
     curves: tuple[AccuracyCurve, ...]
     stability: Stability | None = None
@@ -78,7 +78,7 @@ def results(project: Project) -> Results:
         baseline_accuracy=found.baseline,
         layers=tuple(layer_results(layer, found.baseline, section.drop) for layer in layers),
         sizes=found.sizes,
-        decisions=(*decisions(layers), *saved, *tuned),
+        decisions=(*found.left_out, *decisions(layers), *saved, *tuned),
         caveats=project.config.run.caveats,
         profile=read_profile(project),
     )
@@ -90,12 +90,13 @@ def results(project: Project) -> Results:
 
 def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerResults:
     """Return the layer's part of the report; `baseline` is the uncompressed accuracy, `drop` the loss allowed."""
-    low_rank = [s for s in found.solutions.values() if isinstance(s, LowRankFactors)]
     selections = [s for s in found.solutions.values() if isinstance(s, ChannelSelection)]
+    low_rank = [s for s in found.solutions.values() if not isinstance(s, ChannelSelection)]
     return LayerResults(
         name=found.name,
         outputs=found.shape.outputs,
         inputs=found.shape.inputs,
+        groups=found.shape.groups,
         next_layer=found.next_layer,
         next_outputs=found.shape.next_outputs,
         drop=drop,
@@ -103,7 +104,7 @@ def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerRe
         error_curves=tuple(error_curve(factors, found.training, found.heldout) for factors in low_rank),
         accuracy_curves=found.curves,
         retention_curves=tuple(RetentionCurve(s.method.value, _plain(s.retention)) for s in selections),
-        spectra=_spectra(low_rank[0].weight, found.training) if low_rank else Spectra((), ()),
+        spectra=_spectra(low_rank[0], found.training) if low_rank else Spectra((), ()),
         headline=headline(found.curves, baseline - drop),
         stability=found.stability,
         finetuned_curves=found.finetuned,
@@ -127,7 +128,7 @@ def decisions(layers: Sequence[LayerFindings]) -> Iterator[str]:
             yield f"layer '{layer.name}', {'; '.join(labels)}: {note}"
 
 
-def activity(domain: str, moments: Moments) -> DomainActivity:
+def activity(domain: str, moments: InputMoments) -> DomainActivity:
     """Return the activation rates in descending order, and the share of features that carries half of them."""
     rates = np.sort(moments.active_rate)[::-1]
     total = np.cumsum(rates)
@@ -135,7 +136,7 @@ def activity(domain: str, moments: Moments) -> DomainActivity:
     return DomainActivity(domain, moments.count, _plain(rates), needed / rates.size)
 
 
-def error_curve(factors: LowRankFactors, training: Moments, heldout: Moments | None) -> ErrorCurve:
+def error_curve(factors: Factors, training: InputMoments, heldout: InputMoments | None) -> ErrorCurve:
     """Return ||Y - Yhat|| / ||Y - b|| at every rank, on the training rows and on the held-out ones."""
     apart = None if heldout is None else _plain(relative_errors(factors, heldout))
     return ErrorCurve(factors.method.value, _plain(relative_errors(factors, training)), apart)
@@ -154,10 +155,10 @@ def _findings(project: Project, store: SolvedStore, layer: str, found: Evaluatio
         name=layer,
         shape=store.shape(layer),
         next_layer=_in_words(store.readers(layer)),
-        unprunable=store.manifest.network.layers[layer].unprunable,
-        domains={domain: store.all_rows(domain, layer) for domain in project.config.domains},
-        training=store.moments(section.target, layer),
-        heldout=store.heldout(section.target, section.heldout, layer),
+        unprunable=store.record(layer).unprunable,
+        domains={domain: store.inputs_of_all(domain, layer) for domain in project.config.domains},
+        training=store.inputs(section.target, layer),
+        heldout=store.inputs_heldout(section.target, section.heldout, layer),
         solutions=store.solutions(layer, project.methods(store, layer)),
         curves=found.curves[layer],
         finetuned=found.finetuned.get(layer, ()),
@@ -186,9 +187,12 @@ def _smallest(points: Sequence[AccuracyPoint], needed: float) -> AccuracyPoint |
     return next((point for point in points if point.accuracy >= needed), None)
 
 
-def _spectra(weight: Vector, training: Moments) -> Spectra:
-    outputs = symmetric_eigen(weight @ training.gram @ weight.T).values
-    return Spectra(_plain(thin_svd(weight).values), _plain(np.sqrt(np.maximum(outputs, 0.0))))
+def _spectra(factors: Factors, training: InputMoments) -> Spectra:
+    weights = [part.weight for part in factors.parts]
+    grams = [weight @ seen.gram @ weight.T for weight, seen in zip(weights, training.parts, strict=True)]
+    singular = np.concatenate([thin_svd(weight).values for weight in weights])
+    outputs = np.concatenate([symmetric_eigen(gram).values for gram in grams])
+    return Spectra(_plain(np.sort(singular)[::-1]), _plain(np.sqrt(np.maximum(np.sort(outputs)[::-1], 0.0))))
 
 
 def _plain(values: Vector) -> tuple[float, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.grouped import Factors, InputMoments, factors_of
 from dalr_stream.numerics.lowrank import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.ridge_choice import RidgeChoice, choose_ridge
 from dalr_stream.numerics.solution import LowRankFactors
 from dalr_stream.workflow.config import RidgeFrom, SolveSection
@@ -23,7 +23,7 @@ HELDOUT_CHOSE = (
 
 def solve_as_asked(
     store: SolvedStore, section: SolveSection, layer: str, problem: LayerProblem, method: Method
-) -> LowRankFactors:
+) -> Factors:
     """Return every rank of one low-rank method, at the ridge of the run file or the one its rows choose.
 
     A choice is recorded in the diagnostics: the ridges tried, the error of each, and by what. Raises InvalidInputError
@@ -35,6 +35,10 @@ def solve_as_asked(
     choice = _choice(store, section, layer, problem, method)
     factors = solve_low_rank(problem, method, choice.ridge)
     said = (choice.note, HELDOUT_CHOSE) if rule is RidgeFrom.HELDOUT else (choice.note,)
+    return factors_of([_recorded(part, choice, said) for part in factors.parts])
+
+
+def _recorded(factors: LowRankFactors, choice: RidgeChoice, said: tuple[str, ...]) -> LowRankFactors:
     facts = factors.diagnostics
     recorded = dataclasses.replace(facts, notes=(*facts.notes, *said), ridge_sweep=choice.sweep)
     return dataclasses.replace(factors, diagnostics=recorded)
@@ -43,18 +47,18 @@ def solve_as_asked(
 def _choice(
     store: SolvedStore, section: SolveSection, layer: str, problem: LayerProblem, method: Method
 ) -> RidgeChoice:
-    def solve(moments: Moments, ridge: Ridge) -> LowRankFactors:
+    def solve(moments: InputMoments, ridge: Ridge) -> Factors:
         return solve_again(problem, method, moments, ridge)
 
     if section.ridge is RidgeFrom.HELDOUT:
-        heldout = store.heldout(section.target, section.heldout, layer)
+        heldout = store.inputs_heldout(section.target, section.heldout, layer)
         if heldout is None:
             raise InvalidInputError(
                 f"layer '{layer}': solve.ridge = 'heldout' needs held-out rows and there are none: set "
                 "capture.heldout_share, or name a domain as solve.heldout"
             )
         return choose_ridge(solve, problem.inputs, heldout=heldout)
-    shards = store.shards(section.target, layer)
+    shards = store.inputs_shards(section.target, layer)
     if len(shards) < 2:
         raise InvalidInputError(
             f"layer '{layer}': solve.ridge = 'shards' needs at least two shards, the store has {len(shards)}: set "

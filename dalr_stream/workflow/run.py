@@ -202,7 +202,8 @@ class Run:
         with importing_from(self.project.folder):
             sizes = tuple(measure(label, model, score) for label, model in networks.items())
             curves, tuned = self._curves(store, section, score)
-        found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes, tuned)
+        baseline = float(sizes[0].accuracy or 0.0)
+        found = Evaluation(section.metric, baseline, curves, sizes, self.project.left_out, tuned)
         found.write(self.project.evaluation)
         self._done("evaluate")
         remove_folder(self.project.unfinished)
@@ -312,6 +313,8 @@ class Run:
         needed = self.project.estimate()
         needed.require()
         require_disk(needed, self.project.output)
+        for said in self.project.left_out:
+            self._progress.note(said)
         self._progress.note(
             f"cost: at most {needed.disk_bytes / 2**20:,.0f} MiB of disk, folding peaks at "
             f"{needed.peak_bytes / 2**20:,.0f} MiB"

@@ -24,11 +24,13 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.network.graph import Structure
+from dalr_stream.network.groups import parts_of
 from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import layer_of
 from dalr_stream.network.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.rows import RowRule
 from dalr_stream.network.surgery import compress
+from dalr_stream.numerics.sides import module_name
 from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.workflow.in_turn import LayerChoice, LayerOutcome, Turn
 from dalr_stream.workflow.progress import Progress, Silent
@@ -169,6 +171,11 @@ def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding
                 f"layer '{name}': takes one LayerChoice(method, size), a factor pair or a selection and not both, got "
                 f"{choice!r}"
             )
+        if module_name(name) != name:
+            raise InvalidInputError(
+                f"layer '{name}': it is a group of a convolution: choose for '{module_name(name)}', all of its groups "
+                "together"
+            )
         _require_size(name, choice, layer_of(model, name))
         if needs_source(choice.by) and not has_source:
             raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
@@ -184,7 +191,7 @@ def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], targ
 
 def _require_size(name: str, choice: LayerChoice, layer: nn.Module) -> None:
     outputs, inputs = matrix_of(layer).shape
-    most = outputs if choice.selects else min(outputs, inputs)
+    most = outputs if choice.selects else min(outputs // len(parts_of(name, layer)), inputs)
     if not isinstance(choice.size, int) or isinstance(choice.size, bool) or not 1 <= choice.size <= most:
         what = "number of kept nodes" if choice.selects else "rank"
         raise RankError(f"layer '{name}': {what} must lie in 1..{most}, got {choice.size}")

@@ -26,9 +26,9 @@ from dalr_stream.numerics.allocation import (
     uniform,
     within_budget,
 )
+from dalr_stream.numerics.grouped import InputMoments
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.solution import LowRankFactors, LowRankLayer
+from dalr_stream.numerics.solution import ChannelSelection, SelectedNodes
 from dalr_stream.report.overview import FEW
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
@@ -128,7 +128,7 @@ def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[di
         chosen, notes = replacements(small, sizes, project.config.solve.restore_ridge)
         methods = dict.fromkeys(chosen, method)
     layers = {
-        layer: LayerSize(methods[layer], record.rank if isinstance(record, LowRankLayer) else record.size)
+        layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
         for layer, record in chosen.items()
     }
     return chosen, Compression(rule, layers, tuple(notes), search)
@@ -149,24 +149,24 @@ def sized_layers(
         reader.span.layer: Source(layer, reader.weights // store.shape(reader.span.layer).outputs)
         for layer, solution in solutions.items()
         for reader in store.readers(layer)
-        if reader.span.layer in solutions and not isinstance(solution, LowRankFactors)
+        if reader.span.layer in solutions and isinstance(solution, ChannelSelection)
     }
     found = []
     for layer, solution in solutions.items():
-        moments = store.moments(target, layer)
+        moments = store.inputs(target, layer)
         positions = _positions(project, store, layer, moments) if macs else 1.0
         reads = sources.get(layer)
-        if isinstance(solution, LowRankFactors):
-            found.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
-        else:
+        if isinstance(solution, ChannelSelection):
             found.append(selection_layer(layer, solution, store.shape(layer), reads=reads, positions=positions))
+        else:
+            found.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
     return found
 
 
-def _positions(project: Project, store: SolvedStore, layer: str, moments: Moments) -> float:
+def _positions(project: Project, store: SolvedStore, layer: str, moments: InputMoments) -> float:
     """Return how often a sample takes the layer's multiply-adds; the rows that were kept may be a choice of them."""
     chosen = project.config.capture.most_per_sample is not None
-    if chosen or store.manifest.network.layers[layer].kind in {"Conv1d", "Conv2d"}:
+    if chosen or store.record(layer).kind in {"Conv1d", "Conv2d"}:
         return project.positions[layer]
     return moments.count / moments.samples
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
 from dalr_stream.numerics.cross import CrossMoments
+from dalr_stream.numerics.grouped import Factors, InputMoments, factors_of
 from dalr_stream.numerics.lowrank import dalr, truncated_svd
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
@@ -38,17 +39,19 @@ class LayerProblem:
     """(m, d)"""
     bias: NDArray[np.floating]
     """(m,)"""
-    inputs: Moments
-    """Of what the layer reads, on the target's training rows: d features."""
+    inputs: InputMoments
+    """Of what the layer, or each group of it, reads on the target's training rows: d features."""
     target_nodes: Moments | None = None
     """Of its channels as their readers read them, on the target: m features. None where they cannot be selected."""
     source_nodes: Moments | None = None
     """The same on the source."""
 
 
-def solve_low_rank(problem: LayerProblem, method: Method, ridge: Ridge = DEFAULT_RIDGE) -> LowRankFactors:
-    """Return every rank of one low-rank method."""
-    return factor_by(method, problem.weight, problem.bias, problem.inputs, ridge)
+def solve_low_rank(problem: LayerProblem, method: Method, ridge: Ridge = DEFAULT_RIDGE) -> Factors:
+    """Return every rank of one low-rank method; each group of a convolution is solved by itself."""
+    parts = problem.inputs.parts
+    groups = zip(np.split(problem.weight, len(parts)), np.split(problem.bias, len(parts)), parts, strict=True)
+    return factors_of([factor_by(method, *group, ridge) for group in groups])
 
 
 def factor_by(
@@ -65,7 +68,7 @@ def factor_by(
     return dalr(weight, bias, moments, ridge=ridge, variant=variant, affine=affine, compensate_bias=compensate)
 
 
-def solve_again(problem: LayerProblem, method: Method, inputs: Moments, ridge: Ridge) -> LowRankFactors:
+def solve_again(problem: LayerProblem, method: Method, inputs: InputMoments, ridge: Ridge) -> Factors:
     """Solve from other rows of the same layer, in silence: too few samples are warned of where all of them are used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dalr_stream.numerics.grouped import Factors, InputMoments
 from dalr_stream.numerics.jackknife import SelectionJackknife, jackknife_low_rank, jackknife_selection
 from dalr_stream.numerics.lowrank import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.numerics.sufficiency import RULE, sufficiency
 from dalr_stream.report.claims import SPEAKERS
 from dalr_stream.report.record import SelectionStability, Stability
@@ -41,17 +42,17 @@ def layer_stability(
     solutions: dict[Method, Solution],
 ) -> Stability | None:
     """Return what leaving out shards says of one layer; None without shards, or without a low-rank method."""
-    shards = store.shards(section.target, layer)
+    shards = store.inputs_shards(section.target, layer)
     speaker = next((method for method in SPEAKERS if method in solutions), None)
     if sum(shard.count > 0 for shard in shards) < 2 or speaker is None:
         return None
     chosen, rule = solutions[speaker].diagnostics.chosen_ridge, section.ridge_rule
     ridge = Ridge.relative(chosen or 0.0) if isinstance(rule, RidgeFrom) else rule
 
-    def solve(moments: Moments) -> LowRankFactors:
+    def solve(moments: InputMoments) -> Factors:
         return solve_again(problem, speaker, moments, ridge)
 
-    found = jackknife_low_rank(shards, solve, store.heldout(section.target, section.heldout, layer))
+    found = jackknife_low_rank(shards, solve, store.inputs_heldout(section.target, section.heldout, layer))
     judged = sufficiency(found, max(store.shape(layer).break_even_rank, 1))
     return Stability(
         shards=found.counts.size,

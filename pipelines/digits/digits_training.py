@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -25,6 +24,7 @@ from torch.nn import functional
 from digits_data import GLYPH_CLASSES, GLYPH_FACES, TARGET_SAMPLES, SourceUse, source_glyphs, target_train
 from digits_network import GlyphNetwork
 from labelled_batches import Batches
+from schedules import Schedule
 
 TRUNK_MULTIPLIER = 0.1
 """Learning rate of `fc6` and `fc7` in fine-tuning, relative to that of `fc8` (section 5.3)."""
@@ -38,18 +38,6 @@ CHECK_SAMPLES = 4000
 """Fresh glyphs on which the source accuracy is reported; nothing is chosen by it."""
 REPORT_EVERY = 10
 """Target epochs between two progress lines."""
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Passes over the rows; the learning rate falls from its start to 0 along half a cosine."""
-
-    epochs: int
-    learning_rate: float
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or not self.learning_rate > 0:
-            raise ValueError(f"schedule: epochs must be at least 1 and the learning rate above 0, got {self}")
 
 
 def train(  # noqa: PLR0913 - each is an option of the run file

@@ -11,27 +11,22 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.record import HeadlineRow, Results
-from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.progress import for_console
-from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.results import results
 from dalr_stream.workflow.run import Run
-
-RUN_FILE = Path(__file__).with_name("run.toml")
+from digits_trained import project_of
 
 
 def run_seed(seed: int) -> Results:
     """Do, or find done, the run of one seed."""
-    config = load_config(RUN_FILE, [f"run.seed={seed}", f'run.output="../../runs/digits-seed{seed}"'])
     progress = for_console(Console(stderr=True))
     progress.note(f"seed {seed}")
-    project = Project(config, RUN_FILE.parent)
+    project = project_of(seed)
     Run(project, progress=progress).all()
     return results(project)
 

@@ -1,168 +1,235 @@
-"""What compressing layer after layer gains over compressing all layers at once, at the same ranks.
+"""What compressing layer after layer gains over compressing all layers at once, at the same sizes.
 
     python pipelines/digits/sequential_gain.py [SEED ...]
 
-Two networks on the handwritten digits: the one of `run.toml`, `fc6` and `fc7` compressed from its 300 digits, and a
-plain stack of eight dense layers, of which all but the last are compressed from 1,000 digits that it was trained on.
-Each figure is measured on digits that neither trained nor solved anything: accuracy, and ||Y - Y~|| / ||Y - b|| of the
-class scores. Networks that are trained already (`runs/digits-seed<N>`) are not trained again.
+Three networks on the handwritten digits, compressed whole but for the layer that gives the class scores: the one of
+`run.toml`, convolutions included, by DALR and by selection (MoMaSP, node form), from its 300 digits; a residual net of
+ten convolutions and a stack of eight dense layers, by DALR, from the 1,000 digits that they were trained on.
+
+Sizes are those of the largest retention common to all layers of the original that keeps within a share of the network's
+parameters; both ways get the same. Each way gets the ridge of `RIDGES` with the smallest error on 200 digits kept for
+that. Figures are of all digits that are left: accuracy, and ||Y - Y~|| / ||Y - b|| of the class scores. Digits networks
+that are trained already (`runs/digits-seed<N>`) are not trained again.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
-from torch.nn import functional
 
 import dalr_stream as ds
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.solve import factor_by
+from dalr_stream.network.surgery import Replacement, parameter_count
+from dalr_stream.numerics.allocation import SizedLayer, as_they_are, by_energy, factor_layer, selection_layer
+from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.storage.archive import Solution
+from dalr_stream.workflow.accumulate import LayerMoments
+from dalr_stream.workflow.solve import factor_by, select_by
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
 
-from digits_data import Batches, target_test, target_train  # noqa: E402
+from deeper_networks import dense_stack, residual  # noqa: E402
+from digits_data import TARGET_SAMPLES, Batches, target_test, target_train, target_validation  # noqa: E402
+from digits_trained import trained  # noqa: E402
 from digits_training import accuracy  # noqa: E402
 
-RUN_FILE = HERE / "run.toml"
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Relative: of DALR, or of the matrix that restores pruned nodes. The first is the default, and decides sizes."""
+DEFAULT = RIDGES[0]
+VALIDATION, DEEP_SAMPLES = 200, 1000
+DALR, SELECTION = ds.Method.DALR_ANCHORED_AFFINE, ds.Method.MOMASP_NODE
+STEPS = 24
+"""Of the bisection on the retention: finer than one node or rank."""
 EVERY = ds.Folding(ds.HoldoutRule(0.0))
-"""The test digits measure: none of the others is kept apart."""
-DEEP_SAMPLES, DEEP_WIDTH, DEEP_LAYERS = 1000, 128, 8
-AtRank = Callable[[int], nn.Module]
-METHODS = (ds.Method.DALR_ANCHORED_AFFINE, ds.Method.SVD)
+"""Other digits measure: none of these is kept apart."""
+Sizes = Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Case:
-    """A trained network, what it is solved from and judged on."""
+    """A trained network, how it is compressed and from what, and what it is judged on."""
 
-    name: str
     model: nn.Module
-    layers: tuple[str, ...]
-    """Those that are compressed."""
-    last: str
-    """The layer that gives the class scores."""
+    method: ds.Method
     train: Batches
+    validation: Batches
     test: Batches
-    ridge: ds.Ridge
-    """Of both ways. In turn the fit has more freedom, and 300 samples of 768 features want more than 1e-3 of it."""
+    source: Batches | None = None
+    """For a selection."""
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every convolution and dense layer; the last gives the class scores, and stays."""
+        return tuple(name for name, kind in self.model.named_modules() if isinstance(kind, nn.Conv2d | nn.Linear))
+
+    @functools.cached_property
+    def structure(self) -> ds.Structure:
+        """How the network's channels hang together."""
+        return ds.Structure.of(self.model, next(iter(self.train)))
+
+    @functools.cached_property
+    def statistics(self) -> tuple[LayerMoments, LayerMoments]:
+        """Moments in the original network, of the target and of the source."""
+        layers = ds.with_readers(ds.select_layers(self.model, self.names[:-1]), self.structure)
+        target, source = (
+            LayerMoments({}) if batches is None else ds.accumulate_stream(self.model, batches, layers, folding=EVERY)
+            for batches in (self.train, self.source)
+        )
+        return target, source
+
+    @functools.cached_property
+    def solutions(self) -> dict[float, dict[str, Solution]]:
+        """What is solved for each layer from these, by ridge."""
+        return {ridge: {name: self._solved(name, ridge) for name in self.names[:-1]} for ridge in RIDGES}
+
+    @functools.cached_property
+    def sized(self) -> list[SizedLayer]:
+        """What every layer loses at each size."""
+        return [self._sized(spec) for spec in ds.select_layers(self.model, self.names[:-1])]
+
+    def sizes(self, share: float) -> dict[str, int]:
+        """Return the sizes of the largest common retention within the share, but of layers that stay as they are."""
+        low, high = 0.0, 1.0
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            fits = self.left(self.at_once(self._keeping(middle), DEFAULT)) <= share
+            low, high = (middle, high) if fits else (low, middle)
+        return self._keeping(low)
+
+    def left(self, network: nn.Module) -> float:
+        """Return the share of the parameters that a compressed network has."""
+        return parameter_count(network) / parameter_count(self.model)
+
+    def at_once(self, sizes: Sizes, ridge: float) -> nn.Module:
+        """Compress every layer from the original's statistics."""
+        chosen: dict[str, Replacement] = {}
+        for name, size in sizes.items():
+            found = self.solutions[ridge][name]
+            factors = isinstance(found, ds.LowRankFactors)
+            chosen[name] = found.at_rank(size) if factors else found.at_size(size, ridge=ridge)
+        return ds.compress(self.model, chosen, example=self.structure)
+
+    def in_turn(self, sizes: Sizes, ridge: float) -> nn.Module:
+        """Compress each layer in the network as compressed so far."""
+        choices = {
+            name: ds.LayerChoice(self.method, size, ds.Ridge.relative(ridge), restore_ridge=ridge)
+            for name, size in sizes.items()
+        }
+        return ds.compress_sequentially(self.model, self.train, choices, source=self.source, folding=EVERY).network
+
+    def error(self, network: nn.Module, batches: Batches) -> float:
+        """Return the relative error of the class scores."""
+        last = self.names[-1]
+        return ds.output_errors(self.model, network, batches, [last])[last]
+
+    def _solved(self, name: str, ridge: float) -> Solution:
+        target, source = self.statistics
+        if self.method is DALR:
+            return factor_by(DALR, *ds.weights_of(self.model, name), target[name], ds.Ridge.relative(ridge))
+        group = self.structure.group_of(name)
+        return select_by(self.method, group.joint(target), group.joint(source))
+
+    def _sized(self, layer: ds.LayerSpec) -> SizedLayer:
+        found = self.solutions[DEFAULT][layer.name]
+        if isinstance(found, ds.LowRankFactors):
+            return factor_layer(layer.name, found, self.statistics[0][layer.name])
+        return selection_layer(layer.name, found, LayerShape(layer.outputs, layer.inputs))
+
+    def _keeping(self, retention: float) -> dict[str, int]:
+        whole, found = as_they_are(self.sized), by_energy(self.sized, retention)
+        return {name: size for name, size in found.items() if size != whole[name]}
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One network on the test digits."""
+    """One way of compressing a network, on the test digits."""
 
     accuracy: float
     error: float
-    """Relative, of the class scores."""
+    """Relative, of the class scores; with the ridge that validation chose, as the accuracy."""
+    by_default: float
+    """The same with the default ridge."""
 
 
-def main(seeds: Sequence[int]) -> None:
-    """Print a table for each network."""
-    for make, ranks in ((trained_run, (8, 16, 24, 32)), (trained_stack, (4, 8, 12, 16, 24, 32))):
-        print(table([make(seed) for seed in seeds], ranks), end="\n\n")
+def judged(case: Case, sizes: Sizes, way: Callable[[Sizes, float], nn.Module]) -> Figures:
+    """Compress with every ridge, and measure the network that validation prefers."""
+    networks = {ridge: way(sizes, ridge) for ridge in RIDGES}
+    best = min(networks.values(), key=lambda network: case.error(network, case.validation))
+    return Figures(accuracy(best, case.test), case.error(best, case.test), case.error(networks[DEFAULT], case.test))
 
 
-def trained_run(seed: int) -> Case:
+def digits_network(method: ds.Method, seed: int) -> Case:
     """Give the network of `run.toml`, trained or found trained."""
-    config = load_config(RUN_FILE, [f"run.seed={seed}", f'run.output="../../runs/digits-seed{seed}"'])
-    project = Project(config, RUN_FILE.parent)
-    Run(project).train()
-    train, test = target_train(seed=seed), target_test(seed=seed)
-    return Case("fc6 + fc7", project.network, ("fc6", "fc7"), "fc8", train, test, ds.Ridge.relative(0.1))
+    project = trained(seed)
+    source = None if method is DALR else project.batches("source")
+    return Case(project.network, method, *split(seed, TARGET_SAMPLES), source)
 
 
-def trained_stack(
-    seed: int, *, samples: int = DEEP_SAMPLES, width: int = DEEP_WIDTH, depth: int = DEEP_LAYERS, epochs: int = 30
-) -> Case:
-    """Give a stack of dense layers with ReLU between them, trained by AdamW on ``samples`` digits."""
-    train, test = target_train(seed=seed, samples=samples), target_test(seed=seed, samples=samples)
-    widths = [train.inputs[0].numel(), *[width] * (depth - 1), 10]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _stack(widths)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        for _ in range(epochs):
-            for rows in torch.randperm(samples).split(100):
-                optimiser.zero_grad()
-                functional.cross_entropy(model(train.inputs[rows]), train.labels[rows]).backward()
-                optimiser.step()
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    title, ridge = f"{depth - 1} of {depth} dense layers", ds.Ridge.relative(1e-3)
-    return Case(title, model.eval(), tuple(names[:-1]), names[-1], train, test, ridge)
+def deeper(trained_on: Callable[..., nn.Module], seed: int) -> Case:
+    """Train one of the deeper networks."""
+    train, *others = split(seed, DEEP_SAMPLES)
+    return Case(trained_on(train, seed=seed), DALR, train, *others)
 
 
-def at_once(case: Case, method: ds.Method) -> AtRank:
-    """Compress every layer from the original's statistics: solved once, for every rank."""
-    layers = ds.select_layers(case.model, case.layers)
-    moments = ds.accumulate_stream(case.model, case.train, layers, folding=EVERY)
-    factors = {
-        name: factor_by(method, *ds.weights_of(case.model, name), moments[name], case.ridge) for name in case.layers
-    }
-    return lambda rank: ds.compress(case.model, {name: found.at_rank(rank) for name, found in factors.items()})
+def split(seed: int, samples: int) -> tuple[Batches, Batches, Batches]:
+    """Give the digits to train on, to choose the ridge on and to judge on: disjoint, all there are."""
+    apart = {"seed": seed, "samples": samples, "validation": VALIDATION}
+    return target_train(seed=seed, samples=samples), target_validation(**apart), target_test(**apart)
 
 
-def in_turn(case: Case, method: ds.Method) -> AtRank:
-    """Compress each layer in the network as compressed so far: anew for each rank."""
-
-    def compressed(rank: int) -> nn.Module:
-        choices = dict.fromkeys(case.layers, ds.LayerChoice(method, rank, case.ridge))
-        return ds.compress_sequentially(case.model, case.train, choices, folding=EVERY).network
-
-    return compressed
-
-
-def judged(case: Case, network: nn.Module) -> Figures:
-    """Measure a compressed network."""
-    error = ds.output_errors(case.model, network, case.test, [case.last])[case.last]
-    return Figures(accuracy(network, case.test), error)
+TABLES: dict[str, tuple[Callable[[int], Case], tuple[float, ...]]] = {
+    "digits network, DALR": (functools.partial(digits_network, DALR), (0.25, 0.10, 0.05)),
+    "digits network, selection": (functools.partial(digits_network, SELECTION), (0.25, 0.10, 0.05)),
+    "residual net, DALR": (functools.partial(deeper, residual), (0.75, 0.50, 0.25)),
+    "dense stack, DALR": (functools.partial(deeper, dense_stack), (0.50, 0.25, 0.10)),
+}
+"""How each network is made from a seed, and which shares of its parameters are to be left."""
 
 
-def table(cases: Sequence[Case], ranks: Iterable[int]) -> str:
-    """Return, in Markdown, the mean over the cases at each rank: accuracy in per cent, error of the class scores."""
-    dalr, svd = METHODS
-    columns = {
-        "SVD": [at_once(case, svd) for case in cases],
-        "DALR at once": [at_once(case, dalr) for case in cases],
-        "DALR in turn": [in_turn(case, dalr) for case in cases],
-    }
+def table(title: str, cases: Sequence[Case], shares: Sequence[float]) -> str:
+    """Return the means over the cases in Markdown, and on how many of them the error is smaller in turn."""
     whole = statistics.mean(accuracy(case.model, case.test) for case in cases)
-    lines = [f"| {cases[0].name}: {100 * whole:.1f} % uncompressed | " + " | ".join(columns) + " | better in turn |"]
-    lines.append("|---|" + "---:|" * (len(columns) + 1))
-    for rank in ranks:
-        found = {
-            name: [judged(case, at_rank(rank)) for case, at_rank in zip(cases, networks, strict=True)]
-            for name, networks in columns.items()
-        }
-        pairs = zip(found["DALR at once"], found["DALR in turn"], strict=True)
-        better = sum(now.error < before.error for before, now in pairs)
-        cells = " | ".join(map(_cell, found.values()))
-        lines.append(f"| rank {rank} | {cells} | {better} of {len(cases)} |")
+    columns = ("at once", "in turn", "better in turn", f"at once, ridge {DEFAULT}", "in turn")
+    lines = [
+        f"| {title}: {_percent(whole)} uncompressed | " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for share in shares:
+        sizes = [case.sizes(share) for case in cases]
+        left = statistics.mean(case.left(case.at_once(own, DEFAULT)) for case, own in zip(cases, sizes, strict=True))
+        before, after = (
+            [judged(case, own, getattr(case, way)) for case, own in zip(cases, sizes, strict=True)]
+            for way in ("at_once", "in_turn")
+        )
+        better = sum(now.error < then.error for then, now in zip(before, after, strict=True))
+        cells = f"{_cell(before)} | {_cell(after)} | {better} of {len(cases)} | {_default(before)} | {_default(after)}"
+        lines.append(f"| {_percent(left)} of the parameters | {cells} |")
     return "\n".join(lines)
 
 
 def _cell(found: Sequence[Figures]) -> str:
-    right, error = (statistics.mean(values) for values in ((f.accuracy for f in found), (f.error for f in found)))
-    return f"{100 * right:.1f} %, {error:.3f}"
+    right, error = (statistics.mean(values) for values in ([f.accuracy for f in found], [f.error for f in found]))
+    return f"{_percent(right)}, {error:.3f}"
 
 
-def _stack(widths: Sequence[int]) -> nn.Sequential:
-    """Return it with He initialisation: at torch's own default so deep a stack learns nothing."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [linear := nn.Linear(inputs, outputs), nn.ReLU()]
-        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-        nn.init.zeros_(linear.bias)
-    return nn.Sequential(*layers[:-1])
+def _default(found: Sequence[Figures]) -> str:
+    return f"{statistics.mean(one.by_default for one in found):.3f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def main(seeds: Sequence[int]) -> None:
+    """Print a table for each network."""
+    for title, (make, shares) in TABLES.items():
+        print(table(title, [make(seed) for seed in seeds], shares), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

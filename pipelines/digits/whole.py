@@ -21,17 +21,14 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.network.surgery import Replacement, parameter_count
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.run import Run
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
 
 from digits_data import target_test, target_train  # noqa: E402
+from digits_trained import trained  # noqa: E402
 from digits_training import accuracy  # noqa: E402
 
-RUN_FILE = HERE / "run.toml"
 SHARES = (0.25, 0.10, 0.05)
 """Of the whole network's parameters."""
 DENSE, WHOLE = ("fc6", "fc7"), ("features.0", "features.2", "fc6", "fc7")
@@ -54,9 +51,7 @@ class Solved:
     @classmethod
     def of_seed(cls, seed: int) -> Solved:
         """Train the network or find it trained, stream both domains through it once, and solve."""
-        config = load_config(RUN_FILE, [f"run.seed={seed}", f'run.output="../../runs/digits-seed{seed}"'])
-        project = Project(config, RUN_FILE.parent)
-        Run(project).train()
+        project = trained(seed)
         model, every = project.network, ds.Folding(ds.HoldoutRule(0.0))
         target = target_train(seed=seed)
         structure = ds.Structure.of(model, next(iter(target)))

@@ -8,12 +8,12 @@ prose is never loaded here, and training never stops early: the last step is the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from schedules import Schedule
 from text_data import PADDING, Batches, CodeUse, code, inputs_and_targets, lengths, target_train
 from text_metrics import bits_per_character, next_character_accuracy
 from text_network import TextNetwork
@@ -29,18 +29,6 @@ POOL = 16
 """Batches among which texts are sorted by length: a batch of like lengths is half as wide as one of any."""
 REPORT_EVERY = 100
 """Steps between two progress lines."""
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Passes over the texts, and the highest learning rate."""
-
-    epochs: int
-    learning_rate: float
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or not self.learning_rate > 0:
-            raise ValueError(f"schedule: epochs must be at least 1 and the learning rate above 0, got {self}")
 
 
 def train(  # noqa: PLR0913 - each is an option of the run file

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.network.plan import SplitLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
 GROUPED = [
@@ -31,7 +32,7 @@ def factors_of(model, groups, inputs, rank=None, **options):
 @pytest.mark.parametrize("module", GROUPED, ids=str)
 def test_at_full_rank_the_outputs_stay(module, tmp_path):
     model = nn.Sequential(module, nn.ReLU()).eval()
-    groups = ds.select_groups(model, "0")
+    groups = ds.select_layers(model, ["0"])
     assert [group.name for group in groups] == [f"0@group{number}" for number in range(module.groups)]
     small = ds.compress(model, factors_of(model, groups, images(module)))
     assert [type(part) for part in small[0]] == [type(module)] * 2
@@ -46,7 +47,7 @@ def test_each_group_is_the_convolution_of_its_channels():
     module = nn.Conv2d(6, 8, 3, padding=1, groups=2)
     model, inputs = nn.Sequential(module).eval(), images(module)
     rule, none_apart = ds.RowRule(most_patches=None), ds.Folding(ds.HoldoutRule(0.0))
-    groups = ds.select_groups(model, "0")
+    groups = ds.select_layers(model, ["0"])
     found = ds.accumulate_stream(model, [inputs], groups, rows=rule, folding=none_apart)
     small = ds.compress(model, factors_of(model, groups, inputs, 2, rows=rule, folding=none_apart))
     with torch.no_grad():
@@ -64,7 +65,7 @@ def test_each_group_is_the_convolution_of_its_channels():
 
 def test_through_a_store_and_from_outputs(tmp_path):
     model, inputs = nn.Sequential(GROUPED[0]).eval(), images(GROUPED[0])
-    watched = ds.select_groups(model, "0") + ds.select_groups(model, "0", side="outputs")
+    watched = ds.select_layers(model, ["0"]) + ds.select_layers(model, ["0"], side="outputs")
     ds.capture(model, [inputs], watched, tmp_path, domain="t")
     found = ds.accumulate(tmp_path, domain="t")
     assert set(found) == {f"0@group{number}{side}" for number in (0, 1) for side in ("", "@outputs")}
@@ -79,27 +80,47 @@ def test_through_a_store_and_from_outputs(tmp_path):
 def test_what_cannot_be_is_refused_and_nothing_half_changed():
     model = nn.Sequential(GROUPED[0], nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1, groups=8), nn.ReLU()).eval()
     for name in ("1", "2"):
-        with pytest.raises(UnsupportedLayerError, match=f"layer '{name}': it is a depthwise convolution: each of"):
-            ds.select_groups(model, name)
-    with pytest.raises(UnsupportedLayerError, match=r"'1' \(it is a depthwise Conv2d, each of its 8 groups of rank 1"):
-        ds.select_layers(model, ["1"])
+        with pytest.raises(
+            UnsupportedLayerError, match=rf"'{name}' \(it is a depthwise Conv2d: each of its 8 groups is a"
+        ):
+            ds.select_layers(model, [name])
     with pytest.raises(UnsupportedLayerError, match="layer '3': only convolutions have groups, it is a ReLU"):
-        ds.select_groups(model, "3")
-    with pytest.raises(LayerNotFoundError, match="there is no layer '7'"):
-        ds.select_groups(model, "7")
+        ds.weights_of(model, "3@group0")
+    with pytest.raises(UnsupportedLayerError, match=r"layer '1': .* it is a depthwise Conv2d"):
+        ds.weights_of(model, "1@group0")
     with pytest.raises(UnsupportedLayerError, match=r"layer '0@group2': the module has groups 0\.\.1"):
         ds.weights_of(model, "0@group2")
 
     first = nn.Sequential(model[0]).eval()
-    parts = factors_of(first, ds.select_groups(first, "0"), images(model[0]), 3)
+    parts = factors_of(first, ds.select_layers(first, ["0"]), images(model[0]), 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(InvalidInputError, match="'0@group1' is missing: see select_groups"):
+    with pytest.raises(InvalidInputError, match="'0@group1' is missing"):
         ds.compress(model, {"0@group0": parts["0@group0"]})
     with pytest.raises(InvalidInputError, match="'0' is none of them"):
         ds.compress(model, {**parts, "0": parts["0@group0"]})
-    with pytest.raises(UnsupportedLayerError, match=r"layer '0': .* of 2 groups: see select_groups"):
+    with pytest.raises(InvalidInputError, match=r"needs factors of its groups .*; '0' is none of them"):
         ds.compress(model, {"0": parts["0@group0"]})
-    other = factors_of(first, ds.select_groups(first, "0"), images(model[0]), 2)
+    other = factors_of(first, ds.select_layers(first, ["0"]), images(model[0]), 2)
     with pytest.raises(InvalidInputError, match="layer '0': its groups need one rank, got 3, 2"):
         ds.compress(model, {**parts, "0@group1": other["0@group1"]})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_patterns_match_convolutions_and_give_their_groups_and_what_stays_out_is_said():
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 4, 2)
+    ).eval()
+    assert [layer.name for layer in ds.select_layers(model, ["*"])] == ["0@group0", "0@group1"]
+    assert [(layer.inputs, layer.outputs) for layer in ds.select_layers(model, [nn.Conv2d])] == [(18, 4), (18, 4)]
+    depthwise, transposed = ds.left_out(model, ["*"])
+    assert depthwise.startswith("layer '2' is left out: it is a depthwise Conv2d: each of its")
+    assert transposed == "layer '3' is left out: it is a ConvTranspose2d"
+    assert ds.left_out(model, ["0"]) == ()
+
+
+def test_a_plan_may_not_ask_for_more_than_the_rank_of_a_group():
+    model = nn.Sequential(nn.Conv2d(6, 8, 3, groups=2))
+    SplitLayer("0", 4, bias=True).apply(model)
+    assert [part.out_channels for part in model[0]] == [8, 8]
+    with pytest.raises(UnsupportedLayerError, match=r"layer '0': rank must lie in 1\.\.4, got 5"):
+        SplitLayer("0", 5, bias=True).apply(nn.Sequential(nn.Conv2d(6, 8, 3, groups=2)))

@@ -50,6 +50,8 @@ def test_a_batch_made_in_inference_mode_is_told_too():
     pair = nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 2)})
     pair.forward = lambda x: pair["a"](x) + pair["b"](x)
     assert order_of_execution(pair, batch, ["a", "b"]) == (("a", "b"),)
+    with torch.inference_mode():  # a caller's
+        assert order_of_execution(pair, batch, ["a", "b"]) == (("a", "b"),)
 
 
 def test_layers_called_never_or_twice_are_refused_and_no_hook_stays():

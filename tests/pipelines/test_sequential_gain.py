@@ -1,37 +1,103 @@
-"""The script that sets layer after layer beside all at once, on a small stack."""
-
-from __future__ import annotations
+"""The script that sets layer after layer beside all at once, on small networks."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import dalr_stream as ds
+
 DIGITS_FOLDER = Path(__file__).parents[2] / "pipelines" / "digits"
+SAMPLES = 300
 
 
-@pytest.fixture
-def gain(monkeypatch):
-    monkeypatch.syspath_prepend(DIGITS_FOLDER)
-    return importlib.import_module("sequential_gain")
+@pytest.fixture(scope="module")
+def gain():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(DIGITS_FOLDER)
+        patched.setattr(sys, "path", [*sys.path])
+        yield importlib.import_module("sequential_gain")
+    for name in ("sequential_gain", "deeper_networks", "digits_data", "digits_trained", "digits_training"):
+        sys.modules.pop(name, None)
 
 
-def test_the_table_holds_what_was_measured_and_full_rank_loses_nothing(gain):
-    case = gain.trained_stack(0, samples=200, width=16, depth=3, epochs=2)
-    assert case.layers == ("1", "3")
-    assert case.last == "5"
-    assert len(case.train.labels) == 200
-    dalr = gain.METHODS[0]
-    with torch.inference_mode(), pytest.warns(UserWarning, match="parameters"):
-        full = [make(case, dalr)(16) for make in (gain.at_once, gain.in_turn)]
-    assert all(gain.judged(case, small).error < 1e-5 for small in full)
-    before, now = (gain.judged(case, make(case, dalr)(4)) for make in (gain.at_once, gain.in_turn))
-    assert 0.0 < now.error < 1.0
-    lines = gain.table([case], [4]).splitlines()
-    assert lines[0].startswith("| 2 of 3 dense layers: ")
-    better = int(now.error < before.error)
-    assert lines[2].endswith(
+@pytest.fixture(scope="module")
+def cases(gain):
+    from deeper_networks import dense_stack, residual
+    from digits_network import build
+
+    train, *others = gain.split(0, SAMPLES)
+    stack = dense_stack(train, seed=0, width=16, depth=3, epochs=2)
+    net = residual(train, seed=0, channels=(4, 6), epochs=1)
+    digits = build(first_channels=4, second_channels=6, width=24).eval()
+    source = gain.Batches(torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(100), 50)
+    return {
+        "stack": gain.Case(stack, gain.DALR, train, *others),
+        "residual": gain.Case(net, gain.DALR, train, *others),
+        "whole": gain.Case(digits, gain.DALR, train, *others),
+        "selection": gain.Case(digits, gain.SELECTION, train, *others, source),
+    }
+
+
+KINDS = ["stack", "residual", "whole", "selection"]
+
+
+def test_digits_to_train_choose_and_judge_on_are_disjoint(gain):
+    parts = gain.split(3, SAMPLES)
+    assert [len(part.labels) for part in parts] == [SAMPLES, 200, 1297]
+    assert len(torch.cat([part.inputs for part in parts]).flatten(1).unique(dim=0)) == 1797
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_keep_within_their_share_and_both_ways_have_them(cases, kind):
+    case = cases[kind]
+    layers = {"stack": 2, "residual": 6, "whole": 4, "selection": 4}
+    assert len(case.names) == layers[kind] + 1
+    sizes = case.sizes(0.6)
+    assert sizes
+    assert case.names[-1] not in sizes
+    before, after = (way(sizes, 1e-2) for way in (case.at_once, case.in_turn))
+    assert case.left(before) == case.left(after) <= 0.6
+    assert case.left(case.at_once(case.sizes(0.7), 1e-2)) > case.left(before)
+    assert case.error(before, case.test) != case.error(after, case.test)
+
+
+@pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
+@pytest.mark.parametrize("kind", ["residual", "selection"])
+def test_at_full_size_both_ways_lose_nothing(cases, kind):
+    case = cases[kind]
+    full = {name: one.order.size if kind == "selection" else one.max_rank for name, one in case.solutions[1e-3].items()}
+    for way in (case.at_once, case.in_turn):
+        assert case.error(way(full, 1e-3), case.test) < 1e-3
+
+
+def test_the_ridge_is_that_of_validation_and_the_figures_are_of_the_test_digits(gain, cases):
+    case = cases["stack"]
+    sizes = case.sizes(0.5)
+    found = gain.judged(case, sizes, case.in_turn)
+    networks = [case.in_turn(sizes, ridge) for ridge in gain.RIDGES]
+    last = case.names[-1]
+    chosen = min(networks, key=lambda one: ds.output_errors(case.model, one, case.validation, [last])[last])
+    with torch.inference_mode():
+        gap = (case.model(case.test.inputs) - chosen(case.test.inputs)).norm()
+        whole = (case.model(case.test.inputs) - case.model.get_submodule(last).bias).norm()
+        right = (chosen(case.test.inputs).argmax(1) == case.test.labels).double().mean()
+    assert found.error == pytest.approx(float(gap / whole), rel=1e-4)
+    assert found.accuracy == pytest.approx(float(right))
+    assert found.by_default == pytest.approx(case.error(networks[0], case.test))
+
+
+def test_the_table_holds_what_was_measured(gain, cases):
+    case = cases["stack"]
+    lines = gain.table("two layers", [case], [0.5]).splitlines()
+    assert lines[0].startswith("| two layers: ")
+    sizes = case.sizes(0.5)
+    before, now = (gain.judged(case, sizes, way) for way in (case.at_once, case.in_turn))
+    assert lines[2] == (
+        f"| {100 * case.left(case.at_once(sizes, 1e-3)):.1f} % of the parameters "
         f"| {100 * before.accuracy:.1f} %, {before.error:.3f} | {100 * now.accuracy:.1f} %, {now.error:.3f} "
-        f"| {better} of 1 |"
+        f"| {int(now.error < before.error)} of 1 "
+        f"| {before.by_default:.3f} | {now.by_default:.3f} |"
     )

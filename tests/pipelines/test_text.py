@@ -64,6 +64,7 @@ def library(tmp_path_factory):
 @pytest.fixture
 def text(monkeypatch, library):
     """The modules of the pipeline, found as a run file finds them, reading a library of the test's own."""
+    monkeypatch.syspath_prepend(TEXT_FOLDER.parent / "shared")
     monkeypatch.syspath_prepend(TEXT_FOLDER)
     names = ("corpus", "data", "metrics", "network", "training")
     found = SimpleNamespace(**{short: importlib.import_module(f"text_{short}") for short in names})

@@ -1,7 +1,14 @@
 """Stores that several modules begin with."""
 
 import pytest
-from stores import Killed, batches_of, capture, rows_for
+from stores import Killed, batches_of, capture, rows_for, small_tiles, unsynced
+
+
+@pytest.fixture(scope="module")
+def quick_stores():
+    """Tiles of few rows, and no waiting for the disk."""
+    with small_tiles(), unsynced():
+        yield
 
 
 @pytest.fixture(scope="session")

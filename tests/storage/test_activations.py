@@ -15,8 +15,6 @@ from stores import (
     files_of,
     network,
     rows_for,
-    small_tiles,
-    unsynced,
 )
 
 from dalr_stream.errors import (
@@ -28,11 +26,7 @@ from dalr_stream.storage.activations import ActivationStore, forget_domain, open
 from dalr_stream.storage.archive import delete_activations
 from dalr_stream.storage.manifest import Manifest
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_tiles():
-    with small_tiles(), unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_stores")
 
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any)

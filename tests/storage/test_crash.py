@@ -7,7 +7,7 @@ import shutil
 import pytest
 from crashing_disk import Disk, Model, images, lay_down
 from scenarios import SCENARIOS, Truth
-from stores import files_of, small_tiles, unsynced
+from stores import files_of
 
 from dalr_stream.storage.activations import locked
 from dalr_stream.storage.durable import TEMPORARY
@@ -16,10 +16,7 @@ ONE_IN = 30
 """Images that differ only in litter hold the same store: of those, one in so many is resumed, but in `make soak`."""
 
 
-@pytest.fixture(autouse=True)
-def _fast():
-    with small_tiles(), unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_stores")
 
 
 class Recorded:

@@ -5,8 +5,6 @@ import pytest
 from stores import (
     flipped,
     read_back,
-    small_tiles,
-    unsynced,
 )
 
 from dalr_stream.errors import (
@@ -16,11 +14,7 @@ from dalr_stream.errors import (
 from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.archive import delete_activations
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_tiles():
-    with small_tiles(), unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_stores")
 
 
 def chunk(root, layer="fc6", tile=1):

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from crashing_disk import Disk, failing_from
 from scenarios import SCENARIOS, Truth
-from stores import files_of, small_tiles, unsynced
+from stores import files_of
 
 from dalr_stream.errors import DiskSpaceError, StoreError
 from dalr_stream.storage.activations import locked
@@ -17,10 +17,7 @@ EVERY = {errno.ENOSPC: 7, errno.EIO: 11}
 """Operations from one failure to the next; a scenario has some hundreds. `make soak` has a failure at each."""
 
 
-@pytest.fixture(autouse=True)
-def _fast():
-    with small_tiles(), unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_stores")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["disk full", "input/output error"])

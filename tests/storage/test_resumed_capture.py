@@ -21,8 +21,6 @@ from stores import (
     files_of,
     network,
     rows_for,
-    small_tiles,
-    unsynced,
 )
 
 from dalr_stream.errors import (
@@ -33,11 +31,7 @@ from dalr_stream.storage.activations import ActivationStore, open_writer
 from dalr_stream.storage.archive import delete_activations
 from dalr_stream.storage.manifest import Manifest
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_tiles():
-    with small_tiles(), unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_stores")
 
 
 def capture_until(root, batches, dies, *, stop_after=None):

@@ -11,8 +11,6 @@ from stores import (
     files_of,
     network,
     rows_for,
-    small_tiles,
-    unsynced,
 )
 
 from dalr_stream.errors import (
@@ -23,11 +21,7 @@ from dalr_stream.numerics.tiling import RowBatch
 from dalr_stream.storage.activations import open_writer
 from dalr_stream.storage.archive import save_weights
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_tiles():
-    with small_tiles(), unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_stores")
 
 
 def test_another_batch_size_on_resume_is_named_with_its_batch(half):

@@ -15,8 +15,6 @@ from stores import (
     network,
     read_back,
     rows_for,
-    small_tiles,
-    unsynced,
 )
 
 from dalr_stream.errors import (
@@ -24,11 +22,7 @@ from dalr_stream.errors import (
 )
 from dalr_stream.storage.activations import ActivationStore, open_writer
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_tiles():
-    with small_tiles(), unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_stores")
 
 
 def test_a_second_writer_is_refused_also_from_another_process(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from capture_jobs import PARTS, job
 
+from dalr_stream.numerics import tiling
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
@@ -129,6 +130,14 @@ def write_run(folder: Path) -> Path:
     path = folder / "run.toml"
     path.write_text(RUN_FILE)
     return path
+
+
+@pytest.fixture(scope="module")
+def low_tiles():
+    """Tiles of 256 rows at any width, so that 1,500 rows are six of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiling, "MAX_TILE_ROWS", 256)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from notes import Notes
 
 import dalr_stream as ds
 from dalr_stream.errors import ConfigError, InvalidInputError, NonFiniteError
@@ -51,27 +52,11 @@ def distance(outputs, labels):
 """
 
 
-class Notes:
-    """A progress that remembers what it was told."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
-
-    def track(self, title, total, unit):
-        from dalr_stream.workflow.progress import Silent
-
-        self.said.append(f"{title}: started")
-        return Silent().track(title, total, unit)
-
-
 def opened(file, *overrides):
     """Evaluation at one size is enough here."""
     notes = Notes()
     config = load_config(file, ["evaluate.ranks=[2]", *overrides])
-    return Run(Project(config, file.parent), progress=notes), notes.said
+    return Run(Project(config, file.parent), progress=notes), notes
 
 
 @pytest.fixture
@@ -91,7 +76,7 @@ def accuracy(model, batches):
 def test_a_run_scores_the_compressed_network_with_and_without_fine_tuning(tuned_file):
     run, notes = opened(tuned_file)
     run.all()
-    assert [note for note in notes if "started" in note] == ["finetune: started", "evaluate: started"]
+    assert notes.started == ["finetune", "evaluate"]
     results = Results.read(run.project.report_folder / "results.json")
     kinds = [size.label.partition(":")[0] for size in results.sizes]
     assert kinds == ["uncompressed", "compressed", "fine-tuned"]
@@ -136,8 +121,9 @@ def test_what_has_not_changed_is_not_tuned_again(tuned_file, contents):
     again.finetune()
     again.evaluate()
     assert {name: data for name, data in contents(run.project.output).items() if name != "log.jsonl"} == before
-    assert "finetune: nothing has changed, skipped" in notes
-    assert all("nothing has changed" in note for note in notes)
+    assert "finetune: nothing has changed, skipped" in notes.said
+    assert all("nothing has changed" in note for note in notes.said)
+    assert not notes.started
 
 
 @pytest.mark.parametrize(
@@ -153,7 +139,7 @@ def test_it_is_done_again_when_its_settings_change(tuned_file, override, steps):
     opened(tuned_file)[0].evaluate()
     changed, notes = opened(tuned_file, override)
     changed.evaluate()
-    assert [note for note in notes if "started" in note] == [f"{step}: started" for step in steps]
+    assert notes.started == steps
 
 
 def test_a_change_of_compression_is_tuned_again(tuned_file):
@@ -208,7 +194,7 @@ def test_killed_midway_the_same_command_goes_on_to_the_same_bits(tuned_file, con
     (output / "finetuning.json").unlink()
     whole, notes = opened(tuned_file, *DEADLY_SETTING)
     whole.finetune()
-    assert "finetune: started" in notes
+    assert "finetune" in notes.started
     assert contents(output / "finetuned")["model.safetensors"] == interrupted["model.safetensors"]
     assert (output / "finetuning.json").read_bytes() == record
 

@@ -10,7 +10,6 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, MemoryLimitError
-from dalr_stream.numerics import tiling
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.lanes import Pace
 from dalr_stream.streaming.plan import plan
@@ -35,12 +34,7 @@ def batches(size=100, change=None):
     return list(inputs.split(size))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def low_tiles():
-    """Tiles of 256 rows, so that 1,500 rows are six of them at either width."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling, "MAX_TILE_ROWS", 256)
-        yield
+pytestmark = pytest.mark.usefixtures("low_tiles")
 
 
 @pytest.fixture(scope="module")

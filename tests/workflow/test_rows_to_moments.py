@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from notes import Notes
 from oracles import chosen_positions
 from torch import nn
 from torch.utils.data import DataLoader
@@ -220,19 +221,6 @@ def test_a_direct_run_over_varying_rows_resumes_to_the_same_bits(net, data, tmp_
     assert net.runs - runs == len(batches) - stop
     assert last.loaded == list(range(stop - 1 if loader is Restoring else 0, len(batches)))
     assert_same_bits(resumed, ds.accumulate_stream(net, batches, layers, rows=RULE, folding=folding))
-
-
-class Notes:
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
-
-    def track(self, title, total, unit):
-        from dalr_stream.workflow.progress import Silent
-
-        return Silent().track(title, total, unit)
 
 
 def test_it_is_said_whether_a_loader_began_in_the_middle(net, data, tmp_path):

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from notes import Notes
 
 import dalr_stream as ds
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError, NonFiniteError
@@ -17,22 +18,6 @@ from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.results import results
 from dalr_stream.workflow.run import Run
-
-
-class Notes:
-    """A progress that remembers what it was told."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
-
-    def track(self, title, total, unit):
-        self.said.append(f"{title}: started")
-        from dalr_stream.workflow.progress import Silent
-
-        return Silent().track(title, total, unit)
 
 
 def opened(run_file, *overrides, fresh=False):
@@ -69,6 +54,7 @@ def test_a_second_run_skips_every_step_and_changes_nothing(finished, finished_fi
     again.all()
     assert made() == before
     assert all("nothing has changed" in note for note in notes.said)
+    assert not notes.started
     assert len(notes.said) == 8  # train, three domains, solve, compress, evaluate, report
 
 
@@ -76,7 +62,7 @@ def test_moments_alone_are_enough_to_solve_again(finished, finished_file):
     delete_activations(finished.project.store)
     changed, notes = opened(finished_file, FEW, "solve.ridge=0.1", "evaluate.ranks=[1,3]")
     changed.all()
-    assert not any("capture" in note for note in notes.said)
+    assert not any("capture" in told for told in notes.said + notes.started)
     assert not (finished.project.store / "activations").exists()
     solution = SolvedStore.open(finished.project.store).solutions("fc1", [Method.DALR_ANCHORED_AFFINE])
     solution = solution[Method.DALR_ANCHORED_AFFINE]
@@ -90,7 +76,7 @@ def test_a_step_runs_again_when_its_settings_or_the_code_change(finished_file):
     _, notes = opened(finished_file)
     changed, notes = opened(finished_file, "evaluate.ranks=[2]")
     changed.all()
-    assert [note for note in notes.said if "started" in note] == ["evaluate: started"]
+    assert notes.started == ["evaluate"]
     module = finished_file.parent / "tiny_run.py"
     module.write_text(module.read_text() + "\n# a comment\n")
     edited, notes = opened(finished_file, FEW)

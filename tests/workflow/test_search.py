@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
@@ -17,14 +18,6 @@ from dalr_stream.workflow.search import Search, joint_search
 
 EXAMPLE = torch.zeros(2, 20)
 RANKS = {"0": [2, 4, 8], "2": [1, 3, 6], "4": []}
-
-
-class Notes(Silent):
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from notes import Notes
 
 import dalr_stream as ds
 from dalr_stream.errors import ConfigError
 from dalr_stream.workflow import sequence_step
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.progress import Silent
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.results import results
 from dalr_stream.workflow.run import Run
@@ -20,19 +20,8 @@ IN_SEQUENCE = 'compress.order="sequential"'
 TWO_PAIRS = ['compress.fc2.method="dalr_anchored_affine"', "compress.fc2.size=3"]
 
 
-class Said:
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
-
-    def track(self, title, total, unit):
-        return Silent().track(title, total, unit)
-
-
 def opened(run_file, *overrides, **sizes):
-    said = Said()
+    said = Notes()
     return Run(Project(load_config(run_file, overrides, sizes), run_file.parent), progress=said), said.said
 
 

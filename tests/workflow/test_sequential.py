@@ -3,12 +3,12 @@
 import copy
 import itertools
 import warnings
-from contextlib import nullcontext
 
 import numpy as np
 import oracles
 import pytest
 import torch
+from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
@@ -28,17 +28,6 @@ EXACT = ds.Ridge.relative(0.0)
 RELATIVE = 1e-2
 """The twin's ridge."""
 TWINS = ds.Ridge.relative(RELATIVE)
-
-
-class Notes:
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
-
-    def track(self, *_):
-        return nullcontext(lambda _: None)
 
 
 def network(*widths, seed=0):
@@ -231,7 +220,7 @@ def test_what_was_kept_after_a_pass_goes_on_to_the_same_network():
         assert last.layers == states[-1].layers
 
 
-# --- tokens, masks, convolutions, shared inputs -----------------------------------------------------------------------
+# --- tokens, masks, shared inputs -------------------------------------------------------------------------------------
 
 
 class Tokens(nn.Module):
@@ -277,44 +266,6 @@ def test_layers_that_read_one_tensor_share_a_pass_and_padding_decides_nothing():
     gap = float((y - now).norm() / (y - model.out.bias.detach()).norm())
     assert found.layers["out"].error == pytest.approx(gap, rel=1e-3)
     assert ds.output_errors(model, found.network, batches, ["out"], rows=options["rows"])["out"] == pytest.approx(gap)
-
-
-def convolutional():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
-        ).eval()
-
-
-@pytest.mark.parametrize("rule", [ds.RowRule(most_patches=5, seed=2), ds.RowRule(), ds.RowRule(most_per_sample=3)])
-def test_what_a_convolution_reads_and_gives_is_taken_at_the_same_positions(rule):
-    model, x = convolutional(), torch.randn(40, 2, 6, 6, generator=torch.Generator().manual_seed(1))
-    layers = ds.select_layers(model, ["0", "2"])
-    found = ds.accumulate_cross(model, model, x.split(16), layers, rows=rule, folding=ALL)
-    most = min(limit for limit in (rule.most_per_sample, rule.most_patches) if limit is not None)
-    for name in ("0", "2"):
-        cross, (weight, _) = found[name], ds.weights_of(model, name)
-        assert cross.count == 40 * most
-        np.testing.assert_allclose(cross.cross_scatter, weight @ cross.inputs.scatter, rtol=1e-3, atol=1e-3)
-
-
-def test_convolutions_in_sequence():
-    model, x = convolutional(), torch.randn(200, 2, 6, 6, generator=torch.Generator().manual_seed(1))
-    full = {"0": ds.LayerChoice("dalr_anchored_affine", 6), "2": ds.LayerChoice("dalr_anchored_affine", 8)}
-    whole = quietly(ds.compress_sequentially, model, x.split(64), full).network
-    with torch.inference_mode():
-        torch.testing.assert_close(whole(x), model(x), rtol=1e-4, atol=1e-4)
-    sizes = {"0": 3, "2": 3, "5": 2}
-    choices = {name: choice("dalr_optimal_affine", size, EXACT) for name, size in sizes.items()}
-    rule = ds.RowRule(most_patches=None)
-    found = ds.compress_sequentially(model, x.split(64), choices, rows=rule, folding=ALL)
-    measured = ds.output_errors(model, found.network, x.split(64), list(sizes))
-    assert {name: outcome.error for name, outcome in found.layers.items()} == pytest.approx(measured, rel=1e-4)
-    with torch.inference_mode():
-        y, now = model[:3](x), found.network[:3](x)
-        gap = (y - now).norm() / (y - model[2].bias.detach()[:, None, None]).norm()
-    assert measured["2"] == pytest.approx(float(gap), rel=1e-5)
 
 
 def test_momasp_reads_both_domains_in_the_network_as_compressed_so_far():

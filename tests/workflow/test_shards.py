@@ -12,7 +12,6 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError
-from dalr_stream.numerics import tiling
 from dalr_stream.numerics.folding import LaneState, Strip, merge_all
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.storage.activations import ActivationStore
@@ -27,11 +26,7 @@ PLAIN = ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1), pace=lambda: Pace(every_t
 DEALT = dataclasses.replace(PLAIN, shards=K)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def low_tiles():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling, "MAX_TILE_ROWS", 256)
-        yield
+pytestmark = pytest.mark.usefixtures("low_tiles")
 
 
 @pytest.fixture(scope="module")
