@@ -90,7 +90,10 @@ class Scoring:
 
 
 def score_on(project: Project, key: str, section: LabelledSection) -> Scoring:
-    """Return the score of a network on a section's batches, by its metric; `key` is the section's name."""
+    """Return the score of a network on a section's batches, by its metric; `key` is the section's name.
+
+    Score inside `importing_from`: the Python beside the run file may import as it goes.
+    """
     named = section.metric != "accuracy"
     metric: Metric = project.resolve(section.metric, f"{key}.metric") if named else accuracy
     return Scoring(metric, project.loader(key, section))
