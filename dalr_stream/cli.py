@@ -105,11 +105,15 @@ def layers(file: RunFile, overrides: Overrides = None) -> None:
 def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) -> None:
     """Print what a run will cost, before it starts."""
     from dalr_stream.workflow.listing import cost_table
+    from dalr_stream.workflow.rehearsal import trials
 
     opened = open_run(file, with_machine(overrides, memory))
     opened.train()
     plan = opened.project.estimate()
-    console_for().print(cost_table(plan))
+    console = console_for()
+    console.print(cost_table(plan))
+    if said := trials(opened.project, opened.project.network):
+        console.print(said, highlight=False)
     plan.require()
 
 
@@ -262,6 +266,8 @@ def _rehearse(opened: Run, console: Console) -> None:
         console.print(said, soft_wrap=True, highlight=False, markup=False)
     for table in rehearsal_tables(found):
         console.print(table)
+    if found.trials:
+        console.print(found.trials, highlight=False)
     found.require()
 
 

@@ -133,9 +133,10 @@ def finetune(
         for number, loss in enumerate(done.losses, start=1):
             epoch_done(number, loss)
         for epoch in range(done.count, options.epochs):
-            loss, digest = _epoch(tuned, batches, descent, options, epoch)
+            pairs, digest = _pairs(batches, options, epoch), hashlib.sha256()
+            loss = _epoch(tuned, pairs if kept is None else _digested(pairs, digest), descent, options, epoch)
             _require_finite(trained, epoch, options)
-            done = Epochs((*done.losses, loss), digest)
+            done = Epochs((*done.losses, loss), digest.hexdigest())
             if kept is not None:
                 kept.save(done, trained, descent)
             epoch_done(done.count, loss)
@@ -165,13 +166,23 @@ def _pairs(batches: Iterable[Any], options: FineTuning, epoch: int) -> Iterator[
         yield batch[0], batch[1]
 
 
-def _epoch(
-    model: nn.Module, batches: Iterable[Any], descent: torch.optim.Optimizer, options: FineTuning, epoch: int
-) -> tuple[float, str]:
-    """Take one step a batch; return the mean loss and the digest of the batches."""
-    total, seen, digest = 0.0, 0, hashlib.sha256()
-    for number, (inputs, labels) in enumerate(_pairs(batches, options, epoch)):
+def _digested(pairs: Iterator[tuple[Any, Any]], digest: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the batches, each after `digest` has it: what is compared when a checkpoint is gone on from."""
+    for inputs, labels in pairs:
         digest.update(_digest(inputs, labels))
+        yield inputs, labels
+
+
+def _epoch(
+    model: nn.Module,
+    pairs: Iterator[tuple[Any, Any]],
+    descent: torch.optim.Optimizer,
+    options: FineTuning,
+    epoch: int,
+) -> float:
+    """Take one step a batch; return the mean loss."""
+    total, seen = 0.0, 0
+    for number, (inputs, labels) in enumerate(pairs):
         samples = samples_in(inputs)
         if samples:
             with _own_generator(model):  # what the network draws must not move what the loader draws
@@ -184,7 +195,7 @@ def _epoch(
     if not seen:
         remedy = "check the data set, its split and its filters" if not epoch else "a generator gives its batches once"
         raise InvalidInputError(f"fine-tuning: epoch {epoch + 1}: the loader gave no sample: {remedy}")
-    return total / seen, digest.hexdigest()
+    return total / seen
 
 
 def _loss(model: nn.Module, inputs: Any, labels: Any, options: FineTuning, place: str) -> torch.Tensor:

@@ -116,7 +116,7 @@ def usable_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidInputError(
             f"device '{name}' is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
-            "leave the device out to fold with numpy"
+            "name another, or leave the device out"
         )
     return device
 

@@ -38,6 +38,15 @@ def trained_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> Traine
     return {name: parameter for parameter, name in found.items()}
 
 
+def touched(model: nn.Module, patterns: Sequence[str], *, dropout: bool) -> tuple[str, ...]:
+    """Return the names of the parameters that are trained, and of the modules that drop: before them nothing changes.
+
+    Raises as `trained_parameters` does.
+    """
+    dropping = [name for name, module in model.named_modules() if dropout and isinstance(module, _DROPOUT)]
+    return (*trained_parameters(model, patterns), *dropping)
+
+
 def _is_fully_connected(module: nn.Module) -> bool:
     return why_not(module) is None and not isinstance(module, CONVOLUTIONS)
 

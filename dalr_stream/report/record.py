@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,8 @@ class LayerResults:
     """None where the store keeps no shards."""
     groups: int = 1
     """Of a convolution: inputs and ranks are those of each."""
+    finetuned_curves: tuple[AccuracyCurve, ...] = ()
+    """As `accuracy_curves`, each network fine-tuned after its compression; empty where none was."""
 
     @property
     def in_groups(self) -> str:
@@ -290,10 +292,8 @@ def _layer(plain: dict[str, Any]) -> LayerResults:
                 DomainActivity(**{**row, "active_rate": tuple(row["active_rate"])}) for row in plain["activity"]
             ),
             "error_curves": tuple(_error_curve(curve) for curve in plain["error_curves"]),
-            "accuracy_curves": tuple(
-                AccuracyCurve(curve["method"], tuple(AccuracyPoint(**point) for point in curve["points"]))
-                for curve in plain["accuracy_curves"]
-            ),
+            "accuracy_curves": _accuracy_curves(plain["accuracy_curves"]),
+            "finetuned_curves": _accuracy_curves(plain.get("finetuned_curves", ())),
             "retention_curves": tuple(
                 RetentionCurve(curve["method"], tuple(curve["retention"])) for curve in plain["retention_curves"]
             ),
@@ -301,6 +301,12 @@ def _layer(plain: dict[str, Any]) -> LayerResults:
             "headline": tuple(HeadlineRow(**row) for row in plain["headline"]),
             "stability": None if plain["stability"] is None else Stability.of(plain["stability"]),
         }
+    )
+
+
+def _accuracy_curves(plain: Iterable[Any]) -> tuple[AccuracyCurve, ...]:
+    return tuple(
+        AccuracyCurve(curve["method"], tuple(AccuracyPoint(**point) for point in curve["points"])) for curve in plain
     )
 
 

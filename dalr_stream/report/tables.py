@@ -29,6 +29,8 @@ from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, HeadlineRow,
 from dalr_stream.report.style import method_named
 
 NOT_REACHED = "not reached"
+FINETUNED = "fine-tuned"
+"""Follows the method where its networks were fine-tuned after compression."""
 
 
 def matched_point(curve: AccuracyCurve, layer: LayerResults, rank: int) -> AccuracyPoint | None:
@@ -62,13 +64,19 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
     sizes = ranks or sizes_tried(layer)
     word = "dim kept" if ranks else "nodes kept"
     rows = [*_scales(layer, sizes, by_rank=bool(ranks))]
-    drafts = [(curve, _cells(curve, layer, sizes, by_rank=bool(ranks))) for curve in _in_order(layer)]
+    drafts = [
+        (method, tuned, _cells(curve, layer, sizes, by_rank=bool(ranks)))
+        for method, tuned, curve in _with_finetuned(layer)
+    ]
     for index in range(len(sizes)):
-        _mark_best([cells for _, cells in drafts], index)
-    for curve, cells in drafts:
-        method = method_named(curve.method, layer.name)
+        _mark_best([cells for *_, cells in drafts], index)
+    for method, tuned, cells in drafts:
         noted = "nodes kept" if any(cell.note is not None for cell in cells) else ""
-        rows.append(Row(method.label, method.value, tuple(cells), note_label=noted, method=method))
+        if tuned:  # no curve of the plots is its own
+            label, key = f"{method.label}, {FINETUNED}", f"{method.value}_finetuned"
+            rows.append(Row(label, key, tuple(cells), note_label=noted))
+        else:
+            rows.append(Row(method.label, method.value, tuple(cells), note_label=noted, method=method))
     baseline = Cell(percent_text(results.baseline_accuracy), results.baseline_accuracy)
     rows.append(Row("uncompressed", "uncompressed", (baseline,) * len(sizes), RowKind.REFERENCE))
     return Table(
@@ -81,13 +89,28 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
     )
 
 
+def _with_finetuned(layer: LayerResults) -> list[tuple[Method, bool, AccuracyCurve]]:
+    """Return the curves in order, each with its method and followed by that of the same networks fine-tuned."""
+    tuned = {curve.method: curve for curve in layer.finetuned_curves}
+    found = []
+    for curve in _in_order(layer):
+        method = method_named(curve.method, layer.name)
+        found.append((method, False, curve))
+        if curve.method in tuned:
+            found.append((method, True, tuned[curve.method]))
+    return found
+
+
 def _accuracy_footnote(layer: LayerResults) -> str:
-    if not (ranks_tried(layer) and sizes_tried(layer)):
-        return "Bold: best of its column."
-    return (
-        "Bold: best of its column. Selections stand in the column of the factor pair they match in size, at or just "
-        f"below it, this layer and {layer.next_layer} counted together."
-    )
+    said = ["Bold: best of its column."]
+    if ranks_tried(layer) and sizes_tried(layer):
+        said.append(
+            "Selections stand in the column of the factor pair they match in size, at or just below it, this layer and "
+            f"{layer.next_layer} counted together."
+        )
+    if layer.finetuned_curves:
+        said.append("Fine-tuned: each network by itself, after its compression.")
+    return " ".join(said)
 
 
 def _family(method: str, layer: LayerResults) -> Family:

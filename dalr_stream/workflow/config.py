@@ -26,6 +26,7 @@ from dalr_stream.workflow.compress_section import ChoiceSection, CompressSection
 
 Factory = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Options = dict[str, Any]
+DEVICE = r"^(cpu|cuda(:\d+)?)$"
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -78,6 +79,9 @@ class NetworkSection(_Section):
     start: Path | None = None
     """A file that training starts from, such as published weights, relative to the run file: `train(start=path)`."""
     train_options: Options = {}
+    device: str | None = Field(default=None, pattern=DEVICE)
+    """Where forward passes run, `cpu`, `cuda` or `cuda:1`: in capture, evaluation and fine-tuning. By default where
+    `build` puts the network. `train` gets the network as it is built and may put it where it likes."""
     layers: tuple[str, ...] = Field(min_length=1)
     """Patterns: a name, a glob, or `re:...`."""
     outputs: tuple[str, ...] = ()
@@ -124,7 +128,7 @@ class CaptureSection(_Section):
     """Keep the target's training samples, dealt at random, as so many records: what error bars are computed from."""
     precision: Precision = Precision.DOUBLE
     """Of products: `single` is the fast mode, float32 products and float64 sums."""
-    device: str | None = Field(default=None, pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: str | None = Field(default=None, pattern=DEVICE)
     """Where torch folds, `cuda` or `cuda:1`, whatever the network runs on; by default numpy folds."""
 
     @model_validator(mode="after")
@@ -198,8 +202,10 @@ class LabelledSection(DataSection):
     metric: Factory | Literal["accuracy"] = "accuracy"
     """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one batch at a time."""
     ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    """Of each layer by itself; none where only the networks that the run saves are of interest."""
     cache: str = "256MiB"
-    """What may be kept of the values that enter the compressed layers, instead of computing them for every network."""
+    """What may be kept of the values that enter the compressed layers, of each loader's batches, instead of loading and
+    computing them for every network."""
 
     @model_validator(mode="after")
     def _cache_can_be_read(self) -> LabelledSection:
@@ -222,6 +228,8 @@ class EvaluateSection(LabelledSection):
 
     drop: float = Field(default=0.01, gt=0.0, lt=1.0)
     """The loss of accuracy that the headline allows."""
+    finetune: bool = False
+    """Whether each network is also fine-tuned, as [finetune] says, and scored again."""
 
 
 class ReportSection(_Section):
@@ -285,6 +293,11 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _fine_tuning_has_a_network_and_batches(self) -> RunConfig:
         found, test = self.finetune, self.evaluate
+        if test and test.finetune and found is None:
+            raise ValueError(
+                "evaluate.finetune: networks are fine-tuned on labelled batches that are not the test split: add a "
+                '[finetune] section that names them, batches = "module:function"'
+            )
         if found and not self.compress.wanted:
             raise ValueError(
                 "finetune: fine-tunes the compressed network, and [compress] asks for none: name layers or a rule there"
@@ -347,7 +360,7 @@ def _share_options(plain: dict[str, Any]) -> None:
     if not isinstance(shared, dict):
         raise ConfigError(f"options: must be a table of what every factory is given, got {shared!r}")
     domains = plain.get("domains")
-    sections = [plain.get("network"), plain.get("evaluate"), plain.get("validation")]
+    sections = [plain.get(name) for name in ("network", "finetune", "evaluate", "validation")]
     for section in [*sections, *(domains.values() if isinstance(domains, dict) else [])]:
         for key in ("options", "train_options"):
             has_factory = isinstance(section, dict) and (key == "options" or "train" in section)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from dalr_stream.errors import InvalidInputError, StoreNotFoundError, Unsupporte
 from dalr_stream.network.batches import labelled, scores_of
 from dalr_stream.network.capture import call
 from dalr_stream.network.graph import Structure
+from dalr_stream.network.loaders import restores
 from dalr_stream.network.macs import watched_calls
-from dalr_stream.network.prefix import CACHE_BYTES, PrefixCache
+from dalr_stream.network.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
 from dalr_stream.network.surgery import Replacement, compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
@@ -24,15 +26,19 @@ from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
+from dalr_stream.storage.manifest import Manifest
+from dalr_stream.workflow.capture import network_record
 from dalr_stream.workflow.compress import at_size
 from dalr_stream.workflow.config import LabelledSection
-from dalr_stream.workflow.factories import importing_from
+from dalr_stream.workflow.kept_scores import KeptScores
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress
 from dalr_stream.workflow.project import Project
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 Score = Callable[[nn.Module], float]
+Curves = Mapping[str, tuple[AccuracyCurve, ...]]
+"""Layer name -> one curve a method."""
 
 
 def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
@@ -58,17 +64,36 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     return right / total
 
 
-def score_on(project: Project, key: str, section: LabelledSection) -> Score:
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A metric on labelled batches: called with a network, its score."""
+
+    metric: Metric
+    """May do no more with a network than call it on one batch's inputs at a time."""
+    batches: Iterable[Any]
+
+    def __call__(self, model: nn.Module) -> float:
+        """Score a network by whole forward passes."""
+        return float(self.metric(model, self.batches))
+
+    def after(self, cut: Cut, limit_bytes: int) -> Score:
+        """Return the score of networks that differ only after a cut: what comes before is run once, where it fits.
+
+        Accuracy needs the labels alone beside what crosses the cut, so batches that are kept are not loaded again,
+        where the loader can begin after them. A metric of one's own is given every batch as the loader gives it.
+        """
+        if self.metric is accuracy and restores(self.batches):
+            kept = KeptBatches(cut, self.batches, limit_bytes)
+            return lambda small: accuracy(cut.tail(small), kept)
+        cache = PrefixCache(cut, limit_bytes)
+        return lambda small: self(cache.attach(small))
+
+
+def score_on(project: Project, key: str, section: LabelledSection) -> Scoring:
     """Return the score of a network on a section's batches, by its metric; `key` is the section's name."""
     named = section.metric != "accuracy"
     metric: Metric = project.resolve(section.metric, f"{key}.metric") if named else accuracy
-    batches = project.loader(key, section)
-
-    def score(model: nn.Module) -> float:
-        with importing_from(project.folder):
-            return float(metric(model, batches))
-
-    return score
+    return Scoring(metric, project.loader(key, section))
 
 
 def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tuple[int, ...]:
@@ -84,15 +109,23 @@ def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tup
     return tuple(sorted(set(kept)))
 
 
+def networks_to_try(project: Project, network: nn.Module) -> int:
+    """Return how many networks the [evaluate] section compares, besides those that are saved; any weights will do."""
+    store = SolvedStore(project.store, Manifest(network_record(network, project.watched_in(network))))
+    return sum(
+        len(sizes_to_try(method, store.shape(layer), project.evaluate_section.ranks))
+        for layer in project.layers_in(store)
+        for method in project.methods(store, layer)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluator:
     """Scores a network compressed in one layer at a time, by every method at every size."""
 
     model: nn.Module
     ranks: tuple[int, ...]
-    score: Score
-    """May do no more with a network than call it on one batch's inputs at a time: what comes before the compressed
-    layer is run once, and used again for every network that differs only from there on."""
+    score: Scoring
     restore_ridge: float
     progress: Progress
     structure: Structure | None = None
@@ -103,7 +136,7 @@ class Evaluator:
     """What was noted already."""
 
     @classmethod
-    def of(cls, project: Project, section: LabelledSection, score: Score, progress: Progress) -> Evaluator:
+    def of(cls, project: Project, section: LabelledSection, score: Scoring, progress: Progress) -> Evaluator:
         """Return the evaluator of a project's network, by a section's ranks and cache."""
         ridge = project.config.solve.restore_ridge
         return cls(project.network, section.ranks, score, ridge, progress, project.structure, section.cache_bytes)
@@ -113,39 +146,56 @@ class Evaluator:
         return compress(self.model, replacements, example=self.structure)
 
     def curves(
-        self, store: SolvedStore, methods: Mapping[str, Sequence[Method]]
+        self,
+        store: SolvedStore,
+        methods: Mapping[str, Sequence[Method]],
+        kept: KeptScores,
+        *,
+        tuned: Callable[[str], Score] | None = None,
     ) -> dict[str, tuple[AccuracyCurve, ...]]:
-        """Return, for each layer, the accuracy curve of each of its methods."""
+        """Return, for each layer, the accuracy curve of each of its methods.
+
+        Scores that are kept already are not found again. `tuned` gives the score of networks compressed in a layer
+        where they are to be fine-tuned first.
+        """
+        title, from_layer = ("evaluate", self.from_layers) if tuned is None else ("fine-tune and evaluate", tuned)
         sizes = {
             (layer, method): sizes_to_try(method, store.shape(layer), self.ranks)
             for layer, chosen in methods.items()
             for method in chosen
         }
         found: dict[str, list[AccuracyCurve]] = {layer: [] for layer in methods}
-        with self.progress.track("evaluate", sum(map(len, sizes.values())), "networks") as advance:
+        with self.progress.track(title, sum(map(len, sizes.values())), "networks") as advance:
             for layer, chosen in methods.items():
-                score = self.from_layers(layer)
+                score = from_layer(layer)
                 for method in chosen:
                     solution = store.solutions(layer, [method])[method]
                     points = []
                     for size in sizes[layer, method]:
-                        small = self.compressed({layer: at_size(solution, size, layer, self.restore_ridge)})
-                        points.append(_point(solution, size, store.shape(layer), score(small)))
+                        scored = partial(self._scored, score, layer, solution, size)
+                        value = kept.once(f"{title} {layer} {method.value} {size}", scored)
+                        points.append(_point(solution, size, store.shape(layer), value))
                         advance(1)
                     found[layer].append(AccuracyCurve(method.value, tuple(points)))
         return {layer: tuple(curves) for layer, curves in found.items()}
 
+    def _scored(self, score: Score, layer: str, solution: Solution, size: int) -> float:
+        return score(self.compressed({layer: at_size(solution, size, layer, self.restore_ridge)}))
+
     def from_layers(self, *layers: str) -> Score:
         """Return the score of networks that differ only from the first of `layers` on."""
         try:
-            cache = PrefixCache(self.model, *layers, limit_bytes=self.cache_bytes)
+            return self.score.after(Cut(self.model, *layers), self.cache_bytes)
         except UnsupportedLayerError as error:
-            reason = f"evaluate: whole forward passes are run: {error}"
-            if reason not in self.said:  # once, not for each layer
-                self.said.add(reason)
-                self.progress.note(reason)
+            self.note_whole_passes(error)
             return self.score
-        return lambda small: self.score(cache.attach(small))
+
+    def note_whole_passes(self, error: UnsupportedLayerError) -> None:
+        """Say why what comes before a layer is run for every network; once, not for each layer."""
+        reason = f"evaluate: whole forward passes are run: {error}"
+        if reason not in self.said:
+            self.said.add(reason)
+            self.progress.note(reason)
 
 
 def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> AccuracyPoint:
@@ -169,12 +219,13 @@ class Evaluation:
     metric: str
     baseline: float
     """Accuracy of the uncompressed network."""
-    curves: Mapping[str, tuple[AccuracyCurve, ...]]
-    """Layer name -> one curve a method."""
+    curves: Curves
     sizes: tuple[NetworkSize, ...]
     """The uncompressed network, then those the run saves: the compressed one, and the same fine-tuned."""
     left_out: tuple[str, ...] = ()
     """Which layers that were asked for cannot be compressed, and why."""
+    finetuned: Curves = field(default_factory=dict)
+    """The same curves once each network was fine-tuned; empty where none was."""
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -188,9 +239,12 @@ class Evaluation:
             plain = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise StoreNotFoundError(f"there is no '{path}': run evaluate first") from None
-        curves = {
-            layer: tuple(AccuracyCurve(c["method"], tuple(AccuracyPoint(**p) for p in c["points"])) for c in found)
-            for layer, found in plain["curves"].items()
-        }
+        curves, tuned = (
+            {
+                layer: tuple(AccuracyCurve(c["method"], tuple(AccuracyPoint(**p) for p in c["points"])) for c in found)
+                for layer, found in plain.get(key, {}).items()  # absent from records of before
+            }
+            for key in ("curves", "finetuned")
+        )
         sizes = tuple(NetworkSize(**size) for size in plain["sizes"])
-        return cls(plain["metric"], plain["baseline"], curves, sizes, tuple(plain.get("left_out", ())))
+        return cls(plain["metric"], plain["baseline"], curves, sizes, tuple(plain.get("left_out", ())), tuned)

@@ -55,13 +55,10 @@ class FineTuned:
         return cls(plain["setting"], tuple(plain["losses"]))
 
 
-def fine_tune(
-    project: Project, section: FinetuneSection, unfinished: Path, progress: Progress
-) -> tuple[nn.Module, FineTuned]:
-    """Return the compressed network fine-tuned, and the record of it; `unfinished` is the checkpoint's file."""
-    small = checkpoint.load(project.compressed, project.build)
+def options_of(project: Project, section: FinetuneSection) -> FineTuning:
+    """Return what a [finetune] section says of the training."""
     named = section.loss != "cross_entropy"
-    options = FineTuning(
+    return FineTuning(
         epochs=section.epochs,
         rate=section.rate,
         weight_decay=section.weight_decay,
@@ -70,6 +67,14 @@ def fine_tune(
         loss=project.resolve(section.loss, "finetune.loss") if named else cross_entropy,
         seed=project.config.run.seed,
     )
+
+
+def fine_tune(
+    project: Project, section: FinetuneSection, unfinished: Path, progress: Progress
+) -> tuple[nn.Module, FineTuned]:
+    """Return the compressed network fine-tuned, and the record of it; `unfinished` is the checkpoint's file."""
+    small = checkpoint.load(project.compressed, project.placed)
+    options = options_of(project, section)
     losses: list[float] = []
     batches = project.loader("finetune", section)
     with importing_from(project.folder), progress.track("finetune", section.epochs, "epochs") as advance:

@@ -49,7 +49,7 @@ class Fingerprints:
         weights = [
             None if file is None else file_print(weights_file(self.folder / file), key) for key, file in files.items()
         ]
-        settings = section.model_dump(mode="json", exclude={"layers", "outputs"})
+        settings = section.model_dump(mode="json", exclude={"layers", "outputs", "device"})
         code = self._code(section.build, section.train)
         return digest_of({"network": settings, "weights": weights, "seed": self.config.run.seed, "code": code})
 
@@ -59,7 +59,7 @@ class Fingerprints:
         mask = rows.mask if rows.mask and ":" in rows.mask else None
         data = [section.model_dump(mode="json"), self._code(section.batches, mask)]
         choice = [rows.mask, rows.most_per_sample, rows.most_patches, self.config.run.seed]
-        watched = [network.layers, network.outputs, self.config.selects]
+        watched = [network.layers, network.outputs, self.config.selects, network.device]
         return digest_of([self.train, domain, data, watched, choice])
 
     def accumulate(self, domain: str) -> str:

@@ -35,7 +35,7 @@ def profile_run(
     weights = _weights(project)
     if weights is None:
         raise StoreNotFoundError(f"there is no compressed network at '{project.compressed}': run compress first")
-    small = checkpoint.load(project.compressed, project.build)
+    small = checkpoint.load(project.compressed, project.placed)
     with importing_from(project.folder):
         batch = _first(project)
         found = profile(project.network, small, batch, batch_sizes=batch_sizes, stopwatch=stopwatch)

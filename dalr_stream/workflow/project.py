@@ -17,6 +17,7 @@ from torch import nn
 
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.capture import call
+from dalr_stream.network.fold import usable_device
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import LayerSpec, left_out, match_names, select_layers
@@ -70,7 +71,7 @@ class Project:
             weights = self.folder / self.config.network.weights
         elif not weights.exists():
             raise StoreNotFoundError(f"there are no weights at '{weights}': run train first")
-        model = self.build()
+        model = self.placed()
         load_pretrained(model, weights)
         return model.eval()
 
@@ -147,7 +148,11 @@ class Project:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers to compress, as the store knows them: no network is needed."""
-        known = SolvedStore.open(self.store).layers
+        return self.layers_in(SolvedStore.open(self.store))
+
+    def layers_in(self, store: SolvedStore) -> tuple[str, ...]:
+        """Return the same of a store."""
+        known = store.layers
         chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
         return tuple(name for name in known if name in chosen)
 
@@ -208,6 +213,16 @@ class Project:
                 f"network.build: '{section.build}' must return a torch module, got {type(model).__name__}"
             )
         return model
+
+    def placed(self) -> nn.Module:
+        """Return the network as it is built, where forward passes run; raises ConfigError where that is not there."""
+        name = self.config.network.device
+        if name is None:
+            return self.build()
+        try:
+            return self.build().to(usable_device(name))
+        except InvalidInputError as error:
+            raise ConfigError(f"network.device: {error}") from None
 
     def resolve(self, name: str, key: str) -> Callable[..., Any]:
         """Return the function that `module:function` names; `key` is the run file's key, for the message."""

@@ -14,9 +14,9 @@
 
 A row of the first kind finds ours by layer, method and size. Where selections were matched to factor pairs by their
 number of parameters, `match = "parameters"` says so, and ours is the selection that weighs as much as the pair of that
-size, this layer and the next counted together. A row with a `note`, such as "fine-tuned", is shown without ours: what
-it names is not what a run's accuracy curves are. Tables of the second kind end in the networks that the run saved;
-`layers_share` is what is left of the compressed layers' weights, `network_share` of all weights, both in per cent.
+size, this layer and the next counted together. A row that is `finetuned` finds ours where the run fine-tuned what it
+evaluated (`evaluate.finetune`). Tables of the second kind end in the networks that the run saved; `layers_share` is
+what is left of the compressed layers' weights, `network_share` of all weights, both in per cent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dalr_stream.report.record import (
     PublishedTable,
     Results,
 )
-from dalr_stream.report.tables import matched_point
+from dalr_stream.report.tables import FINETUNED, matched_point
 
 _COLUMNS = {
     "parameters": PublishedColumn("parameters", share=False),
@@ -59,12 +59,13 @@ class AccuracyRow(_Part):
     method: Method
     values: tuple[float, ...]
     match: Literal["size", "parameters"] = "size"
-    note: str = ""
+    finetuned: bool = False
+    """After compression."""
 
     @property
     def label(self) -> str:
         """The method as tables name it."""
-        return f"{self.method.label}, {self.note}" if self.note else self.method.label
+        return f"{self.method.label}, {FINETUNED}" if self.finetuned else self.method.label
 
 
 class AccuracyTable(_Part):
@@ -90,9 +91,11 @@ class AccuracyTable(_Part):
         return PublishedTable(self.title, "dim kept", columns, (*rows, PublishedRow("uncompressed", *whole)))
 
     def _ours(self, row: AccuracyRow, layer: LayerResults | None) -> tuple[float | None, ...] | None:
-        curves = () if layer is None or row.note else layer.accuracy_curves
+        if layer is None:
+            return None
+        curves = layer.finetuned_curves if row.finetuned else layer.accuracy_curves
         curve = next((curve for curve in curves if curve.method == row.method.value), None)
-        if curve is None or layer is None:
+        if curve is None:
             return None
         if row.match == "parameters":
             points = [matched_point(curve, layer, size) for size in self.sizes]

@@ -21,6 +21,7 @@ from dalr_stream.network.surgery import parameter_count
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.config import DataSection
 from dalr_stream.workflow.estimate import require_disk
+from dalr_stream.workflow.evaluate import networks_to_try
 from dalr_stream.workflow.factories import importing_from
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.published import Published
@@ -50,6 +51,8 @@ class Rehearsal:
     left_out: tuple[str, ...] = ()
     """Which layers that are asked for cannot be compressed, and why."""
     plan: MemoryPlan | None = None
+    trials: str = ""
+    """How many networks will be scored and fine-tuned, in words."""
     steps: list[tuple[str, bool]] = field(default_factory=list)
     """Each step of the run in order, and whether it would be done; what has not changed would be skipped."""
     problems: list[str] = field(default_factory=list)
@@ -73,7 +76,7 @@ class Rehearsal:
 def rehearse(project: Project) -> Rehearsal:
     """Look at everything that a run of this project needs; writes nothing."""
     found, config = Rehearsal(), project.config
-    labelled = {"evaluate": config.evaluate, "validation": config.validation}
+    labelled = {"finetune": config.finetune, "evaluate": config.evaluate, "validation": config.validation}
     sections: dict[str, DataSection | None] = {f"domains.{name}": part for name, part in config.domains.items()}
     for key, section in {**sections, **labelled}.items():
         if section is not None:
@@ -92,15 +95,28 @@ def rehearse(project: Project) -> Rehearsal:
             found.plan = project.estimate(network)
             found.plan.require()
             require_disk(found.plan, project.output)
+            found.trials = trials(project, network)
     with found.collecting():
         found.steps = list(_steps(project))
     return found
 
 
+def trials(project: Project, network: nn.Module) -> str:
+    """Say how many networks will be scored and fine-tuned, any weights will do; empty where none are."""
+    config, said, tried = project.config, [], 0
+    if config.evaluate is not None:
+        tried = networks_to_try(project, network)
+        said.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")
+    if config.finetune is not None:
+        tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
+        said.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
+    return "; ".join(said)
+
+
 def _network(project: Project) -> nn.Module:
     """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
     has_weights = project.config.network.weights is not None or project.weights.exists()
-    return project.network if has_weights else project.build().eval()
+    return project.network if has_weights else project.placed().eval()
 
 
 def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:
@@ -112,8 +128,10 @@ def _first_batch(project: Project, key: str, section: DataSection, *, labels: bo
     if batch is None:
         raise ConfigError(f"{key}.batches: '{section.batches}' gives no batch: check the data set and its split")
     paired = isinstance(batch, tuple | list) and len(batch) == 2
-    if labels and getattr(section, "metric", None) == "accuracy" and not paired:
-        raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs, or name a metric of your own")
+    metric = getattr(section, "metric", "")  # fine-tuning has none
+    if labels and not paired and metric in ("", "accuracy"):
+        remedy = ", or name a metric of your own" if metric else ""
+        raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs{remedy}")
     said: int | None = getattr(loader, "samples", None)
     samples = samples_in(batch) * len(loader) if said is None else said
     return LoaderFacts(key, samples, said is not None, len(loader), _in_words(batch))
@@ -142,7 +160,8 @@ def _steps(project: Project) -> Iterator[tuple[str, bool]]:
         if not config.capture.direct:
             yield f"capture {domain}", again and stale(f"capture {domain}")
         yield f"accumulate {domain}", again
-    for step in ("solve", "compress", "evaluate", "report"):
-        if step != "compress" or config.compress.wanted:
+    wanted = {"compress": config.compress.wanted, "finetune": config.finetune is not None}
+    for step in ("solve", "compress", "finetune", "evaluate", "report"):
+        if wanted.get(step, True):
             changed = changed or stale(step)
             yield step, changed

@@ -58,6 +58,7 @@ class LayerFindings:
     solutions: Mapping[Method, Solution]
     curves: tuple[AccuracyCurve, ...]
     stability: Stability | None = None
+    finetuned: tuple[AccuracyCurve, ...] = ()
 
 
 def results(project: Project) -> Results:
@@ -106,6 +107,7 @@ def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerRe
         spectra=_spectra(low_rank[0], found.training) if low_rank else Spectra((), ()),
         headline=headline(found.curves, baseline - drop),
         stability=found.stability,
+        finetuned_curves=found.finetuned,
     )
 
 
@@ -159,6 +161,7 @@ def _findings(project: Project, store: SolvedStore, layer: str, found: Evaluatio
         heldout=store.inputs_heldout(section.target, section.heldout, layer),
         solutions=store.solutions(layer, project.methods(store, layer)),
         curves=found.curves[layer],
+        finetuned=found.finetuned.get(layer, ()),
     )
 
 

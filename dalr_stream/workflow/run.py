@@ -27,13 +27,15 @@ from dalr_stream.storage.durable import explained, remove_folder
 from dalr_stream.workflow.accumulate import accumulate
 from dalr_stream.workflow.capture import capture
 from dalr_stream.workflow.compress_section import Order
+from dalr_stream.workflow.config import EvaluateSection
 from dalr_stream.workflow.direct import accumulate_into
 from dalr_stream.workflow.estimate import require_disk
-from dalr_stream.workflow.evaluate import Evaluation, Evaluator, measure, score_on
+from dalr_stream.workflow.evaluate import Curves, Evaluation, Evaluator, Scoring, measure, score_on
 from dalr_stream.workflow.factories import importing_from
-from dalr_stream.workflow.finetune import fine_tune
+from dalr_stream.workflow.finetune import fine_tune, options_of
 from dalr_stream.workflow.journal import FILE as JOURNAL
 from dalr_stream.workflow.journal import Journal
+from dalr_stream.workflow.kept_scores import KeptScores
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress, Silent
 from dalr_stream.workflow.project import Project
@@ -45,6 +47,7 @@ from dalr_stream.workflow.sizing import Compression, decide
 from dalr_stream.workflow.solve import LayerProblem, solve_selection
 from dalr_stream.workflow.stability import layer_stability, write_stability
 from dalr_stream.workflow.steps import StepLog
+from dalr_stream.workflow.tuned_scores import TunedScores
 
 
 class Run:
@@ -194,14 +197,16 @@ class Run:
         for label, folder in {"compressed": self.project.compressed, "fine-tuned": self.project.finetuned}.items():
             if folder in self.project.saved:
                 decided = Compression.read(self.project.compression)
-                networks[f"{label}: {decided}"] = checkpoint.load(folder, self.project.build)
+                networks[f"{label}: {decided}"] = checkpoint.load(folder, self.project.placed)
         score = score_on(self.project, "evaluate", section)
-        sizes = tuple(measure(label, model, score) for label, model in networks.items())
-        methods = {layer: self.project.methods(store, layer) for layer in self.project.layers}
-        curves = Evaluator.of(self.project, section, score, self._progress).curves(store, methods)
-        found = Evaluation(section.metric, float(sizes[0].accuracy or 0.0), curves, sizes, self.project.left_out)
+        with importing_from(self.project.folder):
+            sizes = tuple(measure(label, model, score) for label, model in networks.items())
+            curves, tuned = self._curves(store, section, score)
+        baseline = float(sizes[0].accuracy or 0.0)
+        found = Evaluation(section.metric, baseline, curves, sizes, self.project.left_out, tuned)
         found.write(self.project.evaluation)
         self._done("evaluate")
+        remove_folder(self.project.unfinished)
         return found
 
     def report(self) -> Path:
@@ -213,6 +218,21 @@ class Run:
                 write_report(found, self.project.report_folder)
             self._done("report")
         return self.project.report_folder / "report.html"
+
+    def _curves(self, store: SolvedStore, section: EvaluateSection, score: Scoring) -> tuple[Curves, Curves]:
+        """Score every network, and once more fine-tuned where that is asked for; killed, it goes on after the last."""
+        kept = KeptScores(self.project.unfinished / f"evaluate-{self.project.made_from('evaluate')[:16]}.json")
+        if kept:
+            self._progress.note(f"evaluate: going on after {len(kept)} networks")
+        methods = {layer: self.project.methods(store, layer) if section.ranks else () for layer in self.project.layers}
+        evaluator = Evaluator.of(self.project, section, score, self._progress)
+        plain = evaluator.curves(store, methods, kept)
+        if not section.finetune:
+            return plain, {}
+        training = self.project.finetune_section
+        batches = self.project.loader("finetune", training)
+        tuned = TunedScores(evaluator, batches, options_of(self.project, training))
+        return plain, evaluator.curves(store, methods, kept, tuned=tuned.from_layer)
 
     def _keep_stability(self, store: SolvedStore, problems: Mapping[str, LayerProblem]) -> None:
         """Solve again without each shard, where shards are kept, and say whether the samples are enough."""

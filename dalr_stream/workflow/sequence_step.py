@@ -127,7 +127,7 @@ def _kept(project: Project, choices: Mapping[str, LayerChoice]) -> SequentialCom
     if plain["made_from"] != project.made_from("compress"):
         return None
     return SequentialCompression(
-        checkpoint.load(project.sequence, project.build),
+        checkpoint.load(project.sequence, project.placed),
         tuple(tuple(group) for group in plain["passes"]),
         {name: LayerOutcome(choices[name], *errors) for name, errors in plain["layers"].items()},
     )

@@ -34,6 +34,7 @@ from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
 from dalr_stream.workflow.compress import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.evaluate import Evaluator, score_on, sizes_to_try
+from dalr_stream.workflow.factories import importing_from
 from dalr_stream.workflow.gain import SequenceGain
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress
@@ -202,4 +203,5 @@ def _search(project: Project, store: SolvedStore, solutions: Mapping[str, Soluti
     }
     score = score_on(project, "validation", validation)
     evaluator = Evaluator.of(project, validation, score, progress)
-    return joint_search(evaluator, solutions, candidates, section.share)
+    with importing_from(project.folder):
+        return joint_search(evaluator, solutions, candidates, section.share)

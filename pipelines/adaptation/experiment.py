@@ -35,7 +35,7 @@ from adaptation_selection import (  # noqa: E402
 )
 from adaptation_training import train  # noqa: E402
 from dalr_stream.network.checkpoint import load_weights, save_weights  # noqa: E402
-from dalr_stream.network.prefix import PrefixCache  # noqa: E402
+from dalr_stream.network.prefix import Cut, PrefixCache  # noqa: E402
 from dalr_stream.workflow.evaluate import accuracy  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "adaptation"
@@ -87,7 +87,7 @@ def measure(seed: int, folder: Path, pair: Mapping[str, str], options: Mapping[s
         unadapted = build(**pair)
         train(unadapted, seed=seed, report=print, **pair, **{**options, "steps": 0})
         target, source = target_statistics(seed=seed, **pair), source_statistics(seed=seed, **pair)
-        prefix = PrefixCache(network, "fc1")
+        prefix = PrefixCache(Cut(network, "fc1"))
         accuracies = {
             name: [_percent(prefix.attach(small), test) for small in _at_rates(network, selections)]
             for name, selections in candidates(Statistics.of(network, target, source))

@@ -19,7 +19,7 @@ from torch import nn
 import dalr_stream as ds
 from claims_networks import Domain
 from dalr_stream.errors import FewSamplesWarning
-from dalr_stream.network.prefix import PrefixCache
+from dalr_stream.network.prefix import Cut, PrefixCache
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.shares import relative_errors
 from dalr_stream.workflow.evaluate import accuracy
@@ -77,7 +77,7 @@ class Solved:
 
     @cached_property
     def _prefixes(self) -> dict[str, PrefixCache]:
-        return {layer: PrefixCache(self.domain.network, layer) for layer in LAYERS}
+        return {layer: PrefixCache(Cut(self.domain.network, layer)) for layer in LAYERS}
 
     def at(self, layer: str, name: str, solution: ds.LowRankFactors | ds.ChannelSelection, size: int) -> float:
         """Accuracy with one layer compressed; `name` tells the solutions of a layer apart."""

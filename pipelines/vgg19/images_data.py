@@ -38,6 +38,7 @@ class Draw(enum.IntEnum):
     VALIDATION = 0
     SAMPLES = 1
     SOURCE = 2
+    ORDER = 3
 
 
 def target_train(  # noqa: PLR0913 - each is an option of the run file
@@ -48,6 +49,7 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
     samples: int | None = None,
     validation: Validation = 0,
     boxes: bool = False,
+    shuffled: bool = False,
     batch_size: int = 50,
     side: int = SIDE,
     threads: int | None = None,
@@ -60,7 +62,7 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
     dataset
         `cub`, `flowers` or `actions`.
     seed
-        Decides `samples` and `validation`.
+        Decides `samples`, `validation` and the order of `shuffled`.
     root
         Folder of the data set; relative to the project's `data` folder, where it has a place of its own.
     samples
@@ -69,6 +71,8 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
         So many are left to `target_validation`, each class in its proportion; or `official`, the data set's own.
     boxes
         Show each picture a second time, cut to its bounding box: the augmentation of the DALR paper (section 5.1).
+    shuffled
+        Give them in an order drawn once, the same at every pass: what frozen layers make of a batch stays the same.
     batch_size, side, threads
         As `ImageBatches` takes them.
     expect
@@ -82,6 +86,8 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
     if boxes and any(picture.box is None for picture in pictures):
         raise DatasetError(f"{found.name}: 'boxes' asks for bounding boxes, and it has none: leave it out")
     shown = [*map(_whole, pictures), *(pictures if boxes else ())]
+    if shuffled:
+        shown = [shown[number] for number in _stream(seed, Draw.ORDER).permutation(len(shown))]
     return ImageBatches(tuple(shown), batch_size, side, threads)
 
 

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.prefix import PrefixCache
+from dalr_stream.network.finetune import FineTuning, finetune
+from dalr_stream.network.prefix import Cut, KeptBatches, PrefixCache
 
 
 class Branching(nn.Module):
@@ -36,7 +37,7 @@ def changed(model):
 
 
 def test_the_outputs_are_those_of_the_whole_network(model):
-    small, cache = changed(model), PrefixCache(model, "fc")
+    small, cache = changed(model), PrefixCache(Cut(model, "fc"))
     continued = cache.attach(small)
     with torch.inference_mode():
         for inputs in (torch.randn(5, 6), torch.randn(2, 6)):
@@ -47,7 +48,7 @@ def test_the_outputs_are_those_of_the_whole_network(model):
 def test_what_comes_before_the_layer_is_run_once_for_each_input(model):
     runs = []
     model.first.register_forward_hook(lambda *_: runs.append(1))
-    cache = PrefixCache(model, "fc")
+    cache = PrefixCache(Cut(model, "fc"))
     batches = [torch.randn(4, 6), torch.randn(4, 6)]
     with torch.inference_mode():
         for _ in range(3):
@@ -57,7 +58,7 @@ def test_what_comes_before_the_layer_is_run_once_for_each_input(model):
 
 
 def test_a_full_cache_keeps_no_more_and_changes_no_output(model):
-    small, cache = changed(model), PrefixCache(model, "fc", limit_bytes=0)
+    small, cache = changed(model), PrefixCache(Cut(model, "fc"), limit_bytes=0)
     inputs = torch.randn(5, 6)
     with torch.inference_mode():
         for _ in range(2):
@@ -75,11 +76,11 @@ def test_a_network_that_cannot_be_traced_is_named():
             return self.fc(x) if x.sum() > 0 else x
 
     with pytest.raises(UnsupportedLayerError, match=r"torch\.fx cannot trace the network"):
-        PrefixCache(Deciding(), "fc")
+        Cut(Deciding(), "fc")
 
 
 def test_a_network_of_one_input_takes_it_by_name(model):
-    small, cache = changed(model), PrefixCache(model, "fc")
+    small, cache = changed(model), PrefixCache(Cut(model, "fc"))
     inputs = torch.randn(5, 6)
     with torch.inference_mode():
         assert torch.equal(cache.attach(small)(x=inputs), small(inputs))
@@ -97,4 +98,78 @@ def test_a_network_that_may_take_a_mask_is_run_whole():
             return self.fc(x if mask is None else x * mask)
 
     with pytest.raises(UnsupportedLayerError, match="may take x, mask"):
-        PrefixCache(Masked(), "fc")
+        Cut(Masked(), "fc")
+
+
+# --- a tail by itself, on batches that are loaded once ------------------------------------------------------------
+
+
+class Loader:
+    """A loader that can begin anywhere and counts what it loads."""
+
+    def __init__(self, batches, first=0, loaded=None):
+        self.batches, self.first, self.loaded = batches, first, [] if loaded is None else loaded
+
+    def starting_at(self, batch):
+        return Loader(self.batches, self.first + batch, self.loaded)
+
+    def __iter__(self):
+        for number in range(self.first, len(self.batches)):
+            self.loaded.append(number)
+            yield self.batches[number]
+
+
+@pytest.fixture
+def loader():
+    generator = torch.Generator().manual_seed(1)
+    sizes = (4, 4, 3)
+    return Loader([(torch.randn(n, 6, generator=generator), torch.arange(n) % 3) for n in sizes])
+
+
+BATCH_BYTES = 4 * (6 + 8) * 4
+"""What crosses before `fc` of a batch of four: the inputs and what `first` gave."""
+
+
+@pytest.mark.parametrize(
+    ("limit", "loads"), [(2**20, [0, 1, 2]), (0, [0, 1, 2] * 3), (BATCH_BYTES, [0, 1, 2, 1, 2, 1, 2])]
+)
+def test_a_tail_gives_on_kept_batches_what_the_network_gives(model, loader, limit, loads):
+    cut, small = Cut(model, "fc"), changed(model)
+    kept, tail = KeptBatches(cut, loader, limit), cut.tail(small)
+    for _ in range(3):
+        found = list(kept)
+        for (values, labels), (inputs, wanted) in zip(found, loader.batches, strict=True):
+            assert torch.equal(tail(**values), small(inputs))
+            assert torch.equal(labels, wanted)
+    assert loader.loaded == loads
+
+
+def test_a_pass_that_was_left_midway_is_gone_on_from(model, loader):
+    kept = KeptBatches(Cut(model, "fc"), loader)
+    next(iter(kept))
+    assert len(list(kept)) == 3
+    assert loader.loaded == [0, 1, 2]
+
+
+def test_a_tail_has_the_names_of_the_network_and_its_own_tail_is_the_same(model):
+    cut = Cut(model, "fc")
+    tail = cut.tail(cut.tail(model))
+    assert set(dict(tail.named_parameters())) == {"fc.weight", "fc.bias", "last.weight", "last.bias"}
+    assert tail.get_submodule("fc") is model.fc
+
+
+@pytest.mark.parametrize(("names", "place"), [(("last", "fc"), "fc"), (("first.weight",), "first")])
+def test_the_cut_is_before_the_first_that_is_named(model, names, place):
+    assert Cut(model, *names).place == place
+
+
+@pytest.mark.parametrize("names", [("fc",), ("first.weight",)])
+def test_a_tail_is_fine_tuned_as_the_whole_network_is(model, loader, names):
+    """To the bit: frozen layers give the same values whenever they are run."""
+    options = FineTuning(epochs=3, rate=0.01, layers=("fc", "last"))
+    cut = Cut(model, *names)
+    tuned = finetune(cut.tail(model), KeptBatches(cut, loader), options)
+    whole = dict(finetune(model, loader.batches, options).named_parameters())
+    assert not torch.equal(tuned.get_parameter("fc.weight"), model.fc.weight)
+    for name, parameter in tuned.named_parameters():
+        assert torch.equal(parameter, whole[name]), name

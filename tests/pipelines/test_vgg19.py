@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import tomllib
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +19,13 @@ from test_vgg19_data import COUNTS, VGG19_FOLDER
 from torch import fx
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
+from dalr_stream.numerics.methods import Family
 from dalr_stream.report.record import Results
+from dalr_stream.workflow.compress_section import Order
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.published import Published
 from dalr_stream.workflow.rehearsal import rehearse
-from dalr_stream.workflow.results import results as results_of
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.sizing import Compression
 
@@ -39,7 +42,8 @@ def vgg(monkeypatch):
     monkeypatch.syspath_prepend(VGG19_FOLDER)
     names = ("network", "training", "convert")
     parts = {name: importlib.import_module(f"vgg19_{name}") for name in names}
-    return SimpleNamespace(**parts, data=importlib.import_module("images_data"))
+    images = {name: importlib.import_module(f"images_{name}") for name in ("batches", "data")}
+    return SimpleNamespace(**parts, **images)
 
 
 @pytest.fixture(scope="session")
@@ -80,10 +84,10 @@ def tiny(name, picture_folder, start, output, *more):
         "network.start": str(start),
         "network.options": {**TINY, "classes": tiny_images.CLASSES},
         "network.train_options.epochs": 2,
-        "evaluate.ranks": [1, 2, 4, 8],
+        "evaluate.ranks": [1, 2, 4, 8] if plain["evaluate"]["ranks"] else [],
     }
     sections = {f"domains.{domain}": plain["domains"][domain] for domain in plain["domains"]}
-    sections |= {key: plain[key] for key in ("evaluate", "validation") if key in plain}
+    sections |= {key: plain[key] for key in ("finetune", "evaluate", "validation") if key in plain}
     for key, section in sections.items():
         options = {**section["options"], "side": SIDE}
         options |= {"root": str(picture_folder / "source")} if key == "domains.source" else ours
@@ -93,6 +97,8 @@ def tiny(name, picture_folder, start, output, *more):
             options["validation"] = pictures["validation"] = 6
         settings[f"{key}.options"] = options
     settings["network.train_options.pictures"] = pictures
+    if "finetune" in plain:
+        settings["finetune.epochs"] = 2
     if "max_drop" in plain["compress"]:
         settings["validation.ranks"] = [1, 2, 4, 6]
     elif "params" not in plain["compress"]:
@@ -101,17 +107,42 @@ def tiny(name, picture_folder, start, output, *more):
     return Project(load_config(file, [*overrides, *more]), VGG19_FOLDER)
 
 
+@contextmanager
+def counted_loads(batches):
+    """Count how often each picture is loaded."""
+    counts, load = Counter(), batches.load
+
+    def counting(picture, side):
+        counts[picture.path] += 1
+        return load(picture, side)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "load", counting)
+        yield counts
+
+
 FEW = 'solve.methods=["svd", "prune_max", "dalr_published", "momasp_node"]'
 
 
 @pytest.mark.parametrize(("name", "more"), [("cub", ()), ("flowers", (FEW,)), ("actions", (FEW,))])
-def test_a_target_domain_runs_through_to_its_report(name, more, picture_folder, start, tmp_path):
+def test_a_target_domain_runs_through_to_its_report(name, more, picture_folder, start, tmp_path, vgg):
+    """However many networks are evaluated, a picture is loaded once for each of the run's three, and once a layer and
+    once more for all fine-tuned ones, for which a training picture is loaded once."""
     project = tiny(name, picture_folder, start, tmp_path / "run", *more)
-    page = Run(project).all()
+    run = Run(project)
+    run.train()
+    run.accumulate()
+    run.finetune()
+    with counted_loads(vgg.batches) as loads:
+        page = run.all()
+    test = {p.path for p in project.loader("evaluate", project.evaluate_section).pictures}
+    training = {p.path for p in project.loader("finetune", project.finetune_section).pictures}
+    assert loads == {**dict.fromkeys(test, 3 + 2 + 1), **dict.fromkeys(training, 1)}
     results = Results.read(page.parent / "results.json")
     assert [layer.name for layer in results.layers] == ["classifier.0", "classifier.3"]
     for layer in results.layers:
-        assert [curve.method for curve in layer.accuracy_curves] == list(project.config.solve.methods)
+        for curves in (layer.accuracy_curves, layer.finetuned_curves):
+            assert [curve.method for curve in curves] == list(project.config.solve.methods)
         assert {activity.domain for activity in layer.activity} == {"target", "source", "test"}
         assert all(curve.heldout is not None for curve in layer.error_curves)
     found = {activity.domain: activity.rows for activity in results.layers[0].activity}
@@ -134,12 +165,15 @@ def ours_stands_beside_the_published_number_of_the_same_layer_method_and_size(re
     ours = {point.size: point.accuracy for point in curve.points}
     assert svd.published[:2] == pytest.approx((0.041, 0.126))
     assert svd.ours == (ours[4], ours[8], None, None, None, None)
-    assert next(row for row in table.rows if row.label == "SVD, fine-tuned").ours is None
-    momasp = next(row for row in table.rows if row.label == "MoMaSP (node)")
     kept = [as_heavy_as(results.layers[1], rank) for rank in (4, 8)]
-    curve = next(c for c in results.layers[1].accuracy_curves if c.method == "momasp_node")
-    ours = {point.size: point.accuracy for point in curve.points}
-    assert momasp.ours[:2] == (ours[kept[0]], ours[kept[1]])
+    for after, curves in {
+        "": results.layers[1].accuracy_curves,
+        ", fine-tuned": results.layers[1].finetuned_curves,
+    }.items():
+        tuned = {c.method: {point.size: point.accuracy for point in c.points} for c in curves}
+        rows = {row.label: row.ours for row in table.rows}
+        assert rows[f"SVD{after}"][:2] == (tuned["svd"][4], tuned["svd"][8])
+        assert rows[f"MoMaSP (node){after}"][:2] == (tuned["momasp_node"][kept[0]], tuned["momasp_node"][kept[1]])
     baseline = table.rows[-1]
     assert baseline.published[0] == pytest.approx(0.615)
     assert baseline.ours[0] == results.baseline_accuracy
@@ -173,21 +207,27 @@ def test_joint_search_scores_on_pictures_that_nothing_else_sees(picture_folder, 
 
 @pytest.mark.parametrize(
     ("method", "layers"),
-    [("momasp_node", ('compress.params="60%"',)), ("momasp_node", FC_ONLY), ("dalr_published", FC_ONLY)],
-    ids=["selection, conv and fc", "selection, fc", "DALR, fc"],
+    [
+        ("momasp_node", ('compress.params="60%"',)),
+        ("momasp_node", FC_ONLY),
+        ("dalr_published", (*FC_ONLY, "finetune.dropout=true")),
+        ("momasp_node", ('compress.params="60%"', "compress.order=sequential")),
+    ],
+    ids=["selection, conv and fc", "selection, fc", "DALR, fc", "layer after layer"],
 )
 def test_the_rows_of_the_whole_network(method, layers, picture_folder, start, tmp_path):
     more = (f'solve.methods=["{method}"]', f"compress.method={method}")
     project = tiny("whole", picture_folder, start, tmp_path / "run", *layers, *more)
-    run = Run(project)
-    run.train()
-    run.accumulate()
-    run.evaluate()
-    results = results_of(project)
-    before, after = results.sizes
-    assert after.parameters < before.parameters
-    ours = results.published[0].rows[-1].ours
-    assert ours == (after.parameters, after.parameters / before.parameters, after.accuracy)
+    results = Results.read(Run(project).all().parent / "results.json")
+    assert not any(layer.accuracy_curves for layer in results.layers)
+    before, after, tuned = results.sizes
+    assert after.parameters == tuned.parameters < before.parameters
+    rows = results.published[0].rows[-2:]
+    for row, size in zip(rows, (after, tuned), strict=True):
+        assert row.ours == (size.parameters, size.parameters / before.parameters, size.accuracy)
+    sequential = project.config.compress.order is Order.SEQUENTIAL
+    assert [row.label.partition(":")[0] for row in rows] == ["compressed", "fine-tuned"]
+    assert all(("one after the other" in row.label) == sequential for row in rows)
 
 
 @pytest.mark.parametrize("name", list(DATASETS))
@@ -331,7 +371,7 @@ def test_a_dry_run_names_everything_that_is_missing_at_once(picture_folder, tmp_
     assert len(found.problems) == 2
     assert "'/none'" in found.problems[0]
     assert "no.safetensors" in found.problems[1]
-    assert [facts.key for facts in found.loaders] == ["domains.target", "domains.test", "evaluate"]
+    assert [facts.key for facts in found.loaders] == ["domains.target", "domains.test", "finetune", "evaluate"]
     assert not (tmp_path / "run").exists()
 
 
@@ -343,13 +383,30 @@ def test_a_dry_run_counts_the_pictures_and_plans_the_steps(picture_folder, start
         "domains.target": 9,
         "domains.source": 10,
         "domains.test": 9,
+        "finetune": 12,
         "evaluate": 9,
     }
     assert all(facts.exact and facts.first.endswith(f"3 x {SIDE} x {SIDE} float32") for facts in found.loaders)
     assert found.plan is not None
     assert [layer.name for layer in found.plan.layers] == ["classifier.0", "classifier.3", "classifier.6"]
     assert all(done for _, done in found.steps)
+    assert [name for name, _ in found.steps][-5:] == ["solve", "compress", "finetune", "evaluate", "report"]
+    tried = sum(len(sizes) for sizes in by_hand_sizes(project).values())
+    assert found.trials == (
+        f"evaluate: {tried} networks, and the 3 of the run; fine-tune: {tried + 1} of these, 2 epochs each"
+    )
     assert not (tmp_path / "run").exists()
+
+
+def by_hand_sizes(project):
+    """The sizes of each layer and method: ranks below break-even; as many nodes, and as many as weigh the same."""
+    found = {}
+    for name, (m, d, c) in {"fc6": (16, 24, 16), "fc7": (16, 16, 3)}.items():
+        ranks = [rank for rank in (1, 2, 4, 8) if rank * (m + d) <= m * d]
+        nodes = {1, 2, 4, 8} | {min((rank * (m + d) + m * c) // (d + c), m) for rank in ranks}
+        for method in project.config.solve.methods:
+            found[name, method] = ranks if method.family is Family.LOW_RANK else nodes
+    return found
 
 
 def test_parts_that_are_timed_are_the_whole_network(vgg):

@@ -62,6 +62,16 @@ def test_splits_are_the_official_ones_and_labels_start_at_0(images, dataset):
         assert np.ptp(colours) < 2 or colours.argmax() == picture.label
 
 
+def test_shuffled_is_one_order_of_the_same_pictures(images, dataset):
+    plain, one, again, other = (
+        names(images.data.target_train(seed=seed, shuffled=mixed, **dataset))
+        for seed, mixed in ((0, False), (0, True), (0, True), (1, True))
+    )
+    assert one == again
+    assert sorted(one) == sorted(other) == sorted(plain)
+    assert len({tuple(order) for order in (plain, one, other)}) == 3
+
+
 def test_cub_is_joined_by_id_and_each_split_is_the_one_named(images, birds):
     found = images.cub.read(Path(birds["root"]), birds["expect"])
     assert [found.pictures[row].path.name for row in found.train[:4]] == [f"Bird_{n:04d}.jpg" for n in range(4)]

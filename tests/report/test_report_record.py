@@ -11,7 +11,11 @@ from dalr_stream.report.record import Results
 WHOLE = synthetic.results()
 STABLE = synthetic.results(
     *(
-        dataclasses.replace(layer, stability=synthetic.stability(8, 12, enough=number == 0, selected=number == 0))
+        dataclasses.replace(
+            layer,
+            stability=synthetic.stability(8, 12, enough=number == 0, selected=number == 0),
+            finetuned_curves=layer.accuracy_curves[:2],
+        )
         for number, layer in enumerate(WHOLE.layers)
     )
 )

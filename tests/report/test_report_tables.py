@@ -114,6 +114,27 @@ def test_the_uncompressed_line_and_the_best_of_each_column():
         ]
 
 
+def better(curve):
+    """The same networks, each a point better."""
+    points = tuple(dataclasses.replace(point, accuracy=point.accuracy + 0.01) for point in curve.points)
+    return dataclasses.replace(curve, points=points)
+
+
+def test_fine_tuned_networks_stand_under_their_own_as_they_were():
+    tuned = (better(FC6.accuracy_curves[0]), better(FC6.accuracy_curves[-1]))
+    layer = dataclasses.replace(FC6, finetuned_curves=tuned)
+    table, plain = accuracy_table(RESULTS, layer), accuracy_table(RESULTS, FC6)
+    labels = [row.label for row in table.rows]
+    assert [label for label in labels if "fine-tuned" in label] == ["SVD, fine-tuned", "MoMaSP (subset), fine-tuned"]
+    for name, key in (("SVD", "svd"), ("MoMaSP (subset)", "momasp_subset")):
+        assert labels.index(f"{name}, fine-tuned") == labels.index(name) + 1
+        values = [(cell.value, cell.note) for cell in row_of(plain, key).cells]
+        found = row_of(table, f"{key}_finetuned")
+        assert [(cell.value, cell.note) for cell in found.cells] == [(value + 0.01, note) for value, note in values]
+    assert "Fine-tuned: each network by itself" in table.footnote
+    assert "Fine-tuned" not in plain.footnote
+
+
 def test_without_low_rank_methods_the_columns_are_numbers_of_nodes():
     layer = dataclasses.replace(FC6, accuracy_curves=FC6.accuracy_curves[9:])
     table = accuracy_table(RESULTS, layer)

@@ -32,6 +32,7 @@ def test_options_are_handed_to_every_factory_and_a_section_s_own_come_first(run_
     assert config["evaluate"]["options"] == {"shared": "x"} | own["evaluate"]["options"]
     assert ("shared" in config["network"]["train_options"]) == (own["network"]["train"] is not None)
     assert load_config(run_file, ["options.shared=z"]).evaluate.options["shared"] == "z"
+    assert load_config(run_file, ["finetune.batches=tiny_run:validation"]).finetune.options == {"shared": "x"}
 
 
 def test_options_that_are_no_table_are_refused(run_file):

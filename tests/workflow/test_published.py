@@ -19,7 +19,7 @@ baseline = 90.0
 sizes = [2, 3, 4]
 rows = [
     { method = "svd", values = [10.0, 20.5, 30.0] },
-    { method = "svd", note = "fine-tuned", values = [11.0, 21.0, 31.0] },
+    { method = "svd", finetuned = true, values = [11.0, 21.0, 31.0] },
     { method = "prune_mean", values = [1.0, 2.0, 3.0] },
     { method = "momasp_node", match = "parameters", values = [4.0, 5.0, 6.0] },
 ]
@@ -106,7 +106,7 @@ def test_the_report_is_stale_when_the_file_changes_and_nothing_else_is(finished_
     ("text", "message"),
     [
         (FILE.replace("[10.0, 20.5, 30.0]", "[10.0, 20.5]"), "row 'SVD': needs 3 values, got 2"),
-        (FILE.replace('"svd", note', '"svdd", note'), "accuracy.0.rows.1.method"),
+        (FILE.replace('"svd", fine', '"svdd", fine'), "accuracy.0.rows.1.method"),
         (FILE.replace('"layers_share", ', '"size", '), "networks.0.columns"),
         ("[[accuracy]", "is not valid TOML"),
     ],

@@ -12,7 +12,7 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.network.graph import Structure
-from dalr_stream.workflow.evaluate import Evaluator, accuracy
+from dalr_stream.workflow.evaluate import Evaluator, Scoring, accuracy
 from dalr_stream.workflow.progress import Silent
 from dalr_stream.workflow.search import Search, joint_search
 
@@ -81,9 +81,7 @@ def test_the_search_takes_the_steps_of_a_plain_scan(network, family, max_drop, r
     solutions = request.getfixturevalue(family)
     candidates = {name: RANKS[name] for name in solutions}
 
-    def score(net):
-        return accuracy(net, batches)
-
+    score = Scoring(accuracy, batches)
     sizes, steps = naive_search(model, solutions, candidates, score, max_drop)
     found = joint_search(
         Evaluator(model, (), score, 1e-3, Silent(), Structure.of(model, EXAMPLE)), solutions, candidates, max_drop
@@ -100,18 +98,18 @@ def test_a_step_is_scored_once_a_layer_and_nothing_else(network, low_rank):
     model, batches, _ = network
     scored = []
 
-    def score(net):
+    def metric(net, given):
         scored.append(net)
-        return accuracy(net, batches)
+        return accuracy(net, given)
 
-    found = joint_search(Evaluator(model, (), score, 1e-3, Silent()), low_rank, RANKS, 0.1)
+    found = joint_search(Evaluator(model, (), Scoring(metric, batches), 1e-3, Silent()), low_rank, RANKS, 0.1)
     assert len(scored) == 1 + sum(len(step.trials) for step in found.steps)
 
 
 def test_the_log_shows_every_candidate_with_its_score(network, low_rank):
     model, batches, _ = network
     notes = Notes()
-    found = joint_search(Evaluator(model, (), lambda net: accuracy(net, batches), 1e-3, notes), low_rank, RANKS, 0.05)
+    found = joint_search(Evaluator(model, (), Scoring(accuracy, batches), 1e-3, notes), low_rank, RANKS, 0.05)
     told = [note for note in notes.said if re.match(r"search: step \d+:", note)]
     assert len(told) == len(found.steps)
     for note, step in zip(told, found.steps, strict=True):
@@ -121,7 +119,7 @@ def test_the_log_shows_every_candidate_with_its_score(network, low_rank):
 
 def test_no_candidates_no_steps(network, low_rank):
     model, batches, _ = network
-    evaluator = Evaluator(model, (), lambda net: accuracy(net, batches), 1e-3, Silent())
+    evaluator = Evaluator(model, (), Scoring(accuracy, batches), 1e-3, Silent())
     assert joint_search(evaluator, low_rank, dict.fromkeys(low_rank, ()), 0.1).steps == ()
 
 
@@ -131,7 +129,7 @@ def test_what_comes_before_is_kept_within_the_limit(network, cache_bytes, runs_o
     runs = []
     handle = model[0].register_forward_hook(lambda *_: runs.append(1))
     try:
-        evaluator = Evaluator(model, (), lambda net: accuracy(net, batches), 1e-3, Silent(), cache_bytes=cache_bytes)
+        evaluator = Evaluator(model, (), Scoring(accuracy, batches), 1e-3, Silent(), cache_bytes=cache_bytes)
         score = evaluator.from_layers("4")
         assert len({score(model) for _ in range(3)}) == 1
     finally:
@@ -149,7 +147,7 @@ def test_that_whole_passes_are_run_is_said_once():
             return self.fc2(self.fc1(x)) if x.sum() > 0 else self.fc2(x)
 
     notes = Notes()
-    evaluator = Evaluator(Deciding(), (), lambda _: 0.5, 1e-3, notes)
+    evaluator = Evaluator(Deciding(), (), Scoring(lambda *_: 0.5, []), 1e-3, notes)
     assert [evaluator.from_layers(layer)(nn.Identity()) for layer in ("fc1", "fc2")] == [0.5, 0.5]
     assert len(notes.said) == 1
     assert notes.said[0].startswith("evaluate: whole forward passes are run: torch.fx cannot trace")
