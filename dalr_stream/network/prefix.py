@@ -23,6 +23,7 @@ from dalr_stream.network.capture import call
 from dalr_stream.network.layers import tensor_digest
 from dalr_stream.network.loaders import beginning_at
 from dalr_stream.network.reading import without_gradients
+from dalr_stream.numerics.sides import module_name
 
 CACHE_BYTES = 256 * 2**20
 

@@ -162,10 +162,10 @@ class LayerResults:
     headline: tuple[HeadlineRow, ...]
     stability: Stability | None = None
     """None where the store keeps no shards."""
-    finetuned_curves: tuple[AccuracyCurve, ...] = ()
-    """As `accuracy_curves`, each network fine-tuned after its compression; empty where none was."""
     groups: int = 1
     """Of a convolution: inputs and ranks are those of each."""
+    finetuned_curves: tuple[AccuracyCurve, ...] = ()
+    """As `accuracy_curves`, each network fine-tuned after its compression; empty where none was."""
 
     @property
     def in_groups(self) -> str:

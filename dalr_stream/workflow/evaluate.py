@@ -114,10 +114,9 @@ def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tup
 
 def networks_to_try(project: Project, network: nn.Module) -> int:
     """Return how many networks the [evaluate] section compares, besides those that are saved; any weights will do."""
-    manifest = Manifest(network_record(network, project.watched_in(network)))
-    store, ranks = SolvedStore(project.store, manifest), project.evaluate_section.ranks
+    store = SolvedStore(project.store, Manifest(network_record(network, project.watched_in(network))))
     return sum(
-        len(sizes_to_try(method, store.shape(layer), ranks))
+        len(sizes_to_try(method, store.shape(layer), project.evaluate_section.ranks))
         for layer in project.layers_in(store)
         for method in project.methods(store, layer)
     )
@@ -246,10 +245,9 @@ class Evaluation:
         curves, tuned = (
             {
                 layer: tuple(AccuracyCurve(c["method"], tuple(AccuracyPoint(**p) for p in c["points"])) for c in found)
-                for layer, found in plain[key].items()
+                for layer, found in plain.get(key, {}).items()  # absent from records of before
             }
             for key in ("curves", "finetuned")
         )
         sizes = tuple(NetworkSize(**size) for size in plain["sizes"])
-        left_out = tuple(plain.get("left_out", ()))
-        return cls(plain["metric"], plain["baseline"], curves, sizes, left_out, tuned)
+        return cls(plain["metric"], plain["baseline"], curves, sizes, tuple(plain.get("left_out", ())), tuned)

@@ -151,7 +151,7 @@ class Project:
         return self.layers_in(SolvedStore.open(self.store))
 
     def layers_in(self, store: SolvedStore) -> tuple[str, ...]:
-        """Return the same of a store as it is, or would be."""
+        """Return the same of a store."""
         known = store.layers
         chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
         return tuple(name for name in known if name in chosen)
