@@ -41,7 +41,9 @@ class Cut:
         taken = [str(node.target) for node in nodes if node.op == "placeholder"]
         if len(taken) != 1 or taken[0].startswith("*"):  # traced as if each were given: a mask that is None is not None
             raise UnsupportedLayerError(f"the network may take {', '.join(taken)}, and values are kept by one input")
-        first = next((i for i, node in enumerate(nodes) if any(_belongs(node, name) for name in names)), None)
+        first = next(
+            (i for i, node in enumerate(nodes) if any(_belongs(node, module_name(name)) for name in names)), None
+        )
         if first is None:
             raise UnsupportedLayerError(f"a forward pass uses none of {', '.join(names)}")
         before, self._after = nodes[:first], nodes[first:]
