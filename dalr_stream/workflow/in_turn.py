@@ -108,7 +108,7 @@ class Turn:
         choice, parts = self.choices[name], parts_of(name, layer_of(current, name))
         layers = [(found[part], *weights_of(current, part)) for part in parts]
         solved = [factor_by(choice.by, weight, bias, moments, choice.ridge) for moments, weight, bias in layers]
-        pair = factors_of(solved).at_rank(choice.size, layer=name)
+        pair = factors_of(solved).at_rank(choice.size, layer=name)  # says so where it has no such rank
         apart = found.heldout if parts[0] in found.heldout else found
         pairs = zip(solved, layers, parts, strict=True)
         squares = [_squared_errors(one, layer[2], choice.size, apart[part]) for one, layer, part in pairs]

@@ -36,7 +36,7 @@ class LayerProblem:
     """All there is to know of a layer when it is solved."""
 
     weight: NDArray[np.floating]
-    """(m, d)"""
+    """(m, d); of a convolution of several groups, those of its groups below one another."""
     bias: NDArray[np.floating]
     """(m,)"""
     inputs: InputMoments
