@@ -186,6 +186,16 @@ def test_a_selection_restores_what_all_its_readers_read_in_the_original():
     assert found.network(x).shape == model(x).shape
 
 
+def test_nodes_of_both_networks_are_taken_at_the_same_positions():
+    """At full rank and size nothing is lost; nodes of other positions would look like a loss."""
+    model, x = made(Tied), images()
+    choices = {"first": ds.LayerChoice(DALR, 7), "second": ds.LayerChoice("spectral", 6)}
+    found = in_turn(model, x, choices, rows=ds.RowRule(most_patches=3, seed=1))
+    assert max(found.layers["second"].inherited, found.layers["second"].error) < 1e-5
+    with torch.inference_mode():
+        torch.testing.assert_close(found.network(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_the_groups_of_a_convolution_share_a_pass_and_are_solved_each_on_its_own():
     model, x = made(grouped), images()
     choices = {name: ds.LayerChoice(DALR, rank) for name, rank in zip(("0", *GROUPS, "4"), (2, 1, 1, 2), strict=True)}
