@@ -107,6 +107,15 @@ class CrossMoments:
             raise InvalidInputError("cross moments of no rows have no covariance: accumulate some rows first")
         return self.cross_scatter / self.count
 
+    def part(self, inputs: int, outputs: int, width: int) -> CrossMoments:
+        """Moments of `width` inputs from the number `inputs` on and as many outputs from `outputs` on. New arrays."""
+        first = self.input_features + outputs
+        kept = np.r_[inputs : inputs + width, first : first + width]
+        joint = self.joint
+        mean, max_abs, maximum = (column[kept] for column in (joint.mean, joint.max_abs, joint.maximum))
+        scatter, nonzero = joint.scatter[np.ix_(kept, kept)], joint.nonzero[kept]
+        return CrossMoments(Moments(joint.count, joint.samples, mean, scatter, max_abs, maximum, nonzero), width)
+
     def cross_scatter_about(self, inputs: Vector, outputs: Vector) -> Matrix:
         """(m, d): sum of (z - outputs)(x - inputs)' for any centres (d,) and (m,). A new array."""
         d = self.input_features

@@ -19,10 +19,11 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture import capture_rows
 from dalr_stream.network.layers import LayerSpec
-from dalr_stream.network.outputs import with_outputs
+from dalr_stream.network.outputs import with_rows
 from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.cross import CrossMoments, joint_rows
 from dalr_stream.numerics.moments import describe_non_finite
+from dalr_stream.numerics.sides import Side
 from dalr_stream.numerics.tiling import RowBatch, Rows
 from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.workflow.fold_sink import FoldSink
@@ -65,6 +66,24 @@ def accumulate_cross(
     Nothing is written. Raises as `accumulate_stream` does, for either network. Memory: every layer's lanes at once, of
     width d + m each, see `streaming.plan`.
     """
+    targets = {layer.stream: dataclasses.replace(layer, side=Side.OUTPUTS) for layer in layers}
+    return accumulate_pairs(
+        original, compressed, batches, layers, targets, rows=rows, folding=folding, progress=progress
+    )
+
+
+def accumulate_pairs(  # noqa: PLR0913  # those of accumulate_cross, and what stands beside each layer
+    original: nn.Module,
+    compressed: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    targets: Mapping[str, LayerSpec],
+    *,
+    rows: RowRule | None,
+    folding: Folding | None,
+    progress: Progress | None,
+) -> LayerCrossMoments:
+    """Do what `accumulate_cross` does with any rows of the original as Z: of `targets`, by the streams of `layers`."""
     rows, folding, progress = rows or RowRule(), folding or Folding(), progress or Silent()
     if folding.shards > 1:
         raise InvalidInputError(f"cross moments are kept whole: leave out shards={folding.shards}")
@@ -72,7 +91,7 @@ def accumulate_cross(
     with ThreadPoolExecutor(folding.threads.workers) as executor:
         sink = _JointSink(FoldSink(folding, executor), outputs)
         total = len(batches) if isinstance(batches, Sized) else None
-        paired = with_outputs(original, batches, layers, rows, outputs)
+        paired = with_rows(original, batches, targets, rows, outputs)
         with progress.track("run both and fold", total, "batches") as advance:
             capture_rows(compressed, paired, layers, sink, rows=rows, batch_done=lambda _samples, _spared: advance(1))
         return sink.freeze()

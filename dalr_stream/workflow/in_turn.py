@@ -13,23 +13,26 @@ from torch import nn
 
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.groups import parts_of
-from dalr_stream.network.layers import layer_of, select_layers, weights_of
+from dalr_stream.network.layers import LayerSpec, layer_of, select_layers, weights_of
 from dalr_stream.network.passes import SameEveryPass
+from dalr_stream.network.plan import first_layer
 from dalr_stream.network.readers import readers_of
 from dalr_stream.network.rows import RowRule
 from dalr_stream.network.surgery import Replacement
+from dalr_stream.numerics.channels import ChannelGroup, ChannelReader
 from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.cross import CrossMoments
 from dalr_stream.numerics.grouped import factors_of
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.restoring import joint_cross, lost_towards, restored_towards
 from dalr_stream.numerics.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.shares import lost_nodes, outputs_energy, relative
 from dalr_stream.numerics.solution import LowRankFactors
 from dalr_stream.streaming.accumulate import Folding
 from dalr_stream.workflow.accumulate import LayerMoments
-from dalr_stream.workflow.cross import LayerCrossMoments, accumulate_cross
+from dalr_stream.workflow.cross import LayerCrossMoments, accumulate_cross, accumulate_pairs
 from dalr_stream.workflow.direct import accumulate_stream
 from dalr_stream.workflow.progress import Progress
 from dalr_stream.workflow.solve import factor_by, needs_source, select_by
@@ -71,15 +74,16 @@ class LayerOutcome:
     """What became of one layer. Errors are norms over norms, on held-out rows where some are kept apart."""
 
     choice: LayerChoice
-    inherited: float | None
+    inherited: float
     """||Y - (W X + b)|| / ||Y - b||: what the layers before had cost when it was this one's turn; X, W and b are those
-    of the network as compressed so far, Y is the original's. None for a selection."""
+    of the network as compressed so far, Y is the original's. Of a selection ||phi - psi|| / ||phi||, with the nodes phi
+    of the original and psi of the network as compressed so far."""
     error: float
-    """The same with the factor pair in place; of a selection, ||phi - A phi_J|| / ||phi|| over all its nodes."""
+    """The same with the factor pair in place; of a selection, ||phi - A psi_J|| / ||phi|| over all its nodes."""
 
     def __str__(self) -> str:
-        before = "" if self.inherited is None else f", of which it inherited {self.inherited:.4f}"
-        return f"{self.choice.by.label}, {self.choice.size}: error {self.error:.4f}{before}"
+        label, size = self.choice.by.label, self.choice.size
+        return f"{label}, {size}: error {self.error:.4f}, of which it inherited {self.inherited:.4f}"
 
 
 Found = tuple[Replacement, LayerOutcome]
@@ -119,14 +123,36 @@ class Turn:
     def _select(self, name: str, current: nn.Module) -> Found:
         choice, structure = self.choices[name], self.structure_of(current)
         group, layers = structure.group_of(name), readers_of(structure, [name])
-        streams = accumulate_stream(current, self.target, layers, **self._options)
-        nodes, source = group.joint(streams), None
+        nodes, heldout = self._nodes(name, current, group, layers)
+        source = None
         if self.source is not None and needs_source(choice.by):
             source = group.joint(accumulate_stream(current, self.source, layers, **self._of_source))
-        solution = select_by(choice.by, nodes, source, choice.strength)
+        now = nodes.inputs if isinstance(nodes, CrossMoments) else nodes
+        solution = select_by(choice.by, now, source, choice.strength)
         kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
-        apart = group.joint(streams.heldout) if streams.heldout else nodes
-        return kept, LayerOutcome(choice, None, lost_nodes(kept, apart))
+        if isinstance(nodes, CrossMoments) and solution.factor is not None:  # pruning alone restores nothing
+            kept = restored_towards(kept, nodes, choice.restore_ridge)
+        apart = nodes if heldout is None else heldout
+        errors = lost_towards(kept, apart) if isinstance(apart, CrossMoments) else (0.0, lost_nodes(kept, apart))
+        return kept, LayerOutcome(choice, *errors)
+
+    def _nodes(
+        self, name: str, current: nn.Module, group: ChannelGroup, layers: Sequence[LayerSpec]
+    ) -> tuple[Moments | CrossMoments, Moments | CrossMoments | None]:
+        """Return the moments of a layer's channels as their readers read them, and of the rows kept apart.
+
+        Beside what they read in the original, but where that is the same still.
+        """
+        if current is self.original:
+            found = accumulate_stream(current, self.target, layers, **self._options)
+            return group.joint(found), group.joint(found.heldout) if found.heldout else None
+        structure = self.structure_of(self.original)
+        then = {spec.stream: spec for spec in readers_of(structure, [name])}
+        readers = _in_both(current, group, structure.group_of(name))
+        targets = {mine.stream: then[original.stream] for mine, original in readers}
+        pairs = accumulate_pairs(self.original, current, self.target, layers, targets, **self._options)
+        heldout = joint_cross(readers, group.channels, pairs.heldout) if pairs.heldout else None
+        return joint_cross(readers, group.channels, pairs), heldout
 
     def structure_of(self, current: nn.Module) -> Structure:
         """Return how the channels of a network hang together."""
@@ -148,6 +174,15 @@ class Turn:
         """Nothing is measured on the source, so none of it is kept apart."""
         every = dataclasses.replace(self.folding, holdout=HoldoutRule(0.0))
         return {**self._options, "folding": every}
+
+
+def _in_both(
+    current: nn.Module, group: ChannelGroup, original: ChannelGroup
+) -> tuple[tuple[ChannelReader, ChannelReader], ...]:
+    """Return each reader of a group beside the same one in the original, where it may be no pair yet."""
+    mine = sorted(group.readers, key=lambda reader: (reader.span.layer, reader.first))
+    its = sorted(original.readers, key=lambda reader: (first_layer(current, reader.span.layer), reader.first))
+    return tuple(zip(mine, its, strict=True))
 
 
 def _squared_errors(

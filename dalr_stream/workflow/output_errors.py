@@ -13,7 +13,7 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture import capture_rows
 from dalr_stream.network.layers import weights_of, whole_outputs
-from dalr_stream.network.outputs import with_outputs
+from dalr_stream.network.outputs import with_rows
 from dalr_stream.network.plan import last_layer
 from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.holdout import HoldoutRule
@@ -59,11 +59,10 @@ def output_errors(
                 f"layer '{spec.name}': gives {spec.outputs} outputs in one network and {now[spec.name].outputs} in the "
                 "other: its nodes were pruned, so measure the layers that read them"
             )
+    given = {spec.name: spec for spec in specs}
     biases = {spec.name: weights_of(original, spec.name)[1] for spec in specs}
     sink = _Gaps({spec.stream: name for name, spec in now.items()}, outputs, biases, holdout)
-    capture_rows(
-        compressed, with_outputs(original, batches, specs, every, outputs), list(now.values()), sink, rows=every
-    )
+    capture_rows(compressed, with_rows(original, batches, given, every, outputs), list(now.values()), sink, rows=every)
     return sink.relative()
 
 

@@ -2,7 +2,8 @@
 
     for the layers in the order in which a forward pass calls them:
         low rank     X from the network as compressed so far, Z from the original: cross moments
-        selection    the nodes as their readers read them in the network as compressed so far
+        selection    the nodes as their readers read them in the network as compressed so far, restored towards what
+                     they read in the original: cross moments
         put it in place
 
 Compressed all at once (`compress`), every layer is solved for inputs that it no longer gets. Here each makes up, as far
@@ -11,7 +12,7 @@ pass; neighbours that read the very same tensor (Q, K and V) share one.
 
 A layer's own weight at its turn is that of the network as compressed so far: where an earlier selection narrowed its
 inputs to J, that is W A_J, and what `anchored` shrinks towards. Its target is the original's output all the same. A
-selection has no target: its order and A_J follow from the nodes alone, so the original network is not run for it.
+selection's order follows from the nodes of the network as compressed so far, its A_J from those of both (`restoring`).
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def compress_sequentially(
     a network in train mode, batches that allow one pass, no source, or shards; in a pass, what `accumulate_cross`
     raises, FingerprintMismatchError where batches changed, and RankError where a selection left a later layer fewer
     inputs than its rank.
-    Cost: a pass each, through both networks for low rank. Memory: three networks, and the lanes of a pass's layers,
-    d + m wide each.
+    Cost: a pass each, through both networks. Memory: three networks, and the lanes of a pass's layers, d + m wide each;
+    of a selection twice as wide as what reads its nodes.
     """
     *_, last = sequential_passes(model, batches, choices, source=source, rows=rows, folding=folding, progress=progress)
     return last

@@ -145,6 +145,54 @@ def test_a_convolution_behind_a_selection_makes_up_for_it_as_far_as_its_rank_all
     )
 
 
+class Tied(nn.Module):
+    """What `stem` gives is tied to what `second` gives, and read by `first` and `head`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 7, 3, padding=1), nn.Conv2d(7, 6, 1)
+        self.head, self.relu = nn.Conv2d(6, 3, 2, 2), nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        return self.head(self.relu(x + self.second(self.relu(self.first(x)))))
+
+
+def test_a_selection_restores_what_all_its_readers_read_in_the_original():
+    """One of the readers is a pair by then."""
+    model, x = made(Tied), images()
+    first = {"first": ds.LayerChoice(DALR, 2)}
+    before = in_turn(model, x, first, rows=EVERY_PATCH, folding=ALL).network
+    choices = {**first, "second": ds.LayerChoice("spectral", 4, restore_ridge=1e-6)}
+    found = in_turn(model, x, choices, rows=EVERY_PATCH, folding=ALL)
+    read = {"original": [], "now": []}
+    with torch.no_grad():
+        for key, network, layers in (("original", model, ("first", "head")), ("now", before, ("first.0", "head"))):
+            for layer in layers:
+                keep = read[key].append
+                handle = network.get_submodule(layer).register_forward_pre_hook(lambda _, a, keep=keep: keep(a[0]))
+                network(x)
+                handle.remove()
+    phi, psi = (torch.cat([t.transpose(0, 1).flatten(1) for t in read[key]], dim=1).double() for key in read)
+    outcome = found.layers["second"]
+    assert outcome.inherited == pytest.approx(float((phi - psi).norm() / phi.norm()), rel=1e-5)
+    kept = [i for i in range(6) if (found.network.second.bias == model.second.bias[i]).any()]
+    assert len(kept) == 4
+    least = phi - torch.linalg.lstsq(psi[kept].T, phi.T).solution.T @ psi[kept]
+    assert outcome.error == pytest.approx(float(least.norm() / phi.norm()), rel=1e-4)
+    assert found.network(x).shape == model(x).shape
+
+
+def test_nodes_of_both_networks_are_taken_at_the_same_positions():
+    """At full rank and size nothing is lost; nodes of other positions would look like a loss."""
+    model, x = made(Tied), images()
+    choices = {"first": ds.LayerChoice(DALR, 7), "second": ds.LayerChoice("spectral", 6)}
+    found = in_turn(model, x, choices, rows=ds.RowRule(most_patches=3, seed=1))
+    assert max(found.layers["second"].inherited, found.layers["second"].error) < 1e-5
+    with torch.inference_mode():
+        torch.testing.assert_close(found.network(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_the_groups_of_a_convolution_share_a_pass_and_are_solved_each_on_its_own():
     model, x = made(grouped), images()
     choices = {name: ds.LayerChoice(DALR, rank) for name, rank in (("0", 2), ("2", 1), ("4", 2))}
