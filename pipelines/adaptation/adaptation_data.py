@@ -2,8 +2,9 @@
 
 A run file names the pair once, in [options]: `source` and `target` are each one of `DATA_SETS`. Training and statistics
 see the source's training rows with labels and the target's training rows without; the target's test rows judge, and are
-seen by nothing else. Pictures are grey, (n, 1, side, side) in 0..1, and both of a pair have one size: 8 for `glyphs`
-and `digits`, 32 for `svhn` and `mnist` (padded by two pixels all round).
+seen by nothing else. Settings are chosen on `validation`, the training rows of `digits` split once more. Pictures are
+grey, (n, 1, side, side) in 0..1, and both of a pair have one size: 8 for `glyphs`, `digits` and `validation`, 32 for
+`svhn` and `mnist` (padded by two pixels all round).
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ GLYPH_SAMPLES = {"train": 8000, "test": 2000}
 FULL_BLOCK = 16
 STATISTICS = 14_000
 """Most rows for statistics, as in MoMaSP 4.2."""
-SIDES = {"glyphs": 8, "digits": 8, "svhn": 32, "mnist": 32}
+DIGITS_SPLIT = 100
+"""Seed of the one split of the handwritten digits, the same in all repetitions, as MNIST's is."""
+FOLDS = 10
+VALIDATION_FOLDS = (2, 5, 8)
+"""Of the 1,000 training digits, dealt into tenths: 700 to train on, 300 to validate."""
+SIDES = {"glyphs": 8, "digits": 8, "validation": 8, "svhn": 32, "mnist": 32}
 
 
 def side_of(source: str, target: str) -> int:
@@ -95,9 +101,18 @@ def _glyphs(split: str, seed: int) -> Pictures:
     return Pictures(counts.astype(np.float32) / FULL_BLOCK, labels)
 
 
+def _validation(split: str) -> Pictures:
+    """Split the training digits once more; the test digits are not among them."""
+    digits = handwritten("train", DIGITS_SPLIT)
+    held = np.isin(np.arange(len(digits.labels)) % FOLDS, VALIDATION_FOLDS)
+    picked = held if split == "test" else ~held
+    return Pictures(digits.pixels[picked], digits.labels[picked])
+
+
 DATA_SETS: Mapping[str, Callable[[str, int], Pictures]] = {
     "glyphs": _glyphs,
-    "digits": handwritten,
+    "digits": lambda split, _seed: handwritten(split, DIGITS_SPLIT),
+    "validation": lambda split, _seed: _validation(split),
     "svhn": lambda split, _seed: svhn(split),
     "mnist": lambda split, _seed: mnist(split),
 }
