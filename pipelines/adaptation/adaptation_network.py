@@ -15,7 +15,7 @@ from torch import nn
 
 from adaptation_data import side_of
 
-CHANNELS = (32, 32, 64)
+CHANNELS = (16, 32, 32)
 WIDTH = 256
 CLASSES = 10
 HALVED = {8: (2,), 32: (1, 2, 3)}

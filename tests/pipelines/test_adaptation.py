@@ -101,7 +101,8 @@ class TestTraining:
 
         def discrepancy():
             with torch.no_grad():
-                return float(learner._discrepancy(network.generator(unlabelled)))
+                both = learner._probabilities(network.generator(unlabelled))
+                return float(adaptation.training._discrepancy(both))
 
         def moved(step):
             before = {name: value.detach().clone() for name, value in network.named_parameters()}
@@ -248,6 +249,7 @@ def test_the_run_file_runs_to_its_report(adaptation, tmp_path, monkeypatch, pair
         "network.options={ channels = [4, 4, 4], width = 24 }",
         "network.train_options={ warm_up = 4, steps = 5, generator_steps = 1 }",
         'solve.methods=["spectral", "momasp_node", "momasp_subset"]',
+        "compress.energy=0.6",
         "evaluate.ranks=[4]",
     ]
     project = Project(load_config(ADAPTATION / "run.toml", settings), ADAPTATION)
