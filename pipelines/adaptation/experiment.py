@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from labelled_batches import Batches  # noqa: E402
 RUNS = HERE.parents[1] / "runs" / "adaptation"
 RATES = (0.96, 0.965, 0.97, 0.975, 0.98, 0.985)
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+FIRST = "generator.conv1"
 PUBLISHED_RATES = {  # momasp.md, Table 2
     "target": (94.6, 94.0, 92.4, 90.2, 84.4, 68.7),
     "subset, strength 1": (95.0, 94.1, 93.7, 91.1, 83.3, 72.7),
@@ -137,12 +138,9 @@ def table(seeds: Sequence[Figures]) -> str:
     for layer, domains in seeds[0]["specificity"].items():
         for domain, groups in domains.items():
             cells = [spread([one["specificity"][layer][domain][group] for one in seeds], 2) for group in groups]
-            lines.append(f"| {layer}, {domain} | " + " | ".join(cells) + " |")
-            if layer == "generator.conv1":
-                published = PUBLISHED_SPECIFICITY[domain].values()
-                lines.append(
-                    f"| *first layer, {domain}, published* | " + " | ".join(f"*{value}*" for value in published) + " |"
-                )
+            lines.append(_row(f"{layer}, {domain}", cells))
+            if layer == FIRST:
+                lines.append(_published(f"first layer, {domain}", PUBLISHED_SPECIFICITY[domain].values()))
     return "\n".join(lines)
 
 
@@ -150,12 +148,20 @@ def _by_rate(
     title: str, rows: Mapping[str, Sequence[Sequence[float]]], published: Mapping[str, Sequence[float]]
 ) -> Iterator[str]:
     """Yield a table with a column for each rate; a row's values are by repetition, then by rate."""
-    yield f"| {title} | " + " | ".join(f"{100 * rate:.1f}" for rate in RATES) + " |"
+    yield _row(title, (f"{100 * rate:.1f}" for rate in RATES))
     yield "|---|" + "---:|" * len(RATES)
     for name, repetitions in rows.items():
-        yield f"| {name} | " + " | ".join(spread(values) for values in zip(*repetitions, strict=True)) + " |"
+        yield _row(name, (spread(values) for values in zip(*repetitions, strict=True)))
         if name in published:
-            yield f"| *{name}, published* | " + " | ".join(f"*{value}*" for value in published[name]) + " |"
+            yield _published(name, published[name])
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _published(name: str, values: Iterable[float]) -> str:
+    return _row(f"*{name}, published*", (f"*{value}*" for value in values))
 
 
 def spread(values: Sequence[float | None], digits: int = 1) -> str:
