@@ -16,7 +16,7 @@ from torch import nn
 from adaptation_data import side_of
 
 CHANNELS = (16, 32, 32)
-WIDTH = 256
+WIDTH = 1024
 CLASSES = 10
 HALVED = {8: (2,), 32: (1, 2, 3)}
 """After which convolutions pictures of a side are halved: 4 x 4 are left."""

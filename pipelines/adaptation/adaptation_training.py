@@ -35,7 +35,7 @@ BALANCE = 0.5
 TINY = 1e-6
 """Of a probability: a class that no row is given to has a logarithm too."""
 REPORT_EVERY = 100
-STEPS = 600
+STEPS = 500
 
 
 def train(  # noqa: PLR0913 - each is an option of the run file
@@ -46,9 +46,9 @@ def train(  # noqa: PLR0913 - each is an option of the run file
     source: str,
     target: str,
     steps: int = STEPS,
-    warm_up: int = 150,
+    warm_up: int = 100,
     generator_steps: int = 4,
-    batch_size: int = 128,
+    batch_size: int = 64,
     learning_rate: float = 1e-3,
 ) -> None:
     """Train `model` (of `adaptation_network.build`) in place; it is left in evaluation mode.
