@@ -70,6 +70,8 @@ def candidates(found: Statistics) -> Iterator[tuple[str, Selections]]:
     """Yield every selection that is compared, by name."""
     for setting in found.settings:
         yield setting, found.spectral(setting)
+    dense = {layer: one for layer, one in found.spectral("target").items() if ".fc" in layer}
+    yield "target, dense layers only", dense
     for form in ("node", "subset"):
         for strength in STRENGTHS:
             yield f"{form}, strength {strength:g}", found.momasp(form, strength)

@@ -224,7 +224,7 @@ def test_the_experiment_gives_every_row_and_reads_what_it_measured(adaptation, t
     written = (tmp_path / "figures.json").stat().st_mtime_ns
     assert adaptation.experiment.measure(0, tmp_path, PAIR, SHORT) == first
     assert (tmp_path / "figures.json").stat().st_mtime_ns == written
-    names = ["target", "target/source", "target+source"]
+    names = ["target", "target/source", "target+source", "target, dense layers only"]
     names += [f"{form}, {how}" for form in ("node", "subset") for how in ("strength 1", "alone")]
     assert list(first["accuracies"]) == names
     assert all(0 <= value <= 100 for values in first["accuracies"].values() for value in values)
