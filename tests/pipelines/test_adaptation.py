@@ -118,6 +118,13 @@ class TestTraining:
         assert moved(lambda: [learner.align(unlabelled) for _ in range(5)]) == {"generator"}
         assert discrepancy() < apart
 
+    def test_the_balance_is_best_where_every_class_occurs_and_finite_where_one_does_not(self, adaptation):
+        every, undecided, one = torch.eye(10), torch.full((10, 10), 0.1), torch.eye(10)[[3] * 10]
+        best, same, worst = (float(adaptation.training._imbalance([p, p])) for p in (every, undecided, one))
+        assert best == pytest.approx(2 * np.log(10), rel=1e-4)
+        assert same == pytest.approx(best)
+        assert best < worst < np.inf
+
     def test_training_follows_the_seed_and_leaves_the_random_state(self, adaptation):
         before = torch.get_rng_state()
 
