@@ -2,8 +2,9 @@
 
 A run file names the pair once, in [options]: `source` and `target` are each one of `DATA_SETS`. Training and statistics
 see the source's training rows with labels and the target's training rows without; the target's test rows judge, and are
-seen by nothing else. Pictures are grey, (n, 1, side, side) in 0..1, and both of a pair have one size: 8 for `glyphs`
-and `digits`, 32 for `svhn` and `mnist` (padded by two pixels all round).
+seen by nothing else. Settings are chosen on `validation`, the training rows of `digits` split once more. Pictures are
+grey, (n, 1, side, side) in 0..1, and both of a pair have one size: 8 for `glyphs`, `digits` and `validation`, 32 for
+`svhn` and `mnist` (padded by two pixels all round).
 """
 
 from __future__ import annotations
@@ -20,12 +21,19 @@ from labelled_batches import Batches
 
 BATCH = 500
 DIGIT_FACES = 8
-GLYPH_SAMPLES = {"train": 8000, "test": 2000}
+GLYPH_SAMPLES = {"train": 16_000, "test": 2000}
 """Printed digits that are drawn for a seed."""
+GLYPH_STYLE = GlyphStyle(rotation_degrees=25.0, shear=0.4, stretch=0.4, bend_pixels=2.5)
+"""Further from print than the default, as handwriting is."""
 FULL_BLOCK = 16
 STATISTICS = 14_000
 """Most rows for statistics, as in MoMaSP 4.2."""
-SIDES = {"glyphs": 8, "digits": 8, "svhn": 32, "mnist": 32}
+DIGITS_SPLIT = 100
+"""Seed of the one split of the handwritten digits, the same in all repetitions, as MNIST's is."""
+FOLDS = 10
+VALIDATION_FOLDS = (2, 5, 8)
+"""Of the 1,000 training digits, dealt into tenths: 700 to train on, 300 to validate."""
+SIDES = {"glyphs": 8, "digits": 8, "validation": 8, "svhn": 32, "mnist": 32}
 
 
 def side_of(source: str, target: str) -> int:
@@ -91,13 +99,22 @@ def _glyphs(split: str, seed: int) -> Pictures:
     """Draw printed digits in eight faces, each split from a random stream of its own."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(list(GLYPH_SAMPLES).index(split),)))
     labels = rng.permutation(np.arange(GLYPH_SAMPLES[split], dtype=np.int64) % 10)
-    counts = render_glyphs(digit_atlas(DIGIT_FACES), labels, GlyphStyle(), rng)
+    counts = render_glyphs(digit_atlas(DIGIT_FACES), labels, GLYPH_STYLE, rng)
     return Pictures(counts.astype(np.float32) / FULL_BLOCK, labels)
+
+
+def _validation(split: str) -> Pictures:
+    """Split the training digits once more; the test digits are not among them."""
+    digits = handwritten("train", DIGITS_SPLIT)
+    held = np.isin(np.arange(len(digits.labels)) % FOLDS, VALIDATION_FOLDS)
+    picked = held if split == "test" else ~held
+    return Pictures(digits.pixels[picked], digits.labels[picked])
 
 
 DATA_SETS: Mapping[str, Callable[[str, int], Pictures]] = {
     "glyphs": _glyphs,
-    "digits": handwritten,
+    "digits": lambda split, _seed: handwritten(split, DIGITS_SPLIT),
+    "validation": lambda split, _seed: _validation(split),
     "svhn": lambda split, _seed: svhn(split),
     "mnist": lambda split, _seed: mnist(split),
 }

@@ -1,26 +1,25 @@
 """From a trained network and rows of two domains to what MoMaSP's section 4 compares.
 
 Statistics are additive, so the three data settings are sums of three records: two halves of the target and the source.
-A network is compressed to a rate with one retention alpha for all layers, as the paper does: the largest at which the
-rate is reached.
+The channels of the three convolutions are selected as the nodes of the dense layers are, all from the statistics of the
+uncompressed network. A rate is the share of the whole network's parameters that goes; it is reached with one retention
+alpha for all layers: the largest that leaves so few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
-import torch
 from torch import nn
 
 import dalr_stream as ds
-from adaptation_network import READER, AdaptationNetwork
 from labelled_batches import Batches
 
-PRODUCER = {reader: producer for producer, reader in READER.items()}
-LAYERS = ("fc[12]",)
-"""Patterns of the layers that are compressed."""
+LAYERS = ("generator.conv[123]", "generator.fc1", "classifier.fc2")
+"""Patterns of the layers that are compressed: all but the last, whose nodes are the classes."""
 RESTORE_RIDGE = 1e-3
 """As in run files."""
 ALONE = 1e9
@@ -28,7 +27,7 @@ ALONE = 1e9
 
 Selections = Mapping[str, ds.ChannelSelection]
 NodeMoments = Mapping[str, ds.Moments]
-"""By layer, of its nodes as their reader sees them."""
+"""By layer, of its nodes or channels as their reader sees them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +39,10 @@ class Statistics:
     source: NodeMoments
 
     @classmethod
-    def of(cls, network: nn.Module, target: Batches, source: Batches, layers: Sequence[str] = LAYERS) -> Statistics:
+    def of(cls, network: nn.Module, target: Batches, source: Batches) -> Statistics:
         """Fold the rows; the target's are dealt alternately."""
         halves = [Batches(target.inputs[i::2], target.labels[i::2], target.batch_size) for i in range(2)]
-        return cls(*(node_moments(network, rows, layers) for rows in (*halves, source)))
+        return cls(*(node_moments(network, rows) for rows in (*halves, source)))
 
     @property
     def settings(self) -> dict[str, NodeMoments]:
@@ -66,21 +65,12 @@ class Statistics:
         }
 
 
-def node_moments(network: nn.Module, rows: Batches, layers: Sequence[str] = LAYERS) -> NodeMoments:
-    """Moments of the nodes of the layers that the patterns match, after the nonlinearity."""
-    watched = ds.with_readers(ds.select_layers(network, layers), ds.Structure.of(network, rows.inputs[:2]))
-    found = ds.accumulate_stream(network, rows, watched, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
+def node_moments(network: nn.Module, rows: Batches) -> NodeMoments:
+    """Moments of the layers' nodes after the nonlinearity; a convolution's rows are all positions."""
+    watched = ds.with_readers(ds.select_layers(network, LAYERS), ds.Structure.of(network, rows.inputs))
+    every = ds.Folding(holdout=ds.HoldoutRule(0.0))
+    found = ds.accumulate_stream(network, rows, watched, rows=ds.RowRule(most_patches=None), folding=every)
     return {layer.name: layer.group.joint(found) for layer in watched if layer.group is not None}
-
-
-def channel_moments(network: AdaptationNetwork, rows: Batches) -> ds.Moments:
-    """Moments of the first layer's channels, positions being the rows, after the nonlinearity."""
-    found = ds.Moments.empty(network.conv1.out_channels)
-    with torch.inference_mode():
-        for inputs, _ in rows:
-            maps = torch.relu(network.conv1(inputs))
-            found = found + ds.Moments.of(maps.movedim(1, -1).flatten(0, -2).numpy(), samples=len(inputs))
-    return found
 
 
 def sizes_at_rate(network: nn.Module, selections: Selections, rate: float) -> dict[str, int]:
@@ -106,21 +96,23 @@ def sizes_at_rate(network: nn.Module, selections: Selections, rate: float) -> di
 
 
 def parameters(network: nn.Module, sizes: Mapping[str, int]) -> int:
-    """Count weights and biases with so many nodes of the named layers left."""
-    total = 0
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
-    for name, layer in layers.items():
-        inputs, producer = layer.weight[0].numel(), PRODUCER.get(name)
-        if producer in sizes:
-            inputs = inputs // len(layers[producer].weight) * sizes[producer]
-        total += sizes.get(name, len(layer.weight)) * (inputs + 1)
+    """Count the parameters with so many nodes of the named layers left, in a network whose layers form a chain."""
+    total, left = 0, Fraction(1)  # of the inputs of the next layer
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nodes = len(layer.weight)
+            kept = sizes.get(name, nodes)
+            total += int(kept * layer.weight[0].numel() * left) + kept * (layer.bias is not None)
+            left = Fraction(kept, nodes)
+        else:  # batch norm
+            total += int(sum(one.numel() for one in layer.parameters(recurse=False)) * left)
     return total
 
 
-def compressed(network: AdaptationNetwork, selections: Selections, sizes: Mapping[str, int]) -> nn.Module:
-    """Return the network with the layers' first nodes of each order."""
+def compressed(model: ds.Structure, selections: Selections, sizes: Mapping[str, int]) -> nn.Module:
+    """Return the network of `model` with the layers' first nodes of each order."""
     chosen = {name: one.at_size(sizes[name], ridge=RESTORE_RIDGE) for name, one in selections.items()}
-    return ds.compress(network, chosen, example=torch.zeros(2, 1, network.side, network.side))
+    return ds.compress(model.model, chosen, example=model)
 
 
 def specificity(target: ds.Moments, source: ds.Moments, most: int) -> dict[str, dict[str, float | None]]:

@@ -2,9 +2,9 @@
 
     python pipelines/adaptation/experiment.py [SEED ...] [--pair svhn mnist]
 
-Five repetitions by default. A seed decides the weights, the training, the glyphs and the split of the digits. Its
-network and figures are kept in `runs/adaptation/<pair>/seed<N>` and not made again; all figures go to
-`runs/adaptation/<pair>/adaptation.json`.
+Five repetitions by default. A seed decides the weights, the training and the glyphs. Its network and figures are kept
+in `runs/adaptation/<pair>/seed<N>` and not made again; all go to `runs/adaptation/<pair>/adaptation.json`.
+Settings were chosen by `experiment.py 100 --pair glyphs validation`, which sees none of the test digits.
 """
 
 from __future__ import annotations
@@ -13,36 +13,34 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
 
+import dalr_stream as ds  # noqa: E402
 from adaptation_data import source_statistics, target_statistics, target_test  # noqa: E402
 from adaptation_network import AdaptationNetwork, build  # noqa: E402
 from adaptation_selection import (  # noqa: E402
     ALONE,
     Selections,
     Statistics,
-    channel_moments,
     compressed,
-    node_moments,
     parameters,
     sizes_at_rate,
     specificity,
 )
-from adaptation_training import train  # noqa: E402
+from adaptation_training import STEPS, train  # noqa: E402
 from dalr_stream.network.checkpoint import load_weights, save_weights  # noqa: E402
-from dalr_stream.network.prefix import Cut, PrefixCache  # noqa: E402
 from dalr_stream.workflow.evaluate import accuracy  # noqa: E402
+from labelled_batches import Batches  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "adaptation"
 RATES = (0.96, 0.965, 0.97, 0.975, 0.98, 0.985)
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
-MOST_KEPT = {"conv1": 1.0, "fc1": 1 / 12, "fc2": 1 / 12}
-"""Node specificity is looked at up to this share of a layer's nodes: the rates above leave about as many, or fewer."""
+FIRST = "generator.conv1"
 PUBLISHED_RATES = {  # momasp.md, Table 2
     "target": (94.6, 94.0, 92.4, 90.2, 84.4, 68.7),
     "subset, strength 1": (95.0, 94.1, 93.7, 91.1, 83.3, 72.7),
@@ -72,6 +70,8 @@ def candidates(found: Statistics) -> Iterator[tuple[str, Selections]]:
     """Yield every selection that is compared, by name."""
     for setting in found.settings:
         yield setting, found.spectral(setting)
+    dense = {layer: one for layer, one in found.spectral("target").items() if ".fc" in layer}
+    yield "target, dense layers only", dense
     for form in ("node", "subset"):
         for strength in STRENGTHS:
             yield f"{form}, strength {strength:g}", found.momasp(form, strength)
@@ -83,39 +83,35 @@ def measure(seed: int, folder: Path, pair: Mapping[str, str], options: Mapping[s
     file = folder / "figures.json"
     if not file.exists():
         network = trained(seed, folder, pair, options)
-        test = target_test(seed=seed, **pair)
         unadapted = build(**pair)
-        train(unadapted, seed=seed, report=print, **pair, **{**options, "steps": 0})
-        target, source = target_statistics(seed=seed, **pair), source_statistics(seed=seed, **pair)
-        prefix = PrefixCache(Cut(network, "fc1"))
-        accuracies = {
-            name: [_percent(prefix.attach(small), test) for small in _at_rates(network, selections)]
-            for name, selections in candidates(Statistics.of(network, target, source))
-        }
-        moments = {
-            "conv1": (channel_moments(network, target), channel_moments(network, source)),
-            **{
-                layer: (node_moments(network, target, [layer])[layer], node_moments(network, source, [layer])[layer])
-                for layer in ("fc1", "fc2")
-            },
-        }
+        train(unadapted, seed=seed, report=print, **pair, **{**options, "warm_up": options.get("steps", STEPS)})
+        test = target_test(seed=seed, **pair)
         figures = {
             "parameters": parameters(network, {}),
             "baseline": {"unadapted": _percent(unadapted, test), "adapted": _percent(network, test)},
-            "accuracies": accuracies,
-            "specificity": {
-                layer: specificity(*of_both, round(MOST_KEPT[layer] * of_both[0].features))
-                for layer, of_both in moments.items()
-            },
+            **_compressed_figures(
+                network, target_statistics(seed=seed, **pair), source_statistics(seed=seed, **pair), test
+            ),
         }
         file.write_text(json.dumps(figures, indent=1) + "\n")
     found: Figures = json.loads(file.read_text())
     return found
 
 
-def _at_rates(network: AdaptationNetwork, selections: Selections) -> Iterator[Any]:
-    for rate in RATES:
-        yield compressed(network, selections, sizes_at_rate(network, selections, rate)).eval()
+def _compressed_figures(network: AdaptationNetwork, target: Batches, source: Batches, test: Batches) -> Figures:
+    found, model = Statistics.of(network, target, source), ds.Structure.of(network, target.inputs)
+    accuracies, kept = {}, {}
+    for name, selections in candidates(found):
+        kept[name] = [sizes_at_rate(network, selections, rate) for rate in RATES]
+        accuracies[name] = [_percent(compressed(model, selections, sizes).eval(), test) for sizes in kept[name]]
+    return {
+        "accuracies": accuracies,
+        "kept": {layer: [sizes[layer] for sizes in kept["target"]] for layer in found.source},
+        "specificity": {
+            layer: specificity(on_target, found.source[layer], kept["target"][0][layer])
+            for layer, on_target in found.settings["target"].items()
+        },
+    }
 
 
 def _percent(network: Any, rows: Any) -> float:
@@ -138,14 +134,15 @@ def table(seeds: Sequence[Figures]) -> str:
         if name != "target"
     }
     lines += ["", *_by_rate("points over `target`, same repetition", gains, {})]
-    for layer in seeds[0]["specificity"]:
-        lines += ["", f"| {layer}: mean activation rate | source nodes | target nodes | none |", "|---|---:|---:|---:|"]
-        for domain, groups in seeds[0]["specificity"][layer].items():
+    kept = {layer: [one["kept"][layer] for one in seeds] for layer in seeds[0]["kept"]}
+    lines += ["", *_by_rate("nodes that `target` keeps at compression rate", kept, {})]
+    lines += ["", "| mean activation rate | source nodes | target nodes | none |", "|---|---:|---:|---:|"]
+    for layer, domains in seeds[0]["specificity"].items():
+        for domain, groups in domains.items():
             cells = [spread([one["specificity"][layer][domain][group] for one in seeds], 2) for group in groups]
-            lines.append(f"| {domain} | " + " | ".join(cells) + " |")
-            if layer == "conv1":
-                published = PUBLISHED_SPECIFICITY[domain].values()
-                lines.append(f"| *{domain}, published* | " + " | ".join(f"*{value}*" for value in published) + " |")
+            lines.append(_row(f"{layer}, {domain}", cells))
+            if layer == FIRST:
+                lines.append(_published(f"first layer, {domain}", PUBLISHED_SPECIFICITY[domain].values()))
     return "\n".join(lines)
 
 
@@ -153,12 +150,20 @@ def _by_rate(
     title: str, rows: Mapping[str, Sequence[Sequence[float]]], published: Mapping[str, Sequence[float]]
 ) -> Iterator[str]:
     """Yield a table with a column for each rate; a row's values are by repetition, then by rate."""
-    yield f"| {title} | " + " | ".join(f"{100 * rate:.1f}" for rate in RATES) + " |"
+    yield _row(title, (f"{100 * rate:.1f}" for rate in RATES))
     yield "|---|" + "---:|" * len(RATES)
     for name, repetitions in rows.items():
-        yield f"| {name} | " + " | ".join(spread(values) for values in zip(*repetitions, strict=True)) + " |"
+        yield _row(name, (spread(values) for values in zip(*repetitions, strict=True)))
         if name in published:
-            yield f"| *{name}, published* | " + " | ".join(f"*{value}*" for value in published[name]) + " |"
+            yield _published(name, published[name])
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _published(name: str, values: Iterable[float]) -> str:
+    return _row(f"*{name}, published*", (f"*{value}*" for value in values))
 
 
 def spread(values: Sequence[float | None], digits: int = 1) -> str:

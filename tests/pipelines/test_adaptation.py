@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import gzip
 import importlib
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 import dalr_stream as ds
@@ -19,7 +23,8 @@ from dalr_stream.workflow.run import Run
 ADAPTATION = Path(__file__).parents[2] / "pipelines" / "adaptation"
 PAIR = {"source": "glyphs", "target": "digits"}
 TINY = {"channels": (4, 4, 4), "width": 24}
-SHORT = {"warm_up": 12, "steps": 2, "generator_steps": 2, "batch_size": 32}
+SHORT = {"warm_up": 12, "steps": 14, "generator_steps": 2, "batch_size": 32}
+LAYERS = ("generator.conv1", "generator.conv2", "generator.conv3", "generator.fc1", "classifier.fc2")
 
 
 @pytest.fixture
@@ -56,19 +61,19 @@ class TestData:
         drawn = adaptation.data.source_train(seed=0, samples=50, **PAIR)
         assert not np.array_equal(drawn.inputs[:, 0].numpy(), adaptation.data.DATA_SETS["glyphs"]("test", 0).pixels)
 
-    def test_svhn_to_mnist_is_another_pair_of_names(self, adaptation, monkeypatch):
-        def pictures(side):
-            return lambda _: adaptation.files.Pictures(
-                np.full((4, side, side), 0.5, np.float32), np.arange(4, dtype=np.int64)
-            )
+    def test_the_digits_are_split_once_and_settings_are_chosen_on_training_digits_alone(self, adaptation):
+        def pictures(batches):
+            return sorted(batches.inputs.flatten(1).tolist())
 
-        monkeypatch.setattr(adaptation.data, "svhn", pictures(32))
-        monkeypatch.setattr(adaptation.data, "mnist", pictures(28))
-        pair = {"source": "svhn", "target": "mnist"}
-        for rows in (adaptation.data.source_train(seed=0, **pair), adaptation.data.target_test(seed=0, **pair)):
-            assert rows.inputs.shape == (4, 1, 32, 32)
-        network = adaptation.network.build(**pair, **TINY)
-        assert network(adaptation.data.target_test(seed=0, **pair).inputs).shape == (4, 10)
+        one, other = (adaptation.data.target_test(seed=seed, **PAIR) for seed in (0, 1))
+        assert torch.equal(one.inputs, other.inputs)
+        chosen_on = {**PAIR, "target": "validation"}
+        learnt, judged = (
+            adaptation.data.target_train(seed=0, **chosen_on),
+            adaptation.data.target_test(seed=0, **chosen_on),
+        )
+        assert (len(learnt.labels), len(judged.labels)) == (700, 300)
+        assert sorted(pictures(learnt) + pictures(judged)) == pictures(adaptation.data.target_train(seed=0, **PAIR))
 
     @pytest.mark.parametrize(
         ("source", "target", "words"),
@@ -86,32 +91,39 @@ class TestData:
 class TestTraining:
     def test_each_step_moves_what_it_may_and_lowers_what_it_should(self, adaptation):
         network = adaptation.network.build(**PAIR, **TINY)
+        rival = copy.deepcopy(network.classifier)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            rival = adaptation.training._rival(network)
-        learner = adaptation.training._Discrepancy(network, rival, 1e-3)
+            adaptation.network.reset(rival)
+        learner = adaptation.training._Discrepancy(network.generator, (network.classifier, rival), 1e-3)
         rows = adaptation.data.source_train(seed=0, samples=64, **PAIR)
         unlabelled = adaptation.data.target_train(seed=0, samples=64, **PAIR).inputs
-        heads = {"fc2", "fc3"}
 
         def discrepancy():
             with torch.no_grad():
-                return float(learner._discrepancy(network.generate(unlabelled)))
+                both = learner._probabilities(network.generator(unlabelled))
+                return float(adaptation.training._discrepancy(both))
 
         def moved(step):
-            before = {name: value.clone() for name, value in network.state_dict().items()}
+            before = {name: value.detach().clone() for name, value in network.named_parameters()}
             step()
-            after = network.state_dict()
+            after = dict(network.named_parameters())
             return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
-        everything = {"conv1", "conv2", "conv3", "fc1", "fc2", "fc3"}
-        assert moved(lambda: learner.classify(rows.inputs, rows.labels)) == everything
+        assert moved(lambda: learner.classify(rows.inputs, rows.labels)) == {"generator", "classifier"}
         start = discrepancy()
-        assert moved(lambda: learner.part(rows.inputs, rows.labels, unlabelled)) == heads
+        assert moved(lambda: learner.part(rows.inputs, rows.labels, unlabelled)) == {"classifier"}
         apart = discrepancy()
         assert apart > start
-        assert moved(lambda: [learner.align(unlabelled) for _ in range(5)]) == everything - heads
+        assert moved(lambda: [learner.align(unlabelled) for _ in range(5)]) == {"generator"}
         assert discrepancy() < apart
+
+    def test_the_balance_is_best_where_every_class_occurs_and_finite_where_one_does_not(self, adaptation):
+        every, undecided, one = torch.eye(10), torch.full((10, 10), 0.1), torch.eye(10)[[3] * 10]
+        best, same, worst = (float(adaptation.training._imbalance([p, p])) for p in (every, undecided, one))
+        assert best == pytest.approx(2 * np.log(10), rel=1e-4)
+        assert same == pytest.approx(best)
+        assert best < worst < np.inf
 
     def test_training_follows_the_seed_and_leaves_the_random_state(self, adaptation):
         before = torch.get_rng_state()
@@ -119,7 +131,7 @@ class TestTraining:
         def trained(seed):
             network = adaptation.network.build(**PAIR, **TINY)
             adaptation.training.train(network, seed=seed, report=lambda _: None, **PAIR, **SHORT)
-            return network.fc1.weight
+            return network.generator.fc1.weight
 
         assert torch.equal(trained(0), trained(0))
         assert not torch.equal(trained(0), trained(1))
@@ -135,35 +147,37 @@ class TestSelection:
         network, target, source = tiny
         found = adaptation.selection.Statistics.of(network, target, source).settings
         whole = adaptation.selection.node_moments(network, target)
-        assert {name: one["fc1"].count for name, one in found.items()} == {
-            "target": 1000,
-            "target/source": 1000,
-            "target+source": 1500,
-        }
-        for layer in ("fc1", "fc2"):
+        assert tuple(found["target"]) == LAYERS
+        for layer in LAYERS:
             np.testing.assert_allclose(found["target"][layer].second_moment, whole[layer].second_moment, atol=1e-10)
 
-    def test_nodes_are_seen_after_the_nonlinearity(self, adaptation, tiny):
+    def test_nodes_are_seen_after_the_nonlinearity_at_every_position(self, adaptation, tiny):
         network, target, _ = tiny
+        found = adaptation.selection.node_moments(network, target)
         with torch.inference_mode():
-            features = network.generate(target.inputs).numpy()
-            maps = torch.relu(network.conv1(target.inputs)).numpy()
-        found = adaptation.selection.node_moments(network, target)["fc1"]
-        np.testing.assert_allclose(found.mean, features.mean(axis=0), rtol=1e-5, atol=1e-6)
-        channels = adaptation.selection.channel_moments(network, target)
+            features = network.generator(target.inputs).numpy()
+            maps = network.generator[:3](target.inputs).numpy()
+        np.testing.assert_allclose(found["generator.fc1"].mean, features.mean(axis=0), rtol=1e-5, atol=1e-6)
+        channels = found["generator.conv1"]
         np.testing.assert_allclose(channels.mean, maps.mean(axis=(0, 2, 3)), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(channels.active_rate, (maps > 0).mean(axis=(0, 2, 3)), rtol=1e-5)
         assert channels.count == 1000 * 64
 
     def test_parameters_are_those_of_the_compressed_network(self, adaptation, tiny):
         network, target, source = tiny
         chosen = adaptation.selection.Statistics.of(network, target, source).momasp("node", 1.0)
-        sizes = {"fc1": 5, "fc2": 3}
-        small = adaptation.selection.compressed(network, chosen, sizes)
+        sizes = dict(zip(LAYERS, (2, 3, 1, 5, 3), strict=True))
+        small = adaptation.selection.compressed(ds.Structure.of(network, target.inputs), chosen, sizes)
         assert adaptation.selection.parameters(network, sizes) == parameter_count(small)
         assert adaptation.selection.parameters(network, {}) == parameter_count(network)
-        # Channels, which flatten into blocks of 16 inputs: 1 channel of conv3 feeds 16 inputs of fc1.
-        fewer = adaptation.selection.parameters(network, {"conv3": 3})
-        assert parameter_count(network) - fewer == 4 * 9 + 1 + 16 * 24
+
+    def test_every_node_kept_is_the_same_network(self, adaptation, tiny):
+        network, target, source = tiny
+        chosen = adaptation.selection.Statistics.of(network, target, source).spectral("target")
+        sizes = {name: one.order.size for name, one in chosen.items()}
+        same = adaptation.selection.compressed(ds.Structure.of(network, target.inputs), chosen, sizes)
+        with torch.inference_mode():
+            torch.testing.assert_close(same(target.inputs), network(target.inputs), rtol=1e-4, atol=1e-4)
 
     def test_sizes_are_the_largest_common_retention_that_fits(self, adaptation, tiny):
         network, target, source = tiny
@@ -181,14 +195,14 @@ class TestSelection:
     def test_a_rate_out_of_reach_is_refused(self, adaptation, tiny):
         network, target, source = tiny
         chosen = adaptation.selection.Statistics.of(network, target, source).spectral("target")
-        with pytest.raises(ValueError, match=r"a rate of 99\.9% cannot be reached by fc1, fc2"):
+        with pytest.raises(ValueError, match=r"a rate of 99\.9% cannot be reached by .*conv1, .*fc2: add"):
             adaptation.selection.sizes_at_rate(network, chosen, 0.999)
 
     def test_the_regulariser_alone_takes_the_nodes_that_moved_least(self, adaptation, tiny):
         network, target, source = tiny
         found = adaptation.selection.Statistics.of(network, target, source)
-        alone = found.momasp("node", adaptation.selection.ALONE)["fc1"]
-        shift = ds.diff(found.settings["target"]["fc1"], found.source["fc1"])
+        alone = found.momasp("node", adaptation.selection.ALONE)["generator.fc1"]
+        shift = ds.diff(found.settings["target"]["generator.fc1"], found.source["generator.fc1"])
         penalty = np.abs(shift.source_mean - shift.target_mean) + shift.covariance_shift
         live = np.flatnonzero(shift.live)
         assert alone.order[:3].tolist() == live[np.argsort(penalty[live], kind="stable")][:3].tolist()
@@ -217,29 +231,52 @@ def test_the_experiment_gives_every_row_and_reads_what_it_measured(adaptation, t
     written = (tmp_path / "figures.json").stat().st_mtime_ns
     assert adaptation.experiment.measure(0, tmp_path, PAIR, SHORT) == first
     assert (tmp_path / "figures.json").stat().st_mtime_ns == written
-    names = ["target", "target/source", "target+source"]
+    names = ["target", "target/source", "target+source", "target, dense layers only"]
     names += [f"{form}, {how}" for form in ("node", "subset") for how in ("strength 1", "alone")]
     assert list(first["accuracies"]) == names
     assert all(0 <= value <= 100 for values in first["accuracies"].values() for value in values)
     printed = adaptation.experiment.table([first, first])
     assert "| *node, strength 1, published* | *95.2*" in printed
-    assert "| conv1: mean activation rate | source nodes | target nodes | none |" in printed
+    assert "| mean activation rate | source nodes | target nodes | none |" in printed
+    for row in (*LAYERS, "generator.conv1, on source", "*first layer, on target, published*"):
+        assert f"| {row} |" in printed
 
 
-@pytest.mark.usefixtures("adaptation")
-def test_the_run_file_runs_to_its_report(tmp_path):
+@pytest.mark.parametrize("pair", [PAIR, {"source": "svhn", "target": "mnist"}], ids=lambda pair: pair["source"])
+def test_the_run_file_runs_to_its_report(adaptation, tmp_path, monkeypatch, pair):
+    monkeypatch.setattr(adaptation.files, "COUNTS", {name: {"train": 40, "test": 20} for name in ("svhn", "mnist")})
+    write_official_files(tmp_path)
+    readers = {name: getattr(adaptation.files, name) for name in ("svhn", "mnist")}
+    from_files = {name: lambda split, _, name=name: readers[name](split, tmp_path) for name in readers}
+    monkeypatch.setattr(adaptation.data, "DATA_SETS", {**adaptation.data.DATA_SETS, **from_files})
     settings = [
-        f'run.output="{tmp_path}"',
+        f'options.source="{pair["source"]}"',
+        f'options.target="{pair["target"]}"',
+        f'run.output="{tmp_path / "run"}"',
         "network.options={ channels = [4, 4, 4], width = 24 }",
-        "network.train_options={ warm_up = 4, steps = 1, generator_steps = 1 }",
+        "network.train_options={ warm_up = 4, steps = 5, generator_steps = 1 }",
         'solve.methods=["spectral", "momasp_node", "momasp_subset"]',
-        "compress.fc1.size=6",
-        "compress.fc2.size=5",
+        "compress.energy=0.6",
         "evaluate.ranks=[4]",
     ]
     project = Project(load_config(ADAPTATION / "run.toml", settings), ADAPTATION)
-    assert project.config.domains["test"].options == PAIR
+    assert project.config.domains["test"].options == pair
     report = Run(project).all()
     assert report.exists()
     small = ds.load(project.compressed, project.build)
-    assert (small.fc1.out_features, small.fc2.in_features, small.fc2.out_features) == (6, 6, 5)
+    assert small.generator.conv1.out_channels == small.generator.conv2.in_channels < 4
+    assert small.generator.fc1.out_features == small.classifier.fc2.in_features < 24
+
+
+def write_official_files(folder):
+    """Write 40 and 20 pictures of noise as SVHN (MATLAB, colour) and as MNIST (gzipped idx)."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 20)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        colours = rng.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
+        scipy.io.savemat(folder / f"{split}_32x32.mat", {"X": colours, "y": np.where(labels == 0, 10, labels)[:, None]})
+        prefix = "train" if split == "train" else "t10k"
+        parts = {"images-idx3": rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), "labels-idx1": labels}
+        for kind, values in parts.items():
+            header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+            (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
