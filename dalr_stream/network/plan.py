@@ -79,7 +79,8 @@ class KeepNodes:
         """Narrow the shapes; which channels stay, and what readers do with them, is in the weights."""
         any_of_them = np.arange(self.kept)
         nothing_restored, no_offset = np.eye(self.channels, self.kept), np.zeros(self.channels)
-        self.narrow(model, any_of_them, nothing_restored, no_offset)
+        with np.errstate(invalid="ignore", over="ignore"):  # weights not loaded yet are whatever lay in memory
+            self.narrow(model, any_of_them, nothing_restored, no_offset)
 
     def narrow(
         self, model: nn.Module, kept: NDArray[np.int64], restore: NDArray[np.float64], offset: NDArray[np.float64]

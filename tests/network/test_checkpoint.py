@@ -44,6 +44,20 @@ def test_a_network_comes_back_bit_for_bit(tmp_path, dtype):
     assert back.compression_plan == small.compression_plan
 
 
+def test_what_lies_in_memory_before_the_weights_are_loaded_warns_of_nothing(tmp_path, monkeypatch):
+    small = compressed()
+    save(small, tmp_path / "small")
+    blank = nn.Module.to_empty
+    monkeypatch.setattr(nn.Module, "to_empty", lambda *a, **k: infinite(blank(*a, **k)))
+    assert same(load(tmp_path / "small", Net), small)
+
+
+def infinite(module):
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, float("inf"))
+    return module
+
+
 def test_a_network_compressed_in_two_steps_comes_back(tmp_path):
     net = build()
     small = compress(compress(net, {"fc6": factors(net, "fc6", 4)}), {"fc7": factors(net, "fc7", 3)})
