@@ -24,6 +24,7 @@ from dalr_stream.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
+from dalr_stream.numerics.sides import require_name
 from dalr_stream.numerics.subsample import EVERY_ROW
 from dalr_stream.numerics.tiling import RowBatch, Tile, rows_per_sample, shared_rows
 from dalr_stream.storage.durable import explained, make_folder, remove_folder, sweep, sync
@@ -140,6 +141,7 @@ def open_writer(root: Path, domain: str, network: NetworkRecord, choice: str = E
 
 def forget_domain(root: Path, domain: str) -> None:
     """Remove one domain's activations and what the manifest knows of them; moments and solutions stay."""
+    require_name(domain, "domain")
     if not (root / MANIFEST).exists():
         return
     with locked(root):
@@ -160,6 +162,7 @@ def forget_store(root: Path) -> None:
 
 def forget_moments(root: Path, domain: str) -> None:
     """Remove one domain's moments, and its folds that were not finished."""
+    require_name(domain, "domain")
     if not (root / MANIFEST).exists():
         return
     with locked(root):
