@@ -41,16 +41,34 @@ def test_bits_depend_neither_on_the_executor_nor_on_blas_threads_outside(width):
     assert all(np.array_equal(found[0], other) for other in found[1:])
 
 
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
 def test_one_blas_thread_is_one_inside_and_what_it_was_outside():
     """Whether more would give other bits depends on the build, the width and the machine."""
-
-    def threads():
-        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
     with threadpool_limits(limits=2, user_api="blas"):
         with one_blas_thread():
-            assert threads() == {1}
-        assert threads() == {2}
+            with one_blas_thread():
+                assert blas_threads() == {1}
+            assert blas_threads() == {1}
+        assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize("first_to_leave", [0, 1])
+def test_blocks_that_overlap_in_several_threads_hold_it_until_the_last_has_left(first_to_leave):
+    def entered():
+        block = one_blas_thread()
+        block.__enter__()
+        return block
+
+    with threadpool_limits(limits=2, user_api="blas"), ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        blocks = [(thread, thread.submit(entered).result()) for thread in (one, other)]
+        for count in (first_to_leave, 1 - first_to_leave):
+            assert blas_threads() == {1}
+            thread, block = blocks[count]
+            thread.submit(block.__exit__, None, None, None).result()
+        assert blas_threads() == {2}
 
 
 def test_no_rows_change_nothing():

@@ -71,9 +71,7 @@ def test_a_loader_that_shuffles_is_refused(net, layers, limited, tmp_path):
     torch.manual_seed(4)
     loader = DataLoader(TensorDataset(torch.cat(data(1))), batch_size=10, shuffle=True)
     for fold in folds(net, layers, limited, tmp_path):
-        with pytest.raises(
-            FingerprintMismatchError, match=r"other batches than the first \(from batch 0 on\)"
-        ):
+        with pytest.raises(FingerprintMismatchError, match=r"other batches than the first \(from batch 0 on\)"):
             fold(loader)
 
 
