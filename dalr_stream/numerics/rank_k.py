@@ -11,6 +11,7 @@ and are added to C in float64.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -59,6 +60,11 @@ _ROUTINES = {
     np.dtype(np.float64): _routines("d", ctypes.c_double),
     np.dtype(np.float32): _routines("s", ctypes.c_float),
 }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use; those of the machine where the system tells no more, as macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _OneThread:

@@ -1,12 +1,13 @@
 """The hot kernel against the product it stands for, and against itself under other schedules."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from dalr_stream.numerics.rank_k import add_rank_k, mirror_lower, one_blas_thread
+from dalr_stream.numerics.rank_k import add_rank_k, mirror_lower, one_blas_thread, usable_cores
 
 WIDTHS = [1, 3, 100, 129, 1024, 1025, 1537]
 
@@ -69,6 +70,14 @@ def test_blocks_that_overlap_in_several_threads_hold_it_until_the_last_has_left(
             thread, block = blocks[count]
             thread.submit(block.__exit__, None, None, None).result()
         assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(None, 1), (3, 3)])
+def test_cores_are_those_of_the_machine_where_the_system_tells_no_more(monkeypatch, cores, expected):
+    """As macOS does."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert usable_cores() == expected
 
 
 def test_no_rows_change_nothing():
