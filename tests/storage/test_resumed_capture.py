@@ -129,6 +129,20 @@ def test_where_samples_differ_an_abandoned_writer_resumes_to_the_same_files_too(
     assert np.concatenate([[], *samples]).tolist() == np.repeat(np.arange(len(counts)), counts).tolist()
 
 
+def test_commits_grow_rarer_and_a_kill_costs_a_hundredth(tmp_path, monkeypatch):
+    """Every batch fills a tile: as many commits as batches would be work that grows as the square of their number."""
+    batches = list(batches_of(rows_for(1200, layers=["classifier.0"]), [4]))
+    net, whole, root = network(layers=["classifier.0"]), tmp_path / "whole", tmp_path / "root"
+    commits, write = [], Manifest.write
+    monkeypatch.setattr(Manifest, "write", lambda manifest, folder: [commits.append(folder), write(manifest, folder)])
+    capture(whole, batches, net=net)
+    assert 200 < len(commits) < 260 < len(batches) == 300
+    with pytest.raises(Killed):
+        capture(root, batches, net=net, stop_after=299)
+    assert 299 - 3 <= capture(root, batches, net=net) < 299
+    assert files_of(root) == files_of(whole)
+
+
 def test_what_a_killed_zarr_left_among_the_samples_is_removed(tmp_path):
     batches = list(varying([3, 5] * 20, [4]))
     whole, root = tmp_path / "whole", tmp_path / "root"
