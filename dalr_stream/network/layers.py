@@ -32,7 +32,7 @@ from dalr_stream.network.kinds import (
 )
 from dalr_stream.numerics.channels import ChannelGroup
 from dalr_stream.numerics.choices import parse_choice
-from dalr_stream.numerics.sides import Side, module_name, stream_name
+from dalr_stream.numerics.sides import Side, module_name, require_name, stream_name
 
 Pattern = str | type[nn.Module]
 
@@ -232,6 +232,7 @@ def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Mod
 
 def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:
     require_supported(name, module)
+    require_name(name, "layer")
     if "@" in module_name(name):
         raise UnsupportedLayerError(
             f"layer '{name}': a name with '@' would pass for a side of a layer: rename the module"

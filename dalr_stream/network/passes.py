@@ -71,6 +71,15 @@ class _Hook:
         self._reads.append(_Read(self._layer, tensor, version))
 
 
+def require_repeatable(batches: Iterable[Any], name: str) -> None:
+    """Raise InvalidInputError for what can be gone through once only, a generator say."""
+    if isinstance(batches, Iterator):  # not by calling iter(), which starts a loader's processes
+        raise InvalidInputError(
+            f"{name}: several passes go through them, a {type(batches).__name__} allows one: give a list, a "
+            "DataLoader, or an object whose __iter__ begins anew"
+        )
+
+
 class SameEveryPass:
     """A loader, each pass over which is compared with the first, batch by batch.
 
@@ -79,11 +88,7 @@ class SameEveryPass:
 
     def __init__(self, batches: Iterable[Any], name: str = "batches") -> None:
         """Raise InvalidInputError for what can be gone through once only, a generator say."""
-        if isinstance(batches, Iterator):  # not by calling iter(), which starts a loader's processes
-            raise InvalidInputError(
-                f"{name}: several passes go through them, a {type(batches).__name__} allows one: give a list, a "
-                "DataLoader, or an object whose __iter__ begins anew"
-            )
+        require_repeatable(batches, name)
         self._batches = batches
         self._name = name
         self._digests: list[str] = []

@@ -257,6 +257,7 @@ class CholeskyFactor:
         vector = np.cos(np.arange(1.0, len(self.lower) + 1))
         smallest = 0.0
         for _ in range(_INVERSE_STEPS):
+            vector = vector / np.abs(vector).max()  # of any units: squares of 1e160 and of 1e-200 are no numbers
             vector = vector / np.linalg.norm(vector)
             solved = blas.dtrsv(self.lower, blas.dtrsv(self.lower, vector, lower=1), lower=1, trans=1)
             smallest = 1.0 / float(np.vdot(vector, solved))

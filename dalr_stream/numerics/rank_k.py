@@ -11,6 +11,8 @@ and are added to C in float64.
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cython_blas
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from dalr_stream.numerics.precision import ScaledRows
 
@@ -60,11 +62,63 @@ _ROUTINES = {
 }
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use; those of the machine where the system tells no more, as macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _OneThread:
+    """Who holds BLAS at one thread: the first to enter saves how many there were, the last to leave restores it.
+
+    One number for the process, as BLAS has. Each that saved and restored for itself would, where two overlap, let the
+    other one run on several threads, and leave BLAS at one for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: list[tuple[Any, int]] = []
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                found = ThreadpoolController().select(user_api="blas").lib_controllers
+                self._before = [(library, library.num_threads) for library in found]
+            self._inside += 1
+            for library, _ in self._before:  # every time: where BLAS runs on OpenMP, a thread has a number of its own
+                _set_threads(library, 1)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            for library, number in self._before if self._inside == 0 else ():
+                _set_threads(library, number)
+
+
+def _set_threads(library: Any, number: int) -> None:
+    """Set it whichever thread did before: threadpoolctl 3.8 leaves it to the first one, and ignores the others."""
+    owned = hasattr(library, "clear_controlling_thread")
+    if owned:
+        library.clear_controlling_thread(force=True)
+    library.set_num_threads(number)
+    if owned:
+        library.clear_controlling_thread(force=True)
+
+
+_ONE_THREAD = _OneThread()
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Hold the BLAS libraries of this process at one thread: 1 and 2 threads give other bits at odd widths."""
-    with threadpool_limits(limits=1, user_api="blas"):
+    """Hold the BLAS libraries of this process at one thread: 1 and 2 threads give other bits at odd widths.
+
+    Blocks may overlap in several threads, and lie in one another.
+    """
+    _ONE_THREAD.enter()
+    try:
         yield
+    finally:
+        _ONE_THREAD.leave()
 
 
 def add_rank_k(scatter: NDArray[np.float64], rows: NDArray[np.float64], executor: Executor | None = None) -> None:

@@ -13,7 +13,6 @@ more (their residual is rounding), in ascending order, live ones first. Ties go 
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ from dalr_stream.numerics.curves import tail_sums
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.psd import Route
-from dalr_stream.numerics.rank_k import one_blas_thread
+from dalr_stream.numerics.rank_k import one_blas_thread, usable_cores
 from dalr_stream.numerics.residual import EXPLAINED, GAIN_TOLERANCE, SchurResidual
 from dalr_stream.numerics.solution import ChannelSelection, Diagnostics
 
@@ -180,7 +179,7 @@ def _greedy(
     live = np.ones(d, np.bool_) if regulariser is None else regulariser.live
     # A step is too short to be shared: threads wait longer for one another than they work. What is not too short the
     # residual shares itself, in parts that do not depend on how many threads there are.
-    with one_blas_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
+    with one_blas_thread(), ThreadPoolExecutor(usable_cores()) as executor:
         residual = SchurResidual(moments.covariance if affine else moments.second_moment, size, executor)
         taken, gains = _take_all(residual, live, regulariser, size)
     exhausted = not residual.open.any()

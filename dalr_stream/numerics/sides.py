@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from dalr_stream.errors import InvalidInputError
+
 GROUP = "@group"
+_NO_FOLDERS = "", ".", ".."
+_IN_NO_FOLDER = "/\\\0"
 
 
 class Side(StrEnum):
@@ -41,3 +45,12 @@ def group_name(layer: str, number: int) -> str:
 def module_name(name: str) -> str:
     """Return the name of the module that a layer, or a group of one, is."""
     return name.partition(GROUP)[0]
+
+
+def require_name(name: str, what: str) -> None:
+    """Raise InvalidInputError where `name` would not be one folder of a store, but a way to others."""
+    if name in _NO_FOLDERS or any(sign in name for sign in _IN_NO_FOLDER):
+        raise InvalidInputError(
+            f"{what} {name!r}: is the name of a folder in a store, so it must not be empty, '.' or '..', nor contain "
+            "'/', '\\' or NUL: rename it"
+        )

@@ -302,7 +302,7 @@ class ChannelSelection:
         """(d, k): A_J, also for the kept nodes, from the factor: Sigma_FJ = L L_J', Sigma_JJ = L_J L_J'."""
         k = taken.size
         restore = np.zeros((self.nodes, k))
-        if self.factor is None:
+        if self.factor is None or not self.factor.shape[1]:
             return restore
         r = min(k, self.factor.shape[1])
         columns = self.factor[:, :r]

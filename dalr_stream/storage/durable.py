@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ def write_file(path: Path, data: bytes) -> None:
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Give a temporary file to write; on leaving without an error it becomes `path`, replacing what was there."""
-    temporary = path.with_name(f"{INCOMING}{path.name}-{os.getpid()}")
+    temporary = _beside(path, INCOMING)
     with explained(path):
         try:
             yield temporary
@@ -88,10 +89,9 @@ def new_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; on leaving without an error it becomes `path`, replacing what was there."""
-    temporary = path.with_name(f"{INCOMING}{path.name}-{os.getpid()}")
+    temporary = _beside(path, INCOMING)
     with explained(path):
         make_folder(path.parent)
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             yield temporary
@@ -104,14 +104,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
-    outgoing = path.with_name(f"{OUTGOING}{path.name}-{os.getpid()}")
-    replaces = path.exists()
-    if replaces:
-        path.rename(outgoing)
+    outgoing = _beside(path, OUTGOING)
     try:
+        if path.exists():
+            path.rename(outgoing)
         temporary.rename(path)
-    except OSError:
-        if replaces:
+    except BaseException:  # Ctrl-C as well: outside a store no sweep puts it back
+        if outgoing.exists() and not path.exists():
             outgoing.rename(path)
         raise
     sync(path.parent)  # before the old record goes: else a power cut could bring back its name without its files
@@ -122,11 +121,16 @@ def remove_folder(path: Path) -> None:
     """Remove a folder that may be absent: at every instant it is there whole, or gone."""
     if not path.exists():
         return
-    outgoing = path.with_name(f"{INCOMING}{path.name}-{os.getpid()}")  # not OUTGOING: a sweep must not put it back
+    outgoing = _beside(path, INCOMING)  # not OUTGOING: a sweep must not put it back
     with explained(path):
         path.rename(outgoing)
         sync(path.parent)
         shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def _beside(path: Path, mark: str) -> Path:
+    """Return a name that no other writer has, nor one that was killed: process numbers come again."""
+    return path.with_name(f"{mark}{path.name}-{secrets.token_hex(4)}")
 
 
 def sweep(folder: Path) -> None:

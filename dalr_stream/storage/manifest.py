@@ -10,19 +10,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.channels import ChannelReader
-from dalr_stream.numerics.sides import Side
+from dalr_stream.numerics.sides import Side, require_name
 from dalr_stream.numerics.subsample import EVERY_ROW
 from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.schema import SCHEMA_VERSION
 
 FILE = "manifest.json"
+_PLAIN = {"int": int, "str": str, "bool": bool}
+_Record = TypeVar("_Record", "NetworkRecord", "LayerRecord", "RowsRecord", "BatchRecord", "DomainRecord")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,10 @@ class NetworkRecord:
 
     fingerprint: str
     layers: Mapping[str, LayerRecord]
+
+    def __post_init__(self) -> None:
+        _require_names("layer", self.layers)
+        _require_names("stream", (reader.stream for layer in self.layers.values() for reader in layer.readers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,10 @@ class DomainRecord:
 
     shared: Mapping[str, str] = field(default_factory=dict)
     """Layers that read the very tensor that one of `layers` reads, and that one: its rows and moments are theirs."""
+
+    def __post_init__(self) -> None:
+        _require_names("layer", self.layers, self.shared, self.shared.values())
+        _require_names("shard", self.shards)
 
     @classmethod
     def merged(cls, shards: Mapping[str, DomainRecord]) -> DomainRecord:
@@ -159,6 +170,9 @@ class Manifest:
     domains: Mapping[str, DomainRecord] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        _require_names("domain", self.domains)
+
     def with_domain(self, name: str, domain: DomainRecord) -> Manifest:
         """Return the manifest with one domain replaced."""
         return dataclasses.replace(self, domains={**self.domains, name: domain})
@@ -179,22 +193,31 @@ class Manifest:
             ) from None
         except OSError as error:
             raise StoreError(f"'{path}' cannot be read ({error}): check the disk and your rights") from error
+        body = _unsealed(path, data)
         try:
-            body = json.loads(data)["manifest"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise StoreDamagedError(f"'{path}' is damaged: it cannot be read as a manifest ({error})") from None
-        if data != _sealed(body):
-            raise StoreDamagedError(f"'{path}' is damaged: its digest does not match its contents")
-        if body["schema"] != SCHEMA_VERSION:
-            raise FingerprintMismatchError(
-                f"'{root}' has schema version {body['schema']}, this version reads {SCHEMA_VERSION}: "
-                "capture again, or use the version that wrote it"
-            )
-        return _manifest(body)
+            if body["schema"] != SCHEMA_VERSION:
+                raise FingerprintMismatchError(
+                    f"'{root}' has schema version {body['schema']}, this version reads {SCHEMA_VERSION}: "
+                    "capture again, or use the version that wrote it"
+                )
+            return _manifest(body)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise StoreDamagedError(f"'{path}' is damaged: it does not describe a store ({error})") from error
 
 
 def _sealed(body: Any) -> bytes:
     return json.dumps({"digest": digest_of(body), "manifest": body}).encode()
+
+
+def _unsealed(path: Path, data: bytes) -> Any:
+    """Return the body of what `_sealed` gave; raises StoreDamagedError."""
+    try:
+        body = json.loads(data)["manifest"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreDamagedError(f"'{path}' is damaged: it cannot be read as a manifest ({error})") from None
+    if data != _sealed(body):
+        raise StoreDamagedError(f"'{path}' is damaged: its digest does not match its contents")
+    return body
 
 
 def digest_of(plain: Any) -> str:
@@ -203,21 +226,36 @@ def digest_of(plain: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _require_names(what: str, *names: Iterable[str]) -> None:
+    """Raise InvalidInputError for a name that would lead out of its folder: a manifest may come from anywhere."""
+    for name in chain(*names):
+        require_name(name, what)
+
+
 def _manifest(body: dict[str, Any]) -> Manifest:
     network = body["network"]
     layers = {
-        name: LayerRecord(**{**layer, "readers": tuple(ChannelReader.of_plain(one) for one in layer["readers"])})
+        name: _record(LayerRecord, layer, readers=tuple(ChannelReader.of_plain(one) for one in layer["readers"]))
         for name, layer in network["layers"].items()
     }
     domains = {name: _domain(domain) for name, domain in body["domains"].items()}
-    return Manifest(NetworkRecord(network["fingerprint"], layers), domains, body["schema"])
+    return Manifest(_record(NetworkRecord, network, layers=layers), domains, body["schema"])
 
 
 def _domain(body: dict[str, Any]) -> DomainRecord:
     layers = {
-        name: RowsRecord(**{**rows, "tile_digests": tuple(rows["tile_digests"])})
+        name: _record(RowsRecord, rows, tile_digests=tuple(rows["tile_digests"]))
         for name, rows in body["layers"].items()
     }
-    batches = tuple(BatchRecord(**batch) for batch in body["batches"])
+    batches = tuple(_record(BatchRecord, batch) for batch in body["batches"])
     shards = {name: _domain(shard) for name, shard in body["shards"].items()}
-    return DomainRecord(body["complete"], batches, layers, shards, body["choice"], body["shared"])
+    return _record(DomainRecord, body, layers=layers, batches=batches, shards=shards)
+
+
+def _record(kind: type[_Record], body: Mapping[str, Any], **parsed: Any) -> _Record:
+    """Return a record of plain values and what was `parsed` of them; raises TypeError for values of other kinds."""
+    values = {**body, **parsed}
+    for part in dataclasses.fields(kind):
+        if part.type in _PLAIN and type(values.get(part.name)) is not _PLAIN[part.type]:
+            raise TypeError(f"{part.name} must be {part.type}, got {values.get(part.name)!r}")
+    return kind(**values)

@@ -156,7 +156,8 @@ class RowsWriter:
         """Remove what a killed writer left behind the last committed tile."""
         for path in self._paths:
             for chunk in (path / "c").iterdir():
-                if int(chunk.name) >= len(self.record.tile_digests):
+                committed = chunk.name.isdecimal() and int(chunk.name) < len(self.record.tile_digests)
+                if not committed:  # zarr's own temporary files too: those of samples lie here, and not in a folder each
                     shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
             set_rows(path, self.record.rows)
 

@@ -8,7 +8,6 @@ even one matrix does not fit, strips are folded one after the other, each in a p
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
@@ -33,7 +32,7 @@ from dalr_stream.numerics.folding import (
 )
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.numerics.precision import Precision
-from dalr_stream.numerics.rank_k import one_blas_thread
+from dalr_stream.numerics.rank_k import one_blas_thread, usable_cores
 from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.cluster import Cluster
@@ -44,7 +43,7 @@ from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, sav
 class Threads:
     """Run on this machine's threads; `workers` defaults to the cores this process may use."""
 
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=usable_cores)
 
 
 Workers = Threads | Cluster

@@ -19,12 +19,13 @@ from torch import nn
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.capture import samples_in
 from dalr_stream.network.layers import LayerSpec
+from dalr_stream.network.passes import require_repeatable
 from dalr_stream.network.rows import RowRule
 from dalr_stream.numerics.folding import SplitMoments
 from dalr_stream.numerics.tiling import same_as_before
 from dalr_stream.storage.activations import open_writer
 from dalr_stream.storage.archive import moments_path, origin_of
-from dalr_stream.storage.manifest import DomainRecord
+from dalr_stream.storage.manifest import BatchRecord, DomainRecord
 from dalr_stream.storage.schema import TRAINING
 from dalr_stream.storage.unfinished import Unfinished
 from dalr_stream.streaming.accumulate import Folding
@@ -54,18 +55,21 @@ def accumulate_stream(
     `rows` says which of their rows; every one by default.
 
     Nothing is written, so nothing can be resumed: for runs of hours see `accumulate_into`. Memory: every layer's lanes
-    at once, see `streaming.plan`; under a memory limit the layers are done in groups, a pass each.
+    at once, see `streaming.plan`; under a memory limit the layers are done in groups, a pass each over equal batches.
 
-    Raises as `capture` does, and MemoryLimitError with the alternatives where one layer alone does not fit.
+    Raises as `capture` does, MemoryLimitError with the alternatives where one layer alone does not fit, and where
+    several passes are needed InvalidInputError for what allows one only, FingerprintMismatchError where two differ.
     """
     folding, progress = folding or Folding(), progress or Silent()
     found: dict[str, SplitMoments] = {}
+    first_pass: Sequence[BatchRecord] = ()
     for group in _groups(model, batches, layers, rows or RowRule(), folding):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = FoldSink(folding, executor)
+            sink = FoldSink(folding, executor, first_pass=first_pass)
             _pass(model, batches, group, sink, rows, progress)
             found |= dict(sink.freeze())
             found |= {name: found[home] for name, home in sink.record().shared.items()}
+            first_pass = sink.batches
     return LayerMoments.of({layer.stream: found[layer.stream] for layer in layers})
 
 
@@ -103,7 +107,7 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
             stopped = f"'{root}': the fold of '{domain}' that was stopped"
             _require_same_choice(stopped, passes[-1].origin(INDEX), rows.words)
             with ThreadPoolExecutor(folding.threads.workers) as executor:
-                sink = FoldSink(folding, executor, unfinished=passes[-1])
+                sink = FoldSink(folding, executor, unfinished=passes[-1], first_pass=record.batches)
                 if not sink.ended:
                     if sink.batches:
                         progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
@@ -154,7 +158,10 @@ def _groups(
 ) -> list[list[LayerSpec]]:
     """Part the layers into passes that fit; layers that read the same tensor stay together, and count once."""
     groups = _fitting(layers, folding)
-    first = next(iter(batches), None) if len(groups) > 1 else None
+    if len(groups) == 1:
+        return groups
+    require_repeatable(batches, "batches")
+    first = next(iter(batches), None)
     if first is None or samples_in(first) == 0:
         return groups
     shared = same_as_before(taken_of(model, first, layers, rule))

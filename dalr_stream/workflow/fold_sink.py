@@ -33,13 +33,25 @@ INDEX = "index"
 
 
 class FoldSink:
-    """A RowSink that folds; `unfinished` is where it finds and leaves checkpoints."""
+    """A RowSink that folds; `unfinished` is where it finds and leaves checkpoints.
 
-    def __init__(self, folding: Folding, executor: ThreadPoolExecutor, *, unfinished: Unfinished | None = None) -> None:
+    `first_pass`: the batches that layers of other passes were folded from, where this is not the first. It must get
+    the same: held-out samples are known by their numbers, and one store must not mix two data sets.
+    """
+
+    def __init__(
+        self,
+        folding: Folding,
+        executor: ThreadPoolExecutor,
+        *,
+        unfinished: Unfinished | None = None,
+        first_pass: Sequence[BatchRecord] = (),
+    ) -> None:
         self._folding = folding
         self._executor = executor
         self._workspace = Workspace()
         self._unfinished = unfinished
+        self._first_pass = tuple(first_pass)
         self._pace = folding.pace()
         self.engine = Engine.of(folding)
         """What makes rows of a layer's inputs for this sink, and folds them."""
@@ -54,6 +66,7 @@ class FoldSink:
         self.ended = False
         """Whether an earlier run folded all there is and kept the moments."""
         self._resume()
+        self._require_first_pass(self.batches, whole=self.ended)
 
     @property
     def held(self) -> Sequence[int]:
@@ -62,6 +75,7 @@ class FoldSink:
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Compare a batch to the one folded before under its number; True where it need not be run again."""
+        self._require_first_pass([BatchRecord(samples, digest)], after=batch)
         if batch >= len(self.batches):
             return False
         known = self.batches[batch]
@@ -93,6 +107,7 @@ class FoldSink:
 
     def finish(self) -> None:
         """Fold the last, shorter tiles."""
+        self._require_first_pass((), after=self._passed, whole=True)
         if self._passed < len(self.batches):
             raise FingerprintMismatchError(
                 f"{len(self.batches)} batches were folded before the run was stopped, and now the loader ended after "
@@ -116,6 +131,19 @@ class FoldSink:
         """Leave word that this pass is done and its moments are kept."""
         if self._unfinished is not None:
             self._unfinished.save(INDEX, SavedFold(values={"ended": True, **self._progress()}))
+
+    def _require_first_pass(self, batches: Sequence[BatchRecord], *, after: int = 0, whole: bool = False) -> None:
+        """Compare batches from number `after` on with those of the first pass; `whole`: none may be left over."""
+        if not self._first_pass:
+            return
+        stop = len(self._first_pass) if whole else after + len(batches)
+        if self._first_pass[after:stop] != tuple(batches):
+            raise FingerprintMismatchError(
+                "the layers are folded in several passes, and one of them has other batches than the first (from batch "
+                f"{after} on): turn off shuffling and random augmentation, or raise the memory limit so that one pass "
+                "is enough; where the data changed since the run was stopped, restore them, or delete the store's "
+                "folder 'unfinished' to start over"
+            )
 
     def _fold(self, name: str, batch: RowBatch) -> _LayerFold:
         rows, known = batch.rows[name], self._rows.get(name)

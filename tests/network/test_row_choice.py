@@ -133,6 +133,13 @@ def test_no_layer_passes_for_a_side_of_another(net):
         select_layers(net, [nn.Linear])
 
 
+@pytest.mark.parametrize("name", ["user/item", "/etc", "a\\b"])
+def test_a_layer_that_would_be_more_than_one_folder_is_refused(net, name):
+    net.add_module(name, nn.Linear(2, 2))
+    with pytest.raises(InvalidInputError, match=r"nor contain '/', .* or NUL: rename it"):
+        select_layers(net, [nn.Linear])
+
+
 def test_outputs_are_as_the_module_returns_them_though_a_users_hook_changed_them(net):
     net.mix.register_forward_hook(lambda _, __, y: y * 2)
     x, _ = tokens(3, 2)

@@ -96,3 +96,11 @@ def test_the_input_is_left_alone():
     factor_ridge(s, 0.5).half_fit(np.ones((2, 5)))
     symmetric_eigen(s)
     assert (s == kept).all()
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-200, 1e200, 1e280])
+def test_the_margin_does_not_depend_on_units(scale):
+    x = np.random.default_rng(5).normal(size=(50, 6))
+    factor, scaled = factor_ridge(x.T @ x, 1e-3), factor_ridge(x.T @ x * scale, 1e-3 * scale)
+    assert scaled.route is Route.CHOLESKY
+    assert scaled.margin == pytest.approx(factor.margin, rel=1e-12)

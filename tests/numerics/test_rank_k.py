@@ -1,12 +1,13 @@
 """The hot kernel against the product it stands for, and against itself under other schedules."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from dalr_stream.numerics.rank_k import add_rank_k, mirror_lower, one_blas_thread
+from dalr_stream.numerics.rank_k import add_rank_k, mirror_lower, one_blas_thread, usable_cores
 
 WIDTHS = [1, 3, 100, 129, 1024, 1025, 1537]
 
@@ -41,16 +42,42 @@ def test_bits_depend_neither_on_the_executor_nor_on_blas_threads_outside(width):
     assert all(np.array_equal(found[0], other) for other in found[1:])
 
 
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
 def test_one_blas_thread_is_one_inside_and_what_it_was_outside():
     """Whether more would give other bits depends on the build, the width and the machine."""
-
-    def threads():
-        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
     with threadpool_limits(limits=2, user_api="blas"):
         with one_blas_thread():
-            assert threads() == {1}
-        assert threads() == {2}
+            with one_blas_thread():
+                assert blas_threads() == {1}
+            assert blas_threads() == {1}
+        assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize("first_to_leave", [0, 1])
+def test_blocks_that_overlap_in_several_threads_hold_it_until_the_last_has_left(first_to_leave):
+    def entered():
+        block = one_blas_thread()
+        block.__enter__()
+        return block
+
+    with threadpool_limits(limits=2, user_api="blas"), ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        blocks = [(thread, thread.submit(entered).result()) for thread in (one, other)]
+        for count in (first_to_leave, 1 - first_to_leave):
+            assert blas_threads() == {1}
+            thread, block = blocks[count]
+            thread.submit(block.__exit__, None, None, None).result()
+        assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(None, 1), (3, 3)])
+def test_cores_are_those_of_the_machine_where_the_system_tells_no_more(monkeypatch, cores, expected):
+    """As macOS does."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert usable_cores() == expected
 
 
 def test_no_rows_change_nothing():

@@ -388,3 +388,10 @@ def test_a_restore_ridge_keeps_other_rows_restored_where_as_many_nodes_are_kept_
 def test_an_impossible_restore_ridge_is_refused(ridge):
     with pytest.raises(InvalidInputError, match="ridge must be a finite number"):
         spectral(Moments.of(np.eye(3))).at_size(1, ridge=ridge)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3])
+def test_nothing_is_restored_from_nodes_that_are_all_dead_and_lapack_complains_of_nothing(capfd, ridge):
+    kept = spectral(Moments.of(np.zeros((9, 3)))).at_size(2, ridge=ridge)
+    assert kept.restore.tolist() == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    assert capfd.readouterr() == ("", "")

@@ -22,7 +22,7 @@ from dalr_stream.errors import (
     StoreError,
     StoreNotFoundError,
 )
-from dalr_stream.storage.activations import ActivationStore, forget_domain, open_writer
+from dalr_stream.storage.activations import ActivationStore, forget_domain, forget_moments, open_writer
 from dalr_stream.storage.archive import delete_activations
 from dalr_stream.storage.manifest import Manifest
 
@@ -145,6 +145,17 @@ def test_a_forgotten_domain_leaves_the_others(full):
     other = rows_for(30, seed=2)
     capture(full, batches_of(other, [4]))
     assert_holds(full, other)
+
+
+@pytest.mark.parametrize("forget", [forget_domain, forget_moments])
+@pytest.mark.parametrize("name", ["../victim", "..", ""])
+def test_what_is_no_domain_is_not_removed(full, forget, name):
+    victim = full / "victim"
+    victim.mkdir()
+    with pytest.raises(InvalidInputError, match=r"domain '.*': is the name of a folder in a store"):
+        forget(full, name)
+    assert victim.is_dir()
+    assert_holds(full, rows_for(100))
 
 
 def test_forgetting_where_there_is_no_store_makes_none(tmp_path):

@@ -2,12 +2,13 @@
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from stores import Killed
 
 from dalr_stream.errors import DiskSpaceError
-from dalr_stream.storage.durable import new_folder, sweep, write_file
+from dalr_stream.storage.durable import INCOMING, OUTGOING, new_folder, remove_folder, sweep, write_file
 
 
 def tree(folder):
@@ -53,6 +54,41 @@ def test_a_folder_that_could_not_be_filled_is_the_old_one(tmp_path, error):
     with suppress(error), new_folder(tmp_path / "record") as folder:
         (folder / "a").write_text("new")
         raise error
+    assert tree(tmp_path) == {"record/a": "old"}
+
+
+@pytest.mark.parametrize("mark", [INCOMING, OUTGOING])
+def test_litter_of_a_killed_process_of_the_same_number_is_in_nobodys_way(tmp_path, mark):
+    """Process numbers come again, in containers mostly, and outside a store nobody sweeps."""
+    path, litter = tmp_path / "record", tmp_path / f"{mark}record-{os.getpid()}"
+
+    def replace(text):
+        with new_folder(path) as folder:
+            (folder / "a").write_text(text)
+
+    for write in (lambda: replace("new"), lambda: remove_folder(path)):
+        replace("old")
+        litter.mkdir(exist_ok=True)
+        (litter / "a").write_text("half")
+        write()
+        assert tree(tmp_path).get("record/a") in {"new", None}
+
+
+def test_a_replacement_interrupted_between_its_renames_puts_the_old_folder_back(tmp_path, monkeypatch):
+    with new_folder(tmp_path / "record") as folder:
+        (folder / "a").write_text("old")
+    rename, calls = Path.rename, []
+
+    def interrupted(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with suppress(KeyboardInterrupt), new_folder(tmp_path / "record") as folder:
+        (folder / "a").write_text("new")
+        monkeypatch.setattr(Path, "rename", interrupted)
+    assert len(calls) == 3
     assert tree(tmp_path) == {"record/a": "old"}
 
 

@@ -1,5 +1,6 @@
 """The manifest is the truth: it comes back whole, or is known to be spoilt."""
 
+import dataclasses
 import json
 
 import pytest
@@ -20,7 +21,8 @@ from dalr_stream.storage.manifest import (
     digest_of,
 )
 
-names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+signs = st.characters(codec="utf-8", exclude_characters="/\\\0")
+names = st.text(signs, min_size=1, max_size=8).filter(lambda name: name not in {".", ".."})
 counts = st.integers(0, 2**40)
 readers = st.builds(ChannelReader, st.builds(ChannelSpan, names, counts, counts), names, counts, counts)
 reading = st.lists(readers, max_size=3).map(tuple)
@@ -77,6 +79,78 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path):
 def test_what_is_no_manifest_is_damage(tmp_path, data):
     (tmp_path / FILE).write_bytes(data)
     with pytest.raises(StoreDamagedError, match="cannot be read as a manifest"):
+        Manifest.read(tmp_path)
+
+
+def _sealed(folder, body):
+    (folder / FILE).write_text(json.dumps({"digest": digest_of(body), "manifest": body}))
+
+
+def _plain():
+    rows = dataclasses.asdict(EXAMPLE)["domains"]["target"]["layers"]["fc6"]
+    return rows, json.loads(json.dumps(dataclasses.asdict(EXAMPLE)))
+
+
+@pytest.mark.parametrize("name", ["../../victim", "..", ".", "", "a/b", "/etc", "a\\b", "a\0b"])
+@pytest.mark.parametrize("where", ["network", "reader", "domain", "layer", "shard", "reads", "shared"])
+def test_a_name_that_leads_out_of_the_store_is_refused(tmp_path, where, name):
+    rows, body = _plain()
+    target = body["domains"]["target"]
+    if where == "network":
+        body["network"]["layers"][name] = body["network"]["layers"]["fc6"]
+    elif where == "reader":
+        body["network"]["layers"]["fc6"]["readers"][0]["stream"] = name
+    elif where == "domain":
+        body["domains"][name] = target
+    elif where == "layer":
+        target["layers"][name] = rows
+    elif where == "shard":
+        target["shards"][name] = target | {"shards": {}}
+    elif where == "reads":
+        target["shared"][name] = "fc6"
+    else:
+        target["shared"]["fc7"] = name
+    _sealed(tmp_path, body)
+    with pytest.raises(StoreDamagedError, match=r"manifest.json' is damaged: .*must not be empty, '\.' or '\.\.'"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["network", "domains", "schema"])
+def test_a_sealed_manifest_that_lacks_a_part_is_damage(tmp_path, key):
+    _, body = _plain()
+    del body[key]
+    _sealed(tmp_path, body)
+    with pytest.raises(StoreDamagedError, match="does not describe a store"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("body", [[1], 1, "x", {"schema": 3, "network": {}}, {"schema": 3, "network": 1}])
+def test_a_sealed_body_of_another_kind_is_damage(tmp_path, body):
+    _sealed(tmp_path, body)
+    with pytest.raises(StoreDamagedError, match="does not describe a store"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("network", "layers"), [1]),
+        (("network", "layers", "fc6", "inputs"), "3"),
+        (("domains", "target", "complete"), 1),
+        (("domains", "target", "batches", 0, "samples"), None),
+        (("domains", "target", "layers", "fc6", "rows"), 4.0),
+        (("domains", "target", "layers", "fc6", "tile_digests"), 7),
+        (("domains", "target", "layers", "fc6"), {}),
+    ],
+)
+def test_a_sealed_value_of_another_kind_is_damage(tmp_path, path, value):
+    _, body = _plain()
+    inner = body
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    _sealed(tmp_path, body)
+    with pytest.raises(StoreDamagedError, match=r"manifest.json' is damaged: it does not describe a store"):
         Manifest.read(tmp_path)
 
 

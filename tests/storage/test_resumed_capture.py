@@ -129,6 +129,32 @@ def test_where_samples_differ_an_abandoned_writer_resumes_to_the_same_files_too(
     assert np.concatenate([[], *samples]).tolist() == np.repeat(np.arange(len(counts)), counts).tolist()
 
 
+def test_commits_grow_rarer_and_a_kill_costs_a_hundredth(tmp_path, monkeypatch):
+    """Every batch fills a tile: as many commits as batches would be work that grows as the square of their number."""
+    batches = list(batches_of(rows_for(1200, layers=["classifier.0"]), [4]))
+    net, whole, root = network(layers=["classifier.0"]), tmp_path / "whole", tmp_path / "root"
+    commits, write = [], Manifest.write
+    monkeypatch.setattr(Manifest, "write", lambda manifest, folder: [commits.append(folder), write(manifest, folder)])
+    capture(whole, batches, net=net)
+    assert 200 < len(commits) < 260 < len(batches) == 300
+    with pytest.raises(Killed):
+        capture(root, batches, net=net, stop_after=299)
+    assert 299 - 3 <= capture(root, batches, net=net) < 299
+    assert files_of(root) == files_of(whole)
+
+
+def test_what_a_killed_zarr_left_among_the_samples_is_removed(tmp_path):
+    batches = list(varying([3, 5] * 20, [4]))
+    whole, root = tmp_path / "whole", tmp_path / "root"
+    capture(whole, batches)
+    capture_until(root, batches, lambda _: False, stop_after=8)
+    chunks = root / "activations" / "target" / "fc6@sample" / "c"
+    assert (chunks / "0").is_file()
+    (chunks / "1.0123456789abcdef0123456789abcdef.partial").write_text("half")
+    capture(root, batches)
+    assert files_of(root) == files_of(whole)
+
+
 def test_a_domain_has_rows_of_one_choice(tmp_path):
     batches = list(batches_of(rows_for(100), [10]))
     with open_writer(tmp_path, "target", network(), "even rows") as writer:
