@@ -83,8 +83,8 @@ class Structure:
         if name not in self.known:
             try:
                 group = _Group(self, name).found()
-                require_proof(self.model, group, self.example)
-                self.known[name] = group
+                require_proof(self.model, name, group, self.example)
+                self.known.update(dict.fromkeys(group.producers, group))
             except UnsupportedLayerError as error:
                 self.known[name] = error
         found = self.known[name]
