@@ -229,7 +229,7 @@ def test_no_channel_is_read_in_secret(channel):
         h = net.a(x)
         return net.b(torch.relu(h)) * h[:, channel].detach().mean()
 
-    with pytest.raises(UnsupportedLayerError, match="layer 'a': .* by other ways than through 'b'"):
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'a': .* by other ways than through 'b'"):
         group(Images(body))
 
 
