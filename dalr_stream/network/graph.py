@@ -92,6 +92,15 @@ class Structure:
             raise found
         return found
 
+    def changed_with(self, name: str) -> tuple[str, ...]:
+        """Return the modules that may change when layer `name` is compressed: all of its group, where it has one."""
+        try:
+            group = self.group_of(name)
+        except UnsupportedLayerError:
+            return (name,)
+        spans = (*group.carriers, *(reader.span for reader in group.readers))
+        return *group.producers, *(span.layer for span in spans)
+
 
 class _Group:
     """One group as Torch-Pruning sees it, put into our terms."""

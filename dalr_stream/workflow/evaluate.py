@@ -22,6 +22,7 @@ from dalr_stream.network.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCach
 from dalr_stream.network.surgery import Replacement, compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.sides import module_name
 from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
@@ -185,10 +186,15 @@ class Evaluator:
     def from_layers(self, *layers: str) -> Score:
         """Return the score of networks that differ only from the first of `layers` on."""
         try:
-            return self.score.after(Cut(self.model, *layers), self.cache_bytes)
+            cut = Cut(self.model, *(name for layer in layers for name in self.changed_with(layer)))
+            return self.score.after(cut, self.cache_bytes)
         except UnsupportedLayerError as error:
             self.note_whole_passes(error)
             return self.score
+
+    def changed_with(self, layer: str) -> tuple[str, ...]:
+        """Return the modules that change when `layer` is compressed: selections narrow those before it, where tied."""
+        return (layer,) if self.structure is None else self.structure.changed_with(module_name(layer))
 
     def note_whole_passes(self, error: UnsupportedLayerError) -> None:
         """Say why what comes before a layer is run for every network; once, not for each layer."""
