@@ -23,7 +23,7 @@ from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import layer_of, require_numbers
 from dalr_stream.network.narrow import fill
 from dalr_stream.network.narrowed import require_as_before
-from dalr_stream.network.obstacles import require_range, require_replaceable
+from dalr_stream.network.obstacles import require_finite, require_range, require_replaceable
 from dalr_stream.network.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
 from dalr_stream.numerics.channels import ChannelGroup, ChannelSpan
@@ -168,6 +168,8 @@ class _Keeper:
         )
         step = KeepNodes(name, group.channels, record.size, group.producers, carriers, readers, biases)
         step.narrow(self._small, record.kept, record.restore, record.offset)
+        for span in readers:
+            require_finite(span.layer, layer_of(self._small, first_layer(self._small, span.layer)))
         lost = group.channels - record.size
         for span in (*group.carriers, *(reader.span for reader in group.readers)):
             self._gone.setdefault(span.layer, []).append((span.start, lost * span.block))

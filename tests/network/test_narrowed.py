@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.network.layers import fingerprint
 from dalr_stream.numerics.solution import SelectedNodes
 
@@ -77,3 +77,11 @@ def test_a_structure_of_another_network_is_refused():
     structure = ds.Structure.of(Net(lambda _, h: h), ROWS)
     with pytest.raises(InvalidInputError, match="layer 'a': the structure must be of the network that is compressed"):
         ds.compress(net, {"a": selection([0])}, example=structure)
+
+
+def test_restored_weights_that_overflow_half_precision_are_refused():
+    net = Net(lambda _, h: h).half()
+    large = selection([0])
+    record = SelectedNodes(large.kept, large.restore + 1e6, large.offset, 1.0)
+    with pytest.raises(NonFiniteError, match=r"layer 'b': its weights .* must fit into torch\.float16, up to 65504"):
+        ds.compress(net, {"a": record}, example=ROWS.half())
