@@ -166,9 +166,9 @@ class BatchRows:
         if rows.of_patches or rows.given_for_patches or not first != self._samples == second != 1:
             return
         raise InvalidInputError(
-            f"layer '{stream}': its rows must come sample after sample; a batch of {self._samples} samples gave rows of "
-            f"shape {rows.leading}: let samples be the first dimension, as batch_first=True does, or transpose before "
-            "the layer; if they are, and the sizes are so by chance, take batches of another size"
+            f"layer '{stream}': its rows must come sample after sample; a batch of {self._samples} samples gave rows "
+            f"of shape {rows.leading}: let samples be the first dimension, as batch_first=True does, or transpose "
+            "before the layer; if they are, and the sizes are so by chance, take batches of another size"
         )
 
     def _keep(self, stream: str, leading: tuple[int, ...], most: int | None) -> Keep | None:
