@@ -21,7 +21,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture import call, few_samples
 from dalr_stream.network.kinds import (
     CONVOLUTIONS,
@@ -87,6 +87,11 @@ class Structure:
                 self.known.update(dict.fromkeys(group.producers, group))
             except UnsupportedLayerError as error:
                 self.known[name] = error
+            except LayerNotFoundError:
+                raise
+            except Exception as error:  # noqa: BLE001  # the network itself ran: whatever it is comes of looking
+                reason = f"finding what they are tied to failed ({type(error).__name__}: {error})"
+                self.known[name] = UnsupportedLayerError(f"layer '{name}': its channels cannot be pruned: {reason}")
         found = self.known[name]
         if isinstance(found, UnsupportedLayerError):
             raise found

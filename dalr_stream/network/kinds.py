@@ -63,11 +63,16 @@ def why_not(module: nn.Module) -> str | None:
             "which factors cannot make smaller"
         )
     known = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
-    if known is not None and type(module).forward is not known.forward:
+    if known is not None and any(getattr(type(module), name) is not getattr(known, name) for name in _computing(known)):
         return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "it is the output of a MultiheadAttention, which reads its weight without calling it"
     return None if known is not None or is_transposed(module) else f"it is a {type(module).__name__}"
+
+
+def _computing(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Return the methods by which a layer computes."""
+    return ("forward", "_conv_forward") if kind in CONVOLUTIONS else ("forward",)
 
 
 def has_weights(module: nn.Module) -> bool:

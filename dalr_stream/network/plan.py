@@ -180,7 +180,10 @@ def _carrier(model: nn.Module, name: str) -> nn.Module:
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the one called `name`, in the same mode."""
+    """Put `module` in the place of the one called `name`: in its mode, and frozen where that, or its weight, is."""
     parent, _, child = name.rpartition(".")
-    module.train(model.training)
-    setattr(model.get_submodule(parent), child, module)
+    old = model.get_submodule(name)
+    frozen = {key: not parameter.requires_grad for key, parameter in old.named_parameters(recurse=False)}
+    for key, parameter in module.named_parameters():
+        parameter.requires_grad_(not frozen.get(key, frozen.get("weight", False)))
+    setattr(model.get_submodule(parent), child, module.train(old.training))

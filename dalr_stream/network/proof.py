@@ -51,7 +51,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 def quiet(model: nn.Module) -> Iterator[None]:
     """Let the network run without chance and with gradients to be followed, and put everything back."""
     modes = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters() if not parameter.is_inference()}
     try:
         model.eval()
         for parameter in wanted:

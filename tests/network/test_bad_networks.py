@@ -58,6 +58,11 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
@@ -68,6 +73,7 @@ class Scaled(nn.Linear):
         (nn.LSTM(3, 4), "it is a LSTM"),
         (nn.LayerNorm(3), "it is a LayerNorm"),
         (Scaled(3, 4), "it is a Scaled, which does not compute what a Linear does"),
+        (Standardised(3, 4, 1), "it is a Standardised, which does not compute what a Conv2d does"),
         (nn.MultiheadAttention(4, 2).out_proj, "it is the output of a MultiheadAttention, which reads its weight"),
     ],
 )

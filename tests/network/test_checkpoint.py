@@ -102,7 +102,7 @@ def test_what_lies_beside_a_saved_network_is_not_removed_with_it(saved):
 
 def test_a_folder_of_other_things_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InvalidInputError, match="holds other files, which saving would replace, 'thesis.tex'"):
+    with pytest.raises(InvalidInputError, match=r"holds other files, which saving would replace, 'thesis\.tex'"):
         save(compressed(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "empty").mkdir()

@@ -278,3 +278,23 @@ def test_a_frozen_half_precision_network_is_traced_on_a_dict():
 
     net = Named().bfloat16().requires_grad_(False)
     assert reads(group(net, example={"rows": ROWS.bfloat16()})) == [("b", 0, 1)]
+
+
+def test_a_network_made_in_inference_mode_is_refused_by_name():
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    with pytest.raises(UnsupportedLayerError, match=r"layer '0': its channels cannot be pruned: .*Inference tensors"):
+        group(net, "0")
+
+
+def test_whatever_fails_on_the_way_is_a_refusal():
+    class Shuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(2, 3, 1)
+
+        def forward(self, x):
+            return self.b(functional.pixel_shuffle(self.a(x), 2))
+
+    with pytest.raises(UnsupportedLayerError, match="layer 'a': its channels cannot be pruned: "):
+        group(Shuffled().eval(), example=IMAGES)

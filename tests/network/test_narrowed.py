@@ -85,3 +85,54 @@ def test_restored_weights_that_overflow_half_precision_are_refused():
     record = SelectedNodes(large.kept, large.restore + 1e6, large.offset, 1.0)
     with pytest.raises(NonFiniteError, match=r"layer 'b': its weights .* must fit into torch\.float16, up to 65504"):
         ds.compress(net, {"a": record}, example=ROWS.half())
+
+
+class Doubling(nn.BatchNorm1d):
+    """A batch norm of one's own, with a constructor of its own and a number for each channel besides."""
+
+    def __init__(self, gains):
+        super().__init__(len(gains))
+        self.register_buffer("gains", gains)
+
+    def forward(self, x):
+        return super().forward(x) * self.gains
+
+
+def biasless(channels):
+    norm = nn.BatchNorm1d(channels)
+    norm.register_parameter("bias", None)
+    return norm
+
+
+@pytest.mark.parametrize("make", [lambda: Doubling(torch.arange(1.0, 7.0)), lambda: biasless(6)])
+def test_batch_norm_is_narrowed_as_what_it_is(make):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), make(), nn.Linear(6, 2)).eval()
+    net[1].weight.data.uniform_(0.5, 2.0)
+    net[1].running_var.uniform_(0.5, 2.0)
+    net[1].weight.requires_grad_(False)
+    small = ds.compress(net, {"0": selection([1, 4])}, example=ROWS)
+    seen = []
+    net[2].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][:, [1, 4]]))
+    small[2].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    with torch.no_grad():
+        net(ROWS), small(ROWS)
+    torch.testing.assert_close(*seen)
+    assert type(small[1]) is type(net[1])
+    assert not small[1].weight.requires_grad
+    assert (net[1].num_features, small[1].num_features) == (6, 2)
+
+
+def test_what_takes_a_layers_place_is_in_its_mode_and_frozen_as_it_was():
+    net = Net(lambda _, h: h)
+    net.a.requires_grad_(False)
+    net.b.weight.requires_grad_(False)
+    net.c.bias.requires_grad_(False)
+    net.train()
+    net.b.eval()
+    pairs = {name: ds.truncated_svd(*ds.weights_of(net, name)).at_rank(1) for name in ("b", "c")}
+    small = ds.compress(net, {"a": selection([0, 2]), **pairs}, example=ROWS)
+    learning = {name for name, parameter in small.named_parameters() if parameter.requires_grad}
+    assert learning == {"c.0.weight", "c.1.weight", "c.1.bias"}  # a pair takes the weight's
+    training = {name for name, module in small.named_modules() if module.training}
+    assert training == {"", "a", "c", "c.0", "c.1"}
