@@ -38,7 +38,6 @@ from dalr_stream.network.reading import without_gradients
 from dalr_stream.numerics.channels import ChannelGroup, ChannelReader, ChannelSpan
 from dalr_stream.numerics.sides import Side, stream_name
 
-CARRIERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
 EXAMPLES = 2
 """Samples of the example that are used."""
 
@@ -137,6 +136,8 @@ class _Group:
         spans = (*self._carriers, *(reader.span for reader in self._readers))
         for member in self._producers | {span.layer for span in spans}:
             self._require_sound(member)
+        for member in self._producers | {reader.span.layer for reader in self._readers}:
+            layer_of(self._structure.model, member)  # of a kind that can be narrowed
         order = {name: number for number, name in enumerate(self._names.values())}
         return ChannelGroup(
             channels,
@@ -154,7 +155,7 @@ class _Group:
                 self._refuse("the network's own output reads them")
         elif isinstance(module, nn.Parameter):
             self._refuse(f"the parameter '{name}' is added to them, or multiplies them")
-        elif carries_channels(module) or (isinstance(module, CARRIERS) and channels_read(module) > 1):
+        elif carries_channels(module):
             self._carriers.append(self._span(name, item, channels))
         elif channels_given(module) is None:
             self._refuse(f"'{name}' ({type(module).__name__}) reads them")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.kinds import CONVOLUTIONS, blank, carries_channels, channels_read, matrix_of
+from dalr_stream.network.kinds import CONVOLUTIONS, blank, channels_read, matrix_of
 from dalr_stream.numerics.channels import ChannelSpan
 
 Indices = NDArray[np.int64]
@@ -35,7 +35,7 @@ def keep_carried(module: nn.Module, kept: Indices) -> nn.Module:
     """Return a batch norm, PReLU or depthwise convolution of the features `kept`."""
     old: Any = module
     chosen = torch.from_numpy(kept)
-    if carries_channels(module):
+    if isinstance(module, CONVOLUTIONS):
         narrow = _convolution(old, kept.size, kept.size, groups=kept.size, bias=old.bias is not None)
         fill(narrow, matrix_of(module).detach()[chosen], None if old.bias is None else old.bias.detach()[chosen])
         return narrow

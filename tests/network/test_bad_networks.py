@@ -305,8 +305,8 @@ def test_weights_of_another_compressed_network_are_refused(net, tmp_path):
 
 
 def keep(**members):
-    none = {"producers": [], "carriers": [], "readers": [], "reader_bias": []}
-    return {"step": "keep", "channels": 5, "kept": 2, **none, **members}
+    group = {"producers": ["a"], "carriers": [], "readers": [{"layer": "b"}], "reader_bias": [True]}
+    return {"step": "keep", "channels": 5, "kept": 2, **group, **members}
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,10 @@ def keep(**members):
         ({"bias": False}, "does not fit the network that was built"),
         (keep(readers=[{"layer": "z"}], reader_bias=[True]), "there is no layer 'z'"),
         (keep(producers=["z"]), "no layer 'z'"),
-        (keep(carriers=[{"layer": "z"}]), "no module 'z'"),
+        (keep(carriers=[{"layer": "z"}]), "no layer 'z'"),
+        (keep(carriers=[{"layer": "c"}]), "layer 'c': must carry channels one by one, it is a Linear"),
+        (keep(channels=10**7), "layer 'a': it does not hold the 10000000 channels"),
+        (keep(readers=[{"layer": "b", "start": 1}]), "layer 'b': it does not hold the 5 channels"),
     ],
 )
 def test_a_plan_of_another_network_is_refused(net, tmp_path, change, message):
