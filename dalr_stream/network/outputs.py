@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture import samples_in, take_rows
 from dalr_stream.network.layers import LayerSpec, to_numpy
+from dalr_stream.network.reading import without_gradients
 from dalr_stream.network.rows import BatchRows, RowRule
 from dalr_stream.numerics.sides import Side
 from dalr_stream.numerics.tiling import Rows
@@ -34,7 +34,7 @@ def with_outputs(
         samples = samples_in(batch)
         if samples:
             chosen = BatchRows(rule, samples, seen, rule.mask_of(batch, samples), paired=True)
-            with torch.inference_mode():
+            with without_gradients():
                 taken = take_rows(model, batch, leaving, chosen)
             outputs |= {
                 layer.name: to_numpy(taken[spec.stream].rows) for layer, spec in zip(layers, leaving, strict=True)

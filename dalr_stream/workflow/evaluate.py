@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
@@ -19,6 +18,7 @@ from dalr_stream.network.graph import Structure
 from dalr_stream.network.loaders import restores
 from dalr_stream.network.macs import watched_calls
 from dalr_stream.network.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
+from dalr_stream.network.reading import without_gradients
 from dalr_stream.network.surgery import Replacement, compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
@@ -49,7 +49,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     InvalidInputError for anything else.
     """
     right = total = 0
-    with torch.inference_mode():
+    with without_gradients():
         for batch in batches:
             inputs, labels = labelled(batch)
             predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
