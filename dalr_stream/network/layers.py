@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,6 +200,19 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def told(value: Any) -> str:
+    """Return what identifies a member of a batch: the digest of every tensor and array in it, and the rest in words."""
+    if isinstance(value, torch.Tensor):
+        return tensor_digest(value)
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return told(value.tolist())
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key!r}:{told(member)}' for key, member in value.items())}}}"
+    return f"[{','.join(map(told, value))}]" if isinstance(value, list | tuple) else repr(value)
 
 
 def match_names(pattern: str, names: Iterable[str]) -> list[str]:
