@@ -29,7 +29,7 @@ from dalr_stream.network.kinds import (
     rows_of_channels,
     way_of_reading,
 )
-from dalr_stream.network.layers import LayerSpec, module_of, require_numbers, tensor_digest, to_host
+from dalr_stream.network.layers import LayerSpec, module_of, require_numbers, tensor_digest, to_host, told
 from dalr_stream.network.loaders import beginning_at, restores
 from dalr_stream.network.reading import Reading, placed, without_gradients
 from dalr_stream.network.rows import BatchRows, RowRule, Taken
@@ -247,5 +247,5 @@ def digest_of_inputs(batch: Any) -> str:
         return tensor_digest(inputs)
     digest = hashlib.sha256()
     for name, value in sorted(inputs.items()):
-        digest.update(f"{name}:{tensor_digest(value) if isinstance(value, torch.Tensor) else value!r};".encode())
+        digest.update(f"{name}:{told(value)};".encode())
     return digest.hexdigest()

@@ -35,7 +35,7 @@ from dalr_stream.network.readme import is_pretrained, readme
 from dalr_stream.network.surgery import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.storage.durable import make_folder, new_file, new_folder
 
-WEIGHTS, PLAN, README = "model.safetensors", "plan.json", "README.md"
+WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
 
 
 def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -46,8 +46,7 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
     holds anything else.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / PLAN).exists() and any(folder.iterdir()):
-        raise InvalidInputError(f"'{folder}' holds other files, which saving would replace: choose a folder of its own")
+    _require_own(folder)
     plan: SurgeryPlan = getattr(model, PLAN_ATTRIBUTE, SurgeryPlan())
     origin, where_from = Origin.of(model), dict(provenance or {})
     facts: dict[str, Any] = {"parameters": parameter_count(model), "bytes": parameter_bytes(model)}
@@ -109,6 +108,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
     except RuntimeError as error:
         raise FingerprintMismatchError(f"'{path}' does not fit the network that was built: {error}") from error
+
+
+def _require_own(folder: Path) -> None:
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    foreign = sorted(found - {WEIGHTS, PLAN, README, CONFIG}) if PLAN in found else sorted(found)
+    if foreign:
+        raise InvalidInputError(
+            f"'{folder}' holds other files, which saving would replace, '{foreign[0]}' for one: choose a folder of its "
+            "own"
+        )
 
 
 def _require_same_dtypes(model: nn.Module, path: Path) -> None:

@@ -20,6 +20,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,7 +32,7 @@ from torch.nn import functional
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError
 from dalr_stream.network.capture import call, digest_of_inputs, samples_in
 from dalr_stream.network.epochs import Epochs, EpochsFile, Trained
-from dalr_stream.network.layers import fingerprint, tensor_digest
+from dalr_stream.network.layers import fingerprint, told
 from dalr_stream.network.trainable import only_trained
 from dalr_stream.storage.manifest import digest_of
 
@@ -75,10 +76,25 @@ class FineTuning:
             raise InvalidInputError(f"fine-tuning: layers must be a sequence of patterns, got '{self.layers}'")
 
     def made_from(self, model: nn.Module) -> str:
-        """Return the digest of what decides the result, the batches left out."""
-        name = getattr(self.loss, "__qualname__", type(self.loss).__qualname__)
+        """Return the digest of what decides the result, the batches left out.
+
+        A loss goes by its name, with a module's settings and tensors and the arguments of a `functools.partial`. What a
+        function of one's own has closed over is not seen: give it as arguments of a partial.
+        """
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "loss"}
-        return digest_of([fingerprint(model), facts, f"{self.loss.__module__}:{name}"])
+        return digest_of([fingerprint(model), facts, _identity(self.loss)])
+
+
+def _identity(of: Any) -> str:
+    """Return what identifies a loss, or an argument of one."""
+    if isinstance(of, partial):
+        members = [*enumerate(of.args), *sorted(of.keywords.items())]
+        return f"{_identity(of.func)}({', '.join(f'{name}={_identity(member)}' for name, member in members)})"
+    if not callable(of):
+        return told(of)
+    named = of if hasattr(of, "__qualname__") else type(of)
+    name = f"{named.__module__}:{named.__qualname__}"
+    return f"{name}({fingerprint(of)})" if isinstance(of, nn.Module) else name
 
 
 @runtime_checkable
@@ -241,8 +257,7 @@ def _go_through_again(batches: Iterable[Any], options: FineTuning, done: Epochs)
 
 
 def _digest(inputs: Any, labels: Any) -> bytes:
-    shown = tensor_digest(labels) if isinstance(labels, torch.Tensor) else repr(labels)
-    return f"{digest_of_inputs(inputs)}:{shown};".encode()
+    return f"{digest_of_inputs(inputs)}:{told(labels)};".encode()
 
 
 def _nobody_told(epoch: int, loss: float) -> None:

@@ -21,7 +21,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture import call, few_samples
 from dalr_stream.network.kinds import (
     CONVOLUTIONS,
@@ -38,7 +38,6 @@ from dalr_stream.network.reading import without_gradients
 from dalr_stream.numerics.channels import ChannelGroup, ChannelReader, ChannelSpan
 from dalr_stream.numerics.sides import Side, stream_name
 
-CARRIERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
 EXAMPLES = 2
 """Samples of the example that are used."""
 
@@ -83,14 +82,28 @@ class Structure:
         if name not in self.known:
             try:
                 group = _Group(self, name).found()
-                require_proof(self.model, group, self.example)
-                self.known[name] = group
+                require_proof(self.model, name, group, self.example)
+                self.known.update(dict.fromkeys(group.producers, group))
             except UnsupportedLayerError as error:
                 self.known[name] = error
+            except LayerNotFoundError:
+                raise
+            except Exception as error:  # noqa: BLE001  # the network itself ran: whatever it is comes of looking
+                reason = f"finding what they are tied to failed ({type(error).__name__}: {error})"
+                self.known[name] = UnsupportedLayerError(f"layer '{name}': its channels cannot be pruned: {reason}")
         found = self.known[name]
         if isinstance(found, UnsupportedLayerError):
             raise found
         return found
+
+    def changed_with(self, name: str) -> tuple[str, ...]:
+        """Return the modules that may change when layer `name` is compressed: all of its group, where it has one."""
+        try:
+            group = self.group_of(name)
+        except UnsupportedLayerError:
+            return (name,)
+        spans = (*group.carriers, *(reader.span for reader in group.readers))
+        return *group.producers, *(span.layer for span in spans)
 
 
 class _Group:
@@ -123,6 +136,8 @@ class _Group:
         spans = (*self._carriers, *(reader.span for reader in self._readers))
         for member in self._producers | {span.layer for span in spans}:
             self._require_sound(member)
+        for member in self._producers | {reader.span.layer for reader in self._readers}:
+            layer_of(self._structure.model, member)  # of a kind that can be narrowed
         order = {name: number for number, name in enumerate(self._names.values())}
         return ChannelGroup(
             channels,
@@ -140,7 +155,7 @@ class _Group:
                 self._refuse("the network's own output reads them")
         elif isinstance(module, nn.Parameter):
             self._refuse(f"the parameter '{name}' is added to them, or multiplies them")
-        elif carries_channels(module) or (isinstance(module, CARRIERS) and channels_read(module) > 1):
+        elif carries_channels(module):
             self._carriers.append(self._span(name, item, channels))
         elif channels_given(module) is None:
             self._refuse(f"'{name}' ({type(module).__name__}) reads them")

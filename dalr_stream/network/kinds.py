@@ -22,6 +22,7 @@ from dalr_stream.errors import UnsupportedLayerError
 
 SUPPORTED = "a Linear layer, a convolution in 1 or 2 dimensions, not depthwise, or a Conv1D of transformers"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+CARRIERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
 _WEIGHTED = (
     nn.Linear, nn.Bilinear, *CONVOLUTIONS, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 )  # fmt: skip
@@ -63,11 +64,18 @@ def why_not(module: nn.Module) -> str | None:
             "which factors cannot make smaller"
         )
     known = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
-    if known is not None and type(module).forward is not known.forward:
+    if known is not None and _computes_otherwise(module):
         return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "it is the output of a MultiheadAttention, which reads its weight without calling it"
     return None if known is not None or is_transposed(module) else f"it is a {type(module).__name__}"
+
+
+def _computes_otherwise(module: nn.Module) -> bool:
+    """Tell a layer whose class computes in a way of its own."""
+    kind = next(kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind))
+    names = ("forward", "_conv_forward") if kind in CONVOLUTIONS else ("forward",)
+    return any(getattr(type(module), name) is not getattr(kind, name) for name in names)
 
 
 def has_weights(module: nn.Module) -> bool:
@@ -146,8 +154,10 @@ def channels_read(module: nn.Module) -> int:
 
 
 def carries_channels(module: nn.Module) -> bool:
-    """Tell a convolution that acts on each channel by itself, and gives as many as it reads."""
-    return isinstance(module, CONVOLUTIONS) and module.in_channels == module.out_channels == module.groups > 1
+    """Tell what acts on each channel by itself, with parameters for it, and gives as many as it reads."""
+    if isinstance(module, CONVOLUTIONS):
+        return module.in_channels == module.out_channels == module.groups > 1 and not _computes_otherwise(module)
+    return isinstance(module, CARRIERS) and channels_read(module) > 1
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.sides import Side, module_name, require_name, stream_name
 
 Pattern = str | type[nn.Module]
+_NO_SETTINGS = ("training", "name_or_path")
+"""Members that change nothing in eval mode: the mode itself, and where transformers found the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +159,29 @@ def to_host(rows: Any) -> NDArray[Any]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a network: its modules' names and classes, and every parameter and buffer."""
+    """SHA-256 of a network: its modules' names, classes and settings, and every parameter and buffer.
+
+    Settings are public members that are numbers, words or tuples of them: a slope, an epsilon, a padding mode.
+    """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        digest.update(f"{name}:{type(module).__name__};".encode())
+        digest.update(f"{name}:{type(module).__name__}{_settings(module)};".encode())
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= model.named_buffers(remove_duplicate=False)  # the state dict lacks those that are not persistent
     require_numbers(model)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor_digest(tensor)};".encode())
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return what decides a module's outputs beside tensors, as far as it is plain; private members vary by version."""
+    members = ((name, value) for name, value in vars(module).items() if name not in _NO_SETTINGS and name[0] != "_")
+    return sorted((name, value) for name, value in members if _is_plain(value))
+
+
+def _is_plain(value: object) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str)
 
 
 def require_numbers(model: nn.Module) -> None:
@@ -185,6 +200,19 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def told(value: Any) -> str:
+    """Return what identifies a member of a batch: the digest of every tensor and array in it, and the rest in words."""
+    if isinstance(value, torch.Tensor):
+        return tensor_digest(value)
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return told(value.tolist())
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key!r}:{told(member)}' for key, member in value.items())}}}"
+    return f"[{','.join(map(told, value))}]" if isinstance(value, list | tuple) else repr(value)
 
 
 def match_names(pattern: str, names: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ the channels that stay take on what they restore of the others.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.kinds import CONVOLUTIONS, blank, carries_channels, matrix_of
+from dalr_stream.network.kinds import CONVOLUTIONS, blank, channels_read, matrix_of
 from dalr_stream.numerics.channels import ChannelSpan
 
 Indices = NDArray[np.int64]
@@ -33,20 +34,18 @@ def keep_outputs(module: nn.Module, kept: Indices) -> nn.Module:
 def keep_carried(module: nn.Module, kept: Indices) -> nn.Module:
     """Return a batch norm, PReLU or depthwise convolution of the features `kept`."""
     old: Any = module
-    if carries_channels(module):
-        narrow = _convolution(old, kept.size, kept.size, groups=kept.size, bias=old.bias is not None)
-    elif isinstance(module, nn.PReLU):
-        narrow = nn.PReLU(kept.size, device=old.weight.device, dtype=old.weight.dtype)
-    else:
-        narrow = type(old)(kept.size, old.eps, old.momentum, old.affine, old.track_running_stats)
-        some = next(iter([*old.parameters(), *old.buffers()]), None)
-        narrow = narrow if some is None else narrow.to(device=some.device, dtype=some.dtype)
     chosen = torch.from_numpy(kept)
-    with torch.no_grad():
-        tensors = {**dict(narrow.named_parameters()), **dict(narrow.named_buffers())}
-        for name, tensor in tensors.items():
-            source = getattr(old, name).detach()
-            tensor.copy_(source[chosen.to(source.device)] if source.ndim else source)
+    if isinstance(module, CONVOLUTIONS):
+        narrow = _convolution(old, kept.size, kept.size, groups=kept.size, bias=old.bias is not None)
+        fill(narrow, matrix_of(module).detach()[chosen], None if old.bias is None else old.bias.detach()[chosen])
+        return narrow
+    narrow = copy.deepcopy(old)
+    width = channels_read(module)
+    for name, tensor in (*old.named_parameters(recurse=False), *old.named_buffers(recurse=False)):
+        if tensor.ndim and len(tensor) == width:
+            left = tensor.detach()[chosen.to(tensor.device)]
+            setattr(narrow, name, nn.Parameter(left) if isinstance(tensor, nn.Parameter) else left)
+    setattr(narrow, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", kept.size)
     return narrow
 
 

@@ -46,6 +46,17 @@ def require_range(name: str, dtype: torch.dtype, *arrays: NDArray[np.floating]) 
         )
 
 
+def require_finite(name: str, layer: nn.Module) -> None:
+    """Raise NonFiniteError where a narrowed layer's numbers became too large for its dtype."""
+    for parameter in layer.parameters():
+        if not parameter.isfinite().all():
+            raise NonFiniteError(
+                f"layer '{name}': its weights with what they restore of the channels that are gone must fit into "
+                f"{parameter.dtype}, up to {torch.finfo(parameter.dtype).max:g}: call at_size with a larger ridge, or "
+                "compress the network in a wider dtype"
+            )
+
+
 def _reasons(model: nn.Module, modules: dict[str, nn.Module], name: str) -> Iterator[str]:
     module = modules[name]
     aliases = [other for other, same in modules.items() if same is module and other != name]

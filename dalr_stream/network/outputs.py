@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture import samples_in, take_rows
 from dalr_stream.network.layers import LayerSpec, to_numpy
+from dalr_stream.network.reading import without_gradients
 from dalr_stream.network.rows import BatchRows, RowRule
 from dalr_stream.numerics.tiling import Rows
 
@@ -31,7 +31,7 @@ def with_rows(
         samples = samples_in(batch)
         if samples:
             chosen = BatchRows(rule, samples, seen, rule.mask_of(batch, samples), paired=True)
-            with torch.inference_mode():
+            with without_gradients():
                 taken = take_rows(model, batch, list(layers.values()), chosen)
             found |= {key: to_numpy(taken[layer.stream].rows) for key, layer in layers.items()}
         seen += samples

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.groups import part_of, parts_of
-from dalr_stream.network.kinds import channels_given, channels_read, factor_pair, matrix_of
+from dalr_stream.network.kinds import carries_channels, channels_given, channels_read, factor_pair, matrix_of
 from dalr_stream.network.layers import layer_of, module_of
 from dalr_stream.network.narrow import keep_carried, keep_outputs, map_inputs
 from dalr_stream.numerics.channels import ChannelSpan
@@ -34,6 +34,7 @@ class SplitLayer:
     bias: bool
 
     def __post_init__(self) -> None:
+        _require_names(self.layer)
         _require_size(self.layer, "rank", self.rank)
 
     def apply(self, model: nn.Module) -> None:
@@ -67,8 +68,11 @@ class KeepNodes:
     reader_bias: tuple[bool, ...]
 
     def __post_init__(self) -> None:
+        _require_names(self.layer, *self.producers)
         _require_size(self.layer, "kept", self.kept)
         _require_size(self.layer, "channels", self.channels)
+        if not self.producers or not self.readers:
+            raise InvalidInputError(f"layer '{self.layer}': its channels must be given by a layer and read by another")
         if self.kept > self.channels or len(self.readers) != len(self.reader_bias):
             raise InvalidInputError(
                 f"layer '{self.layer}': kept must be at most the {self.channels} channels, got {self.kept}, and "
@@ -77,6 +81,7 @@ class KeepNodes:
 
     def apply(self, model: nn.Module) -> None:
         """Narrow the shapes; which channels stay, and what readers do with them, is in the weights."""
+        self._require_fits(model)  # before anything of a size that was read is made
         any_of_them = np.arange(self.kept)
         nothing_restored, no_offset = np.eye(self.channels, self.kept), np.zeros(self.channels)
         with np.errstate(invalid="ignore", over="ignore"):  # weights not loaded yet are whatever lay in memory
@@ -88,11 +93,9 @@ class KeepNodes:
         """Replace each member by a narrower one of the same numbers, the readers' weight by W `restore`."""
         for producer in self.producers:
             name = last_layer(model, producer)
-            self._require(name, channels_given(layer_of(model, name)) == self.channels)
             replace(model, name, keep_outputs(layer_of(model, name), kept))
         for span in self.carriers:
             module = _carrier(model, span.layer)
-            self._require_span(span, module)
             features = np.arange(channels_read(module))
             own = span.start + (kept[:, None] * span.block + np.arange(span.block)).ravel()
             stop = span.start + self.channels * span.block
@@ -100,11 +103,17 @@ class KeepNodes:
             replace(model, span.layer, keep_carried(module, stay))
         for span, bias in zip(self.readers, self.reader_bias, strict=True):
             name = first_layer(model, span.layer)
-            self._require_span(span, layer_of(model, name))
             replace(model, name, map_inputs(layer_of(model, name), span, restore, offset, bias=bias))
 
-    def _require_span(self, span: ChannelSpan, module: nn.Module) -> None:
-        self._require(span.layer, span.start + span.block * self.channels <= channels_read(module))
+    def _require_fits(self, model: nn.Module) -> None:
+        """Raise UnsupportedLayerError or LayerNotFoundError where a member does not hold the channels."""
+        for producer in self.producers:
+            name = last_layer(model, producer)
+            self._require(name, channels_given(layer_of(model, name)) == self.channels)
+        modules = [(span, _carrier(model, span.layer)) for span in self.carriers]
+        modules += [(span, layer_of(model, first_layer(model, span.layer))) for span in self.readers]
+        for span, module in modules:
+            self._require(span.layer, span.start + span.block * self.channels <= channels_read(module))
 
     def _require(self, name: str, fits: bool) -> None:  # noqa: FBT001  # what is asked of the layer
         if not fits:
@@ -163,6 +172,12 @@ def _require_size(layer: str, name: str, value: object) -> None:
         raise InvalidInputError(f"layer '{layer}': {name} must be a positive integer, got {value!r}")
 
 
+def _require_names(*names: object) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"plan: the name of a layer must be text, got {name!r}")
+
+
 def first_layer(model: nn.Module, name: str) -> str:
     """Return the name of the layer that reads the inputs of `name`, split or not."""
     return f"{name}.0" if isinstance(module_of(model, name), nn.Sequential) else name
@@ -174,14 +189,17 @@ def last_layer(model: nn.Module, name: str) -> str:
 
 
 def _carrier(model: nn.Module, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        raise LayerNotFoundError(f"there is no module '{name}' in the network") from None
+    module = module_of(model, name)
+    if not carries_channels(module):
+        raise UnsupportedLayerError(f"layer '{name}': must carry channels one by one, it is a {type(module).__name__}")
+    return module
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the one called `name`, in the same mode."""
+    """Put `module` in the place of the one called `name`: in its mode, and frozen where that, or its weight, is."""
     parent, _, child = name.rpartition(".")
-    module.train(model.training)
-    setattr(model.get_submodule(parent), child, module)
+    old = model.get_submodule(name)
+    frozen = {key: not parameter.requires_grad for key, parameter in old.named_parameters(recurse=False)}
+    for key, parameter in module.named_parameters():
+        parameter.requires_grad_(not frozen.get(key, frozen.get("weight", False)))
+    setattr(model.get_submodule(parent), child, module.train(old.training))

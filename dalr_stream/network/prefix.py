@@ -11,6 +11,8 @@ of the whole network.
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -91,25 +93,25 @@ class KeptBatches:
         self._full = self._complete = False
 
     def __iter__(self) -> Iterator[tuple[Values, Any]]:
-        yield from self._kept
+        yield from ((_copied(values), labels) for values, labels in self._kept)
         if self._complete:
             return
         begun = len(self._kept)
         for batch in beginning_at(self._batches, begun) if begun else self._batches:
             paired = isinstance(batch, tuple | list) and len(batch) == 2
             inputs, labels = batch if paired else labelled(batch)
-            found = self._cut.values(inputs), labels
-            self._keep(found)
-            yield found
+            values = self._cut.values(inputs)
+            self._keep(values, labels)
+            yield values, labels
         self._complete = not self._full
 
-    def _keep(self, found: tuple[Values, Any]) -> None:
+    def _keep(self, values: Values, labels: Any) -> None:
         """Keep a batch where all before it are kept and there is room."""
-        size = _bytes(found[0])
+        size = _bytes(values)
         self._full = self._full or size > self._room
         if not self._full:
             self._room -= size
-            self._kept.append(found)
+            self._kept.append((_copied(values), labels))
 
 
 class PrefixCache:
@@ -135,7 +137,7 @@ class PrefixCache:
                 return values
             self._room -= size
             self._kept[key] = values
-        return self._kept[key]
+        return _copied(self._kept[key])
 
 
 class _Continued(nn.Module):
@@ -173,9 +175,21 @@ def _head(model: nn.Module, before: Iterable[fx.Node], crossing: Iterable[fx.Nod
     return fx.GraphModule(model, graph)
 
 
-def _bytes(value: Any) -> int:
-    if isinstance(value, Mapping):
-        return sum(map(_bytes, value.values()))
-    if isinstance(value, tuple | list):
-        return sum(map(_bytes, value))
-    return value.nbytes if isinstance(value, torch.Tensor) else 0
+def _copied(values: Values) -> Values:
+    """Copy what crosses: the tail may overwrite what it is given. What shares memory shares it in the copy."""
+    tensors = list(_tensors(values))
+    users = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors)
+    apart = {id(tensor): tensor.clone() for tensor in tensors if users[tensor.untyped_storage().data_ptr()] == 1}
+    return copy.deepcopy(values, apart)  # which would copy the whole memory that a tensor is a part of
+
+
+def _bytes(values: Values) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(values))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    members = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    for member in members:
+        yield from _tensors(member)

@@ -19,6 +19,7 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture import call, samples_in
 from dalr_stream.network.macs import Call, Calls, watched_calls
+from dalr_stream.network.reading import without_gradients
 from dalr_stream.numerics.speed import WHOLE, LayerProfile, NetworkProfile, Turns, macs_below
 
 Work = Callable[[], object]
@@ -92,7 +93,7 @@ def profile(
     watch = stopwatch or Stopwatch()
     layers: list[LayerProfile] = []
     whole: list[LayerProfile] = []
-    with torch.inference_mode():
+    with without_gradients():
         for size in sorted(set(batch_sizes)):
             sized = of_size(batch, size)
             calls = _probe(model, sized), _probe(small, sized)

@@ -1,15 +1,22 @@
 """The proof that a group of channels is all that happens to them, on a batch.
 
-Each producer's odd channels are disturbed. What the readers get may differ in those channels alone; they are given what
-they would have got, and the network's output must then be as it was. So nothing mixes the channels on the way, and
-nothing but the readers reads them, whatever operations there are.
+The producers' channels are disturbed, some of them at a time, and it is watched where that arrives. What a reader gets
+in the place of channel j must not change where j is left alone, whatever others are disturbed, and must be the same
+where j is disturbed, whether others are or not. The channels disturbed at a time are those whose number has a certain
+bit: any two numbers differ in one, so a channel that arrives in the place of another is found for any permutation, not
+only for most. The readers are given what they would have got, and the network's output must then be as it was: nothing
+else reads the channels, whatever operations there are.
+
+A disturbance raises the first sample's activations above 0 and lowers the second's below it, so that no ReLU hides it.
+What a clamp or a threshold hides on the whole batch stays hidden. Operations that count channels, or number them, show
+when the network is narrowed: see `narrowed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -24,12 +31,12 @@ ROUNDING = 1e-5
 """Of what is compared, relative to its largest entry: far above that of float32, far below a disturbance."""
 
 
-def require_proof(model: nn.Module, group: ChannelGroup, example: Any) -> None:
-    """Raise UnsupportedLayerError where the channels are mixed on the way to a reader, or read by anything else.
+def require_proof(model: nn.Module, name: str, group: ChannelGroup, example: Any) -> None:
+    """Raise UnsupportedLayerError where the channels of `name` are mixed on the way to a reader, or read otherwise.
 
-    Cost: a forward pass of `example`, and one for each producer.
+    Cost: two forward passes of `example`, and log2 of the channels more that end at the last reader.
     """
-    _Proof(model, group, example).require()
+    _Proof(model, name, group, example).require()
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
@@ -44,7 +51,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 def quiet(model: nn.Module) -> Iterator[None]:
     """Let the network run without chance and with gradients to be followed, and put everything back."""
     modes = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters() if not parameter.is_inference()}
     try:
         model.eval()
         for parameter in wanted:
@@ -57,83 +64,103 @@ def quiet(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-class _Proof:
-    """Disturbs each producer's odd channels, and watches where that arrives."""
+def same(found: torch.Tensor, expected: torch.Tensor, rounding: float = ROUNDING) -> torch.Tensor:
+    """Compare entry by entry: equal but for rounding, which a kernel may do otherwise in other memory."""
+    scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0
+    return torch.isclose(found, expected, rtol=0.0, atol=rounding * (1 + scale), equal_nan=True)
 
-    def __init__(self, model: nn.Module, group: ChannelGroup, example: Any) -> None:
+
+def channels_last(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """View what a layer reads or gives with its channels, or features, as the last dimension."""
+    return tensor.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor
+
+
+class _AllRead(Exception):  # noqa: N818  # no error: the rest of a forward pass is not needed
+    """Every reader has been called."""
+
+
+class _Proof:
+    """Disturbs the producers' channels, and watches where that arrives."""
+
+    def __init__(self, model: nn.Module, name: str, group: ChannelGroup, example: Any) -> None:
         self._model = model
+        self._name = name
         self._group = group
         self._example = example
         self._clean: dict[str, torch.Tensor] = {}
+        self._disturbed: dict[str, torch.Tensor] = {}
+        """What the readers got with every channel disturbed."""
 
     def require(self) -> None:
         """Raise UnsupportedLayerError where the group is not all that happens to the channels."""
-        expected = self._run(None)
-        for producer in self._group.producers:
-            found = self._run(producer)
-            if not all(bool(_same(a, b).all()) for a, b in zip(found, expected, strict=True)):
-                readers = ", ".join(f"'{reader.span.layer}'" for reader in self._group.readers)
-                raise UnsupportedLayerError(
-                    f"layer '{producer}': its channels cannot be pruned: the network's output depends on them by other "
-                    f"ways than through {readers}"
-                )
+        numbers = torch.arange(self._group.channels)
+        expected = self._run(numbers < 0, self._clean)
+        found = self._run(numbers >= 0, self._disturbed)
+        if not all(bool(same(a, b).all()) for a, b in zip(found, expected, strict=True)):
+            readers = ", ".join(f"'{reader.span.layer}'" for reader in self._group.readers)
+            self._refuse(f"the network's output depends on them by other ways than through {readers}")
+        for bit in range((self._group.channels - 1).bit_length()):
+            self._run(numbers.bitwise_and(1 << bit).bool(), {}, to_readers=True)
 
-    def _run(self, disturbed: str | None) -> list[torch.Tensor]:
-        """Return the network's outputs; the readers are given what they read undisturbed."""
+    def _run(
+        self, chosen: torch.Tensor, reads: dict[str, torch.Tensor], *, to_readers: bool = False
+    ) -> list[torch.Tensor]:
+        """Disturb the channels `chosen`; fill `reads`, and return the network's outputs, none where it is stopped."""
         model = self._model
         with ExitStack() as stack:
             stack.enter_context(quiet(model))
             for reader in self._group.readers:
-                hook = self._watching(reader.span, disturbed)
+                hook = self._reading(reader.span, chosen, reads, to_readers=to_readers)
                 module = model.get_submodule(reader.span.layer)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            if disturbed is not None:
-                module = model.get_submodule(disturbed)
-                stack.callback(module.register_forward_hook(_disturb).remove)
-            with without_gradients():
+            for seed, producer in enumerate(self._group.producers):
+                hook = _disturbing(chosen, seed)
+                stack.callback(model.get_submodule(producer).register_forward_hook(hook).remove)
+            with without_gradients(), suppress(_AllRead):
                 return [tensor.clone() for tensor in tensors_in(call(model, self._example))]
+        return []
 
-    def _watching(self, span: ChannelSpan, disturbed: str | None) -> Any:
+    def _reading(
+        self, span: ChannelSpan, chosen: torch.Tensor, reads: dict[str, torch.Tensor], *, to_readers: bool
+    ) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-            tensor = first_argument(arguments, keywords)
-            if disturbed is None:
-                self._clean[span.layer] = tensor.clone()
-                return None
-            clean = self._clean[span.layer]
-            features = _channels_last(module, tensor)
-            changed = ~_same(features, _channels_last(module, clean)).flatten(0, -2).all(0)
-            odd = torch.arange(self._group.channels, device=changed.device).remainder(2).bool()
-            allowed = torch.zeros_like(changed)
-            stop = span.start + span.block * self._group.channels
-            allowed[span.start : stop] = odd.repeat_interleave(span.block)
-            if bool((changed & ~allowed).any()):
-                raise UnsupportedLayerError(
-                    f"layer '{disturbed}': its channels cannot be pruned: on the way to '{span.layer}' they are mixed "
-                    "with others"
-                )
+            tensor = reads[span.layer] = first_argument(arguments, keywords).clone()
+            self._require_apart(span, module, tensor, chosen)
+            if to_readers and len(reads) == len({reader.span.layer for reader in self._group.readers}):
+                raise _AllRead
+            clean = self._clean[span.layer].clone()
             if arguments:
-                return (clean.clone(), *arguments[1:]), keywords
-            name = next(iter(keywords))
-            return arguments, {**keywords, name: clean.clone()}
+                return (clean, *arguments[1:]), keywords
+            return arguments, {**keywords, next(iter(keywords)): clean}
 
         return hook
 
+    def _require_apart(self, span: ChannelSpan, module: nn.Module, tensor: torch.Tensor, chosen: torch.Tensor) -> None:
+        """Raise UnsupportedLayerError where a place does not hold what its own channel alone decides."""
+        features = channels_last(module, tensor)
+        clean, all_disturbed = (
+            channels_last(module, known.get(span.layer, tensor)) for known in (self._clean, self._disturbed)
+        )
+        disturbed = torch.zeros(features.shape[-1], dtype=torch.bool)
+        disturbed[span.start : span.start + span.block * self._group.channels] = chosen.repeat_interleave(span.block)
+        disturbed = disturbed.to(features.device)
+        if not bool(torch.where(disturbed, same(features, all_disturbed), same(features, clean)).all()):
+            self._refuse(f"on the way to '{span.layer}' they are mixed with others")
 
-def _same(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Compare entry by entry: equal but for rounding, which a kernel may do otherwise in other memory."""
-    scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0
-    return torch.isclose(found, expected, rtol=0.0, atol=ROUNDING * (1 + scale), equal_nan=True)
+    def _refuse(self, reason: str) -> NoReturn:
+        raise UnsupportedLayerError(f"layer '{self._name}': its channels cannot be pruned: {reason}")
 
 
-def _disturb(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-    """Add noise, as large as what is there, to every other channel."""
-    disturbed = output.clone()
-    channels = _channels_last(module, disturbed)[..., 1::2]
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(channels.shape, generator=generator).to(output)
-    channels += noise * (1 + output.abs().max())
-    return disturbed
+def _disturbing(chosen: torch.Tensor, seed: int) -> Any:
+    """Return a hook that moves the channels `chosen` beyond 0: up in even samples, down in odd ones."""
 
+    def hook(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        disturbed = channels_last(module, output).clone()
+        random = torch.rand(disturbed.shape, generator=generator).to(output)
+        sides = torch.tensor([1, -1]).repeat(len(output))[: len(output)].to(output)
+        sides = sides.reshape(-1, *(1 for _ in disturbed.shape[1:]))
+        disturbed += chosen.to(output) * sides * (1 + random) * (1 + output.abs().max())
+        return disturbed.movedim(-1, 1) if isinstance(module, CONVOLUTIONS) else disturbed
 
-def _channels_last(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor
+    return hook

@@ -4,6 +4,9 @@ A layer reads or gives a tensor (N, ..., d): N samples, T positions each, a row 
 positions, so it holds for layers that have N x T rows, as (N, T, d) or flattened; a layer with one row a sample, such
 as the head after pooling, is not masked. Anything else is an error: a mask that fits nothing would be wrong in silence.
 
+Rows come sample after sample. A layer that gets (T, N, d), as torch's transformers do unless told batch_first=True, is
+refused; where T equals N nothing tells the two apart, so that only a batch of another size would show it.
+
 Rows are chosen on the layer's own tensor, which is copied once, while the network has not yet overwritten it.
 """
 
@@ -147,6 +150,7 @@ class BatchRows:
 
     def take(self, stream: str, rows: LayerRows) -> Taken:
         """Copy the watched rows of a layer, in the order of samples and positions."""
+        self._require_samples_first(stream, rows)
         most = self._rule.most_of(rows, paired=self._paired)
         known = rows.leading, most
         if known not in self._kept:
@@ -156,6 +160,16 @@ class BatchRows:
             return Taken(rows.take(None), None)
         chosen = torch.from_numpy(np.flatnonzero(keep)).to(rows.tensor.device)
         return Taken(rows.take(chosen), None if self._mask is None else keep.sum(axis=1, dtype=np.int64))
+
+    def _require_samples_first(self, stream: str, rows: LayerRows) -> None:
+        first, second, *_ = (*rows.leading, 0, 0)
+        if rows.of_patches or rows.given_for_patches or not first != self._samples == second != 1:
+            return
+        raise InvalidInputError(
+            f"layer '{stream}': its rows must come sample after sample; a batch of {self._samples} samples gave rows "
+            f"of shape {rows.leading}: let samples be the first dimension, as batch_first=True does, or transpose "
+            "before the layer; if they are, and the sizes are so by chance, take batches of another size"
+        )
 
     def _keep(self, stream: str, leading: tuple[int, ...], most: int | None) -> Keep | None:
         """Return the rows to keep, (N, positions); None for all, the same number of each sample."""

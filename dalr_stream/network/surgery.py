@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
@@ -21,10 +22,11 @@ from dalr_stream.network.groups import in_order
 from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import layer_of, require_numbers
 from dalr_stream.network.narrow import fill
-from dalr_stream.network.obstacles import require_range, require_replaceable
+from dalr_stream.network.narrowed import require_as_before
+from dalr_stream.network.obstacles import require_finite, require_range, require_replaceable
 from dalr_stream.network.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
-from dalr_stream.numerics.channels import ChannelSpan
+from dalr_stream.numerics.channels import ChannelGroup, ChannelSpan
 from dalr_stream.numerics.grouped import GroupedPair
 from dalr_stream.numerics.sides import group_name, module_name
 from dalr_stream.numerics.solution import LowRankLayer, SelectedNodes
@@ -72,6 +74,7 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
     if selections:
         keeper = _Keeper(small, _structure(model, example, next(iter(selections))))
         steps += [keeper.keep(name, record) for name, record in selections.items()]
+        keeper.require_as_before(replacements)
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
     return small
@@ -89,6 +92,11 @@ def parameter_bytes(model: nn.Module) -> int:
 
 def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
     if isinstance(example, Structure):
+        if example.model is not model:
+            raise InvalidInputError(
+                f"layer '{layer}': the structure must be of the network that is compressed, and is of another one: "
+                "give Structure.of(model, batch), or the batch"
+            )
         return example
     if example is None:
         raise InvalidInputError(
@@ -139,6 +147,7 @@ class _Keeper:
         self._gone: dict[str, list[tuple[int, int]]] = {}
         """By layer: where spans began in the original, and how many features each of them lost."""
         self._narrowed: dict[str, str] = {}
+        self._kept: dict[str, tuple[ChannelGroup, NDArray[np.int64]]] = {}
 
     def keep(self, name: str, record: SelectedNodes) -> KeepNodes:
         """Keep the record's channels of layer `name`, and put its restore matrix A_J into every reader: W A_J."""
@@ -159,10 +168,23 @@ class _Keeper:
         )
         step = KeepNodes(name, group.channels, record.size, group.producers, carriers, readers, biases)
         step.narrow(self._small, record.kept, record.restore, record.offset)
+        for span in readers:
+            require_finite(span.layer, layer_of(self._small, first_layer(self._small, span.layer)))
         lost = group.channels - record.size
         for span in (*group.carriers, *(reader.span for reader in group.readers)):
             self._gone.setdefault(span.layer, []).append((span.start, lost * span.block))
+        self._kept[name] = group, record.kept
         return step
+
+    def require_as_before(self, replaced: Iterable[str]) -> None:
+        """Raise UnsupportedLayerError where anything but the layers `replaced` and narrowed computes otherwise."""
+        members = (
+            name
+            for group, _ in self._kept.values()
+            for name in (*group.producers, *(reader.span.layer for reader in group.readers))
+        )
+        changed = {*map(module_name, replaced), *members}
+        require_as_before(self._structure.model, self._small, changed, self._kept, self._structure.example)
 
     def _here(self, span: ChannelSpan) -> ChannelSpan:
         """Return where a span of the original lies now that other channels of the same module are gone."""

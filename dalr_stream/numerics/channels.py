@@ -30,6 +30,14 @@ class ChannelSpan:
     start: int = 0
     block: int = 1
 
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(value, int) and not isinstance(value, bool) for value in (self.start, self.block))
+        if not isinstance(self.layer, str) or not numbers or self.start < 0 or self.block < 1:
+            raise InvalidInputError(
+                f"layer '{self.layer}': its channels must start at 0 or later, in blocks of 1 feature or more, got "
+                f"start {self.start!r} and block {self.block!r}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelReader:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
@@ -19,9 +18,11 @@ from dalr_stream.network.graph import Structure
 from dalr_stream.network.loaders import restores
 from dalr_stream.network.macs import watched_calls
 from dalr_stream.network.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
+from dalr_stream.network.reading import without_gradients
 from dalr_stream.network.surgery import Replacement, compress, parameter_bytes, parameter_count
 from dalr_stream.numerics.budget import LayerShape
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.sides import module_name
 from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
@@ -48,7 +49,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     InvalidInputError for anything else.
     """
     right = total = 0
-    with torch.inference_mode():
+    with without_gradients():
         for batch in batches:
             inputs, labels = labelled(batch)
             predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
@@ -188,10 +189,15 @@ class Evaluator:
     def from_layers(self, *layers: str) -> Score:
         """Return the score of networks that differ only from the first of `layers` on."""
         try:
-            return self.score.after(Cut(self.model, *layers), self.cache_bytes)
+            cut = Cut(self.model, *(name for layer in layers for name in self.changed_with(layer)))
+            return self.score.after(cut, self.cache_bytes)
         except UnsupportedLayerError as error:
             self.note_whole_passes(error)
             return self.score
+
+    def changed_with(self, layer: str) -> tuple[str, ...]:
+        """Return the modules that change when `layer` is compressed: selections narrow those before it, where tied."""
+        return (layer,) if self.structure is None else self.structure.changed_with(module_name(layer))
 
     def note_whole_passes(self, error: UnsupportedLayerError) -> None:
         """Say why what comes before a layer is run for every network; once, not for each layer."""

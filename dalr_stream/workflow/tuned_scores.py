@@ -37,7 +37,8 @@ class TunedScores:
         """Return the score of networks that are compressed in `layer`, each fine-tuned by itself."""
         model, options = self.evaluator.model, self.options
         try:
-            cut = Cut(model, layer, *touched(model, options.layers, dropout=options.dropout))
+            trained = touched(model, options.layers, dropout=options.dropout)
+            cut = Cut(model, *self.evaluator.changed_with(layer), *trained)
         except UnsupportedLayerError as error:
             self.evaluator.note_whole_passes(error)
             return lambda small: self.evaluator.score(finetune(small, self.batches, options))

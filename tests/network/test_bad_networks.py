@@ -58,6 +58,11 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
@@ -68,6 +73,7 @@ class Scaled(nn.Linear):
         (nn.LSTM(3, 4), "it is a LSTM"),
         (nn.LayerNorm(3), "it is a LayerNorm"),
         (Scaled(3, 4), "it is a Scaled, which does not compute what a Linear does"),
+        (Standardised(3, 4, 1), "it is a Standardised, which does not compute what a Conv2d does"),
         (nn.MultiheadAttention(4, 2).out_proj, "it is the output of a MultiheadAttention, which reads its weight"),
     ],
 )
@@ -299,8 +305,8 @@ def test_weights_of_another_compressed_network_are_refused(net, tmp_path):
 
 
 def keep(**members):
-    none = {"producers": [], "carriers": [], "readers": [], "reader_bias": []}
-    return {"step": "keep", "channels": 5, "kept": 2, **none, **members}
+    group = {"producers": ["a"], "carriers": [], "readers": [{"layer": "b"}], "reader_bias": [True]}
+    return {"step": "keep", "channels": 5, "kept": 2, **group, **members}
 
 
 @pytest.mark.parametrize(
@@ -311,7 +317,10 @@ def keep(**members):
         ({"bias": False}, "does not fit the network that was built"),
         (keep(readers=[{"layer": "z"}], reader_bias=[True]), "there is no layer 'z'"),
         (keep(producers=["z"]), "no layer 'z'"),
-        (keep(carriers=[{"layer": "z"}]), "no module 'z'"),
+        (keep(carriers=[{"layer": "z"}]), "no layer 'z'"),
+        (keep(carriers=[{"layer": "c"}]), "layer 'c': must carry channels one by one, it is a Linear"),
+        (keep(channels=10**7), "layer 'a': it does not hold the 10000000 channels"),
+        (keep(readers=[{"layer": "b", "start": 1}]), "layer 'b': it does not hold the 5 channels"),
     ],
 )
 def test_a_plan_of_another_network_is_refused(net, tmp_path, change, message):

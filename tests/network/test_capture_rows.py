@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.capture import capture_rows
+from dalr_stream.network.capture import capture_rows, digest_of_inputs
 from dalr_stream.network.layers import fingerprint, select_layers
 
 
@@ -149,6 +149,22 @@ def test_digests_are_of_the_input_and_of_nothing_else(net):
     assert digests(x) == digests(x.clone()) == digests((x, labels)) == digests((x, labels + 1))
     assert digests(x) != digests(x.flip(0))
     assert digests({"x": x}) != digests({"x": x + 1})
+
+
+def test_digests_see_every_number_of_whatever_a_batch_holds():
+    """Also where a repr would leave out the middle."""
+    long, other = np.arange(5000.0), np.arange(5000.0)
+    other[2500] = -1
+    ways = [
+        lambda array: array,
+        lambda array: [torch.from_numpy(array), None],
+        lambda array: ({"deep": array}, 1),
+        lambda array: np.array([array, "ragged"], dtype=object),
+    ]
+    for way in ways:
+        batches = [{"x": torch.zeros(2, 6), "other": way(array)} for array in (long, long.copy(), other)]
+        first, same, changed = map(digest_of_inputs, batches)
+        assert first == same != changed
 
 
 def test_batches_the_sink_holds_are_not_run_again(net):

@@ -91,7 +91,7 @@ def test_plan_and_provenance_are_plain_json(saved):
 
 
 def test_saving_over_an_old_network_leaves_no_mixture(saved):
-    (saved / "left-over.bin").write_text("of the old one")
+    (saved / "config.json").write_text("of the old one")
     net = build()
     other = compress(net, {"fc8": factors(net, "fc8", 2)})
     save(other, saved)
@@ -106,9 +106,17 @@ def test_a_network_that_cannot_be_saved_leaves_the_old_one(saved):
     assert same(load(saved, Net), compressed())
 
 
+def test_what_lies_beside_a_saved_network_is_not_removed_with_it(saved):
+    (saved / "notes.txt").write_text("mine")
+    with pytest.raises(InvalidInputError, match=r"holds other files, .*, 'notes\.txt' for one: choose a folder"):
+        save(compressed(), saved)
+    assert (saved / "notes.txt").read_text() == "mine"
+    assert same(load(saved, Net), compressed())
+
+
 def test_a_folder_of_other_things_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InvalidInputError, match="holds other files, which saving would replace"):
+    with pytest.raises(InvalidInputError, match=r"holds other files, which saving would replace, 'thesis\.tex'"):
         save(compressed(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "empty").mkdir()
@@ -191,6 +199,10 @@ def rewrite(folder, change):
         (lambda plain: plain["plan"][0].update(code="import os"), "cannot be read: .*code"),
         (lambda plain: plain["plan"][0].update(rank="3"), "rank must be a positive integer, got '3'"),
         (lambda plain: plain["plan"][1].update(kept=0), "kept must be a positive integer, got 0"),
+        (lambda plain: plain["plan"][1].update(producers=[3]), "the name of a layer must be text, got 3"),
+        (lambda plain: plain["plan"][1].update(producers=[]), "must be given by a layer and read by another"),
+        (lambda plain: plain["plan"][1]["readers"][0].update(block=0), "got start 0 and block 0"),
+        (lambda plain: plain["plan"][1]["readers"][0].update(start=-3), "got start -3 and block 1"),
         (lambda plain: plain["plan"].append("split"), "a step must be a mapping"),
         (lambda plain: plain.pop("plan"), "'plan'"),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -452,3 +453,27 @@ def test_buffers_and_copies_share_nothing_with_the_original():
         for tensor in tuned.state_dict().values():
             tensor.zero_()
     assert not changed(finetune(net, BATCHES, FAST), again)
+
+
+def weighted(outputs, labels, weight, then=torch.relu):
+    return then(weight * functional.cross_entropy(outputs, labels))
+
+
+def test_losses_of_other_settings_are_other_losses():
+    losses = [
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        nn.CrossEntropyLoss(reduction="sum"),
+        nn.CrossEntropyLoss(weight=torch.ones(3)),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 1.0])),
+        weighted,
+        partial(weighted, weight=1.0),
+        partial(weighted, weight=2.0),
+        partial(weighted, weight=torch.arange(2000.0)),
+        partial(weighted, weight=torch.arange(2000.0).roll(1)),
+        partial(weighted, weight=1.0, then=torch.tanh),
+    ]
+    model = nn.Linear(2, 2)
+    digests = [FineTuning(loss=loss).made_from(model) for loss in losses]
+    assert len(set(digests)) == len(losses)
+    assert digests == [FineTuning(loss=copy.deepcopy(loss)).made_from(model) for loss in losses]

@@ -209,6 +209,36 @@ def test_images_likewise(body, reason):
             group(net)
 
 
+def orders(name):
+    other = {"roll": lambda h: h.roll(2, 1), "flip": lambda h: h.flip(1), "shuffle": nn.ChannelShuffle(3)}
+    swapped = [3, 1, 2, 0, 4, 5]
+    return {**other, "swap": lambda h: h[:, swapped], "copy": lambda h: h[:, [0, 0, 2, 3, 4, 5]]}[name]
+
+
+@pytest.mark.parametrize("order", ["roll", "flip", "shuffle", "swap", "copy"])
+@pytest.mark.parametrize("then", [torch.relu, torch.sigmoid, lambda h: h], ids=["relu", "sigmoid", "nothing"])
+def test_channels_in_another_order_are_refused_whichever_it_is(order, then):
+    """Most of these leave the parity of a channel's number as it is."""
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'a': .*(another order|mixed with others|tracing)"):
+        group(Images(lambda net, x: net.b(then(orders(order)(net.a(x))))))
+
+
+@pytest.mark.parametrize("channel", range(6))
+def test_no_channel_is_read_in_secret(channel):
+    def body(net, x):
+        h = net.a(x)
+        return net.b(torch.relu(h)) * h[:, channel].detach().mean()
+
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'a': .* by other ways than through 'b'"):
+        group(Images(body))
+
+
+def test_layers_that_are_tied_are_proved_once():
+    net = Net(lambda net, x: net.d(torch.relu((h := net.a(x)) + net.b(torch.relu(h)) + net.c(x))))
+    structure = Structure.of(net, ROWS)
+    assert structure.group_of("b") is structure.group_of("c")
+
+
 def test_shared_weights_are_refused():
     net = Net(lambda net, x: net.b(torch.relu(net.a(x))) + net.c(x))
     net.c.weight = net.b.weight
@@ -248,3 +278,23 @@ def test_a_frozen_half_precision_network_is_traced_on_a_dict():
 
     net = Named().bfloat16().requires_grad_(False)
     assert reads(group(net, example={"rows": ROWS.bfloat16()})) == [("b", 0, 1)]
+
+
+def test_a_network_made_in_inference_mode_is_refused_by_name():
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    with pytest.raises(UnsupportedLayerError, match=r"layer '0': its channels cannot be pruned: .*Inference tensors"):
+        group(net, "0")
+
+
+def test_whatever_fails_on_the_way_is_a_refusal():
+    class Shuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(2, 3, 1)
+
+        def forward(self, x):
+            return self.b(functional.pixel_shuffle(self.a(x), 2))
+
+    with pytest.raises(UnsupportedLayerError, match="layer 'a': its channels cannot be pruned: "):
+        group(Shuffled().eval(), example=IMAGES)

@@ -173,3 +173,46 @@ def test_a_tail_is_fine_tuned_as_the_whole_network_is(model, loader, names):
     assert not torch.equal(tuned.get_parameter("fc.weight"), model.fc.weight)
     for name, parameter in tuned.named_parameters():
         assert torch.equal(parameter, whole[name]), name
+
+
+# --- layers that change before, within and in place ---------------------------------------------------------------
+
+
+class Overwriting(nn.Module):
+    """What crosses is overwritten after the cut: a tensor and a view of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.fc, self.last = nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        view = h.reshape(-1, 2, 2)
+        y = self.fc(h)
+        return self.last(torch.relu_(h) + y) + view.sum((1, 2))[:, None]
+
+
+def test_what_the_tail_overwrites_is_kept_as_it_was(loader):
+    torch.manual_seed(0)
+    model = Overwriting().eval()
+    cut = Cut(model, "fc")
+    kept, continued = KeptBatches(cut, loader), PrefixCache(cut).attach(model)
+    with torch.no_grad():
+        for _ in range(3):
+            for (values, _), (inputs, _) in zip(kept, loader.batches, strict=True):
+                assert torch.equal(cut.tail(model)(**values), model(inputs))
+                assert torch.equal(continued(inputs), model(inputs))
+
+
+def test_a_layer_within_a_module_that_is_not_traced_is_cut_before_that():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(4, 8), encoder, nn.Linear(8, 2)).eval()
+    cut, inputs = Cut(model, "1.linear1"), torch.randn(2, 3, 4)
+    assert cut.place == "_1"
+    with torch.no_grad():
+        expected = model(inputs)
+        encoder.linear1.weight.mul_(0.5)
+        found = PrefixCache(cut).attach(model)(inputs)
+        assert torch.equal(found, model(inputs))
+    assert not torch.allclose(found, expected)

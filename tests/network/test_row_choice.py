@@ -210,7 +210,7 @@ class Shaped(nn.Module):
         return self.fc(x.new_zeros(*self.shape, WIDTH))
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (4, 5), (6, 4), (2, 6), (8,), (3,)])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 5), (2, 6), (8,), (3,)])
 def test_a_mask_that_does_not_fit_is_an_error_that_names_layer_and_shapes(shape):
     x, mask = torch.zeros(4, 6, WIDTH), torch.ones(4, 6)
     net = Shaped(shape).eval()
@@ -323,6 +323,36 @@ def test_second_moments_of_chosen_positions_are_unbiased():
 def test_rows_that_do_not_come_sample_after_sample_are_not_chosen_from():
     with pytest.raises(InvalidInputError, match=r"layer 'fc': .* batch of 4 samples gave rows of shape \(6, 4\): let"):
         capture(Shaped((6, 4)).eval(), [torch.zeros(4, 6, WIDTH)], ["fc"], RowRule(most_per_sample=2))
+
+
+@pytest.mark.parametrize("rule", [RowRule(), RowRule(mask=lambda batch: torch.ones(batch.shape[:2]))])
+@pytest.mark.parametrize("positions", [5, 6])
+def test_a_layer_that_gets_positions_before_samples_is_refused(rule, positions):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 2, 8), 1, enable_nested_tensor=False).eval()
+
+    class Batched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = encoder
+
+        def forward(self, x):
+            return self.inner(x.transpose(0, 1)).transpose(0, 1)
+
+    message = (
+        rf"layer 'inner.layers.0.linear1': .* 3 samples gave rows of shape \({positions}, 3\): .* batch_first=True"
+    )
+    net, layer = Batched().eval(), ["inner.layers.0.linear1"]
+    with pytest.raises(InvalidInputError, match=message):
+        capture(net, [torch.zeros(3, positions, WIDTH)], layer, rule)
+    assert len(capture(net, [torch.zeros(1, positions, WIDTH)], layer, rule).batches) == 1  # nothing to be confused
+
+
+def test_images_and_their_windows_may_be_as_wide_as_the_batch():
+    net = nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)).eval()
+    images = torch.zeros(3, 2, 1, 3, 3)  # six frames of three samples, three pixels wide
+    for side in Side:
+        layers = [LayerSpec("2", "Conv2d", 2, 1, side, 2)]
+        assert len(capture(net, [images], layers).batches) == 1
 
 
 # --- the rule -----------------------------------------------------------------------------------------------------

@@ -118,6 +118,22 @@ def test_dtype_and_modules_belong_to_the_fingerprint(net):
 
 
 @pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (nn.LeakyReLU(0.1), nn.LeakyReLU(0.2)),
+        (nn.BatchNorm1d(2, eps=1e-5), nn.BatchNorm1d(2, eps=1e-3)),
+        (nn.AvgPool2d((1, 2)), nn.AvgPool2d((2, 1))),
+        (nn.ZeroPad1d(1), nn.ConstantPad1d(1, 0.0)),
+    ],
+)
+def test_settings_without_weights_belong_to_it_and_modes_and_places_do_not(one, other):
+    assert fingerprint(one) != fingerprint(other)
+    before = fingerprint(one)
+    one.name_or_path = "elsewhere"
+    assert fingerprint(one.train(not one.training)) == before
+
+
+@pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]
 )
 def test_digests_see_values_shape_and_dtype(dtype):

@@ -12,6 +12,7 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.network.graph import Structure
+from dalr_stream.network.readers import with_readers
 from dalr_stream.workflow.evaluate import Evaluator, Scoring, accuracy
 from dalr_stream.workflow.progress import Silent
 from dalr_stream.workflow.search import Search, joint_search
@@ -151,3 +152,31 @@ def test_that_whole_passes_are_run_is_said_once():
     assert [evaluator.from_layers(layer)(nn.Identity()) for layer in ("fc1", "fc2")] == [0.5, 0.5]
     assert len(notes.said) == 1
     assert notes.said[0].startswith("evaluate: whole forward passes are run: torch.fx cannot trace")
+
+
+class Residual(nn.Module):
+    """What `branch` gives is added to what `stem` gives: a selection narrows both."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner, self.branch = nn.Linear(20, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.stem(x).relu()
+        return self.head(h + self.branch(self.inner(h).relu()))
+
+
+def test_a_selection_of_tied_layers_is_scored_from_the_first_of_them_on(network):
+    _, batches, _ = network
+    torch.manual_seed(0)
+    model = Residual().eval()
+    structure = Structure.of(model, batches[0][0])
+    assert structure.changed_with("branch") == ("stem", "branch", "inner", "head")
+    layers = with_readers(ds.select_layers(model, ["branch"]), structure)
+    moments = ds.accumulate_stream(model, [batch[0] for batch in batches], layers)
+    record = ds.spectral(structure.group_of("branch").joint(moments)).at_size(4)
+    scoring = Scoring(accuracy, batches)
+    evaluator = Evaluator(model, (4,), scoring, 1e-3, Silent(), structure)
+    small = evaluator.compressed({"branch": record})
+    assert evaluator.from_layers("branch")(small) == scoring(small)

@@ -1,0 +1,45 @@
+"""A network that keeps what it computed, as rotary embeddings do, can be trained after it was looked at."""
+
+import pytest
+import torch
+from torch import nn
+
+import dalr_stream as ds
+from dalr_stream.network.outputs import with_outputs
+from dalr_stream.network.profile import Stopwatch, profile
+from dalr_stream.workflow.evaluate import accuracy
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.kept = nn.Linear(4, 3), None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = torch.ones(len(x), 1) * 2
+        return self.fc(x) * self.kept[: len(x)]
+
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+
+
+def taking_outputs(net):
+    list(with_outputs(net, [X], ds.select_layers(net, ["fc"]), ds.RowRule(), {}))
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda net: accuracy(net, [(X, torch.zeros(6, dtype=torch.long))]),
+        lambda net: profile(net, net, X, batch_sizes=(6,), stopwatch=Stopwatch(3, 1, 1e-9)),
+        taking_outputs,
+    ],
+    ids=["accuracy", "profile", "outputs"],
+)
+def test_what_a_network_keeps_can_be_trained_with(look):
+    net = Lazy().eval()
+    look(net)
+    assert not net.kept.is_inference()
+    net(X).sum().backward()
+    assert net.fc.weight.grad is not None
