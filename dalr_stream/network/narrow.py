@@ -39,7 +39,7 @@ def keep_carried(module: nn.Module, kept: Indices) -> nn.Module:
         narrow = _convolution(old, kept.size, kept.size, groups=kept.size, bias=old.bias is not None)
         fill(narrow, matrix_of(module).detach()[chosen], None if old.bias is None else old.bias.detach()[chosen])
         return narrow
-    narrow = copy.deepcopy(old)
+    narrow = copy.deepcopy(module)
     width = channels_read(module)
     for name, tensor in (*old.named_parameters(recurse=False), *old.named_buffers(recurse=False)):
         if tensor.ndim and len(tensor) == width:

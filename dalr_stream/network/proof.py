@@ -49,15 +49,24 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Let the network run without chance and with gradients to be followed, and put everything back."""
+    """Let the network run without chance and with gradients to be followed, and put everything back.
+
+    A transformers model returns no keys and values for later tokens meanwhile: they are no tensors that can be traced.
+    """
     modes = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters() if not parameter.is_inference()}
+    configs = [getattr(module, "config", None) for module in modes]
+    caching: list[Any] = [config for config in configs if getattr(config, "use_cache", False) is True]
     try:
         model.eval()
+        for config in caching:
+            config.use_cache = False
         for parameter in wanted:
             parameter.requires_grad_(parameter.is_floating_point())
         yield
     finally:
+        for config in caching:
+            config.use_cache = True
         for module, training in modes.items():
             module.training = training
         for parameter, required in wanted.items():

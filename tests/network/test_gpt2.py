@@ -51,3 +51,14 @@ def test_the_tied_head_is_refused_by_both_names(model):
     record = ds.truncated_svd(*ds.weights_of(model, head.name)).at_rank(2)
     with pytest.raises(ds.DalrStreamError, match=r"'lm_head.weight' is shared with 'transformer.wte.weight'"):
         ds.compress(model, {"lm_head": record})
+
+
+def test_channels_are_found_although_the_model_caches(model):
+    assert model.config.use_cache
+    group = ds.Structure.of(model, batches()[0]).group_of("transformer.h.0.mlp.c_fc")
+    assert [reader.span.layer for reader in group.readers] == ["transformer.h.0.mlp.c_proj"]
+    record = ds.spectral(ds.Moments.of(torch.eye(64).double().numpy())).at_size(5)
+    small = ds.compress(model, {"transformer.h.0.mlp.c_fc": record}, example=batches()[0])
+    assert small.transformer.h[0].mlp.c_fc.weight.shape == (5, 16)
+    assert model.config.use_cache
+    assert small.config.use_cache
