@@ -46,7 +46,7 @@ def test_every_verb_of_a_run_in_turn(run_file):
     assert "evaluate: nothing has changed, skipped" in again.stdout
     assert "report:" in again.stdout
     verified = cli("verify", run_file, *FEW)
-    assert "target/fc1: 90 rows in 1 tiles" in verified.stdout
+    assert "target/fc1: 90 rows in 1 tile\n" in verified.stdout
     assert {r.returncode for r in (layers, estimate, solved, compressed, evaluated, report, again, verified)} == {0}
 
 
@@ -55,7 +55,7 @@ def test_every_verb_of_a_run_in_turn(run_file):
     [
         (("run", "absent.toml"), "there is no run file at 'absent.toml'"),
         (("run", "{file}", "--set", "solve.rigde=1"), "unknown key 'solve.rigde'; nearest: 'ridge'"),
-        (("solve", "{file}"), "is not a dalr_stream store"),
+        (("solve", "{file}"), "there is nothing at"),
         (("estimate", "{file}", "--set", 'capture.memory_limit="1KiB"'), "the limit is 0 MiB"),
     ],
 )
