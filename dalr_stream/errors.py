@@ -2,7 +2,7 @@
 
     DalrStreamError
     |-- InvalidInputError            an argument breaks a stated rule (also a ValueError)
-    |   |-- LayerNotFoundError       a pattern that matches no layer
+    |   |-- LayerNotFoundError       a pattern that matches no layer, or a name (also a KeyError)
     |   |-- UnsupportedLayerError    a layer that cannot be compressed as asked
     |   |-- RankError                a rank or size outside its range
     |   |-- NonFiniteError           NaN or Inf among the activations
@@ -34,8 +34,10 @@ class InvalidInputError(DalrStreamError, ValueError):
     """An argument breaks a stated rule."""
 
 
-class LayerNotFoundError(InvalidInputError):
-    """A pattern matches no layer of the network."""
+class LayerNotFoundError(InvalidInputError, KeyError):
+    """A pattern matches no layer of the network, or there is none of that name."""
+
+    __str__ = Exception.__str__  # a KeyError shows its message in quotes
 
 
 class UnsupportedLayerError(InvalidInputError):

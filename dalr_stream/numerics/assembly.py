@@ -87,6 +87,11 @@ class Layer:
     @classmethod
     def as_given(cls, weight: ArrayLike, bias: ArrayLike | None) -> Layer:
         """Do the same, with a float32 weight left as it is: enough where blocks of it are widened one by one."""
+        if getattr(weight, "requires_grad", False) or getattr(bias, "requires_grad", False):
+            raise InvalidInputError(
+                "weight and bias must be arrays, got a torch parameter that requires grad: weights_of(model, name) "
+                "gives both"
+            )
         given = np.asarray(weight)
         w: Any = np.array(given, dtype=np.float32 if given.dtype == np.float32 else np.float64, order="C")
         if w.ndim != 2 or 0 in w.shape:

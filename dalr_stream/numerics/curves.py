@@ -14,6 +14,7 @@ Resolution: a few EPSILON x err(0), so a value may lie below zero by that much; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,6 +70,9 @@ def require_moments_of(weight: Matrix, moments: Moments | CrossMoments, side: Si
     m, d = weight.shape
     if side is Side.CHANNELS:
         raise InvalidInputError("side must be 'inputs' or 'outputs': from channels selections are solved")
+    if isinstance(moments, Mapping):
+        names = " or ".join(f"moments['{name}']" for name in moments)
+        raise InvalidInputError(f"moments must be of one layer, got a mapping: say {names}")
     if isinstance(moments, CrossMoments):
         found = f"{moments.input_features} inputs and {moments.output_features} outputs"
         fits = (moments.output_features, moments.input_features) == (m, d)

@@ -56,6 +56,7 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
     Cost of the dual: n^2 d + 2 n m d operations, one eigendecomposition of order min(m, d), 2 n K d. Memory: two n x n
     and three n x m in float64, and before those the rows.
     """
+    Ridge.require(ridge)
     form, layer = Form.of(variant, affine=affine), Layer.as_given(weight, bias)
     most, d = layer.ranks(max_rank), layer.weight.shape[1]
     if isinstance(rows, Iterator):

@@ -186,6 +186,8 @@ def _solved(
     layer: Layer, moments: AnyMoments, form: Form, side: Side, most: int, ridges: tuple[Ridge, ...]
 ) -> tuple[LowRankFactors, ...]:
     """Solve for each ridge."""
+    for ridge in ridges:
+        Ridge.require(ridge)
     turn, reached = (None, layer.weight) if isinstance(moments, CrossMoments) else layer.reach()
     sums = _sums(layer, moments, form, side, turn, reached)
     if form.variant is Variant.ANCHORED and sums.cross is None:

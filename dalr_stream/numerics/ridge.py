@@ -34,6 +34,12 @@ class Ridge:
         """`value` itself, on unnormalised sums, as in the authors' code: its meaning changes with n."""
         return cls(float(value), is_relative=False)
 
+    @staticmethod
+    def require(ridge: object) -> None:
+        """Raise InvalidInputError for a bare number, which might mean either."""
+        if not isinstance(ridge, Ridge):
+            raise InvalidInputError(f"ridge must be a Ridge, got {ridge!r}: Ridge.relative({ridge!r})")
+
     def value_for(self, diagonal: Vector) -> float:
         """Return the lambda to add to a matrix with this `diagonal` (d,)."""
         return self.of_mean(float(np.mean(diagonal)))

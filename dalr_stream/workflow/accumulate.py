@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+from dalr_stream.errors import LayerNotFoundError
 from dalr_stream.numerics.folding import CpuFold, FoldRule, NewFold, SplitMoments
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.storage.activations import ActivationStore, locked
@@ -62,7 +63,10 @@ class LayerMoments(Mapping[str, Moments]):
         return cls(_Stored(paths[TRAINING]), _Stored(apart), dealt)
 
     def __getitem__(self, layer: str) -> Moments:
-        return self.training[layer]
+        try:
+            return self.training[layer]
+        except KeyError:
+            raise LayerNotFoundError(f"there are no moments of layer '{layer}': of {', '.join(self)} only") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.training)

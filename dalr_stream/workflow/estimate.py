@@ -80,11 +80,14 @@ def require_disk(needed: MemoryPlan, folder: Path) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed.disk_bytes > free:
-        need, have = needed.disk_bytes / 2**30, free / 2**30
         raise DiskSpaceError(
-            f"'{folder}': the run may need {need:,.1f} GiB of disk and {have:,.1f} GiB are free: free some, choose "
-            "another run.output, or set capture.direct = true to keep no activations"
+            f"'{folder}': the run may need {_size(needed.disk_bytes)} of disk and {_size(free)} are free: free some, "
+            "choose another run.output, or set capture.direct = true to keep no activations"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
 def taken_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: RowRule) -> dict[str, Taken]:

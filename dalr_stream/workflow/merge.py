@@ -84,6 +84,8 @@ def merge(
     Every record is read three times (to check, to copy, to add) and written once. Memory: one layer at a time, log2 of
     its shards + 2 pairs of records, 16 d^2 bytes each.
     """
+    if isinstance(stores, str | Path):
+        raise InvalidInputError(f"merge: stores must be a list, got '{stores}': merge(['{stores}'], into)")
     into, progress = Path(into), progress or Silent()
     plan = _plan([ActivationStore(root) for root in stores], into, domain, without)
     with locked(into):

@@ -18,6 +18,7 @@ from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.sides import Side, group_name, module_name
 from dalr_stream.numerics.solution import ChannelSelection, LowRankFactors
+from dalr_stream.storage.activations import ActivationStore
 from dalr_stream.storage.archive import (
     Solution,
     dealt_parts,
@@ -116,6 +117,7 @@ class SolvedStore:
         path = self._path(domain, layer, part)
         made_from = (provenance_of(path) or {}).get("network")
         if made_from is None:
+            ActivationStore(self.root).domain(domain)  # which names those there are
             raise StoreNotFoundError(
                 f"'{self.root}': no moments of layer '{layer}' on '{domain}': run accumulate first"
             )

@@ -130,7 +130,8 @@ class _Checked:
                 with self._progress.track(f"verify {domain}/{layer}", tiles, "tiles") as advance:
                     damaged = [tile for tile in range(tiles) if not self._tile(store, domain, layer, tile, advance)]
                 if not damaged:
-                    self.whole.append(f"{domain}/{layer}: {rows.rows:,} rows in {tiles} tiles")
+                    parts = "1 tile" if tiles == 1 else f"{tiles} tiles"
+                    self.whole.append(f"{domain}/{layer}: {rows.rows:,} rows in {parts}")
             self.whole += [f"{domain}/{layer}: the rows of {home}" for layer, home in record.shared.items()]
 
     def records(self, manifest: Manifest | None) -> None:

@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import oracles
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import KINDS, layers, make_rows
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError, ParameterIncreaseWarning, RankError
-from dalr_stream.numerics.lowrank import Ridge, Variant, dalr, truncated_svd
+from dalr_stream.numerics.lowrank import Ridge, Variant, dalr, dalr_sweep, truncated_svd
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.solution import Diagnostics
@@ -300,6 +301,13 @@ def test_bad_input_is_refused_in_words():
         (lambda: truncated_svd(weight, None, compensate_bias=True), "needs the moments"),
         (lambda: Ridge.relative(-1e-3), "ridge must be a finite number >= 0"),
         (lambda: Ridge.absolute(np.nan), "ridge must be a finite number >= 0"),
+        (lambda: dalr(weight, None, moments, ridge=1e-3), r"must be a Ridge, got 0.001: Ridge.relative\(0.001\)"),
+        (lambda: dalr_sweep(weight, None, moments, [1]), r"must be a Ridge, got 1: Ridge.relative\(1\)"),
+        (
+            lambda: dalr(weight, None, {"0": moments, "2": other}),
+            r"a mapping: say moments\['0'\] or moments\['2'\]",
+        ),
+        (lambda: dalr(SimpleNamespace(requires_grad=True), None, moments), r"parameter .*: weights_of\(model, name\)"),
         (lambda: truncated_svd(weight, None).errors(other), r"5 features do not fit a weight of shape \(4, 6\)"),
         (lambda: truncated_svd(weight, None).errors(Moments.empty(6)), "at least one row"),
     ]

@@ -171,10 +171,17 @@ def test_a_store_of_another_schema_is_refused_and_both_versions_named(tmp_path):
         Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize("root", ["nothing", "file/inside"])
-def test_where_there_is_no_store_none_is_read(tmp_path, root):
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("nothing", "there is nothing at"),
+        ("file/inside", "there is nothing at"),
+        ("file", "is not a dalr_stream store"),
+    ],
+)
+def test_where_there_is_no_store_none_is_read(tmp_path, root, message):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreNotFoundError, match="is not a dalr_stream store"):
+    with pytest.raises(StoreNotFoundError, match=f"{message}.*: name the folder of a store, or capture to it first"):
         Manifest.read(tmp_path / root)
 
 

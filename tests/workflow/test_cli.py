@@ -46,7 +46,7 @@ def test_every_verb_of_a_run_in_turn(run_file):
     assert "evaluate: nothing has changed, skipped" in again.stdout
     assert "report:" in again.stdout
     verified = cli("verify", run_file, *FEW)
-    assert "target/fc1: 90 rows in 1 tiles" in verified.stdout
+    assert "target/fc1: 90 rows in 1 tile" in verified.stdout
     assert {r.returncode for r in (layers, estimate, solved, compressed, evaluated, report, again, verified)} == {0}
 
 
@@ -55,7 +55,7 @@ def test_every_verb_of_a_run_in_turn(run_file):
     [
         (("run", "absent.toml"), "there is no run file at 'absent.toml'"),
         (("run", "{file}", "--set", "solve.rigde=1"), "unknown key 'solve.rigde'; nearest: 'ridge'"),
-        (("solve", "{file}"), "is not a dalr_stream store"),
+        (("solve", "{file}"), "there is nothing at"),
         (("estimate", "{file}", "--set", 'capture.memory_limit="1KiB"'), "the limit is 0 MiB"),
     ],
 )
@@ -104,6 +104,6 @@ def test_verify_lists_all_damage_and_ends_in_a_code(finished_file):
     assert done.returncode == 1
     assert "WRONG target/fc1: " in done.stdout
     assert "WRONG weights/fc2: " in done.stdout
-    assert "target/fc2: 90 rows in 1 tiles" in done.stdout
+    assert "target/fc2: 90 rows in 1 tile" in done.stdout
     assert "2 findings" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dalr_stream as ds
-from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
+from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError
 from dalr_stream.streaming.lanes import Pace
 from dalr_stream.workflow.estimate import estimate
 
@@ -56,6 +56,17 @@ def test_several_passes_give_the_bits_of_one(net, layers, limited, tmp_path):
     for fold in folds(net, layers, limited, tmp_path):
         found = fold(data(1))
         assert all(found[name].same_bits(expected[name]) for name in ("0", "2"))
+
+
+def test_a_layer_that_has_no_moments_is_named_with_those_that_have(net, layers, tmp_path):
+    for fold in folds(net, layers, FREE, tmp_path):
+        found = fold(data(1))
+        with pytest.raises(LayerNotFoundError, match=r"^there are no moments of layer 'fc': of 0, 2 only$"):
+            found["fc"]
+        with pytest.raises(KeyError):
+            found["fc"]
+        assert "fc" not in found
+        assert found.get("fc") is None
 
 
 def test_what_can_be_gone_through_once_is_refused_for_several_passes_and_whole_in_one(net, layers, limited, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 from capture_jobs import (
@@ -124,7 +125,7 @@ REFUSED = {
     Refused.damaged_moments: (StoreDamagedError, "array 'scatter'"),
     Refused.damaged_weights: (StoreDamagedError, "array 'weight'"),
     Refused.damaged_manifest: (StoreDamagedError, "manifest.json' is damaged"),
-    Refused.absent: (StoreNotFoundError, "is not a dalr_stream store"),
+    Refused.absent: (StoreNotFoundError, "there is nothing at"),
     Refused.unknown_domain: (StoreNotFoundError, "has no domain 'source': it has target"),
     Refused.unknown_shard: (InvalidInputError, "there is no shard 'feedbeef': there are "),
 }
@@ -144,6 +145,12 @@ def test_what_must_not_be_added_is_refused_and_the_output_is_as_it_was(jobs, tmp
     with pytest.raises(kind):
         merge([tmp_path / "old", *stores], tmp_path / "old", **options)
     assert contents(tmp_path / "old") == whole
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_store_in_place_of_a_list_of_them_is_told(jobs, tmp_path, kind):
+    with pytest.raises(InvalidInputError, match=r"stores must be a list, got '.*': merge\(\['.*a.zarr'\], into\)"):
+        merge(kind(jobs["a"]), tmp_path / "new")
 
 
 class InTheWay:

@@ -1,10 +1,15 @@
 """A dry run looks at everything, says what would be done, and writes nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 from test_cli import cli
 
-from dalr_stream.errors import ConfigError
+from dalr_stream.errors import ConfigError, DiskSpaceError
+from dalr_stream.streaming.cost import LayerLoad
+from dalr_stream.streaming.plan import plan
 from dalr_stream.workflow.config import load_config
+from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.rehearsal import rehearse
 
@@ -84,6 +89,16 @@ def test_every_problem_is_named_at_once(run_file):
         assert said in str(caught.value)
     assert f"network.start: there is no file '{run_file.parent / 'published.safetensors'}'" in str(caught.value)
     assert f"report.published: there is no file '{run_file.parent / 'paper.toml'}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(("rows", "needed"), [(2000, "15 MiB"), (2**20, "3.9 GiB")])
+def test_disk_is_told_in_units_that_show_it(monkeypatch, tmp_path, rows, needed):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3 * 2**20))
+    found = plan([LayerLoad("fc", 1000, rows)], threads=1, heldout_share=0.0)
+    with pytest.raises(
+        DiskSpaceError, match=f"may need {needed} of disk and 3 MiB are free: free some, choose another"
+    ):
+        require_disk(found, tmp_path)
 
 
 def test_a_run_that_would_not_fit_is_a_problem(run_file):

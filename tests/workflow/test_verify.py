@@ -192,7 +192,7 @@ def test_all_damage_is_listed_at_once(store):
         "zarr.json", "target/0", "weights/2", "moments/source/2/heldout",
     }  # fmt: skip
     assert sum(finding.part == "target/0" for finding in found.findings) == 2
-    assert "source/2: 1,800 rows in 1 tiles" in found.whole
+    assert "source/2: 1,800 rows in 1 tile" in found.whole
 
 
 def test_a_store_without_its_manifest_still_has_its_records_checked(store):
