@@ -91,13 +91,13 @@ def run(
 @app.command()
 def layers(file: RunFile, overrides: Overrides = None) -> None:
     """List the layers that the patterns match."""
+    from dalr_stream.network.layers import left_out
     from dalr_stream.workflow.listing import layer_table
 
-    opened = open_run(file, overrides)
-    opened.train()
-    console = console_for()
-    console.print(layer_table(opened.project))
-    for said in opened.project.left_out:
+    project = open_run(file, overrides).project
+    network, console = project.stand_in(), console_for()
+    console.print(layer_table(project, network))
+    for said in left_out(network, project.config.network.layers):
         console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -107,12 +107,11 @@ def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) 
     from dalr_stream.workflow.listing import cost_table
     from dalr_stream.workflow.rehearsal import trials
 
-    opened = open_run(file, with_machine(overrides, memory))
-    opened.train()
-    plan = opened.project.estimate()
-    console = console_for()
+    project = open_run(file, with_machine(overrides, memory)).project
+    network, console = project.stand_in(), console_for()
+    plan = project.estimate(network)
     console.print(cost_table(plan))
-    if said := trials(opened.project, opened.project.network):
+    if said := trials(project, network):
         console.print(said, highlight=False)
     plan.require()
 

@@ -26,14 +26,12 @@ from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
-from dalr_stream.storage.manifest import Manifest
-from dalr_stream.workflow.capture import network_record
 from dalr_stream.workflow.compress import at_size
-from dalr_stream.workflow.config import LabelledSection
 from dalr_stream.workflow.kept_scores import KeptScores
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress
 from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.sections import LabelledSection
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 Score = Callable[[nn.Module], float]
@@ -111,7 +109,7 @@ def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tup
 
 def networks_to_try(project: Project, network: nn.Module) -> int:
     """Return how many networks the [evaluate] section compares, besides those that are saved; any weights will do."""
-    store = SolvedStore(project.store, Manifest(network_record(network, project.watched_in(network))))
+    store = project.prospect(network)
     return sum(
         len(sizes_to_try(method, store.shape(layer), project.evaluate_section.ranks))
         for layer in project.layers_in(store)

@@ -28,16 +28,17 @@ from dalr_stream.network.reading import without_gradients
 from dalr_stream.network.rows import MaskOf, RowRule
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sides import Side
-from dalr_stream.storage.manifest import NetworkRecord
+from dalr_stream.storage.manifest import Manifest, NetworkRecord
 from dalr_stream.streaming.accumulate import Folding, Threads, Workers
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.capture import network_record
-from dalr_stream.workflow.config import DataSection, EvaluateSection, FinetuneSection, RunConfig
+from dalr_stream.workflow.config import RunConfig
 from dalr_stream.workflow.estimate import estimate
 from dalr_stream.workflow.factories import importing_from, resolve
 from dalr_stream.workflow.fingerprints import Fingerprints
 from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.sections import DataSection, EvaluateSection, FinetuneSection
 
 
 class Project:
@@ -93,6 +94,15 @@ class Project:
         inputs = self._with_readers(network, select_layers(network, section.layers))
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
         return inputs + outputs
+
+    def prospect(self, network: nn.Module) -> SolvedStore:
+        """Return the store that capturing such a network would make: its layers and their readers, nothing else."""
+        return SolvedStore(self.store, Manifest(network_record(network, self.watched_in(network))))
+
+    def stand_in(self) -> nn.Module:
+        """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
+        has_weights = self.config.network.weights is not None or self.weights.exists()
+        return self.network if has_weights else self.placed().eval()
 
     @property
     def left_out(self) -> tuple[str, ...]:

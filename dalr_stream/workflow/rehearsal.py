@@ -19,12 +19,13 @@ from dalr_stream.network.capture import samples_in
 from dalr_stream.network.layers import left_out
 from dalr_stream.network.surgery import parameter_count
 from dalr_stream.streaming.plan import MemoryPlan
-from dalr_stream.workflow.config import DataSection
+from dalr_stream.workflow.compress import require_choices
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.evaluate import networks_to_try
 from dalr_stream.workflow.factories import importing_from
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.published import Published
+from dalr_stream.workflow.sections import DataSection
 from dalr_stream.workflow.steps import StepLog
 
 
@@ -87,7 +88,7 @@ def rehearse(project: Project) -> Rehearsal:
             Published.read(project.folder / config.report.published)
     network = None
     with found.collecting():
-        network = _network(project)
+        network = project.stand_in()
         found.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
     if network is not None and {facts.key for facts in found.loaders} >= sections.keys():
         with found.collecting():
@@ -96,6 +97,8 @@ def rehearse(project: Project) -> Rehearsal:
             found.plan.require()
             require_disk(found.plan, project.output)
             found.trials = trials(project, network)
+        with found.collecting():
+            require_choices(project, project.prospect(network))
     with found.collecting():
         found.steps = list(_steps(project))
     return found
@@ -111,12 +114,6 @@ def trials(project: Project, network: nn.Module) -> str:
         tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
         said.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
     return "; ".join(said)
-
-
-def _network(project: Project) -> nn.Module:
-    """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
-    has_weights = project.config.network.weights is not None or project.weights.exists()
-    return project.network if has_weights else project.placed().eval()
 
 
 def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:

@@ -26,8 +26,8 @@ from dalr_stream.storage.archive import Solution, save_solution
 from dalr_stream.storage.durable import explained, remove_folder
 from dalr_stream.workflow.accumulate import accumulate
 from dalr_stream.workflow.capture import capture
+from dalr_stream.workflow.compress import require_choices
 from dalr_stream.workflow.compress_section import Order
-from dalr_stream.workflow.config import EvaluateSection
 from dalr_stream.workflow.direct import accumulate_into
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.evaluate import Curves, Evaluation, Evaluator, Scoring, measure, score_on
@@ -40,8 +40,10 @@ from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress, Silent
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.provenance import saved_provenance
+from dalr_stream.workflow.published import Published
 from dalr_stream.workflow.results import results
 from dalr_stream.workflow.ridge import solve_as_asked
+from dalr_stream.workflow.sections import EvaluateSection
 from dalr_stream.workflow.sequence_step import compress_in_sequence, forget_sequence
 from dalr_stream.workflow.sizing import Compression, decide
 from dalr_stream.workflow.solve import LayerProblem, solve_selection
@@ -310,6 +312,7 @@ class Run:
         """Say once what the run will cost, and refuse it where it would not fit."""
         if self._room_checked:
             return
+        self._require_end()
         needed = self.project.estimate()
         needed.require()
         require_disk(needed, self.project.output)
@@ -320,6 +323,12 @@ class Run:
             f"{needed.peak_bytes / 2**20:,.0f} MiB"
         )
         self._room_checked = True
+
+    def _require_end(self) -> None:
+        """Refuse what only the last steps would find: choices that the network does not allow, no published file."""
+        require_choices(self.project, self.project.prospect(self.project.network))
+        if self._config.report.published is not None:
+            Published.read(self.project.folder / self._config.report.published)
 
     # --- what is fresh -------------------------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[di
     if section.rule is None:
         rule = "as named"
         chosen, notes = choices(project, store)
-        methods = {layer: choice.method for layer, choice in named_layers(project).items()}
+        methods = {layer: choice.method for layer, choice in named_layers(project, project.layers).items()}
     else:
         rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
         solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}

@@ -7,6 +7,7 @@ from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.rehearsal import rehearse
+from dalr_stream.workflow.run import Run
 
 
 def opened(file, *overrides):
@@ -89,6 +90,26 @@ def test_every_problem_is_named_at_once(run_file):
 def test_a_run_that_would_not_fit_is_a_problem(run_file):
     (problem,) = rehearse(opened(run_file, 'capture.memory_limit="1KiB"')).problems
     assert "the limit is 0 MiB" in problem
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("compress.fc1.size=13", r"compress\.fc1\.size: the layer's rank must lie in 1\.\.12, got 13"),
+        ("compress.fc2.size=11", r"compress\.fc2\.size: the layer's number of kept nodes must lie in 1\.\.10, got 11"),
+        ("compress.fc3={method='svd', size=1}", r"compress\.fc3: is not among the compressed layers fc1, fc2"),
+        ("report.published=paper.toml", r"report\.published: there is no file"),
+    ],
+)
+def test_what_only_the_last_steps_would_find_is_found_before_anything_is_captured(run_file, override, said):
+    project = opened(run_file, override)
+    with pytest.raises(ConfigError, match=said):
+        rehearse(project).require()
+    run = Run(project)
+    run.train()
+    with pytest.raises(ConfigError, match=said):
+        run.accumulate()
+    assert not project.store.exists()
 
 
 def test_the_command_line_prints_it_and_fails_where_something_is_missing(run_file):
