@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.batches import inputs_of
+from dalr_stream.network.batches import inputs_of, refusals_explained
 from dalr_stream.network.groups import channels_of, part_of
 from dalr_stream.network.kinds import (
     CONVOLUTIONS,
@@ -98,7 +98,8 @@ def capture_rows(
             digest = _digest(batch, mask)
             spared = sink.skip(number, samples, digest)
             if not spared:
-                taken = take_rows(model, batch, layers, BatchRows(rule, samples, seen, mask)) if samples else {}
+                with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
+                    taken = take_rows(model, batch, layers, BatchRows(rule, samples, seen, mask)) if samples else {}
                 sink.write(_row_batch(samples, digest, taken, number, to_rows))
             seen += samples
             batch_done(samples, spared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
-from dalr_stream.network.batches import labelled, scores_of
+from dalr_stream.network.batches import labelled, refusals_explained, scores_of
 from dalr_stream.network.capture import call
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.loaders import restores
@@ -47,9 +48,10 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     """
     right = total = 0
     with torch.inference_mode():
-        for batch in batches:
+        for number, batch in enumerate(batches):
             inputs, labels = labelled(batch)
-            predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
+            with nullcontext() if number else refusals_explained(batch, "evaluate: batch 0"):
+                predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
             if labels.shape != predicted.shape:
                 raise InvalidInputError(
                     f"evaluate: {len(predicted)} samples need as many class numbers as labels, got "
@@ -90,7 +92,7 @@ class Scoring:
 def score_on(project: Project, key: str, section: LabelledSection) -> Scoring:
     """Return the score of a network on a section's batches, by its metric; `key` is the section's name."""
     named = section.metric != "accuracy"
-    metric: Metric = project.resolve(section.metric, f"{key}.metric") if named else accuracy
+    metric: Metric = project.metric(key, section) if named else accuracy
     return Scoring(metric, project.loader(key, section))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import ConfigError, DalrStreamError
+from dalr_stream.network.batches import form_of
 from dalr_stream.network.capture import samples_in
 from dalr_stream.network.layers import left_out
 from dalr_stream.network.surgery import parameter_count
@@ -25,7 +26,7 @@ from dalr_stream.workflow.evaluate import networks_to_try
 from dalr_stream.workflow.factories import importing_from
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.published import Published
-from dalr_stream.workflow.sections import DataSection
+from dalr_stream.workflow.sections import DataSection, LabelledSection
 from dalr_stream.workflow.steps import StepLog
 
 
@@ -86,6 +87,9 @@ def rehearse(project: Project) -> Rehearsal:
     if config.report.published is not None:
         with found.collecting():
             Published.read(project.folder / config.report.published)
+    if config.network.train is not None:
+        with found.collecting():
+            project.trainer(config.network.train)
     network = None
     with found.collecting():
         network = project.stand_in()
@@ -124,6 +128,8 @@ def _first_batch(project: Project, key: str, section: DataSection, *, labels: bo
         batch = next(iter(loader), None)
     if batch is None:
         raise ConfigError(f"{key}.batches: '{section.batches}' gives no batch: check the data set and its split")
+    if isinstance(section, LabelledSection) and section.metric != "accuracy":
+        project.metric(key, section)
     paired = isinstance(batch, tuple | list) and len(batch) == 2
     metric = getattr(section, "metric", "")  # fine-tuning has none
     if labels and not paired and metric in ("", "accuracy"):
@@ -138,7 +144,7 @@ def _in_words(batch: Any) -> str:
     """Return shape and type of the first tensor of a batch."""
     members = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
     first = next(member for member in members if isinstance(member, torch.Tensor))
-    return f"{' x '.join(map(str, first.shape))} {str(first.dtype).removeprefix('torch.')}"
+    return form_of(first)
 
 
 def _steps(project: Project) -> Iterator[tuple[str, bool]]:

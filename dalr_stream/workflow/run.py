@@ -85,9 +85,7 @@ class Run:
         with importing_from(self.project.folder):
             model = self.project.build()
             options = self.project.train_options
-            self.project.resolve(train, "network.train")(
-                model, seed=self._config.run.seed, report=self._progress.note, **options
-            )
+            self.project.trainer(train)(model, seed=self._config.run.seed, report=self._progress.note, **options)
         checkpoint.save_weights(model.eval(), self.project.weights)
         self._done("train")
 
@@ -329,6 +327,8 @@ class Run:
         require_choices(self.project, self.project.prospect(self.project.network))
         if self._config.report.published is not None:
             Published.read(self.project.folder / self._config.report.published)
+        if self._config.evaluate is not None and self._config.evaluate.metric != "accuracy":
+            self.project.metric("evaluate", self._config.evaluate)
 
     # --- what is fresh -------------------------------------------------------------------------------------------
 

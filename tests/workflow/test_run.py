@@ -187,9 +187,13 @@ def test_other_data_are_refused_and_replaced_only_when_asked(finished, finished_
     ("overrides", "error", "message"),
     [
         (['domains.target.batches="tiny_run:with_nan"'], NonFiniteError, r"layer 'fc1', batch 1.*1 NaN.*feature 4"),
-        (['domains.target.batches="tiny_run:empty"'], InvalidInputError, "'target' is empty"),
+        (['domains.target.batches="tiny_run:empty"'], InvalidInputError, r"domains\.target: the loader is empty"),
         (['network.layers=["fcc1"]'], InvalidInputError, "pattern 'fcc1' matches no layer; nearest: fc1"),
-        (["compress.fc1.size=13"], InvalidInputError, r"compress\.fc1\.size: the layer's rank must lie in 1\.\.12, got 13"),
+        (
+            ["compress.fc1.size=13"],
+            InvalidInputError,
+            r"fc1\.size: the layer's rank must lie in 1\.\.12, got 13",
+        ),
         (['compress.fc9.method="svd"', "compress.fc9.size=1"], ConfigError, "compress.fc9.*fc1, fc2"),
         (['network.build="tiny_run:nothing"'], ConfigError, "network.build.*no function 'nothing'"),
         (['domains.source.batches="absent_module:f"'], ConfigError, "no module 'absent_module'"),
