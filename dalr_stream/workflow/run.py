@@ -19,7 +19,7 @@ from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, Stor
 from dalr_stream.network import checkpoint
 from dalr_stream.network.layers import fingerprint
 from dalr_stream.network.surgery import compress, parameter_count
-from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.write import write_report
 from dalr_stream.storage.activations import forget_domain, forget_moments, forget_store, locked
 from dalr_stream.storage.archive import Solution, save_solution
@@ -128,22 +128,15 @@ class Run:
         if self._skip("solve"):
             return
         store, section = SolvedStore.open(self.project.store), self._config.solve
-        made_from, wanted = self.project.made_from("solve"), self.project.wanted(store)
+        made_from, count = self.project.made_from("solve"), len(self.project.wanted(store))
         facts = {"made_from": made_from, "configuration": self._config.plain()}
-        with (
-            locked(self.project.store),
-            self._warnings_noted(),
-            self._progress.track("solve", len(wanted), "solutions") as advance,
-        ):
+        with locked(self.project.store), self._progress.track("solve", count, "solutions") as advance:
             problems = {layer: store.problem(layer, section.target, section.source) for layer in self.project.layers}
-            for layer, method in wanted:
-                solution: Solution
-                if method.family is Family.LOW_RANK:
-                    solution = solve_as_asked(store, section, layer, problems[layer], method)
-                else:
-                    solution = solve_selection(problems[layer], method, section.strength)
-                save_solution(self.project.store, layer, solution, facts)
-                advance(1)
+            for layer, problem in problems.items():
+                with self._warnings_noted(layer):
+                    for method in self.project.methods(store, layer):
+                        save_solution(self.project.store, layer, self._solution(store, layer, problem, method), facts)
+                        advance(1)
             self._keep_stability(store, problems)
         self._log.done("solve", made_from)
 
@@ -234,6 +227,11 @@ class Run:
         tuned = TunedScores(evaluator, batches, options_of(self.project, training))
         return plain, evaluator.curves(store, methods, kept, tuned=tuned.from_layer)
 
+    def _solution(self, store: SolvedStore, layer: str, problem: LayerProblem, method: Method) -> Solution:
+        if method.family is Family.LOW_RANK:
+            return solve_as_asked(store, self._config.solve, layer, problem, method)
+        return solve_selection(problem, method, self._config.solve.strength)
+
     def _keep_stability(self, store: SolvedStore, problems: Mapping[str, LayerProblem]) -> None:
         """Solve again without each shard, where shards are kept, and say whether the samples are enough."""
         found = {
@@ -275,13 +273,13 @@ class Run:
             )
 
     @contextmanager
-    def _warnings_noted(self) -> Iterator[None]:
-        """Turn the package's warnings into notes, each said once."""
+    def _warnings_noted(self, layer: str) -> Iterator[None]:
+        """Turn the package's warnings of a layer into notes, the first of each kind: other methods warn of the same."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DalrStreamWarning)
             yield
-        for message in dict.fromkeys(str(warning.message) for warning in caught):
-            self._progress.note(f"warning: {message}")
+        for warning in {warning.category: warning for warning in reversed(caught)}.values():
+            self._progress.note(f"warning: layer '{layer}': {warning.message}")
 
     def _require_own_store(self) -> None:
         """Check the cost, and that the store belongs to this network, before anything is written."""

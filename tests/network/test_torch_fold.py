@@ -153,7 +153,7 @@ def test_a_fold_that_met_a_bad_row_is_as_it_was(bad, message, precision):
     fold = torch_fold(8, precision=precision)
     fold.update(good, 60)
     before = copy.deepcopy(fold.state())
-    with pytest.raises(NonFiniteError, match=f"{message} in 1 features, the first in feature 5"):
+    with pytest.raises(NonFiniteError, match=f"{message} in feature 5"):
         fold.update(spoilt, 60)
     assert fold.state().moments().same_bits(before.moments())
 
@@ -178,7 +178,7 @@ def test_float32_products_are_float32_inside_and_the_setting_is_left_alone(setti
     [
         ("gpu0", "must be 'cpu', 'cuda' or 'cuda:<number>', got 'gpu0'"),
         ("meta", "must be 'cpu' or 'cuda', which know float64, got 'meta'"),
-        ("cuda:77", r"device 'cuda:77' is not there: torch sees \d+ CUDA devices; leave the device out"),
+        ("cuda:77", r"device 'cuda:77' is not there: torch sees \d+ CUDA devices; name another, or leave the device out"),
     ],
 )
 def test_a_device_that_cannot_fold_is_refused(name, message):
@@ -237,7 +237,7 @@ def test_captured_tensors_keep_their_precision_and_are_copies():
 def test_bad_tensors_are_named_as_bad_arrays_are():
     rows = torch.ones(3, 4)
     rows[1, 2] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"layer '0', batch 0: .* 1 NaN and 0 Inf in 1 features, .* in feature 2"):
+    with pytest.raises(NonFiniteError, match=r"layer '0', batch 0: .* 1 NaN and 0 Inf in feature 2"):
         captured(torch.float32, CPU, rows)
 
 

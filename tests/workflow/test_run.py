@@ -223,9 +223,12 @@ def test_a_metric_of_ones_own_is_used(run_file):
 
 
 def test_fewer_samples_than_features_is_a_recorded_decision(run_file):
-    run, notes = opened(run_file, 'solve.methods=["dalr_optimal"]', "compress={}", "domains.target.options.samples=8")
+    run, notes = opened(
+        run_file, 'solve.methods=["dalr_optimal","dalr_published"]', "compress={}", "domains.target.options.samples=8"
+    )
     run.all()
-    assert any("8 rows for 12 features" in note for note in notes.said)
+    few = [note for note in notes.said if "8 rows for 12 features" in note]
+    assert [note.partition(": 8")[0] for note in few] == ["warning: layer 'fc1'"]
     assert any("8 rows for 12 features" in decision for decision in results(run.project).decisions)
 
 
