@@ -77,8 +77,8 @@ def capture_rows(
     for a layer that a forward pass calls never or twice, InvalidInputError for train mode, an empty loader or weights
     on the meta device.
     """
-    if not layers:
-        raise InvalidInputError("capture: needs at least one layer")
+    require_layers(layers)
+    require_batches(batches)
     training = [name or "the network" for name, module in model.named_modules() if module.training]
     if training:
         raise InvalidInputError(
@@ -106,6 +106,23 @@ def capture_rows(
     if seen == 0:
         raise InvalidInputError("capture: the loader gave no sample: check the data set, its split and its filters")
     sink.finish()
+
+
+def require_layers(layers: Sequence[LayerSpec]) -> None:
+    """Raise InvalidInputError for no layers, or for what is not from `select_layers`."""
+    if not layers:
+        raise InvalidInputError("capture: needs at least one layer")
+    strange = next((layer for layer in layers if not isinstance(layer, LayerSpec)), None)
+    if strange is not None:
+        raise InvalidInputError(f"capture: layers come from select_layers(model, patterns), got {strange!r} among them")
+
+
+def require_batches(batches: Iterable[Any]) -> None:
+    """Raise InvalidInputError for what holds no batches: a tensor is one batch, or a sample a row."""
+    if isinstance(batches, torch.Tensor) or not isinstance(batches, Iterable):
+        raise InvalidInputError(
+            f"capture: batches must be a list of batches, a DataLoader or the like, got a {type(batches).__name__}"
+        )
 
 
 def call(model: nn.Module, batch: Any) -> Any:

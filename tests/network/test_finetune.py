@@ -452,3 +452,18 @@ def test_buffers_and_copies_share_nothing_with_the_original():
         for tensor in tuned.state_dict().values():
             tensor.zero_()
     assert not changed(finetune(net, BATCHES, FAST), again)
+
+
+@pytest.mark.parametrize("label", [4, -1])
+def test_a_label_that_is_no_class_is_named(label):
+    classes = small()(X).shape[1]
+    labels = Y % classes
+    labels[3] = label if label < 0 else classes
+    with pytest.raises(InvalidInputError, match=rf"classes 0\.\.{classes - 1}, and among the labels is {labels[3]}:"):
+        finetune(small(), [(X, labels)], FAST)
+
+
+def test_samples_that_torch_s_loss_leaves_out_may_be_among_the_labels():
+    labels = Y % small()(X).shape[1]
+    labels[3] = -100
+    assert finetune(small(), [(X, labels)], FAST) is not None
