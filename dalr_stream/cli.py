@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dalr_stream import cli_stores
 from dalr_stream.cli_options import (
@@ -39,14 +41,28 @@ from dalr_stream.cli_options import (
     open_run,
     with_machine,
 )
-from dalr_stream.errors import DalrStreamError
+from dalr_stream.errors import ConfigError, DalrStreamError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dalr_stream.workflow.run import Run
 
+
+class _Verbs(TyperGroup):
+    """The verbs; every one of them may be interrupted and goes on when it is run again."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted: run the same command again, it goes on", err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Verbs,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -91,13 +107,13 @@ def run(
 @app.command()
 def layers(file: RunFile, overrides: Overrides = None) -> None:
     """List the layers that the patterns match."""
+    from dalr_stream.network.layers import left_out
     from dalr_stream.workflow.listing import layer_table
 
-    opened = open_run(file, overrides)
-    opened.train()
-    console = console_for()
-    console.print(layer_table(opened.project))
-    for said in opened.project.left_out:
+    project = open_run(file, overrides).project
+    network, console = project.stand_in(), console_for()
+    console.print(layer_table(project, network))
+    for said in left_out(network, project.config.network.layers):
         console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -107,12 +123,11 @@ def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) 
     from dalr_stream.workflow.listing import cost_table
     from dalr_stream.workflow.rehearsal import trials
 
-    opened = open_run(file, with_machine(overrides, memory))
-    opened.train()
-    plan = opened.project.estimate()
-    console = console_for()
+    project = open_run(file, with_machine(overrides, memory)).project
+    network, console = project.stand_in(), console_for()
+    plan = project.estimate(network)
     console.print(cost_table(plan))
-    if said := trials(opened.project, opened.project.network):
+    if said := trials(project, network):
         console.print(said, highlight=False)
     plan.require()
 
@@ -121,6 +136,11 @@ def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) 
 def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
     """Stream activations into the store; resumes by itself."""
     opened = open_run(file, overrides, fresh=fresh)
+    if opened.project.config.capture.direct:
+        raise ConfigError(
+            "capture.direct: activations are folded as they come and none are kept: run accumulate, or pass "
+            "--set capture.direct=false"
+        )
     opened.train()
     opened.capture()
 
@@ -146,7 +166,7 @@ def solve(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -
     from dalr_stream.workflow.listing import solution_table
     from dalr_stream.workflow.outlook import solution_facts
 
-    opened = open_run(file, overrides, console=console_for(stderr=as_json))
+    opened = open_run(file, overrides)
     opened.solve()
     if as_json:
         typer.echo(json.dumps(solution_facts(opened.project), indent=1))
@@ -156,13 +176,13 @@ def solve(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -
 
 @app.command()
 def inspect(file: RunFile, overrides: Overrides = None, method: ByMethod = None, as_json: AsJson = False) -> None:
-    """Rank the layers by what compressing them would save and cost."""
+    """Rank the layers by what compressing saves and costs."""
     from dataclasses import asdict
 
     from dalr_stream.workflow.listing import outlook_table
     from dalr_stream.workflow.outlook import outlooks
 
-    opened = open_run(file, overrides, console=console_for(stderr=as_json))
+    opened = open_run(file, overrides)
     opened.solve()
     found = outlooks(opened.project, method)
     if as_json:
@@ -183,7 +203,7 @@ def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its o
     method: ByMethod = None,
     multiple_of: MultipleOf = None,
 ) -> None:
-    """Save the network that [compress] describes, or all layers compressed by one rule.
+    """Save the network compressed, by [compress] or one rule.
 
     A rule on the command line stands in for what [compress] says for this once: write it there to keep it.
     """
@@ -191,6 +211,13 @@ def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its o
     given: dict[str, Any] = {**rules, "method": method, "multiple_of": multiple_of}
     sizes = {key: value for key, value in given.items() if value is not None}
     open_run(file, overrides, sizes=sizes).compress()
+    if sizes:
+        kept = ", ".join(f"{key} = {json.dumps(value)}" for key, value in sizes.items())
+        typer.echo(
+            "compress: this once: the next run, evaluate or report replaces it by what [compress] says; write "
+            f"{kept} there to keep it",
+            err=True,
+        )
 
 
 @app.command()
@@ -200,13 +227,13 @@ def profile(
     batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Samples at once.")] = "1,8,64",
     as_json: AsJson = False,
 ) -> None:
-    """Time the saved network beside the original, layer by layer."""
+    """Time the saved network beside the original."""
     from dataclasses import asdict
 
     from dalr_stream.report.terminal import print_profile
     from dalr_stream.workflow.profile import parse_batch_sizes, profile_run
 
-    opened = open_run(file, overrides, console=console_for(stderr=as_json))
+    opened = open_run(file, overrides)
     found = profile_run(opened.project, parse_batch_sizes(batch_sizes))
     if as_json:
         typer.echo(json.dumps({**asdict(found), "warnings": found.warnings}, indent=1))
@@ -216,7 +243,7 @@ def profile(
 
 @app.command()
 def finetune(file: RunFile, overrides: Overrides = None) -> None:
-    """Fine-tune the compressed network on labelled batches, as [finetune] says."""
+    """Fine-tune the compressed network, as [finetune] says."""
     open_run(file, overrides).finetune()
 
 
@@ -238,14 +265,17 @@ def report(file: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def verify(file: RunFile, overrides: Overrides = None) -> None:
-    """Read the whole store, the run's or the one named, compare every digest and list all damage."""
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="RUN.toml|STORE.zarr", help="A run or a store.", show_default=False)],
+    overrides: Overrides = None,
+) -> None:
+    """Read a whole store, compare every digest, list damage."""
     from dalr_stream.workflow.progress import for_console
     from dalr_stream.workflow.verify import verify_store
 
     console = console_for()
     root = file if file.is_dir() else open_run(file, overrides).project.store
-    found = verify_store(root, progress=for_console(console))
+    found = verify_store(root, progress=for_console(console_for(stderr=True)))
     for line in (*found.whole, *(f"WRONG {finding}" for finding in found.findings)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     found.require()

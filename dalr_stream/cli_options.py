@@ -44,7 +44,7 @@ MaxDrop = Annotated[
     str | None, typer.Option(metavar="SHARE", help="Search sizes that lose at most so much score on [validation].")
 ]
 MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples, e.g. of 8.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights or data.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the data and the network, print the plan, write nothing.")
 ]
@@ -56,16 +56,15 @@ def open_run(
     *,
     fresh: bool = False,
     sizes: Mapping[str, Any] | None = None,
-    console: Console | None = None,
 ) -> Run:
-    """Return the run that a file describes, with its progress on `console`."""
+    """Return the run that a file describes; its progress is on standard error, as standard output carries results."""
     from dalr_stream.workflow.config import load_config
     from dalr_stream.workflow.progress import for_console
     from dalr_stream.workflow.project import Project
     from dalr_stream.workflow.run import Run
 
     config = load_config(file, overrides or [], sizes)
-    return Run(Project(config, file.resolve().parent), progress=for_console(console or console_for()), fresh=fresh)
+    return Run(Project(config, file.resolve().parent), progress=for_console(console_for(stderr=True)), fresh=fresh)
 
 
 def with_machine(
@@ -78,7 +77,7 @@ def with_machine(
 
 
 def console_for(*, stderr: bool = False) -> Console:
-    """Return the terminal: standard output, or the other one where that carries data."""
+    """Return the terminal: standard output for results, standard error for what happens on the way."""
     from rich.console import Console
 
     return Console(stderr=stderr)

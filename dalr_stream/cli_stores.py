@@ -21,10 +21,8 @@ def merge(
     from dalr_stream.workflow.merge import merge as merged
     from dalr_stream.workflow.progress import for_console
 
-    console = console_for()
-    console.print(
-        shard_table(merged(stores, into, domain=domain, without=without or (), progress=for_console(console)))
-    )
+    progress = for_console(console_for(stderr=True))
+    console_for().print(shard_table(merged(stores, into, domain=domain, without=without or (), progress=progress)))
 
 
 def diff(

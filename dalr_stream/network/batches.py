@@ -6,12 +6,13 @@ both, or a mapping that has them as `labels`, as transformers' collators make it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import DalrStreamError, InvalidInputError
 
 LABELS = "labels"
 
@@ -25,6 +26,29 @@ def inputs_of(batch: Any) -> torch.Tensor | Mapping[str, Any]:
             f"{type(first).__name__}"
         )
     return first
+
+
+@contextmanager
+def refusals_explained(batch: Any, place: str) -> Iterator[None]:
+    """Say which batch it is that a network refuses: around its first forward pass over some data, and no other.
+
+    Raises InvalidInputError with the batch's form, and what torch says of it.
+    """
+    try:
+        yield
+    except (DalrStreamError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise InvalidInputError(f"{place}: the network refuses {form_of(inputs_of(batch))}: {said}") from error
+
+
+def form_of(inputs: torch.Tensor | Mapping[str, Any]) -> str:
+    """Return shape and type of a batch's inputs, in words."""
+    if isinstance(inputs, Mapping):
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        return ", ".join(f"{name} {form_of(tensor)}" for name, tensor in tensors.items())
+    return f"{' x '.join(map(str, inputs.shape))} {str(inputs.dtype).removeprefix('torch.')}"
 
 
 def labelled(batch: Any) -> tuple[torch.Tensor | Mapping[str, Any], torch.Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.batches import inputs_of
+from dalr_stream.network.batches import inputs_of, refusals_explained
 from dalr_stream.network.groups import channels_of, part_of
 from dalr_stream.network.kinds import (
     CONVOLUTIONS,
@@ -77,8 +77,8 @@ def capture_rows(
     for a layer that a forward pass calls never or twice, InvalidInputError for train mode, an empty loader or weights
     on the meta device.
     """
-    if not layers:
-        raise InvalidInputError("capture: needs at least one layer")
+    require_layers(layers)
+    require_batches(batches)
     training = [name or "the network" for name, module in model.named_modules() if module.training]
     if training:
         raise InvalidInputError(
@@ -98,13 +98,31 @@ def capture_rows(
             digest = _digest(batch, mask)
             spared = sink.skip(number, samples, digest)
             if not spared:
-                taken = take_rows(model, batch, layers, BatchRows(rule, samples, seen, mask)) if samples else {}
+                with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
+                    taken = take_rows(model, batch, layers, BatchRows(rule, samples, seen, mask)) if samples else {}
                 sink.write(_row_batch(samples, digest, taken, number, to_rows))
             seen += samples
             batch_done(samples, spared)
     if seen == 0:
         raise InvalidInputError("capture: the loader gave no sample: check the data set, its split and its filters")
     sink.finish()
+
+
+def require_layers(layers: Sequence[LayerSpec]) -> None:
+    """Raise InvalidInputError for no layers, or for what is not from `select_layers`."""
+    if not layers:
+        raise InvalidInputError("capture: needs at least one layer")
+    strange = next((layer for layer in layers if not isinstance(layer, LayerSpec)), None)
+    if strange is not None:
+        raise InvalidInputError(f"capture: layers come from select_layers(model, patterns), got {strange!r} among them")
+
+
+def require_batches(batches: Iterable[Any]) -> None:
+    """Raise InvalidInputError for what holds no batches: a tensor is one batch, or a sample a row."""
+    if isinstance(batches, torch.Tensor) or not isinstance(batches, Iterable):
+        raise InvalidInputError(
+            f"capture: batches must be a list of batches, a DataLoader or the like, got a {type(batches).__name__}"
+        )
 
 
 def call(model: nn.Module, batch: Any) -> Any:

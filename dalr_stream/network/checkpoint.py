@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +70,11 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     `build` gave.
     """
     folder = Path(folder)
+    if isinstance(build, nn.Module):
+        raise InvalidInputError(
+            f"load: needs a function that makes the original network, got a {type(build).__name__}: give its class, or "
+            "lambda: the network as it was before compression"
+        )
     try:
         plain = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         plan, digest = SurgeryPlan.from_plain(plain["plan"]), str(plain["weights_sha256"])
@@ -100,14 +106,26 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load weights into `model`, strictly: every tensor there, none left over, every shape right."""
+    if not path.exists():
+        raise StoreNotFoundError(f"there are no weights at '{path}'")
     try:
         load_model(model, path)
-    except FileNotFoundError:
-        raise StoreNotFoundError(f"there are no weights at '{path}'") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
     except RuntimeError as error:
-        raise FingerprintMismatchError(f"'{path}' does not fit the network that was built: {error}") from error
+        raise FingerprintMismatchError(
+            f"'{path}' does not fit the network that was built: {_first_mismatch(str(error))}"
+        ) from error
+
+
+def _first_mismatch(said: str) -> str:
+    """Return the first of what torch says does not fit, a line for each kind, and how many more there are."""
+    head, *lines = said.splitlines()
+    found: list[str] = []
+    for line in map(str.strip, lines):
+        keys = re.findall('"([^"]+)"', line)
+        found += [f"{line.partition(' key')[0].lower()} '{key}'" for key in keys] or [line.removesuffix(".")]
+    return (found or [head])[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
 
 
 def _require_own(folder: Path) -> None:

@@ -42,9 +42,21 @@ EpochDone = Callable[[int, float], None]
 """Called with the number of an epoch, from 1, and the mean loss of its samples."""
 
 
+IGNORED = -100
+"""The label of samples that torch's cross entropy leaves out."""
+
+
 def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean cross entropy of class scores, or of the `logits` of what a transformers model gives."""
-    return functional.cross_entropy(getattr(outputs, "logits", outputs), labels)
+    scores = getattr(outputs, "logits", outputs)
+    if scores.ndim > 1 and not labels.is_floating_point():
+        outside = labels[(labels >= scores.shape[1]) | (labels < 0) & (labels != IGNORED)]
+        if outside.numel():
+            raise InvalidInputError(
+                f"fine-tuning: the network gives scores of the classes 0..{scores.shape[1] - 1}, and among the labels "
+                f"is {int(outside[0])}: look at the labels, or at the network's last layer"
+            )
+    return functional.cross_entropy(scores, labels)
 
 
 @dataclass(frozen=True, slots=True)

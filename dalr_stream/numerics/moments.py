@@ -303,4 +303,7 @@ def describe_non_finite(rows: NDArray[np.generic]) -> str:
     if columns.size == 0:
         return "values so large that their differences overflow float64"
     nan = int(np.isnan(rows).sum())
-    return f"{nan} NaN and {int(bad.sum()) - nan} Inf in {columns.size} features, the first in feature {columns[0]}"
+    where = f"feature {columns[0]}"
+    if columns.size > 1:
+        where = f"{columns.size} features, the first in {where}"
+    return f"{nan} NaN and {int(bad.sum()) - nan} Inf in {where}"

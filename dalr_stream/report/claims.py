@@ -108,8 +108,11 @@ def _main_clause(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> str
     pair, name = compared(layer), speaker(rows)
     ratio = _ratio(pair)
     if pair is not None and name is not None and ratio is not None:
+        needs = f"{name.label} needs {times_text(ratio)} SVD in {layer.name}: rank {pair.other.size:,}"
+        if pair.other.size == pair.svd.size:
+            return f"{needs} too, {_share(pair.svd, layer)} % of the layer"
         return (
-            f"{name.label} needs {times_text(ratio)} SVD in {layer.name}: rank {pair.other.size:,} instead of "
+            f"{needs} instead of "
             f"{pair.svd.size:,}, {_share(pair.other, layer)} % of the layer instead of {_share(pair.svd, layer)} %"
         )
     said = [_standing(layer, method, rows[method]) for method in (name, Method.SVD) if method and method in rows]

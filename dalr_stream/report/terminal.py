@@ -55,6 +55,7 @@ def terminal_table(table: Table, *, narrow: bool = False) -> Grid:
     The best of a family is bold and starred, so that it shows without colours too.
     """
     grid = Grid(title=Text(table.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.caption, grid.caption_justify = _legend(table), "left"
     shown = [not (narrow and column.spare) for column in table.columns]
     grid.add_column(Text(table.corner.title), overflow="fold")
     for column in compress(table.columns, shown):
@@ -65,6 +66,14 @@ def terminal_table(table: Table, *, narrow: bool = False) -> Grid:
         else:
             grid.add_row(Text(row.label), *compress(_cells(row), shown))
     return grid
+
+
+def _legend(table: Table) -> Text | None:
+    """Return what the star means and what the groups of rows are, each group's head in words."""
+    said = [f"{row.label}." for row in table.rows if row.kind is RowKind.GROUP]
+    if any(cell.best for row in table.rows for cell in row.cells):
+        said.insert(0, "* best ratio of its family.")
+    return Text("\n".join(said)) if said else None
 
 
 def _cells(row: Row) -> list[Text]:

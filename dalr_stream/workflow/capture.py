@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.capture import require_batches, require_layers
 from dalr_stream.network.kinds import matrix_of
 from dalr_stream.network.layers import (
     LayerSpec,
@@ -49,6 +49,7 @@ def capture(
     root = Path(store)
     progress = progress or Silent()
     rows = rows or RowRule()
+    require_batches(batches)
     with open_writer(root, domain, network_record(model, layers), rows.words) as writer:
         keep_weights(model, layers, root)
         _tell_resume(writer, domain, progress)
@@ -58,8 +59,7 @@ def capture(
 
 def network_record(model: nn.Module, layers: Sequence[LayerSpec]) -> NetworkRecord:
     """Return what identifies a network, its watched streams of rows, and who reads their layers' channels."""
-    if not layers:
-        raise InvalidInputError("capture: needs at least one layer")
+    require_layers(layers)
     return NetworkRecord(fingerprint(model), {layer.stream: _layer_record(model, layer) for layer in layers})
 
 

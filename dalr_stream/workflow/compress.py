@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dalr_stream.errors import ConfigError, LayerNotFoundError, ParameterIncreaseWarning
 from dalr_stream.network.layers import match_names
 from dalr_stream.network.surgery import Replacement
-from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.storage.archive import Solution
 from dalr_stream.workflow.compress_section import ChoiceSection
@@ -23,24 +23,35 @@ def choices(project: Project, store: SolvedStore) -> tuple[dict[str, Replacement
     """
     solutions: dict[str, Solution] = {}
     sizes: dict[str, int | float] = {}
-    for layer, choice in named_layers(project).items():
+    for layer, choice in named_layers(project, project.layers).items():
         require_solved(project, store, layer, choice.method)
         solutions[layer] = store.solutions(layer, [choice.method])[choice.method]
         sizes[layer] = choice.size if choice.size is not None else float(choice.retention or 1.0)
     return replacements(solutions, sizes, project.config.solve.restore_ridge)
 
 
-def named_layers(project: Project) -> dict[str, ChoiceSection]:
-    """Return the layers that [compress] names, in the network's order, each with its choice.
+def require_choices(project: Project, store: SolvedStore) -> None:
+    """Raise ConfigError where [compress] names a layer, a method or a size that the layers of `store` do not have."""
+    for layer, choice in named_layers(project, project.layers_in(store)).items():
+        require_solved(project, store, layer, choice.method)
+        selects, shape = choice.method.family is Family.SELECTION, store.shape(layer)
+        most = shape.outputs if selects else shape.max_rank
+        if choice.size is not None and choice.size > most:
+            what = "number of kept nodes" if selects else "rank"
+            raise ConfigError(f"compress.{layer}.size: the layer's {what} must lie in 1..{most}, got {choice.size}")
+
+
+def named_layers(project: Project, layers: Sequence[str]) -> dict[str, ChoiceSection]:
+    """Return those of the compressed `layers` that [compress] names, in the network's order, each with its choice.
 
     Raises ConfigError for a pattern that matches none of the compressed layers, and for a layer that is named twice.
     """
     named: dict[str, tuple[str, ChoiceSection]] = {}
     for pattern, choice in project.config.compress.layers.items():
         try:
-            found = match_names(pattern, project.layers)
+            found = match_names(pattern, layers)
         except LayerNotFoundError:
-            known = ", ".join(project.layers)
+            known = ", ".join(layers)
             raise ConfigError(f"compress.{pattern}: is not among the compressed layers {known}") from None
         for layer in found:
             if layer in named:
@@ -48,7 +59,7 @@ def named_layers(project: Project) -> dict[str, ChoiceSection]:
                     f"compress.{pattern}: layer '{layer}' is named by '{named[layer][0]}' already: keep one"
                 )
             named[layer] = pattern, choice
-    return {layer: named[layer][1] for layer in project.layers if layer in named}
+    return {layer: named[layer][1] for layer in layers if layer in named}
 
 
 def require_solved(project: Project, store: SolvedStore, layer: str, method: Method) -> None:

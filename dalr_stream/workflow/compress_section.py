@@ -22,13 +22,19 @@ RULES = ("params", "macs", "energy", "ratio", "max_drop")
 """The ways to decide the sizes of all layers."""
 
 
-def _read_percent(value: Any) -> Any:
-    """`25%` is 0.25; anything else is what it is."""
+def _read_percent(value: Any) -> float:
+    """`25%` is 0.25; one validator for both, so that a wrong value is one message."""
     percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
-    return value if percent is None else float(percent[1]) / 100
+    try:
+        share = float(value) if percent is None else float(percent[1]) / 100
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"must read like 25% or 0.25, got {value!r}")
+    return share
 
 
-Percent = Annotated[float, BeforeValidator(_read_percent), Field(ge=0.0, le=1.0)]
+Percent = Annotated[float, BeforeValidator(_read_percent)]
 """A share, written `25%` or 0.25."""
 SomePercent = Annotated[Percent, Field(gt=0.0)]
 Positive = Annotated[int, Field(ge=1)]

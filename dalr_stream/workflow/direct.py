@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError
-from dalr_stream.network.capture import samples_in
+from dalr_stream.network.capture import require_batches, require_layers, samples_in
 from dalr_stream.network.layers import LayerSpec
 from dalr_stream.network.passes import require_repeatable
 from dalr_stream.network.rows import RowRule
@@ -157,6 +157,8 @@ def _groups(
     model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule, folding: Folding
 ) -> list[list[LayerSpec]]:
     """Part the layers into passes that fit; layers that read the same tensor stay together, and count once."""
+    require_layers(layers)
+    require_batches(batches)
     groups = _fitting(layers, folding)
     if len(groups) == 1:
         return groups

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import DiskSpaceError, InvalidInputError
+from dalr_stream.network.batches import refusals_explained
 from dalr_stream.network.capture import samples_in, take_rows
 from dalr_stream.network.layers import LayerSpec
 from dalr_stream.network.reading import without_gradients
@@ -49,11 +50,12 @@ def estimate(
     total = dict.fromkeys((layer.stream for layer in layers), 0)
     for domain, batches in loaders.items():
         if not isinstance(batches, Sized):
-            raise InvalidInputError(f"estimate: the loader of '{domain}' has no length: give it __len__")
+            raise InvalidInputError(f"domains.{domain}: the loader has no length: give it __len__")
         first = next(iter(batches), None)
         if first is None:
-            raise InvalidInputError(f"estimate: the loader of '{domain}' is empty")
-        taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
+            raise InvalidInputError(f"domains.{domain}: the loader is empty: check the data set and its split")
+        with refusals_explained(first, f"domain '{domain}', batch 0"):
+            taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
         readers.append(same_as_before(taken))
         for name, found in taken.items():
             total[name] += found.rows.shape[0] * len(batches)

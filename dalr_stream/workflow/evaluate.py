@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
-from dalr_stream.network.batches import labelled, scores_of
+from dalr_stream.network.batches import labelled, refusals_explained, scores_of
 from dalr_stream.network.capture import call
 from dalr_stream.network.graph import Structure
 from dalr_stream.network.loaders import restores
@@ -27,14 +28,12 @@ from dalr_stream.numerics.solution import ChannelSelection
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
-from dalr_stream.storage.manifest import Manifest
-from dalr_stream.workflow.capture import network_record
 from dalr_stream.workflow.compress import at_size
-from dalr_stream.workflow.config import LabelledSection
 from dalr_stream.workflow.kept_scores import KeptScores
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress
 from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.sections import LabelledSection
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 Score = Callable[[nn.Module], float]
@@ -50,9 +49,10 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     """
     right = total = 0
     with without_gradients():
-        for batch in batches:
+        for number, batch in enumerate(batches):
             inputs, labels = labelled(batch)
-            predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
+            with nullcontext() if number else refusals_explained(batch, "evaluate: batch 0"):
+                predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
             if labels.shape != predicted.shape:
                 raise InvalidInputError(
                     f"evaluate: {len(predicted)} samples need as many class numbers as labels, got "
@@ -96,7 +96,7 @@ def score_on(project: Project, key: str, section: LabelledSection) -> Scoring:
     Score inside `importing_from`: the Python beside the run file may import as it goes.
     """
     named = section.metric != "accuracy"
-    metric: Metric = project.resolve(section.metric, f"{key}.metric") if named else accuracy
+    metric: Metric = project.metric(key, section) if named else accuracy
     return Scoring(metric, project.loader(key, section))
 
 
@@ -115,7 +115,7 @@ def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tup
 
 def networks_to_try(project: Project, network: nn.Module) -> int:
     """Return how many networks the [evaluate] section compares, besides those that are saved; any weights will do."""
-    store = SolvedStore(project.store, Manifest(network_record(network, project.watched_in(network))))
+    store = project.prospect(network)
     return sum(
         len(sizes_to_try(method, store.shape(layer), project.evaluate_section.ranks))
         for layer in project.layers_in(store)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,21 @@ def resolve(name: str, key: str, folder: Path) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{key}: module '{module_name}' has no function '{function_name}'")
     return function  # type: ignore[no-any-return]
+
+
+def require_takes(function: Callable[..., Any], name: str, key: str, *places: str, **options: Any) -> None:
+    """Raise ConfigError where a function of the run file does not take what it would be called with."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C, it has none: the call itself will tell
+        return
+    try:
+        signature.bind(*places, **options)
+    except TypeError as error:
+        taken = ", ".join(f"'{parameter}'" for parameter in signature.parameters) or "nothing"
+        strange = [f"'{option}'" for option in options if option not in signature.parameters]
+        what = f"takes no {' and no '.join(strange)}" if strange else f"does not fit ({error})"
+        raise ConfigError(f"{key}: '{name}' {what}; it takes {taken}") from None
 
 
 def code_digest(folder: Path, names: Iterable[str]) -> str:

@@ -15,10 +15,10 @@ from dalr_stream.network import checkpoint
 from dalr_stream.network.finetune import FineTuning, cross_entropy, finetune
 from dalr_stream.network.trainable import trained_parameters
 from dalr_stream.storage.durable import make_folder, write_file
-from dalr_stream.workflow.config import FinetuneSection
 from dalr_stream.workflow.factories import importing_from
 from dalr_stream.workflow.progress import Progress
 from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.sections import FinetuneSection
 
 
 @dataclass(frozen=True, slots=True)

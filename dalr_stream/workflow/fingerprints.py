@@ -19,8 +19,9 @@ from dalr_stream.network.pretrained import weights_file
 from dalr_stream.numerics.holdout import HoldoutRule
 from dalr_stream.storage.manifest import digest_of
 from dalr_stream.workflow.compress_section import Order
-from dalr_stream.workflow.config import LabelledSection, RunConfig
+from dalr_stream.workflow.config import RunConfig
 from dalr_stream.workflow.factories import code_digest
+from dalr_stream.workflow.sections import LabelledSection
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ from typing import TypeVar
 
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
-from dalr_stream.numerics.sides import layer_of_stream, module_name
+from dalr_stream.numerics.sides import Side, layer_of_stream, module_name
 from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.workflow.capture import network_record
 from dalr_stream.workflow.merge import Merged
 from dalr_stream.workflow.outlook import ENOUGH, LayerOutlook, SizePoint
 from dalr_stream.workflow.problems import SolvedStore
@@ -19,13 +21,20 @@ from dalr_stream.workflow.rehearsal import Rehearsal
 L = TypeVar("L")
 
 
-def layer_table(project: Project) -> Table:
-    """Return the watched layers: shape, weights, break-even rank, and who reads their nodes."""
+def layer_table(project: Project, network: nn.Module) -> Table:
+    """Return the layers of a network, trained or not: shape, weights, break-even rank, and who reads their nodes.
+
+    What is watched for the selections of other layers has its name alone.
+    """
     table = _table("layer", "kind", "outputs x inputs", "weights", "break-even rank", "read by")
-    network = project.network_record
-    for name, layers in _by_module(project.watched, lambda layer: layer.stream).items():
+    watched = project.watched_in(network)
+    records = network_record(network, watched).layers
+    for name, layers in _by_module(watched, lambda layer: layer.stream).items():
         layer, groups = layers[0], len(layers)
-        record = network.layers[layer.stream]
+        if layer.side is Side.CHANNELS:
+            table.add_row(name, layer.kind, "", "", "", "watched for selections")
+            continue
+        record = records[layer.stream]
         named = ", ".join(reader.span.layer for reader in record.readers)
         readers = named or (record.unprunable and "no selection: " + record.unprunable.partition(": ")[2])
         shape = f"{groups * layer.outputs:,} x {layer.inputs:,}"

@@ -20,10 +20,10 @@ from dalr_stream.numerics.moments import Moments
 from dalr_stream.numerics.shares import lost_energy
 from dalr_stream.numerics.solution import ChannelSelection, SelectedNodes
 from dalr_stream.storage.archive import Solution
-from dalr_stream.workflow.config import LabelledSection
 from dalr_stream.workflow.evaluate import sizes_to_try
 from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.sections import LabelledSection
 from dalr_stream.workflow.sizing import sized_layers, solution_of
 
 ENOUGH = 0.95

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import GeneratorType
 from typing import Any
 
+import torch
 from torch import nn
 
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
+from dalr_stream.network.batches import refusals_explained
 from dalr_stream.network.capture import call
 from dalr_stream.network.fold import usable_device
 from dalr_stream.network.graph import Structure
@@ -28,16 +31,17 @@ from dalr_stream.network.reading import without_gradients
 from dalr_stream.network.rows import MaskOf, RowRule
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sides import Side
-from dalr_stream.storage.manifest import NetworkRecord
+from dalr_stream.storage.manifest import Manifest, NetworkRecord
 from dalr_stream.streaming.accumulate import Folding, Threads, Workers
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.capture import network_record
-from dalr_stream.workflow.config import DataSection, EvaluateSection, FinetuneSection, RunConfig
+from dalr_stream.workflow.config import RunConfig
 from dalr_stream.workflow.estimate import estimate
-from dalr_stream.workflow.factories import importing_from, resolve
+from dalr_stream.workflow.factories import importing_from, require_takes, resolve
 from dalr_stream.workflow.fingerprints import Fingerprints
 from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.sections import DataSection, EvaluateSection, FinetuneSection, LabelledSection
 
 
 class Project:
@@ -48,6 +52,8 @@ class Project:
         self.config = config
         self.folder = folder
         self.output = (folder / config.run.output).resolve()
+        if self.output.is_file():
+            raise ConfigError(f"run.output: '{self.output}' is a file: name a folder")
         self.store = self.output / "store.zarr"
         self.weights = self.output / "network.safetensors"
         self.compressed = self.output / "compressed"
@@ -94,6 +100,15 @@ class Project:
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
         return inputs + outputs
 
+    def prospect(self, network: nn.Module) -> SolvedStore:
+        """Return the store that capturing such a network would make: its layers and their readers, nothing else."""
+        return SolvedStore(self.store, Manifest(network_record(network, self.watched_in(network))))
+
+    def stand_in(self) -> nn.Module:
+        """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
+        has_weights = self.config.network.weights is not None or self.weights.exists()
+        return self.network if has_weights else self.placed().eval()
+
     @property
     def left_out(self) -> tuple[str, ...]:
         """What the patterns match that cannot be compressed, in words."""
@@ -112,7 +127,8 @@ class Project:
         return self._structure_of(self.network) if self.config.selects else None
 
     def _structure_of(self, network: nn.Module) -> Structure:
-        return Structure.of(network, self._first_batch)
+        with refusals_explained(self._first_batch, f"domain '{next(iter(self.config.domains))}', batch 0"):
+            return Structure.of(network, self._first_batch)
 
     @cached_property
     def positions(self) -> dict[str, float]:
@@ -128,7 +144,7 @@ class Project:
         with importing_from(self.folder):
             batch = next(iter(self.batches(first)), None)
         if batch is None:
-            raise InvalidInputError(f"the loader of '{first}' is empty: check the data set and its split")
+            raise InvalidInputError(f"domains.{first}: the loader is empty: check the data set and its split")
         return batch
 
     @cached_property
@@ -207,7 +223,9 @@ class Project:
         """Return the network as it is built, untrained."""
         section = self.config.network
         with importing_from(self.folder):
-            model = self.resolve(section.build, "network.build")(**section.options)
+            build = self.resolve(section.build, "network.build")
+            require_takes(build, section.build, "network.options", **section.options)
+            model = build(**section.options)
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 f"network.build: '{section.build}' must return a torch module, got {type(model).__name__}"
@@ -231,9 +249,28 @@ class Project:
     def loader(self, key: str, section: DataSection) -> Iterable[Any]:
         """Return the loader that a section of the run file names."""
         factory = self.resolve(section.batches, f"{key}.batches")
+        options = {"seed": self.config.run.seed, **section.options}
+        require_takes(factory, section.batches, f"{key}.options", **options)
         with importing_from(self.folder):
-            loader: Iterable[Any] = factory(seed=self.config.run.seed, **section.options)
+            loader = factory(**options)
+        if not isinstance(loader, Iterable) or isinstance(loader, nn.Module | torch.Tensor | GeneratorType):
+            raise ConfigError(
+                f"{key}.batches: '{section.batches}' must return batches that can be gone through again, a list or a "
+                f"DataLoader say, got a {type(loader).__name__}"
+            )
         return loader
+
+    def trainer(self, name: str) -> Callable[..., Any]:
+        """Return the function that trains, the run file's `network.train`."""
+        train = self.resolve(name, "network.train")
+        require_takes(train, name, "network.train_options", "model", seed=0, report=print, **self.train_options)
+        return train
+
+    def metric(self, key: str, section: LabelledSection) -> Callable[..., Any]:
+        """Return the metric of one's own that a section of the run file names."""
+        metric = self.resolve(section.metric, f"{key}.metric")
+        require_takes(metric, section.metric, f"{key}.metric", "model", "batches")
+        return metric
 
     def folding(self, domain: str, workers: Workers | None = None) -> Folding:
         """Return how a domain's rows become moments; on this process's threads where no workers are named."""

@@ -15,16 +15,18 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import ConfigError, DalrStreamError
+from dalr_stream.network.batches import form_of
 from dalr_stream.network.capture import samples_in
 from dalr_stream.network.layers import left_out
 from dalr_stream.network.surgery import parameter_count
 from dalr_stream.streaming.plan import MemoryPlan
-from dalr_stream.workflow.config import DataSection
+from dalr_stream.workflow.compress import require_choices
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.evaluate import networks_to_try
 from dalr_stream.workflow.factories import importing_from
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.published import Published
+from dalr_stream.workflow.sections import DataSection, LabelledSection
 from dalr_stream.workflow.steps import StepLog
 
 
@@ -85,9 +87,12 @@ def rehearse(project: Project) -> Rehearsal:
     if config.report.published is not None:
         with found.collecting():
             Published.read(project.folder / config.report.published)
+    if config.network.train is not None:
+        with found.collecting():
+            project.trainer(config.network.train)
     network = None
     with found.collecting():
-        network = _network(project)
+        network = project.stand_in()
         found.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
     if network is not None and {facts.key for facts in found.loaders} >= sections.keys():
         with found.collecting():
@@ -96,6 +101,8 @@ def rehearse(project: Project) -> Rehearsal:
             found.plan.require()
             require_disk(found.plan, project.output)
             found.trials = trials(project, network)
+        with found.collecting():
+            require_choices(project, project.prospect(network))
     with found.collecting():
         found.steps = list(_steps(project))
     return found
@@ -113,12 +120,6 @@ def trials(project: Project, network: nn.Module) -> str:
     return "; ".join(said)
 
 
-def _network(project: Project) -> nn.Module:
-    """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
-    has_weights = project.config.network.weights is not None or project.weights.exists()
-    return project.network if has_weights else project.placed().eval()
-
-
 def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:
     loader = project.loader(key, section)
     if not isinstance(loader, Sized):
@@ -127,6 +128,8 @@ def _first_batch(project: Project, key: str, section: DataSection, *, labels: bo
         batch = next(iter(loader), None)
     if batch is None:
         raise ConfigError(f"{key}.batches: '{section.batches}' gives no batch: check the data set and its split")
+    if isinstance(section, LabelledSection) and section.metric != "accuracy":
+        project.metric(key, section)
     paired = isinstance(batch, tuple | list) and len(batch) == 2
     metric = getattr(section, "metric", "")  # fine-tuning has none
     if labels and not paired and metric in ("", "accuracy"):
@@ -141,7 +144,7 @@ def _in_words(batch: Any) -> str:
     """Return shape and type of the first tensor of a batch."""
     members = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
     first = next(member for member in members if isinstance(member, torch.Tensor))
-    return f"{' x '.join(map(str, first.shape))} {str(first.dtype).removeprefix('torch.')}"
+    return form_of(first)
 
 
 def _steps(project: Project) -> Iterator[tuple[str, bool]]:

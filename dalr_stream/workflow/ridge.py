@@ -10,8 +10,8 @@ from dalr_stream.numerics.lowrank import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.ridge_choice import RidgeChoice, choose_ridge
 from dalr_stream.numerics.solution import LowRankFactors
-from dalr_stream.workflow.config import RidgeFrom, SolveSection
 from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.sections import RidgeFrom, SolveSection
 from dalr_stream.workflow.solve import LayerProblem, solve_again, solve_low_rank
 
 WITHOUT_RIDGE = (Method.SVD, Method.SVD_BC)

@@ -19,15 +19,15 @@ from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, Stor
 from dalr_stream.network import checkpoint
 from dalr_stream.network.layers import fingerprint
 from dalr_stream.network.surgery import compress, parameter_count
-from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.write import write_report
 from dalr_stream.storage.activations import forget_domain, forget_moments, forget_store, locked
 from dalr_stream.storage.archive import Solution, save_solution
 from dalr_stream.storage.durable import explained, remove_folder
 from dalr_stream.workflow.accumulate import accumulate
 from dalr_stream.workflow.capture import capture
+from dalr_stream.workflow.compress import require_choices
 from dalr_stream.workflow.compress_section import Order
-from dalr_stream.workflow.config import EvaluateSection
 from dalr_stream.workflow.direct import accumulate_into
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.evaluate import Curves, Evaluation, Evaluator, Scoring, measure, score_on
@@ -40,8 +40,10 @@ from dalr_stream.workflow.problems import SolvedStore
 from dalr_stream.workflow.progress import Progress, Silent
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.provenance import saved_provenance
+from dalr_stream.workflow.published import Published
 from dalr_stream.workflow.results import results
 from dalr_stream.workflow.ridge import solve_as_asked
+from dalr_stream.workflow.sections import EvaluateSection
 from dalr_stream.workflow.sequence_step import compress_in_sequence, forget_sequence
 from dalr_stream.workflow.sizing import Compression, decide
 from dalr_stream.workflow.solve import LayerProblem, solve_selection
@@ -83,9 +85,7 @@ class Run:
         with importing_from(self.project.folder):
             model = self.project.build()
             options = self.project.train_options
-            self.project.resolve(train, "network.train")(
-                model, seed=self._config.run.seed, report=self._progress.note, **options
-            )
+            self.project.trainer(train)(model, seed=self._config.run.seed, report=self._progress.note, **options)
         checkpoint.save_weights(model.eval(), self.project.weights)
         self._done("train")
 
@@ -128,22 +128,15 @@ class Run:
         if self._skip("solve"):
             return
         store, section = SolvedStore.open(self.project.store), self._config.solve
-        made_from, wanted = self.project.made_from("solve"), self.project.wanted(store)
+        made_from, count = self.project.made_from("solve"), len(self.project.wanted(store))
         facts = {"made_from": made_from, "configuration": self._config.plain()}
-        with (
-            locked(self.project.store),
-            self._warnings_noted(),
-            self._progress.track("solve", len(wanted), "solutions") as advance,
-        ):
+        with locked(self.project.store), self._progress.track("solve", count, "solutions") as advance:
             problems = {layer: store.problem(layer, section.target, section.source) for layer in self.project.layers}
-            for layer, method in wanted:
-                solution: Solution
-                if method.family is Family.LOW_RANK:
-                    solution = solve_as_asked(store, section, layer, problems[layer], method)
-                else:
-                    solution = solve_selection(problems[layer], method, section.strength)
-                save_solution(self.project.store, layer, solution, facts)
-                advance(1)
+            for layer, problem in problems.items():
+                with self._warnings_noted(layer):
+                    for method in self.project.methods(store, layer):
+                        save_solution(self.project.store, layer, self._solution(store, layer, problem, method), facts)
+                        advance(1)
             self._keep_stability(store, problems)
         self._log.done("solve", made_from)
 
@@ -234,6 +227,11 @@ class Run:
         tuned = TunedScores(evaluator, batches, options_of(self.project, training))
         return plain, evaluator.curves(store, methods, kept, tuned=tuned.from_layer)
 
+    def _solution(self, store: SolvedStore, layer: str, problem: LayerProblem, method: Method) -> Solution:
+        if method.family is Family.LOW_RANK:
+            return solve_as_asked(store, self._config.solve, layer, problem, method)
+        return solve_selection(problem, method, self._config.solve.strength)
+
     def _keep_stability(self, store: SolvedStore, problems: Mapping[str, LayerProblem]) -> None:
         """Solve again without each shard, where shards are kept, and say whether the samples are enough."""
         found = {
@@ -275,13 +273,13 @@ class Run:
             )
 
     @contextmanager
-    def _warnings_noted(self) -> Iterator[None]:
-        """Turn the package's warnings into notes, each said once."""
+    def _warnings_noted(self, layer: str) -> Iterator[None]:
+        """Turn the package's warnings of a layer into notes, the first of each kind: other methods warn of the same."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DalrStreamWarning)
             yield
-        for message in dict.fromkeys(str(warning.message) for warning in caught):
-            self._progress.note(f"warning: {message}")
+        for warning in {warning.category: warning for warning in reversed(caught)}.values():
+            self._progress.note(f"warning: layer '{layer}': {warning.message}")
 
     def _require_own_store(self) -> None:
         """Check the cost, and that the store belongs to this network, before anything is written."""
@@ -310,6 +308,7 @@ class Run:
         """Say once what the run will cost, and refuse it where it would not fit."""
         if self._room_checked:
             return
+        self._require_end()
         needed = self.project.estimate()
         needed.require()
         require_disk(needed, self.project.output)
@@ -320,6 +319,14 @@ class Run:
             f"{needed.peak_bytes / 2**20:,.0f} MiB"
         )
         self._room_checked = True
+
+    def _require_end(self) -> None:
+        """Refuse what only the last steps would find: choices that the network does not allow, no published file."""
+        require_choices(self.project, self.project.prospect(self.project.network))
+        if self._config.report.published is not None:
+            Published.read(self.project.folder / self._config.report.published)
+        if self._config.evaluate is not None and self._config.evaluate.metric != "accuracy":
+            self.project.metric("evaluate", self._config.evaluate)
 
     # --- what is fresh -------------------------------------------------------------------------------------------
 

@@ -9,11 +9,11 @@ there afterwards: no size is ever decided twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dalr_stream.errors import ConfigError, StoreNotFoundError
+from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.surgery import Replacement
 from dalr_stream.numerics.allocation import (
     SizedLayer,
@@ -33,6 +33,7 @@ from dalr_stream.report.overview import FEW
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import make_folder, write_file
 from dalr_stream.workflow.compress import choices, named_layers, replacements, require_solved
+from dalr_stream.workflow.compress_section import CompressSection
 from dalr_stream.workflow.evaluate import Evaluator, score_on, sizes_to_try
 from dalr_stream.workflow.factories import importing_from
 from dalr_stream.workflow.gain import SequenceGain
@@ -115,7 +116,7 @@ def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[di
     if section.rule is None:
         rule = "as named"
         chosen, notes = choices(project, store)
-        methods = {layer: choice.method for layer, choice in named_layers(project).items()}
+        methods = {layer: choice.method for layer, choice in named_layers(project, project.layers).items()}
     else:
         rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
         solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}
@@ -183,8 +184,17 @@ def _by_rule(project: Project, store: SolvedStore, solutions: Mapping[str, Solut
     elif section.rule == "ratio":
         sizes = uniform(layers, section.share)
     else:
-        sizes = within_budget(layers, section.share * float(cost(layers, whole)))
+        sizes = _within_share(layers, float(cost(layers, whole)), section)
     return {layer: size for layer, size in sizes.items() if size != whole[layer]}
+
+
+def _within_share(layers: Sequence[SizedLayer], whole: float, section: CompressSection) -> dict[str, int]:
+    try:
+        return within_budget(layers, section.share * whole)
+    except InvalidInputError as error:
+        unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
+        steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
+        raise ConfigError(f"compress.{section.rule}, in {unit}: {error}{steps}") from None
 
 
 def _search(project: Project, store: SolvedStore, solutions: Mapping[str, Solution], progress: Progress) -> Search:

@@ -27,8 +27,8 @@ from dalr_stream.report.claims import SPEAKERS
 from dalr_stream.report.record import SelectionStability, Stability
 from dalr_stream.storage.archive import Solution
 from dalr_stream.storage.durable import write_file
-from dalr_stream.workflow.config import RidgeFrom, SolveSection
 from dalr_stream.workflow.problems import SolvedStore
+from dalr_stream.workflow.sections import RidgeFrom, SolveSection
 from dalr_stream.workflow.solve import LayerProblem, solve_again, solve_selection
 
 SELECTIONS = (Method.MOMASP_NODE, Method.SPECTRAL, Method.MOMASP_SUBSET)

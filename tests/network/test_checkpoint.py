@@ -221,6 +221,11 @@ def test_a_plan_is_never_executed(saved):
             load(saved, Net)
 
 
+def test_a_network_in_place_of_what_builds_it_is_refused(saved):
+    with pytest.raises(InvalidInputError, match="needs a function that makes the original network, got a Net"):
+        load(saved, Net())
+
+
 def test_a_plan_that_is_no_json_is_damage(saved):
     for text in ("", "{", "[]", "null"):
         (saved / "plan.json").write_text(text)
@@ -233,8 +238,15 @@ def test_plain_weights_are_loaded_strictly(tmp_path):
     net = Net()
     load_weights(net, tmp_path / "deep" / "model.safetensors")
     assert same(net, build())
-    with pytest.raises(FingerprintMismatchError, match="does not fit the network"):
+    with pytest.raises(FingerprintMismatchError, match="does not fit the network") as refused:
         load_weights(Longer(), tmp_path / "deep" / "model.safetensors")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(FingerprintMismatchError, match=r"size mismatch for fc8.*\(and 1 more\)$"):
+        load_weights(Wider(), tmp_path / "deep" / "model.safetensors")
+    with pytest.raises(StoreDamagedError, match="is not a readable safetensors file"):
+        load_weights(net, tmp_path)
+    with pytest.raises(StoreNotFoundError, match="there are no weights at"):
+        load_weights(net, tmp_path / "absent")
     (tmp_path / "deep" / "model.safetensors").write_bytes(b"short")
     with pytest.raises(StoreDamagedError, match="is not a readable safetensors file"):
         load_weights(net, tmp_path / "deep" / "model.safetensors")

@@ -477,3 +477,18 @@ def test_losses_of_other_settings_are_other_losses():
     digests = [FineTuning(loss=loss).made_from(model) for loss in losses]
     assert len(set(digests)) == len(losses)
     assert digests == [FineTuning(loss=copy.deepcopy(loss)).made_from(model) for loss in losses]
+
+
+@pytest.mark.parametrize("label", [4, -1])
+def test_a_label_that_is_no_class_is_named(label):
+    classes = small()(X).shape[1]
+    labels = Y % classes
+    labels[3] = label if label < 0 else classes
+    with pytest.raises(InvalidInputError, match=rf"classes 0\.\.{classes - 1}, and among the labels is {labels[3]}:"):
+        finetune(small(), [(X, labels)], FAST)
+
+
+def test_samples_that_torch_s_loss_leaves_out_may_be_among_the_labels():
+    labels = Y % small()(X).shape[1]
+    labels[3] = -100
+    assert finetune(small(), [(X, labels)], FAST) is not None

@@ -153,7 +153,7 @@ def test_a_fold_that_met_a_bad_row_is_as_it_was(bad, message, precision):
     fold = torch_fold(8, precision=precision)
     fold.update(good, 60)
     before = copy.deepcopy(fold.state())
-    with pytest.raises(NonFiniteError, match=f"{message} in 1 features, the first in feature 5"):
+    with pytest.raises(NonFiniteError, match=f"{message} in feature 5"):
         fold.update(spoilt, 60)
     assert fold.state().moments().same_bits(before.moments())
 
@@ -237,7 +237,7 @@ def test_captured_tensors_keep_their_precision_and_are_copies():
 def test_bad_tensors_are_named_as_bad_arrays_are():
     rows = torch.ones(3, 4)
     rows[1, 2] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"layer '0', batch 0: .* 1 NaN and 0 Inf in 1 features, .* in feature 2"):
+    with pytest.raises(NonFiniteError, match=r"layer '0', batch 0: .* 1 NaN and 0 Inf in feature 2"):
         captured(torch.float32, CPU, rows)
 
 

@@ -35,6 +35,11 @@ def test_the_default_dalr_speaks_even_where_another_one_does_better():
     assert (said.figure, said.unit) == ("4.0\N{MULTIPLICATION SIGN}", "fewer parameters than SVD")
 
 
+def test_the_rank_of_svd_is_not_said_twice():
+    said = claim(layer_with(SVD, factors("dalr_anchored_affine", 64, 1.0))).sentence
+    assert said.endswith("needs as many parameters as SVD in fc6: rank 64 too, 18.8 % of the layer.")
+
+
 def test_published_is_quoted_beside_it():
     said = claim(layer_with(SVD, factors("dalr_anchored_affine", 16, 4.0), factors("dalr_published", 32, 2.0)))
     assert said.support == ("DALR as published needs 2.0 times fewer parameters than SVD: rank 32.",)

@@ -53,3 +53,9 @@ def test_sentences_and_sizes_follow():
 def test_names_with_brackets_are_not_markup():
     results = synthetic.results(synthetic.layer("blocks[bold]0[/bold]", 48, 64, "next", 8))
     assert "blocks[bold]0[/bold]: smallest size" in printed(results, 120)
+
+
+def test_the_star_and_what_the_ratio_counts_are_said():
+    text = " ".join(printed(RESULTS, 120).split())
+    assert "* best ratio of its family. Low rank: the ratio counts this layer alone." in text
+    assert "Selections: the ratio counts this layer and the next one together." in text

@@ -85,6 +85,30 @@ def empty(*, seed):
     return []
 
 
+def no_seed():
+    return target(seed=0)
+
+
+def nothing_returned(*, seed):
+    target(seed=seed)
+
+
+def once(*, seed):
+    yield from target(seed=seed)
+
+
+def wrong_shape(*, seed):
+    return [(torch.zeros(4, 11), torch.zeros(4, dtype=torch.long))]
+
+
+def wrong_keys(*, seed):
+    return [{"y": torch.zeros(4, 12)}]
+
+
+def of_the_model_alone(model):
+    return 0.5
+
+
 def share_of_first(model, batches):
     return sum(float((model(inputs).argmax(1) == 0).float().mean()) for inputs, _ in batches) / len(batches)
 """

@@ -2,6 +2,12 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from dalr_stream import cli as commands
+from dalr_stream.workflow.config import load_config
+from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.run import Run
 
 
 def cli(*arguments, timeout=120):
@@ -33,17 +39,19 @@ def test_every_verb_of_a_run_in_turn(run_file):
     assert "16 x 12" in layers.stdout
     estimate = cli("estimate", run_file, *FEW)
     assert "total" in estimate.stdout
+    assert not (run_file.parent / "out").exists()  # nothing was trained
     assert cli("accumulate", run_file, *FEW).returncode == 0
     solved = cli("solve", run_file, *FEW)
     assert "DALR anchored, affine" in solved.stdout
     compressed = cli("compress", run_file, *FEW)
-    assert "parameters" in compressed.stdout
+    assert "parameters" in compressed.stderr
+    assert compressed.stdout == ""
     evaluated = cli("evaluate", run_file, *FEW)
     assert "rank" in evaluated.stdout
     report = cli("report", run_file, *FEW)
-    assert report.stdout.strip().endswith("report.html")
+    assert report.stdout == f"{run_file.parent / 'out' / 'report' / 'report.html'}\n"
     again = cli("run", run_file, *FEW)
-    assert "evaluate: nothing has changed, skipped" in again.stdout
+    assert "evaluate: nothing has changed, skipped" in again.stderr
     assert "report:" in again.stdout
     verified = cli("verify", run_file, *FEW)
     assert "target/fc1: 90 rows in 1 tile" in verified.stdout
@@ -83,15 +91,43 @@ def limited(file, verb, bytes_a_file):
 
 def test_a_disk_that_refuses_is_one_line_and_the_same_command_goes_on(run_file):
     """A real limit: no file may grow past 2 KiB, and the first tile would."""
-    assert limited(run_file, "layers", 2**30).returncode == 0  # trains the network
+    Run(Project(load_config(run_file), run_file.parent)).train()
     refused = limited(run_file, "capture", 2**11)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("dalr-stream: ")
-    assert refused.stderr.count("\n") == 1
-    assert "File too large" in refused.stderr
-    assert "run the same command again" in refused.stderr
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("dalr-stream: ")
+    assert "Traceback" not in refused.stderr
+    assert "File too large" in last
+    assert "run the same command again" in last
     again = limited(run_file, "capture", 2**30)
     assert again.returncode == 0, again.stderr
+
+
+def test_an_interruption_is_one_line_and_a_code(run_file, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "open_run", interrupted)
+    done = CliRunner().invoke(commands.app, ["run", str(run_file)])
+    assert done.exit_code == 130
+    assert done.stderr == "interrupted: run the same command again, it goes on\n"
+
+
+def test_a_size_on_the_command_line_is_said_to_be_for_once(finished_file):
+    done = cli("compress", finished_file, "--params", "25%")
+    assert 'replaces it by what [compress] says; write params = "25%" there to keep it' in done.stderr
+
+
+def test_rows_that_are_folded_directly_are_not_captured(run_file):
+    done = cli("capture", run_file, "--set", "capture.direct=true")
+    assert done.returncode == 1
+    assert done.stderr.startswith("dalr-stream: capture.direct: activations are folded as they come")
+    assert not (run_file.parent / "out").exists()
+
+
+def test_what_every_verb_does_fits_on_a_line():
+    for verb in commands.app.registered_commands:
+        assert len(verb.callback.__doc__.partition("\n")[0]) < 60, verb.callback.__name__
 
 
 def test_verify_lists_all_damage_and_ends_in_a_code(finished_file):
@@ -105,5 +141,4 @@ def test_verify_lists_all_damage_and_ends_in_a_code(finished_file):
     assert "WRONG target/fc1: " in done.stdout
     assert "WRONG weights/fc2: " in done.stdout
     assert "target/fc2: 90 rows in 1 tile" in done.stdout
-    assert "2 findings" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert "2 findings" in done.stderr.splitlines()[-1]

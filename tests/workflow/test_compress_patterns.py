@@ -29,7 +29,10 @@ def test_a_pattern_gives_every_layer_it_matches_the_same_choice(finished_file):
 
 def test_layers_stand_in_the_network_s_order_whatever_the_run_file_s(finished_file):
     project = opened(finished_file, 'fc2 = { method = "svd", size = 2 }\n"re:fc1" = { method = "svd_bc", size = 3 }')
-    assert [(layer, choice.size) for layer, choice in named_layers(project).items()] == [("fc1", 3), ("fc2", 2)]
+    assert [(layer, choice.size) for layer, choice in named_layers(project, project.layers).items()] == [
+        ("fc1", 3),
+        ("fc2", 2),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -43,8 +46,9 @@ def test_layers_stand_in_the_network_s_order_whatever_the_run_file_s(finished_fi
     ],
 )
 def test_a_layer_named_twice_and_a_pattern_for_nothing_are_refused(finished_file, compress, message):
+    project = opened(finished_file, compress)
     with pytest.raises(ConfigError, match=message):
-        named_layers(opened(finished_file, compress))
+        named_layers(project, project.layers)
 
 
 def test_many_layers_are_named_by_method_and_few_one_by_one():

@@ -3,8 +3,9 @@ import pytest
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.lowrank import Ridge
 from dalr_stream.numerics.methods import Method
-from dalr_stream.workflow.config import load_config, parse_bytes
+from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.sections import parse_bytes
 
 
 def test_defaults_are_filled_in_and_travel(run_file):
@@ -16,7 +17,7 @@ def test_defaults_are_filled_in_and_travel(run_file):
 
 
 def test_a_set_option_replaces_a_key_with_a_toml_value_or_a_bare_word(run_file):
-    config = load_config(run_file, ["solve.ridge=0.5", "run.name=other", 'solve.methods=["svd"]'])
+    config = load_config(run_file, ["solve.ridge=0.5", "run.name=other", 'solve.methods=["svd"]', "compress={}"])
     assert config.solve.ridge_rule == Ridge.relative(0.5)
     assert config.run.name == "other"
     assert config.solve.methods == (Method.SVD,)
@@ -49,16 +50,22 @@ def test_options_that_are_no_table_are_refused(run_file):
         ("compress.fc1.mehtod=1", r"unknown key 'compress\.fc1\.mehtod'; nearest: 'method'"),
         ("solve.ridge=-1", r"solve\.ridge: must be a number >= 0, 'heldout' or 'shards', got -1"),
         ("solve.ridge=best", r"solve\.ridge: must be a number >= 0, 'heldout' or 'shards', got 'best'"),
-        ("solve.restore_ridge=-1", r"solve\.restore_ridge: input should be greater than or equal to 0, got -1"),
+        ("solve.restore_ridge=-1", r"solve\.restore_ridge: must be greater than or equal to 0, got -1"),
         ("capture.shards=0", r"capture\.shards: .* got 0"),
-        ('solve.methods=["svdd"]', r"solve\.methods\.0.*svd"),
+        ('solve.methods=["svdd"]', r"solve\.methods\.0: must be 'svd', 'svd_bc', .*, got 'svdd'"),
         ('solve.target="targt"', r"solve\.target: there is no \[domains\.targt\]; there is 'target'"),
         ("evaluate.ranks=[0]", r"evaluate\.ranks\.0: .* got 0"),
-        ('network.build="no_colon"', r"network\.build"),
+        ('network.build="no_colon"', r"network\.build: must read like module:function, got 'no_colon'"),
+        ("network.layers=fc1", r"""network\.layers: must be a list, e\.g\. \["0"\], got 'fc1'"""),
+        ("network.layers=[]", r"network\.layers: must not be empty, got \[\]"),
+        ("evaluate.metric=f1", r"evaluate\.metric: must be \"accuracy\" or module:function, got 'f1'"),
+        ("compress={params='25'}", r"compress\.params: must read like 25% or 0\.25, got '25'"),
+        ("capture.memory_limit=plenty", r"capture\.memory_limit: must read like 8GiB, 500MB or 1024, got 'plenty'"),
         ('network.weights="w.safetensors"', "exactly one of 'weights'"),
-        ("evaluate.cache=plenty", r"evaluate: memory limit: must read like 8GiB, 500MB or 1024, got 'plenty'"),
+        ("evaluate.cache=plenty", r"evaluate\.cache: must read like 8GiB, 500MB or 1024, got 'plenty'"),
         ("report.publisht=1", r"unknown key 'report\.publisht'; nearest: 'published'"),
         ('compress.fc1.method="momasp_node"', None),
+        ('solve.methods=["svd"]', r"compress\.fc1\.method: 'dalr_anchored_affine' is not in solve\.methods: add it"),
         ("compress.fc1.retention=0.9", "exactly one of 'size' and 'retention'"),
         ("capture.heldout_share=1.0", r"capture\.heldout_share"),
         ("capture.precision=half", r"capture\.precision.*'double' or 'single'"),
@@ -96,7 +103,7 @@ def test_momasp_needs_a_source(run_file):
     run_file.write_text(run_file.read_text().replace('source = "source"', ""))
     with pytest.raises(ConfigError, match="MoMaSP compares two domains"):
         load_config(run_file)
-    assert load_config(run_file, ['solve.methods=["svd"]']).solve.source is None
+    assert load_config(run_file, ['solve.methods=["svd"]', "compress={}"]).solve.source is None
 
 
 def test_a_missing_key_file_or_broken_toml_is_named(run_file, tmp_path):
@@ -105,6 +112,11 @@ def test_a_missing_key_file_or_broken_toml_is_named(run_file, tmp_path):
     run_file.write_text(run_file.read_text().replace('name = "tiny"', ""))
     with pytest.raises(ConfigError, match=r"'run\.name' is missing"):
         load_config(run_file)
+    run_file.write_text(run_file.read_text().replace("[run]", '[run]\nnmae = "tiny"'))
+    with pytest.raises(ConfigError, match=r"unknown key 'run\.nmae'; nearest: 'name'"):
+        load_config(run_file)
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory: name the run file in it"):
+        load_config(run_file.parent)
     run_file.write_text("[run")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(run_file)

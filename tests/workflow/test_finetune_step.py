@@ -187,7 +187,7 @@ def test_killed_midway_the_same_command_goes_on_to_the_same_bits(tuned_file, con
     assert not (output / "finetuned").exists()
     again = command_line(tuned_file)
     assert again.returncode == 0, again.stderr
-    assert "fine-tuned after compression on 'tiny_deadly:labelled'" in again.stdout
+    assert "fine-tuned after compression on 'tiny_deadly:labelled'" in again.stderr
     interrupted, record = contents(output / "finetuned"), (output / "finetuning.json").read_bytes()
     assert not (output / "unfinished").exists()
 

@@ -1,17 +1,19 @@
 """A dry run looks at everything, says what would be done, and writes nothing."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 from test_cli import cli
 
-from dalr_stream.errors import ConfigError, DiskSpaceError
+from dalr_stream.errors import ConfigError, DalrStreamError, DiskSpaceError
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.plan import plan
 from dalr_stream.workflow.config import load_config
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.rehearsal import rehearse
+from dalr_stream.workflow.run import Run
 
 
 def opened(file, *overrides):
@@ -82,10 +84,10 @@ def test_every_problem_is_named_at_once(run_file):
             "report.published=paper.toml",
         )
     )
-    assert len(found.problems) == 4
-    with pytest.raises(ConfigError, match="4 problems; nothing was written") as caught:
+    assert len(found.problems) == 5
+    with pytest.raises(ConfigError, match="5 problems; nothing was written") as caught:
         found.require()
-    for said in ("domains.source.batches: 'tiny_run:empty' gives no batch", "no function 'nothing'"):
+    for said in ("'tiny_run:empty' gives no batch", "no function 'nothing'", "'tiny_run:train' takes no 'start'"):
         assert said in str(caught.value)
     assert f"network.start: there is no file '{run_file.parent / 'published.safetensors'}'" in str(caught.value)
     assert f"report.published: there is no file '{run_file.parent / 'paper.toml'}'" in str(caught.value)
@@ -104,6 +106,56 @@ def test_disk_is_told_in_units_that_show_it(monkeypatch, tmp_path, rows, needed)
 def test_a_run_that_would_not_fit_is_a_problem(run_file):
     (problem,) = rehearse(opened(run_file, 'capture.memory_limit="1KiB"')).problems
     assert "the limit is 0 MiB" in problem
+
+
+BAD_PYTHON = [
+    ("network.options.widht=3", "network.options: 'tiny_run:build' takes no 'widht'; it takes 'width'"),
+    ("network.train_options.stpes=3", "takes no 'stpes'; it takes 'model', 'seed', 'report', 'steps'"),
+    ("domains.source.batches=tiny_run:no_seed", "domains.source.options: 'tiny_run:no_seed' takes no 'seed'"),
+    (
+        "domains.source.batches=tiny_run:nothing_returned",
+        "gone through again, a list or a DataLoader say, got a NoneType",
+    ),
+    ("domains.source.batches=tiny_run:once", "domains.source.batches: 'tiny_run:once' must return batches"),
+    ("domains.source.batches=tiny_run:wrong_shape", "domain 'source', batch 0: the network refuses 4 x 11 float32: "),
+    ("domains.target.batches=tiny_run:wrong_shape", "domain 'target', batch 0: the network refuses 4 x 11 float32: "),
+    ("domains.source.batches=tiny_run:wrong_keys", "refuses y 4 x 12 float32: TypeError: "),
+    ("evaluate.metric=tiny_run:of_the_model_alone", "evaluate.metric: 'tiny_run:of_the_model_alone' does not fit"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), BAD_PYTHON)
+def test_python_that_does_not_fit_the_run_file_is_one_clear_line(run_file, override, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        rehearse(opened(run_file, override)).require()
+    with pytest.raises(DalrStreamError, match=re.escape(said)):
+        Run(opened(run_file, override)).all()
+
+
+def test_an_output_that_is_a_file_is_refused(run_file):
+    (run_file.parent / "taken").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.output: '.*taken' is a file: name a folder"):
+        opened(run_file, "run.output=taken")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("compress.fc1.size=13", r"compress\.fc1\.size: the layer's rank must lie in 1\.\.12, got 13"),
+        ("compress.fc2.size=11", r"compress\.fc2\.size: the layer's number of kept nodes must lie in 1\.\.10, got 11"),
+        ("compress.fc3={method='svd', size=1}", r"compress\.fc3: is not among the compressed layers fc1, fc2"),
+        ("report.published=paper.toml", r"report\.published: there is no file"),
+    ],
+)
+def test_what_only_the_last_steps_would_find_is_found_before_anything_is_captured(run_file, override, said):
+    project = opened(run_file, override)
+    with pytest.raises(ConfigError, match=said):
+        rehearse(project).require()
+    run = Run(project)
+    run.train()
+    with pytest.raises(ConfigError, match=said):
+        run.accumulate()
+    assert not project.store.exists()
 
 
 def test_the_command_line_prints_it_and_fails_where_something_is_missing(run_file):

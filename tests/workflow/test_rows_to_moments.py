@@ -330,3 +330,22 @@ def test_an_estimate_counts_positions_as_if_none_were_masked(net, data):
     assert every.layers[0].rows == SAMPLES * POSITIONS
     with pytest.raises(InvalidInputError, match="has no 'padding'"):
         estimate(net, {"target": batches_of(data)}, watched(net), FOLDING, rows=ds.RowRule("padding"))
+
+
+@pytest.mark.parametrize(
+    ("batches", "layers", "message"),
+    [
+        ([torch.zeros(2, 3)], ["0"], r"layers come from select_layers\(model, patterns\), got '0' among them"),
+        (torch.zeros(2, 3), None, "batches must be a list of batches, a DataLoader or the like, got a Tensor"),
+        (None, None, "got a NoneType"),
+    ],
+)
+def test_what_is_no_layer_or_no_batches_is_one_clear_line(tmp_path, batches, layers, message):
+    net = nn.Sequential(nn.Linear(3, 2)).eval()
+    layers = layers or ds.select_layers(net, ["0"])
+    with pytest.raises(InvalidInputError, match=message):
+        ds.accumulate_stream(net, batches, layers)
+    with pytest.raises(InvalidInputError, match=message):
+        ds.accumulate_into(tmp_path / "a.zarr", net, batches, layers, domain="target")
+    with pytest.raises(InvalidInputError, match=message):
+        ds.capture(net, batches, layers, tmp_path / "b.zarr", domain="target")

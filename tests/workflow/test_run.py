@@ -187,9 +187,13 @@ def test_other_data_are_refused_and_replaced_only_when_asked(finished, finished_
     ("overrides", "error", "message"),
     [
         (['domains.target.batches="tiny_run:with_nan"'], NonFiniteError, r"layer 'fc1', batch 1.*1 NaN.*feature 4"),
-        (['domains.target.batches="tiny_run:empty"'], InvalidInputError, "'target' is empty"),
+        (['domains.target.batches="tiny_run:empty"'], InvalidInputError, r"domains\.target: the loader is empty"),
         (['network.layers=["fcc1"]'], InvalidInputError, "pattern 'fcc1' matches no layer; nearest: fc1"),
-        (["compress.fc1.size=13"], InvalidInputError, r"layer 'fc1': rank must lie in 1\.\.12, got 13"),
+        (
+            ["compress.fc1.size=13"],
+            InvalidInputError,
+            r"fc1\.size: the layer's rank must lie in 1\.\.12, got 13",
+        ),
         (['compress.fc9.method="svd"', "compress.fc9.size=1"], ConfigError, "compress.fc9.*fc1, fc2"),
         (['network.build="tiny_run:nothing"'], ConfigError, "network.build.*no function 'nothing'"),
         (['domains.source.batches="absent_module:f"'], ConfigError, "no module 'absent_module'"),
@@ -219,9 +223,12 @@ def test_a_metric_of_ones_own_is_used(run_file):
 
 
 def test_fewer_samples_than_features_is_a_recorded_decision(run_file):
-    run, notes = opened(run_file, 'solve.methods=["dalr_optimal"]', "compress={}", "domains.target.options.samples=8")
+    run, notes = opened(
+        run_file, 'solve.methods=["dalr_optimal","dalr_published"]', "compress={}", "domains.target.options.samples=8"
+    )
     run.all()
-    assert any("8 rows for 12 features" in note for note in notes.said)
+    few = [note for note in notes.said if "8 rows for 12 features" in note]
+    assert [note.partition(": 8")[0] for note in few] == ["warning: layer 'fc1'"]
     assert any("8 rows for 12 features" in decision for decision in results(run.project).decisions)
 
 

@@ -176,7 +176,7 @@ def test_the_tables_show_both_sides(run_file, capsys):
 
     run = opened(run_file)
     run.train()
-    for table in (layer_table(run.project), cost_table(run.project.estimate())):
+    for table in (layer_table(run.project, run.project.network), cost_table(run.project.estimate())):
         Console(width=200).print(table)
         shown = capsys.readouterr().out
         assert "fc1@outputs" in shown

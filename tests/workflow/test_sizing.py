@@ -193,7 +193,7 @@ def test_the_search_runs_again_when_validation_changes_and_not_when_the_test_doe
         ({"params": "25%", "macs": "1%"}, [], "one rule decides the sizes, got 'params' and 'macs'"),
         ({"multiple_of": 8}, [], "'multiple_of' goes with a rule for all layers"),
         ({}, ["compress.params=25%"], "'params' decides the sizes of all layers, and 'fc1', 'fc2' is given its own"),
-        ({"params": "250%"}, [], r"compress\.params: .* less than or equal to 1"),
+        ({"params": "250%"}, [], r"compress\.params: must read like 25% or 0\.25, got '250%'"),
         ({"params": "0%"}, [], r"compress\.params: .* greater than 0"),
         ({"params": "a lot"}, [], r"compress\.params: .* got 'a lot'"),
         ({"params": "25%", "method": "svdd"}, [], r"compress\.method: .* got 'svdd'"),
@@ -208,8 +208,10 @@ def test_contradicting_and_unreadable_sizes_are_one_clear_line(run_file, sizes, 
 
 
 def test_a_budget_below_the_smallest_ranks_is_refused_with_the_figures(finished_file):
-    with pytest.raises(DalrStreamError, match=r"\(fc1 1, fc2 1\) cost 54 and the budget is 35: raise it"):
+    with pytest.raises(DalrStreamError, match=r"in weights: .*\(fc1 1, fc2 1\) cost 54 and the budget is 35: raise"):
         opened(finished_file, params="10%").compress()
+    with pytest.raises(DalrStreamError, match=r"params, in weights: .*, or lower compress\.multiple_of = 2$"):
+        opened(finished_file, params="20%", multiple_of=2).compress()
 
 
 def test_the_command_line_decides_for_once_and_the_run_file_stays(finished_file):

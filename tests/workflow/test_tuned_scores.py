@@ -183,7 +183,7 @@ def test_killed_midway_it_goes_on_after_the_last_network(tuned_file):
         command, capture_output=True, text=True, check=False, env={**env, "TINY_SCORES_TO_LIVE": "7"}
     )
     assert again.returncode == 0, again.stderr
-    assert "evaluate: going on after 8 networks" in again.stdout
+    assert "evaluate: going on after 8 networks" in again.stderr
     interrupted = opened(tuned_file, *settings).evaluate()
     whole = opened(tuned_file, *TUNED).evaluate()
     assert interrupted.curves == whole.curves
