@@ -130,14 +130,14 @@ class PrefixCache:
     def values(self, inputs: torch.Tensor) -> Values:
         """Return what crosses."""
         key = tensor_digest(inputs)
-        if key not in self._kept:
-            values = self._cut.values(inputs)
-            size = _bytes(values)
-            if size > self._room:
-                return values
+        if key in self._kept:
+            return _copied(self._kept[key])
+        values = self._cut.values(inputs)
+        size = _bytes(values)
+        if size <= self._room:
             self._room -= size
-            self._kept[key] = values
-        return _copied(self._kept[key])
+            self._kept[key] = _copied(values)
+        return values
 
 
 class _Continued(nn.Module):

@@ -204,6 +204,16 @@ def test_what_the_tail_overwrites_is_kept_as_it_was(loader):
                 assert torch.equal(continued(inputs), model(inputs))
 
 
+def test_what_is_kept_is_not_what_the_loader_overwrites(model):
+    cache = PrefixCache(Cut(model, "fc"))
+    buffer = torch.randn(4, 6)
+    first = buffer.clone()
+    with torch.no_grad():
+        cache.attach(model)(buffer)
+        buffer.zero_()
+        assert torch.equal(cache.attach(model)(first), model(first))
+
+
 def test_a_layer_within_a_module_that_is_not_traced_is_cut_before_that():
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
