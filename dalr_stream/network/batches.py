@@ -6,11 +6,12 @@ both, or a mapping that has them as `labels`, as transformers' collators make it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 
@@ -26,6 +27,12 @@ def inputs_of(batch: Any) -> torch.Tensor | Mapping[str, Any]:
             f"{type(first).__name__}"
         )
     return first
+
+
+def holds_batches(value: Any) -> bool:
+    """Tell whether it can be gone through for batches: a tensor is one of them, or a sample a row."""
+    each = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
+    return each and not isinstance(value, torch.Tensor | nn.Module)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.batches import inputs_of, refusals_explained
+from dalr_stream.network.batches import holds_batches, inputs_of, refusals_explained
 from dalr_stream.network.groups import channels_of, part_of
 from dalr_stream.network.kinds import (
     CONVOLUTIONS,
@@ -118,8 +118,8 @@ def require_layers(layers: Sequence[LayerSpec]) -> None:
 
 
 def require_batches(batches: Iterable[Any]) -> None:
-    """Raise InvalidInputError for what holds no batches: a tensor is one batch, or a sample a row."""
-    if isinstance(batches, torch.Tensor) or not isinstance(batches, Iterable):
+    """Raise InvalidInputError for what holds no batches."""
+    if not holds_batches(batches):
         raise InvalidInputError(
             f"capture: batches must be a list of batches, a DataLoader or the like, got a {type(batches).__name__}"
         )

@@ -50,10 +50,10 @@ def estimate(
     total = dict.fromkeys((layer.stream for layer in layers), 0)
     for domain, batches in loaders.items():
         if not isinstance(batches, Sized):
-            raise InvalidInputError(f"domains.{domain}: the loader has no length: give it __len__")
+            raise InvalidInputError(f"domains.{domain}.batches: the loader has no length: give it __len__")
         first = next(iter(batches), None)
         if first is None:
-            raise InvalidInputError(f"domains.{domain}: the loader is empty: check the data set and its split")
+            raise InvalidInputError(f"domains.{domain}.batches: the loader is empty: check the data set and its split")
         with refusals_explained(first, f"domain '{domain}', batch 0"):
             taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
         readers.append(same_as_before(taken))

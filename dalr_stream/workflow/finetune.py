@@ -12,10 +12,10 @@ from torch import nn
 
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.network import checkpoint
-from dalr_stream.network.finetune import FineTuning, cross_entropy, finetune
+from dalr_stream.network.finetune import FineTuning, Loss, cross_entropy, finetune
 from dalr_stream.network.trainable import trained_parameters
 from dalr_stream.storage.durable import make_folder, write_file
-from dalr_stream.workflow.factories import importing_from
+from dalr_stream.workflow.factories import importing_from, require_takes
 from dalr_stream.workflow.progress import Progress
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.sections import FinetuneSection
@@ -57,14 +57,17 @@ class FineTuned:
 
 def options_of(project: Project, section: FinetuneSection) -> FineTuning:
     """Return what a [finetune] section says of the training."""
-    named = section.loss != "cross_entropy"
+    loss: Loss = cross_entropy
+    if section.loss != "cross_entropy":
+        loss = project.resolve(section.loss, "finetune.loss")
+        require_takes(loss, section.loss, "finetune.loss", "outputs", "labels")
     return FineTuning(
         epochs=section.epochs,
         rate=section.rate,
         weight_decay=section.weight_decay,
         layers=section.layers,
         dropout=section.dropout,
-        loss=project.resolve(section.loss, "finetune.loss") if named else cross_entropy,
+        loss=loss,
         seed=project.config.run.seed,
     )
 

@@ -66,7 +66,8 @@ def _nearest_first(given: str, expected: str) -> str:
     """Return the names that may be given, the one most like what was given first."""
     names = re.findall("'([^']+)'", expected)
     names.sort(key=lambda name: difflib.SequenceMatcher(None, given, name).ratio(), reverse=True)
-    return " or ".join([", ".join(f"'{name}'" for name in names[:-1]), f"'{names[-1]}'"])
+    *most, last = (f"'{name}'" for name in names)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _known_keys(place: Sequence[int | str], whole: type[BaseModel]) -> list[str]:

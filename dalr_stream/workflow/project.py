@@ -14,11 +14,10 @@ from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
-import torch
 from torch import nn
 
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
-from dalr_stream.network.batches import refusals_explained
+from dalr_stream.network.batches import holds_batches, refusals_explained
 from dalr_stream.network.capture import call
 from dalr_stream.network.fold import usable_device
 from dalr_stream.network.graph import Structure
@@ -144,7 +143,7 @@ class Project:
         with importing_from(self.folder):
             batch = next(iter(self.batches(first)), None)
         if batch is None:
-            raise InvalidInputError(f"domains.{first}: the loader is empty: check the data set and its split")
+            raise InvalidInputError(f"domains.{first}.batches: the loader is empty: check the data set and its split")
         return batch
 
     @cached_property
@@ -252,8 +251,8 @@ class Project:
         options = {"seed": self.config.run.seed, **section.options}
         require_takes(factory, section.batches, f"{key}.options", **options)
         with importing_from(self.folder):
-            loader = factory(**options)
-        if not isinstance(loader, Iterable) or isinstance(loader, nn.Module | torch.Tensor | GeneratorType):
+            loader: Iterable[Any] = factory(**options)
+        if not holds_batches(loader) or isinstance(loader, GeneratorType):
             raise ConfigError(
                 f"{key}.batches: '{section.batches}' must return batches that can be gone through again, a list or a "
                 f"DataLoader say, got a {type(loader).__name__}"

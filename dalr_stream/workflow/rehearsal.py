@@ -24,9 +24,10 @@ from dalr_stream.workflow.compress import require_choices
 from dalr_stream.workflow.estimate import require_disk
 from dalr_stream.workflow.evaluate import networks_to_try
 from dalr_stream.workflow.factories import importing_from
+from dalr_stream.workflow.finetune import options_of
 from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.published import Published
-from dalr_stream.workflow.sections import DataSection, LabelledSection
+from dalr_stream.workflow.sections import DataSection, FinetuneSection, LabelledSection
 from dalr_stream.workflow.steps import StepLog
 
 
@@ -130,6 +131,8 @@ def _first_batch(project: Project, key: str, section: DataSection, *, labels: bo
         raise ConfigError(f"{key}.batches: '{section.batches}' gives no batch: check the data set and its split")
     if isinstance(section, LabelledSection) and section.metric != "accuracy":
         project.metric(key, section)
+    if isinstance(section, FinetuneSection):
+        options_of(project, section)
     paired = isinstance(batch, tuple | list) and len(batch) == 2
     metric = getattr(section, "metric", "")  # fine-tuning has none
     if labels and not paired and metric in ("", "accuracy"):

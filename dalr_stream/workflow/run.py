@@ -321,12 +321,14 @@ class Run:
         self._room_checked = True
 
     def _require_end(self) -> None:
-        """Refuse what only the last steps would find: choices that the network does not allow, no published file."""
+        """Refuse what only the last steps would find: choices, functions and files that do not fit."""
         require_choices(self.project, self.project.prospect(self.project.network))
         if self._config.report.published is not None:
             Published.read(self.project.folder / self._config.report.published)
         if self._config.evaluate is not None and self._config.evaluate.metric != "accuracy":
             self.project.metric("evaluate", self._config.evaluate)
+        if self._config.finetune is not None:
+            options_of(self.project, self._config.finetune)
 
     # --- what is fresh -------------------------------------------------------------------------------------------
 

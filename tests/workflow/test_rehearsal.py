@@ -120,6 +120,10 @@ BAD_PYTHON = [
     ("domains.source.batches=tiny_run:wrong_shape", "domain 'source', batch 0: the network refuses 4 x 11 float32: "),
     ("domains.target.batches=tiny_run:wrong_shape", "domain 'target', batch 0: the network refuses 4 x 11 float32: "),
     ("domains.source.batches=tiny_run:wrong_keys", "refuses y 4 x 12 float32: TypeError: "),
+    (
+        "finetune={batches='tiny_run:validation', loss='tiny_run:of_the_model_alone'}",
+        "finetune.loss: 'tiny_run:of_the_model_alone' does not fit (too many positional arguments); it takes 'model'",
+    ),
     ("evaluate.metric=tiny_run:of_the_model_alone", "evaluate.metric: 'tiny_run:of_the_model_alone' does not fit"),
 ]
 

@@ -349,3 +349,15 @@ def test_what_is_no_layer_or_no_batches_is_one_clear_line(tmp_path, batches, lay
         ds.accumulate_into(tmp_path / "a.zarr", net, batches, layers, domain="target")
     with pytest.raises(InvalidInputError, match=message):
         ds.capture(net, batches, layers, tmp_path / "b.zarr", domain="target")
+
+
+def test_batches_by_number_alone_are_batches():
+    class ByNumber:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, number):
+            return [torch.ones(2, 3), torch.zeros(1, 3)][number]
+
+    net = nn.Sequential(nn.Linear(3, 2)).eval()
+    assert ds.accumulate_stream(net, ByNumber(), ds.select_layers(net, ["0"]))["0"].samples > 0

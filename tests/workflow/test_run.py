@@ -187,7 +187,11 @@ def test_other_data_are_refused_and_replaced_only_when_asked(finished, finished_
     ("overrides", "error", "message"),
     [
         (['domains.target.batches="tiny_run:with_nan"'], NonFiniteError, r"layer 'fc1', batch 1.*1 NaN.*feature 4"),
-        (['domains.target.batches="tiny_run:empty"'], InvalidInputError, r"domains\.target: the loader is empty"),
+        (
+            ['domains.target.batches="tiny_run:empty"'],
+            InvalidInputError,
+            r"domains\.target\.batches: the loader is empty",
+        ),
         (['network.layers=["fcc1"]'], InvalidInputError, "pattern 'fcc1' matches no layer; nearest: fc1"),
         (
             ["compress.fc1.size=13"],
