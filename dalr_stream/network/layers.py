@@ -35,8 +35,6 @@ from dalr_stream.numerics.choices import parse_choice
 from dalr_stream.numerics.sides import Side, module_name, require_name, stream_name
 
 Pattern = str | type[nn.Module]
-_NO_SETTINGS = ("training", "name_or_path")
-"""Members that change nothing in eval mode: the mode itself, and where transformers found the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +159,8 @@ def to_host(rows: Any) -> NDArray[Any]:
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of a network: its modules' names, classes and settings, and every parameter and buffer.
 
-    Settings are public members that are numbers, words or tuples of them: a slope, an epsilon, a padding mode.
+    Settings are what a module's class declares in `__constants__`, as torch's own do: a slope, an epsilon, a padding
+    mode. What else a module remembers may be a count of its calls, and says nothing of what it computes.
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
@@ -175,9 +174,9 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _settings(module: nn.Module) -> list[tuple[str, Any]]:
-    """Return what decides a module's outputs beside tensors, as far as it is plain; private members vary by version."""
-    members = ((name, value) for name, value in vars(module).items() if name not in _NO_SETTINGS and name[0] != "_")
-    return sorted((name, value) for name, value in members if _is_plain(value))
+    """Return the declared constants that are numbers, words, or tuples of them."""
+    declared = ((name, getattr(module, name, None)) for name in getattr(module, "__constants__", ()))
+    return sorted((name, value) for name, value in declared if _is_plain(value))
 
 
 def _is_plain(value: object) -> bool:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.network.outputs import with_outputs
+from dalr_stream.network.outputs import with_rows
 from dalr_stream.network.profile import Stopwatch, profile
 from dalr_stream.workflow.evaluate import accuracy
 
@@ -25,7 +25,8 @@ X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
 def taking_outputs(net):
-    list(with_outputs(net, [X], ds.select_layers(net, ["fc"]), ds.RowRule(), {}))
+    (layer,) = ds.select_layers(net, ["fc"], side="outputs")
+    list(with_rows(net, [X], {"fc": layer}, ds.RowRule(), {}))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from dalr_stream.storage.manifest import (
 signs = st.characters(codec="utf-8", exclude_characters="/\\\0")
 names = st.text(signs, min_size=1, max_size=8).filter(lambda name: name not in {".", ".."})
 counts = st.integers(0, 2**40)
-readers = st.builds(ChannelReader, st.builds(ChannelSpan, names, counts, counts), names, counts, counts)
+readers = st.builds(ChannelReader, st.builds(ChannelSpan, names, counts, st.integers(1, 2**40)), names, counts, counts)
 reading = st.lists(readers, max_size=3).map(tuple)
 layer_records = st.builds(LayerRecord, names, counts, counts, names, reading, counts, names, names)
 rows_records = st.builds(RowsRecord, counts, names, st.integers(1, 9), counts, st.lists(counts, max_size=4).map(tuple))
