@@ -20,118 +20,118 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dalr_stream.engine.accumulate import accumulate as accumulate
+    from dalr_stream.engine.capture import capture as capture
+    from dalr_stream.engine.cross import accumulate_cross as accumulate_cross
+    from dalr_stream.engine.direct import accumulate_into as accumulate_into
+    from dalr_stream.engine.direct import accumulate_stream as accumulate_stream
+    from dalr_stream.engine.merge import merge as merge
+    from dalr_stream.engine.output_errors import output_errors as output_errors
+    from dalr_stream.engine.sequential import compress_sequentially as compress_sequentially
+    from dalr_stream.engine.sequential_pass import LayerChoice as LayerChoice
     from dalr_stream.errors import DalrStreamError as DalrStreamError
-    from dalr_stream.network.checkpoint import load as load
-    from dalr_stream.network.checkpoint import save as save
-    from dalr_stream.network.finetune import FineTuning as FineTuning
-    from dalr_stream.network.finetune import finetune as finetune
-    from dalr_stream.network.graph import Structure as Structure
-    from dalr_stream.network.layers import LayerSpec as LayerSpec
-    from dalr_stream.network.layers import left_out as left_out
-    from dalr_stream.network.layers import select_layers as select_layers
-    from dalr_stream.network.layers import weights_of as weights_of
-    from dalr_stream.network.profile import profile as profile
-    from dalr_stream.network.readers import with_readers as with_readers
-    from dalr_stream.network.rows import RowRule as RowRule
-    from dalr_stream.network.surgery import compress as compress
-    from dalr_stream.numerics.cross import CrossMoments as CrossMoments
-    from dalr_stream.numerics.from_rows import dalr_from_rows as dalr_from_rows
-    from dalr_stream.numerics.holdout import HoldoutRule as HoldoutRule
-    from dalr_stream.numerics.jackknife import jackknife_low_rank as jackknife_low_rank
-    from dalr_stream.numerics.jackknife import jackknife_selection as jackknife_selection
-    from dalr_stream.numerics.lowrank import dalr as dalr
-    from dalr_stream.numerics.lowrank import dalr_sweep as dalr_sweep
-    from dalr_stream.numerics.lowrank import truncated_svd as truncated_svd
+    from dalr_stream.network.capture.row_rule import RowRule as RowRule
+    from dalr_stream.network.layers.spec import LayerSpec as LayerSpec
+    from dalr_stream.network.layers.spec import left_out as left_out
+    from dalr_stream.network.layers.spec import select_layers as select_layers
+    from dalr_stream.network.layers.spec import weights_of as weights_of
+    from dalr_stream.network.measure.profile import profile as profile
+    from dalr_stream.network.saved.checkpoint import load as load
+    from dalr_stream.network.saved.checkpoint import save as save
+    from dalr_stream.network.structure.graph import Structure as Structure
+    from dalr_stream.network.structure.readers import with_readers as with_readers
+    from dalr_stream.network.surgery.compress import compress as compress
+    from dalr_stream.network.training.finetune import FineTuning as FineTuning
+    from dalr_stream.network.training.finetune import finetune as finetune
+    from dalr_stream.numerics.linalg.precision import Precision as Precision
+    from dalr_stream.numerics.lowrank.factors import ChannelSelection as ChannelSelection
+    from dalr_stream.numerics.lowrank.factors import LowRankFactors as LowRankFactors
+    from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows as dalr_from_rows
+    from dalr_stream.numerics.lowrank.ridge import Ridge as Ridge
+    from dalr_stream.numerics.lowrank.ridge import Variant as Variant
+    from dalr_stream.numerics.lowrank.solvers import dalr as dalr
+    from dalr_stream.numerics.lowrank.solvers import dalr_sweep as dalr_sweep
+    from dalr_stream.numerics.lowrank.solvers import truncated_svd as truncated_svd
     from dalr_stream.numerics.methods import Method as Method
-    from dalr_stream.numerics.moments import Moments as Moments
-    from dalr_stream.numerics.precision import Precision as Precision
-    from dalr_stream.numerics.ridge import Ridge as Ridge
-    from dalr_stream.numerics.ridge import Variant as Variant
-    from dalr_stream.numerics.ridge_choice import choose_ridge as choose_ridge
-    from dalr_stream.numerics.selection import Form as Form
-    from dalr_stream.numerics.selection import by_max as by_max
-    from dalr_stream.numerics.selection import by_mean as by_mean
-    from dalr_stream.numerics.selection import momasp as momasp
-    from dalr_stream.numerics.selection import spectral as spectral
-    from dalr_stream.numerics.shift import MomentShift as MomentShift
-    from dalr_stream.numerics.shift import diff as diff
-    from dalr_stream.numerics.sides import Side as Side
-    from dalr_stream.numerics.solution import ChannelSelection as ChannelSelection
-    from dalr_stream.numerics.solution import LowRankFactors as LowRankFactors
-    from dalr_stream.numerics.sufficiency import sufficiency as sufficiency
-    from dalr_stream.storage.activations import ActivationStore as ActivationStore
+    from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank as jackknife_low_rank
+    from dalr_stream.numerics.resampling.jackknife import jackknife_selection as jackknife_selection
+    from dalr_stream.numerics.resampling.ridge_choice import choose_ridge as choose_ridge
+    from dalr_stream.numerics.resampling.sufficiency import sufficiency as sufficiency
+    from dalr_stream.numerics.rows.sampling import HoldoutRule as HoldoutRule
+    from dalr_stream.numerics.rows.streams import Side as Side
+    from dalr_stream.numerics.selection.greedy import Form as Form
+    from dalr_stream.numerics.selection.greedy import by_max as by_max
+    from dalr_stream.numerics.selection.greedy import by_mean as by_mean
+    from dalr_stream.numerics.selection.greedy import momasp as momasp
+    from dalr_stream.numerics.selection.greedy import spectral as spectral
+    from dalr_stream.numerics.selection.shift import MomentShift as MomentShift
+    from dalr_stream.numerics.selection.shift import diff as diff
+    from dalr_stream.numerics.statistics.cross import CrossMoments as CrossMoments
+    from dalr_stream.numerics.statistics.moments import Moments as Moments
     from dalr_stream.storage.stored_rows import StoredRows as StoredRows
-    from dalr_stream.streaming.accumulate import Folding as Folding
-    from dalr_stream.streaming.accumulate import Threads as Threads
+    from dalr_stream.storage.writer import ActivationStore as ActivationStore
     from dalr_stream.streaming.cluster import Cluster as Cluster
     from dalr_stream.streaming.cluster import open_cluster as open_cluster
-    from dalr_stream.workflow.accumulate import accumulate as accumulate
-    from dalr_stream.workflow.capture import capture as capture
-    from dalr_stream.workflow.cross import accumulate_cross as accumulate_cross
-    from dalr_stream.workflow.direct import accumulate_into as accumulate_into
-    from dalr_stream.workflow.direct import accumulate_stream as accumulate_stream
-    from dalr_stream.workflow.in_turn import LayerChoice as LayerChoice
-    from dalr_stream.workflow.merge import merge as merge
-    from dalr_stream.workflow.output_errors import output_errors as output_errors
-    from dalr_stream.workflow.sequential import compress_sequentially as compress_sequentially
+    from dalr_stream.streaming.schedule import Folding as Folding
+    from dalr_stream.streaming.schedule import Threads as Threads
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
-    "ActivationStore": "storage.activations",
-    "ChannelSelection": "numerics.solution",
+    "ActivationStore": "storage.writer",
+    "ChannelSelection": "numerics.lowrank.factors",
     "Cluster": "streaming.cluster",
-    "CrossMoments": "numerics.cross",
+    "CrossMoments": "numerics.statistics.cross",
     "DalrStreamError": "errors",
-    "FineTuning": "network.finetune",
-    "Folding": "streaming.accumulate",
-    "Form": "numerics.selection",
-    "HoldoutRule": "numerics.holdout",
-    "LayerChoice": "workflow.in_turn",
-    "LayerSpec": "network.layers",
-    "LowRankFactors": "numerics.solution",
+    "FineTuning": "network.training.finetune",
+    "Folding": "streaming.schedule",
+    "Form": "numerics.selection.greedy",
+    "HoldoutRule": "numerics.rows.sampling",
+    "LayerChoice": "engine.sequential_pass",
+    "LayerSpec": "network.layers.spec",
+    "LowRankFactors": "numerics.lowrank.factors",
     "Method": "numerics.methods",
-    "MomentShift": "numerics.shift",
-    "Moments": "numerics.moments",
-    "Precision": "numerics.precision",
-    "Ridge": "numerics.ridge",
-    "RowRule": "network.rows",
-    "Side": "numerics.sides",
+    "MomentShift": "numerics.selection.shift",
+    "Moments": "numerics.statistics.moments",
+    "Precision": "numerics.linalg.precision",
+    "Ridge": "numerics.lowrank.ridge",
+    "RowRule": "network.capture.row_rule",
+    "Side": "numerics.rows.streams",
     "StoredRows": "storage.stored_rows",
-    "Structure": "network.graph",
-    "Threads": "streaming.accumulate",
-    "Variant": "numerics.ridge",
-    "accumulate": "workflow.accumulate",
-    "accumulate_cross": "workflow.cross",
-    "accumulate_into": "workflow.direct",
-    "accumulate_stream": "workflow.direct",
-    "by_max": "numerics.selection",
-    "by_mean": "numerics.selection",
-    "capture": "workflow.capture",
-    "choose_ridge": "numerics.ridge_choice",
-    "compress": "network.surgery",
-    "compress_sequentially": "workflow.sequential",
-    "dalr": "numerics.lowrank",
-    "dalr_from_rows": "numerics.from_rows",
-    "dalr_sweep": "numerics.lowrank",
-    "diff": "numerics.shift",
-    "finetune": "network.finetune",
-    "jackknife_low_rank": "numerics.jackknife",
-    "jackknife_selection": "numerics.jackknife",
-    "left_out": "network.layers",
-    "load": "network.checkpoint",
-    "merge": "workflow.merge",
-    "momasp": "numerics.selection",
+    "Structure": "network.structure.graph",
+    "Threads": "streaming.schedule",
+    "Variant": "numerics.lowrank.ridge",
+    "accumulate": "engine.accumulate",
+    "accumulate_cross": "engine.cross",
+    "accumulate_into": "engine.direct",
+    "accumulate_stream": "engine.direct",
+    "by_max": "numerics.selection.greedy",
+    "by_mean": "numerics.selection.greedy",
+    "capture": "engine.capture",
+    "choose_ridge": "numerics.resampling.ridge_choice",
+    "compress": "network.surgery.compress",
+    "compress_sequentially": "engine.sequential",
+    "dalr": "numerics.lowrank.solvers",
+    "dalr_from_rows": "numerics.lowrank.from_rows",
+    "dalr_sweep": "numerics.lowrank.solvers",
+    "diff": "numerics.selection.shift",
+    "finetune": "network.training.finetune",
+    "jackknife_low_rank": "numerics.resampling.jackknife",
+    "jackknife_selection": "numerics.resampling.jackknife",
+    "left_out": "network.layers.spec",
+    "load": "network.saved.checkpoint",
+    "merge": "engine.merge",
+    "momasp": "numerics.selection.greedy",
     "open_cluster": "streaming.cluster",
-    "output_errors": "workflow.output_errors",
-    "profile": "network.profile",
-    "save": "network.checkpoint",
-    "select_layers": "network.layers",
-    "spectral": "numerics.selection",
-    "sufficiency": "numerics.sufficiency",
-    "truncated_svd": "numerics.lowrank",
-    "weights_of": "network.layers",
-    "with_readers": "network.readers",
+    "output_errors": "engine.output_errors",
+    "profile": "network.measure.profile",
+    "save": "network.saved.checkpoint",
+    "select_layers": "network.layers.spec",
+    "spectral": "numerics.selection.greedy",
+    "sufficiency": "numerics.resampling.sufficiency",
+    "truncated_svd": "numerics.lowrank.solvers",
+    "weights_of": "network.layers.spec",
+    "with_readers": "network.structure.readers",
 }
 
 __all__ = [

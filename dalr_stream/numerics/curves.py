@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.cross import CrossMoments
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.psd import factor_ridge, symmetric_values
-from dalr_stream.numerics.sides import Side
+from dalr_stream.numerics.linalg.psd import factor_ridge, symmetric_values
+from dalr_stream.numerics.rows.streams import Side
+from dalr_stream.numerics.statistics.cross import CrossMoments
+from dalr_stream.numerics.statistics.moments import Moments
 
 if TYPE_CHECKING:
-    from dalr_stream.numerics.solution import LowRankFactors
+    from dalr_stream.numerics.lowrank.factors import LowRankFactors
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]

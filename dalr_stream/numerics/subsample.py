@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.numerics.holdout import uniform_hash
+from dalr_stream.numerics.rows.sampling import uniform_hash
 
 Keep = NDArray[np.bool_]
 EVERY_ROW = "every row"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.numerics.speed import NetworkProfile
+from dalr_stream.numerics.latency import NetworkProfile
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dalr_stream.numerics.speed import RULE, WHOLE, LayerProfile, NetworkProfile, macs_below
+from dalr_stream.numerics.latency import RULE, WHOLE, LayerProfile, NetworkProfile, macs_below
 from dalr_stream.report.cells import BLANK, Cell, Column, Row, RowKind, Table, percent_text, ratio_text
 from dalr_stream.report.record import Results
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from dalr_stream.numerics.speed import NetworkProfile
+from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.report.cells import Cell, Row, RowKind, Table
 from dalr_stream.report.claims import claim
 from dalr_stream.report.overview import many_layers, overview_table

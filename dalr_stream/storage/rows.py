@@ -21,7 +21,7 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
-from dalr_stream.numerics.tiling import VARYING, Rows, Samples, Tile, Tiler, tile_rows
+from dalr_stream.numerics.rows.tiling import VARYING, Rows, Samples, Tile, Tiler, tile_rows
 from dalr_stream.storage.arrays import create_array
 from dalr_stream.storage.durable import sync
 from dalr_stream.storage.manifest import RowsRecord

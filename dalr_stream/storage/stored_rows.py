@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.numerics.tiling import Rows
-from dalr_stream.storage.activations import ActivationStore
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.rows.tiling import Rows
+from dalr_stream.storage.writer import ActivationStore
 
 
 @dataclass(frozen=True, slots=True)

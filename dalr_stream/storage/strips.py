@@ -17,13 +17,13 @@ import zarr
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError, StoreDamagedError
-from dalr_stream.numerics.folding import FoldState, LaneState, Strip
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.rank_k import mirror_lower
+from dalr_stream.numerics.linalg.rank_k import mirror_lower
+from dalr_stream.numerics.statistics.folding import FoldState, LaneState, Strip
+from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
-from dalr_stream.storage.archive import digest_of_array, load_record, save_moments, seal_record
 from dalr_stream.storage.arrays import create_array, write_array
 from dalr_stream.storage.durable import new_folder
+from dalr_stream.storage.records import digest_of_array, load_record, save_moments, seal_record
 
 SCATTER = next(spec for spec in schema.MOMENTS if spec.name == "scatter")
 

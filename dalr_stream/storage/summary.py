@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalr_stream.errors import StoreError
-from dalr_stream.storage.archive import moments_count, moments_path
 from dalr_stream.storage.manifest import DomainRecord, Manifest
+from dalr_stream.storage.records import moments_count, moments_path
 from dalr_stream.storage.rows import rows_exist
 from dalr_stream.storage.schema import PARTS
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dalr_stream.numerics.folding import Strip, lane_count, strips
-from dalr_stream.numerics.rank_k import SINGLE_BLOCK_BYTES
-from dalr_stream.numerics.tiling import tile_rows
+from dalr_stream.numerics.linalg.rank_k import SINGLE_BLOCK_BYTES
+from dalr_stream.numerics.rows.tiling import tile_rows
+from dalr_stream.numerics.statistics.folding import Strip, lane_count, strips
 from dalr_stream.storage.schema import MAX_CHUNK_BYTES
 
 _FLOAT64 = 8

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dalr_stream.errors import NonFiniteError
-from dalr_stream.numerics.folding import CpuFold, FoldRule, LaneFold, LaneState, NewFold, Strip
-from dalr_stream.numerics.rank_k import one_blas_thread
-from dalr_stream.numerics.tiling import Tile
-from dalr_stream.storage.activations import ActivationStore
-from dalr_stream.storage.unfinished import SavedFold, Unfinished
+from dalr_stream.numerics.linalg.rank_k import one_blas_thread
+from dalr_stream.numerics.rows.tiling import Tile
+from dalr_stream.numerics.statistics.folding import CpuFold, FoldRule, LaneFold, LaneState, NewFold, Strip
+from dalr_stream.storage.checkpoints import SavedFold, Unfinished
+from dalr_stream.storage.writer import ActivationStore
 
 TileDone = Callable[[int], None]
 """Called with the number of rows of each tile that was folded, from the thread that folded it."""

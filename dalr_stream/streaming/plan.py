@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dalr_stream.errors import MemoryLimitError
-from dalr_stream.numerics.folding import lane_count, strips
-from dalr_stream.numerics.rank_k import BLOCK_COLUMNS, SINGLE_BLOCK_BYTES
+from dalr_stream.numerics.linalg.rank_k import BLOCK_COLUMNS, SINGLE_BLOCK_BYTES
+from dalr_stream.numerics.statistics.folding import lane_count, strips
 from dalr_stream.streaming.cost import KeptRecords, LayerCost, LayerLoad, layer_cost, store_bytes_of, turn_bytes
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dalr_stream.workflow.sequential import in_words
+from dalr_stream.engine.sequential import in_words
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import DalrStreamError
+from dalr_stream.progress import Advance, Progress
 from dalr_stream.storage.durable import explained, make_folder
-from dalr_stream.workflow.progress import Advance, Progress
 
 FILE = "log.jsonl"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.network.capture import ToRows, capture_rows
-from dalr_stream.network.layers import LayerSpec, to_host
-from dalr_stream.network.loaders import restores
-from dalr_stream.network.rows import RowRule
-from dalr_stream.numerics.tiling import RowSink
-from dalr_stream.workflow.progress import Progress
+from dalr_stream.network.capture.hooks import ToRows, capture_rows
+from dalr_stream.network.capture.loaders import restores
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.spec import LayerSpec, to_host
+from dalr_stream.numerics.rows.tiling import RowSink
+from dalr_stream.progress import Progress
 
 
 def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it

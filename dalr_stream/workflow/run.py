@@ -15,41 +15,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dalr_stream.engine.accumulate import accumulate
+from dalr_stream.engine.capture import capture
+from dalr_stream.engine.direct import accumulate_into
+from dalr_stream.engine.estimate import require_disk
+from dalr_stream.engine.solve import LayerProblem, solve_selection
+from dalr_stream.engine.store_view import SolvedStore
 from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, StoreNotFoundError
-from dalr_stream.network import checkpoint
-from dalr_stream.network.layers import fingerprint
-from dalr_stream.network.surgery import compress, parameter_count
+from dalr_stream.network.layers.spec import fingerprint
+from dalr_stream.network.saved import checkpoint
+from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.progress import Progress, Silent
 from dalr_stream.report.write import write_report
-from dalr_stream.storage.activations import forget_domain, forget_moments, forget_store, locked
-from dalr_stream.storage.archive import Solution, save_solution
 from dalr_stream.storage.durable import explained, remove_folder
-from dalr_stream.workflow.accumulate import accumulate
-from dalr_stream.workflow.capture import capture
-from dalr_stream.workflow.compress import require_choices
-from dalr_stream.workflow.compress_section import Order
-from dalr_stream.workflow.direct import accumulate_into
-from dalr_stream.workflow.estimate import require_disk
-from dalr_stream.workflow.evaluate import Curves, Evaluation, Evaluator, Scoring, measure, score_on
-from dalr_stream.workflow.factories import importing_from
-from dalr_stream.workflow.finetune import fine_tune, options_of
+from dalr_stream.storage.records import Solution, save_solution
+from dalr_stream.storage.writer import forget_domain, forget_moments, forget_store, locked
 from dalr_stream.workflow.journal import FILE as JOURNAL
 from dalr_stream.workflow.journal import Journal
 from dalr_stream.workflow.kept_scores import KeptScores
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.progress import Progress, Silent
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.provenance import saved_provenance
-from dalr_stream.workflow.published import Published
-from dalr_stream.workflow.results import results
-from dalr_stream.workflow.ridge import solve_as_asked
-from dalr_stream.workflow.sections import EvaluateSection
-from dalr_stream.workflow.sequence_step import compress_in_sequence, forget_sequence
-from dalr_stream.workflow.sizing import Compression, decide
-from dalr_stream.workflow.solve import LayerProblem, solve_selection
-from dalr_stream.workflow.stability import layer_stability, write_stability
-from dalr_stream.workflow.steps import StepLog
-from dalr_stream.workflow.tuned_scores import TunedScores
+from dalr_stream.workflow.results.published_file import Published
+from dalr_stream.workflow.results.results import results
+from dalr_stream.workflow.runfile.compress_section import Order
+from dalr_stream.workflow.runfile.factories import importing_from
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.runfile.sections import EvaluateSection
+from dalr_stream.workflow.steps.finetune import fine_tune, options_of
+from dalr_stream.workflow.steps.finetuned_scores import TunedScores
+from dalr_stream.workflow.steps.named_sizes import require_choices
+from dalr_stream.workflow.steps.provenance import saved_provenance
+from dalr_stream.workflow.steps.scoring import Curves, Evaluation, Evaluator, Scoring, measure, score_on
+from dalr_stream.workflow.steps.sequential import compress_in_sequence, forget_sequence
+from dalr_stream.workflow.steps.sizing import Compression, decide
+from dalr_stream.workflow.steps.solve import solve_as_asked
+from dalr_stream.workflow.steps.stability import layer_stability, write_stability
+from dalr_stream.workflow.steps.step import StepLog
 
 
 class Run:

@@ -33,8 +33,8 @@ from adaptation_selection import (  # noqa: E402
     specificity,
 )
 from adaptation_training import STEPS, train  # noqa: E402
-from dalr_stream.network.checkpoint import load_weights, save_weights  # noqa: E402
-from dalr_stream.workflow.evaluate import accuracy  # noqa: E402
+from dalr_stream.network.saved.checkpoint import load_weights, save_weights  # noqa: E402
+from dalr_stream.workflow.steps.scoring import accuracy  # noqa: E402
 from labelled_batches import Batches  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "adaptation"

@@ -19,10 +19,10 @@ from torch import nn
 import dalr_stream as ds
 from claims_networks import Domain
 from dalr_stream.errors import FewSamplesWarning
-from dalr_stream.network.prefix import Cut, PrefixCache
-from dalr_stream.numerics.budget import LayerShape
-from dalr_stream.numerics.shares import relative_errors
-from dalr_stream.workflow.evaluate import accuracy
+from dalr_stream.network.measure.prefix import Cut, PrefixCache
+from dalr_stream.numerics.sizes.losses import relative_errors
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.workflow.steps.scoring import accuracy
 from labelled_batches import Batches
 
 Vector = NDArray[np.float64]

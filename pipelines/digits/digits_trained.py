@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 RUN_FILE = Path(__file__).with_name("run.toml")
 

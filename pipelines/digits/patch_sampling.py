@@ -28,9 +28,9 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.numerics.folding import merge_all
-from dalr_stream.numerics.shares import relative_errors
-from dalr_stream.workflow.accumulate import LayerMoments
+from dalr_stream.engine.accumulate import LayerMoments
+from dalr_stream.numerics.sizes.losses import relative_errors
+from dalr_stream.numerics.statistics.folding import merge_all
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]

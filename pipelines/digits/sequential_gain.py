@@ -24,12 +24,12 @@ from pathlib import Path
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.network.surgery import Replacement, parameter_count
-from dalr_stream.numerics.allocation import SizedLayer, as_they_are, by_energy, factor_layer, selection_layer
-from dalr_stream.numerics.budget import LayerShape
-from dalr_stream.storage.archive import Solution
-from dalr_stream.workflow.accumulate import LayerMoments
-from dalr_stream.workflow.solve import factor_by, select_by
+from dalr_stream.engine.accumulate import LayerMoments
+from dalr_stream.engine.solve import factor_by, select_by
+from dalr_stream.network.surgery.compress import Replacement, parameter_count
+from dalr_stream.numerics.sizes.allocation import SizedLayer, as_they_are, by_energy, factor_layer, selection_layer
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.storage.records import Solution
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]

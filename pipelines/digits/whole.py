@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.network.surgery import Replacement, parameter_count
+from dalr_stream.network.surgery.compress import Replacement, parameter_count
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]

@@ -22,8 +22,8 @@ from torch import nn  # noqa: E402
 
 import dalr_stream as ds  # noqa: E402
 from dalr_stream.errors import ParameterIncreaseWarning  # noqa: E402
-from dalr_stream.network.surgery import parameter_count  # noqa: E402
-from dalr_stream.workflow.evaluate import accuracy  # noqa: E402
+from dalr_stream.network.surgery.compress import parameter_count  # noqa: E402
+from dalr_stream.workflow.steps.scoring import accuracy  # noqa: E402
 from lenet_data import rows_for_test, rows_for_training  # noqa: E402
 from lenet_network import build, train  # noqa: E402
 

@@ -16,8 +16,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dalr_stream.network.surgery import Replacement, compress
-from dalr_stream.numerics.allocation import (
+from dalr_stream.engine.solve import solve_low_rank, solve_selection
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.network.surgery.compress import Replacement, compress
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.sizes.allocation import (
     SizedLayer,
     Source,
     as_they_are,
@@ -26,17 +29,14 @@ from dalr_stream.numerics.allocation import (
     selection_layer,
     within_budget,
 )
-from dalr_stream.numerics.budget import LayerShape
-from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.storage.archive import Solution
-from dalr_stream.workflow.compress import at_size
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.evaluate import score_on
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.progress import for_console
-from dalr_stream.workflow.project import Project
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.progress import for_console
+from dalr_stream.storage.records import Solution
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.solve import solve_low_rank, solve_selection
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.named_sizes import at_size
+from dalr_stream.workflow.steps.scoring import score_on
 
 RUN_FILE = Path(__file__).with_name("run.toml")
 BUDGETS = (0.6, 0.4, 0.3, 0.2, 0.1)

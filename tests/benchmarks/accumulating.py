@@ -17,14 +17,14 @@ from scipy.linalg import blas
 from sklearn.decomposition import IncrementalPCA
 from timing import Row, against, race
 
-from dalr_stream.numerics.folding import FoldRule
-from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.numerics.rank_k import add_rank_k, one_blas_thread
-from dalr_stream.numerics.tiling import RowBatch, tile_rows
-from dalr_stream.storage.activations import ActivationStore, open_writer
+from dalr_stream.numerics.linalg.rank_k import add_rank_k, one_blas_thread
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.rows.tiling import RowBatch, tile_rows
+from dalr_stream.numerics.statistics.folding import FoldRule
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.streaming.accumulate import Threads, accumulate_layer
+from dalr_stream.storage.writer import ActivationStore, open_writer
 from dalr_stream.streaming.lanes import LaneTask
+from dalr_stream.streaming.schedule import Threads, accumulate_layer
 
 BARS = {"dalr_stream, from zarr": 1.15, "dalr_stream, from zarr, a tenth held out": 1.15}
 ARRAY = "activations/target/fc"

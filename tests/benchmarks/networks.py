@@ -15,8 +15,8 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.surgery import parameter_count
-from dalr_stream.numerics.solution import SelectedNodes
+from dalr_stream.network.surgery.compress import parameter_count
+from dalr_stream.numerics.lowrank.factors import SelectedNodes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from architectures import resnet50, vgg19, vit

@@ -13,10 +13,10 @@ import numpy as np
 from timing import Row, against, race
 
 from dalr_stream.errors import FewSamplesWarning
-from dalr_stream.numerics.from_rows import dalr_from_rows
-from dalr_stream.numerics.lowrank import Ridge, dalr, dalr_sweep
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.solution import LowRankFactors
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
+from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows
+from dalr_stream.numerics.lowrank.solvers import Ridge, dalr, dalr_sweep
+from dalr_stream.numerics.statistics.moments import Moments
 
 TILE = 256
 MANY = 64

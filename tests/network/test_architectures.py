@@ -7,8 +7,8 @@ from architectures import resnet50, vgg19, vit
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.network.graph import Structure
-from dalr_stream.network.readers import with_readers
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.readers import with_readers
 
 FOLDING = ds.Folding(ds.HoldoutRule(0))
 

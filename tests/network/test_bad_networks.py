@@ -12,10 +12,10 @@ from torch.nn.utils import parametrizations, parametrize
 
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.layers import fingerprint
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.selection import spectral
-from dalr_stream.numerics.solution import LowRankLayer
+from dalr_stream.network.layers.spec import fingerprint
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
+from dalr_stream.numerics.selection.greedy import spectral
+from dalr_stream.numerics.statistics.moments import Moments
 
 
 class Net(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.capture import capture_rows, digest_of_inputs
-from dalr_stream.network.layers import fingerprint, select_layers
+from dalr_stream.network.capture.hooks import capture_rows, digest_of_inputs
+from dalr_stream.network.layers.spec import fingerprint, select_layers
 
 
 class Collector:

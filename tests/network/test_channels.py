@@ -10,12 +10,12 @@ from torch.nn import functional
 
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.graph import Structure
-from dalr_stream.network.kinds import CONVOLUTIONS, matrix_of, why_not
-from dalr_stream.network.readers import with_readers
-from dalr_stream.network.surgery import parameter_count
-from dalr_stream.numerics.channels import ChannelGroup, channel_moments
-from dalr_stream.numerics.moments import Moments
+from dalr_stream.network.layers.kinds import CONVOLUTIONS, matrix_of, why_not
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.readers import with_readers
+from dalr_stream.network.surgery.compress import parameter_count
+from dalr_stream.numerics.statistics.channels import ChannelGroup, channel_moments
+from dalr_stream.numerics.statistics.moments import Moments
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 

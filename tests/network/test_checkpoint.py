@@ -13,9 +13,9 @@ from dalr_stream.errors import (
     StoreDamagedError,
     StoreNotFoundError,
 )
-from dalr_stream.network.checkpoint import load, load_weights, save, save_weights
-from dalr_stream.network.surgery import compress, parameter_count
-from dalr_stream.numerics.selection import spectral
+from dalr_stream.network.saved.checkpoint import load, load_weights, save, save_weights
+from dalr_stream.network.surgery.compress import compress, parameter_count
+from dalr_stream.numerics.selection.greedy import spectral
 
 
 def compressed(dtype=torch.float32):

@@ -7,7 +7,7 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.kinds import matrix_of, rows_entering, rows_leaving
+from dalr_stream.network.layers.kinds import matrix_of, rows_entering, rows_leaving
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning"),  # full rank, on purpose

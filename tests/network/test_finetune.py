@@ -22,13 +22,13 @@ from dalr_stream.errors import (
     StoreDamagedError,
     UnsupportedLayerError,
 )
-from dalr_stream.network.checkpoint import load, save
-from dalr_stream.network.finetune import FineTuning, finetune
-from dalr_stream.network.layers import weights_of
-from dalr_stream.network.surgery import compress
-from dalr_stream.network.trainable import trained_parameters
-from dalr_stream.numerics.lowrank import truncated_svd
-from dalr_stream.numerics.selection import spectral
+from dalr_stream.network.layers.spec import weights_of
+from dalr_stream.network.saved.checkpoint import load, save
+from dalr_stream.network.surgery.compress import compress
+from dalr_stream.network.training.finetune import FineTuning, finetune
+from dalr_stream.network.training.trainable import trained_parameters
+from dalr_stream.numerics.lowrank.solvers import truncated_svd
+from dalr_stream.numerics.selection.greedy import spectral
 
 DRAWN = torch.Generator().manual_seed(5)
 X = torch.randn(40, 10, generator=DRAWN)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.graph import Structure
+from dalr_stream.network.structure.graph import Structure
 
 ROWS = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))

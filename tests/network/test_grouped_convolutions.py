@@ -7,7 +7,7 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
-from dalr_stream.network.plan import SplitLayer
+from dalr_stream.network.surgery.plan import SplitLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
 GROUPED = [

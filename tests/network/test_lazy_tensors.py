@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.network.outputs import with_rows
-from dalr_stream.network.profile import Stopwatch, profile
-from dalr_stream.workflow.evaluate import accuracy
+from dalr_stream.network.capture.paired import with_rows
+from dalr_stream.network.measure.profile import Stopwatch, profile
+from dalr_stream.workflow.steps.scoring import accuracy
 
 
 class Lazy(nn.Module):

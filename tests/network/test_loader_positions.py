@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
-from dalr_stream.network.capture import capture_rows
-from dalr_stream.network.layers import select_layers
-from dalr_stream.network.loaders import beginning_at, restores
-from dalr_stream.network.rows import RowRule
+from dalr_stream.network.capture.hooks import capture_rows
+from dalr_stream.network.capture.loaders import beginning_at, restores
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.spec import select_layers
 
 
 class Numbers(Dataset):

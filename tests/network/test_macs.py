@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.network.macs import watched_calls
-from dalr_stream.numerics.solution import LowRankLayer
-from dalr_stream.numerics.speed import macs_below
+from dalr_stream.network.measure.macs import watched_calls
+from dalr_stream.numerics.latency import macs_below
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
 
 CONV1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.passes import SameEveryPass, order_of_execution
+from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 
 BATCH = torch.ones(3, 4)
 

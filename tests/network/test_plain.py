@@ -10,11 +10,11 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from dalr_stream.errors import ParameterIncreaseWarning
-from dalr_stream.network.layers import weights_of
-from dalr_stream.network.surgery import compress
-from dalr_stream.numerics.lowrank import truncated_svd
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.selection import spectral
+from dalr_stream.network.layers.spec import weights_of
+from dalr_stream.network.surgery.compress import compress
+from dalr_stream.numerics.lowrank.solvers import truncated_svd
+from dalr_stream.numerics.selection.greedy import spectral
+from dalr_stream.numerics.statistics.moments import Moments
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 DRAWN = torch.Generator().manual_seed(0)

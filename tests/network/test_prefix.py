@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.finetune import FineTuning, finetune
-from dalr_stream.network.prefix import Cut, KeptBatches, PrefixCache
+from dalr_stream.network.measure.prefix import Cut, KeptBatches, PrefixCache
+from dalr_stream.network.training.finetune import FineTuning, finetune
 
 
 class Branching(nn.Module):

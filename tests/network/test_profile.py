@@ -9,9 +9,9 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.profile import Stopwatch, of_size
-from dalr_stream.numerics.solution import LowRankLayer
-from dalr_stream.numerics.speed import WHOLE, Turns, Verdict
+from dalr_stream.network.measure.profile import Stopwatch, of_size
+from dalr_stream.numerics.latency import WHOLE, Turns, Verdict
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
 
 
 class Clock:

@@ -10,12 +10,12 @@ from safetensors import safe_open
 from test_surgery import Net, X, build, factors, moments
 from torch import nn
 
-from dalr_stream.network.checkpoint import load, save
-from dalr_stream.network.layers import weights_of
-from dalr_stream.network.origin import Origin
-from dalr_stream.network.surgery import compress, parameter_bytes, parameter_count
-from dalr_stream.numerics.lowrank import truncated_svd
-from dalr_stream.numerics.selection import spectral
+from dalr_stream.network.layers.spec import weights_of
+from dalr_stream.network.saved.checkpoint import load, save
+from dalr_stream.network.surgery.compress import compress, parameter_bytes, parameter_count
+from dalr_stream.network.surgery.origin import Origin
+from dalr_stream.numerics.lowrank.solvers import truncated_svd
+from dalr_stream.numerics.selection.greedy import spectral
 
 
 def compressed():

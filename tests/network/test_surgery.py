@@ -14,12 +14,12 @@ from dalr_stream.errors import (
     ParameterIncreaseWarning,
     UnsupportedLayerError,
 )
-from dalr_stream.network import surgery
-from dalr_stream.network.layers import fingerprint
-from dalr_stream.network.surgery import parameter_bytes, parameter_count
-from dalr_stream.numerics.lowrank import dalr, truncated_svd
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.selection import spectral
+from dalr_stream.network.layers.spec import fingerprint
+from dalr_stream.network.surgery import compress as surgery
+from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
+from dalr_stream.numerics.lowrank.solvers import dalr, truncated_svd
+from dalr_stream.numerics.selection.greedy import spectral
+from dalr_stream.numerics.statistics.moments import Moments
 
 FLOAT32 = {"rtol": 2e-4, "atol": 2e-4}  # three layers of float32 against float64
 

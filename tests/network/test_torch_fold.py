@@ -12,13 +12,29 @@ from strategies import KINDS, make_rows
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
-from dalr_stream.network.capture import capture_rows
-from dalr_stream.network.fold import TorchFold, _float32_products, full_precision, join_rows, on_device, usable_device
-from dalr_stream.network.layers import select_layers, to_host
-from dalr_stream.numerics.folding import CpuFold, FoldRule, FoldState, LaneFold, Strip, Workspace, join_strips, strips
-from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.numerics.precision import Precision, error_bound
-from dalr_stream.numerics.tiling import Tile
+from dalr_stream.network.capture.hooks import capture_rows
+from dalr_stream.network.layers.spec import select_layers, to_host
+from dalr_stream.network.torch_fold import (
+    TorchFold,
+    _float32_products,
+    full_precision,
+    join_rows,
+    on_device,
+    usable_device,
+)
+from dalr_stream.numerics.linalg.precision import Precision, error_bound
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.rows.tiling import Tile
+from dalr_stream.numerics.statistics.folding import (
+    CpuFold,
+    FoldRule,
+    FoldState,
+    LaneFold,
+    Strip,
+    Workspace,
+    join_strips,
+    strips,
+)
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-12  # of sqrt(S_ii S_jj), as between two folds of numpy: only the order of additions differs

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
-from dalr_stream.network.checkpoint import load_weights, save_weights
-from dalr_stream.network.plan import SurgeryPlan
-from dalr_stream.network.pretrained import load_pretrained
-from dalr_stream.network.surgery import PLAN_ATTRIBUTE
+from dalr_stream.network.saved.checkpoint import load_weights, save_weights
+from dalr_stream.network.saved.pretrained import load_pretrained
+from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE
+from dalr_stream.network.surgery.plan import SurgeryPlan
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::dalr_stream.errors.ParameterIncreaseWarning"  # full rank, on purpose

@@ -3,7 +3,8 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from dalr_stream.numerics.folding import (
+from dalr_stream.numerics.rows.tiling import Tiler
+from dalr_stream.numerics.statistics.folding import (
     CpuFold,
     FoldState,
     LaneFold,
@@ -11,7 +12,6 @@ from dalr_stream.numerics.folding import (
     Workspace,
     merge_all,
 )
-from dalr_stream.numerics.tiling import Tiler
 
 MEAN_TOLERANCE = 1e-12  # relative to the standard error, besides the rounding of the mean itself at each update
 SCATTER_TOLERANCE = 1e-12  # relative to sqrt(C_ii C_jj), DESIGN.md section 3

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from strategies import layers as drawn_layers
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.allocation import (
+from dalr_stream.numerics.lowrank.solvers import dalr
+from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.selection.greedy import spectral
+from dalr_stream.numerics.sizes.allocation import (
     SizedLayer,
     Source,
     as_they_are,
@@ -20,12 +23,9 @@ from dalr_stream.numerics.allocation import (
     uniform,
     within_budget,
 )
-from dalr_stream.numerics.budget import LayerShape
-from dalr_stream.numerics.lowrank import dalr
-from dalr_stream.numerics.methods import Family
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.selection import spectral
-from dalr_stream.numerics.shares import lost_energy
+from dalr_stream.numerics.sizes.losses import lost_energy
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.numerics.statistics.moments import Moments
 
 
 @st.composite

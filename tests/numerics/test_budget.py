@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalr_stream.numerics.budget import LayerShape
+from dalr_stream.numerics.sizes.shape import LayerShape
 
 shapes = st.builds(LayerShape, st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
 

@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from strategies import layers, paired_blocks, row_blocks
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
-from dalr_stream.numerics.cross import CrossMoments
-from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.statistics.cross import CrossMoments
+from dalr_stream.numerics.statistics.moments import Moments
 
 
 def joined(blocks):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalr_stream.numerics.downdate import Downdate
+from dalr_stream.numerics.selection.downdate import Downdate
 
 
 def residuals(rows, order):

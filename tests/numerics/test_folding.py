@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
-from dalr_stream.numerics.folding import (
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.statistics.folding import (
     FoldRule,
     FoldState,
     LaneFold,
@@ -27,7 +28,6 @@ from dalr_stream.numerics.folding import (
     join_strips,
     strips,
 )
-from dalr_stream.numerics.holdout import HoldoutRule
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.folding import (
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.statistics.folding import (
     FoldRule,
 )
-from dalr_stream.numerics.holdout import HoldoutRule
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9])

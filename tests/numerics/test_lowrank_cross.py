@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from strategies import KINDS, make_rows
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError, ParameterIncreaseWarning
-from dalr_stream.numerics.cross import CrossMoments
-from dalr_stream.numerics.lowrank import Ridge, Variant, dalr, truncated_svd
-from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.lowrank.solvers import Ridge, Variant, dalr, truncated_svd
+from dalr_stream.numerics.statistics.cross import CrossMoments
+from dalr_stream.numerics.statistics.moments import Moments
 
 TINY = 1e-300
 RIDGES = st.sampled_from([Ridge.relative(0.0), Ridge.relative(1e-3), Ridge.relative(0.5), Ridge.absolute(10.0)])

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from strategies import layers, make_rows
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
-from dalr_stream.numerics.from_rows import dalr_from_rows
-from dalr_stream.numerics.lowrank import Ridge, Variant, dalr
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.root import root_of_rows
+from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows
+from dalr_stream.numerics.lowrank.solvers import Ridge, Variant, dalr
+from dalr_stream.numerics.lowrank.square_root import root_of_rows
+from dalr_stream.numerics.statistics.moments import Moments
 
 TINY = 1e-300
 REGRESSIONS = st.sampled_from([Variant.PUBLISHED, Variant.OPTIMAL])

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.folding import (
+from dalr_stream.numerics.statistics.folding import (
     SplitMoments,
     merge_all,
 )
-from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.statistics.moments import Moments
 
 
 def test_lanes_merge_in_a_pairwise_tree():

@@ -7,9 +7,9 @@ from hypothesis import given
 from strategies import two_domains
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.alignment import LIVE_SHARE
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.shift import Shift, diff
+from dalr_stream.numerics.selection.penalties import LIVE_SHARE
+from dalr_stream.numerics.selection.shift import Shift, diff
+from dalr_stream.numerics.statistics.moments import Moments
 
 
 @given(two_domains(kinds=("generic", "rank_deficient", "relu", "dead", "constant", "scales")))

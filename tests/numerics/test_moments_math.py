@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import make_rows, row_blocks
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
-from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.statistics.moments import Moments
 
 
 @st.composite

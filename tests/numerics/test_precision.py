@@ -9,12 +9,21 @@ from hypothesis import strategies as st
 from strategies import KINDS, make_rows
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.folding import CpuFold, FoldRule, FoldState, LaneFold, LaneState, Strip, Workspace, strips
-from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.numerics.precision import Precision, ScaledRows, error_bound, scaled
-from dalr_stream.numerics.rank_k import add_rank_k_single
-from dalr_stream.numerics.tiling import Tile
-from dalr_stream.streaming.accumulate import Folding
+from dalr_stream.numerics.linalg.precision import Precision, ScaledRows, error_bound, scaled
+from dalr_stream.numerics.linalg.rank_k import add_rank_k_single
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.rows.tiling import Tile
+from dalr_stream.numerics.statistics.folding import (
+    CpuFold,
+    FoldRule,
+    FoldState,
+    LaneFold,
+    LaneState,
+    Strip,
+    Workspace,
+    strips,
+)
+from dalr_stream.streaming.schedule import Folding
 
 DOUBLE_TOLERANCE = 1e-12  # of the double fold that the fast one is compared with, tests/numerics/folded.py
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import row_blocks
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.psd import Route, factor_ridge, numerical_rank, symmetric_eigen, thin_svd
+from dalr_stream.numerics.linalg.psd import Route, factor_ridge, numerical_rank, symmetric_eigen, thin_svd
 
 
 @given(row_blocks())

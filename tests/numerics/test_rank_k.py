@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from dalr_stream.numerics.rank_k import add_rank_k, mirror_lower, one_blas_thread, usable_cores
+from dalr_stream.numerics.linalg.rank_k import add_rank_k, mirror_lower, one_blas_thread, usable_cores
 
 WIDTHS = [1, 3, 100, 129, 1024, 1025, 1537]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import dalr_stream as ds
-from dalr_stream.numerics.channels import ChannelReader, ChannelSpan
-from dalr_stream.numerics.restoring import joint_cross, lost_towards, restored_towards
+from dalr_stream.numerics.selection.restoration import joint_cross, lost_towards, restored_towards
+from dalr_stream.numerics.statistics.channels import ChannelReader, ChannelSpan
 
 D, K = 7, 3
 

@@ -5,9 +5,9 @@ import pytest
 
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.folding import merge_all
-from dalr_stream.numerics.lowrank import Ridge
-from dalr_stream.numerics.ridge_choice import GRID, choose_ridge
+from dalr_stream.numerics.lowrank.solvers import Ridge
+from dalr_stream.numerics.resampling.ridge_choice import GRID, choose_ridge
+from dalr_stream.numerics.statistics.folding import merge_all
 
 M, D, N = 8, 30, 10
 

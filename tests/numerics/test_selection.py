@@ -11,11 +11,11 @@ from strategies import make_rows, row_blocks, two_domains
 from threadpoolctl import threadpool_limits
 
 from dalr_stream.errors import InvalidInputError, RankError
-from dalr_stream.numerics import residual
-from dalr_stream.numerics.alignment import LIVE_SHARE
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.selection import Form, by_max, by_mean, momasp, spectral
+from dalr_stream.numerics.selection import residual
+from dalr_stream.numerics.selection.greedy import Form, by_max, by_mean, momasp, spectral
+from dalr_stream.numerics.selection.penalties import LIVE_SHARE
+from dalr_stream.numerics.statistics.moments import Moments
 
 SMALL = {"max_rows": 12, "max_features": 6}
 UNSURE = (1e-14, 1e-10)

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import dalr_stream as ds
+from dalr_stream.engine.store_view import SolvedStore
 from dalr_stream.errors import ConfigError, FingerprintMismatchError
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.evaluate import Evaluation
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.scoring import Evaluation
 
 BERT_FOLDER = Path(__file__).parents[2] / "pipelines" / "bert"
 MODULES = {"text": "bert_text", "data": "bert_data", "network": "bert_network", "training": "bert_training"}

@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 RUN_FILE = Path(__file__).parents[2] / "pipelines" / "digits" / "run.toml"
 TRAINING = "classes=12,faces=2,source_samples=900,source_epochs=3,source_learning_rate=3e-3,target_epochs=20"

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import dalr_stream as ds
-from dalr_stream.network.surgery import parameter_count
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
+from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 LENET = Path(__file__).parents[2] / "pipelines" / "lenet"
 

@@ -21,13 +21,13 @@ from torch import fx
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.compress_section import Order
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.published import Published
-from dalr_stream.workflow.rehearsal import rehearse
+from dalr_stream.workflow.dry_run import rehearse
+from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.sizing import Compression
+from dalr_stream.workflow.runfile.compress_section import Order
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.sizing import Compression
 
 TINY = {"channels": [4, 6], "convolutions": [1, 2], "hidden": 16, "pooled": 2}
 SIDE = 32

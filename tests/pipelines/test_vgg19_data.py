@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from dalr_stream.errors import DatasetError
-from dalr_stream.network.loaders import beginning_at, restores
+from dalr_stream.network.capture.loaders import beginning_at, restores
 
 VGG19_FOLDER = Path(__file__).parents[2] / "pipelines" / "vgg19"
 COUNTS = {"cub": tiny_images.CUB, "flowers": tiny_images.FLOWERS, "actions": tiny_images.ACTIONS}

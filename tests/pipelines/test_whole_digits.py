@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dalr_stream as ds
-from dalr_stream.network.surgery import parameter_count
+from dalr_stream.network.surgery.compress import parameter_count
 
 FOLDER = Path(__file__).parents[2] / "pipelines" / "digits"
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from synthetic_results import results
 
-from dalr_stream.numerics.speed import WHOLE, LayerProfile, NetworkProfile
+from dalr_stream.numerics.latency import WHOLE, LayerProfile, NetworkProfile
 from dalr_stream.report.cells import TIMES
 from dalr_stream.report.page import render_page
 from dalr_stream.report.record import NetworkSize, Results

@@ -22,9 +22,9 @@ from dalr_stream.errors import (
     StoreError,
     StoreNotFoundError,
 )
-from dalr_stream.storage.activations import ActivationStore, forget_domain, forget_moments, open_writer
-from dalr_stream.storage.archive import delete_activations
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.records import delete_activations
+from dalr_stream.storage.writer import ActivationStore, forget_domain, forget_moments, open_writer
 
 pytestmark = pytest.mark.usefixtures("quick_stores")
 
@@ -51,9 +51,9 @@ def test_what_was_written_is_read_back_and_the_batches_leave_no_trace(scratch, s
 
 def test_a_tile_of_full_size_is_one_chunk(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dalr_stream.numerics.tiling.MIN_TILE_ROWS", 256)
-        patch.setattr("dalr_stream.numerics.tiling.MAX_TILE_ROWS", 4096)
-        patch.setattr("dalr_stream.numerics.tiling.MAX_TILE_BYTES", 32 * 2**20)
+        patch.setattr("dalr_stream.numerics.rows.tiling.MIN_TILE_ROWS", 256)
+        patch.setattr("dalr_stream.numerics.rows.tiling.MAX_TILE_ROWS", 4096)
+        patch.setattr("dalr_stream.numerics.rows.tiling.MAX_TILE_BYTES", 32 * 2**20)
         rows = rows_for(9000, layers=["fc6"])
         capture(tmp_path, batches_of(rows, [700]), net=network(layers=["fc6"]))
         assert_holds(tmp_path, rows)

@@ -6,11 +6,12 @@ import zarr
 from stores import Killed, flipped, unsynced
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
-from dalr_stream.numerics.lowrank import dalr
+from dalr_stream.numerics.lowrank.factors import ChannelSelection, Diagnostics, LowRankFactors
+from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.numerics.solution import ChannelSelection, Diagnostics, LowRankFactors
-from dalr_stream.storage import archive, schema
+from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.storage import records as archive
+from dalr_stream.storage import schema
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(50, 6))

@@ -9,8 +9,8 @@ from crashing_disk import Disk, Model, images, lay_down
 from scenarios import SCENARIOS, Truth
 from stores import files_of
 
-from dalr_stream.storage.activations import locked
 from dalr_stream.storage.durable import TEMPORARY
+from dalr_stream.storage.writer import locked
 
 ONE_IN = 30
 """Images that differ only in litter hold the same store: of those, one in so many is resumed, but in `make soak`."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stores import flipped, unsynced
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
-from dalr_stream.numerics.channels import ChannelReader, ChannelSpan
+from dalr_stream.numerics.statistics.channels import ChannelReader, ChannelSpan
 from dalr_stream.storage.manifest import (
     FILE,
     BatchRecord,

@@ -26,10 +26,10 @@ from stores import (
 from dalr_stream.errors import (
     FingerprintMismatchError,
 )
-from dalr_stream.numerics.tiling import RowBatch
-from dalr_stream.storage.activations import ActivationStore, open_writer
-from dalr_stream.storage.archive import delete_activations
+from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.records import delete_activations
+from dalr_stream.storage.writer import ActivationStore, open_writer
 
 pytestmark = pytest.mark.usefixtures("quick_stores")
 

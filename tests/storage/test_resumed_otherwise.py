@@ -17,9 +17,9 @@ from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,
 )
-from dalr_stream.numerics.tiling import RowBatch
-from dalr_stream.storage.activations import open_writer
-from dalr_stream.storage.archive import save_weights
+from dalr_stream.numerics.rows.tiling import RowBatch
+from dalr_stream.storage.records import save_weights
+from dalr_stream.storage.writer import open_writer
 
 pytestmark = pytest.mark.usefixtures("quick_stores")
 

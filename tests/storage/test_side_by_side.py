@@ -20,7 +20,7 @@ from stores import (
 from dalr_stream.errors import (
     StoreLockedError,
 )
-from dalr_stream.storage.activations import ActivationStore, open_writer
+from dalr_stream.storage.writer import ActivationStore, open_writer
 
 pytestmark = pytest.mark.usefixtures("quick_stores")
 

@@ -5,13 +5,13 @@ import pytest
 from stores import batches_of, capture, rows_for, small_tiles, unsynced
 
 from dalr_stream.errors import StoreNotFoundError
-from dalr_stream.numerics.from_rows import dalr_from_rows
-from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.numerics.lowrank import dalr
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.storage.activations import ActivationStore
-from dalr_stream.storage.archive import delete_activations
+from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows
+from dalr_stream.numerics.lowrank.solvers import dalr
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.storage.records import delete_activations
 from dalr_stream.storage.stored_rows import StoredRows
+from dalr_stream.storage.writer import ActivationStore
 
 
 @pytest.fixture

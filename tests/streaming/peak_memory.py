@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.numerics.tiling import RowBatch, tile_rows
-from dalr_stream.storage.activations import ActivationStore, open_writer
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.rows.tiling import RowBatch, tile_rows
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.streaming.accumulate import Folding, Threads, accumulate_layer
+from dalr_stream.storage.writer import ActivationStore, open_writer
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.plan import plan
+from dalr_stream.streaming.schedule import Folding, Threads, accumulate_layer
 
 
 def increment_of(root, *, share, threads=2):

@@ -16,13 +16,13 @@ import zarr
 from rows_on_disk import rows_like, store_of, write
 
 from dalr_stream.errors import NonFiniteError, StoreDamagedError, StoreError, StoreNotFoundError
-from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.numerics.moments import Moments
-from dalr_stream.storage.activations import ActivationStore
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import FILE, Manifest, digest_of
-from dalr_stream.streaming.accumulate import Folding, Threads, Watch, accumulate_layer
+from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.workflow.fold_sink import FoldSink
+from dalr_stream.streaming.schedule import Folding, Threads, Watch, accumulate_layer
 
 ROWS_PER_TILE = 4096  # at every width below 2048
 HOLDOUT = HoldoutRule(0.2, seed=5)
@@ -184,8 +184,8 @@ def test_when_one_lane_fails_the_others_end_before_the_call_does(tmp_path):
 MEASURE = r"""
     import re, sys
     from pathlib import Path
-    from dalr_stream.storage.activations import ActivationStore
-    from dalr_stream.streaming.accumulate import Folding, Threads, accumulate_layer
+    from dalr_stream.storage.writer import ActivationStore
+    from dalr_stream.streaming.schedule import Folding, Threads, accumulate_layer
     from dalr_stream.streaming.lanes import LaneTask
     store = ActivationStore(sys.argv[1])
     split = accumulate_layer(store, LaneTask(store.root, "target", "fc6", Folding().rule(32)), Threads(2))

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalr_stream.errors import MemoryLimitError
-from dalr_stream.numerics.folding import FoldRule, LaneFold
-from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.statistics.folding import FoldRule, LaneFold
+from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.plan import plan
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from capture_jobs import PARTS, job
 
-from dalr_stream.numerics import tiling
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
+from dalr_stream.numerics.rows import tiling
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 CODE = """
 import torch

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from dalr_stream.workflow.progress import Silent
+from dalr_stream.progress import Silent
 
 
 class Notes(Silent):

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from dalr_stream.workflow.progress import Lines
+from dalr_stream.progress import Lines
 
 
 class StoppedError(Exception):

@@ -4,14 +4,14 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from dalr_stream import cli as commands
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
+from dalr_stream.cli import app as commands
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 
 def cli(*arguments, timeout=120):
-    command = [sys.executable, "-m", "dalr_stream.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "dalr_stream.cli.app", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)  # noqa: S603
 
 
@@ -20,7 +20,7 @@ FEW = ("--set", 'solve.methods=["svd", "dalr_anchored_affine", "momasp_node"]')
 
 def test_help_imports_none_of_the_heavy_libraries():
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom dalr_stream.cli import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom dalr_stream.cli.app import app\n"
         "result = CliRunner().invoke(app, ['--help'])\n"
         "assert result.exit_code == 0, result.output\n"
         "verbs = 'run layers estimate capture accumulate solve inspect compress finetune profile'.split()\n"
@@ -78,7 +78,7 @@ def test_a_failure_is_one_line_and_a_code_without_a_traceback(run_file, argument
 CLI_WITH_A_LIMIT = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from dalr_stream.cli import main
+from dalr_stream.cli.app import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
 main()
 """

@@ -4,11 +4,11 @@ import pytest
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Method
-from dalr_stream.workflow.compress import named_layers
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.sizing import Compression, LayerSize
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.named_sizes import named_layers
+from dalr_stream.workflow.steps.sizing import Compression, LayerSize
 
 
 def opened(path, compress):

@@ -1,11 +1,11 @@
 import pytest
 
 from dalr_stream.errors import ConfigError
-from dalr_stream.numerics.lowrank import Ridge
+from dalr_stream.numerics.lowrank.solvers import Ridge
 from dalr_stream.numerics.methods import Method
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.sections import parse_bytes
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.runfile.sections import parse_bytes
 
 
 def test_defaults_are_filled_in_and_travel(run_file):

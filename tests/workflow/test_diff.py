@@ -7,9 +7,9 @@ from test_cli import cli
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.diff import diff_domains
+from dalr_stream.engine.merge import merge
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError, StoreNotFoundError
-from dalr_stream.workflow.diff import diff_domains
-from dalr_stream.workflow.merge import merge
 
 
 def network(seed=0):

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.numerics.precision import error_bound
-from dalr_stream.storage.archive import moments_path, provenance_of
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.numerics.linalg.precision import error_bound
+from dalr_stream.storage.records import moments_path, provenance_of
 from dalr_stream.streaming.lanes import Pace
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 SAMPLES = 9000  # three tiles, the last of them not full
 WAYS = [{}, {"device": "cpu"}, {"precision": "single"}, {"device": "cpu", "precision": "single"}]

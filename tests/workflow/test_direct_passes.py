@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dalr_stream as ds
+from dalr_stream.engine.estimate import estimate
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError
 from dalr_stream.streaming.lanes import Pace
-from dalr_stream.workflow.estimate import estimate
 
 FREE = ds.Folding(ds.HoldoutRule(0.2, seed=3), ds.Threads(1))
 

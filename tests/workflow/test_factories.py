@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from dalr_stream.errors import ConfigError
-from dalr_stream.workflow.factories import code_digest, resolve
+from dalr_stream.workflow.runfile.factories import code_digest, resolve
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from notes import Notes
 import dalr_stream as ds
 from dalr_stream.errors import ConfigError, InvalidInputError, NonFiniteError
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.finetune import FineTuned
-from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.finetune import FineTuned
 
 SECTION = """
 [finetune]
@@ -174,7 +174,7 @@ DEADLY_SETTING = ("finetune.batches=tiny_deadly:labelled", "finetune.dropout=tru
 
 def command_line(file, **environment):
     options = [word for setting in DEADLY_SETTING for word in ("--set", setting)]
-    command = [sys.executable, "-m", "dalr_stream.cli", "finetune", str(file), *options]
+    command = [sys.executable, "-m", "dalr_stream.cli.app", "finetune", str(file), *options]
     env = {**os.environ, **environment}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)  # noqa: S603
 

@@ -11,22 +11,22 @@ from test_cli import cli
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import ConfigError, RankError, UnsupportedLayerError
-from dalr_stream.network.macs import watched_calls
-from dalr_stream.network.profile import Stopwatch
-from dalr_stream.network.surgery import compress
+from dalr_stream.network.measure.macs import watched_calls
+from dalr_stream.network.measure.profile import Stopwatch
+from dalr_stream.network.surgery.compress import compress
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.compress import at_size
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.evaluate import Evaluation
-from dalr_stream.workflow.outlook import outlooks
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.rehearsal import rehearse
-from dalr_stream.workflow.results import results
+from dalr_stream.workflow.dry_run import rehearse
+from dalr_stream.workflow.results.inspect import outlooks
+from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.sizing import Compression, sized_layers
-from dalr_stream.workflow.verify import verify_store
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.named_sizes import at_size
+from dalr_stream.workflow.steps.scoring import Evaluation
+from dalr_stream.workflow.steps.sizing import Compression, sized_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
 METHOD = ds.Method.DALR_ANCHORED_AFFINE

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dalr_stream.errors import DiskSpaceError
+from dalr_stream.progress import Lines
 from dalr_stream.workflow.journal import Journal
-from dalr_stream.workflow.progress import Lines
 
 
 def written(path):

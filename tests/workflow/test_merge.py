@@ -17,21 +17,21 @@ from capture_jobs import (
 from test_cli import cli
 
 import dalr_stream as ds
+from dalr_stream.engine.merge import merge
+from dalr_stream.engine.solve import solve_low_rank
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import (
     InvalidInputError,
     StoreError,
 )
-from dalr_stream.numerics.folding import SplitMoments, merge_all
 from dalr_stream.numerics.methods import Method
-from dalr_stream.storage import archive
-from dalr_stream.storage.activations import ActivationStore
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.merge import merge
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
+from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
+from dalr_stream.storage import records as archive
+from dalr_stream.storage.writer import ActivationStore
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.solve import solve_low_rank
-from dalr_stream.workflow.verify import verify_store
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 pytestmark = pytest.mark.usefixtures("unsynced", "jobs_as_they_were")
 

@@ -10,13 +10,13 @@ from capture_jobs import (
 )
 
 import dalr_stream as ds
+from dalr_stream.engine.merge import merge
+from dalr_stream.engine.store_view import SolvedStore
 from dalr_stream.errors import (
     FingerprintMismatchError,
     StoreNotFoundError,
 )
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.workflow.merge import merge
-from dalr_stream.workflow.problems import SolvedStore
 
 pytestmark = pytest.mark.usefixtures("unsynced", "jobs_as_they_were")
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("unsynced", "jobs_as_they_were")
 KILLED_AT_A_RENAME = """
     import os, sys
     from pathlib import Path
-    from dalr_stream.workflow.merge import merge
+    from dalr_stream.engine.merge import merge
     left = int(sys.argv[1])
     os.fsync = lambda _: None
     for name in ("rename", "replace"):

@@ -16,6 +16,7 @@ from capture_jobs import (
 )
 
 import dalr_stream as ds
+from dalr_stream.engine.merge import merge
 from dalr_stream.errors import (
     DalrStreamError,
     FingerprintMismatchError,
@@ -25,10 +26,9 @@ from dalr_stream.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from dalr_stream.storage import archive
-from dalr_stream.storage.activations import locked
+from dalr_stream.storage import records as archive
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.workflow.merge import merge
+from dalr_stream.storage.writer import locked
 
 pytestmark = pytest.mark.usefixtures("unsynced", "jobs_as_they_were")
 

@@ -5,14 +5,14 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from dalr_stream.cli import app
+from dalr_stream.cli.app import app
 from dalr_stream.errors import DalrStreamError
-from dalr_stream.network.profile import Stopwatch
+from dalr_stream.network.measure.profile import Stopwatch
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.profile import parse_batch_sizes, profile_run, read_profile
-from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.profile import parse_batch_sizes, profile_run, read_profile
 
 QUICK = Stopwatch(turns=3, warm_up=1, least_seconds=0.0)
 

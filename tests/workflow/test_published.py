@@ -6,10 +6,10 @@ import pytest
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.published import Published
+from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 FILE = """
 [[accuracy]]

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 from test_cli import cli
 
+from dalr_stream.engine.estimate import require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError, DiskSpaceError
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.plan import plan
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.estimate import require_disk
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.rehearsal import rehearse
+from dalr_stream.workflow.dry_run import rehearse
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 
 def opened(file, *overrides):

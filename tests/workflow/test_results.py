@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from dalr_stream.numerics.moments import Moments
+from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint
-from dalr_stream.workflow.results import activity, headline
+from dalr_stream.workflow.results.results import activity, headline
 
 
 def curve(method, accuracies, *, selection=False):

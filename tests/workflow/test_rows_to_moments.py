@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import dalr_stream as ds
+from dalr_stream.engine.capture import network_record
+from dalr_stream.engine.estimate import estimate
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
-from dalr_stream.numerics import tiling
-from dalr_stream.storage.activations import ActivationStore, open_writer
+from dalr_stream.numerics.rows import tiling
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.writer import ActivationStore, open_writer
 from dalr_stream.streaming.lanes import Pace
-from dalr_stream.workflow.capture import network_record
-from dalr_stream.workflow.estimate import estimate
 
 SAMPLES, POSITIONS = 60, 9
 RULE = ds.RowRule(mask="attention_mask", most_per_sample=4, seed=3)

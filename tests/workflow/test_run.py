@@ -7,17 +7,17 @@ import torch
 from notes import Notes
 
 import dalr_stream as ds
+from dalr_stream.engine.store_view import SolvedStore
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError, NonFiniteError
-from dalr_stream.network import checkpoint
+from dalr_stream.network.saved import checkpoint
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.solution import LowRankFactors
 from dalr_stream.report.record import Results
-from dalr_stream.storage.archive import delete_activations, moments_path, provenance_of, save_moments
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.results import results
+from dalr_stream.storage.records import delete_activations, moments_path, provenance_of, save_moments
+from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 
 def opened(run_file, *overrides, fresh=False):

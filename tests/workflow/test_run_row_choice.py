@@ -5,14 +5,14 @@ import sys
 import numpy as np
 import pytest
 
+from dalr_stream.engine.store_view import SolvedStore
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError
 from dalr_stream.report.record import Results
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.listing import cost_table, layer_table
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
+from dalr_stream.workflow.results.tables import cost_table, layer_table
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 CODE = """
 import torch

@@ -11,11 +11,11 @@ from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.network.graph import Structure
-from dalr_stream.network.readers import with_readers
-from dalr_stream.workflow.evaluate import Evaluator, Scoring, accuracy
-from dalr_stream.workflow.progress import Silent
-from dalr_stream.workflow.search import Search, joint_search
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.readers import with_readers
+from dalr_stream.progress import Silent
+from dalr_stream.workflow.steps.scoring import Evaluator, Scoring, accuracy
+from dalr_stream.workflow.steps.search import Search, joint_search
 
 EXAMPLE = torch.zeros(2, 20)
 RANKS = {"0": [2, 4, 8], "2": [1, 3, 6], "4": []}

@@ -7,14 +7,14 @@ import torch
 from notes import Notes
 
 import dalr_stream as ds
+from dalr_stream.engine.store_view import SolvedStore
 from dalr_stream.errors import ConfigError
-from dalr_stream.workflow import sequence_step
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.results import results
+from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.sizing import Compression
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import sequential as sequence_step
+from dalr_stream.workflow.steps.sizing import Compression
 
 IN_SEQUENCE = 'compress.order="sequential"'
 TWO_PAIRS = ['compress.fc2.method="dalr_anchored_affine"', "compress.fc2.size=3"]

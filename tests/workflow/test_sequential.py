@@ -12,6 +12,7 @@ from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.sequential import sequential_passes
 from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,
@@ -20,8 +21,7 @@ from dalr_stream.errors import (
     RankError,
     UnsupportedLayerError,
 )
-from dalr_stream.numerics.solution import LowRankLayer
-from dalr_stream.workflow.sequential import sequential_passes
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
 
 ALL = ds.Folding(ds.HoldoutRule(0.0))
 EXACT = ds.Ridge.relative(0.0)

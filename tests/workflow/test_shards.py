@@ -11,15 +11,15 @@ from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError
-from dalr_stream.numerics.folding import LaneState, Strip, merge_all
-from dalr_stream.numerics.holdout import HoldoutRule
-from dalr_stream.storage.activations import ActivationStore
-from dalr_stream.storage.archive import delete_activations, load_moments
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.statistics.folding import LaneState, Strip, merge_all
+from dalr_stream.storage.records import delete_activations, load_moments
 from dalr_stream.storage.strips import load_strip, save_strips
+from dalr_stream.storage.writer import ActivationStore
 from dalr_stream.streaming.lanes import Pace
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.verify import verify_store
 
 SAMPLES, WIDTH, K = 900, 24, 4
 PLAIN = ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1), pace=lambda: Pace(every_tiles=1))

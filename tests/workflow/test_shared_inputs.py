@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.diff import diff_domains
+from dalr_stream.engine.estimate import estimate
+from dalr_stream.engine.merge import merge
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.streaming.lanes import Pace
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.diff import diff_domains
-from dalr_stream.workflow.estimate import estimate
-from dalr_stream.workflow.merge import merge
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.verify import verify_store
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 WIDTH, TOKENS = 12, 5
 NAMES = ("q", "k", "v", "out", "gate", "up", "down")
@@ -126,8 +126,8 @@ def test_with_the_torch_fold_a_mask_and_fewer_rows_a_sample(net, batches):
 
 
 def test_rows_are_taken_and_folded_once(net, batches, monkeypatch):
-    from dalr_stream.network.rows import BatchRows
-    from dalr_stream.workflow.fold_sink import LaneFold
+    from dalr_stream.network.capture.row_rule import BatchRows
+    from dalr_stream.streaming.fold_sink import LaneFold
 
     taken, widths = [], []
     take, update = BatchRows.take, LaneFold.update

@@ -8,15 +8,15 @@ import pytest
 from typer.testing import CliRunner
 
 import dalr_stream as ds
-from dalr_stream.cli import app
+from dalr_stream.cli.app import app
+from dalr_stream.engine.store_view import SolvedStore
 from dalr_stream.errors import ConfigError, DalrStreamError
 from dalr_stream.numerics.methods import Method
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.results import results
+from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.sizing import Compression
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.sizing import Compression
 
 DEFAULT = Method.DALR_ANCHORED_AFFINE
 VALIDATION = '\n[validation]\nbatches = "tiny_run:validation"\nranks = [1, 2, 4, 6]\n'

@@ -4,19 +4,19 @@ import json
 
 import pytest
 
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import ConfigError, InvalidInputError
-from dalr_stream.numerics.jackknife import jackknife_low_rank
-from dalr_stream.numerics.lowrank import Ridge, dalr
+from dalr_stream.numerics.lowrank.solvers import Ridge, dalr
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.ridge_choice import GRID, choose_ridge
+from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank
+from dalr_stream.numerics.resampling.ridge_choice import GRID, choose_ridge
 from dalr_stream.report.record import Results
-from dalr_stream.storage.archive import load_solution
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
+from dalr_stream.storage.records import load_solution
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.stability import read_stability
-from dalr_stream.workflow.verify import verify_store
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.stability import read_stability
 
 FEW = "solve.methods=['svd', 'dalr_anchored_affine', 'dalr_optimal_affine', 'momasp_node']"
 

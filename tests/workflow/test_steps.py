@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dalr_stream.workflow.steps import FILE, StepLog
+from dalr_stream.workflow.steps.step import FILE, StepLog
 
 
 def test_a_step_is_fresh_only_with_its_fingerprint_and_its_artefacts(tmp_path):

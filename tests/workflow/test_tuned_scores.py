@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import dalr_stream as ds
+from dalr_stream.engine.store_view import SolvedStore
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.evaluate import accuracy
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.rehearsal import rehearse
+from dalr_stream.workflow.dry_run import rehearse
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.scoring import accuracy
 
 SECTION = """
 [finetune]
@@ -65,7 +65,7 @@ def testing(*, seed):
 
 
 def deadly(model, batches):
-    from dalr_stream.workflow.evaluate import accuracy
+    from dalr_stream.workflow.steps.scoring import accuracy
 
     left = int(os.environ["TINY_SCORES_TO_LIVE"])
     if left == 0:
@@ -176,7 +176,7 @@ def test_killed_midway_it_goes_on_after_the_last_network(tuned_file):
     """Three networks of the run, then six as they are: two more, fine-tuned, and the kill."""
     settings = (*TUNED, "evaluate.metric=tiny_tuned:deadly")
     options = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "dalr_stream.cli", "evaluate", str(tuned_file), *options]
+    command = [sys.executable, "-m", "dalr_stream.cli.app", "evaluate", str(tuned_file), *options]
     env = {**os.environ, "TINY_SCORES_TO_LIVE": "11"}
     assert subprocess.run(command, check=False, env=env).returncode == -signal.SIGKILL  # noqa: S603
     again = subprocess.run(  # noqa: S603

@@ -13,10 +13,11 @@ import zarr
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.methods import Method
-from dalr_stream.storage.activations import ActivationStore
-from dalr_stream.storage.archive import (
+from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.records import (
     delete_activations,
     load_moments,
     load_solution,
@@ -26,8 +27,7 @@ from dalr_stream.storage.archive import (
     save_solution,
     save_weights,
 )
-from dalr_stream.storage.manifest import Manifest
-from dalr_stream.workflow.verify import verify_store
+from dalr_stream.storage.writer import ActivationStore
 
 POSITIONS = 1
 """Seeded positions a file besides its first and last byte; `make soak` takes ten times as many."""

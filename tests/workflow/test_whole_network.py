@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import dalr_stream as ds
-from dalr_stream.network.surgery import parameter_count
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.numerics.methods import Family
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.config import load_config
-from dalr_stream.workflow.problems import SolvedStore
-from dalr_stream.workflow.project import Project
-from dalr_stream.workflow.results import results
+from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.sizing import Compression, sized_layers
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.sizing import Compression, sized_layers
 
 CODE = """
 import torch

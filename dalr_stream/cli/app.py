@@ -1,0 +1,314 @@
+"""The command line: one verb, one call of `workflow`.
+
+    dalr-stream run|layers|estimate|capture|accumulate|solve|inspect|compress|finetune|profile RUN.toml
+    dalr-stream evaluate|report|verify RUN.toml
+    dalr-stream merge OUT.zarr STORE.zarr...
+    dalr-stream diff STORE.zarr DOMAIN_A DOMAIN_B
+
+A verb of the first two lines takes a run file and `--set section.key=value`; `verify` takes a store too. A failure that
+the package raises on purpose is printed as one line, without a traceback, and the exit code is 1. torch and the rest
+are imported when a verb runs, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dalr_stream.cli import stores as cli_stores
+from dalr_stream.cli.options import (
+    AsJson,
+    ByMethod,
+    DryRun,
+    Energy,
+    Fresh,
+    Macs,
+    MaxDrop,
+    Memory,
+    MultipleOf,
+    Overrides,
+    Params,
+    Ratio,
+    RunFile,
+    Scheduler,
+    Workers,
+    console_for,
+    open_run,
+    with_machine,
+)
+from dalr_stream.errors import ConfigError, DalrStreamError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dalr_stream.workflow.run import Run
+
+
+class _Verbs(TyperGroup):
+    """The verbs; every one of them may be interrupted and goes on when it is run again."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted: run the same command again, it goes on", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Compress a neural network on a target domain, from statistics streamed once.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        from dalr_stream import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    file: RunFile,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Do every step whose inputs have changed."""
+    from dalr_stream.report.terminal import print_headline
+    from dalr_stream.workflow.results.results import results
+
+    console = console_for()
+    opened = open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh)
+    if dry_run:
+        _rehearse(opened, console)
+        return
+    page = opened.all()
+    print_headline(results(opened.project), console)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def layers(file: RunFile, overrides: Overrides = None) -> None:
+    """List the layers that the patterns match."""
+    from dalr_stream.network.layers.spec import left_out
+    from dalr_stream.workflow.results.tables import layer_table
+
+    project = open_run(file, overrides).project
+    network, console = project.stand_in(), console_for()
+    console.print(layer_table(project, network))
+    for said in left_out(network, project.config.network.layers):
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) -> None:
+    """Print what a run will cost, before it starts."""
+    from dalr_stream.workflow.dry_run import trials
+    from dalr_stream.workflow.results.tables import cost_table
+
+    project = open_run(file, with_machine(overrides, memory)).project
+    network, console = project.stand_in(), console_for()
+    plan = project.estimate(network)
+    console.print(cost_table(plan))
+    if said := trials(project, network):
+        console.print(said, highlight=False)
+    plan.require()
+
+
+@app.command()
+def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
+    """Stream activations into the store; resumes by itself."""
+    opened = open_run(file, overrides, fresh=fresh)
+    if opened.project.config.capture.direct:
+        raise ConfigError(
+            "capture.direct: activations are folded as they come and none are kept: run accumulate, or pass "
+            "--set capture.direct=false"
+        )
+    opened.train()
+    opened.capture()
+
+
+@app.command()
+def accumulate(
+    file: RunFile,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Turn activations into moments."""
+    opened = open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh)
+    opened.train()
+    opened.accumulate()
+
+
+@app.command()
+def solve(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Solve every layer, method and rank from the moments."""
+    from dalr_stream.workflow.results.inspect import solution_facts
+    from dalr_stream.workflow.results.tables import solution_table
+
+    opened = open_run(file, overrides)
+    opened.solve()
+    if as_json:
+        typer.echo(json.dumps(solution_facts(opened.project), indent=1))
+    else:
+        console_for().print(solution_table(opened.project))
+
+
+@app.command()
+def inspect(file: RunFile, overrides: Overrides = None, method: ByMethod = None, as_json: AsJson = False) -> None:
+    """Rank the layers by what compressing saves and costs."""
+    from dataclasses import asdict
+
+    from dalr_stream.workflow.results.inspect import outlooks
+    from dalr_stream.workflow.results.tables import outlook_table
+
+    opened = open_run(file, overrides)
+    opened.solve()
+    found = outlooks(opened.project, method)
+    if as_json:
+        typer.echo(json.dumps([asdict(layer) for layer in found], indent=1))
+    else:
+        console_for().print(outlook_table(found))
+
+
+@app.command()
+def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its own
+    file: RunFile,
+    overrides: Overrides = None,
+    params: Params = None,
+    macs: Macs = None,
+    energy: Energy = None,
+    ratio: Ratio = None,
+    max_drop: MaxDrop = None,
+    method: ByMethod = None,
+    multiple_of: MultipleOf = None,
+) -> None:
+    """Save the network compressed, by [compress] or one rule.
+
+    A rule on the command line stands in for what [compress] says for this once: write it there to keep it.
+    """
+    rules = {"params": params, "macs": macs, "energy": energy, "ratio": ratio, "max_drop": max_drop}
+    given: dict[str, Any] = {**rules, "method": method, "multiple_of": multiple_of}
+    sizes = {key: value for key, value in given.items() if value is not None}
+    open_run(file, overrides, sizes=sizes).compress()
+    if sizes:
+        kept = ", ".join(f"{key} = {json.dumps(value)}" for key, value in sizes.items())
+        typer.echo(
+            "compress: this once: the next run, evaluate or report replaces it by what [compress] says; write "
+            f"{kept} there to keep it",
+            err=True,
+        )
+
+
+@app.command()
+def profile(
+    file: RunFile,
+    overrides: Overrides = None,
+    batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Samples at once.")] = "1,8,64",
+    as_json: AsJson = False,
+) -> None:
+    """Time the saved network beside the original."""
+    from dataclasses import asdict
+
+    from dalr_stream.report.terminal import print_profile
+    from dalr_stream.workflow.steps.profile import parse_batch_sizes, profile_run
+
+    opened = open_run(file, overrides)
+    found = profile_run(opened.project, parse_batch_sizes(batch_sizes))
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "warnings": found.warnings}, indent=1))
+    else:
+        print_profile(found, console_for())
+
+
+@app.command()
+def finetune(file: RunFile, overrides: Overrides = None) -> None:
+    """Fine-tune the compressed network, as [finetune] says."""
+    open_run(file, overrides).finetune()
+
+
+@app.command()
+def evaluate(file: RunFile, overrides: Overrides = None) -> None:
+    """Score every method and size on the test split."""
+    from dalr_stream.report.terminal import print_headline
+    from dalr_stream.workflow.results.results import results
+
+    opened = open_run(file, overrides)
+    opened.evaluate()
+    print_headline(results(opened.project), console_for())
+
+
+@app.command()
+def report(file: RunFile, overrides: Overrides = None) -> None:
+    """Write the report: HTML, PNG, CSV and JSON."""
+    typer.echo(open_run(file, overrides).report())
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="RUN.toml|STORE.zarr", help="A run or a store.", show_default=False)],
+    overrides: Overrides = None,
+) -> None:
+    """Read a whole store, compare every digest, list damage."""
+    from dalr_stream.engine.verify import verify_store
+    from dalr_stream.progress import for_console
+
+    console = console_for()
+    root = file if file.is_dir() else open_run(file, overrides).project.store
+    found = verify_store(root, progress=for_console(console_for(stderr=True)))
+    for line in (*found.whole, *(f"WRONG {finding}" for finding in found.findings)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    found.require()
+
+
+app.command()(cli_stores.merge)
+app.command()(cli_stores.diff)
+
+
+def _rehearse(opened: Run, console: Console) -> None:
+    from dalr_stream.workflow.dry_run import rehearse
+    from dalr_stream.workflow.results.tables import rehearsal_tables
+
+    found = rehearse(opened.project)
+    if found.network:
+        console.print(f"network: {found.network}", highlight=False)
+    for said in found.left_out:
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
+    for table in rehearsal_tables(found):
+        console.print(table)
+    if found.trials:
+        console.print(found.trials, highlight=False)
+    found.require()
+
+
+def main() -> None:
+    """Run the command line; the entry point of `dalr-stream`."""
+    try:
+        app(standalone_mode=True)
+    except DalrStreamError as error:
+        typer.echo(f"dalr-stream: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

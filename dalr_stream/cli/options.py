@@ -1,0 +1,83 @@
+"""The options that several verbs of the command line share, and the run they open.
+
+Each option is declared once, so it has one name, one unit and one line of help wherever it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from dalr_stream.workflow.run import Run
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. solve.ridge=1e-3.")
+]
+Memory = Annotated[
+    str | None, typer.Option("--memory", metavar="SIZE", help="What folding may hold, e.g. 8GiB: capture.memory_limit.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="Fold in N worker processes: capture.workers.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Fold on a dask cluster: capture.scheduler.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, and nothing else there.")]
+ByMethod = Annotated[
+    str | None, typer.Option("--method", metavar="NAME", help="By which method, e.g. svd: compress.method.")
+]
+_KEPT = "percent of the compressed layers' own, not of the whole network's"
+Params = Annotated[str | None, typer.Option(metavar="SHARE", help=f"Keep so many weights, e.g. 25%: {_KEPT}.")]
+Macs = Annotated[str | None, typer.Option(metavar="SHARE", help=f"Keep so many multiply-adds, e.g. 25%: {_KEPT}.")]
+Energy = Annotated[str | None, typer.Option(metavar="SHARE", help="Keep so much of each layer's output energy.")]
+Ratio = Annotated[str | None, typer.Option(metavar="SHARE", help="The same share of the full rank, or of the nodes.")]
+MaxDrop = Annotated[
+    str | None, typer.Option(metavar="SHARE", help="Search sizes that lose at most so much score on [validation].")
+]
+MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples, e.g. of 8.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights or data.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the data and the network, print the plan, write nothing.")
+]
+
+
+def open_run(
+    file: Path,
+    overrides: list[str] | None,
+    *,
+    fresh: bool = False,
+    sizes: Mapping[str, Any] | None = None,
+) -> Run:
+    """Return the run that a file describes; its progress is on standard error, as standard output carries results."""
+    from dalr_stream.progress import for_console
+    from dalr_stream.workflow.run import Run
+    from dalr_stream.workflow.runfile.config import load_config
+    from dalr_stream.workflow.runfile.project import Project
+
+    config = load_config(file, overrides or [], sizes)
+    return Run(Project(config, file.resolve().parent), progress=for_console(console_for(stderr=True)), fresh=fresh)
+
+
+def with_machine(
+    overrides: list[str] | None, memory: str | None, workers: int | None = None, scheduler: str | None = None
+) -> list[str]:
+    """Write the options about the machine as what they are: keys of the run file."""
+    options = {"memory_limit": memory, "workers": workers, "scheduler": scheduler}
+    given = [f"capture.{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    return [*(overrides or []), *given]
+
+
+def console_for(*, stderr: bool = False) -> Console:
+    """Return the terminal: standard output for results, standard error for what happens on the way."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)

@@ -1,0 +1,42 @@
+"""The verbs of the command line that need no run file: they take stores, wherever those came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dalr_stream.cli.options import console_for
+
+
+def merge(
+    into: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="A new store, or a merged one.", show_default=False)],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE.zarr...", help="What to add up.", show_default=False)],
+    without: Annotated[list[str] | None, typer.Option(metavar="SHARD", help="Leave out a shard, by its name.")] = None,
+    domain: Annotated[str | None, typer.Option(metavar="NAME", help="Merge this domain only.")] = None,
+) -> None:
+    """Add up the moments of stores captured independently."""
+    from dalr_stream.engine.merge import merge as merged
+    from dalr_stream.progress import for_console
+    from dalr_stream.workflow.results.tables import shard_table
+
+    progress = for_console(console_for(stderr=True))
+    console_for().print(shard_table(merged(stores, into, domain=domain, without=without or (), progress=progress)))
+
+
+def diff(
+    store: Annotated[Path, typer.Argument(metavar="STORE.zarr", help="Where the moments are.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="DOMAIN_A", help="Its units are used.", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="DOMAIN_B", help="Compared with A.", show_default=False)],
+    other: Annotated[Path | None, typer.Option(metavar="STORE.zarr", help="Where DOMAIN_B is, if not there.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Layers, as in a run file.")] = None,
+    top: Annotated[int, typer.Option(metavar="K", help="Features to list.")] = 10,
+) -> None:
+    """List the features that moved most between two domains."""
+    from dalr_stream.engine.diff import diff_domains, shift_table
+
+    console = console_for()
+    sides = target, source if other is None else f"{source} of {other.name}"
+    for name, shift in diff_domains(store, target, source, other=other, layers=layer or ["*"]):
+        console.print(shift_table(name, shift, sides, top))

@@ -1,0 +1,93 @@
+"""Network and data to a store: the rows of every watched layer, committed as they come, resumable at any instant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.network.capture.hooks import require_batches, require_layers
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.spec import (
+    LayerSpec,
+    fingerprint,
+    layer_of,
+    tensor_digest,
+    weights_of,
+)
+from dalr_stream.progress import Progress, Silent
+from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
+from dalr_stream.storage.records import provenance_of, save_weights, weights_path
+from dalr_stream.storage.writer import ActivationStore, ActivationWriter, open_writer
+from dalr_stream.workflow.one_pass import one_pass
+
+
+def capture(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    store: str | Path,
+    *,
+    domain: str,
+    rows: RowRule | None = None,
+    progress: Progress | None = None,
+) -> ActivationStore:
+    """Stream what `layers` read, or give, into the zarr store at `store`, as one domain, and return the store.
+
+    `rows` says which of their rows; every one by default. Resumes by itself: batches whose rows are all on disk are
+    compared by digest and not run again, or not even loaded where the loader can begin after them (see
+    `network.loaders`). A domain that is complete costs one pass over its loader and none through the network. The
+    layers' weights are kept beside the rows, so that solving needs no network.
+
+    Raises FingerprintMismatchError where the store came from another network, batch size, data or choice of rows;
+    NonFiniteError, UnsupportedLayerError and InvalidInputError as `network.capture.capture_rows` does. What was
+    committed stays.
+    """
+    root = Path(store)
+    progress = progress or Silent()
+    rows = rows or RowRule()
+    require_batches(batches)
+    with open_writer(root, domain, network_record(model, layers), rows.words) as writer:
+        keep_weights(model, layers, root)
+        _tell_resume(writer, domain, progress)
+        one_pass(model, batches, layers, writer, rows=rows, title=f"capture {domain}", progress=progress)
+    return ActivationStore(root)
+
+
+def network_record(model: nn.Module, layers: Sequence[LayerSpec]) -> NetworkRecord:
+    """Return what identifies a network, its watched streams of rows, and who reads their layers' channels."""
+    require_layers(layers)
+    return NetworkRecord(fingerprint(model), {layer.stream: _layer_record(model, layer) for layer in layers})
+
+
+def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path) -> None:
+    """Write each layer's weight and bias to the store, where they are not there yet."""
+    facts = {"network": fingerprint(model)}
+    for layer in layers:
+        if provenance_of(weights_path(root, layer.name)) != facts:
+            save_weights(root, layer.name, *weights_of(model, layer.name), facts)
+
+
+def _layer_record(model: nn.Module, layer: LayerSpec) -> LayerRecord:
+    readers = () if layer.group is None else layer.group.readers
+    others = () if layer.group is None else [name for name in layer.group.producers if name != layer.name]
+    return LayerRecord(
+        layer.kind,
+        layer.inputs,
+        layer.outputs,
+        tensor_digest(matrix_of(layer_of(model, layer.name))),
+        readers,
+        sum(reader.weights for reader in readers) + sum(matrix_of(layer_of(model, name)).shape[1] for name in others),
+        layer.unprunable,
+        layer.side.value,
+    )
+
+
+def _tell_resume(writer: ActivationWriter, domain: str, progress: Progress) -> None:
+    if writer.complete:
+        progress.note(f"domain '{domain}' is complete: comparing its batches, running none")
+    elif writer.committed_batches:
+        progress.note(f"domain '{domain}': resuming after {writer.committed_batches} committed batches")

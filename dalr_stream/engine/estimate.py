@@ -1,0 +1,101 @@
+"""What a run will cost, from one batch of each loader and arithmetic."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dalr_stream.errors import DiskSpaceError, InvalidInputError
+from dalr_stream.network.capture.batches import refusals_explained
+from dalr_stream.network.capture.hooks import samples_in, take_rows
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
+from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.numerics.rows.streams import Side
+from dalr_stream.numerics.rows.tiling import same_as_before
+from dalr_stream.streaming.cost import LayerLoad
+from dalr_stream.streaming.plan import MemoryPlan, plan
+from dalr_stream.streaming.schedule import Folding
+
+
+def estimate(
+    model: nn.Module,
+    loaders: Mapping[str, Iterable[Any]],
+    layers: Sequence[LayerSpec],
+    folding: Folding,
+    *,
+    rows: RowRule | None = None,
+    direct: bool = False,
+) -> MemoryPlan:
+    """Return disk, memory and dominant cost of capturing and accumulating every domain of `loaders`.
+
+    One batch of each loader goes through the network, to see how many rows a sample gives. The number of samples is
+    batches x first batch, so it is an upper bound where the last batch is shorter, and every position that a mask may
+    leave out is counted; batches padded to more than the first may have more. Layers that read the same tensor in every
+    domain count once, under the name of the first.
+
+    Where torch folds (`folding.device`), the figures are of that device: lanes and tiles live there, and the memory
+    limit is the share of it that they may take; single precision takes 12 KiB a feature and half a tile beside them.
+    This process then holds a tile of a store, and one layer's lanes at a time while they are joined and written.
+
+    Raises InvalidInputError for a loader without a length, or where `rows` does not fit.
+    """
+    rule = rows or RowRule()
+    readers: list[dict[str, str]] = []
+    total = dict.fromkeys((layer.stream for layer in layers), 0)
+    for domain, batches in loaders.items():
+        if not isinstance(batches, Sized):
+            raise InvalidInputError(f"domains.{domain}.batches: the loader has no length: give it __len__")
+        first = next(iter(batches), None)
+        if first is None:
+            raise InvalidInputError(f"domains.{domain}.batches: the loader is empty: check the data set and its split")
+        with refusals_explained(first, f"domain '{domain}', batch 0"):
+            taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
+        readers.append(same_as_before(taken))
+        for name, found in taken.items():
+            total[name] += found.rows.shape[0] * len(batches)
+    shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
+    loads = [load_of(layer, total[layer.stream]) for layer in layers if layer.stream not in shared]
+    return plan(
+        loads,
+        threads=folding.threads.workers,
+        heldout_share=folding.holdout.share,
+        shards=folding.shards,
+        domains=len(loaders),
+        direct=direct,
+        memory_limit_bytes=folding.memory_limit_bytes,
+    )
+
+
+def load_of(layer: LayerSpec, rows: int) -> LayerLoad:
+    """Return what the plan needs to know of a watched layer; `outputs` where these could be watched instead."""
+    return LayerLoad(layer.stream, layer.features, rows, outputs=layer.outputs if layer.side is Side.INPUTS else None)
+
+
+def require_disk(needed: MemoryPlan, folder: Path) -> None:
+    """Raise DiskSpaceError where the disk that holds `folder` has less free than the plan may need."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed.disk_bytes > free:
+        raise DiskSpaceError(
+            f"'{folder}': the run may need {_size(needed.disk_bytes)} of disk and {_size(free)} are free: free some, "
+            "choose another run.output, or set capture.direct = true to keep no activations"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+
+
+def taken_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: RowRule) -> dict[str, Taken]:
+    """Return the rows of each layer in one batch, as if no position were masked; a mask must fit all the same."""
+    samples = samples_in(batch)
+    mask = rule.mask_of(batch, samples)
+    chosen = BatchRows(rule, samples, 0, None if mask is None else torch.ones_like(mask))
+    with without_gradients():
+        return take_rows(model, batch, layers, chosen)

@@ -1,0 +1,236 @@
+"""Stores of independent captures to one: other jobs, machines and dates add up, and can be taken out again exactly.
+
+A merged store keeps the moment records it was made from, its shards, beside their sum. The sum is a fixed tree over the
+shards in the order of their names, and a name is a digest of the rows, so the bits depend on the rows alone: not on the
+order of the stores, and not on how merges were nested, since merging a merged store takes its shards and not its sum.
+Taking a shard out is adding up the others: bit for bit the store that never had it.
+
+The manifest says which shards a domain has. They are written first, then the manifest, then the sums: a merge that is
+killed leaves the old store, or a new one whose sums are known to be stale until the merge is repeated.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dalr_stream.engine.shards import Shard, require_addable, shards_in
+from dalr_stream.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    StoreError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
+from dalr_stream.numerics.rows.streams import layer_of_stream
+from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
+from dalr_stream.progress import Progress, Silent
+from dalr_stream.storage.durable import TEMPORARY
+from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest, NetworkRecord
+from dalr_stream.storage.metadata import make_group
+from dalr_stream.storage.records import (
+    check_record,
+    load_moments,
+    load_weights,
+    provenance_of,
+    save_moments,
+    save_weights,
+    shard_path,
+    weights_path,
+)
+from dalr_stream.storage.schema import PARTS
+from dalr_stream.storage.writer import LOCK, ActivationStore, locked
+from dalr_stream.streaming.layer_fold import save_split
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge made."""
+
+    root: Path
+    shards: tuple[Shard, ...]
+    """By domain, then by name; each where it came from."""
+
+
+def merge(
+    stores: Sequence[str | Path],
+    into: str | Path,
+    *,
+    domain: str | None = None,
+    without: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Merged:
+    """Add up the moments of `stores`, captures of one network, in the store `into`, which keeps no activations.
+
+    Parameters
+    ----------
+    stores
+        Captured and accumulated, or merged before. They are only read, and their activations need not be there.
+    into
+        A new store, or a merged one of the same network. One that exists and is not among `stores` must not lose a
+        shard: name it among `stores` to add to it.
+    domain
+        The one to merge; others in `into` stay as they are. All by default: each sum is over the stores that have it.
+    without
+        Names of shards to leave out (`Merged.shards` has them): what is left is bit for bit as if they had never been
+        added.
+
+    Raises FingerprintMismatchError for another network, other layers or another fold rule; InvalidInputError for rows
+    that would count twice; StoreError, StoreNotFoundError and StoreDamagedError for what is not complete, not
+    accumulated, not whole, or in the way. Then `into` is as it was.
+
+    Every record is read three times (to check, to copy, to add) and written once. Memory: one layer at a time, log2 of
+    its shards + 2 pairs of records, 16 d^2 bytes each.
+    """
+    if isinstance(stores, str | Path):
+        raise InvalidInputError(f"merge: stores must be a list, got '{stores}': merge(['{stores}'], into)")
+    into, progress = Path(into), progress or Silent()
+    plan = _plan([ActivationStore(root) for root in stores], into, domain, without)
+    with locked(into):
+        if _manifest_of_output(into) != plan.before:
+            raise StoreLockedError(f"'{into}' was changed by another process in the meantime: merge again")
+        if plan.before is None:  # first of all, so that a killed merge is known for one
+            Manifest(NetworkRecord(plan.after.network.fingerprint, {})).write(into)
+        make_group(into)
+        _keep_sources(into, plan)
+        plan.after.write(into)
+        for name in plan.shards:
+            _add_up(into, name, plan.after, progress)
+            _drop_others(into / "shards" / name, plan.after.domains[name].shards)
+    return Merged(into, tuple(shard for group in plan.shards.values() for shard in group))
+
+
+def sum_of_shards(root: Path, manifest: Manifest, domain: str, layer: str) -> SplitMoments:
+    """Add up the records of a merged domain, read one at a time, in the fixed tree."""
+    records = manifest.domains[domain].shards.values()
+    return merge_all(Shard(domain, root, record, merged=True).load(layer) for record in records)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A merge about which nothing is left to refuse."""
+
+    before: Manifest | None
+    """Of the output; None where there is no store yet."""
+    after: Manifest
+    shards: Mapping[str, Sequence[Shard]]
+    """By domain."""
+    weights: Mapping[str, Path]
+    """Layer -> the store to copy its weights from."""
+
+
+def _plan(stores: Sequence[ActivationStore], into: Path, domain: str | None, without: Collection[str]) -> _Plan:
+    if not stores:
+        raise InvalidInputError("merge: needs at least one store")
+    before = _manifest_of_output(into)
+    known = [(store.root, store.manifest) for store in stores] + ([] if before is None else [(into, before)])
+    network = _network(known)
+    found = [shard for store in stores for shard in shards_in(store, domain)]
+    shards = _by_domain(found, without)
+    for group in shards.values():
+        require_addable(group, network.fingerprint)
+    domains = {name: DomainRecord.merged({one.name: one.record for one in group}) for name, group in shards.items()}
+    if before is not None:
+        _require_nothing_lost(into, before, {(shard.domain, shard.name) for shard in found}, domain)
+    weights = {layer_of_stream(name): root for root, manifest in reversed(known) for name in manifest.network.layers}
+    for store in stores:
+        for name in store.manifest.network.layers:
+            check_record(weights_path(store.root, layer_of_stream(name)))
+    kept = {} if before is None else before.domains
+    return _Plan(before, Manifest(network, dict(sorted({**kept, **domains}.items()))), shards, weights)
+
+
+def _manifest_of_output(into: Path) -> Manifest | None:
+    """Return what the output says of itself, or None where there is nothing; raises StoreError where it is in use."""
+    if not into.is_dir():
+        return None  # `locked` says so where a file is in the way
+    try:
+        manifest = Manifest.read(into)
+    except StoreNotFoundError:
+        if all(path.name == LOCK or path.name.startswith(TEMPORARY) for path in into.iterdir()):
+            return None
+        raise StoreError(f"'{into}' is a folder of other things: merge into a new store") from None
+    own = [name for name, record in manifest.domains.items() if not record.shards]
+    if own:
+        raise StoreError(f"'{into}' holds domain '{own[0]}', which no merge made: merge into a new store")
+    return manifest
+
+
+def _network(known: Sequence[tuple[Path, Manifest]]) -> NetworkRecord:
+    """Return the network that all stores were made from, with the layers of all of them."""
+    first, expected = known[0][0], known[0][1].network.fingerprint
+    layers: dict[str, LayerRecord] = {}
+    for root, other in known:
+        if other.network.fingerprint != expected:
+            raise FingerprintMismatchError(
+                f"'{first}' was made from the network with fingerprint {expected[:12]}, '{root}' from "
+                f"{other.network.fingerprint[:12]}: merge captures of the same weights"
+            )
+        layers |= other.network.layers
+    orders = {tuple(other.network.layers) for _, other in known}
+    names = orders.pop() if len(orders) == 1 else sorted(layers)
+    return NetworkRecord(expected, {name: layers[name] for name in names})
+
+
+def _by_domain(found: Sequence[Shard], without: Collection[str]) -> dict[str, list[Shard]]:
+    """Return the shards to add up, by domain and then by name, less those to leave out."""
+    names = sorted({shard.name for shard in found})
+    unknown = sorted(set(without) - set(names))
+    if unknown:
+        raise InvalidInputError(f"without: there is no shard '{unknown[0]}': there are {', '.join(names)}")
+    groups: dict[str, list[Shard]] = {}
+    for shard in sorted(found, key=lambda one: (one.domain, one.name)):
+        groups.setdefault(shard.domain, [])
+        if shard.name not in without:
+            groups[shard.domain].append(shard)
+    for name, group in groups.items():
+        if not group:
+            raise InvalidInputError(f"without: no shard of domain '{name}' would be left: name another domain to merge")
+    return groups
+
+
+def _require_nothing_lost(into: Path, before: Manifest, found: Collection[tuple[str, str]], domain: str | None) -> None:
+    """Refuse to replace shards that may lie nowhere else."""
+    for name, record in before.domains.items():
+        lost = [shard for shard in record.shards if (name, shard) not in found]
+        if lost and domain in (None, name):
+            raise InvalidInputError(
+                f"'{into}' holds shard '{lost[0]}' of domain '{name}', which no store to merge has: name '{into}' "
+                "among them to add to it, with `without` to take shards out, or merge into a new store"
+            )
+
+
+def _keep_sources(into: Path, plan: _Plan) -> None:
+    """Copy weights and shards to the output, where they do not lie there already."""
+    here = into.resolve()
+    for layer, root in plan.weights.items():
+        facts = provenance_of(weights_path(root, layer)) or {}
+        if provenance_of(weights_path(into, layer)) != facts:
+            save_weights(into, layer, *load_weights(root, layer), facts)
+    for shard in (one for group in plan.shards.values() for one in group if one.root.resolve() != here):
+        for layer in shard.record.layers:
+            for part in PARTS:
+                source = shard.path(layer, part)
+                target = shard_path(into, shard.domain, shard.name, layer, part)
+                save_moments(target, load_moments(source), provenance_of(source) or {})
+
+
+def _add_up(into: Path, domain: str, manifest: Manifest, progress: Progress) -> None:
+    """Write a domain's sums, layer after layer."""
+    record = manifest.domains[domain]
+    first = next(iter(record.shards))
+    with progress.track(f"merge {domain}", len(record.layers), "layers") as advance:
+        for layer in record.layers:
+            facts = provenance_of(shard_path(into, domain, first, layer, PARTS[0])) or {}
+            total = sum_of_shards(into, manifest, domain, layer)
+            save_split(into, domain, layer, total, {**facts, "rows": record.fingerprint(layer)})
+            advance(1)
+
+
+def _drop_others(folder: Path, kept: Collection[str]) -> None:
+    """Remove the shards that the manifest no longer names."""
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path)

@@ -1,0 +1,198 @@
+"""Layer after layer: each is solved on what it reads in the already compressed network, towards the original's outputs.
+
+    for the layers in the order in which a forward pass calls them:
+        low rank     X from the network as compressed so far, Z from the original: cross moments
+        selection    the nodes as their readers read them in the network as compressed so far, restored towards what
+                     they read in the original: cross moments
+        put it in place
+
+Compressed all at once (`compress`), every layer is solved for inputs that it no longer gets. Here each makes up, as far
+as its rank allows, for what the layers before it lost. The price is a pass over the data for each layer, two networks a
+pass; neighbours that read the very same tensor (Q, K and V) share one.
+
+A layer's own weight at its turn is that of the network as compressed so far: where an earlier selection narrowed its
+inputs to J, that is W A_J, and what `anchored` shrinks towards. Its target is the original's output all the same. A
+selection's order follows from the nodes of the network as compressed so far, its A_J from those of both (`restoring`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome, Turn
+from dalr_stream.engine.solve import needs_source
+from dalr_stream.errors import InvalidInputError, RankError
+from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.groups import parts_of
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.spec import layer_of
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.surgery.compress import compress
+from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.progress import Progress, Silent
+from dalr_stream.streaming.schedule import Folding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequentialCompression:
+    """A network of which some of the named layers, from the first on, are compressed; in the end all of them."""
+
+    network: nn.Module
+    passes: tuple[tuple[str, ...], ...]
+    """The layers of each planned pass, in order."""
+    layers: Mapping[str, LayerOutcome] = field(default_factory=dict)
+    """Those that are done, in order."""
+
+    @property
+    def left(self) -> tuple[tuple[str, ...], ...]:
+        """The passes that are not done."""
+        return tuple(group for group in self.passes if not set(group) <= self.layers.keys())
+
+
+def compress_sequentially(
+    model: nn.Module,
+    batches: Iterable[Any],
+    choices: Mapping[str, LayerChoice],
+    *,
+    source: Iterable[Any] | None = None,
+    rows: RowRule | None = None,
+    folding: Folding | None = None,
+    progress: Progress | None = None,
+) -> SequentialCompression:
+    """Return a copy of `model` with the named layers compressed one after the other, and what each step lost.
+
+    Parameters
+    ----------
+    model
+        In eval mode; left as it is.
+    batches
+        Of the target domain, as for `accumulate_stream`; the same batches in the same order whenever they are gone
+        through, which is compared.
+    choices
+        Layer name -> `LayerChoice(method, size)`, in any order: low rank on some layers, selections on others. Every
+        low-rank method takes cross moments; truncated SVD needs none, and its pass measures its error only.
+    source
+        Batches of the source domain, where MoMaSP is among the methods.
+    rows, folding
+        As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The share kept apart
+        measures errors and decides nothing.
+
+    The first layers read what they read in the original, so theirs are the solutions of `dalr` on the moments of their
+    inputs, to the bit. How many passes there will be is said before the first.
+
+    Raises, before any pass, LayerNotFoundError, UnsupportedLayerError (a layer that is of no known kind, is not called
+    once, or whose nodes cannot be pruned), RankError for a size that the layer does not have, and InvalidInputError for
+    a network in train mode, batches that allow one pass, no source, or shards; in a pass, what `accumulate_cross`
+    raises, FingerprintMismatchError where batches changed, and RankError where a selection left a later layer fewer
+    inputs than its rank.
+    Cost: a pass each, through both networks. Memory: three networks, and the lanes of a pass's layers, d + m wide each;
+    of a selection twice as wide as what reads its nodes.
+    """
+    *_, last = sequential_passes(model, batches, choices, source=source, rows=rows, folding=folding, progress=progress)
+    return last
+
+
+def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
+    model: nn.Module,
+    batches: Iterable[Any],
+    choices: Mapping[str, LayerChoice],
+    *,
+    source: Iterable[Any] | None = None,
+    rows: RowRule | None = None,
+    folding: Folding | None = None,
+    begun: SequentialCompression | None = None,
+    progress: Progress | None = None,
+) -> Iterator[SequentialCompression]:
+    """Yield what there is at the start and after each pass; arguments and errors as for `compress_sequentially`.
+
+    Anything yielded may be kept and given back as `begun`: what it has is not done again, and the rest comes out the
+    same.
+    """
+    folding, progress = folding or Folding(), progress or Silent()
+    target = SameEveryPass(batches)
+    _require_sound(model, choices, folding, has_source=source is not None)
+    _require_prunable(model, choices, target)
+    turn = Turn(
+        model, choices, target, None if source is None else SameEveryPass(source, "source"), rows, folding, progress
+    )
+    passes = _passes(order_of_execution(model, target.first(), list(choices)), choices)
+    state = SequentialCompression(model, passes) if begun is None else begun
+    progress.note(f"layer after layer: {in_words(state.left)}")
+    yield state
+    for group in state.left:
+        found = turn.solve(group, state.network)
+        for name, (_, outcome) in found.items():
+            progress.note(f"layer '{name}': {outcome}")
+        chosen = {name: replacement for name, (replacement, _) in found.items()}
+        small = compress(state.network, chosen, example=target.first())
+        done = {**state.layers, **{name: outcome for name, (_, outcome) in found.items()}}
+        state = SequentialCompression(small, passes, done)
+        yield state
+
+
+def in_words(passes: Sequence[Sequence[str]]) -> str:
+    """Return the number of passes and what each is for: `2 passes over the data: fc6; fc7 + fc8`."""
+    named = "; ".join(" + ".join(group) for group in passes)
+    return f"{len(passes)} pass{'' if len(passes) == 1 else 'es'} over the data{f': {named}' if named else ''}"
+
+
+def _passes(order: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice]) -> tuple[tuple[str, ...], ...]:
+    """Return the layers of each pass. A selection has one of its own: what reads its nodes comes later, after others.
+
+    The order within a group is that of execution, and the layers on either side of a selection read the same tensor
+    still: they may share a pass before it.
+    """
+    passes: list[tuple[str, ...]] = []
+    for group in order:
+        together = tuple(name for name in group if not choices[name].selects)
+        passes += [together] if together else []
+        passes += [(name,) for name in group if choices[name].selects]
+    return tuple(passes)
+
+
+def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding: Folding, *, has_source: bool) -> None:
+    """Raise for whatever can be known to fail without a batch."""
+    training = [name or "the network" for name, module in model.named_modules() if module.training]
+    if training:
+        raise InvalidInputError(
+            f"the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
+        )
+    if not choices:
+        raise InvalidInputError("layer after layer: needs at least one layer, got none")
+    if folding.shards > 1:
+        raise InvalidInputError(f"cross moments are kept whole: leave out shards={folding.shards}")
+    for name, choice in choices.items():
+        if not isinstance(choice, LayerChoice):
+            raise InvalidInputError(
+                f"layer '{name}': takes one LayerChoice(method, size), a factor pair or a selection and not both, got "
+                f"{choice!r}"
+            )
+        if module_name(name) != name:
+            raise InvalidInputError(
+                f"layer '{name}': it is a group of a convolution: choose for '{module_name(name)}', all of its groups "
+                "together"
+            )
+        _require_size(name, choice, layer_of(model, name))
+        if needs_source(choice.by) and not has_source:
+            raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
+
+
+def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass) -> None:
+    selected = [name for name, choice in choices.items() if choice.selects]
+    if selected:
+        structure = Structure.of(model, target.first())
+        for name in selected:
+            structure.group_of(name)
+
+
+def _require_size(name: str, choice: LayerChoice, layer: nn.Module) -> None:
+    outputs, inputs = matrix_of(layer).shape
+    most = outputs if choice.selects else min(outputs // len(parts_of(name, layer)), inputs)
+    if not isinstance(choice.size, int) or isinstance(choice.size, bool) or not 1 <= choice.size <= most:
+        what = "number of kept nodes" if choice.selects else "rank"
+        raise RankError(f"layer '{name}': {what} must lie in 1..{most}, got {choice.size}")

@@ -1,0 +1,197 @@
+"""Layers at their turn in `sequential`: what one pass over the data decides, and what it says of the errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from dalr_stream.engine.accumulate import LayerMoments
+from dalr_stream.engine.cross import LayerCrossMoments, accumulate_cross, accumulate_pairs
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.solve import factor_by, needs_source, select_by
+from dalr_stream.network.capture.passes import SameEveryPass
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.groups import parts_of
+from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers, weights_of
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.readers import readers_of
+from dalr_stream.network.surgery.compress import Replacement
+from dalr_stream.network.surgery.plan import first_layer
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
+from dalr_stream.numerics.lowrank.grouped import factors_of
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.selection.restoration import joint_cross, lost_towards, restored_towards
+from dalr_stream.numerics.sizes.losses import lost_nodes, outputs_energy, relative
+from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader
+from dalr_stream.numerics.statistics.cross import CrossMoments
+from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.progress import Progress
+from dalr_stream.streaming.schedule import Folding
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChoice:
+    """By which method one layer is compressed, and to which size."""
+
+    method: Method | str
+    """Or its value, as in run files."""
+    size: int
+    """Rank, or number of kept nodes."""
+    ridge: Ridge = DEFAULT_RIDGE
+    """Of DALR."""
+    strength: float = 1.0
+    """Of MoMaSP's regulariser."""
+    restore_ridge: float = 1e-3
+    """Of the matrix that puts pruned nodes back, relative to the mean diagonal of Sigma."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", parse_choice(Method, self.method, "method"))
+
+    @property
+    def by(self) -> Method:
+        """The method, whichever way it was given."""
+        return Method(self.method)
+
+    @property
+    def selects(self) -> bool:
+        """Whether it keeps some of the layer's nodes; a factor pair keeps them all."""
+        return self.by.family is Family.SELECTION
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOutcome:
+    """What became of one layer. Errors are norms over norms, on held-out rows where some are kept apart."""
+
+    choice: LayerChoice
+    inherited: float
+    """||Y - (W X + b)|| / ||Y - b||: what the layers before had cost when it was this one's turn; X, W and b are those
+    of the network as compressed so far, Y is the original's. Of a selection ||phi - psi|| / ||phi||, with the nodes phi
+    of the original and psi of the network as compressed so far."""
+    error: float
+    """The same with the factor pair in place; of a selection, ||phi - A psi_J|| / ||phi|| over all its nodes."""
+
+    def __str__(self) -> str:
+        label, size = self.choice.by.label, self.choice.size
+        return f"{label}, {size}: error {self.error:.4f}, of which it inherited {self.inherited:.4f}"
+
+
+Found = tuple[Replacement, LayerOutcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one pass takes, whichever layers it is for."""
+
+    original: nn.Module
+    choices: Mapping[str, LayerChoice]
+    target: SameEveryPass
+    source: SameEveryPass | None
+    rows: RowRule | None
+    folding: Folding
+    progress: Progress
+
+    def solve(self, group: Sequence[str], current: nn.Module) -> dict[str, Found]:
+        """Return what takes the place of each layer of `group` in `current`, and what it loses."""
+        if self.choices[group[0]].selects:
+            return {name: self._select(name, current) for name in group}
+        moments = self._of_inputs_and_targets(group, current)
+        return {name: self._factor(name, current, moments) for name in group}
+
+    def _factor(self, name: str, current: nn.Module, found: LayerMoments | LayerCrossMoments) -> Found:
+        choice, parts = self.choices[name], parts_of(name, layer_of(current, name))
+        layers = [(found[part], *weights_of(current, part)) for part in parts]
+        solved = [factor_by(choice.by, weight, bias, moments, choice.ridge) for moments, weight, bias in layers]
+        pair = factors_of(solved).at_rank(choice.size, layer=name)  # says so where it has no such rank
+        apart = found.heldout if parts[0] in found.heldout else found
+        pairs = zip(solved, layers, parts, strict=True)
+        squares = [_squared_errors(one, layer[2], choice.size, apart[part]) for one, layer, part in pairs]
+        before, after, whole = np.sum(squares, axis=0)
+        inherited, error = relative(np.array([before, after]), float(whole))
+        return pair, LayerOutcome(choice, float(inherited), float(error))
+
+    def _select(self, name: str, current: nn.Module) -> Found:
+        choice, structure = self.choices[name], self.structure_of(current)
+        group, layers = structure.group_of(name), readers_of(structure, [name])
+        nodes, heldout = self._nodes(name, current, group, layers)
+        source = None
+        if self.source is not None and needs_source(choice.by):
+            source = group.joint(accumulate_stream(current, self.source, layers, **self._of_source))
+        now = nodes.inputs if isinstance(nodes, CrossMoments) else nodes
+        solution = select_by(choice.by, now, source, choice.strength)
+        kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
+        if isinstance(nodes, CrossMoments) and solution.factor is not None:  # pruning alone restores nothing
+            kept = restored_towards(kept, nodes, choice.restore_ridge)
+        apart = nodes if heldout is None else heldout
+        errors = lost_towards(kept, apart) if isinstance(apart, CrossMoments) else (0.0, lost_nodes(kept, apart))
+        return kept, LayerOutcome(choice, *errors)
+
+    def _nodes(
+        self, name: str, current: nn.Module, group: ChannelGroup, layers: Sequence[LayerSpec]
+    ) -> tuple[Moments | CrossMoments, Moments | CrossMoments | None]:
+        """Return the moments of a layer's channels as their readers read them, and of the rows kept apart.
+
+        Beside what they read in the original, but where that is the same still.
+        """
+        if current is self.original:
+            found = accumulate_stream(current, self.target, layers, **self._options)
+            return group.joint(found), group.joint(found.heldout) if found.heldout else None
+        structure = self.structure_of(self.original)
+        then = {spec.stream: spec for spec in readers_of(structure, [name])}
+        readers = _in_both(current, group, structure.group_of(name))
+        targets = {mine.stream: then[original.stream] for mine, original in readers}
+        pairs = accumulate_pairs(self.original, current, self.target, layers, targets, **self._options)
+        heldout = joint_cross(readers, group.channels, pairs.heldout) if pairs.heldout else None
+        return joint_cross(readers, group.channels, pairs), heldout
+
+    def structure_of(self, current: nn.Module) -> Structure:
+        """Return how the channels of a network hang together."""
+        return Structure.of(current, self.target.first())
+
+    def _of_inputs_and_targets(self, group: Sequence[str], current: nn.Module) -> LayerMoments | LayerCrossMoments:
+        """Return moments of the inputs alone where they are the original's still: they decide more exactly."""
+        layers = select_layers(current, list(group))
+        if current is self.original:
+            return accumulate_stream(current, self.target, layers, **self._options)
+        return accumulate_cross(self.original, current, self.target, layers, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"rows": self.rows, "folding": self.folding, "progress": self.progress}
+
+    @property
+    def _of_source(self) -> dict[str, Any]:
+        """Nothing is measured on the source, so none of it is kept apart."""
+        every = dataclasses.replace(self.folding, holdout=HoldoutRule(0.0))
+        return {**self._options, "folding": every}
+
+
+def _in_both(
+    current: nn.Module, group: ChannelGroup, original: ChannelGroup
+) -> tuple[tuple[ChannelReader, ChannelReader], ...]:
+    """Return each reader of a group beside the same one in the original, where it may be no pair yet."""
+    mine = sorted(group.readers, key=lambda reader: (reader.span.layer, reader.first))
+    its = sorted(original.readers, key=lambda reader: (first_layer(current, reader.span.layer), reader.first))
+    return tuple(zip(mine, its, strict=True))
+
+
+def _squared_errors(
+    factors: LowRankFactors, bias: NDArray[np.floating] | None, rank: int, moments: Moments | CrossMoments
+) -> Vector:
+    """(3,): ||.||^2 of the layer's error as it is (0 where Z = W X), of its pair's, and of the outputs."""
+    error = factors.errors(moments)[rank]
+    if isinstance(moments, Moments):
+        return np.array([0.0, error, outputs_energy(factors, moments)])
+    own = np.zeros(factors.outputs) if bias is None else bias.astype(np.float64)
+    whole = np.trace(moments.outputs.scatter_about(own))
+    return np.array([moments.squared_error(factors.weight, own), error, whole])

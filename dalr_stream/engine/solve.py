@@ -1,0 +1,102 @@
+"""Moments to solutions, one call a method: what the names in a run file stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import FewSamplesWarning, InvalidInputError
+from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments, factors_of
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge, Variant
+from dalr_stream.numerics.lowrank.solvers import dalr, truncated_svd
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.selection.greedy import Form, by_max, by_mean, momasp, spectral
+from dalr_stream.numerics.statistics.cross import CrossMoments
+from dalr_stream.numerics.statistics.moments import Moments
+
+_DALR = {
+    Method.DALR_PUBLISHED: (Variant.PUBLISHED, False, False),
+    Method.DALR_PUBLISHED_BC: (Variant.PUBLISHED, False, True),
+    Method.DALR_PUBLISHED_AFFINE: (Variant.PUBLISHED, True, False),
+    Method.DALR_OPTIMAL: (Variant.OPTIMAL, False, False),
+    Method.DALR_OPTIMAL_AFFINE: (Variant.OPTIMAL, True, False),
+    Method.DALR_ANCHORED: (Variant.ANCHORED, False, False),
+    Method.DALR_ANCHORED_AFFINE: (Variant.ANCHORED, True, False),
+}
+_FORMS = {Method.MOMASP_NODE: Form.NODE, Method.MOMASP_SUBSET: Form.SUBSET}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProblem:
+    """All there is to know of a layer when it is solved."""
+
+    weight: NDArray[np.floating]
+    """(m, d); of a convolution of several groups, those of its groups below one another."""
+    bias: NDArray[np.floating]
+    """(m,)"""
+    inputs: InputMoments
+    """Of what the layer, or each group of it, reads on the target's training rows: d features."""
+    target_nodes: Moments | None = None
+    """Of its channels as their readers read them, on the target: m features. None where they cannot be selected."""
+    source_nodes: Moments | None = None
+    """The same on the source."""
+
+
+def solve_low_rank(problem: LayerProblem, method: Method, ridge: Ridge = DEFAULT_RIDGE) -> Factors:
+    """Return every rank of one low-rank method; each group of a convolution is solved by itself."""
+    parts = problem.inputs.parts
+    groups = zip(np.split(problem.weight, len(parts)), np.split(problem.bias, len(parts)), parts, strict=True)
+    return factors_of([factor_by(method, *group, ridge) for group in groups])
+
+
+def factor_by(
+    method: Method,
+    weight: NDArray[np.floating],
+    bias: NDArray[np.floating] | None,
+    moments: Moments | CrossMoments,
+    ridge: Ridge = DEFAULT_RIDGE,
+) -> LowRankFactors:
+    """Return every rank of one low-rank method, from the moments of the layer's inputs or of two runs."""
+    if method in (Method.SVD, Method.SVD_BC):
+        return truncated_svd(weight, bias, moments, compensate_bias=method is Method.SVD_BC)
+    variant, affine, compensate = _DALR[method]
+    return dalr(weight, bias, moments, ridge=ridge, variant=variant, affine=affine, compensate_bias=compensate)
+
+
+def solve_again(problem: LayerProblem, method: Method, inputs: InputMoments, ridge: Ridge) -> Factors:
+    """Solve from other rows of the same layer, in silence: too few samples are warned of where all of them are used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        return solve_low_rank(dataclasses.replace(problem, inputs=inputs), method, ridge)
+
+
+def solve_selection(problem: LayerProblem, method: Method, strength: float = 1.0) -> ChannelSelection:
+    """Return every size of one selection of the layer's nodes."""
+    if problem.target_nodes is None:
+        raise InvalidInputError(f"{method.value}: needs the moments of what reads the layer's nodes")
+    return select_by(method, problem.target_nodes, problem.source_nodes, strength)
+
+
+def needs_source(method: Method) -> bool:
+    """Tell whether a method compares two domains."""
+    return method in _FORMS
+
+
+def select_by(
+    method: Method, target: Moments, source: Moments | None = None, strength: float = 1.0
+) -> ChannelSelection:
+    """Return every size of one selection, from the moments of the nodes as their readers see them."""
+    if method is Method.PRUNE_MEAN:
+        return by_mean(target)
+    if method is Method.PRUNE_MAX:
+        return by_max(target)
+    if method is Method.SPECTRAL:
+        return spectral(target)
+    if source is None:
+        raise InvalidInputError(f"{method.value}: needs the moments of a source domain")
+    return momasp(target, source, form=_FORMS[method], strength=strength)

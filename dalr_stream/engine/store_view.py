@@ -1,0 +1,212 @@
+"""What a store knows of each layer, put together for the solvers: no network and no data are needed from here on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.engine.accumulate import StoredRecords
+from dalr_stream.engine.solve import LayerProblem
+from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.lowrank.grouped import InputMoments, factors_of, moments_of
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.rows.streams import Side, group_name, module_name
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.numerics.statistics.channels import ChannelReader, channel_moments
+from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
+from dalr_stream.storage.records import (
+    Solution,
+    dealt_parts,
+    load_moments,
+    load_solution,
+    load_weights,
+    moments_path,
+    provenance_of,
+    shard_path,
+    solution_path,
+)
+from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
+from dalr_stream.storage.writer import ActivationStore
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedStore:
+    """A store as the solvers, the evaluation and the report see it."""
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, root: Path) -> SolvedStore:
+        """Read the manifest; raises StoreNotFoundError and StoreDamagedError."""
+        return cls(root, Manifest.read(root))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose inputs were watched, a convolution of several groups once."""
+        watched = self.manifest.network.layers.items()
+        return tuple(dict.fromkeys(module_name(name) for name, record in watched if record.side == Side.INPUTS.value))
+
+    def parts(self, layer: str) -> tuple[str, ...]:
+        """Return what has weights, rows and moments of its own: the layer, or each of its groups."""
+        groups = 0
+        while group_name(layer, groups) in self.manifest.network.layers:
+            groups += 1
+        return tuple(group_name(layer, number) for number in range(groups)) or (layer,)
+
+    def record(self, layer: str) -> LayerRecord:
+        """Return what the manifest knows of the layer, or of the first of its groups, which are alike."""
+        return self.manifest.network.layers[self.parts(layer)[0]]
+
+    def shape(self, layer: str) -> LayerShape:
+        """Return the layer's shape and what a selection saves in its readers."""
+        record, groups = self.record(layer), len(self.parts(layer))
+        return LayerShape(groups * record.outputs, record.inputs, record.next_outputs, groups)
+
+    def readers(self, layer: str) -> tuple[ChannelReader, ...]:
+        """Return who reads the layer's channels; their moments decide selections."""
+        return self.record(layer).readers
+
+    def inputs(self, domain: str, layer: str) -> InputMoments:
+        """Return the training moments of what a layer, or each of its groups, reads."""
+        return moments_of([self.moments(domain, part) for part in self.parts(layer)])
+
+    def inputs_of_all(self, domain: str, layer: str) -> InputMoments:
+        """Return what `all_rows` does, of a layer or of its groups."""
+        return moments_of([self.all_rows(domain, part) for part in self.parts(layer)])
+
+    def inputs_heldout(self, target: str, domain: str | None, layer: str) -> InputMoments | None:
+        """Return what `heldout` does, of a layer or of its groups."""
+        found = [self.heldout(target, domain, part) for part in self.parts(layer)]
+        apart = [part for part in found if part is not None]
+        return moments_of(apart) if apart else None
+
+    def inputs_shards(self, domain: str, layer: str) -> Sequence[InputMoments]:
+        """Return what `shards` does, of a layer or of its groups."""
+        shards = [self.shards(domain, part) for part in self.parts(layer)]
+        return shards[0] if len(shards) == 1 else [moments_of(parts) for parts in zip(*shards, strict=True)]
+
+    def channel_moments(self, domain: str, layer: str, part: str = TRAINING) -> Moments:
+        """Return the joint moments of a layer's channels as they are read; it has readers."""
+        readers = self.readers(layer)
+        return self._joint(layer, [self.moments(domain, reader.stream, part) for reader in readers])
+
+    def channel_shards(self, domain: str, layer: str) -> Sequence[Moments]:
+        """Return what `channel_moments` of the training rows are the sum of; empty where no shards are kept."""
+        streams = [self.shards(domain, reader.stream) for reader in self.readers(layer)]
+        return [self._joint(layer, parts) for parts in zip(*streams, strict=True)]
+
+    def channel_heldout(self, target: str, domain: str | None, layer: str) -> Moments | None:
+        """Return what `heldout` does, of the layer's channels as they are read."""
+        parts = [self.heldout(target, domain, reader.stream) for reader in self.readers(layer)]
+        found = [part for part in parts if part is not None]
+        return self._joint(layer, found) if found and len(found) == len(parts) else None
+
+    def _joint(self, layer: str, moments: Sequence[Moments]) -> Moments:
+        return channel_moments(self.readers(layer), self.shape(layer).outputs, moments)
+
+    def moments(self, domain: str, layer: str, part: str = TRAINING) -> Moments:
+        """Return one moment record, checked to come from the network of this store."""
+        path = self._path(domain, layer, part)
+        made_from = (provenance_of(path) or {}).get("network")
+        if made_from is None:
+            ActivationStore(self.root).domain(domain)  # which names those there are
+            raise StoreNotFoundError(
+                f"'{self.root}': no moments of layer '{layer}' on '{domain}': run accumulate first"
+            )
+        if provenance_of(path) != provenance_of(self._path(domain, layer, TRAINING)):
+            raise FingerprintMismatchError(
+                f"'{path}' and the training part beside it were made from other rows: an accumulation was killed "
+                "between the two; accumulate again"
+            )
+        if made_from != self.manifest.network.fingerprint:
+            raise FingerprintMismatchError(
+                f"'{path}' was made from the network with fingerprint {made_from[:12]}, the store holds "
+                f"{self.manifest.network.fingerprint[:12]}: accumulate again"
+            )
+        record = self.manifest.domains.get(domain)
+        if record is not None and record.shards and (provenance_of(path) or {})["rows"] != record.fingerprint(layer):
+            raise FingerprintMismatchError(
+                f"'{path}' is not the sum of the shards that the store now holds: a merge was killed; merge again"
+            )
+        return load_moments(path)
+
+    def moments_provenance(self, domains: Sequence[str]) -> list[Any]:
+        """Return what every moment record of these domains was made from: what solutions depend on."""
+        paths = [
+            self._path(domain, layer, part)
+            for domain in domains
+            for layer in self.manifest.network.layers
+            for part in PARTS
+        ]
+        return [provenance_of(path) for path in paths]
+
+    def shards(self, domain: str, layer: str) -> Sequence[Moments]:
+        """Return what a layer's training moments are the sum of: the captures of a merged domain, or dealt shards.
+
+        Empty where there are none. Raises FingerprintMismatchError where one is not of the sum that is there.
+        """
+        path = self._path(domain, layer, TRAINING)
+        made_from, record = provenance_of(path) or {}, self.manifest.domains.get(domain)
+        if record is not None and record.shards:
+            home = record.home(layer)
+            return StoredRecords([shard_path(self.root, domain, name, home, TRAINING) for name in record.shards])
+        paths = [path.with_name(part) for part in dealt_parts(made_from.get("rule", {}).get("shards", 1))]
+        for shard in paths:
+            if provenance_of(shard) != made_from:
+                raise FingerprintMismatchError(f"'{shard}' is not of the training record beside it: accumulate again")
+        return StoredRecords(paths)
+
+    def _path(self, domain: str, layer: str, part: str) -> Path:
+        """Return where a layer's moments lie: with those of a layer that reads the same, where there is one."""
+        record = self.manifest.domains.get(domain, DomainRecord())
+        return moments_path(self.root, domain, record.home(layer), part)
+
+    def heldout(self, target: str, domain: str | None, layer: str) -> Moments | None:
+        """Return the moments that measure and decide nothing: of `domain`, or of the target's held-out share."""
+        apart = self.all_rows(domain, layer) if domain is not None else self.moments(target, layer, HELDOUT)
+        return apart if apart.count else None
+
+    def all_rows(self, domain: str, layer: str) -> Moments:
+        """Return the moments of every row of a domain, training and held-out."""
+        return self.moments(domain, layer) + self.moments(domain, layer, HELDOUT)
+
+    def problem(self, layer: str, target: str, source: str | None) -> LayerProblem:
+        """Put together what solving `layer` takes."""
+        weight, bias = self._weights(layer)
+        selectable = bool(self.readers(layer))
+        return LayerProblem(
+            weight,
+            bias,
+            self.inputs(target, layer),
+            self.channel_moments(target, layer) if selectable else None,
+            self.channel_moments(source, layer) if selectable and source is not None else None,
+        )
+
+    def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:
+        """Return the layer's solutions, by method."""
+        return {method: self._solution(layer, method) for method in methods}
+
+    def solution_paths(self, layer: str, method: Method) -> list[Path]:
+        """Return where a solution of a layer lies: a record for each of its parts."""
+        return [solution_path(self.root, part, method) for part in self.parts(layer)]
+
+    def _weights(self, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        found = [load_weights(self.root, part) for part in self.parts(layer)]
+        if len(found) == 1:
+            return found[0]
+        weights, biases = zip(*found, strict=True)
+        return np.concatenate(weights), np.concatenate(biases)
+
+    def _solution(self, layer: str, method: Method) -> Solution:
+        found = [load_solution(self.root, part, method) for part in self.parts(layer)]
+        if isinstance(found[0], ChannelSelection):
+            return found[0]
+        return factors_of(cast("list[LowRankFactors]", found))

@@ -1,0 +1,215 @@
+"""Reads everything a store holds, compares it to its digests, and says all that is wrong: not only the first of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dalr_stream.engine.merge import sum_of_shards
+from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
+from dalr_stream.numerics.rows.streams import layer_of_stream
+from dalr_stream.numerics.statistics.folding import merge_all
+from dalr_stream.progress import Advance, Progress, Silent
+from dalr_stream.storage.manifest import DomainRecord, Manifest
+from dalr_stream.storage.metadata import read_metadata
+from dalr_stream.storage.records import (
+    check_record,
+    dealt_parts,
+    load_moments,
+    moments_path,
+    origin_of,
+    provenance_of,
+    records,
+    weights_path,
+)
+from dalr_stream.storage.schema import HELDOUT, TRAINING
+from dalr_stream.storage.writer import ActivationStore
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong with one part of a store."""
+
+    part: str
+    """The part, by its path in the store or as domain/layer."""
+    problem: str
+    """What is wrong with it, and the remedy."""
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found in a store: the parts that are whole, a line each, and everything that is wrong."""
+
+    root: Path
+    whole: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    def require(self) -> None:
+        """Raise StoreDamagedError, naming the first finding, where there are any."""
+        if self.findings:
+            raise StoreDamagedError(f"'{self.root}': {len(self.findings)} findings, the first: {self.findings[0]}")
+
+
+def verify_store(root: str | Path, *, progress: Progress | None = None) -> Verification:
+    """Read every tile and every record of a store and return what is whole and what is not.
+
+    Looks at bytes (digests, lost and cut files), coverage (each layer of a domain saw all of its samples, and the
+    capture was finished) and fingerprints (each record was made from the manifest's network, and moments from the rows
+    that are there). Activations that are not there are said to be so; their moments do not depend on them. Merged
+    moments are added up again from their shards. Changes nothing. Cost: one read of the store.
+
+    Raises StoreNotFoundError where there is no store at all.
+    """
+    root = Path(root)
+    checked = _Checked(root, progress or Silent())
+    store: ActivationStore | None = None
+    try:
+        store = ActivationStore(root)
+    except StoreError as error:
+        if isinstance(error, StoreNotFoundError) and not _folders(root):
+            raise
+        checked.wrong("manifest.json", error)
+    if store is not None:
+        checked.groups(store.manifest)
+        checked.coverage(store)
+        checked.tiles(store)
+    checked.records(None if store is None else store.manifest)
+    return Verification(root, tuple(checked.whole), tuple(checked.findings))
+
+
+class _Checked:
+    """Gathers what was found so far."""
+
+    def __init__(self, root: Path, progress: Progress) -> None:
+        self.whole: list[str] = []
+        self.findings: list[Finding] = []
+        self._root = root
+        self._progress = progress
+
+    def wrong(self, part: str | Path, problem: object) -> None:
+        self.findings.append(Finding(str(part), str(problem)))
+
+    def groups(self, manifest: Manifest) -> None:
+        """Check the groups around the arrays: they carry no number, but other zarr readers walk through them."""
+        domains = [path for path in (self._root / "activations").glob("*") if path.name in manifest.domains]
+        around = [self._root / "activations"] if domains else []
+        for folder in (self._root, *around, *domains):
+            try:
+                read_metadata(folder)
+            except StoreDamagedError as error:
+                self.wrong(folder.relative_to(self._root) / "zarr.json", f"{error}: the next capture writes it anew")
+
+    def coverage(self, store: ActivationStore) -> None:
+        """Check that every domain is complete, and that each of its layers saw all of its samples."""
+        for domain, record in store.manifest.domains.items():
+            if not record.complete:
+                samples = record.committed_samples
+                self.wrong(domain, f"not complete, {samples} samples are committed: capture again, it goes on")
+                continue
+            for layer, rows in record.layers.items():
+                if not rows.covers(record.samples):
+                    seen = f"saw {rows.committed_samples} of {record.samples} samples in {rows.rows} rows"
+                    self.wrong(f"{domain}/{layer}", f"{seen}: capture the domain again")
+
+    def tiles(self, store: ActivationStore) -> None:
+        """Read every committed tile."""
+        for domain, record in store.manifest.domains.items():
+            for layer, rows in record.layers.items():
+                if record.shards:
+                    self._sum(store, domain, layer)
+                    continue
+                self._dealt(store.root, domain, layer)
+                if not store.has_rows(domain, layer):
+                    self.whole.append(f"{domain}/{layer}: {rows.rows:,} rows, not kept")
+                    continue
+                tiles = store.tiles(domain, layer)
+                with self._progress.track(f"verify {domain}/{layer}", tiles, "tiles") as advance:
+                    damaged = [tile for tile in range(tiles) if not self._tile(store, domain, layer, tile, advance)]
+                if not damaged:
+                    parts = "1 tile" if tiles == 1 else f"{tiles} tiles"
+                    self.whole.append(f"{domain}/{layer}: {rows.rows:,} rows in {parts}")
+            self.whole += [f"{domain}/{layer}: the rows of {home}" for layer, home in record.shared.items()]
+
+    def records(self, manifest: Manifest | None) -> None:
+        """Read every record, and compare what it was made from to the manifest."""
+        for path in records(self._root):
+            name = path.relative_to(self._root)
+            try:
+                check_record(path)
+                problems = [] if manifest is None else list(_stale(self._root, path, manifest))
+            except StoreError as error:
+                problems = [str(error)]
+            for problem in problems:
+                self.wrong(name, problem)
+            if not problems:
+                self.whole.append(f"{name}: whole")
+        streams = () if manifest is None or not manifest.domains else manifest.network.layers
+        for layer in dict.fromkeys(layer_of_stream(stream) for stream in streams):
+            if not weights_path(self._root, layer).is_dir():
+                self.wrong(f"weights/{layer}", "is not there: capture again, with the same data it only writes this")
+
+    def _sum(self, store: ActivationStore, domain: str, layer: str) -> None:
+        """Add a merged layer's shards up again."""
+        try:
+            total = sum_of_shards(store.root, store.manifest, domain, layer)
+            for part, expected in ((TRAINING, total.training), (HELDOUT, total.heldout)):
+                path = moments_path(store.root, domain, layer, part)
+                if not load_moments(path).same_bits(expected):
+                    self.wrong(path.relative_to(self._root), "is not the sum of its shards: merge again")
+                    return
+        except StoreError as error:
+            self.wrong(f"{domain}/{layer}", error)
+        else:
+            self.whole.append(f"{domain}/{layer}: the sum of {len(store.domain(domain).shards)} shards")
+
+    def _dealt(self, root: Path, domain: str, layer: str) -> None:
+        """Add up again the shards that a layer's training samples were dealt to, where there are some."""
+        path = moments_path(root, domain, layer, TRAINING)
+        rule = (origin_of(path) or {}).get("rule") or {}
+        dealt = [path.with_name(part) for part in dealt_parts(rule.get("shards", 1))]
+        try:
+            if dealt and not load_moments(path).same_bits(merge_all(load_moments(shard) for shard in dealt)):
+                self.wrong(path.relative_to(root), "is not the sum of its shards: accumulate again")
+        except StoreError as error:
+            self.wrong(f"{domain}/{layer}", error)
+
+    def _tile(self, store: ActivationStore, domain: str, layer: str, tile: int, advance: Advance) -> bool:
+        try:
+            store.read_tile(domain, layer, tile)
+        except StoreError as error:
+            self.wrong(f"{domain}/{layer}", error)
+            return False
+        finally:
+            advance(1)
+        return True
+
+
+def _folders(root: Path) -> list[Path]:
+    return [
+        root / name for name in ("activations", "weights", "moments", "shards", "solutions") if (root / name).is_dir()
+    ]
+
+
+def _stale(root: Path, path: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield why a whole record does not belong to what the store now holds."""
+    kind, *names = path.relative_to(root).parts
+    provenance = provenance_of(path) or {}
+    network, here = provenance.get("network"), manifest.network.fingerprint
+    if network is not None and network != here:
+        yield f"was made from the network with fingerprint {network[:12]}, the store holds {here[:12]}: make it again"
+    if kind != "moments":
+        return
+    domain, layer, part = names
+    rows = str(provenance.get("rows"))
+    record = manifest.domains.get(domain, DomainRecord())
+    if layer in record.layers and record.complete and rows != record.fingerprint(layer):
+        yield f"was made from other rows ({rows[:12]}) than the store holds: accumulate again"
+    other = moments_path(root, domain, layer, HELDOUT if part == TRAINING else TRAINING)
+    if not other.is_dir():
+        yield f"its other part, '{other.name}', is not there: accumulate again"
+    elif (other / "zarr.json").is_file() and provenance_of(other) != provenance:
+        yield f"was made from other rows or by another rule than '{other.name}' beside it: accumulate again"

@@ -1,0 +1,269 @@
+"""Runs a network over batches and sends what its watched layers read or give, as rows, to a sink.
+
+The network is left as it was found: hooks live inside a `with` block, nothing is switched to eval mode behind the
+user's back (a network in train mode is an error: dropout would make every row random), and no gradient is recorded.
+Rows are chosen and copied inside the hooks, as tensors on their own device: the network may overwrite its tensors from
+then on. They become numpy arrays in a last step of its own.
+A row batch reaches the sink whole and finite, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
+from dalr_stream.network.capture.batches import holds_batches, inputs_of, refusals_explained
+from dalr_stream.network.capture.loaders import beginning_at, restores
+from dalr_stream.network.capture.reading import Reading, placed, without_gradients
+from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
+from dalr_stream.network.layers.groups import channels_of, part_of
+from dalr_stream.network.layers.kinds import (
+    CONVOLUTIONS,
+    require_supported,
+    rows_entering,
+    rows_leaving,
+    rows_of_channels,
+    way_of_reading,
+)
+from dalr_stream.network.layers.spec import LayerSpec, module_of, require_numbers, tensor_digest, to_host, told
+from dalr_stream.numerics.rows.streams import Side, module_name
+from dalr_stream.numerics.rows.tiling import RowBatch, RowSink, same_as_before
+from dalr_stream.numerics.statistics.moments import describe_non_finite
+
+BatchDone = Callable[[int, bool], None]
+"""Called after each batch with its number of samples, and whether the network was spared it."""
+ToRows = Callable[[torch.Tensor], Any]
+"""Makes what a sink takes of rows that are its own: a numpy array (`to_host`), or a tensor on a device."""
+
+
+def capture_rows(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    sink: RowSink,
+    *,
+    rows: RowRule | None = None,
+    batch_done: BatchDone | None = None,
+    to_rows: ToRows = to_host,
+) -> None:
+    """Send what `layers` read, or give, to `sink`, batch after batch.
+
+    Parameters
+    ----------
+    model
+        In eval mode. A batch goes to the device of its first parameter. A network on several devices moves what it
+        computes itself, as one with a `hf_device_map` does; rows are taken wherever a layer reads or gives them.
+    batches
+        Each is a tensor (N, ...), a mapping of keyword arguments, or a tuple whose first member is one of these. The
+        same batches in the same order on every run: each one's digest is compared on resume. A loader that can begin
+        in the middle (see `network.loaders`) does, and what it does not load is not compared.
+    layers
+        From `select_layers`. A tensor of shape (N, ..., d) gives prod(N, ...) rows of d features.
+    sink
+        Says which batches it holds already; those are not run again.
+    rows
+        Which of those rows are watched; all of them by default.
+    to_rows
+        What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
+
+    Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
+    for a layer that a forward pass calls never or twice, InvalidInputError for train mode, an empty loader or weights
+    on the meta device.
+    """
+    require_layers(layers)
+    require_batches(batches)
+    training = [name or "the network" for name, module in model.named_modules() if module.training]
+    if training:
+        raise InvalidInputError(
+            f"capture: the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
+        )
+    require_numbers(model)
+    rule, batch_done = rows or RowRule(), batch_done or _nobody_told
+    held = sink.held if restores(batches) else ()
+    first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is found out
+    for samples in held[:first]:
+        batch_done(samples, True)  # noqa: FBT003  # a Callable has no keywords
+    seen = sum(held[:first])
+    with without_gradients():
+        for number, batch in enumerate(beginning_at(batches, first) if first else batches, start=first):
+            samples = samples_in(batch)
+            mask = rule.mask_of(batch, samples)
+            digest = _digest(batch, mask)
+            spared = sink.skip(number, samples, digest)
+            if not spared:
+                with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
+                    taken = take_rows(model, batch, layers, BatchRows(rule, samples, seen, mask)) if samples else {}
+                sink.write(_row_batch(samples, digest, taken, number, to_rows))
+            seen += samples
+            batch_done(samples, spared)
+    if seen == 0:
+        raise InvalidInputError("capture: the loader gave no sample: check the data set, its split and its filters")
+    sink.finish()
+
+
+def require_layers(layers: Sequence[LayerSpec]) -> None:
+    """Raise InvalidInputError for no layers, or for what is not from `select_layers`."""
+    if not layers:
+        raise InvalidInputError("capture: needs at least one layer")
+    strange = next((layer for layer in layers if not isinstance(layer, LayerSpec)), None)
+    if strange is not None:
+        raise InvalidInputError(f"capture: layers come from select_layers(model, patterns), got {strange!r} among them")
+
+
+def require_batches(batches: Iterable[Any]) -> None:
+    """Raise InvalidInputError for what holds no batches."""
+    if not holds_batches(batches):
+        raise InvalidInputError(
+            f"capture: batches must be a list of batches, a DataLoader or the like, got a {type(batches).__name__}"
+        )
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Run the network on one batch's inputs: a tensor, or a mapping of keyword arguments."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    inputs = inputs_of(batch)
+    if isinstance(inputs, Mapping):
+        return model(**{k: placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
+    return model(placed(inputs, device))
+
+
+@contextmanager
+def watched(model: nn.Module, layers: Sequence[LayerSpec], chosen: BatchRows) -> Iterator[dict[str, Taken]]:
+    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
+    watch = _Watch(chosen)
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(watch.hook(layer, model).remove)
+        yield watch.taken
+
+
+class _Watch:
+    """Takes rows inside the hooks of one forward pass; layers that read one tensor get the same `Taken`."""
+
+    def __init__(self, chosen: BatchRows) -> None:
+        self.taken: dict[str, Taken] = {}
+        self._chosen = chosen
+        self._reads: dict[Reading, Taken] = {}
+
+    def hook(self, layer: LayerSpec, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        module = module_of(model, module_name(layer.name))
+        part = part_of(layer.name, module)
+        if layer.side is not Side.OUTPUTS or not isinstance(part, CONVOLUTIONS):  # what any of them gives is rows
+            require_supported(layer.name, part)
+
+        def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            self._require_first(layer)
+            tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
+            by_channel = layer.side is Side.CHANNELS
+            reading = Reading.of(tensor, ("channels", layer.channels) if by_channel else way_of_reading(part))
+            found = self._reads.get(reading)
+            if found is None:
+                rows = (
+                    rows_of_channels(layer.name, part, tensor, layer.channels)
+                    if by_channel
+                    else rows_entering(layer.name, part, tensor)
+                )
+                found = self._chosen.take(layer.stream, rows)
+            self._reads[reading] = self.taken[layer.stream] = found
+
+        def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
+            self._require_first(layer)
+            given = channels_of(layer.name, module, outputs)
+            self.taken[layer.stream] = self._chosen.take(layer.stream, rows_leaving(part, given))
+
+        if layer.side is Side.OUTPUTS:
+            return module.register_forward_hook(leaving)
+        return module.register_forward_pre_hook(entering, with_kwargs=True)
+
+    def _require_first(self, layer: LayerSpec) -> None:
+        if layer.stream in self.taken:
+            raise UnsupportedLayerError(f"layer '{layer.name}': is called more than once in a forward pass")
+
+
+def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chosen: BatchRows) -> dict[str, Taken]:
+    """Run the network on one batch and return the chosen rows of each layer, by stream, as tensors.
+
+    Layers that read the very same tensor in the same way get one and the same `Taken`, see `network.reading`; in
+    inference mode none do.
+    """
+    with watched(model, layers, chosen) as taken:
+        call(model, batch)
+    for layer in layers:
+        if layer.stream not in taken:
+            raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
+    return {layer.stream: taken[layer.stream] for layer in layers}
+
+
+def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
+    """Return what a module was called with."""
+    found: torch.Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+    return found
+
+
+def few_samples(batch: Any, most: int) -> Any:
+    """Return the first samples of a batch, in its own form."""
+    if isinstance(batch, torch.Tensor):
+        return batch[:most] if batch.ndim else batch
+    if isinstance(batch, Mapping):
+        return {name: few_samples(value, most) for name, value in batch.items()}
+    return tuple(few_samples(value, most) for value in batch) if isinstance(batch, list | tuple) else batch
+
+
+def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:
+    """Turn what was taken into what the sink folds; NonFiniteError."""
+    once = {id(found): found.rows for found in taken.values()}
+    made = {key: to_rows(found) for key, found in once.items()}
+    rows = {name: made[id(found)] for name, found in taken.items()}
+    _require_finite(rows, batch)
+    counts = {name: found.counts for name, found in taken.items() if found.counts is not None}
+    return RowBatch(samples, digest, rows, counts)
+
+
+def _require_finite(rows: Mapping[str, Any], batch: int) -> None:
+    shared = same_as_before(rows)
+    for name, block in ((name, block) for name, block in rows.items() if name not in shared):
+        finite = block.isfinite() if isinstance(block, torch.Tensor) else np.isfinite(block)
+        if not finite.all():
+            described = describe_non_finite(to_host(block))
+            raise NonFiniteError(
+                f"layer '{name}', batch {batch}: activations must be finite, got {described}; "
+                "nothing of this batch was committed: look for overflow in half precision or bad inputs"
+            )
+
+
+def _nobody_told(samples: int, spared: bool) -> None:  # noqa: FBT001  # a BatchDone
+    """Take no note of a batch."""
+
+
+def samples_in(batch: Any) -> int:
+    """Return N, the length of the first tensor of a batch."""
+    inputs = inputs_of(batch)
+    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    shapes = [value.shape for value in tensors if isinstance(value, torch.Tensor)]
+    if not shapes or not shapes[0]:
+        raise InvalidInputError("capture: a batch must hold a tensor whose first dimension counts the samples")
+    return shapes[0][0]
+
+
+def _digest(batch: Any, mask: torch.Tensor | None) -> str:
+    """SHA-256 of what decides the rows of a batch: what the network sees, and the mask; labels do not count."""
+    seen = digest_of_inputs(batch)
+    return seen if mask is None else hashlib.sha256(f"{seen}:{tensor_digest(mask)}".encode()).hexdigest()
+
+
+def digest_of_inputs(batch: Any) -> str:
+    """SHA-256 of what the network sees of a batch."""
+    inputs = inputs_of(batch)
+    if not isinstance(inputs, Mapping):
+        return tensor_digest(inputs)
+    digest = hashlib.sha256()
+    for name, value in sorted(inputs.items()):
+        digest.update(f"{name}:{told(value)};".encode())
+    return digest.hexdigest()

@@ -1,0 +1,269 @@
+r"""Which layers of a network are watched, and what identifies a network.
+
+A pattern is a module's name, a glob over names (`classifier.[03]`), a regular expression over names (`re:fc\d`), or
+a module class. A pattern that matches nothing is an error with the nearest names, never an empty list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.network.layers.groups import part_of, parts_of
+from dalr_stream.network.layers.kinds import (
+    SUPPORTED,
+    channels_given,
+    channels_read,
+    has_weights,
+    matrix_of,
+    require_supported,
+    why_not,
+)
+from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.rows.streams import Side, module_name, require_name, stream_name
+from dalr_stream.numerics.statistics.channels import ChannelGroup
+
+Pattern = str | type[nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """A layer that can be watched and compressed: y = W x + b with W outputs x inputs, at every position."""
+
+    name: str
+    kind: str
+    inputs: int
+    outputs: int
+    side: Side = Side.INPUTS
+    """What of it is watched."""
+    channels: int = 0
+    """How many are watched, where channels are."""
+    group: ChannelGroup | None = None
+    """What is pruned together with the channels it gives, where that is known and possible."""
+    unprunable: str = ""
+    """Why it is not possible."""
+
+    @property
+    def stream(self) -> str:
+        """Name of the watched rows and of their moments: the layer's own for inputs, `name@outputs` for outputs."""
+        return stream_name(self.name, self.side)
+
+    @property
+    def features(self) -> int:
+        """Width of the watched rows."""
+        return {Side.INPUTS: self.inputs, Side.OUTPUTS: self.outputs, Side.CHANNELS: self.channels}[self.side]
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the layer, without its bias."""
+        return self.inputs * self.outputs
+
+    @property
+    def break_even_rank(self) -> int:
+        """The largest rank at which a factor pair has no more weights than the layer."""
+        return self.parameters // (self.inputs + self.outputs)
+
+
+def select_layers(
+    model: nn.Module, patterns: Iterable[Pattern], *, side: Side | str = Side.INPUTS
+) -> tuple[LayerSpec, ...]:
+    """Return the layers that the patterns match, in the network's order, each once.
+
+    Each group of a convolution is a layer of its own, `name@group0`, `name@group1`, ... What a pattern matches besides
+    and cannot be compressed stays out; `left_out` says why.
+
+    `side="outputs"` watches what the layers give, W x + b with the bias in it, in place of what they read: m features
+    instead of d, which is all that anchored DALR needs. Their rows and moments go by `name@outputs`; to watch both
+    sides of some layers, add the two results.
+
+    Raises LayerNotFoundError for a pattern that matches no module, and UnsupportedLayerError for one that matches
+    only modules which cannot be compressed.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    side = parse_choice(Side, side, "side")
+    chosen: set[str] = set()
+    for pattern in _listed(patterns):
+        chosen |= _supported(pattern, _matches(pattern, modules), modules)
+    return tuple(
+        _spec(part, part_of(part, module), side)
+        for name, module in modules.items()
+        if name in chosen
+        for part in parts_of(name, module)
+    )
+
+
+def left_out(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[str, ...]:
+    """Return, in words, which layers of weights the patterns match that cannot be compressed, and why."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    found = {name for pattern in _listed(patterns) for name in _matches(pattern, modules)}
+    reasons = {name: why_not(module) for name, module in modules.items() if name in found and has_weights(module)}
+    return tuple(f"layer '{name}' is left out: {reason}" for name, reason in reasons.items() if reason)
+
+
+def whole_outputs(model: nn.Module, name: str) -> LayerSpec:
+    """Return what the layer called `name` gives as one stream, that of all groups of a convolution."""
+    module = module_of(model, name)
+    if channels_given(module) is None:
+        require_supported(name, module)
+    outputs, inputs = matrix_of(module).shape
+    return LayerSpec(name, type(module).__name__, inputs, outputs, Side.OUTPUTS)
+
+
+def layer_of(model: nn.Module, name: str) -> nn.Module:
+    """Return the layer called `name`, of any kind that can be compressed; a group of one as a layer of its own."""
+    module = part_of(name, module_of(model, module_name(name)))
+    require_supported(name, module)
+    return module
+
+
+def module_of(model: nn.Module, name: str) -> nn.Module:
+    """Return the module called `name`; raises LayerNotFoundError with the nearest names."""
+    names = [known for known, _ in model.named_modules() if known]
+    if name not in names:
+        raise LayerNotFoundError(f"there is no layer '{name}'; nearest: {_nearest(name, names)}")
+    return model.get_submodule(name)
+
+
+def weights_of(model: nn.Module, name: str) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:
+    """Return weight (m, d) and bias (m,) of a layer as numpy arrays; bias None where the layer has none."""
+    module = layer_of(model, name)
+    bias: Any = module.bias
+    return to_numpy(matrix_of(module)), None if bias is None else to_numpy(bias)
+
+
+def to_numpy(tensor: torch.Tensor, *, copy: bool = True) -> NDArray[np.floating]:
+    """Return it as float32, or float64 where it is float64: half precision widens without loss.
+
+    A copy, unless `copy` is False: then it shares the memory of a tensor that lies in main memory as it is wanted.
+    """
+    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return tensor.detach().to(device="cpu", dtype=wide, copy=copy).numpy()
+
+
+def to_host(rows: Any) -> NDArray[Any]:
+    """Return rows, array or tensor, as an array: half precision widens without loss, and nothing else is copied."""
+    return to_numpy(rows, copy=False) if isinstance(rows, torch.Tensor) else np.asarray(rows)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a network: its modules' names, classes and settings, and every parameter and buffer.
+
+    Settings are what a module's class declares in `__constants__`, as torch's own do: a slope, an epsilon, a padding
+    mode. What else a module remembers may be a count of its calls, and says nothing of what it computes.
+    """
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        digest.update(f"{name}:{type(module).__name__}{_settings(module)};".encode())
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= model.named_buffers(remove_duplicate=False)  # the state dict lacks those that are not persistent
+    require_numbers(model)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor_digest(tensor)};".encode())
+    return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the declared constants that are numbers, words, or tuples of them."""
+    declared = ((name, getattr(module, name, None)) for name in getattr(module, "__constants__", ()))
+    return sorted((name, value) for name, value in declared if _is_plain(value))
+
+
+def _is_plain(value: object) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str)
+
+
+def require_numbers(model: nn.Module) -> None:
+    """Raise InvalidInputError where a tensor of the network has a shape alone: never loaded, or offloaded elsewhere."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InvalidInputError(
+                f"network: '{name}' is on the meta device, where it has no numbers: load the weights, or keep them in "
+                "memory and not offloaded"
+            )
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def told(value: Any) -> str:
+    """Return what identifies a member of a batch: the digest of every tensor and array in it, and the rest in words."""
+    if isinstance(value, torch.Tensor):
+        return tensor_digest(value)
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return told(value.tolist())
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key!r}:{told(member)}' for key, member in value.items())}}}"
+    return f"[{','.join(map(told, value))}]" if isinstance(value, list | tuple) else repr(value)
+
+
+def match_names(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a name, a glob or a `re:` pattern matches; raises LayerNotFoundError where none does."""
+    names = list(names)
+    if pattern.startswith("re:"):
+        try:
+            expression = re.compile(pattern[3:])
+        except re.error as error:
+            raise LayerNotFoundError(f"pattern '{pattern}' is not a regular expression: {error}") from None
+        found = [name for name in names if expression.fullmatch(name)]
+    else:
+        found = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise LayerNotFoundError(f"pattern '{pattern}' matches no layer; nearest: {_nearest(pattern, names)}")
+    return found
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5])
+
+
+def _listed(patterns: Iterable[Pattern]) -> list[Pattern]:
+    return [patterns] if isinstance(patterns, str | type) else list(patterns)
+
+
+def _matches(pattern: Pattern, modules: dict[str, nn.Module]) -> list[str]:
+    if isinstance(pattern, str):
+        return match_names(pattern, modules)
+    found = [name for name, module in modules.items() if isinstance(module, pattern)]
+    if not found:
+        kinds = sorted({type(module).__name__ for module in modules.values()})
+        raise LayerNotFoundError(f"no module is a {pattern.__name__}: the network has {', '.join(kinds)}")
+    return found
+
+
+def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Module]) -> set[str]:
+    supported = {name for name in names if why_not(modules[name]) is None}
+    if not supported:
+        found = ", ".join(f"'{name}' ({why_not(modules[name])})" for name in names[:5])
+        shown = pattern if isinstance(pattern, str) else pattern.__name__
+        raise UnsupportedLayerError(f"pattern '{shown}': matches nothing that is {SUPPORTED}: {found}")
+    return supported
+
+
+def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:
+    require_supported(name, module)
+    require_name(name, "layer")
+    if "@" in module_name(name):
+        raise UnsupportedLayerError(
+            f"layer '{name}': a name with '@' would pass for a side of a layer: rename the module"
+        )
+    outputs, inputs = matrix_of(module).shape
+    channels = channels_read(module) if side is Side.CHANNELS else 0
+    return LayerSpec(name, type(module).__name__, inputs, outputs, side, channels)

@@ -1,0 +1,158 @@
+"""Saving a compressed network so that anyone with the original's source can load it.
+
+    model.safetensors    the weights
+    plan.json            how to give a freshly built network its shape, and where it came from
+    README.md            the same for people, with what each layer was before and is now
+    config.json          of a transformers model: what it is built from, so that `load` needs no other file
+
+Loading executes nothing that was read: the caller builds the original network, the plan reshapes it, and the weights
+are loaded strictly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from dalr_stream.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    LayerNotFoundError,
+    StoreDamagedError,
+    StoreNotFoundError,
+    UnsupportedLayerError,
+)
+from dalr_stream.network.saved.model_card import is_pretrained, readme
+from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
+from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
+from dalr_stream.network.surgery.plan import SurgeryPlan
+from dalr_stream.storage.durable import make_folder, new_file, new_folder
+
+WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
+
+
+def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
+    """Write `model` (from `compress`) to `folder`; `provenance` is any JSON-like mapping to keep and to show.
+
+    A transformers model, known by its `save_pretrained`, leaves its `config.json` beside the weights.
+    A network kept there before is replaced whole. Raises InvalidInputError, with nothing touched, where the folder
+    holds anything else.
+    """
+    folder = Path(folder)
+    _require_own(folder)
+    plan: SurgeryPlan = getattr(model, PLAN_ATTRIBUTE, SurgeryPlan())
+    origin, where_from = Origin.of(model), dict(provenance or {})
+    facts: dict[str, Any] = {"parameters": parameter_count(model), "bytes": parameter_bytes(model)}
+    facts["before"] = {"parameters": origin.parameters, "bytes": origin.bytes}
+    with new_folder(folder) as fresh:
+        save_model(model, str(fresh / WEIGHTS))
+        facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
+        text = json.dumps({"plan": plan.to_plain(), **facts, "provenance": where_from}, indent=1)
+        (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
+        (fresh / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
+        if is_pretrained(model):
+            cast("Any", model.config).save_pretrained(fresh)
+    return folder
+
+
+def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
+    """Return the compressed network kept in `folder`, in eval mode; `build` makes the original, trained or not.
+
+    Raises StoreNotFoundError, StoreDamagedError, and FingerprintMismatchError where the weights do not fit what
+    `build` gave.
+    """
+    folder = Path(folder)
+    if isinstance(build, nn.Module):
+        raise InvalidInputError(
+            f"load: needs a function that makes the original network, got a {type(build).__name__}: give its class, or "
+            "lambda: the network as it was before compression"
+        )
+    try:
+        plain = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        plan, digest = SurgeryPlan.from_plain(plain["plan"]), str(plain["weights_sha256"])
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"'{folder}' holds no compressed network: it has no {PLAN}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreDamagedError(f"'{folder / PLAN}' cannot be read: {error}") from error
+    if (folder / WEIGHTS).exists() and _file_digest(folder / WEIGHTS) != digest:
+        raise StoreDamagedError(f"'{folder / WEIGHTS}' is damaged: it does not match its digest; save it again")
+    model = build()
+    origin = Origin.of(model)
+    try:
+        plan.apply(model)
+    except (LayerNotFoundError, UnsupportedLayerError) as error:
+        raise FingerprintMismatchError(f"'{folder}' does not fit the network that was built: {error}") from error
+    setattr(model, PLAN_ATTRIBUTE, plan)
+    _require_same_dtypes(model, folder / WEIGHTS)
+    setattr(model, ORIGIN_ATTRIBUTE, origin)
+    load_weights(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a network's weights as safetensors, in place of those that are there."""
+    make_folder(path.parent)
+    with new_file(path) as temporary:
+        save_model(model, str(temporary))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load weights into `model`, strictly: every tensor there, none left over, every shape right."""
+    if not path.exists():
+        raise StoreNotFoundError(f"there are no weights at '{path}'")
+    try:
+        load_model(model, path)
+    except (SafetensorError, OSError) as error:
+        raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
+    except RuntimeError as error:
+        raise FingerprintMismatchError(
+            f"'{path}' does not fit the network that was built: {_first_mismatch(str(error))}"
+        ) from error
+
+
+def _first_mismatch(said: str) -> str:
+    """Return the first of what torch says does not fit, a line for each kind, and how many more there are."""
+    head, *lines = said.splitlines()
+    found: list[str] = []
+    for line in map(str.strip, lines):
+        keys = re.findall('"([^"]+)"', line)
+        found += [f"{line.partition(' key')[0].lower()} '{key}'" for key in keys] or [line.removesuffix(".")]
+    return (found or [head])[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+
+
+def _require_own(folder: Path) -> None:
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    foreign = sorted(found - {WEIGHTS, PLAN, README, CONFIG}) if PLAN in found else sorted(found)
+    if foreign:
+        raise InvalidInputError(
+            f"'{folder}' holds other files, which saving would replace, '{foreign[0]}' for one: choose a folder of its "
+            "own"
+        )
+
+
+def _require_same_dtypes(model: nn.Module, path: Path) -> None:
+    """Raise FingerprintMismatchError where loading would round the weights, or make infinities of them, in silence."""
+    state = model.state_dict()
+    if not path.exists():
+        return
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  # it is a function, not a mapping
+            kept = file.get_tensor(name).dtype
+            if name in state and state[name].dtype != kept:
+                raise FingerprintMismatchError(
+                    f"'{path}' does not fit the network that was built: '{name}' was saved as {kept}, the network has "
+                    f"{state[name].dtype}: build it in {kept}, and convert it after loading"
+                )
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,226 @@
+"""What is pruned together with a layer's channels, and who reads them: what a selection must shrink as one.
+
+Torch-Pruning's dependency graph, built from one pass of an example through the network, finds the group: batch norm on
+the way, the layers that residual additions tie to this one, the layers that read it, after pooling, flattening and
+concatenation. It takes operations that it does not know for operations on single channels, so what it finds is proved
+on the example before anything relies on it (see `proof`). What fails, or cannot be narrowed, is an error that names it:
+a selection that missed a reader would be wrong in silence.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.network.capture.hooks import call, few_samples
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.layers.kinds import (
+    CONVOLUTIONS,
+    carries_channels,
+    channels_given,
+    channels_read,
+    is_transposed,
+    matrix_of,
+)
+from dalr_stream.network.layers.obstacles import require_replaceable
+from dalr_stream.network.layers.spec import layer_of
+from dalr_stream.network.structure.proof import quiet, require_proof, tensors_in
+from dalr_stream.numerics.rows.streams import Side, stream_name
+from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, ChannelSpan
+
+EXAMPLES = 2
+"""Samples of the example that are used."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Structure:
+    """A network's channel groups, found and proved when they are asked for."""
+
+    model: nn.Module
+    example: Any
+    dependencies: tp.DependencyGraph | None
+    calls: Mapping[str, int]
+    """How often each module was called."""
+    untraceable: str = ""
+    """Why there are no dependencies."""
+    known: dict[str, ChannelGroup | UnsupportedLayerError] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Any) -> Structure:
+        """Trace `model` on the first samples of `example`, a batch as `capture` takes it, and leave it as it is."""
+        few = few_samples(example, EXAMPLES)
+        with quiet(model), without_gradients():
+            calls = _count_calls(model, few)
+        with quiet(model), torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # they are refused by name
+            graph = tp.DependencyGraph()
+            try:
+                graph.build_dependency(
+                    model, few, forward_fn=lambda network, batch: tensors_in(call(network, batch)), verbose=False,
+                    customized_pruners={type(m): _TransposedLinear() for m in model.modules() if is_transposed(m)},
+                )  # fmt: skip
+            except Exception as error:  # noqa: BLE001  # the network itself ran: whatever it is comes of tracing
+                reason = f"tracing the network failed ({type(error).__name__}: {error}); low-rank methods need none"
+                return cls(model, few, None, calls, reason)
+        return cls(model, few, graph, calls)
+
+    def group_of(self, name: str) -> ChannelGroup:
+        """Return what is pruned together with the channels that layer `name` gives.
+
+        Raises UnsupportedLayerError where they cannot be pruned, with the reason.
+        """
+        if name not in self.known:
+            try:
+                group = _Group(self, name).found()
+                require_proof(self.model, name, group, self.example)
+                self.known.update(dict.fromkeys(group.producers, group))
+            except UnsupportedLayerError as error:
+                self.known[name] = error
+            except LayerNotFoundError:
+                raise
+            except Exception as error:  # noqa: BLE001  # the network itself ran: whatever it is comes of looking
+                reason = f"finding what they are tied to failed ({type(error).__name__}: {error})"
+                self.known[name] = UnsupportedLayerError(f"layer '{name}': its channels cannot be pruned: {reason}")
+        found = self.known[name]
+        if isinstance(found, UnsupportedLayerError):
+            raise found
+        return found
+
+    def changed_with(self, name: str) -> tuple[str, ...]:
+        """Return the modules that may change when layer `name` is compressed: all of its group, where it has one."""
+        try:
+            group = self.group_of(name)
+        except UnsupportedLayerError:
+            return (name,)
+        spans = (*group.carriers, *(reader.span for reader in group.readers))
+        return *group.producers, *(span.layer for span in spans)
+
+
+class _Group:
+    """One group as Torch-Pruning sees it, put into our terms."""
+
+    def __init__(self, structure: Structure, name: str) -> None:
+        self._structure = structure
+        self._name = name
+        self._names: dict[Any, str] = {module: name for name, module in structure.model.named_modules()}
+        self._names |= {parameter: name for name, parameter in structure.model.named_parameters()}
+        self._producers: set[str] = set()
+        self._carriers: list[ChannelSpan] = []
+        self._readers: list[ChannelReader] = []
+
+    def found(self) -> ChannelGroup:
+        """Return the group; raises UnsupportedLayerError."""
+        root, graph = layer_of(self._structure.model, self._name), self._structure.dependencies
+        if graph is None:
+            self._refuse(self._structure.untraceable)
+        channels = matrix_of(root).shape[0]
+        if isinstance(root, CONVOLUTIONS) and root.groups != 1:
+            self._refuse(f"it is a {type(root).__name__} of {root.groups} groups")
+        if root not in graph.module2node:
+            self._refuse(f"it is called {self._structure.calls.get(self._name, 0)} times, it must be once")
+        prune = graph.get_pruner_of_module(root).prune_out_channels
+        for item in graph.get_pruning_group(root, prune, idxs=list(range(channels))):
+            self._sort_in(item, channels, gives=graph.is_out_channel_pruning_fn(item.dep.handler))
+        if not self._readers:
+            self._refuse("no layer reads them: they are the network's own output, or nothing comes of them")
+        spans = (*self._carriers, *(reader.span for reader in self._readers))
+        for member in self._producers | {span.layer for span in spans}:
+            self._require_sound(member)
+        for member in self._producers | {reader.span.layer for reader in self._readers}:
+            layer_of(self._structure.model, member)  # of a kind that can be narrowed
+        order = {name: number for number, name in enumerate(self._names.values())}
+        return ChannelGroup(
+            channels,
+            tuple(sorted(self._producers, key=order.__getitem__)),
+            tuple(sorted(self._carriers, key=lambda span: order[span.layer])),
+            tuple(sorted(self._readers, key=lambda reader: order[reader.span.layer])),
+        )
+
+    def _sort_in(self, item: Any, channels: int, *, gives: bool) -> None:
+        """Tell what one member of the group does with the channels."""
+        module = item.dep.target.module
+        name = self._names.get(module, "")
+        if type(module).__module__.startswith("torch_pruning"):  # an operation: the proof says whether it is harmless
+            if type(module).__name__ == "_OutputOp":
+                self._refuse("the network's own output reads them")
+        elif isinstance(module, nn.Parameter):
+            self._refuse(f"the parameter '{name}' is added to them, or multiplies them")
+        elif carries_channels(module):
+            self._carriers.append(self._span(name, item, channels))
+        elif channels_given(module) is None:
+            self._refuse(f"'{name}' ({type(module).__name__}) reads them")
+        elif gives:
+            self._require_whole(self._span(name, item, channels))
+            self._producers.add(name)
+        else:
+            self._readers.append(self._reader(name, module, self._span(name, item, channels)))
+
+    def _span(self, name: str, item: Any, channels: int) -> ChannelSpan:
+        """Return where the channels lie in a module; UnsupportedLayerError where that is not block after block."""
+        places = np.array([np.array(item.idxs), np.array(item.root_idxs)])
+        places = places[:, np.lexsort(places)]  # by channel, then by feature
+        block, rest = divmod(places.shape[1], channels)
+        start = int(places[0].min())
+        if rest or not np.array_equal(places[0], start + np.arange(places.shape[1])):
+            self._refuse(f"'{name}' holds them in another order, or not all of them: they are split or shuffled before")
+        return ChannelSpan(name, start, block)
+
+    def _reader(self, name: str, module: Any, span: ChannelSpan) -> ChannelReader:
+        convolution = isinstance(module, CONVOLUTIONS)
+        if convolution and module.groups != 1:
+            self._refuse(f"'{name}', which reads them, is a {type(module).__name__} of {module.groups} groups")
+        per_feature = module.weight.numel() // channels_read(module)
+        whole = not convolution and span.block == 1
+        if span.start % span.block or channels_read(module) % span.block:
+            self._refuse(f"'{name}' reads blocks of {span.block} from feature {span.start} on: not in whole channels")
+        stream = stream_name(name, Side.INPUTS if whole else Side.CHANNELS)
+        return ChannelReader(span, stream, span.start // span.block, per_feature * span.block)
+
+    def _require_whole(self, span: ChannelSpan) -> None:
+        if (span.start, span.block) != (0, 1):
+            self._refuse(f"'{span.layer}', which is tied to it, gives other channels beside them")
+
+    def _require_sound(self, name: str) -> None:
+        """Raise where a member of the group cannot be replaced by a narrower one."""
+        if self._structure.calls.get(name, 0) != 1:
+            self._refuse(f"'{name}' is called {self._structure.calls.get(name, 0)} times, it must be once")
+        require_replaceable(self._structure.model, [name])
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise UnsupportedLayerError(f"layer '{self._name}': its channels cannot be pruned: {reason}")
+
+
+class _TransposedLinear(tp.BasePruningFunc):  # type: ignore[misc]  # the library is not typed
+    """What the graph must know of a Conv1D of transformers."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        raise NotImplementedError  # `narrow` does it
+
+    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        raise NotImplementedError
+
+    def get_out_channels(self, layer: nn.Module) -> int | None:
+        return channels_given(layer)
+
+    def get_in_channels(self, layer: nn.Module) -> int | None:
+        return channels_read(layer)
+
+
+def _count_calls(model: nn.Module, example: Any) -> Counter[str]:
+    calls: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            hook = module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+            stack.callback(hook.remove)
+        call(model, example)
+    return calls

@@ -1,0 +1,201 @@
+"""A smaller network from a network and what was solved for its layers.
+
+The original is not touched. The result is plain torch, pairs of layers or convolutions and narrower ones, so it traces,
+exports and compiles like any other; its `compression_plan` says how it came about.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.network.layers.groups import in_order
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.obstacles import require_finite, require_range, require_replaceable
+from dalr_stream.network.layers.spec import layer_of, require_numbers
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.surgery.equivalence import require_as_before
+from dalr_stream.network.surgery.narrowing import fill
+from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
+from dalr_stream.network.surgery.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
+from dalr_stream.numerics.lowrank.factors import LowRankLayer, SelectedNodes
+from dalr_stream.numerics.lowrank.grouped import GroupedPair
+from dalr_stream.numerics.rows.streams import group_name, module_name
+from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelSpan
+
+Replacement = LowRankLayer | GroupedPair | SelectedNodes
+PLAN_ATTRIBUTE = "compression_plan"
+
+
+def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, example: Any = None) -> nn.Module:
+    """Return a copy of `model` in which each named layer is replaced.
+
+    Parameters
+    ----------
+    model
+        Left as it is. Weights of the copy keep their dtype and device.
+    replacements
+        Layer name -> `factors.at_rank(k)`, or `selection.at_size(k)` where the selection was solved from the moments
+        of what the layer's readers read. For a convolution of several groups, the factors of each, of one rank, by the
+        groups' names. Factor pairs come first, so a selection may shrink a pair.
+    example
+        A batch as `capture` takes it, or a `Structure` of `model`: selections are of channels that other layers carry
+        and read, and which ones shows when a batch goes through. Factor pairs need none.
+
+    Raises InvalidInputError where a replacement's shape is not the layer's, NonFiniteError where it does not fit into
+    the layer's dtype, LayerNotFoundError and UnsupportedLayerError for layers that cannot be replaced: of another kind,
+    of shared weights, or with hooks or parametrisations of others on them. The copy is thrown away then.
+    """
+    for name, record in replacements.items():
+        if not isinstance(record, Replacement):
+            raise InvalidInputError(
+                f"layer '{name}': a replacement is what at_rank or at_size gives, got {type(record).__name__}"
+            )
+    require_numbers(model)
+    with torch.inference_mode(mode=False):  # its tensors could not be trained, nor traced
+        return _compressed(model, replacements, example)
+
+
+def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], example: Any) -> nn.Module:
+    require_replaceable(model, (module_name(name) for name in replacements))
+    small = _copy(model)
+    steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before
+    for name, factors in _by_module(replacements).items():
+        steps.append(_split(small, name, factors))
+    selections = {name: record for name, record in replacements.items() if isinstance(record, SelectedNodes)}
+    if selections:
+        keeper = _Keeper(small, _structure(model, example, next(iter(selections))))
+        steps += [keeper.keep(name, record) for name, record in selections.items()]
+        keeper.require_as_before(replacements)
+    setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
+    setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
+    return small
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters, each shared one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
+    if isinstance(example, Structure):
+        if example.model is not model:
+            raise InvalidInputError(
+                f"layer '{layer}': the structure must be of the network that is compressed, and is of another one: "
+                "give Structure.of(model, batch), or the batch"
+            )
+        return example
+    if example is None:
+        raise InvalidInputError(
+            f"layer '{layer}': a selection also narrows the layers that read it, and which ones shows when a batch "
+            "goes through the network: give one, example=batch"
+        )
+    return Structure.of(model, example)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:  # of tensors that are results of others, such as a weight under weight_norm
+        raise UnsupportedLayerError(f"compress: the network cannot be copied: {error}") from error
+
+
+def _by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:
+    """Return the factor pairs, those of a layer's groups together."""
+    found: dict[str, dict[str, LowRankLayer]] = {}
+    for name, record in replacements.items():
+        if isinstance(record, GroupedPair):
+            found[name] = {group_name(name, number): part for number, part in enumerate(record.parts)}
+        elif isinstance(record, LowRankLayer):
+            found.setdefault(module_name(name), {})[name] = record
+    return found
+
+
+def _split(model: nn.Module, name: str, given: Mapping[str, LowRankLayer]) -> SplitLayer:
+    """Put a pair in a layer's place; `given` are the factors of the layer, or of each of its groups."""
+    old = layer_of(model, name)
+    factors = in_order(name, old, given)
+    down, up, bias = (np.concatenate([getattr(one, part) for one in factors]) for part in ("down", "up", "bias"))
+    _require_shape(name, (up.shape[0], down.shape[1]), tuple(matrix_of(old).shape))
+    require_range(name, matrix_of(old).dtype, down, up, bias)
+    step = SplitLayer(name, factors[0].rank, bias=old.bias is not None or bool(bias.any()))
+    step.apply(model)
+    fill(model.get_submodule(f"{name}.0"), torch.from_numpy(down), None)
+    fill(model.get_submodule(f"{name}.1"), torch.from_numpy(up), torch.from_numpy(bias))
+    return step
+
+
+class _Keeper:
+    """Narrows one group of channels after another, and knows where each span lies by then."""
+
+    def __init__(self, small: nn.Module, structure: Structure) -> None:
+        self._small = small
+        self._structure = structure
+        self._gone: dict[str, list[tuple[int, int]]] = {}
+        """By layer: where spans began in the original, and how many features each of them lost."""
+        self._narrowed: dict[str, str] = {}
+        self._kept: dict[str, tuple[ChannelGroup, NDArray[np.int64]]] = {}
+
+    def keep(self, name: str, record: SelectedNodes) -> KeepNodes:
+        """Keep the record's channels of layer `name`, and put its restore matrix A_J into every reader: W A_J."""
+        group = self._structure.group_of(name)
+        _require_shape(name, (record.restore.shape[0],), (group.channels,))
+        for producer in group.producers:
+            if producer in self._narrowed:
+                raise InvalidInputError(
+                    f"layer '{name}': its channels are those of '{self._narrowed[producer]}', tied by an addition: "
+                    "select them once"
+                )
+            self._narrowed[producer] = name
+        carriers = tuple(self._here(span) for span in group.carriers)
+        readers = tuple(self._here(reader.span) for reader in group.readers)
+        moved = bool(record.offset.any())
+        biases = tuple(
+            moved or layer_of(self._small, first_layer(self._small, span.layer)).bias is not None for span in readers
+        )
+        step = KeepNodes(name, group.channels, record.size, group.producers, carriers, readers, biases)
+        step.narrow(self._small, record.kept, record.restore, record.offset)
+        for span in readers:
+            require_finite(span.layer, layer_of(self._small, first_layer(self._small, span.layer)))
+        lost = group.channels - record.size
+        for span in (*group.carriers, *(reader.span for reader in group.readers)):
+            self._gone.setdefault(span.layer, []).append((span.start, lost * span.block))
+        self._kept[name] = group, record.kept
+        return step
+
+    def require_as_before(self, replaced: Iterable[str]) -> None:
+        """Raise UnsupportedLayerError where anything but the layers `replaced` and narrowed computes otherwise."""
+        members = (
+            name
+            for group, _ in self._kept.values()
+            for name in (*group.producers, *(reader.span.layer for reader in group.readers))
+        )
+        changed = {*map(module_name, replaced), *members}
+        require_as_before(self._structure.model, self._small, changed, self._kept, self._structure.example)
+
+    def _here(self, span: ChannelSpan) -> ChannelSpan:
+        """Return where a span of the original lies now that other channels of the same module are gone."""
+        before = sum(lost for start, lost in self._gone.get(span.layer, []) if start < span.start)
+        return dataclasses.replace(span, start=span.start - before)
+
+
+def _require_shape(layer: str, got: tuple[int, ...], needed: tuple[int, ...]) -> None:
+    if got != needed:
+        shape = " x ".join(map(str, got))
+        raise InvalidInputError(
+            f"layer '{layer}': the solution is for {shape}, the layer has {' x '.join(map(str, needed))}: "
+            "it was solved for another layer or network"
+        )

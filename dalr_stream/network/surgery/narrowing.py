@@ -1,0 +1,119 @@
+"""Layers made narrower in the channels they give, carry or read, each kind in its own way; the old ones are left alone.
+
+A reader's weight becomes W A_J: at every tap of a convolution, and for every place of a flattened image, the columns of
+the channels that stay take on what they restore of the others.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.layers.kinds import CONVOLUTIONS, blank, channels_read, matrix_of
+from dalr_stream.numerics.statistics.channels import ChannelSpan
+
+Indices = NDArray[np.int64]
+Matrix = NDArray[np.float64]
+
+
+def keep_outputs(module: nn.Module, kept: Indices) -> nn.Module:
+    """Return a layer that gives only the channels `kept`."""
+    old: Any = module
+    narrow = _like(module, inputs=_inputs_of(old), outputs=kept.size, bias=old.bias is not None)
+    chosen = torch.from_numpy(kept)
+    fill(narrow, matrix_of(module).detach()[chosen], None if old.bias is None else old.bias.detach()[chosen])
+    return narrow
+
+
+def keep_carried(module: nn.Module, kept: Indices) -> nn.Module:
+    """Return a batch norm, PReLU or depthwise convolution of the features `kept`."""
+    old: Any = module
+    chosen = torch.from_numpy(kept)
+    if isinstance(module, CONVOLUTIONS):
+        narrow = _convolution(old, kept.size, kept.size, groups=kept.size, bias=old.bias is not None)
+        fill(narrow, matrix_of(module).detach()[chosen], None if old.bias is None else old.bias.detach()[chosen])
+        return narrow
+    narrow = copy.deepcopy(module)
+    width = channels_read(module)
+    for name, tensor in (*old.named_parameters(recurse=False), *old.named_buffers(recurse=False)):
+        if tensor.ndim and len(tensor) == width:
+            left = tensor.detach()[chosen.to(tensor.device)]
+            setattr(narrow, name, nn.Parameter(left) if isinstance(tensor, nn.Parameter) else left)
+    setattr(narrow, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", kept.size)
+    return narrow
+
+
+def map_inputs(module: nn.Module, span: ChannelSpan, restore: Matrix, offset: Matrix, *, bias: bool) -> nn.Module:
+    """Return a layer that reads k channels in place of the C at `span`, and does with them what it did with all.
+
+    `restore` (C, k) and `offset` (C,) say what they were: phi ~ restore phi[kept] + offset. `bias` gives the layer one
+    where it has none. Raises InvalidInputError for an offset where a convolution pads: the padding is not restored.
+    """
+    old: Any = module
+    if offset.any() and isinstance(module, CONVOLUTIONS) and _pads(old):
+        raise InvalidInputError(
+            f"layer '{span.layer}': an offset cannot be folded into a convolution that pads its input: solve the "
+            "selection with affine=False"
+        )
+    wide = matrix_of(module).detach().double().cpu().numpy()
+    outputs, channels = wide.shape[0], restore.shape[0]
+    taps = wide.shape[1] // _inputs_of(old) * span.block  # of one channel: of the kernel, or of the flattened image
+    first, stop = (span.start // span.block * taps, (span.start // span.block + channels) * taps)
+    read = wide[:, first:stop].reshape(outputs, channels, taps)
+    mapped = np.einsum("mct,ck->mkt", read, restore, optimize=True).reshape(outputs, -1)
+    weight = np.concatenate([wide[:, :first], mapped, wide[:, stop:]], axis=1)
+    shift = np.einsum("mct,c->m", read, offset)
+    if old.bias is not None:
+        shift = shift + old.bias.detach().double().cpu().numpy()
+    fewer = (channels - restore.shape[1]) * span.block
+    narrow = _like(module, inputs=_inputs_of(old) - fewer, outputs=outputs, bias=bias)
+    fill(narrow, torch.from_numpy(weight), torch.from_numpy(shift))
+    return narrow
+
+
+def fill(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Write W (m, d) and, where the layer has one, the bias (m,)."""
+    own: Any = layer.bias
+    with torch.no_grad():
+        matrix_of(layer).copy_(weight)
+        if own is not None and bias is not None:
+            own.copy_(bias)
+
+
+def _like(module: nn.Module, *, inputs: int, outputs: int, bias: bool) -> nn.Module:
+    """Return an unfilled layer of other widths; a Conv1D of transformers becomes the linear layer that it is."""
+    old: Any = module
+    if isinstance(module, CONVOLUTIONS):
+        return _convolution(old, inputs, outputs, groups=1, bias=bias)
+    return blank(nn.Linear(inputs, outputs, bias, device="meta"), old.weight)
+
+
+def _convolution(old: Any, inputs: int, outputs: int, *, groups: int, bias: bool) -> nn.Module:
+    made: nn.Module = type(old)(
+        inputs,
+        outputs,
+        old.kernel_size,
+        stride=old.stride,
+        padding=old.padding,
+        dilation=old.dilation,
+        groups=groups,
+        bias=bias,
+        padding_mode=old.padding_mode,
+        device="meta",
+    )
+    return blank(made, old.weight)
+
+
+def _inputs_of(module: Any) -> int:
+    """Channels or features that a layer reads."""
+    return int(module.in_channels if isinstance(module, CONVOLUTIONS) else matrix_of(module).shape[1])
+
+
+def _pads(module: Any) -> bool:
+    return module.padding == "same" or (module.padding != "valid" and any(module.padding))

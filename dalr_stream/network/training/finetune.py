@@ -1,0 +1,276 @@
+"""Fine-tuning: a compressed network learns from labels what its compression lost.
+
+MoMaSP's setting is the default (section 5.1): Adam at 1e-4, weight decay 5e-4, fully connected layers alone. The batch
+size is the loader's, 50 in the paper; the paper leaves the number of epochs to its supplement, and ten is our choice.
+torch's Adam adds the decay to the gradient: it is L2 regularisation, not AdamW's decoupled decay. Dropout is off, as
+for the selections of section 5.3, whose dropout layers are narrower; the text names no such change for DALR.
+
+What is not trained stays as it is, bit for bit: the other parameters are frozen, and every module is in eval mode, so
+batch norm keeps its statistics. The order of the batches is the loader's; what it draws from torch's generator is
+seeded anew for each epoch, and what the network draws for each batch, so the epochs that follow depend on the number of
+those that are done and on nothing else. With a checkpoint after each epoch, an interrupted call goes on to the same
+bits. On a GPU that holds as far as its kernels are deterministic.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError
+from dalr_stream.network.capture.hooks import call, digest_of_inputs, samples_in
+from dalr_stream.network.layers.spec import fingerprint, told
+from dalr_stream.network.training.epochs import Epochs, EpochsFile, Trained
+from dalr_stream.network.training.trainable import only_trained
+from dalr_stream.storage.manifest import digest_of
+
+Loss = Callable[[Any, Any], torch.Tensor]
+"""`loss(outputs, labels)`, a scalar: the mean over the batch."""
+EpochDone = Callable[[int, float], None]
+"""Called with the number of an epoch, from 1, and the mean loss of its samples."""
+
+
+IGNORED = -100
+"""The label of samples that torch's cross entropy leaves out."""
+
+
+def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy of class scores, or of the `logits` of what a transformers model gives."""
+    scores = getattr(outputs, "logits", outputs)
+    if scores.ndim > 1 and not labels.is_floating_point():
+        outside = labels[(labels >= scores.shape[1]) | (labels < 0) & (labels != IGNORED)]
+        if outside.numel():
+            raise InvalidInputError(
+                f"fine-tuning: the network gives scores of the classes 0..{scores.shape[1] - 1}, and among the labels "
+                f"is {int(outside[0])}: look at the labels, or at the network's last layer"
+            )
+    return functional.cross_entropy(scores, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuning:
+    """How a network is fine-tuned."""
+
+    epochs: int = 10
+    rate: float = 1e-4
+    """Learning rate of Adam."""
+    weight_decay: float = 5e-4
+    """Added to the gradient: `weight_decay` times the weight."""
+    layers: tuple[str, ...] = ()
+    """Patterns of modules, all of whose parameters are trained: a name, a glob or `re:...`. The name of a layer that
+    became a factor pair is the pair's. None: every fully connected layer. What such a layer shares is trained with it.
+    """
+    dropout: bool = False
+    """Whether dropout modules drop. Dropout that is not a module of its own never does."""
+    loss: Loss = cross_entropy
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InvalidInputError(f"fine-tuning: epochs must be at least 1, got {self.epochs}")
+        if not 0.0 < self.rate < math.inf:
+            raise InvalidInputError(f"fine-tuning: rate must be a number above 0, got {self.rate}")
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise InvalidInputError(f"fine-tuning: weight_decay must be a number >= 0, got {self.weight_decay}")
+        if isinstance(self.layers, str):
+            raise InvalidInputError(f"fine-tuning: layers must be a sequence of patterns, got '{self.layers}'")
+
+    def made_from(self, model: nn.Module) -> str:
+        """Return the digest of what decides the result, the batches left out.
+
+        A loss goes by its name, with a module's settings and tensors and the arguments of a `functools.partial`. What a
+        function of one's own has closed over is not seen: give it as arguments of a partial.
+        """
+        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "loss"}
+        return digest_of([fingerprint(model), facts, _identity(self.loss)])
+
+
+def _identity(of: Any) -> str:
+    """Return what identifies a loss, or an argument of one."""
+    if isinstance(of, partial):
+        members = [*enumerate(of.args), *sorted(of.keywords.items())]
+        return f"{_identity(of.func)}({', '.join(f'{name}={_identity(member)}' for name, member in members)})"
+    if not callable(of):
+        return told(of)
+    named = of if hasattr(of, "__qualname__") else type(of)
+    name = f"{named.__module__}:{named.__qualname__}"
+    return f"{name}({fingerprint(of)})" if isinstance(of, nn.Module) else name
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """A loader that is told the number of each epoch, from 0, and needs no other memory of those before."""
+
+    def set_epoch(self, epoch: int) -> Any:
+        """Make the next iteration that of epoch number `epoch`."""
+
+
+def finetune(
+    model: nn.Module,
+    batches: Iterable[Any],
+    options: FineTuning | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    epoch_done: EpochDone | None = None,
+) -> nn.Module:
+    """Return a fine-tuned copy of `model`, which is left as it is; dtype, device, modes and plan are kept.
+
+    Parameters
+    ----------
+    model
+        From `compress` or `load`, or any other network.
+    batches
+        Re-iterable, of pairs (inputs, labels); inputs as `capture` takes them. Never the test split.
+    options
+        MoMaSP's setting by default.
+    checkpoint
+        A file for weights and Adam's state after each epoch, left in place. Where it is there, it is gone on from:
+        batches of the epochs that are done are loaded again without training, so that a loader with a memory is where
+        it was, and those of the last one are compared; one with `set_epoch(number)` is asked for the last one alone.
+    epoch_done
+        Told of each epoch, those of an earlier call first.
+
+    Raises NonFiniteError (epoch and batch named) for a loss or weights that are NaN or Inf, InvalidInputError for a
+    loader that gives nothing or no pairs, LayerNotFoundError and UnsupportedLayerError for patterns that match nothing
+    or nothing that can be trained, FingerprintMismatchError and StoreDamagedError for a checkpoint of other weights,
+    options or batches, or a damaged one.
+    """
+    options, epoch_done = options or FineTuning(), epoch_done or _nobody_told
+    tuned = copy.deepcopy(model)
+    with (
+        only_trained(tuned, options.layers, dropout=options.dropout) as trained,
+        _own_generator(tuned),
+        torch.enable_grad(),
+    ):
+        descent = torch.optim.Adam(trained.values(), lr=options.rate, weight_decay=options.weight_decay)
+        kept = None if checkpoint is None else EpochsFile(Path(checkpoint), options.made_from(model))
+        done = Epochs() if kept is None else kept.restore(trained, descent)
+        _go_through_again(batches, options, done)
+        for number, loss in enumerate(done.losses, start=1):
+            epoch_done(number, loss)
+        for epoch in range(done.count, options.epochs):
+            pairs, digest = _pairs(batches, options, epoch), hashlib.sha256()
+            loss = _epoch(tuned, pairs if kept is None else _digested(pairs, digest), descent, options, epoch)
+            _require_finite(trained, epoch, options)
+            done = Epochs((*done.losses, loss), digest.hexdigest())
+            if kept is not None:
+                kept.save(done, trained, descent)
+            epoch_done(done.count, loss)
+    return tuned
+
+
+def _own_generator(model: nn.Module) -> Any:
+    """Keep the caller's random numbers as they are, on every device of the network."""
+    return torch.random.fork_rng(devices=sorted({p.device.index for p in model.parameters() if p.is_cuda}))
+
+
+def _seed(*numbers: int) -> None:
+    """Seed torch by a few numbers; any other of them, another seed."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def _pairs(batches: Iterable[Any], options: FineTuning, epoch: int) -> Iterator[tuple[Any, Any]]:
+    """Yield the batches of one epoch; what the loader draws on the way is decided by the epoch's number alone."""
+    _seed(options.seed, epoch)
+    if isinstance(batches, Numbered):
+        batches.set_epoch(epoch)
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise InvalidInputError(
+                f"fine-tuning: batches must be (inputs, labels) pairs, got {type(batch).__name__}: give the labels too"
+            )
+        yield batch[0], batch[1]
+
+
+def _digested(pairs: Iterator[tuple[Any, Any]], digest: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the batches, each after `digest` has it: what is compared when a checkpoint is gone on from."""
+    for inputs, labels in pairs:
+        digest.update(_digest(inputs, labels))
+        yield inputs, labels
+
+
+def _epoch(
+    model: nn.Module,
+    pairs: Iterator[tuple[Any, Any]],
+    descent: torch.optim.Optimizer,
+    options: FineTuning,
+    epoch: int,
+) -> float:
+    """Take one step a batch; return the mean loss."""
+    total, seen = 0.0, 0
+    for number, (inputs, labels) in enumerate(pairs):
+        samples = samples_in(inputs)
+        if samples:
+            with _own_generator(model):  # what the network draws must not move what the loader draws
+                _seed(options.seed, epoch, number)
+                loss = _loss(model, inputs, labels, options, f"epoch {epoch + 1}, batch {number}")
+            descent.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch annotates it in part
+            descent.step()
+            total, seen = total + float(loss.detach()) * samples, seen + samples
+    if not seen:
+        remedy = "check the data set, its split and its filters" if not epoch else "a generator gives its batches once"
+        raise InvalidInputError(f"fine-tuning: epoch {epoch + 1}: the loader gave no sample: {remedy}")
+    return total / seen
+
+
+def _loss(model: nn.Module, inputs: Any, labels: Any, options: FineTuning, place: str) -> torch.Tensor:
+    device = next(model.parameters()).device
+    loss = options.loss(call(model, inputs), labels.to(device) if isinstance(labels, torch.Tensor) else labels)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise InvalidInputError(
+            f"fine-tuning: {place}: the loss must be one number that depends on what is trained, got {loss!r}: look at "
+            "the loss function, and whether the network uses the layers that are trained"
+        )
+    if not loss.isfinite().all():
+        raise NonFiniteError(
+            f"fine-tuning: {place}: the loss must be finite, got {float(loss.detach())}: look for bad inputs or "
+            f"overflow in half precision, or lower the rate, {options.rate}"
+        )
+    return loss
+
+
+def _require_finite(trained: Trained, epoch: int, options: FineTuning) -> None:
+    for name, parameter in trained.items():
+        if not parameter.isfinite().all():
+            raise NonFiniteError(
+                f"fine-tuning: epoch {epoch + 1}: '{name}' must be finite, and is not any more: look for overflow in "
+                f"half precision, or lower the rate, {options.rate}"
+            )
+
+
+def _go_through_again(batches: Iterable[Any], options: FineTuning, done: Epochs) -> None:
+    """Bring a loader to where it was after the epochs that are done; FingerprintMismatchError for other batches."""
+    if not done.count:
+        return
+    last, digest = done.count - 1, hashlib.sha256()
+    for epoch in range(last if isinstance(batches, Numbered) else 0, last):
+        for _ in _pairs(batches, options, epoch):
+            pass
+    for inputs, labels in _pairs(batches, options, last):
+        digest.update(_digest(inputs, labels))
+    if digest.hexdigest() != done.batches:
+        raise FingerprintMismatchError(
+            f"fine-tuning: in epoch {done.count} the loader gives other batches than before the interruption: let it "
+            "draw from its seed, or from torch's generator, alone; or remove the checkpoint and begin anew"
+        )
+
+
+def _digest(inputs: Any, labels: Any) -> bytes:
+    return f"{digest_of_inputs(inputs)}:{told(labels)};".encode()
+
+
+def _nobody_told(epoch: int, loss: float) -> None:
+    """Take no note of an epoch."""

@@ -1,0 +1,137 @@
+"""Low-rank factors from the rows themselves, by the route that their number and the variant decide.
+
+The rule: `anchored` goes by the moments of the outputs, one pass; `published` and `optimal` go through the dual where
+rows are fewer than features, else through the moments; through the square root of the moments only when asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.lowrank.assembly import Form, Layer, Seen, assemble, warn_of_few_rows
+from dalr_stream.numerics.lowrank.dual import checked_block, solve_dual
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
+from dalr_stream.numerics.lowrank.regression import Sums, anchored
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge, Variant
+from dalr_stream.numerics.lowrank.solvers import dalr
+from dalr_stream.numerics.lowrank.square_root import root_of_rows, rooted_regression
+from dalr_stream.numerics.statistics.moments import Moments
+
+Rows = NDArray[Any]
+
+
+def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    rows: Iterable[ArrayLike],
+    *,
+    ridge: Ridge = DEFAULT_RIDGE,
+    variant: Variant | str = Variant.ANCHORED,
+    affine: bool | None = None,
+    max_rank: int | None = None,
+    root: bool = False,
+) -> LowRankFactors:
+    """Return what `dalr` does, from the rows that the moments would be of.
+
+    Parameters
+    ----------
+    rows
+        The layer's inputs in blocks (t, d), t >= 1, every row of them on the target: a list of arrays, or anything
+        else that can be gone through twice, with the same rows each time.
+    root
+        `published` and `optimal` by the square-root route, for layers so ill-conditioned that their moments lose them.
+
+    Other options as for `dalr`. The route and why it was taken are in the diagnostics. Equal to `dalr` on the same
+    rows to 1e-8 in the product at relative ridges of 1e-6 and more, below that in the objective.
+
+    Raises InvalidInputError as `dalr` does, and where `rows` can be gone through only once.
+    Cost of the dual: n^2 d + 2 n m d operations, one eigendecomposition of order min(m, d), 2 n K d. Memory: two n x n
+    and three n x m in float64, and before those the rows.
+    """
+    Ridge.require(ridge)
+    form, layer = Form.of(variant, affine=affine), Layer.as_given(weight, bias)
+    most, d = layer.ranks(max_rank), layer.weight.shape[1]
+    if isinstance(rows, Iterator):
+        raise InvalidInputError("rows are gone through twice: give a list, or an object whose __iter__ begins anew")
+    if form.variant is Variant.ANCHORED:
+        if root:
+            raise InvalidInputError("the square-root route is for published and optimal: anchored has no inverse")
+        return _by_outputs(layer.widened(), form, rows, ridge, most)
+    if root:
+        found = _by_root(layer.widened(), form, rows, ridge, most)
+    elif (held := _held(rows, d)) is None:
+        return _by_moments(layer.widened(), form, rows, ridge, most)
+    else:
+        found = solve_dual(layer, form, held, rows, ridge, most)
+    warn_of_few_rows(found.diagnostics.count, d, form.variant)
+    return found
+
+
+def _by_moments(layer: Layer, form: Form, rows: Iterable[ArrayLike], ridge: Ridge, most: int) -> LowRankFactors:
+    """Solve as many rows as features or more from the moments of all of them."""
+    d = layer.weight.shape[1]
+    moments = reduce(add, (Moments.of(checked_block(block, d)) for block in rows))
+    options: dict[str, Any] = {"variant": form.variant, "affine": form.affine, "max_rank": most}
+    found = dalr(layer.weight, layer.bias, moments, ridge=ridge, **options)
+    reason = f"{moments.count} rows for {d} features: by their moments; {found.diagnostics.reason}"
+    return dataclasses.replace(found, diagnostics=dataclasses.replace(found.diagnostics, reason=reason))
+
+
+def _by_outputs(layer: Layer, form: Form, rows: Iterable[ArrayLike], ridge: Ridge, most: int) -> LowRankFactors:
+    """Solve anchored from the moments of Z = W X, with the scale of S from the rows: one pass."""
+    d, outputs = layer.weight.shape[1], None
+    count, total, squares, shift = 0, np.zeros(d), 0.0, np.zeros(d)
+    for block in rows:
+        x = np.asarray(checked_block(block, d), dtype=np.float64)
+        if count == 0:
+            shift = x.mean(axis=0)
+        here = Moments.of(x @ layer.weight.T)
+        outputs = here if outputs is None else outputs + here
+        x = x - shift
+        count, total, squares = count + len(x), total + x.sum(axis=0), squares + float(np.vdot(x, x))
+    if outputs is None:
+        raise InvalidInputError("rows: at least one is needed, got none")
+    mean = shift + total / count
+    trace = squares - float(np.vdot(total, total)) / count
+    if not form.affine:
+        trace += count * float(np.vdot(mean, mean))
+    lam = ridge.of_mean(max(trace, 0.0) / d)
+    turn, reached = layer.reach()
+    z = outputs.scatter if form.affine else outputs.gram
+    fit = anchored(Sums(reached, z if turn is None else turn.T @ z @ turn), lam, most)
+    center = mean if form.affine else np.zeros(d)
+    seen = Seen("inputs", count, count, center, layer.bias + layer.weight @ center)
+    return assemble(layer, form, seen, lam, fit, turn)
+
+
+def _by_root(layer: Layer, form: Form, rows: Iterable[ArrayLike], ridge: Ridge, most: int) -> LowRankFactors:
+    """Solve by singular values."""
+    d = layer.weight.shape[1]
+    root = root_of_rows((checked_block(block, d) for block in rows), affine=form.affine)
+    turn, reached = layer.reach()
+    lam = ridge.of_mean(float(np.vdot(root.triangle, root.triangle)) / d)
+    center = root.mean if form.affine else np.zeros(d)
+    seen = Seen("inputs", root.count, root.count, center, layer.bias + layer.weight @ center)
+    return assemble(layer, form, seen, lam, rooted_regression(reached, root, lam, most, form.variant), turn)
+
+
+def _held(rows: Iterable[ArrayLike], features: int) -> list[Rows] | None:
+    """Return the blocks of fewer rows than features; None as soon as there are as many."""
+    held: list[Rows] = []
+    count = 0
+    for block in rows:
+        held.append(checked_block(block, features))
+        count += len(held[-1])
+        if count >= features:
+            return None
+    if count == 0:
+        raise InvalidInputError("rows: at least one is needed, got none")
+    return held

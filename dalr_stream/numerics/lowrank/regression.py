@@ -1,0 +1,231 @@
+"""Rank-constrained regression of outputs Z on inputs X from their second moments, at every rank.
+
+    published   U of Z Z',                      M = Z X' (S + lam I)^-1                       Eqs. 7-11 as printed
+    optimal     U of M X Z',                    the same M                                    the minimiser of Eq. 7
+    anchored    U of M (S + lam I) M',          M = W + (Z X' - W S)(S + lam I)^-1            shrinks towards W
+
+and W ~ U_k U_k'M, with S = X X'. `anchored` minimises ||Z - C X||^2 + lam ||W - C||^2: its M is
+(Z X' + lam W)(S + lam I)^-1, written so that what the data leave undetermined stays as it is in W. Where Z = W X,
+M is W itself, and
+
+    M (S + lam I) M' = Z Z' + lam W W'
+
+needs no S and no inverse: the moments of the outputs are enough.
+
+No inverse is formed: `psd` factors S + lam I, and says how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.curves import tail_sums
+from dalr_stream.numerics.linalg.psd import (
+    SAFE_RECIPROCAL_CONDITION,
+    Eigen,
+    RidgeFactor,
+    Route,
+    orient,
+    symmetric_eigen,
+)
+from dalr_stream.numerics.lowrank.ridge import Variant
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """Unnormalised second moments of X and Z about one pair of centres, as far as they are known."""
+
+    weight: Matrix
+    """(p, d): W."""
+    outputs: Matrix
+    """(p, p): Z Z'."""
+    inputs: Matrix | None = None
+    """(d, d): S = X X'. None where the outputs alone are known."""
+    cross: Matrix | None = None
+    """(p, d): Z X' of two runs. None where Z = W X."""
+    own: Matrix | None = None
+    """(p, p): W W', where it is already there."""
+
+    @classmethod
+    def of_inputs(cls, weight: Matrix, inputs: Matrix) -> Sums:
+        """Z = W X. Cost: 2 p d^2 operations."""
+        return cls(weight, _symmetric(weight @ inputs @ weight.T), inputs)
+
+    @property
+    def known_inputs(self) -> Matrix:
+        """S; raises InvalidInputError where it is not known."""
+        if self.inputs is None:
+            raise InvalidInputError("this regression needs the moments of the layer's inputs")
+        return self.inputs
+
+    @property
+    def known_cross(self) -> Matrix:
+        """Z X' of two runs."""
+        if self.cross is None:
+            raise InvalidInputError("this regression needs the moments between inputs and outputs of two runs")
+        return self.cross
+
+    @property
+    def ridge_scale(self) -> float:
+        """Mean diagonal of S; where S is not known, its mean as W weighs it, tr(W S W') / tr(W W')."""
+        if self.inputs is not None:
+            return float(np.mean(np.diagonal(self.inputs)))
+        size = _squares(self.weight)
+        return float(np.trace(self.outputs)) / size if size > 0.0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """One regression solved, at ranks up to K <= min(p, d)."""
+
+    basis: Matrix
+    """(p, K)"""
+    down: Matrix
+    """(K, d)"""
+    objective: Vector
+    """(K + 1,)"""
+    error: float
+    """||Z - U_K U_K'M X||^2."""
+    error_bound: float | None
+    """What ||Z - C X||^2 cannot be below for any C of rank K, where that came for nothing."""
+    route: Route
+    reason: str
+    rank: int | None
+    condition: float | None
+    margin: float | None
+    notes: tuple[str, ...] = ()
+
+
+def anchored(sums: Sums, lam: float, most: int) -> Fit:
+    """Minimise ||(W - C) X||^2 + lam ||W - C||^2: Z = W X, M = W. Objective: the tail of the eigenvalues.
+
+    Cost: one eigendecomposition of order p and 2 p^2 d operations.
+    """
+    w = sums.weight
+    own = w @ w.T if sums.own is None else sums.own
+    matrix = lam * own
+    matrix += sums.outputs
+    eigen, notes = _ordered(matrix, own, most)
+    full = eigen.values.size == min(w.shape)
+    objective = _tail(eigen, 0.0 if full else float(np.trace(matrix)))
+    down = eigen.vectors.T @ w
+    size = float(np.trace(own))
+    return Fit(
+        basis=eigen.vectors,
+        down=down,
+        objective=objective,
+        error=0.0 if full else float(objective[-1]) - lam * (size - float(np.vdot(down, down))),
+        error_bound=0.0 if full else max(0.0, float(objective[-1]) - lam * size),
+        route=Route.OUTPUTS,
+        reason="Z = W X: the m x m moments of the outputs are enough",
+        rank=eigen.known_rank,
+        condition=_condition(eigen) if eigen.whole else None,
+        margin=eigen.margin,
+        notes=notes,
+    )
+
+
+def anchored_across(sums: Sums, lam: float, most: int, factor: RidgeFactor) -> Fit:
+    """Minimise ||Z - C X||^2 + lam ||W - C||^2 where Z is another run's; `factor` is that of S + lam I.
+
+    Objective: what M leaves, and the tail of the eigenvalues of M (S + lam I) M'. Cost: 6 p d^2 operations and one
+    eigendecomposition of order p.
+    """
+    w, s, between = sums.weight, sums.known_inputs, sums.known_cross
+    m = w + factor.pull_back(factor.half((between - w @ s).T)).T
+    seen = m @ s
+    matrix, own = _symmetric(seen @ m.T), m @ m.T
+    left = float(np.trace(sums.outputs) - 2.0 * np.vdot(m, between) + np.vdot(seen, m)) + lam * _squares(w - m)
+    matrix += lam * own
+    eigen, notes = _ordered(matrix, own, most)
+    down = eigen.vectors.T @ m
+    objective = left + _tail(eigen, 0.0 if eigen.values.size == min(w.shape) else float(np.trace(matrix)))
+    apart = _squares(w) - float(np.vdot(down, 2.0 * eigen.vectors.T @ w - down))
+    error = float(objective[-1]) - lam * apart
+    return Fit(eigen.vectors, down, objective, error, None, *facts(factor), notes)
+
+
+def regression(sums: Sums, lam: float, most: int, factor: RidgeFactor, variant: Variant) -> Fit:
+    """Solve published or optimal: M = Z X' (S + lam I)^-1, U of Z Z' (Eqs. 10-11), or of M X Z'.
+
+    With Y'Y = M X Z' (`RidgeFactor.half_fit`) the objective of Eq. 7 is
+
+        ||Z - C X||^2 + lam ||C||^2 = tr(Z Z') - sum_{i<=k} ||Y u_i||^2,     at full rank lam tr(M W') where Z = W X
+
+    Cost: about 6 p d^2 operations and one eigendecomposition of order p.
+    """
+    y = factor.half_fit(sums.weight) if sums.cross is None else factor.half(sums.cross.T)
+    chosen = _symmetric(y.T @ y) if variant is Variant.OPTIMAL else sums.outputs
+    eigen = symmetric_eigen(chosen, most)
+    half = y @ eigen.vectors
+    down = np.ascontiguousarray(factor.pull_back(half).T)
+    explained = np.einsum("ij,ij->j", half, half)
+    full = sums.cross is None and eigen.values.size == min(sums.weight.shape)
+    if full:
+        last = lam * float(np.vdot(down, eigen.vectors.T @ sums.weight)) if lam else 0.0
+    else:
+        last = float(np.trace(sums.outputs)) - float(explained.sum())
+    return Fit(
+        eigen.vectors,
+        down,
+        tail_sums(explained, last),
+        last - lam * _squares(down),
+        None if sums.cross is not None else 0.0 if full else float(_tail(eigen, float(np.trace(chosen)))[-1]),
+        *facts(factor),
+    )
+
+
+def facts(factor: RidgeFactor) -> tuple[Route, str, int | None, float, float]:
+    """Return route, reason, rank, condition and margin of a factored S + lam I."""
+    reason = {
+        Route.CHOLESKY: f"S + ridge I factors with 1 / condition of {SAFE_RECIPROCAL_CONDITION:g} or more",
+        Route.EIGEN: f"S + ridge I is singular or 1 / condition is below {SAFE_RECIPROCAL_CONDITION:g}",
+    }[factor.route]
+    return factor.route, reason, factor.rank, factor.condition, factor.margin
+
+
+def _ordered(matrix: Matrix, own: Matrix, most: int) -> tuple[Eigen, tuple[str, ...]]:
+    """Eigenvectors of `matrix`, those in which no output moves ordered by the weight alone, `own` = W W'.
+
+    That is as an ever smaller ridge would: any basis of that space is a minimiser; this one is the limit lam -> 0+, so
+    that inputs unlike the sample lose least, and a sample of one row gives truncated SVD.
+    """
+    eigen = symmetric_eigen(matrix, most)
+    if eigen.rank < eigen.values.size and not eigen.whole:  # all of the idle directions compete for the places left
+        eigen = symmetric_eigen(matrix)
+    r = eigen.rank
+    notes: tuple[str, ...] = ()
+    idle = eigen.vectors[:, r:]
+    if idle.shape[1] > 1 and own.any():
+        turned = orient(idle @ symmetric_eigen(_symmetric(idle.T @ own @ idle)).vectors)
+        eigen = Eigen(eigen.values, np.concatenate([eigen.vectors[:, :r], turned], axis=1), eigen.margin)
+        notes = (f"{idle.shape[1]} output directions do not move on these inputs: ordered by the weight alone",)
+    return eigen.largest(most), notes
+
+
+def _tail(eigen: Eigen, trace: float) -> Vector:
+    """Sum of the eigenvalues after the first k, for k = 0..K; those that are not here from `trace`, 0 if none is."""
+    values = np.maximum(eigen.values, 0.0)
+    return tail_sums(values, max(trace - float(values.sum()), 0.0))
+
+
+def _condition(eigen: Eigen) -> float:
+    """Largest over smallest eigenvalue above rounding."""
+    return float(eigen.values[0] / eigen.values[eigen.rank - 1]) if eigen.rank else 1.0
+
+
+def _squares(matrix: Matrix) -> float:
+    """||A||^2."""
+    return float(np.vdot(matrix, matrix))
+
+
+def _symmetric(matrix: Matrix) -> Matrix:
+    """Half of `matrix` and its transpose: products that are symmetric on paper are so only to rounding."""
+    return 0.5 * (matrix + matrix.T)

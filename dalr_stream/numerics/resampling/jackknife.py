@@ -1,0 +1,210 @@
+"""How much a solution owes to which samples were seen: it is solved again without each shard in turn.
+
+A shard is a random part of the training samples, and what is left when one is out is the sum of the others in the fixed
+tree: exact removal, no subtraction. From the g solutions without a shard follow standard errors of every figure, the
+error on rows that a solution has not seen (each shard is unseen by the solution without it), and whether more data
+would help.
+
+Source: Quenouille 1956 and Tukey 1958; for groups of unequal size Busing, Meijer and van der Leeden, Delete-m jackknife
+for unequal m, Statistics and Computing 9 (1999).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
+from dalr_stream.numerics.sizes.losses import outputs_energy, relative, relative_errors, squared_errors
+from dalr_stream.numerics.statistics.folding import merge_all
+from dalr_stream.numerics.statistics.moments import Moments
+
+Vector = NDArray[np.float64]
+Counts = NDArray[np.int64]
+M = TypeVar("M", bound=InputMoments)
+
+
+def leave_one_out(shards: Sequence[M]) -> Iterator[M]:
+    """Yield the moments without each shard: the others in the fixed tree, as if that one had never been folded.
+
+    `shards` may read each record when it is asked for; log2(g) + 2 of them are held at a time. Cost: g^2 d^2.
+    Raises InvalidInputError for fewer than two shards.
+    """
+    g = len(shards)
+    if g < 2:
+        raise InvalidInputError(f"leaving one out takes at least two shards, got {g}: fold with shards=8, say")
+    for out in range(g):
+        yield merge_all(shards[number] for number in range(g) if number != out)
+
+
+def standard_error(whole: Vector, without: Vector, counts: Counts) -> Vector:
+    """Jackknife standard error of a statistic.
+
+    With h_j = n / n_j, theta of the whole and theta_j without shard j,
+
+        t_j = h_j theta - (h_j - 1) theta_j,      J = g theta - sum_j (1 - n_j / n) theta_j
+        variance = 1/g sum_j (t_j - J)^2 / (h_j - 1)
+
+    which for shards of one size is (g - 1)/g sum_j (theta_j - their mean)^2, and for the mean of rows in shards of one
+    row the textbook's s / sqrt(n).
+
+    Parameters
+    ----------
+    whole
+        (p,), or a scalar array.
+    without
+        (g, p): the same statistic without each shard.
+    counts
+        (g,): rows of each shard, each more than 0.
+    """
+    h = _parts(counts).reshape(-1, *[1] * np.ndim(whole))
+    pseudo = h * whole - (h - 1.0) * without
+    centre = len(counts) * whole - ((1.0 - 1.0 / h) * without).sum(axis=0)
+    return np.asarray(np.sqrt(((pseudo - centre) ** 2 / (h - 1.0)).mean(axis=0)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRankJackknife:
+    """Error bars on one low-rank solution; every curve has a value a rank, k = 0..K.
+
+    Errors are norms, ||Y - Yhat|| / ||Y - b|| (Eq. 13).
+    """
+
+    counts: Counts
+    """(g,): rows of each shard."""
+    training: Vector = field(repr=False)
+    """Of the whole solution on its own rows."""
+    training_error: Vector = field(repr=False)
+    unseen: Vector = field(repr=False)
+    """Of the solutions without a shard on that shard, all shards together: cross-validation."""
+    unseen_error: Vector = field(repr=False)
+    heldout_error: Vector | None = field(repr=False)
+    """Of the curve on held-out rows: what comes of the training samples, not of the choice of held-out ones."""
+    turn: Vector = field(repr=False)
+    """Standard error of the subspace spanned by the first k columns of `up`: the root mean square sine of the principal
+    angles, 0 where it does not move, at most 1."""
+
+    @property
+    def samples_ratio(self) -> float:
+        """Rows of the whole over those a solution without a shard saw, on average over the rows left out."""
+        n = float(self.counts.sum())
+        return n / (n - float((self.counts.astype(np.float64) ** 2).sum()) / n)
+
+
+def jackknife_low_rank(
+    shards: Sequence[M], solve: Callable[[M], Factors], heldout: M | None = None
+) -> LowRankJackknife:
+    """Solve the whole and without each shard, and say how much the solution moves.
+
+    Parameters
+    ----------
+    shards
+        g >= 2 records of one layer's training rows; empty ones are left aside.
+    solve
+        Moments to factors, the same way each time: `lambda moments: ds.dalr(weight, bias, moments)`.
+    heldout
+        Moments of rows that are in no shard.
+
+    Raises InvalidInputError for fewer than two shards with rows. Cost: g + 1 solutions.
+    """
+    shards, counts = with_rows(shards)
+    total = merge_all(iter(shards))
+    whole = solve(total)
+    own, seen, apart, left, turned = relative_errors(whole, total), [], [], [], []
+    base = None if heldout is None else relative_errors(whole, heldout)
+    for shard, kept in zip(shards, leave_one_out(shards), strict=True):
+        factors = solve(kept)
+        seen.append(relative_errors(factors, kept))
+        left.append((np.maximum(squared_errors(factors, shard), 0.0), outputs_energy(factors, shard)))
+        pairs = zip(whole.parts, factors.parts, strict=True)
+        turned.append(np.mean([_sines_squared(*pair) for pair in pairs], axis=0))
+        if heldout is not None:
+            apart.append(relative_errors(factors, heldout))
+    errors, energies = np.array([one for one, _ in left]), np.array([energy for _, energy in left])
+    unseen = relative(errors.sum(axis=0), energies.sum())
+    others = relative(errors.sum(axis=0) - errors, (energies.sum() - energies)[:, None])
+    h = _parts(counts)
+    ranks = np.maximum(np.arange(own.size), 1)
+    return LowRankJackknife(
+        counts,
+        own,
+        standard_error(own, np.array(seen), counts),
+        unseen,
+        standard_error(unseen, others, counts),
+        None if base is None else standard_error(base, np.array(apart), counts),
+        np.minimum(np.sqrt(((h - 1.0)[:, None] * np.array(turned)).mean(axis=0) / ranks), 1.0),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelectionJackknife:
+    """How far one selection holds when a shard is left out; every curve has a value a size, k = 1..s."""
+
+    counts: Counts
+    common: Vector = field(repr=False)
+    """Share of the first k nodes that are among the first k without any one of the shards, whichever."""
+    jaccard: Vector = field(repr=False)
+    """Nodes in both over nodes in either, of the first k with all shards and without one: the mean over shards."""
+    retention: Vector = field(repr=False)
+    retention_error: Vector = field(repr=False)
+
+
+def jackknife_selection(shards: Sequence[Moments], solve: Callable[[Moments], ChannelSelection]) -> SelectionJackknife:
+    """Select from the whole and without each shard, and say how much the selection moves.
+
+    As `jackknife_low_rank`; `solve` may be `ds.spectral`, or `lambda target: ds.momasp(target, source)`.
+    """
+    shards, counts = with_rows(shards)
+    whole = solve(merge_all(iter(shards)))
+    others = [solve(kept) for kept in leave_one_out(shards)]
+    size = whole.order.size
+    place = _places(whole)
+    later = [np.maximum(place, _places(other)) for other in others]
+    sizes = np.arange(1, size + 1)
+    both = np.array([_within(one, size) for one in later])
+    retention = np.array([other.retention for other in others])
+    return SelectionJackknife(
+        counts,
+        _within(np.max(later, axis=0), size) / sizes,
+        (both / (2 * sizes - both)).mean(axis=0),
+        whole.retention,
+        standard_error(whole.retention, retention, counts),
+    )
+
+
+def _parts(counts: Counts) -> Vector:
+    """(g,): h_j = n / n_j."""
+    return np.asarray(counts.sum() / counts)
+
+
+def with_rows(shards: Sequence[M]) -> tuple[Sequence[M], Counts]:
+    """Leave empty shards aside, and count the rows of the others; a sequence without empty ones is left as it is."""
+    counts = np.array([shard.count for shard in shards], np.int64)
+    full = np.flatnonzero(counts)
+    return (shards if full.size == counts.size else [shards[int(number)] for number in full]), counts[full]
+
+
+def _sines_squared(whole: LowRankFactors, other: LowRankFactors) -> Vector:
+    """(K + 1,): sum of squared sines of the principal angles between the two first k columns: k - ||U_k' V_k||^2."""
+    cosines = (whole.basis.T @ other.basis) ** 2
+    within = np.concatenate([[0.0], np.diagonal(cosines.cumsum(axis=0).cumsum(axis=1))])
+    return np.asarray(np.maximum(np.arange(within.size) - within, 0.0))
+
+
+def _places(selection: ChannelSelection) -> NDArray[np.int64]:
+    """(d,): when each node was taken, from 0; d for those that were not."""
+    places = np.full(selection.nodes, selection.nodes, np.int64)
+    places[selection.order] = np.arange(selection.order.size)
+    return places
+
+
+def _within(places: NDArray[np.int64], size: int) -> Vector:
+    """(s,): nodes whose place is among the first k, k = 1..s."""
+    taken = np.bincount(places, minlength=size + 1)[:size]
+    return np.asarray(np.cumsum(taken), dtype=np.float64)

@@ -1,0 +1,118 @@
+"""The ridge by what it does on rows that decide nothing else: the best of a stated grid.
+
+A ridge is scored by the error it leaves on unseen rows, ||Y - Yhat|| / ||Y - b||, at one rank or averaged over every
+rank that saves parameters. Unseen rows are held-out ones, or each shard for the solution without it. Held-out rows that
+chose a ridge are no longer rows that decided nothing, and the choice says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
+from dalr_stream.numerics.lowrank.solvers import Ridge
+from dalr_stream.numerics.resampling.jackknife import leave_one_out, with_rows
+from dalr_stream.numerics.sizes.losses import outputs_energy, relative, squared_errors
+
+GRID = tuple(10.0**power for power in range(-6, 2))
+"""Relative ridges 1e-6 to 10, a decade apart: errors change little within a decade, and each ridge is a solution."""
+
+Vector = NDArray[np.float64]
+M = TypeVar("M", bound=InputMoments)
+
+
+@dataclass(frozen=True, slots=True)
+class RidgeChoice:
+    """A ridge, and why it."""
+
+    ridge: Ridge
+    grid: tuple[float, ...]
+    """Relative ridges that were tried, ascending."""
+    errors: tuple[float, ...]
+    """What each leaves on the rows it was judged by."""
+    judged_by: str
+    """Which rows, and at which ranks."""
+
+    @property
+    def sweep(self) -> tuple[tuple[float, float], ...]:
+        """Ridges and errors, pair by pair: how `Diagnostics` keeps them."""
+        return tuple(zip(self.grid, self.errors, strict=True))
+
+    @property
+    def note(self) -> str:
+        """The choice in words."""
+        edge = {self.grid[0]: "the smallest tried", self.grid[-1]: "the largest tried"}.get(self.ridge.value)
+        return (
+            f"relative ridge {self.ridge.value:g}{f', {edge},' if edge else ''} chosen among {len(self.grid)} from "
+            f"{self.grid[0]:g} to {self.grid[-1]:g} by {self.judged_by}: {min(self.errors):.4f}"
+        )
+
+
+def choose_ridge(
+    solve: Callable[[M, Ridge], Factors],
+    training: M | None = None,
+    *,
+    heldout: M | None = None,
+    shards: Sequence[M] | None = None,
+    rank: int | None = None,
+    grid: Iterable[float] = GRID,
+) -> RidgeChoice:
+    """Return the ridge of `grid` with the least error on unseen rows; of equal ones the largest.
+
+    Parameters
+    ----------
+    solve
+        Moments and ridge to factors: `lambda moments, ridge: ds.dalr(weight, bias, moments, ridge=ridge)`.
+    training, heldout
+        Solve from `training` and judge by `heldout`: an error reported on those rows afterwards is a little too small.
+    shards
+        In place of the two: solve without each shard and judge by it, all shards together.
+    rank
+        Judge at this rank; by default by the mean error over ranks 1 to the break-even rank.
+    grid
+        Relative ridges >= 0.
+
+    Raises InvalidInputError for an empty grid, an impossible rank, and unless judged by exactly one kind of rows.
+    Cost: a solution a ridge; with g shards, g of them.
+    """
+    values = tuple(sorted(set(map(float, grid))))
+    if not values:
+        raise InvalidInputError("choose_ridge: the grid holds no ridge")
+    pairs, judged = _judges(training, heldout, shards)
+    squares: list[Vector] = [np.zeros(1)] * len(values)
+    energy, ranks = 0.0, slice(0)
+    for kept, apart in pairs:
+        for number, value in enumerate(values):
+            factors = solve(kept, Ridge.relative(value))
+            squares[number] = squares[number] + np.maximum(squared_errors(factors, apart), 0.0)
+            ranks = _ranks(factors, rank)
+        energy += outputs_energy(factors, apart)
+    errors = tuple(float(relative(curve, energy)[ranks].mean()) for curve in squares)
+    best = max(number for number, error in enumerate(errors) if error == min(errors))
+    where = "averaged over the ranks to break-even" if rank is None else f"at rank {rank}"
+    return RidgeChoice(Ridge.relative(values[best]), values, errors, f"the error on {judged}, {where}")
+
+
+def _judges(training: M | None, heldout: M | None, shards: Sequence[M] | None) -> tuple[Iterable[tuple[M, M]], str]:
+    """Return what is solved from, with what judges it, and what that is called."""
+    if shards is not None and training is None and heldout is None:
+        full, _ = with_rows(shards)
+        return zip(leave_one_out(full), full, strict=True), "the shards left out"
+    if training is not None and heldout is not None and shards is None:
+        return [(training, heldout)], "held-out rows"
+    raise InvalidInputError("choose_ridge: judge by `training` with `heldout`, or by `shards` alone")
+
+
+def _ranks(factors: Factors, rank: int | None) -> slice:
+    """Return the ranks that are judged."""
+    if rank is None:
+        return slice(1, max(factors.break_even_rank, 1) + 1)
+    if not 1 <= rank <= factors.max_rank:
+        raise InvalidInputError(f"choose_ridge: rank must lie in 1..{factors.max_rank}, got {rank}")
+    return slice(rank, rank + 1)

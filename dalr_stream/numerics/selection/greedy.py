@@ -1,0 +1,255 @@
+"""Which nodes to keep: spectral pruning, MoMaSP, and the two baselines that rank single nodes.
+
+Spectral pruning adds, greedily, the node that lets a linear map restore the most of all nodes (momasp.md, 3.1):
+
+    r(J) = tr(Sigma_FJ Sigma_JJ^-1 Sigma_JF) / tr(Sigma),     A_J = Sigma_FJ Sigma_JJ^-1
+
+MoMaSP (3.2) subtracts a term for nodes whose moments differ between source and target. Both are exact greedy, not an
+approximation, and nested: one run gives every size and every retention. With strength 0 the second is the first.
+
+Nodes are taken in three turns: live nodes by score; nodes not live by what they explain; nodes that explain nothing
+more (their residual is rounding), in ascending order, live ones first. Ties go to the lowest node.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.curves import tail_sums
+from dalr_stream.numerics.linalg.psd import Route
+from dalr_stream.numerics.linalg.rank_k import one_blas_thread, usable_cores
+from dalr_stream.numerics.lowrank.factors import ChannelSelection, Diagnostics
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.selection.penalties import LIVE_SHARE, Form, Penalty, penalty
+from dalr_stream.numerics.selection.residual import EXPLAINED, GAIN_TOLERANCE, SchurResidual
+from dalr_stream.numerics.statistics.moments import Moments
+
+__all__ = ["Form", "by_max", "by_mean", "momasp", "spectral"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Regulariser:
+    """The second term of Eq. 5."""
+
+    penalty: Penalty
+    live: Mask
+    strength: float
+
+    def term(self, gains: Vector, nodes: Indices) -> Vector:
+        """Weigh the candidates `nodes`, whose V are `gains`: strength x std(V) x R_j / max R, 0 where max R is 0."""
+        r = self.penalty.values()[nodes]
+        largest = float(r.max())
+        if largest == 0.0:
+            return np.zeros(nodes.size)
+        return self.strength * float(np.std(gains)) * (r / largest)
+
+
+def spectral(moments: Moments, *, affine: bool = False, limit: int | None = None) -> ChannelSelection:
+    """Spectral pruning: the order in which nodes explain the most of all nodes.
+
+    Parameters
+    ----------
+    moments
+        Of the nodes themselves, after the nonlinearity, as the next layer sees them.
+    affine
+        Centre Sigma, and restore with an offset.
+    limit
+        Stop after so many nodes; by default all d are ordered. A limited selection is the beginning of the full one,
+        bit for bit.
+
+    Raises InvalidInputError for moments of no rows and a limit outside 1..d.
+    Cost: some d^2 a step, 3/2 d^3 operations and 16 d^2 bytes in full.
+    """
+    return _greedy(moments, Method.SPECTRAL, affine=affine, limit=limit, regulariser=None, notes=())
+
+
+def momasp(
+    target: Moments,
+    source: Moments,
+    *,
+    form: Form | str = Form.NODE,
+    strength: float = 1.0,
+    centered: bool = True,
+    affine: bool = False,
+    limit: int | None = None,
+) -> ChannelSelection:
+    """Moment Matching Spectral Pruning: prefer nodes that respond alike on source and target (Eqs. 3-5).
+
+    Sigma comes from the target alone. A candidate's score is V_j - strength x std(V) x R_j / max R, with the
+    (population) standard deviation and the maximum over live candidates that still explain something.
+
+    Parameters
+    ----------
+    target, source
+        Moments of the same nodes on both domains.
+    form
+        `node` (Eq. 4, the better one in the paper) or `subset` (Eq. 3).
+    strength
+        lambda of Eq. 5, >= 0; 0 is `spectral`, bit for bit.
+    centered
+        Take C in the regulariser about the mean; False takes E[phi phi'], which the paper calls covariance too.
+    affine, limit
+        As in `spectral`.
+
+    Raises InvalidInputError where widths differ, there are no rows, or an option lies outside its range.
+    Cost: as `spectral`, and d^2 once (`node`) or d a step (`subset`).
+    """
+    chosen = parse_choice(Form, form, "form")
+    method = Method.MOMASP_NODE if chosen is Form.NODE else Method.MOMASP_SUBSET
+    if not 0.0 <= strength < np.inf:
+        raise InvalidInputError(f"strength must be a finite number >= 0, got {strength}")
+    if target.features != source.features:
+        raise InvalidInputError(f"target has {target.features} features and source {source.features}: not one layer")
+    for name, moments in (("target", target), ("source", source)):
+        if moments.count == 0:
+            raise InvalidInputError(f"{name} moments must come from at least one row, got none")
+    if strength == 0.0:
+        return _greedy(target, method, affine=affine, limit=limit, regulariser=None, notes=("strength 0: spectral",))
+    term, live = penalty(target, source, form=chosen, centered=centered)
+    notes = (
+        f"strength {strength:g}, C {'about the mean' if centered else 'about zero'}",
+        f"live above tau = {LIVE_SHARE:g} of the median positive variance: {int(live.sum())} of {live.size}",
+    )
+    regulariser = _Regulariser(term, live, strength)
+    return _greedy(target, method, affine=affine, limit=limit, regulariser=regulariser, notes=notes)
+
+
+def by_mean(moments: Moments) -> ChannelSelection:
+    """Rank nodes by mean activation, largest first; pruned nodes are restored as zero (DALR, section 5.3)."""
+    _require_rows(moments)
+    return _ranking(moments, Method.PRUNE_MEAN, moments.mean)
+
+
+def by_max(moments: Moments) -> ChannelSelection:
+    """Rank nodes by their largest activation; pruned nodes are restored as zero (DALR, section 5.3).
+
+    Raises InvalidInputError where the maxima are unknown, as they are after a subtraction of moments.
+    """
+    _require_rows(moments)
+    if np.isnan(moments.maximum).any():
+        raise InvalidInputError(
+            "pruning by maximum needs the largest activations, which a subtraction of moments forgets: "
+            "add up the records that stay instead"
+        )
+    return _ranking(moments, Method.PRUNE_MAX, moments.maximum)
+
+
+def _ranking(moments: Moments, method: Method, score: Vector) -> ChannelSelection:
+    """Order by `score`, descending; retention is the share of tr(Sigma) on the nodes kept, nothing being restored."""
+    d = moments.features
+    order = np.argsort(-score, kind="stable").astype(np.int64)
+    energy = moments.variance + moments.mean**2
+    return ChannelSelection(
+        method=method,
+        order=order,
+        factor=None,
+        retention=_retention(energy[order], left=0.0, size=d),
+        center=np.zeros(d),
+        not_live=np.zeros(0, np.int64),
+        diagnostics=Diagnostics(moments.count, moments.samples, d, None, 0.0, Route.RANKING.value),
+    )
+
+
+def _greedy(
+    moments: Moments,
+    method: Method,
+    *,
+    affine: bool,
+    limit: int | None,
+    regulariser: _Regulariser | None,
+    notes: tuple[str, ...],
+) -> ChannelSelection:
+    """Take nodes one by one (Algorithm 1) until the limit, or until nothing explains anything more."""
+    _require_rows(moments)
+    d = moments.features
+    size = d if limit is None else limit
+    if not 1 <= size <= d:
+        raise InvalidInputError(f"limit must lie in 1..{d}, got {limit}")
+    live = np.ones(d, np.bool_) if regulariser is None else regulariser.live
+    # A step is too short to be shared: threads wait longer for one another than they work. What is not too short the
+    # residual shares itself, in parts that do not depend on how many threads there are.
+    with one_blas_thread(), ThreadPoolExecutor(usable_cores()) as executor:
+        residual = SchurResidual(moments.covariance if affine else moments.second_moment, size, executor)
+        taken, gains = _take_all(residual, live, regulariser, size)
+    exhausted = not residual.open.any()
+    idle = np.setdiff1d(np.arange(d), taken)
+    last = idle[np.argsort(~live[idle], kind="stable")] if exhausted else idle[:0]
+    order = np.concatenate([taken, last])[:size]
+    left = 0.0 if exhausted else float(residual.diagonal[residual.open].sum())
+    not_live = idle[: idle.size if exhausted else 0] if regulariser is None else np.flatnonzero(~live)
+    return ChannelSelection(
+        method=method,
+        order=order,
+        factor=residual.factor,
+        retention=_retention(gains, left, size),
+        center=moments.mean.copy() if affine else np.zeros(d),
+        not_live=not_live,
+        diagnostics=Diagnostics(
+            moments.count,
+            moments.samples,
+            d,
+            len(taken) if exhausted else None,
+            0.0,
+            Route.GREEDY.value,
+            (*notes, f"explained below {EXPLAINED:g} of a node's own moment, ties within {GAIN_TOLERANCE:g}"),
+        ),
+    )
+
+
+def _take_all(
+    residual: SchurResidual, live: Mask, regulariser: _Regulariser | None, size: int
+) -> tuple[Indices, Vector]:
+    """Run the greedy; return the nodes taken and what each explained, in order."""
+    taken: list[int] = []
+    gains: list[float] = []
+    while len(taken) < size and residual.open.any():
+        live_here = residual.open & live[residual.nodes]
+        first_turn = bool(live_here.any())
+        position, scores = _choose(
+            residual, live_here if first_turn else residual.open, regulariser if first_turn else None
+        )
+        node = int(residual.nodes[position])
+        gains.append(residual.take(position, scores))
+        taken.append(node)
+        if regulariser is not None:
+            regulariser.penalty.take(node)
+    return np.array(taken, np.int64), np.array(gains)
+
+
+def _choose(residual: SchurResidual, candidates: Mask, regulariser: _Regulariser | None) -> tuple[int, Vector]:
+    """Position of the best score (Eq. 5) among the candidates, the lowest where scores tie; and all scores."""
+    gains = residual.gains(candidates)
+    scores = np.where(candidates, gains, -np.inf)
+    if regulariser is not None:
+        positions = np.flatnonzero(candidates)
+        scores[positions] -= regulariser.term(gains[positions], residual.nodes[positions])
+    tied = scores >= scores.max() - GAIN_TOLERANCE * gains.max()
+    return int(np.argmax(tied)), scores
+
+
+def _retention(gains: Vector, left: float, size: int) -> Vector:
+    """Cumulated share of the whole at sizes 1..size: what is not explained yet is added up from the tail.
+
+    Exactly 1 once nothing is left: then a retention of 1 is reached at the rank, not at d.
+    """
+    tail = tail_sums(np.maximum(gains, 0.0), left)
+    retention = np.ones(size)
+    if tail[0] > 0.0:
+        retention[: gains.size] = 1.0 - tail[1:] / tail[0]
+    return retention
+
+
+def _require_rows(moments: Moments) -> None:
+    if moments.count == 0:
+        raise InvalidInputError("moments must come from at least one row, got none: accumulate some first")

@@ -1,0 +1,230 @@
+"""What is left of Sigma once some nodes are known: R = Sigma - Sigma_FJ Sigma_JJ^-1 Sigma_JF, one node at a time.
+
+Taking node p subtracts l l' with l = R_:p / sqrt(R_pp): a pivoted Cholesky factorisation whose pivot somebody else
+chooses. It explains ||R_:p||^2 / R_pp of the trace, so the greedy rule of spectral pruning needs the norms of all
+columns of R after every step. `downdate` has them from one column of R and one of R R a step.
+
+R itself is brought up to date once in BLOCK steps by one matrix product, and taken nodes are dropped then. A column of
+R R is the whole of R times a vector: d^2 numbers read for as many operations, which is what made selection slow. So
+these columns are made many at a time, by a matrix product again, for the nodes that are likely to be taken next: the
+most promising dozens play the coming steps among themselves (`_foreseen`). A wrong guess costs time, nothing
+else: whoever chooses, chooses by the gains of all nodes, and one nobody foresaw gets its column when it is taken.
+
+The invariant: every gain handed out is right to GAIN_TOLERANCE of the largest. The recurrence cancels when a column
+falls to little of what it was. What may have been lost is added up a step at a time (`_doubt`), and a node for which
+it could matter has its norm recomputed from its column before anyone compares it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.numerics.linalg.psd import EPSILON
+from dalr_stream.numerics.selection.downdate import Downdate
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+BLOCK = 128
+"""Steps between two updates of R: long enough for a matrix product at full speed, short enough to drop rows soon."""
+
+AHEAD = 64
+"""Columns of R R made at a time, at most. Reading R costs as much as 40 of them, but not many more are foreseen."""
+
+HOPE = 4
+"""Steps foreseen for each that came true of those foreseen last: few while the guesses are bad, AHEAD once they are
+good. At d = 4096 one reading did for 8 to 20 of the first 128 steps, on the whole for 20 or more."""
+
+PLAYERS = 4
+"""Nodes that play for each step foreseen. Twice as many are wrong a little less often, and take longer over it."""
+
+PART = 1024
+"""Nodes in a share of that product; threads do shares at the same time. Borders depend on the number of nodes alone,
+and so do the bits."""
+
+ROWS, WAVE = 128, 8
+"""Rows of R brought up to date by one thread, and how many such parts at a time: that many are held twice."""
+
+EXPLAINED = 1e-12
+"""A node with R_jj below this share of Sigma_jj explains nothing more. Relative to the node's own Sigma_jj, so the
+scale of a feature does not matter; a few thousand subtractions leave about 1e-14 of rounding there."""
+
+SIGMA_ROUNDING = 64 * EPSILON
+"""Share of Sigma_jj that may be rounding to begin with. A pivot that is itself a small remainder spreads its rounding:
+node j inherits (R_jp / R_pp)^2 of p's. With two almost parallel nodes taken (R_pp at 9e-5 of Sigma_pp) residuals that
+were zero on paper stood at 3e-12 of Sigma_jj, above the fixed share; the sum kept here covers that."""
+
+GAIN_TOLERANCE = 1e-10
+"""Gains closer than this share of the largest are a tie: their difference may be rounding."""
+
+
+class SchurResidual:
+    """R of a symmetric positive semi-definite Sigma (d, d), which it overwrites; nodes are taken one by one.
+
+    Everything by node (`diagonal`, `open`, gains) goes by *position* among the nodes still here; `nodes` maps
+    positions to nodes, ascending. Positions change in `take`. Sigma is scaled to a trace of 1.
+
+    At most `most` nodes are taken. `executor` shares what is large; BLAS should be held at one thread.
+    """
+
+    def __init__(self, sigma: Matrix, most: int, executor: Executor) -> None:
+        d = sigma.shape[0]
+        self.trace = float(np.trace(sigma))
+        if self.trace > 0.0:
+            sigma /= self.trace
+        self.nodes: Indices = np.arange(d)
+        self._matrix, self._executor = sigma, executor
+        self._factor = np.zeros((d, most), order="F")
+        self._steps = self._looked_at = 0
+        self._start_block(np.einsum("ij,ij->i", sigma, sigma))
+        self._own = self.diagonal.copy()
+        self._rounding = SIGMA_ROUNDING * self._own
+        self.open: Mask = self.diagonal > 0.0
+
+    @property
+    def diagonal(self) -> Vector:
+        """R_jj by position."""
+        return self._block.diagonal
+
+    @property
+    def factor(self) -> Matrix:
+        """(d, r): L, columns in the order of taking, so that Sigma = L L' + R."""
+        return self._factor[:, : self._steps]
+
+    def gains(self, candidates: Mask) -> Vector:
+        """Share of the trace each candidate would explain, as far as it is sure; zero at other positions.
+
+        What is rounding in Sigma_jj counts against node j. Where all gains are the same on paper, as before the last
+        pick of rank-deficient input, the largest would otherwise belong to a node of which next to nothing is left.
+        """
+        gains = self._estimates(candidates)
+        doubtful = self._doubtful(candidates, gains)
+        if doubtful.size:
+            self._recompute(doubtful)
+            gains = self._estimates(candidates)
+        return gains
+
+    def take(self, position: int, scores: Vector) -> float:
+        """Take the node at `position`, which must be open; return the share of the trace it explains.
+
+        `scores` (s,) by position are those it was chosen by, -inf where a node may not be taken. They say who is likely
+        to follow, and change nothing else.
+        """
+        if position not in self._squared:
+            self._look_ahead(position, scores)
+        column = self._block.column(position, self._matrix[position])
+        pivot = float(column[position])
+        explained = float(column @ column / pivot)
+        step = self._block.take(position, column, self._squared.pop(position), explained, self._taken)
+        self._taken.append(position)
+        spread = 2.0 * EPSILON * np.sqrt(self._norms_before[position] / pivot)
+        self._doubt += spread * np.abs(step) * np.sqrt(self._norms_before)
+        self._rounding += step * step * (self._rounding[position] / pivot)
+        self.open &= self.diagonal > np.maximum(EXPLAINED * self._own, self._rounding)
+        self.open[position] = False
+        self._factor[self.nodes, self._steps] = step * np.sqrt(self.trace)
+        self._steps += 1
+        self._end_block_if_due()
+        return explained
+
+    def _estimates(self, candidates: Mask) -> Vector:
+        gains = np.zeros(self.nodes.size)
+        np.divide(self._block.norms, self.diagonal + SIGMA_ROUNDING * self._own, out=gains, where=candidates)
+        return np.maximum(gains, 0.0, out=gains)
+
+    def _doubtful(self, candidates: Mask, gains: Vector) -> Indices:
+        """Positions of candidates whose gains might be wrong by more than the tolerance."""
+        return np.flatnonzero(candidates & (self._doubt > GAIN_TOLERANCE * gains.max() * self.diagonal))
+
+    def _recompute(self, positions: Indices) -> None:
+        """Take norms from the columns themselves: s b operations a column."""
+        left = self._block.left[:, : self._block.steps]
+        for chunk in np.array_split(positions, -(-positions.size // BLOCK)):
+            columns = self._matrix[chunk] - left[chunk] @ left.T
+            columns[:, self._taken] = 0.0
+            self._block.norms[chunk] = np.einsum("ij,ij->i", columns, columns)
+        self._doubt[positions] = EPSILON * self._block.norms[positions]
+
+    def _look_ahead(self, position: int, scores: Vector) -> None:
+        """Make (R_0 R_0)_:p for the node at `position` and for those likely to follow it, reading R_0 once."""
+        ahead = [p for p in self._foreseen(position, scores) if p not in self._squared]
+        size = self.nodes.size
+        rows, products = self._matrix[ahead], np.empty((len(ahead), size))
+
+        def multiply(first: int) -> None:
+            part = slice(first, first + PART)
+            products[:, part] = rows @ self._matrix[:, part]
+
+        for _ in self._executor.map(multiply, range(0, size, PART)):
+            pass
+        self._squared.update(zip(ahead, products, strict=True))
+
+    def _reach(self) -> int:
+        """How many steps to foresee."""
+        came, self._looked_at = self._steps - self._looked_at, self._steps
+        return min(HOPE * max(came, 1), AHEAD, BLOCK - self._block.steps)
+
+    def _foreseen(self, position: int, scores: Vector) -> list[int]:
+        """Positions in the order in which the nodes of the best scores would be taken, the one at `position` first.
+
+        They play among themselves, so a step costs little; what is taken off their gains stays as it is.
+        """
+        ranked = np.argsort(-np.where(np.arange(scores.size) == position, np.inf, scores), kind="stable")
+        reach = self._reach()
+        players = ranked[: min(PLAYERS * reach, np.count_nonzero(scores > -np.inf))]
+        off, floor = (self._estimates(self.open) - scores)[players], EXPLAINED * self._own[players]
+        rows = self._matrix[players]
+        small, squared = rows[:, players], rows @ rows.T
+        block, played = self._block.among(players), [0]
+        for _ in range(reach - 1):
+            p = played[-1]
+            block.take(p, block.column(p, small[p]), squared[p], block.gain(p))
+            off[p] = np.inf
+            here = (off < np.inf) & (block.diagonal > floor)
+            if not here.any():
+                break
+            gains = np.divide(block.norms, block.diagonal, out=np.zeros(players.size), where=here)
+            played.append(int(np.argmax(np.where(here, gains - off, -np.inf))))
+        return [int(p) for p in players[played]]
+
+    def _end_block_if_due(self) -> None:
+        """Bring R up to date where the block is full, or where that is cheaper than recomputing many norms."""
+        if self._steps == self._factor.shape[1] or not self.open.any():
+            return
+        if self._block.steps == BLOCK or self._doubtful(self.open, self._estimates(self.open)).size > BLOCK:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        """Subtract L L' and drop the taken nodes, within the memory of R.
+
+        Rows are written in order, each after it was read, so that none moves past one still to be read.
+        """
+        keep = np.delete(np.arange(self.nodes.size), self._taken)
+        left = self._block.left[keep, : self._block.steps]
+        matrix, norms = self._matrix.reshape(-1)[: keep.size**2].reshape(keep.size, keep.size), np.empty(keep.size)
+
+        def update(part: slice) -> tuple[slice, Matrix, Vector]:
+            rows = self._matrix[keep[part]].take(keep, axis=1)
+            rows -= left[part] @ left.T
+            return part, rows, np.einsum("ij,ij->i", rows, rows)
+
+        parts = [slice(first, first + ROWS) for first in range(0, keep.size, ROWS)]
+        for wave in range(0, len(parts), WAVE):
+            for part, rows, squares in self._executor.map(update, parts[wave : wave + WAVE]):
+                matrix[part], norms[part] = rows, squares
+        self._matrix = matrix
+        self.nodes, self.open = self.nodes[keep], self.open[keep]
+        self._own, self._rounding = self._own[keep], self._rounding[keep]
+        self._start_block(norms)
+
+    def _start_block(self, norms: Vector) -> None:
+        self._block = Downdate.start(np.diagonal(self._matrix).copy(), norms, BLOCK)
+        self._norms_before = norms.copy()
+        self._doubt = EPSILON * norms
+        self._taken: list[int] = []
+        self._squared: dict[int, Vector] = {}

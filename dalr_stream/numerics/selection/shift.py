@@ -1,0 +1,88 @@
+"""Which features respond differently on two domains: the two terms of MoMaSP's Eq. 4, feature by feature.
+
+MoMaSP adds a gap of means to a norm of covariances, whatever their units. To look at, the two are kept apart, and the
+gap is measured in standard deviations, so that a large feature does not look shifted because it is large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.selection.penalties import Discrepancy
+from dalr_stream.numerics.statistics.moments import Moments
+
+Vector = NDArray[np.float64]
+
+
+class Shift(StrEnum):
+    """What a feature is ranked by."""
+
+    MEAN = "mean"
+    COVARIANCE = "covariance"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MomentShift:
+    """How far each of d features moved from the source to the target."""
+
+    target_mean: Vector = field(repr=False)
+    """(d,)"""
+    source_mean: Vector = field(repr=False)
+    """(d,)"""
+    mean_gap: Vector = field(repr=False)
+    """(d,): (target mean - source mean) / pooled standard deviation, with the pooled variance
+    (S_target,jj + S_source,jj) / (n_target + n_source) within the domains. For a feature that is constant on both:
+    0 where it is the same constant, else +-inf."""
+    covariance_shift: Vector = field(repr=False)
+    """(d,): || S_j: o (C_source - C_target)_j: ||, S_ij = (C_target,ii C_target,jj)^(-1/4), covariances about the mean
+    (Eq. 4). 0 for features that are not live."""
+    live: NDArray[np.bool_] = field(repr=False)
+    """(d,): features that vary enough on the target for covariances to be compared in its units."""
+
+    @property
+    def features(self) -> int:
+        """d."""
+        return self.mean_gap.size
+
+    def top(self, k: int, *, by: Shift | str = Shift.MEAN) -> NDArray[np.int64]:
+        """Return the `k` features that moved most (all, where there are fewer), the most moved first.
+
+        By `|mean_gap|`, or by `covariance_shift`; the lower number first where two are equal.
+        """
+        if k < 1:
+            raise InvalidInputError(f"top: the number of features must be at least 1, got {k}")
+        chosen = parse_choice(Shift, by, "by")
+        moved = np.abs(self.mean_gap) if chosen is Shift.MEAN else self.covariance_shift
+        return np.argsort(-moved, kind="stable")[:k]
+
+
+def diff(target: Moments, source: Moments) -> MomentShift:
+    """Return how far each feature moved from `source` to `target`. Cost: d^2, and 2 d^2 doubles.
+
+    Raises InvalidInputError where one is of no rows, or of another width.
+    """
+    if target.features != source.features:
+        raise InvalidInputError(
+            f"diff: moments of {target.features} and of {source.features} features cannot be compared: "
+            "not the same layer"
+        )
+    if not target.count or not source.count:
+        raise InvalidInputError("diff: both domains need at least one row: accumulate some first")
+    found = Discrepancy.of(target, source, centered=True)
+    return MomentShift(target.mean, source.mean, _standardised_gap(target, source), found.row_norms(), live=found.live)
+
+
+def _standardised_gap(target: Moments, source: Moments) -> Vector:
+    squares = np.diagonal(target.scatter) + np.diagonal(source.scatter)
+    deviation = np.sqrt(squares / (target.count + source.count))
+    gap = target.mean - source.mean
+    constant = deviation == 0.0  # exactly: centring leaves a constant feature without any rounding
+    gap[~constant] /= deviation[~constant]
+    gap[constant & (gap != 0.0)] *= np.inf
+    return gap

@@ -1,0 +1,90 @@
+"""Channels that are kept or pruned together, and where each module holds them.
+
+A selection keeps some of a layer's nodes, or of a convolution's channels. The layers added to it in a residual network
+lose the same ones; batch norm on the way carries them; the next layers read them. This is that group as plain data:
+what a store keeps of it, what a surgery plan says, and which moments decide it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.statistics.moments import Moments
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSpan:
+    """Where a module holds the channels: channel c is its features start + c block ... start + (c + 1) block - 1.
+
+    A block is more than one feature where a linear layer reads a flattened image; the start is not 0 after a
+    concatenation.
+    """
+
+    layer: str
+    start: int = 0
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(value, int) and not isinstance(value, bool) for value in (self.start, self.block))
+        if not isinstance(self.layer, str) or not numbers or self.start < 0 or self.block < 1:
+            raise InvalidInputError(
+                f"layer '{self.layer}': its channels must start at 0 or later, in blocks of 1 feature or more, got "
+                f"start {self.start!r} and block {self.block!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelReader:
+    """A layer that reads the channels: its weight becomes W A_J there."""
+
+    span: ChannelSpan
+    stream: str
+    """The rows, and moments, of what it reads."""
+    first: int = 0
+    """The feature of that stream which is channel 0."""
+    weights: int = 0
+    """Weights of the layer for each channel."""
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> ChannelReader:
+        """Read what `dataclasses.asdict` gave."""
+        return cls(**{**plain, "span": ChannelSpan(**plain["span"])})
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """All that loses a channel when one is pruned."""
+
+    channels: int
+    producers: tuple[str, ...]
+    """Layers that give the channels: one, or those that residual additions tie together."""
+    carriers: tuple[ChannelSpan, ...]
+    """Modules that act on each channel by itself and have parameters for it: batch norm, depthwise convolutions."""
+    readers: tuple[ChannelReader, ...]
+
+    def joint(self, moments: Mapping[str, Moments]) -> Moments:
+        """Return the moments of the channels as all readers see them, from those of the streams, by name."""
+        return channel_moments(self.readers, self.channels, [moments[reader.stream] for reader in self.readers])
+
+
+def channel_moments(readers: Sequence[ChannelReader], channels: int, moments: Sequence[Moments]) -> Moments:
+    """Return the joint moments of the channels as `readers` read them; `moments` are those of their streams.
+
+    Rows of all places together: where residual additions tie layers, a channel's moments at every reader decide.
+    """
+    parts: dict[tuple[str, int], Moments] = {}
+    for reader, found in zip(readers, moments, strict=True):
+        if reader.first + channels > found.features:
+            raise InvalidInputError(
+                f"layer '{reader.span.layer}': its stream '{reader.stream}' has {found.features} features, the "
+                f"channels are {reader.first}..{reader.first + channels - 1} of it: capture again"
+            )
+        parts[reader.stream, reader.first] = found.features_between(reader.first, reader.first + channels)
+    samples = max(part.samples for part in parts.values())  # the same ones at every place
+    return dataclasses.replace(reduce(add, parts.values()), samples=samples)

@@ -1,0 +1,376 @@
+"""Tiles to moments, in an order that no scheduler can change.
+
+    tiles --LaneFold--> lanes --merge_all--> Moments (training, held-out)
+
+Floating-point addition is not associative, so the order of additions is part of the result. Here it is a function of
+the rows alone: tile t is folded by lane t mod L with L from `lane_count(d)`, a lane folds its tiles in ascending
+order, and lanes merge in a fixed pairwise tree. However the rows were batched, whoever folded which lane, interrupted
+or not: the same rows give the same bits. A wide layer has one lane, whose scatter matrix may be folded in strips, by
+several workers or one after the other: a strip has the bits of those rows of the whole.
+
+A `FoldState` is the one mutable thing of the package's mathematics, and it is changed by its fold alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError, NonFiniteError
+from dalr_stream.numerics.linalg.precision import Precision, scaled
+from dalr_stream.numerics.linalg.rank_k import BLOCK_COLUMNS, add_rank_k, add_rank_k_single, mirror_lower
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.rows.tiling import Rows, Tile, tile_rows
+from dalr_stream.numerics.statistics.moments import (
+    Chosen,
+    Matrix,
+    Moments,
+    Vector,
+    centre,
+    describe_non_finite,
+    pooled_mean,
+)
+
+NUMPY = "numpy"
+
+
+def lane_count(features: int) -> int:
+    """Return L, the lanes of a fold: 8 while accumulators are small, 1 where column blocks keep the cores busy."""
+    if features <= 1024:
+        return 8
+    return 4 if features <= 2048 else 1
+
+
+@dataclass(frozen=True, slots=True)
+class FoldRule:
+    """All that decides the bits of a layer's moments, besides the rows."""
+
+    features: int
+    holdout: HoldoutRule = field(default_factory=HoldoutRule)
+    precision: Precision = Precision.DOUBLE
+    engine: str = NUMPY
+    """What takes the products: numpy's BLAS, or another library on a kind of device, which rounds in its own way."""
+    shards: int = 1
+    """Records that the training samples are dealt to, by `HoldoutRule.deal`; the training record is their sum."""
+
+    def __post_init__(self) -> None:
+        if self.shards < 1:
+            raise InvalidInputError(f"shards must be 1 (none are kept) or more, got {self.shards}")
+
+    @property
+    def tile_rows(self) -> int:
+        """T."""
+        return tile_rows(self.features)
+
+    @property
+    def lanes(self) -> int:
+        """L."""
+        return lane_count(self.features)
+
+    @property
+    def parts(self) -> int:
+        """Records a lane folds: training, and held-out where some share is kept apart; one where shards are dealt."""
+        return 2 if self.holdout.share and self.shards == 1 else 1
+
+    @property
+    def hands(self) -> tuple[int | None, ...]:
+        """What is folded by lanes of its own: each shard and, last, the held-out samples; or all at once (None)."""
+        return (None,) if self.shards == 1 else tuple(range(self.shards + bool(self.holdout.share)))
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Rows `first` to `stop` of a scatter matrix, as far as its lower triangle goes: (stop - first) x stop."""
+
+    first: int
+    stop: int
+
+    @property
+    def cells(self) -> int:
+        """Entries."""
+        return (self.stop - self.first) * self.stop
+
+
+def strips(features: int, most_cells: int) -> tuple[Strip, ...]:
+    """Cut d x d into strips of at most `most_cells` entries, or of one block of rows where even that is more."""
+    cut: list[Strip] = []
+    first = 0
+    while first < features:
+        stop = min(first + BLOCK_COLUMNS, features)
+        while stop < features and Strip(first, wider := min(stop + BLOCK_COLUMNS, features)).cells <= most_cells:
+            stop = wider
+        cut.append(Strip(first, stop))
+        first = stop
+    return tuple(cut)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitMoments:
+    """Moments of the training rows, and of the rows kept apart; the latter have count 0 where none were."""
+
+    training: Moments
+    heldout: Moments
+    shards: tuple[Moments, ...] = ()
+    """What `training` is the sum of, where that was asked for; a sum with other moments keeps none."""
+
+    def __add__(self, other: SplitMoments) -> SplitMoments:
+        """Add part by part."""
+        return SplitMoments(self.training + other.training, self.heldout + other.heldout)
+
+
+@dataclass(slots=True, eq=False)
+class FoldState:
+    """What a fold has summed up so far: changed in place by the fold, saved as it is by a checkpoint."""
+
+    count: int
+    samples: int
+    mean: Vector
+    """(d,), or the first `stop` features for a strip that ends there; so are the other vectors."""
+    scatter: Matrix
+    """(h, d): the last h rows of the lower triangle; the rest of these rows holds nothing that is used."""
+    maximum: Vector
+    minimum: Vector
+    nonzero: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, strip: Strip) -> FoldState:
+        """Nothing summed up yet."""
+        d = strip.stop
+        nothing = np.full(d, np.inf)
+        scatter = np.zeros((d - strip.first, d))
+        return cls(0, 0, np.zeros(d), scatter, -nothing, nothing, np.zeros(d, np.int64))
+
+    def __add__(self, other: FoldState) -> FoldState:
+        """Both sets of rows together, of the same strip: to the bit what `Moments.__add__` gives there."""
+        if self.count == 0 or other.count == 0:
+            return self if other.count == 0 else other
+        n = self.count + other.count
+        delta = self.mean - other.mean
+        scatter = self.scatter + other.scatter
+        scatter += (self.count * other.count / n) * np.outer(delta[-len(scatter) :], delta)
+        return FoldState(
+            n,
+            self.samples + other.samples,
+            pooled_mean(self.count, self.mean, other.count, other.mean),
+            scatter,
+            np.maximum(self.maximum, other.maximum),
+            np.minimum(self.minimum, other.minimum),
+            self.nonzero + other.nonzero,
+        )
+
+    def moments(self) -> Moments:
+        """Return the moments; the state's memory becomes theirs, so nothing is copied and the fold must end."""
+        if self.scatter.shape[0] != self.mean.size:
+            raise InvalidInputError(f"a strip of {self.scatter.shape} is not a whole matrix: join all of them")
+        if self.count == 0:
+            return Moments.empty(self.mean.size)
+        mirror_lower(self.scatter)
+        max_abs = np.maximum(np.abs(self.maximum), np.abs(self.minimum))
+        return Moments(self.count, self.samples, self.mean, self.scatter, max_abs, self.maximum, self.nonzero)
+
+
+def join_strips(states: Sequence[FoldState]) -> FoldState:
+    """Join the strips of one matrix, in ascending order, into the state of the whole; one alone is not copied."""
+    last = states[-1]
+    if len(states) == 1:
+        return last
+    d = last.mean.size
+    scatter = np.empty((d, d))
+    for state in states:
+        h, stop = state.scatter.shape
+        scatter[stop - h : stop, :stop] = state.scatter
+    return FoldState(last.count, last.samples, last.mean, scatter, last.maximum, last.minimum, last.nonzero)
+
+
+class Fold(Protocol):
+    """Folds rows into a state, wherever the activations are."""
+
+    def update(self, rows: Rows, samples: int, chosen: Chosen | None = None) -> None:
+        """Fold `rows` (n, d), or those of the `chosen` numbers, in which `samples` samples begin.
+
+        Raises NonFiniteError, with nothing folded, at NaN or Inf.
+        """
+
+    def state(self) -> FoldState:
+        """Return what is summed up so far, in this process's memory; not to be changed while the fold goes on."""
+
+
+class Workspace:
+    """Memory that folds take turns in: those of one thread share one, so it is counted once."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0)
+
+    def matrix(self, n: int, d: int) -> Matrix:
+        """(n, d) float64, of unknown contents; what was handed out before is overwritten."""
+        if self._memory.size < n * d:
+            self._memory = np.empty(0)  # before the new one: two at once is what this class is against
+            self._memory = np.empty(n * d)
+        return self._memory[: n * d].reshape(n, d)
+
+
+NewFold = Callable[[FoldState, Workspace, Executor | None, Precision], Fold]
+"""Goes on from a state, which it owns from then on."""
+
+
+class CpuFold:
+    """The reference fold: float64, one centred rank-k update a tile, in place; float32 products where asked for.
+
+    The rank-one term that joins a tile to what came before rides along as one more row of the same BLAS call:
+    sqrt(n n_t / (n + n_t)) (mean_t - mean). Memory: d^2 doubles and one tile in float64.
+    """
+
+    def __init__(
+        self,
+        state: FoldState,
+        workspace: Workspace,
+        executor: Executor | None = None,
+        precision: Precision = Precision.DOUBLE,
+    ) -> None:
+        self._state = state
+        self._workspace = workspace
+        self._executor = executor
+        self._precision = precision
+
+    def update(self, rows: Rows, samples: int, chosen: Chosen | None = None) -> None:
+        """Fold `rows` (n, d), or the `chosen` of them; NonFiniteError, with nothing folded, at NaN or Inf."""
+        state, n = self._state, rows.shape[0] if chosen is None else chosen.size
+        if n == 0:
+            return
+        rows = rows[:, : state.mean.size]
+        centred = self._workspace.matrix(n + 1, rows.shape[1])
+        found = centre(rows, centred[:n], self._executor, chosen)
+        mean = found.mean
+        if not np.isfinite(mean).all():
+            raise NonFiniteError(
+                f"activations must be finite, got {describe_non_finite(rows if chosen is None else rows[chosen])}"
+            )
+        used = n
+        if state.count:
+            centred[n] = np.sqrt(state.count * n / (state.count + n)) * (mean - state.mean)
+            used = n + 1
+        if self._precision is Precision.SINGLE:
+            add_rank_k_single(state.scatter, scaled(centred[:used]), self._executor)
+        else:
+            add_rank_k(state.scatter, centred[:used], self._executor)
+        state.mean = pooled_mean(state.count, state.mean, n, mean) if state.count else mean
+        state.count += n
+        state.samples += samples
+        np.maximum(state.maximum, found.maximum, out=state.maximum)
+        np.minimum(state.minimum, found.minimum, out=state.minimum)
+        state.nonzero += found.nonzero
+
+    def state(self) -> FoldState:
+        """Return the accumulator itself."""
+        return self._state
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """What a lane has summed up; `heldout` is None where nothing is kept apart."""
+
+    training: FoldState
+    heldout: FoldState | None
+
+    @classmethod
+    def empty(cls, rule: FoldRule, strip: Strip | None = None) -> LaneState:
+        """Nothing summed up yet; of the whole matrix where no strip is named."""
+        strip = strip or Strip(0, rule.features)
+        return cls(FoldState.empty(strip), FoldState.empty(strip) if rule.parts == 2 else None)
+
+    def moments(self) -> SplitMoments:
+        """Return both records; the state's memory becomes theirs."""
+        training = self.training.moments()
+        heldout = Moments.empty(training.features) if self.heldout is None else self.heldout.moments()
+        return SplitMoments(training, heldout)
+
+
+class LaneFold:
+    """One lane: its tiles in ascending order, split into training and held-out rows; or those of one hand alone."""
+
+    def __init__(
+        self,
+        rule: FoldRule,
+        executor: Executor | None = None,
+        *,
+        state: LaneState | None = None,
+        workspace: Workspace | None = None,
+        new_fold: NewFold = CpuFold,
+        hand: int | None = None,
+    ) -> None:
+        """`state` is where an earlier fold of the same lane stopped; lanes of one thread may share a workspace.
+
+        `hand` is the one of `rule.hands` whose rows are folded, as if they were the training rows.
+        """
+        if hand not in rule.hands:
+            raise InvalidInputError(f"a rule with {rule.shards} shards folds one of {rule.hands} at a time, got {hand}")
+        state, workspace = state or LaneState.empty(rule), workspace or Workspace()
+        self._holdout, self._shards, self._hand = rule.holdout, rule.shards, hand
+        self._training = new_fold(state.training, workspace, executor, rule.precision)
+        self._heldout = None if state.heldout is None else new_fold(state.heldout, workspace, executor, rule.precision)
+
+    def update(self, tile: Tile) -> None:
+        """Fold the lane's next tile."""
+        if self._hand is not None:
+            own = self._holdout.deal(tile.samples, self._shards) == self._hand
+            self._training.update(tile.rows, int((tile.begins & own).sum()), np.flatnonzero(own))
+            return
+        if self._heldout is None:
+            self._training.update(tile.rows, int(tile.begins.sum()))
+            return
+        apart = self._holdout.mask(tile.samples)
+        for fold, part in ((self._training, ~apart), (self._heldout, apart)):
+            fold.update(tile.rows, int((tile.begins & part).sum()), np.flatnonzero(part))
+
+    def state(self) -> LaneState:
+        """Return what is summed up so far; see `Fold.state`."""
+        return LaneState(self._training.state(), None if self._heldout is None else self._heldout.state())
+
+    def freeze(self) -> SplitMoments:
+        """Return both records and give up the accumulators."""
+        return self.state().moments()
+
+
+class Summand(Protocol):
+    """A record that is added to others of its kind."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+
+
+Addable = TypeVar("Addable", bound=Summand)
+
+
+def merge_all(records: Iterable[Addable]) -> Addable:
+    """Add up records in a fixed pairwise tree: ((0 + 1) + (2 + 3)) + ((4 + 5) + ...
+
+    The records are taken one at a time and added as soon as the tree allows, as a binary counter carries: of r records
+    that are made on the way, at most log2(r) + 2 are held.
+    """
+    subtrees: list[tuple[int, Addable]] = []
+    for record in records:
+        size, total = 1, record
+        while subtrees and subtrees[-1][0] == size:
+            total = subtrees.pop()[1] + total
+            size *= 2
+        subtrees.append((size, total))
+    if not subtrees:
+        raise InvalidInputError("merge_all: needs at least one record")
+    _, total = subtrees.pop()
+    while subtrees:
+        total = subtrees.pop()[1] + total
+    return total
+
+
+def join_hands(rule: FoldRule, hands: Sequence[SplitMoments]) -> SplitMoments:
+    """Put together what was folded for each of `rule.hands`; with shards, training is their sum in the fixed tree."""
+    if rule.shards == 1:
+        return hands[0]
+    records = [hand.training for hand in hands]
+    shards = tuple(records[: rule.shards])
+    heldout = records[-1] if rule.holdout.share else Moments.empty(rule.features)
+    return SplitMoments(merge_all(shards), heldout, shards)

@@ -1,0 +1,309 @@
+"""First and second moments of a set of rows: small, additive, and enough to solve from.
+
+A record holds the count, the mean and the scatter *about the mean*. Centring is what keeps a feature whose mean is
+10,000 times its spread: sums about zero lose its covariance, sums about its mean do not. Joining two records needs
+one rank-one term (Chan, Golub and LeVeque 1979): with delta = mean_a - mean_b,
+
+    mean = (n_a mean_a + n_b mean_b) / n        scatter = S_a + S_b + (n_a n_b / n) delta delta'
+
+and everything else (second moments about zero, covariances, spectra) is a view of these. Adding is commutative to
+the bit and associative to rounding. This module does no input and no output and never changes an array it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dalr_stream.errors import InvalidInputError, NonFiniteError
+from dalr_stream.numerics.linalg.psd import psd_margin
+from dalr_stream.numerics.linalg.rank_k import BLOCK_COLUMNS, add_rank_k, mirror_lower, one_blas_thread
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Rows = NDArray[np.generic]
+Chosen = NDArray[np.intp]
+
+RUN_ROWS = 128
+"""Centring goes through runs of 512 KiB in float64, which stay in a core's cache between two passes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Moments of `count` rows of d features, float64 whatever the rows were.
+
+    `max_abs` and `maximum` are NaN where they are unknown (after a subtraction). Two records are compared with
+    `same_bits`; `==` is identity.
+    """
+
+    count: int
+    """Rows."""
+    samples: int
+    """Independent samples the rows came from; fewer than rows where a sample gives several."""
+    mean: Vector
+    """(d,)"""
+    scatter: Matrix
+    """(d, d): sum of (x - mean)(x - mean)', symmetric."""
+    max_abs: Vector = field(repr=False)
+    """(d,): largest |x|."""
+    maximum: Vector = field(repr=False)
+    """(d,): largest x."""
+    nonzero: NDArray[np.int64] = field(repr=False)
+    """(d,): rows in which the feature is not zero."""
+
+    def __post_init__(self) -> None:
+        d = self.mean.size
+        if self.mean.ndim != 1 or self.scatter.shape != (d, d):
+            raise InvalidInputError(f"moments: mean {self.mean.shape} and scatter {self.scatter.shape} do not match")
+        if not 0 <= self.samples <= self.count:
+            raise InvalidInputError(f"moments: samples must lie in 0..{self.count} rows, got {self.samples}")
+        for array in (self.mean, self.scatter, self.max_abs, self.maximum, self.nonzero):
+            array.setflags(write=False)
+
+    @classmethod
+    def empty(cls, features: int) -> Moments:
+        """Moments of no rows: the identity of `+`."""
+        nothing = np.full(features, -np.inf)
+        zeros = np.zeros(features)
+        scatter = np.broadcast_to(np.zeros(()), (features, features))  # d^2 zeros that take no memory
+        return cls(0, 0, zeros, scatter, zeros.copy(), nothing, np.zeros(features, np.int64))
+
+    @classmethod
+    def of(cls, rows: ArrayLike, *, samples: int | None = None) -> Moments:
+        """Moments of `rows` (n, d), n >= 0, taken as one block; `samples` defaults to n.
+
+        Raises NonFiniteError where a row holds NaN or Inf. Cost: n d^2 multiply-adds, 8 n d bytes.
+        """
+        block = np.asarray(rows)
+        if block.ndim != 2:
+            raise InvalidInputError(f"moments: rows must be a matrix of samples x features, got shape {block.shape}")
+        n, d = block.shape
+        if n == 0:
+            return cls.empty(d)
+        centred = np.empty(block.shape)
+        found = centre(block, centred)
+        if not np.isfinite(found.mean).all():
+            raise NonFiniteError(f"moments: rows must be finite, got {describe_non_finite(block)}")
+        scatter = np.zeros((d, d))
+        with one_blas_thread():
+            add_rank_k(scatter, centred)
+        mirror_lower(scatter)
+        max_abs = np.maximum(np.abs(found.maximum), np.abs(found.minimum))
+        return cls(n, n if samples is None else samples, found.mean, scatter, max_abs, found.maximum, found.nonzero)
+
+    def features_between(self, start: int, stop: int) -> Moments:
+        """Moments of the features start ... stop - 1 alone; the record itself where those are all. Cost: their d^2."""
+        if (start, stop) == (0, self.features):
+            return self
+        if not 0 <= start < stop <= self.features:
+            raise InvalidInputError(f"moments: features must lie in 0..{self.features}, got {start}..{stop}")
+        part = slice(start, stop)
+        mean, max_abs, maximum = (column[part].copy() for column in (self.mean, self.max_abs, self.maximum))
+        scatter, nonzero = self.scatter[part, part].copy(), self.nonzero[part].copy()
+        return Moments(self.count, self.samples, mean, scatter, max_abs, maximum, nonzero)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together. Commutative to the bit. Cost: d^2."""
+        if not isinstance(other, Moments):
+            return NotImplemented
+        if self.features != other.features:
+            raise InvalidInputError(
+                f"moments of {self.features} and of {other.features} features cannot be added: not the same layer"
+            )
+        if other.count == 0 or self.count == 0:
+            return self if other.count == 0 else other
+        n = self.count + other.count
+        delta = self.mean - other.mean
+        scatter = self.scatter + other.scatter
+        scatter += (self.count * other.count / n) * np.outer(delta, delta)
+        return Moments(
+            n,
+            self.samples + other.samples,
+            pooled_mean(self.count, self.mean, other.count, other.mean),
+            scatter,
+            np.maximum(self.max_abs, other.max_abs),
+            np.maximum(self.maximum, other.maximum),
+            self.nonzero + other.nonzero,
+        )
+
+    def __sub__(self, other: Moments) -> Moments:
+        """Moments of the rows of `self` that are not in `other`, which must have been added to it before.
+
+        Exact in the counts, and within rounding of the larger record in the rest, so that the scatter may end up
+        slightly indefinite: `psd_margin` says by how much. Extrema become unknown (NaN).
+        To remove rows exactly, add up the records of the rows that stay. Cost: d^2.
+        """
+        if not isinstance(other, Moments):
+            return NotImplemented
+        n = self.count - other.count
+        if self.features != other.features or n < 0 or self.samples < other.samples:
+            raise InvalidInputError(
+                f"moments of {other.count} rows of {other.features} features cannot be taken from "
+                f"{self.count} rows of {self.features}"
+            )
+        if other.count == 0 or n == 0:
+            return self if other.count == 0 else Moments.empty(self.features)
+        mean = self.mean + (self.mean - other.mean) * (other.count / n)
+        delta = mean - other.mean
+        scatter = self.scatter - other.scatter
+        scatter -= (n * other.count / self.count) * np.outer(delta, delta)
+        unknown = np.full(self.features, np.nan)
+        nonzero = self.nonzero - other.nonzero
+        return Moments(n, self.samples - other.samples, mean, scatter, unknown, unknown.copy(), nonzero)
+
+    @property
+    def features(self) -> int:
+        """d."""
+        return self.mean.size
+
+    @property
+    def parts(self) -> tuple[Moments]:
+        """Itself: `GroupedMoments` has several."""
+        return (self,)
+
+    @property
+    def covariance(self) -> Matrix:
+        """(d, d): scatter / count, about the mean, population normalised. A new array."""
+        return self.scatter / self._some_rows()
+
+    @property
+    def variance(self) -> Vector:
+        """(d,): the diagonal of `covariance`."""
+        return np.diagonal(self.scatter) / self._some_rows()
+
+    @property
+    def gram(self) -> Matrix:
+        """(d, d): XX' of the papers, the unnormalised sum of x x' about zero. A new array."""
+        return self.scatter_about(np.zeros(self.features))
+
+    @property
+    def second_moment(self) -> Matrix:
+        """(d, d): E[x x'] = gram / count. A new array."""
+        gram = self.gram
+        gram /= self._some_rows()
+        return gram
+
+    @property
+    def active_rate(self) -> Vector:
+        """(d,): share of rows in which the feature is not zero (DALR, section 3)."""
+        return self.nonzero / self._some_rows()
+
+    @property
+    def psd_margin(self) -> float:
+        """Smallest eigenvalue of the scatter over its trace; clearly below 0 after a subtraction that lost digits.
+
+        Rounding alone gives -d x 2.2e-16 or so. Cost: about 4/3 d^3 operations, each time.
+        """
+        return psd_margin(self.scatter)
+
+    def scatter_about(self, centre: Vector) -> Matrix:
+        """(d, d): sum of (x - centre)(x - centre)' = scatter + n delta delta'. A new array."""
+        delta = self.mean - centre
+        about = np.outer(delta * self.count, delta)
+        about += self.scatter
+        return about
+
+    def same_bits(self, other: Moments) -> bool:
+        """Tell whether both records hold exactly the same numbers."""
+        counts = (self.count, self.samples) == (other.count, other.samples)
+        pairs = zip(self._arrays(), other._arrays(), strict=True)
+        return counts and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+    def _arrays(self) -> tuple[NDArray[np.generic], ...]:
+        return self.mean, self.scatter, self.max_abs, self.maximum, self.nonzero
+
+    def _some_rows(self) -> int:
+        if self.count == 0:
+            raise InvalidInputError("moments of no rows have no mean and no covariance: accumulate some rows first")
+        return self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one block of rows is, feature by feature: each (d,)."""
+
+    mean: Vector
+    maximum: Vector
+    minimum: Vector
+    nonzero: NDArray[np.int64]
+
+
+def centre(rows: Rows, out: Matrix, executor: Executor | None = None, chosen: Chosen | None = None) -> Summary:
+    """Write `rows` (N, d) less their mean to `out` (n, d) as float64, and return what they are.
+
+    `chosen` (n,), n >= 1, are the numbers of the rows that are meant: all of them where none are named.
+
+    The first row is taken off before the mean is taken, so a constant feature is left exactly zero and a feature
+    whose mean dwarfs its spread loses nothing. Rows that hold NaN or Inf give a mean that is not finite. Features are
+    done in blocks with borders that depend on d alone, by the threads of `executor` where there are some, and rows in
+    runs that stay in cache: `rows` is read twice, for the mean and to take it off, and `out` is written once.
+    """
+    d = rows.shape[1]
+    summary = Summary(np.empty(d), np.empty(d), np.empty(d), np.empty(d, np.int64))
+    blocks = [slice(start, min(start + BLOCK_COLUMNS, d)) for start in range(0, d, BLOCK_COLUMNS)]
+    if executor is None or len(blocks) == 1:
+        for block in blocks:
+            _centre_block(rows, out, block, chosen, summary)
+    else:
+        for done in [executor.submit(_centre_block, rows, out, block, chosen, summary) for block in blocks]:
+            done.result()
+    return summary
+
+
+def _centre_block(rows: Rows, out: Matrix, block: slice, chosen: Chosen | None, summary: Summary) -> None:
+    """Centre one block of columns."""
+    n = out.shape[0]
+    runs = [slice(start, min(start + RUN_ROWS, n)) for start in range(0, n, RUN_ROWS)]
+    picked: Sequence[Any] = runs if chosen is None else [chosen[run] for run in runs]
+    first = rows[0 if chosen is None else chosen[0], block]
+    origin = first.astype(np.float64)
+    total = np.zeros_like(origin)
+    maximum, minimum = first.copy(), first.copy()
+    nonzero = np.zeros(origin.size, np.int64)
+    centred = np.empty((RUN_ROWS, origin.size))
+    with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf: the caller looks at the mean and names the layer
+        for pick in picked:
+            here = rows[pick, block]
+            total += _minus(here, origin, centred[: here.shape[0]]).sum(axis=0)
+            np.maximum(maximum, here.max(axis=0), out=maximum)
+            np.minimum(minimum, here.min(axis=0), out=minimum)
+            nonzero += (here != 0).view(np.uint8).sum(axis=0, dtype=np.uint8)
+        mean = origin + total / n
+        for run, pick in zip(runs, picked, strict=True):
+            _minus(rows[pick, block], mean, out[run, block])
+    summary.mean[block] = mean
+    summary.maximum[block], summary.minimum[block], summary.nonzero[block] = maximum, minimum, nonzero
+
+
+def _minus(rows: Rows, vector: Vector, out: Matrix) -> Matrix:
+    """Write `rows` less `vector` to `out`, in float64; in two steps, as numpy's own conversion is half as fast."""
+    np.copyto(out, rows)
+    out -= vector
+    return out
+
+
+def pooled_mean(n_a: int, mean_a: Vector, n_b: int, mean_b: Vector) -> Vector:
+    """Mean of both sets of rows: the same bits in either order, and exact where the two means are equal."""
+    if n_a == n_b:
+        return 0.5 * mean_a + 0.5 * mean_b
+    if n_a < n_b:
+        n_a, mean_a, n_b, mean_b = n_b, mean_b, n_a, mean_a
+    return mean_a + (mean_b - mean_a) * (n_b / (n_a + n_b))
+
+
+def describe_non_finite(rows: NDArray[np.generic]) -> str:
+    """Say how many NaN and Inf there are, and in which feature the first one stands."""
+    bad = ~np.isfinite(rows.astype(np.float64, copy=False))
+    columns = np.flatnonzero(bad.any(axis=0))
+    if columns.size == 0:
+        return "values so large that their differences overflow float64"
+    nan = int(np.isnan(rows).sum())
+    where = f"feature {columns[0]}"
+    if columns.size > 1:
+        where = f"{columns.size} features, the first in {where}"
+    return f"{nan} NaN and {int(bad.sum()) - nan} Inf in {where}"

@@ -1,0 +1,204 @@
+"""Moments, weights and solutions on disk: whole records, written once, checked when read.
+
+A record is a zarr group whose arrays `schema` declares; its attributes carry the plain values, a digest of every
+array, and whatever the caller wants to travel along (`provenance`). It is written under a temporary name and renamed,
+so a reader sees a whole record or none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.lowrank.factors import ChannelSelection, Diagnostics, LowRankFactors
+from dalr_stream.numerics.lowrank.grouped import Factors, GroupedFactors
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.rows.streams import group_name
+from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.storage import schema
+from dalr_stream.storage.arrays import write_array
+from dalr_stream.storage.durable import TEMPORARY, new_folder, remove_folder
+from dalr_stream.storage.metadata import read_metadata, write_group
+from dalr_stream.storage.schema import ArraySpec
+from dalr_stream.storage.writer import locked
+
+Arrays = dict[str, NDArray[Any]]
+Provenance = Mapping[str, Any]
+Solution = Factors | ChannelSelection
+_REMEDY = "delete the record's folder and run the step that makes it again"
+
+
+def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
+    """Return the folder of one moment record; `part` is `training`, `heldout`, or one of `dealt_parts`."""
+    return root / "moments" / domain / layer / part
+
+
+def dealt_parts(shards: int) -> list[str]:
+    """Return the names of the records that a capture's training samples were dealt to; none unless `shards` > 1."""
+    return [f"shard-{number}" for number in range(shards)] if shards > 1 else []
+
+
+def shard_path(root: Path, domain: str, shard: str, layer: str, part: str) -> Path:
+    """Return the folder of one moment record that a merged domain was made from."""
+    return root / "shards" / domain / shard / layer / part
+
+
+def solution_path(root: Path, layer: str, method: Method) -> Path:
+    """Return the folder of one solution."""
+    return root / "solutions" / layer / method.value
+
+
+def save_moments(path: Path, moments: Moments, provenance: Provenance) -> None:
+    """Write one moment record, replacing the one that was there; one of no rows has no scatter on disk."""
+    arrays = {spec.name: getattr(moments, spec.name) for spec in schema.MOMENTS if moments.count or spec.name == "mean"}
+    save_record(path, schema.MOMENTS, arrays, {"count": moments.count, "samples": moments.samples}, provenance)
+
+
+def load_moments(path: Path) -> Moments:
+    """Read one moment record; raises StoreNotFoundError and StoreDamagedError."""
+    arrays, values = load_record(path, schema.MOMENTS)
+    if values["count"] == 0:
+        return Moments.empty(arrays["mean"].size)
+    return Moments(count=values["count"], samples=values["samples"], **arrays)
+
+
+def moments_count(path: Path) -> int:
+    """Return the rows behind one moment record, without reading its arrays."""
+    return int(_attributes(path)["count"])
+
+
+def save_weights(
+    root: Path, layer: str, weight: NDArray[Any], bias: NDArray[Any] | None, provenance: Provenance
+) -> None:
+    """Keep a layer's weight (m, d) and bias (m,) in the store, so that solving needs no network."""
+    arrays = {"weight": weight, "bias": np.zeros(weight.shape[0], weight.dtype) if bias is None else bias}
+    save_record(weights_path(root, layer), schema.WEIGHTS, arrays, {}, provenance)
+
+
+def weights_path(root: Path, layer: str) -> Path:
+    """Return the folder of a layer's weights."""
+    return root / "weights" / layer
+
+
+def load_weights(root: Path, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read what `save_weights` wrote."""
+    arrays, _ = load_record(weights_path(root, layer), schema.WEIGHTS)
+    return arrays["weight"], arrays["bias"]
+
+
+def save_solution(root: Path, layer: str, solution: Solution, provenance: Provenance) -> None:
+    """Write one solution, every rank of it, replacing the one that was there.
+
+    The weight that low-rank factors approximate is not written again: it is the store's (`save_weights`). Those of a
+    convolution's groups are a record each, as their weights are.
+    """
+    if isinstance(solution, GroupedFactors):
+        for number, part in enumerate(solution.parts):
+            save_solution(root, group_name(layer, number), part, provenance)
+        return
+    specs = schema.LOW_RANK if isinstance(solution, LowRankFactors) else schema.SELECTION
+    found = {spec.name: getattr(solution, spec.name) for spec in specs}
+    arrays = {name: array for name, array in found.items() if array is not None}
+    values = {"method": solution.method.value, "diagnostics": dataclasses.asdict(solution.diagnostics)}
+    save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance)
+
+
+def load_solution(root: Path, layer: str, method: Method) -> LowRankFactors | ChannelSelection:
+    """Read a solution back, bit for bit."""
+    specs = schema.LOW_RANK if method.family is Family.LOW_RANK else schema.SELECTION
+    arrays, values = load_record(solution_path(root, layer, method), specs)
+    diagnostics = Diagnostics(**values["diagnostics"])
+    if method.family is Family.SELECTION:
+        factor = arrays.pop("factor", None)
+        return ChannelSelection(method=method, diagnostics=diagnostics, factor=factor, **arrays)
+    weight, _ = load_weights(root, layer)
+    return LowRankFactors(method=method, weight=weight.astype(np.float64), diagnostics=diagnostics, **arrays)
+
+
+def check_record(path: Path) -> None:
+    """Read a whole record and compare every array to its digest; raises StoreDamagedError."""
+    specs = {spec.name: spec for spec in (*schema.WEIGHTS, *schema.MOMENTS, *schema.LOW_RANK, *schema.SELECTION)}
+    load_record(path, list(specs.values()))
+
+
+def records(root: Path) -> list[Path]:
+    """Return the folders of every record of a store, shards of merged ones too; damaged ones are among them."""
+    depths = {"weights": "*", "moments": "*/*/*", "shards": "*/*/*/*", "solutions": "*/*"}
+    found = [path for kind, depth in depths.items() for path in (root / kind).glob(depth) if path.is_dir()]
+    return sorted(path for path in found if not path.name.startswith(TEMPORARY))
+
+
+def provenance_of(path: Path) -> dict[str, Any] | None:
+    """Return what travelled along with a record, or None where there is no record."""
+    return dict(_attributes(path)["provenance"]) if path.is_dir() else None
+
+
+def origin_of(path: Path) -> dict[str, Any] | None:
+    """Return what `provenance_of` does, and None also for a damaged record: for one that can be made again."""
+    try:
+        return provenance_of(path)
+    except StoreDamagedError:
+        return None
+
+
+def delete_activations(root: Path) -> None:
+    """Remove the activations of every domain; moments, weights and solutions stay, and solving still works."""
+    if root.exists():
+        with locked(root):  # also where they are gone: a removal that was killed is brought to its end
+            remove_folder(root / "activations")
+
+
+def save_record(
+    path: Path, specs: Sequence[ArraySpec], arrays: Arrays, values: Mapping[str, Any], provenance: Provenance
+) -> None:
+    """Write a record whole: the arrays that `specs` declares, plain values, and what travels along."""
+    with new_folder(path) as folder:
+        for spec in specs:
+            if spec.name in arrays:
+                write_array(folder, spec, arrays[spec.name])
+        seal_record(folder, values, {name: digest_of_array(array) for name, array in arrays.items()}, provenance)
+
+
+def seal_record(folder: Path, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance) -> None:
+    """Write a record's plain values, its arrays' digests and what travels along."""
+    write_group(folder, {**values, "digests": dict(digests), "provenance": dict(provenance)})
+
+
+def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
+    """Read the arrays of `specs` that a record has, and its values; StoreNotFoundError, StoreDamagedError."""
+    values = _attributes(path)
+    digests = values["digests"]
+    arrays: Arrays = {}
+    for spec in specs:
+        if spec.name not in digests:
+            continue
+        try:
+            read_metadata(path / spec.name)
+            array = np.asarray(cast("Any", zarr.open_array(path / spec.name, mode="r"))[...])
+        except (StoreDamagedError, *schema.DECODE_ERRORS) as error:
+            message = f"'{path}': array '{spec.name}' is damaged ({error}); {_REMEDY}"
+            raise StoreDamagedError(message) from error
+        if digest_of_array(array) != digests[spec.name]:
+            raise StoreDamagedError(f"'{path}': array '{spec.name}' does not match its digest; {_REMEDY}")
+        arrays[spec.name] = array
+    return arrays, values
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise StoreNotFoundError(f"there is no record at '{path}': run the step that makes it")
+    attributes: dict[str, Any] = read_metadata(path)["attributes"]
+    return attributes
+
+
+def digest_of_array(array: NDArray[Any]) -> int:
+    """CRC-32 of an array's bytes."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).data.cast("B"))

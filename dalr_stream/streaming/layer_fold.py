@@ -1,0 +1,130 @@
+"""One layer's rows in a store to the records that are kept of it.
+
+    moments/<domain>/<layer>/training, heldout        two records of one pass over the rows
+    moments/<domain>/<layer>/shard-0, shard-1, ...    where shards are dealt: a pass each, and `training` their sum
+
+Memory is that of one record's fold, however many are kept. The training record is written last, so where it is of the
+rows and the rule that are asked for, the others are too. Killed, the next call takes the records that are there and
+goes on with the one that was being folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalr_stream.numerics.statistics.folding import FoldRule, LaneState, SplitMoments, Strip, merge_all
+from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.progress import Progress
+from dalr_stream.storage.checkpoints import Unfinished
+from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.records import dealt_parts, load_moments, moments_path, provenance_of, save_moments
+from dalr_stream.storage.schema import HELDOUT, TRAINING
+from dalr_stream.storage.strips import load_strip, save_strips
+from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.streaming.cluster import Cluster
+from dalr_stream.streaming.cost import LayerCost, LayerLoad
+from dalr_stream.streaming.lanes import LaneTask
+from dalr_stream.streaming.plan import plan
+from dalr_stream.streaming.schedule import Folding, Watch, accumulate_layer, accumulate_strips
+
+
+def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provenance: Mapping[str, Any]) -> None:
+    """Keep all parts of a layer's moments in the store, the training record last."""
+    dealt = zip(dealt_parts(len(split.shards)), split.shards, strict=True)
+    for part, moments in (*dealt, (HELDOUT, split.heldout), (TRAINING, split.training)):
+        save_moments(moments_path(root, domain, layer, part), moments, provenance)
+
+
+def drop_shards(root: Path, domain: str, layer: str, rule: FoldRule) -> None:
+    """Remove a layer's shards that `rule` does not make again."""
+    kept = dealt_parts(rule.shards)
+    for path in moments_path(root, domain, layer, TRAINING).parent.glob("shard-*"):
+        if path.name not in kept:
+            remove_folder(path)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFold:
+    """How one layer of a store is folded."""
+
+    store: ActivationStore
+    task: LaneTask
+    unfinished: Unfinished
+    folding: Folding
+    progress: Progress
+
+    def run(self) -> None:
+        """Fold the layer and keep its records; raises MemoryLimitError where nothing fits."""
+        task, cost = self.task, self._cost()
+        cut = (Strip(0, task.rule.features),) if cost is None else cost.strips
+        if len(cut) > 1:
+            said = f"{len(cut)} passes over the rows, to stay within the limit"
+            self.progress.note(f"'{task.layer}' on '{task.domain}': {said}")
+        drop_shards(task.root, task.domain, task.layer, task.rule)
+        if task.rule.shards == 1:
+            self._fold(task, cut, {part: self._path(part) for part in (HELDOUT, TRAINING)})
+        else:
+            self._deal(cut)
+            self._add_up((Strip(0, task.rule.features),) if cost is None else cost.sum_strips)
+        self.unfinished.drop()
+
+    def _deal(self, cut: Sequence[Strip]) -> None:
+        """Fold the shards and the held-out rows, one after the other."""
+        rule, provenance = self.task.rule, self.unfinished.made_from
+        dealt = dealt_parts(rule.shards)
+        for hand, part in zip(rule.hands, (*dealt, HELDOUT), strict=False):  # no hand of held-out rows where none are
+            path = self._path(part)
+            if provenance_of(path) != provenance:
+                self._fold(replace(self.task, hand=hand), cut, {TRAINING: path})
+                self.unfinished.drop()
+        if not rule.holdout.share:
+            save_moments(self._path(HELDOUT), Moments.empty(rule.features), provenance)
+
+    def _add_up(self, cut: Sequence[Strip]) -> None:
+        """Write the sum of the shards, a strip at a time where the whole does not fit: the bits are the same."""
+        task, provenance, path = self.task, self.unfinished.made_from, self._path(TRAINING)
+        shards = [self._path(part) for part in dealt_parts(task.rule.shards)]
+        if len(cut) == 1:
+            save_moments(path, merge_all(load_moments(shard) for shard in shards), provenance)
+            return
+        sums = (LaneState(merge_all(load_strip(shard, strip) for shard in shards), None) for strip in cut)
+        save_strips({TRAINING: path}, task.rule.features, sums, provenance)
+
+    def _fold(self, task: LaneTask, cut: Sequence[Strip], paths: Mapping[str, Path]) -> None:
+        """Fold what `task` names and keep it in `paths`."""
+        rows, provenance = self.store.rows(task.domain, task.layer), self.unfinished.made_from
+        title = f"accumulate {task.domain}/{task.layer}"
+        if task.hand is not None:
+            title += f", {task.hand + 1} of {len(task.rule.hands)}"
+        with self.progress.track(title, rows.rows * len(cut), "rows") as advance:
+            watch = Watch(advance, self.unfinished, self.folding.pace)
+            if len(cut) > 1:
+                states = accumulate_strips(self.store, task, cut, self.folding.threads, watch)
+                save_strips(paths, rows.features, states, provenance)
+            else:
+                split = accumulate_layer(self.store, task, self.folding.scheduled_on, watch)
+                for part, path in paths.items():
+                    save_moments(path, getattr(split, part), provenance)
+
+    def _cost(self) -> LayerCost | None:
+        """Return how the matrix is cut, None for a cluster; raises MemoryLimitError where nothing fits."""
+        folding, rows = self.folding, self.store.rows(self.task.domain, self.task.layer)
+        if isinstance(folding.workers, Cluster):
+            return None
+        cost = plan(
+            [LayerLoad(self.task.layer, rows.features, rows.rows, itemsize=np.dtype(rows.dtype).itemsize)],
+            threads=folding.threads.workers,
+            heldout_share=folding.holdout.share,
+            shards=folding.shards,
+            memory_limit_bytes=folding.memory_limit_bytes,
+        )
+        cost.require()
+        return cost.layers[0]
+
+    def _path(self, part: str) -> Path:
+        return moments_path(self.task.root, self.task.domain, self.task.layer, part)

@@ -1,0 +1,173 @@
+"""A dry run: everything a run needs is looked at, what it would do is said, and nothing is written.
+
+Every loader is made and its first batch loaded, the network is built, the files that the run file names are looked for,
+and the cost is worked out. What is wrong is collected, so that one dry run names every missing data set, not the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dalr_stream.engine.estimate import require_disk
+from dalr_stream.errors import ConfigError, DalrStreamError
+from dalr_stream.network.capture.batches import form_of
+from dalr_stream.network.capture.hooks import samples_in
+from dalr_stream.network.layers.spec import left_out
+from dalr_stream.network.surgery.compress import parameter_count
+from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.workflow.results.published_file import Published
+from dalr_stream.workflow.runfile.factories import importing_from
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.runfile.sections import DataSection, FinetuneSection, LabelledSection
+from dalr_stream.workflow.steps.finetune import options_of
+from dalr_stream.workflow.steps.named_sizes import require_choices
+from dalr_stream.workflow.steps.scoring import networks_to_try
+from dalr_stream.workflow.steps.step import StepLog
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderFacts:
+    """What one loader gave. A loader says by an attribute `samples` how many there are in all its batches."""
+
+    key: str
+    """Its section of the run file."""
+    samples: int
+    exact: bool
+    """Whether the loader has `samples`; otherwise they are batches times the first of them, an upper bound."""
+    batches: int
+    first: str
+    """Shape and type of the first batch."""
+
+
+@dataclass
+class Rehearsal:
+    """What a dry run found; `problems` are in words, none where the run may start."""
+
+    loaders: list[LoaderFacts] = field(default_factory=list)
+    network: str = ""
+    left_out: tuple[str, ...] = ()
+    """Which layers that are asked for cannot be compressed, and why."""
+    plan: MemoryPlan | None = None
+    trials: str = ""
+    """How many networks will be scored and fine-tuned, in words."""
+    steps: list[tuple[str, bool]] = field(default_factory=list)
+    """Each step of the run in order, and whether it would be done; what has not changed would be skipped."""
+    problems: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep a failure that the package raises on purpose as a problem, and go on."""
+        try:
+            yield
+        except DalrStreamError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+
+    def require(self) -> None:
+        """Raise ConfigError that names every problem."""
+        if self.problems:
+            count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+            raise ConfigError(f"dry run: {count}; nothing was written\n" + "\n".join(f"- {p}" for p in self.problems))
+
+
+def rehearse(project: Project) -> Rehearsal:
+    """Look at everything that a run of this project needs; writes nothing."""
+    found, config = Rehearsal(), project.config
+    labelled = {"finetune": config.finetune, "evaluate": config.evaluate, "validation": config.validation}
+    sections: dict[str, DataSection | None] = {f"domains.{name}": part for name, part in config.domains.items()}
+    for key, section in {**sections, **labelled}.items():
+        if section is not None:
+            with found.collecting():
+                found.loaders.append(_first_batch(project, key, section, labels=key in labelled))
+    if config.report.published is not None:
+        with found.collecting():
+            Published.read(project.folder / config.report.published)
+    if config.network.train is not None:
+        with found.collecting():
+            project.trainer(config.network.train)
+    network = None
+    with found.collecting():
+        network = project.stand_in()
+        found.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
+    if network is not None and {facts.key for facts in found.loaders} >= sections.keys():
+        with found.collecting():
+            found.left_out = left_out(network, config.network.layers)
+            found.plan = project.estimate(network)
+            found.plan.require()
+            require_disk(found.plan, project.output)
+            found.trials = trials(project, network)
+        with found.collecting():
+            require_choices(project, project.prospect(network))
+    with found.collecting():
+        found.steps = list(_steps(project))
+    return found
+
+
+def trials(project: Project, network: nn.Module) -> str:
+    """Say how many networks will be scored and fine-tuned, any weights will do; empty where none are."""
+    config, said, tried = project.config, [], 0
+    if config.evaluate is not None:
+        tried = networks_to_try(project, network)
+        said.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")
+    if config.finetune is not None:
+        tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
+        said.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
+    return "; ".join(said)
+
+
+def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:
+    loader = project.loader(key, section)
+    if not isinstance(loader, Sized):
+        raise ConfigError(f"{key}.batches: the loader of '{section.batches}' has no length: give it __len__")
+    with importing_from(project.folder):
+        batch = next(iter(loader), None)
+    if batch is None:
+        raise ConfigError(f"{key}.batches: '{section.batches}' gives no batch: check the data set and its split")
+    if isinstance(section, LabelledSection) and section.metric != "accuracy":
+        project.metric(key, section)
+    if isinstance(section, FinetuneSection):
+        options_of(project, section)
+    paired = isinstance(batch, tuple | list) and len(batch) == 2
+    metric = getattr(section, "metric", "")  # fine-tuning has none
+    if labels and not paired and metric in ("", "accuracy"):
+        remedy = ", or name a metric of your own" if metric else ""
+        raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs{remedy}")
+    said: int | None = getattr(loader, "samples", None)
+    samples = samples_in(batch) * len(loader) if said is None else said
+    return LoaderFacts(key, samples, said is not None, len(loader), _in_words(batch))
+
+
+def _in_words(batch: Any) -> str:
+    """Return shape and type of the first tensor of a batch."""
+    members = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
+    first = next(member for member in members if isinstance(member, torch.Tensor))
+    return form_of(first)
+
+
+def _steps(project: Project) -> Iterator[tuple[str, bool]]:
+    """Yield each step and whether it would be done: it is stale itself, or a step before it is."""
+    config, log = project.config, StepLog(project.output, {})
+
+    def stale(step: str) -> bool:
+        return not log.fresh(step, project.made_from(step), project.artefacts(step))
+
+    if config.network.train is not None:
+        yield "train", stale("train")
+    changed = False
+    for domain in config.domains:
+        again = stale(f"accumulate {domain}")
+        changed = changed or again
+        if not config.capture.direct:
+            yield f"capture {domain}", again and stale(f"capture {domain}")
+        yield f"accumulate {domain}", again
+    wanted = {"compress": config.compress.wanted, "finetune": config.finetune is not None}
+    for step in ("solve", "compress", "finetune", "evaluate", "report"):
+        if wanted.get(step, True):
+            changed = changed or stale(step)
+            yield step, changed

@@ -1,0 +1,199 @@
+"""Fills the report's record from a store's moments and solutions and from what evaluation found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.numerics.linalg.psd import symmetric_eigen, thin_svd
+from dalr_stream.numerics.lowrank.factors import ChannelSelection
+from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.sizes.losses import relative_errors
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.numerics.statistics.channels import ChannelReader
+from dalr_stream.report.record import (
+    AccuracyCurve,
+    AccuracyPoint,
+    DomainActivity,
+    ErrorCurve,
+    HeadlineRow,
+    LayerResults,
+    Results,
+    RetentionCurve,
+    Spectra,
+    Stability,
+)
+from dalr_stream.storage.records import Solution
+from dalr_stream.workflow.results.published_file import Published
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.finetune import FineTuned
+from dalr_stream.workflow.steps.profile import read_profile
+from dalr_stream.workflow.steps.provenance import provenance
+from dalr_stream.workflow.steps.scoring import Evaluation
+from dalr_stream.workflow.steps.sizing import Compression
+from dalr_stream.workflow.steps.stability import read_stability
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFindings:
+    """What the steps found out about one layer."""
+
+    name: str
+    shape: LayerShape
+    next_layer: str | None
+    unprunable: str
+    """Why no selection of its nodes was solved; empty where some were."""
+    domains: Mapping[str, InputMoments]
+    """Every row of each domain, for the activity; in the order they are shown."""
+    training: InputMoments
+    heldout: InputMoments | None
+    solutions: Mapping[Method, Solution]
+    curves: tuple[AccuracyCurve, ...]
+    stability: Stability | None = None
+    finetuned: tuple[AccuracyCurve, ...] = ()
+
+
+def results(project: Project) -> Results:
+    """Return everything a run found out, as the report shows it."""
+    section, store = project.evaluate_section, SolvedStore.open(project.store)
+    found, stable = Evaluation.read(project.evaluation), read_stability(project.stability)
+    saved = Compression.read(project.compression).said if project.config.compress.wanted else ()
+    tuned = (str(FineTuned.read(project.finetuning)),) if project.config.finetune else ()
+    layers = [
+        dataclasses.replace(_findings(project, store, layer, found), stability=stable[layer])
+        for layer in project.layers
+    ]
+    whole = Results(
+        name=project.config.run.name,
+        provenance=provenance(project.config, store),
+        metric=section.metric_words,
+        baseline_accuracy=found.baseline,
+        layers=tuple(layer_results(layer, found.baseline, section.drop) for layer in layers),
+        sizes=found.sizes,
+        decisions=(*found.left_out, *decisions(layers), *saved, *tuned),
+        caveats=project.config.run.caveats,
+        profile=read_profile(project),
+    )
+    published = project.config.report.published
+    if published is None:
+        return whole
+    return dataclasses.replace(whole, published=Published.read(project.folder / published).beside(whole))
+
+
+def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerResults:
+    """Return the layer's part of the report; `baseline` is the uncompressed accuracy, `drop` the loss allowed."""
+    selections = [s for s in found.solutions.values() if isinstance(s, ChannelSelection)]
+    low_rank = [s for s in found.solutions.values() if not isinstance(s, ChannelSelection)]
+    return LayerResults(
+        name=found.name,
+        outputs=found.shape.outputs,
+        inputs=found.shape.inputs,
+        groups=found.shape.groups,
+        next_layer=found.next_layer,
+        next_outputs=found.shape.next_outputs,
+        drop=drop,
+        activity=tuple(activity(domain, moments) for domain, moments in found.domains.items()),
+        error_curves=tuple(error_curve(factors, found.training, found.heldout) for factors in low_rank),
+        accuracy_curves=found.curves,
+        retention_curves=tuple(RetentionCurve(s.method.value, _plain(s.retention)) for s in selections),
+        spectra=_spectra(low_rank[0], found.training) if low_rank else Spectra((), ()),
+        headline=headline(found.curves, baseline - drop),
+        stability=found.stability,
+        finetuned_curves=found.finetuned,
+    )
+
+
+def decisions(layers: Sequence[LayerFindings]) -> Iterator[str]:
+    """Yield, in words, what was decided on the way to the solutions."""
+    for layer in layers:
+        if layer.unprunable:
+            yield f"no selections were solved: {layer.unprunable}"
+        for domain, moments in layer.domains.items():
+            dead = int((moments.nonzero == 0).sum())
+            if dead:
+                yield f"layer '{layer.name}': {dead} of {moments.features} inputs never fire on '{domain}'"
+        notes: dict[str, list[str]] = {}
+        for method, solution in layer.solutions.items():
+            for note in solution.diagnostics.notes:
+                notes.setdefault(note, []).append(method.label)
+        for note, labels in notes.items():
+            yield f"layer '{layer.name}', {'; '.join(labels)}: {note}"
+
+
+def activity(domain: str, moments: InputMoments) -> DomainActivity:
+    """Return the activation rates in descending order, and the share of features that carries half of them."""
+    rates = np.sort(moments.active_rate)[::-1]
+    total = np.cumsum(rates)
+    needed = int(np.searchsorted(total, 0.5 * total[-1])) + 1 if total[-1] > 0 else rates.size
+    return DomainActivity(domain, moments.count, _plain(rates), needed / rates.size)
+
+
+def error_curve(factors: Factors, training: InputMoments, heldout: InputMoments | None) -> ErrorCurve:
+    """Return ||Y - Yhat|| / ||Y - b|| at every rank, on the training rows and on the held-out ones."""
+    apart = None if heldout is None else _plain(relative_errors(factors, heldout))
+    return ErrorCurve(factors.method.value, _plain(relative_errors(factors, training)), apart)
+
+
+def headline(curves: Sequence[AccuracyCurve], needed: float) -> tuple[HeadlineRow, ...]:
+    """Return, per method, the smallest tried size whose accuracy is at least `needed`."""
+    chosen = {curve.method: _smallest(curve.points, needed) for curve in curves}
+    svd = chosen.get(Method.SVD.value)
+    return tuple(_headline_row(method, point, svd) for method, point in chosen.items())
+
+
+def _findings(project: Project, store: SolvedStore, layer: str, found: Evaluation) -> LayerFindings:
+    section = project.config.solve
+    return LayerFindings(
+        name=layer,
+        shape=store.shape(layer),
+        next_layer=_in_words(store.readers(layer)),
+        unprunable=store.record(layer).unprunable,
+        domains={domain: store.inputs_of_all(domain, layer) for domain in project.config.domains},
+        training=store.inputs(section.target, layer),
+        heldout=store.inputs_heldout(section.target, section.heldout, layer),
+        solutions=store.solutions(layer, project.methods(store, layer)),
+        curves=found.curves[layer],
+        finetuned=found.finetuned.get(layer, ()),
+    )
+
+
+def _in_words(readers: Sequence[ChannelReader]) -> str | None:
+    """Name the layers that read the channels; None for none."""
+    names = [reader.span.layer for reader in readers]
+    return " and ".join(names[:2]) + (f" and {len(names) - 2} others" if len(names) > 2 else "") if names else None
+
+
+def _headline_row(method: str, point: AccuracyPoint | None, svd: AccuracyPoint | None) -> HeadlineRow:
+    if point is None:
+        return HeadlineRow(method, None, None, None, None, None)
+    ratio = None
+    if svd is not None:
+        if Method(method).family is Family.LOW_RANK and svd.layer_parameters and point.layer_parameters:
+            ratio = svd.layer_parameters / point.layer_parameters
+        else:
+            ratio = svd.pair_parameters / point.pair_parameters
+    return HeadlineRow(method, point.size, point.layer_parameters, point.pair_parameters, point.accuracy, ratio)
+
+
+def _smallest(points: Sequence[AccuracyPoint], needed: float) -> AccuracyPoint | None:
+    return next((point for point in points if point.accuracy >= needed), None)
+
+
+def _spectra(factors: Factors, training: InputMoments) -> Spectra:
+    weights = [part.weight for part in factors.parts]
+    grams = [weight @ seen.gram @ weight.T for weight, seen in zip(weights, training.parts, strict=True)]
+    singular = np.concatenate([thin_svd(weight).values for weight in weights])
+    outputs = np.concatenate([symmetric_eigen(gram).values for gram in grams])
+    return Spectra(_plain(np.sort(singular)[::-1]), _plain(np.sqrt(np.maximum(np.sort(outputs)[::-1], 0.0))))
+
+
+def _plain(values: Vector) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

@@ -1,0 +1,158 @@
+"""Tables for the terminal: the layers, what a run will cost, what was solved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from dalr_stream.engine.capture import network_record
+from dalr_stream.engine.merge import Merged
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.numerics.rows.streams import Side, layer_of_stream, module_name
+from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.workflow.dry_run import Rehearsal
+from dalr_stream.workflow.results.inspect import ENOUGH, LayerOutlook, SizePoint
+from dalr_stream.workflow.runfile.project import Project
+
+L = TypeVar("L")
+
+
+def layer_table(project: Project, network: nn.Module) -> Table:
+    """Return the layers of a network, trained or not: shape, weights, break-even rank, and who reads their nodes.
+
+    What is watched for the selections of other layers has its name alone.
+    """
+    table = _table("layer", "kind", "outputs x inputs", "weights", "break-even rank", "read by")
+    watched = project.watched_in(network)
+    records = network_record(network, watched).layers
+    for name, layers in _by_module(watched, lambda layer: layer.stream).items():
+        layer, groups = layers[0], len(layers)
+        if layer.side is Side.CHANNELS:
+            table.add_row(name, layer.kind, "", "", "", "watched for selections")
+            continue
+        record = records[layer.stream]
+        named = ", ".join(reader.span.layer for reader in record.readers)
+        readers = named or (record.unprunable and "no selection: " + record.unprunable.partition(": ")[2])
+        shape = f"{groups * layer.outputs:,} x {layer.inputs:,}"
+        weights = f"{groups * layer.parameters:,}"
+        table.add_row(_with_groups(name, groups), layer.kind, shape, weights, f"{layer.break_even_rank:,}", readers)
+    return table
+
+
+def cost_table(plan: MemoryPlan) -> Table:
+    """Return the plan, a row a layer and the totals; the dominant cost is the layer's share of all multiply-adds.
+
+    Features and rows of a convolution of several groups are those of each of them.
+    """
+    table = _table("layer", "features", "rows", "disk", "moments", "memory", "passes", "mult-adds", "share")
+    table.title = Text("disk, moments and peak memory in MiB", justify="left")
+    passes = {name: number for number, group in enumerate(plan.groups, start=1) for name in group}
+    for name, layers in _by_module(plan.layers, lambda layer: layer.name).items():
+        taken = sorted({passes[layer.name] for layer in layers})
+        multiply_adds = sum(layer.multiply_adds for layer in layers)
+        table.add_row(
+            _with_groups(name, len(layers)),
+            f"{layers[0].features:,}",
+            f"{layers[0].rows:,}",
+            "none kept" if plan.direct else _mib(sum(layer.disk_bytes for layer in layers)),
+            _mib(sum(layer.moments_bytes for layer in layers)),
+            _mib(sum(layer.direct_bytes for layer in layers) if plan.direct else layers[0].store_bytes),
+            f"no. {', '.join(map(str, taken))} of {len(plan.groups)}" if plan.direct else f"{layers[0].passes}",
+            f"{multiply_adds:.2e}",
+            f"{multiply_adds / max(plan.multiply_adds, 1):.0%}",
+        )
+    table.add_section()
+    moments = sum(layer.moments_bytes for layer in plan.layers)
+    rows = sum(layer.rows for layer in plan.layers)
+    disk = _mib(plan.disk_bytes - moments)
+    adds = f"{plan.multiply_adds:.2e}"
+    table.add_row("total", "", f"{rows:,}", disk, _mib(moments), _mib(plan.peak_bytes), "", adds, "")
+    return table
+
+
+def rehearsal_tables(found: Rehearsal) -> list[Table]:
+    """Return what a dry run found: the loaders, the plan, the steps."""
+    loaders = _table("data", "samples", "batches", "first batch")
+    for facts in found.loaders:
+        samples = f"{facts.samples:,}" if facts.exact else f"at most {facts.samples:,}"
+        loaders.add_row(facts.key, samples, f"{facts.batches:,}", facts.first)
+    steps = _table("step", "")
+    for name, done in found.steps:
+        steps.add_row(name, "would run" if done else "nothing has changed")
+    return [loaders, *([] if found.plan is None else [cost_table(found.plan)]), *([steps] if found.steps else [])]
+
+
+def solution_table(project: Project) -> Table:
+    """Return what was solved: numerical rank, ridge and route of each solution."""
+    table = _table("layer", "method", "rows", "numerical rank", "ridge", "route")
+    store = SolvedStore.open(project.store)
+    for layer in project.layers:
+        for method, solution in store.solutions(layer, project.methods(store, layer)).items():
+            facts = solution.diagnostics
+            rank = "" if facts.numerical_rank is None else f"{facts.numerical_rank:,}"
+            table.add_row(layer, method.label, f"{facts.count:,}", rank, f"{facts.ridge:.3g}", facts.route)
+    return table
+
+
+def outlook_table(outlooks: Sequence[LayerOutlook]) -> Table:
+    """Return what compressing each layer would save and cost, best first.
+
+    Sizes are for enough energy, for half the weights and at break-even; errors on the training / the held-out rows.
+    Narrow enough for a terminal of 80 columns: `inspect --json` has the rest.
+    """
+    table = _table("layer", "shape", f"{ENOUGH:.0%} at", "saves", "half", "error", "break-even", "error")
+    table.title = Text(", ".join(dict.fromkeys(found.method.label for found in outlooks)), justify="left")
+    for found in outlooks:
+        table.add_row(
+            Text(_with_groups(found.layer, found.groups)),
+            f"{found.outputs:,} x {found.inputs:,}",
+            f"{found.enough.size:,}" if found.enough.saved else "all",
+            f"{found.enough.saved / found.weights:.0%}",
+            *_point_cells(found.half),
+            *_point_cells(found.break_even),
+        )
+    return table
+
+
+def shard_table(merged: Merged) -> Table:
+    """Return what a merged store is the sum of; names are as `--without` takes them."""
+    table = _table("domain", "shard", "samples", "from")
+    for shard in merged.shards:
+        table.add_row(Text(shard.domain), shard.name, f"{shard.record.samples:,}", Text(str(shard.root)))
+    return table
+
+
+def _by_module(layers: Iterable[L], name_of: Callable[[L], str]) -> dict[str, list[L]]:
+    """Put the groups of a convolution together, under its name and what of it is watched."""
+    found: dict[str, list[L]] = {}
+    for layer in layers:
+        stream = name_of(layer)
+        watched = layer_of_stream(stream)
+        found.setdefault(module_name(watched) + stream.removeprefix(watched), []).append(layer)
+    return found
+
+
+def _with_groups(name: str, groups: int) -> str:
+    return f"{name} ({groups} groups)" if groups > 1 else name
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _point_cells(point: SizePoint | None) -> tuple[str, str]:
+    if point is None:
+        return "none", ""
+    apart = "" if point.error_heldout is None else f" / {point.error_heldout:.3f}"
+    return f"{point.size:,}", f"{point.error_training:.3f}{apart}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f}"

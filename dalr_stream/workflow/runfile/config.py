@@ -1,0 +1,182 @@
+"""The run file: TOML, validated whole before anything runs.
+
+Unknown keys are errors that name the nearest known one; a value of the wrong kind is an error that names its key. The
+resolved configuration, with every default filled in, travels in every artefact. A run file names Python only as
+`module:function`, where the user wrote it; nothing else read from disk is ever executed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from dalr_stream.errors import ConfigError
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.workflow.runfile.compress_section import CompressSection, with_sizes
+from dalr_stream.workflow.runfile.messages import explain
+from dalr_stream.workflow.runfile.sections import (
+    CaptureSection,
+    DataSection,
+    EvaluateSection,
+    FinetuneSection,
+    LabelledSection,
+    NetworkSection,
+    ReportSection,
+    RunSection,
+    Section,
+    SolveSection,
+)
+
+
+class RunConfig(Section):
+    """A whole run file."""
+
+    run: RunSection
+    network: NetworkSection
+    domains: dict[str, DataSection] = Field(min_length=1)
+    capture: CaptureSection = CaptureSection()
+    solve: SolveSection = SolveSection()
+    compress: CompressSection = CompressSection()
+    finetune: FinetuneSection | None = None
+    """Fine-tuning of the compressed network; none where it is left out."""
+    evaluate: EvaluateSection | None = None
+    validation: LabelledSection | None = None
+    """What the joint search scores networks on; never the test split."""
+    report: ReportSection = ReportSection()
+
+    @property
+    def selects(self) -> bool:
+        """Whether any of the methods is a selection: those need what the layers' readers read."""
+        return any(method.family is Family.SELECTION for method in self.solve.methods)
+
+    @property
+    def compress_method(self) -> Method:
+        """The method of a rule for all layers."""
+        solved = self.solve.methods
+        default = Method.DALR_ANCHORED_AFFINE if Method.DALR_ANCHORED_AFFINE in solved else solved[0]
+        return self.compress.method or default
+
+    @model_validator(mode="after")
+    def _methods_are_solved(self) -> RunConfig:
+        asked = {f"compress.{layer}.method": choice.method for layer, choice in self.compress.layers.items()}
+        if self.compress.rule:
+            asked["compress.method"] = self.compress_method
+        for key, method in asked.items():
+            if method not in self.solve.methods:
+                raise ValueError(f"{key}: '{method.value}' is not in solve.methods: add it, or choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _search_has_batches_of_its_own(self) -> RunConfig:
+        found, test = self.validation, self.evaluate
+        if self.compress.max_drop is not None and found is None:
+            raise ValueError(
+                "compress.max_drop: the search scores networks on labelled batches that are not the test split: add a "
+                '[validation] section that names them, batches = "module:function"'
+            )
+        if found and test and (found.batches, found.options) == (test.batches, test.options):
+            raise ValueError(
+                f"validation.batches: '{found.batches}' is the test split of [evaluate], and sizes would be chosen on "
+                "the data that judges them: name other labelled batches"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fine_tuning_has_a_network_and_batches(self) -> RunConfig:
+        found, test = self.finetune, self.evaluate
+        if test and test.finetune and found is None:
+            raise ValueError(
+                "evaluate.finetune: networks are fine-tuned on labelled batches that are not the test split: add a "
+                '[finetune] section that names them, batches = "module:function"'
+            )
+        if found and not self.compress.wanted:
+            raise ValueError(
+                "finetune: fine-tunes the compressed network, and [compress] asks for none: name layers or a rule there"
+            )
+        if found and test and (found.batches, found.options) == (test.batches, test.options):
+            raise ValueError(
+                f"finetune.batches: '{found.batches}' is the test split of [evaluate], and the network would learn the "
+                "data that judges it: name other labelled batches"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _domains_exist(self) -> RunConfig:
+        for key in ("target", "source", "heldout"):
+            name = getattr(self.solve, key)
+            if name is not None and name not in self.domains:
+                known = ", ".join(f"'{domain}'" for domain in self.domains)
+                raise ValueError(f"solve.{key}: there is no [domains.{name}]; there is {known}")
+        if self.solve.source is None and {Method.MOMASP_NODE, Method.MOMASP_SUBSET} & set(self.solve.methods):
+            raise ValueError(
+                "solve.source: MoMaSP compares two domains; name the source, or leave MoMaSP out of solve.methods"
+            )
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Return the resolved configuration as JSON-like values."""
+        plain = self.model_dump(mode="json")
+        if self.compress.rule:
+            plain["compress"]["method"] = self.compress_method.value
+        return plain
+
+
+def load_config(path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read and validate a run file; `overrides` are `section.key=value` with TOML values.
+
+    `sizes` are keys of [compress]. A rule among them stands in for the file's own, and for the layers it names.
+
+    Raises ConfigError naming the file, the key, the rule and the value.
+    """
+    try:
+        plain = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no run file at '{path}'") from None
+    except OSError as error:
+        remedy = ": name the run file in it" if path.is_dir() else ""
+        raise ConfigError(f"'{path}' cannot be read: {error.strerror}{remedy}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(plain, override)
+    _share_options(plain)
+    if sizes and isinstance(plain.get("compress", {}), dict):
+        plain["compress"] = with_sizes(plain.get("compress", {}), sizes)
+    try:
+        return RunConfig.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(f"'{path}': {explain(error, RunConfig)}") from None
+
+
+def _share_options(plain: dict[str, Any]) -> None:
+    """Hand the table [options] to every factory of the run file; what a section says itself comes first."""
+    shared = plain.pop("options", {})
+    if not isinstance(shared, dict):
+        raise ConfigError(f"options: must be a table of what every factory is given, got {shared!r}")
+    domains = plain.get("domains")
+    sections = [plain.get(name) for name in ("network", "finetune", "evaluate", "validation")]
+    for section in [*sections, *(domains.values() if isinstance(domains, dict) else [])]:
+        for key in ("options", "train_options"):
+            has_factory = isinstance(section, dict) and (key == "options" or "train" in section)
+            if shared and has_factory and isinstance(section.setdefault(key, {}), dict):
+                section[key] = {**shared, **section[key]}
+
+
+def _apply(plain: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set: must read like solve.ridge=1e-3, got '{override}'")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        plain = plain.setdefault(section, {})
+        if not isinstance(plain, dict):
+            raise ConfigError(f"--set: '{section}' in '{key}' is not a section")
+    plain[last] = value

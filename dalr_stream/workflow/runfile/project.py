@@ -1,0 +1,328 @@
+"""A run file resolved: its folders, its network, its loaders, its layers, and what each step is made from.
+
+Nothing here runs a step. The network is built and loaded when it is first asked for, and not at all by the steps that
+need no network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import GeneratorType
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.capture import network_record
+from dalr_stream.engine.estimate import estimate
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
+from dalr_stream.network.capture.batches import holds_batches, refusals_explained
+from dalr_stream.network.capture.hooks import call
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.row_rule import MaskOf, RowRule
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.spec import LayerSpec, left_out, match_names, select_layers
+from dalr_stream.network.measure.macs import watched_calls
+from dalr_stream.network.saved.pretrained import load_pretrained
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.readers import with_readers
+from dalr_stream.network.torch_fold import usable_device
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.rows.streams import Side
+from dalr_stream.storage.manifest import Manifest, NetworkRecord
+from dalr_stream.streaming.cluster import Cluster, open_cluster
+from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.streaming.schedule import Folding, Threads, Workers
+from dalr_stream.workflow.runfile.config import RunConfig
+from dalr_stream.workflow.runfile.factories import importing_from, require_takes, resolve
+from dalr_stream.workflow.runfile.sections import DataSection, EvaluateSection, FinetuneSection, LabelledSection
+from dalr_stream.workflow.steps.fingerprints import Fingerprints
+
+
+class Project:
+    """One run file and its output folder."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        """`folder` is the run file's."""
+        self.config = config
+        self.folder = folder
+        self.output = (folder / config.run.output).resolve()
+        if self.output.is_file():
+            raise ConfigError(f"run.output: '{self.output}' is a file: name a folder")
+        self.store = self.output / "store.zarr"
+        self.weights = self.output / "network.safetensors"
+        self.compressed = self.output / "compressed"
+        self.compression = self.output / "compression.json"
+        self.finetuned = self.output / "finetuned"
+        self.finetuning = self.output / "finetuning.json"
+        self.unfinished = self.output / "unfinished"
+        self.sequence = self.output / "sequence"
+        self.evaluation = self.output / "evaluation.json"
+        self.stability = self.output / "stability.json"
+        self.report_folder = self.output / "report"
+        self.prints = Fingerprints(config, folder)
+
+    # --- the network and its layers ------------------------------------------------------------------------------
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The trained, uncompressed network, in eval mode."""
+        weights = self.weights
+        if self.config.network.weights is not None:
+            weights = self.folder / self.config.network.weights
+        elif not weights.exists():
+            raise StoreNotFoundError(f"there are no weights at '{weights}': run train first")
+        model = self.placed()
+        load_pretrained(model, weights)
+        return model.eval()
+
+    @property
+    def train_options(self) -> dict[str, Any]:
+        """What the run file hands to its training."""
+        section = self.config.network
+        start = {} if section.start is None else {"start": (self.folder / section.start).resolve()}
+        return {**section.train_options, **start}
+
+    @cached_property
+    def watched(self) -> tuple[LayerSpec, ...]:
+        """The layers to compress, those whose inputs decide which of their nodes to keep, and the outputs asked for."""
+        return self.watched_in(self.network)
+
+    def watched_in(self, network: nn.Module) -> tuple[LayerSpec, ...]:
+        """Return the same of a network of this structure, trained or not."""
+        section = self.config.network
+        inputs = self._with_readers(network, select_layers(network, section.layers))
+        outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
+        return inputs + outputs
+
+    def prospect(self, network: nn.Module) -> SolvedStore:
+        """Return the store that capturing such a network would make: its layers and their readers, nothing else."""
+        return SolvedStore(self.store, Manifest(network_record(network, self.watched_in(network))))
+
+    def stand_in(self) -> nn.Module:
+        """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
+        has_weights = self.config.network.weights is not None or self.weights.exists()
+        return self.network if has_weights else self.placed().eval()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the patterns match that cannot be compressed, in words."""
+        return left_out(self.network, self.config.network.layers)
+
+    def _with_readers(self, network: nn.Module, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+        """Watch what selections are solved from too, where any are asked for."""
+        if not self.config.selects:
+            reason = "solve.methods had no selection when this was captured"
+            return tuple(dataclasses.replace(layer, unprunable=f"layer '{layer.name}': {reason}") for layer in layers)
+        return with_readers(layers, self._structure_of(network))
+
+    @cached_property
+    def structure(self) -> Structure | None:
+        """Which channels of the network hang together, as the first samples show; None where none are selected."""
+        return self._structure_of(self.network) if self.config.selects else None
+
+    def _structure_of(self, network: nn.Module) -> Structure:
+        with refusals_explained(self._first_batch, f"domain '{next(iter(self.config.domains))}', batch 0"):
+            return Structure.of(network, self._first_batch)
+
+    @cached_property
+    def positions(self) -> dict[str, float]:
+        """How often a sample takes each layer's multiply-adds, on the first batch: every position of it."""
+        with watched_calls(self.network) as calls, without_gradients():
+            call(self.network, self._first_batch)
+        layers = {name: matrix_of(self.network.get_submodule(name)).numel() for name in calls.macs}
+        return {name: calls.macs[name] / weights / calls.samples for name, weights in layers.items()}
+
+    @cached_property
+    def _first_batch(self) -> Any:
+        first = next(iter(self.config.domains))
+        with importing_from(self.folder):
+            batch = next(iter(self.batches(first)), None)
+        if batch is None:
+            raise InvalidInputError(f"domains.{first}.batches: the loader is empty: check the data set and its split")
+        return batch
+
+    @cached_property
+    def rows(self) -> RowRule:
+        """Which rows of the layers are watched."""
+        section = self.config.capture
+        mask: str | MaskOf | None = section.mask
+        if section.mask is not None and ":" in section.mask:
+            mask = self.resolve(section.mask, "capture.mask")
+        return RowRule(mask, section.most_per_sample, self.config.run.seed, section.most_patches)
+
+    @property
+    def network_record(self) -> NetworkRecord:
+        """What identifies the network, its watched layers and who reads their nodes."""
+        return network_record(self.network, self.watched)
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers to compress, as the store knows them: no network is needed."""
+        return self.layers_in(SolvedStore.open(self.store))
+
+    def layers_in(self, store: SolvedStore) -> tuple[str, ...]:
+        """Return the same of a store."""
+        known = store.layers
+        chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
+        return tuple(name for name in known if name in chosen)
+
+    def methods(self, store: SolvedStore, layer: str) -> tuple[Method, ...]:
+        """Return the methods that apply to a layer: all that were asked for, less selections where none can be made."""
+        selectable = bool(store.readers(layer))
+        return tuple(m for m in self.config.solve.methods if selectable or m.family is Family.LOW_RANK)
+
+    def wanted(self, store: SolvedStore) -> list[tuple[str, Method]]:
+        """Return every layer with every method that applies to it."""
+        return [(layer, method) for layer in self.layers for method in self.methods(store, layer)]
+
+    @property
+    def evaluate_section(self) -> EvaluateSection:
+        """The [evaluate] section; raises ConfigError where the run file has none."""
+        if self.config.evaluate is None:
+            raise ConfigError("evaluate: the run file has no [evaluate] section that names the test split")
+        return self.config.evaluate
+
+    @property
+    def finetune_section(self) -> FinetuneSection:
+        """The [finetune] section; raises ConfigError where the run file has none."""
+        if self.config.finetune is None:
+            raise ConfigError("finetune: the run file has no [finetune] section that names labelled batches")
+        return self.config.finetune
+
+    @property
+    def saved(self) -> list[Path]:
+        """The folders of the networks that the run file asks to be saved."""
+        wanted = {self.compressed: self.config.compress.wanted, self.finetuned: self.config.finetune is not None}
+        return [folder for folder, asked in wanted.items() if asked]
+
+    def batches(self, domain: str) -> Iterable[Any]:
+        """Return a domain's loader."""
+        return self.loader(f"domains.{domain}", self.config.domains[domain])
+
+    def estimate(self, untrained: nn.Module | None = None) -> MemoryPlan:
+        """Return what capturing and accumulating will cost; any weights will do."""
+        network = self.network if untrained is None else untrained
+        with importing_from(self.folder):
+            loaders = {domain: self.batches(domain) for domain in self.config.domains}
+            return estimate(
+                network,
+                loaders,
+                self.watched_in(network),
+                max((self.folding(name) for name in loaders), key=lambda one: (one.shards, one.holdout.share)),
+                rows=self.rows,
+                direct=self.config.capture.direct,
+            )
+
+    def build(self) -> nn.Module:
+        """Return the network as it is built, untrained."""
+        section = self.config.network
+        with importing_from(self.folder):
+            build = self.resolve(section.build, "network.build")
+            require_takes(build, section.build, "network.options", **section.options)
+            model = build(**section.options)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"network.build: '{section.build}' must return a torch module, got {type(model).__name__}"
+            )
+        return model
+
+    def placed(self) -> nn.Module:
+        """Return the network as it is built, where forward passes run; raises ConfigError where that is not there."""
+        name = self.config.network.device
+        if name is None:
+            return self.build()
+        try:
+            return self.build().to(usable_device(name))
+        except InvalidInputError as error:
+            raise ConfigError(f"network.device: {error}") from None
+
+    def resolve(self, name: str, key: str) -> Callable[..., Any]:
+        """Return the function that `module:function` names; `key` is the run file's key, for the message."""
+        return resolve(name, key, self.folder)
+
+    def loader(self, key: str, section: DataSection) -> Iterable[Any]:
+        """Return the loader that a section of the run file names."""
+        factory = self.resolve(section.batches, f"{key}.batches")
+        options = {"seed": self.config.run.seed, **section.options}
+        require_takes(factory, section.batches, f"{key}.options", **options)
+        with importing_from(self.folder):
+            loader: Iterable[Any] = factory(**options)
+        if not holds_batches(loader) or isinstance(loader, GeneratorType):
+            raise ConfigError(
+                f"{key}.batches: '{section.batches}' must return batches that can be gone through again, a list or a "
+                f"DataLoader say, got a {type(loader).__name__}"
+            )
+        return loader
+
+    def trainer(self, name: str) -> Callable[..., Any]:
+        """Return the function that trains, the run file's `network.train`."""
+        train = self.resolve(name, "network.train")
+        require_takes(train, name, "network.train_options", "model", seed=0, report=print, **self.train_options)
+        return train
+
+    def metric(self, key: str, section: LabelledSection) -> Callable[..., Any]:
+        """Return the metric of one's own that a section of the run file names."""
+        metric = self.resolve(section.metric, f"{key}.metric")
+        require_takes(metric, section.metric, f"{key}.metric", "model", "batches")
+        return metric
+
+    def folding(self, domain: str, workers: Workers | None = None) -> Folding:
+        """Return how a domain's rows become moments; on this process's threads where no workers are named."""
+        section = self.config.capture
+        threads = Threads() if section.threads is None else Threads(section.threads)
+        return Folding(
+            self.prints.holdout(domain),
+            workers or threads,
+            section.memory_limit_bytes,
+            precision=section.precision,
+            device=section.device,
+            shards=self.prints.shards(domain),
+        )
+
+    @contextmanager
+    def cluster(self) -> Iterator[Cluster | None]:
+        """Open the cluster that the run file names, or give None where it names none."""
+        section = self.config.capture
+        if section.scheduler is None and section.workers is None:
+            yield None
+            return
+        with open_cluster(scheduler=section.scheduler, workers=section.workers) as cluster:
+            yield cluster
+
+    # --- what each step is made from, and what it leaves ---------------------------------------------------------
+
+    def made_from(self, step: str) -> str:
+        """Return the fingerprint of what a step is made from."""
+        verb, _, domain = step.partition(" ")
+        if verb == "capture":
+            return self.prints.capture(domain)
+        if verb == "accumulate":
+            return self.prints.accumulate(domain)
+        if verb == "train":
+            return self.prints.train
+        moments = SolvedStore.open(self.store).moments_provenance(list(self.config.domains))
+        return self.prints.after_moments(verb, moments)
+
+    def artefacts(self, step: str) -> list[Path]:
+        """Return what a step leaves behind."""
+        verb, _, domain = step.partition(" ")
+        places = {
+            "train": self.weights,
+            "capture": self.store / "activations" / domain,
+            "accumulate": self.store / "moments" / domain,
+            "evaluate": self.evaluation,
+            "report": self.report_folder / "report.html",
+        }
+        if verb == "solve":
+            store = SolvedStore.open(self.store)
+            return [self.stability, *(path for pair in self.wanted(store) for path in store.solution_paths(*pair))]
+        if verb == "compress":
+            return [self.compressed, self.compression]
+        if verb == "finetune":
+            return [self.finetuned, self.finetuning]
+        return [places[verb]]

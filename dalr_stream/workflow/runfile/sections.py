@@ -1,0 +1,256 @@
+"""The sections of a run file, each by itself: their keys, their defaults, and what contradicts itself within one."""
+
+from __future__ import annotations
+
+import math
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from dalr_stream.errors import ConfigError
+from dalr_stream.numerics.linalg.precision import Precision
+from dalr_stream.numerics.lowrank.solvers import Ridge
+from dalr_stream.numerics.methods import Method
+from dalr_stream.workflow.runfile.compress_section import Positive
+
+_FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+FACTORY, METRIC, LOSS = rf"^{_FUNCTION}$", rf"^(accuracy|{_FUNCTION})$", rf"^(cross_entropy|{_FUNCTION})$"
+DEVICE = r"^(cpu|cuda(:\d+)?)$"
+PATTERNS = {
+    FACTORY: "must read like module:function",
+    METRIC: 'must be "accuracy" or module:function',
+    LOSS: 'must be "cross_entropy" or module:function',
+    DEVICE: "must be cpu, cuda or cuda:1",
+}
+"""What each pattern asks for, in words."""
+Factory = Annotated[str, Field(pattern=FACTORY)]
+Options = dict[str, Any]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes in `8GiB`, `500 MB` or `1024`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"must read like 8GiB, 500MB or 1024, got '{text}'")
+    number, unit = float(match[1]), (match[2] or "").lower()
+    power = " kmgt".index(unit[0]) if unit else 0
+    return int(number * (1024 if unit.endswith("i") else 1000) ** power)
+
+
+def _bytes_can_be_read(text: str) -> str:
+    parse_bytes(text)
+    return text
+
+
+Bytes = Annotated[str, AfterValidator(_bytes_can_be_read)]
+"""A number of bytes, written `8GiB`."""
+
+
+class RidgeFrom(StrEnum):
+    """Which rows choose a ridge."""
+
+    HELDOUT = "heldout"
+    SHARDS = "shards"
+
+
+def _ridge(value: Any) -> float | RidgeFrom:
+    """Return a ridge, or what chooses it; one validator for both, so that a wrong value is one message."""
+    if value in list(RidgeFrom):
+        return RidgeFrom(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"must be a number >= 0, 'heldout' or 'shards', got {value!r}")
+    return number
+
+
+class Section(BaseModel):
+    """Part of a run file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class RunSection(Section):
+    """What the run is called and where its artefacts go."""
+
+    name: str = Field(min_length=1)
+    output: Path = Path("runs")
+    """Folder of the artefacts, relative to the run file."""
+    seed: int = Field(default=0, ge=0)
+    """Handed to the training and to every data factory, and to the choice of held-out samples."""
+    caveats: tuple[str, ...] = ()
+    """What the run does not show, in the author's words; printed in the report."""
+
+
+class NetworkSection(Section):
+    """Where the network comes from, and which of its layers are compressed."""
+
+    build: Factory
+    """`build(**options) -> nn.Module`."""
+    options: Options = {}
+    weights: Path | None = None
+    """A safetensors file, or a folder that `save_pretrained` of transformers wrote; relative to the run file."""
+    train: Factory | None = None
+    """`train(model, *, seed, report, **train_options)`, where there are no weights yet."""
+    start: Path | None = None
+    """A file that training starts from, such as published weights, relative to the run file: `train(start=path)`."""
+    train_options: Options = {}
+    device: str | None = Field(default=None, pattern=DEVICE)
+    """Where forward passes run, `cpu`, `cuda` or `cuda:1`: in capture, evaluation and fine-tuning. By default where
+    `build` puts the network. `train` gets the network as it is built and may put it where it likes."""
+    layers: tuple[str, ...] = Field(min_length=1)
+    """Patterns: a name, a glob, or `re:...`."""
+    outputs: tuple[str, ...] = ()
+    """Patterns of layers whose outputs are watched as well: their moments are kept as those of `name@outputs`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> NetworkSection:
+        if (self.weights is None) == (self.train is None):
+            raise ValueError("needs exactly one of 'weights' (a safetensors file) and 'train' (module:function)")
+        if self.start is not None and self.train is None:
+            raise ValueError("'start' is what 'train' starts from: name the function, or give the file as 'weights'")
+        return self
+
+
+class DataSection(Section):
+    """A loader: `batches(*, seed, **options)` gives a re-iterable of batches. Loaders never download by themselves."""
+
+    batches: Factory
+    options: Options = {}
+
+
+class CaptureSection(Section):
+    """How activations become moments."""
+
+    direct: bool = False
+    """Fold activations as they come and keep none on disk."""
+    heldout_share: Share = 0.1
+    """Share of the samples kept apart as held-out, where no domain is named for it."""
+    threads: Positive | None = None
+    """Threads that fold in this process; all cores by default."""
+    workers: Positive | None = None
+    """Fold in so many worker processes of this machine instead."""
+    scheduler: str | None = None
+    """Fold on the workers of this dask.distributed scheduler instead, e.g. `tcp://host:8786`."""
+    mask: str | None = Field(default=None, min_length=1)
+    """Which positions count: a key of the batch, or `module:function`, a function of the batch; (N, T)."""
+    most_per_sample: Positive | None = None
+    """At most so many rows of each sample in each layer, chosen by `run.seed` among those that count."""
+    most_patches: Positive = 16
+    """The same for what convolutions read."""
+    memory_limit: Bytes | None = None
+    """What folding may hold, e.g. `8GiB`: more passes where it is short, refused where it cannot be kept."""
+    shards: Positive = 1
+    """Keep the target's training samples, dealt at random, as so many records: what error bars are computed from."""
+    precision: Precision = Precision.DOUBLE
+    """Of products: `single` is the fast mode, float32 products and float64 sums."""
+    device: str | None = Field(default=None, pattern=DEVICE)
+    """Where torch folds, `cuda` or `cuda:1`, whatever the network runs on; by default numpy folds."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> CaptureSection:
+        if self.workers is not None and self.scheduler is not None:
+            raise ValueError("needs one of 'workers' (processes here) and 'scheduler' (a cluster's address)")
+        if self.direct and (self.workers or self.scheduler):
+            raise ValueError("'direct' folds beside the network, on this process's threads: leave out the cluster")
+        return self
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """The limit in bytes."""
+        return None if self.memory_limit is None else parse_bytes(self.memory_limit)
+
+
+class SolveSection(Section):
+    """What is solved from the moments."""
+
+    methods: tuple[Method, ...] = tuple(Method)
+    target: str = "target"
+    """The domain whose moments decide."""
+    source: str | None = None
+    """The domain MoMaSP compares with."""
+    heldout: str | None = None
+    """A domain whose rows measure the error and decide nothing; by default the held-out share of the target."""
+    ridge: Annotated[float | RidgeFrom, BeforeValidator(_ridge)] = 1e-3
+    """Relative to the mean diagonal of the matrix being solved; or `heldout` or `shards`: for each layer and method the
+    one of `numerics.ridge_choice.GRID` with the least error on held-out rows, or on shards left out one by one."""
+    ridge_absolute: float | None = Field(default=None, ge=0.0)
+    """On unnormalised sums, as in the authors' code; replaces `ridge`."""
+    strength: float = Field(default=1.0, ge=0.0)
+    """Of MoMaSP's regulariser."""
+    restore_ridge: float = Field(default=1e-3, ge=0.0)
+    """Of the matrix that puts pruned nodes back, relative to the mean diagonal of Sigma. 0 is the papers' form, which
+    fits noise when about as many nodes are kept as there are samples."""
+
+    @model_validator(mode="after")
+    def _one_ridge(self) -> SolveSection:
+        if isinstance(self.ridge, RidgeFrom) and self.ridge_absolute is not None:
+            raise ValueError(f"'ridge_absolute' replaces 'ridge', which asks for a choice ('{self.ridge}'): give one")
+        return self
+
+    @property
+    def ridge_rule(self) -> Ridge | RidgeFrom:
+        """The ridge as the solvers take it, or what is to choose it."""
+        if self.ridge_absolute is not None:
+            return Ridge.absolute(self.ridge_absolute)
+        return self.ridge if isinstance(self.ridge, RidgeFrom) else Ridge.relative(self.ridge)
+
+
+class FinetuneSection(DataSection):
+    """Labelled batches, never the test split, and how the compressed network is fine-tuned on them.
+
+    The setting is MoMaSP's; `network.finetune.FineTuning` says what each key does. The batch size is the loader's.
+    """
+
+    epochs: Positive = 10
+    rate: float = Field(default=1e-4, gt=0.0, allow_inf_nan=False)
+    weight_decay: float = Field(default=5e-4, ge=0.0, allow_inf_nan=False)
+    layers: tuple[str, ...] = ()
+    """Patterns of what is trained, by the original layers' names; none: every fully connected layer."""
+    loss: Annotated[str, Field(pattern=LOSS)] = "cross_entropy"
+    """`loss(outputs, labels)`: the mean over a batch."""
+    dropout: bool = False
+
+
+class LabelledSection(DataSection):
+    """Labelled batches, how a network is scored on them, and the sizes to try."""
+
+    metric: Annotated[str, Field(pattern=METRIC)] = "accuracy"
+    """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one batch at a time."""
+    ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    """Of each layer by itself; none where only the networks that the run saves are of interest."""
+    cache: Bytes = "256MiB"
+    """What may be kept of the values that enter the compressed layers, of each loader's batches, instead of loading and
+    computing them for every network."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """The same in bytes."""
+        return parse_bytes(self.cache)
+
+    @property
+    def metric_words(self) -> str:
+        """The metric's name in print: `my_metrics:next_token_accuracy` is `next token accuracy`."""
+        return self.metric.rpartition(":")[2].replace("_", " ")
+
+
+class EvaluateSection(LabelledSection):
+    """The labelled test split, and the sizes to try on it."""
+
+    drop: float = Field(default=0.01, gt=0.0, lt=1.0)
+    """The loss of accuracy that the headline allows."""
+    finetune: bool = False
+    """Whether each network is also fine-tuned, as [finetune] says, and scored again."""
+
+
+class ReportSection(Section):
+    """What the report shows beside what the run found."""
+
+    published: Path | None = None
+    """Published numbers, a TOML file as `workflow.published` reads it, relative to the run file."""

@@ -1,0 +1,96 @@
+"""Solutions to what takes the layers' places: a rank or a number of nodes for each, as the run file names them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.errors import ConfigError, LayerNotFoundError, ParameterIncreaseWarning
+from dalr_stream.network.layers.spec import match_names
+from dalr_stream.network.surgery.compress import Replacement
+from dalr_stream.numerics.lowrank.factors import ChannelSelection
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.storage.records import Solution
+from dalr_stream.workflow.runfile.compress_section import ChoiceSection
+from dalr_stream.workflow.runfile.project import Project
+
+
+def choices(project: Project, store: SolvedStore) -> tuple[dict[str, Replacement], list[str]]:
+    """Return what the layers that [compress] names are replaced by, and what was warned of on the way.
+
+    Raises ConfigError for a layer that was not compressed, or a method that was not solved for it.
+    """
+    solutions: dict[str, Solution] = {}
+    sizes: dict[str, int | float] = {}
+    for layer, choice in named_layers(project, project.layers).items():
+        require_solved(project, store, layer, choice.method)
+        solutions[layer] = store.solutions(layer, [choice.method])[choice.method]
+        sizes[layer] = choice.size if choice.size is not None else float(choice.retention or 1.0)
+    return replacements(solutions, sizes, project.config.solve.restore_ridge)
+
+
+def require_choices(project: Project, store: SolvedStore) -> None:
+    """Raise ConfigError where [compress] names a layer, a method or a size that the layers of `store` do not have."""
+    for layer, choice in named_layers(project, project.layers_in(store)).items():
+        require_solved(project, store, layer, choice.method)
+        selects, shape = choice.method.family is Family.SELECTION, store.shape(layer)
+        most = shape.outputs if selects else shape.max_rank
+        if choice.size is not None and choice.size > most:
+            what = "number of kept nodes" if selects else "rank"
+            raise ConfigError(f"compress.{layer}.size: the layer's {what} must lie in 1..{most}, got {choice.size}")
+
+
+def named_layers(project: Project, layers: Sequence[str]) -> dict[str, ChoiceSection]:
+    """Return those of the compressed `layers` that [compress] names, in the network's order, each with its choice.
+
+    Raises ConfigError for a pattern that matches none of the compressed layers, and for a layer that is named twice.
+    """
+    named: dict[str, tuple[str, ChoiceSection]] = {}
+    for pattern, choice in project.config.compress.layers.items():
+        try:
+            found = match_names(pattern, layers)
+        except LayerNotFoundError:
+            known = ", ".join(layers)
+            raise ConfigError(f"compress.{pattern}: is not among the compressed layers {known}") from None
+        for layer in found:
+            if layer in named:
+                raise ConfigError(
+                    f"compress.{pattern}: layer '{layer}' is named by '{named[layer][0]}' already: keep one"
+                )
+            named[layer] = pattern, choice
+    return {layer: named[layer][1] for layer in layers if layer in named}
+
+
+def require_solved(project: Project, store: SolvedStore, layer: str, method: Method) -> None:
+    """Raise ConfigError where a method was not solved for a layer, and say why."""
+    if method not in project.methods(store, layer):
+        asked = method in project.config.solve.methods
+        reason = store.record(layer).unprunable if asked else "it is not in solve.methods"
+        raise ConfigError(f"compress.{layer}: '{method.value}' was not solved: {reason}")
+
+
+def at_size(solution: Solution, size: int, layer: str, restore_ridge: float) -> Replacement:
+    """Return a solution at one rank, or one number of kept nodes."""
+    if isinstance(solution, ChannelSelection):
+        return solution.at_size(size, ridge=restore_ridge, layer=layer)
+    return solution.at_rank(size, layer=layer)
+
+
+def replacements(
+    solutions: Mapping[str, Solution], sizes: Mapping[str, int | float], restore_ridge: float
+) -> tuple[dict[str, Replacement], list[str]]:
+    """Return what to put in place of each layer, and what was warned of on the way.
+
+    An int is a rank or a number of nodes, a float the share of information a selection retains.
+    """
+    chosen: dict[str, Replacement] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ParameterIncreaseWarning)
+        for layer, solution in solutions.items():
+            size = sizes[layer]
+            if isinstance(size, float) and isinstance(solution, ChannelSelection):
+                chosen[layer] = solution.at_retention(size, ridge=restore_ridge, layer=layer)
+            else:
+                chosen[layer] = at_size(solution, int(size), layer, restore_ridge)
+    return chosen, list(dict.fromkeys(str(warning.message) for warning in caught))

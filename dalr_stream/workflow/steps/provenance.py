@@ -1,0 +1,51 @@
+"""Where the numbers of a report, and a saved network, come from."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import dalr_stream
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.workflow.runfile.config import RunConfig
+from dalr_stream.workflow.steps.sizing import Compression
+
+_LIBRARIES = ("numpy", "scipy", "dask", "zarr", "torch")
+
+
+def provenance(config: RunConfig, store: SolvedStore) -> dict[str, Any]:
+    """Return versions, fingerprints, row counts and the resolved configuration, as plain values."""
+    versions = {"dalr_stream": dalr_stream.__version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in _LIBRARIES}
+    return {
+        "versions": versions,
+        "network": {"fingerprint": store.manifest.network.fingerprint},
+        "domains": {name: _domain(config, store, name) for name in config.domains},
+        "configuration": config.plain(),
+    }
+
+
+def saved_provenance(config: RunConfig, store: SolvedStore, decided: Compression) -> dict[str, Any]:
+    """Return the same for a network that is saved, with what was put in place of its layers, and the day."""
+    section = config.solve
+    relative = section.ridge_absolute is None
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "layers": {name: f"{layer.method.label}, size {layer.size}" for name, layer in decided.layers.items()},
+        "sizes": decided.rule,
+        "ridge": f"{section.ridge}, relative" if relative else f"{section.ridge_absolute}, absolute",
+        **provenance(config, store),
+    }
+
+
+def _domain(config: RunConfig, store: SolvedStore, name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {"batches_from": config.domains[name].batches}
+    record = store.manifest.domains.get(name)
+    if record is not None:
+        facts |= {"samples": record.samples, "batches": len(record.batches), "choice": record.choice}
+        facts["rows"] = {layer: record.layers[record.home(layer)].rows for layer in record.names}
+        facts["fingerprints"] = {layer: record.fingerprint(layer)[:16] for layer in record.names}
+        facts["shared"] = dict(record.shared)
+    return facts

@@ -1,0 +1,259 @@
+"""How well compressed networks do: every method at every size, on the labelled test split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
+from dalr_stream.network.capture.batches import labelled, refusals_explained, scores_of
+from dalr_stream.network.capture.hooks import call
+from dalr_stream.network.capture.loaders import restores
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.measure.macs import watched_calls
+from dalr_stream.network.measure.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.surgery.compress import Replacement, compress, parameter_bytes, parameter_count
+from dalr_stream.numerics.lowrank.factors import ChannelSelection
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.progress import Progress
+from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
+from dalr_stream.storage.durable import make_folder, write_file
+from dalr_stream.storage.records import Solution
+from dalr_stream.workflow.kept_scores import KeptScores
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.runfile.sections import LabelledSection
+from dalr_stream.workflow.steps.named_sizes import at_size
+
+Metric = Callable[[nn.Module, Iterable[Any]], float]
+Score = Callable[[nn.Module], float]
+Curves = Mapping[str, tuple[AccuracyCurve, ...]]
+"""Layer name -> one curve a method."""
+
+
+def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
+    """Return the share of samples whose largest score is their label, in 0..1.
+
+    Batches are (inputs, labels), or mappings with `labels`; scores are the outputs, or their `logits`. Raises
+    InvalidInputError for anything else.
+    """
+    right = total = 0
+    with without_gradients():
+        for number, batch in enumerate(batches):
+            inputs, labels = labelled(batch)
+            with nullcontext() if number else refusals_explained(batch, "evaluate: batch 0"):
+                predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
+            if labels.shape != predicted.shape:
+                raise InvalidInputError(
+                    f"evaluate: {len(predicted)} samples need as many class numbers as labels, got "
+                    f"{tuple(labels.shape)}: or name a metric of your own"
+                )
+            right += int((predicted == labels).sum())
+            total += len(labels)
+    if total == 0:
+        raise InvalidInputError("evaluate: the loader gave no sample: check the data set and its split")
+    return right / total
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A metric on labelled batches: called with a network, its score."""
+
+    metric: Metric
+    """May do no more with a network than call it on one batch's inputs at a time."""
+    batches: Iterable[Any]
+
+    def __call__(self, model: nn.Module) -> float:
+        """Score a network by whole forward passes."""
+        return float(self.metric(model, self.batches))
+
+    def after(self, cut: Cut, limit_bytes: int) -> Score:
+        """Return the score of networks that differ only after a cut: what comes before is run once, where it fits.
+
+        Accuracy needs the labels alone beside what crosses the cut, so batches that are kept are not loaded again,
+        where the loader can begin after them. A metric of one's own is given every batch as the loader gives it.
+        """
+        if self.metric is accuracy and restores(self.batches):
+            kept = KeptBatches(cut, self.batches, limit_bytes)
+            return lambda small: accuracy(cut.tail(small), kept)
+        cache = PrefixCache(cut, limit_bytes)
+        return lambda small: self(cache.attach(small))
+
+
+def score_on(project: Project, key: str, section: LabelledSection) -> Scoring:
+    """Return the score of a network on a section's batches, by its metric; `key` is the section's name.
+
+    Score inside `importing_from`: the Python beside the run file may import as it goes.
+    """
+    named = section.metric != "accuracy"
+    metric: Metric = project.metric(key, section) if named else accuracy
+    return Scoring(metric, project.loader(key, section))
+
+
+def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes at which a method is evaluated, ascending.
+
+    Ranks that add no parameters, for factor pairs. For selections the same numbers of nodes, and the number that has
+    as many parameters as each of those factor pairs.
+    """
+    useful = [rank for rank in ranks if rank <= shape.break_even_rank]
+    if method.family is Family.LOW_RANK:
+        return tuple(sorted(set(useful)))
+    kept = [size for size in ranks if size <= shape.outputs] + [shape.equal_parameters(rank) for rank in useful]
+    return tuple(sorted(set(kept)))
+
+
+def networks_to_try(project: Project, network: nn.Module) -> int:
+    """Return how many networks the [evaluate] section compares, besides those that are saved; any weights will do."""
+    store = project.prospect(network)
+    return sum(
+        len(sizes_to_try(method, store.shape(layer), project.evaluate_section.ranks))
+        for layer in project.layers_in(store)
+        for method in project.methods(store, layer)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Scores a network compressed in one layer at a time, by every method at every size."""
+
+    model: nn.Module
+    ranks: tuple[int, ...]
+    score: Scoring
+    restore_ridge: float
+    progress: Progress
+    structure: Structure | None = None
+    """Of the model; needed for selections."""
+    cache_bytes: int = CACHE_BYTES
+    """What may be kept of what comes before."""
+    said: set[str] = field(default_factory=set, repr=False)
+    """What was noted already."""
+
+    @classmethod
+    def of(cls, project: Project, section: LabelledSection, score: Scoring, progress: Progress) -> Evaluator:
+        """Return the evaluator of a project's network, by a section's ranks and cache."""
+        ridge = project.config.solve.restore_ridge
+        return cls(project.network, section.ranks, score, ridge, progress, project.structure, section.cache_bytes)
+
+    def compressed(self, replacements: Mapping[str, Replacement]) -> nn.Module:
+        """Return the network with these replacements."""
+        return compress(self.model, replacements, example=self.structure)
+
+    def curves(
+        self,
+        store: SolvedStore,
+        methods: Mapping[str, Sequence[Method]],
+        kept: KeptScores,
+        *,
+        tuned: Callable[[str], Score] | None = None,
+    ) -> dict[str, tuple[AccuracyCurve, ...]]:
+        """Return, for each layer, the accuracy curve of each of its methods.
+
+        Scores that are kept already are not found again. `tuned` gives the score of networks compressed in a layer
+        where they are to be fine-tuned first.
+        """
+        title, from_layer = ("evaluate", self.from_layers) if tuned is None else ("fine-tune and evaluate", tuned)
+        sizes = {
+            (layer, method): sizes_to_try(method, store.shape(layer), self.ranks)
+            for layer, chosen in methods.items()
+            for method in chosen
+        }
+        found: dict[str, list[AccuracyCurve]] = {layer: [] for layer in methods}
+        with self.progress.track(title, sum(map(len, sizes.values())), "networks") as advance:
+            for layer, chosen in methods.items():
+                score = from_layer(layer)
+                for method in chosen:
+                    solution = store.solutions(layer, [method])[method]
+                    points = []
+                    for size in sizes[layer, method]:
+                        scored = partial(self._scored, score, layer, solution, size)
+                        value = kept.once(f"{title} {layer} {method.value} {size}", scored)
+                        points.append(_point(solution, size, store.shape(layer), value))
+                        advance(1)
+                    found[layer].append(AccuracyCurve(method.value, tuple(points)))
+        return {layer: tuple(curves) for layer, curves in found.items()}
+
+    def _scored(self, score: Score, layer: str, solution: Solution, size: int) -> float:
+        return score(self.compressed({layer: at_size(solution, size, layer, self.restore_ridge)}))
+
+    def from_layers(self, *layers: str) -> Score:
+        """Return the score of networks that differ only from the first of `layers` on."""
+        try:
+            cut = Cut(self.model, *(name for layer in layers for name in self.changed_with(layer)))
+            return self.score.after(cut, self.cache_bytes)
+        except UnsupportedLayerError as error:
+            self.note_whole_passes(error)
+            return self.score
+
+    def changed_with(self, layer: str) -> tuple[str, ...]:
+        """Return the modules that change when `layer` is compressed: selections narrow those before it, where tied."""
+        return (layer,) if self.structure is None else self.structure.changed_with(module_name(layer))
+
+    def note_whole_passes(self, error: UnsupportedLayerError) -> None:
+        """Say why what comes before a layer is run for every network; once, not for each layer."""
+        reason = f"evaluate: whole forward passes are run: {error}"
+        if reason not in self.said:
+            self.said.add(reason)
+            self.progress.note(reason)
+
+
+def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> AccuracyPoint:
+    if isinstance(solution, ChannelSelection):
+        return AccuracyPoint(size, None, shape.selection_pair_parameters(size), value)
+    return AccuracyPoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)
+
+
+def measure(label: str, model: nn.Module, score: Score) -> NetworkSize:
+    """Return what a network weighs, how well it does, and what its layers computed for that, a sample."""
+    with watched_calls(model) as calls:
+        found = score(model)
+    macs = {name: count / calls.samples for name, count in calls.macs.items() if calls.samples}
+    return NetworkSize(label, parameter_count(model), parameter_bytes(model), found, macs)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What evaluation found out, as it is kept between the steps."""
+
+    metric: str
+    baseline: float
+    """Accuracy of the uncompressed network."""
+    curves: Curves
+    sizes: tuple[NetworkSize, ...]
+    """The uncompressed network, then those the run saves: the compressed one, and the same fine-tuned."""
+    left_out: tuple[str, ...] = ()
+    """Which layers that were asked for cannot be compressed, and why."""
+    finetuned: Curves = field(default_factory=dict)
+    """The same curves once each network was fine-tuned; empty where none was."""
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        make_folder(path.parent)
+        write_file(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """Read what `write` wrote."""
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreNotFoundError(f"there is no '{path}': run evaluate first") from None
+        curves, tuned = (
+            {
+                layer: tuple(AccuracyCurve(c["method"], tuple(AccuracyPoint(**p) for p in c["points"])) for c in found)
+                for layer, found in plain.get(key, {}).items()  # absent from records of before
+            }
+            for key in ("curves", "finetuned")
+        )
+        sizes = tuple(NetworkSize(**size) for size in plain["sizes"])
+        return cls(plain["metric"], plain["baseline"], curves, sizes, tuple(plain.get("left_out", ())), tuned)

@@ -1,0 +1,133 @@
+"""The compress step of a run whose layers are compressed one after the other, at sizes that are decided already.
+
+After each pass the network as compressed so far is kept in the folder `sequence` of the run's output, so a run that was
+killed goes on from the last finished pass; the folder goes when the compressed network is saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.output_errors import output_errors
+from dalr_stream.engine.sequential import SequentialCompression, sequential_passes
+from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning
+from dalr_stream.network.saved import checkpoint
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
+from dalr_stream.progress import Progress
+from dalr_stream.storage.durable import remove_folder
+from dalr_stream.streaming.schedule import Folding
+from dalr_stream.workflow.gain import LayerGain, SequenceGain
+from dalr_stream.workflow.runfile.factories import importing_from
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.sizing import Compression, LayerSize
+
+
+def compress_in_sequence(
+    project: Project, store: SolvedStore, decided: Compression, parallel: nn.Module, progress: Progress
+) -> tuple[nn.Module, Compression]:
+    """Return the network compressed layer after layer at the sizes `decided`, and the record with what that gained.
+
+    `parallel` is the network at the same sizes, all layers solved from the original's statistics. Too few samples and
+    ranks that add parameters were warned of when those were solved.
+    """
+    choices = {layer: _choice(project, store, layer, size) for layer, size in decided.layers.items()}
+    begun = _kept(project, choices)
+    if begun is not None:
+        progress.note(f"compress: going on after {', '.join(begun.layers)}")
+    with importing_from(project.folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        warnings.simplefilter("ignore", ParameterIncreaseWarning)
+        for state in sequential_passes(
+            project.network,
+            project.batches(project.config.solve.target),
+            choices,
+            source=_source(project),
+            rows=project.rows,
+            folding=_folding(project),
+            begun=begun,
+            progress=progress,
+        ):
+            if state.left and state.layers:
+                _keep(project, state)
+        gain = _gain(project, state, parallel)
+    progress.note(f"compress: {gain}")
+    return state.network, dataclasses.replace(decided, gain=gain)
+
+
+def forget_sequence(project: Project) -> None:
+    """Remove what was kept between the passes."""
+    remove_folder(project.sequence)
+
+
+def _choice(project: Project, store: SolvedStore, layer: str, size: LayerSize) -> LayerChoice:
+    """Return the options the layer was solved with; a ridge that rows chose is not chosen again."""
+    section = project.config.solve
+    chosen = store.solutions(layer, [size.method])[size.method].diagnostics.chosen_ridge
+    rule = section.ridge_rule
+    ridge = Ridge.relative(chosen) if chosen is not None else rule if isinstance(rule, Ridge) else DEFAULT_RIDGE
+    return LayerChoice(size.method, size.size, ridge, section.strength, section.restore_ridge)
+
+
+def _folding(project: Project) -> Folding:
+    """Return how the target's rows become cross moments: whole, by numpy."""
+    return dataclasses.replace(project.folding(project.config.solve.target), shards=1, device=None)
+
+
+def _source(project: Project) -> Iterable[Any] | None:
+    name = project.config.solve.source
+    return None if name is None else project.batches(name)
+
+
+def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -> SequenceGain:
+    """Measure both networks on the rows that decide nothing; on all of the target's where there are no such rows."""
+    section, names = project.config.solve, _measured(project, state)
+    holdout = project.folding(section.target).holdout
+    apart = holdout if section.heldout is None and holdout.share > 0.0 else None
+    domain = section.heldout or section.target
+    said = f"'{domain}'" if section.heldout else f"the {'held-out' if apart else 'training'} rows of '{domain}'"
+    before, after = (
+        output_errors(project.network, network, project.batches(domain), names, rows=project.rows, holdout=apart)
+        for network in (parallel, state.network)
+    )
+    return SequenceGain(state.passes, said, tuple(LayerGain(name, before[name], after[name]) for name in names))
+
+
+def _measured(project: Project, state: SequentialCompression) -> list[str]:
+    """Return the layers that give as many outputs as before: those with factors, and what reads a selection's nodes."""
+    selected = {name for name, outcome in state.layers.items() if outcome.choice.selects}
+    seen = [layer for name in state.layers for layer in (_readers(project, name) if name in selected else [name])]
+    return [name for name in dict.fromkeys(seen) if name not in selected]
+
+
+def _readers(project: Project, name: str) -> list[str]:
+    structure = project.structure
+    return [] if structure is None else [reader.span.layer for reader in structure.group_of(name).readers]
+
+
+def _keep(project: Project, state: SequentialCompression) -> None:
+    layers = {name: (outcome.inherited, outcome.error) for name, outcome in state.layers.items()}
+    facts = {"made_from": project.made_from("compress"), "passes": state.passes, "layers": layers}
+    checkpoint.save(state.network, project.sequence, provenance=facts)
+
+
+def _kept(project: Project, choices: Mapping[str, LayerChoice]) -> SequentialCompression | None:
+    """Return what an earlier run of this very step kept, None where there is no such thing."""
+    try:
+        plain = json.loads((project.sequence / checkpoint.PLAN).read_text(encoding="utf-8"))["provenance"]
+    except FileNotFoundError:
+        return None
+    if plain["made_from"] != project.made_from("compress"):
+        return None
+    return SequentialCompression(
+        checkpoint.load(project.sequence, project.placed),
+        tuple(tuple(group) for group in plain["passes"]),
+        {name: LayerOutcome(choices[name], *errors) for name, errors in plain["layers"].items()},
+    )

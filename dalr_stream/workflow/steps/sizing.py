@@ -1,0 +1,217 @@
+"""Which size each layer of the saved network has: named one by one, or by one rule for all of them.
+
+Rules that need no network read the training moments of the target alone: a share of the weights or of the
+multiply-adds (`numerics.allocation`), of the energy, of the full rank. A rule for the loss of score searches on
+validation (`search`). What was decided is kept beside the network as JSON, the whole search with it, and is read from
+there afterwards: no size is ever decided twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
+from dalr_stream.network.surgery.compress import Replacement
+from dalr_stream.numerics.lowrank.factors import ChannelSelection, SelectedNodes
+from dalr_stream.numerics.lowrank.grouped import InputMoments
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.sizes.allocation import (
+    SizedLayer,
+    Source,
+    as_they_are,
+    by_energy,
+    cost,
+    factor_layer,
+    selection_layer,
+    uniform,
+    within_budget,
+)
+from dalr_stream.progress import Progress
+from dalr_stream.report.overview import FEW
+from dalr_stream.storage.durable import make_folder, write_file
+from dalr_stream.storage.records import Solution
+from dalr_stream.workflow.gain import SequenceGain
+from dalr_stream.workflow.runfile.compress_section import CompressSection
+from dalr_stream.workflow.runfile.factories import importing_from
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
+from dalr_stream.workflow.steps.scoring import Evaluator, score_on, sizes_to_try
+from dalr_stream.workflow.steps.search import Search, joint_search
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSize:
+    """By which method a layer is compressed, and its rank or number of kept nodes."""
+
+    method: Method
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How the saved network is compressed, and how that was decided."""
+
+    rule: str
+    """In words."""
+    layers: Mapping[str, LayerSize]
+    """Layers that are not named stay as they are."""
+    notes: tuple[str, ...] = ()
+    """What was warned of on the way."""
+    search: Search | None = None
+    gain: SequenceGain | None = None
+    """Where the layers were compressed one after the other."""
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "as is"
+        return self._sizes + (" (one after the other)" if self.gain else "")
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What the report says of it."""
+        return (*self.notes, str(self.gain)) if self.gain else self.notes
+
+    @property
+    def _sizes(self) -> str:
+        if len(self.layers) <= FEW:
+            return "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
+        sizes: dict[Method, list[int]] = {}
+        for layer in self.layers.values():
+            sizes.setdefault(layer.method, []).append(layer.size)
+        return "; ".join(
+            f"{method.label} in {len(found)} of {len(self.layers)} layers, "
+            + " to ".join(map(str, sorted({min(found), max(found)})))
+            for method, found in sizes.items()
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        make_folder(path.parent)
+        write_file(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Compression:
+        """Read what `write` wrote."""
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreNotFoundError(f"there is no '{path}': run compress first") from None
+        layers = {name: LayerSize(Method(layer["method"]), layer["size"]) for name, layer in plain["layers"].items()}
+        search = None if plain["search"] is None else Search.from_plain(plain["search"])
+        gain = None if plain["gain"] is None else SequenceGain.from_plain(plain["gain"])
+        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain)
+
+
+def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[dict[str, Replacement], Compression]:
+    """Return what the [compress] section puts in place of each layer, and how that was decided.
+
+    Raises ConfigError for a layer or a method that was not solved, InvalidInputError for a budget that is too small.
+    """
+    section = project.config.compress
+    search = None
+    if section.rule is None:
+        rule = "as named"
+        chosen, notes = choices(project, store)
+        methods = {layer: choice.method for layer, choice in named_layers(project, project.layers).items()}
+    else:
+        rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
+        solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}
+        if section.rule == "max_drop":
+            search = _search(project, store, solutions, progress)
+            sizes = search.sizes
+        else:
+            sizes = _by_rule(project, store, solutions)
+        small = {layer: solution for layer, solution in solutions.items() if layer in sizes}
+        chosen, notes = replacements(small, sizes, project.config.solve.restore_ridge)
+        methods = dict.fromkeys(chosen, method)
+    layers = {
+        layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
+        for layer, record in chosen.items()
+    }
+    return chosen, Compression(rule, layers, tuple(notes), search)
+
+
+def solution_of(project: Project, store: SolvedStore, layer: str, method: Method) -> Solution:
+    """Return one solution of a layer; raises ConfigError where the method was not solved for it."""
+    require_solved(project, store, layer, method)
+    return store.solutions(layer, [method])[method]
+
+
+def sized_layers(
+    project: Project, store: SolvedStore, solutions: Mapping[str, Solution], *, macs: bool = False
+) -> list[SizedLayer]:
+    """Return every layer with what it loses at each size; costs are multiply-adds a sample, or weights."""
+    target = project.config.solve.target
+    sources = {
+        reader.span.layer: Source(layer, reader.weights // store.shape(reader.span.layer).outputs)
+        for layer, solution in solutions.items()
+        for reader in store.readers(layer)
+        if reader.span.layer in solutions and isinstance(solution, ChannelSelection)
+    }
+    found = []
+    for layer, solution in solutions.items():
+        moments = store.inputs(target, layer)
+        positions = _positions(project, store, layer, moments) if macs else 1.0
+        reads = sources.get(layer)
+        if isinstance(solution, ChannelSelection):
+            found.append(selection_layer(layer, solution, store.shape(layer), reads=reads, positions=positions))
+        else:
+            found.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
+    return found
+
+
+def _positions(project: Project, store: SolvedStore, layer: str, moments: InputMoments) -> float:
+    """Return how often a sample takes the layer's multiply-adds; the rows that were kept may be a choice of them."""
+    chosen = project.config.capture.most_per_sample is not None
+    if chosen or store.record(layer).kind in {"Conv1d", "Conv2d"}:
+        return project.positions[layer]
+    return moments.count / moments.samples
+
+
+def _by_rule(project: Project, store: SolvedStore, solutions: Mapping[str, Solution]) -> dict[str, int]:
+    """Return the sizes that a rule decides from moments; layers that stay as they are left out."""
+    section = project.config.compress
+    layers = sized_layers(project, store, solutions, macs=section.rule == "macs")
+    if section.multiple_of is not None:
+        layers = [layer.multiples_of(section.multiple_of) for layer in layers]
+    whole = as_they_are(layers)
+    if section.rule == "energy":
+        sizes = by_energy(layers, section.share)
+    elif section.rule == "ratio":
+        sizes = uniform(layers, section.share)
+    else:
+        sizes = _within_share(layers, float(cost(layers, whole)), section)
+    return {layer: size for layer, size in sizes.items() if size != whole[layer]}
+
+
+def _within_share(layers: Sequence[SizedLayer], whole: float, section: CompressSection) -> dict[str, int]:
+    try:
+        return within_budget(layers, section.share * whole)
+    except InvalidInputError as error:
+        unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
+        steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
+        raise ConfigError(f"compress.{section.rule}, in {unit}: {error}{steps}") from None
+
+
+def _search(project: Project, store: SolvedStore, solutions: Mapping[str, Solution], progress: Progress) -> Search:
+    section = project.config.compress
+    validation = project.config.validation
+    if validation is None:
+        raise ConfigError("compress.max_drop: needs a [validation] section")
+    step = section.multiple_of or 1
+    candidates = {
+        layer: [
+            size
+            for size in sizes_to_try(solution.method, store.shape(layer), validation.ranks)
+            if size % step == 0 and size < store.shape(layer).outputs
+        ]
+        for layer, solution in solutions.items()
+    }
+    score = score_on(project, "validation", validation)
+    evaluator = Evaluator.of(project, validation, score, progress)
+    with importing_from(project.folder):
+        return joint_search(evaluator, solutions, candidates, section.share)

@@ -1,0 +1,67 @@
+"""A ridge chosen for one layer and one method, by the rows that the run file names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dalr_stream.engine.solve import LayerProblem, solve_again, solve_low_rank
+from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
+from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments, factors_of
+from dalr_stream.numerics.lowrank.solvers import DEFAULT_RIDGE, Ridge
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.resampling.ridge_choice import RidgeChoice, choose_ridge
+from dalr_stream.workflow.runfile.sections import RidgeFrom, SolveSection
+
+WITHOUT_RIDGE = (Method.SVD, Method.SVD_BC)
+HELDOUT_CHOSE = (
+    "held-out rows chose the ridge, so the error on them is a little too small: judge by the test metric, or choose by "
+    "shards"
+)
+
+
+def solve_as_asked(
+    store: SolvedStore, section: SolveSection, layer: str, problem: LayerProblem, method: Method
+) -> Factors:
+    """Return every rank of one low-rank method, at the ridge of the run file or the one its rows choose.
+
+    A choice is recorded in the diagnostics: the ridges tried, the error of each, and by what. Raises InvalidInputError
+    where there are no such rows.
+    """
+    rule = section.ridge_rule
+    if isinstance(rule, Ridge) or method in WITHOUT_RIDGE:
+        return solve_low_rank(problem, method, rule if isinstance(rule, Ridge) else DEFAULT_RIDGE)
+    choice = _choice(store, section, layer, problem, method)
+    factors = solve_low_rank(problem, method, choice.ridge)
+    said = (choice.note, HELDOUT_CHOSE) if rule is RidgeFrom.HELDOUT else (choice.note,)
+    return factors_of([_recorded(part, choice, said) for part in factors.parts])
+
+
+def _recorded(factors: LowRankFactors, choice: RidgeChoice, said: tuple[str, ...]) -> LowRankFactors:
+    facts = factors.diagnostics
+    recorded = dataclasses.replace(facts, notes=(*facts.notes, *said), ridge_sweep=choice.sweep)
+    return dataclasses.replace(factors, diagnostics=recorded)
+
+
+def _choice(
+    store: SolvedStore, section: SolveSection, layer: str, problem: LayerProblem, method: Method
+) -> RidgeChoice:
+    def solve(moments: InputMoments, ridge: Ridge) -> Factors:
+        return solve_again(problem, method, moments, ridge)
+
+    if section.ridge is RidgeFrom.HELDOUT:
+        heldout = store.inputs_heldout(section.target, section.heldout, layer)
+        if heldout is None:
+            raise InvalidInputError(
+                f"layer '{layer}': solve.ridge = 'heldout' needs held-out rows and there are none: set "
+                "capture.heldout_share, or name a domain as solve.heldout"
+            )
+        return choose_ridge(solve, problem.inputs, heldout=heldout)
+    shards = store.inputs_shards(section.target, layer)
+    if len(shards) < 2:
+        raise InvalidInputError(
+            f"layer '{layer}': solve.ridge = 'shards' needs at least two shards, the store has {len(shards)}: set "
+            "capture.shards = 8, say, or merge captures"
+        )
+    return choose_ridge(solve, shards=shards)
