@@ -149,7 +149,7 @@ class SolvedStore:
         return [provenance_of(path) for path in paths]
 
     def shards(self, domain: str, layer: str) -> Sequence[Moments]:
-        """Return what a layer's training moments are the sum of: the captures of a merged domain, or the shards of one capture.
+        """Return what a layer's training moments are the sum of: captures that were merged, or shards of one capture.
 
         Empty where there are none. Raises FingerprintMismatchError where one is not of the sum that is there.
         """

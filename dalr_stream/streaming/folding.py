@@ -1,4 +1,4 @@
-"""How rows become moments, as the caller says it: held-out share, shards, precision, device, workers and memory limit."""
+"""How rows become moments: held-out share, shards, precision, device, workers and memory limit."""
 
 from __future__ import annotations
 

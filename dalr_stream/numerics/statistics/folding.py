@@ -25,6 +25,7 @@ from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.precision import Precision, scaled
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_k_single, mirror_lower
 from dalr_stream.numerics.rows.tiling import Rows, Tile
+from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
 from dalr_stream.numerics.statistics.moments import (
     Chosen,
     Matrix,
@@ -218,7 +219,7 @@ class LaneState:
 
 
 class LaneFold:
-    """One lane: its tiles in ascending order, split into training and held-out rows; or those of one partition alone."""
+    """One lane: its tiles in ascending order, split into training and held-out rows; or one partition alone."""
 
     def __init__(
         self,
@@ -296,7 +297,7 @@ def merge_all(records: Iterable[Addable]) -> Addable:
 
 
 def join_partitions(rule: FoldRule, partitions: Sequence[SplitMoments]) -> SplitMoments:
-    """Put together what was folded for each of `rule.partitions`; with shards, training is their sum in the fixed tree."""
+    """Join what was folded for each of `rule.partitions`; with shards, training is their sum in the fixed tree."""
     if rule.shards == 1:
         return partitions[0]
     records = [partition.training for partition in partitions]
