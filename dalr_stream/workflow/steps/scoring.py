@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture.batches import labelled, refusals_explained, scores_of
 from dalr_stream.network.capture.hooks import call
@@ -151,7 +151,7 @@ class Evaluator:
 
     def curves(
         self,
-        store: SolvedStore,
+        store: StoreView,
         methods: Mapping[str, Sequence[Method]],
         kept: KeptScores,
         *,
