@@ -10,14 +10,9 @@ from torch import nn
 
 from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.identity import fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.spec import (
-    LayerSpec,
-    fingerprint,
-    layer_of,
-    tensor_digest,
-    weights_of,
-)
+from dalr_stream.network.layers.spec import LayerSpec, layer_of, weights_of
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
 from dalr_stream.storage.records import provenance_of, save_weights, weights_path

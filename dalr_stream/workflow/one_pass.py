@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.network.capture.hooks import ToRows, capture_rows
-from dalr_stream.network.capture.loaders import restores
+from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, to_host
 from dalr_stream.numerics.rows.tiling import RowSink
@@ -28,7 +28,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
 ) -> None:
     """Send the rows of `layers` to `sink`; see `network.capture.capture_rows`."""
     held = len(sink.held)
-    if held and restores(batches):
+    if held and can_resume(batches):
         progress.note(f"{title}: the loader begins at batch {held - 1}; those before are not loaded, nor compared")
     elif held:
         progress.note(
