@@ -22,7 +22,7 @@ from dalr_stream.engine.estimate import require_disk
 from dalr_stream.engine.solve import LayerProblem, solve_selection
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, StoreNotFoundError
-from dalr_stream.network.layers.spec import fingerprint
+from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.numerics.methods import Family, Method
@@ -196,7 +196,7 @@ class Run:
             sizes = tuple(measure(label, model, score) for label, model in networks.items())
             curves, tuned = self._curves(store, section, score)
         baseline = float(sizes[0].accuracy or 0.0)
-        found = Evaluation(section.metric, baseline, curves, sizes, self.project.left_out, tuned)
+        found = Evaluation(section.metric, baseline, curves, sizes, self.project.unsupported_layers, tuned)
         found.write(self.project.evaluation)
         self._done("evaluate")
         remove_folder(self.project.unfinished)
@@ -312,7 +312,7 @@ class Run:
         needed = self.project.estimate()
         needed.require()
         require_disk(needed, self.project.output)
-        for said in self.project.left_out:
+        for said in self.project.unsupported_layers:
             self._progress.note(said)
         self._progress.note(
             f"cost: at most {needed.disk_bytes / 2**20:,.0f} MiB of disk, folding peaks at "

@@ -20,12 +20,11 @@ from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
-from dalr_stream.network.capture.batches import holds_batches, refusals_explained
-from dalr_stream.network.capture.hooks import call
+from dalr_stream.network.capture.batches import call, holds_batches, refusals_explained
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import MaskOf, RowRule
 from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.spec import LayerSpec, left_out, match_names, select_layers
+from dalr_stream.network.layers.spec import LayerSpec, match_names, select_layers, unsupported_layers
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
@@ -109,9 +108,9 @@ class Project:
         return self.network if has_weights else self.placed().eval()
 
     @property
-    def left_out(self) -> tuple[str, ...]:
+    def unsupported_layers(self) -> tuple[str, ...]:
         """What the patterns match that cannot be compressed, in words."""
-        return left_out(self.network, self.config.network.layers)
+        return unsupported_layers(self.network, self.config.network.layers)
 
     def _with_readers(self, network: nn.Module, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
         """Watch what selections are solved from too, where any are asked for."""
