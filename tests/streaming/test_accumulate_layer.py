@@ -186,7 +186,8 @@ MEASURE = r"""
     import re, sys
     from pathlib import Path
     from dalr_stream.storage.writer import ActivationStore
-    from dalr_stream.streaming.schedule import Folding, Threads, accumulate_layer
+    from dalr_stream.streaming.folding import Folding, Threads
+    from dalr_stream.streaming.schedule import accumulate_layer
     from dalr_stream.streaming.lanes import LaneTask
     store = ActivationStore(sys.argv[1])
     split = accumulate_layer(store, LaneTask(store.root, "target", "fc6", Folding().rule(32)), Threads(2))
