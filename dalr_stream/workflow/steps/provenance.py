@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-import dalr_stream
+from dalr_stream._version import __version__
 from dalr_stream.engine.store_view import SolvedStore
 from dalr_stream.workflow.runfile.config import RunConfig
 from dalr_stream.workflow.steps.sizing import Compression
@@ -17,7 +17,7 @@ _LIBRARIES = ("numpy", "scipy", "dask", "zarr", "torch")
 
 def provenance(config: RunConfig, store: SolvedStore) -> dict[str, Any]:
     """Return versions, fingerprints, row counts and the resolved configuration, as plain values."""
-    versions = {"dalr_stream": dalr_stream.__version__, "python": platform.python_version()}
+    versions = {"dalr_stream": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     return {
         "versions": versions,
