@@ -74,7 +74,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     if version:
-        from dalr_stream import __version__
+        from dalr_stream._version import __version__
 
         typer.echo(__version__)
         raise typer.Exit
@@ -107,13 +107,13 @@ def run(
 @app.command()
 def layers(file: RunFile, overrides: Overrides = None) -> None:
     """List the layers that the patterns match."""
-    from dalr_stream.network.layers.spec import left_out
+    from dalr_stream.network.layers.spec import unsupported_layers
     from dalr_stream.workflow.results.tables import layer_table
 
     project = open_run(file, overrides).project
     network, console = project.stand_in(), console_for()
     console.print(layer_table(project, network))
-    for said in left_out(network, project.config.network.layers):
+    for said in unsupported_layers(network, project.config.network.layers):
         console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -17,10 +17,11 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.accumulate import LayerMoments, moments_provenance
-from dalr_stream.engine.capture import keep_weights, network_record
+from dalr_stream.engine.capture import keep_weights, network_record, one_pass
 from dalr_stream.engine.estimate import load_of, taken_of
 from dalr_stream.errors import FingerprintMismatchError
-from dalr_stream.network.capture.hooks import require_batches, require_layers, samples_in
+from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
@@ -36,7 +37,6 @@ from dalr_stream.streaming.fold_sink import INDEX, FoldSink
 from dalr_stream.streaming.layer_fold import drop_shards, save_split
 from dalr_stream.streaming.plan import plan
 from dalr_stream.streaming.schedule import Folding
-from dalr_stream.workflow.one_pass import one_pass
 
 TITLE = "capture and fold"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dalr_stream.engine.solve import solve_again, solve_low_rank
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
@@ -23,7 +23,7 @@ HELDOUT_CHOSE = (
 )
 
 
-def solve_as_asked(store: SolvedStore, section: SolveSection, layer: str, problem: Layer, method: Method) -> Factors:
+def solve_as_asked(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> Factors:
     """Return every rank of one low-rank method, at the ridge of the run file or the one its rows choose.
 
     A choice is recorded in the diagnostics: the ridges tried, the error of each, and by what. Raises InvalidInputError
@@ -44,7 +44,7 @@ def _recorded(factors: LowRankFactors, choice: RidgeChoice, said: tuple[str, ...
     return dataclasses.replace(factors, diagnostics=recorded)
 
 
-def _choice(store: SolvedStore, section: SolveSection, layer: str, problem: Layer, method: Method) -> RidgeChoice:
+def _choice(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> RidgeChoice:
     def solve(moments: InputMoments, ridge: Ridge) -> Factors:
         return solve_again(problem, method, moments, ridge)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.engine.solve import solve_again, solve_selection
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import ChannelSelection
 from dalr_stream.numerics.lowrank.grouped import Factors
@@ -37,7 +37,7 @@ SELECTIONS = (Method.MOMASP_NODE, Method.SPECTRAL, Method.MOMASP_SUBSET)
 
 
 def layer_stability(
-    store: SolvedStore,
+    store: StoreView,
     section: SolveSection,
     layer: str,
     problem: Layer,
@@ -72,7 +72,7 @@ def layer_stability(
 
 
 def _selection(
-    store: SolvedStore,
+    store: StoreView,
     section: SolveSection,
     layer: str,
     problem: Layer,
