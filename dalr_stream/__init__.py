@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from dalr_stream.errors import DalrStreamError as DalrStreamError
     from dalr_stream.network.capture.row_rule import RowRule as RowRule
     from dalr_stream.network.layers.spec import LayerSpec as LayerSpec
-    from dalr_stream.network.layers.spec import left_out as left_out
     from dalr_stream.network.layers.spec import select_layers as select_layers
+    from dalr_stream.network.layers.spec import unsupported_layers as unsupported_layers
     from dalr_stream.network.layers.spec import weights_of as weights_of
     from dalr_stream.network.measure.profile import profile as profile
     from dalr_stream.network.saved.checkpoint import load as load
@@ -118,7 +118,6 @@ _HOME_OF = {
     "finetune": "network.training.finetune",
     "jackknife_low_rank": "numerics.resampling.jackknife",
     "jackknife_selection": "numerics.resampling.jackknife",
-    "left_out": "network.layers.spec",
     "load": "network.saved.checkpoint",
     "merge": "engine.merge",
     "momasp": "numerics.selection.greedy",
@@ -130,6 +129,7 @@ _HOME_OF = {
     "spectral": "numerics.selection.greedy",
     "sufficiency": "numerics.resampling.sufficiency",
     "truncated_svd": "numerics.lowrank.solvers",
+    "unsupported_layers": "network.layers.spec",
     "weights_of": "network.layers.spec",
     "with_readers": "network.structure.readers",
 }
@@ -176,7 +176,6 @@ __all__ = [
     "finetune",
     "jackknife_low_rank",
     "jackknife_selection",
-    "left_out",
     "load",
     "merge",
     "momasp",
@@ -188,6 +187,7 @@ __all__ = [
     "spectral",
     "sufficiency",
     "truncated_svd",
+    "unsupported_layers",
     "weights_of",
     "with_readers",
 ]

@@ -107,13 +107,13 @@ def run(
 @app.command()
 def layers(file: RunFile, overrides: Overrides = None) -> None:
     """List the layers that the patterns match."""
-    from dalr_stream.network.layers.spec import left_out
+    from dalr_stream.network.layers.spec import unsupported_layers
     from dalr_stream.workflow.results.tables import layer_table
 
     project = open_run(file, overrides).project
     network, console = project.stand_in(), console_for()
     console.print(layer_table(project, network))
-    for said in left_out(network, project.config.network.layers):
+    for said in unsupported_layers(network, project.config.network.layers):
         console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 

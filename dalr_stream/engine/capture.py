@@ -9,17 +9,11 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batches, require_layers
-from dalr_stream.network.capture.loaders import restores
+from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.identity import fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.spec import (
-    LayerSpec,
-    fingerprint,
-    layer_of,
-    tensor_digest,
-    to_host,
-    weights_of,
-)
+from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
 from dalr_stream.numerics.rows.tiling import RowSink
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
@@ -86,7 +80,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
 ) -> None:
     """Send the rows of `layers` to `sink`; see `network.capture.capture_rows`."""
     held = len(sink.held)
-    if held and restores(batches):
+    if held and can_resume(batches):
         progress.note(
             f"{title}: resuming at batch {held - 1}; earlier batches are skipped without being loaded or verified"
         )

@@ -20,7 +20,8 @@ from dalr_stream.engine.accumulate import LayerMoments, moments_provenance
 from dalr_stream.engine.capture import keep_weights, network_record, one_pass
 from dalr_stream.engine.estimate import load_of, taken_of
 from dalr_stream.errors import FingerprintMismatchError
-from dalr_stream.network.capture.hooks import require_batches, require_layers, samples_in
+from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import DiskSpaceError, InvalidInputError
-from dalr_stream.network.capture.batches import refusals_explained
-from dalr_stream.network.capture.hooks import samples_in, take_rows
+from dalr_stream.network.capture.batches import refusals_explained, samples_in
+from dalr_stream.network.capture.hooks import take_rows
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
 from dalr_stream.network.layers.spec import LayerSpec

@@ -16,9 +16,8 @@ from torch import nn
 
 from dalr_stream.engine.estimate import require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError
-from dalr_stream.network.capture.batches import form_of
-from dalr_stream.network.capture.hooks import samples_in
-from dalr_stream.network.layers.spec import left_out
+from dalr_stream.network.capture.batches import form_of, samples_in
+from dalr_stream.network.layers.spec import unsupported_layers
 from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.results.published_file import Published
@@ -97,7 +96,7 @@ def rehearse(project: Project) -> Rehearsal:
         found.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
     if network is not None and {facts.key for facts in found.loaders} >= sections.keys():
         with found.collecting():
-            found.left_out = left_out(network, config.network.layers)
+            found.left_out = unsupported_layers(network, config.network.layers)
             found.plan = project.estimate(network)
             found.plan.require()
             require_disk(found.plan, project.output)

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.layers.spec import fingerprint
+from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.selection.greedy import spectral
 from dalr_stream.numerics.statistics.moments import Moments

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.capture.hooks import capture_rows, digest_of_inputs
-from dalr_stream.network.layers.spec import fingerprint, select_layers
+from dalr_stream.network.capture.batches import digest_of_inputs
+from dalr_stream.network.capture.hooks import capture_rows
+from dalr_stream.network.layers.identity import fingerprint
+from dalr_stream.network.layers.spec import select_layers
 
 
 class Collector:

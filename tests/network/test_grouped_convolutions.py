@@ -112,10 +112,10 @@ def test_patterns_match_convolutions_and_give_their_groups_and_what_stays_out_is
     ).eval()
     assert [layer.name for layer in ds.select_layers(model, ["*"])] == ["0@group0", "0@group1"]
     assert [(layer.inputs, layer.outputs) for layer in ds.select_layers(model, [nn.Conv2d])] == [(18, 4), (18, 4)]
-    depthwise, transposed = ds.left_out(model, ["*"])
+    depthwise, transposed = ds.unsupported_layers(model, ["*"])
     assert depthwise.startswith("layer '2' is left out: it is a depthwise Conv2d: each of its")
     assert transposed == "layer '3' is left out: it is a ConvTranspose2d"
-    assert ds.left_out(model, ["0"]) == ()
+    assert ds.unsupported_layers(model, ["0"]) == ()
 
 
 def test_a_plan_may_not_ask_for_more_than_the_rank_of_a_group():

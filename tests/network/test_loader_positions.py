@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 from dalr_stream.network.capture.hooks import capture_rows
-from dalr_stream.network.capture.loaders import beginning_at, restores
+from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import select_layers
 
@@ -77,7 +77,7 @@ def test_a_torch_loader_in_plain_order_begins_anywhere_and_loads_nothing_before(
     loader = DataLoader(data, batch_size=5, drop_last=drop_last)
     whole = list(loader)
     data.loaded.clear()
-    assert restores(loader)
+    assert can_resume(loader)
     later = beginning_at(loader, batch)
     assert len(later) == max(len(whole) - batch, 0)
     rest = list(later)
@@ -121,7 +121,7 @@ class OwnLoader(DataLoader):
     ids=["list", "generator", "shuffled", "weighted", "unbatched", "stream", "subclass"],
 )
 def test_what_cannot_be_put_forward_is_not(loader):
-    assert not restores(loader)
+    assert not can_resume(loader)
 
 
 def test_only_the_last_batch_that_is_held_is_loaded_again_and_compared(net):

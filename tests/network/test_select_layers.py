@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.layers.spec import LayerSpec, fingerprint, layer_of, select_layers, tensor_digest, weights_of
+from dalr_stream.network.layers.identity import fingerprint, tensor_digest
+from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers, weights_of
 
 
 class Net(nn.Module):

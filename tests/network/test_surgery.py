@@ -14,7 +14,7 @@ from dalr_stream.errors import (
     ParameterIncreaseWarning,
     UnsupportedLayerError,
 )
-from dalr_stream.network.layers.spec import fingerprint
+from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.surgery import compress as surgery
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
 from dalr_stream.numerics.lowrank.solvers import dalr, truncated_svd

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from dalr_stream.errors import DatasetError
-from dalr_stream.network.capture.loaders import beginning_at, restores
+from dalr_stream.network.capture.loaders import beginning_at, can_resume
 
 VGG19_FOLDER = Path(__file__).parents[2] / "pipelines" / "vgg19"
 COUNTS = {"cub": tiny_images.CUB, "flowers": tiny_images.FLOWERS, "actions": tiny_images.ACTIONS}
@@ -149,7 +149,7 @@ def test_batches_start_again_begin_in_the_middle_and_keep_their_order(images, da
     assert len(batches) == len(first) == -(-batches.samples // 4)
     assert torch.cat([labels for _, labels in first]).tolist() == [p.label for p in batches.pictures]
     for begin in range(len(batches) + 1):
-        assert restores(batches)
+        assert can_resume(batches)
         later = beginning_at(batches, begin)
         assert len(later) == len(first) - begin
         for (inputs, labels), (inputs_then, labels_then) in zip(later, second[begin:], strict=True):

@@ -1,4 +1,4 @@
-"""What a batch is: inputs, with labels or without; and which of a network's outputs are its scores.
+"""What a batch is: inputs, with labels or without; how a network is called on it; and which outputs are its scores.
 
 Inputs are a tensor, or a mapping of keyword arguments as transformers take them. With labels a batch is the pair of
 both, or a mapping that has them as `labels`, as transformers' collators make it.
@@ -6,6 +6,7 @@ both, or a mapping that has them as `labels`, as transformers' collators make it
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
+from dalr_stream.network.capture.reading import placed
+from dalr_stream.network.layers.identity import digest_of_member, tensor_digest
 
 LABELS = "labels"
 
@@ -56,6 +59,51 @@ def form_of(inputs: torch.Tensor | Mapping[str, Any]) -> str:
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         return ", ".join(f"{name} {form_of(tensor)}" for name, tensor in tensors.items())
     return f"{' x '.join(map(str, inputs.shape))} {str(inputs.dtype).removeprefix('torch.')}"
+
+
+def samples_in(batch: Any) -> int:
+    """Return N, the length of the first tensor of a batch."""
+    inputs = inputs_of(batch)
+    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    shapes = [value.shape for value in tensors if isinstance(value, torch.Tensor)]
+    if not shapes or not shapes[0]:
+        raise InvalidInputError("capture: a batch must hold a tensor whose first dimension counts the samples")
+    return shapes[0][0]
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Run the network on one batch's inputs: a tensor, or a mapping of keyword arguments."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    inputs = inputs_of(batch)
+    if isinstance(inputs, Mapping):
+        return model(**{k: placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
+    return model(placed(inputs, device))
+
+
+def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
+    """Return what a module was called with."""
+    found: torch.Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+    return found
+
+
+def few_samples(batch: Any, most: int) -> Any:
+    """Return the first samples of a batch, in its own form."""
+    if isinstance(batch, torch.Tensor):
+        return batch[:most] if batch.ndim else batch
+    if isinstance(batch, Mapping):
+        return {name: few_samples(value, most) for name, value in batch.items()}
+    return tuple(few_samples(value, most) for value in batch) if isinstance(batch, list | tuple) else batch
+
+
+def digest_of_inputs(batch: Any) -> str:
+    """SHA-256 of what the network sees of a batch."""
+    inputs = inputs_of(batch)
+    if not isinstance(inputs, Mapping):
+        return tensor_digest(inputs)
+    digest = hashlib.sha256()
+    for name, value in sorted(inputs.items()):
+        digest.update(f"{name}:{digest_of_member(value)};".encode())
+    return digest.hexdigest()
 
 
 def labelled(batch: Any) -> tuple[torch.Tensor | Mapping[str, Any], torch.Tensor]:

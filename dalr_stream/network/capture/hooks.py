@@ -19,11 +19,19 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.capture.batches import holds_batches, inputs_of, refusals_explained
-from dalr_stream.network.capture.loaders import beginning_at, restores
-from dalr_stream.network.capture.reading import Reading, placed, without_gradients
+from dalr_stream.network.capture.batches import (
+    call,
+    digest_of_inputs,
+    first_argument,
+    holds_batches,
+    refusals_explained,
+    samples_in,
+)
+from dalr_stream.network.capture.loaders import beginning_at, can_resume
+from dalr_stream.network.capture.reading import Reading, without_gradients
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
 from dalr_stream.network.layers.groups import channels_of, part_of
+from dalr_stream.network.layers.identity import require_numbers, tensor_digest
 from dalr_stream.network.layers.kinds import (
     CONVOLUTIONS,
     require_supported,
@@ -32,7 +40,7 @@ from dalr_stream.network.layers.kinds import (
     rows_of_channels,
     way_of_reading,
 )
-from dalr_stream.network.layers.spec import LayerSpec, module_of, require_numbers, tensor_digest, to_host, told
+from dalr_stream.network.layers.spec import LayerSpec, module_of, to_host
 from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.numerics.rows.tiling import RowBatch, RowSink, same_as_before
 from dalr_stream.numerics.statistics.moments import describe_non_finite
@@ -86,7 +94,7 @@ def capture_rows(
         )
     require_numbers(model)
     rule, batch_done = rows or RowRule(), batch_done or _nobody_told
-    held = sink.held if restores(batches) else ()
+    held = sink.held if can_resume(batches) else ()
     first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is found out
     for samples in held[:first]:
         batch_done(samples, True)  # noqa: FBT003  # a Callable has no keywords
@@ -123,15 +131,6 @@ def require_batches(batches: Iterable[Any]) -> None:
         raise InvalidInputError(
             f"capture: batches must be a list of batches, a DataLoader or the like, got a {type(batches).__name__}"
         )
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """Run the network on one batch's inputs: a tensor, or a mapping of keyword arguments."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    inputs = inputs_of(batch)
-    if isinstance(inputs, Mapping):
-        return model(**{k: placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
-    return model(placed(inputs, device))
 
 
 @contextmanager
@@ -201,21 +200,6 @@ def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chosen:
     return {layer.stream: taken[layer.stream] for layer in layers}
 
 
-def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
-    """Return what a module was called with."""
-    found: torch.Tensor = arguments[0] if arguments else next(iter(keywords.values()))
-    return found
-
-
-def few_samples(batch: Any, most: int) -> Any:
-    """Return the first samples of a batch, in its own form."""
-    if isinstance(batch, torch.Tensor):
-        return batch[:most] if batch.ndim else batch
-    if isinstance(batch, Mapping):
-        return {name: few_samples(value, most) for name, value in batch.items()}
-    return tuple(few_samples(value, most) for value in batch) if isinstance(batch, list | tuple) else batch
-
-
 def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:
     """Turn what was taken into what the sink folds; NonFiniteError."""
     once = {id(found): found.rows for found in taken.values()}
@@ -242,28 +226,7 @@ def _nobody_told(samples: int, spared: bool) -> None:  # noqa: FBT001  # a Batch
     """Take no note of a batch."""
 
 
-def samples_in(batch: Any) -> int:
-    """Return N, the length of the first tensor of a batch."""
-    inputs = inputs_of(batch)
-    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
-    shapes = [value.shape for value in tensors if isinstance(value, torch.Tensor)]
-    if not shapes or not shapes[0]:
-        raise InvalidInputError("capture: a batch must hold a tensor whose first dimension counts the samples")
-    return shapes[0][0]
-
-
 def _digest(batch: Any, mask: torch.Tensor | None) -> str:
     """SHA-256 of what decides the rows of a batch: what the network sees, and the mask; labels do not count."""
     seen = digest_of_inputs(batch)
     return seen if mask is None else hashlib.sha256(f"{seen}:{tensor_digest(mask)}".encode()).hexdigest()
-
-
-def digest_of_inputs(batch: Any) -> str:
-    """SHA-256 of what the network sees of a batch."""
-    inputs = inputs_of(batch)
-    if not isinstance(inputs, Mapping):
-        return tensor_digest(inputs)
-    digest = hashlib.sha256()
-    for name, value in sorted(inputs.items()):
-        digest.update(f"{name}:{told(value)};".encode())
-    return digest.hexdigest()

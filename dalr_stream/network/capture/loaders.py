@@ -26,7 +26,7 @@ class Restorable(Protocol):
         """Return the batches from number `batch` on, the same as after iterating over those before."""
 
 
-def restores(batches: Iterable[Any]) -> bool:
+def can_resume(batches: Iterable[Any]) -> bool:
     """Tell whether a loader can begin in the middle."""
     return isinstance(batches, Restorable) or _in_plain_order(batches)
 

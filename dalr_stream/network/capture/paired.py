@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.capture.hooks import samples_in, take_rows
+from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.hooks import take_rows
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule
 from dalr_stream.network.layers.spec import LayerSpec, to_numpy

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, UnsupportedLayerError
-from dalr_stream.network.capture.hooks import call, digest_of_inputs, samples_in
+from dalr_stream.network.capture.batches import call, digest_of_inputs, samples_in
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.spec import layer_of
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.layers.groups import part_of, parts_of
 from dalr_stream.network.layers.kinds import (
     SUPPORTED,
@@ -81,7 +80,7 @@ def select_layers(
     """Return the layers that the patterns match, in the network's order, each once.
 
     Each group of a convolution is a layer of its own, `name@group0`, `name@group1`, ... What a pattern matches besides
-    and cannot be compressed stays out; `left_out` says why.
+    and cannot be compressed stays out; `unsupported_layers` says why.
 
     `side="outputs"` watches what the layers give, W x + b with the bias in it, in place of what they read: m features
     instead of d, which is all that anchored DALR needs. Their rows and moments go by `name@outputs`; to watch both
@@ -103,7 +102,7 @@ def select_layers(
     )
 
 
-def left_out(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[str, ...]:
+def unsupported_layers(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[str, ...]:
     """Return, in words, which layers of weights the patterns match that cannot be compressed, and why."""
     modules = {name: module for name, module in model.named_modules() if name}
     found = {name for pattern in _listed(patterns) for name in _matches(pattern, modules)}
@@ -154,64 +153,6 @@ def to_numpy(tensor: torch.Tensor, *, copy: bool = True) -> NDArray[np.floating]
 def to_host(rows: Any) -> NDArray[Any]:
     """Return rows, array or tensor, as an array: half precision widens without loss, and nothing else is copied."""
     return to_numpy(rows, copy=False) if isinstance(rows, torch.Tensor) else np.asarray(rows)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a network: its modules' names, classes and settings, and every parameter and buffer.
-
-    Settings are what a module's class declares in `__constants__`, as torch's own do: a slope, an epsilon, a padding
-    mode. What else a module remembers may be a count of its calls, and says nothing of what it computes.
-    """
-    digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        digest.update(f"{name}:{type(module).__name__}{_settings(module)};".encode())
-    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= model.named_buffers(remove_duplicate=False)  # the state dict lacks those that are not persistent
-    require_numbers(model)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:{tensor_digest(tensor)};".encode())
-    return digest.hexdigest()
-
-
-def _settings(module: nn.Module) -> list[tuple[str, Any]]:
-    """Return the declared constants that are numbers, words, or tuples of them."""
-    declared = ((name, getattr(module, name, None)) for name in getattr(module, "__constants__", ()))
-    return sorted((name, value) for name, value in declared if _is_plain(value))
-
-
-def _is_plain(value: object) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str)
-
-
-def require_numbers(model: nn.Module) -> None:
-    """Raise InvalidInputError where a tensor of the network has a shape alone: never loaded, or offloaded elsewhere."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise InvalidInputError(
-                f"network: '{name}' is on the meta device, where it has no numbers: load the weights, or keep them in "
-                "memory and not offloaded"
-            )
-
-
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def told(value: Any) -> str:
-    """Return what identifies a member of a batch: the digest of every tensor and array in it, and the rest in words."""
-    if isinstance(value, torch.Tensor):
-        return tensor_digest(value)
-    if isinstance(value, np.ndarray) and value.dtype.hasobject:
-        return told(value.tolist())
-    if isinstance(value, np.ndarray):
-        return hashlib.sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key!r}:{told(member)}' for key, member in value.items())}}}"
-    return f"[{','.join(map(told, value))}]" if isinstance(value, list | tuple) else repr(value)
 
 
 def match_names(pattern: str, names: Iterable[str]) -> list[str]:

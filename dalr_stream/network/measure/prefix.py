@@ -20,11 +20,10 @@ import torch
 from torch import fx, nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.batches import labelled
-from dalr_stream.network.capture.hooks import call
+from dalr_stream.network.capture.batches import call, labelled
 from dalr_stream.network.capture.loaders import beginning_at
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.layers.spec import tensor_digest
+from dalr_stream.network.layers.identity import tensor_digest
 from dalr_stream.numerics.rows.streams import module_name
 
 CACHE_BYTES = 256 * 2**20

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.capture.hooks import call, samples_in
+from dalr_stream.network.capture.batches import call, samples_in
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.measure.macs import Call, Calls, watched_calls
 from dalr_stream.numerics.latency import WHOLE, LayerProfile, NetworkProfile, Turns, macs_below

@@ -22,7 +22,7 @@ import torch_pruning as tp
 from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.capture.hooks import call, few_samples
+from dalr_stream.network.capture.batches import call, few_samples
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.kinds import (
     CONVOLUTIONS,

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.hooks import call, first_argument
+from dalr_stream.network.capture.batches import call, first_argument
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.kinds import CONVOLUTIONS
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelSpan

@@ -18,9 +18,10 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.layers.groups import in_order
+from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.obstacles import require_finite, require_range, require_replaceable
-from dalr_stream.network.layers.spec import layer_of, require_numbers
+from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.equivalence import require_as_before
 from dalr_stream.network.surgery.narrowing import fill

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.hooks import call, first_argument
+from dalr_stream.network.capture.batches import call, first_argument
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, channels_read
 from dalr_stream.network.structure.proof import ROUNDING, quiet, same, tensors_in

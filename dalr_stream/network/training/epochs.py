@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError
-from dalr_stream.network.layers.spec import tensor_digest
+from dalr_stream.network.layers.identity import tensor_digest
 from dalr_stream.storage.durable import make_folder, new_file
 
 Trained = dict[str, nn.Parameter]

@@ -30,8 +30,8 @@ from torch import nn
 from torch.nn import functional
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError
-from dalr_stream.network.capture.hooks import call, digest_of_inputs, samples_in
-from dalr_stream.network.layers.spec import fingerprint, told
+from dalr_stream.network.capture.batches import call, digest_of_inputs, samples_in
+from dalr_stream.network.layers.identity import digest_of_member, fingerprint
 from dalr_stream.network.training.epochs import Epochs, EpochsFile, Trained
 from dalr_stream.network.training.trainable import only_trained
 from dalr_stream.storage.manifest import digest_of
@@ -103,7 +103,7 @@ def _identity(of: Any) -> str:
         members = [*enumerate(of.args), *sorted(of.keywords.items())]
         return f"{_identity(of.func)}({', '.join(f'{name}={_identity(member)}' for name, member in members)})"
     if not callable(of):
-        return told(of)
+        return digest_of_member(of)
     named = of if hasattr(of, "__qualname__") else type(of)
     name = f"{named.__module__}:{named.__qualname__}"
     return f"{name}({fingerprint(of)})" if isinstance(of, nn.Module) else name
@@ -269,7 +269,7 @@ def _go_through_again(batches: Iterable[Any], options: FineTuning, done: Epochs)
 
 
 def _digest(inputs: Any, labels: Any) -> bytes:
-    return f"{digest_of_inputs(inputs)}:{told(labels)};".encode()
+    return f"{digest_of_inputs(inputs)}:{digest_of_member(labels)};".encode()
 
 
 def _nobody_told(epoch: int, loss: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.loaders import restores
+from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.measure.prefix import Cut, KeptBatches
 from dalr_stream.network.training.finetune import FineTuning, Numbered, finetune
 from dalr_stream.network.training.trainable import touched
@@ -50,7 +50,7 @@ class TunedScores:
     def _after(self, cut: Cut) -> Score:
         options, limit = self.options, self.evaluator.cache_bytes
         score = self.evaluator.score.after(cut, limit)
-        if isinstance(self.batches, Numbered) or not restores(self.batches):
+        if isinstance(self.batches, Numbered) or not can_resume(self.batches):
             return lambda small: score(finetune(small, self.batches, options))
         kept = KeptBatches(cut, self.batches, limit)
 

@@ -12,11 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
-from dalr_stream.network.capture.batches import labelled, refusals_explained, scores_of
-from dalr_stream.network.capture.hooks import call
-from dalr_stream.network.capture.loaders import restores
+from dalr_stream.network.capture.batches import call, labelled, refusals_explained, scores_of
+from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.measure.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
@@ -83,7 +82,7 @@ class Scoring:
         Accuracy needs the labels alone beside what crosses the cut, so batches that are kept are not loaded again,
         where the loader can begin after them. A metric of one's own is given every batch as the loader gives it.
         """
-        if self.metric is accuracy and restores(self.batches):
+        if self.metric is accuracy and can_resume(self.batches):
             kept = KeptBatches(cut, self.batches, limit_bytes)
             return lambda small: accuracy(cut.tail(small), kept)
         cache = PrefixCache(cut, limit_bytes)
@@ -151,7 +150,7 @@ class Evaluator:
 
     def curves(
         self,
-        store: SolvedStore,
+        store: StoreView,
         methods: Mapping[str, Sequence[Method]],
         kept: KeptScores,
         *,
