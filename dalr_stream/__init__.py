@@ -19,6 +19,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dalr_stream._version import __version__
+
 if TYPE_CHECKING:
     from dalr_stream.engine.accumulate import accumulate as accumulate
     from dalr_stream.engine.capture import capture as capture
@@ -74,8 +76,6 @@ if TYPE_CHECKING:
     from dalr_stream.streaming.cluster import open_cluster as open_cluster
     from dalr_stream.streaming.schedule import Folding as Folding
     from dalr_stream.streaming.schedule import Threads as Threads
-
-__version__ = "0.1.0"
 
 _HOME_OF = {
     "ActivationStore": "storage.writer",

@@ -74,7 +74,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     if version:
-        from dalr_stream import __version__
+        from dalr_stream._version import __version__
 
         typer.echo(__version__)
         raise typer.Exit

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from dalr_stream.network.capture.hooks import require_batches, require_layers
+from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batches, require_layers
+from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.spec import LayerSpec, layer_of, weights_of
+from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
+from dalr_stream.numerics.rows.tiling import RowSink
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
 from dalr_stream.storage.records import provenance_of, save_weights, weights_path
 from dalr_stream.storage.writer import ActivationStore, ActivationWriter, open_writer
-from dalr_stream.workflow.one_pass import one_pass
 
 
 def capture(
@@ -64,6 +65,34 @@ def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path) -> N
     for layer in layers:
         if provenance_of(weights_path(root, layer.name)) != facts:
             save_weights(root, layer.name, *weights_of(model, layer.name), facts)
+
+
+def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    sink: RowSink,
+    *,
+    rows: RowRule | None,
+    to_rows: ToRows = to_host,
+    title: str,
+    progress: Progress,
+) -> None:
+    """Send the rows of `layers` to `sink`; see `network.capture.capture_rows`."""
+    held = len(sink.held)
+    if held and can_resume(batches):
+        progress.note(
+            f"{title}: resuming at batch {held - 1}; earlier batches are skipped without being loaded or verified"
+        )
+    elif held:
+        progress.note(
+            f"{title}: the loader has no `starting_at`, so its first {held} batches are loaded again, and compared"
+        )
+    total = len(batches) if isinstance(batches, Sized) else None
+    with progress.track(title, total, "batches") as advance:
+        capture_rows(
+            model, batches, layers, sink, rows=rows, to_rows=to_rows, batch_done=lambda _samples, _spared: advance(1)
+        )
 
 
 def _layer_record(model: nn.Module, layer: LayerSpec) -> LayerRecord:

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.network.layers.spec import match_names
 from dalr_stream.numerics.selection.shift import MomentShift, diff
@@ -31,8 +31,8 @@ def diff_domains(
     Raises FingerprintMismatchError for two networks, StoreNotFoundError for moments that are not there,
     LayerNotFoundError for a pattern that matches no layer of both.
     """
-    here = SolvedStore.open(Path(store))
-    there = here if other is None else SolvedStore.open(Path(other))
+    here = StoreView.open(Path(store))
+    there = here if other is None else StoreView.open(Path(other))
     if here.root == there.root and target == source:
         raise InvalidInputError(f"diff: '{target}' does not differ from itself: name two domains, or another store")
     prints = [one.manifest.network.fingerprint for one in (here, there)]

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.accumulate import LayerMoments, moments_provenance
-from dalr_stream.engine.capture import keep_weights, network_record
+from dalr_stream.engine.capture import keep_weights, network_record, one_pass
 from dalr_stream.engine.estimate import load_of, taken_of
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.capture.batches import samples_in
@@ -37,7 +37,6 @@ from dalr_stream.streaming.fold_sink import INDEX, FoldSink
 from dalr_stream.streaming.layer_fold import drop_shards, save_split
 from dalr_stream.streaming.plan import plan
 from dalr_stream.streaming.schedule import Folding
-from dalr_stream.workflow.one_pass import one_pass
 
 TITLE = "capture and fold"
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome, Turn
+from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.engine.solve import needs_source
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
@@ -117,7 +117,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     target = SameEveryPass(batches)
     _require_sound(model, choices, folding, has_source=source is not None)
     _require_prunable(model, choices, target)
-    turn = Turn(
+    one_pass = SequentialPass(
         model, choices, target, None if source is None else SameEveryPass(source, "source"), rows, folding, progress
     )
     passes = _passes(order_of_execution(model, target.first(), list(choices)), choices)
@@ -125,7 +125,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     progress.note(f"layer after layer: {in_words(state.left)}")
     yield state
     for group in state.left:
-        found = turn.solve(group, state.network)
+        found = one_pass.solve(group, state.network)
         for name, (_, outcome) in found.items():
             progress.note(f"layer '{name}': {outcome}")
         chosen = {name: replacement for name, (replacement, _) in found.items()}

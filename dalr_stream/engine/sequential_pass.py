@@ -1,4 +1,4 @@
-"""Layers at their turn in `sequential`: what one pass over the data decides, and what it says of the errors."""
+"""One pass of sequential compression: solves the layers whose turn it is and reports their errors."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ Found = tuple[Replacement, LayerOutcome]
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What one pass takes, whichever layers it is for."""
+class SequentialPass:
+    """Inputs shared by all passes, and what one pass does with them."""
 
     original: nn.Module
     choices: Mapping[str, LayerChoice]

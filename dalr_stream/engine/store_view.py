@@ -37,14 +37,14 @@ from dalr_stream.storage.writer import ActivationStore
 
 
 @dataclass(frozen=True, slots=True)
-class SolvedStore:
+class StoreView:
     """A store as the solvers, the evaluation and the report see it."""
 
     root: Path
     manifest: Manifest
 
     @classmethod
-    def open(cls, root: Path) -> SolvedStore:
+    def open(cls, root: Path) -> StoreView:
         """Read the manifest; raises StoreNotFoundError and StoreDamagedError."""
         return cls(root, Manifest.read(root))
 

@@ -20,7 +20,7 @@ from dalr_stream.engine.capture import capture
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.estimate import require_disk
 from dalr_stream.engine.solve import LayerProblem, solve_selection
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.saved import checkpoint
@@ -127,7 +127,7 @@ class Run:
         """Solve every layer by every method, for every rank, from the moments in the store alone."""
         if self._skip("solve"):
             return
-        store, section = SolvedStore.open(self.project.store), self._config.solve
+        store, section = StoreView.open(self.project.store), self._config.solve
         made_from, count = self.project.made_from("solve"), len(self.project.wanted(store))
         facts = {"made_from": made_from, "configuration": self._config.plain()}
         with locked(self.project.store), self._progress.track("solve", count, "solutions") as advance:
@@ -145,7 +145,7 @@ class Run:
         self._bring_up_to_date("solve")
         if not self._config.compress.wanted or self._skip("compress"):
             return
-        store = SolvedStore.open(self.project.store)
+        store = StoreView.open(self.project.store)
         self._require_same_network(store)
         chosen, decided = decide(self.project, store, self._progress)
         self._progress.note(f"compress: {decided.rule}: {decided}")
@@ -170,7 +170,7 @@ class Run:
             return
         unfinished = self.project.unfinished / f"finetune-{self.project.made_from('finetune')[:16]}.safetensors"
         tuned, record = fine_tune(self.project, section, unfinished, self._progress)
-        store, decided = SolvedStore.open(self.project.store), Compression.read(self.project.compression)
+        store, decided = StoreView.open(self.project.store), Compression.read(self.project.compression)
         facts = {"fine-tuning": record.plain, **saved_provenance(self._config, store, decided)}
         checkpoint.save(tuned, self.project.finetuned, provenance=facts)
         record.write(self.project.finetuning)
@@ -184,7 +184,7 @@ class Run:
         self._bring_up_to_date("solve", "compress", "finetune")
         if self._skip("evaluate"):
             return Evaluation.read(self.project.evaluation)
-        store = SolvedStore.open(self.project.store)
+        store = StoreView.open(self.project.store)
         self._require_same_network(store)
         networks = {"uncompressed": self.project.network}
         for label, folder in {"compressed": self.project.compressed, "fine-tuned": self.project.finetuned}.items():
@@ -212,7 +212,7 @@ class Run:
             self._done("report")
         return self.project.report_folder / "report.html"
 
-    def _curves(self, store: SolvedStore, section: EvaluateSection, score: Scoring) -> tuple[Curves, Curves]:
+    def _curves(self, store: StoreView, section: EvaluateSection, score: Scoring) -> tuple[Curves, Curves]:
         """Score every network, and once more fine-tuned where that is asked for; killed, it goes on after the last."""
         kept = KeptScores(self.project.unfinished / f"evaluate-{self.project.made_from('evaluate')[:16]}.json")
         if kept:
@@ -227,12 +227,12 @@ class Run:
         tuned = TunedScores(evaluator, batches, options_of(self.project, training))
         return plain, evaluator.curves(store, methods, kept, tuned=tuned.from_layer)
 
-    def _solution(self, store: SolvedStore, layer: str, problem: LayerProblem, method: Method) -> Solution:
+    def _solution(self, store: StoreView, layer: str, problem: LayerProblem, method: Method) -> Solution:
         if method.family is Family.LOW_RANK:
             return solve_as_asked(store, self._config.solve, layer, problem, method)
         return solve_selection(problem, method, self._config.solve.strength)
 
-    def _keep_stability(self, store: SolvedStore, problems: Mapping[str, LayerProblem]) -> None:
+    def _keep_stability(self, store: StoreView, problems: Mapping[str, LayerProblem]) -> None:
         """Solve again without each shard, where shards are kept, and say whether the samples are enough."""
         found = {
             layer: layer_stability(
@@ -285,7 +285,7 @@ class Run:
         """Check the cost, and that the store belongs to this network, before anything is written."""
         self._require_room()
         try:
-            self._require_same_network(SolvedStore.open(self.project.store))
+            self._require_same_network(StoreView.open(self.project.store))
         except StoreNotFoundError:
             return
         except FingerprintMismatchError as error:
@@ -296,7 +296,7 @@ class Run:
             self._progress.note(f"replacing '{self.project.store}', which was made from another network")
             forget_store(self.project.store)
 
-    def _require_same_network(self, store: SolvedStore) -> None:
+    def _require_same_network(self, store: StoreView) -> None:
         """Raise FingerprintMismatchError where the store was made from another network than this one."""
         made_from, here = store.manifest.network.fingerprint, fingerprint(self.project.network)
         if made_from != here:

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from dalr_stream.engine.solve import solve_low_rank, solve_selection
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.network.surgery.compress import Replacement, compress
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sizes.allocation import (
@@ -77,7 +77,7 @@ class Bench:
     """The trained network and what is known of its layers."""
 
     project: Project
-    store: SolvedStore
+    store: StoreView
 
     def solve(self, recipe: Recipe) -> tuple[dict[str, Solution], list[SizedLayer]]:
         """Return what is solved for each layer, and every layer with what it loses at each size."""
@@ -139,7 +139,7 @@ def main() -> None:
     run = Run(project, progress=for_console(Console(stderr=True)))
     run.train()
     run.accumulate()
-    bench = Bench(project, SolvedStore.open(project.store))
+    bench = Bench(project, StoreView.open(project.store))
     whole = score_on(project, "evaluate", project.evaluate_section)(project.network)
     print(f"uncompressed: {project.evaluate_section.metric_words} {whole:.1%}")
     for title, recipes in (("All layers of the blocks", WHOLE), ("fc1 and fc2 alone", FEED)):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError
 from dalr_stream.report.record import Results
 from dalr_stream.workflow.run import Run
@@ -179,7 +179,7 @@ class TestThroughTheRunFile:
         assert (finished.project.report_folder / "report.html").exists()
 
     def test_padding_is_no_row_of_the_moments(self, finished, bert):
-        store = SolvedStore.open(finished.project.store)
+        store = StoreView.open(finished.project.store)
         for domain, texts in {
             "target": bert.data.target_train(seed=0, samples=200),
             "source": bert.data.source(seed=0, samples=100),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.linalg.precision import error_bound
 from dalr_stream.storage.records import moments_path, provenance_of
 from dalr_stream.streaming.lanes import Pace
@@ -136,7 +136,7 @@ def test_a_run_file_names_precision_and_device(run_file, direct):
         (("capture.precision=single",), ("single", "numpy")),
         (("capture.precision=single", "capture.device=cpu"), ("single", "torch:cpu")),
     ):
-        store = SolvedStore.open(accumulated(*overrides).store)
+        store = StoreView.open(accumulated(*overrides).store)
         rules = [facts["rule"] for facts in store.moments_provenance(["target", "source"])]
         assert {(rule["precision"], rule["engine"]) for rule in rules} == {found}
 

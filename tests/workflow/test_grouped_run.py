@@ -11,7 +11,7 @@ from test_cli import cli
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import ConfigError, RankError, UnsupportedLayerError
 from dalr_stream.network.measure.macs import watched_calls
@@ -179,7 +179,7 @@ def read_by(project, name, x):
 
 
 def test_groups_have_statistics_and_layers_have_names(project):
-    store = SolvedStore.open(project.store)
+    store = StoreView.open(project.store)
     assert project.layers == store.layers == ("stem", "split", "line", "fc1", "fc2")
     groups = [f"{name}@group{number}" for name, count in GROUPED.items() for number in range(count)]
     assert [name for name in store.manifest.network.layers if "@group" in name] == groups
@@ -193,7 +193,7 @@ def test_groups_have_statistics_and_layers_have_names(project):
 
 
 def test_the_saved_network_is_that_of_the_factors_by_hand(project):
-    store, x = SolvedStore.open(project.store), inputs(project)
+    store, x = StoreView.open(project.store), inputs(project)
     small, twin = ds.load(project.compressed, project.build), copy.deepcopy(project.network)
     for name, size in (("split", 3), ("line", 1), ("stem", 4)):
         module = twin.get_submodule(name)
@@ -208,7 +208,7 @@ def test_the_saved_network_is_that_of_the_factors_by_hand(project):
 
 
 def test_at_full_rank_the_outputs_are_the_originals(project):
-    store, x = SolvedStore.open(project.store), inputs(project)
+    store, x = StoreView.open(project.store), inputs(project)
     solutions = {name: store.solutions(name, [METHOD])[METHOD] for name in (*GROUPED, "stem", "fc2")}
     assert [solutions[name].max_rank for name in GROUPED] == [6, 2]
     whole = compress(project.network, {name: at_size(one, one.max_rank, name, 0.0) for name, one in solutions.items()})
@@ -218,7 +218,7 @@ def test_at_full_rank_the_outputs_are_the_originals(project):
 
 @pytest.mark.parametrize("name", GROUPED)
 def test_the_error_of_a_layer_is_that_of_all_its_groups(project, name):
-    store, module = SolvedStore.open(project.store), project.network.get_submodule(name)
+    store, module = StoreView.open(project.store), project.network.get_submodule(name)
     read = read_by(project, name, inputs(project))
     curve = next(layer for layer in results(project).layers if layer.name == name).error_curves
     for method in (ds.Method.SVD, METHOD):
@@ -233,7 +233,7 @@ def test_the_error_of_a_layer_is_that_of_all_its_groups(project, name):
 
 
 def test_what_shares_a_layer_cannot_be_selected_and_says_so(project):
-    said = {layer: SolvedStore.open(project.store).record(layer).unprunable for layer in project.layers}
+    said = {layer: StoreView.open(project.store).record(layer).unprunable for layer in project.layers}
     assert "it is a Conv2d of 2 groups" in said["split"]
     assert "'split', which reads them, is a Conv2d of 2 groups" in said["stem"]
     assert said["fc1"] == ""
@@ -259,7 +259,7 @@ def test_a_profile_has_the_convolution_beside_its_pair(project):
 
 
 def test_parameters_and_multiply_adds_are_those_of_the_pair(project):
-    store, x = SolvedStore.open(project.store), inputs(project)
+    store, x = StoreView.open(project.store), inputs(project)
     solutions = {name: store.solutions(name, [METHOD])[METHOD] for name in GROUPED}
     sized = {layer.name: layer for layer in sized_layers(project, store, solutions, macs=True)}
     for name, solution in solutions.items():
@@ -372,7 +372,7 @@ def test_shards_choose_one_ridge_for_all_groups_and_give_the_layer_error_bars(fo
         'compress={split={method="dalr_anchored_affine",size=2}}',
     )
     Run(project).all()
-    store = SolvedStore.open(project.store)
+    store = StoreView.open(project.store)
     parts = store.solutions("split", [METHOD])[METHOD].parts
     assert len({part.diagnostics.chosen_ridge for part in parts}) == 1
     (layer,) = results(project).layers

@@ -19,7 +19,7 @@ from test_cli import cli
 import dalr_stream as ds
 from dalr_stream.engine.merge import merge
 from dalr_stream.engine.solve import solve_low_rank
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import (
     InvalidInputError,
@@ -139,7 +139,7 @@ def test_a_merged_store_can_be_solved_without_network_or_data(tmp_path):
         ds.capture(model, data, layers, tmp_path / part, domain="target")
         ds.accumulate(tmp_path / part, domain="target")
     merge([tmp_path / "a", tmp_path / "c"], tmp_path / "out")
-    store = SolvedStore.open(tmp_path / "out")
+    store = StoreView.open(tmp_path / "out")
     problem = store.problem("0", "target", None)
     factors = solve_low_rank(problem, Method.DALR_ANCHORED_AFFINE)
     assert factors.diagnostics.count == problem.inputs.count > ds.accumulate(tmp_path / "c", domain="target")["0"].count

@@ -11,7 +11,7 @@ from capture_jobs import (
 
 import dalr_stream as ds
 from dalr_stream.engine.merge import merge
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import (
     FingerprintMismatchError,
     StoreNotFoundError,
@@ -52,7 +52,7 @@ def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repe
     assert committed in ({name_of(jobs["a"])}, set(map(name_of, (jobs["a"], jobs["b"]))))
     known = [root for root in jobs.values() if name_of(root) in committed]
     try:
-        found = SolvedStore.open(out).moments("target", "0").count
+        found = StoreView.open(out).moments("target", "0").count
         assert found == sum(ds.accumulate(root, domain="target")["0"].count for root in known)
     except (FingerprintMismatchError, StoreNotFoundError):
         assert renames in (9, 10)  # the sums of this layer were being replaced

@@ -226,7 +226,7 @@ def test_a_direct_run_over_varying_rows_resumes_to_the_same_bits(net, data, tmp_
 def test_it_is_said_whether_a_loader_began_in_the_middle(net, data, tmp_path):
     batches, layers = batches_of(data), ds.select_layers(net, ["mix"])
     folding = kept_after(6)
-    for loader, said in ((Breaking, "no `starting_at`, so its first 6 batches"), (Restoring, "begins at batch 5")):
+    for loader, said in ((Breaking, "no `starting_at`, so its first 6 batches"), (Restoring, "resuming at batch 5")):
         options = {"domain": "target", "rows": RULE, "folding": folding}
         root, notes = tmp_path / loader.__name__, Notes()
         with pytest.raises(Stopped):

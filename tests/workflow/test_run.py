@@ -7,7 +7,7 @@ import torch
 from notes import Notes
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError, NonFiniteError
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
@@ -64,7 +64,7 @@ def test_moments_alone_are_enough_to_solve_again(finished, finished_file):
     changed.all()
     assert not any("capture" in told for told in notes.said + notes.started)
     assert not (finished.project.store / "activations").exists()
-    solution = SolvedStore.open(finished.project.store).solutions("fc1", [Method.DALR_ANCHORED_AFFINE])
+    solution = StoreView.open(finished.project.store).solutions("fc1", [Method.DALR_ANCHORED_AFFINE])
     solution = solution[Method.DALR_ANCHORED_AFFINE]
     scatter = ds.accumulate(finished.project.store, domain="target", folding=ds.Folding(ds.HoldoutRule(0.0)))[
         "fc1"
@@ -89,7 +89,7 @@ def test_the_report_shows_the_errors_and_accuracies_measured_on_the_rows(finishe
     layer = results.layers[0]
     inputs = torch.cat([batch[0] for batch in finished.project.batches("test")])
     rows = inputs.double().numpy()
-    solution = SolvedStore.open(finished.project.store).solutions("fc1", [Method.DALR_OPTIMAL_AFFINE])[
+    solution = StoreView.open(finished.project.store).solutions("fc1", [Method.DALR_OPTIMAL_AFFINE])[
         Method.DALR_OPTIMAL_AFFINE
     ]
     assert isinstance(solution, LowRankFactors)
@@ -124,8 +124,8 @@ def test_direct_capture_keeps_no_activations_and_gives_the_same_moments(finished
     assert not (direct.project.store / "activations").exists()
     for domain in ("target", "source"):
         for layer in ("fc1", "fc2", "fc3"):
-            stored = SolvedStore.open(finished.project.store).moments(domain, layer)
-            assert SolvedStore.open(direct.project.store).moments(domain, layer).same_bits(stored)
+            stored = StoreView.open(finished.project.store).moments(domain, layer)
+            assert StoreView.open(direct.project.store).moments(domain, layer).same_bits(stored)
 
 
 def test_a_held_out_share_is_used_where_no_domain_is_named(run_file):
@@ -134,7 +134,7 @@ def test_a_held_out_share_is_used_where_no_domain_is_named(run_file):
     run, _ = opened(run_file, "capture.heldout_share=0.2")
     run.train()
     run.accumulate()
-    store = SolvedStore.open(run.project.store)
+    store = StoreView.open(run.project.store)
     apart = store.heldout("target", None, "fc1")
     assert 0 < apart.count < 45
     assert store.moments("target", "fc1").count + apart.count == 90
@@ -169,7 +169,7 @@ def test_two_parts_of_moments_from_other_rows_are_refused(finished):
     path = moments_path(root, "target", "fc1", "heldout")
     save_moments(path, ds.Moments.empty(12), {**provenance_of(path), "rows": "others"})
     with pytest.raises(FingerprintMismatchError, match="accumulate again"):
-        SolvedStore.open(root).all_rows("target", "fc1")
+        StoreView.open(root).all_rows("target", "fc1")
 
 
 def test_other_data_are_refused_and_replaced_only_when_asked(finished, finished_file, contents):
@@ -180,7 +180,7 @@ def test_other_data_are_refused_and_replaced_only_when_asked(finished, finished_
     assert contents(finished.project.store) == before
     replaced, _ = opened(finished_file, FEW, "domains.target.options.samples=95", fresh=True)
     replaced.all()
-    assert SolvedStore.open(replaced.project.store).moments("target", "fc1").count == 95
+    assert StoreView.open(replaced.project.store).moments("target", "fc1").count == 95
 
 
 @pytest.mark.parametrize(

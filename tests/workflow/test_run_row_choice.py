@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError
 from dalr_stream.report.record import Results
 from dalr_stream.storage.manifest import Manifest
@@ -110,7 +110,7 @@ def test_a_run_watches_what_its_file_says_and_solves_from_the_inputs(run_file):
     direct.all()
     results = Results.read(run.project.report_folder / "results.json")
     assert [layer.name for layer in results.layers] == ["fc1", "fc2"]
-    store, twin = SolvedStore.open(run.project.store), SolvedStore.open(direct.project.store)
+    store, twin = StoreView.open(run.project.store), StoreView.open(direct.project.store)
     for stream in ("fc1", "fc2", "fc1@outputs"):
         assert store.all_rows("target", stream).same_bits(twin.all_rows("target", stream))
     rows = int(np.minimum(lengths_of(run), 3).sum())
@@ -132,7 +132,7 @@ def test_outputs_asked_for_later_are_refused_by_name_and_then_captured(run_file)
     ):
         changed.accumulate()
     opened(run_file, fresh=True).accumulate()
-    assert SolvedStore.open(changed.project.store).all_rows("target", "fc1@outputs").features == 6
+    assert StoreView.open(changed.project.store).all_rows("target", "fc1@outputs").features == 6
 
 
 @pytest.mark.parametrize("direct", ["true", "false"])
@@ -146,7 +146,7 @@ def test_other_rows_are_refused_and_replaced_only_when_asked(run_file, direct, c
         other.accumulate()
     assert contents(run.project.store) == before
     opened(run_file, f"capture.direct={direct}", "capture.most_per_sample=2", fresh=True).accumulate()
-    moments = SolvedStore.open(run.project.store).all_rows("target", "fc1")
+    moments = StoreView.open(run.project.store).all_rows("target", "fc1")
     assert moments.count == np.minimum(lengths_of(run), 2).sum()
 
 
@@ -154,7 +154,7 @@ def test_a_function_of_the_batch_may_be_the_mask_and_its_code_counts(run_file):
     run = opened(run_file, 'capture.mask="token_run:first_two"', 'network.layers=["fc1"]')
     run.train()
     run.accumulate()
-    assert SolvedStore.open(run.project.store).all_rows("target", "fc1").count == 60
+    assert StoreView.open(run.project.store).all_rows("target", "fc1").count == 60
     before = run.project.made_from("capture target")
     assert before != opened(run_file, 'network.layers=["fc1"]').project.made_from("capture target")
     with pytest.raises(ConfigError, match=r"capture\.mask: module 'token_run' has no function 'nothing'"):

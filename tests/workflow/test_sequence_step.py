@@ -7,7 +7,7 @@ import torch
 from notes import Notes
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
@@ -187,7 +187,7 @@ def test_a_ridge_that_rows_chose_serves_again(finished_file):
     run, _ = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS, 'solve.ridge="heldout"')
     run.compress()
     method = ds.Method.DALR_ANCHORED_AFFINE
-    store = SolvedStore.open(run.project.store)
+    store = StoreView.open(run.project.store)
     ridges = {layer: store.solutions(layer, [method])[method].diagnostics.chosen_ridge for layer in ("fc1", "fc2")}
     choices = {
         layer: ds.LayerChoice(method, size, ds.Ridge.relative(ridges[layer]))

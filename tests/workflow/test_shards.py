@@ -11,7 +11,7 @@ from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
@@ -174,21 +174,21 @@ def test_another_number_of_shards_is_another_rule(store, expected):
     assert sorted(path.name for path in folder.iterdir()) == ["heldout", "shard-0", "shard-1", "training"]
     ds.accumulate(store, domain="target", folding=PLAIN)
     assert sorted(path.name for path in folder.iterdir()) == ["heldout", "training"]
-    assert list(SolvedStore.open(store).shards("target", "2")) == []
+    assert list(StoreView.open(store).shards("target", "2")) == []
     assert_same(ds.accumulate(store, domain="target", folding=DEALT), expected)
 
 
 def test_a_damaged_shard_and_a_shard_of_something_else_are_found(store):
     ds.accumulate(store, domain="target", folding=DEALT)
     folder = store / "moments/target/2"
-    assert len(SolvedStore.open(store).shards("target", "2")) == K
+    assert len(StoreView.open(store).shards("target", "2")) == K
     shutil.rmtree(folder / "shard-1")
     shutil.copytree(folder / "shard-0", folder / "shard-1")
     (finding,) = verify_store(store).findings
     assert "moments/target/2/training: is not the sum of its shards: accumulate again" in str(finding)
     shutil.rmtree(folder / "shard-1")
     with pytest.raises(FingerprintMismatchError, match="shard-1' is not of the training record beside it"):
-        SolvedStore.open(store).shards("target", "2")
+        StoreView.open(store).shards("target", "2")
 
 
 def test_merged_stores_have_their_captures_for_shards(tmp_path, model, layers):
@@ -196,9 +196,9 @@ def test_merged_stores_have_their_captures_for_shards(tmp_path, model, layers):
     for number, part in enumerate((parts[:4], parts[4:])):
         ds.accumulate_into(tmp_path / str(number), model, part, layers, domain="target", folding=DEALT)
     ds.merge([tmp_path / "0", tmp_path / "1"], tmp_path / "both")
-    shards = SolvedStore.open(tmp_path / "both").shards("target", "2")
+    shards = StoreView.open(tmp_path / "both").shards("target", "2")
     assert sorted(shard.samples for shard in shards) == sorted(
-        SolvedStore.open(tmp_path / name).moments("target", "2").samples for name in "01"
+        StoreView.open(tmp_path / name).moments("target", "2").samples for name in "01"
     )
     assert verify_store(tmp_path / "both").findings == ()
 
@@ -208,7 +208,7 @@ def test_nothing_held_out_leaves_an_empty_record(store):
     found = ds.accumulate(store, domain="target", folding=folding)
     assert found["2"].samples == SAMPLES
     assert list(found.heldout) == []
-    assert SolvedStore.open(store).heldout("target", None, "2") is None
+    assert StoreView.open(store).heldout("target", None, "2") is None
 
 
 def test_what_is_not_possible_is_refused(store, model, layers):

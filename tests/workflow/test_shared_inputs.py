@@ -12,7 +12,7 @@ import dalr_stream as ds
 from dalr_stream.engine.diff import diff_domains
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.merge import merge
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.streaming.lanes import Pace
@@ -106,7 +106,7 @@ def test_directly_too_with_a_store_and_without(net, batches, tmp_path):
     kept = ds.accumulate_into(tmp_path, net, batches, layers(net), domain="t", folding=FOLDING)
     require_same(kept, expected)
     assert folders(tmp_path / "moments" / "t") == sorted(set(NAMES) - set(SHARED))
-    assert SolvedStore.open(tmp_path).moments("t", "v").same_bits(expected["v"]["v"])
+    assert StoreView.open(tmp_path).moments("t", "v").same_bits(expected["v"]["v"])
 
 
 def test_with_the_torch_fold_a_mask_and_fewer_rows_a_sample(net, batches):
@@ -184,7 +184,7 @@ def test_verify_diff_summary_and_the_solvers_know_every_name(net, batches, tmp_p
     shifts = dict(diff_domains(tmp_path, "t", "s"))
     assert np.array_equal(shifts["v"].mean_gap, shifts["q"].mean_gap)
     assert "(120 samples, 7 layers, 7 with moments)" in repr(ds.ActivationStore(tmp_path))
-    problem = SolvedStore.open(tmp_path).problem("up", "t", None)
+    problem = StoreView.open(tmp_path).problem("up", "t", None)
     assert problem.inputs.same_bits(ds.accumulate(tmp_path, domain="t", folding=FOLDING)["gate"])
     factors = ds.dalr(problem.weight, problem.bias, problem.inputs)
     small = ds.compress(net, {"up": factors.at_rank(9)})
@@ -197,13 +197,13 @@ def test_shards_dealt_and_merged_are_found_by_every_name(net, batches, tmp_path)
     ds.capture(net, batches, qkv, tmp_path / "a", domain="t")
     found = ds.accumulate(tmp_path / "a", domain="t", layers=["q", "v"], folding=dealt)
     assert [s.count for s in found.shards["v"]] == [s.count for s in found.shards["q"]]
-    assert len(SolvedStore.open(tmp_path / "a").shards("t", "k")) == 3
+    assert len(StoreView.open(tmp_path / "a").shards("t", "k")) == 3
 
     ds.capture(net, [data(50, seed=9)], qkv, tmp_path / "b", domain="t")
     for name in "ab":
         ds.accumulate(tmp_path / name, domain="t", folding=FOLDING)
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
-    both = SolvedStore.open(tmp_path / "m")
+    both = StoreView.open(tmp_path / "m")
     expected = [ds.accumulate(tmp_path / name, domain="t", folding=FOLDING)["k"].count for name in "ab"]
     assert both.moments("t", "k").count == sum(expected)
     assert len(both.shards("t", "v")) == 2
@@ -246,7 +246,7 @@ def test_a_run_file_goes_the_whole_way_with_layers_that_share(run_file):
     run_file.write_text(text.replace("ranks = [1, 2, 4, 8]", "ranks = [2]"))
     project = Project(load_config(run_file), run_file.parent)
     Run(project).all()
-    store = SolvedStore.open(project.store)
+    store = StoreView.open(project.store)
     assert store.manifest.domains["target"].shared == {"gate": "fc1"}
     assert folders(project.store / "moments" / "target") == ["fc1", "fc2", "fc3"]
     report = json.loads((project.report_folder / "results.json").read_text())

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import dalr_stream as ds
 from dalr_stream.cli.app import app
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, DalrStreamError
 from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.results.results import results
@@ -39,7 +39,7 @@ def weights(run):
 
 def lost(run, method, layer, k):
     """Share of the outputs' energy that rank k loses on the training rows, measured on the rows."""
-    store = SolvedStore.open(run.project.store)
+    store = StoreView.open(run.project.store)
     factors = store.solutions(layer, [method])[method]
     moments = store.moments("target", layer)
     record = factors.at_rank(k)
@@ -254,7 +254,7 @@ def test_solve_lists_solutions_as_json_and_nothing_else(finished_file):
 def test_the_errors_of_selections_are_measured_on_the_rows(finished_file, method):
     facts = [f for f in json.loads(invoke("solve", finished_file, "--json").stdout) if f["method"] == method.value]
     run = opened(finished_file)
-    selection = SolvedStore.open(run.project.store).solutions("fc1", [method])[method]
+    selection = StoreView.open(run.project.store).solutions("fc1", [method])[method]
     rows = np.concatenate([np.maximum(layer_one(run, x), 0.0) for x, _ in run.project.batches("test")])
     for fact in (f for f in facts if f["layer"] == "fc1"):
         kept = selection.at_size(fact["size"], ridge=1e-3)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.numerics.lowrank.solvers import Ridge, dalr
@@ -32,7 +32,7 @@ def test_a_run_with_shards_answers_in_its_report(run_file):
     assert verify_store(project.store).findings == ()
     found = read_stability(project.stability)
     assert list(found) == ["fc1", "fc2"]
-    store = SolvedStore.open(project.store)
+    store = StoreView.open(project.store)
     for layer, stability in found.items():
         assert stability.answer.replace(" ±", "") in page.replace("\xa0", " ").replace(" ±", "")
         assert stability.selection.answer in page.replace("\xa0", " ")
@@ -57,7 +57,7 @@ def test_other_shards_and_none_start_the_moments_over_and_nothing_else(run_file)
     opened(run_file).all()
     again = opened(run_file, "capture.shards=3")
     again.all()
-    assert len(SolvedStore.open(again.project.store).shards("target", "fc1")) == 3
+    assert len(StoreView.open(again.project.store).shards("target", "fc1")) == 3
     bare = opened(run_file)
     page = bare.all().read_text()
     assert "Is the calibration set large enough?" not in page
@@ -70,7 +70,7 @@ def test_the_ridge_is_chosen_by_shards_and_recorded(run_file, direct):
     run.train()
     run.accumulate()
     run.solve()
-    store = SolvedStore.open(run.project.store)
+    store = StoreView.open(run.project.store)
     problem = store.problem("fc1", "target", None)
     twin = choose_ridge(
         lambda moments, ridge: dalr(problem.weight, problem.bias, moments, ridge=ridge, variant="optimal"),

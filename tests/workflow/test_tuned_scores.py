@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.record import Results
@@ -109,7 +109,7 @@ def tuned_file(finished_file):
 
 def by_hand(project, layer, method, size):
     """The score of one network: compressed, fine-tuned whole, run whole."""
-    section, solution = project.config.solve, SolvedStore.open(project.store).solutions(layer, [method])[method]
+    section, solution = project.config.solve, StoreView.open(project.store).solutions(layer, [method])[method]
     low_rank = isinstance(solution, ds.LowRankFactors)
     record = solution.at_rank(size) if low_rank else solution.at_size(size, ridge=section.restore_ridge)
     small = ds.compress(project.network, {layer: record}, example=project.structure)

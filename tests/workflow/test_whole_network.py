@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.numerics.methods import Family
 from dalr_stream.report.record import Results
@@ -102,7 +102,7 @@ def project(tmp_path_factory):
 
 
 def test_every_layer_is_solved_by_what_applies_to_it_and_the_rest_says_why(project):
-    store = SolvedStore.open(project.store)
+    store = StoreView.open(project.store)
     assert project.layers == ("stem", "conv1", "conv2", "fc1", "fc2")
     selected = [layer for layer in project.layers if store.readers(layer)]
     assert selected == ["stem", "conv1", "fc1"]
@@ -116,7 +116,7 @@ def test_every_layer_is_solved_by_what_applies_to_it_and_the_rest_says_why(proje
 
 
 def test_the_saved_network_is_the_one_of_the_records(project):
-    store, net = SolvedStore.open(project.store), project.network
+    store, net = StoreView.open(project.store), project.network
     found = {layer: store.solutions(layer, [m])[m] for layer, m in (("stem", ds.Method.MOMASP_NODE),)}
     small = ds.load(project.compressed, project.build)
     assert (small.stem.out_channels, small.norm.num_features, small.conv2.out_channels) == (6, 6, 6)
@@ -140,7 +140,7 @@ def test_the_report_has_curves_for_channels_and_comes_back(project):
 
 
 def test_multiply_adds_are_those_of_every_position_though_few_were_kept(project):
-    store = SolvedStore.open(project.store)
+    store = StoreView.open(project.store)
     solutions = {layer: store.solutions(layer, [ds.Method.SVD])[ds.Method.SVD] for layer in project.layers}
     positions = {layer.name: layer.positions for layer in sized_layers(project, store, solutions, macs=True)}
     assert positions == {"stem": 36, "conv1": 36, "conv2": 36, "fc1": 1, "fc2": 1}
@@ -175,7 +175,7 @@ def test_without_selections_nothing_is_watched_for_them_and_that_is_said(project
     other = Project(load_config(project.folder / "run.toml", overrides), project.folder)
     Run(other).train()
     Run(other).accumulate()
-    record = SolvedStore.open(other.store).manifest.network.layers["stem"]
+    record = StoreView.open(other.store).manifest.network.layers["stem"]
     assert record.readers == ()
     assert "solve.methods had no selection when this was captured" in record.unprunable
     assert other.prints.capture("target") != project.prints.capture("target")

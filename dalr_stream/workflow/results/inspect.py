@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.lowrank.factors import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
 from dalr_stream.numerics.methods import Family, Method
@@ -71,7 +71,7 @@ def solution_facts(project: Project) -> list[dict[str, Any]]:
     `parameters` are weights: of the layer for a factor pair, of the layer and its readers for a selection; `of` is
     what they have uncompressed.
     """
-    store = SolvedStore.open(project.store)
+    store = StoreView.open(project.store)
     return [
         fact
         for layer, method in project.wanted(store)
@@ -84,7 +84,7 @@ def outlooks(project: Project, method: Method | str | None = None) -> list[Layer
 
     By the method of a rule for all layers (`compress.method`) unless another one is named.
     """
-    store = SolvedStore.open(project.store)
+    store = StoreView.open(project.store)
     chosen = parse_choice(Method, method or project.config.compress_method, "method")
     solutions = {layer: solution_of(project, store, layer, chosen) for layer in project.layers}
     weights = sized_layers(project, store, solutions)
@@ -96,7 +96,7 @@ def outlooks(project: Project, method: Method | str | None = None) -> list[Layer
     return sorted(found, key=lambda outlook: -outlook.enough.saved)
 
 
-def _facts(project: Project, store: SolvedStore, layer: str, solution: Solution) -> list[dict[str, Any]]:
+def _facts(project: Project, store: StoreView, layer: str, solution: Solution) -> list[dict[str, Any]]:
     shape, low_rank = store.shape(layer), not isinstance(solution, ChannelSelection)
     tried = project.config.evaluate.ranks if project.config.evaluate else LabelledSection.model_fields["ranks"].default
     sizes = set(sizes_to_try(solution.method, shape, tried)) | ({shape.break_even_rank} if low_rank else set())
@@ -120,7 +120,7 @@ def _facts(project: Project, store: SolvedStore, layer: str, solution: Solution)
 
 
 def errors(
-    project: Project, store: SolvedStore, layer: str, solution: Solution, sizes: Sequence[int]
+    project: Project, store: StoreView, layer: str, solution: Solution, sizes: Sequence[int]
 ) -> tuple[list[float], list[float] | None]:
     """Return the relative errors of a solution at some sizes, on the training rows and on the held-out ones."""
     section = project.config.solve
@@ -144,7 +144,7 @@ def _errors_of_ranks(factors: Factors, ranks: Sequence[int], inputs: InputMoment
 
 
 def _outlook(
-    project: Project, store: SolvedStore, layer: SizedLayer, solution: Solution, positions: float
+    project: Project, store: StoreView, layer: SizedLayer, solution: Solution, positions: float
 ) -> LayerOutlook:
     shape, inputs = layer.shape, layer.shape.inputs
     weights = [int(count) for count in layer.cost(layer.sizes, inputs)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.linalg.psd import symmetric_eigen, thin_svd
 from dalr_stream.numerics.lowrank.factors import ChannelSelection
 from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
@@ -63,7 +63,7 @@ class LayerFindings:
 
 def results(project: Project) -> Results:
     """Return everything a run found out, as the report shows it."""
-    section, store = project.evaluate_section, SolvedStore.open(project.store)
+    section, store = project.evaluate_section, StoreView.open(project.store)
     found, stable = Evaluation.read(project.evaluation), read_stability(project.stability)
     saved = Compression.read(project.compression).said if project.config.compress.wanted else ()
     tuned = (str(FineTuned.read(project.finetuning)),) if project.config.finetune else ()
@@ -149,7 +149,7 @@ def headline(curves: Sequence[AccuracyCurve], needed: float) -> tuple[HeadlineRo
     return tuple(_headline_row(method, point, svd) for method, point in chosen.items())
 
 
-def _findings(project: Project, store: SolvedStore, layer: str, found: Evaluation) -> LayerFindings:
+def _findings(project: Project, store: StoreView, layer: str, found: Evaluation) -> LayerFindings:
     section = project.config.solve
     return LayerFindings(
         name=layer,

@@ -11,7 +11,7 @@ from torch import nn
 
 from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.merge import Merged
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.rows.streams import Side, layer_of_stream, module_name
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.dry_run import Rehearsal
@@ -89,7 +89,7 @@ def rehearsal_tables(found: Rehearsal) -> list[Table]:
 def solution_table(project: Project) -> Table:
     """Return what was solved: numerical rank, ridge and route of each solution."""
     table = _table("layer", "method", "rows", "numerical rank", "ridge", "route")
-    store = SolvedStore.open(project.store)
+    store = StoreView.open(project.store)
     for layer in project.layers:
         for method, solution in store.solutions(layer, project.methods(store, layer)).items():
             facts = solution.diagnostics

@@ -18,7 +18,7 @@ from torch import nn
 
 from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import estimate
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.capture.batches import call, holds_batches, refusals_explained
 from dalr_stream.network.capture.reading import without_gradients
@@ -98,9 +98,9 @@ class Project:
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
         return inputs + outputs
 
-    def prospect(self, network: nn.Module) -> SolvedStore:
+    def prospect(self, network: nn.Module) -> StoreView:
         """Return the store that capturing such a network would make: its layers and their readers, nothing else."""
-        return SolvedStore(self.store, Manifest(network_record(network, self.watched_in(network))))
+        return StoreView(self.store, Manifest(network_record(network, self.watched_in(network))))
 
     def stand_in(self) -> nn.Module:
         """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
@@ -162,20 +162,20 @@ class Project:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers to compress, as the store knows them: no network is needed."""
-        return self.layers_in(SolvedStore.open(self.store))
+        return self.layers_in(StoreView.open(self.store))
 
-    def layers_in(self, store: SolvedStore) -> tuple[str, ...]:
+    def layers_in(self, store: StoreView) -> tuple[str, ...]:
         """Return the same of a store."""
         known = store.layers
         chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
         return tuple(name for name in known if name in chosen)
 
-    def methods(self, store: SolvedStore, layer: str) -> tuple[Method, ...]:
+    def methods(self, store: StoreView, layer: str) -> tuple[Method, ...]:
         """Return the methods that apply to a layer: all that were asked for, less selections where none can be made."""
         selectable = bool(store.readers(layer))
         return tuple(m for m in self.config.solve.methods if selectable or m.family is Family.LOW_RANK)
 
-    def wanted(self, store: SolvedStore) -> list[tuple[str, Method]]:
+    def wanted(self, store: StoreView) -> list[tuple[str, Method]]:
         """Return every layer with every method that applies to it."""
         return [(layer, method) for layer in self.layers for method in self.methods(store, layer)]
 
@@ -304,7 +304,7 @@ class Project:
             return self.prints.accumulate(domain)
         if verb == "train":
             return self.prints.train
-        moments = SolvedStore.open(self.store).moments_provenance(list(self.config.domains))
+        moments = StoreView.open(self.store).moments_provenance(list(self.config.domains))
         return self.prints.after_moments(verb, moments)
 
     def artefacts(self, step: str) -> list[Path]:
@@ -318,7 +318,7 @@ class Project:
             "report": self.report_folder / "report.html",
         }
         if verb == "solve":
-            store = SolvedStore.open(self.store)
+            store = StoreView.open(self.store)
             return [self.stability, *(path for pair in self.wanted(store) for path in store.solution_paths(*pair))]
         if verb == "compress":
             return [self.compressed, self.compression]

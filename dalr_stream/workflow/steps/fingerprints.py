@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dalr_stream
+from dalr_stream._version import __version__
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.network.saved.pretrained import weights_file
 from dalr_stream.numerics.rows.sampling import HoldoutRule
@@ -75,7 +75,7 @@ class Fingerprints:
         So a store and a run file are enough to solve, on another machine and without the network's code.
         """
         config = self.config
-        solve = digest_of([moments, config.solve.model_dump(mode="json"), dalr_stream.__version__])
+        solve = digest_of([moments, config.solve.model_dump(mode="json"), __version__])
         if step == "solve":
             return solve
         searched = self._labelled(config.validation) if config.compress.max_drop is not None else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, LayerNotFoundError, ParameterIncreaseWarning
 from dalr_stream.network.layers.spec import match_names
 from dalr_stream.network.surgery.compress import Replacement
@@ -16,7 +16,7 @@ from dalr_stream.workflow.runfile.compress_section import ChoiceSection
 from dalr_stream.workflow.runfile.project import Project
 
 
-def choices(project: Project, store: SolvedStore) -> tuple[dict[str, Replacement], list[str]]:
+def choices(project: Project, store: StoreView) -> tuple[dict[str, Replacement], list[str]]:
     """Return what the layers that [compress] names are replaced by, and what was warned of on the way.
 
     Raises ConfigError for a layer that was not compressed, or a method that was not solved for it.
@@ -30,7 +30,7 @@ def choices(project: Project, store: SolvedStore) -> tuple[dict[str, Replacement
     return replacements(solutions, sizes, project.config.solve.restore_ridge)
 
 
-def require_choices(project: Project, store: SolvedStore) -> None:
+def require_choices(project: Project, store: StoreView) -> None:
     """Raise ConfigError where [compress] names a layer, a method or a size that the layers of `store` do not have."""
     for layer, choice in named_layers(project, project.layers_in(store)).items():
         require_solved(project, store, layer, choice.method)
@@ -62,7 +62,7 @@ def named_layers(project: Project, layers: Sequence[str]) -> dict[str, ChoiceSec
     return {layer: named[layer][1] for layer in layers if layer in named}
 
 
-def require_solved(project: Project, store: SolvedStore, layer: str, method: Method) -> None:
+def require_solved(project: Project, store: StoreView, layer: str, method: Method) -> None:
     """Raise ConfigError where a method was not solved for a layer, and say why."""
     if method not in project.methods(store, layer):
         asked = method in project.config.solve.methods

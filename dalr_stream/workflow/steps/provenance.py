@@ -7,17 +7,17 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-import dalr_stream
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream._version import __version__
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.workflow.runfile.config import RunConfig
 from dalr_stream.workflow.steps.sizing import Compression
 
 _LIBRARIES = ("numpy", "scipy", "dask", "zarr", "torch")
 
 
-def provenance(config: RunConfig, store: SolvedStore) -> dict[str, Any]:
+def provenance(config: RunConfig, store: StoreView) -> dict[str, Any]:
     """Return versions, fingerprints, row counts and the resolved configuration, as plain values."""
-    versions = {"dalr_stream": dalr_stream.__version__, "python": platform.python_version()}
+    versions = {"dalr_stream": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     return {
         "versions": versions,
@@ -27,7 +27,7 @@ def provenance(config: RunConfig, store: SolvedStore) -> dict[str, Any]:
     }
 
 
-def saved_provenance(config: RunConfig, store: SolvedStore, decided: Compression) -> dict[str, Any]:
+def saved_provenance(config: RunConfig, store: StoreView, decided: Compression) -> dict[str, Any]:
     """Return the same for a network that is saved, with what was put in place of its layers, and the day."""
     section = config.solve
     relative = section.ridge_absolute is None
@@ -40,7 +40,7 @@ def saved_provenance(config: RunConfig, store: SolvedStore, decided: Compression
     }
 
 
-def _domain(config: RunConfig, store: SolvedStore, name: str) -> dict[str, Any]:
+def _domain(config: RunConfig, store: StoreView, name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"batches_from": config.domains[name].batches}
     record = store.manifest.domains.get(name)
     if record is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture.batches import call, labelled, refusals_explained, scores_of
 from dalr_stream.network.capture.loaders import can_resume
@@ -150,7 +150,7 @@ class Evaluator:
 
     def curves(
         self,
-        store: SolvedStore,
+        store: StoreView,
         methods: Mapping[str, Sequence[Method]],
         kept: KeptScores,
         *,

@@ -17,7 +17,7 @@ from torch import nn
 from dalr_stream.engine.output_errors import output_errors
 from dalr_stream.engine.sequential import SequentialCompression, sequential_passes
 from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
@@ -31,7 +31,7 @@ from dalr_stream.workflow.steps.sizing import Compression, LayerSize
 
 
 def compress_in_sequence(
-    project: Project, store: SolvedStore, decided: Compression, parallel: nn.Module, progress: Progress
+    project: Project, store: StoreView, decided: Compression, parallel: nn.Module, progress: Progress
 ) -> tuple[nn.Module, Compression]:
     """Return the network compressed layer after layer at the sizes `decided`, and the record with what that gained.
 
@@ -67,7 +67,7 @@ def forget_sequence(project: Project) -> None:
     remove_folder(project.sequence)
 
 
-def _choice(project: Project, store: SolvedStore, layer: str, size: LayerSize) -> LayerChoice:
+def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> LayerChoice:
     """Return the options the layer was solved with; a ridge that rows chose is not chosen again."""
     section = project.config.solve
     chosen = store.solutions(layer, [size.method])[size.method].diagnostics.chosen_ridge

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.lowrank.factors import ChannelSelection, SelectedNodes
@@ -106,7 +106,7 @@ class Compression:
         return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain)
 
 
-def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[dict[str, Replacement], Compression]:
+def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict[str, Replacement], Compression]:
     """Return what the [compress] section puts in place of each layer, and how that was decided.
 
     Raises ConfigError for a layer or a method that was not solved, InvalidInputError for a budget that is too small.
@@ -135,14 +135,14 @@ def decide(project: Project, store: SolvedStore, progress: Progress) -> tuple[di
     return chosen, Compression(rule, layers, tuple(notes), search)
 
 
-def solution_of(project: Project, store: SolvedStore, layer: str, method: Method) -> Solution:
+def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
     """Return one solution of a layer; raises ConfigError where the method was not solved for it."""
     require_solved(project, store, layer, method)
     return store.solutions(layer, [method])[method]
 
 
 def sized_layers(
-    project: Project, store: SolvedStore, solutions: Mapping[str, Solution], *, macs: bool = False
+    project: Project, store: StoreView, solutions: Mapping[str, Solution], *, macs: bool = False
 ) -> list[SizedLayer]:
     """Return every layer with what it loses at each size; costs are multiply-adds a sample, or weights."""
     target = project.config.solve.target
@@ -164,7 +164,7 @@ def sized_layers(
     return found
 
 
-def _positions(project: Project, store: SolvedStore, layer: str, moments: InputMoments) -> float:
+def _positions(project: Project, store: StoreView, layer: str, moments: InputMoments) -> float:
     """Return how often a sample takes the layer's multiply-adds; the rows that were kept may be a choice of them."""
     chosen = project.config.capture.most_per_sample is not None
     if chosen or store.record(layer).kind in {"Conv1d", "Conv2d"}:
@@ -172,7 +172,7 @@ def _positions(project: Project, store: SolvedStore, layer: str, moments: InputM
     return moments.count / moments.samples
 
 
-def _by_rule(project: Project, store: SolvedStore, solutions: Mapping[str, Solution]) -> dict[str, int]:
+def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> dict[str, int]:
     """Return the sizes that a rule decides from moments; layers that stay as they are left out."""
     section = project.config.compress
     layers = sized_layers(project, store, solutions, macs=section.rule == "macs")
@@ -197,7 +197,7 @@ def _within_share(layers: Sequence[SizedLayer], whole: float, section: CompressS
         raise ConfigError(f"compress.{section.rule}, in {unit}: {error}{steps}") from None
 
 
-def _search(project: Project, store: SolvedStore, solutions: Mapping[str, Solution], progress: Progress) -> Search:
+def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution], progress: Progress) -> Search:
     section = project.config.compress
     validation = project.config.validation
     if validation is None:

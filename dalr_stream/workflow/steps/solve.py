@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dalr_stream.engine.solve import LayerProblem, solve_again, solve_low_rank
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments, factors_of
@@ -22,7 +22,7 @@ HELDOUT_CHOSE = (
 
 
 def solve_as_asked(
-    store: SolvedStore, section: SolveSection, layer: str, problem: LayerProblem, method: Method
+    store: StoreView, section: SolveSection, layer: str, problem: LayerProblem, method: Method
 ) -> Factors:
     """Return every rank of one low-rank method, at the ridge of the run file or the one its rows choose.
 
@@ -44,9 +44,7 @@ def _recorded(factors: LowRankFactors, choice: RidgeChoice, said: tuple[str, ...
     return dataclasses.replace(factors, diagnostics=recorded)
 
 
-def _choice(
-    store: SolvedStore, section: SolveSection, layer: str, problem: LayerProblem, method: Method
-) -> RidgeChoice:
+def _choice(store: StoreView, section: SolveSection, layer: str, problem: LayerProblem, method: Method) -> RidgeChoice:
     def solve(moments: InputMoments, ridge: Ridge) -> Factors:
         return solve_again(problem, method, moments, ridge)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.engine.solve import LayerProblem, solve_again, solve_selection
-from dalr_stream.engine.store_view import SolvedStore
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.lowrank.factors import ChannelSelection
 from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
 from dalr_stream.numerics.lowrank.solvers import Ridge
@@ -35,7 +35,7 @@ SELECTIONS = (Method.MOMASP_NODE, Method.SPECTRAL, Method.MOMASP_SUBSET)
 
 
 def layer_stability(
-    store: SolvedStore,
+    store: StoreView,
     section: SolveSection,
     layer: str,
     problem: LayerProblem,
@@ -70,7 +70,7 @@ def layer_stability(
 
 
 def _selection(
-    store: SolvedStore,
+    store: StoreView,
     section: SolveSection,
     layer: str,
     problem: LayerProblem,
