@@ -68,5 +68,5 @@ def test_what_is_watched_is_accumulated_solved_and_compressed():
 
 def test_the_example_in_the_docstring_runs():
     results = doctest.testmod(module)
-    assert results.attempted == 4
+    assert results.attempted == 5
     assert results.failed == 0
