@@ -95,7 +95,7 @@ class Bench:
                 problem = self.store.problem(name, recipe.domain, None)
                 factors = solve_low_rank(problem, method)
                 solutions[name] = factors
-                sized.append(factor_layer(name, factors, problem.inputs))
+                sized.append(factor_layer(name, factors, problem.known_inputs))
         return solutions, sized
 
     def _nodes(self, name: str, method: Method, domain: str, solutions: dict[str, Solution]) -> SizedLayer:
