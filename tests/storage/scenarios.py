@@ -15,6 +15,7 @@ from stores import files_of
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.storage.records import delete_activations, load_moments, load_weights, records
 from dalr_stream.storage.writer import ActivationStore, forget_domain
@@ -41,7 +42,7 @@ def capture(root, domain="target"):
 
 
 def accumulate(root, domain="target", share=0.3):
-    ds.accumulate(root, domain=domain, layers=["0"], folding=ds.Folding(ds.HoldoutRule(share), Threads(1)))
+    accumulate_stored(root, domain=domain, layers=["0"], folding=ds.Folding(ds.HoldoutRule(share), Threads(1)))
 
 
 @dataclass(frozen=True)
