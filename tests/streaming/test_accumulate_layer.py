@@ -18,7 +18,8 @@ from rows_on_disk import rows_like, store_of, write
 from dalr_stream.errors import NonFiniteError, StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.storage.manifest import FILE, Manifest, digest_of
+from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.manifest import FILE, Manifest
 from dalr_stream.storage.writer import ActivationStore
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding, Threads
