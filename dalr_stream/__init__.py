@@ -46,26 +46,26 @@ if TYPE_CHECKING:
     from dalr_stream.network.training.finetune import FineTuning as FineTuning
     from dalr_stream.network.training.finetune import finetune as finetune
     from dalr_stream.numerics.linalg.precision import Precision as Precision
-    from dalr_stream.numerics.lowrank.factors import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.lowrank.factors import LowRankFactors as LowRankFactors
     from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows as dalr_from_rows
     from dalr_stream.numerics.lowrank.ridge import Ridge as Ridge
-    from dalr_stream.numerics.lowrank.ridge import Variant as Variant
     from dalr_stream.numerics.lowrank.solvers import dalr as dalr
     from dalr_stream.numerics.lowrank.solvers import dalr_sweep as dalr_sweep
     from dalr_stream.numerics.lowrank.solvers import truncated_svd as truncated_svd
+    from dalr_stream.numerics.methods import Form as Form
     from dalr_stream.numerics.methods import Method as Method
+    from dalr_stream.numerics.methods import Variant as Variant
     from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank as jackknife_low_rank
     from dalr_stream.numerics.resampling.jackknife import jackknife_selection as jackknife_selection
     from dalr_stream.numerics.resampling.ridge_choice import choose_ridge as choose_ridge
     from dalr_stream.numerics.resampling.sufficiency import sufficiency as sufficiency
     from dalr_stream.numerics.rows.sampling import HoldoutRule as HoldoutRule
     from dalr_stream.numerics.rows.streams import Side as Side
-    from dalr_stream.numerics.selection.greedy import Form as Form
-    from dalr_stream.numerics.selection.greedy import by_max as by_max
-    from dalr_stream.numerics.selection.greedy import by_mean as by_mean
     from dalr_stream.numerics.selection.greedy import momasp as momasp
+    from dalr_stream.numerics.selection.greedy import prune_by_max as prune_by_max
+    from dalr_stream.numerics.selection.greedy import prune_by_mean as prune_by_mean
     from dalr_stream.numerics.selection.greedy import spectral as spectral
+    from dalr_stream.numerics.selection.nodes import ChannelSelection as ChannelSelection
     from dalr_stream.numerics.selection.shift import MomentShift as MomentShift
     from dalr_stream.numerics.selection.shift import diff as diff
     from dalr_stream.numerics.statistics.cross import CrossMoments as CrossMoments
@@ -79,13 +79,13 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "ActivationStore": "storage.writer",
-    "ChannelSelection": "numerics.lowrank.factors",
+    "ChannelSelection": "numerics.selection.nodes",
     "Cluster": "streaming.cluster",
     "CrossMoments": "numerics.statistics.cross",
     "DalrStreamError": "errors",
     "FineTuning": "network.training.finetune",
     "Folding": "streaming.schedule",
-    "Form": "numerics.selection.greedy",
+    "Form": "numerics.methods",
     "HoldoutRule": "numerics.rows.sampling",
     "LayerChoice": "engine.sequential_pass",
     "LayerSpec": "network.layers.spec",
@@ -100,13 +100,13 @@ _HOME_OF = {
     "StoredRows": "storage.stored_rows",
     "Structure": "network.structure.graph",
     "Threads": "streaming.schedule",
-    "Variant": "numerics.lowrank.ridge",
+    "Variant": "numerics.methods",
     "accumulate": "engine.accumulate",
     "accumulate_cross": "engine.cross",
     "accumulate_into": "engine.direct",
     "accumulate_stream": "engine.direct",
-    "by_max": "numerics.selection.greedy",
-    "by_mean": "numerics.selection.greedy",
+    "prune_by_max": "numerics.selection.greedy",
+    "prune_by_mean": "numerics.selection.greedy",
     "capture": "engine.capture",
     "choose_ridge": "numerics.resampling.ridge_choice",
     "compress": "network.surgery.compress",
@@ -163,8 +163,6 @@ __all__ = [
     "accumulate_cross",
     "accumulate_into",
     "accumulate_stream",
-    "by_max",
-    "by_mean",
     "capture",
     "choose_ridge",
     "compress",
@@ -182,6 +180,8 @@ __all__ = [
     "open_cluster",
     "output_errors",
     "profile",
+    "prune_by_max",
+    "prune_by_mean",
     "save",
     "select_layers",
     "spectral",

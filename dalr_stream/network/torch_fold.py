@@ -21,8 +21,8 @@ import torch
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.layers.spec import to_host
 from dalr_stream.numerics.linalg.precision import LARGEST_EXPONENT, Precision
+from dalr_stream.numerics.statistics.centring import Chosen, describe_non_finite
 from dalr_stream.numerics.statistics.folding import FoldState, Workspace
-from dalr_stream.numerics.statistics.moments import Chosen, describe_non_finite
 
 BLOCK_ROWS = 1024
 """Rows of the scatter matrix updated by one product: a wide matrix costs little more than its lower triangle."""

@@ -26,15 +26,9 @@ from dalr_stream.numerics.linalg.precision import Precision, scaled
 from dalr_stream.numerics.linalg.rank_k import BLOCK_COLUMNS, add_rank_k, add_rank_k_single, mirror_lower
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import Rows, Tile, tile_rows
-from dalr_stream.numerics.statistics.moments import (
-    Chosen,
-    Matrix,
-    Moments,
-    Vector,
-    centre,
-    describe_non_finite,
-    pooled_mean,
-)
+from dalr_stream.numerics.statistics.centring import Chosen, centre, describe_non_finite
+from dalr_stream.numerics.statistics.moments import Moments, pooled_mean
+from dalr_stream.numerics.types import Matrix, Vector
 
 NUMPY = "numpy"
 
