@@ -37,7 +37,7 @@ from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.types import Vector
 from dalr_stream.progress import Progress
-from dalr_stream.streaming.schedule import Folding
+from dalr_stream.streaming.folding import Folding
 
 
 @dataclass(frozen=True, slots=True)
