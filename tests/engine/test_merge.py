@@ -14,7 +14,7 @@ from capture_jobs import (
     name_of,
     network,
 )
-from test_cli import cli
+from commands import cli
 
 import dalr_stream as ds
 from dalr_stream.engine.merge import merge
