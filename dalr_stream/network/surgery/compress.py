@@ -117,13 +117,13 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:
     """Return the factor pairs, those of a layer's groups together."""
-    found: dict[str, dict[str, LowRankLayer]] = {}
+    pairs: dict[str, dict[str, LowRankLayer]] = {}
     for name, record in replacements.items():
         if isinstance(record, GroupedPair):
-            found[name] = {group_name(name, number): part for number, part in enumerate(record.parts)}
+            pairs[name] = {group_name(name, number): part for number, part in enumerate(record.parts)}
         elif isinstance(record, LowRankLayer):
-            found.setdefault(module_name(name), {})[name] = record
-    return found
+            pairs.setdefault(module_name(name), {})[name] = record
+    return pairs
 
 
 def _split(model: nn.Module, name: str, given: Mapping[str, LowRankLayer]) -> SplitLayer:

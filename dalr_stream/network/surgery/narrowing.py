@@ -23,24 +23,24 @@ def keep_outputs(module: nn.Module, kept: Indices) -> nn.Module:
     """Return a layer that gives only the channels `kept`."""
     old: Any = module
     narrow = _like(module, inputs=_inputs_of(old), outputs=kept.size, bias=old.bias is not None)
-    chosen = torch.from_numpy(kept)
-    fill(narrow, matrix_of(module).detach()[chosen], None if old.bias is None else old.bias.detach()[chosen])
+    indices = torch.from_numpy(kept)
+    fill(narrow, matrix_of(module).detach()[indices], None if old.bias is None else old.bias.detach()[indices])
     return narrow
 
 
 def keep_carried(module: nn.Module, kept: Indices) -> nn.Module:
     """Return a batch norm, PReLU or depthwise convolution of the features `kept`."""
     old: Any = module
-    chosen = torch.from_numpy(kept)
+    indices = torch.from_numpy(kept)
     if isinstance(module, CONVOLUTIONS):
         narrow = _convolution(old, kept.size, kept.size, groups=kept.size, bias=old.bias is not None)
-        fill(narrow, matrix_of(module).detach()[chosen], None if old.bias is None else old.bias.detach()[chosen])
+        fill(narrow, matrix_of(module).detach()[indices], None if old.bias is None else old.bias.detach()[indices])
         return narrow
     narrow = copy.deepcopy(module)
     width = channels_read(module)
     for name, tensor in (*old.named_parameters(recurse=False), *old.named_buffers(recurse=False)):
         if tensor.ndim and len(tensor) == width:
-            left = tensor.detach()[chosen.to(tensor.device)]
+            left = tensor.detach()[indices.to(tensor.device)]
             setattr(narrow, name, nn.Parameter(left) if isinstance(tensor, nn.Parameter) else left)
     setattr(narrow, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", kept.size)
     return narrow
