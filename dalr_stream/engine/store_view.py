@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from dalr_stream.engine.accumulate import StoredRecords
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.streams import Side, group_name, module_name
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader, channel_moments
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreError, StoreNotFoundError
+from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.streams import Side, require_name
 from dalr_stream.numerics.statistics.channels import ChannelReader
-from dalr_stream.numerics.subsample import EVERY_ROW
 from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.schema import SCHEMA_VERSION

@@ -18,10 +18,12 @@ import zarr
 from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, Diagnostics, LowRankFactors
+from dalr_stream.numerics.diagnostics import Diagnostics
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, GroupedFactors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import group_name
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import write_array
