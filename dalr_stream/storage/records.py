@@ -18,10 +18,12 @@ import zarr
 from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, Diagnostics, LowRankFactors
+from dalr_stream.numerics.diagnostics import Diagnostics
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, GroupedFactors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import group_name
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import write_array
@@ -37,12 +39,12 @@ _REMEDY = "delete the record's folder and run the step that makes it again"
 
 
 def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
-    """Return the folder of one moment record; `part` is `training`, `heldout`, or one of `dealt_parts`."""
+    """Return the folder of one moment record; `part` is `training`, `heldout`, or one of `shard_parts`."""
     return root / "moments" / domain / layer / part
 
 
-def dealt_parts(shards: int) -> list[str]:
-    """Return the names of the records that a capture's training samples were dealt to; none unless `shards` > 1."""
+def shard_parts(shards: int) -> list[str]:
+    """Return the names of the records that a capture's training samples were split into; none unless `shards` > 1."""
     return [f"shard-{number}" for number in range(shards)] if shards > 1 else []
 
 

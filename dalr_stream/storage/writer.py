@@ -24,9 +24,9 @@ from dalr_stream.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
+from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.streams import require_name
 from dalr_stream.numerics.rows.tiling import RowBatch, Tile, rows_per_sample, shared_rows
-from dalr_stream.numerics.subsample import EVERY_ROW
 from dalr_stream.storage.durable import explained, make_folder, remove_folder, sweep, sync
 from dalr_stream.storage.manifest import FILE as MANIFEST
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord, RowsRecord

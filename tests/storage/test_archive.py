@@ -6,9 +6,11 @@ import zarr
 from stores import Killed, flipped, unsynced
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, Diagnostics, LowRankFactors
+from dalr_stream.numerics.diagnostics import Diagnostics
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import records as archive
 from dalr_stream.storage import schema

@@ -16,7 +16,7 @@ from typing import Any
 from dalr_stream._version import __version__
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.network.saved.pretrained import weights_file
-from dalr_stream.storage.manifest import digest_of
+from dalr_stream.storage.json_record import digest_of
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.config import RunConfig
 from dalr_stream.workflow.runfile.factories import code_digest

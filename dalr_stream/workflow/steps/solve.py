@@ -10,7 +10,7 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
-from dalr_stream.numerics.lowrank.solvers import DEFAULT_RIDGE, Ridge
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.ridge_choice import RidgeChoice, choose_ridge
 from dalr_stream.numerics.statistics.grouped import InputMoments

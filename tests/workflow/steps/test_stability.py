@@ -7,7 +7,8 @@ import pytest
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import ConfigError, InvalidInputError
-from dalr_stream.numerics.lowrank.solvers import Ridge, dalr
+from dalr_stream.numerics.lowrank.ridge import Ridge
+from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank
 from dalr_stream.numerics.resampling.ridge_choice import GRID, choose_ridge
