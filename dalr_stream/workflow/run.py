@@ -115,7 +115,7 @@ class Run:
     def accumulate(self) -> None:
         """Turn each domain's activations into moments, capturing them first where they are wanted and not there."""
         stale = [domain for domain in self._config.domains if not self._skip(f"accumulate {domain}")]
-        direct = self._config.capture.direct
+        direct = not self._config.capture.keep_activations
         for domain in stale:
             if direct:
                 self._fold_directly(domain)
