@@ -98,8 +98,8 @@ def load_layer_weights(root: Path, layer: str) -> tuple[NDArray[Any], NDArray[An
 def save_solution(root: Path, layer: str, solution: Solution, provenance: Provenance) -> None:
     """Write one solution, every rank of it, replacing the one that was there.
 
-    The weight that low-rank factors approximate is not written again: it is the store's (`save_layer_weights`). Those of
-    a convolution's groups are a record each, as their weights are.
+    The weight that low-rank factors approximate is not written again: it is the store's (`save_layer_weights`).
+    Those of a convolution's groups are a record each, as their weights are.
     """
     if isinstance(solution, GroupedFactors):
         for number, part in enumerate(solution.parts):
