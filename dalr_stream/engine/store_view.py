@@ -13,10 +13,11 @@ from dalr_stream.engine.layer_moments import LayerMoments, OnDemand, StoredRecor
 from dalr_stream.engine.statistics import Statistics, parts_of_layer
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.streams import Side, module_name
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader, channel_moments
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
@@ -24,9 +25,9 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
 from dalr_stream.storage.records import (
     Solution,
+    load_layer_weights,
     load_moments,
     load_solution,
-    load_weights,
     moments_count,
     moments_path,
     provenance_of,
@@ -35,7 +36,7 @@ from dalr_stream.storage.records import (
     solution_path,
 )
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ class StoreView:
             OnDemand([name for name in streams if self._has_heldout(domain, name)], partial(self._heldout, domain)),
             OnDemand([name for name in streams if self._has_shards(domain, name)], partial(self.shards, domain)),
         )
-        return Statistics(self.manifest.network.layers, moments, partial(load_weights, self.root))
+        return Statistics(self.manifest.network.layers, moments, partial(load_layer_weights, self.root))
 
     def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:
         """Return the layer's solutions, by method."""

@@ -21,8 +21,8 @@ import torch
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.layers.spec import to_host
 from dalr_stream.numerics.linalg.precision import LARGEST_EXPONENT, Precision
+from dalr_stream.numerics.statistics.centring import Chosen, describe_non_finite
 from dalr_stream.numerics.statistics.folding import FoldState, Workspace
-from dalr_stream.numerics.statistics.moments import Chosen, describe_non_finite
 
 BLOCK_ROWS = 1024
 """Rows of the scatter matrix updated by one product: a wide matrix costs little more than its lower triangle."""
@@ -56,7 +56,7 @@ class TorchFold:
     def update(self, rows: Any, samples: int, chosen: Chosen | None = None) -> None:
         """Fold rows (n, d), a tensor or an array, or the `chosen` of them; NonFiniteError, nothing folded, at NaN, Inf.
 
-        They are chosen by number: a mask would have to be waited for, to learn how many they are.
+        They are chosen by number: counting those of a mask would mean waiting for the device.
         """
         n = int(rows.shape[0]) if chosen is None else chosen.size
         if n == 0:
@@ -127,12 +127,12 @@ def full_precision() -> Iterator[None]:
 
     They belong to the process, so one thread at a time folds in single precision.
     """
-    kept = _float32_products()
-    _set_float32_products(["ieee", "ieee"] if len(kept) == 2 else ["highest"])
+    precisions = _float32_products()
+    _set_float32_products(["ieee", "ieee"] if len(precisions) == 2 else ["highest"])
     try:
         yield
     finally:
-        _set_float32_products(kept)
+        _set_float32_products(precisions)
 
 
 def _float32_products() -> list[str]:

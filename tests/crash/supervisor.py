@@ -28,7 +28,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import StoreNotFoundError
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Threads
 from dalr_stream.streaming.lanes import Pace
 

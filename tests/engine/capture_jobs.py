@@ -6,7 +6,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 
 LAYERS = ["0", "2"]
 PARTS = {"a": (90, 0), "b": (41, 1), "c": (200, 2), "d": (7, 3)}
