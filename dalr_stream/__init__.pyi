@@ -54,8 +54,8 @@ from dalr_stream.numerics.selection.shift import MomentShift as MomentShift
 from dalr_stream.numerics.selection.shift import diff as diff
 from dalr_stream.numerics.statistics.cross import CrossMoments as CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments as Moments
-from dalr_stream.storage.stored_rows import StoredRows as StoredRows
-from dalr_stream.storage.writer import ActivationStore as ActivationStore
+from dalr_stream.storage.store import ActivationStore as ActivationStore
+from dalr_stream.storage.store import StoredRows as StoredRows
 from dalr_stream.streaming.cluster import Cluster as Cluster
 from dalr_stream.streaming.cluster import open_cluster as open_cluster
 from dalr_stream.streaming.folding import Folding as Folding

@@ -64,13 +64,13 @@ def _choice(store: StoreView, section: SolveSection, layer: str, problem: Layer,
         if heldout is None:
             raise InvalidInputError(
                 f"layer '{layer}': solve.ridge = 'heldout' needs held-out rows and there are none: set "
-                "capture.heldout_share, or name a domain as solve.heldout"
+                "accumulate.heldout_share, or name a domain as solve.heldout"
             )
         return choose_ridge(solve, problem.known_inputs, heldout=heldout)
     shards = store.inputs_shards(section.target, layer)
     if len(shards) < 2:
         raise InvalidInputError(
             f"layer '{layer}': solve.ridge = 'shards' needs at least two shards, the store has {len(shards)}: set "
-            "capture.shards = 8, say, or merge captures"
+            "accumulate.shards = 8, say, or merge captures"
         )
     return choose_ridge(solve, shards=shards)
