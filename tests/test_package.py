@@ -1,5 +1,8 @@
+import ast
+import graphlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +40,22 @@ def test_every_public_name_can_be_used():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'svd'"):
         ds.svd  # noqa: B018
+
+
+def imports_of(path, modules):
+    """Return which of `modules` a file imports, also inside functions and for type checkers alone."""
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    found = {
+        f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    found |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return found & modules
+
+
+def test_no_file_imports_another_in_a_circle():
+    root = Path(ds.__file__).parent
+    paths = {".".join(path.relative_to(root.parent).with_suffix("").parts): path for path in root.rglob("*.py")}
+    graph = {name: imports_of(path, set(paths)) - {name} for name, path in paths.items()}
+    assert graph["dalr_stream.numerics.lowrank.solvers"] >= {"dalr_stream.numerics.layer"}  # imports are seen at all
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError lists the files

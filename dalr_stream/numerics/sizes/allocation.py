@@ -101,8 +101,8 @@ def selection_layer(
     name: str, selection: ChannelSelection, shape: LayerShape, *, reads: Source | None = None, positions: float = 1.0
 ) -> SizedLayer:
     """Return a layer of `shape` at every number of nodes that its selection can keep."""
-    kept = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
-    return _sized(name, shape, Family.SELECTION, kept, 1.0 - selection.retention[kept - 1], reads, positions)
+    sizes = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
+    return _sized(name, shape, Family.SELECTION, sizes, 1.0 - selection.retention[sizes - 1], reads, positions)
 
 
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:
