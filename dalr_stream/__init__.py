@@ -74,8 +74,8 @@ if TYPE_CHECKING:
     from dalr_stream.storage.writer import ActivationStore as ActivationStore
     from dalr_stream.streaming.cluster import Cluster as Cluster
     from dalr_stream.streaming.cluster import open_cluster as open_cluster
-    from dalr_stream.streaming.schedule import Folding as Folding
-    from dalr_stream.streaming.schedule import Threads as Threads
+    from dalr_stream.streaming.folding import Folding as Folding
+    from dalr_stream.streaming.folding import Threads as Threads
 
 _HOME_OF = {
     "ActivationStore": "storage.writer",
@@ -84,7 +84,7 @@ _HOME_OF = {
     "CrossMoments": "numerics.statistics.cross",
     "DalrStreamError": "errors",
     "FineTuning": "network.training.finetune",
-    "Folding": "streaming.schedule",
+    "Folding": "streaming.folding",
     "Form": "numerics.selection.greedy",
     "HoldoutRule": "numerics.rows.sampling",
     "LayerChoice": "engine.sequential_pass",
@@ -99,7 +99,7 @@ _HOME_OF = {
     "Side": "numerics.rows.streams",
     "StoredRows": "storage.stored_rows",
     "Structure": "network.structure.graph",
-    "Threads": "streaming.schedule",
+    "Threads": "streaming.folding",
     "Variant": "numerics.lowrank.ridge",
     "accumulate": "engine.accumulate",
     "accumulate_cross": "engine.cross",

@@ -8,23 +8,24 @@ from pathlib import Path
 from typing import Any, overload
 
 from dalr_stream.errors import LayerNotFoundError
-from dalr_stream.numerics.statistics.folding import CpuFold, FoldRule, NewFold, SplitMoments
+from dalr_stream.numerics.statistics.fold_rule import FoldRule
+from dalr_stream.numerics.statistics.folding import CpuFold, NewFold, SplitMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Unfinished
 from dalr_stream.storage.manifest import DomainRecord
 from dalr_stream.storage.records import (
-    dealt_parts,
     load_moments,
     moments_count,
     moments_path,
     provenance_of,
+    shard_parts,
 )
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
 from dalr_stream.storage.writer import ActivationStore, locked
+from dalr_stream.streaming.folding import Folding, rule_facts
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold
-from dalr_stream.streaming.schedule import Folding, rule_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,12 @@ class LayerMoments(Mapping[str, Moments]):
         """
         paths = {part: {name: moments_path(root, domain, homes[name], part) for name in homes} for part in PARTS}
         apart = {name: path for name, path in paths[HELDOUT].items() if moments_count(path)}
-        dealt = {
-            name: StoredRecords([moments_path(root, domain, home, part) for part in dealt_parts(shards)])
+        by_layer = {
+            name: StoredRecords([moments_path(root, domain, home, part) for part in shard_parts(shards)])
             for name, home in homes.items()
             if shards > 1
         }
-        return cls(_Stored(paths[TRAINING]), _Stored(apart), dealt)
+        return cls(_Stored(paths[TRAINING]), _Stored(apart), by_layer)
 
     def __getitem__(self, layer: str) -> Moments:
         try:
@@ -142,7 +143,7 @@ def accumulate(
         task = LaneTask(opened.root, domain, name, rule, new_fold=new_fold)
         provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
         unfinished = Unfinished(opened.root, domain, name, provenance)
-        paths = [moments_path(opened.root, domain, name, part) for part in (*dealt_parts(rule.shards), *PARTS)]
+        paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
         if any(provenance_of(path) != provenance for path in paths):
             folds.append(LayerFold(opened, task, unfinished, folding, progress))
             continue
@@ -171,6 +172,6 @@ def moments_provenance(network: str, record: DomainRecord, layer: str, rule: Fol
 def _new_fold(folding: Folding) -> NewFold:
     if folding.device is None:
         return CpuFold
-    from dalr_stream.engine.backend import Engine  # imports torch, which numpy's way does without
+    from dalr_stream.engine.backend import backend_of  # imports torch, which numpy's way does without
 
-    return Engine.of(folding).new_fold
+    return backend_of(folding).new_fold

@@ -1,4 +1,4 @@
-"""What folds, and in what form rows reach it: the one place that knows both numpy's way and torch's.
+"""Numpy or torch: which folds, and in what form rows reach it.
 
 With numpy, rows are copied into this process's memory as the network makes them. With torch, they stay tensors on a
 device from the hook to the sums; only sums leave it, when a checkpoint is written and at the end.
@@ -6,40 +6,23 @@ device from the hook to the sums; only sums leave it, when a checkpoint is writt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from dalr_stream.network.capture.hooks import ToRows
 from dalr_stream.network.layers.spec import to_host
 from dalr_stream.network.torch_fold import TorchFold, join_rows, on_device, usable_device
-from dalr_stream.numerics.statistics.folding import CpuFold, NewFold
-from dalr_stream.streaming.schedule import Folding
+from dalr_stream.numerics.statistics.backend import Backend
+from dalr_stream.streaming.folding import Folding
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The functions that a fold of rows needs; numpy's by default."""
+def backend_of(folding: Folding) -> Backend:
+    """Return the backend that `folding` asks for; raises InvalidInputError for a device that is not there."""
+    if folding.device is None:
+        return Backend()
+    device = usable_device(folding.device)
+    return Backend(partial(TorchFold, device=device), partial(join_rows, device=device), to_host)
 
-    new_fold: NewFold = CpuFold
-    to_rows: ToRows = to_host
-    """Makes rows of what was taken from a layer."""
-    join: Callable[[Sequence[Any]], Any] = np.concatenate
-    """Concatenates rows."""
-    to_host: Callable[[Any], Any] = to_host
-    """Makes an array of rows, for a checkpoint."""
 
-    @classmethod
-    def of(cls, folding: Folding) -> Engine:
-        """Return the engine that `folding` asks for; raises InvalidInputError for a device that is not there."""
-        if folding.device is None:
-            return cls()
-        device = usable_device(folding.device)
-        return cls(
-            partial(TorchFold, device=device),
-            partial(on_device, device=device),
-            partial(join_rows, device=device),
-        )
+def rows_for(folding: Folding) -> ToRows:
+    """Return what makes rows, in the form that the backend takes, of what was read from a layer."""
+    return to_host if folding.device is None else partial(on_device, device=usable_device(folding.device))

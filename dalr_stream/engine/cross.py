@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from dalr_stream.engine.backend import backend_of
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture.hooks import capture_rows
 from dalr_stream.network.capture.paired import with_rows
@@ -27,7 +28,7 @@ from dalr_stream.numerics.statistics.cross import CrossMoments, joint_rows
 from dalr_stream.numerics.statistics.moments import describe_non_finite
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.streaming.fold_sink import FoldSink
-from dalr_stream.streaming.schedule import Folding
+from dalr_stream.streaming.folding import Folding
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def accumulate_pairs(  # noqa: PLR0913  # those of accumulate_cross, and what st
         raise InvalidInputError(f"cross moments are kept whole: leave out shards={folding.shards}")
     outputs: dict[str, Rows] = {}
     with ThreadPoolExecutor(folding.threads.workers) as executor:
-        sink = _JointSink(FoldSink(folding, executor), outputs)
+        sink = _JointSink(FoldSink(folding, executor, backend=backend_of(folding)), outputs)
         total = len(batches) if isinstance(batches, Sized) else None
         paired = with_rows(original, batches, targets, rows, outputs)
         with progress.track("run both and fold", total, "batches") as advance:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.accumulate import LayerMoments, moments_provenance
+from dalr_stream.engine.backend import backend_of, rows_for
 from dalr_stream.engine.capture import keep_weights, network_record, one_pass
 from dalr_stream.engine.estimate import load_of, taken_of
 from dalr_stream.errors import FingerprintMismatchError
@@ -34,9 +35,9 @@ from dalr_stream.storage.records import moments_path, origin_of
 from dalr_stream.storage.schema import TRAINING
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.fold_sink import INDEX, FoldSink
+from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.layer_fold import drop_shards, save_split
 from dalr_stream.streaming.plan import plan
-from dalr_stream.streaming.schedule import Folding
 
 TITLE = "capture and fold"
 
@@ -65,8 +66,8 @@ def accumulate_stream(
     first_pass: Sequence[BatchRecord] = ()
     for group in _groups(model, batches, layers, rows or RowRule(), folding):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = FoldSink(folding, executor, first_pass=first_pass)
-            _pass(model, batches, group, sink, rows, progress)
+            sink = FoldSink(folding, executor, first_pass=first_pass, backend=backend_of(folding))
+            _pass(model, batches, group, sink, rows, folding, progress)
             found |= dict(sink.freeze())
             found |= {name: found[home] for name, home in sink.record().shared.items()}
             first_pass = sink.batches
@@ -107,11 +108,13 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
             stopped = f"'{root}': the fold of '{domain}' that was stopped"
             _require_same_choice(stopped, passes[-1].origin(INDEX), rows.words)
             with ThreadPoolExecutor(folding.threads.workers) as executor:
-                sink = FoldSink(folding, executor, unfinished=passes[-1], first_pass=record.batches)
+                sink = FoldSink(
+                    folding, executor, unfinished=passes[-1], first_pass=record.batches, backend=backend_of(folding)
+                )
                 if not sink.ended:
                     if sink.batches:
                         progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
-                    _pass(model, batches, group, sink, rows, progress)
+                    _pass(model, batches, group, sink, rows, folding, progress)
                     found = dataclasses.replace(sink.record(), choice=rows.words)
                     for name, split in sink.freeze():
                         rule = folding.rule(found.layers[name].features)
@@ -137,10 +140,10 @@ def _pass(
     layers: Sequence[LayerSpec],
     sink: FoldSink,
     rows: RowRule | None,
+    folding: Folding,
     progress: Progress,
 ) -> None:
-    to_rows = sink.engine.to_rows
-    one_pass(model, batches, layers, sink, rows=rows, to_rows=to_rows, title=TITLE, progress=progress)
+    one_pass(model, batches, layers, sink, rows=rows, to_rows=rows_for(folding), title=TITLE, progress=progress)
 
 
 def _require_same_choice(what: str, made_from: Mapping[str, Any] | None, choice: str) -> None:

@@ -19,8 +19,8 @@ from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import same_as_before
 from dalr_stream.streaming.cost import LayerLoad
+from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.plan import MemoryPlan, plan
-from dalr_stream.streaming.schedule import Folding
 
 
 def estimate(

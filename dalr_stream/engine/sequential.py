@@ -35,7 +35,7 @@ from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import compress
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.streaming.schedule import Folding
+from dalr_stream.streaming.folding import Folding
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,7 +35,7 @@ from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress
-from dalr_stream.streaming.schedule import Folding
+from dalr_stream.streaming.folding import Folding
 
 Vector = NDArray[np.float64]
 

@@ -23,12 +23,12 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
 from dalr_stream.storage.records import (
     Solution,
-    dealt_parts,
     load_moments,
     load_solution,
     load_weights,
     moments_path,
     provenance_of,
+    shard_parts,
     shard_path,
     solution_path,
 )
@@ -149,7 +149,7 @@ class StoreView:
         return [provenance_of(path) for path in paths]
 
     def shards(self, domain: str, layer: str) -> Sequence[Moments]:
-        """Return what a layer's training moments are the sum of: the captures of a merged domain, or dealt shards.
+        """Return what a layer's training moments are the sum of: captures that were merged, or shards of one capture.
 
         Empty where there are none. Raises FingerprintMismatchError where one is not of the sum that is there.
         """
@@ -158,7 +158,7 @@ class StoreView:
         if record is not None and record.shards:
             home = record.home(layer)
             return StoredRecords([shard_path(self.root, domain, name, home, TRAINING) for name in record.shards])
-        paths = [path.with_name(part) for part in dealt_parts(made_from.get("rule", {}).get("shards", 1))]
+        paths = [path.with_name(part) for part in shard_parts(made_from.get("rule", {}).get("shards", 1))]
         for shard in paths:
             if provenance_of(shard) != made_from:
                 raise FingerprintMismatchError(f"'{shard}' is not of the training record beside it: accumulate again")

@@ -15,12 +15,12 @@ from dalr_stream.storage.manifest import DomainRecord, Manifest
 from dalr_stream.storage.metadata import read_metadata
 from dalr_stream.storage.records import (
     check_record,
-    dealt_parts,
     load_moments,
     moments_path,
     origin_of,
     provenance_of,
     records,
+    shard_parts,
     weights_path,
 )
 from dalr_stream.storage.schema import HELDOUT, TRAINING
@@ -167,12 +167,12 @@ class _Checked:
             self.whole.append(f"{domain}/{layer}: the sum of {len(store.domain(domain).shards)} shards")
 
     def _dealt(self, root: Path, domain: str, layer: str) -> None:
-        """Add up again the shards that a layer's training samples were dealt to, where there are some."""
+        """Add up again the shards that a layer's training samples were split into, where there are some."""
         path = moments_path(root, domain, layer, TRAINING)
         rule = (origin_of(path) or {}).get("rule") or {}
-        dealt = [path.with_name(part) for part in dealt_parts(rule.get("shards", 1))]
+        shards = [path.with_name(part) for part in shard_parts(rule.get("shards", 1))]
         try:
-            if dealt and not load_moments(path).same_bits(merge_all(load_moments(shard) for shard in dealt)):
+            if shards and not load_moments(path).same_bits(merge_all(load_moments(shard) for shard in shards)):
                 self.wrong(path.relative_to(root), "is not the sum of its shards: accumulate again")
         except StoreError as error:
             self.wrong(f"{domain}/{layer}", error)

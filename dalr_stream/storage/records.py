@@ -37,12 +37,12 @@ _REMEDY = "delete the record's folder and run the step that makes it again"
 
 
 def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
-    """Return the folder of one moment record; `part` is `training`, `heldout`, or one of `dealt_parts`."""
+    """Return the folder of one moment record; `part` is `training`, `heldout`, or one of `shard_parts`."""
     return root / "moments" / domain / layer / part
 
 
-def dealt_parts(shards: int) -> list[str]:
-    """Return the names of the records that a capture's training samples were dealt to; none unless `shards` > 1."""
+def shard_parts(shards: int) -> list[str]:
+    """Return the names of the records that a capture's training samples were split into; none unless `shards` > 1."""
     return [f"shard-{number}" for number in range(shards)] if shards > 1 else []
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError, StoreDamagedError
 from dalr_stream.numerics.linalg.rank_k import mirror_lower
-from dalr_stream.numerics.statistics.folding import FoldState, LaneState, Strip
+from dalr_stream.numerics.statistics.fold_rule import Strip
+from dalr_stream.numerics.statistics.folding import FoldState, LaneState
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import create_array, write_array

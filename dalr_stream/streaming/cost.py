@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dalr_stream.numerics.linalg.rank_k import SINGLE_BLOCK_BYTES
 from dalr_stream.numerics.rows.tiling import tile_rows
-from dalr_stream.numerics.statistics.folding import Strip, lane_count, strips
+from dalr_stream.numerics.statistics.fold_rule import Strip, lane_count, strips
 from dalr_stream.storage.schema import MAX_CHUNK_BYTES
 
 _FLOAT64 = 8
@@ -56,7 +56,7 @@ class LayerCost:
     """Memory this layer holds for a whole pass when it is folded directly."""
     multiply_adds: int
     """Of the rank-k updates, the dominant cost of accumulation: rows d^2 / 2."""
-    hands: int = 1
+    partitions: int = 1
     """Parts of the rows folded in turn: each shard and the held-out rows, where shards are kept."""
     sum_strips: tuple[Strip, ...] = ()
     """How the matrix is cut when shards are added up."""
@@ -64,7 +64,7 @@ class LayerCost:
     @property
     def passes(self) -> int:
         """Times its rows are read from the store."""
-        return len(self.strips) * self.hands
+        return len(self.strips) * self.partitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class KeptRecords:
         return 1 + self.heldout + (self.shards if self.shards > 1 else 0)
 
     @property
-    def hands(self) -> int:
+    def partitions(self) -> int:
         """Parts of the rows folded in turn from a store."""
         return self.shards + self.heldout if self.shards > 1 else 1
 
@@ -104,7 +104,7 @@ def layer_cost(
     folding = max(store_bytes_of(load, strip, parts, threads) for strip in cut)
     summed = _sum_strips(d, kept, memory_limit_bytes)
     summing = kept.summing * _FLOAT64 * max(strip.cells for strip in summed)
-    directly = lane_count(d) * parts * kept.hands
+    directly = lane_count(d) * parts * kept.partitions
     return LayerCost(
         name=load.name,
         features=d,
@@ -115,7 +115,7 @@ def layer_cost(
         store_bytes=max(folding, summing),
         direct_bytes=(directly + kept.summing) * _FLOAT64 * d * d + _tile_bytes(load),
         multiply_adds=load.rows * d * d // 2,
-        hands=kept.hands,
+        partitions=kept.partitions,
         sum_strips=summed,
     )
 

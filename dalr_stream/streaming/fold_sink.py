@@ -12,22 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from dalr_stream.engine.backend import Engine
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.rows.tiling import RowBatch, Rows, Samples, Tile, Tiler, rows_per_sample, shared_rows
+from dalr_stream.numerics.statistics.backend import Backend
+from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.numerics.statistics.folding import (
-    FoldRule,
     LaneFold,
     LaneState,
     SplitMoments,
     Workspace,
-    join_hands,
+    join_partitions,
     merge_all,
 )
 from dalr_stream.storage.checkpoints import SavedFold, Unfinished
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, RowsRecord
-from dalr_stream.streaming.schedule import Folding
+from dalr_stream.streaming.folding import Folding
 
 INDEX = "index"
 
@@ -46,15 +46,16 @@ class FoldSink:
         *,
         unfinished: Unfinished | None = None,
         first_pass: Sequence[BatchRecord] = (),
+        backend: Backend | None = None,
     ) -> None:
+        """`backend` is what folds, numpy by default; rows have to come in the form that it takes."""
         self._folding = folding
         self._executor = executor
         self._workspace = Workspace()
         self._unfinished = unfinished
         self._first_pass = tuple(first_pass)
         self._pace = folding.pace()
-        self.engine = Engine.of(folding)
-        """What makes rows of a layer's inputs for this sink, and folds them."""
+        self._backend = backend or Backend()
         self._folds: dict[str, _LayerFold] = {}
         self._rows: dict[str, RowsRecord] = {}
         self._shared: Mapping[str, str] | None = None  # the first batch shows it
@@ -149,19 +150,21 @@ class FoldSink:
         rows, known = batch.rows[name], self._rows.get(name)
         per_sample = rows_per_sample(name, batch, None if known is None else known.rows_per_sample)
         if known is None:
-            self._rows[name] = RowsRecord(rows.shape[1], self.engine.to_host(rows[:0]).dtype.name, per_sample)
+            self._rows[name] = RowsRecord(rows.shape[1], self._backend.to_host(rows[:0]).dtype.name, per_sample)
             self._folds[name] = self._new(self._folding.rule(rows.shape[1]), SavedFold())
         return self._folds[name]
 
     def _new(self, rule: FoldRule, saved: SavedFold) -> _LayerFold:
-        owners = [hand for hand in rule.hands for _ in range(rule.lanes)]
+        owners = [partition for partition in rule.partitions for _ in range(rule.lanes)]
         states = list(saved.lanes) or [LaneState.empty(rule) for _ in owners]
-        new_fold = self.engine.new_fold
+        new_fold = self._backend.new_fold
         lanes = [
-            LaneFold(rule, self._executor, state=state, workspace=self._workspace, new_fold=new_fold, hand=hand)
-            for hand, state in zip(owners, states, strict=True)
+            LaneFold(
+                rule, self._executor, state=state, workspace=self._workspace, new_fold=new_fold, partition=partition
+            )
+            for partition, state in zip(owners, states, strict=True)
         ]
-        return _LayerFold(rule, lanes, saved, self.engine)
+        return _LayerFold(rule, lanes, saved, self._backend)
 
     def _keep(self) -> None:
         assert self._unfinished is not None  # noqa: S101  # for the type checker: the caller has looked
@@ -197,13 +200,13 @@ class FoldSink:
 
 
 class _LayerFold:
-    def __init__(self, rule: FoldRule, lanes: list[LaneFold], saved: SavedFold, engine: Engine) -> None:
-        """`lanes`: those of each hand, one hand after the other."""
+    def __init__(self, rule: FoldRule, lanes: list[LaneFold], saved: SavedFold, backend: Backend) -> None:
+        """`lanes`: those of each partition, one partition after the other."""
         self.rule = rule
         self._lanes = lanes
-        self._engine = engine
+        self._backend = backend
         first, before = saved.values.get("next_tile", 0), saved.values.get("sample_before", -1)
-        self._tiler = Tiler(rule.tile_rows, first_tile=first, sample_before=before, join=engine.join)
+        self._tiler = Tiler(rule.tile_rows, first_tile=first, sample_before=before, join=backend.join)
         if saved.pending:
             self.push(saved.pending["pending"], saved.pending["pending_sample"])
 
@@ -223,13 +226,13 @@ class _LayerFold:
             "sample_before": self._tiler.sample_before,
         }
         held = self._tiler.pending()
-        pending = {} if held is None else {"pending": self._engine.to_host(held[0]), "pending_sample": held[1]}
+        pending = {} if held is None else {"pending": self._backend.to_host(held[0]), "pending_sample": held[1]}
         return SavedFold([lane.state() for lane in self._lanes], values, pending)
 
     def freeze(self) -> SplitMoments:
         lanes, self._lanes = self._lanes, []
-        hands = [merge_all(lanes.pop(0).freeze() for _ in range(self.rule.lanes)) for _ in self.rule.hands]
-        return join_hands(self.rule, hands)
+        partitions = [merge_all(lanes.pop(0).freeze() for _ in range(self.rule.lanes)) for _ in self.rule.partitions]
+        return join_partitions(self.rule, partitions)
 
     def _update(self, tile: Tile) -> None:
         with one_blas_thread():

@@ -15,7 +15,8 @@ from pathlib import Path
 from dalr_stream.errors import NonFiniteError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.rows.tiling import Tile
-from dalr_stream.numerics.statistics.folding import CpuFold, FoldRule, LaneFold, LaneState, NewFold, Strip
+from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
+from dalr_stream.numerics.statistics.folding import CpuFold, LaneFold, LaneState, NewFold
 from dalr_stream.storage.checkpoints import SavedFold, Unfinished
 from dalr_stream.storage.writer import ActivationStore
 
@@ -39,14 +40,14 @@ class LaneTask:
     """Of the scatter matrix; the whole where none is named."""
     new_fold: NewFold = CpuFold
     """What the rule's engine names: it can be sent to another process."""
-    hand: int | None = None
-    """Whose rows are folded, one of `rule.hands`."""
+    partition: int | None = None
+    """Whose rows are folded, one of `rule.partitions`."""
 
     @property
     def name(self) -> str:
         """Unique among the tasks of one layer."""
-        hand = "" if self.hand is None else f"-hand-{self.hand}"
-        return f"lane-{self.lane}{hand}" + (f"-rows-{self.strip.first}" if self.strip else "")
+        partition = "" if self.partition is None else f"-partition-{self.partition}"
+        return f"lane-{self.lane}{partition}" + (f"-rows-{self.strip.first}" if self.strip else "")
 
 
 @dataclass(slots=True)
@@ -99,7 +100,7 @@ def fold_lane(
     if found is not None:
         first, state = found.values["next_tile"], found.lanes[0]
     pace = pace or Pace()
-    fold = LaneFold(task.rule, executor, state=state, new_fold=task.new_fold, hand=task.hand)
+    fold = LaneFold(task.rule, executor, state=state, new_fold=task.new_fold, partition=task.partition)
     tiles = range(first, store.tiles(task.domain, task.layer), task.rule.lanes)
     with one_blas_thread():
         if tile_done is not None and first > task.lane:

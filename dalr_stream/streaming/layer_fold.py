@@ -1,7 +1,7 @@
 """One layer's rows in a store to the records that are kept of it.
 
     moments/<domain>/<layer>/training, heldout        two records of one pass over the rows
-    moments/<domain>/<layer>/shard-0, shard-1, ...    where shards are dealt: a pass each, and `training` their sum
+    moments/<domain>/<layer>/shard-0, shard-1, ...    where shards are kept: a pass each, and `training` their sum
 
 Memory is that of one record's fold, however many are kept. The training record is written last, so where it is of the
 rows and the rule that are asked for, the others are too. Killed, the next call takes the records that are there and
@@ -17,32 +17,34 @@ from typing import Any
 
 import numpy as np
 
-from dalr_stream.numerics.statistics.folding import FoldRule, LaneState, SplitMoments, Strip, merge_all
+from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
+from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, merge_all
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress
 from dalr_stream.storage.checkpoints import Unfinished
 from dalr_stream.storage.durable import remove_folder
-from dalr_stream.storage.records import dealt_parts, load_moments, moments_path, provenance_of, save_moments
+from dalr_stream.storage.records import load_moments, moments_path, provenance_of, save_moments, shard_parts
 from dalr_stream.storage.schema import HELDOUT, TRAINING
 from dalr_stream.storage.strips import load_strip, save_strips
 from dalr_stream.storage.writer import ActivationStore
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.cost import LayerCost, LayerLoad
+from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.plan import plan
-from dalr_stream.streaming.schedule import Folding, Watch, accumulate_layer, accumulate_strips
+from dalr_stream.streaming.schedule import Watch, accumulate_layer, accumulate_strips
 
 
 def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provenance: Mapping[str, Any]) -> None:
     """Keep all parts of a layer's moments in the store, the training record last."""
-    dealt = zip(dealt_parts(len(split.shards)), split.shards, strict=True)
-    for part, moments in (*dealt, (HELDOUT, split.heldout), (TRAINING, split.training)):
+    shards = zip(shard_parts(len(split.shards)), split.shards, strict=True)
+    for part, moments in (*shards, (HELDOUT, split.heldout), (TRAINING, split.training)):
         save_moments(moments_path(root, domain, layer, part), moments, provenance)
 
 
 def drop_shards(root: Path, domain: str, layer: str, rule: FoldRule) -> None:
     """Remove a layer's shards that `rule` does not make again."""
-    kept = dealt_parts(rule.shards)
+    kept = shard_parts(rule.shards)
     for path in moments_path(root, domain, layer, TRAINING).parent.glob("shard-*"):
         if path.name not in kept:
             remove_folder(path)
@@ -69,18 +71,20 @@ class LayerFold:
         if task.rule.shards == 1:
             self._fold(task, cut, {part: self._path(part) for part in (HELDOUT, TRAINING)})
         else:
-            self._deal(cut)
+            self._fold_shards(cut)
             self._add_up((Strip(0, task.rule.features),) if cost is None else cost.sum_strips)
         self.unfinished.drop()
 
-    def _deal(self, cut: Sequence[Strip]) -> None:
+    def _fold_shards(self, cut: Sequence[Strip]) -> None:
         """Fold the shards and the held-out rows, one after the other."""
         rule, provenance = self.task.rule, self.unfinished.made_from
-        dealt = dealt_parts(rule.shards)
-        for hand, part in zip(rule.hands, (*dealt, HELDOUT), strict=False):  # no hand of held-out rows where none are
+        parts = (*shard_parts(rule.shards), HELDOUT)
+        for partition, part in zip(
+            rule.partitions, parts, strict=False
+        ):  # without a share there is no held-out partition
             path = self._path(part)
             if provenance_of(path) != provenance:
-                self._fold(replace(self.task, hand=hand), cut, {TRAINING: path})
+                self._fold(replace(self.task, partition=partition), cut, {TRAINING: path})
                 self.unfinished.drop()
         if not rule.holdout.share:
             save_moments(self._path(HELDOUT), Moments.empty(rule.features), provenance)
@@ -88,7 +92,7 @@ class LayerFold:
     def _add_up(self, cut: Sequence[Strip]) -> None:
         """Write the sum of the shards, a strip at a time where the whole does not fit: the bits are the same."""
         task, provenance, path = self.task, self.unfinished.made_from, self._path(TRAINING)
-        shards = [self._path(part) for part in dealt_parts(task.rule.shards)]
+        shards = [self._path(part) for part in shard_parts(task.rule.shards)]
         if len(cut) == 1:
             save_moments(path, merge_all(load_moments(shard) for shard in shards), provenance)
             return
@@ -99,8 +103,8 @@ class LayerFold:
         """Fold what `task` names and keep it in `paths`."""
         rows, provenance = self.store.rows(task.domain, task.layer), self.unfinished.made_from
         title = f"accumulate {task.domain}/{task.layer}"
-        if task.hand is not None:
-            title += f", {task.hand + 1} of {len(task.rule.hands)}"
+        if task.partition is not None:
+            title += f", {task.partition + 1} of {len(task.rule.partitions)}"
         with self.progress.track(title, rows.rows * len(cut), "rows") as advance:
             watch = Watch(advance, self.unfinished, self.folding.pace)
             if len(cut) > 1:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.numerics.linalg.rank_k import BLOCK_COLUMNS, SINGLE_BLOCK_BYTES
-from dalr_stream.numerics.statistics.folding import lane_count, strips
+from dalr_stream.numerics.statistics.fold_rule import lane_count, strips
 from dalr_stream.streaming.cost import KeptRecords, LayerCost, LayerLoad, layer_cost, store_bytes_of, turn_bytes
 
 

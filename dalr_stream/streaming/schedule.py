@@ -12,91 +12,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from dask.base import compute
 from dask.delayed import delayed
 
 from dalr_stream.errors import StoreError, StoreNotFoundError
-from dalr_stream.numerics.linalg.precision import Precision
-from dalr_stream.numerics.linalg.rank_k import one_blas_thread, usable_cores
-from dalr_stream.numerics.options import parse_choice
-from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.statistics.folding import (
-    NUMPY,
-    FoldRule,
-    LaneState,
-    SplitMoments,
-    Strip,
-    join_strips,
-    merge_all,
-    strips,
-)
+from dalr_stream.numerics.linalg.rank_k import one_blas_thread
+from dalr_stream.numerics.statistics.fold_rule import Strip, strips
+from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_strips, merge_all
 from dalr_stream.storage.checkpoints import Unfinished
 from dalr_stream.storage.writer import ActivationStore
 from dalr_stream.streaming.cluster import Cluster
+from dalr_stream.streaming.folding import Threads, Workers
 from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, saved
-
-
-@dataclass(frozen=True, slots=True)
-class Threads:
-    """Run on this machine's threads; `workers` defaults to the cores this process may use."""
-
-    workers: int = field(default_factory=usable_cores)
-
-
-Workers = Threads | Cluster
-
-
-@dataclass(frozen=True, slots=True)
-class Folding:
-    """How rows become moments: what is kept apart, who folds, and within what."""
-
-    holdout: HoldoutRule = field(default_factory=HoldoutRule)
-    """Keeps a seeded share of the samples apart: a tenth by default."""
-    workers: Workers = field(default_factory=Threads)
-    """Threads of this process, all cores by default, or a cluster. No bit depends on it."""
-    memory_limit_bytes: int | None = None
-    """For folding on threads, beyond what the process holds already; see `plan`."""
-    pace: Callable[[], Pace] = Pace
-    """When checkpoints are written."""
-    precision: Precision | str = Precision.DOUBLE
-    """Of products; `single` is the fast mode, see `numerics.precision` for what it costs."""
-    device: str | None = None
-    """Where torch folds: `cuda`, `cuda:1` or `cpu`. By default numpy does, in this process's memory."""
-    shards: int = 1
-    """Keep the training samples, dealt at random, as so many records beside their sum: what a jackknife leaves out one
-    by one. From a store each is folded in a pass of its own over the rows; directly all of them are held at once."""
-
-    def __post_init__(self) -> None:
-        parse_choice(Precision, self.precision, "precision")
-        self.rule(0)  # raises where the shards are none
-
-    @property
-    def threads(self) -> Threads:
-        """Threads of this process; one where a cluster or a device does the work."""
-        return self.workers if isinstance(self.workers, Threads) and self.device is None else Threads(1)
-
-    @property
-    def scheduled_on(self) -> Workers:
-        """The cluster, or the threads of this process."""
-        return self.workers if isinstance(self.workers, Cluster) else self.threads
-
-    def rule(self, features: int) -> FoldRule:
-        """Return the rule by which rows of a width are folded."""
-        engine = NUMPY if self.device is None else f"torch:{self.device.partition(':')[0]}"
-        return FoldRule(features, self.holdout, Precision(self.precision), engine, self.shards)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What of this decides bits, for provenance."""
-        return {name: value for name, value in rule_facts(self.rule(0)).items() if name != "features"}
-
-
-def rule_facts(rule: FoldRule) -> dict[str, Any]:
-    """Return a rule as plain values; shards only where some are kept, as records without them are what they were."""
-    return {name: value for name, value in asdict(rule).items() if name != "shards" or value > 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,12 @@ from timing import Row, against, race
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, one_blas_thread
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import RowBatch, tile_rows
-from dalr_stream.numerics.statistics.folding import FoldRule
+from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
 from dalr_stream.storage.writer import ActivationStore, open_writer
+from dalr_stream.streaming.folding import Threads
 from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.streaming.schedule import Threads, accumulate_layer
+from dalr_stream.streaming.schedule import accumulate_layer
 
 BARS = {"dalr_stream, from zarr": 1.15, "dalr_stream, from zarr, a tenth held out": 1.15}
 ARRAY = "activations/target/fc"

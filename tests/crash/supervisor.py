@@ -28,8 +28,8 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.streaming.folding import Threads
 from dalr_stream.streaming.lanes import Pace
-from dalr_stream.streaming.schedule import Threads
 
 TOKENS, WIDTH = 64, 8
 TILES = 10

@@ -11,7 +11,7 @@ import dalr_stream as ds
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import samples_in
-from dalr_stream.streaming.schedule import Folding
+from dalr_stream.streaming.folding import Folding
 from dalr_stream.workflow.steps.scoring import accuracy
 
 

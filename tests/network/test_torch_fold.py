@@ -25,16 +25,8 @@ from dalr_stream.network.torch_fold import (
 from dalr_stream.numerics.linalg.precision import Precision, error_bound
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import Tile
-from dalr_stream.numerics.statistics.folding import (
-    CpuFold,
-    FoldRule,
-    FoldState,
-    LaneFold,
-    Strip,
-    Workspace,
-    join_strips,
-    strips,
-)
+from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip, strips
+from dalr_stream.numerics.statistics.folding import CpuFold, FoldState, LaneFold, Workspace, join_strips
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-12  # of sqrt(S_ii S_jj), as between two folds of numpy: only the order of additions differs

@@ -4,14 +4,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from dalr_stream.numerics.rows.tiling import Tiler
-from dalr_stream.numerics.statistics.folding import (
-    CpuFold,
-    FoldState,
-    LaneFold,
-    Strip,
-    Workspace,
-    merge_all,
-)
+from dalr_stream.numerics.statistics.fold_rule import Strip
+from dalr_stream.numerics.statistics.folding import CpuFold, FoldState, LaneFold, Workspace, merge_all
 
 MEAN_TOLERANCE = 1e-12  # relative to the standard error, besides the rounding of the mean itself at each update
 SCATTER_TOLERANCE = 1e-12  # relative to sqrt(C_ii C_jj), DESIGN.md section 3

@@ -19,15 +19,8 @@ from hypothesis import strategies as st
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.statistics.folding import (
-    FoldRule,
-    FoldState,
-    LaneFold,
-    LaneState,
-    Strip,
-    join_strips,
-    strips,
-)
+from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip, strips
+from dalr_stream.numerics.statistics.folding import FoldState, LaneFold, LaneState, join_strips
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.statistics.folding import (
-    FoldRule,
-)
+from dalr_stream.numerics.statistics.fold_rule import FoldRule
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9])

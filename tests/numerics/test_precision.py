@@ -13,17 +13,9 @@ from dalr_stream.numerics.linalg.precision import Precision, ScaledRows, error_b
 from dalr_stream.numerics.linalg.rank_k import add_rank_k_single
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import Tile
-from dalr_stream.numerics.statistics.folding import (
-    CpuFold,
-    FoldRule,
-    FoldState,
-    LaneFold,
-    LaneState,
-    Strip,
-    Workspace,
-    strips,
-)
-from dalr_stream.streaming.schedule import Folding
+from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip, strips
+from dalr_stream.numerics.statistics.folding import CpuFold, FoldState, LaneFold, LaneState, Workspace
+from dalr_stream.streaming.folding import Folding
 
 DOUBLE_TOLERANCE = 1e-12  # of the double fold that the fast one is compared with, tests/numerics/folded.py
 

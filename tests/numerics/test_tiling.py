@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.rows.tiling import VARYING, RowBatch, Tiler, rows_per_sample, tile_rows
-from dalr_stream.numerics.statistics.folding import (
-    lane_count,
-)
+from dalr_stream.numerics.statistics.fold_rule import lane_count
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.lists(st.integers(0, 14), min_size=1, max_size=6).filter(any))

@@ -18,7 +18,7 @@ import dalr_stream as ds
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.storage.records import delete_activations, load_moments, load_weights, records
 from dalr_stream.storage.writer import ActivationStore, forget_domain
-from dalr_stream.streaming.schedule import Threads
+from dalr_stream.streaming.folding import Threads
 
 SAMPLES = {"target": 11, "source": 7}
 

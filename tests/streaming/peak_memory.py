@@ -17,9 +17,10 @@ from dalr_stream.numerics.rows.tiling import RowBatch, tile_rows
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
 from dalr_stream.storage.writer import ActivationStore, open_writer
 from dalr_stream.streaming.cost import LayerLoad
+from dalr_stream.streaming.folding import Folding, Threads
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.plan import plan
-from dalr_stream.streaming.schedule import Folding, Threads, accumulate_layer
+from dalr_stream.streaming.schedule import accumulate_layer
 
 
 def increment_of(root, *, share, threads=2):

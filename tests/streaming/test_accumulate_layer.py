@@ -21,8 +21,9 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import FILE, Manifest, digest_of
 from dalr_stream.storage.writer import ActivationStore
 from dalr_stream.streaming.fold_sink import FoldSink
+from dalr_stream.streaming.folding import Folding, Threads
 from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.streaming.schedule import Folding, Threads, Watch, accumulate_layer
+from dalr_stream.streaming.schedule import Watch, accumulate_layer
 
 ROWS_PER_TILE = 4096  # at every width below 2048
 HOLDOUT = HoldoutRule(0.2, seed=5)
@@ -185,7 +186,8 @@ MEASURE = r"""
     import re, sys
     from pathlib import Path
     from dalr_stream.storage.writer import ActivationStore
-    from dalr_stream.streaming.schedule import Folding, Threads, accumulate_layer
+    from dalr_stream.streaming.folding import Folding, Threads
+    from dalr_stream.streaming.schedule import accumulate_layer
     from dalr_stream.streaming.lanes import LaneTask
     store = ActivationStore(sys.argv[1])
     split = accumulate_layer(store, LaneTask(store.root, "target", "fc6", Folding().rule(32)), Threads(2))

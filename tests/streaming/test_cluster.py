@@ -11,10 +11,11 @@ from rows_on_disk import rows_like, store_of
 
 from dalr_stream.errors import InvalidInputError, ResourceError, StoreDamagedError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.statistics.folding import FoldRule
+from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.streaming.cluster import Cluster, open_cluster
+from dalr_stream.streaming.folding import Threads
 from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.streaming.schedule import Threads, Watch, accumulate_layer
+from dalr_stream.streaming.schedule import Watch, accumulate_layer
 
 HOLDOUT = HoldoutRule(0.2, seed=5)
 pytestmark = [  # of distributed itself, while worker processes come and go

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.statistics.folding import FoldRule, LaneFold
+from dalr_stream.numerics.statistics.fold_rule import FoldRule
+from dalr_stream.numerics.statistics.folding import LaneFold
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.plan import plan

@@ -12,13 +12,14 @@ from rows_on_disk import rows_like, store_of, write
 from threadpoolctl import threadpool_limits
 
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.statistics.folding import FoldRule
+from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.storage.checkpoints import Unfinished
 from dalr_stream.storage.writer import locked
 from dalr_stream.streaming.cluster import open_cluster
 from dalr_stream.streaming.fold_sink import FoldSink
+from dalr_stream.streaming.folding import Folding, Threads
 from dalr_stream.streaming.lanes import LaneTask, Pace
-from dalr_stream.streaming.schedule import Folding, Threads, Watch, accumulate_layer
+from dalr_stream.streaming.schedule import Watch, accumulate_layer
 
 WIDTHS = (100, 129, 255, 300, 513, 1537)
 HOLDOUT = HoldoutRule(0.2, seed=5)

@@ -15,7 +15,8 @@ from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.statistics.folding import LaneState, Strip, merge_all
+from dalr_stream.numerics.statistics.fold_rule import Strip
+from dalr_stream.numerics.statistics.folding import LaneState, merge_all
 from dalr_stream.storage.records import delete_activations, load_moments
 from dalr_stream.storage.strips import load_strip, save_strips
 from dalr_stream.storage.writer import ActivationStore
@@ -87,7 +88,7 @@ def test_each_shard_is_a_random_part_of_the_training_samples(captured, expected)
     """The naive twin: deal the samples by the documented rule and take the moments of each part."""
     tiles = [ActivationStore(captured).read_tile("target", "2", tile) for tile in range(4)]
     rows = np.concatenate([tile.rows for tile in tiles])
-    dealt = DEALT.holdout.deal(np.arange(SAMPLES), K)
+    dealt = DEALT.holdout.assign(np.arange(SAMPLES), K)
     for number, shard in enumerate(expected.shards["2"]):
         twin = ds.Moments.of(rows[dealt == number])
         assert shard.count == twin.count
@@ -103,7 +104,7 @@ def test_each_shard_is_a_random_part_of_the_training_samples(captured, expected)
 @pytest.mark.parametrize("shards", [2, 7])
 def test_dealing_leaves_no_sample_out_and_keeps_the_held_out_ones(share, shards):
     rule, samples = HoldoutRule(share, seed=5), np.arange(20_000)
-    dealt = rule.deal(samples, shards)
+    dealt = rule.assign(samples, shards)
     assert np.array_equal(dealt == shards, rule.mask(samples))
     sizes = np.bincount(dealt, minlength=shards + 1)[:shards]
     assert np.all(np.abs(sizes - sizes.mean()) < 5 * np.sqrt(sizes.mean()))

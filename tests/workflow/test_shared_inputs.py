@@ -135,7 +135,7 @@ def test_rows_are_taken_and_folded_once(net, batches, monkeypatch):
     monkeypatch.setattr(LaneFold, "update", lambda self, tile: (widths.append(tile.rows.shape), update(self, tile))[1])
     ds.accumulate_stream(net, batches[:1], layers(net), folding=FOLDING)
     assert taken == ["q", "out", "gate", "down"]
-    assert len(widths) == 4 * len(FOLDING.rule(WIDTH).hands)
+    assert len(widths) == 4 * len(FOLDING.rule(WIDTH).partitions)
 
 
 def test_stored_rows_and_tiles_are_found_by_every_name(net, batches, tmp_path):

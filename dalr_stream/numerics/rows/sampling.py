@@ -28,14 +28,14 @@ class HoldoutRule:
         """Return True for each held-out sample number."""
         return uniform_hash(samples, self.seed) < self.share
 
-    def deal(self, samples: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
+    def assign(self, samples: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
         """Return the shard, 0 to `shards` - 1, of each sample number; `shards` for the held-out ones.
 
         What the share leaves of the hash's range is cut evenly, so each shard is a random part of the training samples.
         """
         u = (uniform_hash(samples, self.seed) - self.share) / (1.0 - self.share)
-        dealt = np.minimum((u * shards).astype(np.int64), shards - 1)
-        return np.where(self.mask(samples), shards, dealt)
+        shard = np.minimum((u * shards).astype(np.int64), shards - 1)
+        return np.where(self.mask(samples), shards, shard)
 
 
 def uniform_hash(numbers: NDArray[np.int64], seed: int) -> NDArray[np.float64]:

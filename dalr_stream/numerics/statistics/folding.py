@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.precision import Precision, scaled
-from dalr_stream.numerics.linalg.rank_k import BLOCK_COLUMNS, add_rank_k, add_rank_k_single, mirror_lower
-from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.rows.tiling import Rows, Tile, tile_rows
+from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_k_single, mirror_lower
+from dalr_stream.numerics.rows.tiling import Rows, Tile
+from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
 from dalr_stream.numerics.statistics.moments import (
     Chosen,
     Matrix,
@@ -35,78 +35,6 @@ from dalr_stream.numerics.statistics.moments import (
     describe_non_finite,
     pooled_mean,
 )
-
-NUMPY = "numpy"
-
-
-def lane_count(features: int) -> int:
-    """Return L, the lanes of a fold: 8 while accumulators are small, 1 where column blocks keep the cores busy."""
-    if features <= 1024:
-        return 8
-    return 4 if features <= 2048 else 1
-
-
-@dataclass(frozen=True, slots=True)
-class FoldRule:
-    """All that decides the bits of a layer's moments, besides the rows."""
-
-    features: int
-    holdout: HoldoutRule = field(default_factory=HoldoutRule)
-    precision: Precision = Precision.DOUBLE
-    engine: str = NUMPY
-    """What takes the products: numpy's BLAS, or another library on a kind of device, which rounds in its own way."""
-    shards: int = 1
-    """Records that the training samples are dealt to, by `HoldoutRule.deal`; the training record is their sum."""
-
-    def __post_init__(self) -> None:
-        if self.shards < 1:
-            raise InvalidInputError(f"shards must be 1 (none are kept) or more, got {self.shards}")
-
-    @property
-    def tile_rows(self) -> int:
-        """T."""
-        return tile_rows(self.features)
-
-    @property
-    def lanes(self) -> int:
-        """L."""
-        return lane_count(self.features)
-
-    @property
-    def parts(self) -> int:
-        """Records a lane folds: training, and held-out where some share is kept apart; one where shards are dealt."""
-        return 2 if self.holdout.share and self.shards == 1 else 1
-
-    @property
-    def hands(self) -> tuple[int | None, ...]:
-        """What is folded by lanes of its own: each shard and, last, the held-out samples; or all at once (None)."""
-        return (None,) if self.shards == 1 else tuple(range(self.shards + bool(self.holdout.share)))
-
-
-@dataclass(frozen=True, slots=True)
-class Strip:
-    """Rows `first` to `stop` of a scatter matrix, as far as its lower triangle goes: (stop - first) x stop."""
-
-    first: int
-    stop: int
-
-    @property
-    def cells(self) -> int:
-        """Entries."""
-        return (self.stop - self.first) * self.stop
-
-
-def strips(features: int, most_cells: int) -> tuple[Strip, ...]:
-    """Cut d x d into strips of at most `most_cells` entries, or of one block of rows where even that is more."""
-    cut: list[Strip] = []
-    first = 0
-    while first < features:
-        stop = min(first + BLOCK_COLUMNS, features)
-        while stop < features and Strip(first, wider := min(stop + BLOCK_COLUMNS, features)).cells <= most_cells:
-            stop = wider
-        cut.append(Strip(first, stop))
-        first = stop
-    return tuple(cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +219,7 @@ class LaneState:
 
 
 class LaneFold:
-    """One lane: its tiles in ascending order, split into training and held-out rows; or those of one hand alone."""
+    """One lane: its tiles in ascending order, split into training and held-out rows; or one partition alone."""
 
     def __init__(
         self,
@@ -301,23 +229,25 @@ class LaneFold:
         state: LaneState | None = None,
         workspace: Workspace | None = None,
         new_fold: NewFold = CpuFold,
-        hand: int | None = None,
+        partition: int | None = None,
     ) -> None:
         """`state` is where an earlier fold of the same lane stopped; lanes of one thread may share a workspace.
 
-        `hand` is the one of `rule.hands` whose rows are folded, as if they were the training rows.
+        `partition` is the one of `rule.partitions` whose rows are folded, as if they were the training rows.
         """
-        if hand not in rule.hands:
-            raise InvalidInputError(f"a rule with {rule.shards} shards folds one of {rule.hands} at a time, got {hand}")
+        if partition not in rule.partitions:
+            raise InvalidInputError(
+                f"a rule with {rule.shards} shards folds one of {rule.partitions} at a time, got {partition}"
+            )
         state, workspace = state or LaneState.empty(rule), workspace or Workspace()
-        self._holdout, self._shards, self._hand = rule.holdout, rule.shards, hand
+        self._holdout, self._shards, self._partition = rule.holdout, rule.shards, partition
         self._training = new_fold(state.training, workspace, executor, rule.precision)
         self._heldout = None if state.heldout is None else new_fold(state.heldout, workspace, executor, rule.precision)
 
     def update(self, tile: Tile) -> None:
         """Fold the lane's next tile."""
-        if self._hand is not None:
-            own = self._holdout.deal(tile.samples, self._shards) == self._hand
+        if self._partition is not None:
+            own = self._holdout.assign(tile.samples, self._shards) == self._partition
             self._training.update(tile.rows, int((tile.begins & own).sum()), np.flatnonzero(own))
             return
         if self._heldout is None:
@@ -366,11 +296,11 @@ def merge_all(records: Iterable[Addable]) -> Addable:
     return total
 
 
-def join_hands(rule: FoldRule, hands: Sequence[SplitMoments]) -> SplitMoments:
-    """Put together what was folded for each of `rule.hands`; with shards, training is their sum in the fixed tree."""
+def join_partitions(rule: FoldRule, partitions: Sequence[SplitMoments]) -> SplitMoments:
+    """Join what was folded for each of `rule.partitions`; with shards, training is their sum in the fixed tree."""
     if rule.shards == 1:
-        return hands[0]
-    records = [hand.training for hand in hands]
+        return partitions[0]
+    records = [partition.training for partition in partitions]
     shards = tuple(records[: rule.shards])
     heldout = records[-1] if rule.holdout.share else Moments.empty(rule.features)
     return SplitMoments(merge_all(shards), heldout, shards)

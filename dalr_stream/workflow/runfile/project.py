@@ -34,8 +34,8 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.manifest import Manifest, NetworkRecord
 from dalr_stream.streaming.cluster import Cluster, open_cluster
+from dalr_stream.streaming.folding import Folding, Threads, Workers
 from dalr_stream.streaming.plan import MemoryPlan
-from dalr_stream.streaming.schedule import Folding, Threads, Workers
 from dalr_stream.workflow.runfile.config import RunConfig
 from dalr_stream.workflow.runfile.factories import importing_from, require_takes, resolve
 from dalr_stream.workflow.runfile.sections import DataSection, EvaluateSection, FinetuneSection, LabelledSection

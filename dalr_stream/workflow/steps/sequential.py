@@ -23,7 +23,7 @@ from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.progress import Progress
 from dalr_stream.storage.durable import remove_folder
-from dalr_stream.streaming.schedule import Folding
+from dalr_stream.streaming.folding import Folding
 from dalr_stream.workflow.gain import LayerGain, SequenceGain
 from dalr_stream.workflow.runfile.factories import importing_from
 from dalr_stream.workflow.runfile.project import Project

@@ -1,0 +1,86 @@
+"""What decides the bits of a layer's moments, besides the rows: the rule by which they are folded.
+
+A wide layer has one lane, whose scatter matrix may be cut into strips of rows; see `statistics.folding`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.linalg.precision import Precision
+from dalr_stream.numerics.linalg.rank_k import BLOCK_COLUMNS
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.rows.tiling import tile_rows
+
+NUMPY = "numpy"
+
+
+def lane_count(features: int) -> int:
+    """Return L, the lanes of a fold: 8 while accumulators are small, 1 where column blocks keep the cores busy."""
+    if features <= 1024:
+        return 8
+    return 4 if features <= 2048 else 1
+
+
+@dataclass(frozen=True, slots=True)
+class FoldRule:
+    """All that decides the bits of a layer's moments, besides the rows."""
+
+    features: int
+    holdout: HoldoutRule = field(default_factory=HoldoutRule)
+    precision: Precision = Precision.DOUBLE
+    engine: str = NUMPY
+    """What takes the products: numpy's BLAS, or another library on a kind of device, which rounds in its own way."""
+    shards: int = 1
+    """Records that the training samples are assigned to, by `HoldoutRule.assign`; the training record is their sum."""
+
+    def __post_init__(self) -> None:
+        if self.shards < 1:
+            raise InvalidInputError(f"shards must be 1 (none are kept) or more, got {self.shards}")
+
+    @property
+    def tile_rows(self) -> int:
+        """T."""
+        return tile_rows(self.features)
+
+    @property
+    def lanes(self) -> int:
+        """L."""
+        return lane_count(self.features)
+
+    @property
+    def parts(self) -> int:
+        """Records a lane folds: training, and held-out where some share is kept apart; one where there are shards."""
+        return 2 if self.holdout.share and self.shards == 1 else 1
+
+    @property
+    def partitions(self) -> tuple[int | None, ...]:
+        """What is folded separately: each shard, then the held-out samples; (None,) where nothing is partitioned."""
+        return (None,) if self.shards == 1 else tuple(range(self.shards + bool(self.holdout.share)))
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Rows `first` to `stop` of a scatter matrix, as far as its lower triangle goes: (stop - first) x stop."""
+
+    first: int
+    stop: int
+
+    @property
+    def cells(self) -> int:
+        """Entries."""
+        return (self.stop - self.first) * self.stop
+
+
+def strips(features: int, most_cells: int) -> tuple[Strip, ...]:
+    """Cut d x d into strips of at most `most_cells` entries, or of one block of rows where even that is more."""
+    cut: list[Strip] = []
+    first = 0
+    while first < features:
+        stop = min(first + BLOCK_COLUMNS, features)
+        while stop < features and Strip(first, wider := min(stop + BLOCK_COLUMNS, features)).cells <= most_cells:
+            stop = wider
+        cut.append(Strip(first, stop))
+        first = stop
+    return tuple(cut)
