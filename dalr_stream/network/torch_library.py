@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.layers.spec import to_host
-from dalr_stream.numerics.statistics.array_fold import ArrayLibrary
+from dalr_stream.numerics.linalg.precision import Precision
+from dalr_stream.numerics.statistics.array_fold import ArrayFold, ArrayLibrary
+from dalr_stream.numerics.statistics.backend import Backend
+from dalr_stream.numerics.statistics.folding import FoldState, Workspace
 
 
 def torch_library(device: torch.device) -> ArrayLibrary:
@@ -26,6 +30,19 @@ def torch_library(device: torch.device) -> ArrayLibrary:
         _add_product,
         full_precision,
     )
+
+
+def torch_fold(
+    state: FoldState, _workspace: Workspace, _executor: Executor | None, precision: Precision, *, device: torch.device
+) -> ArrayFold:
+    """Go on from a state on a device: what `Backend.new_fold` asks for."""
+    return ArrayFold(state, precision, torch_library(device))
+
+
+def torch_backend(device: torch.device) -> Backend:
+    """Return how rows are handled and folded by torch on one device."""
+    stage = partial(_staged, device=device)
+    return Backend(partial(torch_fold, device=device), partial(join_rows, device=device), to_host, stage)
 
 
 def on_device(rows: Any, device: torch.device) -> torch.Tensor:
@@ -87,6 +104,12 @@ def _set_float32_products(precisions: Sequence[str]) -> None:
 
 def _add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     target.addmm_(left.T, right)
+
+
+def _staged(rows: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Send rows to the device; by way of page-locked memory the copy runs while the device works."""
+    tensor = torch.from_numpy(rows)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _copied_to_host(array: torch.Tensor) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from concurrent.futures import Executor
 from typing import Any
 
 import array_api_compat
@@ -11,28 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.statistics.array_fold import ArrayLibrary
+from dalr_stream.numerics.linalg.precision import Precision
+from dalr_stream.numerics.statistics.array_fold import ArrayFold, ArrayLibrary
+from dalr_stream.numerics.statistics.backend import Backend
+from dalr_stream.numerics.statistics.folding import FoldState, Workspace
 
-NAME = "cupy"
 
-
-def cupy_library() -> ArrayLibrary:
-    """Return the fold's view of CuPy, on its current device.
+def cupy_backend() -> Backend:
+    """Return how rows are handled and folded by CuPy, on its current device.
 
     Raises InvalidInputError where CuPy is not installed, sees no device, or is told to take products in TF32.
     """
-    cupy = _cupy()
-    return ArrayLibrary(
-        f"{NAME}:cuda",
-        array_api_compat.array_namespace(cupy.empty(0)),
-        cupy.asarray,
-        cupy.asnumpy,
-        _add_product,
-    )
+    library = cupy_library()
+    return Backend(_cupy_fold, library.xp.concat, library.to_host, _staged)
 
 
-@cache
-def _cupy() -> Any:
+def cupy_library() -> ArrayLibrary:
+    """Return the fold's view of CuPy; raises as `cupy_backend` does."""
     try:
         import cupy
     except ImportError:
@@ -46,11 +41,16 @@ def _cupy() -> Any:
         raise InvalidInputError(f"device 'cupy' cannot be used here: {error}: leave the device out") from None
     if devices == 0:
         raise InvalidInputError("device 'cupy' is not there: CuPy sees no CUDA device: leave the device out")
-    if os.environ.get("CUPY_TF32", "0") not in ("", "0"):
+    if os.environ.get("CUPY_TF32", "0") not in {"", "0"}:
         raise InvalidInputError(
             "CUPY_TF32 is set, and float32 products would keep 11 bits only: unset it before folding on 'cupy'"
         )
-    return cupy
+    namespace = array_api_compat.array_namespace(cupy.empty(0))
+    return ArrayLibrary("cupy:cuda", namespace, cupy.asarray, cupy.asnumpy, _add_product)
+
+
+def _cupy_fold(state: FoldState, _workspace: Workspace, _executor: Executor | None, precision: Precision) -> ArrayFold:
+    return ArrayFold(state, precision, cupy_library())
 
 
 def _add_product(target: Any, left: Any, right: Any) -> None:
@@ -60,10 +60,14 @@ def _add_product(target: Any, left: Any, right: Any) -> None:
     cublas.gemm("T", "N", left, right, out=target, alpha=1.0, beta=1.0)
 
 
-def pinned(rows: NDArray[Any]) -> NDArray[Any]:
-    """Copy rows into page-locked memory, from which they reach the device without a copy in between."""
+def _staged(rows: NDArray[Any]) -> Any:
+    """Send rows to the device by way of page-locked memory, from which they are copied while the device works."""
+    import cupy
     import cupyx
 
-    locked: NDArray[Any] = cupyx.empty_pinned(rows.shape, rows.dtype)
+    locked = cupyx.empty_pinned(rows.shape, rows.dtype)
     np.copyto(locked, rows)
-    return locked
+    on_device = cupy.empty(rows.shape, rows.dtype)
+    on_device.set(locked)
+    cupy.cuda.get_current_stream().synchronize()  # the locked memory is given back on return
+    return on_device

@@ -81,7 +81,8 @@ class ArrayFold:
         rows = library.to_device(rows)[:, : self._shape[1]]
         if chosen is not None and n < rows.shape[0]:
             rows = xp.take(rows, library.to_device(chosen), axis=0)
-        mean, centred = _centre(rows, xp)
+        with np.errstate(invalid="ignore", over="ignore"):  # numpy would warn of what is refused in a moment
+            mean, centred = _centre(rows, xp)
         if not bool(xp.all(xp.isfinite(mean))):
             raise NonFiniteError(f"activations must be finite, got {describe_non_finite(library.to_host(rows))}")
         centred[n] = math.sqrt(self._count * n / (self._count + n)) * (mean - self._mean)
@@ -121,11 +122,11 @@ class ArrayFold:
         centred /= scale
         narrow = xp.astype(centred, xp.float32)
         with library.full_precision():
-            for block, (_, left, right) in zip(self._blocks, self._cut(), strict=True):
+            for number, (_, left, right) in enumerate(self._cut()):
                 products = xp.astype(narrow[:, left].T @ narrow[:, right], xp.float64)
                 products *= scale[left][:, None]
                 products *= scale[right]
-                block += products
+                self._blocks[number] += products
 
 
 def _centre(rows: Any, xp: Any) -> tuple[Any, Any]:
