@@ -1,27 +1,12 @@
-"""Progress as an argument: a bar with rate and time left on a terminal, plain lines elsewhere, nothing in tests."""
+"""Progress as an argument: what a long piece of work reports while it lasts. Nothing here prints."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichBars
-from rich.text import Text
-
 Advance = Callable[[int], None]
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Protocol):
@@ -44,70 +29,3 @@ class Silent:
     def track(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:  # noqa: ARG002  # protocol
         """Follow nothing."""
         yield lambda _: None
-
-
-class Lines:
-    """Plain lines: one when a piece of work ends, one now and then while it lasts."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-
-    def note(self, message: str) -> None:
-        """Write the message as a line."""
-        self._write(message)
-
-    @contextmanager
-    def track(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """Write a line every ten seconds, and one at the end."""
-        begun = told = time.monotonic()
-        done = 0
-
-        def advance(units: int) -> None:
-            nonlocal done, told
-            done += units
-            now = time.monotonic()
-            if now - told >= _SECONDS_BETWEEN_LINES:
-                told = now
-                self._write(f"{title}: {_amount(done, total)} {unit}, {done / (now - begun):,.0f} {unit}/s")
-
-        yield advance
-        self._write(f"{title}: {done:,} {unit} in {time.monotonic() - begun:.1f} s")
-
-
-class Bars:
-    """Bars on a terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def note(self, message: str) -> None:
-        """Print the message."""
-        self._console.print(message, highlight=False, markup=False)
-
-    @contextmanager
-    def track(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """Show a bar with the rate and the time left."""
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-        with RichBars(*columns, _Rate(unit), TimeRemainingColumn(), console=self._console) as bars:
-            task = bars.add_task(title, total=total)
-            yield lambda units: bars.advance(task, units)
-
-
-class _Rate(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f} {self._unit}/s")
-
-
-def for_console(console: Console) -> Progress:
-    """Return bars on a terminal, plain lines elsewhere."""
-    if console.is_terminal:
-        return Bars(console)
-    return Lines(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
-
-
-def _amount(done: int, total: int | None) -> str:
-    return f"{done:,}" if total is None else f"{done:,} of {total:,}"

@@ -1,12 +1,18 @@
-"""Puts this folder on the path (`oracles`, `strategies`) and frees hypothesis of its stopwatch: machines are shared.
+"""Puts this folder on the path (`oracles`, `strategies`), makes tiny runs, and frees hypothesis of its stopwatch.
 
 `make test` draws the same examples every time, so it fails when the code is wrong and never by luck; `make soak` draws
 new ones (`--hypothesis-profile=soak`), and everything that is sampled in `make test` is done in full: the `soak`
 fixture says which it is.
 """
 
+import os
+import shutil
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
+from tiny_run_file import write_run
 
 KIND = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("soak", **KIND)
@@ -28,3 +34,47 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and torch sees none")
     return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def finished_folder(tmp_path_factory):
+    """A run done once for the session; tests work on copies of it."""
+    from dalr_stream.workflow.run import Run
+    from dalr_stream.workflow.runfile.config import load_config
+    from dalr_stream.workflow.runfile.project import Project
+
+    path = write_run(tmp_path_factory.mktemp("finished") / "tiny")
+    Run(Project(load_config(path), path.parent)).all()
+    sys.modules.pop("tiny_run", None)
+    return path.parent
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    """The run file of a tiny run of which nothing is done yet."""
+    yield write_run(tmp_path / "tiny")
+    sys.modules.pop("tiny_run", None)
+
+
+@pytest.fixture
+def finished_file(tmp_path, finished_folder):
+    """The run file of a tiny run that is done."""
+    shutil.copytree(finished_folder, tmp_path / "done")
+    yield tmp_path / "done" / "run.toml"
+    sys.modules.pop("tiny_run", None)
+
+
+@pytest.fixture
+def contents():
+    """Return every file below a folder with its bytes."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    return read
+
+
+@pytest.fixture
+def unsynced(monkeypatch):
+    """Syncing decides what a power cut leaves, and tests cut no power."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)

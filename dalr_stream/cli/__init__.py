@@ -1,1 +1,1 @@
-"""cli."""
+"""The command line: one verb, one call of the Python API."""

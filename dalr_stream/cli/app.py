@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from dalr_stream.cli import stores as cli_stores
+from dalr_stream.cli.console import console_for, for_console
 from dalr_stream.cli.options import (
     AsJson,
     ByMethod,
@@ -37,7 +38,6 @@ from dalr_stream.cli.options import (
     RunFile,
     Scheduler,
     Workers,
-    console_for,
     open_run,
     with_machine,
 )
@@ -271,7 +271,6 @@ def verify(
 ) -> None:
     """Read a whole store, compare every digest, list damage."""
     from dalr_stream.engine.verify import verify_store
-    from dalr_stream.progress import for_console
 
     console = console_for()
     root = file if file.is_dir() else open_run(file, overrides).project.store

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dalr_stream.cli.console import console_for, for_console
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from rich.console import Console
 
     from dalr_stream.workflow.run import Run
 
@@ -58,7 +58,6 @@ def open_run(
     sizes: Mapping[str, Any] | None = None,
 ) -> Run:
     """Return the run that a file describes; its progress is on standard error, as standard output carries results."""
-    from dalr_stream.progress import for_console
     from dalr_stream.workflow.run import Run
     from dalr_stream.workflow.runfile.config import load_config
     from dalr_stream.workflow.runfile.project import Project
@@ -74,10 +73,3 @@ def with_machine(
     options = {"memory_limit": memory, "workers": workers, "scheduler": scheduler}
     given = [f"capture.{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     return [*(overrides or []), *given]
-
-
-def console_for(*, stderr: bool = False) -> Console:
-    """Return the terminal: standard output for results, standard error for what happens on the way."""
-    from rich.console import Console
-
-    return Console(stderr=stderr)

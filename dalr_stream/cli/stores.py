@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dalr_stream.cli.options import console_for
+from dalr_stream.cli.console import console_for, for_console
 
 
 def merge(
@@ -18,7 +18,6 @@ def merge(
 ) -> None:
     """Add up the moments of stores captured independently."""
     from dalr_stream.engine.merge import merge as merged
-    from dalr_stream.progress import for_console
     from dalr_stream.workflow.results.tables import shard_table
 
     progress = for_console(console_for(stderr=True))
@@ -34,7 +33,8 @@ def diff(
     top: Annotated[int, typer.Option(metavar="K", help="Features to list.")] = 10,
 ) -> None:
     """List the features that moved most between two domains."""
-    from dalr_stream.engine.diff import diff_domains, shift_table
+    from dalr_stream.engine.diff import diff_domains
+    from dalr_stream.workflow.results.tables import shift_table
 
     console = console_for()
     sides = target, source if other is None else f"{source} of {other.name}"

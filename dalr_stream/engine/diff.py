@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.network.layers.spec import match_names
@@ -44,17 +40,3 @@ def diff_domains(
     shared = [name for name in here.manifest.network.layers if name in there.manifest.network.layers]
     chosen = {name for pattern in layers for name in match_names(pattern, shared)}
     return ((n, diff(here.all_rows(target, n), there.all_rows(source, n))) for n in shared if n in chosen)
-
-
-def shift_table(layer: str, shift: MomentShift, sides: tuple[str, str], top: int = 10) -> Group:
-    """Return the `top` features of a layer whose means moved most; `sides` are the names of target and source."""
-    still = int((shift.mean_gap == 0.0).sum())
-    not_live = shift.features - int(shift.live.sum())
-    title = f"{layer}: {shift.features:,} features, {still:,} with equal means, {not_live:,} not live on {sides[0]}"
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("feature", f"mean on {sides[0]}", f"mean on {sides[1]}", "gap (std)", "covariance shift"):
-        table.add_column(Text(column), justify="right")
-    for j in shift.top(top):
-        figures = shift.target_mean[j], shift.source_mean[j], shift.mean_gap[j], shift.covariance_shift[j]
-        table.add_row(f"{j}", *(f"{figure:.4g}" for figure in figures))
-    return Group(Text(title), table)

@@ -1,22 +1,23 @@
-"""Moments to solutions, one call a method: what the names in a run file stand for."""
+"""Moments to solutions by the name of a method: what the names in a run file stand for."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
-from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments, factors_of
+from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge, Variant
 from dalr_stream.numerics.lowrank.solvers import dalr, truncated_svd
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.greedy import Form, by_max, by_mean, momasp, spectral
 from dalr_stream.numerics.statistics.cross import CrossMoments
+from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 
 _DALR = {
@@ -31,27 +32,14 @@ _DALR = {
 _FORMS = {Method.MOMASP_NODE: Form.NODE, Method.MOMASP_SUBSET: Form.SUBSET}
 
 
-@dataclass(frozen=True, slots=True)
-class LayerProblem:
-    """All there is to know of a layer when it is solved."""
-
-    weight: NDArray[np.floating]
-    """(m, d); of a convolution of several groups, those of its groups below one another."""
-    bias: NDArray[np.floating]
-    """(m,)"""
-    inputs: InputMoments
-    """Of what the layer, or each group of it, reads on the target's training rows: d features."""
-    target_nodes: Moments | None = None
-    """Of its channels as their readers read them, on the target: m features. None where they cannot be selected."""
-    source_nodes: Moments | None = None
-    """The same on the source."""
-
-
-def solve_low_rank(problem: LayerProblem, method: Method, ridge: Ridge = DEFAULT_RIDGE) -> Factors:
+def solve_low_rank(layer: Layer, method: Method, ridge: Ridge = DEFAULT_RIDGE) -> Factors:
     """Return every rank of one low-rank method; each group of a convolution is solved by itself."""
-    parts = problem.inputs.parts
-    groups = zip(np.split(problem.weight, len(parts)), np.split(problem.bias, len(parts)), parts, strict=True)
-    return factors_of([factor_by(method, *group, ridge) for group in groups])
+    return factors_of([_solve_part(part, method, ridge) for part in layer.parts])
+
+
+def _solve_part(part: Layer, method: Method, ridge: Ridge) -> LowRankFactors:
+    (moments,) = part.known_inputs.parts
+    return factor_by(method, part.weight, part.bias, moments, ridge)
 
 
 def factor_by(
@@ -68,18 +56,18 @@ def factor_by(
     return dalr(weight, bias, moments, ridge=ridge, variant=variant, affine=affine, compensate_bias=compensate)
 
 
-def solve_again(problem: LayerProblem, method: Method, inputs: InputMoments, ridge: Ridge) -> Factors:
+def solve_again(layer: Layer, method: Method, inputs: InputMoments, ridge: Ridge) -> Factors:
     """Solve from other rows of the same layer, in silence: too few samples are warned of where all of them are used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)
-        return solve_low_rank(dataclasses.replace(problem, inputs=inputs), method, ridge)
+        return solve_low_rank(dataclasses.replace(layer, inputs=inputs), method, ridge)
 
 
-def solve_selection(problem: LayerProblem, method: Method, strength: float = 1.0) -> ChannelSelection:
+def solve_selection(layer: Layer, method: Method, strength: float = 1.0) -> ChannelSelection:
     """Return every size of one selection of the layer's nodes."""
-    if problem.target_nodes is None:
+    if layer.nodes is None:
         raise InvalidInputError(f"{method.value}: needs the moments of what reads the layer's nodes")
-    return select_by(method, problem.target_nodes, problem.source_nodes, strength)
+    return select_by(method, layer.nodes, layer.source_nodes, strength)
 
 
 def needs_source(method: Method) -> bool:

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.engine.accumulate import StoredRecords
-from dalr_stream.engine.solve import LayerProblem
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
-from dalr_stream.numerics.lowrank.grouped import InputMoments, factors_of, moments_of
+from dalr_stream.numerics.lowrank.grouped import factors_of
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.streams import Side, group_name, module_name
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader, channel_moments
+from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
 from dalr_stream.storage.records import (
@@ -178,16 +179,17 @@ class StoreView:
         """Return the moments of every row of a domain, training and held-out."""
         return self.moments(domain, layer) + self.moments(domain, layer, HELDOUT)
 
-    def problem(self, layer: str, target: str, source: str | None) -> LayerProblem:
+    def problem(self, layer: str, target: str, source: str | None) -> Layer:
         """Put together what solving `layer` takes."""
         weight, bias = self._weights(layer)
         selectable = bool(self.readers(layer))
-        return LayerProblem(
+        return Layer(
+            layer,
             weight,
             bias,
-            self.inputs(target, layer),
-            self.channel_moments(target, layer) if selectable else None,
-            self.channel_moments(source, layer) if selectable and source is not None else None,
+            inputs=self.inputs(target, layer),
+            nodes=self.channel_moments(target, layer) if selectable else None,
+            source_nodes=self.channel_moments(source, layer) if selectable and source is not None else None,
         )
 
     def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:

@@ -19,12 +19,13 @@ from dalr_stream.engine.accumulate import accumulate
 from dalr_stream.engine.capture import capture
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.estimate import require_disk
-from dalr_stream.engine.solve import LayerProblem, solve_selection
+from dalr_stream.engine.solve import solve_selection
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import compress, parameter_count
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.report.write import write_report
@@ -227,12 +228,12 @@ class Run:
         tuned = TunedScores(evaluator, batches, options_of(self.project, training))
         return plain, evaluator.curves(store, methods, kept, tuned=tuned.from_layer)
 
-    def _solution(self, store: StoreView, layer: str, problem: LayerProblem, method: Method) -> Solution:
+    def _solution(self, store: StoreView, layer: str, problem: Layer, method: Method) -> Solution:
         if method.family is Family.LOW_RANK:
             return solve_as_asked(store, self._config.solve, layer, problem, method)
         return solve_selection(problem, method, self._config.solve.strength)
 
-    def _keep_stability(self, store: StoreView, problems: Mapping[str, LayerProblem]) -> None:
+    def _keep_stability(self, store: StoreView, problems: Mapping[str, Layer]) -> None:
         """Solve again without each shard, where shards are kept, and say whether the samples are enough."""
         found = {
             layer: layer_stability(

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from dalr_stream.cli.console import for_console
 from dalr_stream.numerics.methods import Method
-from dalr_stream.progress import for_console
 from dalr_stream.report.record import HeadlineRow, Results
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run

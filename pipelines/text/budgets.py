@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from dalr_stream.cli.console import for_console
 from dalr_stream.engine.solve import solve_low_rank, solve_selection
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.network.surgery.compress import Replacement, compress
@@ -30,7 +31,6 @@ from dalr_stream.numerics.sizes.allocation import (
     within_budget,
 )
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.progress import for_console
 from dalr_stream.storage.records import Solution
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
@@ -95,7 +95,7 @@ class Bench:
                 problem = self.store.problem(name, recipe.domain, None)
                 factors = solve_low_rank(problem, method)
                 solutions[name] = factors
-                sized.append(factor_layer(name, factors, problem.inputs))
+                sized.append(factor_layer(name, factors, problem.known_inputs))
         return solutions, sized
 
     def _nodes(self, name: str, method: Method, domain: str, solutions: dict[str, Solution]) -> SizedLayer:

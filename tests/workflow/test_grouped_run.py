@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_cli import cli
+from commands import cli
 from torch import nn
 
 import dalr_stream as ds

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dalr_stream.cli.console import Lines
 from dalr_stream.errors import DiskSpaceError
-from dalr_stream.progress import Lines
 from dalr_stream.workflow.journal import Journal
 
 

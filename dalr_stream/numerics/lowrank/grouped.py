@@ -11,52 +11,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.lowrank.factors import Diagnostics, LowRankFactors, LowRankLayer
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.streams import GROUP
-from dalr_stream.numerics.statistics.moments import Moments
-
-Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GroupedMoments:
-    """Moments of rows of which only those of each group with itself are known."""
-
-    parts: tuple[Moments, ...]
-
-    @property
-    def count(self) -> int:
-        """Rows: every group has one of each."""
-        return self.parts[0].count
-
-    @property
-    def samples(self) -> int:
-        """Samples those rows came from."""
-        return self.parts[0].samples
-
-    @property
-    def features(self) -> int:
-        """Width of the rows, all groups together."""
-        return sum(part.features for part in self.parts)
-
-    @property
-    def nonzero(self) -> NDArray[np.int64]:
-        """Rows in which each feature is not zero, group after group."""
-        return np.concatenate([part.nonzero for part in self.parts])
-
-    @property
-    def active_rate(self) -> Vector:
-        """Share of rows in which each feature is not zero, group after group."""
-        return np.concatenate([part.active_rate for part in self.parts])
-
-    def __add__(self, other: GroupedMoments) -> GroupedMoments:
-        """Moments of both sets of rows."""
-        return GroupedMoments(tuple(one + two for one, two in zip(self.parts, other.parts, strict=True)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,12 +84,6 @@ class GroupedFactors:
 
 
 Factors = LowRankFactors | GroupedFactors
-InputMoments = Moments | GroupedMoments
-
-
-def moments_of(parts: Sequence[Moments]) -> InputMoments:
-    """Return the moments of a layer, of one part or of several groups."""
-    return parts[0] if len(parts) == 1 else GroupedMoments(tuple(parts))
 
 
 def factors_of(parts: Sequence[LowRankFactors]) -> Factors:

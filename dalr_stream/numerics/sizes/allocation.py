@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.lowrank.factors import ChannelSelection, SelectedNodes
-from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
+from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.losses import lost_energy
 from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 
 Vector = NDArray[np.float64]

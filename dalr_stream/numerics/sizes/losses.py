@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.numerics.lowrank.factors import SelectedNodes
-from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
+from dalr_stream.numerics.lowrank.grouped import Factors
+from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 
 Vector = NDArray[np.float64]

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.linalg.psd import symmetric_eigen, thin_svd
 from dalr_stream.numerics.lowrank.factors import ChannelSelection
-from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
+from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sizes.losses import relative_errors
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader
+from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.report.record import (
     AccuracyCurve,
     AccuracyPoint,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -13,6 +14,7 @@ from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.merge import Merged
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.rows.streams import Side, layer_of_stream, module_name
+from dalr_stream.numerics.selection.shift import MomentShift
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.dry_run import Rehearsal
 from dalr_stream.workflow.results.inspect import ENOUGH, LayerOutlook, SizePoint
@@ -124,6 +126,20 @@ def shard_table(merged: Merged) -> Table:
     for shard in merged.shards:
         table.add_row(Text(shard.domain), shard.name, f"{shard.record.samples:,}", Text(str(shard.root)))
     return table
+
+
+def shift_table(layer: str, shift: MomentShift, sides: tuple[str, str], top: int = 10) -> Group:
+    """Return the `top` features of a layer whose means moved most; `sides` are the names of target and source."""
+    still = int((shift.mean_gap == 0.0).sum())
+    not_live = shift.features - int(shift.live.sum())
+    title = f"{layer}: {shift.features:,} features, {still:,} with equal means, {not_live:,} not live on {sides[0]}"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("feature", f"mean on {sides[0]}", f"mean on {sides[1]}", "gap (std)", "covariance shift"):
+        table.add_column(Text(column), justify="right")
+    for j in shift.top(top):
+        figures = shift.target_mean[j], shift.source_mean[j], shift.mean_gap[j], shift.covariance_shift[j]
+        table.add_row(f"{j}", *(f"{figure:.4g}" for figure in figures))
+    return Group(Text(title), table)
 
 
 def _by_module(layers: Iterable[L], name_of: Callable[[L], str]) -> dict[str, list[L]]:

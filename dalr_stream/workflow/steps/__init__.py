@@ -1,1 +1,1 @@
-"""steps."""
+"""The steps of a run, one a module, and the list of them."""

@@ -17,7 +17,6 @@ from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.lowrank.factors import ChannelSelection, SelectedNodes
-from dalr_stream.numerics.lowrank.grouped import InputMoments
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.sizes.allocation import (
     SizedLayer,
@@ -30,6 +29,7 @@ from dalr_stream.numerics.sizes.allocation import (
     uniform,
     within_budget,
 )
+from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.progress import Progress
 from dalr_stream.report.overview import FEW
 from dalr_stream.storage.durable import make_folder, write_file

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from dalr_stream.engine.solve import LayerProblem, solve_again, solve_low_rank
+from dalr_stream.engine.solve import solve_again, solve_low_rank
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
-from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments, factors_of
+from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
 from dalr_stream.numerics.lowrank.solvers import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.ridge_choice import RidgeChoice, choose_ridge
+from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.workflow.runfile.sections import RidgeFrom, SolveSection
 
 WITHOUT_RIDGE = (Method.SVD, Method.SVD_BC)
@@ -21,9 +23,7 @@ HELDOUT_CHOSE = (
 )
 
 
-def solve_as_asked(
-    store: StoreView, section: SolveSection, layer: str, problem: LayerProblem, method: Method
-) -> Factors:
+def solve_as_asked(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> Factors:
     """Return every rank of one low-rank method, at the ridge of the run file or the one its rows choose.
 
     A choice is recorded in the diagnostics: the ridges tried, the error of each, and by what. Raises InvalidInputError
@@ -44,7 +44,7 @@ def _recorded(factors: LowRankFactors, choice: RidgeChoice, said: tuple[str, ...
     return dataclasses.replace(factors, diagnostics=recorded)
 
 
-def _choice(store: StoreView, section: SolveSection, layer: str, problem: LayerProblem, method: Method) -> RidgeChoice:
+def _choice(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> RidgeChoice:
     def solve(moments: InputMoments, ridge: Ridge) -> Factors:
         return solve_again(problem, method, moments, ridge)
 
@@ -55,7 +55,7 @@ def _choice(store: StoreView, section: SolveSection, layer: str, problem: LayerP
                 f"layer '{layer}': solve.ridge = 'heldout' needs held-out rows and there are none: set "
                 "capture.heldout_share, or name a domain as solve.heldout"
             )
-        return choose_ridge(solve, problem.inputs, heldout=heldout)
+        return choose_ridge(solve, problem.known_inputs, heldout=heldout)
     shards = store.inputs_shards(section.target, layer)
     if len(shards) < 2:
         raise InvalidInputError(

@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.engine.solve import LayerProblem, solve_again, solve_selection
+from dalr_stream.engine.solve import solve_again, solve_selection
 from dalr_stream.engine.store_view import StoreView
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import ChannelSelection
-from dalr_stream.numerics.lowrank.grouped import Factors, InputMoments
+from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.lowrank.solvers import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.jackknife import SelectionJackknife, jackknife_low_rank, jackknife_selection
 from dalr_stream.numerics.resampling.sufficiency import RULE, sufficiency
+from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.report.claims import SPEAKERS
 from dalr_stream.report.record import SelectionStability, Stability
@@ -38,7 +40,7 @@ def layer_stability(
     store: StoreView,
     section: SolveSection,
     layer: str,
-    problem: LayerProblem,
+    problem: Layer,
     solutions: dict[Method, Solution],
 ) -> Stability | None:
     """Return what leaving out shards says of one layer; None without shards, or without a low-rank method."""
@@ -73,7 +75,7 @@ def _selection(
     store: StoreView,
     section: SolveSection,
     layer: str,
-    problem: LayerProblem,
+    problem: Layer,
     solutions: dict[Method, Solution],
 ) -> SelectionStability | None:
     method = next((method for method in SELECTIONS if method in solutions), None)
@@ -81,7 +83,7 @@ def _selection(
         return None
 
     def solve(moments: Moments) -> ChannelSelection:
-        return solve_selection(dataclasses.replace(problem, target_nodes=moments), method, section.strength)
+        return solve_selection(dataclasses.replace(problem, nodes=moments), method, section.strength)
 
     found = jackknife_selection(store.channel_shards(section.target, layer), solve)
     return SelectionStability(

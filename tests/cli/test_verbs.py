@@ -2,18 +2,13 @@ import subprocess
 import sys
 
 import pytest
+from commands import cli
 from typer.testing import CliRunner
 
 from dalr_stream.cli import app as commands
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-
-
-def cli(*arguments, timeout=120):
-    command = [sys.executable, "-m", "dalr_stream.cli.app", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)  # noqa: S603
-
 
 FEW = ("--set", 'solve.methods=["svd", "dalr_anchored_affine", "momasp_node"]')
 

@@ -1,17 +1,6 @@
 """A run small enough to be done in a second: a run file, and the Python it names, in a folder of their own."""
 
-import os
-import shutil
-import sys
 from pathlib import Path
-
-import pytest
-from capture_jobs import PARTS, job
-
-from dalr_stream.numerics.rows import tiling
-from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.runfile.config import load_config
-from dalr_stream.workflow.runfile.project import Project
 
 CODE = """
 import torch
@@ -154,68 +143,3 @@ def write_run(folder: Path) -> Path:
     path = folder / "run.toml"
     path.write_text(RUN_FILE)
     return path
-
-
-@pytest.fixture(scope="module")
-def low_tiles():
-    """Tiles of 256 rows at any width, so that 1,500 rows are six of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling, "MAX_TILE_ROWS", 256)
-        yield
-
-
-@pytest.fixture(scope="session")
-def finished_folder(tmp_path_factory):
-    """A run done once for the session; tests work on copies of it."""
-    path = write_run(tmp_path_factory.mktemp("finished") / "tiny")
-    Run(Project(load_config(path), path.parent)).all()
-    sys.modules.pop("tiny_run", None)
-    return path.parent
-
-
-@pytest.fixture
-def run_file(tmp_path):
-    """The run file of a tiny run of which nothing is done yet."""
-    yield write_run(tmp_path / "tiny")
-    sys.modules.pop("tiny_run", None)
-
-
-@pytest.fixture
-def finished_file(tmp_path, finished_folder):
-    """The run file of a tiny run that is done."""
-    shutil.copytree(finished_folder, tmp_path / "done")
-    yield tmp_path / "done" / "run.toml"
-    sys.modules.pop("tiny_run", None)
-
-
-@pytest.fixture
-def contents():
-    """Return every file below a folder with its bytes."""
-
-    def read(folder: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-    return read
-
-
-@pytest.fixture
-def unsynced(monkeypatch):
-    """Syncing decides what a power cut leaves, and tests cut no power."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture(scope="session")
-def jobs(tmp_path_factory):
-    """Four stores that nothing may change."""
-    folder = tmp_path_factory.mktemp("jobs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        return {part: job(folder / f"{part}.zarr", part) for part in PARTS}
-
-
-@pytest.fixture
-def jobs_as_they_were(jobs, contents):
-    """Sources are only read: every test ends with the bytes it began with."""
-    found = {part: contents(root) for part, root in jobs.items()}
-    yield
-    assert {part: contents(root) for part, root in jobs.items()} == found

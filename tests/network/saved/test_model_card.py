@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
+from dense_network import Net, X, build, factors, moments
 from safetensors import safe_open
-from test_surgery import Net, X, build, factors, moments
 from torch import nn
 
 from dalr_stream.network.layers.spec import weights_of

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_surgery import Net, X, build, factors, moments
+from dense_network import Net, X, build, factors, moments
 from torch import nn
 
 from dalr_stream.errors import (

@@ -14,7 +14,7 @@ from capture_jobs import (
     name_of,
     network,
 )
-from test_cli import cli
+from commands import cli
 
 import dalr_stream as ds
 from dalr_stream.engine.merge import merge
@@ -142,8 +142,12 @@ def test_a_merged_store_can_be_solved_without_network_or_data(tmp_path):
     store = StoreView.open(tmp_path / "out")
     problem = store.problem("0", "target", None)
     factors = solve_low_rank(problem, Method.DALR_ANCHORED_AFFINE)
-    assert factors.diagnostics.count == problem.inputs.count > ds.accumulate(tmp_path / "c", domain="target")["0"].count
-    assert problem.target_nodes.features == 16
+    assert (
+        factors.diagnostics.count
+        == problem.known_inputs.count
+        > ds.accumulate(tmp_path / "c", domain="target")["0"].count
+    )
+    assert problem.nodes.features == 16
     assert (factors.weight == network()[0].weight.detach().numpy()).all()
     assert store.heldout("target", None, "0").count > 0
 

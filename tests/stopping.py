@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from dalr_stream.progress import Lines
+from dalr_stream.cli.console import Lines
 
 
 class StoppedError(Exception):

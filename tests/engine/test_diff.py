@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_cli import cli
+from commands import cli
 from torch import nn
 
 import dalr_stream as ds

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from dense_network import Net, build, factors, moments
 from safetensors.torch import load_file
-from test_surgery import Net, build, factors, moments
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset

@@ -4,7 +4,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from test_cli import cli
+from commands import cli
 
 from dalr_stream.engine.estimate import require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError, DiskSpaceError

@@ -1,0 +1,108 @@
+"""`watch`: which layers of a network to record, with all that compressing them will need, in one call.
+
+Low rank needs what a layer reads, and that is `select_layers`. A selection of nodes needs more: which layers carry and
+read the same channels, and what those readers read. Only a batch that goes through the network shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from torch import nn
+
+from dalr_stream.network.layers.spec import LayerSpec, Pattern, select_layers
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.readers import with_readers
+from dalr_stream.numerics.rows.streams import Side
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedLayers(Sequence[LayerSpec]):
+    """The layers that `watch` found: a sequence of `LayerSpec`, as `capture` and `accumulate` take it."""
+
+    specs: tuple[LayerSpec, ...]
+    structure: Structure | None = None
+    """Which channels are coupled, for `compress(..., example=layers.structure)`; None without an example."""
+
+    @overload
+    def __getitem__(self, index: int) -> LayerSpec: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerSpec, ...]: ...
+    def __getitem__(self, index: int | slice) -> LayerSpec | tuple[LayerSpec, ...]:
+        return self.specs[index]
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __iter__(self) -> Iterator[LayerSpec]:
+        return iter(self.specs)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The names under which rows and moments are recorded, in order."""
+        return tuple(spec.stream for spec in self.specs)
+
+
+def watch(
+    model: nn.Module,
+    patterns: Iterable[Pattern],
+    *,
+    example: Any = None,
+    outputs: Iterable[Pattern] = (),
+) -> WatchedLayers:
+    r"""Return the layers to record so that those the patterns match can be compressed.
+
+    Parameters
+    ----------
+    model
+        The network; it is left as it is.
+    patterns
+        Names, globs (`"features.*"`), regular expressions (`r"re:fc\d"`) or module classes, one or several.
+    example
+        A batch as `capture` takes it, or a `Structure` of `model`. With it, channels can be selected: each layer
+        carries its group of coupled channels, or the reason why there is none (`unprunable`), and the readers of each
+        group are watched too. Low rank needs no example.
+    outputs
+        Patterns of layers whose outputs are recorded as well, as `name@outputs`: targets for regression, and all that
+        anchored DALR needs where a layer has many more inputs than outputs.
+
+    Returns
+    -------
+    WatchedLayers
+        A sequence of `LayerSpec` in the network's order, readers and outputs after the layers themselves.
+
+    Raises
+    ------
+    LayerNotFoundError
+        For a pattern that matches no module, with the nearest names.
+    UnsupportedLayerError
+        For a pattern that matches only modules which cannot be compressed.
+
+    See Also
+    --------
+    select_layers : the layers alone.
+    unsupported_layers : what the patterns match besides, and why it cannot be compressed.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    >>> layers = watch(model, ["0"], example=torch.randn(2, 4))
+    >>> layers.streams
+    ('0', '2')
+    >>> layers[0].group.producers
+    ('0',)
+
+    Layer '2' is watched because it reads what '0' gives: a selection of the nodes of '0' is solved from its moments.
+    """
+    specs = select_layers(model, patterns)
+    structure = None
+    if example is not None:
+        structure = example if isinstance(example, Structure) else Structure.of(model, example)
+        specs = with_readers(specs, structure)
+    given = [outputs] if isinstance(outputs, str | type) else list(outputs)
+    if given:
+        specs += select_layers(model, given, side=Side.OUTPUTS)
+    return WatchedLayers(specs, structure)

@@ -1,0 +1,108 @@
+"""One layer with everything a solver can use: its weights, and the moments of what it reads and of what it gives.
+
+Every solver takes this record in place of its parts: `dalr(layer)`, `spectral(layer)`, `momasp(layer, source)`. It
+copies nothing and computes nothing; what is not known is None, and the solver that needs it says so by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.statistics.grouped import InputMoments
+from dalr_stream.numerics.statistics.moments import Moments
+
+Weight = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A layer's weights and moments: what `dalr`, `spectral`, `momasp` and the other solvers start from."""
+
+    name: str
+    weight: Weight = field(repr=False)
+    """(m, d); of a convolution in several groups, the matrices of its groups one below the other."""
+    bias: Weight | None = field(repr=False)
+    """(m,), or None where the layer has none."""
+    inputs: InputMoments | None = None
+    """Training moments of what the layer, or each group of it, reads: d features. None where only outputs are known."""
+    outputs: Moments | None = None
+    """Training moments of y = W x + b: m features. None where they were not accumulated."""
+    nodes: Moments | None = None
+    """Training moments of its channels as their readers read them: m features. None where they cannot be selected."""
+    source_nodes: Moments | None = None
+    """The same channels on the source domain, which MoMaSP compares; None where there is no source."""
+    heldout: InputMoments | None = None
+    """What `inputs` would be on rows that no solution is fitted to; None without held-out rows."""
+    shards: Sequence[InputMoments] = field(default=(), repr=False)
+    """Records that `inputs` is the sum of, to leave one out; may be read from disk one by one. Empty without them."""
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 2 or 0 in self.weight.shape:
+            raise InvalidInputError(
+                f"layer '{self.name}': weight must be a matrix of outputs x inputs, got shape {self.weight.shape}"
+            )
+        m, d = self.weight.shape
+        if self.bias is not None and self.bias.shape != (m,):
+            raise InvalidInputError(
+                f"layer '{self.name}': bias must have {m} entries, one per output, got shape {self.bias.shape}"
+            )
+        groups = len(self.inputs.parts) if self.inputs is not None else 1
+        self._require_width("inputs", self.inputs, d * groups)
+        self._require_width("heldout", self.heldout, d * groups)
+        for name in ("outputs", "nodes", "source_nodes"):
+            self._require_width(name, getattr(self, name), m)
+        if m % groups:
+            raise InvalidInputError(f"layer '{self.name}': {m} outputs cannot be split into {groups} groups")
+
+    @property
+    def parts(self) -> tuple[Layer, ...]:
+        """The layer's groups as layers of their own, named alike; itself where it has one."""
+        if self.inputs is None or len(self.inputs.parts) == 1:
+            return (self,)
+        moments = self.inputs.parts
+        weights = np.split(self.weight, len(moments))
+        biases = [None] * len(moments) if self.bias is None else np.split(self.bias, len(moments))
+        return tuple(Layer(self.name, *part) for part in zip(weights, biases, moments, strict=True))
+
+    @property
+    def known_inputs(self) -> InputMoments:
+        """`inputs`; raises InvalidInputError where they are None."""
+        if self.inputs is None:
+            raise InvalidInputError(
+                f"layer '{self.name}': the moments of its inputs are needed and not known: accumulate with "
+                "side='inputs'"
+            )
+        return self.inputs
+
+    @property
+    def known_nodes(self) -> Moments:
+        """`nodes`; raises InvalidInputError where they are None."""
+        if self.nodes is None:
+            raise InvalidInputError(
+                f"layer '{self.name}': the moments of its channels are needed and not known: watch the layers that "
+                "read them too; a layer without such readers can be factored, but none of its nodes removed"
+            )
+        return self.nodes
+
+    @property
+    def known_source_nodes(self) -> Moments:
+        """`source_nodes`; raises InvalidInputError where they are None."""
+        if self.source_nodes is None:
+            raise InvalidInputError(
+                f"layer '{self.name}': the moments of its channels on a source domain are needed and not known: "
+                "accumulate one, or give the source's layer"
+            )
+        return self.source_nodes
+
+    def _require_width(self, name: str, moments: InputMoments | None, features: int) -> None:
+        if moments is not None and moments.features != features:
+            raise InvalidInputError(
+                f"layer '{self.name}': {name} must have {features} features for a weight of shape "
+                f"{self.weight.shape}, got {moments.features}"
+            )
