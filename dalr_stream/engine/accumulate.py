@@ -14,6 +14,7 @@ from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Unfinished
+from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import DomainRecord
 from dalr_stream.storage.records import (
     load_moments,
@@ -23,7 +24,7 @@ from dalr_stream.storage.records import (
     shard_parts,
 )
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.storage.writer import ActivationStore, locked
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Folding, rule_facts
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold

@@ -10,26 +10,16 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
-from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge, Variant
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr, truncated_svd
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.selection.greedy import Form, by_max, by_mean, momasp, spectral
+from dalr_stream.numerics.selection.greedy import momasp, prune_by_max, prune_by_mean, spectral
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
-
-_DALR = {
-    Method.DALR_PUBLISHED: (Variant.PUBLISHED, False, False),
-    Method.DALR_PUBLISHED_BC: (Variant.PUBLISHED, False, True),
-    Method.DALR_PUBLISHED_AFFINE: (Variant.PUBLISHED, True, False),
-    Method.DALR_OPTIMAL: (Variant.OPTIMAL, False, False),
-    Method.DALR_OPTIMAL_AFFINE: (Variant.OPTIMAL, True, False),
-    Method.DALR_ANCHORED: (Variant.ANCHORED, False, False),
-    Method.DALR_ANCHORED_AFFINE: (Variant.ANCHORED, True, False),
-}
-_FORMS = {Method.MOMASP_NODE: Form.NODE, Method.MOMASP_SUBSET: Form.SUBSET}
 
 
 def solve_low_rank(layer: Layer, method: Method, ridge: Ridge = DEFAULT_RIDGE) -> Factors:
@@ -52,8 +42,10 @@ def factor_by(
     """Return every rank of one low-rank method, from the moments of the layer's inputs or of two runs."""
     if method in (Method.SVD, Method.SVD_BC):
         return truncated_svd(weight, bias, moments, compensate_bias=method is Method.SVD_BC)
-    variant, affine, compensate = _DALR[method]
-    return dalr(weight, bias, moments, ridge=ridge, variant=variant, affine=affine, compensate_bias=compensate)
+    options = method.dalr_options
+    if options is None:
+        raise InvalidInputError(f"{method.value}: is a selection; a factor pair is solved by a low-rank method")
+    return dalr(weight, bias, moments, ridge=ridge, **dataclasses.asdict(options))
 
 
 def solve_again(layer: Layer, method: Method, inputs: InputMoments, ridge: Ridge) -> Factors:
@@ -70,21 +62,18 @@ def solve_selection(layer: Layer, method: Method, strength: float = 1.0) -> Chan
     return select_by(method, layer.nodes, layer.source_nodes, strength)
 
 
-def needs_source(method: Method) -> bool:
-    """Tell whether a method compares two domains."""
-    return method in _FORMS
-
-
 def select_by(
     method: Method, target: Moments, source: Moments | None = None, strength: float = 1.0
 ) -> ChannelSelection:
     """Return every size of one selection, from the moments of the nodes as their readers see them."""
     if method is Method.PRUNE_MEAN:
-        return by_mean(target)
+        return prune_by_mean(target)
     if method is Method.PRUNE_MAX:
-        return by_max(target)
+        return prune_by_max(target)
     if method is Method.SPECTRAL:
         return spectral(target)
+    if method.form is None:
+        raise InvalidInputError(f"{method.value}: is a low-rank method; nodes are selected by a selection")
     if source is None:
         raise InvalidInputError(f"{method.value}: needs the moments of a source domain")
-    return momasp(target, source, form=_FORMS[method], strength=strength)
+    return momasp(target, source, form=method.form, strength=strength)

@@ -20,7 +20,7 @@ from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
 from dalr_stream.numerics.statistics.folding import LaneFold, LaneState
 from dalr_stream.storage.checkpoints import SavedFold, Unfinished
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 
 TileDone = Callable[[int], None]
 """Called with the number of rows of each tile that was folded, from the thread that folded it."""

@@ -25,8 +25,8 @@ from dalr_stream.storage.checkpoints import Unfinished
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.records import load_moments, moments_path, provenance_of, save_moments, shard_parts
 from dalr_stream.storage.schema import HELDOUT, TRAINING
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.strips import load_strip, save_strips
-from dalr_stream.storage.writer import ActivationStore
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.cost import LayerCost, LayerLoad
 from dalr_stream.streaming.folding import Folding

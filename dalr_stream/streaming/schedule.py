@@ -22,7 +22,7 @@ from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.statistics.fold_rule import Strip, strips
 from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_strips, merge_all
 from dalr_stream.storage.checkpoints import Unfinished
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.folding import Threads, Workers
 from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, saved

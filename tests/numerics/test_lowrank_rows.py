@@ -11,8 +11,10 @@ from strategies import layers, make_rows
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
 from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows
-from dalr_stream.numerics.lowrank.solvers import Ridge, Variant, dalr
+from dalr_stream.numerics.lowrank.ridge import Ridge
+from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.lowrank.square_root import root_of_rows
+from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.statistics.moments import Moments
 
 TINY = 1e-300

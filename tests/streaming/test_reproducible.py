@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.storage.checkpoints import Unfinished
-from dalr_stream.storage.writer import locked
+from dalr_stream.storage.lock import locked
 from dalr_stream.streaming.cluster import open_cluster
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding, Threads

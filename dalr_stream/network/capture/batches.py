@@ -33,14 +33,14 @@ def inputs_of(batch: Any) -> torch.Tensor | Mapping[str, Any]:
 
 
 def holds_batches(value: Any) -> bool:
-    """Tell whether it can be gone through for batches: a tensor is one of them, or a sample a row."""
+    """Tell whether iterating over it gives batches: a tensor is itself a batch, or one sample per row."""
     each = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
     return each and not isinstance(value, torch.Tensor | nn.Module)
 
 
 @contextmanager
 def refusals_explained(batch: Any, place: str) -> Iterator[None]:
-    """Say which batch it is that a network refuses: around its first forward pass over some data, and no other.
+    """Name the batch that a network refuses: for use around its first forward pass over some data.
 
     Raises InvalidInputError with the batch's form, and what torch says of it.
     """
@@ -49,8 +49,8 @@ def refusals_explained(batch: Any, place: str) -> Iterator[None]:
     except (DalrStreamError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError) as error:
-        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise InvalidInputError(f"{place}: the network refuses {form_of(inputs_of(batch))}: {said}") from error
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise InvalidInputError(f"{place}: the network refuses {form_of(inputs_of(batch))}: {reason}") from error
 
 
 def form_of(inputs: torch.Tensor | Mapping[str, Any]) -> str:
@@ -82,8 +82,8 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
     """Return what a module was called with."""
-    found: torch.Tensor = arguments[0] if arguments else next(iter(keywords.values()))
-    return found
+    tensor: torch.Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+    return tensor
 
 
 def few_samples(batch: Any, most: int) -> Any:

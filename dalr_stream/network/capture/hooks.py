@@ -1,6 +1,6 @@
 """Runs a network over batches and sends what its watched layers read or give, as rows, to a sink.
 
-The network is left as it was found: hooks live inside a `with` block, nothing is switched to eval mode behind the
+The network is left as it was: hooks live inside a `with` block, nothing is switched to eval mode behind the
 user's back (a network in train mode is an error: dropout would make every row random), and no gradient is recorded.
 Rows are chosen and copied inside the hooks, as tensors on their own device: the network may overwrite its tensors from
 then on. They become numpy arrays in a last step of its own.
@@ -43,10 +43,10 @@ from dalr_stream.network.layers.kinds import (
 from dalr_stream.network.layers.spec import LayerSpec, module_of, to_host
 from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.numerics.rows.tiling import RowBatch, RowSink, same_as_before
-from dalr_stream.numerics.statistics.moments import describe_non_finite
+from dalr_stream.numerics.statistics.centring import describe_non_finite
 
 BatchDone = Callable[[int, bool], None]
-"""Called after each batch with its number of samples, and whether the network was spared it."""
+"""Called after each batch with its number of samples, and whether it was skipped because the sink had it."""
 ToRows = Callable[[torch.Tensor], Any]
 """Makes what a sink takes of rows that are its own: a numpy array (`to_host`), or a tensor on a device."""
 
@@ -93,9 +93,9 @@ def capture_rows(
             f"capture: the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
         )
     require_numbers(model)
-    rule, batch_done = rows or RowRule(), batch_done or _nobody_told
+    rule, batch_done = rows or RowRule(), batch_done or _ignore_batch
     held = sink.held if can_resume(batches) else ()
-    first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is found out
+    first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is noticed
     for samples in held[:first]:
         batch_done(samples, True)  # noqa: FBT003  # a Callable has no keywords
     seen = sum(held[:first])
@@ -104,13 +104,13 @@ def capture_rows(
             samples = samples_in(batch)
             mask = rule.mask_of(batch, samples)
             digest = _digest(batch, mask)
-            spared = sink.skip(number, samples, digest)
-            if not spared:
+            skipped = sink.skip(number, samples, digest)
+            if not skipped:
                 with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
                     taken = take_rows(model, batch, layers, BatchRows(rule, samples, seen, mask)) if samples else {}
                 sink.write(_row_batch(samples, digest, taken, number, to_rows))
             seen += samples
-            batch_done(samples, spared)
+            batch_done(samples, skipped)
     if seen == 0:
         raise InvalidInputError("capture: the loader gave no sample: check the data set, its split and its filters")
     sink.finish()
@@ -134,9 +134,9 @@ def require_batches(batches: Iterable[Any]) -> None:
 
 
 @contextmanager
-def watched(model: nn.Module, layers: Sequence[LayerSpec], chosen: BatchRows) -> Iterator[dict[str, Taken]]:
+def watched(model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows) -> Iterator[dict[str, Taken]]:
     """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
-    watch = _Watch(chosen)
+    watch = _Watch(chooser)
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(watch.hook(layer, model).remove)
@@ -146,9 +146,9 @@ def watched(model: nn.Module, layers: Sequence[LayerSpec], chosen: BatchRows) ->
 class _Watch:
     """Takes rows inside the hooks of one forward pass; layers that read one tensor get the same `Taken`."""
 
-    def __init__(self, chosen: BatchRows) -> None:
+    def __init__(self, chooser: BatchRows) -> None:
         self.taken: dict[str, Taken] = {}
-        self._chosen = chosen
+        self._chooser = chooser
         self._reads: dict[Reading, Taken] = {}
 
     def hook(self, layer: LayerSpec, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -162,20 +162,20 @@ class _Watch:
             tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
             by_channel = layer.side is Side.CHANNELS
             reading = Reading.of(tensor, ("channels", layer.channels) if by_channel else way_of_reading(part))
-            found = self._reads.get(reading)
-            if found is None:
+            taken = self._reads.get(reading)
+            if taken is None:
                 rows = (
                     rows_of_channels(layer.name, part, tensor, layer.channels)
                     if by_channel
                     else rows_entering(layer.name, part, tensor)
                 )
-                found = self._chosen.take(layer.stream, rows)
-            self._reads[reading] = self.taken[layer.stream] = found
+                taken = self._chooser.take(layer.stream, rows)
+            self._reads[reading] = self.taken[layer.stream] = taken
 
         def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
             self._require_first(layer)
             given = channels_of(layer.name, module, outputs)
-            self.taken[layer.stream] = self._chosen.take(layer.stream, rows_leaving(part, given))
+            self.taken[layer.stream] = self._chooser.take(layer.stream, rows_leaving(part, given))
 
         if layer.side is Side.OUTPUTS:
             return module.register_forward_hook(leaving)
@@ -186,13 +186,13 @@ class _Watch:
             raise UnsupportedLayerError(f"layer '{layer.name}': is called more than once in a forward pass")
 
 
-def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chosen: BatchRows) -> dict[str, Taken]:
+def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chooser: BatchRows) -> dict[str, Taken]:
     """Run the network on one batch and return the chosen rows of each layer, by stream, as tensors.
 
     Layers that read the very same tensor in the same way get one and the same `Taken`, see `network.reading`; in
     inference mode none do.
     """
-    with watched(model, layers, chosen) as taken:
+    with watched(model, layers, chooser) as taken:
         call(model, batch)
     for layer in layers:
         if layer.stream not in taken:
@@ -202,11 +202,11 @@ def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chosen:
 
 def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:
     """Turn what was taken into what the sink folds; NonFiniteError."""
-    once = {id(found): found.rows for found in taken.values()}
-    made = {key: to_rows(found) for key, found in once.items()}
-    rows = {name: made[id(found)] for name, found in taken.items()}
+    distinct = {id(one): one.rows for one in taken.values()}
+    converted = {key: to_rows(tensor) for key, tensor in distinct.items()}
+    rows = {name: converted[id(one)] for name, one in taken.items()}
     _require_finite(rows, batch)
-    counts = {name: found.counts for name, found in taken.items() if found.counts is not None}
+    counts = {name: one.counts for name, one in taken.items() if one.counts is not None}
     return RowBatch(samples, digest, rows, counts)
 
 
@@ -222,7 +222,7 @@ def _require_finite(rows: Mapping[str, Any], batch: int) -> None:
             )
 
 
-def _nobody_told(samples: int, spared: bool) -> None:  # noqa: FBT001  # a BatchDone
+def _ignore_batch(samples: int, skipped: bool) -> None:  # noqa: FBT001  # a BatchDone
     """Take no note of a batch."""
 
 

@@ -17,23 +17,23 @@ from dalr_stream.numerics.rows.tiling import Rows
 
 
 def with_rows(
-    model: nn.Module, batches: Iterable[Any], layers: Mapping[str, LayerSpec], rule: RowRule, found: dict[str, Rows]
+    model: nn.Module, batches: Iterable[Any], layers: Mapping[str, LayerSpec], rule: RowRule, rows: dict[str, Rows]
 ) -> Iterator[Any]:
-    """Yield each of `batches` once `model` has run on it; `found` then holds the rows of `layers`, by their keys.
+    """Yield each of `batches` once `model` has run on it; `rows` then holds those of `layers`, by their keys.
 
-    What a layer gave includes its bias. `found` is emptied before each batch. Raises InvalidInputError for a network in
+    What a layer gave includes its bias. `rows` is emptied before each batch. Raises InvalidInputError for a network in
     train mode, UnsupportedLayerError for a layer that a forward pass calls never or twice.
     """
     if any(module.training for module in model.modules()):
         raise InvalidInputError("capture: the original network must be in eval mode: call model.eval()")
     seen = 0
     for batch in batches:
-        found.clear()
+        rows.clear()
         samples = samples_in(batch)
         if samples:
-            chosen = BatchRows(rule, samples, seen, rule.mask_of(batch, samples), paired=True)
+            chooser = BatchRows(rule, samples, seen, rule.mask_of(batch, samples), paired=True)
             with without_gradients():
-                taken = take_rows(model, batch, list(layers.values()), chosen)
-            found |= {key: to_numpy(taken[layer.stream].rows) for key, layer in layers.items()}
+                taken = take_rows(model, batch, list(layers.values()), chooser)
+            rows |= {key: to_numpy(taken[layer.stream].rows) for key, layer in layers.items()}
         seen += samples
         yield batch

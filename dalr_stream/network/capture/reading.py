@@ -1,7 +1,7 @@
 """What one layer reads in one forward pass, so that layers which read the very same thing are known for it.
 
 Q, K and V of an attention, gate and up of a gated MLP read one tensor: their rows, and so their moments, are the same
-to the bit, and are taken, kept and folded once. This is told by the tensor's memory, never by names.
+to the bit, and are taken, kept and folded once. This is decided by the tensor's memory, never by names.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 @contextmanager
 def without_gradients() -> Iterator[None]:
-    """Record no gradient and yet count how often a tensor is overwritten: inference mode, also a caller's, does not."""
+    """Disable autograd but keep tensor version counters, which inference mode, also a caller's, turns off."""
     with torch.inference_mode(mode=False), torch.no_grad():
         yield
 
 
 def placed(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor of a batch on the network's device; one made in inference mode, which has no version, anew."""
+    """Move a tensor of a batch to a device; clone inference-mode tensors, which carry no version counter."""
     here = tensor.to(device)
     return here.clone() if here.is_inference() and not torch.is_inference_mode_enabled() else here
 

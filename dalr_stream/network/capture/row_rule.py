@@ -23,8 +23,8 @@ import torch
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import inputs_of
 from dalr_stream.network.layers.kinds import LayerRows
+from dalr_stream.numerics.rows.sampling import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.rows.tiling import Samples
-from dalr_stream.numerics.subsample import EVERY_ROW, Keep, at_most
 
 MOST_PATCHES = 16
 """VGG19's second convolution makes 431 GiB of patches of 4,000 images, and 0.14 GiB of 16 patches each."""
@@ -62,14 +62,16 @@ class RowRule:
 
         A function goes by its name; what it returns is part of each batch's digest.
         """
-        said = [EVERY_ROW] if self.mask is None else [f"rows that {self._mask_name} keeps"]
+        parts = [EVERY_ROW] if self.mask is None else [f"rows that {self._mask_name} keeps"]
         if self.most_per_sample is not None:
-            said.append(f"at most {self.most_per_sample} a sample by seed {self.seed}")
+            parts.append(f"at most {self.most_per_sample} a sample by seed {self.seed}")
         if self.most_patches != MOST_PATCHES:
-            said.append("all patches" if self.most_patches is None else f"at most {self.most_patches} patches a sample")
+            parts.append(
+                "all patches" if self.most_patches is None else f"at most {self.most_patches} patches a sample"
+            )
         if self.seed and self.most_per_sample is None:
-            said.append(f"patches by seed {self.seed}")
-        return ", ".join(said)
+            parts.append(f"patches by seed {self.seed}")
+        return ", ".join(parts)
 
     def most_of(self, rows: LayerRows, *, paired: bool = False) -> int | None:
         """Return the most rows of a sample to be taken of a layer's rows; None for no limit.
@@ -87,20 +89,20 @@ class RowRule:
         """
         if self.mask is None or samples == 0:
             return None
-        found = self._look_up(batch)
-        if not isinstance(found, torch.Tensor) or found.ndim != 2 or found.shape[0] != samples:
-            what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        mask = self._look_up(batch)
+        if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[0] != samples:
+            what = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise InvalidInputError(
                 f"rows: {self._mask_name} must give a tensor (N, T) with N = {samples} samples, got {what}: name a "
                 "function of the batch that makes one"
             )
-        kept: torch.Tensor = (found != 0).cpu()
-        if bool(((found != 0) & (found != 1)).any()):
+        counted: torch.Tensor = (mask != 0).cpu()
+        if bool(((mask != 0) & (mask != 1)).any()):
             raise InvalidInputError(
                 f"rows: {self._mask_name} must give True or 1 for positions that count and False or 0 for the others, "
-                f"got {found.dtype} values from {found.min()} to {found.max()}: name a function that makes such a mask"
+                f"got {mask.dtype} values from {mask.min()} to {mask.max()}: name a function that makes such a mask"
             )
-        return kept
+        return counted
 
     @property
     def _mask_name(self) -> str:
@@ -158,8 +160,8 @@ class BatchRows:
         keep = self._kept[known]
         if keep is None:
             return Taken(rows.take(None), None)
-        chosen = torch.from_numpy(np.flatnonzero(keep)).to(rows.tensor.device)
-        return Taken(rows.take(chosen), None if self._mask is None else keep.sum(axis=1, dtype=np.int64))
+        numbers = torch.from_numpy(np.flatnonzero(keep)).to(rows.tensor.device)
+        return Taken(rows.take(numbers), None if self._mask is None else keep.sum(axis=1, dtype=np.int64))
 
     def _require_samples_first(self, stream: str, rows: LayerRows) -> None:
         first, second, *_ = (*rows.leading, 0, 0)

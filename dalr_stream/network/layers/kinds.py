@@ -46,14 +46,14 @@ class LayerRows:
         """N and the positions."""
         return tuple(self.tensor.shape[: self.positions])
 
-    def take(self, chosen: torch.Tensor | None) -> torch.Tensor:
-        """Copy all rows, or those of the flat numbers `chosen`, as (n, d)."""
-        if chosen is None:
-            found = self.tensor.clone(memory_format=torch.contiguous_format)
-            return found.reshape(math.prod(self.leading), -1)
+    def take(self, numbers: torch.Tensor | None) -> torch.Tensor:
+        """Copy all rows, or those of the flat `numbers`, as (n, d)."""
+        if numbers is None:
+            copied = self.tensor.clone(memory_format=torch.contiguous_format)
+            return copied.reshape(math.prod(self.leading), -1)
         if self.positions == 1:
-            return self.tensor[chosen].flatten(1)
-        return self.tensor[torch.unravel_index(chosen, self.leading)].flatten(1)
+            return self.tensor[numbers].flatten(1)
+        return self.tensor[torch.unravel_index(numbers, self.leading)].flatten(1)
 
 
 def why_not(module: nn.Module) -> str | None:
@@ -124,14 +124,14 @@ def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> LayerRows:
 
 def rows_of_channels(name: str, module: nn.Module, tensor: torch.Tensor, channels: int) -> LayerRows:
     """Return what a layer reads as rows of `channels`, a row a position: images, flattened ones too."""
-    found = tensor.detach()
+    images = tensor.detach()
     if isinstance(module, CONVOLUTIONS):
-        last = found.movedim(1, -1)
-    elif found.ndim == 2 and found.shape[1] % channels == 0:
-        last = found.view(len(found), channels, -1).movedim(1, -1)
+        last = images.movedim(1, -1)
+    elif images.ndim == 2 and images.shape[1] % channels == 0:
+        last = images.view(len(images), channels, -1).movedim(1, -1)
     else:
         raise UnsupportedLayerError(
-            f"layer '{name}': must read samples x flattened channels, {channels} of them, got {tuple(found.shape)}"
+            f"layer '{name}': must read samples x flattened channels, {channels} of them, got {tuple(images.shape)}"
         )
     return LayerRows(last, last.ndim - 1, of_patches=last.ndim > 2)
 
@@ -191,7 +191,7 @@ def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:
 
 
 def blank(layer: M, like: torch.Tensor) -> M:
-    """Give memory to a layer whose numbers are to be filled in yet: drawing some would move the caller's generator."""
+    """Allocate a layer without initialising it, so the caller's random state is untouched."""
     return layer.to(like.dtype).to_empty(device=like.device)
 
 

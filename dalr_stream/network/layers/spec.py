@@ -91,13 +91,13 @@ def select_layers(
     """
     modules = {name: module for name, module in model.named_modules() if name}
     side = parse_choice(Side, side, "side")
-    chosen: set[str] = set()
+    supported: set[str] = set()
     for pattern in _listed(patterns):
-        chosen |= _supported(pattern, _matches(pattern, modules), modules)
+        supported |= _supported(pattern, _matches(pattern, modules), modules)
     return tuple(
         _spec(part, part_of(part, module), side)
         for name, module in modules.items()
-        if name in chosen
+        if name in supported
         for part in parts_of(name, module)
     )
 
@@ -105,8 +105,8 @@ def select_layers(
 def unsupported_layers(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[str, ...]:
     """Return, in words, which layers of weights the patterns match that cannot be compressed, and why."""
     modules = {name: module for name, module in model.named_modules() if name}
-    found = {name for pattern in _listed(patterns) for name in _matches(pattern, modules)}
-    reasons = {name: why_not(module) for name, module in modules.items() if name in found and has_weights(module)}
+    matched = {name for pattern in _listed(patterns) for name in _matches(pattern, modules)}
+    reasons = {name: why_not(module) for name, module in modules.items() if name in matched and has_weights(module)}
     return tuple(f"layer '{name}' is left out: {reason}" for name, reason in reasons.items() if reason)
 
 
@@ -163,12 +163,12 @@ def match_names(pattern: str, names: Iterable[str]) -> list[str]:
             expression = re.compile(pattern[3:])
         except re.error as error:
             raise LayerNotFoundError(f"pattern '{pattern}' is not a regular expression: {error}") from None
-        found = [name for name in names if expression.fullmatch(name)]
+        matched = [name for name in names if expression.fullmatch(name)]
     else:
-        found = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
-    if not found:
+        matched = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+    if not matched:
         raise LayerNotFoundError(f"pattern '{pattern}' matches no layer; nearest: {_nearest(pattern, names)}")
-    return found
+    return matched
 
 
 def _nearest(name: str, names: list[str]) -> str:
@@ -182,19 +182,19 @@ def _listed(patterns: Iterable[Pattern]) -> list[Pattern]:
 def _matches(pattern: Pattern, modules: dict[str, nn.Module]) -> list[str]:
     if isinstance(pattern, str):
         return match_names(pattern, modules)
-    found = [name for name, module in modules.items() if isinstance(module, pattern)]
-    if not found:
+    matched = [name for name, module in modules.items() if isinstance(module, pattern)]
+    if not matched:
         kinds = sorted({type(module).__name__ for module in modules.values()})
         raise LayerNotFoundError(f"no module is a {pattern.__name__}: the network has {', '.join(kinds)}")
-    return found
+    return matched
 
 
 def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Module]) -> set[str]:
     supported = {name for name in names if why_not(modules[name]) is None}
     if not supported:
-        found = ", ".join(f"'{name}' ({why_not(modules[name])})" for name in names[:5])
+        reasons = ", ".join(f"'{name}' ({why_not(modules[name])})" for name in names[:5])
         shown = pattern if isinstance(pattern, str) else pattern.__name__
-        raise UnsupportedLayerError(f"pattern '{shown}': matches nothing that is {SUPPORTED}: {found}")
+        raise UnsupportedLayerError(f"pattern '{shown}': matches nothing that is {SUPPORTED}: {reasons}")
     return supported
 
 
@@ -203,7 +203,7 @@ def _spec(name: str, module: nn.Module, side: Side) -> LayerSpec:
     require_name(name, "layer")
     if "@" in module_name(name):
         raise UnsupportedLayerError(
-            f"layer '{name}': a name with '@' would pass for a side of a layer: rename the module"
+            f"layer '{name}': '@' is reserved for stream names such as 'fc6@outputs'; rename the module"
         )
     outputs, inputs = matrix_of(module).shape
     channels = channels_read(module) if side is Side.CHANNELS else 0

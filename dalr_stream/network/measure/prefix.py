@@ -61,8 +61,8 @@ class Cut:
     def values(self, inputs: Any) -> Values:
         """Return what crosses for a batch's inputs: a tensor, or a mapping of one."""
         with without_gradients():
-            found: Values = call(self._head, inputs)
-        return found
+            values: Values = call(self._head, inputs)
+        return values
 
     def tail(self, small: nn.Module) -> fx.GraphModule:
         """Return the rest of `small`, whose modules it shares under their names: call it with the values as keywords.
@@ -178,8 +178,8 @@ def _copied(values: Values) -> Values:
     """Copy what crosses: the tail may overwrite what it is given. What shares memory shares it in the copy."""
     tensors = list(_tensors(values))
     users = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors)
-    apart = {id(tensor): tensor.clone() for tensor in tensors if users[tensor.untyped_storage().data_ptr()] == 1}
-    return copy.deepcopy(values, apart)  # which would copy the whole memory that a tensor is a part of
+    clones = {id(tensor): tensor.clone() for tensor in tensors if users[tensor.untyped_storage().data_ptr()] == 1}
+    return copy.deepcopy(values, clones)  # which would copy the whole memory that a tensor is a part of
 
 
 def _bytes(values: Values) -> int:

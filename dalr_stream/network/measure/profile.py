@@ -99,7 +99,7 @@ def profile(
             calls = _probe(model, sized), _probe(small, sized)
             layers += _layers((model, small), calls, size, watch)
             before, after = (_finished(net, partial(call, net, sized)) for net in (model, small))
-            macs = [sum(found.macs.values()) for found in calls]
+            macs = [sum(one.macs.values()) for one in calls]
             whole.append(watch.compare(before, after).profile(WHOLE, size, macs[0], macs[1]))
     return NetworkProfile(tuple(layers), tuple(whole), _device_of(model).type, torch.get_num_threads())
 
@@ -133,16 +133,18 @@ def _layers(
     macs = calls[0].macs, calls[1].macs
     for name in names:
         works = [
-            _finished(net.get_submodule(name), _on(net.get_submodule(name), _entry(found, name)))
-            for net, found in zip(pair, calls, strict=True)
+            _finished(net.get_submodule(name), _on(net.get_submodule(name), _entry(one, name)))
+            for net, one in zip(pair, calls, strict=True)
         ]
-        counts = [int(macs_below(found, name)) for found in macs]
+        counts = [int(macs_below(one, name)) for one in macs]
         yield watch.compare(*works).profile(name, size, counts[0], counts[1])
 
 
 def _entry(calls: Calls, name: str) -> list[Call]:
     """Return the calls of the layer, or of the first part of what replaces it."""
-    return next((found for layer, found in calls.layers.items() if layer == name or layer.startswith(f"{name}.")), [])
+    return next(
+        (entries for layer, entries in calls.layers.items() if layer == name or layer.startswith(f"{name}.")), []
+    )
 
 
 def _on(module: nn.Module, calls: Sequence[Call]) -> Work:

@@ -118,19 +118,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from error
 
 
-def _first_mismatch(said: str) -> str:
+def _first_mismatch(message: str) -> str:
     """Return the first of what torch says does not fit, a line for each kind, and how many more there are."""
-    head, *lines = said.splitlines()
-    found: list[str] = []
+    head, *lines = message.splitlines()
+    mismatches: list[str] = []
     for line in map(str.strip, lines):
         keys = re.findall('"([^"]+)"', line)
-        found += [f"{line.partition(' key')[0].lower()} '{key}'" for key in keys] or [line.removesuffix(".")]
-    return (found or [head])[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+        mismatches += [f"{line.partition(' key')[0].lower()} '{key}'" for key in keys] or [line.removesuffix(".")]
+    return (mismatches or [head])[0] + (f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else "")
 
 
 def _require_own(folder: Path) -> None:
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    foreign = sorted(found - {WEIGHTS, PLAN, README, CONFIG}) if PLAN in found else sorted(found)
+    files = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    foreign = sorted(files - {WEIGHTS, PLAN, README, CONFIG}) if PLAN in files else sorted(files)
     if foreign:
         raise InvalidInputError(
             f"'{folder}' holds other files, which saving would replace, '{foreign[0]}' for one: choose a folder of its "
@@ -145,11 +145,11 @@ def _require_same_dtypes(model: nn.Module, path: Path) -> None:
         return
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  # it is a function, not a mapping
-            kept = file.get_tensor(name).dtype
-            if name in state and state[name].dtype != kept:
+            saved = file.get_tensor(name).dtype
+            if name in state and state[name].dtype != saved:
                 raise FingerprintMismatchError(
-                    f"'{path}' does not fit the network that was built: '{name}' was saved as {kept}, the network has "
-                    f"{state[name].dtype}: build it in {kept}, and convert it after loading"
+                    f"'{path}' does not fit the network that was built: '{name}' was saved as {saved}, the network has "
+                    f"{state[name].dtype}: build it in {saved}, and convert it after loading"
                 )
 
 

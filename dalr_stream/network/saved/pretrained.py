@@ -33,7 +33,7 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
     if not weights_file(path).exists():
         raise StoreNotFoundError(f"there are no weights at '{path / WEIGHTS}': save_pretrained writes them")
     try:
-        found, facts = kind.from_pretrained(
+        loaded, facts = kind.from_pretrained(
             path,
             config=copy.deepcopy(model.config),
             local_files_only=True,
@@ -41,7 +41,7 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
             output_loading_info=True,
         )
         _require_whole(facts, path)
-        model.load_state_dict(found.state_dict())
+        model.load_state_dict(loaded.state_dict())
     except SafetensorError as error:
         raise StoreDamagedError(f"'{path}' has a safetensors file that is not readable: {error}") from error
     except (RuntimeError, OSError, ValueError) as error:
@@ -57,7 +57,7 @@ def weights_file(path: Path) -> Path:
 
 def _require_whole(facts: dict[str, Any], path: Path) -> None:
     """Raise where transformers would go on with fresh weights in place of some, or leave some out."""
-    said = {"missing_keys": "missing", "unexpected_keys": "left over", "mismatched_keys": "of another shape"}
-    wrong = [f"{word} {', '.join(sorted(map(str, facts[key])))}" for key, word in said.items() if facts.get(key)]
+    words = {"missing_keys": "missing", "unexpected_keys": "left over", "mismatched_keys": "of another shape"}
+    wrong = [f"{word} {', '.join(sorted(map(str, facts[key])))}" for key, word in words.items() if facts.get(key)]
     if wrong:
         raise FingerprintMismatchError(f"'{path}' does not fit the network that was built: {'; '.join(wrong)}")

@@ -81,7 +81,7 @@ class Structure:
         """
         if name not in self.known:
             try:
-                group = _Group(self, name).found()
+                group = _Group(self, name).resolved()
                 require_proof(self.model, name, group, self.example)
                 self.known.update(dict.fromkeys(group.producers, group))
             except UnsupportedLayerError as error:
@@ -91,10 +91,10 @@ class Structure:
             except Exception as error:  # noqa: BLE001  # the network itself ran: whatever it is comes of looking
                 reason = f"finding what they are tied to failed ({type(error).__name__}: {error})"
                 self.known[name] = UnsupportedLayerError(f"layer '{name}': its channels cannot be pruned: {reason}")
-        found = self.known[name]
-        if isinstance(found, UnsupportedLayerError):
-            raise found
-        return found
+        group_or_error = self.known[name]
+        if isinstance(group_or_error, UnsupportedLayerError):
+            raise group_or_error
+        return group_or_error
 
     def changed_with(self, name: str) -> tuple[str, ...]:
         """Return the modules that may change when layer `name` is compressed: all of its group, where it has one."""
@@ -118,7 +118,7 @@ class _Group:
         self._carriers: list[ChannelSpan] = []
         self._readers: list[ChannelReader] = []
 
-    def found(self) -> ChannelGroup:
+    def resolved(self) -> ChannelGroup:
         """Return the group; raises UnsupportedLayerError."""
         root, graph = layer_of(self._structure.model, self._name), self._structure.dependencies
         if graph is None:

@@ -49,9 +49,9 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Let the network run without chance and with gradients to be followed, and put everything back.
+    """Run the network deterministically with gradients enabled; restore its state afterwards.
 
-    A transformers model returns no keys and values for later tokens meanwhile: they are no tensors that can be traced.
+    Meanwhile a transformers model returns no cache of keys and values, which is no tensor that could be traced.
     """
     modes = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters() if not parameter.is_inference()}
@@ -73,10 +73,10 @@ def quiet(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def same(found: torch.Tensor, expected: torch.Tensor, rounding: float = ROUNDING) -> torch.Tensor:
+def same(actual: torch.Tensor, expected: torch.Tensor, rounding: float = ROUNDING) -> torch.Tensor:
     """Compare entry by entry: equal but for rounding, which a kernel may do otherwise in other memory."""
     scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0
-    return torch.isclose(found, expected, rtol=0.0, atol=rounding * (1 + scale), equal_nan=True)
+    return torch.isclose(actual, expected, rtol=0.0, atol=rounding * (1 + scale), equal_nan=True)
 
 
 def channels_last(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
@@ -104,37 +104,37 @@ class _Proof:
         """Raise UnsupportedLayerError where the group is not all that happens to the channels."""
         numbers = torch.arange(self._group.channels)
         expected = self._run(numbers < 0, self._clean)
-        found = self._run(numbers >= 0, self._disturbed)
-        if not all(bool(same(a, b).all()) for a, b in zip(found, expected, strict=True)):
+        disturbed = self._run(numbers >= 0, self._disturbed)
+        if not all(bool(same(a, b).all()) for a, b in zip(disturbed, expected, strict=True)):
             readers = ", ".join(f"'{reader.span.layer}'" for reader in self._group.readers)
             self._refuse(f"the network's output depends on them by other ways than through {readers}")
         for bit in range((self._group.channels - 1).bit_length()):
             self._run(numbers.bitwise_and(1 << bit).bool(), {}, to_readers=True)
 
     def _run(
-        self, chosen: torch.Tensor, reads: dict[str, torch.Tensor], *, to_readers: bool = False
+        self, disturbing: torch.Tensor, reads: dict[str, torch.Tensor], *, to_readers: bool = False
     ) -> list[torch.Tensor]:
-        """Disturb the channels `chosen`; fill `reads`, and return the network's outputs, none where it is stopped."""
+        """Disturb the channels marked in `disturbing`; fill `reads`; return the network's outputs, none if stopped."""
         model = self._model
         with ExitStack() as stack:
             stack.enter_context(quiet(model))
             for reader in self._group.readers:
-                hook = self._reading(reader.span, chosen, reads, to_readers=to_readers)
+                hook = self._reading(reader.span, disturbing, reads, to_readers=to_readers)
                 module = model.get_submodule(reader.span.layer)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             for seed, producer in enumerate(self._group.producers):
-                hook = _disturbing(chosen, seed)
+                hook = _disturbing(disturbing, seed)
                 stack.callback(model.get_submodule(producer).register_forward_hook(hook).remove)
             with without_gradients(), suppress(_AllRead):
                 return [tensor.clone() for tensor in tensors_in(call(model, self._example))]
         return []
 
     def _reading(
-        self, span: ChannelSpan, chosen: torch.Tensor, reads: dict[str, torch.Tensor], *, to_readers: bool
+        self, span: ChannelSpan, disturbing: torch.Tensor, reads: dict[str, torch.Tensor], *, to_readers: bool
     ) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             tensor = reads[span.layer] = first_argument(arguments, keywords).clone()
-            self._require_apart(span, module, tensor, chosen)
+            self._require_unmixed(span, module, tensor, disturbing)
             if to_readers and len(reads) == len({reader.span.layer for reader in self._group.readers}):
                 raise _AllRead
             clean = self._clean[span.layer].clone()
@@ -144,14 +144,17 @@ class _Proof:
 
         return hook
 
-    def _require_apart(self, span: ChannelSpan, module: nn.Module, tensor: torch.Tensor, chosen: torch.Tensor) -> None:
+    def _require_unmixed(
+        self, span: ChannelSpan, module: nn.Module, tensor: torch.Tensor, disturbing: torch.Tensor
+    ) -> None:
         """Raise UnsupportedLayerError where a place does not hold what its own channel alone decides."""
         features = channels_last(module, tensor)
         clean, all_disturbed = (
             channels_last(module, known.get(span.layer, tensor)) for known in (self._clean, self._disturbed)
         )
         disturbed = torch.zeros(features.shape[-1], dtype=torch.bool)
-        disturbed[span.start : span.start + span.block * self._group.channels] = chosen.repeat_interleave(span.block)
+        stop = span.start + span.block * self._group.channels
+        disturbed[span.start : stop] = disturbing.repeat_interleave(span.block)
         disturbed = disturbed.to(features.device)
         if not bool(torch.where(disturbed, same(features, all_disturbed), same(features, clean)).all()):
             self._refuse(f"on the way to '{span.layer}' they are mixed with others")
@@ -160,8 +163,8 @@ class _Proof:
         raise UnsupportedLayerError(f"layer '{self._name}': its channels cannot be pruned: {reason}")
 
 
-def _disturbing(chosen: torch.Tensor, seed: int) -> Any:
-    """Return a hook that moves the channels `chosen` beyond 0: up in even samples, down in odd ones."""
+def _disturbing(channels: torch.Tensor, seed: int) -> Any:
+    """Return a hook that moves the marked `channels` beyond 0: up in even samples, down in odd ones."""
 
     def hook(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -169,7 +172,7 @@ def _disturbing(chosen: torch.Tensor, seed: int) -> Any:
         random = torch.rand(disturbed.shape, generator=generator).to(output)
         sides = torch.tensor([1, -1]).repeat(len(output))[: len(output)].to(output)
         sides = sides.reshape(-1, *(1 for _ in disturbed.shape[1:]))
-        disturbed += chosen.to(output) * sides * (1 + random) * (1 + output.abs().max())
+        disturbed += channels.to(output) * sides * (1 + random) * (1 + output.abs().max())
         return disturbed.movedim(-1, 1) if isinstance(module, CONVOLUTIONS) else disturbed
 
     return hook

@@ -27,9 +27,10 @@ from dalr_stream.network.surgery.equivalence import require_as_before
 from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
-from dalr_stream.numerics.lowrank.factors import LowRankLayer, SelectedNodes
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import GroupedPair
 from dalr_stream.numerics.rows.streams import group_name, module_name
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelSpan
 
 Replacement = LowRankLayer | GroupedPair | SelectedNodes
@@ -116,13 +117,13 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:
     """Return the factor pairs, those of a layer's groups together."""
-    found: dict[str, dict[str, LowRankLayer]] = {}
+    pairs: dict[str, dict[str, LowRankLayer]] = {}
     for name, record in replacements.items():
         if isinstance(record, GroupedPair):
-            found[name] = {group_name(name, number): part for number, part in enumerate(record.parts)}
+            pairs[name] = {group_name(name, number): part for number, part in enumerate(record.parts)}
         elif isinstance(record, LowRankLayer):
-            found.setdefault(module_name(name), {})[name] = record
-    return found
+            pairs.setdefault(module_name(name), {})[name] = record
+    return pairs
 
 
 def _split(model: nn.Module, name: str, given: Mapping[str, LowRankLayer]) -> SplitLayer:

@@ -40,12 +40,12 @@ def require_as_before(
     check = _Check(model, set(changed), selections)
     expected = check.run(model, example)
     try:
-        found = check.run(small, example, compare=True)
+        outputs = check.run(small, example, compare=True)
     except UnsupportedLayerError:
         raise
     except Exception as error:  # noqa: BLE001  # the original ran: whatever it is comes of the narrowing
         check.refuse(selections, f"the network fails without them ({type(error).__name__}: {error})")
-    if len(found) != len(expected) or not all(map(_alike, found, expected)):
+    if len(outputs) != len(expected) or not all(map(_alike, outputs, expected)):
         check.refuse(selections, "the network's output depends on how many there are, or on their numbers")
 
 
@@ -117,6 +117,6 @@ def _narrow(module: nn.Module, tensor: torch.Tensor, kept: NDArray[np.int64]) ->
     return tensor.index_select(1 if isinstance(module, CONVOLUTIONS) else -1, torch.from_numpy(kept).to(tensor.device))
 
 
-def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def _alike(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     steps = ROUNDING_STEPS * torch.finfo(expected.dtype).eps
-    return found.shape == expected.shape and bool(same(found, expected, max(ROUNDING, steps)).all())
+    return actual.shape == expected.shape and bool(same(actual, expected, max(ROUNDING, steps)).all())

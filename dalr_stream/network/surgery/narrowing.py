@@ -11,39 +11,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, blank, channels_read, matrix_of
 from dalr_stream.numerics.statistics.channels import ChannelSpan
-
-Indices = NDArray[np.int64]
-Matrix = NDArray[np.float64]
+from dalr_stream.numerics.types import Indices, Matrix
 
 
 def keep_outputs(module: nn.Module, kept: Indices) -> nn.Module:
     """Return a layer that gives only the channels `kept`."""
     old: Any = module
     narrow = _like(module, inputs=_inputs_of(old), outputs=kept.size, bias=old.bias is not None)
-    chosen = torch.from_numpy(kept)
-    fill(narrow, matrix_of(module).detach()[chosen], None if old.bias is None else old.bias.detach()[chosen])
+    indices = torch.from_numpy(kept)
+    fill(narrow, matrix_of(module).detach()[indices], None if old.bias is None else old.bias.detach()[indices])
     return narrow
 
 
 def keep_carried(module: nn.Module, kept: Indices) -> nn.Module:
     """Return a batch norm, PReLU or depthwise convolution of the features `kept`."""
     old: Any = module
-    chosen = torch.from_numpy(kept)
+    indices = torch.from_numpy(kept)
     if isinstance(module, CONVOLUTIONS):
         narrow = _convolution(old, kept.size, kept.size, groups=kept.size, bias=old.bias is not None)
-        fill(narrow, matrix_of(module).detach()[chosen], None if old.bias is None else old.bias.detach()[chosen])
+        fill(narrow, matrix_of(module).detach()[indices], None if old.bias is None else old.bias.detach()[indices])
         return narrow
     narrow = copy.deepcopy(module)
     width = channels_read(module)
     for name, tensor in (*old.named_parameters(recurse=False), *old.named_buffers(recurse=False)):
         if tensor.ndim and len(tensor) == width:
-            left = tensor.detach()[chosen.to(tensor.device)]
+            left = tensor.detach()[indices.to(tensor.device)]
             setattr(narrow, name, nn.Parameter(left) if isinstance(tensor, nn.Parameter) else left)
     setattr(narrow, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", kept.size)
     return narrow

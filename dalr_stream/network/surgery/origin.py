@@ -85,6 +85,6 @@ def _count(module: nn.Module) -> int:
 
 
 def _kept(before: LayerFigures, after: LayerFigures) -> str:
-    kept = [("outputs", before.outputs, after.outputs), ("inputs", before.inputs, after.inputs)]
-    words = [f"{left} of {whole} {what}" for what, whole, left in kept if left != whole]
+    sizes = [("outputs", before.outputs, after.outputs), ("inputs", before.inputs, after.inputs)]
+    words = [f"{left} of {whole} {what}" for what, whole, left in sizes if left != whole]
     return " and ".join(words) or "another bias"

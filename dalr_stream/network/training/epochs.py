@@ -1,4 +1,4 @@
-"""How far a fine-tuning came, on disk: after each epoch the trained weights and Adam's state, as safetensors.
+"""Fine-tuning checkpoints, one per epoch: the trained weights and Adam's state, as safetensors.
 
 A file belongs to one network and one set of options; one that was made from others is refused. It is replaced whole,
 so a kill leaves the epoch before. Weights that are not trained are not in it: the network it starts from has them.
@@ -60,7 +60,7 @@ class EpochsFile:
             save_file(tensors, temporary, metadata={**facts, "digest": _digest(tensors, facts)})
 
     def restore(self, trained: Trained, descent: torch.optim.Optimizer) -> Epochs:
-        """Put the kept state in place and return the epochs that are done; none where there is no file.
+        """Put the states state in place and return the epochs that are done; none where there is no file.
 
         Raises StoreDamagedError, and FingerprintMismatchError where it was made from something else.
         """
@@ -71,15 +71,15 @@ class EpochsFile:
             raise FingerprintMismatchError(
                 f"'{self.path}' is a checkpoint of another network or other options: remove it, or name another file"
             )
-        kept: list[dict[str, torch.Tensor]] = [{} for _ in trained]
+        states: list[dict[str, torch.Tensor]] = [{} for _ in trained]
         numbers = {name: number for number, name in enumerate(trained)}
         for key, tensor in tensors.items():
             what, _, name = key.partition("/")
-            kept[numbers[name]][what] = tensor
+            states[numbers[name]][what] = tensor
         with torch.no_grad():
-            for parameter, values in zip(trained.values(), kept, strict=True):
+            for parameter, values in zip(trained.values(), states, strict=True):
                 parameter.copy_(values.pop("weight"))
-        state = {number: values for number, values in enumerate(kept) if values}
+        state = {number: values for number, values in enumerate(states) if values}
         descent.load_state_dict({"state": state, "param_groups": descent.state_dict()["param_groups"]})
         return Epochs(tuple(json.loads(facts["losses"])), facts["batches"])
 

@@ -34,7 +34,7 @@ from dalr_stream.network.capture.batches import call, digest_of_inputs, samples_
 from dalr_stream.network.layers.identity import digest_of_member, fingerprint
 from dalr_stream.network.training.epochs import Epochs, EpochsFile, Trained
 from dalr_stream.network.training.trainable import only_trained
-from dalr_stream.storage.manifest import digest_of
+from dalr_stream.storage.json_record import digest_of
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """`loss(outputs, labels)`, a scalar: the mean over the batch."""
@@ -125,7 +125,7 @@ def finetune(
     checkpoint: str | Path | None = None,
     epoch_done: EpochDone | None = None,
 ) -> nn.Module:
-    """Return a fine-tuned copy of `model`, which is left as it is; dtype, device, modes and plan are kept.
+    """Return a fine-tuned copy of `model`, which is left as it is; dtype, device, modes and plan are epochs_file.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def finetune(
     or nothing that can be trained, FingerprintMismatchError and StoreDamagedError for a checkpoint of other weights,
     options or batches, or a damaged one.
     """
-    options, epoch_done = options or FineTuning(), epoch_done or _nobody_told
+    options, epoch_done = options or FineTuning(), epoch_done or _ignore_epoch
     tuned = copy.deepcopy(model)
     with (
         only_trained(tuned, options.layers, dropout=options.dropout) as trained,
@@ -155,18 +155,18 @@ def finetune(
         torch.enable_grad(),
     ):
         descent = torch.optim.Adam(trained.values(), lr=options.rate, weight_decay=options.weight_decay)
-        kept = None if checkpoint is None else EpochsFile(Path(checkpoint), options.made_from(model))
-        done = Epochs() if kept is None else kept.restore(trained, descent)
+        epochs_file = None if checkpoint is None else EpochsFile(Path(checkpoint), options.made_from(model))
+        done = Epochs() if epochs_file is None else epochs_file.restore(trained, descent)
         _go_through_again(batches, options, done)
         for number, loss in enumerate(done.losses, start=1):
             epoch_done(number, loss)
         for epoch in range(done.count, options.epochs):
             pairs, digest = _pairs(batches, options, epoch), hashlib.sha256()
-            loss = _epoch(tuned, pairs if kept is None else _digested(pairs, digest), descent, options, epoch)
+            loss = _epoch(tuned, pairs if epochs_file is None else _digested(pairs, digest), descent, options, epoch)
             _require_finite(trained, epoch, options)
             done = Epochs((*done.losses, loss), digest.hexdigest())
-            if kept is not None:
-                kept.save(done, trained, descent)
+            if epochs_file is not None:
+                epochs_file.save(done, trained, descent)
             epoch_done(done.count, loss)
     return tuned
 
@@ -272,5 +272,5 @@ def _digest(inputs: Any, labels: Any) -> bytes:
     return f"{digest_of_inputs(inputs)}:{digest_of_member(labels)};".encode()
 
 
-def _nobody_told(epoch: int, loss: float) -> None:
+def _ignore_epoch(epoch: int, loss: float) -> None:
     """Take no note of an epoch."""

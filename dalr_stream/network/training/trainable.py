@@ -24,18 +24,18 @@ def trained_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> Traine
     """
     modules = {name: module for name, module in model.named_modules() if name}
     if patterns:
-        chosen = {name for pattern in patterns for name in match_names(pattern, modules)}
+        modules_to_train = {name for pattern in patterns for name in match_names(pattern, modules)}
     else:
-        chosen = {name for name, module in model.named_modules() if _is_fully_connected(module)}
-    found: dict[nn.Parameter, str] = {}
+        modules_to_train = {name for name, module in model.named_modules() if _is_fully_connected(module)}
+    trained: dict[nn.Parameter, str] = {}
     for name, module in model.named_modules():
-        if name in chosen:
+        if name in modules_to_train:
             for inner, parameter in module.named_parameters(prefix=name):
-                found.setdefault(parameter, inner)
-    if not found:
+                trained.setdefault(parameter, inner)
+    if not trained:
         asked = ", ".join(f"'{pattern}'" for pattern in patterns) or "the fully connected layers"
         raise UnsupportedLayerError(f"fine-tuning: {asked} have no parameter to train: name other layers")
-    return {name: parameter for parameter, name in found.items()}
+    return {name: parameter for parameter, name in trained.items()}
 
 
 def touched(model: nn.Module, patterns: Sequence[str], *, dropout: bool) -> tuple[str, ...]:

@@ -11,68 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError, RankError
+from dalr_stream.numerics.diagnostics import Diagnostics
 from dalr_stream.numerics.linalg.psd import EPSILON, column_signs, require_finite, thin_qr
-from dalr_stream.numerics.lowrank.factors import Diagnostics, LowRankFactors
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.regression import Fit
-from dalr_stream.numerics.lowrank.ridge import Variant
-from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.options import parse_choice
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
+from dalr_stream.numerics.methods import DalrOptions, Variant
+from dalr_stream.numerics.types import Matrix, Vector
 
 INDEFINITE = -10.0
 """x order x EPSILON: a margin below that is not rounding of a sum of squares."""
 
-_METHODS = {
-    (Variant.PUBLISHED, False): Method.DALR_PUBLISHED,
-    (Variant.PUBLISHED, True): Method.DALR_PUBLISHED_AFFINE,
-    (Variant.OPTIMAL, False): Method.DALR_OPTIMAL,
-    (Variant.OPTIMAL, True): Method.DALR_OPTIMAL_AFFINE,
-    (Variant.ANCHORED, False): Method.DALR_ANCHORED,
-    (Variant.ANCHORED, True): Method.DALR_ANCHORED_AFFINE,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """Which regression, and about which centres."""
-
-    variant: Variant
-    affine: bool
-    """Centred moments, and the bias that is best at each rank."""
-    compensate_bias: bool = False
-    """That bias on raw moments: published only."""
-
-    @classmethod
-    def of(cls, variant: Variant | str, *, affine: bool | None, compensate_bias: bool = False) -> Form:
-        """Parse the options of `dalr`; raises InvalidInputError where they conflict."""
-        chosen = parse_choice(Variant, variant, "variant")
-        centred = chosen is not Variant.PUBLISHED if affine is None else affine
-        if compensate_bias and (centred or chosen is not Variant.PUBLISHED):
-            raise InvalidInputError(
-                f"compensate_bias goes with the published variant and affine=False, got variant={chosen.value!r}, "
-                f"affine={centred}: affine=True is the optimal bias for any variant"
-            )
-        return cls(chosen, centred, compensate_bias)
-
-    @property
-    def method(self) -> Method:
-        """The name it goes by."""
-        return Method.DALR_PUBLISHED_BC if self.compensate_bias else _METHODS[self.variant, self.affine]
-
-    @property
-    def adjusts_bias(self) -> bool:
-        """Whether the bias depends on the rank."""
-        return self.affine or self.compensate_bias
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layer:
-    """A layer to be replaced, copies."""
+class AffineMap:
+    """W x + b, what a layer computes: validated copies of its weight and bias."""
 
     weight: Matrix
     """(m, d), float64; after `as_given` of the type it came in."""
@@ -80,12 +35,12 @@ class Layer:
     """(m,)"""
 
     @classmethod
-    def of(cls, weight: ArrayLike, bias: ArrayLike | None) -> Layer:
+    def of(cls, weight: ArrayLike, bias: ArrayLike | None) -> AffineMap:
         """Copy and validate; no bias is a bias of zeros."""
         return cls.as_given(weight, bias).widened()
 
     @classmethod
-    def as_given(cls, weight: ArrayLike, bias: ArrayLike | None) -> Layer:
+    def as_given(cls, weight: ArrayLike, bias: ArrayLike | None) -> AffineMap:
         """Do the same, with a float32 weight left as it is: enough where blocks of it are widened one by one."""
         if getattr(weight, "requires_grad", False) or getattr(bias, "requires_grad", False):
             raise InvalidInputError(
@@ -103,9 +58,9 @@ class Layer:
         require_finite(b, "bias")
         return cls(w, b)
 
-    def widened(self) -> Layer:
+    def widened(self) -> AffineMap:
         """Return the layer in float64."""
-        return self if self.weight.dtype == np.float64 else Layer(np.array(self.weight, np.float64), self.bias)
+        return self if self.weight.dtype == np.float64 else AffineMap(np.array(self.weight, np.float64), self.bias)
 
     def reach(self) -> tuple[Matrix | None, Matrix]:
         """Return Q (m, d) and T (d, d) with W = Q T where m > d; else None and W."""
@@ -135,8 +90,10 @@ class Seen:
     notes: tuple[str, ...] = ()
 
 
-def assemble(layer: Layer, form: Form, seen: Seen, lam: float, fit: Fit, turn: Matrix | None) -> LowRankFactors:
-    """Return the factors of a fit; `turn` is the Q of `Layer.reach`."""
+def assemble(
+    layer: AffineMap, form: DalrOptions, seen: Seen, lam: float, fit: Fit, turn: Matrix | None
+) -> LowRankFactors:
+    """Return the factors of a fit; `turn` is the Q of `AffineMap.reach`."""
     basis = fit.basis if turn is None else turn @ fit.basis
     signs = column_signs(basis)
     d = layer.weight.shape[1]

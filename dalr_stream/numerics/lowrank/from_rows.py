@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.lowrank.assembly import Form, Layer, Seen, assemble, warn_of_few_rows
+from dalr_stream.numerics.lowrank.assembly import AffineMap, Seen, assemble, warn_of_few_rows
 from dalr_stream.numerics.lowrank.dual import checked_block, solve_dual
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.regression import Sums, anchored
-from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge, Variant
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.lowrank.square_root import root_of_rows, rooted_regression
+from dalr_stream.numerics.methods import DalrOptions, Variant
 from dalr_stream.numerics.statistics.moments import Moments
 
 Rows = NDArray[Any]
@@ -57,7 +58,7 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
     and three n x m in float64, and before those the rows.
     """
     Ridge.require(ridge)
-    form, layer = Form.of(variant, affine=affine), Layer.as_given(weight, bias)
+    form, layer = DalrOptions.of(variant, affine=affine), AffineMap.as_given(weight, bias)
     most, d = layer.ranks(max_rank), layer.weight.shape[1]
     if isinstance(rows, Iterator):
         raise InvalidInputError("rows are gone through twice: give a list, or an object whose __iter__ begins anew")
@@ -75,7 +76,9 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
     return found
 
 
-def _by_moments(layer: Layer, form: Form, rows: Iterable[ArrayLike], ridge: Ridge, most: int) -> LowRankFactors:
+def _by_moments(
+    layer: AffineMap, form: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int
+) -> LowRankFactors:
     """Solve as many rows as features or more from the moments of all of them."""
     d = layer.weight.shape[1]
     moments = reduce(add, (Moments.of(checked_block(block, d)) for block in rows))
@@ -85,7 +88,9 @@ def _by_moments(layer: Layer, form: Form, rows: Iterable[ArrayLike], ridge: Ridg
     return dataclasses.replace(found, diagnostics=dataclasses.replace(found.diagnostics, reason=reason))
 
 
-def _by_outputs(layer: Layer, form: Form, rows: Iterable[ArrayLike], ridge: Ridge, most: int) -> LowRankFactors:
+def _by_outputs(
+    layer: AffineMap, form: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int
+) -> LowRankFactors:
     """Solve anchored from the moments of Z = W X, with the scale of S from the rows: one pass."""
     d, outputs = layer.weight.shape[1], None
     count, total, squares, shift = 0, np.zeros(d), 0.0, np.zeros(d)
@@ -112,7 +117,7 @@ def _by_outputs(layer: Layer, form: Form, rows: Iterable[ArrayLike], ridge: Ridg
     return assemble(layer, form, seen, lam, fit, turn)
 
 
-def _by_root(layer: Layer, form: Form, rows: Iterable[ArrayLike], ridge: Ridge, most: int) -> LowRankFactors:
+def _by_root(layer: AffineMap, form: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int) -> LowRankFactors:
     """Solve by singular values."""
     d = layer.weight.shape[1]
     root = root_of_rows((checked_block(block, d) for block in rows), affine=form.affine)

@@ -1,16 +1,13 @@
-"""The ridge of a regression, told in one of two ways, and the variants that it means different things to."""
+"""The ridge of a regression, relative or absolute."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
-
-Vector = NDArray[np.float64]
+from dalr_stream.numerics.types import Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +47,3 @@ class Ridge:
 
 
 DEFAULT_RIDGE = Ridge.relative(1e-3)
-
-
-class Variant(StrEnum):
-    """Which of the rank-constrained regressions of `regression`."""
-
-    PUBLISHED = "published"
-    OPTIMAL = "optimal"
-    ANCHORED = "anchored"

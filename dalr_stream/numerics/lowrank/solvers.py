@@ -15,33 +15,23 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.curves import require_moments_of, tail_sums
-from dalr_stream.numerics.linalg.psd import (
-    EigenFactor,
-    RidgeFactor,
-    Route,
-    factor_ridge,
-    numerical_rank,
-    symmetric_eigen,
-    thin_svd,
-)
-from dalr_stream.numerics.lowrank.assembly import Form, Layer, Seen, assemble, warn_of_few_rows
-from dalr_stream.numerics.lowrank.factors import Diagnostics, LowRankFactors
+from dalr_stream.numerics.diagnostics import Diagnostics, Route
+from dalr_stream.numerics.linalg.psd import numerical_rank, symmetric_eigen, tail_sums, thin_svd
+from dalr_stream.numerics.linalg.ridge_factor import EigenFactor, RidgeFactor, factor_ridge
+from dalr_stream.numerics.lowrank.assembly import AffineMap, Seen, assemble, warn_of_few_rows
+from dalr_stream.numerics.lowrank.factors import LowRankFactors, require_moments_of
 from dalr_stream.numerics.lowrank.regression import Fit, Sums, anchored, anchored_across, regression
-from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge, Variant
-from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
+from dalr_stream.numerics.methods import DalrOptions, Method, Variant
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.numerics.types import Matrix, Vector
 
-__all__ = ["DEFAULT_RIDGE", "Ridge", "Variant", "dalr", "dalr_sweep", "truncated_svd"]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 AnyMoments = Moments | CrossMoments
 
 
@@ -69,7 +59,7 @@ def truncated_svd(
     Raises InvalidInputError where shapes disagree, a value is not finite, or moments are missing.
     Cost: one SVD, about 6 m d min(m, d) operations and more.
     """
-    layer = Layer.of(weight, bias)
+    layer = AffineMap.of(weight, bias)
     if moments is None and compensate_bias:
         raise InvalidInputError("bias compensation needs the moments of the layer's inputs, got none")
     watched = parse_choice(Side, side, "side")
@@ -149,8 +139,8 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     Cost: one eigendecomposition of order min(m, d), 2 m d^2 + 2 m^2 d operations; `published` and `optimal` about
     4 m d^2 + d^3 / 3 more; from outputs 2 m^2 d alone. Memory: S and a few m x d.
     """
-    form = Form.of(variant, affine=affine, compensate_bias=compensate_bias)
-    layer, watched = Layer.of(weight, bias), parse_choice(Side, side, "side")
+    form = DalrOptions.of(variant, affine=affine, compensate_bias=compensate_bias)
+    layer, watched = AffineMap.of(weight, bias), parse_choice(Side, side, "side")
     _require_decidable(layer, moments, form, watched)
     warn_of_few_rows(moments.count, layer.weight.shape[1], form.variant)
     return _solved(layer, moments, form, watched, layer.ranks(max_rank), (ridge,))[0]
@@ -173,8 +163,8 @@ def dalr_sweep(  # noqa: PLR0913  # the options of dalr
     lambda, and the products with W. One eigendecomposition of order min(m, d) a ridge is left. The route is by
     eigenvalues, so results equal those of `dalr` to rounding, not to the bit.
     """
-    form = Form.of(variant, affine=affine)
-    layer, watched = Layer.of(weight, bias), parse_choice(Side, side, "side")
+    form = DalrOptions.of(variant, affine=affine)
+    layer, watched = AffineMap.of(weight, bias), parse_choice(Side, side, "side")
     _require_decidable(layer, moments, form, watched)
     warn_of_few_rows(moments.count, layer.weight.shape[1], form.variant)
     if not ridges:
@@ -183,7 +173,7 @@ def dalr_sweep(  # noqa: PLR0913  # the options of dalr
 
 
 def _solved(
-    layer: Layer, moments: AnyMoments, form: Form, side: Side, most: int, ridges: tuple[Ridge, ...]
+    layer: AffineMap, moments: AnyMoments, form: DalrOptions, side: Side, most: int, ridges: tuple[Ridge, ...]
 ) -> tuple[LowRankFactors, ...]:
     """Solve for each ridge."""
     for ridge in ridges:
@@ -207,7 +197,7 @@ def _fit(sums: Sums, lam: float, most: int, factored: Callable[[float], RidgeFac
     return anchored(sums, lam, most) if sums.cross is None else anchored_across(sums, lam, most, factored(lam))
 
 
-def _factoring(sums: Sums, form: Form, ridges: int) -> Callable[[float], RidgeFactor]:
+def _factoring(sums: Sums, form: DalrOptions, ridges: int) -> Callable[[float], RidgeFactor]:
     """Return what factors S + lam I: anew for one ridge, from one eigendecomposition for several."""
     s = sums.inputs
     if s is None or (form.variant is Variant.ANCHORED and sums.cross is None) or ridges == 1:
@@ -216,7 +206,9 @@ def _factoring(sums: Sums, form: Form, ridges: int) -> Callable[[float], RidgeFa
     return lambda lam: EigenFactor.of(eigen, lam)
 
 
-def _sums(layer: Layer, moments: AnyMoments, form: Form, side: Side, turn: Matrix | None, reached: Matrix) -> Sums:
+def _sums(
+    layer: AffineMap, moments: AnyMoments, form: DalrOptions, side: Side, turn: Matrix | None, reached: Matrix
+) -> Sums:
     """Second moments about the means where affine, else of X about zero and of Y about the bias, which is Z about 0."""
     if isinstance(moments, CrossMoments):
         x, y = moments.inputs, moments.outputs
@@ -230,7 +222,7 @@ def _sums(layer: Layer, moments: AnyMoments, form: Form, side: Side, turn: Matri
     return Sums(reached, outputs if turn is None else turn.T @ outputs @ turn)
 
 
-def _seen(layer: Layer, moments: AnyMoments, side: Side, *, adjusts_bias: bool, own: Matrix | None = None) -> Seen:
+def _seen(layer: AffineMap, moments: AnyMoments, side: Side, *, adjusts_bias: bool, own: Matrix | None = None) -> Seen:
     """Return where the rows came from, and their centres where the bias depends on them; `own` is W W' (m, m)."""
     source = "cross" if isinstance(moments, CrossMoments) else side.value
     center, offset = np.zeros(layer.weight.shape[1]), layer.bias
@@ -255,7 +247,7 @@ def _inputs_behind(weight: Matrix, z: Vector, own: Matrix | None) -> Vector:
     return center + weight.T @ factor.pull_back(factor.half(left[:, None]))[:, 0]
 
 
-def _require_decidable(layer: Layer, moments: AnyMoments, form: Form, side: Side) -> None:
+def _require_decidable(layer: AffineMap, moments: AnyMoments, form: DalrOptions, side: Side) -> None:
     """Raise where these moments do not fit the layer or do not decide this variant."""
     if side is Side.OUTPUTS and not isinstance(moments, CrossMoments) and form.variant is not Variant.ANCHORED:
         raise InvalidInputError(

@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.losses import outputs_energy, relative, relative_errors, squared_errors
 from dalr_stream.numerics.statistics.folding import merge_all
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.numerics.types import Counts, Vector
 
-Vector = NDArray[np.float64]
-Counts = NDArray[np.int64]
 M = TypeVar("M", bound=InputMoments)
 
 

@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.lowrank.grouped import Factors
-from dalr_stream.numerics.lowrank.solvers import Ridge
+from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.resampling.jackknife import leave_one_out, with_rows
 from dalr_stream.numerics.sizes.losses import outputs_energy, relative, squared_errors
 from dalr_stream.numerics.statistics.grouped import InputMoments
+from dalr_stream.numerics.types import Vector
 
 GRID = tuple(10.0**power for power in range(-6, 2))
 """Relative ridges 1e-6 to 10, a decade apart: errors change little within a decade, and each ridge is a solution."""
 
-Vector = NDArray[np.float64]
 M = TypeVar("M", bound=InputMoments)
 
 

@@ -17,25 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.curves import tail_sums
-from dalr_stream.numerics.linalg.psd import Route
+from dalr_stream.numerics.diagnostics import Diagnostics, Route
+from dalr_stream.numerics.linalg.psd import tail_sums
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread, usable_cores
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, Diagnostics
-from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.methods import Form, Method
 from dalr_stream.numerics.options import parse_choice
-from dalr_stream.numerics.selection.penalties import LIVE_SHARE, Form, Penalty, penalty
+from dalr_stream.numerics.selection.nodes import ChannelSelection
+from dalr_stream.numerics.selection.penalties import LIVE_SHARE, Penalty, penalty
 from dalr_stream.numerics.selection.residual import EXPLAINED, GAIN_TOLERANCE, SchurResidual
 from dalr_stream.numerics.statistics.moments import Moments
-
-__all__ = ["Form", "by_max", "by_mean", "momasp", "spectral"]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int64]
-Mask = NDArray[np.bool_]
+from dalr_stream.numerics.types import Indices, Mask, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +99,7 @@ def momasp(
     Cost: as `spectral`, and d^2 once (`node`) or d a step (`subset`).
     """
     chosen = parse_choice(Form, form, "form")
-    method = Method.MOMASP_NODE if chosen is Form.NODE else Method.MOMASP_SUBSET
+    method = chosen.method
     if not 0.0 <= strength < np.inf:
         raise InvalidInputError(f"strength must be a finite number >= 0, got {strength}")
     if target.features != source.features:
@@ -125,13 +118,13 @@ def momasp(
     return _greedy(target, method, affine=affine, limit=limit, regulariser=regulariser, notes=notes)
 
 
-def by_mean(moments: Moments) -> ChannelSelection:
+def prune_by_mean(moments: Moments) -> ChannelSelection:
     """Rank nodes by mean activation, largest first; pruned nodes are restored as zero (DALR, section 5.3)."""
     _require_rows(moments)
     return _ranking(moments, Method.PRUNE_MEAN, moments.mean)
 
 
-def by_max(moments: Moments) -> ChannelSelection:
+def prune_by_max(moments: Moments) -> ChannelSelection:
     """Rank nodes by their largest activation; pruned nodes are restored as zero (DALR, section 5.3).
 
     Raises InvalidInputError where the maxima are unknown, as they are after a subtraction of moments.

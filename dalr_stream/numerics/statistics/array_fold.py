@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import NonFiniteError
 from dalr_stream.numerics.linalg.precision import LARGEST_EXPONENT, Precision
+from dalr_stream.numerics.statistics.centring import Chosen, describe_non_finite
 from dalr_stream.numerics.statistics.folding import FoldState
-from dalr_stream.numerics.statistics.moments import Chosen, describe_non_finite, pooled_mean
+from dalr_stream.numerics.statistics.moments import pooled_mean
 
 BLOCK_ROWS = 1024
 """Rows of the scatter matrix updated by one product: a wide matrix costs little more than its lower triangle."""

@@ -25,16 +25,10 @@ from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.precision import Precision, scaled
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_k_single, mirror_lower
 from dalr_stream.numerics.rows.tiling import Rows, Tile
+from dalr_stream.numerics.statistics.centring import Chosen, centre, describe_non_finite
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
-from dalr_stream.numerics.statistics.moments import (
-    Chosen,
-    Matrix,
-    Moments,
-    Vector,
-    centre,
-    describe_non_finite,
-    pooled_mean,
-)
+from dalr_stream.numerics.statistics.moments import Moments, pooled_mean
+from dalr_stream.numerics.types import Matrix, Vector
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
-from dalr_stream.numerics.lowrank.solvers import DEFAULT_RIDGE, Ridge
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.ridge_choice import RidgeChoice, choose_ridge
 from dalr_stream.numerics.statistics.grouped import InputMoments
@@ -53,13 +53,13 @@ def _choice(store: StoreView, section: SolveSection, layer: str, problem: Layer,
         if heldout is None:
             raise InvalidInputError(
                 f"layer '{layer}': solve.ridge = 'heldout' needs held-out rows and there are none: set "
-                "capture.heldout_share, or name a domain as solve.heldout"
+                "accumulate.heldout_share, or name a domain as solve.heldout"
             )
         return choose_ridge(solve, problem.known_inputs, heldout=heldout)
     shards = store.inputs_shards(section.target, layer)
     if len(shards) < 2:
         raise InvalidInputError(
             f"layer '{layer}': solve.ridge = 'shards' needs at least two shards, the store has {len(shards)}: set "
-            "capture.shards = 8, say, or merge captures"
+            "accumulate.shards = 8, say, or merge captures"
         )
     return choose_ridge(solve, shards=shards)

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from dalr_stream.engine.solve import solve_again, solve_selection
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.lowrank.factors import ChannelSelection
 from dalr_stream.numerics.lowrank.grouped import Factors
-from dalr_stream.numerics.lowrank.solvers import Ridge
+from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.jackknife import SelectionJackknife, jackknife_low_rank, jackknife_selection
 from dalr_stream.numerics.resampling.sufficiency import RULE, sufficiency
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.report.claims import SPEAKERS

@@ -12,8 +12,8 @@ from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.capture.hooks import capture_rows
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
+from dalr_stream.numerics.rows.sampling import at_most
 from dalr_stream.numerics.rows.streams import Side
-from dalr_stream.numerics.subsample import at_most
 
 WIDTH = 6
 
@@ -129,7 +129,7 @@ def test_a_watched_side_knows_its_name_and_its_width(net):
 
 def test_no_layer_passes_for_a_side_of_another(net):
     net.add_module("mix@outputs", nn.Linear(2, 2))
-    with pytest.raises(UnsupportedLayerError, match="'mix@outputs': a name with '@' would pass for a side"):
+    with pytest.raises(UnsupportedLayerError, match="'mix@outputs': '@' is reserved for stream names"):
         select_layers(net, [nn.Linear])
 
 
