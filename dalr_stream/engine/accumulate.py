@@ -13,7 +13,7 @@ from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.checkpoints import Unfinished
+from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import DomainRecord
 from dalr_stream.storage.records import (
@@ -139,23 +139,23 @@ def accumulate(
     record = opened.domain(domain)
     homes = {name: record.home(name) for name in (record.names if layers is None else layers)}
     folds: list[LayerFold] = []
-    left: list[Unfinished] = []
+    left: list[Checkpoints] = []
     for name in dict.fromkeys(homes.values()):
         rule = folding.rule(opened.rows(domain, name).features)
         task = LaneTask(opened.root, domain, name, rule, backend=backend, readers=folding.threads.readers)
         provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
-        unfinished = Unfinished(opened.root, domain, name, provenance)
+        checkpoints = Checkpoints(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
         if any(provenance_of(path) != provenance for path in paths):
-            folds.append(LayerFold(opened, task, unfinished, folding, progress))
+            folds.append(LayerFold(opened, task, checkpoints, folding, progress))
             continue
         progress.note(f"moments of '{name}' on '{domain}' are up to date")
-        if unfinished.exists:  # killed after the moments were kept
-            left.append(unfinished)
+        if checkpoints.exists:  # killed after the moments were kept
+            left.append(checkpoints)
     if folds or left:
         with locked(opened.root):  # once for all: taking the lock looks at every folder of the store
-            for unfinished in left:
-                unfinished.drop()
+            for checkpoints in left:
+                checkpoints.drop()
             for fold in folds:
                 fold.run()
     return LayerMoments.stored(opened.root, domain, homes, folding.shards)

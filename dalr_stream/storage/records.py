@@ -106,8 +106,7 @@ def save_solution(root: Path, layer: str, solution: Solution, provenance: Proven
             save_solution(root, group_name(layer, number), part, provenance)
         return
     specs = schema.LOW_RANK if isinstance(solution, LowRankFactors) else schema.SELECTION
-    found = {spec.name: getattr(solution, spec.name) for spec in specs}
-    arrays = {name: array for name, array in found.items() if array is not None}
+    arrays = {spec.name: array for spec in specs if (array := getattr(solution, spec.name)) is not None}
     values = {"method": solution.method.value, "diagnostics": dataclasses.asdict(solution.diagnostics)}
     save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance)
 
@@ -133,8 +132,8 @@ def check_record(path: Path) -> None:
 def records(root: Path) -> list[Path]:
     """Return the folders of every record of a store, shards of merged ones too; damaged ones are among them."""
     depths = {"weights": "*", "moments": "*/*/*", "shards": "*/*/*/*", "solutions": "*/*"}
-    found = [path for kind, depth in depths.items() for path in (root / kind).glob(depth) if path.is_dir()]
-    return sorted(path for path in found if not path.name.startswith(TEMPORARY))
+    folders = [path for kind, depth in depths.items() for path in (root / kind).glob(depth) if path.is_dir()]
+    return sorted(path for path in folders if not path.name.startswith(TEMPORARY))
 
 
 def provenance_of(path: Path) -> dict[str, Any] | None:

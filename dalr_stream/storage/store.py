@@ -78,6 +78,6 @@ class StoredRows:
     def __iter__(self) -> Iterator[Rows]:
         for number in range(self.store.tiles(self.domain, self.layer)):
             tile = self.store.read_tile(self.domain, self.layer, number)
-            kept = tile.rows[~self.holdout.mask(tile.samples)]
-            if len(kept):
-                yield kept
+            training = tile.rows[~self.holdout.mask(tile.samples)]
+            if len(training):
+                yield training

@@ -1,4 +1,4 @@
-"""Activations on disk: rows in, tiles out, and nothing lost between.
+"""Writes activations to disk: batches of rows in, tiles out, nothing lost in between.
 
 The writer is a `RowSink`. It cuts batches into tiles, writes each full tile as one zarr chunk, and commits: it syncs
 them, then replaces the manifest. Killed at any instant, the store holds whole tiles of whole batches; the next writer
@@ -172,7 +172,7 @@ class ActivationWriter:
             self._commit(complete=True)
 
     def commit_record(self, record: DomainRecord) -> None:
-        """Commit what is known of rows that were folded and not kept, in place of what was known of the domain."""
+        """Commit the record of rows that were folded without being kept, in place of the domain's."""
         self._manifest.with_domain(self._domain, record).write(self._root)
 
     def _require_same_choice(self) -> None:

@@ -124,7 +124,7 @@ def test_arrays_are_declared_named_and_explained(tmp_path):
     assert {name for name, _ in group.arrays()} == {spec.name for spec in schema.MOMENTS}
 
 
-def test_what_is_not_there_is_said_so(tmp_path):
+def test_a_record_that_is_not_there_is_named_with_the_step_that_makes_it(tmp_path):
     with pytest.raises(StoreNotFoundError, match=r"no record at .*run the step that makes it"):
         records.load_moments(tmp_path / "m")
     assert records.provenance_of(tmp_path / "m") is None
