@@ -136,10 +136,10 @@ def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) 
 def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
     """Stream activations into the store; resumes by itself."""
     opened = open_run(file, overrides, fresh=fresh)
-    if opened.project.config.capture.direct:
+    if not opened.project.config.capture.keep_activations:
         raise ConfigError(
-            "capture.direct: activations are folded as they come and none are kept: run accumulate, or pass "
-            "--set capture.direct=false"
+            "capture.keep_activations: is false, so rows are folded as they come and none are kept: run accumulate, "
+            "or pass --set capture.keep_activations=true"
         )
     opened.train()
     opened.capture()

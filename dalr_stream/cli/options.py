@@ -23,27 +23,35 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. solve.ridge=1e-3.")
 ]
 Memory = Annotated[
-    str | None, typer.Option("--memory", metavar="SIZE", help="What folding may hold, e.g. 8GiB: capture.memory_limit.")
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="Memory limit for accumulation, e.g. 8GiB: accumulate.memory_limit."),
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", metavar="N", help="Fold in N worker processes: capture.workers.")
+    int | None, typer.Option("--workers", metavar="N", help="Fold in N worker processes: accumulate.workers.")
 ]
 Scheduler = Annotated[
-    str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Fold on a dask cluster: capture.scheduler.")
+    str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Fold on a dask cluster: accumulate.scheduler.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, and nothing else there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 ByMethod = Annotated[
-    str | None, typer.Option("--method", metavar="NAME", help="By which method, e.g. svd: compress.method.")
+    str | None, typer.Option("--method", metavar="NAME", help="Method to compress with, e.g. svd: compress.method.")
 ]
-_KEPT = "percent of the compressed layers' own, not of the whole network's"
-Params = Annotated[str | None, typer.Option(metavar="SHARE", help=f"Keep so many weights, e.g. 25%: {_KEPT}.")]
-Macs = Annotated[str | None, typer.Option(metavar="SHARE", help=f"Keep so many multiply-adds, e.g. 25%: {_KEPT}.")]
-Energy = Annotated[str | None, typer.Option(metavar="SHARE", help="Keep so much of each layer's output energy.")]
-Ratio = Annotated[str | None, typer.Option(metavar="SHARE", help="The same share of the full rank, or of the nodes.")]
+_OWN = "to keep, e.g. 25%; other layers do not count"
+Params = Annotated[
+    str | None, typer.Option(metavar="SHARE", help=f"Fraction of the compressed layers' weights {_OWN}.")
+]
+Macs = Annotated[
+    str | None, typer.Option(metavar="SHARE", help=f"Fraction of the compressed layers' multiply-adds {_OWN}.")
+]
+Energy = Annotated[str | None, typer.Option(metavar="SHARE", help="Fraction of each layer's output energy to keep.")]
+Ratio = Annotated[
+    str | None, typer.Option(metavar="SHARE", help="Fraction of the full rank, or of the nodes, to keep in each layer.")
+]
 MaxDrop = Annotated[
-    str | None, typer.Option(metavar="SHARE", help="Search sizes that lose at most so much score on [validation].")
+    str | None,
+    typer.Option(metavar="SHARE", help="Search for the smallest sizes whose validation score drops by at most SHARE."),
 ]
-MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples, e.g. of 8.")]
+MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples of N, e.g. 8.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights or data.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the data and the network, print the plan, write nothing.")
@@ -57,7 +65,7 @@ def open_run(
     fresh: bool = False,
     sizes: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Return the run that a file describes; its progress is on standard error, as standard output carries results."""
+    """Return the run that a file describes; progress goes to standard error, results to standard output."""
     from dalr_stream.workflow.run import Run
     from dalr_stream.workflow.runfile.config import load_config
     from dalr_stream.workflow.runfile.project import Project
@@ -69,7 +77,7 @@ def open_run(
 def with_machine(
     overrides: list[str] | None, memory: str | None, workers: int | None = None, scheduler: str | None = None
 ) -> list[str]:
-    """Write the options about the machine as what they are: keys of the run file."""
+    """Return the overrides, and after them the options about the machine as the keys of the run file that they are."""
     options = {"memory_limit": memory, "workers": workers, "scheduler": scheduler}
-    given = [f"capture.{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    given = [f"accumulate.{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     return [*(overrides or []), *given]

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+from dalr_stream.engine.backend import backend_of
 from dalr_stream.errors import LayerNotFoundError
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
-from dalr_stream.numerics.statistics.folding import CpuFold, NewFold, SplitMoments
+from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.checkpoints import Unfinished
+from dalr_stream.storage.checkpoints import Checkpoints
+from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import DomainRecord
 from dalr_stream.storage.records import (
     load_moments,
@@ -22,7 +24,7 @@ from dalr_stream.storage.records import (
     shard_parts,
 )
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.storage.writer import ActivationStore, locked
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Folding, rule_facts
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold
@@ -133,27 +135,27 @@ def accumulate(
     """
     opened = ActivationStore(store)
     folding, progress = folding or Folding(), progress or Silent()
-    new_fold = _new_fold(folding)
+    backend = backend_of(folding)
     record = opened.domain(domain)
     homes = {name: record.home(name) for name in (record.names if layers is None else layers)}
     folds: list[LayerFold] = []
-    left: list[Unfinished] = []
+    left: list[Checkpoints] = []
     for name in dict.fromkeys(homes.values()):
         rule = folding.rule(opened.rows(domain, name).features)
-        task = LaneTask(opened.root, domain, name, rule, new_fold=new_fold)
+        task = LaneTask(opened.root, domain, name, rule, backend=backend, readers=folding.threads.readers)
         provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
-        unfinished = Unfinished(opened.root, domain, name, provenance)
+        checkpoints = Checkpoints(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
         if any(provenance_of(path) != provenance for path in paths):
-            folds.append(LayerFold(opened, task, unfinished, folding, progress))
+            folds.append(LayerFold(opened, task, checkpoints, folding, progress))
             continue
         progress.note(f"moments of '{name}' on '{domain}' are up to date")
-        if unfinished.exists:  # killed after the moments were kept
-            left.append(unfinished)
+        if checkpoints.exists:  # killed after the moments were kept
+            left.append(checkpoints)
     if folds or left:
         with locked(opened.root):  # once for all: taking the lock looks at every folder of the store
-            for unfinished in left:
-                unfinished.drop()
+            for checkpoints in left:
+                checkpoints.drop()
             for fold in folds:
                 fold.run()
     return LayerMoments.stored(opened.root, domain, homes, folding.shards)
@@ -167,11 +169,3 @@ def moments_provenance(network: str, record: DomainRecord, layer: str, rule: Fol
         "choice": record.choice,
         "rule": {**rule_facts(rule), "tile_rows": rule.tile_rows, "lanes": rule.lanes},
     }
-
-
-def _new_fold(folding: Folding) -> NewFold:
-    if folding.device is None:
-        return CpuFold
-    from dalr_stream.engine.backend import backend_of  # imports torch, which numpy's way does without
-
-    return backend_of(folding).new_fold

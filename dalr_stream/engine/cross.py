@@ -24,8 +24,8 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import RowBatch, Rows
+from dalr_stream.numerics.statistics.centring import describe_non_finite
 from dalr_stream.numerics.statistics.cross import CrossMoments, joint_rows
-from dalr_stream.numerics.statistics.moments import describe_non_finite
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding

@@ -64,6 +64,7 @@ def estimate(
     return plan(
         loads,
         threads=folding.threads.workers,
+        readers=folding.threads.readers,
         heldout_share=folding.holdout.share,
         shards=folding.shards,
         domains=len(loaders),
@@ -84,7 +85,7 @@ def require_disk(needed: MemoryPlan, folder: Path) -> None:
     if needed.disk_bytes > free:
         raise DiskSpaceError(
             f"'{folder}': the run may need {_size(needed.disk_bytes)} of disk and {_size(free)} are free: free some, "
-            "choose another run.output, or set capture.direct = true to keep no activations"
+            "choose another run.output, or set capture.keep_activations = false to keep no activations"
         )
 
 

@@ -24,7 +24,6 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
-from dalr_stream.engine.solve import needs_source
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.row_rule import RowRule
@@ -178,7 +177,7 @@ def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding
                 "together"
             )
         _require_size(name, choice, layer_of(model, name))
-        if needs_source(choice.by) and not has_source:
+        if choice.by.needs_source and not has_source:
             raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from dalr_stream.engine.accumulate import LayerMoments
 from dalr_stream.engine.cross import LayerCrossMoments, accumulate_cross, accumulate_pairs
 from dalr_stream.engine.direct import accumulate_stream
-from dalr_stream.engine.solve import factor_by, needs_source, select_by
+from dalr_stream.engine.solve import factor_by, select_by
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.groups import parts_of
@@ -29,15 +30,14 @@ from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.selection.restoration import joint_cross, lost_towards, restored_towards
-from dalr_stream.numerics.sizes.losses import lost_nodes, outputs_energy, relative
+from dalr_stream.numerics.selection.restoration import joint_cross, restored_towards
+from dalr_stream.numerics.sizes.losses import lost_nodes, lost_towards, outputs_energy, relative
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.numerics.types import Vector
 from dalr_stream.progress import Progress
 from dalr_stream.streaming.folding import Folding
-
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class LayerChoice:
     """Or its value, as in run files."""
     size: int
     """Rank, or number of kept nodes."""
-    ridge: Ridge = DEFAULT_RIDGE
-    """Of DALR."""
+    ridge: Ridge | float = DEFAULT_RIDGE
+    """Of DALR; a number is relative."""
     strength: float = 1.0
     """Of MoMaSP's regulariser."""
     restore_ridge: float = 1e-3
@@ -57,6 +57,7 @@ class LayerChoice:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", parse_choice(Method, self.method, "method"))
+        object.__setattr__(self, "ridge", Ridge.of(self.ridge))
 
     @property
     def by(self) -> Method:
@@ -125,7 +126,7 @@ class SequentialPass:
         group, layers = structure.group_of(name), readers_of(structure, [name])
         nodes, heldout = self._nodes(name, current, group, layers)
         source = None
-        if self.source is not None and needs_source(choice.by):
+        if self.source is not None and choice.by.needs_source:
             source = group.joint(accumulate_stream(current, self.source, layers, **self._of_source))
         now = nodes.inputs if isinstance(nodes, CrossMoments) else nodes
         solution = select_by(choice.by, now, source, choice.strength)
@@ -133,8 +134,8 @@ class SequentialPass:
         if isinstance(nodes, CrossMoments) and solution.factor is not None:  # pruning alone restores nothing
             kept = restored_towards(kept, nodes, choice.restore_ridge)
         apart = nodes if heldout is None else heldout
-        errors = lost_towards(kept, apart) if isinstance(apart, CrossMoments) else (0.0, lost_nodes(kept, apart))
-        return kept, LayerOutcome(choice, *errors)
+        shares = lost_towards(kept, apart) if isinstance(apart, CrossMoments) else (0.0, lost_nodes(kept, apart))
+        return kept, LayerOutcome(choice, *map(math.sqrt, shares))
 
     def _nodes(
         self, name: str, current: nn.Module, group: ChannelGroup, layers: Sequence[LayerSpec]

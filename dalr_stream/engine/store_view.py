@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from dalr_stream.engine.accumulate import StoredRecords
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, LowRankFactors
+from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.streams import Side, group_name, module_name
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader, channel_moments
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
@@ -24,9 +25,9 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
 from dalr_stream.storage.records import (
     Solution,
+    load_layer_weights,
     load_moments,
     load_solution,
-    load_weights,
     moments_path,
     provenance_of,
     shard_parts,
@@ -34,7 +35,7 @@ from dalr_stream.storage.records import (
     solution_path,
 )
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ class StoreView:
         return [solution_path(self.root, part, method) for part in self.parts(layer)]
 
     def _weights(self, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        found = [load_weights(self.root, part) for part in self.parts(layer)]
+        found = [load_layer_weights(self.root, part) for part in self.parts(layer)]
         if len(found) == 1:
             return found[0]
         weights, biases = zip(*found, strict=True)

@@ -1,12 +1,17 @@
 """The methods the package compares, by the names used in run files, stores and reports.
 
 Two families: *low rank* methods replace a layer by a pair of factors and leave its neighbours alone; *selections*
-keep some of a layer's nodes and shrink the next layer with it.
+keep some of a layer's nodes and shrink the next layer with it. One table says which options of `dalr` each of its names
+stands for, and one which form of MoMaSP; nobody else keeps such a list.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.options import parse_choice
 
 
 class Family(StrEnum):
@@ -14,6 +19,59 @@ class Family(StrEnum):
 
     LOW_RANK = "low_rank"
     SELECTION = "selection"
+
+
+class Variant(StrEnum):
+    """Which of the rank-constrained regressions of `regression`."""
+
+    PUBLISHED = "published"
+    OPTIMAL = "optimal"
+    ANCHORED = "anchored"
+
+
+class Form(StrEnum):
+    """Which regulariser of MoMaSP: Eq. 4, of a node alone, or Eq. 3, of the subset it would join."""
+
+    NODE = "node"
+    SUBSET = "subset"
+
+    @property
+    def method(self) -> Method:
+        """MoMaSP with this regulariser."""
+        return Method.MOMASP_NODE if self is Form.NODE else Method.MOMASP_SUBSET
+
+
+@dataclass(frozen=True, slots=True)
+class DalrOptions:
+    """Which regression `dalr` solves, and about which centres."""
+
+    variant: Variant
+    affine: bool
+    """Centred moments, and the bias that is best at each rank."""
+    compensate_bias: bool = False
+    """That bias on raw moments: published only."""
+
+    @classmethod
+    def of(cls, variant: Variant | str, *, affine: bool | None, compensate_bias: bool = False) -> DalrOptions:
+        """Parse the options of `dalr`; raises InvalidInputError where they conflict."""
+        parsed = parse_choice(Variant, variant, "variant")
+        centred = parsed is not Variant.PUBLISHED if affine is None else affine
+        if compensate_bias and (centred or parsed is not Variant.PUBLISHED):
+            raise InvalidInputError(
+                f"compensate_bias goes with the published variant and affine=False, got variant={parsed.value!r}, "
+                f"affine={centred}: affine=True is the optimal bias for any variant"
+            )
+        return cls(parsed, centred, compensate_bias)
+
+    @property
+    def method(self) -> Method:
+        """The method they are the options of."""
+        return _METHOD_OF[self]
+
+    @property
+    def adjusts_bias(self) -> bool:
+        """Whether the bias depends on the rank."""
+        return self.affine or self.compensate_bias
 
 
 class Method(StrEnum):
@@ -45,6 +103,26 @@ class Method(StrEnum):
         return Family.SELECTION if self in _SELECTIONS else Family.LOW_RANK
 
     @property
+    def dalr_options(self) -> DalrOptions | None:
+        """The options of `dalr` that the name stands for; None for other methods."""
+        return _DALR.get(self)
+
+    @property
+    def takes_ridge(self) -> bool:
+        """Whether a ridge changes its solutions."""
+        return self in _DALR
+
+    @property
+    def form(self) -> Form | None:
+        """The form of MoMaSP that the name stands for; None for other methods."""
+        return _FORMS.get(self)
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether it compares the target with a source domain."""
+        return self in _FORMS
+
+    @property
     def keeps_weight(self) -> bool:
         """Whether the product at full rank is the weight itself, so that W_k = U_k U_k'W."""
         return self in _KEEP_WEIGHT
@@ -54,6 +132,17 @@ _SELECTIONS = frozenset(
     {Method.PRUNE_MEAN, Method.PRUNE_MAX, Method.SPECTRAL, Method.MOMASP_NODE, Method.MOMASP_SUBSET}
 )
 _KEEP_WEIGHT = frozenset({Method.SVD, Method.SVD_BC, Method.DALR_ANCHORED, Method.DALR_ANCHORED_AFFINE})
+_DALR = {
+    Method.DALR_PUBLISHED: DalrOptions(Variant.PUBLISHED, affine=False),
+    Method.DALR_PUBLISHED_BC: DalrOptions(Variant.PUBLISHED, affine=False, compensate_bias=True),
+    Method.DALR_PUBLISHED_AFFINE: DalrOptions(Variant.PUBLISHED, affine=True),
+    Method.DALR_OPTIMAL: DalrOptions(Variant.OPTIMAL, affine=False),
+    Method.DALR_OPTIMAL_AFFINE: DalrOptions(Variant.OPTIMAL, affine=True),
+    Method.DALR_ANCHORED: DalrOptions(Variant.ANCHORED, affine=False),
+    Method.DALR_ANCHORED_AFFINE: DalrOptions(Variant.ANCHORED, affine=True),
+}
+_METHOD_OF = {options: method for method, options in _DALR.items()}
+_FORMS = {form.method: form for form in Form}
 _LABELS = {
     Method.SVD: "SVD",
     Method.SVD_BC: "SVD + BC",

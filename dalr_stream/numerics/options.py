@@ -1,11 +1,13 @@
-"""Options that are enums, given as members or as their string values."""
+"""Options parsed where they enter: enums given as members or as their values, and whole numbers within a range."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import TypeVar
 
-from dalr_stream.errors import InvalidInputError
+import numpy as np
+
+from dalr_stream.errors import InvalidInputError, RankError
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -17,3 +19,11 @@ def parse_choice(kind: type[Choice], value: str, name: str) -> Choice:
     except ValueError:
         names = ", ".join(repr(member.value) for member in kind)
         raise InvalidInputError(f"{name} must be one of {names}, got {value!r}") from None
+
+
+def integer_within(value: int, largest: int, name: str) -> int:
+    """Return `value` as an int in 1..largest; raises RankError."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not 1 <= value <= largest:
+        raise RankError(f"{name} must lie in 1..{largest}, got {value}")
+    return int(value)

@@ -8,7 +8,6 @@ the rows lie on disk. It carries a digest of itself.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreError, StoreNotFoundError
+from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.streams import Side, require_name
 from dalr_stream.numerics.statistics.channels import ChannelReader
-from dalr_stream.numerics.subsample import EVERY_ROW
 from dalr_stream.storage.durable import write_file
+from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.schema import SCHEMA_VERSION
 
 FILE = "manifest.json"
@@ -188,10 +188,10 @@ class Manifest:
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            found = f"'{root}' is not a dalr_stream store (it has no {FILE})"
+            problem = f"'{root}' is not a dalr_stream store (it has no {FILE})"
             if not root.exists():
-                found = f"there is nothing at '{root}'"
-            raise StoreNotFoundError(f"{found}: name the folder of a store, or capture to it first") from None
+                problem = f"there is nothing at '{root}'"
+            raise StoreNotFoundError(f"{problem}: name the folder of a store, or capture to it first") from None
         except OSError as error:
             raise StoreError(f"'{path}' cannot be read ({error}): check the disk and your rights") from error
         body = _unsealed(path, data)
@@ -219,12 +219,6 @@ def _unsealed(path: Path, data: bytes) -> Any:
     if data != _sealed(body):
         raise StoreDamagedError(f"'{path}' is damaged: its digest does not match its contents")
     return body
-
-
-def digest_of(plain: Any) -> str:
-    """SHA-256 of a JSON-like value, whatever the order of its keys."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _require_names(what: str, *names: Iterable[str]) -> None:

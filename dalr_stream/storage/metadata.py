@@ -14,7 +14,7 @@ from typing import Any
 
 from dalr_stream.errors import StoreDamagedError
 from dalr_stream.storage.durable import make_folder, write_file
-from dalr_stream.storage.manifest import digest_of
+from dalr_stream.storage.json_record import digest_of
 
 FILE = "zarr.json"
 _DIGEST = "digest"

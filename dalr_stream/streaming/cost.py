@@ -16,8 +16,8 @@ from dalr_stream.storage.schema import MAX_CHUNK_BYTES
 _FLOAT64 = 8
 _FLOAT32 = 4
 
-TILES_IN_FLIGHT = 4
-"""Per worker: the tile being folded, the next one, and the next one's bytes before and while they are unpacked."""
+TILES_READ_AHEAD = 3
+"""Per reader: the next tile, and its bytes before and while they are unpacked."""
 CHUNKS_BEING_SAVED = 3
 """A record leaves memory a chunk at a time: the chunk, its packed form, and the one it is merged with in a strip."""
 ORDERS_OF_JOINING = 2
@@ -75,7 +75,7 @@ class KeptRecords:
     shards: int
 
     @property
-    def records(self) -> int:
+    def count(self) -> int:
         """On disk, a domain: training, held-out, and the shards where there are some."""
         return 1 + self.heldout + (self.shards if self.shards > 1 else 0)
 
@@ -96,42 +96,49 @@ class KeptRecords:
 
 
 def layer_cost(
-    load: LayerLoad, domains: int, threads: int, kept: KeptRecords, memory_limit_bytes: int | None
+    load: LayerLoad,
+    domains: int,
+    threads: int,
+    records: KeptRecords,
+    memory_limit_bytes: int | None,
+    *,
+    readers: int = 1,
 ) -> LayerCost:
     """Return what a layer costs on `domains` domains, its matrix cut into strips where a limit asks for it."""
-    d, parts = load.features, kept.at_once
-    cut = _strips(load, parts, threads, memory_limit_bytes)
-    folding = max(store_bytes_of(load, strip, parts, threads) for strip in cut)
-    summed = _sum_strips(d, kept, memory_limit_bytes)
-    summing = kept.summing * _FLOAT64 * max(strip.cells for strip in summed)
-    directly = lane_count(d) * parts * kept.partitions
+    d, parts = load.features, records.at_once
+    cut = _strips(load, parts, threads, memory_limit_bytes, readers)
+    folding = max(store_bytes_of(load, strip, parts, threads, readers) for strip in cut)
+    summed = _sum_strips(d, records, memory_limit_bytes)
+    summing = records.summing * _FLOAT64 * max(strip.cells for strip in summed)
+    directly = lane_count(d) * parts * records.partitions
     return LayerCost(
         name=load.name,
         features=d,
         rows=load.rows,
         disk_bytes=load.rows * d * load.itemsize,
-        moments_bytes=_FLOAT64 * d * d * kept.records * domains,
+        moments_bytes=_FLOAT64 * d * d * records.count * domains,
         strips=cut,
         store_bytes=max(folding, summing),
-        direct_bytes=(directly + kept.summing) * _FLOAT64 * d * d + _tile_bytes(load),
+        direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + _tile_bytes(load),
         multiply_adds=load.rows * d * d // 2,
-        partitions=kept.partitions,
+        partitions=records.partitions,
         sum_strips=summed,
     )
 
 
-def _sum_strips(features: int, kept: KeptRecords, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+def _sum_strips(features: int, records: KeptRecords, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
     """Cut a matrix so that the sum of its shards fits, as far as one block of rows does."""
-    if memory_limit_bytes is None or kept.summing * _FLOAT64 * features**2 <= memory_limit_bytes:
+    if memory_limit_bytes is None or records.summing * _FLOAT64 * features**2 <= memory_limit_bytes:
         return (Strip(0, features),)
-    return strips(features, memory_limit_bytes // (_FLOAT64 * kept.summing))
+    return strips(features, memory_limit_bytes // (_FLOAT64 * records.summing))
 
 
-def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int) -> int:
+def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, readers: int = 1) -> int:
     """Accumulators, and what comes and goes beside them: tiles, then matrices being joined, then chunks being saved."""
     lanes = lane_count(load.features)
     record = _FLOAT64 * strip.cells
-    working = min(lanes, threads) * (TILES_IN_FLIGHT * _tile_bytes(load) + turn_bytes(load, parts - 1, strip.stop))
+    tiles = (1 + TILES_READ_AHEAD * readers) * _tile_bytes(load)
+    working = min(lanes, threads) * (tiles + turn_bytes(load, parts - 1, strip.stop))
     working += threads * SINGLE_BLOCK_BYTES  # of float32 products; those of float64 need none
     joining = ORDERS_OF_JOINING * record if lanes > 1 else 0
     saving = CHUNKS_BEING_SAVED * min(MAX_CHUNK_BYTES, _FLOAT64 * load.features**2)
@@ -148,11 +155,13 @@ def _tile_bytes(load: LayerLoad) -> int:
     return tile_rows(load.features) * load.features * load.itemsize
 
 
-def _strips(load: LayerLoad, parts: int, threads: int, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+def _strips(
+    load: LayerLoad, parts: int, threads: int, memory_limit_bytes: int | None, readers: int
+) -> tuple[Strip, ...]:
     """Cut the matrix of a one-lane layer so that each strip fits, where any cut does."""
     d = load.features
     whole = Strip(0, d)
-    needed = store_bytes_of(load, whole, parts, threads)
+    needed = store_bytes_of(load, whole, parts, threads, readers)
     if memory_limit_bytes is None or lane_count(d) > 1 or needed <= memory_limit_bytes:
         return (whole,)
     beside = needed - parts * _FLOAT64 * whole.cells

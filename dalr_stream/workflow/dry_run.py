@@ -162,7 +162,7 @@ def _steps(project: Project) -> Iterator[tuple[str, bool]]:
     for domain in config.domains:
         again = stale(f"accumulate {domain}")
         changed = changed or again
-        if not config.capture.direct:
+        if config.capture.keep_activations:
             yield f"capture {domain}", again and stale(f"capture {domain}")
         yield f"accumulate {domain}", again
     wanted = {"compress": config.compress.wanted, "finetune": config.finetune is not None}

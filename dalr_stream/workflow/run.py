@@ -30,8 +30,9 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.report.write import write_report
 from dalr_stream.storage.durable import explained, remove_folder
+from dalr_stream.storage.lock import locked
 from dalr_stream.storage.records import Solution, save_solution
-from dalr_stream.storage.writer import forget_domain, forget_moments, forget_store, locked
+from dalr_stream.storage.removal import forget_domain, forget_moments, forget_store
 from dalr_stream.workflow.journal import FILE as JOURNAL
 from dalr_stream.workflow.journal import Journal
 from dalr_stream.workflow.kept_scores import KeptScores
@@ -114,7 +115,7 @@ class Run:
     def accumulate(self) -> None:
         """Turn each domain's activations into moments, capturing them first where they are wanted and not there."""
         stale = [domain for domain in self._config.domains if not self._skip(f"accumulate {domain}")]
-        direct = self._config.capture.direct
+        direct = not self._config.capture.keep_activations
         for domain in stale:
             if direct:
                 self._fold_directly(domain)

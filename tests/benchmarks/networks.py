@@ -16,7 +16,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.surgery.compress import parameter_count
-from dalr_stream.numerics.lowrank.factors import SelectedNodes
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from architectures import resnet50, vgg19, vit

@@ -15,7 +15,8 @@ from timing import Row, against, race
 from dalr_stream.errors import FewSamplesWarning
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows
-from dalr_stream.numerics.lowrank.solvers import Ridge, dalr, dalr_sweep
+from dalr_stream.numerics.lowrank.ridge import Ridge
+from dalr_stream.numerics.lowrank.solvers import dalr, dalr_sweep
 from dalr_stream.numerics.statistics.moments import Moments
 
 TILE = 256

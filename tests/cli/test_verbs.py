@@ -6,6 +6,7 @@ from commands import cli
 from typer.testing import CliRunner
 
 from dalr_stream.cli import app as commands
+from dalr_stream.cli.options import with_machine
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
@@ -59,7 +60,7 @@ def test_every_verb_of_a_run_in_turn(run_file):
         (("run", "absent.toml"), "there is no run file at 'absent.toml'"),
         (("run", "{file}", "--set", "solve.rigde=1"), "unknown key 'solve.rigde'; nearest: 'ridge'"),
         (("solve", "{file}"), "there is nothing at"),
-        (("estimate", "{file}", "--set", 'capture.memory_limit="1KiB"'), "the limit is 0 MiB"),
+        (("estimate", "{file}", "--set", 'accumulate.memory_limit="1KiB"'), "the limit is 0 MiB"),
     ],
 )
 def test_a_failure_is_one_line_and_a_code_without_a_traceback(run_file, arguments, message):
@@ -113,10 +114,19 @@ def test_a_size_on_the_command_line_is_said_to_be_for_once(finished_file):
     assert 'replaces it by what [compress] says; write params = "25%" there to keep it' in done.stderr
 
 
+def test_options_about_the_machine_are_keys_of_the_run_file(run_file):
+    given = with_machine(["solve.ridge=0.1"], "8GiB", workers=3)
+    assert load_config(run_file, given).accumulate.memory_limit_bytes == 8 * 2**30
+    assert load_config(run_file, given).accumulate.workers == 3
+    assert (
+        load_config(run_file, with_machine(None, None, scheduler="tcp://host:1")).accumulate.scheduler == "tcp://host:1"
+    )
+
+
 def test_rows_that_are_folded_directly_are_not_captured(run_file):
-    done = cli("capture", run_file, "--set", "capture.direct=true")
+    done = cli("capture", run_file, "--set", "capture.keep_activations=false")
     assert done.returncode == 1
-    assert done.stderr.startswith("dalr-stream: capture.direct: activations are folded as they come")
+    assert done.stderr.startswith("dalr-stream: capture.keep_activations: is false, so rows are folded as they come")
     assert not (run_file.parent / "out").exists()
 
 

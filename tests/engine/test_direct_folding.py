@@ -122,10 +122,10 @@ def test_moments_in_a_store_are_made_again_for_another_way_to_fold(net, batches,
     assert again["0"].same_bits(first["0"])
 
 
-@pytest.mark.parametrize("direct", ["true", "false"])
-def test_a_run_file_names_precision_and_device(run_file, direct):
+@pytest.mark.parametrize("keep", ["true", "false"])
+def test_a_run_file_names_precision_and_device(run_file, keep):
     def accumulated(*overrides):
-        project = Project(load_config(run_file, [f"capture.direct={direct}", *overrides]), run_file.parent)
+        project = Project(load_config(run_file, [f"capture.keep_activations={keep}", *overrides]), run_file.parent)
         run = Run(project)
         run.train()
         run.accumulate()
@@ -133,8 +133,8 @@ def test_a_run_file_names_precision_and_device(run_file, direct):
 
     for overrides, found in (
         ((), ("double", "numpy")),
-        (("capture.precision=single",), ("single", "numpy")),
-        (("capture.precision=single", "capture.device=cpu"), ("single", "torch:cpu")),
+        (("accumulate.precision=single",), ("single", "numpy")),
+        (("accumulate.precision=single", "accumulate.device=cpu"), ("single", "torch:cpu")),
     ):
         store = StoreView.open(accumulated(*overrides).store)
         rules = [facts["rule"] for facts in store.moments_provenance(["target", "source"])]

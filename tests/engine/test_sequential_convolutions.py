@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError, ParameterIncreaseWarning, RankError
-from dalr_stream.numerics.subsample import at_most
+from dalr_stream.numerics.rows.sampling import at_most
 
 ALL = ds.Folding(ds.HoldoutRule(0.0))
 EVERY_PATCH = ds.RowRule(most_patches=None)

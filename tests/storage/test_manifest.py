@@ -10,6 +10,7 @@ from stores import flipped, unsynced
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.statistics.channels import ChannelReader, ChannelSpan
+from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.manifest import (
     FILE,
     BatchRecord,
@@ -18,7 +19,6 @@ from dalr_stream.storage.manifest import (
     Manifest,
     NetworkRecord,
     RowsRecord,
-    digest_of,
 )
 
 signs = st.characters(codec="utf-8", exclude_characters="/\\\0")

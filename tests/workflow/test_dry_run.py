@@ -49,7 +49,7 @@ def test_it_says_which_steps_would_run(run_file):
     steps = rehearse(opened(run_file)).steps
     names = ["train", *(f"{verb} {d}" for d in ("target", "source", "test") for verb in ("capture", "accumulate"))]
     assert steps == [(name, True) for name in [*names, "solve", "compress", "evaluate", "report"]]
-    direct = rehearse(opened(run_file, "capture.direct=true", "compress={}")).steps
+    direct = rehearse(opened(run_file, "capture.keep_activations=false", "compress={}")).steps
     assert [name for name, _ in direct if name.startswith(("capture", "compress"))] == []
 
 
@@ -104,7 +104,7 @@ def test_disk_is_told_in_units_that_show_it(monkeypatch, tmp_path, rows, needed)
 
 
 def test_a_run_that_would_not_fit_is_a_problem(run_file):
-    (problem,) = rehearse(opened(run_file, 'capture.memory_limit="1KiB"')).problems
+    (problem,) = rehearse(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
     assert "the limit is 0 MiB" in problem
 
 

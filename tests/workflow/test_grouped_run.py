@@ -84,7 +84,7 @@ layers = ["*"]
 [domains.target]
 batches = "grouped_run:pictures"
 
-[capture]
+[accumulate]
 heldout_share = 0.0
 
 [solve]
@@ -363,9 +363,9 @@ def test_shards_choose_one_ridge_for_all_groups_and_give_the_layer_error_bars(fo
     project = elsewhere(
         folder,
         tmp_path,
-        "capture.shards=3",
-        "capture.direct=true",
-        "capture.heldout_share=0.2",
+        "accumulate.shards=3",
+        "capture.keep_activations=false",
+        "accumulate.heldout_share=0.2",
         'solve.ridge="shards"',
         'solve.methods=["dalr_anchored_affine"]',
         'network.layers=["split"]',

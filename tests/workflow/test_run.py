@@ -13,7 +13,8 @@ from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.record import Results
-from dalr_stream.storage.records import delete_activations, moments_path, provenance_of, save_moments
+from dalr_stream.storage.records import moments_path, provenance_of, save_moments
+from dalr_stream.storage.removal import delete_activations
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
@@ -119,7 +120,7 @@ def test_the_saved_network_loads_and_gives_what_was_evaluated(finished):
 
 
 def test_direct_capture_keeps_no_activations_and_gives_the_same_moments(finished, finished_file):
-    direct, _ = opened(finished_file, FEW, "capture.direct=true", 'run.output="direct"')
+    direct, _ = opened(finished_file, FEW, "capture.keep_activations=false", 'run.output="direct"')
     direct.all()
     assert not (direct.project.store / "activations").exists()
     for domain in ("target", "source"):
@@ -131,7 +132,7 @@ def test_direct_capture_keeps_no_activations_and_gives_the_same_moments(finished
 def test_a_held_out_share_is_used_where_no_domain_is_named(run_file):
     text = run_file.read_text().replace('heldout = "test"', "")
     run_file.write_text(text)
-    run, _ = opened(run_file, "capture.heldout_share=0.2")
+    run, _ = opened(run_file, "accumulate.heldout_share=0.2")
     run.train()
     run.accumulate()
     store = StoreView.open(run.project.store)
@@ -237,7 +238,7 @@ def test_fewer_samples_than_features_is_a_recorded_decision(run_file):
 
 
 def test_a_memory_limit_refuses_before_anything_is_written(run_file):
-    run, _ = opened(run_file, 'capture.memory_limit="1KiB"')
+    run, _ = opened(run_file, 'accumulate.memory_limit="1KiB"')
     with pytest.raises(ds.DalrStreamError, match="the limit is 0 MiB"):
         run.all()
     assert not run.project.store.exists()

@@ -105,7 +105,7 @@ def lengths_of(run):
 
 
 def test_a_run_watches_what_its_file_says_and_solves_from_the_inputs(run_file):
-    run, direct = opened(run_file), opened(run_file, "capture.direct=true", 'run.output="direct"')
+    run, direct = opened(run_file), opened(run_file, "capture.keep_activations=false", 'run.output="direct"')
     run.all()
     direct.all()
     results = Results.read(run.project.report_folder / "results.json")
@@ -135,17 +135,17 @@ def test_outputs_asked_for_later_are_refused_by_name_and_then_captured(run_file)
     assert StoreView.open(changed.project.store).all_rows("target", "fc1@outputs").features == 6
 
 
-@pytest.mark.parametrize("direct", ["true", "false"])
-def test_other_rows_are_refused_and_replaced_only_when_asked(run_file, direct, contents):
-    run = opened(run_file, f"capture.direct={direct}")
+@pytest.mark.parametrize("keep", ["false", "true"])
+def test_other_rows_are_refused_and_replaced_only_when_asked(run_file, keep, contents):
+    run = opened(run_file, f"capture.keep_activations={keep}")
     run.train()
     run.accumulate()
     before = contents(run.project.store)
-    other = opened(run_file, f"capture.direct={direct}", "capture.most_per_sample=2")
+    other = opened(run_file, f"capture.keep_activations={keep}", "capture.most_per_sample=2")
     with pytest.raises(FingerprintMismatchError, match=r"at most 3 a sample .* at most 2 a sample .*--fresh replaces"):
         other.accumulate()
     assert contents(run.project.store) == before
-    opened(run_file, f"capture.direct={direct}", "capture.most_per_sample=2", fresh=True).accumulate()
+    opened(run_file, f"capture.keep_activations={keep}", "capture.most_per_sample=2", fresh=True).accumulate()
     moments = StoreView.open(run.project.store).all_rows("target", "fc1")
     assert moments.count == np.minimum(lengths_of(run), 2).sum()
 

@@ -43,7 +43,7 @@ from dalr_stream.network.layers.kinds import (
 from dalr_stream.network.layers.spec import LayerSpec, module_of, to_host
 from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.numerics.rows.tiling import RowBatch, RowSink, same_as_before
-from dalr_stream.numerics.statistics.moments import describe_non_finite
+from dalr_stream.numerics.statistics.centring import describe_non_finite
 
 BatchDone = Callable[[int, bool], None]
 """Called after each batch with its number of samples, and whether it was skipped because the sink had it."""

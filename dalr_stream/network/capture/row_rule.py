@@ -23,8 +23,8 @@ import torch
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import inputs_of
 from dalr_stream.network.layers.kinds import LayerRows
+from dalr_stream.numerics.rows.sampling import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.rows.tiling import Samples
-from dalr_stream.numerics.subsample import EVERY_ROW, Keep, at_most
 
 MOST_PATCHES = 16
 """VGG19's second convolution makes 431 GiB of patches of 4,000 images, and 0.14 GiB of 16 patches each."""

@@ -30,9 +30,10 @@ from dalr_stream.network.surgery.holders import modules_by_name, replaced_module
 from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
-from dalr_stream.numerics.lowrank.factors import LowRankLayer, SelectedNodes
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import GroupedPair
 from dalr_stream.numerics.rows.streams import group_name, module_name
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelSpan
 
 Replacement = LowRankLayer | GroupedPair | SelectedNodes

@@ -11,15 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, blank, channels_read, matrix_of, plain_convolution
 from dalr_stream.numerics.statistics.channels import ChannelSpan
-
-Indices = NDArray[np.int64]
-Matrix = NDArray[np.float64]
+from dalr_stream.numerics.types import Indices, Matrix
 
 
 def keep_outputs(module: nn.Module, kept: Indices) -> nn.Module:

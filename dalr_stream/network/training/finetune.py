@@ -34,7 +34,7 @@ from dalr_stream.network.capture.batches import call, digest_of_inputs, samples_
 from dalr_stream.network.layers.identity import digest_of_member, fingerprint
 from dalr_stream.network.training.epochs import Epochs, EpochsFile, Trained
 from dalr_stream.network.training.trainable import only_trained
-from dalr_stream.storage.manifest import digest_of
+from dalr_stream.storage.json_record import digest_of
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """`loss(outputs, labels)`, a scalar: the mean over the batch."""

@@ -1,9 +1,16 @@
-"""Solutions: one decomposition that holds every rank, one selection that holds every size.
+"""Low-rank factors: one decomposition that holds every rank, and its squared error at every rank on any moments.
 
-Every low-rank method of the package is an orthonormal basis U (m, K) and a regression M (m, d), with
-W ~ U_k U_k'M: rank k is the first k columns, so nothing is solved again when another rank is asked for, and squared
-errors on any moments follow without data. Every selection is nested in the same way: an order in which nodes are
-taken, and the columns of a pivoted Cholesky factor in that order.
+Every low-rank method of the package is an orthonormal basis U (m, K) and a regression M (m, d), with W ~ U_k U_k'M:
+rank k is the first k columns, so nothing is solved again when another rank is asked for. With x, y about the centres c
+and o that the factors were solved with,
+
+    err(k) = ||Y - U_k U_k'M X||^2,      err(k - 1) - err(k) = 2 u_k' M X Y' u_k - u_k' M X X' M' u_k
+
+so one product with the moments gives the error at every rank, without data. err(K) is formed directly and the rest
+added from the tail: prefix sums lose small errors to cancellation. What is known of X and Y decides how: X alone where
+Y = W X, Y alone where besides M = W, or both from two runs. Held-out moments are taken about the training centres:
+their own would understate the error. Resolution: a few EPSILON x err(0), so a value may lie below zero by that much;
+nothing is clamped.
 
 Records are validated when made, and their arrays are never changed. Nothing here solves anything.
 """
@@ -11,72 +18,21 @@ Records are validated when made, and their arrays are never changed. Nothing her
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.linalg
-from numpy.typing import NDArray
 
-from dalr_stream.errors import InvalidInputError, ParameterIncreaseWarning, RankError
-from dalr_stream.numerics.curves import error_curve, least_error_curve
-from dalr_stream.numerics.linalg.psd import factor_ridge
+from dalr_stream.errors import InvalidInputError, ParameterIncreaseWarning
+from dalr_stream.numerics.diagnostics import Diagnostics
+from dalr_stream.numerics.linalg.psd import symmetric_values, tail_sums
+from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.options import integer_within, parse_choice
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnostics:
-    """What was decided on the way to a solution, and why. Plain values: `Diagnostics(**asdict(d))` gives it back."""
-
-    count: int
-    """Rows the moments came from; 0 where no moments were used."""
-    samples: int
-    """Samples those rows came from."""
-    features: int
-    """d"""
-    numerical_rank: int | None
-    """Of the weight (SVD), of the inputs' moments (published, optimal; None where Cholesky left it unknown), of the
-    outputs' moments (anchored), of Sigma (greedy selections)."""
-    ridge: float
-    """The lambda that was used, absolute, on unnormalised sums."""
-    route: str
-    notes: tuple[str, ...] = ()
-    ridge_sweep: tuple[tuple[float, float], ...] = ()
-    """Relative ridges that were tried, ascending, each with its error on unseen rows; empty where none was chosen."""
-    source: str = "inputs"
-    """Whose moments: `inputs`, `outputs` (of the layer, alone), `cross` (inputs of one run, outputs of another)."""
-    reason: str = ""
-    """The rule that chose the route."""
-    condition: float | None = None
-    """Of the matrix that was factored or decomposed, with its ridge; an estimate where Cholesky did it."""
-    psd_margin: float | None = None
-    """Smallest eigenvalue over the trace of the moments that were factored (with the ridge's term for anchored): below
-    0 by more than rounding where they are no sum of squares. None where only the largest were computed."""
-    error: float | None = None
-    """Plain squared error on the training moments at the largest rank held."""
-    error_bound: float | None = None
-    """What no factors of that rank, of the same centres, can be below; see `LowRankFactors.error_bound`."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "notes", tuple(self.notes))
-        object.__setattr__(self, "ridge_sweep", tuple((ridge, error) for ridge, error in self.ridge_sweep))
-
-    @property
-    def chosen_ridge(self) -> float | None:
-        """The relative ridge that the sweep chose: of those with the least error the largest."""
-        return max(self.ridge_sweep, key=lambda tried: (-tried[1], tried[0]))[0] if self.ridge_sweep else None
-
-    @property
-    def rows_per_feature(self) -> float:
-        """n / d: below 1 the data leave directions undetermined."""
-        return self.count / self.features
+from dalr_stream.numerics.types import Matrix, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,7 +141,7 @@ class LowRankFactors:
         the layer in those messages. Cost: k (m + d) for the bias.
         """
         prefix = "" if layer is None else f"layer {layer!r}: "
-        k = _integer_within(k, self.max_rank, f"{prefix}rank")
+        k = integer_within(k, self.max_rank, f"{prefix}rank")
         m, d = self.outputs, self.inputs
         if k > self.break_even_rank:
             message = (
@@ -201,12 +157,12 @@ class LowRankFactors:
         """Squared error ||y - y_k||^2 summed over the rows of `moments`, at k = 0..K: (K + 1,).
 
         Training or held-out moments of the layer's inputs; of its outputs alone (`side="outputs"`, truncated SVD and
-        anchored only); or cross moments, where y is another run's. `curves` has the formulas and the resolution.
+        anchored only); or cross moments, where y is another run's. The module has the formulas and the resolution.
 
         Raises InvalidInputError where `moments` are of another width, of no rows, or do not decide the errors.
         Cost: 4 m d^2 operations, no data; 2 m^2 K from the outputs.
         """
-        return error_curve(self, moments, parse_choice(Side, side, "side"))
+        return _error_curve(self, moments, parse_choice(Side, side, "side"))
 
     def error_bound(self, moments: Moments | CrossMoments, *, side: Side | str = Side.INPUTS) -> Vector:
         """(K + 1,): the least squared error of any map of rank 0..K about the same centres on these moments.
@@ -214,127 +170,88 @@ class LowRankFactors:
         Where `errors(moments)` is on it nothing is left to be won at that rank. Cost: eigenvalues of order m, 4/3 m^3
         operations, and the products that form the matrix.
         """
-        return least_error_curve(self, moments, parse_choice(Side, side, "side"))
+        return _least_error_curve(self, moments, parse_choice(Side, side, "side"))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SelectedNodes:
-    """A subset of nodes, and how to put the others back: phi ~ restore phi[kept] + offset."""
+def require_moments_of(weight: Matrix, moments: Moments | CrossMoments, side: Side, prefix: str = "") -> None:
+    """Raise where `moments` are not those of the layer with this `weight` (m, d), or of no rows; `prefix` names it."""
+    m, d = weight.shape
+    if side is Side.CHANNELS:
+        raise InvalidInputError(f"{prefix}side must be 'inputs' or 'outputs': from channels selections are solved")
+    if isinstance(moments, Mapping):
+        names = " or ".join(f"moments['{name}']" for name in moments)
+        raise InvalidInputError(f"{prefix}moments must be of one layer, got a mapping: say {names}")
+    if isinstance(moments, CrossMoments):
+        width = f"{moments.input_features} inputs and {moments.output_features} outputs"
+        fits = (moments.output_features, moments.input_features) == (m, d)
+    else:
+        width = f"{moments.features} {'features' if side is Side.INPUTS else side.value}"
+        fits = moments.features == (d if side is Side.INPUTS else m)
+    if not fits:
+        raise InvalidInputError(f"{prefix}moments of {width} do not fit a weight of shape {weight.shape}")
+    if moments.count == 0:
+        raise InvalidInputError(f"{prefix}moments must come from at least one row, got none: accumulate some first")
 
-    kept: Indices = field(repr=False)
-    """(k,) ascending: the order the nodes have in the layer."""
-    restore: Matrix = field(repr=False)
-    """(d, k): A_J, its columns in the order of `kept`; the row of a kept node is a unit row."""
-    offset: Vector = field(repr=False)
-    """(d,): center - restore center[kept]; zeros unless affine."""
-    retention: float
 
-    @property
-    def size(self) -> int:
-        """Nodes kept, k."""
-        return self.kept.size
+def _error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, side: Side) -> Vector:
+    """(K + 1,): the squared error at ranks 0..K, summed over the rows of `moments`."""
+    require_moments_of(factors.weight, moments, side)
+    if isinstance(moments, CrossMoments):
+        return _on_cross(factors, moments)
+    if factors.diagnostics.source == "cross":
+        raise InvalidInputError("these factors were solved against another run's outputs: errors need cross moments")
+    return _on_inputs(factors, moments) if side is Side.INPUTS else _on_outputs(factors, moments)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChannelSelection:
-    """Nested subsets of d nodes: the first k of `order`, for every k.
+def _least_error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, side: Side) -> Vector:
+    """(K + 1,): the least that any map of rank 0..K, about the same centres, leaves on these moments.
 
-    With a `limit` the order, and all that goes by size, ends there.
+    Least squares, and the tail of the eigenvalues of what it fits (Izenman 1975). One decomposition, eigenvalues only.
     """
-
-    method: Method
-    order: Indices = field(repr=False)
-    """(s,): nodes in the order they are taken; s = d, or the limit."""
-    factor: Matrix | None = field(repr=False)
-    """(d, r): columns of the pivoted Cholesky factor of Sigma; column j is zero at the nodes taken before the j-th.
-    r, at most s, is the rank found. None for pure pruning, which restores nothing."""
-    retention: Vector = field(repr=False)
-    """(s,): share of tr(Sigma) explained (Eq. 2) at sizes 1..s, non-decreasing, at most 1."""
-    center: Vector = field(repr=False)
-    """(d,): mean of the target where affine, else zeros."""
-    not_live: Indices = field(repr=False)
-    """Ascending: nodes that vary too little on the target to be compared (MoMaSP), or that explained nothing more
-    when their turn came (spectral). They come last."""
-    diagnostics: Diagnostics
-
-    def __post_init__(self) -> None:
-        d, s = self.center.size, self.order.size
-        if s > d or self.retention.shape != (s,) or np.unique(self.order).size != s:
-            raise InvalidInputError(f"selection: order must list distinct nodes of {d}, one retention each, got {s}")
-        if self.factor is not None and (self.factor.shape[0] != d or self.factor.shape[1] > s):
-            raise InvalidInputError(f"selection: factor must be {d} x at most {s}, got {self.factor.shape}")
-        for array in (self.order, self.retention, self.center, self.not_live):
-            array.setflags(write=False)
-        if self.factor is not None:
-            self.factor.setflags(write=False)
-
-    @property
-    def nodes(self) -> int:
-        """All nodes, d."""
-        return self.center.size
-
-    def at_size(self, k: int, *, ridge: float = 0.0, layer: str | None = None) -> SelectedNodes:
-        """Keep the first `k` nodes of the order.
-
-        A_J = Sigma_FJ Sigma_JJ^-1 = L_F L_J^-1 with L the first k columns of the factor: one triangular solve.
-        Kept nodes that depend on the others have columns that are zero outside their own row.
-
-        A `ridge` > 0, relative to the mean diagonal of Sigma, makes it A_J = Sigma_FJ (Sigma_JJ + ridge I)^-1 for the
-        nodes that went. Without one A_J fits the sample exactly once as many nodes are kept as there are rows, and
-        other rows badly from a little before.
-
-        Raises RankError outside 1..s, InvalidInputError for a negative ridge; `layer` names the layer in the message.
-        Cost: d k^2 operations.
-        """
-        prefix = "" if layer is None else f"layer {layer!r}: "
-        k = _integer_within(k, self.order.size, f"{prefix}number of kept nodes")
-        if not 0.0 <= ridge < np.inf:
-            raise InvalidInputError(f"{prefix}ridge must be a finite number >= 0, got {ridge}")
-        taken = self.order[:k]
-        restore = self._restore(taken, ridge)
-        restore[taken] = np.eye(k)
-        ascending = np.argsort(taken)
-        kept, restore = taken[ascending], restore[:, ascending]
-        offset = self.center - restore @ self.center[kept]
-        return SelectedNodes(kept, restore, offset, float(self.retention[k - 1]))
-
-    def _restore(self, taken: Indices, ridge: float) -> Matrix:
-        """(d, k): A_J, also for the kept nodes, from the factor: Sigma_FJ = L L_J', Sigma_JJ = L_J L_J'."""
-        k = taken.size
-        restore = np.zeros((self.nodes, k))
-        if self.factor is None or not self.factor.shape[1]:
-            return restore
-        r = min(k, self.factor.shape[1])
-        columns = self.factor[:, :r]
-        if ridge == 0.0:
-            solved = scipy.linalg.solve_triangular(columns[taken[:r]], columns.T, lower=True, trans="T")
-            restore[:, :r] = solved.T
-            return restore
-        kept = columns[taken]
-        trace = float(np.vdot(self.factor, self.factor)) / float(self.retention[-1])
-        system = factor_ridge(kept.T @ kept, ridge * trace / self.nodes)
-        return columns @ system.pull_back(system.half(kept.T))
-
-    def at_retention(self, alpha: float, *, ridge: float = 0.0, layer: str | None = None) -> SelectedNodes:
-        """Keep the fewest nodes of the order that retain `alpha` of the information, 0 < alpha <= 1.
-
-        Raises InvalidInputError outside that range, or where a limited order ends before.
-        """
-        prefix = "" if layer is None else f"layer {layer!r}: "
-        if not 0.0 < alpha <= 1.0:
-            raise InvalidInputError(f"{prefix}retention must lie in (0, 1], got {alpha}")
-        k = int(np.searchsorted(self.retention, alpha)) + 1
-        if k > self.order.size:
-            raise InvalidInputError(
-                f"{prefix}retention {alpha} is not reached by {self.order.size} nodes "
-                f"({self.retention[-1]:.6f}): raise the limit"
-            )
-        return self.at_size(k, ridge=ridge, layer=layer)
+    require_moments_of(factors.weight, moments, side)
+    left = 0.0
+    if isinstance(moments, CrossMoments):
+        total = moments.outputs.scatter_about(factors.offset)
+        y = factor_ridge(moments.inputs.scatter_about(factors.center), 0.0).half(
+            moments.cross_scatter_about(factors.center, factors.offset).T
+        )
+        fitted = y.T @ y
+        left = max(float(np.trace(total) - np.trace(fitted)), 0.0)
+    elif side is Side.INPUTS:
+        fitted = factors.weight @ moments.scatter_about(factors.center) @ factors.weight.T
+    else:
+        fitted = moments.scatter_about(factors.offset)
+    values = np.maximum(symmetric_values(fitted), 0.0)
+    return tail_sums(values, left)[: factors.max_rank + 1]
 
 
-def _integer_within(value: int, largest: int, name: str) -> int:
-    """Return `value` as an int in 1..largest; raises RankError."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not 1 <= value <= largest:
-        raise RankError(f"{name} must lie in 1..{largest}, got {value}")
-    return int(value)
+def _on_inputs(factors: LowRankFactors, moments: Moments) -> Vector:
+    """Y = W X: err(k) = tr(D_k S D_k') with D_k = W - U_k U_k'M. Cost: 4 m d^2 operations."""
+    scatter = moments.scatter_about(factors.center)
+    residual = factors.weight - factors.basis @ factors.down
+    last = float(np.vdot(residual @ scatter, residual))
+    target = factors.basis.T @ factors.weight
+    steps = np.einsum("ij,ij->i", factors.down @ scatter, 2.0 * target - factors.down)
+    return tail_sums(steps, last)
+
+
+def _on_outputs(factors: LowRankFactors, moments: Moments) -> Vector:
+    """M = W: err(k) = tr((I - U_k U_k') Y Y'), whatever X was. Cost: 2 m^2 K operations."""
+    if not factors.method.keeps_weight:
+        raise InvalidInputError(
+            f"{factors.method.value}: its errors need the moments of the layer's inputs; those of its outputs are "
+            "enough for truncated SVD and the anchored variant alone"
+        )
+    scatter = moments.scatter_about(factors.offset)
+    steps = np.einsum("ij,ij->j", factors.basis, scatter @ factors.basis)
+    square = factors.max_rank == factors.outputs  # U U' is then the identity
+    return tail_sums(steps, 0.0 if square else float(np.trace(scatter) - steps.sum()))
+
+
+def _on_cross(factors: LowRankFactors, moments: CrossMoments) -> Vector:
+    """Y of another run. Cost: 2 K d (m + d) operations."""
+    between = factors.basis.T @ moments.cross_scatter_about(factors.center, factors.offset)
+    fitted = factors.down @ moments.inputs.scatter_about(factors.center)
+    steps = np.einsum("ij,ij->i", 2.0 * between - fitted, factors.down)
+    total = moments.outputs.scatter_about(factors.offset)
+    return tail_sums(steps, float(np.trace(total) - steps.sum()))

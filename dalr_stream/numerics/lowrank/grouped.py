@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.lowrank.factors import Diagnostics, LowRankFactors, LowRankLayer
+from dalr_stream.numerics.diagnostics import Diagnostics
+from dalr_stream.numerics.lowrank.factors import LowRankFactors, LowRankLayer
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.streams import GROUP
 

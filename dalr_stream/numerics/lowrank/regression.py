@@ -20,22 +20,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.curves import tail_sums
-from dalr_stream.numerics.linalg.psd import (
-    SAFE_RECIPROCAL_CONDITION,
-    Eigen,
-    RidgeFactor,
-    Route,
-    orient,
-    symmetric_eigen,
-)
-from dalr_stream.numerics.lowrank.ridge import Variant
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
+from dalr_stream.numerics.diagnostics import Route
+from dalr_stream.numerics.linalg.psd import Eigen, orient, symmetric_eigen, tail_sums
+from dalr_stream.numerics.linalg.ridge_factor import SAFE_RECIPROCAL_CONDITION, RidgeFactor
+from dalr_stream.numerics.methods import Variant
+from dalr_stream.numerics.types import Matrix, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.curves import tail_sums
-from dalr_stream.numerics.linalg.psd import EPSILON, EigenFactor, Route, require_finite, thin_svd
+from dalr_stream.numerics.diagnostics import Route
+from dalr_stream.numerics.linalg.psd import EPSILON, require_finite, tail_sums, thin_svd
+from dalr_stream.numerics.linalg.ridge_factor import EigenFactor
 from dalr_stream.numerics.lowrank.regression import Fit
-from dalr_stream.numerics.lowrank.ridge import Variant
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
+from dalr_stream.numerics.methods import Variant
+from dalr_stream.numerics.types import Matrix, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)

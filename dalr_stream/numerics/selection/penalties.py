@@ -12,16 +12,14 @@ drowns the others; such nodes are not *live*: their rows and columns leave S.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dalr_stream.numerics.methods import Form
 from dalr_stream.numerics.statistics.moments import Moments
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
+from dalr_stream.numerics.types import Matrix, Vector
 
 LIVE_SHARE = 1e-3
 """tau: live nodes have more than this share of the median positive variance on the target. A node's own entry of E
@@ -31,13 +29,6 @@ samples falls below it."""
 
 RUN_ROWS = 32
 """Rows of E made at a time: they stay in cache at a few thousand nodes."""
-
-
-class Form(StrEnum):
-    """Eq. 4, a node alone, or Eq. 3, the subset it would join."""
-
-    NODE = "node"
-    SUBSET = "subset"
 
 
 class Penalty(Protocol):

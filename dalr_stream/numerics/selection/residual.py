@@ -20,15 +20,10 @@ from __future__ import annotations
 from concurrent.futures import Executor
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dalr_stream.numerics.linalg.psd import EPSILON
 from dalr_stream.numerics.selection.downdate import Downdate
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int64]
-Mask = NDArray[np.bool_]
+from dalr_stream.numerics.types import Indices, Mask, Matrix, Vector
 
 BLOCK = 128
 """Steps between two updates of R: long enough for a matrix product at full speed, short enough to drop rows soon."""

@@ -18,9 +18,8 @@ from operator import add
 
 import numpy as np
 
-from dalr_stream.numerics.linalg.psd import factor_ridge
-from dalr_stream.numerics.lowrank.factors import SelectedNodes
-from dalr_stream.numerics.sizes.losses import relative
+from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.numerics.statistics.cross import CrossMoments
 
@@ -50,13 +49,3 @@ def restored_towards(selected: SelectedNodes, nodes: CrossMoments, ridge: float)
     gap = nodes.cross_gram[:, kept] / nodes.count - selected.restore @ own
     system = factor_ridge(own, ridge * float(np.trace(sigma)) / len(sigma))
     return dataclasses.replace(selected, restore=selected.restore + system.pull_back(system.half(gap.T)).T)
-
-
-def lost_towards(selected: SelectedNodes, nodes: CrossMoments) -> tuple[float, float]:
-    """Return ||phi - psi|| / ||phi||, and ||phi - A psi_J - offset|| / ||phi||: before the selection, and with it."""
-    d = nodes.output_features
-    spread = np.zeros((d, d))
-    spread[:, selected.kept] = selected.restore
-    errors = [nodes.squared_error(np.eye(d), np.zeros(d)), nodes.squared_error(spread, selected.offset)]
-    before, after = relative(np.array(errors), float(np.trace(nodes.outputs.gram)))
-    return float(before), float(after)

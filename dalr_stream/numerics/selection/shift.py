@@ -16,8 +16,7 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.selection.penalties import Discrepancy
 from dalr_stream.numerics.statistics.moments import Moments
-
-Vector = NDArray[np.float64]
+from dalr_stream.numerics.types import Vector
 
 
 class Shift(StrEnum):

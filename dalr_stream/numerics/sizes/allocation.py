@@ -16,19 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.losses import lost_energy
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.grouped import InputMoments
-from dalr_stream.numerics.statistics.moments import Moments
-
-Vector = NDArray[np.float64]
-Indices = NDArray[np.int64]
+from dalr_stream.numerics.types import Indices, Vector
 
 RESOLUTION = 1e-12
 """Shares of energy closer than this are one: curves carry a few EPSILON x the trace, times the width of a sum."""
@@ -60,6 +57,7 @@ class SizedLayer:
     """Rows a sample where multiply-adds are counted; 1 where weights are."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "family", parse_choice(Family, self.family, "family"))
         ascending = self.sizes.size > 0 and self.sizes[0] >= 1 and bool((np.diff(self.sizes) > 0).all())
         if not ascending or self.sizes[-1] != self.whole or self.losses.shape != self.sizes.shape:
             raise InvalidInputError(
@@ -105,20 +103,6 @@ def selection_layer(
     """Return a layer of `shape` at every number of nodes that its selection can keep."""
     kept = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
     return _sized(name, shape, Family.SELECTION, kept, 1.0 - selection.retention[kept - 1], reads, positions)
-
-
-def lost_nodes(selected: SelectedNodes, moments: Moments) -> float:
-    """||phi - restore phi[kept] - offset||^2 / ||phi||^2 over the rows of `moments`, of all nodes; 0 where they are 0.
-
-    Cost: d k^2 operations.
-    """
-    kept, restore, scatter = selected.kept, selected.restore, moments.scatter
-    bias = moments.mean - restore @ moments.mean[kept] - selected.offset
-    explained = 2.0 * float(np.vdot(restore, scatter[:, kept]))
-    again = float(np.vdot(restore @ scatter[np.ix_(kept, kept)], restore))
-    spread, count = float(np.trace(scatter)), moments.count
-    energy = spread + count * float(moments.mean @ moments.mean)
-    return max(spread - explained + again + count * float(bias @ bias), 0.0) / energy if energy > 0 else 0.0
 
 
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:

@@ -16,9 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.statistics.moments import Moments
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
+from dalr_stream.numerics.types import Matrix, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.numerics.statistics.moments import Moments
-
-Vector = NDArray[np.float64]
+from dalr_stream.numerics.types import Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)

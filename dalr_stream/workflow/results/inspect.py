@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from dalr_stream.engine.store_view import StoreView
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
-from dalr_stream.numerics.sizes.allocation import SizedLayer, by_energy, lost_nodes
-from dalr_stream.numerics.sizes.losses import lost_energy
+from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
+from dalr_stream.numerics.sizes.allocation import SizedLayer, by_energy
+from dalr_stream.numerics.sizes.losses import lost_energy, lost_nodes
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.records import Solution

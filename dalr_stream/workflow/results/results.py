@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.linalg.psd import symmetric_eigen, thin_svd
-from dalr_stream.numerics.lowrank.factors import ChannelSelection
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.losses import relative_errors
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.numerics.statistics.grouped import InputMoments
+from dalr_stream.numerics.types import Vector
 from dalr_stream.report.record import (
     AccuracyCurve,
     AccuracyPoint,
@@ -39,8 +39,6 @@ from dalr_stream.workflow.steps.provenance import provenance
 from dalr_stream.workflow.steps.scoring import Evaluation
 from dalr_stream.workflow.steps.sizing import Compression
 from dalr_stream.workflow.steps.stability import read_stability
-
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.workflow.runfile.compress_section import CompressSection, with_sizes
-from dalr_stream.workflow.runfile.messages import explain
+from dalr_stream.workflow.runfile.messages import explain, require_current_keys
 from dalr_stream.workflow.runfile.sections import (
+    AccumulateSection,
     CaptureSection,
     DataSection,
     EvaluateSection,
@@ -39,6 +41,7 @@ class RunConfig(Section):
     network: NetworkSection
     domains: dict[str, DataSection] = Field(min_length=1)
     capture: CaptureSection = CaptureSection()
+    accumulate: AccumulateSection = AccumulateSection()
     solve: SolveSection = SolveSection()
     compress: CompressSection = CompressSection()
     finetune: FinetuneSection | None = None
@@ -47,6 +50,15 @@ class RunConfig(Section):
     validation: LabelledSection | None = None
     """What the joint search scores networks on; never the test split."""
     report: ReportSection = ReportSection()
+
+    def holdout(self, domain: str) -> HoldoutRule:
+        """Return the share of a domain's samples that is held out: of the target, where no domain is named for it."""
+        measured = domain == self.solve.target and self.solve.heldout is None
+        return HoldoutRule(self.accumulate.heldout_share if measured else 0.0, self.run.seed)
+
+    def shards(self, domain: str) -> int:
+        """Return how many records a domain's training samples are kept as: of the target; others keep one."""
+        return self.accumulate.shards if domain == self.solve.target else 1
 
     @property
     def selects(self) -> bool:
@@ -59,6 +71,16 @@ class RunConfig(Section):
         solved = self.solve.methods
         default = Method.DALR_ANCHORED_AFFINE if Method.DALR_ANCHORED_AFFINE in solved else solved[0]
         return self.compress.method or default
+
+    @model_validator(mode="after")
+    def _workers_read_rows_from_disk(self) -> RunConfig:
+        for key in ("workers", "scheduler"):
+            if getattr(self.accumulate, key) is not None and not self.capture.keep_activations:
+                raise ValueError(
+                    f"accumulate.{key}: other processes fold rows that lie on disk, and capture.keep_activations = "
+                    f"false keeps none: leave out {key}, or keep the activations"
+                )
+        return self
 
     @model_validator(mode="after")
     def _methods_are_solved(self) -> RunConfig:
@@ -143,6 +165,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, A
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
     for override in overrides:
         _apply(plain, override)
+    require_current_keys(path, plain)
     _share_options(plain)
     if sizes and isinstance(plain.get("compress", {}), dict):
         plain["compress"] = with_sizes(plain.get("compress", {}), sizes)

@@ -1,14 +1,16 @@
-"""What pydantic says of a run file, in the words of a run file: one line that names the key, the rule and the value."""
+"""Turns mistakes in a run file into one line that names the key, the rule and the value."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.runfile.compress_section import ChoiceSection
 from dalr_stream.workflow.runfile.sections import PATTERNS, DataSection
 
@@ -25,6 +27,30 @@ _RULES = {
     "model_type": "must be a table",
 }
 """What the most common mistakes break, by pydantic's names for them."""
+_NOW_IN_ACCUMULATE = (
+    "heldout_share",
+    "shards",
+    "memory_limit",
+    "threads",
+    "workers",
+    "scheduler",
+    "precision",
+    "device",
+)
+"""Keys that [capture] had until 0.1."""
+
+
+def require_current_keys(file: Path, plain: Mapping[str, Any]) -> None:
+    """Raise ConfigError, naming the key of today, where a run file or an override has a key of 0.1."""
+    capture = plain.get("capture")
+    if not isinstance(capture, dict):
+        return
+    if "direct" in capture:
+        keep = "false" if capture["direct"] is True else "true"
+        raise ConfigError(f"'{file}': 'capture.direct' is now 'capture.keep_activations': set it to {keep}")
+    for key in _NOW_IN_ACCUMULATE:
+        if key in capture:
+            raise ConfigError(f"'{file}': 'capture.{key}' is now 'accumulate.{key}': move it to [accumulate]")
 
 
 def explain(error: ValidationError, whole: type[BaseModel]) -> str:

@@ -29,7 +29,7 @@ from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
-from dalr_stream.network.torch_fold import usable_device
+from dalr_stream.network.torch_library import usable_device
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.manifest import Manifest, NetworkRecord
@@ -214,7 +214,7 @@ class Project:
                 self.watched_in(network),
                 max((self.folding(name) for name in loaders), key=lambda one: (one.shards, one.holdout.share)),
                 rows=self.rows,
-                direct=self.config.capture.direct,
+                direct=not self.config.capture.keep_activations,
             )
 
     def build(self) -> nn.Module:
@@ -272,21 +272,21 @@ class Project:
 
     def folding(self, domain: str, workers: Workers | None = None) -> Folding:
         """Return how a domain's rows become moments; on this process's threads where no workers are named."""
-        section = self.config.capture
+        section = self.config.accumulate
         threads = Threads() if section.threads is None else Threads(section.threads)
         return Folding(
-            self.prints.holdout(domain),
+            self.config.holdout(domain),
             workers or threads,
             section.memory_limit_bytes,
             precision=section.precision,
             device=section.device,
-            shards=self.prints.shards(domain),
+            shards=self.config.shards(domain),
         )
 
     @contextmanager
     def cluster(self) -> Iterator[Cluster | None]:
         """Open the cluster that the run file names, or give None where it names none."""
-        section = self.config.capture
+        section = self.config.accumulate
         if section.scheduler is None and section.workers is None:
             yield None
             return

@@ -12,18 +12,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.linalg.precision import Precision
-from dalr_stream.numerics.lowrank.solvers import Ridge
+from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.runfile.compress_section import Positive
 
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 FACTORY, METRIC, LOSS = rf"^{_FUNCTION}$", rf"^(accuracy|{_FUNCTION})$", rf"^(cross_entropy|{_FUNCTION})$"
-DEVICE = r"^(cpu|cuda(:\d+)?)$"
+DEVICE, FOLD_DEVICE = r"^(cpu|cuda(:\d+)?)$", r"^(cpu|cupy|cuda(:\d+)?)$"
 PATTERNS = {
     FACTORY: "must read like module:function",
     METRIC: 'must be "accuracy" or module:function',
     LOSS: 'must be "cross_entropy" or module:function',
     DEVICE: "must be cpu, cuda or cuda:1",
+    FOLD_DEVICE: "must be cpu, cuda, cuda:1 or cupy",
 }
 """What each pattern asks for, in words."""
 Factory = Annotated[str, Field(pattern=FACTORY)]
@@ -126,39 +127,43 @@ class DataSection(Section):
 
 
 class CaptureSection(Section):
-    """How activations become moments."""
+    """Which rows of the layers are recorded, and whether they are kept."""
 
-    direct: bool = False
-    """Fold activations as they come and keep none on disk."""
-    heldout_share: Share = 0.1
-    """Share of the samples kept apart as held-out, where no domain is named for it."""
-    threads: Positive | None = None
-    """Threads that fold in this process; all cores by default."""
-    workers: Positive | None = None
-    """Fold in so many worker processes of this machine instead."""
-    scheduler: str | None = None
-    """Fold on the workers of this dask.distributed scheduler instead, e.g. `tcp://host:8786`."""
+    keep_activations: bool = True
+    """Keep the rows on disk, where later commands accumulate them again; or fold them as they come and keep none."""
     mask: str | None = Field(default=None, min_length=1)
     """Which positions count: a key of the batch, or `module:function`, a function of the batch; (N, T)."""
     most_per_sample: Positive | None = None
-    """At most so many rows of each sample in each layer, chosen by `run.seed` among those that count."""
+    """At most this many rows of each sample in each layer, drawn by `run.seed` from those that count."""
     most_patches: Positive = 16
     """The same for what convolutions read."""
-    memory_limit: Bytes | None = None
-    """What folding may hold, e.g. `8GiB`: more passes where it is short, refused where it cannot be kept."""
+
+
+class AccumulateSection(Section):
+    """How rows become moments, and what folds them."""
+
+    heldout_share: Share = 0.1
+    """Share of the target's samples held out, where no domain is named for it (`solve.heldout`)."""
     shards: Positive = 1
-    """Keep the target's training samples, dealt at random, as so many records: what error bars are computed from."""
+    """Keep the target's training samples, assigned at random, as this many records: error bars come from them."""
+    memory_limit: Bytes | None = None
+    """Memory limit for accumulation, e.g. `8GiB`: more passes where it is short, refused where it cannot be met."""
+    threads: Positive | None = None
+    """Threads that fold in this process; all cores by default."""
+    workers: Positive | None = None
+    """Fold in this many worker processes of this machine instead."""
+    scheduler: str | None = None
+    """Fold on the workers of this dask.distributed scheduler instead, e.g. `tcp://host:8786`."""
     precision: Precision = Precision.DOUBLE
     """Of products: `single` is the fast mode, float32 products and float64 sums."""
-    device: str | None = Field(default=None, pattern=DEVICE)
-    """Where torch folds, `cuda` or `cuda:1`, whatever the network runs on; by default numpy folds."""
+    device: str | None = Field(default=None, pattern=FOLD_DEVICE)
+    """Where torch folds, `cuda` or `cuda:1`, whatever the network runs on; or `cupy`, where CuPy folds what lies in the
+    store. By default numpy folds."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> CaptureSection:
+    def _one_place(self) -> AccumulateSection:
         if self.workers is not None and self.scheduler is not None:
             raise ValueError("needs one of 'workers' (processes here) and 'scheduler' (a cluster's address)")
-        if self.direct and (self.workers or self.scheduler):
-            raise ValueError("'direct' folds beside the network, on this process's threads: leave out the cluster")
         return self
 
     @property

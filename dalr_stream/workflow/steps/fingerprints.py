@@ -16,8 +16,7 @@ from typing import Any
 from dalr_stream._version import __version__
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.network.saved.pretrained import weights_file
-from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.storage.manifest import digest_of
+from dalr_stream.storage.json_record import digest_of
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.config import RunConfig
 from dalr_stream.workflow.runfile.factories import code_digest
@@ -31,16 +30,6 @@ class Fingerprints:
     config: RunConfig
     folder: Path
     """The run file's folder."""
-
-    def holdout(self, domain: str) -> HoldoutRule:
-        """Return the share kept apart: of the target, where no domain is named for measuring; of others none."""
-        section = self.config.solve
-        share = self.config.capture.heldout_share if domain == section.target and section.heldout is None else 0.0
-        return HoldoutRule(share, self.config.run.seed)
-
-    def shards(self, domain: str) -> int:
-        """Return the records that a domain's training samples are dealt to: of the target; others keep one."""
-        return self.config.capture.shards if domain == self.config.solve.target else 1
 
     @property
     def train(self) -> str:
@@ -65,9 +54,8 @@ class Fingerprints:
 
     def accumulate(self, domain: str) -> str:
         """Of a domain's moments."""
-        rule, section = self.holdout(domain), self.config.capture
-        dealt = self.shards(domain)
-        return digest_of([self.capture(domain), rule.share, rule.seed, section.precision, section.device, dealt])
+        rule, section, shards = self.config.holdout(domain), self.config.accumulate, self.config.shards(domain)
+        return digest_of([self.capture(domain), rule.share, rule.seed, section.precision, section.device, shards])
 
     def after_moments(self, step: str, moments: Sequence[Any]) -> str:
         """Of a step that starts from the moments in the store, whatever made them: `moments` is their provenance.

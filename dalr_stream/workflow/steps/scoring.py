@@ -21,9 +21,9 @@ from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.measure.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import Replacement, compress, parameter_bytes, parameter_count
-from dalr_stream.numerics.lowrank.factors import ChannelSelection
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.progress import Progress
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize

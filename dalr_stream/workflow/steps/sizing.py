@@ -16,8 +16,8 @@ from pathlib import Path
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.surgery.compress import Replacement
-from dalr_stream.numerics.lowrank.factors import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.sizes.allocation import (
     SizedLayer,
     Source,

@@ -12,8 +12,8 @@ from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.capture.hooks import capture_rows
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
+from dalr_stream.numerics.rows.sampling import at_most
 from dalr_stream.numerics.rows.streams import Side
-from dalr_stream.numerics.subsample import at_most
 
 WIDTH = 6
 

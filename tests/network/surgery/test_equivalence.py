@@ -8,7 +8,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.network.layers.identity import fingerprint
-from dalr_stream.numerics.lowrank.factors import SelectedNodes
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 
 ROWS = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 

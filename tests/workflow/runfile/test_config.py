@@ -1,7 +1,9 @@
+import re
+
 import pytest
 
 from dalr_stream.errors import ConfigError
-from dalr_stream.numerics.lowrank.solvers import Ridge
+from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
@@ -12,7 +14,8 @@ def test_defaults_are_filled_in_and_travel(run_file):
     plain = load_config(run_file).plain()
     assert plain["solve"]["methods"] == [method.value for method in Method]
     assert plain["solve"]["ridge"] == 1e-3
-    assert plain["capture"]["direct"] is False
+    assert plain["capture"]["keep_activations"] is True
+    assert plain["accumulate"]["heldout_share"] == 0.1
     assert plain["evaluate"]["metric"] == "accuracy"
 
 
@@ -51,7 +54,7 @@ def test_options_that_are_no_table_are_refused(run_file):
         ("solve.ridge=-1", r"solve\.ridge: must be a number >= 0, 'heldout' or 'shards', got -1"),
         ("solve.ridge=best", r"solve\.ridge: must be a number >= 0, 'heldout' or 'shards', got 'best'"),
         ("solve.restore_ridge=-1", r"solve\.restore_ridge: must be greater than or equal to 0, got -1"),
-        ("capture.shards=0", r"capture\.shards: .* got 0"),
+        ("accumulate.shards=0", r"accumulate\.shards: .* got 0"),
         ('solve.methods=["svdd"]', r"solve\.methods\.0: must be 'svd', 'svd_bc', .*, got 'svdd'"),
         ('solve.target="targt"', r"solve\.target: there is no \[domains\.targt\]; there is 'target'"),
         ("evaluate.ranks=[0]", r"evaluate\.ranks\.0: .* got 0"),
@@ -60,16 +63,19 @@ def test_options_that_are_no_table_are_refused(run_file):
         ("network.layers=[]", r"network\.layers: must not be empty, got \[\]"),
         ("evaluate.metric=f1", r"evaluate\.metric: must be \"accuracy\" or module:function, got 'f1'"),
         ("compress={params='25'}", r"compress\.params: must read like 25% or 0\.25, got '25'"),
-        ("capture.memory_limit=plenty", r"capture\.memory_limit: must read like 8GiB, 500MB or 1024, got 'plenty'"),
+        (
+            "accumulate.memory_limit=plenty",
+            r"accumulate\.memory_limit: must read like 8GiB, 500MB or 1024, got 'plenty'",
+        ),
         ('network.weights="w.safetensors"', "exactly one of 'weights'"),
         ("evaluate.cache=plenty", r"evaluate\.cache: must read like 8GiB, 500MB or 1024, got 'plenty'"),
         ("report.publisht=1", r"unknown key 'report\.publisht'; nearest: 'published'"),
         ('compress.fc1.method="momasp_node"', None),
         ('solve.methods=["svd"]', r"compress\.fc1\.method: 'dalr_anchored_affine' is not in solve\.methods: add it"),
         ("compress.fc1.retention=0.9", "exactly one of 'size' and 'retention'"),
-        ("capture.heldout_share=1.0", r"capture\.heldout_share"),
-        ("capture.precision=half", r"capture\.precision.*'double' or 'single'"),
-        ("capture.device=gpu", r"capture\.device"),
+        ("accumulate.heldout_share=1.0", r"accumulate\.heldout_share"),
+        ("accumulate.precision=half", r"accumulate\.precision.*'double' or 'single'"),
+        ("accumulate.device=gpu", r"accumulate\.device"),
         ("no_equals_sign", "--set: must read like"),
         ("run.name.deeper=1", "'name' in 'run.name.deeper' is not a section"),
     ],
@@ -80,6 +86,46 @@ def test_a_bad_key_or_value_is_named(run_file, override, message):
         return
     with pytest.raises(ConfigError, match=message):
         load_config(run_file, [override])
+
+
+OLD_KEYS = [
+    *(
+        (f"{key}={value}", f"'capture.{key}' is now 'accumulate.{key}': move it to [accumulate]")
+        for key, value in {
+            "heldout_share": 0.2,
+            "shards": 8,
+            "memory_limit": "'8GiB'",
+            "threads": 2,
+            "workers": 2,
+            "scheduler": "'tcp://host:8786'",
+            "precision": "'single'",
+            "device": "'cuda'",
+        }.items()
+    ),
+    ("direct=true", "'capture.direct' is now 'capture.keep_activations': set it to false"),
+    ("direct=false", "'capture.direct' is now 'capture.keep_activations': set it to true"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), OLD_KEYS)
+def test_an_old_key_is_one_line_that_names_the_new_one(run_file, line, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as overridden:
+        load_config(run_file, [f"capture.{line}"])
+    run_file.write_text(run_file.read_text() + f"\n[capture]\n{line}\n")
+    with pytest.raises(ConfigError) as written:
+        load_config(run_file)
+    assert str(written.value) == str(overridden.value)
+    assert "\n" not in str(written.value)
+    run_file.write_text(run_file.read_text().replace("[capture]", "[accumulate]"))
+    if "direct" not in line:
+        load_config(run_file)
+
+
+@pytest.mark.parametrize("override", ["accumulate.workers=2", "accumulate.scheduler=tcp://host:8786"])
+def test_other_processes_need_activations_on_disk(run_file, override):
+    load_config(run_file, [override])
+    with pytest.raises(ConfigError, match=r"capture\.keep_activations = false keeps none: leave out"):
+        load_config(run_file, [override, "capture.keep_activations=false"])
 
 
 def test_a_file_to_start_from_needs_training_and_is_handed_to_it_beside_the_run_file(run_file):

@@ -89,7 +89,7 @@ def test_without_a_domain_for_it_the_held_out_share_measures_where_there_is_one(
     text = (
         run_file.read_text()
         .replace('heldout = "test"', "")
-        .replace("[solve]", f"[capture]\nheldout_share = {share}\n[solve]")
+        .replace("[solve]", f"[accumulate]\nheldout_share = {share}\n[solve]")
     )
     run_file.write_text(text)
     run, _ = opened(run_file, IN_SEQUENCE, *TWO_PAIRS, 'solve.methods=["dalr_anchored_affine"]')
@@ -200,7 +200,7 @@ def test_a_ridge_that_rows_chose_serves_again(finished_file):
 
 
 def test_shards_do_not_stand_in_the_way(run_file):
-    run, _ = opened(run_file, IN_SEQUENCE, *TWO_PAIRS, "capture.shards=3", 'solve.methods=["dalr_anchored_affine"]')
+    run, _ = opened(run_file, IN_SEQUENCE, *TWO_PAIRS, "accumulate.shards=3", 'solve.methods=["dalr_anchored_affine"]')
     run.train()
     run.accumulate()
     run.compress()

@@ -295,4 +295,4 @@ def test_inspect_ranks_the_layers_by_what_they_would_save(finished_file):
 
 def test_help_says_what_the_percentage_is_of():
     shown = " ".join(invoke("compress", "--help").output.split())
-    assert "percent of the compressed layers' own, not of the whole network's" in shown
+    assert "Fraction of the compressed layers' weights to keep, e.g. 25%; other layers do not count" in shown

@@ -7,7 +7,8 @@ import pytest
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import ConfigError, InvalidInputError
-from dalr_stream.numerics.lowrank.solvers import Ridge, dalr
+from dalr_stream.numerics.lowrank.ridge import Ridge
+from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank
 from dalr_stream.numerics.resampling.ridge_choice import GRID, choose_ridge
@@ -26,7 +27,7 @@ def opened(run_file, *overrides):
 
 
 def test_a_run_with_shards_answers_in_its_report(run_file):
-    run = opened(run_file, "capture.shards=4")
+    run = opened(run_file, "accumulate.shards=4")
     page = run.all().read_text()
     project = run.project
     assert verify_store(project.store).findings == ()
@@ -55,7 +56,7 @@ def test_a_run_with_shards_answers_in_its_report(run_file):
 
 def test_other_shards_and_none_start_the_moments_over_and_nothing_else(run_file):
     opened(run_file).all()
-    again = opened(run_file, "capture.shards=3")
+    again = opened(run_file, "accumulate.shards=3")
     again.all()
     assert len(StoreView.open(again.project.store).shards("target", "fc1")) == 3
     bare = opened(run_file)
@@ -64,9 +65,9 @@ def test_other_shards_and_none_start_the_moments_over_and_nothing_else(run_file)
     assert read_stability(bare.project.stability) == {"fc1": None, "fc2": None}
 
 
-@pytest.mark.parametrize("direct", ["false", "true"])
-def test_the_ridge_is_chosen_by_shards_and_recorded(run_file, direct):
-    run = opened(run_file, "capture.shards=4", "solve.ridge=shards", f"capture.direct={direct}")
+@pytest.mark.parametrize("keep", ["true", "false"])
+def test_the_ridge_is_chosen_by_shards_and_recorded(run_file, keep):
+    run = opened(run_file, "accumulate.shards=4", "solve.ridge=shards", f"capture.keep_activations={keep}")
     run.train()
     run.accumulate()
     run.solve()
@@ -104,7 +105,9 @@ def test_a_choice_without_its_rows_is_refused_with_the_remedy(run_file):
     run = opened(run_file, "solve.ridge=shards")
     run.train()
     run.accumulate()
-    with pytest.raises(InvalidInputError, match=r"layer 'fc1': .* needs at least two shards, .* capture\.shards = 8"):
+    with pytest.raises(
+        InvalidInputError, match=r"layer 'fc1': .* needs at least two shards, .* accumulate\.shards = 8"
+    ):
         run.solve()
     with pytest.raises(ConfigError, match="'ridge_absolute' replaces 'ridge'"):
         load_config(run_file, ["solve.ridge=heldout", "solve.ridge_absolute=1.0"])

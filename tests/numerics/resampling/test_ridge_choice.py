@@ -5,7 +5,7 @@ import pytest
 
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.lowrank.solvers import Ridge
+from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.resampling.ridge_choice import GRID, choose_ridge
 from dalr_stream.numerics.statistics.folding import merge_all
 

@@ -11,9 +11,9 @@ from strategies import make_rows, row_blocks, two_domains
 from threadpoolctl import threadpool_limits
 
 from dalr_stream.errors import InvalidInputError, RankError
-from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.methods import Form, Method
 from dalr_stream.numerics.selection import residual
-from dalr_stream.numerics.selection.greedy import Form, by_max, by_mean, momasp, spectral
+from dalr_stream.numerics.selection.greedy import momasp, prune_by_max, prune_by_mean, spectral
 from dalr_stream.numerics.selection.penalties import LIVE_SHARE
 from dalr_stream.numerics.statistics.moments import Moments
 
@@ -315,7 +315,7 @@ def test_at_retention_is_the_smallest_size():
             s.at_retention(wrong, layer="fc7")
 
 
-@pytest.mark.parametrize(("ranking", "statistic"), [(by_mean, np.mean), (by_max, np.max)])
+@pytest.mark.parametrize(("ranking", "statistic"), [(prune_by_mean, np.mean), (prune_by_max, np.max)])
 def test_pure_pruning_ranks_single_nodes(ranking, statistic):
     rows = make_rows("generic", 30, 8, 11)
     s = ranking(Moments.of(rows))
@@ -336,14 +336,14 @@ def test_names_and_bad_input():
     assert momasp(a, a).method is Method.MOMASP_NODE
     forgotten = (a + a) - a
     cases = [
-        (lambda: by_max(forgotten), "forgets"),
+        (lambda: prune_by_max(forgotten), "forgets"),
         (lambda: momasp(a, b), "target has 5 features and source 6"),
         (lambda: momasp(a, Moments.empty(5)), "source moments must come from at least one row"),
         (lambda: momasp(a, a, form="edge"), "form must be one of 'node', 'subset', got 'edge'"),
         (lambda: momasp(a, a, strength=-1.0), "strength must be a finite number >= 0"),
         (lambda: momasp(a, a, strength=np.nan), "strength must be a finite number >= 0"),
         (lambda: spectral(Moments.empty(3)), "at least one row"),
-        (lambda: by_mean(Moments.empty(3)), "at least one row"),
+        (lambda: prune_by_mean(Moments.empty(3)), "at least one row"),
         (lambda: spectral(a, limit=0), r"limit must lie in 1\.\.5, got 0"),
         (lambda: spectral(a, limit=6), r"limit must lie in 1\.\.5, got 6"),
     ]

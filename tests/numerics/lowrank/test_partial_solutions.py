@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from strategies import KINDS, layers, make_rows
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError, ParameterIncreaseWarning, RankError
-from dalr_stream.numerics.lowrank.solvers import Ridge, Variant, dalr, dalr_sweep, truncated_svd
+from dalr_stream.numerics.lowrank.ridge import Ridge
+from dalr_stream.numerics.lowrank.solvers import dalr, dalr_sweep, truncated_svd
+from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from strategies import row_blocks
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.linalg.psd import Route, factor_ridge, numerical_rank, symmetric_eigen, thin_svd
+from dalr_stream.numerics.diagnostics import Route
+from dalr_stream.numerics.linalg.psd import numerical_rank, symmetric_eigen, thin_svd
+from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
 
 
 @given(row_blocks())

@@ -5,7 +5,8 @@ import pytest
 
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.numerics.lowrank.grouped import GroupedFactors, factors_of
-from dalr_stream.numerics.lowrank.solvers import Ridge, dalr
+from dalr_stream.numerics.lowrank.ridge import Ridge
+from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank
 from dalr_stream.numerics.resampling.ridge_choice import choose_ridge
 from dalr_stream.numerics.sizes.losses import lost_energy, relative_errors

@@ -1,0 +1,135 @@
+"""Selections of nodes: one order that holds every size, and what is kept at one of them.
+
+A selection is nested: an order in which nodes are taken, and the columns of a pivoted Cholesky factor of Sigma in that
+order. Every size is a beginning of it, so nothing is solved again when another size is asked for. Records are validated
+when made, and their arrays are never changed. Nothing here chooses a node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.linalg
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.diagnostics import Diagnostics
+from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.options import integer_within
+from dalr_stream.numerics.types import Indices, Matrix, Vector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelectedNodes:
+    """A subset of nodes, and how to put the others back: phi ~ restore phi[kept] + offset."""
+
+    kept: Indices = field(repr=False)
+    """(k,) ascending: the order the nodes have in the layer."""
+    restore: Matrix = field(repr=False)
+    """(d, k): A_J, its columns in the order of `kept`; the row of a kept node is a unit row."""
+    offset: Vector = field(repr=False)
+    """(d,): center - restore center[kept]; zeros unless affine."""
+    retention: float
+
+    @property
+    def size(self) -> int:
+        """Nodes kept, k."""
+        return self.kept.size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelSelection:
+    """Nested subsets of d nodes: the first k of `order`, for every k.
+
+    With a `limit` the order, and all that goes by size, ends there.
+    """
+
+    method: Method
+    order: Indices = field(repr=False)
+    """(s,): nodes in the order they are taken; s = d, or the limit."""
+    factor: Matrix | None = field(repr=False)
+    """(d, r): columns of the pivoted Cholesky factor of Sigma; column j is zero at the nodes taken before the j-th.
+    r, at most s, is the rank found. None for pure pruning, which restores nothing."""
+    retention: Vector = field(repr=False)
+    """(s,): share of tr(Sigma) explained (Eq. 2) at sizes 1..s, non-decreasing, at most 1."""
+    center: Vector = field(repr=False)
+    """(d,): mean of the target where affine, else zeros."""
+    not_live: Indices = field(repr=False)
+    """Ascending: nodes that vary too little on the target to be compared (MoMaSP), or that explained nothing more
+    when their turn came (spectral). They come last."""
+    diagnostics: Diagnostics
+
+    def __post_init__(self) -> None:
+        d, s = self.center.size, self.order.size
+        if s > d or self.retention.shape != (s,) or np.unique(self.order).size != s:
+            raise InvalidInputError(f"selection: order must list distinct nodes of {d}, one retention each, got {s}")
+        if self.factor is not None and (self.factor.shape[0] != d or self.factor.shape[1] > s):
+            raise InvalidInputError(f"selection: factor must be {d} x at most {s}, got {self.factor.shape}")
+        for array in (self.order, self.retention, self.center, self.not_live):
+            array.setflags(write=False)
+        if self.factor is not None:
+            self.factor.setflags(write=False)
+
+    @property
+    def nodes(self) -> int:
+        """All nodes, d."""
+        return self.center.size
+
+    def at_size(self, k: int, *, ridge: float = 0.0, layer: str | None = None) -> SelectedNodes:
+        """Keep the first `k` nodes of the order.
+
+        A_J = Sigma_FJ Sigma_JJ^-1 = L_F L_J^-1 with L the first k columns of the factor: one triangular solve.
+        Kept nodes that depend on the others have columns that are zero outside their own row.
+
+        A `ridge` > 0, relative to the mean diagonal of Sigma, makes it A_J = Sigma_FJ (Sigma_JJ + ridge I)^-1 for the
+        nodes that went. Without one A_J fits the sample exactly once as many nodes are kept as there are rows, and
+        other rows badly from a little before.
+
+        Raises RankError outside 1..s, InvalidInputError for a negative ridge; `layer` names the layer in the message.
+        Cost: d k^2 operations.
+        """
+        prefix = "" if layer is None else f"layer {layer!r}: "
+        k = integer_within(k, self.order.size, f"{prefix}number of kept nodes")
+        if not 0.0 <= ridge < np.inf:
+            raise InvalidInputError(f"{prefix}ridge must be a finite number >= 0, got {ridge}")
+        taken = self.order[:k]
+        restore = self._restore(taken, ridge)
+        restore[taken] = np.eye(k)
+        ascending = np.argsort(taken)
+        kept, restore = taken[ascending], restore[:, ascending]
+        offset = self.center - restore @ self.center[kept]
+        return SelectedNodes(kept, restore, offset, float(self.retention[k - 1]))
+
+    def _restore(self, taken: Indices, ridge: float) -> Matrix:
+        """(d, k): A_J, also for the kept nodes, from the factor: Sigma_FJ = L L_J', Sigma_JJ = L_J L_J'."""
+        k = taken.size
+        restore = np.zeros((self.nodes, k))
+        if self.factor is None or not self.factor.shape[1]:
+            return restore
+        r = min(k, self.factor.shape[1])
+        columns = self.factor[:, :r]
+        if ridge == 0.0:
+            solved = scipy.linalg.solve_triangular(columns[taken[:r]], columns.T, lower=True, trans="T")
+            restore[:, :r] = solved.T
+            return restore
+        kept = columns[taken]
+        trace = float(np.vdot(self.factor, self.factor)) / float(self.retention[-1])
+        system = factor_ridge(kept.T @ kept, ridge * trace / self.nodes)
+        return columns @ system.pull_back(system.half(kept.T))
+
+    def at_retention(self, alpha: float, *, ridge: float = 0.0, layer: str | None = None) -> SelectedNodes:
+        """Keep the fewest nodes of the order that retain `alpha` of the information, 0 < alpha <= 1.
+
+        Raises InvalidInputError outside that range, or where a limited order ends before.
+        """
+        prefix = "" if layer is None else f"layer {layer!r}: "
+        if not 0.0 < alpha <= 1.0:
+            raise InvalidInputError(f"{prefix}retention must lie in (0, 1], got {alpha}")
+        k = int(np.searchsorted(self.retention, alpha)) + 1
+        if k > self.order.size:
+            raise InvalidInputError(
+                f"{prefix}retention {alpha} is not reached by {self.order.size} nodes "
+                f"({self.retention[-1]:.6f}): raise the limit"
+            )
+        return self.at_size(k, ridge=ridge, layer=layer)
