@@ -68,7 +68,7 @@ class ArrayFold:
         put = library.to_device
         self._mean, self._maximum, self._minimum = put(state.mean), put(state.maximum), put(state.minimum)
         self._nonzero = put(state.nonzero)
-        self._blocks = [put(np.ascontiguousarray(state.scatter[own, right])) for own, _, right in self._cut()]
+        self._blocks = [self._block(state, own, right) for own, _, right in self._cut()]
 
     def update(self, rows: Any, samples: int, chosen: Chosen | None = None) -> None:
         """Fold rows (n, d), of the library or of numpy, or the `chosen` of them; nothing is folded at NaN or Inf.
@@ -103,6 +103,13 @@ class ArrayFold:
             scatter[own, right] = get(block)
         vectors = (get(self._maximum), get(self._minimum), get(self._nonzero))
         return FoldState(self._count, self._samples, get(self._mean).copy(), scatter, *(v.copy() for v in vectors))
+
+    def _block(self, state: FoldState, own: slice, right: slice) -> Any:
+        """Rows of the lower triangle on the device; where nothing is summed up yet, none cross over to it."""
+        if state.count == 0:
+            shape = (own.stop - own.start, right.stop)
+            return self._library.xp.zeros(shape, dtype=self._library.xp.float64, device=self._mean.device)
+        return self._library.to_device(np.ascontiguousarray(state.scatter[own, right]))
 
     def _cut(self) -> Iterator[tuple[slice, slice, slice]]:
         """Yield the rows of each block within the last h of the scatter, the same within the whole, and its columns."""
