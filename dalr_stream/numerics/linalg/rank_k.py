@@ -82,8 +82,8 @@ class _OneThread:
     def enter(self) -> None:
         with self._lock:
             if self._inside == 0:
-                found = ThreadpoolController().select(user_api="blas").lib_controllers
-                self._before = [(library, library.num_threads) for library in found]
+                libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+                self._before = [(library, library.num_threads) for library in libraries]
             self._inside += 1
             for library, _ in self._before:  # every time: where BLAS runs on OpenMP, a thread has a number of its own
                 _set_threads(library, 1)

@@ -50,12 +50,12 @@ class Sufficiency:
     def words(self) -> str:
         """The answer, for a reader."""
         verdict = "large enough" if self.enough else "too small"
-        figures = (
+        numbers = (
             f"at rank {self.rank}, where more data would help most, the error is {self.training:.3f} on the "
             f"{self.rows:,} training rows and {self.unseen:.3f} \N{PLUS-MINUS SIGN} {self.unseen_error:.3f} on unseen "
             f"ones; twice the data would bring that to about {self.doubled:.3f}, unlimited data to {self.unlimited:.3f}"
         )
-        return f"The calibration set is {verdict} for ranks up to {self.largest_rank}: {figures}."
+        return f"The calibration set is {verdict} for ranks up to {self.largest_rank}: {numbers}."
 
 
 RULE = (
@@ -66,17 +66,17 @@ RULE = (
 """The rule in words."""
 
 
-def sufficiency(found: LowRankJackknife, largest_rank: int) -> Sufficiency:
+def sufficiency(jackknife: LowRankJackknife, largest_rank: int) -> Sufficiency:
     """Judge the number of samples at ranks 1 to `largest_rank`, the break-even rank, say.
 
     Raises InvalidInputError where that is not a rank of the solution.
     """
-    if not 1 <= largest_rank < found.training.size:
-        raise InvalidInputError(f"largest_rank must lie in 1..{found.training.size - 1}, got {largest_rank}")
+    if not 1 <= largest_rank < jackknife.training.size:
+        raise InvalidInputError(f"largest_rank must lie in 1..{jackknife.training.size - 1}, got {largest_rank}")
     ranks = slice(1, largest_rank + 1)
-    training = found.training[ranks] ** 2
-    gap = np.maximum(found.unseen[ranks] ** 2 - training, 0.0)
-    c = gap / (1.0 + found.samples_ratio)  # c / n of the module's opening
+    training = jackknife.training[ranks] ** 2
+    gap = np.maximum(jackknife.unseen[ranks] ** 2 - training, 0.0)
+    c = gap / (1.0 + jackknife.samples_ratio)  # c / n of the module's opening
     unseen, doubled, unlimited = (np.sqrt(training + more * c) for more in (2.0, 1.5, 1.0))
     excess = (unseen - unlimited) / np.maximum(TOLERATED_SHARE * unseen, TOLERATED_ERROR)
     worst = int(np.argmax(excess))
@@ -84,10 +84,10 @@ def sufficiency(found: LowRankJackknife, largest_rank: int) -> Sufficiency:
         enough=bool(excess[worst] <= 1.0),
         rank=worst + 1,
         largest_rank=largest_rank,
-        rows=int(found.counts.sum()),
+        rows=int(jackknife.counts.sum()),
         training=float(np.sqrt(training[worst])),
         unseen=float(unseen[worst]),
-        unseen_error=float(found.unseen_error[ranks][worst]),
+        unseen_error=float(jackknife.unseen_error[ranks][worst]),
         doubled=float(doubled[worst]),
         unlimited=float(unlimited[worst]),
     )

@@ -142,10 +142,10 @@ class RowBatch:
 
 
 def same_as_before(named: Mapping[str, object]) -> dict[str, str]:
-    """Return the names of objects that an earlier name has, and that name."""
+    """Map each name to the earliest name bound to the same object, where that is another."""
     first: dict[int, str] = {}
-    found = {name: first.setdefault(id(thing), name) for name, thing in named.items()}
-    return {name: earlier for name, earlier in found.items() if earlier != name}
+    earliest = {name: first.setdefault(id(thing), name) for name, thing in named.items()}
+    return {name: earlier for name, earlier in earliest.items() if earlier != name}
 
 
 class RowSink(Protocol):

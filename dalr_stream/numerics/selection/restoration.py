@@ -33,7 +33,7 @@ def joint_cross(readers: Readers, channels: int, moments: Mapping[str, CrossMome
     `moments` are those of what both networks' readers read, by stream in the compressed one.
     """
     places = {(now.stream, now.first): (moments[now.stream], then.first) for now, then in readers}
-    parts = [found.part(first, target, channels) for (_, first), (found, target) in places.items()]
+    parts = [cross.part(first, target, channels) for (_, first), (cross, target) in places.items()]
     whole = reduce(add, parts)
     samples = max(part.samples for part in parts)  # the same ones at every place
     return CrossMoments(dataclasses.replace(whole.joint, samples=samples), channels)

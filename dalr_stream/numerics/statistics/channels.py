@@ -79,12 +79,12 @@ def channel_moments(readers: Sequence[ChannelReader], channels: int, moments: Se
     Rows of all places together: where residual additions tie layers, a channel's moments at every reader decide.
     """
     parts: dict[tuple[str, int], Moments] = {}
-    for reader, found in zip(readers, moments, strict=True):
-        if reader.first + channels > found.features:
+    for reader, stream in zip(readers, moments, strict=True):
+        if reader.first + channels > stream.features:
             raise InvalidInputError(
-                f"layer '{reader.span.layer}': its stream '{reader.stream}' has {found.features} features, the "
+                f"layer '{reader.span.layer}': its stream '{reader.stream}' has {stream.features} features, the "
                 f"channels are {reader.first}..{reader.first + channels - 1} of it: capture again"
             )
-        parts[reader.stream, reader.first] = found.features_between(reader.first, reader.first + channels)
+        parts[reader.stream, reader.first] = stream.features_between(reader.first, reader.first + channels)
     samples = max(part.samples for part in parts.values())  # the same ones at every place
     return dataclasses.replace(reduce(add, parts.values()), samples=samples)

@@ -29,7 +29,7 @@ from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
-from dalr_stream.network.torch_fold import usable_device
+from dalr_stream.network.torch_library import usable_device
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.manifest import Manifest, NetworkRecord

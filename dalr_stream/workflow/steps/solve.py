@@ -14,9 +14,9 @@ from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.ridge_choice import RidgeChoice, choose_ridge
 from dalr_stream.numerics.statistics.grouped import InputMoments
+from dalr_stream.storage.records import Solution
 from dalr_stream.workflow.runfile.sections import RidgeFrom, SolveSection
 
-WITHOUT_RIDGE = (Method.SVD, Method.SVD_BC)
 HELDOUT_CHOSE = (
     "held-out rows chose the ridge, so the error on them is a little too small: judge by the test metric, or choose by "
     "shards"
@@ -30,12 +30,23 @@ def solve_as_asked(store: StoreView, section: SolveSection, layer: str, problem:
     where there are no such rows.
     """
     rule = section.ridge_rule
-    if isinstance(rule, Ridge) or method in WITHOUT_RIDGE:
+    if isinstance(rule, Ridge) or not method.takes_ridge:
         return solve_low_rank(problem, method, rule if isinstance(rule, Ridge) else DEFAULT_RIDGE)
     choice = _choice(store, section, layer, problem, method)
     factors = solve_low_rank(problem, method, choice.ridge)
     said = (choice.note, HELDOUT_CHOSE) if rule is RidgeFrom.HELDOUT else (choice.note,)
     return factors_of([_recorded(part, choice, said) for part in factors.parts])
+
+
+def ridge_of(section: SolveSection, solution: Solution) -> Ridge:
+    """Return the ridge that a solution of this section was solved with: the one its rows chose, or the run file's.
+
+    The default for methods that no ridge changes.
+    """
+    chosen_ridge, rule = solution.diagnostics.chosen_ridge, section.ridge_rule
+    if chosen_ridge is not None:
+        return Ridge.relative(chosen_ridge)
+    return rule if isinstance(rule, Ridge) else DEFAULT_RIDGE
 
 
 def _recorded(factors: LowRankFactors, choice: RidgeChoice, said: tuple[str, ...]) -> LowRankFactors:
