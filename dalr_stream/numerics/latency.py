@@ -106,7 +106,7 @@ class NetworkProfile:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is slower than what it replaces, where, and what could be done: a sentence a layer."""
+        """What is slower than what it replaces, where, and what could be done: one sentence per layer."""
         names = dict.fromkeys(profile.name for profile in (*self.layers, *self.whole))
         sentences = (_warning(name, self.of(name)) for name in names)
         return tuple(sentence for sentence in sentences if sentence)
@@ -126,7 +126,7 @@ class NetworkProfile:
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any]) -> NetworkProfile:
-        """Make one of what `dataclasses.asdict` gave and JSON brought back."""
+        """Return the profile that `dataclasses.asdict` turned into plain values, also after JSON."""
         parts = {key: tuple(LayerProfile(**one) for one in plain[key]) for key in ("layers", "whole")}
         return cls(**{**plain, **parts})
 

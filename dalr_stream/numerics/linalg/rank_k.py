@@ -1,4 +1,4 @@
-"""C += Y'Y: the product nearly all the time of an accumulation goes into.
+"""C += Y'Y: the product that takes nearly all the time of an accumulation.
 
 Only the lower triangle of C is updated, in place, in float64, by BLAS routines that scipy exports and that ctypes
 calls without holding the interpreter lock: `numpy.dot` needs a second d x d array, and scipy's own wrappers hold

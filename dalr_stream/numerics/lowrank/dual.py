@@ -2,9 +2,9 @@
 
     M = Z X' (X X' + lam I)^-1 = Z (X'X + lam I)^-1 X'
 
-With n rows the matrix on the right is n x n, whatever d. The rows are gone through twice: the first pass makes their
-n x n Gram and their outputs, the second multiplies the solution back onto them. For the first they are held, in the
-type they came in.
+With n rows the matrix on the right is n x n, whatever d. The rows are read twice: the first pass makes their n x n Gram
+and their outputs, the second multiplies the solution back onto them. For the first they are held in memory, in the type
+they came in.
 """
 
 from __future__ import annotations

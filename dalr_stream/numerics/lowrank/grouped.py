@@ -93,7 +93,7 @@ class GroupedFactors:
         return np.asarray(sum(part.errors(group) for part, group in pairs))
 
     def at_rank(self, k: int, *, layer: str | None = None, balanced: bool = False) -> GroupedPair:
-        """Return what `LowRankFactors.at_rank` does, for each group; messages and their figures are of one group."""
+        """Return what `LowRankFactors.at_rank` does, for each group; messages and their numbers are of one group."""
         group = None if layer is None else f"{layer}{GROUP}*"
         return GroupedPair(tuple(part.at_rank(k, layer=group, balanced=balanced) for part in self.parts))
 

@@ -1,8 +1,8 @@
 """Is the calibration set large enough? A rule, and its answer in words.
 
-Fitting makes the error on the rows that were seen too small by about as much as it makes the error on other rows too
-large, and both by an amount that falls as 1 / n (Akaike 1970; Hastie, Tibshirani and Friedman, 7.4). In squares, with E
-what unlimited data of this kind would attain,
+Fitting makes the error on the training rows too small by about as much as it makes the error on other rows too large,
+and both by an amount that falls as 1 / n (Akaike 1970; Hastie, Tibshirani and Friedman, 7.4). In squares, with E
+the error that unlimited data of this kind would attain,
 
     training(n) = E - c / n,      unseen(n) = E + c / n,      unseen without a shard = E + c / n'
 
@@ -28,7 +28,7 @@ TOLERATED_ERROR = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Sufficiency:
-    """Whether there are samples enough, judged at the rank where more of them would help most."""
+    """Whether there are enough samples, judged at the rank where more of them would help most."""
 
     enough: bool
     rank: int
@@ -38,7 +38,7 @@ class Sufficiency:
     training: float
     """Relative error on the training rows, ||Y - Yhat|| / ||Y - b||; so are the next four."""
     unseen: float
-    """On rows that were not seen, for all n rows: estimated."""
+    """On unseen rows, of a solution from all n rows: estimated."""
     unseen_error: float
     """Its standard error, from leaving out shards."""
     doubled: float

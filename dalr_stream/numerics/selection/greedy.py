@@ -226,7 +226,7 @@ def _take_all(
 
 
 def _choose(residual: SchurResidual, candidates: Mask, regulariser: _Regulariser | None) -> tuple[int, Vector]:
-    """Position of the best score (Eq. 5) among the candidates, the lowest where scores tie; and all scores."""
+    """Position of the best score (Eq. 5) among the candidates, the lowest of those that tie; and all scores."""
     gains = residual.gains(candidates)
     scores = np.where(candidates, gains, -np.inf)
     if regulariser is not None:

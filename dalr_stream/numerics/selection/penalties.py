@@ -3,7 +3,7 @@
 With delta the difference of means and E = S o (C_s - C_t), S_ij = (C_t,ii C_t,jj)^(-1/4):
 
     node    R_j = |delta_j| + ||E_j,F||                                computed once
-    subset  R_j = ||delta_{J+j}|| + ||E restricted to J + j||_F        O(d) a step: sums over J are carried along
+    subset  R_j = ||delta_{J+j}|| + ||E restricted to J + j||_F        O(d) per step: sums over J are carried along
 
 A node that hardly varies on the target would make every R_j infinite, or so large that the maximum it is divided by
 drowns the others; such nodes are not *live*: their rows and columns leave S.
@@ -77,7 +77,7 @@ class Discrepancy:
         return self.scale**2 * gap
 
     def rows(self, start: int, stop: int) -> Matrix:
-        """Rows `start` to `stop` of E. Cost: d a row."""
+        """Rows `start` to `stop` of E. Cost: d per row."""
         rows = self.source.scatter[start:stop] / self.source.count
         rows -= self.target.scatter[start:stop] / self.target.count
         if not self.centered:
@@ -110,7 +110,7 @@ class NodePenalty:
 
 
 class SubsetPenalty:
-    """Eq. 3. Cost: d a step."""
+    """Eq. 3. Cost: d per step."""
 
     def __init__(self, discrepancy: Discrepancy) -> None:
         self._gaps = discrepancy.mean_gap**2

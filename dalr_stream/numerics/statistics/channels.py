@@ -1,8 +1,8 @@
 """Channels that are kept or pruned together, and where each module holds them.
 
-A selection keeps some of a layer's nodes, or of a convolution's channels. The layers added to it in a residual network
-lose the same ones; batch norm on the way carries them; the next layers read them. This is that group as plain data:
-what a store keeps of it, what a surgery plan says, and which moments decide it.
+A selection keeps some of a layer's nodes, or of a convolution's channels. In a residual network the layers added to it
+lose the same ones; batch norm on the way carries them; the next layers read them. This is that group as plain data, for
+the store, for a surgery plan, and to find the moments that decide it.
 """
 
 from __future__ import annotations
