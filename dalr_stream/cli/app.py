@@ -41,7 +41,7 @@ from dalr_stream.cli.options import (
     open_run,
     with_machine,
 )
-from dalr_stream.errors import ConfigError, DalrStreamError
+from dalr_stream.errors import DalrStreamError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +57,7 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("interrupted: run the same command again, it goes on", err=True)
+            typer.echo("Interrupted. Run the same command again to resume.", err=True)
             raise typer.Exit(130) from None
 
 
@@ -97,7 +97,7 @@ def run(
     console = console_for()
     opened = open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh)
     if dry_run:
-        _rehearse(opened, console)
+        _dry_run(opened, console)
         return
     page = opened.all()
     print_headline(results(opened.project), console)
@@ -135,14 +135,7 @@ def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) 
 @app.command()
 def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
     """Stream activations into the store; resumes by itself."""
-    opened = open_run(file, overrides, fresh=fresh)
-    if not opened.project.config.capture.keep_activations:
-        raise ConfigError(
-            "capture.keep_activations: is false, so rows are folded as they come and none are kept: run accumulate, "
-            "or pass --set capture.keep_activations=true"
-        )
-    opened.train()
-    opened.capture()
+    open_run(file, overrides, fresh=fresh).capture()
 
 
 @app.command()
@@ -155,9 +148,7 @@ def accumulate(
     scheduler: Scheduler = None,
 ) -> None:
     """Turn activations into moments."""
-    opened = open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh)
-    opened.train()
-    opened.accumulate()
+    open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh).accumulate()
 
 
 @app.command()
@@ -179,16 +170,16 @@ def inspect(file: RunFile, overrides: Overrides = None, method: ByMethod = None,
     """Rank the layers by what compressing saves and costs."""
     from dataclasses import asdict
 
-    from dalr_stream.workflow.results.inspect import outlooks
-    from dalr_stream.workflow.results.tables import outlook_table
+    from dalr_stream.workflow.results.inspect import layer_costs
+    from dalr_stream.workflow.results.tables import layer_cost_table
 
     opened = open_run(file, overrides)
     opened.solve()
-    found = outlooks(opened.project, method)
+    found = layer_costs(opened.project, method)
     if as_json:
         typer.echo(json.dumps([asdict(layer) for layer in found], indent=1))
     else:
-        console_for().print(outlook_table(found))
+        console_for().print(layer_cost_table(found))
 
 
 @app.command()
@@ -284,16 +275,15 @@ app.command()(cli_stores.merge)
 app.command()(cli_stores.diff)
 
 
-def _rehearse(opened: Run, console: Console) -> None:
-    from dalr_stream.workflow.dry_run import rehearse
-    from dalr_stream.workflow.results.tables import rehearsal_tables
+def _dry_run(opened: Run, console: Console) -> None:
+    from dalr_stream.workflow.dry_run import dry_run, dry_run_tables
 
-    found = rehearse(opened.project)
+    found = dry_run(opened.project)
     if found.network:
         console.print(f"network: {found.network}", highlight=False)
     for said in found.left_out:
         console.print(said, soft_wrap=True, highlight=False, markup=False)
-    for table in rehearsal_tables(found):
+    for table in dry_run_tables(found):
         console.print(table)
     if found.trials:
         console.print(found.trials, highlight=False)

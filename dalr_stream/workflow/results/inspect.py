@@ -1,4 +1,4 @@
-"""What was solved, in figures: every solution at several sizes, and what compressing each layer would save and cost.
+"""What was solved, in numbers: every solution at several sizes, and what compressing each layer would save and cost.
 
 Read from the store alone: no network and no data. Errors are ||Y - Yhat|| / ||Y - b|| for a factor pair and
 ||phi - phihat|| / ||phi|| for the nodes of a selection, on the target's training rows and on the held-out ones.
@@ -46,7 +46,7 @@ class SizePoint:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerOutlook:
+class LayerCost:
     """What compressing one layer by one method would save and cost."""
 
     layer: str
@@ -80,7 +80,7 @@ def solution_facts(project: Project) -> list[dict[str, Any]]:
     ]
 
 
-def outlooks(project: Project, method: Method | str | None = None) -> list[LayerOutlook]:
+def layer_costs(project: Project, method: Method | str | None = None) -> list[LayerCost]:
     """Return what compressing each layer would save and cost, the one that saves most for `ENOUGH` energy first.
 
     By the method of a rule for all layers (`compress.method`) unless another one is named.
@@ -91,10 +91,10 @@ def outlooks(project: Project, method: Method | str | None = None) -> list[Layer
     weights = sized_layers(project, store, solutions)
     positions = [layer.positions for layer in sized_layers(project, store, solutions, macs=True)]
     found = [
-        _outlook(project, store, layer, solutions[layer.name], rows)
+        _layer_cost(project, store, layer, solutions[layer.name], rows)
         for layer, rows in zip(weights, positions, strict=True)
     ]
-    return sorted(found, key=lambda outlook: -outlook.enough.saved)
+    return sorted(found, key=lambda cost: -cost.enough.saved)
 
 
 def _facts(project: Project, store: StoreView, layer: str, solution: Solution) -> list[dict[str, Any]]:
@@ -144,9 +144,9 @@ def _errors_of_ranks(factors: Factors, ranks: Sequence[int], inputs: InputMoment
     return [float(error) for error in np.sqrt(lost_energy(factors, inputs)[list(ranks)])]
 
 
-def _outlook(
+def _layer_cost(
     project: Project, store: StoreView, layer: SizedLayer, solution: Solution, positions: float
-) -> LayerOutlook:
+) -> LayerCost:
     shape, inputs = layer.shape, layer.shape.inputs
     weights = [int(count) for count in layer.cost(layer.sizes, inputs)]
     within_half = [size for size, count in zip(layer.sizes.tolist(), weights, strict=True) if 2 * count <= weights[-1]]
@@ -169,7 +169,7 @@ def _outlook(
         for number, (name, size) in enumerate(asked.items())
     }
     as_it_is = SizePoint(layer.whole, 0, 1.0, 0.0, None if heldout is None else 0.0)
-    return LayerOutlook(
+    return LayerCost(
         layer=layer.name,
         method=solution.method,
         outputs=shape.outputs,

@@ -33,11 +33,12 @@ from dalr_stream.report.record import (
 from dalr_stream.storage.records import Solution
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import compress, evaluate, finetune, solve
+from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.finetune import FineTuned
 from dalr_stream.workflow.steps.profile import read_profile
 from dalr_stream.workflow.steps.provenance import provenance
-from dalr_stream.workflow.steps.scoring import Evaluation
-from dalr_stream.workflow.steps.sizing import Compression
 from dalr_stream.workflow.steps.stability import read_stability
 
 
@@ -61,11 +62,19 @@ class LayerFindings:
 
 
 def results(project: Project) -> Results:
-    """Return everything a run found out, as the report shows it."""
+    """Return everything a run found out, as the report shows it.
+
+    Raises FingerprintMismatchError where a record was made by other settings than the project's.
+    """
     section, store = project.evaluate_section, StoreView.open(project.store)
-    found, stable = Evaluation.read(project.evaluation), read_stability(project.stability)
-    saved = Compression.read(project.compression).said if project.config.compress.wanted else ()
-    tuned = (str(FineTuned.read(project.finetuning)),) if project.config.finetune else ()
+    found = Evaluation.read(project.evaluation, evaluate.made_from(project))
+    stable = read_stability(project.stability, solve.made_from(project))
+    saved: tuple[str, ...] = ()
+    if project.config.compress.wanted:
+        saved = Compression.read(project.compression, compress.made_from(project)).said
+    tuned: tuple[str, ...] = ()
+    if project.config.finetune is not None:
+        tuned = (str(FineTuned.read(project.finetuning, finetune.made_from(project))),)
     layers = [
         dataclasses.replace(_findings(project, store, layer, found), stability=stable[layer])
         for layer in project.layers

@@ -23,7 +23,7 @@ from dalr_stream.workflow.steps.scoring import Evaluator, Score
 
 
 @dataclass(slots=True)
-class TunedScores:
+class FinetunedScores:
     """Fine-tunes a network, then scores it."""
 
     evaluator: Evaluator

@@ -8,10 +8,8 @@ Where a ridge was chosen it is the one that was chosen with all shards.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +27,12 @@ from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.report.claims import SPEAKERS
 from dalr_stream.report.record import SelectionStability, Stability
-from dalr_stream.storage.durable import write_file
+from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.storage.records import Solution
 from dalr_stream.workflow.runfile.sections import RidgeFrom, SolveSection
+from dalr_stream.workflow.steps.step import read_stamped, write_stamped
 
+STABILITY = RecordKind("stability", 1, "run solve")
 SELECTIONS = (Method.MOMASP_NODE, Method.SPECTRAL, Method.MOMASP_SUBSET)
 
 
@@ -104,16 +104,16 @@ def _in_words(found: SelectionJackknife) -> str:
     )
 
 
-def write_stability(path: Path, found: dict[str, Stability | None]) -> None:
-    """Keep what was found of each layer."""
-    plain = {layer: None if one is None else dataclasses.asdict(one) for layer, one in found.items()}
-    write_file(path, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
+def write_stability(path: Path, fingerprint: str, stability: dict[str, Stability | None]) -> None:
+    """Keep what leaving out shards says of each layer."""
+    plain = {layer: None if answer is None else dataclasses.asdict(answer) for layer, answer in stability.items()}
+    write_stamped(path, STABILITY, fingerprint, plain)
 
 
-def read_stability(path: Path) -> dict[str, Stability | None]:
+def read_stability(path: Path, fingerprint: str | None = None) -> dict[str, Stability | None]:
     """Read what `write_stability` wrote."""
-    plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {layer: None if one is None else Stability.of(one) for layer, one in plain.items()}
+    plain = read_stamped(path, STABILITY, fingerprint)
+    return {layer: None if answer is None else Stability.of(answer) for layer, answer in plain.items()}
 
 
 def _plain(values: NDArray[np.float64] | Sequence[float]) -> tuple[float, ...]:
