@@ -13,6 +13,7 @@ from dalr_stream.engine.merge import merge as merge
 from dalr_stream.engine.output_errors import output_errors as output_errors
 from dalr_stream.engine.sequential import compress_sequentially as compress_sequentially
 from dalr_stream.engine.sequential_pass import LayerChoice as LayerChoice
+from dalr_stream.engine.solve import solve as solve
 from dalr_stream.errors import DalrStreamError as DalrStreamError
 from dalr_stream.network.capture.row_rule import RowRule as RowRule
 from dalr_stream.network.layers.spec import LayerSpec as LayerSpec
@@ -53,8 +54,8 @@ from dalr_stream.numerics.selection.shift import MomentShift as MomentShift
 from dalr_stream.numerics.selection.shift import diff as diff
 from dalr_stream.numerics.statistics.cross import CrossMoments as CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments as Moments
-from dalr_stream.storage.stored_rows import StoredRows as StoredRows
-from dalr_stream.storage.writer import ActivationStore as ActivationStore
+from dalr_stream.storage.store import ActivationStore as ActivationStore
+from dalr_stream.storage.store import StoredRows as StoredRows
 from dalr_stream.streaming.cluster import Cluster as Cluster
 from dalr_stream.streaming.cluster import open_cluster as open_cluster
 from dalr_stream.streaming.folding import Folding as Folding

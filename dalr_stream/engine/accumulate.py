@@ -12,7 +12,8 @@ from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.numerics.statistics.folding import CpuFold, NewFold, SplitMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.checkpoints import Unfinished
+from dalr_stream.storage.checkpoints import Checkpoints
+from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import DomainRecord
 from dalr_stream.storage.records import (
     load_moments,
@@ -22,7 +23,7 @@ from dalr_stream.storage.records import (
     shard_parts,
 )
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.storage.writer import ActivationStore, locked
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Folding, rule_facts
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold
@@ -137,23 +138,23 @@ def accumulate(
     record = opened.domain(domain)
     homes = {name: record.home(name) for name in (record.names if layers is None else layers)}
     folds: list[LayerFold] = []
-    left: list[Unfinished] = []
+    left: list[Checkpoints] = []
     for name in dict.fromkeys(homes.values()):
         rule = folding.rule(opened.rows(domain, name).features)
         task = LaneTask(opened.root, domain, name, rule, new_fold=new_fold)
         provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
-        unfinished = Unfinished(opened.root, domain, name, provenance)
+        checkpoints = Checkpoints(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
         if any(provenance_of(path) != provenance for path in paths):
-            folds.append(LayerFold(opened, task, unfinished, folding, progress))
+            folds.append(LayerFold(opened, task, checkpoints, folding, progress))
             continue
         progress.note(f"moments of '{name}' on '{domain}' are up to date")
-        if unfinished.exists:  # killed after the moments were kept
-            left.append(unfinished)
+        if checkpoints.exists:  # killed after the moments were kept
+            left.append(checkpoints)
     if folds or left:
         with locked(opened.root):  # once for all: taking the lock looks at every folder of the store
-            for unfinished in left:
-                unfinished.drop()
+            for checkpoints in left:
+                checkpoints.drop()
             for fold in folds:
                 fold.run()
     return LayerMoments.stored(opened.root, domain, homes, folding.shards)

@@ -17,8 +17,9 @@ from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weight
 from dalr_stream.numerics.rows.tiling import RowSink
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.records import provenance_of, save_weights, weights_path
-from dalr_stream.storage.writer import ActivationStore, ActivationWriter, open_writer
+from dalr_stream.storage.records import provenance_of, save_layer_weights, weights_path
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.writer import ActivationWriter, open_writer
 
 
 def capture(
@@ -64,7 +65,7 @@ def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path) -> N
     facts = {"network": fingerprint(model)}
     for layer in layers:
         if provenance_of(weights_path(root, layer.name)) != facts:
-            save_weights(root, layer.name, *weights_of(model, layer.name), facts)
+            save_layer_weights(root, layer.name, *weights_of(model, layer.name), facts)
 
 
 def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it

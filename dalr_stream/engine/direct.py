@@ -29,7 +29,7 @@ from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.tiling import same_as_before
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.checkpoints import Unfinished
+from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord
 from dalr_stream.storage.records import moments_path, origin_of
 from dalr_stream.storage.schema import TRAINING
@@ -104,12 +104,12 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
         for number, group in enumerate(_groups(model, batches, layers, rows, folding)):
             names = [layer.stream for layer in group]
             facts = {"network": network.fingerprint, "choice": rows.words, "rule": folding.facts}
-            passes.append(Unfinished(root, domain, f"@direct-{number}", {**facts, "layers": names}))
+            passes.append(Checkpoints(root, domain, f"@direct-{number}", {**facts, "layers": names}))
             stopped = f"'{root}': the fold of '{domain}' that was stopped"
             _require_same_choice(stopped, passes[-1].origin(INDEX), rows.words)
             with ThreadPoolExecutor(folding.threads.workers) as executor:
                 sink = FoldSink(
-                    folding, executor, unfinished=passes[-1], first_pass=record.batches, backend=backend_of(folding)
+                    folding, executor, checkpoints=passes[-1], first_pass=record.batches, backend=backend_of(folding)
                 )
                 if not sink.ended:
                     if sink.batches:
@@ -127,8 +127,8 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
             known, shared = {**record.layers, **found.layers}, {**record.shared, **found.shared}
             record = dataclasses.replace(record, batches=found.batches, layers=known, shared=shared)
         writer.commit_record(record)
-        for unfinished in passes:
-            unfinished.drop()
+        for checkpoints in passes:
+            checkpoints.drop()
     return LayerMoments.stored(
         root, domain, {layer.stream: record.home(layer.stream) for layer in layers}, folding.shards
     )

@@ -28,20 +28,21 @@ from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.durable import TEMPORARY
+from dalr_stream.storage.lock import LOCK, locked
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest, NetworkRecord
 from dalr_stream.storage.metadata import make_group
 from dalr_stream.storage.records import (
     check_record,
+    load_layer_weights,
     load_moments,
-    load_weights,
     provenance_of,
+    save_layer_weights,
     save_moments,
-    save_weights,
     shard_path,
     weights_path,
 )
 from dalr_stream.storage.schema import PARTS
-from dalr_stream.storage.writer import LOCK, ActivationStore, locked
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.layer_fold import save_split
 
 
@@ -208,7 +209,7 @@ def _keep_sources(into: Path, plan: _Plan) -> None:
     for layer, root in plan.weights.items():
         facts = provenance_of(weights_path(root, layer)) or {}
         if provenance_of(weights_path(into, layer)) != facts:
-            save_weights(into, layer, *load_weights(root, layer), facts)
+            save_layer_weights(into, layer, *load_layer_weights(root, layer), facts)
     for shard in (one for group in plan.shards.values() for one in group if one.root.resolve() != here):
         for layer in shard.record.layers:
             for part in PARTS:

@@ -48,8 +48,8 @@ class LayerChoice:
     """Or its value, as in run files."""
     size: int
     """Rank, or number of kept nodes."""
-    ridge: Ridge = DEFAULT_RIDGE
-    """Of DALR."""
+    ridge: Ridge | float = DEFAULT_RIDGE
+    """Of DALR; a number is relative."""
     strength: float = 1.0
     """Of MoMaSP's regulariser."""
     restore_ridge: float = 1e-3
@@ -57,6 +57,7 @@ class LayerChoice:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", parse_choice(Method, self.method, "method"))
+        object.__setattr__(self, "ridge", Ridge.of(self.ridge))
 
     @property
     def by(self) -> Method:

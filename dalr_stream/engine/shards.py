@@ -16,7 +16,7 @@ from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.storage.manifest import DomainRecord, RowsRecord
 from dalr_stream.storage.records import check_record, load_moments, moments_path, provenance_of, shard_path
 from dalr_stream.storage.schema import PARTS
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,9 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
 from dalr_stream.storage.records import (
     Solution,
+    load_layer_weights,
     load_moments,
     load_solution,
-    load_weights,
     moments_path,
     provenance_of,
     shard_parts,
@@ -35,7 +35,7 @@ from dalr_stream.storage.records import (
     solution_path,
 )
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class StoreView:
         return [solution_path(self.root, part, method) for part in self.parts(layer)]
 
     def _weights(self, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        found = [load_weights(self.root, part) for part in self.parts(layer)]
+        found = [load_layer_weights(self.root, part) for part in self.parts(layer)]
         if len(found) == 1:
             return found[0]
         weights, biases = zip(*found, strict=True)

@@ -24,7 +24,7 @@ from dalr_stream.storage.records import (
     weights_path,
 )
 from dalr_stream.storage.schema import HELDOUT, TRAINING
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""How far a fold came: its state on disk, so that a killed accumulation goes on where it stopped, to the same bits.
+"""Accumulation checkpoints: a killed run resumes where it stopped, bit for bit.
 
     unfinished/<domain>/<layer>/<lane>/          of a fold over a store's tiles
     unfinished/<domain>/@direct-<group>/         of a direct run: every layer of a pass, at the same batch
 
-A state belongs to rows, rule and network; one that was made from others is not used, and neither is a damaged one: the
-rows can be folded again, which costs time and nothing else. Each is replaced whole, so a kill leaves the one before.
-All of them are dropped once the moments are in the store.
+A checkpoint belongs to rows, rule and network. One made from others is not used, and neither is a damaged one: folding
+the rows again costs time and nothing else. Each is replaced whole, so a kill leaves the previous one. All are dropped
+once the moments are in the store.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOLDER = "unfinished"
 
 @dataclass(frozen=True, slots=True)
 class SavedFold:
-    """Lanes at the same point, and what else is needed to go on from there."""
+    """Lanes at the same point, and what else is needed to resume from there."""
 
     lanes: Sequence[LaneState] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -39,8 +39,8 @@ class SavedFold:
     """Rows that fill no tile yet."""
 
 
-class Unfinished:
-    """The unfinished folds of one layer, or of one direct run, on one domain."""
+class Checkpoints:
+    """The checkpoints of one layer, or of one direct run, on one domain."""
 
     def __init__(self, root: Path, domain: str, layer: str, made_from: Mapping[str, Any]) -> None:
         """`made_from` is what the moments that will come of it are made from."""
@@ -49,11 +49,11 @@ class Unfinished:
 
     @property
     def exists(self) -> bool:
-        """Whether anything was left here."""
+        """Whether any were left here."""
         return self._folder.is_dir()
 
     def save(self, name: str, fold: SavedFold) -> None:
-        """Keep one state, replacing the one before."""
+        """Write one checkpoint, replacing the previous one."""
         arrays = dict(fold.pending)
         counts: dict[str, list[list[int]]] = {}
         for part in PARTS:
@@ -66,7 +66,7 @@ class Unfinished:
         save_record(self._folder / name, _specs(len(fold.lanes)), arrays, values, self.made_from)
 
     def load(self, name: str) -> SavedFold | None:
-        """Return one state; None where there is none, or it is damaged, or was made from something else."""
+        """Return one checkpoint; None where there is none, or it is damaged, or was made from something else."""
         path = self._folder / name
         if self.origin(name) != self.made_from:
             return None
@@ -83,11 +83,11 @@ class Unfinished:
         return SavedFold(lanes, values["values"], pending)
 
     def origin(self, name: str) -> dict[str, Any] | None:
-        """Return what a state was made from; None where there is none, or it is damaged."""
+        """Return what a checkpoint was made from; None where there is none, or it is damaged."""
         return origin_of(self._folder / name)
 
     def drop(self) -> None:
-        """Remove them all."""
+        """Remove all of them."""
         remove_folder(self._folder)
 
 

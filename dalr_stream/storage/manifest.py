@@ -188,10 +188,10 @@ class Manifest:
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            found = f"'{root}' is not a dalr_stream store (it has no {FILE})"
+            problem = f"'{root}' is not a dalr_stream store (it has no {FILE})"
             if not root.exists():
-                found = f"there is nothing at '{root}'"
-            raise StoreNotFoundError(f"{found}: name the folder of a store, or capture to it first") from None
+                problem = f"there is nothing at '{root}'"
+            raise StoreNotFoundError(f"{problem}: name the folder of a store, or capture to it first") from None
         except OSError as error:
             raise StoreError(f"'{path}' cannot be read ({error}): check the disk and your rights") from error
         body = _unsealed(path, data)

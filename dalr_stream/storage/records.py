@@ -27,10 +27,9 @@ from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import write_array
-from dalr_stream.storage.durable import TEMPORARY, new_folder, remove_folder
+from dalr_stream.storage.durable import TEMPORARY, new_folder
 from dalr_stream.storage.metadata import read_metadata, write_group
 from dalr_stream.storage.schema import ArraySpec
-from dalr_stream.storage.writer import locked
 
 Arrays = dict[str, NDArray[Any]]
 Provenance = Mapping[str, Any]
@@ -77,7 +76,7 @@ def moments_count(path: Path) -> int:
     return int(_attributes(path)["count"])
 
 
-def save_weights(
+def save_layer_weights(
     root: Path, layer: str, weight: NDArray[Any], bias: NDArray[Any] | None, provenance: Provenance
 ) -> None:
     """Keep a layer's weight (m, d) and bias (m,) in the store, so that solving needs no network."""
@@ -90,8 +89,8 @@ def weights_path(root: Path, layer: str) -> Path:
     return root / "weights" / layer
 
 
-def load_weights(root: Path, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Read what `save_weights` wrote."""
+def load_layer_weights(root: Path, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read what `save_layer_weights` wrote."""
     arrays, _ = load_record(weights_path(root, layer), schema.WEIGHTS)
     return arrays["weight"], arrays["bias"]
 
@@ -99,16 +98,15 @@ def load_weights(root: Path, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
 def save_solution(root: Path, layer: str, solution: Solution, provenance: Provenance) -> None:
     """Write one solution, every rank of it, replacing the one that was there.
 
-    The weight that low-rank factors approximate is not written again: it is the store's (`save_weights`). Those of a
-    convolution's groups are a record each, as their weights are.
+    The weight that low-rank factors approximate is not written again: it is the store's (`save_layer_weights`).
+    Those of a convolution's groups are a record each, as their weights are.
     """
     if isinstance(solution, GroupedFactors):
         for number, part in enumerate(solution.parts):
             save_solution(root, group_name(layer, number), part, provenance)
         return
     specs = schema.LOW_RANK if isinstance(solution, LowRankFactors) else schema.SELECTION
-    found = {spec.name: getattr(solution, spec.name) for spec in specs}
-    arrays = {name: array for name, array in found.items() if array is not None}
+    arrays = {spec.name: array for spec in specs if (array := getattr(solution, spec.name)) is not None}
     values = {"method": solution.method.value, "diagnostics": dataclasses.asdict(solution.diagnostics)}
     save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance)
 
@@ -121,7 +119,7 @@ def load_solution(root: Path, layer: str, method: Method) -> LowRankFactors | Ch
     if method.family is Family.SELECTION:
         factor = arrays.pop("factor", None)
         return ChannelSelection(method=method, diagnostics=diagnostics, factor=factor, **arrays)
-    weight, _ = load_weights(root, layer)
+    weight, _ = load_layer_weights(root, layer)
     return LowRankFactors(method=method, weight=weight.astype(np.float64), diagnostics=diagnostics, **arrays)
 
 
@@ -134,8 +132,8 @@ def check_record(path: Path) -> None:
 def records(root: Path) -> list[Path]:
     """Return the folders of every record of a store, shards of merged ones too; damaged ones are among them."""
     depths = {"weights": "*", "moments": "*/*/*", "shards": "*/*/*/*", "solutions": "*/*"}
-    found = [path for kind, depth in depths.items() for path in (root / kind).glob(depth) if path.is_dir()]
-    return sorted(path for path in found if not path.name.startswith(TEMPORARY))
+    folders = [path for kind, depth in depths.items() for path in (root / kind).glob(depth) if path.is_dir()]
+    return sorted(path for path in folders if not path.name.startswith(TEMPORARY))
 
 
 def provenance_of(path: Path) -> dict[str, Any] | None:
@@ -149,13 +147,6 @@ def origin_of(path: Path) -> dict[str, Any] | None:
         return provenance_of(path)
     except StoreDamagedError:
         return None
-
-
-def delete_activations(root: Path) -> None:
-    """Remove the activations of every domain; moments, weights and solutions stay, and solving still works."""
-    if root.exists():
-        with locked(root):  # also where they are gone: a removal that was killed is brought to its end
-            remove_folder(root / "activations")
 
 
 def save_record(

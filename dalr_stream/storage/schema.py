@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 SCHEMA_VERSION = 3
 TRAINING, HELDOUT = PARTS = "training", "heldout"
-"""The two records of a layer's moments: of the rows that decide, and of those kept apart to measure the error."""
+"""The two records of a layer's moments: of the training rows, and of the held-out rows that measure the error."""
 MAX_CHUNK_BYTES = 32 * 2**20
 DECODE_ERRORS = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, OSError,

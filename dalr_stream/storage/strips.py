@@ -1,6 +1,6 @@
 """Moment records written strip by strip, for a scatter matrix that memory does not hold.
 
-The record is the one `archive.save_moments` would write. A strip brings rows of the lower triangle, and by symmetry the
+The record is the one `records.save_moments` would write. A strip brings rows of the lower triangle, and by symmetry the
 columns above them, so a chunk is filled over several strips; the digest is taken at the end, from the disk.
 """
 

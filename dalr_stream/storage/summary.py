@@ -42,8 +42,8 @@ class StoreSummary:
     @classmethod
     def of(cls, root: Path, manifest: Manifest) -> StoreSummary:
         """Look at the store at `root`, whose manifest was read before."""
-        found = (line for name, domain in manifest.domains.items() for line in _layers(root, name, domain))
-        return cls(root, manifest.network.fingerprint, tuple(found))
+        layers = (line for name, domain in manifest.domains.items() for line in _layers(root, name, domain))
+        return cls(root, manifest.network.fingerprint, tuple(layers))
 
     def __str__(self) -> str:
         domains = list(dict.fromkeys(line.domain for line in self.layers))
@@ -78,16 +78,16 @@ def _layers(root: Path, name: str, domain: DomainRecord) -> Iterator[LayerSummar
     for layer in domain.names:
         rows, home = domain.layers[domain.home(layer)], domain.home(layer)
         if home != layer:
-            kept = f"those of {home}"
+            activations = f"those of {home}"
         elif domain.shards:
-            kept = f"merged from {len(domain.shards)} stores"
+            activations = f"merged from {len(domain.shards)} stores"
         elif not domain.complete:
-            kept = "not finished"
+            activations = "not finished"
         else:
-            kept = "captured" if rows_exist(root, name, layer) else "none kept"
+            activations = "captured" if rows_exist(root, name, layer) else "none kept"
         training, heldout = (_moments(root, name, home, part) for part in PARTS)
         samples = domain.samples if domain.complete else domain.committed_samples
-        yield LayerSummary(name, layer, samples, rows.rows, rows.features, kept, training, heldout)
+        yield LayerSummary(name, layer, samples, rows.rows, rows.features, activations, training, heldout)
 
 
 def _moments(root: Path, domain: str, layer: str, part: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Activations on disk: rows in, tiles out, and nothing lost between.
+"""Writes activations to disk: batches of rows in, tiles out, nothing lost in between.
 
 The writer is a `RowSink`. It cuts batches into tiles, writes each full tile as one zarr chunk, and commits: it syncs
 them, then replaces the manifest. Killed at any instant, the store holds whole tiles of whole batches; the next writer
@@ -12,101 +12,26 @@ import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import filelock
 import numpy as np
 
 from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,
     StoreError,
-    StoreLockedError,
     StoreNotFoundError,
 )
 from dalr_stream.numerics.rows.sampling import EVERY_ROW
-from dalr_stream.numerics.rows.streams import require_name
-from dalr_stream.numerics.rows.tiling import RowBatch, Tile, rows_per_sample, shared_rows
-from dalr_stream.storage.durable import explained, make_folder, remove_folder, sweep, sync
-from dalr_stream.storage.manifest import FILE as MANIFEST
+from dalr_stream.numerics.rows.tiling import RowBatch, rows_per_sample, shared_rows
+from dalr_stream.storage.durable import explained
+from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord, RowsRecord
 from dalr_stream.storage.metadata import make_group
-from dalr_stream.storage.rows import RowsWriter, read_tile, rows_exist
+from dalr_stream.storage.rows import RowsWriter, rows_exist
 
-if TYPE_CHECKING:
-    from dalr_stream.storage.summary import StoreSummary
-
-LOCK = "writer.lock"
 LOST_AT_MOST = 100
 """One commit follows another once the batches are a hundredth more, so a kill costs a hundredth of them and a tile. A
 commit writes all batches so far, 0.5 s of CPU at 100,000: one at each tile made a capture cost the square of them."""
-
-
-class ActivationStore:
-    """A store opened for reading: shows as one line, or in a notebook as a table, what it holds now."""
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        self.manifest = Manifest.read(self.root)
-
-    def __repr__(self) -> str:
-        return f"<{self._summary()}>"
-
-    def _repr_html_(self) -> str:
-        return self._summary()._repr_html_()
-
-    def _summary(self) -> StoreSummary:
-        from dalr_stream.storage.summary import StoreSummary  # reads records, which are written under this store's lock
-
-        return StoreSummary.of(self.root, self.manifest)
-
-    def domain(self, name: str) -> DomainRecord:
-        """Return what is known of one domain; raises StoreNotFoundError naming those there are."""
-        try:
-            return self.manifest.domains[name]
-        except KeyError:
-            known = ", ".join(sorted(self.manifest.domains)) or "none yet"
-            raise StoreNotFoundError(f"'{self.root}' has no domain '{name}': it has {known}") from None
-
-    def rows(self, domain: str, layer: str) -> RowsRecord:
-        """Return what is known of one layer's rows on one domain."""
-        record = self.domain(domain)
-        if layer not in record.names:
-            known = ", ".join(record.names)
-            raise StoreNotFoundError(f"'{self.root}' has no layer '{layer}' on '{domain}': it has {known}")
-        return record.layers[record.home(layer)]
-
-    def has_rows(self, domain: str, layer: str) -> bool:
-        """Tell whether the activations themselves are still there (moments outlive them)."""
-        return rows_exist(self.root, domain, self.domain(domain).home(layer))
-
-    def tiles(self, domain: str, layer: str) -> int:
-        """Return the number of committed tiles."""
-        return len(self.rows(domain, layer).tile_digests)
-
-    def read_tile(self, domain: str, layer: str, tile: int) -> Tile:
-        """Read tile number `tile` (at most T x d); raises StoreDamagedError where its digest does not match."""
-        return read_tile(self.root, domain, self.domain(domain).home(layer), self.rows(domain, layer), tile)
-
-
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold the store as its one writer; raises StoreLockedError where another process does."""
-    lock = filelock.FileLock(root / LOCK, timeout=0)
-    make_folder(root)
-    with explained(root):
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise StoreLockedError(
-                f"'{root}' is being written by another process: wait for it, or write to another store"
-            ) from None
-    try:
-        with explained(root):
-            sweep(root)
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -140,37 +65,6 @@ def open_writer(root: Path, domain: str, network: NetworkRecord, choice: str = E
         layers = {**manifest.network.layers, **network.layers}
         manifest = dataclasses.replace(manifest, network=dataclasses.replace(manifest.network, layers=layers))
         yield ActivationWriter(root, domain, manifest, frozenset(network.layers), choice)
-
-
-def forget_domain(root: Path, domain: str) -> None:
-    """Remove one domain's activations and what the manifest knows of them; moments and solutions stay."""
-    require_name(domain, "domain")
-    if not (root / MANIFEST).exists():
-        return
-    with locked(root):
-        manifest = Manifest.read(root)
-        others = {name: record for name, record in manifest.domains.items() if name != domain}
-        dataclasses.replace(manifest, domains=others).write(root)
-        remove_folder(root / "activations" / domain)
-
-
-def forget_store(root: Path) -> None:
-    """Remove all that a store holds. The manifest goes last: until then the store is still of its network."""
-    with locked(root), explained(root):
-        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            remove_folder(folder)
-        (root / MANIFEST).unlink(missing_ok=True)
-        sync(root)
-
-
-def forget_moments(root: Path, domain: str) -> None:
-    """Remove one domain's moments, and its folds that were not finished."""
-    require_name(domain, "domain")
-    if not (root / MANIFEST).exists():
-        return
-    with locked(root):
-        for kind in ("moments", "unfinished"):
-            remove_folder(root / kind / domain)
 
 
 class ActivationWriter:
@@ -278,7 +172,7 @@ class ActivationWriter:
             self._commit(complete=True)
 
     def commit_record(self, record: DomainRecord) -> None:
-        """Commit what is known of rows that were folded and not kept, in place of what was known of the domain."""
+        """Commit the record of rows that were folded without being kept, in place of the domain's."""
         self._manifest.with_domain(self._domain, record).write(self._root)
 
     def _require_same_choice(self) -> None:

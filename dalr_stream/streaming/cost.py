@@ -75,7 +75,7 @@ class KeptRecords:
     shards: int
 
     @property
-    def records(self) -> int:
+    def count(self) -> int:
         """On disk, a domain: training, held-out, and the shards where there are some."""
         return 1 + self.heldout + (self.shards if self.shards > 1 else 0)
 
@@ -96,35 +96,35 @@ class KeptRecords:
 
 
 def layer_cost(
-    load: LayerLoad, domains: int, threads: int, kept: KeptRecords, memory_limit_bytes: int | None
+    load: LayerLoad, domains: int, threads: int, records: KeptRecords, memory_limit_bytes: int | None
 ) -> LayerCost:
     """Return what a layer costs on `domains` domains, its matrix cut into strips where a limit asks for it."""
-    d, parts = load.features, kept.at_once
+    d, parts = load.features, records.at_once
     cut = _strips(load, parts, threads, memory_limit_bytes)
     folding = max(store_bytes_of(load, strip, parts, threads) for strip in cut)
-    summed = _sum_strips(d, kept, memory_limit_bytes)
-    summing = kept.summing * _FLOAT64 * max(strip.cells for strip in summed)
-    directly = lane_count(d) * parts * kept.partitions
+    summed = _sum_strips(d, records, memory_limit_bytes)
+    summing = records.summing * _FLOAT64 * max(strip.cells for strip in summed)
+    directly = lane_count(d) * parts * records.partitions
     return LayerCost(
         name=load.name,
         features=d,
         rows=load.rows,
         disk_bytes=load.rows * d * load.itemsize,
-        moments_bytes=_FLOAT64 * d * d * kept.records * domains,
+        moments_bytes=_FLOAT64 * d * d * records.count * domains,
         strips=cut,
         store_bytes=max(folding, summing),
-        direct_bytes=(directly + kept.summing) * _FLOAT64 * d * d + _tile_bytes(load),
+        direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + _tile_bytes(load),
         multiply_adds=load.rows * d * d // 2,
-        partitions=kept.partitions,
+        partitions=records.partitions,
         sum_strips=summed,
     )
 
 
-def _sum_strips(features: int, kept: KeptRecords, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+def _sum_strips(features: int, records: KeptRecords, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
     """Cut a matrix so that the sum of its shards fits, as far as one block of rows does."""
-    if memory_limit_bytes is None or kept.summing * _FLOAT64 * features**2 <= memory_limit_bytes:
+    if memory_limit_bytes is None or records.summing * _FLOAT64 * features**2 <= memory_limit_bytes:
         return (Strip(0, features),)
-    return strips(features, memory_limit_bytes // (_FLOAT64 * kept.summing))
+    return strips(features, memory_limit_bytes // (_FLOAT64 * records.summing))
 
 
 def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int) -> int:

@@ -1,4 +1,4 @@
-"""Folds rows as they come and keeps only sums; where it may write, also how far it came.
+"""Folds rows as they come and keeps only sums; given a store, also checkpoints.
 
 A checkpoint is every lane of every layer at the same batch, with the rows that fill no tile yet. It is written into the
 one of two slots that the index does not name, and then the index is replaced: killed in between, the old one holds.
@@ -25,7 +25,7 @@ from dalr_stream.numerics.statistics.folding import (
     join_partitions,
     merge_all,
 )
-from dalr_stream.storage.checkpoints import SavedFold, Unfinished
+from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, RowsRecord
 from dalr_stream.streaming.folding import Folding
 
@@ -33,7 +33,7 @@ INDEX = "index"
 
 
 class FoldSink:
-    """A RowSink that folds; `unfinished` is where it finds and leaves checkpoints.
+    """A RowSink that folds; `checkpoints` is where it finds and leaves checkpoints.
 
     `first_pass`: the batches that layers of other passes were folded from, where this is not the first. It must get
     the same: held-out samples are known by their numbers, and one store must not mix two data sets.
@@ -44,7 +44,7 @@ class FoldSink:
         folding: Folding,
         executor: ThreadPoolExecutor,
         *,
-        unfinished: Unfinished | None = None,
+        checkpoints: Checkpoints | None = None,
         first_pass: Sequence[BatchRecord] = (),
         backend: Backend | None = None,
     ) -> None:
@@ -52,7 +52,7 @@ class FoldSink:
         self._folding = folding
         self._executor = executor
         self._workspace = Workspace()
-        self._unfinished = unfinished
+        self._checkpoints = checkpoints
         self._first_pass = tuple(first_pass)
         self._pace = folding.pace()
         self._backend = backend or Backend()
@@ -65,7 +65,7 @@ class FoldSink:
         self.batches: list[BatchRecord] = []
         """Every batch folded so far, also in the runs before this one."""
         self.ended = False
-        """Whether an earlier run folded all there is and kept the moments."""
+        """Whether an earlier run folded all batches and wrote the moments."""
         self._resume()
         self._require_first_pass(self.batches, whole=self.ended)
 
@@ -101,7 +101,7 @@ class FoldSink:
         self.batches.append(BatchRecord(batch.samples, batch.digest))
         self._samples += batch.samples
         self._passed += 1
-        if self._unfinished is not None and self._pace.due():
+        if self._checkpoints is not None and self._pace.due():
             begun = self._pace.clock()
             self._keep()
             self._pace.paid(begun)
@@ -129,9 +129,9 @@ class FoldSink:
         return DomainRecord(complete=True, batches=tuple(self.batches), layers=dict(self._rows), shared=shared)
 
     def keep_end(self) -> None:
-        """Leave word that this pass is done and its moments are kept."""
-        if self._unfinished is not None:
-            self._unfinished.save(INDEX, SavedFold(values={"ended": True, **self._progress()}))
+        """Record that this pass is complete and its moments are in the store."""
+        if self._checkpoints is not None:
+            self._checkpoints.save(INDEX, SavedFold(values={"ended": True, **self._progress()}))
 
     def _require_first_pass(self, batches: Sequence[BatchRecord], *, after: int = 0, whole: bool = False) -> None:
         """Compare batches from number `after` on with those of the first pass; `whole`: none may be left over."""
@@ -167,11 +167,11 @@ class FoldSink:
         return _LayerFold(rule, lanes, saved, self._backend)
 
     def _keep(self) -> None:
-        assert self._unfinished is not None  # noqa: S101  # for the type checker: the caller has looked
+        assert self._checkpoints is not None  # noqa: S101  # for the type checker: the caller has looked
         self._slot = 1 - self._slot
         for name, fold in self._folds.items():
-            self._unfinished.save(f"{name}-{self._slot}", fold.saved(len(self.batches)))
-        self._unfinished.save(INDEX, SavedFold(values={"ended": False, **self._progress()}))
+            self._checkpoints.save(f"{name}-{self._slot}", fold.saved(len(self.batches)))
+        self._checkpoints.save(INDEX, SavedFold(values={"ended": False, **self._progress()}))
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -182,15 +182,15 @@ class FoldSink:
         }
 
     def _resume(self) -> None:
-        index = self._unfinished.load(INDEX) if self._unfinished else None
-        if self._unfinished is None or index is None:
+        index = self._checkpoints.load(INDEX) if self._checkpoints else None
+        if self._checkpoints is None or index is None:
             return
         batches = [BatchRecord(**batch) for batch in index.values["batches"]]
         rows = {name: RowsRecord(**{**known, "tile_digests": ()}) for name, known in index.values["rows"].items()}
         self.ended, slot = index.values["ended"], index.values["slot"]
         folds = {}
         for name, known in rows.items() if not self.ended else ():
-            saved = self._unfinished.load(f"{name}-{slot}")
+            saved = self._checkpoints.load(f"{name}-{slot}")
             if saved is None or saved.values["batches"] != len(batches):
                 return  # damaged: start over
             folds[name] = self._new(self._folding.rule(known.features), saved)

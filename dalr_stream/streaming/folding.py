@@ -27,10 +27,10 @@ Workers = Threads | Cluster
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """How rows become moments: what is kept apart, who folds, and within what."""
+    """How rows become moments: what is held out, who folds, and within which memory."""
 
     holdout: HoldoutRule = field(default_factory=HoldoutRule)
-    """Keeps a seeded share of the samples apart: a tenth by default."""
+    """A seeded share of the samples is held out: a tenth by default."""
     workers: Workers = field(default_factory=Threads)
     """Threads of this process, all cores by default, or a cluster. No bit depends on it."""
     memory_limit_bytes: int | None = None
@@ -71,5 +71,5 @@ class Folding:
 
 
 def rule_facts(rule: FoldRule) -> dict[str, Any]:
-    """Return a rule as plain values; shards only where some are kept, as records without them are what they were."""
+    """Return a rule as plain values; shards only where there are some: records without them stay as they were."""
     return {name: value for name, value in asdict(rule).items() if name != "shards" or value > 1}

@@ -1,7 +1,7 @@
 """One task of an accumulation: a lane's tiles, or one strip of them, read in order and folded in place.
 
 A task is a function of committed rows alone. It may run on any thread, in any process, and again after a failure, and
-gives the same bits; nothing outside it changes but, where it is asked to, the record of how far it came.
+gives the same bits; nothing outside it changes except, where asked for, its checkpoint.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.rows.tiling import Tile
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
 from dalr_stream.numerics.statistics.folding import CpuFold, LaneFold, LaneState, NewFold
-from dalr_stream.storage.checkpoints import SavedFold, Unfinished
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
+from dalr_stream.storage.store import ActivationStore
 
 TileDone = Callable[[int], None]
 """Called with the number of rows of each tile that was folded, from the thread that folded it."""
@@ -52,7 +52,7 @@ class LaneTask:
 
 @dataclass(slots=True)
 class Pace:
-    """When a checkpoint is worth its price; `every_tiles` replaces the clock where given."""
+    """When a checkpoint is worth its cost; `every_tiles` replaces the clock where given."""
 
     every_tiles: int | None = None
     clock: Callable[[], float] = time.monotonic
@@ -79,7 +79,7 @@ def fold_lane(
     task: LaneTask,
     executor: Executor | None = None,
     *,
-    unfinished: Unfinished | None = None,
+    checkpoints: Checkpoints | None = None,
     pace: Pace | None = None,
     tile_done: TileDone | None = None,
 ) -> LaneState:
@@ -89,16 +89,16 @@ def fold_lane(
     ----------
     executor
         Shares the blocks of a wide matrix among its threads.
-    unfinished
+    checkpoints
         Where an earlier attempt may have left its state, and where this one leaves its own at the given pace.
 
     Raises NonFiniteError naming layer, domain and tile; StoreDamagedError, StoreNotFoundError.
     """
     store = ActivationStore(task.root)
     first, state = task.lane, LaneState.empty(task.rule, task.strip)
-    found = unfinished.load(task.name) if unfinished else None
-    if found is not None:
-        first, state = found.values["next_tile"], found.lanes[0]
+    checkpoint = checkpoints.load(task.name) if checkpoints else None
+    if checkpoint is not None:
+        first, state = checkpoint.values["next_tile"], checkpoint.lanes[0]
     pace = pace or Pace()
     fold = LaneFold(task.rule, executor, state=state, new_fold=task.new_fold, partition=task.partition)
     tiles = range(first, store.tiles(task.domain, task.layer), task.rule.lanes)
@@ -112,15 +112,15 @@ def fold_lane(
                 raise NonFiniteError(f"layer '{task.layer}' on '{task.domain}', tile {tile.number}: {error}") from None
             if tile_done is not None:
                 tile_done(tile.rows.shape[0])
-            if unfinished is not None and pace.due():
+            if checkpoints is not None and pace.due():
                 begun = pace.clock()
-                unfinished.save(task.name, saved(tile.number + task.rule.lanes, fold.state()))
+                checkpoints.save(task.name, saved(tile.number + task.rule.lanes, fold.state()))
                 pace.paid(begun)
     return fold.state()
 
 
 def saved(next_tile: int, state: LaneState) -> SavedFold:
-    """Return what is kept of a lane that goes on with tile number `next_tile`."""
+    """Return the checkpoint of a lane that resumes with tile number `next_tile`."""
     return SavedFold([state], {"next_tile": next_tile})
 
 

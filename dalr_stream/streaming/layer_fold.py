@@ -1,4 +1,4 @@
-"""One layer's rows in a store to the records that are kept of it.
+"""Folds one layer's stored rows into its moment records.
 
     moments/<domain>/<layer>/training, heldout        two records of one pass over the rows
     moments/<domain>/<layer>/shard-0, shard-1, ...    where shards are kept: a pass each, and `training` their sum
@@ -21,12 +21,12 @@ from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
 from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, merge_all
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress
-from dalr_stream.storage.checkpoints import Unfinished
+from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.records import load_moments, moments_path, provenance_of, save_moments, shard_parts
 from dalr_stream.storage.schema import HELDOUT, TRAINING
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.strips import load_strip, save_strips
-from dalr_stream.storage.writer import ActivationStore
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.cost import LayerCost, LayerLoad
 from dalr_stream.streaming.folding import Folding
@@ -36,7 +36,7 @@ from dalr_stream.streaming.schedule import Watch, accumulate_layer, accumulate_s
 
 
 def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provenance: Mapping[str, Any]) -> None:
-    """Keep all parts of a layer's moments in the store, the training record last."""
+    """Write all parts of a layer's moments to the store, the training record last."""
     shards = zip(shard_parts(len(split.shards)), split.shards, strict=True)
     for part, moments in (*shards, (HELDOUT, split.heldout), (TRAINING, split.training)):
         save_moments(moments_path(root, domain, layer, part), moments, provenance)
@@ -44,9 +44,9 @@ def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provena
 
 def drop_shards(root: Path, domain: str, layer: str, rule: FoldRule) -> None:
     """Remove a layer's shards that `rule` does not make again."""
-    kept = shard_parts(rule.shards)
+    current = shard_parts(rule.shards)
     for path in moments_path(root, domain, layer, TRAINING).parent.glob("shard-*"):
-        if path.name not in kept:
+        if path.name not in current:
             remove_folder(path)
 
 
@@ -56,28 +56,28 @@ class LayerFold:
 
     store: ActivationStore
     task: LaneTask
-    unfinished: Unfinished
+    checkpoints: Checkpoints
     folding: Folding
     progress: Progress
 
     def run(self) -> None:
-        """Fold the layer and keep its records; raises MemoryLimitError where nothing fits."""
+        """Fold the layer and write its records; raises MemoryLimitError where nothing fits."""
         task, cost = self.task, self._cost()
         cut = (Strip(0, task.rule.features),) if cost is None else cost.strips
         if len(cut) > 1:
-            said = f"{len(cut)} passes over the rows, to stay within the limit"
-            self.progress.note(f"'{task.layer}' on '{task.domain}': {said}")
+            passes = f"{len(cut)} passes over the rows, to stay within the limit"
+            self.progress.note(f"'{task.layer}' on '{task.domain}': {passes}")
         drop_shards(task.root, task.domain, task.layer, task.rule)
         if task.rule.shards == 1:
             self._fold(task, cut, {part: self._path(part) for part in (HELDOUT, TRAINING)})
         else:
             self._fold_shards(cut)
             self._add_up((Strip(0, task.rule.features),) if cost is None else cost.sum_strips)
-        self.unfinished.drop()
+        self.checkpoints.drop()
 
     def _fold_shards(self, cut: Sequence[Strip]) -> None:
         """Fold the shards and the held-out rows, one after the other."""
-        rule, provenance = self.task.rule, self.unfinished.made_from
+        rule, provenance = self.task.rule, self.checkpoints.made_from
         parts = (*shard_parts(rule.shards), HELDOUT)
         for partition, part in zip(
             rule.partitions, parts, strict=False
@@ -85,13 +85,13 @@ class LayerFold:
             path = self._path(part)
             if provenance_of(path) != provenance:
                 self._fold(replace(self.task, partition=partition), cut, {TRAINING: path})
-                self.unfinished.drop()
+                self.checkpoints.drop()
         if not rule.holdout.share:
             save_moments(self._path(HELDOUT), Moments.empty(rule.features), provenance)
 
     def _add_up(self, cut: Sequence[Strip]) -> None:
         """Write the sum of the shards, a strip at a time where the whole does not fit: the bits are the same."""
-        task, provenance, path = self.task, self.unfinished.made_from, self._path(TRAINING)
+        task, provenance, path = self.task, self.checkpoints.made_from, self._path(TRAINING)
         shards = [self._path(part) for part in shard_parts(task.rule.shards)]
         if len(cut) == 1:
             save_moments(path, merge_all(load_moments(shard) for shard in shards), provenance)
@@ -100,13 +100,13 @@ class LayerFold:
         save_strips({TRAINING: path}, task.rule.features, sums, provenance)
 
     def _fold(self, task: LaneTask, cut: Sequence[Strip], paths: Mapping[str, Path]) -> None:
-        """Fold what `task` names and keep it in `paths`."""
-        rows, provenance = self.store.rows(task.domain, task.layer), self.unfinished.made_from
+        """Fold what `task` names and write it to `paths`."""
+        rows, provenance = self.store.rows(task.domain, task.layer), self.checkpoints.made_from
         title = f"accumulate {task.domain}/{task.layer}"
         if task.partition is not None:
             title += f", {task.partition + 1} of {len(task.rule.partitions)}"
         with self.progress.track(title, rows.rows * len(cut), "rows") as advance:
-            watch = Watch(advance, self.unfinished, self.folding.pace)
+            watch = Watch(advance, self.checkpoints, self.folding.pace)
             if len(cut) > 1:
                 states = accumulate_strips(self.store, task, cut, self.folding.threads, watch)
                 save_strips(paths, rows.features, states, provenance)

@@ -36,8 +36,8 @@ class MemoryPlan:
     @property
     def disk_bytes(self) -> int:
         """Disk for activations and moments of all layers."""
-        kept = 0 if self.direct else sum(layer.disk_bytes for layer in self.layers)
-        return kept + sum(layer.moments_bytes for layer in self.layers)
+        activations = 0 if self.direct else sum(layer.disk_bytes for layer in self.layers)
+        return activations + sum(layer.moments_bytes for layer in self.layers)
 
     @property
     def peak_bytes(self) -> int:
@@ -79,8 +79,8 @@ def plan(
 
     `shards` are counted on every domain, an upper bound where only some of them keep any.
     """
-    kept = KeptRecords(heldout_share > 0, shards)
-    layers = tuple(layer_cost(load, domains, threads, kept, memory_limit_bytes) for load in loads)
+    records = KeptRecords(heldout_share > 0, shards)
+    layers = tuple(layer_cost(load, domains, threads, records, memory_limit_bytes) for load in loads)
     shared = max((turn_bytes(load, heldout_share) + threads * SINGLE_BLOCK_BYTES for load in loads), default=0)
     return MemoryPlan(
         layers,
@@ -88,7 +88,7 @@ def plan(
         _groups(layers, None if memory_limit_bytes is None or not direct else memory_limit_bytes - shared),
         shared,
         memory_limit_bytes,
-        _alternatives(loads, layers, kept, direct=direct, threads=threads, heldout_share=heldout_share),
+        _alternatives(loads, layers, records, direct=direct, threads=threads, heldout_share=heldout_share),
     )
 
 
@@ -108,7 +108,7 @@ def _groups(layers: Sequence[LayerCost], room_bytes: int | None) -> tuple[tuple[
 def _alternatives(
     loads: Sequence[LayerLoad],
     layers: Sequence[LayerCost],
-    kept: KeptRecords,
+    records: KeptRecords,
     *,
     direct: bool,
     threads: int,
@@ -118,24 +118,26 @@ def _alternatives(
     if not loads:
         return ()
     load, cost = max(zip(loads, layers, strict=True), key=lambda pair: (_direct if direct else _from_store)(pair[1]))
-    found = []
+    remedies = []
     if direct:
-        found.append(f"capture to a store first ({_mib(cost.store_bytes)} in {cost.passes} passes over the rows)")
+        remedies.append(f"capture to a store first ({_mib(cost.store_bytes)} in {cost.passes} passes over the rows)")
     elif lane_count(load.features) == 1:
         narrowest = strips(load.features, 0)
-        least = max(store_bytes_of(load, strip, kept.at_once, threads) for strip in narrowest)
-        found.append(f"the narrowest strips of {BLOCK_COLUMNS} rows need {_mib(least)}")
-    if kept.shards > 1:
+        least = max(store_bytes_of(load, strip, records.at_once, threads) for strip in narrowest)
+        remedies.append(f"the narrowest strips of {BLOCK_COLUMNS} rows need {_mib(least)}")
+    if records.shards > 1:
         whole = plan([load], threads=threads, heldout_share=heldout_share, direct=direct)
-        found.append(f"keep no shards ({_mib(whole.peak_bytes)} uncut)")
+        remedies.append(f"keep no shards ({_mib(whole.peak_bytes)} uncut)")
     elif heldout_share:
         bare = plan([load], threads=threads, heldout_share=0.0, direct=direct)
-        found.append(f"keep no held-out share ({_mib(bare.peak_bytes)} uncut)")
+        remedies.append(f"keep no held-out share ({_mib(bare.peak_bytes)} uncut)")
     if load.outputs is not None and load.outputs < load.features:
         outputs = LayerLoad(load.name, load.outputs, load.rows, load.itemsize)
         narrow = plan([outputs], threads=threads, heldout_share=heldout_share, direct=direct)
-        found.append(f"watch its {load.outputs:,} outputs alone, which anchored DALR needs ({_mib(narrow.peak_bytes)})")
-    return tuple(found)
+        remedies.append(
+            f"watch its {load.outputs:,} outputs alone, which anchored DALR needs ({_mib(narrow.peak_bytes)})"
+        )
+    return tuple(remedies)
 
 
 def _direct(layer: LayerCost) -> int:

@@ -21,8 +21,8 @@ from dalr_stream.errors import StoreError, StoreNotFoundError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.statistics.fold_rule import Strip, strips
 from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_strips, merge_all
-from dalr_stream.storage.checkpoints import Unfinished
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.checkpoints import Checkpoints
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.folding import Threads, Workers
 from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, saved
@@ -30,10 +30,10 @@ from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, sav
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What an accumulation tells, and what it leaves behind for the one after a kill."""
+    """Progress of an accumulation, and the checkpoints that let it resume after a kill."""
 
     tile_done: TileDone | None = None
-    unfinished: Unfinished | None = None
+    checkpoints: Checkpoints | None = None
     pace: Callable[[], Pace] = Pace
 
 
@@ -72,9 +72,11 @@ def accumulate_strips(
     for strip in cut:
         one = replace(task, strip=strip if cutting else None)
         with _pool(threads.workers) as executor:
-            state = fold_lane(one, executor, unfinished=watch.unfinished, pace=watch.pace(), tile_done=watch.tile_done)
-        if cutting and watch.unfinished is not None:  # the record is not whole before the last strip
-            watch.unfinished.save(one.name, saved(store.tiles(task.domain, task.layer), state))
+            state = fold_lane(
+                one, executor, checkpoints=watch.checkpoints, pace=watch.pace(), tile_done=watch.tile_done
+            )
+        if cutting and watch.checkpoints is not None:  # the record is not whole before the last strip
+            watch.checkpoints.save(one.name, saved(store.tiles(task.domain, task.layer), state))
         yield state
 
 
@@ -100,7 +102,7 @@ def _lanes(task: LaneTask) -> list[LaneTask]:
 
 
 def _fold_and_freeze(task: LaneTask, watch: Watch) -> SplitMoments:
-    return fold_lane(task, unfinished=watch.unfinished, pace=watch.pace(), tile_done=watch.tile_done).moments()
+    return fold_lane(task, checkpoints=watch.checkpoints, pace=watch.pace(), tile_done=watch.tile_done).moments()
 
 
 def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch: Watch) -> SplitMoments:
@@ -114,14 +116,14 @@ def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch:
         tasks = [replace(task, strip=strip) for strip in strips(rule.features, cells)]
     prefix = f"fold-{task.domain}-{task.layer}-{store.domain(task.domain).fingerprint(task.layer)[:16]}"
     rows = store.rows(task.domain, task.layer).rows
-    told = 0
+    reported = 0
 
     def done(finished: int) -> None:
-        nonlocal told
+        nonlocal reported
         if watch.tile_done is not None:
             now = rows * finished // len(tasks)
-            watch.tile_done(now - told)
-            told = now
+            watch.tile_done(now - reported)
+            reported = now
 
     states = cluster.map(fold_lane, {f"{prefix}-{task.name}-{rule}": (task,) for task in tasks}, done)
     if not wide:

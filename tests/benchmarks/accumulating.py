@@ -22,7 +22,8 @@ from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import RowBatch, tile_rows
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.writer import ActivationStore, open_writer
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.folding import Threads
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.schedule import accumulate_layer

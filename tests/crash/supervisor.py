@@ -27,7 +27,7 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import StoreNotFoundError
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Threads
 from dalr_stream.streaming.lanes import Pace
 

@@ -11,8 +11,8 @@ import torch
 
 import dalr_stream as ds
 from dalr_stream.errors import StoreLockedError, StoreNotFoundError
-from dalr_stream.storage.records import delete_activations
-from dalr_stream.storage.writer import ActivationStore, forget_domain
+from dalr_stream.storage.removal import delete_activations, forget_domain
+from dalr_stream.storage.store import ActivationStore
 
 NETWORK = """
 import torch
@@ -40,7 +40,7 @@ def batches():
 ds.capture(model, batches(), layers, sys.argv[1], domain="target")
 """
 READER = """
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 
 expected = np.concatenate([batch(number).reshape(-1, 6).numpy() for number in range(20)])
 seen = []

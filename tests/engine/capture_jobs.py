@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 
 LAYERS = ["0", "2"]
 PARTS = {"a": (90, 0), "b": (41, 1), "c": (200, 2), "d": (7, 3)}

@@ -27,8 +27,9 @@ from dalr_stream.errors import (
 )
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
-from dalr_stream.storage import records as archive
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage import records
+from dalr_stream.storage.removal import delete_activations
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
@@ -122,7 +123,7 @@ def test_each_domain_is_the_sum_over_the_stores_that_have_it(tmp_path):
 
 def test_activations_are_not_needed(jobs, tmp_path):
     bare = shutil.copytree(jobs["a"], tmp_path / "bare")
-    archive.delete_activations(bare)
+    delete_activations(bare)
     merge([bare, jobs["b"]], tmp_path / "out")
     merge([jobs["a"], jobs["b"]], tmp_path / "expected")
     assert_same_moments(tmp_path / "out", tmp_path / "expected")
@@ -182,11 +183,11 @@ def test_verify_adds_the_shards_up_again(jobs, tmp_path):
     said = found.whole
     assert list(said[:2]) == ["target/0: the sum of 2 shards", "target/2: the sum of 2 shards"]
     assert f"shards/target/{name_of(jobs['b'])}/2/heldout: whole" in said
-    total = archive.moments_path(tmp_path / "out", "target", "2", "heldout")
-    archive.save_moments(total, ds.Moments.empty(16), archive.provenance_of(total))
+    total = records.moments_path(tmp_path / "out", "target", "2", "heldout")
+    records.save_moments(total, ds.Moments.empty(16), records.provenance_of(total))
     (found,) = verify_store(tmp_path / "out").findings
     assert str(found) == "moments/target/2/heldout: is not the sum of its shards: merge again"
-    shutil.rmtree(archive.shard_path(tmp_path / "out", "target", name_of(jobs["b"]), "0", "training"))
+    shutil.rmtree(records.shard_path(tmp_path / "out", "target", name_of(jobs["b"]), "0", "training"))
     assert any("there is no record at" in finding.problem for finding in verify_store(tmp_path / "out").findings)
 
 

@@ -26,9 +26,9 @@ from dalr_stream.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from dalr_stream.storage import records as archive
+from dalr_stream.storage import records
+from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.writer import locked
 
 pytestmark = pytest.mark.usefixtures("unsynced", "jobs_as_they_were")
 
@@ -73,8 +73,8 @@ class Refused:
 
     def stale_moments(self):
         root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        path = archive.moments_path(root, "target", "2", "training")
-        archive.save_moments(path, archive.load_moments(path), {**archive.provenance_of(path), "rows": "others"})
+        path = records.moments_path(root, "target", "2", "training")
+        records.save_moments(path, records.load_moments(path), {**records.provenance_of(path), "rows": "others"})
         return [root], {}
 
     def incomplete(self):
@@ -86,12 +86,12 @@ class Refused:
 
     def damaged_moments(self):
         root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        _damaged(archive.moments_path(root, "target", "2", "heldout") / "scatter" / "c" / "0" / "0")
+        _damaged(records.moments_path(root, "target", "2", "heldout") / "scatter" / "c" / "0" / "0")
         return [root], {}
 
     def damaged_weights(self):
         root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        _damaged(archive.weights_path(root, "2") / "weight" / "c" / "0" / "0")
+        _damaged(records.weights_path(root, "2") / "weight" / "c" / "0" / "0")
         return [root], {"first": True}
 
     def damaged_manifest(self):

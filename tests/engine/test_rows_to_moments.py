@@ -16,7 +16,8 @@ from dalr_stream.engine.estimate import estimate
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.numerics.rows import tiling
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.writer import ActivationStore, open_writer
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.lanes import Pace
 
 SAMPLES, POSITIONS = 60, 9

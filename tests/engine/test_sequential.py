@@ -150,7 +150,7 @@ def test_with_one_layer_it_is_the_parallel_solution_to_the_bit(method):
     moments = ds.accumulate_stream(model, batches, layers)
     weight, bias = ds.weights_of(model, "2")
     if method in ("spectral", "prune_max"):
-        solve = ds.spectral if method == "spectral" else ds.by_max
+        solve = ds.spectral if method == "spectral" else ds.prune_by_max
         record = solve(moments["4"]).at_size(3, ridge=1e-3)
     elif method == "svd_bc":
         record = ds.truncated_svd(weight, bias, moments["2"], compensate_bias=True).at_rank(3)

@@ -17,9 +17,10 @@ from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, Memo
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.statistics.fold_rule import Strip
 from dalr_stream.numerics.statistics.folding import LaneState, merge_all
-from dalr_stream.storage.records import delete_activations, load_moments
+from dalr_stream.storage.records import load_moments
+from dalr_stream.storage.removal import delete_activations
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.strips import load_strip, save_strips
-from dalr_stream.storage.writer import ActivationStore
 from dalr_stream.streaming.lanes import Pace
 
 SAMPLES, WIDTH, K = 900, 24, 4

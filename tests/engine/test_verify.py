@@ -18,16 +18,16 @@ from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.methods import Method
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.records import (
-    delete_activations,
+    load_layer_weights,
     load_moments,
     load_solution,
-    load_weights,
     records,
+    save_layer_weights,
     save_moments,
     save_solution,
-    save_weights,
 )
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.removal import delete_activations
+from dalr_stream.storage.store import ActivationStore
 
 POSITIONS = 1
 """Seeded positions a file besides its first and last byte; `make soak` takes ten times as many."""
@@ -50,7 +50,7 @@ def pristine(tmp_path_factory):
         ds.capture(model, part.split(7), layers, root, domain=domain)
         ds.accumulate(root, domain=domain, layers=["2"])
     moments = load_moments(root / "moments/target/2/training")
-    save_solution(root, "2", ds.dalr(*load_weights(root, "2"), moments), {"made_from": "these moments"})
+    save_solution(root, "2", ds.dalr(*load_layer_weights(root, "2"), moments), {"made_from": "these moments"})
     save_solution(root, "0", ds.spectral(moments), {})
     return root
 
@@ -73,7 +73,7 @@ def everything(root):
             moments = load_moments(path)
             found[path.relative_to(root)] = np.concatenate([moments.mean, moments.scatter.ravel(), moments.nonzero])
         elif kind == "weights":
-            found[path.relative_to(root)] = load_weights(root, names[0])[0]
+            found[path.relative_to(root)] = load_layer_weights(root, names[0])[0]
         else:
             solution = load_solution(root, names[0], Method(names[1]))
             found[path.relative_to(root)] = solution.down if hasattr(solution, "down") else solution.order
@@ -269,5 +269,5 @@ def test_two_parts_that_do_not_belong_together_and_lost_records_are_named(store)
 def test_a_sealed_store_is_plain_zarr(store):
     group = zarr.open_group(store / "activations", mode="r")
     assert set(group["target"].array_keys()) == {"0", "2"}
-    save_weights(store, "9", np.ones((2, 3)), None, {})
+    save_layer_weights(store, "9", np.ones((2, 3)), None, {})
     assert zarr.open_group(store / "weights/9", mode="r")["weight"].attrs["meaning"].startswith("W")

@@ -16,8 +16,9 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import StoreNotFoundError
-from dalr_stream.storage.records import delete_activations, load_moments, load_weights, records
-from dalr_stream.storage.writer import ActivationStore, forget_domain
+from dalr_stream.storage.records import load_layer_weights, load_moments, records
+from dalr_stream.storage.removal import delete_activations, forget_domain
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Threads
 
 SAMPLES = {"target": 11, "source": 7}
@@ -107,7 +108,7 @@ class Truth:
             if name.parts[0] == "moments":
                 self._moments.setdefault(name, []).append(load_moments(path))
             elif name.parts[0] == "weights":
-                self._weights[name.parts[1]] = load_weights(root, name.parts[1])
+                self._weights[name.parts[1]] = load_layer_weights(root, name.parts[1])
 
     def assert_held_by(self, root):
         """A reader sees a committed state, whole: every committed tile reads back, every record that is there does."""
@@ -129,7 +130,9 @@ class Truth:
                 assert any(load_moments(path).same_bits(moments) for moments in self._moments[name])
             else:
                 known = self._weights[name.parts[1]]
-                assert all(np.array_equal(a, b) for a, b in zip(load_weights(root, name.parts[1]), known, strict=True))
+                assert all(
+                    np.array_equal(a, b) for a, b in zip(load_layer_weights(root, name.parts[1]), known, strict=True)
+                )
         now = files_of(root)
         assert {n for n in {*now, *before} if now.get(n) != before.get(n)} == set()
 

@@ -11,7 +11,8 @@ import pytest
 from dalr_stream.numerics.rows import tiling
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.writer import ActivationStore, open_writer
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.writer import open_writer
 
 WIDTHS = {"fc6": 3, "classifier.0": 40}
 """Under `small_tiles` a tile of the first has 32 rows, of the second 4."""

@@ -10,7 +10,7 @@ from scenarios import SCENARIOS, Truth
 from stores import files_of
 
 from dalr_stream.storage.durable import TEMPORARY
-from dalr_stream.storage.writer import locked
+from dalr_stream.storage.lock import locked
 
 ONE_IN = 30
 """Images that differ only in litter hold the same store: of those, one in so many is resumed, but in `make soak`."""

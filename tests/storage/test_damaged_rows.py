@@ -11,8 +11,8 @@ from dalr_stream.errors import (
     StoreDamagedError,
     StoreNotFoundError,
 )
-from dalr_stream.storage.records import delete_activations
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.removal import delete_activations
+from dalr_stream.storage.store import ActivationStore
 
 pytestmark = pytest.mark.usefixtures("quick_stores")
 

@@ -11,7 +11,7 @@ from scenarios import SCENARIOS, Truth
 from stores import files_of
 
 from dalr_stream.errors import DiskSpaceError, StoreError
-from dalr_stream.storage.writer import locked
+from dalr_stream.storage.lock import locked
 
 EVERY = {errno.ENOSPC: 7, errno.EIO: 11}
 """Operations from one failure to the next; a scenario has some hundreds. `make soak` has a failure at each."""

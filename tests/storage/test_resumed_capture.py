@@ -28,8 +28,9 @@ from dalr_stream.errors import (
 )
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.records import delete_activations
-from dalr_stream.storage.writer import ActivationStore, open_writer
+from dalr_stream.storage.removal import delete_activations
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.writer import open_writer
 
 pytestmark = pytest.mark.usefixtures("quick_stores")
 

@@ -18,7 +18,7 @@ from dalr_stream.errors import (
     InvalidInputError,
 )
 from dalr_stream.numerics.rows.tiling import RowBatch
-from dalr_stream.storage.records import save_weights
+from dalr_stream.storage.records import save_layer_weights
 from dalr_stream.storage.writer import open_writer
 
 pytestmark = pytest.mark.usefixtures("quick_stores")
@@ -95,7 +95,7 @@ def test_another_network_is_refused_and_both_are_named(full):
 def test_a_first_capture_that_failed_lends_its_weights_to_no_other_network(tmp_path):
     """The weights are written before the first rows; without a manifest another network would find and keep them."""
     with suppress(Killed), open_writer(tmp_path, "target", network()):
-        save_weights(tmp_path, "fc6", np.zeros((5, 3)), None, {})
+        save_layer_weights(tmp_path, "fc6", np.zeros((5, 3)), None, {})
         raise Killed
     with pytest.raises(FingerprintMismatchError, match="aaaaaaaaaaaa"):
         capture(tmp_path, batches_of(rows_for(10), [10]), net=network("b" * 64))

@@ -20,7 +20,8 @@ from stores import (
 from dalr_stream.errors import (
     StoreLockedError,
 )
-from dalr_stream.storage.writer import ActivationStore, open_writer
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.writer import open_writer
 
 pytestmark = pytest.mark.usefixtures("quick_stores")
 

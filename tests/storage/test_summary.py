@@ -3,8 +3,9 @@
 import xarray
 from scenarios import accumulate, capture
 
-from dalr_stream.storage.records import delete_activations, moments_path
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.records import moments_path
+from dalr_stream.storage.removal import delete_activations
+from dalr_stream.storage.store import ActivationStore
 
 
 def test_one_line_names_the_store_its_network_and_each_domain(tmp_path):

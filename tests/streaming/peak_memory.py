@@ -15,7 +15,8 @@ import numpy as np
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import RowBatch, tile_rows
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.writer import ActivationStore, open_writer
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.folding import Folding, Threads
 from dalr_stream.streaming.lanes import LaneTask

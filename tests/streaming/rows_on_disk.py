@@ -4,7 +4,8 @@ import numpy as np
 
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.writer import ActivationStore, open_writer
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.writer import open_writer
 
 
 def rows_like(n, d, seed=0):

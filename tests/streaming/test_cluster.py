@@ -99,7 +99,7 @@ def test_a_cluster_is_named_in_one_way():
             pass
 
 
-def test_no_scheduler_is_said_so():
+def test_a_scheduler_that_is_not_there_is_named():
     with (
         pytest.raises(ResourceError, match=r"no scheduler answers at 'tcp://127\.0\.0\.1:9'"),
         open_cluster(scheduler="tcp://127.0.0.1:9", timeout_seconds=1),

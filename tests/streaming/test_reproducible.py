@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
-from dalr_stream.storage.checkpoints import Unfinished
-from dalr_stream.storage.writer import locked
+from dalr_stream.storage.checkpoints import Checkpoints
+from dalr_stream.storage.lock import locked
 from dalr_stream.streaming.cluster import open_cluster
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding, Threads
@@ -65,18 +65,18 @@ def assert_same_bits(found, expected):
 
 
 @pytest.mark.parametrize(("workers", "blas"), [(1, 2), (2, 1), (2, 2), (3, 1), (3, 2), (8, 2)])
-def test_threads(task, expected, workers, blas):
+def test_the_bits_do_not_depend_on_the_threads(task, expected, workers, blas):
     with threadpool_limits(blas):
         assert_same_bits(folded(task, Threads(workers)), expected)
 
 
-def test_processes(task, expected, cluster):
+def test_the_bits_do_not_depend_on_the_processes(task, expected, cluster):
     assert_same_bits(folded(task, cluster), expected)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1)])
-def test_interrupted_and_gone_on_with_other_workers(task, expected, before, after):
-    unfinished = Unfinished(task[0].root, "target", "fc", {"test": [before, after]})
+def test_a_fold_interrupted_and_resumed_by_other_workers_has_the_same_bits(task, expected, before, after):
+    checkpoints = Checkpoints(task[0].root, "target", "fc", {"test": [before, after]})
     seen = []
 
     def second_tile(rows):  # a checkpoint follows the report of its tile
@@ -89,15 +89,15 @@ def test_interrupted_and_gone_on_with_other_workers(task, expected, before, afte
 
     with locked(task[0].root):
         with pytest.raises(StoppedError):
-            folded(task, Threads(before), Watch(second_tile, unfinished, every_tile))
-        assert unfinished.exists
-        found = folded(task, Threads(after), Watch(None, unfinished, every_tile))
-        unfinished.drop()
+            folded(task, Threads(before), Watch(second_tile, checkpoints, every_tile))
+        assert checkpoints.exists
+        found = folded(task, Threads(after), Watch(None, checkpoints, every_tile))
+        checkpoints.drop()
     assert_same_bits(found, expected)
 
 
 @pytest.mark.parametrize(("workers", "size"), [(1, 640), (3, 30_000)])
-def test_the_direct_route(rows, expected, workers, size):
+def test_the_direct_route_has_the_bits_of_the_way_through_a_store(rows, expected, workers, size):
     with ThreadPoolExecutor(workers) as executor, threadpool_limits(2):
         sink = FoldSink(Folding(HOLDOUT), executor)
         write(sink, rows, len(rows["fc"]), size)

@@ -13,7 +13,8 @@ from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.record import Results
-from dalr_stream.storage.records import delete_activations, moments_path, provenance_of, save_moments
+from dalr_stream.storage.records import moments_path, provenance_of, save_moments
+from dalr_stream.storage.removal import delete_activations
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config

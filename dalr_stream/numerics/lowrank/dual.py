@@ -22,8 +22,9 @@ from dalr_stream.numerics.diagnostics import Route
 from dalr_stream.numerics.linalg.psd import require_finite, symmetric_eigen, tail_sums
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, mirror_lower
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
-from dalr_stream.numerics.lowrank.assembly import AffineMap, Seen, assemble
+from dalr_stream.numerics.lowrank.assembly import assemble
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
+from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
 from dalr_stream.numerics.lowrank.regression import Fit, facts
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import DalrOptions, Variant
@@ -40,19 +41,19 @@ for many lanes, and for orders at which OpenBLAS 0.3.30 crashes in the one call 
 
 
 def solve_dual(
-    layer: AffineMap, form: DalrOptions, held: list[Rows], rows: Iterable[ArrayLike], ridge: Ridge, most: int
+    original: AffineMap, options: DalrOptions, held: list[Rows], rows: Iterable[ArrayLike], ridge: Ridge, most: int
 ) -> LowRankFactors:
     """Solve through the n x n Gram; `held` is emptied once that is made, and the layer is widened last."""
-    turn, reached = layer.reach()
-    gram, outputs, mean = _first_pass(held, reached, affine=form.affine)
+    turn, reached = original.reach()
+    gram, outputs, mean = _first_pass(held, reached, affine=options.affine)
     held.clear()
     lam = ridge.of_mean(float(np.trace(gram)) / mean.size)
-    solved = _solve(gram, outputs, lam, most, form.variant, full=most == min(reached.shape))
+    solved = _solve(gram, outputs, lam, most, options.variant, full=most == min(reached.shape))
     down = _second_pass(rows, solved.dual, mean)
     fit = dataclasses.replace(solved.fit, down=down, error=solved.fit.error - lam * float(np.vdot(down, down)))
-    n, layer = len(gram), layer.widened()
-    seen = Seen("inputs", n, n, mean, layer.bias + layer.weight @ mean)
-    return assemble(layer, form, seen, lam, fit, turn)
+    n, original = len(gram), original.widened()
+    fitted = FittedRows("inputs", n, n, mean, original.bias + original.weight @ mean)
+    return assemble(original, options, fitted, lam, fit, turn)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -20,6 +20,7 @@ import numpy as np
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.losses import lost_energy
 from dalr_stream.numerics.sizes.shape import LayerShape
@@ -56,6 +57,7 @@ class SizedLayer:
     """Rows a sample where multiply-adds are counted; 1 where weights are."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "family", parse_choice(Family, self.family, "family"))
         ascending = self.sizes.size > 0 and self.sizes[0] >= 1 and bool((np.diff(self.sizes) > 0).all())
         if not ascending or self.sizes[-1] != self.whole or self.losses.shape != self.sizes.shape:
             raise InvalidInputError(

@@ -51,7 +51,7 @@ class FoldRule:
 
     @property
     def parts(self) -> int:
-        """Records a lane folds: training, and held-out where some share is kept apart; one where there are shards."""
+        """Records a lane folds: training, and held-out where there is a share; one where there are shards."""
         return 2 if self.holdout.share and self.shards == 1 else 1
 
     @property

@@ -33,7 +33,7 @@ from dalr_stream.numerics.types import Matrix, Vector
 
 @dataclass(frozen=True, slots=True)
 class SplitMoments:
-    """Moments of the training rows, and of the rows kept apart; the latter have count 0 where none were."""
+    """Moments of the training rows and of the held-out rows; the latter have count 0 where none are held out."""
 
     training: Moments
     heldout: Moments
@@ -166,8 +166,8 @@ class CpuFold:
             return
         rows = rows[:, : state.mean.size]
         centred = self._workspace.matrix(n + 1, rows.shape[1])
-        found = centre(rows, centred[:n], self._executor, chosen)
-        mean = found.mean
+        centring = centre(rows, centred[:n], self._executor, chosen)
+        mean = centring.mean
         if not np.isfinite(mean).all():
             raise NonFiniteError(
                 f"activations must be finite, got {describe_non_finite(rows if chosen is None else rows[chosen])}"
@@ -183,9 +183,9 @@ class CpuFold:
         state.mean = pooled_mean(state.count, state.mean, n, mean) if state.count else mean
         state.count += n
         state.samples += samples
-        np.maximum(state.maximum, found.maximum, out=state.maximum)
-        np.minimum(state.minimum, found.minimum, out=state.minimum)
-        state.nonzero += found.nonzero
+        np.maximum(state.maximum, centring.maximum, out=state.maximum)
+        np.minimum(state.minimum, centring.minimum, out=state.minimum)
+        state.nonzero += centring.nonzero
 
     def state(self) -> FoldState:
         """Return the accumulator itself."""
@@ -194,7 +194,7 @@ class CpuFold:
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """What a lane has summed up; `heldout` is None where nothing is kept apart."""
+    """What a lane has summed up; `heldout` is None where nothing is held out."""
 
     training: FoldState
     heldout: FoldState | None
@@ -247,8 +247,8 @@ class LaneFold:
         if self._heldout is None:
             self._training.update(tile.rows, int(tile.begins.sum()))
             return
-        apart = self._holdout.mask(tile.samples)
-        for fold, part in ((self._training, ~apart), (self._heldout, apart)):
+        heldout = self._holdout.mask(tile.samples)
+        for fold, part in ((self._training, ~heldout), (self._heldout, heldout)):
             fold.update(tile.rows, int((tile.begins & part).sum()), np.flatnonzero(part))
 
     def state(self) -> LaneState:

@@ -8,8 +8,9 @@ from dalr_stream.engine.accumulate import accumulate
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.records import moments_path, shard_parts
+from dalr_stream.storage.removal import forget_moments
 from dalr_stream.storage.schema import PARTS
-from dalr_stream.storage.writer import ActivationStore, forget_moments
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture, train
 from dalr_stream.workflow.steps.session import Session

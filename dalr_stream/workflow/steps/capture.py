@@ -14,8 +14,9 @@ from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.manifest import FILE as MANIFEST
 from dalr_stream.storage.records import weights_path
+from dalr_stream.storage.removal import forget_domain, forget_store
 from dalr_stream.storage.rows import rows_path
-from dalr_stream.storage.writer import ActivationStore, forget_domain, forget_store
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import train
 from dalr_stream.workflow.steps.fingerprints import code_print

@@ -19,12 +19,12 @@ from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved import checkpoint
-from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.progress import Progress
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.compression import Compression, LayerGain, LayerSize, SequenceGain
+from dalr_stream.workflow.steps.ridge import ridge_of
 
 
 def compress_in_sequence(
@@ -72,9 +72,7 @@ def forget_sequence(project: Project) -> None:
 def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> LayerChoice:
     """Return the options the layer was solved with; a ridge that rows chose is not chosen again."""
     section = project.config.solve
-    chosen = store.solutions(layer, [size.method])[size.method].diagnostics.chosen_ridge
-    rule = section.ridge_rule
-    ridge = Ridge.relative(chosen) if chosen is not None else rule if isinstance(rule, Ridge) else DEFAULT_RIDGE
+    ridge = ridge_of(section, store.solutions(layer, [size.method])[size.method])
     return LayerChoice(size.method, size.size, ridge, section.strength, section.restore_ridge)
 
 

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dalr_stream._version import __version__
-from dalr_stream.engine.solve import solve_again, solve_low_rank, solve_selection
+from dalr_stream.engine.solve import solve_selection
 from dalr_stream.engine.store_view import StoreView
-from dalr_stream.errors import DalrStreamWarning, InvalidInputError
+from dalr_stream.errors import DalrStreamWarning
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.lowrank.factors import LowRankFactors
-from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
-from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.numerics.resampling.ridge_choice import RidgeChoice, choose_ridge
-from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.lock import locked
 from dalr_stream.storage.records import Solution, save_solution
-from dalr_stream.storage.writer import locked
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import RidgeFrom, SolveSection
+from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps import accumulate
+from dalr_stream.workflow.steps.ridge import solve_as_asked
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.stability import STABILITY, layer_stability, write_stability
 from dalr_stream.workflow.steps.step import Artefact, Step, json_record, store_record
 
 NAME = "solve"
-WITHOUT_RIDGE = (Method.SVD, Method.SVD_BC)
-HELDOUT_CHOSE = (
-    "held-out rows chose the ridge, so the error on them is a little too small: judge by the test metric, or choose by "
-    "shards"
-)
 
 
 def steps(session: Session) -> Iterator[Step]:
@@ -102,45 +92,3 @@ def _warnings_noted(layer: str, progress: Progress) -> Iterator[None]:
         yield
     for warning in {warning.category: warning for warning in reversed(caught)}.values():
         progress.note(f"warning: layer '{layer}': {warning.message}")
-
-
-def solve_as_asked(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> Factors:
-    """Return every rank of one low-rank method, at the ridge of the run file or the one its rows choose.
-
-    A choice is recorded in the diagnostics: the ridges tried, the error of each, and by what. Raises InvalidInputError
-    where there are no such rows.
-    """
-    rule = section.ridge_rule
-    if isinstance(rule, Ridge) or method in WITHOUT_RIDGE:
-        return solve_low_rank(problem, method, rule if isinstance(rule, Ridge) else DEFAULT_RIDGE)
-    choice = _choice(store, section, layer, problem, method)
-    factors = solve_low_rank(problem, method, choice.ridge)
-    said = (choice.note, HELDOUT_CHOSE) if rule is RidgeFrom.HELDOUT else (choice.note,)
-    return factors_of([_recorded(part, choice, said) for part in factors.parts])
-
-
-def _recorded(factors: LowRankFactors, choice: RidgeChoice, said: tuple[str, ...]) -> LowRankFactors:
-    facts = factors.diagnostics
-    recorded = dataclasses.replace(facts, notes=(*facts.notes, *said), ridge_sweep=choice.sweep)
-    return dataclasses.replace(factors, diagnostics=recorded)
-
-
-def _choice(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> RidgeChoice:
-    def solve(moments: InputMoments, ridge: Ridge) -> Factors:
-        return solve_again(problem, method, moments, ridge)
-
-    if section.ridge is RidgeFrom.HELDOUT:
-        heldout = store.inputs_heldout(section.target, section.heldout, layer)
-        if heldout is None:
-            raise InvalidInputError(
-                f"layer '{layer}': solve.ridge = 'heldout' needs held-out rows and there are none: set "
-                "accumulate.heldout_share, or name a domain as solve.heldout"
-            )
-        return choose_ridge(solve, problem.known_inputs, heldout=heldout)
-    shards = store.inputs_shards(section.target, layer)
-    if len(shards) < 2:
-        raise InvalidInputError(
-            f"layer '{layer}': solve.ridge = 'shards' needs at least two shards, the store has {len(shards)}: set "
-            "accumulate.shards = 8, say, or merge captures"
-        )
-    return choose_ridge(solve, shards=shards)

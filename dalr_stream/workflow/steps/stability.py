@@ -18,7 +18,6 @@ from dalr_stream.engine.solve import solve_again, solve_selection
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.grouped import Factors
-from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.jackknife import SelectionJackknife, jackknife_low_rank, jackknife_selection
 from dalr_stream.numerics.resampling.sufficiency import RULE, sufficiency
@@ -29,7 +28,8 @@ from dalr_stream.report.claims import SPEAKERS
 from dalr_stream.report.record import SelectionStability, Stability
 from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.storage.records import Solution
-from dalr_stream.workflow.runfile.sections import RidgeFrom, SolveSection
+from dalr_stream.workflow.runfile.sections import SolveSection
+from dalr_stream.workflow.steps.ridge import ridge_of
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
 
 STABILITY = RecordKind("stability", 1, "run solve")
@@ -48,8 +48,7 @@ def layer_stability(
     speaker = next((method for method in SPEAKERS if method in solutions), None)
     if sum(shard.count > 0 for shard in shards) < 2 or speaker is None:
         return None
-    chosen, rule = solutions[speaker].diagnostics.chosen_ridge, section.ridge_rule
-    ridge = Ridge.relative(chosen or 0.0) if isinstance(rule, RidgeFrom) else rule
+    ridge = ridge_of(section, solutions[speaker])
 
     def solve(moments: InputMoments) -> Factors:
         return solve_again(problem, speaker, moments, ridge)

@@ -20,7 +20,7 @@ from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.manifest import FILE, Manifest
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding, Threads
 from dalr_stream.streaming.lanes import LaneTask
@@ -186,7 +186,7 @@ def test_when_one_lane_fails_the_others_end_before_the_call_does(tmp_path):
 MEASURE = r"""
     import re, sys
     from pathlib import Path
-    from dalr_stream.storage.writer import ActivationStore
+    from dalr_stream.storage.store import ActivationStore
     from dalr_stream.streaming.folding import Folding, Threads
     from dalr_stream.streaming.schedule import accumulate_layer
     from dalr_stream.streaming.lanes import LaneTask

@@ -23,8 +23,9 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.records import delete_activations
-from dalr_stream.storage.writer import ActivationStore, forget_domain, forget_moments, open_writer
+from dalr_stream.storage.removal import delete_activations, forget_domain, forget_moments
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.writer import open_writer
 
 pytestmark = pytest.mark.usefixtures("quick_stores")
 

@@ -292,18 +292,24 @@ def test_bad_input_is_refused_in_words():
     broken[0, 0] = np.nan
     cases = [
         (lambda: dalr(weight, None, other), r"5 features do not fit a weight of shape \(4, 6\)"),
-        (lambda: dalr(weight, np.zeros(3), moments), r"one entry an output of the weight \(4, 6\), got shape \(3,\)"),
+        (lambda: dalr(weight, np.zeros(3), moments), r"bias must have 4 entries, one per output, got shape \(3,\)"),
         (lambda: dalr(weight[0], None, moments), "must be a matrix"),
         (lambda: dalr(broken, None, moments), "weight must be finite"),
         (lambda: truncated_svd(broken, None), "weight must be finite"),
         (lambda: dalr(weight, None, Moments.empty(6)), "at least one row"),
         (lambda: dalr(weight, None, moments, variant="best"), "'published', 'optimal', 'anchored', got 'best'"),
         (lambda: dalr(weight, None, moments, compensate_bias=True), "compensate_bias goes with"),
-        (lambda: truncated_svd(weight, None, compensate_bias=True), "needs the moments"),
+        (lambda: truncated_svd(weight, None, compensate_bias=True), "moments of the layer's inputs are needed"),
         (lambda: Ridge.relative(-1e-3), "ridge must be a finite number >= 0"),
         (lambda: Ridge.absolute(np.nan), "ridge must be a finite number >= 0"),
-        (lambda: dalr(weight, None, moments, ridge=1e-3), r"must be a Ridge, got 0.001: Ridge.relative\(0.001\)"),
-        (lambda: dalr_sweep(weight, None, moments, [1]), r"must be a Ridge, got 1: Ridge.relative\(1\)"),
+        (lambda: dalr(weight, None, moments, ridge="1e-3"), "must be a number, which is relative, or a Ridge"),
+        (lambda: dalr(weight, None, moments, ridge=True), "must be a number, which is relative, or a Ridge, got True"),
+        (lambda: dalr(weight, None, moments, ridge=-1e-3), "ridge must be a finite number >= 0, got -0.001"),
+        (
+            lambda: dalr_sweep(weight, None, moments, [None]),
+            "must be a number, which is relative, or a Ridge, got None",
+        ),
+        (lambda: dalr(weight, None), "moments of the layer's inputs are needed, got none: give them beside"),
         (
             lambda: dalr(weight, None, {"0": moments, "2": other}),
             r"a mapping: say moments\['0'\] or moments\['2'\]",

@@ -9,9 +9,8 @@ from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows
 from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.storage.records import delete_activations
-from dalr_stream.storage.stored_rows import StoredRows
-from dalr_stream.storage.writer import ActivationStore
+from dalr_stream.storage.removal import delete_activations
+from dalr_stream.storage.store import ActivationStore, StoredRows
 
 
 @pytest.fixture

@@ -1,0 +1,50 @@
+"""What is removed from a store on purpose, each under its lock: rows, moments, one domain, or all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from dalr_stream.numerics.rows.streams import require_name
+from dalr_stream.storage.durable import explained, remove_folder, sync
+from dalr_stream.storage.lock import locked
+from dalr_stream.storage.manifest import FILE as MANIFEST
+from dalr_stream.storage.manifest import Manifest
+
+
+def delete_activations(root: Path) -> None:
+    """Remove the activations of every domain; moments, weights and solutions stay, and solving still works."""
+    if root.exists():
+        with locked(root):  # also where they are gone: a removal that was killed is brought to its end
+            remove_folder(root / "activations")
+
+
+def forget_domain(root: Path, domain: str) -> None:
+    """Remove one domain's activations and what the manifest knows of them; moments and solutions stay."""
+    require_name(domain, "domain")
+    if not (root / MANIFEST).exists():
+        return
+    with locked(root):
+        manifest = Manifest.read(root)
+        others = {name: record for name, record in manifest.domains.items() if name != domain}
+        dataclasses.replace(manifest, domains=others).write(root)
+        remove_folder(root / "activations" / domain)
+
+
+def forget_store(root: Path) -> None:
+    """Remove all that a store holds. The manifest goes last: until then the store is still of its network."""
+    with locked(root), explained(root):
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            remove_folder(folder)
+        (root / MANIFEST).unlink(missing_ok=True)
+        sync(root)
+
+
+def forget_moments(root: Path, domain: str) -> None:
+    """Remove one domain's moments, and its folds that were not finished."""
+    require_name(domain, "domain")
+    if not (root / MANIFEST).exists():
+        return
+    with locked(root):
+        for kind in ("moments", "unfinished"):
+            remove_folder(root / kind / domain)
