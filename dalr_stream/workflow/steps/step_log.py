@@ -51,4 +51,4 @@ class StepLog:
         self._write()
 
     def _write(self) -> None:
-        write_record(self._path, LOG, self._done)
+        write_record(self._path, LOG, dict(sorted(self._done.items())))
