@@ -75,42 +75,42 @@ class DryRun:
 
 def dry_run(project: Project) -> DryRun:
     """Look at everything that a run of this project needs; writes nothing."""
-    found, config, run = DryRun(), project.config, Run(project)
+    outlook, config, run = DryRun(), project.config, Run(project)
     labelled = {"finetune": config.finetune, "evaluate": config.evaluate, "validation": config.validation}
     sections: dict[str, DataSection | None] = {f"domains.{name}": part for name, part in config.domains.items()}
     for key, section in {**sections, **labelled}.items():
         if section is not None:
-            with found.collecting():
-                found.loaders.append(_first_batch(project, key, section, labels=key in labelled))
+            with outlook.collecting():
+                outlook.loaders.append(_first_batch(project, key, section, labels=key in labelled))
     network = None
-    with found.collecting():
+    with outlook.collecting():
         network = project.stand_in()
-        found.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
-    if network is not None and {facts.key for facts in found.loaders} >= sections.keys():
-        with found.collecting():
-            found.left_out = unsupported_layers(network, config.network.layers)
-            found.plan = project.estimate(network)
-            found.plan.require()
-            require_disk(found.plan, project.output)
-            found.trials = trials(project, network)
+        outlook.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
+    if network is not None and {facts.key for facts in outlook.loaders} >= sections.keys():
+        with outlook.collecting():
+            outlook.left_out = unsupported_layers(network, config.network.layers)
+            outlook.plan = project.estimate(network)
+            outlook.plan.require()
+            require_disk(outlook.plan, project.output)
+            outlook.trials = trials(project, network)
     for check in run.checks:
-        with found.collecting():
+        with outlook.collecting():
             check()
-    with found.collecting():
-        found.steps = list(run.outlook())
-    return found
+    with outlook.collecting():
+        outlook.steps = list(run.outlook())
+    return outlook
 
 
 def trials(project: Project, network: nn.Module) -> str:
     """Say how many networks will be scored and fine-tuned, any weights will do; empty where none are."""
-    config, said, tried = project.config, [], 0
+    config, parts, tried = project.config, [], 0
     if config.evaluate is not None:
         tried = networks_to_try(project, network)
-        said.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")
+        parts.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")
     if config.finetune is not None:
         tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
-        said.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
-    return "; ".join(said)
+        parts.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
+    return "; ".join(parts)
 
 
 def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:
@@ -126,9 +126,9 @@ def _first_batch(project: Project, key: str, section: DataSection, *, labels: bo
     if labels and not paired and metric in ("", "accuracy"):
         remedy = ", or name a metric of your own" if metric else ""
         raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs{remedy}")
-    said: int | None = getattr(loader, "samples", None)
-    samples = samples_in(batch) * len(loader) if said is None else said
-    return LoaderFacts(key, samples, said is not None, len(loader), _in_words(batch))
+    known: int | None = getattr(loader, "samples", None)
+    samples = samples_in(batch) * len(loader) if known is None else known
+    return LoaderFacts(key, samples, known is not None, len(loader), _in_words(batch))
 
 
 def _in_words(batch: Any) -> str:
@@ -138,13 +138,13 @@ def _in_words(batch: Any) -> str:
     return form_of(first)
 
 
-def dry_run_tables(found: DryRun) -> list[Table]:
+def dry_run_tables(outlook: DryRun) -> list[Table]:
     """Return what a dry run found: the loaders, the plan, the steps."""
     loaders = new_table("data", "samples", "batches", "first batch")
-    for facts in found.loaders:
+    for facts in outlook.loaders:
         samples = f"{facts.samples:,}" if facts.exact else f"at most {facts.samples:,}"
         loaders.add_row(facts.key, samples, f"{facts.batches:,}", facts.first)
     steps = new_table("step", "")
-    for name, done in found.steps:
+    for name, done in outlook.steps:
         steps.add_row(name, "would run" if done else "up to date")
-    return [loaders, *([] if found.plan is None else [cost_table(found.plan)]), *([steps] if found.steps else [])]
+    return [loaders, *([] if outlook.plan is None else [cost_table(outlook.plan)]), *([steps] if outlook.steps else [])]

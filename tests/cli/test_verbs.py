@@ -111,7 +111,7 @@ def test_an_interruption_is_one_line_and_a_code(run_file, monkeypatch):
 
 def test_a_size_on_the_command_line_is_said_to_be_for_once(finished_file):
     done = cli("compress", finished_file, "--params", "25%")
-    assert 'replaces it by what [compress] says; write params = "25%" there to keep it' in done.stderr
+    assert 'uses [compress] again: write params = "25%" there to keep them' in done.stderr
 
 
 def test_options_about_the_machine_are_keys_of_the_run_file(run_file):

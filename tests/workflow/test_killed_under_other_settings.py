@@ -1,4 +1,4 @@
-"""A finished run, another setting killed at any rename, and the first setting again: it is as if nothing had happened."""
+"""A finished run, another setting killed at any rename, the first setting again: as if nothing had happened."""
 
 import itertools
 import json

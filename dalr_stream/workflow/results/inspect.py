@@ -86,23 +86,23 @@ def layer_costs(project: Project, method: Method | str | None = None) -> list[La
     By the method of a rule for all layers (`compress.method`) unless another one is named.
     """
     store = StoreView.open(project.store)
-    chosen = parse_choice(Method, method or project.config.compress_method, "method")
-    solutions = {layer: solution_of(project, store, layer, chosen) for layer in project.layers}
+    named = parse_choice(Method, method or project.config.compress_method, "method")
+    solutions = {layer: solution_of(project, store, layer, named) for layer in project.layers}
     weights = sized_layers(project, store, solutions)
     positions = [layer.positions for layer in sized_layers(project, store, solutions, macs=True)]
-    found = [
+    costs = [
         _layer_cost(project, store, layer, solutions[layer.name], rows)
         for layer, rows in zip(weights, positions, strict=True)
     ]
-    return sorted(found, key=lambda cost: -cost.enough.saved)
+    return sorted(costs, key=lambda cost: -cost.enough.saved)
 
 
 def _facts(project: Project, store: StoreView, layer: str, solution: Solution) -> list[dict[str, Any]]:
     shape, low_rank = store.shape(layer), not isinstance(solution, ChannelSelection)
     tried = project.config.evaluate.ranks if project.config.evaluate else LabelledSection.model_fields["ranks"].default
     sizes = set(sizes_to_try(solution.method, shape, tried)) | ({shape.break_even_rank} if low_rank else set())
-    chosen = sorted(sizes - {0})
-    training, heldout = errors(project, store, layer, solution, chosen)
+    ascending = sorted(sizes - {0})
+    training, heldout = errors(project, store, layer, solution, ascending)
     count = shape.factor_parameters if low_rank else shape.selection_pair_parameters
     return [
         {
@@ -116,7 +116,7 @@ def _facts(project: Project, store: StoreView, layer: str, solution: Solution) -
             "ridge": solution.diagnostics.ridge,
             "route": solution.diagnostics.route,
         }
-        for number, size in enumerate(chosen)
+        for number, size in enumerate(ascending)
     ]
 
 
@@ -127,17 +127,18 @@ def errors(
     section = project.config.solve
     if isinstance(solution, ChannelSelection):
         nodes = store.channel_moments(section.target, layer)
-        nodes_apart = store.channel_heldout(section.target, section.heldout, layer)
-        kept = [solution.at_size(size, ridge=section.restore_ridge) for size in sizes]
-        return _errors_of_nodes(kept, nodes), None if nodes_apart is None else _errors_of_nodes(kept, nodes_apart)
+        heldout_nodes = store.channel_heldout(section.target, section.heldout, layer)
+        selections = [solution.at_size(size, ridge=section.restore_ridge) for size in sizes]
+        training = _errors_of_nodes(selections, nodes)
+        return training, None if heldout_nodes is None else _errors_of_nodes(selections, heldout_nodes)
     inputs = store.inputs(section.target, layer)
-    apart = store.inputs_heldout(section.target, section.heldout, layer)
+    heldout = store.inputs_heldout(section.target, section.heldout, layer)
     training = _errors_of_ranks(solution, sizes, inputs)
-    return training, None if apart is None else _errors_of_ranks(solution, sizes, apart)
+    return training, None if heldout is None else _errors_of_ranks(solution, sizes, heldout)
 
 
-def _errors_of_nodes(kept: Sequence[SelectedNodes], nodes: Moments) -> list[float]:
-    return [float(np.sqrt(lost_nodes(selected, nodes))) for selected in kept]
+def _errors_of_nodes(selections: Sequence[SelectedNodes], nodes: Moments) -> list[float]:
+    return [float(np.sqrt(lost_nodes(selected, nodes))) for selected in selections]
 
 
 def _errors_of_ranks(factors: Factors, ranks: Sequence[int], inputs: InputMoments) -> list[float]:

@@ -56,6 +56,6 @@ def _check(project: Project) -> None:
 
 
 def _report(project: Project) -> None:
-    found = results(project)
+    shown = results(project)
     with explained(project.report_folder):
-        write_report(found, project.report_folder)
+        write_report(shown, project.report_folder)

@@ -94,15 +94,15 @@ def layer_cost_table(costs: Sequence[LayerCost]) -> Table:
     Narrow enough for a terminal of 80 columns: `inspect --json` has the rest.
     """
     table = new_table("layer", "shape", f"{ENOUGH:.0%} at", "saves", "half", "error", "break-even", "error")
-    table.title = Text(", ".join(dict.fromkeys(found.method.label for found in costs)), justify="left")
-    for found in costs:
+    table.title = Text(", ".join(dict.fromkeys(cost.method.label for cost in costs)), justify="left")
+    for cost in costs:
         table.add_row(
-            Text(_with_groups(found.layer, found.groups)),
-            f"{found.outputs:,} x {found.inputs:,}",
-            f"{found.enough.size:,}" if found.enough.saved else "all",
-            f"{found.enough.saved / found.weights:.0%}",
-            *_point_cells(found.half),
-            *_point_cells(found.break_even),
+            Text(_with_groups(cost.layer, cost.groups)),
+            f"{cost.outputs:,} x {cost.inputs:,}",
+            f"{cost.enough.size:,}" if cost.enough.saved else "all",
+            f"{cost.enough.saved / cost.weights:.0%}",
+            *_point_cells(cost.half),
+            *_point_cells(cost.break_even),
         )
     return table
 
@@ -131,12 +131,12 @@ def shift_table(layer: str, shift: MomentShift, sides: tuple[str, str], top: int
 
 def _by_module(layers: Iterable[L], name_of: Callable[[L], str]) -> dict[str, list[L]]:
     """Put the groups of a convolution together, under its name and what of it is watched."""
-    found: dict[str, list[L]] = {}
+    modules: dict[str, list[L]] = {}
     for layer in layers:
         stream = name_of(layer)
         watched = layer_of_stream(stream)
-        found.setdefault(module_name(watched) + stream.removeprefix(watched), []).append(layer)
-    return found
+        modules.setdefault(module_name(watched) + stream.removeprefix(watched), []).append(layer)
+    return modules
 
 
 def _with_groups(name: str, groups: int) -> str:
@@ -154,8 +154,8 @@ def new_table(*columns: str) -> Table:
 def _point_cells(point: SizePoint | None) -> tuple[str, str]:
     if point is None:
         return "none", ""
-    apart = "" if point.error_heldout is None else f" / {point.error_heldout:.3f}"
-    return f"{point.size:,}", f"{point.error_training:.3f}{apart}"
+    heldout = "" if point.error_heldout is None else f" / {point.error_heldout:.3f}"
+    return f"{point.size:,}", f"{point.error_training:.3f}{heldout}"
 
 
 def _mib(count: int) -> str:

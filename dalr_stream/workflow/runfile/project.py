@@ -137,8 +137,8 @@ class Project:
     def layers_in(self, store: StoreView) -> tuple[str, ...]:
         """Return the same of a store."""
         known = store.layers
-        chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
-        return tuple(name for name in known if name in chosen)
+        matched = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
+        return tuple(name for name in known if name in matched)
 
     def methods(self, store: StoreView, layer: str) -> tuple[Method, ...]:
         """Return the methods that apply to a layer: all that were asked for, less selections where none can be made."""

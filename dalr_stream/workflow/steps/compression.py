@@ -99,9 +99,9 @@ class Compression:
         for layer in self.layers.values():
             sizes.setdefault(layer.method, []).append(layer.size)
         return "; ".join(
-            f"{method.label} in {len(found)} of {len(self.layers)} layers, "
-            + " to ".join(map(str, sorted({min(found), max(found)})))
-            for method, found in sizes.items()
+            f"{method.label} in {len(ranks)} of {len(self.layers)} layers, "
+            + " to ".join(map(str, sorted({min(ranks), max(ranks)})))
+            for method, ranks in sizes.items()
         )
 
     def write(self, path: Path, fingerprint: str) -> None:

@@ -54,9 +54,9 @@ def made_from(project: Project) -> str:
 def measure(label: str, model: nn.Module, score: Score) -> NetworkSize:
     """Return what a network weighs, how well it does, and what its layers computed for that, a sample."""
     with watched_calls(model) as calls:
-        found = score(model)
+        accuracy = score(model)
     macs = {name: count / calls.samples for name, count in calls.macs.items() if calls.samples}
-    return NetworkSize(label, parameter_count(model), parameter_bytes(model), found, macs)
+    return NetworkSize(label, parameter_count(model), parameter_bytes(model), accuracy, macs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +128,15 @@ def _curves(
 ) -> tuple[Curves, Curves]:
     """Score every network, and once more fine-tuned where asked for; resumes after the last that was scored."""
     project = session.project
-    kept = KeptScores(project.unfinished / f"evaluate-{fingerprint[:16]}.json")
-    if kept:
-        session.progress.note(f"evaluate: resuming after {len(kept)} networks")
+    scores = KeptScores(project.unfinished / f"evaluate-{fingerprint[:16]}.json")
+    if scores:
+        session.progress.note(f"evaluate: resuming after {len(scores)} networks")
     methods = {layer: project.methods(store, layer) if section.ranks else () for layer in project.layers}
     evaluator = Evaluator.of(project, section, score, session.progress)
-    plain = evaluator.curves(store, methods, kept)
+    plain = evaluator.curves(store, methods, scores)
     if not section.finetune:
         return plain, {}
     training = project.finetune_section
     batches = project.code.loader("finetune", training)
     finetuned = FinetunedScores(evaluator, batches, finetune.options_of(project, training))
-    return plain, evaluator.curves(store, methods, kept, tuned=finetuned.from_layer)
+    return plain, evaluator.curves(store, methods, scores, tuned=finetuned.from_layer)

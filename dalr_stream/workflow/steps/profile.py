@@ -35,9 +35,9 @@ def profile_run(
     small = checkpoint.load(project.compressed, project.code.placed)
     with project.code.importing():
         batch = _first(project)
-        found = profile(project.network, small, batch, batch_sizes=batch_sizes, stopwatch=stopwatch)
-    write_record(project.output / FILE, PROFILE, {"weights_sha256": weights, "profile": asdict(found)})
-    return found
+        measured = profile(project.network, small, batch, batch_sizes=batch_sizes, stopwatch=stopwatch)
+    write_record(project.output / FILE, PROFILE, {"weights_sha256": weights, "profile": asdict(measured)})
+    return measured
 
 
 def read_profile(project: Project) -> NetworkProfile | None:

@@ -34,8 +34,8 @@ def solve_as_asked(store: StoreView, section: SolveSection, layer: str, problem:
         return solve_low_rank(problem, method, rule if isinstance(rule, Ridge) else DEFAULT_RIDGE)
     choice = _choice(store, section, layer, problem, method)
     factors = solve_low_rank(problem, method, choice.ridge)
-    said = (choice.note, HELDOUT_CHOSE) if rule is RidgeFrom.HELDOUT else (choice.note,)
-    return factors_of([_recorded(part, choice, said) for part in factors.parts])
+    notes = (choice.note, HELDOUT_CHOSE) if rule is RidgeFrom.HELDOUT else (choice.note,)
+    return factors_of([_recorded(part, choice, notes) for part in factors.parts])
 
 
 def ridge_of(section: SolveSection, solution: Solution) -> Ridge:
@@ -49,9 +49,9 @@ def ridge_of(section: SolveSection, solution: Solution) -> Ridge:
     return rule if isinstance(rule, Ridge) else DEFAULT_RIDGE
 
 
-def _recorded(factors: LowRankFactors, choice: RidgeChoice, said: tuple[str, ...]) -> LowRankFactors:
+def _recorded(factors: LowRankFactors, choice: RidgeChoice, more_notes: tuple[str, ...]) -> LowRankFactors:
     facts = factors.diagnostics
-    recorded = dataclasses.replace(facts, notes=(*facts.notes, *said), ridge_sweep=choice.sweep)
+    recorded = dataclasses.replace(facts, notes=(*facts.notes, *more_notes), ridge_sweep=choice.sweep)
     return dataclasses.replace(factors, diagnostics=recorded)
 
 

@@ -88,8 +88,8 @@ class Scoring:
         where the loader can begin after them. A metric of one's own is given every batch as the loader gives it.
         """
         if self.metric is accuracy and can_resume(self.batches):
-            kept = KeptBatches(cut, self.batches, limit_bytes)
-            return lambda small: accuracy(cut.tail(small), kept)
+            batches = KeptBatches(cut, self.batches, limit_bytes)
+            return lambda small: accuracy(cut.tail(small), batches)
         cache = PrefixCache(cut, limit_bytes)
         return lambda small: self(cache.attach(small))
 
@@ -113,8 +113,8 @@ def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tup
     useful = [rank for rank in ranks if rank <= shape.break_even_rank]
     if method.family is Family.LOW_RANK:
         return tuple(sorted(set(useful)))
-    kept = [size for size in ranks if size <= shape.outputs] + [shape.equal_parameters(rank) for rank in useful]
-    return tuple(sorted(set(kept)))
+    nodes = [size for size in ranks if size <= shape.outputs] + [shape.equal_parameters(rank) for rank in useful]
+    return tuple(sorted(set(nodes)))
 
 
 def networks_to_try(project: Project, network: nn.Module) -> int:
@@ -157,7 +157,7 @@ class Evaluator:
         self,
         store: StoreView,
         methods: Mapping[str, Sequence[Method]],
-        kept: KeptScores,
+        scores: KeptScores,
         *,
         tuned: Callable[[str], Score] | None = None,
     ) -> dict[str, tuple[AccuracyCurve, ...]]:
@@ -169,23 +169,23 @@ class Evaluator:
         title, from_layer = ("evaluate", self.from_layers) if tuned is None else ("fine-tune and evaluate", tuned)
         sizes = {
             (layer, method): sizes_to_try(method, store.shape(layer), self.ranks)
-            for layer, chosen in methods.items()
-            for method in chosen
+            for layer, applicable in methods.items()
+            for method in applicable
         }
-        found: dict[str, list[AccuracyCurve]] = {layer: [] for layer in methods}
+        drawn: dict[str, list[AccuracyCurve]] = {layer: [] for layer in methods}
         with self.progress.track(title, sum(map(len, sizes.values())), "networks") as advance:
-            for layer, chosen in methods.items():
+            for layer, applicable in methods.items():
                 score = from_layer(layer)
-                for method in chosen:
+                for method in applicable:
                     solution = store.solutions(layer, [method])[method]
                     points = []
                     for size in sizes[layer, method]:
                         scored = partial(self._scored, score, layer, solution, size)
-                        value = kept.once(f"{title} {layer} {method.value} {size}", scored)
+                        value = scores.once(f"{title} {layer} {method.value} {size}", scored)
                         points.append(_point(solution, size, store.shape(layer), value))
                         advance(1)
-                    found[layer].append(AccuracyCurve(method.value, tuple(points)))
-        return {layer: tuple(curves) for layer, curves in found.items()}
+                    drawn[layer].append(AccuracyCurve(method.value, tuple(points)))
+        return {layer: tuple(curves) for layer, curves in drawn.items()}
 
     def _scored(self, score: Score, layer: str, solution: Solution, size: int) -> float:
         return score(self.compressed({layer: at_size(solution, size, layer, self.restore_ridge)}))

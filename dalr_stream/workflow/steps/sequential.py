@@ -90,16 +90,18 @@ def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -
     """Measure both networks on the rows that decide nothing; on all of the target's where there are no such rows."""
     section, names = project.config.solve, _measured(project, state)
     holdout = project.folding(section.target).holdout
-    apart = holdout if section.heldout is None and holdout.share > 0.0 else None
+    holdout_rule = holdout if section.heldout is None and holdout.share > 0.0 else None
     domain = section.heldout or section.target
-    said = f"'{domain}'" if section.heldout else f"the {'held-out' if apart else 'training'} rows of '{domain}'"
+    measured_on = (
+        f"'{domain}'" if section.heldout else f"the {'held-out' if holdout_rule else 'training'} rows of '{domain}'"
+    )
     before, after = (
         output_errors(
-            project.network, network, project.code.batches(domain), names, rows=project.code.rows, holdout=apart
+            project.network, network, project.code.batches(domain), names, rows=project.code.rows, holdout=holdout_rule
         )
         for network in (parallel, state.network)
     )
-    return SequenceGain(state.passes, said, tuple(LayerGain(name, before[name], after[name]) for name in names))
+    return SequenceGain(state.passes, measured_on, tuple(LayerGain(name, before[name], after[name]) for name in names))
 
 
 def _measured(project: Project, state: SequentialCompression) -> list[str]:

@@ -45,7 +45,7 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
     search = None
     if section.rule is None:
         rule = "as named"
-        chosen, notes = choices(project, store)
+        replaced, notes = choices(project, store)
         methods = {layer: choice.method for layer, choice in named_layers(project, project.layers).items()}
     else:
         rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
@@ -56,13 +56,13 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
         else:
             sizes = _by_rule(project, store, solutions)
         small = {layer: solution for layer, solution in solutions.items() if layer in sizes}
-        chosen, notes = replacements(small, sizes, project.config.solve.restore_ridge)
-        methods = dict.fromkeys(chosen, method)
+        replaced, notes = replacements(small, sizes, project.config.solve.restore_ridge)
+        methods = dict.fromkeys(replaced, method)
     layers = {
         layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
-        for layer, record in chosen.items()
+        for layer, record in replaced.items()
     }
-    return chosen, Compression(rule, layers, tuple(notes), search)
+    return replaced, Compression(rule, layers, tuple(notes), search)
 
 
 def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
@@ -82,22 +82,22 @@ def sized_layers(
         for reader in store.readers(layer)
         if reader.span.layer in solutions and isinstance(solution, ChannelSelection)
     }
-    found = []
+    sized = []
     for layer, solution in solutions.items():
         moments = store.inputs(target, layer)
         positions = _positions(project, store, layer, moments) if macs else 1.0
         reads = sources.get(layer)
         if isinstance(solution, ChannelSelection):
-            found.append(selection_layer(layer, solution, store.shape(layer), reads=reads, positions=positions))
+            sized.append(selection_layer(layer, solution, store.shape(layer), reads=reads, positions=positions))
         else:
-            found.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
-    return found
+            sized.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
+    return sized
 
 
 def _positions(project: Project, store: StoreView, layer: str, moments: InputMoments) -> float:
     """Return how often a sample takes the layer's multiply-adds; the rows that were kept may be a choice of them."""
-    chosen = project.config.capture.most_per_sample is not None
-    if chosen or store.record(layer).kind in {"Conv1d", "Conv2d"}:
+    drawn = project.config.capture.most_per_sample is not None
+    if drawn or store.record(layer).kind in {"Conv1d", "Conv2d"}:
         return project.positions[layer]
     return moments.count / moments.samples
 

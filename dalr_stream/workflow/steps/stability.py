@@ -53,19 +53,19 @@ def layer_stability(
     def solve(moments: InputMoments) -> Factors:
         return solve_again(problem, speaker, moments, ridge)
 
-    found = jackknife_low_rank(shards, solve, store.inputs_heldout(section.target, section.heldout, layer))
-    judged = sufficiency(found, max(store.shape(layer).break_even_rank, 1))
+    jackknife = jackknife_low_rank(shards, solve, store.inputs_heldout(section.target, section.heldout, layer))
+    judged = sufficiency(jackknife, max(store.shape(layer).break_even_rank, 1))
     return Stability(
-        shards=found.counts.size,
+        shards=jackknife.counts.size,
         method=speaker.value,
         enough=judged.enough,
         answer=judged.words,
         rule=RULE,
-        training_error=_plain(found.training_error),
-        unseen=_plain(found.unseen),
-        unseen_error=_plain(found.unseen_error),
-        heldout_error=None if found.heldout_error is None else _plain(found.heldout_error),
-        turn=_plain(found.turn),
+        training_error=_plain(jackknife.training_error),
+        unseen=_plain(jackknife.unseen),
+        unseen_error=_plain(jackknife.unseen_error),
+        heldout_error=None if jackknife.heldout_error is None else _plain(jackknife.heldout_error),
+        turn=_plain(jackknife.turn),
         selection=_selection(store, section, layer, problem, solutions),
     )
 
@@ -84,22 +84,22 @@ def _selection(
     def solve(moments: Moments) -> ChannelSelection:
         return solve_selection(dataclasses.replace(problem, nodes=moments), method, section.strength)
 
-    found = jackknife_selection(store.channel_shards(section.target, layer), solve)
+    jackknife = jackknife_selection(store.channel_shards(section.target, layer), solve)
     return SelectionStability(
         method=method.value,
-        answer=_in_words(found),
-        common=_plain(found.common),
-        jaccard=_plain(found.jaccard),
-        retention_error=_plain(found.retention_error),
+        answer=_in_words(jackknife),
+        common=_plain(jackknife.common),
+        jaccard=_plain(jackknife.jaccard),
+        retention_error=_plain(jackknife.retention_error),
     )
 
 
-def _in_words(found: SelectionJackknife) -> str:
-    size = max(found.common.size // 2, 1)
+def _in_words(jackknife: SelectionJackknife) -> str:
+    size = max(jackknife.common.size // 2, 1)
     nodes = f"of the first {size:,} nodes" if size > 1 else "of the first node"
     return (
-        f"Half of the layer kept: {found.common[size - 1]:.0%} {nodes} are chosen whichever shard is left out; the two "
-        f"selections share {found.jaccard[size - 1]:.0%} of their nodes on average (Jaccard)."
+        f"Half of the layer kept: {jackknife.common[size - 1]:.0%} {nodes} are chosen whichever shard is left out; the "
+        f"two selections share {jackknife.jaccard[size - 1]:.0%} of their nodes on average (Jaccard)."
     )
 
 
