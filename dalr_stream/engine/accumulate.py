@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+from dalr_stream.engine.backend import backend_of
 from dalr_stream.errors import LayerNotFoundError
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
-from dalr_stream.numerics.statistics.folding import CpuFold, NewFold, SplitMoments
+from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Checkpoints
@@ -134,14 +135,14 @@ def accumulate(
     """
     opened = ActivationStore(store)
     folding, progress = folding or Folding(), progress or Silent()
-    new_fold = _new_fold(folding)
+    backend = backend_of(folding)
     record = opened.domain(domain)
     homes = {name: record.home(name) for name in (record.names if layers is None else layers)}
     folds: list[LayerFold] = []
     left: list[Checkpoints] = []
     for name in dict.fromkeys(homes.values()):
         rule = folding.rule(opened.rows(domain, name).features)
-        task = LaneTask(opened.root, domain, name, rule, new_fold=new_fold)
+        task = LaneTask(opened.root, domain, name, rule, backend=backend, readers=folding.threads.readers)
         provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
         checkpoints = Checkpoints(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
@@ -168,11 +169,3 @@ def moments_provenance(network: str, record: DomainRecord, layer: str, rule: Fol
         "choice": record.choice,
         "rule": {**rule_facts(rule), "tile_rows": rule.tile_rows, "lanes": rule.lanes},
     }
-
-
-def _new_fold(folding: Folding) -> NewFold:
-    if folding.device is None:
-        return CpuFold
-    from dalr_stream.engine.backend import backend_of  # imports torch, which numpy's way does without
-
-    return backend_of(folding).new_fold

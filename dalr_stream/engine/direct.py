@@ -179,6 +179,7 @@ def _fitting(layers: Sequence[LayerSpec], folding: Folding) -> list[list[LayerSp
     cost = plan(
         [load_of(layer, 0) for layer in layers],
         threads=folding.threads.workers,
+        readers=folding.threads.readers,
         heldout_share=folding.holdout.share,
         shards=folding.shards,
         direct=True,

@@ -341,7 +341,7 @@ def test_bad_batches_shards_and_networks():
     with pytest.raises(InvalidInputError, match=r"in train mode: call model\.eval"):
         ds.compress_sequentially(network(9, 8, 6).train(), good, {"0": SVD})
     small = ds.compress_sequentially(model, good, {"0": SVD}).network
-    with pytest.raises(UnsupportedLayerError, match=r"layer '0': must be .*it is a Sequential"):
+    with pytest.raises(UnsupportedLayerError, match=r"layer '0': must be .*it is a FactorPair"):
         ds.compress_sequentially(small, good, {"0": ds.LayerChoice("spectral", 5)})
     assert isinstance(ds.compress_sequentially(small, good, {"2": SVD}).network[0], nn.Sequential)
 

@@ -32,6 +32,7 @@ from dalr_stream.errors import (
 )
 from dalr_stream.network.saved.model_card import is_pretrained, readme
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
+from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import SurgeryPlan
 from dalr_stream.storage.durable import make_folder, new_file, new_folder
@@ -80,9 +81,10 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
         )
     plan = SurgeryPlan.from_plain(_verified(folder)["plan"])
     model = build()
-    origin = Origin.of(model)
+    origin, before = Origin.of(model), modules_by_name(model)
     try:
         plan.apply(model)
+        require_released(model, replaced_modules(before, model))
     except (LayerNotFoundError, UnsupportedLayerError) as error:
         raise FingerprintMismatchError(f"'{folder}' does not fit the network that was built: {error}") from error
     setattr(model, PLAN_ATTRIBUTE, plan)
