@@ -289,7 +289,7 @@ def test_one_rule_for_all_layers_sizes_them_too(project, folder, tmp_path, rule)
     other = again(project, folder, tmp_path, "compress={}", **rule)
     Run(other).compress()
     layers = Compression.read(other.compression).layers
-    small = ds.load(other.compressed, other.build)
+    small = ds.load(other.compressed, other.code.build)
     for name in set(layers) & set(GROUPED):
         assert small.get_submodule(f"{name}.0").out_channels == GROUPED[name] * layers[name].size
     if "params" in rule:
@@ -389,7 +389,7 @@ def test_layer_after_layer(project, folder, tmp_path):
     Run(other).compress()
     gain = Compression.read(other.compression).gain
     assert [layer.layer for layer in gain.layers] == list(sizes)
-    small, x = ds.load(other.compressed, other.build), inputs(other)
+    small, x = ds.load(other.compressed, other.code.build), inputs(other)
     with torch.inference_mode():
         h = {"small": x, "original": x}
         nets = {"small": small, "original": other.network}

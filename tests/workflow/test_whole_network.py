@@ -165,7 +165,7 @@ def test_a_budget_over_selections_counts_what_their_readers_lose(project, tmp_pa
     run.train()
     run.accumulate()
     run.compress()
-    small, net = ds.load(other.compressed, other.build), other.network
+    small, net = ds.load(other.compressed, other.code.build), other.network
     named = ["stem", "conv1", "fc1"]
     weights = [sum(model.get_submodule(name).weight.numel() for name in named) for model in (small, net)]
     assert weights[0] <= 0.4 * weights[1]

@@ -6,6 +6,7 @@ for what it was before.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class StepLog:
         except StoreNotFoundError:
             return
         except (StoreDamagedError, FingerprintMismatchError) as error:
-            self.damage = str(error)
+            self._done = _of_0_1(self._path)
+            self.damage = "" if self._done else str(error)
 
     def made_from(self, step: str) -> str | None:
         """Return what a step was last made from; None where it was not, or is being made."""
@@ -52,3 +54,12 @@ class StepLog:
 
     def _write(self) -> None:
         write_record(self._path, LOG, dict(sorted(self._done.items())))
+
+
+def _of_0_1(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what version 0.1 wrote, so that no network is trained again for the sake of a version; else nothing."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return {name: {"made_from": step["made_from"], **step} for name, step in plain.items()}
+    except (ValueError, AttributeError, LookupError, TypeError):
+        return {}

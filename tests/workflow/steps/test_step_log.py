@@ -41,3 +41,9 @@ def test_a_changed_digit_in_the_log_counts_as_damage(tmp_path):
     path = tmp_path / FILE
     path.write_text(path.read_text().replace("1234", "1235"))
     assert StepLog(tmp_path, {}).made_from("train") is None
+
+
+def test_a_log_of_0_1_still_counts(tmp_path):
+    (tmp_path / FILE).write_text(json.dumps({"train": {"made_from": "abc", "configuration": {}}}))
+    log = StepLog(tmp_path, {})
+    assert (log.made_from("train"), log.made_from("solve"), log.damage) == ("abc", None, "")
