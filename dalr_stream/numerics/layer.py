@@ -1,4 +1,4 @@
-"""One layer with everything a solver can use: its weights, and the moments of what it reads and of what it gives.
+"""One layer with everything a solver can use: its weights, and the moments of its inputs and outputs.
 
 Every solver takes this record in place of its parts: `dalr(layer)`, `spectral(layer)`, `momasp(layer, source)`. It
 copies nothing and computes nothing; what is not known is None, and the solver that needs it says so by name.

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dalr_stream.engine.accumulate import accumulate
 from dalr_stream.engine.capture import capture
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.estimate import require_disk
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.solve import solve_selection
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, StoreNotFoundError
@@ -255,7 +255,7 @@ class Run:
                 self._progress.note(f"dashboard: {cluster.dashboard}")
             for domain in domains:
                 folding = self.project.folding(domain, cluster)
-                accumulate(self.project.store, domain=domain, folding=folding, progress=self._progress)
+                accumulate_stored(self.project.store, domain=domain, folding=folding, progress=self._progress)
                 self._done(f"accumulate {domain}")
 
     def _fold_directly(self, domain: str) -> None:

@@ -46,7 +46,7 @@ class AffineMap:
 
     @classmethod
     def as_given(cls, weight: ArrayLike, bias: ArrayLike | None, prefix: str = "") -> AffineMap:
-        """Do the same, with a float32 weight left as it is: enough where blocks of it are widened one by one."""
+        """Do the same, but leave a float32 weight as it is, for solvers that widen it block by block."""
         if getattr(weight, "requires_grad", False) or getattr(bias, "requires_grad", False):
             raise InvalidInputError(
                 f"{prefix}weight and bias must be arrays, got a torch parameter that requires grad: "
@@ -85,7 +85,7 @@ class AffineMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedRows:
-    """What the rows behind a solution were, and the centres that it is about."""
+    """The rows that a solution was fitted to, and the centres that it is about."""
 
     source: str
     count: int
@@ -169,7 +169,7 @@ class Problem:
 def problems_of(
     weight: ArrayLike | Layer, bias: ArrayLike | None, moments: AnyMoments | None, side: Side | str | None
 ) -> list[Problem]:
-    """Return what a solver was given as one problem for each group of the layer, one in the old form.
+    """Return one problem for each group of a `Layer`; one where weight, bias and moments were given.
 
     Without a `side` the inputs decide, and the outputs of a layer of which nothing else is known.
     """

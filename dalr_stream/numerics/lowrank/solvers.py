@@ -137,7 +137,7 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     side: Side | str | None = None,
     max_rank: int | None = None,
 ) -> Factors:
-    """Domain-adaptive low rank: the weight's best stand-in, at every rank, on the rows that `moments` describe.
+    """Domain-adaptive low rank: the best replacement of the weight at every rank, on the rows that `moments` describe.
 
     Parameters
     ----------
@@ -267,7 +267,7 @@ def _fit(sums: Sums, lam: float, most: int, factored: Callable[[float], RidgeFac
 
 
 def _factoring(sums: Sums, options: DalrOptions, ridges: int) -> Callable[[float], RidgeFactor]:
-    """Return what factors S + lam I: anew for one ridge, from one eigendecomposition for several."""
+    """Return a function that factors S + lam I: by itself for one ridge, from one eigendecomposition for several."""
     s = sums.inputs
     if s is None or (options.variant is Variant.ANCHORED and sums.cross is None) or ridges == 1:
         return lambda lam: factor_ridge(sums.known_inputs, lam)
