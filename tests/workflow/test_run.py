@@ -7,6 +7,7 @@ import torch
 from notes import Notes
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError, NonFiniteError
 from dalr_stream.network.saved import checkpoint
@@ -67,7 +68,7 @@ def test_moments_alone_are_enough_to_solve_again(finished, finished_file):
     assert not (finished.project.store / "activations").exists()
     solution = StoreView.open(finished.project.store).solutions("fc1", [Method.DALR_ANCHORED_AFFINE])
     solution = solution[Method.DALR_ANCHORED_AFFINE]
-    scatter = ds.accumulate(finished.project.store, domain="target", folding=ds.Folding(ds.HoldoutRule(0.0)))[
+    scatter = accumulate_stored(finished.project.store, domain="target", folding=ds.Folding(ds.HoldoutRule(0.0)))[
         "fc1"
     ].scatter
     assert solution.diagnostics.ridge == pytest.approx(0.1 * np.trace(scatter) / 12)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dalr_stream.engine.accumulate import accumulate
 from dalr_stream.engine.direct import accumulate_into
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.records import moments_path, shard_parts
 from dalr_stream.storage.removal import forget_moments
@@ -61,7 +61,7 @@ def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
 def _fold_stored(session: Session, domain: str) -> None:
     project = session.project
     folding = project.folding(domain, session.cluster())
-    accumulate(project.store, domain=domain, folding=folding, progress=session.progress)
+    accumulate_stored(project.store, domain=domain, folding=folding, progress=session.progress)
 
 
 def _fold_directly(session: Session, domain: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.engine.solve import solve_again, solve_selection
+from dalr_stream.engine.solve import select_by, solve_again
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.grouped import Factors
@@ -82,7 +82,7 @@ def _selection(
         return None
 
     def solve(moments: Moments) -> ChannelSelection:
-        return solve_selection(dataclasses.replace(problem, nodes=moments), method, section.strength)
+        return select_by(method, moments, problem.source_nodes, section.strength)
 
     jackknife = jackknife_selection(store.channel_shards(section.target, layer), solve)
     return SelectionStability(
