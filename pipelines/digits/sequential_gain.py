@@ -168,7 +168,7 @@ def judged(case: Case, sizes: Sizes, way: Callable[[Sizes, float], nn.Module]) -
 def digits_network(method: ds.Method, seed: int) -> Case:
     """Give the network of `run.toml`, trained or found trained."""
     project = trained(seed)
-    source = None if method is DALR else project.batches("source")
+    source = None if method is DALR else project.code.batches("source")
     return Case(project.network, method, *split(seed, TARGET_SAMPLES), source)
 
 

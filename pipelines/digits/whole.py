@@ -59,7 +59,7 @@ class Solved:
         layers = ds.with_readers(ds.select_layers(model, WHOLE), structure)
         moments, source = (
             accumulate_stream(model, batches, layers, rows=ds.RowRule(most_patches=None), folding=every)
-            for batches in (target, project.batches("source"))
+            for batches in (target, project.code.batches("source"))
         )
         selections = {}
         for name in WHOLE:
