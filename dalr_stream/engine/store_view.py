@@ -16,6 +16,7 @@ from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
 from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
@@ -163,6 +164,16 @@ class StoreView:
             if provenance_of(shard) != made_from:
                 raise FingerprintMismatchError(f"'{shard}' is not of the training record beside it: accumulate again")
         return StoredRecords(paths)
+
+    def holdout(self, domain: str, layer: str) -> HoldoutRule:
+        """Return the rule by which rows were held out when a layer's moments were accumulated."""
+        made_from = provenance_of(self._path(domain, layer, TRAINING))
+        if made_from is None:
+            raise StoreNotFoundError(
+                f"'{self.root}': no moments of layer '{layer}' on '{domain}' say which rows are held out: accumulate "
+                "first, or give holdout="
+            )
+        return HoldoutRule(**made_from["rule"]["holdout"])
 
     def _path(self, domain: str, layer: str, part: str) -> Path:
         """Return where a layer's moments lie: with those of a layer that reads the same, where there is one."""
