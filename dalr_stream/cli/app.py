@@ -44,8 +44,6 @@ from dalr_stream.cli.options import (
 from dalr_stream.errors import DalrStreamError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dalr_stream.workflow.run import Run
 
 
@@ -93,12 +91,11 @@ def run(
     """Do every step whose inputs have changed."""
     from dalr_stream.report.terminal import print_headline
 
-    console = console_for()
     opened = open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh)
     if dry_run:
-        _dry_run(opened, console)
+        _dry_run(opened)
         return
-    page = opened.all()
+    page, console = opened.all(), console_for()
     print_headline(opened.results, console)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
 
@@ -221,10 +218,9 @@ def profile(
     from dataclasses import asdict
 
     from dalr_stream.report.terminal import print_profile
-    from dalr_stream.workflow.steps.profile import parse_batch_sizes, profile_run
+    from dalr_stream.workflow.steps.profile import parse_batch_sizes
 
-    opened = open_run(file, overrides)
-    measured = profile_run(opened.project, parse_batch_sizes(batch_sizes))
+    measured = open_run(file, overrides).profile(parse_batch_sizes(batch_sizes))
     if as_json:
         typer.echo(json.dumps({**asdict(measured), "warnings": measured.warnings}, indent=1))
     else:
@@ -273,10 +269,10 @@ app.command()(cli_stores.merge)
 app.command()(cli_stores.diff)
 
 
-def _dry_run(opened: Run, console: Console) -> None:
+def _dry_run(opened: Run) -> None:
     from dalr_stream.workflow.dry_run import dry_run, dry_run_tables
 
-    outlook = dry_run(opened.project)
+    outlook, console = dry_run(opened.project), console_for()
     if outlook.network:
         console.print(f"network: {outlook.network}", highlight=False)
     for reason in outlook.left_out:

@@ -10,10 +10,12 @@ reported from another setting's solutions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dalr_stream.errors import ConfigError
+from dalr_stream.errors import ConfigError, FingerprintMismatchError
+from dalr_stream.network.measure.profile import Stopwatch
+from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.report.record import Results
 from dalr_stream.report.write import PAGE
@@ -22,10 +24,12 @@ from dalr_stream.workflow.journal import Journal
 from dalr_stream.workflow.order import steps_of
 from dalr_stream.workflow.results import report
 from dalr_stream.workflow.results.results import results
+from dalr_stream.workflow.run_folder import one_command
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
 from dalr_stream.workflow.steps.evaluate import Evaluation
+from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.step import CHANGED, NOT_DONE, Step
 from dalr_stream.workflow.steps.step_log import StepLog
@@ -125,6 +129,13 @@ class Run:
         self._bring(self._of(report.NAME))
         return self._page
 
+    def profile(
+        self, batch_sizes: Sequence[int] = BATCH_SIZES, *, stopwatch: Stopwatch | None = None
+    ) -> NetworkProfile:
+        """Time the saved network and the original on the target's first batch, keep the record and return it."""
+        with one_command(self.project):
+            return profile_run(self.project, batch_sizes, stopwatch=stopwatch)
+
     @property
     def results(self) -> Results:
         """Everything the run found out, as the report shows it."""
@@ -156,11 +167,13 @@ class Run:
 
         `whole` goes on to what lies before the moments, where a verb that starts from the store does not.
         """
-        names, log = {step.name for step in asked}, self._log()
-        if log.damage:
-            self._progress.note(f"{log.damage}: every step is done again")
+        names = {step.name for step in asked}
         needed = self._needed(names, whole=whole)
-        with self._session.opened():
+        with one_command(self.project), self._session.opened():
+            log = self._log()
+            if log.damage:
+                self._progress.note(f"{log.damage}: every step is done again")
+            self._require_whole_moments(log, needed)
             for step in self._steps:
                 demanded = not step.on_demand or (step.name in names and not whole) or self._wanted(step, log)
                 if step.name in needed and demanded:
@@ -179,6 +192,15 @@ class Run:
         log.begin(step.name)
         step.do(fingerprint)
         log.done(step.name, fingerprint)
+
+    def _require_whole_moments(self, log: StepLog, needed: set[str]) -> None:
+        """Refuse to start from moments that were being replaced when a command was stopped."""
+        for step in self._steps:
+            starts = [later.name for later in self._steps if later.from_store and step.name in later.needs]
+            if log.unfinished(step.name) and step.name not in needed and not needed.isdisjoint(starts):
+                raise FingerprintMismatchError(
+                    f"'{step.name}' was stopped midway, so its moments are of two settings: run {step.verb} first"
+                )
 
     def _wanted(self, step: Step, log: StepLog) -> bool:
         """Tell whether a step that is done on demand is demanded: one that needs it is stale."""

@@ -47,7 +47,7 @@ def test_it_plans_as_estimate_does_for_the_trained_network(finished_file):
 
 def test_it_says_which_steps_would_run(run_file):
     steps = dry_run(opened(run_file)).steps
-    names = ["train", *(f"{verb} {d}" for d in ("target", "source", "test") for verb in ("capture", "accumulate"))]
+    names = ["train", *(f"{verb} {d}" for verb in ("capture", "accumulate") for d in ("target", "source", "test"))]
     assert steps == [(name, True) for name in [*names, "solve", "compress", "evaluate", "report"]]
     direct = dry_run(opened(run_file, "capture.keep_activations=false", "compress={}")).steps
     assert [name for name, _ in direct if name.startswith(("capture", "compress"))] == []

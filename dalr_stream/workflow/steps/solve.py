@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from dalr_stream._version import __version__
 from dalr_stream.engine.solve import solve_selection
 from dalr_stream.engine.store_view import StoreView
-from dalr_stream.errors import DalrStreamWarning
+from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.lock import locked
-from dalr_stream.storage.records import Solution, save_solution
+from dalr_stream.storage.manifest import DomainRecord
+from dalr_stream.storage.records import Solution, moments_path, provenance_of, save_solution
+from dalr_stream.storage.schema import TRAINING
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps import accumulate
@@ -25,6 +27,8 @@ from dalr_stream.workflow.steps.stability import STABILITY, layer_stability, wri
 from dalr_stream.workflow.steps.step import Artefact, Step, json_record, store_record
 
 NAME = "solve"
+_OF_ALL_LAYERS = ("holdout", "precision", "engine", "shards")
+"""What the layers of a domain have in common in the rule that their moments were folded by."""
 
 
 def steps(session: Session) -> Iterator[Step]:
@@ -57,6 +61,7 @@ def _artefacts(project: Project) -> Iterator[Artefact]:
 def _solve(session: Session, fingerprint: str) -> None:
     project, section = session.project, session.project.config.solve
     store = StoreView.open(project.store)
+    _require_one_rule(project, store)
     facts = {"made_from": fingerprint, "configuration": project.config.plain()}
     count = len(project.wanted(store))
     with locked(project.store), session.progress.track(NAME, count, "solutions") as advance:
@@ -76,6 +81,19 @@ def _solve(session: Session, fingerprint: str) -> None:
             if answer is not None:
                 session.progress.note(f"layer '{layer}': {answer.answer}")
         write_stability(project.stability, fingerprint, stability)
+
+
+def _require_one_rule(project: Project, store: StoreView) -> None:
+    """Raise FingerprintMismatchError where moments of a domain were accumulated by two rules: killed between layers."""
+    for domain in project.config.domains:
+        record = store.manifest.domains.get(domain, DomainRecord())
+        paths = [moments_path(store.root, domain, record.home(layer), TRAINING) for layer in record.names]
+        rules = [(provenance_of(path) or {}).get("rule", {}) for path in paths]
+        settings = [{key: rule.get(key) for key in _OF_ALL_LAYERS} for rule in rules if rule]
+        if any(one != settings[0] for one in settings):
+            raise FingerprintMismatchError(
+                f"'{store.root}': the moments of '{domain}' are of two accumulations, by other settings: run accumulate"
+            )
 
 
 def _solution(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> Solution:

@@ -43,9 +43,13 @@ class StepLog:
         return self._done.get(step, {}).get("made_from")
 
     def begin(self, step: str) -> None:
-        """Forget that a step was made, on disk, before the first byte of what it left changes."""
-        if self._done.pop(step, None) is not None:
-            self._write()
+        """Forget what a step was made from, on disk, before the first byte of what it left changes."""
+        self._done[step] = {"unfinished": True, "configuration": self._configuration}
+        self._write()
+
+    def unfinished(self, step: str) -> bool:
+        """Tell whether a step was begun and stopped midway: what it left is neither of before nor of now."""
+        return "unfinished" in self._done.get(step, {})
 
     def done(self, step: str, fingerprint: str) -> None:
         """Record that a step was made; call it after its artefacts are on disk."""
