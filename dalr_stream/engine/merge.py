@@ -11,7 +11,6 @@ killed leaves the old store, or a new one whose sums are known to be stale until
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,9 @@ from dalr_stream.errors import (
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.durable import TEMPORARY
-from dalr_stream.storage.lock import LOCK, locked
+from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.layout import require_store_or_empty
+from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest, NetworkRecord
 from dalr_stream.storage.metadata import make_group
 from dalr_stream.storage.records import (
@@ -150,9 +150,8 @@ def _manifest_of_output(into: Path) -> Manifest | None:
     try:
         manifest = Manifest.read(into)
     except StoreNotFoundError:
-        if all(path.name == LOCK or path.name.startswith(TEMPORARY) for path in into.iterdir()):
-            return None
-        raise StoreError(f"'{into}' is a folder of other things: merge into a new store") from None
+        require_store_or_empty(into)
+        return None
     own = [name for name, record in manifest.domains.items() if not record.shards]
     if own:
         raise StoreError(f"'{into}' holds domain '{own[0]}', which no merge made: merge into a new store")
@@ -233,5 +232,5 @@ def _add_up(into: Path, domain: str, manifest: Manifest, progress: Progress) -> 
 def _drop_others(folder: Path, kept: Collection[str]) -> None:
     """Remove the shards that the manifest no longer names."""
     for path in folder.iterdir():
-        if path.name not in kept:
-            shutil.rmtree(path)
+        if path.is_dir() and path.name not in kept:
+            remove_folder(path)

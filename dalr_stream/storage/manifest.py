@@ -21,9 +21,10 @@ from dalr_stream.numerics.rows.streams import Side, require_name
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.schema import SCHEMA_VERSION
 
-FILE = "manifest.json"
+FILE = MANIFEST
 _PLAIN = {"int": int, "str": str, "bool": bool}
 _Record = TypeVar("_Record", "NetworkRecord", "LayerRecord", "RowsRecord", "BatchRecord", "DomainRecord")
 
