@@ -32,7 +32,6 @@ from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest, NetworkRecord
 from dalr_stream.storage.metadata import make_group
 from dalr_stream.storage.records import (
-    check_record,
     load_layer_weights,
     load_moments,
     provenance_of,
@@ -137,8 +136,8 @@ def _plan(stores: Sequence[ActivationStore], into: Path, domain: str | None, wit
         _require_nothing_lost(into, before, {(shard.domain, shard.name) for shard in found}, domain)
     weights = {layer_of_stream(name): root for root, manifest in reversed(known) for name in manifest.network.layers}
     for store in stores:
-        for name in store.manifest.network.layers:
-            check_record(weights_path(store.root, layer_of_stream(name)))
+        for name, layer in store.manifest.network.layers.items():
+            load_layer_weights(store.root, layer_of_stream(name), layer.weight_digest)
     kept = {} if before is None else before.domains
     return _Plan(before, Manifest(network, dict(sorted({**kept, **domains}.items()))), shards, weights)
 

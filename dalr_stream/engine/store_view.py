@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.engine.accumulate import StoredRecords
-from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
@@ -138,7 +138,13 @@ class StoreView:
             raise FingerprintMismatchError(
                 f"'{path}' is not the sum of the shards that the store now holds: a merge was killed; merge again"
             )
-        return load_moments(path)
+        moments = load_moments(path)
+        if record is not None and moments.features != record.layers[record.home(layer)].features:
+            raise StoreDamagedError(
+                f"'{path}' has {moments.features} features, the rows of '{layer}' on '{domain}' have "
+                f"{record.layers[record.home(layer)].features}: accumulate again"
+            )
+        return moments
 
     def moments_provenance(self, domains: Sequence[str]) -> list[Any]:
         """Return what every moment record of these domains was made from: what solutions depend on."""
@@ -202,7 +208,8 @@ class StoreView:
         return [solution_path(self.root, part, method) for part in self.parts(layer)]
 
     def _weights(self, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        found = [load_layer_weights(self.root, part) for part in self.parts(layer)]
+        layers = self.manifest.network.layers
+        found = [load_layer_weights(self.root, part, layers[part].weight_digest) for part in self.parts(layer)]
         if len(found) == 1:
             return found[0]
         weights, biases = zip(*found, strict=True)
