@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench soak check seeds format clean
+.PHONY: demo test bench soak gpu check seeds format clean
 
 demo: $(READY)
 	$(BIN)/dalr-stream run pipelines/digits/run.toml
@@ -23,6 +23,12 @@ soak: $(READY)
 # Speed and memory as tables, each ratio within one run; half an hour, on a machine that does nothing else.
 bench: $(READY)
 	$(BIN)/python tests/benchmarks
+
+# What needs a CUDA device: its tests, and the figures of docs/results. GPU_PYTHON is one whose torch sees the device.
+GPU_PYTHON ?= $(BIN)/python
+gpu:
+	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests
+	$(GPU_PYTHON) tests/benchmarks device
 
 check: $(READY)
 	$(BIN)/ruff check .

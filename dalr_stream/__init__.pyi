@@ -13,6 +13,10 @@ from dalr_stream.engine.merge import merge as merge
 from dalr_stream.engine.output_errors import output_errors as output_errors
 from dalr_stream.engine.sequential import compress_sequentially as compress_sequentially
 from dalr_stream.engine.sequential_pass import LayerChoice as LayerChoice
+from dalr_stream.engine.solve import solve as solve
+from dalr_stream.engine.statistics import Statistics as Statistics
+from dalr_stream.engine.store import Store as Store
+from dalr_stream.engine.store import open_store as open_store
 from dalr_stream.errors import DalrStreamError as DalrStreamError
 from dalr_stream.network.capture.row_rule import RowRule as RowRule
 from dalr_stream.network.layers.spec import LayerSpec as LayerSpec

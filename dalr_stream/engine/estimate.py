@@ -64,6 +64,7 @@ def estimate(
     return plan(
         loads,
         threads=folding.threads.workers,
+        readers=folding.threads.readers,
         heldout_share=folding.holdout.share,
         shards=folding.shards,
         domains=len(loaders),

@@ -6,9 +6,9 @@ order of the stores, and not on how merges were nested, since merging a merged s
 Taking a shard out is adding up the others: bit for bit the store that never had it.
 
 The manifest says which shards a domain has. They are written first, then the manifest, then the sums: a merge that is
-killed leaves the old store, or a new one whose sums are known to be stale until the merge is repeated. Then it ends in the same
-bytes: a shard that lies in the output already is not a second one, and one that is being taken out may be gone
-from the manifest. The shards taken out are removed last.
+killed leaves the old store, or a new one whose sums are known to be stale until the merge is repeated; then it ends in
+the same bytes: a shard that lies in the output already is not a second one, and one that is being taken out may be
+gone from the manifest. The shards taken out are removed last.
 """
 
 from __future__ import annotations

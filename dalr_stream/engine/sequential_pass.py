@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.engine.accumulate import LayerMoments
 from dalr_stream.engine.cross import LayerCrossMoments, accumulate_cross, accumulate_pairs
 from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.solve import factor_by, select_by
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.row_rule import RowRule
@@ -48,8 +48,8 @@ class LayerChoice:
     """Or its value, as in run files."""
     size: int
     """Rank, or number of kept nodes."""
-    ridge: Ridge = DEFAULT_RIDGE
-    """Of DALR."""
+    ridge: Ridge | float = DEFAULT_RIDGE
+    """Of DALR; a number is relative."""
     strength: float = 1.0
     """Of MoMaSP's regulariser."""
     restore_ridge: float = 1e-3
@@ -57,6 +57,7 @@ class LayerChoice:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", parse_choice(Method, self.method, "method"))
+        object.__setattr__(self, "ridge", Ridge.of(self.ridge))
 
     @property
     def by(self) -> Method:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 
 import numpy as np
@@ -11,10 +10,11 @@ from numpy.typing import NDArray
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
-from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
+from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr, truncated_svd
-from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.methods import DalrOptions, Family, Method
+from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.selection.greedy import momasp, prune_by_max, prune_by_mean, spectral
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.cross import CrossMoments
@@ -22,14 +22,47 @@ from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 
 
-def solve_low_rank(layer: Layer, method: Method, ridge: Ridge = DEFAULT_RIDGE) -> Factors:
+def solve(
+    layer: Layer,
+    method: Method | str,
+    *,
+    source: Layer | None = None,
+    ridge: Ridge | float = DEFAULT_RIDGE,
+    strength: float = 1.0,
+) -> Factors | ChannelSelection:
+    """Return every rank or every size of one method, by its name in run files.
+
+    Parameters
+    ----------
+    layer
+        On the target domain.
+    method
+        `Method` or its value: "svd", "dalr_anchored_affine", "spectral", "momasp_node", ...
+    source
+        The layer on the source domain, for MoMaSP; not needed where `layer` has `source_nodes`.
+    ridge
+        Of the DALR methods; a number is relative.
+    strength
+        Of MoMaSP's regulariser.
+
+    Raises InvalidInputError for an unknown method, and where the layer lacks the moments that it needs.
+    """
+    named = parse_choice(Method, method, "method")
+    if named.family is Family.LOW_RANK:
+        return solve_low_rank(layer, named, ridge)
+    if source is None or not named.needs_source:
+        return solve_selection(layer, named, strength)
+    return select_by(named, layer.known_nodes, source.known_nodes, strength)
+
+
+def solve_low_rank(layer: Layer, method: Method, ridge: Ridge | float = DEFAULT_RIDGE) -> Factors:
     """Return every rank of one low-rank method; each group of a convolution is solved by itself."""
-    return factors_of([_solve_part(part, method, ridge) for part in layer.parts])
-
-
-def _solve_part(part: Layer, method: Method, ridge: Ridge) -> LowRankFactors:
-    (moments,) = part.known_inputs.parts
-    return factor_by(method, part.weight, part.bias, moments, ridge)
+    if method in (Method.SVD, Method.SVD_BC):
+        return truncated_svd(layer, compensate_bias=method is Method.SVD_BC)
+    options = _dalr_options(method)
+    return dalr(
+        layer, ridge=ridge, variant=options.variant, affine=options.affine, compensate_bias=options.compensate_bias
+    )
 
 
 def factor_by(
@@ -37,29 +70,40 @@ def factor_by(
     weight: NDArray[np.floating],
     bias: NDArray[np.floating] | None,
     moments: Moments | CrossMoments,
-    ridge: Ridge = DEFAULT_RIDGE,
+    ridge: Ridge | float = DEFAULT_RIDGE,
 ) -> LowRankFactors:
     """Return every rank of one low-rank method, from the moments of the layer's inputs or of two runs."""
     if method in (Method.SVD, Method.SVD_BC):
         return truncated_svd(weight, bias, moments, compensate_bias=method is Method.SVD_BC)
-    options = method.dalr_options
-    if options is None:
-        raise InvalidInputError(f"{method.value}: is a selection; a factor pair is solved by a low-rank method")
-    return dalr(weight, bias, moments, ridge=ridge, **dataclasses.asdict(options))
+    options = _dalr_options(method)
+    return dalr(
+        weight,
+        bias,
+        moments,
+        ridge=ridge,
+        variant=options.variant,
+        affine=options.affine,
+        compensate_bias=options.compensate_bias,
+    )
 
 
-def solve_again(layer: Layer, method: Method, inputs: InputMoments, ridge: Ridge) -> Factors:
+def _dalr_options(method: Method) -> DalrOptions:
+    if method.dalr_options is None:
+        raise InvalidInputError(f"{method.value}: keeps nodes of a layer; a factor pair takes a low-rank method")
+    return method.dalr_options
+
+
+def solve_again(layer: Layer, method: Method, inputs: InputMoments, ridge: Ridge | float) -> Factors:
     """Solve from other rows of the same layer, in silence: too few samples are warned of where all of them are used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)
-        return solve_low_rank(dataclasses.replace(layer, inputs=inputs), method, ridge)
+        return solve_low_rank(layer.with_inputs(inputs), method, ridge)
 
 
 def solve_selection(layer: Layer, method: Method, strength: float = 1.0) -> ChannelSelection:
     """Return every size of one selection of the layer's nodes."""
-    if layer.nodes is None:
-        raise InvalidInputError(f"{method.value}: needs the moments of what reads the layer's nodes")
-    return select_by(method, layer.nodes, layer.source_nodes, strength)
+    source = layer.known_source_nodes if method.needs_source else None
+    return select_by(method, layer.known_nodes, source, strength)
 
 
 def select_by(
@@ -73,7 +117,7 @@ def select_by(
     if method is Method.SPECTRAL:
         return spectral(target)
     if method.form is None:
-        raise InvalidInputError(f"{method.value}: is a low-rank method; nodes are selected by a selection")
+        raise InvalidInputError(f"{method.value}: makes factor pairs; nodes are kept by a selection")
     if source is None:
         raise InvalidInputError(f"{method.value}: needs the moments of a source domain")
     return momasp(target, source, form=method.form, strength=strength)

@@ -1,4 +1,4 @@
-"""One layer with everything a solver can use: its weights, and the moments of what it reads and of what it gives.
+"""One layer with everything a solver can use: its weights, and the moments of its inputs and outputs.
 
 Every solver takes this record in place of its parts: `dalr(layer)`, `spectral(layer)`, `momasp(layer, source)`. It
 copies nothing and computes nothing; what is not known is None, and the solver that needs it says so by name.
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.rows.streams import group_name
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 
@@ -31,8 +32,8 @@ class Layer:
     """(m,), or None where the layer has none."""
     inputs: InputMoments | None = None
     """Training moments of what the layer, or each group of it, reads: d features. None where only outputs are known."""
-    outputs: Moments | None = None
-    """Training moments of y = W x + b: m features. None where they were not accumulated."""
+    outputs: InputMoments | None = None
+    """Training moments of y = W x + b, of the layer or of each group of it. None where they were not accumulated."""
     nodes: Moments | None = None
     """Training moments of its channels as their readers read them: m features. None where they cannot be selected."""
     source_nodes: Moments | None = None
@@ -52,7 +53,7 @@ class Layer:
             raise InvalidInputError(
                 f"layer '{self.name}': bias must have {m} entries, one per output, got shape {self.bias.shape}"
             )
-        groups = len(self.inputs.parts) if self.inputs is not None else 1
+        groups = self.groups
         self._require_width("inputs", self.inputs, d * groups)
         self._require_width("heldout", self.heldout, d * groups)
         for name in ("outputs", "nodes", "source_nodes"):
@@ -61,14 +62,29 @@ class Layer:
             raise InvalidInputError(f"layer '{self.name}': {m} outputs cannot be split into {groups} groups")
 
     @property
+    def groups(self) -> int:
+        """Groups of a convolution, of which each reads channels of its own; 1 for other layers."""
+        grouped = self.inputs if self.inputs is not None else self.outputs
+        return 1 if grouped is None else len(grouped.parts)
+
+    @property
     def parts(self) -> tuple[Layer, ...]:
-        """The layer's groups as layers of their own, named alike; itself where it has one."""
-        if self.inputs is None or len(self.inputs.parts) == 1:
+        """The layer's groups as layers with weights, inputs and outputs of their own; itself where it has one."""
+        g = self.groups
+        if g == 1:
             return (self,)
-        moments = self.inputs.parts
-        weights = np.split(self.weight, len(moments))
-        biases = [None] * len(moments) if self.bias is None else np.split(self.bias, len(moments))
-        return tuple(Layer(self.name, *part) for part in zip(weights, biases, moments, strict=True))
+        columns = (
+            np.split(self.weight, g),
+            [None] * g if self.bias is None else np.split(self.bias, g),
+            [None] * g if self.inputs is None else self.inputs.parts,
+            [None] * g if self.outputs is None else self.outputs.parts,
+        )
+        parts = enumerate(zip(*columns, strict=True))
+        return tuple(Layer(group_name(self.name, number), *part) for number, part in parts)
+
+    def with_inputs(self, inputs: InputMoments) -> Layer:
+        """Return the same weights with these training moments, and nothing else known."""
+        return Layer(self.name, self.weight, self.bias, inputs)
 
     @property
     def known_inputs(self) -> InputMoments:

@@ -108,6 +108,11 @@ class Method(StrEnum):
         return _DALR.get(self)
 
     @property
+    def takes_ridge(self) -> bool:
+        """Whether a ridge changes its solutions."""
+        return self in _DALR
+
+    @property
     def form(self) -> Form | None:
         """The form of MoMaSP that the name stands for; None for other methods."""
         return _FORMS.get(self)

@@ -16,8 +16,8 @@ from dalr_stream.storage.schema import MAX_CHUNK_BYTES
 _FLOAT64 = 8
 _FLOAT32 = 4
 
-TILES_IN_FLIGHT = 4
-"""Per worker: the tile being folded, the next one, and the next one's bytes before and while they are unpacked."""
+TILES_READ_AHEAD = 3
+"""Per reader: the next tile, and its bytes before and while they are unpacked."""
 CHUNKS_BEING_SAVED = 3
 """A record leaves memory a chunk at a time: the chunk, its packed form, and the one it is merged with in a strip."""
 ORDERS_OF_JOINING = 2
@@ -96,12 +96,18 @@ class KeptRecords:
 
 
 def layer_cost(
-    load: LayerLoad, domains: int, threads: int, records: KeptRecords, memory_limit_bytes: int | None
+    load: LayerLoad,
+    domains: int,
+    threads: int,
+    records: KeptRecords,
+    memory_limit_bytes: int | None,
+    *,
+    readers: int = 1,
 ) -> LayerCost:
     """Return what a layer costs on `domains` domains, its matrix cut into strips where a limit asks for it."""
     d, parts = load.features, records.at_once
-    cut = _strips(load, parts, threads, memory_limit_bytes)
-    folding = max(store_bytes_of(load, strip, parts, threads) for strip in cut)
+    cut = _strips(load, parts, threads, memory_limit_bytes, readers)
+    folding = max(store_bytes_of(load, strip, parts, threads, readers) for strip in cut)
     summed = _sum_strips(d, records, memory_limit_bytes)
     summing = records.summing * _FLOAT64 * max(strip.cells for strip in summed)
     directly = lane_count(d) * parts * records.partitions
@@ -127,11 +133,12 @@ def _sum_strips(features: int, records: KeptRecords, memory_limit_bytes: int | N
     return strips(features, memory_limit_bytes // (_FLOAT64 * records.summing))
 
 
-def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int) -> int:
+def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, readers: int = 1) -> int:
     """Accumulators, and what comes and goes beside them: tiles, then matrices being joined, then chunks being saved."""
     lanes = lane_count(load.features)
     record = _FLOAT64 * strip.cells
-    working = min(lanes, threads) * (TILES_IN_FLIGHT * _tile_bytes(load) + turn_bytes(load, parts - 1, strip.stop))
+    tiles = (1 + TILES_READ_AHEAD * readers) * _tile_bytes(load)
+    working = min(lanes, threads) * (tiles + turn_bytes(load, parts - 1, strip.stop))
     working += threads * SINGLE_BLOCK_BYTES  # of float32 products; those of float64 need none
     joining = ORDERS_OF_JOINING * record if lanes > 1 else 0
     saving = CHUNKS_BEING_SAVED * min(MAX_CHUNK_BYTES, _FLOAT64 * load.features**2)
@@ -148,11 +155,13 @@ def _tile_bytes(load: LayerLoad) -> int:
     return tile_rows(load.features) * load.features * load.itemsize
 
 
-def _strips(load: LayerLoad, parts: int, threads: int, memory_limit_bytes: int | None) -> tuple[Strip, ...]:
+def _strips(
+    load: LayerLoad, parts: int, threads: int, memory_limit_bytes: int | None, readers: int
+) -> tuple[Strip, ...]:
     """Cut the matrix of a one-lane layer so that each strip fits, where any cut does."""
     d = load.features
     whole = Strip(0, d)
-    needed = store_bytes_of(load, whole, parts, threads)
+    needed = store_bytes_of(load, whole, parts, threads, readers)
     if memory_limit_bytes is None or lane_count(d) > 1 or needed <= memory_limit_bytes:
         return (whole,)
     beside = needed - parts * _FLOAT64 * whole.cells

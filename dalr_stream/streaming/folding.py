@@ -14,12 +14,18 @@ from dalr_stream.numerics.statistics.fold_rule import NUMPY, FoldRule
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.lanes import Pace
 
+CUPY = "cupy"
+MOST_READERS = 8
+"""Unpacking a tile takes one core some 50 ms, a data centre GPU folds it in 2."""
+
 
 @dataclass(frozen=True, slots=True)
 class Threads:
     """Run on this machine's threads; `workers` defaults to the cores this process may use."""
 
     workers: int = field(default_factory=usable_cores)
+    readers: int = 1
+    """Threads beside each of them that read and unpack rows of a store ahead of the fold."""
 
 
 Workers = Threads | Cluster
@@ -40,7 +46,8 @@ class Folding:
     precision: Precision | str = Precision.DOUBLE
     """Of products; `single` is the fast mode, see `numerics.precision` for what it costs."""
     device: str | None = None
-    """Where torch folds: `cuda`, `cuda:1` or `cpu`. By default numpy does, in this process's memory."""
+    """Where torch folds: `cuda`, `cuda:1` or `cpu`; or `cupy`, where CuPy folds what lies in a store. By default numpy
+    does, in this process's memory."""
     shards: int = 1
     """Keep the training samples, split at random, as so many records beside their sum: what a jackknife leaves out one
     by one. From a store each is folded in a pass of its own over the rows; directly all of them are held at once."""
@@ -51,8 +58,10 @@ class Folding:
 
     @property
     def threads(self) -> Threads:
-        """Threads of this process; one where a cluster or a device does the work."""
-        return self.workers if isinstance(self.workers, Threads) and self.device is None else Threads(1)
+        """Threads of this process; one where a cluster does the work, or a device, for which others read ahead."""
+        if self.device is not None:
+            return Threads(1, readers=min(usable_cores(), MOST_READERS))
+        return self.workers if isinstance(self.workers, Threads) else Threads(1)
 
     @property
     def scheduled_on(self) -> Workers:
@@ -61,7 +70,8 @@ class Folding:
 
     def rule(self, features: int) -> FoldRule:
         """Return the rule by which rows of a width are folded."""
-        engine = NUMPY if self.device is None else f"torch:{self.device.partition(':')[0]}"
+        kind = (self.device or "").partition(":")[0]
+        engine = NUMPY if self.device is None else "cupy:cuda" if kind == CUPY else f"torch:{kind}"
         return FoldRule(features, self.holdout, Precision(self.precision), engine, self.shards)
 
     @property

@@ -7,16 +7,18 @@ gives the same bits; nothing outside it changes except, where asked for, its che
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dalr_stream.errors import NonFiniteError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.rows.tiling import Tile
+from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
-from dalr_stream.numerics.statistics.folding import CpuFold, LaneFold, LaneState, NewFold
+from dalr_stream.numerics.statistics.folding import LaneFold, LaneState
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
 from dalr_stream.storage.store import ActivationStore
 
@@ -38,8 +40,10 @@ class LaneTask:
     lane: int = 0
     strip: Strip | None = None
     """Of the scatter matrix; the whole where none is named."""
-    new_fold: NewFold = CpuFold
+    backend: Backend = field(default_factory=Backend)
     """What the rule's engine names: it can be sent to another process."""
+    readers: int = 1
+    """Threads that read and unpack tiles ahead of the one being folded; a device is faster than one of them."""
     partition: int | None = None
     """Whose rows are folded, one of `rule.partitions`."""
 
@@ -100,7 +104,7 @@ def fold_lane(
     if checkpoint is not None:
         first, state = checkpoint.values["next_tile"], checkpoint.lanes[0]
     pace = pace or Pace()
-    fold = LaneFold(task.rule, executor, state=state, new_fold=task.new_fold, partition=task.partition)
+    fold = LaneFold(task.rule, executor, state=state, new_fold=task.backend.new_fold, partition=task.partition)
     tiles = range(first, store.tiles(task.domain, task.layer), task.rule.lanes)
     with one_blas_thread():
         if tile_done is not None and first > task.lane:
@@ -125,12 +129,17 @@ def saved(next_tile: int, state: LaneState) -> SavedFold:
 
 
 def _read_ahead(store: ActivationStore, task: LaneTask, tiles: range) -> Iterator[Tile]:
-    """Read each tile while the one before it is folded."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = None
+    """Yield the tiles in order, each read while those before it are folded."""
+
+    def read(number: int) -> Tile:
+        tile = store.read_tile(task.domain, task.layer, number)
+        return replace(tile, rows=task.backend.stage(tile.rows))
+
+    with ThreadPoolExecutor(task.readers) as readers:
+        coming: deque[Future[Tile]] = deque()
         for number in tiles:
-            here, coming = coming, reader.submit(store.read_tile, task.domain, task.layer, number)
-            if here is not None:
-                yield here.result()
-        if coming is not None:
-            yield coming.result()
+            coming.append(readers.submit(read, number))
+            if len(coming) > task.readers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()

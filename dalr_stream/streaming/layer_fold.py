@@ -123,6 +123,7 @@ class LayerFold:
         cost = plan(
             [LayerLoad(self.task.layer, rows.features, rows.rows, itemsize=np.dtype(rows.dtype).itemsize)],
             threads=folding.threads.workers,
+            readers=folding.threads.readers,
             heldout_share=folding.holdout.share,
             shards=folding.shards,
             memory_limit_bytes=folding.memory_limit_bytes,

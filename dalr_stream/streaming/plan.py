@@ -65,10 +65,11 @@ class MemoryPlan:
         )
 
 
-def plan(
+def plan(  # noqa: PLR0913  # what decides a cost, each by its name
     loads: Sequence[LayerLoad],
     *,
     threads: int,
+    readers: int = 1,
     heldout_share: float,
     shards: int = 1,
     domains: int = 1,
@@ -77,10 +78,11 @@ def plan(
 ) -> MemoryPlan:
     """Return the cost of capturing and accumulating `loads` on `domains` domains with `threads` threads.
 
+    Each of them has `readers` others that read a store ahead of it.
     `shards` are counted on every domain, an upper bound where only some of them keep any.
     """
     records = KeptRecords(heldout_share > 0, shards)
-    layers = tuple(layer_cost(load, domains, threads, records, memory_limit_bytes) for load in loads)
+    layers = tuple(layer_cost(load, domains, threads, records, memory_limit_bytes, readers=readers) for load in loads)
     shared = max((turn_bytes(load, heldout_share) + threads * SINGLE_BLOCK_BYTES for load in loads), default=0)
     return MemoryPlan(
         layers,

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from labelled_batches import Batches
 
 LAYERS = ("generator.conv[123]", "generator.fc1", "classifier.fc2")
@@ -69,7 +70,7 @@ def node_moments(network: nn.Module, rows: Batches) -> NodeMoments:
     """Moments of the layers' nodes after the nonlinearity; a convolution's rows are all positions."""
     watched = ds.with_readers(ds.select_layers(network, LAYERS), ds.Structure.of(network, rows.inputs))
     every = ds.Folding(holdout=ds.HoldoutRule(0.0))
-    found = ds.accumulate_stream(network, rows, watched, rows=ds.RowRule(most_patches=None), folding=every)
+    found = accumulate_stream(network, rows, watched, rows=ds.RowRule(most_patches=None), folding=every)
     return {layer.name: layer.group.joint(found) for layer in watched if layer.group is not None}
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 import dalr_stream as ds
 from claims_networks import Domain
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import FewSamplesWarning
 from dalr_stream.network.measure.prefix import Cut, PrefixCache
 from dalr_stream.numerics.sizes.losses import relative_errors
@@ -148,7 +149,7 @@ def solve(source: Domain, target: Domain) -> tuple[Solved, Solved]:
 def moments_of(network: nn.Module, rows: Batches) -> Mapping[str, ds.Moments]:
     """Moments of what the three dense layers read, on all of the rows."""
     layers = ds.select_layers(network, [*LAYERS, READER[LAYERS[-1]]])
-    return ds.accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
+    return accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
 
 
 def useful(factors: ds.LowRankFactors) -> list[int]:

@@ -28,7 +28,8 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.accumulate import LayerMoments
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.numerics.sizes.losses import relative_errors
 from dalr_stream.numerics.statistics.folding import merge_all
 
@@ -69,7 +70,7 @@ class Case:
     def moments(self, inputs: torch.Tensor, most: int | None, *, seed: int = 0, shards: int = 1) -> LayerMoments:
         """Accumulate the patches at `most` positions of each picture."""
         model = nn.Sequential(self.convolution).eval()
-        return ds.accumulate_stream(
+        return accumulate_stream(
             model,
             inputs.split(PART),
             ds.select_layers(model, [LAYER]),

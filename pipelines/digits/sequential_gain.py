@@ -24,7 +24,8 @@ from pathlib import Path
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.accumulate import LayerMoments
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.solve import factor_by, select_by
 from dalr_stream.network.surgery.compress import Replacement, parameter_count
 from dalr_stream.numerics.sizes.allocation import SizedLayer, as_they_are, by_energy, factor_layer, selection_layer
@@ -78,7 +79,7 @@ class Case:
         """Moments in the original network, of the target and of the source."""
         layers = ds.with_readers(ds.select_layers(self.model, self.names[:-1]), self.structure)
         target, source = (
-            LayerMoments({}) if batches is None else ds.accumulate_stream(self.model, batches, layers, folding=EVERY)
+            LayerMoments({}) if batches is None else accumulate_stream(self.model, batches, layers, folding=EVERY)
             for batches in (self.train, self.source)
         )
         return target, source
@@ -167,7 +168,7 @@ def judged(case: Case, sizes: Sizes, way: Callable[[Sizes, float], nn.Module]) -
 def digits_network(method: ds.Method, seed: int) -> Case:
     """Give the network of `run.toml`, trained or found trained."""
     project = trained(seed)
-    source = None if method is DALR else project.batches("source")
+    source = None if method is DALR else project.code.batches("source")
     return Case(project.network, method, *split(seed, TARGET_SAMPLES), source)
 
 

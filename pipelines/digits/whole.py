@@ -20,6 +20,7 @@ from pathlib import Path
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.network.surgery.compress import Replacement, parameter_count
 
 HERE = Path(__file__).resolve().parent
@@ -57,8 +58,8 @@ class Solved:
         structure = ds.Structure.of(model, next(iter(target)))
         layers = ds.with_readers(ds.select_layers(model, WHOLE), structure)
         moments, source = (
-            ds.accumulate_stream(model, batches, layers, rows=ds.RowRule(most_patches=None), folding=every)
-            for batches in (target, project.batches("source"))
+            accumulate_stream(model, batches, layers, rows=ds.RowRule(most_patches=None), folding=every)
+            for batches in (target, project.code.batches("source"))
         )
         selections = {}
         for name in WHOLE:

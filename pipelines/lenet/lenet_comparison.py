@@ -21,6 +21,7 @@ sys.path[:0] = [str(HERE.parent / "shared")]
 from torch import nn  # noqa: E402
 
 import dalr_stream as ds  # noqa: E402
+from dalr_stream.engine.direct import accumulate_stream  # noqa: E402
 from dalr_stream.errors import ParameterIncreaseWarning  # noqa: E402
 from dalr_stream.network.surgery.compress import parameter_count  # noqa: E402
 from dalr_stream.workflow.steps.scoring import accuracy  # noqa: E402
@@ -34,7 +35,7 @@ RIDGE = ds.Ridge.absolute(10.0)
 def compressed(network: nn.Module, rows: object) -> dict[str, nn.Module]:
     """Return the network compressed by truncated SVD, and by DALR as published from the statistics of `rows`."""
     layers = ds.select_layers(network, list(RANKS))
-    found = ds.accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))  # type: ignore[arg-type]
+    found = accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))  # type: ignore[arg-type]
     small = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParameterIncreaseWarning)

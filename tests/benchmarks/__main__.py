@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import accumulating
 import capturing
+import devices
 import networks
 import remembering
 import selecting
@@ -18,6 +20,8 @@ import solving
 from rich.console import Console
 from rich.table import Table
 from timing import Row
+
+from dalr_stream import Precision
 
 SECTIONS: dict[str, tuple[str, Callable[[bool], Table]]] = {}
 
@@ -48,6 +52,26 @@ def _alternatives(quick: bool) -> Table:
 @section("direct", "16,384 samples through a network, moments of 4,096 features")
 def _direct(quick: bool) -> Table:
     return ratios(capturing.direct(*((600, 64, 1) if quick else (16_384, 4096, 3))))
+
+
+@section("device", "folding on a CUDA device; ratios to its own product in the same precision, then from a store")
+def _device(quick: bool) -> Table:
+    card = devices.card()
+    if card is None:
+        table = _table("what")
+        table.add_row("torch sees no CUDA device: nothing to measure")
+        return table
+    rows = []
+    for precision in Precision:
+        for n, d in [(600, 64)] if quick else [(65_536, 4096), (16_384, 25_088)]:
+            raced = devices.in_memory(n, d, precision, 1 if quick else 5)
+            rows += [replace(row, what=f"{n:,} x {d:,}, {precision.value}: {row.what}") for row in raced]
+    for n, d in [(600, 64)] if quick else [(32_768, 4096)]:
+        raced = devices.from_store(n, d, 1 if quick else 3)
+        rows += [replace(row, what=f"{n:,} x {d:,} from zarr, double: {row.what}") for row in raced]
+    table = ratios(rows)
+    table.caption = f"{card.name}; {card.versions}"
+    return table
 
 
 @section("memory", "peak memory of folding from a store")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError, NonFiniteError
 
 LAYERS = ["0", "2"]
@@ -54,7 +55,7 @@ def test_with_one_network_twice_it_is_direct_accumulation_and_the_layers_own_map
     layers = ds.select_layers(original, LAYERS)
     batches = data().split(64)
     found = ds.accumulate_cross(original, original, batches, layers)
-    direct = ds.accumulate_stream(original, batches, layers)
+    direct = accumulate_stream(original, batches, layers)
     assert list(found) == list(direct) == LAYERS
     for name in LAYERS:
         for cross, alone in ((found[name], direct[name]), (found.heldout[name], direct.heldout[name])):

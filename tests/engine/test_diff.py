@@ -8,6 +8,7 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.engine.diff import diff_domains
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.merge import merge
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError, StoreNotFoundError
 
@@ -31,7 +32,7 @@ def captured(root, *domains, model=None, layers=("0", "2"), seed=0):
     model = model or network()
     for domain in domains:
         ds.capture(model, rows(domain, seed).split(64), ds.select_layers(model, layers), root, domain=domain)
-        ds.accumulate(root, domain=domain)
+        accumulate_stored(root, domain=domain)
     return root
 
 

@@ -9,7 +9,7 @@ from capture_jobs import (
     name_of,
 )
 
-import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.merge import merge
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import (
@@ -54,7 +54,7 @@ def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repe
     known = [root for root in jobs.values() if name_of(root) in committed]
     try:
         found = StoreView.open(out).moments("target", "0").count
-        assert found == sum(ds.accumulate(root, domain="target")["0"].count for root in known)
+        assert found == sum(accumulate_stored(root, domain="target")["0"].count for root in known)
     except (FingerprintMismatchError, StoreNotFoundError):
         assert renames in (9, 10)  # the sums of this layer were being replaced
     assert len(committed) == (1 if renames <= 8 else 2)
@@ -101,6 +101,6 @@ def test_a_first_merge_that_was_killed_is_taken_up(jobs, tmp_path, contents):
         arguments = [str(path) for path in (renames, out, jobs["a"], jobs["b"])]
         subprocess.run([sys.executable, "-c", script, *arguments], check=False)  # noqa: S603
         with pytest.raises(StoreNotFoundError):
-            ds.accumulate(out, domain="target")
+            accumulate_stored(out, domain="target")
         merge([jobs["b"], jobs["a"]], out)
         assert contents(out) == expected

@@ -16,6 +16,7 @@ from capture_jobs import (
 )
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.merge import merge
 from dalr_stream.errors import (
     DalrStreamError,
@@ -65,7 +66,7 @@ class Refused:
         model = network()
         data = [*batches(20, 8), *batches(*PARTS["a"])[1:]]
         ds.capture(model, data, ds.select_layers(model, LAYERS), root, domain="target")
-        ds.accumulate(root, domain="target")
+        accumulate_stored(root, domain="target")
         return [root], {}
 
     def not_accumulated(self):

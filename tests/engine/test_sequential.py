@@ -12,6 +12,7 @@ from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.engine.sequential import sequential_passes
 from dalr_stream.errors import (
     FingerprintMismatchError,
@@ -147,10 +148,10 @@ def test_with_one_layer_it_is_the_parallel_solution_to_the_bit(method):
     model, batches = network(9, 10, 8, 6), data().split(50)
     found = ds.compress_sequentially(model, batches, {"2": ds.LayerChoice(method, 3)}).network
     layers = ds.select_layers(model, ["2", "4"])
-    moments = ds.accumulate_stream(model, batches, layers)
+    moments = accumulate_stream(model, batches, layers)
     weight, bias = ds.weights_of(model, "2")
     if method in ("spectral", "prune_max"):
-        solve = ds.spectral if method == "spectral" else ds.by_max
+        solve = ds.spectral if method == "spectral" else ds.prune_by_max
         record = solve(moments["4"]).at_size(3, ridge=1e-3)
     elif method == "svd_bc":
         record = ds.truncated_svd(weight, bias, moments["2"], compensate_bias=True).at_rank(3)
@@ -167,7 +168,7 @@ def test_the_second_layer_is_never_worse_than_its_parallel_solution_on_the_same_
     model, batches = network(9, 10, 8, seed=seed), data(seed=seed).split(50)
     choices = {name: choice("dalr_optimal_affine", 3, EXACT) for name in ("0", "2")}
     found = ds.compress_sequentially(model, batches, choices, folding=ALL).network
-    moments = ds.accumulate_stream(model, batches, ds.select_layers(model, ["0", "2"]), folding=ALL)
+    moments = accumulate_stream(model, batches, ds.select_layers(model, ["0", "2"]), folding=ALL)
     together = ds.compress(
         model,
         {
@@ -277,7 +278,7 @@ def test_momasp_reads_both_domains_in_the_network_as_compressed_so_far():
     found = ds.compress_sequentially(model, x.split(50), choices, source=other.split(60), folding=ALL)
     first = ds.compress_sequentially(model, x.split(50), {"0": choices["0"]}, folding=ALL).network
     layers = ds.select_layers(first, ["4"])
-    target, source = (ds.accumulate_stream(first, r.split(40), layers, folding=ALL)["4"] for r in (x, other))
+    target, source = (accumulate_stream(first, r.split(40), layers, folding=ALL)["4"] for r in (x, other))
     kept = ds.momasp(target, source, strength=5.0).at_size(4, ridge=1e-3)
     torch.testing.assert_close(found.network[2].bias, first[2].bias[torch.from_numpy(kept.kept)])
     assert kept.kept.tolist() != ds.spectral(target).at_size(4).kept.tolist()
@@ -341,7 +342,7 @@ def test_bad_batches_shards_and_networks():
     with pytest.raises(InvalidInputError, match=r"in train mode: call model\.eval"):
         ds.compress_sequentially(network(9, 8, 6).train(), good, {"0": SVD})
     small = ds.compress_sequentially(model, good, {"0": SVD}).network
-    with pytest.raises(UnsupportedLayerError, match=r"layer '0': must be .*it is a Sequential"):
+    with pytest.raises(UnsupportedLayerError, match=r"layer '0': must be .*it is a FactorPair"):
         ds.compress_sequentially(small, good, {"0": ds.LayerChoice("spectral", 5)})
     assert isinstance(ds.compress_sequentially(small, good, {"2": SVD}).network[0], nn.Sequential)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import LayerNotFoundError
 from dalr_stream.network import watch as module
 from dalr_stream.network.structure.graph import Structure
@@ -58,7 +59,7 @@ def test_a_pattern_of_outputs_that_matches_nothing_is_an_error():
 def test_what_is_watched_is_accumulated_solved_and_compressed():
     net = build()
     layers = watch(net, ["0"], example=X[:2])
-    moments = ds.accumulate_stream(net, [X], layers, rows=ds.RowRule(most_patches=None))
+    moments = accumulate_stream(net, [X], layers, rows=ds.RowRule(most_patches=None))
     selection = ds.spectral(layers[0].group.joint(moments))
     small = ds.compress(net, {"0": selection.at_size(6)}, example=layers.structure)
     with torch.no_grad():

@@ -263,7 +263,7 @@ def test_the_run_file_runs_to_its_report(adaptation, tmp_path, monkeypatch, pair
     assert project.config.domains["test"].options == pair
     report = Run(project).all()
     assert report.exists()
-    small = ds.load(project.compressed, project.build)
+    small = ds.load(project.compressed, project.code.build)
     assert small.generator.conv1.out_channels == small.generator.conv2.in_channels < 4
     assert small.generator.fc1.out_features == small.classifier.fc2.in_features < 24
 

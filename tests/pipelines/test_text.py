@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import ParameterIncreaseWarning
 
 TEXT_FOLDER = Path(__file__).parents[2] / "pipelines" / "text"
@@ -273,7 +274,7 @@ class TestExactness:
     @pytest.fixture
     def moments(self, text, network):
         layers = ds.select_layers(network, ["blocks.*_proj", "blocks.*.fc?"])
-        return ds.accumulate_stream(
+        return accumulate_stream(
             network,
             text.data.target_train(seed=0, samples=60, batch_size=20),
             layers,
@@ -289,8 +290,8 @@ class TestExactness:
         padded = text.data.target_train(seed=0, samples=60, batch_size=20)
         alone = text.data.Batches(padded.texts, 1)
         rule = ds.RowRule(text.data.is_text)
-        ours = ds.accumulate_stream(network, padded, layers, rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0)))
-        naive = ds.accumulate_stream(network, alone, layers, rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0)))
+        ours = accumulate_stream(network, padded, layers, rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0)))
+        naive = accumulate_stream(network, alone, layers, rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0)))
         assert all((targets != 0).all() for _, targets in alone)
         characters = int((padded.texts != 0).sum())
         assert len(ours) == 12
@@ -303,7 +304,7 @@ class TestExactness:
     def test_padding_left_in_is_another_statistic(self, text, network, moments):
         layers = ds.select_layers(network, ["blocks.0.fc2"])
         batches = text.data.target_train(seed=0, samples=60, batch_size=60)
-        unmasked = ds.accumulate_stream(network, batches, layers)["blocks.0.fc2"]
+        unmasked = accumulate_stream(network, batches, layers)["blocks.0.fc2"]
         assert unmasked.count > moments["blocks.0.fc2"].count
         assert np.abs(unmasked.mean - moments["blocks.0.fc2"].mean).max() > 1e-3
 

@@ -15,6 +15,7 @@ from stores import files_of
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.storage.records import load_layer_weights, load_moments, records
 from dalr_stream.storage.removal import delete_activations, forget_domain
@@ -42,7 +43,7 @@ def capture(root, domain="target"):
 
 
 def accumulate(root, domain="target", share=0.3):
-    ds.accumulate(root, domain=domain, layers=["0"], folding=ds.Folding(ds.HoldoutRule(share), Threads(1)))
+    accumulate_stored(root, domain=domain, layers=["0"], folding=ds.Folding(ds.HoldoutRule(share), Threads(1)))
 
 
 @dataclass(frozen=True)

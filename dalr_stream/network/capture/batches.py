@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
+from dalr_stream.network.capture.eager import layer_by_layer
 from dalr_stream.network.capture.reading import placed
 from dalr_stream.network.layers.identity import digest_of_member, tensor_digest
 
@@ -72,12 +73,13 @@ def samples_in(batch: Any) -> int:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Run the network on one batch's inputs: a tensor, or a mapping of keyword arguments."""
+    """Run the network, layer by layer, on one batch's inputs: a tensor, or a mapping of keyword arguments."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     inputs = inputs_of(batch)
-    if isinstance(inputs, Mapping):
-        return model(**{k: placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
-    return model(placed(inputs, device))
+    with layer_by_layer():
+        if isinstance(inputs, Mapping):
+            return model(**{k: placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
+        return model(placed(inputs, device))
 
 
 def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
-from dalr_stream.network.layers.kinds import CONVOLUTIONS, require_supported
+from dalr_stream.network.layers.kinds import CONVOLUTIONS, plain_convolution, require_supported
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.rows.streams import GROUP, group_name, module_name
 
@@ -43,7 +43,7 @@ def part_of(name: str, module: nn.Module) -> nn.Module:
     if not number.isdecimal() or int(number) >= groups:
         raise UnsupportedLayerError(f"layer '{name}': the module has groups 0..{groups - 1}")
     whole: Any = module
-    part: nn.Module = type(whole)(
+    part: nn.Module = plain_convolution(whole)(
         whole.in_channels // groups,
         whole.out_channels // groups,
         whole.kernel_size,

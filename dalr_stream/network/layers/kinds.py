@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.layers.pair import FactorPair
 
 SUPPORTED = "a Linear layer, a convolution in 1 or 2 dimensions, not depthwise, or a Conv1D of transformers"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -165,14 +166,14 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
-def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:
+def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> FactorPair:
     """Return an unfilled pair in its place: the same kernel to `rank` channels without bias, then 1 x 1; by group."""
     outputs, inputs = matrix_of(module).shape
     like = cast("torch.Tensor", module.weight)
     if not isinstance(module, CONVOLUTIONS):
         down, up = nn.Linear(inputs, rank, bias=False, device="meta"), nn.Linear(rank, outputs, bias, device="meta")
-        return blank(nn.Sequential(down, up), like)
-    kind: Any = type(module)
+        return blank(FactorPair(down, up), like)
+    kind: Any = plain_convolution(module)
     between = rank * module.groups
     down = kind(
         module.in_channels,
@@ -187,7 +188,12 @@ def factor_pair(module: nn.Module, rank: int, *, bias: bool) -> nn.Sequential:
         device="meta",
     )
     up = kind(between, outputs, 1, groups=module.groups, bias=bias, device="meta")
-    return blank(nn.Sequential(down, up), like)
+    return blank(FactorPair(down, up), like)
+
+
+def plain_convolution(module: nn.Conv1d | nn.Conv2d) -> type[nn.Conv1d | nn.Conv2d]:
+    """Return torch's own class for a convolution: a subclass may have a constructor with defaults of its own."""
+    return nn.Conv1d if isinstance(module, nn.Conv1d) else nn.Conv2d
 
 
 def blank(layer: M, like: torch.Tensor) -> M:

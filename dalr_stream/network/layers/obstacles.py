@@ -77,11 +77,6 @@ def _reasons(model: nn.Module, modules: dict[str, nn.Module], name: str) -> Iter
             yield f"it has the {place.strip('_').removesuffix('s').replace('_', ' ')} {_called(hook)}: remove it first"
     if "forward" in vars(module):
         yield f"its forward was replaced by {_called(vars(module)['forward'])}: put its own back first"
-    if _reads_weights(modules.get(name.rpartition(".")[0])):
-        yield (
-            "nn.TransformerEncoderLayer reads its weight without calling it: call "
-            "torch.backends.mha.set_fastpath_enabled(False) first, also where the compressed network is used"
-        )
 
 
 def _tied(model: nn.Module, name: str) -> Iterator[tuple[str, str]]:
@@ -101,10 +96,6 @@ def _parametrised(module: nn.Module) -> Iterator[tuple[str, str]]:
         chains: Any = module.parametrizations
         for parameter, chain in chains.items():
             yield parameter, ", ".join(type(part).__name__ for part in chain)
-
-
-def _reads_weights(parent: nn.Module | None) -> bool:
-    return isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled()
 
 
 def _called(hook: Any) -> str:

@@ -73,6 +73,15 @@ def quiet(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
+@contextmanager
+def same_draws(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Let a network draw the same random numbers each time, and leave the caller's as they are."""
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
 def same(actual: torch.Tensor, expected: torch.Tensor, rounding: float = ROUNDING) -> torch.Tensor:
     """Compare entry by entry: equal but for rounding, which a kernel may do otherwise in other memory."""
     scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0

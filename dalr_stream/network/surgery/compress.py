@@ -1,7 +1,8 @@
 """A smaller network from a network and what was solved for its layers.
 
-The original is not touched. The result is plain torch, pairs of layers or convolutions and narrower ones, so it traces,
-exports and compiles like any other; its `compression_plan` says how it came about.
+The original is not touched. The result is torch's own layers, narrower ones and pairs of them (`FactorPair`, a
+Sequential that has the settings of the layer it replaced), so it traces, exports and compiles like any other; its
+`compression_plan` says how it came about.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.network.capture.batches import few_samples
 from dalr_stream.network.layers.groups import in_order
 from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.obstacles import require_finite, require_range, require_replaceable
 from dalr_stream.network.layers.spec import layer_of
-from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.graph import EXAMPLES, Structure
 from dalr_stream.network.surgery.equivalence import require_as_before
+from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_held_once, require_released
 from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
@@ -49,12 +52,13 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
         of what the layer's readers read. For a convolution of several groups, the factors of each, of one rank, by the
         groups' names. Factor pairs come first, so a selection may shrink a pair.
     example
-        A batch as `capture` takes it, or a `Structure` of `model`: selections are of channels that other layers carry
-        and read, and which ones shows when a batch goes through. Factor pairs need none.
+        A batch as `capture` takes it, or a `Structure` of `model`. Selections need it: which layers carry and read the
+        same channels shows when a batch goes through. Factor pairs do without; given one, it is proved that the network
+        calls what takes a layer's place just as it called the layer, and computes the same elsewhere.
 
     Raises InvalidInputError where a replacement's shape is not the layer's, NonFiniteError where it does not fit into
     the layer's dtype, LayerNotFoundError and UnsupportedLayerError for layers that cannot be replaced: of another kind,
-    of shared weights, or with hooks or parametrisations of others on them. The copy is thrown away then.
+    of shared weights, held elsewhere than in the module tree, or with hooks or parametrisations of others on them.
     """
     for name, record in replacements.items():
         if not isinstance(record, Replacement):
@@ -69,6 +73,7 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
 def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], example: Any) -> nn.Module:
     require_replaceable(model, (module_name(name) for name in replacements))
     small = _copy(model)
+    before = modules_by_name(small)
     steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before
     for name, factors in _by_module(replacements).items():
         steps.append(_split(small, name, factors))
@@ -76,7 +81,16 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
     if selections:
         keeper = _Keeper(small, _structure(model, example, next(iter(selections))))
         steps += [keeper.keep(name, record) for name, record in selections.items()]
+    gone = replaced_modules(before, small)
+    originals = [(name, model.get_submodule(name)) for name, _ in gone]
+    require_released(small, gone)
+    require_released(small, originals)  # by a function of the copy that was closed over the original
+    require_held_once(model, originals)
+    if selections:
         keeper.require_as_before(replacements)
+    elif example is not None:
+        batch = example.example if isinstance(example, Structure) else few_samples(example, EXAMPLES)
+        require_as_before(model, small, map(module_name, replacements), {}, batch)
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
     return small

@@ -1,9 +1,11 @@
-"""The check of a narrowed network: between the layers that surgery changed, it computes what the original does.
+"""The proof of a compressed network: between the layers that surgery changed, it computes what the original does.
 
-Both are run on one batch. What a changed layer reads must be what it reads in the original, less the channels that are
-gone; it then gives what it gives in the original, less those that are gone, so that every stretch is compared by
-itself, however coarse the compression. What counts channels, numbers them, or brings a tensor as wide as they were,
-shows here: the proof of a group, on the original, cannot see it.
+Both are run on one batch, with the same random numbers. What a changed layer reads must be what it reads in the
+original, less the channels that are gone; it then gives what it gives in the original, less those that are gone, so
+that every stretch is compared by itself, however coarse the compression. Each is called exactly as often as it was:
+where the network goes on calling an old layer, or reads a weight without calling the layer, that shows here. So does
+what counts channels, numbers them, or brings a tensor as wide as they were, which the proof of a group, on the
+original, cannot see.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.batches import call, first_argument
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, channels_read
-from dalr_stream.network.structure.proof import ROUNDING, quiet, same, tensors_in
+from dalr_stream.network.structure.proof import ROUNDING, quiet, same, same_draws, tensors_in
 from dalr_stream.numerics.statistics.channels import ChannelGroup
 
 ROUNDING_STEPS = 8
@@ -43,10 +45,17 @@ def require_as_before(
         outputs = check.run(small, example, compare=True)
     except UnsupportedLayerError:
         raise
-    except Exception as error:  # noqa: BLE001  # the original ran: whatever it is comes of the narrowing
-        check.refuse(selections, f"the network fails without them ({type(error).__name__}: {error})")
+    except Exception as error:  # noqa: BLE001  # the original ran: whatever it is comes of the surgery
+        check.refuse(
+            f"the network fails without them ({type(error).__name__}: {error})",
+            f"the network fails with its replacement ({type(error).__name__}: {error})",
+        )
+    check.require_all_called()
     if len(outputs) != len(expected) or not all(map(_alike, outputs, expected)):
-        check.refuse(selections, "the network's output depends on how many there are, or on their numbers")
+        check.refuse(
+            "the network's output depends on how many there are, or on their numbers",
+            "the network's output depends on it by other ways than through what it gives",
+        )
 
 
 class _Check:
@@ -73,6 +82,7 @@ class _Check:
         """Return the network's outputs; remember the calls of its changed layers, or `compare` them."""
         with ExitStack() as stack:
             stack.enter_context(quiet(network))
+            stack.enter_context(same_draws(network))
             for name in self._changed:
                 module = network.get_submodule(name)
                 reading = self._comparing(name) if compare else self._remembering(name)
@@ -82,10 +92,24 @@ class _Check:
             with without_gradients():
                 return [tensor.clone() for tensor in tensors_in(call(network, example))]
 
-    def refuse(self, layers: Iterable[str], reason: str) -> NoReturn:
-        """Raise UnsupportedLayerError for selections of `layers`."""
-        named = ", ".join(f"'{name}'" for name in layers)
-        raise UnsupportedLayerError(f"layer {named}: its channels cannot be pruned: {reason}")
+    def refuse(self, of_channels: str, of_layer: str) -> NoReturn:
+        """Raise UnsupportedLayerError with the reason for selections, or that for layers replaced as they are."""
+        named = ", ".join(f"'{name}'" for name in self._selections or sorted(self._changed))
+        if self._selections:
+            raise UnsupportedLayerError(f"layer {named}: its channels cannot be pruned: {of_channels}")
+        raise UnsupportedLayerError(f"layer {named}: cannot be replaced: {of_layer}")
+
+    def require_all_called(self) -> None:
+        """Raise UnsupportedLayerError where a changed layer was called less often than in the original."""
+        for name, outputs in self._given.items():
+            if outputs:
+                self._refuse_calls(name, f"{len(outputs)} times less")
+
+    def _refuse_calls(self, name: str, how_often: str) -> NoReturn:
+        raise UnsupportedLayerError(
+            f"layer '{name}': cannot be replaced: what takes its place is called {how_often} than it was in the "
+            "original: the network holds the old one elsewhere, or asks of what class it is: let it call its submodule"
+        )
 
     def _remembering(self, name: str) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -103,8 +127,13 @@ class _Check:
 
     def _comparing(self, name: str) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            if not self._read[name]:
+                self._refuse_calls(name, "more often")
             if not _alike(first_argument(arguments, keywords), self._read[name].pop(0)):
-                self.refuse(self._selections, f"what '{name}' reads depends on how many there are, or on their numbers")
+                self.refuse(
+                    f"what '{name}' reads depends on how many there are, or on their numbers",
+                    f"what '{name}' reads is not what it reads in the original",
+                )
 
         return hook
 

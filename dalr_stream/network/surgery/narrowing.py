@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.layers.kinds import CONVOLUTIONS, blank, channels_read, matrix_of
+from dalr_stream.network.layers.kinds import CONVOLUTIONS, blank, channels_read, matrix_of, plain_convolution
 from dalr_stream.numerics.statistics.channels import ChannelSpan
 from dalr_stream.numerics.types import Indices, Matrix
 
@@ -92,7 +92,7 @@ def _like(module: nn.Module, *, inputs: int, outputs: int, bias: bool) -> nn.Mod
 
 
 def _convolution(old: Any, inputs: int, outputs: int, *, groups: int, bias: bool) -> nn.Module:
-    made: nn.Module = type(old)(
+    made: nn.Module = plain_convolution(old)(
         inputs,
         outputs,
         old.kernel_size,

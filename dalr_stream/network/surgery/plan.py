@@ -203,3 +203,16 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     for key, parameter in module.named_parameters():
         parameter.requires_grad_(not frozen.get(key, frozen.get("weight", False)))
     setattr(model.get_submodule(parent), child, module.train(old.training))
+    _leave_fused_kernels(model, name)
+
+
+def _leave_fused_kernels(model: nn.Module, name: str) -> None:
+    """Let the transformer encoders around a replaced layer call it: their fused kernel reads its weight alone."""
+    parent = name
+    while parent:
+        parent = parent.rpartition(".")[0]
+        around: Any = model.get_submodule(parent)
+        if isinstance(around, nn.TransformerEncoderLayer):
+            around.activation_relu_or_gelu = 0  # asked for by the fused kernel alone: forward calls `activation`
+        elif isinstance(around, nn.TransformerEncoder):
+            around.use_nested_tensor = False  # which no other kernel takes

@@ -2,9 +2,9 @@
 
     M = Z X' (X X' + lam I)^-1 = Z (X'X + lam I)^-1 X'
 
-With n rows the matrix on the right is n x n, whatever d. The rows are gone through twice: the first pass makes their
-n x n Gram and their outputs, the second multiplies the solution back onto them. For the first they are held, in the
-type they came in.
+With n rows the matrix on the right is n x n, whatever d. The rows are read twice: the first pass makes their n x n Gram
+and their outputs, the second multiplies the solution back onto them. For the first they are held in memory, in the type
+they came in.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from dalr_stream.numerics.diagnostics import Route
 from dalr_stream.numerics.linalg.psd import require_finite, symmetric_eigen, tail_sums
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, mirror_lower
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
-from dalr_stream.numerics.lowrank.assembly import AffineMap, Seen, assemble
+from dalr_stream.numerics.lowrank.assembly import assemble
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
+from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
 from dalr_stream.numerics.lowrank.regression import Fit, facts
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import DalrOptions, Variant
@@ -40,19 +41,19 @@ for many lanes, and for orders at which OpenBLAS 0.3.30 crashes in the one call 
 
 
 def solve_dual(
-    layer: AffineMap, form: DalrOptions, held: list[Rows], rows: Iterable[ArrayLike], ridge: Ridge, most: int
+    original: AffineMap, options: DalrOptions, held: list[Rows], rows: Iterable[ArrayLike], ridge: Ridge, most: int
 ) -> LowRankFactors:
     """Solve through the n x n Gram; `held` is emptied once that is made, and the layer is widened last."""
-    turn, reached = layer.reach()
-    gram, outputs, mean = _first_pass(held, reached, affine=form.affine)
+    turn, reached = original.reach()
+    gram, outputs, mean = _first_pass(held, reached, affine=options.affine)
     held.clear()
     lam = ridge.of_mean(float(np.trace(gram)) / mean.size)
-    solved = _solve(gram, outputs, lam, most, form.variant, full=most == min(reached.shape))
+    solved = _solve(gram, outputs, lam, most, options.variant, full=most == min(reached.shape))
     down = _second_pass(rows, solved.dual, mean)
     fit = dataclasses.replace(solved.fit, down=down, error=solved.fit.error - lam * float(np.vdot(down, down)))
-    n, layer = len(gram), layer.widened()
-    seen = Seen("inputs", n, n, mean, layer.bias + layer.weight @ mean)
-    return assemble(layer, form, seen, lam, fit, turn)
+    n, original = len(gram), original.widened()
+    fitted = FittedRows("inputs", n, n, mean, original.bias + original.weight @ mean)
+    return assemble(original, options, fitted, lam, fit, turn)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -91,12 +92,12 @@ def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Varian
     eigenvalues would be: little is left where lam is far above all of G, but nothing is fitted there to speak of.
     """
     factor = factor_ridge(gram, lam)
-    chosen = outputs.T @ outputs
+    target = outputs.T @ outputs
     if variant is Variant.OPTIMAL and lam:
         half = np.ascontiguousarray(factor.half(outputs))
-        blas.dsyrk(-lam, half.T, 1.0, chosen.T, lower=0, overwrite_c=1)  # the lower triangle: no more is read
+        blas.dsyrk(-lam, half.T, 1.0, target.T, lower=0, overwrite_c=1)  # the lower triangle: no more is read
         del half
-    eigen = symmetric_eigen(chosen, most)
+    eigen = symmetric_eigen(target, most)
     dual = factor.pull_back(factor.half(outputs @ eigen.vectors))
     seen = gram @ dual
     explained = np.einsum("ij,ij->j", seen, seen) + lam * np.einsum("ij,ij->j", dual, seen)
@@ -104,14 +105,14 @@ def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Varian
         last = lam * float(np.vdot(outputs @ eigen.vectors, dual)) if lam else 0.0
     else:
         last = float(np.vdot(outputs, outputs)) - float(explained.sum())
-    kept = float(np.maximum(eigen.values, 0.0).sum())
+    captured = float(np.maximum(eigen.values, 0.0).sum())
     _, reason, rank, condition, margin = facts(factor)
     fit = Fit(
         basis=eigen.vectors,
         down=np.zeros((0, 0)),
         objective=tail_sums(explained, last),
         error=last,
-        error_bound=0.0 if full else max(0.0, float(np.trace(chosen)) - kept),
+        error_bound=0.0 if full else max(0.0, float(np.trace(target)) - captured),
         route=Route.DUAL,
         reason=f"{len(gram)} rows are fewer than the features: the Gram of the rows; {reason}",
         rank=rank,
@@ -154,7 +155,7 @@ def _add_gram(gram: Matrix, block: Matrix) -> None:
 
 
 def _add_product(total: Matrix, left: Matrix, right: Matrix) -> None:
-    """Add left @ right to `total` (r, c), C order, in place: numpy would make the product apart."""
+    """Add left @ right to `total` (r, c), C order, in place: numpy would make the product separately."""
     (a, turn_a), (b, turn_b) = _transposed(right), _transposed(left)
     blas.dgemm(1.0, a, b, 1.0, total.T, trans_a=turn_a, trans_b=turn_b, overwrite_c=1)
 

@@ -48,7 +48,7 @@ class LowRankLayer:
 
     @property
     def parts(self) -> tuple[LowRankLayer]:
-        """Itself: `GroupedPair` has several."""
+        """A one-element tuple, so plain and grouped pairs iterate alike."""
         return (self,)
 
     @property
@@ -110,7 +110,7 @@ class LowRankFactors:
 
     @property
     def parts(self) -> tuple[LowRankFactors]:
-        """Itself: `GroupedFactors` has several."""
+        """A one-element tuple, so plain and grouped factors iterate alike."""
         return (self,)
 
     @property
@@ -173,24 +173,24 @@ class LowRankFactors:
         return _least_error_curve(self, moments, parse_choice(Side, side, "side"))
 
 
-def require_moments_of(weight: Matrix, moments: Moments | CrossMoments, side: Side) -> None:
-    """Raise where `moments` are not those of the layer with this `weight` (m, d), or of no rows."""
+def require_moments_of(weight: Matrix, moments: Moments | CrossMoments, side: Side, prefix: str = "") -> None:
+    """Raise where `moments` are not those of the layer with this `weight` (m, d), or of no rows; `prefix` names it."""
     m, d = weight.shape
     if side is Side.CHANNELS:
-        raise InvalidInputError("side must be 'inputs' or 'outputs': from channels selections are solved")
+        raise InvalidInputError(f"{prefix}side must be 'inputs' or 'outputs': from channels selections are solved")
     if isinstance(moments, Mapping):
         names = " or ".join(f"moments['{name}']" for name in moments)
-        raise InvalidInputError(f"moments must be of one layer, got a mapping: say {names}")
+        raise InvalidInputError(f"{prefix}moments must be of one layer, got a mapping: say {names}")
     if isinstance(moments, CrossMoments):
-        found = f"{moments.input_features} inputs and {moments.output_features} outputs"
+        width = f"{moments.input_features} inputs and {moments.output_features} outputs"
         fits = (moments.output_features, moments.input_features) == (m, d)
     else:
-        found = f"{moments.features} {'features' if side is Side.INPUTS else side.value}"
+        width = f"{moments.features} {'features' if side is Side.INPUTS else side.value}"
         fits = moments.features == (d if side is Side.INPUTS else m)
     if not fits:
-        raise InvalidInputError(f"moments of {found} do not fit a weight of shape {weight.shape}")
+        raise InvalidInputError(f"{prefix}moments of {width} do not fit a weight of shape {weight.shape}")
     if moments.count == 0:
-        raise InvalidInputError("moments must come from at least one row, got none: accumulate some first")
+        raise InvalidInputError(f"{prefix}moments must come from at least one row, got none: accumulate some first")
 
 
 def _error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, side: Side) -> Vector:

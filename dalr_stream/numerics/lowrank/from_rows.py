@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.lowrank.assembly import AffineMap, Seen, assemble, warn_of_few_rows
+from dalr_stream.numerics.lowrank.assembly import assemble, warn_of_few_rows
 from dalr_stream.numerics.lowrank.dual import checked_block, solve_dual
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
+from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
 from dalr_stream.numerics.lowrank.regression import Sums, anchored
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr
@@ -34,7 +35,7 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
     bias: ArrayLike | None,
     rows: Iterable[ArrayLike],
     *,
-    ridge: Ridge = DEFAULT_RIDGE,
+    ridge: Ridge | float = DEFAULT_RIDGE,
     variant: Variant | str = Variant.ANCHORED,
     affine: bool | None = None,
     max_rank: int | None = None,
@@ -57,48 +58,55 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
     Cost of the dual: n^2 d + 2 n m d operations, one eigendecomposition of order min(m, d), 2 n K d. Memory: two n x n
     and three n x m in float64, and before those the rows.
     """
-    Ridge.require(ridge)
-    form, layer = DalrOptions.of(variant, affine=affine), AffineMap.as_given(weight, bias)
-    most, d = layer.ranks(max_rank), layer.weight.shape[1]
+    lam = Ridge.of(ridge)
+    options, original = DalrOptions.of(variant, affine=affine), AffineMap.as_given(weight, bias)
+    most, d = original.ranks(max_rank), original.weight.shape[1]
     if isinstance(rows, Iterator):
         raise InvalidInputError("rows are gone through twice: give a list, or an object whose __iter__ begins anew")
-    if form.variant is Variant.ANCHORED:
+    if options.variant is Variant.ANCHORED:
         if root:
             raise InvalidInputError("the square-root route is for published and optimal: anchored has no inverse")
-        return _by_outputs(layer.widened(), form, rows, ridge, most)
+        return _by_outputs(original.widened(), options, rows, lam, most)
     if root:
-        found = _by_root(layer.widened(), form, rows, ridge, most)
+        factors = _by_root(original.widened(), options, rows, lam, most)
     elif (held := _held(rows, d)) is None:
-        return _by_moments(layer.widened(), form, rows, ridge, most)
+        return _by_moments(original.widened(), options, rows, lam, most)
     else:
-        found = solve_dual(layer, form, held, rows, ridge, most)
-    warn_of_few_rows(found.diagnostics.count, d, form.variant)
-    return found
+        factors = solve_dual(original, options, held, rows, lam, most)
+    warn_of_few_rows(factors.diagnostics.count, d, options.variant)
+    return factors
 
 
 def _by_moments(
-    layer: AffineMap, form: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int
+    original: AffineMap, options: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int
 ) -> LowRankFactors:
     """Solve as many rows as features or more from the moments of all of them."""
-    d = layer.weight.shape[1]
+    d = original.weight.shape[1]
     moments = reduce(add, (Moments.of(checked_block(block, d)) for block in rows))
-    options: dict[str, Any] = {"variant": form.variant, "affine": form.affine, "max_rank": most}
-    found = dalr(layer.weight, layer.bias, moments, ridge=ridge, **options)
-    reason = f"{moments.count} rows for {d} features: by their moments; {found.diagnostics.reason}"
-    return dataclasses.replace(found, diagnostics=dataclasses.replace(found.diagnostics, reason=reason))
+    factors = dalr(
+        original.weight,
+        original.bias,
+        moments,
+        ridge=ridge,
+        variant=options.variant,
+        affine=options.affine,
+        max_rank=most,
+    )
+    reason = f"{moments.count} rows for {d} features: by their moments; {factors.diagnostics.reason}"
+    return dataclasses.replace(factors, diagnostics=dataclasses.replace(factors.diagnostics, reason=reason))
 
 
 def _by_outputs(
-    layer: AffineMap, form: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int
+    original: AffineMap, options: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int
 ) -> LowRankFactors:
     """Solve anchored from the moments of Z = W X, with the scale of S from the rows: one pass."""
-    d, outputs = layer.weight.shape[1], None
+    d, outputs = original.weight.shape[1], None
     count, total, squares, shift = 0, np.zeros(d), 0.0, np.zeros(d)
     for block in rows:
         x = np.asarray(checked_block(block, d), dtype=np.float64)
         if count == 0:
             shift = x.mean(axis=0)
-        here = Moments.of(x @ layer.weight.T)
+        here = Moments.of(x @ original.weight.T)
         outputs = here if outputs is None else outputs + here
         x = x - shift
         count, total, squares = count + len(x), total + x.sum(axis=0), squares + float(np.vdot(x, x))
@@ -106,26 +114,28 @@ def _by_outputs(
         raise InvalidInputError("rows: at least one is needed, got none")
     mean = shift + total / count
     trace = squares - float(np.vdot(total, total)) / count
-    if not form.affine:
+    if not options.affine:
         trace += count * float(np.vdot(mean, mean))
     lam = ridge.of_mean(max(trace, 0.0) / d)
-    turn, reached = layer.reach()
-    z = outputs.scatter if form.affine else outputs.gram
+    turn, reached = original.reach()
+    z = outputs.scatter if options.affine else outputs.gram
     fit = anchored(Sums(reached, z if turn is None else turn.T @ z @ turn), lam, most)
-    center = mean if form.affine else np.zeros(d)
-    seen = Seen("inputs", count, count, center, layer.bias + layer.weight @ center)
-    return assemble(layer, form, seen, lam, fit, turn)
+    center = mean if options.affine else np.zeros(d)
+    fitted = FittedRows("inputs", count, count, center, original.bias + original.weight @ center)
+    return assemble(original, options, fitted, lam, fit, turn)
 
 
-def _by_root(layer: AffineMap, form: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int) -> LowRankFactors:
+def _by_root(
+    original: AffineMap, options: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int
+) -> LowRankFactors:
     """Solve by singular values."""
-    d = layer.weight.shape[1]
-    root = root_of_rows((checked_block(block, d) for block in rows), affine=form.affine)
-    turn, reached = layer.reach()
+    d = original.weight.shape[1]
+    root = root_of_rows((checked_block(block, d) for block in rows), affine=options.affine)
+    turn, reached = original.reach()
     lam = ridge.of_mean(float(np.vdot(root.triangle, root.triangle)) / d)
-    center = root.mean if form.affine else np.zeros(d)
-    seen = Seen("inputs", root.count, root.count, center, layer.bias + layer.weight @ center)
-    return assemble(layer, form, seen, lam, rooted_regression(reached, root, lam, most, form.variant), turn)
+    center = root.mean if options.affine else np.zeros(d)
+    fitted = FittedRows("inputs", root.count, root.count, center, original.bias + original.weight @ center)
+    return assemble(original, options, fitted, lam, rooted_regression(reached, root, lam, most, options.variant), turn)
 
 
 def _held(rows: Iterable[ArrayLike], features: int) -> list[Rows] | None:

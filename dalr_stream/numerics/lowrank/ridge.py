@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.types import Vector
 
 
 @dataclass(frozen=True, slots=True)
 class Ridge:
-    """The lambda of Eq. 7, told in one of two ways. Make one with `Ridge.relative` or `Ridge.absolute`."""
+    """The lambda of Eq. 7, made with `Ridge.relative` or `Ridge.absolute`.
+
+    Wherever a ridge is asked for, a bare number is a relative one: `ridge=1e-3` is `ridge=Ridge.relative(1e-3)`.
+    """
 
     value: float
     is_relative: bool
@@ -31,15 +34,19 @@ class Ridge:
         """`value` itself, on unnormalised sums, as in the authors' code: its meaning changes with n."""
         return cls(float(value), is_relative=False)
 
-    @staticmethod
-    def require(ridge: object) -> None:
-        """Raise InvalidInputError for a bare number, which might mean either."""
-        if not isinstance(ridge, Ridge):
-            raise InvalidInputError(f"ridge must be a Ridge, got {ridge!r}: Ridge.relative({ridge!r})")
+    @classmethod
+    def of(cls, ridge: Ridge | float) -> Ridge:
+        """Return the ridge itself, or for a bare number the relative ridge of that share.
 
-    def value_for(self, diagonal: Vector) -> float:
-        """Return the lambda to add to a matrix with this `diagonal` (d,)."""
-        return self.of_mean(float(np.mean(diagonal)))
+        Raises InvalidInputError for anything else, and for a number that is negative or not finite.
+        """
+        if isinstance(ridge, Ridge):
+            return ridge
+        if isinstance(ridge, bool) or not isinstance(ridge, Real):
+            raise InvalidInputError(
+                f"ridge must be a number, which is relative, or a Ridge, got {ridge!r}: 1e-3 is Ridge.relative(1e-3)"
+            )
+        return cls.relative(float(ridge))
 
     def of_mean(self, mean: float) -> float:
         """Return the lambda to add to a matrix whose mean diagonal is `mean`."""

@@ -1,7 +1,7 @@
-"""How much a solution owes to which samples were seen: it is solved again without each shard in turn.
+"""How much a solution depends on the samples it was fitted to: it is solved again without each shard in turn.
 
-A shard is a random part of the training samples, and what is left when one is out is the sum of the others in the fixed
-tree: exact removal, no subtraction. From the g solutions without a shard follow standard errors of every figure, the
+A shard is a random part of the training samples, and without it the moments are the sum of the others in the fixed
+tree: exact removal, no subtraction. The g solutions without a shard give standard errors of every number, the
 error on rows that a solution has not seen (each shard is unseen by the solution without it), and whether more data
 would help.
 
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.selection.nodes import ChannelSelection
@@ -38,8 +39,7 @@ def leave_one_out(shards: Sequence[M]) -> Iterator[M]:
     Raises InvalidInputError for fewer than two shards.
     """
     g = len(shards)
-    if g < 2:
-        raise InvalidInputError(f"leaving one out takes at least two shards, got {g}: fold with shards=8, say")
+    _require_two(g)
     for out in range(g):
         yield merge_all(shards[number] for number in range(g) if number != out)
 
@@ -64,7 +64,7 @@ def standard_error(whole: Vector, without: Vector, counts: Counts) -> Vector:
     counts
         (g,): rows of each shard, each more than 0.
     """
-    h = _parts(counts).reshape(-1, *[1] * np.ndim(whole))
+    h = _inverse_shares(counts).reshape(-1, *[1] * np.ndim(whole))
     pseudo = h * whole - (h - 1.0) * without
     centre = len(counts) * whole - ((1.0 - 1.0 / h) * without).sum(axis=0)
     return np.asarray(np.sqrt(((pseudo - centre) ** 2 / (h - 1.0)).mean(axis=0)))
@@ -72,7 +72,7 @@ def standard_error(whole: Vector, without: Vector, counts: Counts) -> Vector:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRankJackknife:
-    """Error bars on one low-rank solution; every curve has a value a rank, k = 0..K.
+    """Error bars on one low-rank solution; every curve has one value per rank, k = 0..K.
 
     Errors are norms, ||Y - Yhat|| / ||Y - b|| (Eq. 13).
     """
@@ -98,54 +98,92 @@ class LowRankJackknife:
         return n / (n - float((self.counts.astype(np.float64) ** 2).sum()) / n)
 
 
+@overload
+def jackknife_low_rank(shards: Layer, solve: Callable[[Layer], Factors]) -> LowRankJackknife: ...
+@overload
 def jackknife_low_rank(
     shards: Sequence[M], solve: Callable[[M], Factors], heldout: M | None = None
+) -> LowRankJackknife: ...
+def jackknife_low_rank(
+    shards: Layer | Sequence[M], solve: Callable[[Any], Factors], heldout: M | None = None
 ) -> LowRankJackknife:
-    """Solve the whole and without each shard, and say how much the solution moves.
+    """Solve from all shards and without each of them, and measure how much the solution moves.
 
     Parameters
     ----------
     shards
-        g >= 2 records of one layer's training rows; empty ones are left aside.
+        g >= 2 records of one layer's training rows; empty ones are ignored. Or a `Layer`, which brings its shards
+        and its held-out rows: `ds.jackknife_low_rank(layer, ds.dalr)`.
     solve
-        Moments to factors, the same way each time: `lambda moments: ds.dalr(weight, bias, moments)`.
+        Moments to factors, the same way each time: `lambda moments: ds.dalr(weight, bias, moments)`. Of a `Layer`, the
+        layer with fewer rows to factors.
     heldout
         Moments of rows that are in no shard.
 
     Raises InvalidInputError for fewer than two shards with rows. Cost: g + 1 solutions.
     """
-    shards, counts = with_rows(shards)
-    total = merge_all(iter(shards))
+    if isinstance(shards, Layer):
+        layer = shards
+        return jackknife_low_rank(layer.shards, lambda moments: solve(layer.with_inputs(moments)), layer.heldout)
+    nonempty, counts = nonempty_shards(shards)
+    _require_two(len(nonempty))
+    total = merge_all(iter(nonempty))
     whole = solve(total)
-    own, seen, apart, left, turned = relative_errors(whole, total), [], [], [], []
-    base = None if heldout is None else relative_errors(whole, heldout)
-    for shard, kept in zip(shards, leave_one_out(shards), strict=True):
-        factors = solve(kept)
-        seen.append(relative_errors(factors, kept))
-        left.append((np.maximum(squared_errors(factors, shard), 0.0), outputs_energy(factors, shard)))
-        pairs = zip(whole.parts, factors.parts, strict=True)
-        turned.append(np.mean([_sines_squared(*pair) for pair in pairs], axis=0))
-        if heldout is not None:
-            apart.append(relative_errors(factors, heldout))
-    errors, energies = np.array([one for one, _ in left]), np.array([energy for _, energy in left])
-    unseen = relative(errors.sum(axis=0), energies.sum())
-    others = relative(errors.sum(axis=0) - errors, (energies.sum() - energies)[:, None])
-    h = _parts(counts)
-    ranks = np.maximum(np.arange(own.size), 1)
+    training = relative_errors(whole, total)
+    rounds = [
+        _left_out(whole, solve(rest), shard, rest, heldout)
+        for shard, rest in zip(nonempty, leave_one_out(nonempty), strict=True)
+    ]
+    squares, energies = np.array([left.squares for left in rounds]), np.array([left.energy for left in rounds])
+    unseen = relative(squares.sum(axis=0), energies.sum())
+    without = relative(squares.sum(axis=0) - squares, (energies.sum() - energies)[:, None])
+    weights = (_inverse_shares(counts) - 1.0)[:, None]
+    turned = np.array([left.sines_squared for left in rounds])
+    ranks = np.maximum(np.arange(training.size), 1)
     return LowRankJackknife(
         counts,
-        own,
-        standard_error(own, np.array(seen), counts),
+        training,
+        standard_error(training, np.array([left.training for left in rounds]), counts),
         unseen,
-        standard_error(unseen, others, counts),
-        None if base is None else standard_error(base, np.array(apart), counts),
-        np.minimum(np.sqrt(((h - 1.0)[:, None] * np.array(turned)).mean(axis=0) / ranks), 1.0),
+        standard_error(unseen, without, counts),
+        None
+        if heldout is None
+        else standard_error(relative_errors(whole, heldout), np.array([left.heldout for left in rounds]), counts),
+        np.minimum(np.sqrt((weights * turned).mean(axis=0) / ranks), 1.0),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LeftOut:
+    """What one solution without a shard is like; all but the energy have one value per rank."""
+
+    training: Vector
+    """Relative errors on the rows that it was solved from."""
+    squares: Vector
+    """Squared errors on the shard that it has not seen, not below 0."""
+    energy: float
+    """Of the outputs on that shard."""
+    sines_squared: Vector
+    """Sum over the principal angles to the whole solution's subspace, averaged over groups."""
+    heldout: Vector | None
+    """Relative errors on held-out rows."""
+
+
+def _left_out(whole: Factors, factors: Factors, shard: M, rest: M, heldout: M | None) -> _LeftOut:
+    """Compare the solution without a shard, from the `rest`, with the whole."""
+    pairs = zip(whole.parts, factors.parts, strict=True)
+    return _LeftOut(
+        relative_errors(factors, rest),
+        np.maximum(squared_errors(factors, shard), 0.0),
+        outputs_energy(factors, shard),
+        np.mean([_sines_squared(*pair) for pair in pairs], axis=0),
+        None if heldout is None else relative_errors(factors, heldout),
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectionJackknife:
-    """How far one selection holds when a shard is left out; every curve has a value a size, k = 1..s."""
+    """How far one selection holds when a shard is left out; every curve has one value per size, k = 1..s."""
 
     counts: Counts
     common: Vector = field(repr=False)
@@ -157,38 +195,43 @@ class SelectionJackknife:
 
 
 def jackknife_selection(shards: Sequence[Moments], solve: Callable[[Moments], ChannelSelection]) -> SelectionJackknife:
-    """Select from the whole and without each shard, and say how much the selection moves.
+    """Select from all shards and without each of them, and measure how much the selection moves.
 
     As `jackknife_low_rank`; `solve` may be `ds.spectral`, or `lambda target: ds.momasp(target, source)`.
     """
-    shards, counts = with_rows(shards)
-    whole = solve(merge_all(iter(shards)))
-    others = [solve(kept) for kept in leave_one_out(shards)]
-    size = whole.order.size
-    place = _places(whole)
-    later = [np.maximum(place, _places(other)) for other in others]
+    nonempty, counts = nonempty_shards(shards)
+    _require_two(len(nonempty))
+    whole = solve(merge_all(iter(nonempty)))
+    without = [solve(rest) for rest in leave_one_out(nonempty)]
+    size, place = whole.order.size, _places(whole)
+    later = [np.maximum(place, _places(other)) for other in without]
     sizes = np.arange(1, size + 1)
-    both = np.array([_within(one, size) for one in later])
-    retention = np.array([other.retention for other in others])
+    in_both = np.array([_within(places, size) for places in later])
+    retention = np.array([other.retention for other in without])
     return SelectionJackknife(
         counts,
         _within(np.max(later, axis=0), size) / sizes,
-        (both / (2 * sizes - both)).mean(axis=0),
+        (in_both / (2 * sizes - in_both)).mean(axis=0),
         whole.retention,
         standard_error(whole.retention, retention, counts),
     )
 
 
-def _parts(counts: Counts) -> Vector:
+def _require_two(shards: int) -> None:
+    if shards < 2:
+        raise InvalidInputError(f"leaving one out takes at least two shards, got {shards}: fold with shards=8, say")
+
+
+def _inverse_shares(counts: Counts) -> Vector:
     """(g,): h_j = n / n_j."""
     return np.asarray(counts.sum() / counts)
 
 
-def with_rows(shards: Sequence[M]) -> tuple[Sequence[M], Counts]:
-    """Leave empty shards aside, and count the rows of the others; a sequence without empty ones is left as it is."""
+def nonempty_shards(shards: Sequence[M]) -> tuple[Sequence[M], Counts]:
+    """Return the shards that have rows, and how many each; a sequence without empty ones is returned as it is."""
     counts = np.array([shard.count for shard in shards], np.int64)
-    full = np.flatnonzero(counts)
-    return (shards if full.size == counts.size else [shards[int(number)] for number in full]), counts[full]
+    nonempty = np.flatnonzero(counts)
+    return (shards if nonempty.size == counts.size else [shards[int(number)] for number in nonempty]), counts[nonempty]
 
 
 def _sines_squared(whole: LowRankFactors, other: LowRankFactors) -> Vector:

@@ -1,22 +1,26 @@
-"""The ridge by what it does on rows that decide nothing else: the best of a stated grid.
+"""Choose a ridge by its error on unseen rows: the best of a stated grid.
 
 A ridge is scored by the error it leaves on unseen rows, ||Y - Yhat|| / ||Y - b||, at one rank or averaged over every
 rank that saves parameters. Unseen rows are held-out ones, or each shard for the solution without it. Held-out rows that
-chose a ridge are no longer rows that decided nothing, and the choice says so.
+chose a ridge are no longer unseen, and the choice says so.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import FewSamplesWarning, InvalidInputError
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.lowrank.ridge import Ridge
-from dalr_stream.numerics.resampling.jackknife import leave_one_out, with_rows
+from dalr_stream.numerics.lowrank.solvers import dalr
+from dalr_stream.numerics.methods import DalrOptions, Variant
+from dalr_stream.numerics.resampling.jackknife import leave_one_out, nonempty_shards
 from dalr_stream.numerics.sizes.losses import outputs_energy, relative, squared_errors
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.types import Vector
@@ -29,7 +33,7 @@ M = TypeVar("M", bound=InputMoments)
 
 @dataclass(frozen=True, slots=True)
 class RidgeChoice:
-    """A ridge, and why it."""
+    """A ridge and what it was judged by."""
 
     ridge: Ridge
     grid: tuple[float, ...]
@@ -54,6 +58,16 @@ class RidgeChoice:
         )
 
 
+@overload
+def choose_ridge(
+    solve: Layer,
+    *,
+    variant: Variant | str = Variant.ANCHORED,
+    affine: bool | None = None,
+    rank: int | None = None,
+    grid: Iterable[float] = GRID,
+) -> RidgeChoice: ...
+@overload
 def choose_ridge(
     solve: Callable[[M, Ridge], Factors],
     training: M | None = None,
@@ -62,48 +76,81 @@ def choose_ridge(
     shards: Sequence[M] | None = None,
     rank: int | None = None,
     grid: Iterable[float] = GRID,
+) -> RidgeChoice: ...
+def choose_ridge(  # noqa: PLR0913  # two forms, of a layer and of moments alone
+    solve: Layer | Callable[[M, Ridge], Factors],
+    training: M | None = None,
+    *,
+    heldout: M | None = None,
+    shards: Sequence[M] | None = None,
+    variant: Variant | str = Variant.ANCHORED,
+    affine: bool | None = None,
+    rank: int | None = None,
+    grid: Iterable[float] = GRID,
 ) -> RidgeChoice:
     """Return the ridge of `grid` with the least error on unseen rows; of equal ones the largest.
 
     Parameters
     ----------
     solve
-        Moments and ridge to factors: `lambda moments, ridge: ds.dalr(weight, bias, moments, ridge=ridge)`.
+        A `Layer`, solved by `dalr` in the given `variant` and form: judged by its held-out rows where it has some, else
+        by its shards. Or moments and ridge to factors: `lambda moments, ridge: ds.dalr(weight, bias, moments,
+        ridge=ridge)`.
     training, heldout
         Solve from `training` and judge by `heldout`: an error reported on those rows afterwards is a little too small.
     shards
         In place of the two: solve without each shard and judge by it, all shards together.
+    variant, affine
+        Of `dalr`, where a layer is given.
     rank
         Judge at this rank; by default by the mean error over ranks 1 to the break-even rank.
     grid
         Relative ridges >= 0.
 
     Raises InvalidInputError for an empty grid, an impossible rank, and unless judged by exactly one kind of rows.
-    Cost: a solution a ridge; with g shards, g of them.
+    Cost: one solution per ridge; with g shards, g of them.
     """
+    if isinstance(solve, Layer):
+        return _choose_for(solve, DalrOptions.of(variant, affine=affine), rank, grid)
     values = tuple(sorted(set(map(float, grid))))
     if not values:
         raise InvalidInputError("choose_ridge: the grid holds no ridge")
     pairs, judged = _judges(training, heldout, shards)
     squares: list[Vector] = [np.zeros(1)] * len(values)
     energy, ranks = 0.0, slice(0)
-    for kept, apart in pairs:
+    for rest, unseen in pairs:
         for number, value in enumerate(values):
-            factors = solve(kept, Ridge.relative(value))
-            squares[number] = squares[number] + np.maximum(squared_errors(factors, apart), 0.0)
+            factors = solve(rest, Ridge.relative(value))
+            squares[number] = squares[number] + np.maximum(squared_errors(factors, unseen), 0.0)
             ranks = _ranks(factors, rank)
-        energy += outputs_energy(factors, apart)
+        energy += outputs_energy(factors, unseen)
     errors = tuple(float(relative(curve, energy)[ranks].mean()) for curve in squares)
     best = max(number for number, error in enumerate(errors) if error == min(errors))
     where = "averaged over the ranks to break-even" if rank is None else f"at rank {rank}"
     return RidgeChoice(Ridge.relative(values[best]), values, errors, f"the error on {judged}, {where}")
 
 
+def _choose_for(layer: Layer, options: DalrOptions, rank: int | None, grid: Iterable[float]) -> RidgeChoice:
+    def solve(moments: InputMoments, ridge: Ridge) -> Factors:
+        with warnings.catch_warnings():  # given where all rows are solved from
+            warnings.simplefilter("ignore", FewSamplesWarning)
+            return dalr(layer.with_inputs(moments), ridge=ridge, variant=options.variant, affine=options.affine)
+
+    if layer.heldout is not None and layer.heldout.count:
+        return choose_ridge(solve, layer.known_inputs, heldout=layer.heldout, rank=rank, grid=grid)
+    if len(layer.shards) < 2:
+        raise InvalidInputError(
+            f"layer '{layer.name}': a ridge is chosen by held-out rows or by two shards at least, the layer has none "
+            f"of the first and {len(layer.shards)} of the second: accumulate with a held-out share, or with shards=8"
+        )
+    return choose_ridge(solve, shards=layer.shards, rank=rank, grid=grid)
+
+
 def _judges(training: M | None, heldout: M | None, shards: Sequence[M] | None) -> tuple[Iterable[tuple[M, M]], str]:
-    """Return what is solved from, with what judges it, and what that is called."""
+    """Return pairs of moments, to solve from and to judge by, and what the second are called in messages."""
     if shards is not None and training is None and heldout is None:
-        full, _ = with_rows(shards)
-        return zip(leave_one_out(full), full, strict=True), "the shards left out"
+        nonempty, _ = nonempty_shards(shards)
+        return zip(leave_one_out(nonempty), nonempty, strict=True), "the shards left out"
     if training is not None and heldout is not None and shards is None:
         return [(training, heldout)], "held-out rows"
     raise InvalidInputError("choose_ridge: judge by `training` with `heldout`, or by `shards` alone")

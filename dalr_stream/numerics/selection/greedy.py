@@ -20,6 +20,7 @@ import numpy as np
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Diagnostics, Route
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.psd import tail_sums
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread, usable_cores
 from dalr_stream.numerics.methods import Form, Method
@@ -48,28 +49,28 @@ class _Regulariser:
         return self.strength * float(np.std(gains)) * (r / largest)
 
 
-def spectral(moments: Moments, *, affine: bool = False, limit: int | None = None) -> ChannelSelection:
+def spectral(moments: Moments | Layer, *, affine: bool = False, limit: int | None = None) -> ChannelSelection:
     """Spectral pruning: the order in which nodes explain the most of all nodes.
 
     Parameters
     ----------
     moments
-        Of the nodes themselves, after the nonlinearity, as the next layer sees them.
+        Of the nodes themselves, after the nonlinearity, as the next layer sees them; or a `Layer`, which brings them.
     affine
         Centre Sigma, and restore with an offset.
     limit
-        Stop after so many nodes; by default all d are ordered. A limited selection is the beginning of the full one,
+        Stop after this many nodes; by default all d are ordered. A limited selection is the beginning of the full one,
         bit for bit.
 
     Raises InvalidInputError for moments of no rows and a limit outside 1..d.
-    Cost: some d^2 a step, 3/2 d^3 operations and 16 d^2 bytes in full.
+    Cost: some d^2 per step, 3/2 d^3 operations and 16 d^2 bytes in full.
     """
-    return _greedy(moments, Method.SPECTRAL, affine=affine, limit=limit, regulariser=None, notes=())
+    return _greedy(_nodes_of(moments), Method.SPECTRAL, affine=affine, limit=limit, regulariser=None, notes=())
 
 
 def momasp(
-    target: Moments,
-    source: Moments,
+    target: Moments | Layer,
+    source: Moments | Layer | None = None,
     *,
     form: Form | str = Form.NODE,
     strength: float = 1.0,
@@ -85,7 +86,8 @@ def momasp(
     Parameters
     ----------
     target, source
-        Moments of the same nodes on both domains.
+        Moments of the same nodes on both domains, or the layer on each. `momasp(layer)` alone takes the layer's own
+        `source_nodes`.
     form
         `node` (Eq. 4, the better one in the paper) or `subset` (Eq. 3).
     strength
@@ -96,10 +98,10 @@ def momasp(
         As in `spectral`.
 
     Raises InvalidInputError where widths differ, there are no rows, or an option lies outside its range.
-    Cost: as `spectral`, and d^2 once (`node`) or d a step (`subset`).
+    Cost: as `spectral`, and d^2 once (`node`) or d per step (`subset`).
     """
-    chosen = parse_choice(Form, form, "form")
-    method = chosen.method
+    form = parse_choice(Form, form, "form")
+    target, source = _both_domains(target, source)
     if not 0.0 <= strength < np.inf:
         raise InvalidInputError(f"strength must be a finite number >= 0, got {strength}")
     if target.features != source.features:
@@ -108,38 +110,41 @@ def momasp(
         if moments.count == 0:
             raise InvalidInputError(f"{name} moments must come from at least one row, got none")
     if strength == 0.0:
-        return _greedy(target, method, affine=affine, limit=limit, regulariser=None, notes=("strength 0: spectral",))
-    term, live = penalty(target, source, form=chosen, centered=centered)
+        return _greedy(
+            target, form.method, affine=affine, limit=limit, regulariser=None, notes=("strength 0: spectral",)
+        )
+    term, live = penalty(target, source, form=form, centered=centered)
     notes = (
         f"strength {strength:g}, C {'about the mean' if centered else 'about zero'}",
         f"live above tau = {LIVE_SHARE:g} of the median positive variance: {int(live.sum())} of {live.size}",
     )
     regulariser = _Regulariser(term, live, strength)
-    return _greedy(target, method, affine=affine, limit=limit, regulariser=regulariser, notes=notes)
+    return _greedy(target, form.method, affine=affine, limit=limit, regulariser=regulariser, notes=notes)
 
 
-def prune_by_mean(moments: Moments) -> ChannelSelection:
+def prune_by_mean(moments: Moments | Layer) -> ChannelSelection:
     """Rank nodes by mean activation, largest first; pruned nodes are restored as zero (DALR, section 5.3)."""
-    _require_rows(moments)
-    return _ranking(moments, Method.PRUNE_MEAN, moments.mean)
+    nodes = _nodes_of(moments)
+    return _ranking(nodes, Method.PRUNE_MEAN, nodes.mean)
 
 
-def prune_by_max(moments: Moments) -> ChannelSelection:
+def prune_by_max(moments: Moments | Layer) -> ChannelSelection:
     """Rank nodes by their largest activation; pruned nodes are restored as zero (DALR, section 5.3).
 
     Raises InvalidInputError where the maxima are unknown, as they are after a subtraction of moments.
     """
-    _require_rows(moments)
-    if np.isnan(moments.maximum).any():
+    nodes = _nodes_of(moments)
+    if np.isnan(nodes.maximum).any():
         raise InvalidInputError(
             "pruning by maximum needs the largest activations, which a subtraction of moments forgets: "
             "add up the records that stay instead"
         )
-    return _ranking(moments, Method.PRUNE_MAX, moments.maximum)
+    return _ranking(nodes, Method.PRUNE_MAX, nodes.maximum)
 
 
 def _ranking(moments: Moments, method: Method, score: Vector) -> ChannelSelection:
     """Order by `score`, descending; retention is the share of tr(Sigma) on the nodes kept, nothing being restored."""
+    _require_rows(moments)
     d = moments.features
     order = np.argsort(-score, kind="stable").astype(np.int64)
     energy = moments.variance + moments.mean**2
@@ -221,7 +226,7 @@ def _take_all(
 
 
 def _choose(residual: SchurResidual, candidates: Mask, regulariser: _Regulariser | None) -> tuple[int, Vector]:
-    """Position of the best score (Eq. 5) among the candidates, the lowest where scores tie; and all scores."""
+    """Position of the best score (Eq. 5) among the candidates, the lowest of those that tie; and all scores."""
     gains = residual.gains(candidates)
     scores = np.where(candidates, gains, -np.inf)
     if regulariser is not None:
@@ -241,6 +246,19 @@ def _retention(gains: Vector, left: float, size: int) -> Vector:
     if tail[0] > 0.0:
         retention[: gains.size] = 1.0 - tail[1:] / tail[0]
     return retention
+
+
+def _nodes_of(moments: Moments | Layer) -> Moments:
+    return moments.known_nodes if isinstance(moments, Layer) else moments
+
+
+def _both_domains(target: Moments | Layer, source: Moments | Layer | None) -> tuple[Moments, Moments]:
+    """Return the moments of the nodes on the target and on the source."""
+    if source is None and isinstance(target, Layer):
+        return target.known_nodes, target.known_source_nodes
+    if source is None:
+        raise InvalidInputError("momasp compares two domains: the moments of the nodes on the source are needed")
+    return _nodes_of(target), _nodes_of(source)
 
 
 def _require_rows(moments: Moments) -> None:

@@ -11,6 +11,10 @@ import numpy as np
 from dalr_stream.numerics.statistics.folding import CpuFold, NewFold
 
 
+def _as_they_are(rows: Any) -> Any:
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The functions by which a fold handles rows; numpy's by default."""
@@ -20,3 +24,5 @@ class Backend:
     """Concatenates rows."""
     to_host: Callable[[Any], Any] = np.asarray
     """Gives rows as an array, for a checkpoint."""
+    stage: Callable[[Any], Any] = _as_they_are
+    """Brings rows read from a store to where they are folded; called by the threads that read ahead."""

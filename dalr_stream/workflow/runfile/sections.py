@@ -18,12 +18,13 @@ from dalr_stream.workflow.runfile.compress_section import Positive
 
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 FACTORY, METRIC, LOSS = rf"^{_FUNCTION}$", rf"^(accuracy|{_FUNCTION})$", rf"^(cross_entropy|{_FUNCTION})$"
-DEVICE = r"^(cpu|cuda(:\d+)?)$"
+DEVICE, FOLD_DEVICE = r"^(cpu|cuda(:\d+)?)$", r"^(cpu|cupy|cuda(:\d+)?)$"
 PATTERNS = {
     FACTORY: "must read like module:function",
     METRIC: 'must be "accuracy" or module:function',
     LOSS: 'must be "cross_entropy" or module:function',
     DEVICE: "must be cpu, cuda or cuda:1",
+    FOLD_DEVICE: "must be cpu, cuda, cuda:1 or cupy",
 }
 """What each pattern asks for, in words."""
 Factory = Annotated[str, Field(pattern=FACTORY)]
@@ -155,8 +156,9 @@ class AccumulateSection(Section):
     """Fold on the workers of this dask.distributed scheduler instead, e.g. `tcp://host:8786`."""
     precision: Precision = Precision.DOUBLE
     """Of products: `single` is the fast mode, float32 products and float64 sums."""
-    device: str | None = Field(default=None, pattern=DEVICE)
-    """Where torch folds, `cuda` or `cuda:1`, whatever the network runs on; by default numpy folds."""
+    device: str | None = Field(default=None, pattern=FOLD_DEVICE)
+    """Where torch folds, `cuda` or `cuda:1`, whatever the network runs on; or `cupy`, where CuPy folds what lies in the
+    store. By default numpy folds."""
 
     @model_validator(mode="after")
     def _one_place(self) -> AccumulateSection:

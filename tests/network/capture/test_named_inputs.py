@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import samples_in
@@ -51,7 +52,7 @@ MASKED = ds.RowRule(mask="attention_mask")
 def test_labels_change_no_moments(model):
     layers = ds.select_layers(model, ["fc"])
     plain, pairs = [inputs()], [(inputs(), torch.zeros(6))]
-    alone, beside = (ds.accumulate_stream(model, batches, layers, rows=MASKED)["fc"] for batches in (plain, pairs))
+    alone, beside = (accumulate_stream(model, batches, layers, rows=MASKED)["fc"] for batches in (plain, pairs))
     assert alone.same_bits(beside)
     assert samples_in(pairs[0]) == 6
 

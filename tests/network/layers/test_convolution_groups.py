@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.surgery.plan import SplitLayer
 
@@ -24,7 +26,7 @@ def images(module, count=20):
 
 
 def factors_of(model, groups, inputs, rank=None, **options):
-    moments = ds.accumulate_stream(model, [inputs], groups, **options)
+    moments = accumulate_stream(model, [inputs], groups, **options)
     solved = {group.name: ds.dalr(*ds.weights_of(model, group.name), moments[group.name]) for group in groups}
     return {name: factors.at_rank(rank or factors.max_rank) for name, factors in solved.items()}
 
@@ -48,7 +50,7 @@ def test_each_group_is_the_convolution_of_its_channels():
     model, inputs = nn.Sequential(module).eval(), images(module)
     rule, none_apart = ds.RowRule(most_patches=None), ds.Folding(ds.HoldoutRule(0.0))
     groups = ds.select_layers(model, ["0"])
-    found = ds.accumulate_stream(model, [inputs], groups, rows=rule, folding=none_apart)
+    found = accumulate_stream(model, [inputs], groups, rows=rule, folding=none_apart)
     small = ds.compress(model, factors_of(model, groups, inputs, 2, rows=rule, folding=none_apart))
     with torch.no_grad():
         error = (model(inputs) - small(inputs)).double().square().sum(dim=(0, 2, 3))
@@ -57,7 +59,7 @@ def test_each_group_is_the_convolution_of_its_channels():
         plain[0].weight.data = module.weight.data[4 * number : 4 * number + 4]
         plain[0].bias.data = module.bias.data[4 * number : 4 * number + 4]
         own = inputs[:, 3 * number : 3 * number + 3]
-        alone = ds.accumulate_stream(plain, [own], ds.select_layers(plain, ["0"]), rows=rule, folding=none_apart)["0"]
+        alone = accumulate_stream(plain, [own], ds.select_layers(plain, ["0"]), rows=rule, folding=none_apart)["0"]
         assert found[group.name].same_bits(alone)
         factors = ds.dalr(*ds.weights_of(plain, "0"), alone)
         assert float(error[4 * number : 4 * number + 4].sum()) == pytest.approx(factors.errors(alone)[2], rel=1e-4)
@@ -67,13 +69,13 @@ def test_through_a_store_and_from_outputs(tmp_path):
     model, inputs = nn.Sequential(GROUPED[0]).eval(), images(GROUPED[0])
     watched = ds.select_layers(model, ["0"]) + ds.select_layers(model, ["0"], side="outputs")
     ds.capture(model, [inputs], watched, tmp_path, domain="t")
-    found = ds.accumulate(tmp_path, domain="t")
+    found = accumulate_stored(tmp_path, domain="t")
     assert set(found) == {f"0@group{number}{side}" for number in (0, 1) for side in ("", "@outputs")}
-    assert found["0@group1"].same_bits(ds.accumulate_stream(model, [inputs], watched[:2])["0@group1"])
+    assert found["0@group1"].same_bits(accumulate_stream(model, [inputs], watched[:2])["0@group1"])
     with torch.no_grad():
         given = model(inputs)[:, 4:].numpy()
     every = ds.Folding(ds.HoldoutRule(0.0))
-    outputs = ds.accumulate_stream(model, [inputs], watched[2:], folding=every)["0@group1@outputs"]
+    outputs = accumulate_stream(model, [inputs], watched[2:], folding=every)["0@group1@outputs"]
     np.testing.assert_allclose(outputs.mean, given.mean(axis=(0, 2, 3)), atol=1e-6)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, matrix_of, why_not
 from dalr_stream.network.structure.graph import Structure
@@ -128,7 +129,7 @@ def solved(net, layer, batch, **options):
 
 def moments_of(net, batch, layers, most_patches=None):
     rule, folding = ds.RowRule(most_patches=most_patches), ds.Folding(ds.HoldoutRule(0))
-    return ds.accumulate_stream(net, batch.split(16), layers, rows=rule, folding=folding)
+    return accumulate_stream(net, batch.split(16), layers, rows=rule, folding=folding)
 
 
 def with_restored(net, replaced, batch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
@@ -34,7 +35,7 @@ def test_every_projection_is_found_watched_and_exact_at_full_rank(model, tmp_pat
     rule = ds.RowRule(mask="attention_mask")
     store = ds.capture(model, batches(), layers, tmp_path, domain="text", rows=rule)
     assert {store.rows("text", layer.name).rows for layer in layers} == {30 * 6}
-    moments = ds.accumulate(tmp_path, domain="text")
+    moments = accumulate_stored(tmp_path, domain="text")
     solved = {name: ds.dalr(*ds.weights_of(model, name), moments[name]) for name in moments}
     whole = ds.compress(model, {name: factors.at_rank(factors.max_rank) for name, factors in solved.items()})
     small = ds.compress(model, {name: factors.at_rank(3) for name, factors in solved.items()})

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 
 try:
     from torchvision import models
@@ -30,7 +31,7 @@ def test_groups_are_found_and_every_channel_kept_is_the_network(build, size, lay
     group = structure.group_of(layer)
     assert [reader.span.layer for reader in group.readers] == readers
     watched = ds.with_readers(ds.select_layers(net, [layer]), structure)
-    moments = ds.accumulate_stream(net, [images], watched, folding=ds.Folding(ds.HoldoutRule(0)))
+    moments = accumulate_stream(net, [images], watched, folding=ds.Folding(ds.HoldoutRule(0)))
     selection = ds.spectral(group.joint(moments), limit=8)
     small = ds.compress(net, {layer: selection.at_size(8)}, example=structure)
     with torch.no_grad():

@@ -11,6 +11,7 @@ from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.progress import Silent
@@ -31,7 +32,7 @@ def network():
             labels = model(inputs).argmax(1)
     batches = [(inputs[i : i + 64], labels[i : i + 64]) for i in range(0, 200, 64)]
     layers = ds.select_layers(model, ["0", "2", "4"])
-    moments = ds.accumulate_stream(model, [batch[0] for batch in batches], layers)
+    moments = accumulate_stream(model, [batch[0] for batch in batches], layers)
     return model, batches, moments
 
 
@@ -174,7 +175,7 @@ def test_a_selection_of_tied_layers_is_scored_from_the_first_of_them_on(network)
     structure = Structure.of(model, batches[0][0])
     assert structure.changed_with("branch") == ("stem", "branch", "inner", "head")
     layers = with_readers(ds.select_layers(model, ["branch"]), structure)
-    moments = ds.accumulate_stream(model, [batch[0] for batch in batches], layers)
+    moments = accumulate_stream(model, [batch[0] for batch in batches], layers)
     record = ds.spectral(structure.group_of("branch").joint(moments)).at_size(4)
     scoring = Scoring(accuracy, batches)
     evaluator = Evaluator(model, (4,), scoring, 1e-3, Silent(), structure)

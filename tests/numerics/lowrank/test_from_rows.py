@@ -141,7 +141,7 @@ def test_bad_rows_are_refused_in_words():
         ([rows[:, :7]], {"variant": "optimal"}, r"blocks must be of 8 features, got shape \(5, 7\)"),
         ([broken], {"variant": "optimal"}, "rows must be finite, got 1 NaN or Inf"),
         ([broken], {}, "rows must be finite, got 1 NaN or Inf"),
-        ([rows], {"ridge": 0.1}, r"must be a Ridge, got 0.1: Ridge.relative\(0.1\)"),
+        ([rows], {"ridge": "0.1"}, "must be a number, which is relative, or a Ridge, got '0.1'"),
         ([rows], {"root": True}, "anchored has no inverse"),
         (Changing(rows[:2]), {"variant": "optimal"}, "2 the first time, and not as many the second"),
     ]

@@ -17,7 +17,7 @@ from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip, strips
 from dalr_stream.numerics.statistics.folding import CpuFold, FoldState, LaneFold, LaneState, Workspace
 from dalr_stream.streaming.folding import Folding
 
-DOUBLE_TOLERANCE = 1e-12  # of the double fold that the fast one is compared with, tests/numerics/folded.py
+DOUBLE_TOLERANCE = 1e-12  # of the double fold that the fast one is compared with, tests/folded.py
 
 
 def folded(rows, height, precision, executor=None):

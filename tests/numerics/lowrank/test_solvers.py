@@ -249,7 +249,7 @@ def test_bias_compensation_is_equation_4():
 
 @pytest.mark.parametrize("variant", list(Variant))
 @pytest.mark.parametrize("affine", [None, False, True])
-def test_method_names_and_defaults(variant, affine):
+def test_a_solution_is_named_after_its_variant_and_is_affine_unless_published(variant, affine):
     rng = np.random.default_rng(4)
     f = dalr(rng.normal(size=(3, 4)), None, Moments.of(rng.normal(size=(9, 4))), variant=variant.value, affine=affine)
     is_affine = variant is not Variant.PUBLISHED if affine is None else affine
@@ -257,7 +257,7 @@ def test_method_names_and_defaults(variant, affine):
     assert f.center.any() == is_affine
 
 
-def test_ranks_parameters_and_messages():
+def test_ranks_outside_the_solution_are_refused_and_costly_ones_warned_of():
     rng = np.random.default_rng(5)
     f = dalr(rng.normal(size=(8, 12)).astype(np.float32), None, Moments.of(rng.normal(size=(40, 12))))
     assert f.break_even_rank == 96 // 20
@@ -273,7 +273,7 @@ def test_ranks_parameters_and_messages():
         f.at_rank(5, layer="fc6")
 
 
-def test_diagnostics_travel_as_json():
+def test_diagnostics_survive_json():
     rng = np.random.default_rng(6)
     weight = rng.normal(size=(4, 9))
     with pytest.warns(FewSamplesWarning, match="5 rows for 9 features"):
@@ -292,18 +292,24 @@ def test_bad_input_is_refused_in_words():
     broken[0, 0] = np.nan
     cases = [
         (lambda: dalr(weight, None, other), r"5 features do not fit a weight of shape \(4, 6\)"),
-        (lambda: dalr(weight, np.zeros(3), moments), r"one entry an output of the weight \(4, 6\), got shape \(3,\)"),
+        (lambda: dalr(weight, np.zeros(3), moments), r"bias must have 4 entries, one per output, got shape \(3,\)"),
         (lambda: dalr(weight[0], None, moments), "must be a matrix"),
         (lambda: dalr(broken, None, moments), "weight must be finite"),
         (lambda: truncated_svd(broken, None), "weight must be finite"),
         (lambda: dalr(weight, None, Moments.empty(6)), "at least one row"),
         (lambda: dalr(weight, None, moments, variant="best"), "'published', 'optimal', 'anchored', got 'best'"),
         (lambda: dalr(weight, None, moments, compensate_bias=True), "compensate_bias goes with"),
-        (lambda: truncated_svd(weight, None, compensate_bias=True), "needs the moments"),
+        (lambda: truncated_svd(weight, None, compensate_bias=True), "moments of the layer's inputs are needed"),
         (lambda: Ridge.relative(-1e-3), "ridge must be a finite number >= 0"),
         (lambda: Ridge.absolute(np.nan), "ridge must be a finite number >= 0"),
-        (lambda: dalr(weight, None, moments, ridge=1e-3), r"must be a Ridge, got 0.001: Ridge.relative\(0.001\)"),
-        (lambda: dalr_sweep(weight, None, moments, [1]), r"must be a Ridge, got 1: Ridge.relative\(1\)"),
+        (lambda: dalr(weight, None, moments, ridge="1e-3"), "must be a number, which is relative, or a Ridge"),
+        (lambda: dalr(weight, None, moments, ridge=True), "must be a number, which is relative, or a Ridge, got True"),
+        (lambda: dalr(weight, None, moments, ridge=-1e-3), "ridge must be a finite number >= 0, got -0.001"),
+        (
+            lambda: dalr_sweep(weight, None, moments, [None]),
+            "must be a number, which is relative, or a Ridge, got None",
+        ),
+        (lambda: dalr(weight, None), "moments of the layer's inputs are needed, got none: give them beside"),
         (
             lambda: dalr(weight, None, {"0": moments, "2": other}),
             r"a mapping: say moments\['0'\] or moments\['2'\]",
