@@ -65,7 +65,7 @@ class Refused:
         root = self.folder / "x"
         model = network()
         data = [*batches(20, 8), *batches(*PARTS["a"])[1:]]
-        ds.capture(model, data, ds.select_layers(model, LAYERS), root, domain="target")
+        ds.capture(model, data, ds.network.select_layers(model, LAYERS), root, domain="target")
         accumulate_stored(root, domain="target")
         return [root], {}
 
