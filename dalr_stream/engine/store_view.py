@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from dalr_stream.engine.layer_moments import LayerMoments, OnDemand, StoredRecords
-from dalr_stream.engine.statistics import Statistics, parts_of_layer
-from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.engine.statistics import Statistics, parts_of_layer, stored_weights
+from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
@@ -26,7 +26,6 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
 from dalr_stream.storage.records import (
     Solution,
-    load_layer_weights,
     load_moments,
     load_solution,
     moments_count,
@@ -137,7 +136,13 @@ class StoreView:
             raise FingerprintMismatchError(
                 f"'{path}' is not the sum of the shards that the store now holds: a merge was killed; merge again"
             )
-        return load_moments(path)
+        moments = load_moments(path)
+        if record is not None and moments.features != record.layers[record.home(layer)].features:
+            raise StoreDamagedError(
+                f"'{path}' has {moments.features} features, the rows of '{layer}' on '{domain}' have "
+                f"{record.layers[record.home(layer)].features}: accumulate again"
+            )
+        return moments
 
     def moments_provenance(self, domains: Sequence[str]) -> list[Any]:
         """Return what every moment record of these domains was made from: what solutions depend on."""
@@ -202,7 +207,8 @@ class StoreView:
             OnDemand([name for name in streams if self._has_heldout(domain, name)], partial(self._heldout, domain)),
             OnDemand([name for name in streams if self._has_shards(domain, name)], partial(self.shards, domain)),
         )
-        return Statistics(self.manifest.network.layers, moments, partial(load_layer_weights, self.root))
+        watched = self.manifest.network.layers
+        return Statistics(watched, moments, partial(stored_weights, self.root, watched))
 
     def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:
         """Return the layer's solutions, by method."""

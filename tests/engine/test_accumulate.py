@@ -79,7 +79,7 @@ def test_a_convolution_of_several_groups_is_one_layer(statistics):
 def test_what_is_solved_from_a_layer_is_what_is_solved_from_its_parts(statistics):
     model = build()
     moments = statistics.moments("3")
-    weight, bias = ds.weights_of(model, "3")
+    weight, bias = ds.network.weights_of(model, "3")
     one, other = ds.dalr(statistics["3"]), ds.dalr(weight, bias, moments)
     np.testing.assert_array_equal(one.errors(moments), other.errors(moments))
     named = ds.solve(statistics["3"], "spectral")

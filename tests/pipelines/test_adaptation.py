@@ -167,7 +167,7 @@ class TestSelection:
         network, target, source = tiny
         chosen = adaptation.selection.Statistics.of(network, target, source).momasp("node", 1.0)
         sizes = dict(zip(LAYERS, (2, 3, 1, 5, 3), strict=True))
-        small = adaptation.selection.compressed(ds.Structure.of(network, target.inputs), chosen, sizes)
+        small = adaptation.selection.compressed(ds.network.Structure.of(network, target.inputs), chosen, sizes)
         assert adaptation.selection.parameters(network, sizes) == parameter_count(small)
         assert adaptation.selection.parameters(network, {}) == parameter_count(network)
 
@@ -175,7 +175,7 @@ class TestSelection:
         network, target, source = tiny
         chosen = adaptation.selection.Statistics.of(network, target, source).spectral("target")
         sizes = {name: one.order.size for name, one in chosen.items()}
-        same = adaptation.selection.compressed(ds.Structure.of(network, target.inputs), chosen, sizes)
+        same = adaptation.selection.compressed(ds.network.Structure.of(network, target.inputs), chosen, sizes)
         with torch.inference_mode():
             torch.testing.assert_close(same(target.inputs), network(target.inputs), rtol=1e-4, atol=1e-4)
 
@@ -202,7 +202,7 @@ class TestSelection:
         network, target, source = tiny
         found = adaptation.selection.Statistics.of(network, target, source)
         alone = found.momasp("node", adaptation.selection.ALONE)["generator.fc1"]
-        shift = ds.diff(found.settings["target"]["generator.fc1"], found.source["generator.fc1"])
+        shift = ds.numerics.diff(found.settings["target"]["generator.fc1"], found.source["generator.fc1"])
         penalty = np.abs(shift.source_mean - shift.target_mean) + shift.covariance_shift
         live = np.flatnonzero(shift.live)
         assert alone.order[:3].tolist() == live[np.argsort(penalty[live], kind="stable")][:3].tolist()

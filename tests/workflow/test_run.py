@@ -95,7 +95,7 @@ def test_the_report_shows_the_errors_and_accuracies_measured_on_the_rows(finishe
         Method.DALR_OPTIMAL_AFFINE
     ]
     assert isinstance(solution, LowRankFactors)
-    weight, bias = (array.astype(float) for array in ds.weights_of(finished.project.network, "fc1"))
+    weight, bias = (array.astype(float) for array in ds.network.weights_of(finished.project.network, "fc1"))
     record = solution.at_rank(4)
     error = rows @ weight.T + bias - (rows @ record.down.T @ record.up.T + record.bias)
     curve = next(curve for curve in layer.error_curves if curve.method == "dalr_optimal_affine")

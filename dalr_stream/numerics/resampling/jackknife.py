@@ -113,7 +113,7 @@ def jackknife_low_rank(
     ----------
     shards
         g >= 2 records of one layer's training rows; empty ones are ignored. Or a `Layer`, which brings its shards
-        and its held-out rows: `ds.jackknife_low_rank(layer, ds.dalr)`.
+        and its held-out rows: `ds.numerics.jackknife_low_rank(layer, ds.dalr)`.
     solve
         Moments to factors, the same way each time: `lambda moments: ds.dalr(weight, bias, moments)`. Of a `Layer`, the
         layer with fewer rows to factors.

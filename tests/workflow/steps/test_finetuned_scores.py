@@ -11,13 +11,13 @@ import torch
 import dalr_stream as ds
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError
+from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.record import Results
 from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.scoring import accuracy
 
 SECTION = """
 [finetune]
@@ -65,7 +65,7 @@ def testing(*, seed):
 
 
 def deadly(model, batches):
-    from dalr_stream.workflow.steps.scoring import accuracy
+    from dalr_stream.network.measure.accuracy import accuracy
 
     left = int(os.environ["TINY_SCORES_TO_LIVE"])
     if left == 0:
