@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dalr_stream.cli.console import console_for, for_console
+from dalr_stream.cli.console import show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +74,7 @@ def open_run(
     from dalr_stream.workflow.runfile.project import Project
 
     config = load_config(file, overrides or [], sizes)
-    return Run(Project(config, file.resolve().parent), progress=for_console(console_for(stderr=True)), fresh=fresh)
+    return Run(Project(config, file.resolve().parent), progress=show_progress(), fresh=fresh)
 
 
 def with_machine(

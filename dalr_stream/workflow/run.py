@@ -11,10 +11,16 @@ reported from another setting's solutions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from dalr_stream.engine.store import Store, open_store
 from dalr_stream.errors import ConfigError, FingerprintMismatchError
 from dalr_stream.network.measure.profile import Stopwatch
+from dalr_stream.network.structure.graph import Structure
 from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.report.record import Results
@@ -26,10 +32,12 @@ from dalr_stream.workflow.results import report
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run_folder import one_command
 from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.factories import importing_from
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
+from dalr_stream.workflow.steps.scoring import Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.step import AGAIN, CHANGED, NOT_DONE, Step
 from dalr_stream.workflow.steps.step_log import StepLog
@@ -135,6 +143,42 @@ class Run:
         """Time the saved network and the original on the target's first batch, keep the record and return it."""
         with one_command(self.project):
             return profile_run(self.project, batch_sizes, stopwatch=stopwatch)
+
+    # --- what it is about ----------------------------------------------------------------------------------------
+
+    @property
+    def network(self) -> nn.Module:
+        """The network to compress, with its weights, in eval mode; raises StoreNotFoundError before it is trained."""
+        return self.project.network
+
+    @property
+    def structure(self) -> Structure | None:
+        """Which of its channels are coupled, for `compress(..., example=...)`; None where no selection is solved."""
+        return self.project.structure
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers to compress, once they were captured or accumulated."""
+        return self.project.layers
+
+    @property
+    def store(self) -> Store:
+        """Moments, solutions and rows, once there are some."""
+        return open_store(self.project.store)
+
+    def batches(self, domain: str) -> Iterable[Any]:
+        """Return what the loader of a domain gives."""
+        with importing_from(self.project.folder):
+            return self.project.code.batches(domain)
+
+    def score(self, network: nn.Module) -> float:
+        """Score a network as [evaluate] does: by its metric, on its batches."""
+        with importing_from(self.project.folder):
+            return self._scoring(network)
+
+    @cached_property
+    def _scoring(self) -> Scoring:
+        return score_on(self.project, "evaluate", self.project.evaluate_section)
 
     @property
     def results(self) -> Results:
