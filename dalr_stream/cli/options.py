@@ -52,7 +52,10 @@ MaxDrop = Annotated[
     typer.Option(metavar="SHARE", help="Search for the smallest sizes whose validation score drops by at most SHARE."),
 ]
 MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples of N, e.g. 8.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights or data.")]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Do it again, but for training; replace a store of other weights or data."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the data and the network, print the plan, write nothing.")
 ]

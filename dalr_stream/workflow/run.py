@@ -39,7 +39,7 @@ from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
 from dalr_stream.workflow.steps.scoring import Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.step import CHANGED, NOT_DONE, Step
+from dalr_stream.workflow.steps.step import AGAIN, CHANGED, NOT_DONE, Step
 from dalr_stream.workflow.steps.step_log import StepLog
 
 
@@ -52,7 +52,7 @@ class Run:
     """
 
     def __init__(self, project: Project, *, progress: Progress | None = None, fresh: bool = False) -> None:
-        """`fresh` lets a store made from other weights or data be replaced."""
+        """`fresh` does what is asked for again, and lets a store made from other weights or data be replaced."""
         self.project = project
         self._progress: Progress = Journal(progress or Silent(), project.output / JOURNAL)
         self._session = Session(project, self._progress, fresh=fresh)
@@ -79,7 +79,7 @@ class Run:
         progress
             Told what is going on; by default nobody is.
         fresh
-            Whether a store made from other weights or data may be replaced.
+            Does what is asked for again, all but training; a store made from other weights or data is replaced.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class Run:
             if not unknown.isdisjoint(step.needs) or (step.from_store and not would.isdisjoint(step.needs)):
                 unknown.add(step.name)
             demanded = not step.on_demand or self._wanted(step, log)
-            if step.name in unknown or (demanded and step.stale(log) is not None):
+            if step.name in unknown or (demanded and self._reason(step, log) is not None):
                 would.add(step.name)
             yield step.name, step.name in would
 
@@ -225,17 +225,21 @@ class Run:
 
     def _bring_one(self, step: Step, log: StepLog, *, asked: bool) -> None:
         """Do a step where it is stale; what it was made from is forgotten, on disk, before its first byte changes."""
-        reason = step.stale(log)
+        reason = self._reason(step, log)
         if reason is None:
             if asked:
                 self._progress.note(f"{step.name}: up to date, skipped")
             return
-        if reason not in (NOT_DONE, CHANGED):
+        if reason not in (NOT_DONE, CHANGED, AGAIN):
             self._progress.note(f"{step.name}: {reason}: done again")
         fingerprint = step.made_from()
         log.begin(step.name)
         step.do(fingerprint)
         log.done(step.name, fingerprint)
+
+    def _reason(self, step: Step, log: StepLog) -> str | None:
+        """Return why a step is to be done, in words; None where it is not."""
+        return AGAIN if self._session.fresh and step.again else step.stale(log)
 
     def _require_whole_moments(self, log: StepLog, needed: set[str]) -> None:
         """Refuse to start from moments that were being replaced when a command was stopped."""
@@ -248,7 +252,7 @@ class Run:
 
     def _wanted(self, step: Step, log: StepLog) -> bool:
         """Tell whether a step that is done on demand is demanded: one that needs it is stale."""
-        return any(step.name in other.needs and other.stale(log) is not None for other in self._steps)
+        return any(step.name in other.needs and self._reason(other, log) is not None for other in self._steps)
 
     def _needed(self, names: set[str], *, whole: bool) -> set[str]:
         """Return the names of the steps that are needed to bring these up to date, and their own."""
