@@ -101,16 +101,16 @@ def accumulate_stream(
     several passes are needed InvalidInputError for what allows one only, FingerprintMismatchError where two differ.
     """
     folding, progress = folding or Folding(), progress or Silent()
-    found: dict[str, SplitMoments] = {}
+    by_stream: dict[str, SplitMoments] = {}
     first_pass: Sequence[BatchRecord] = ()
     for group in _groups(model, batches, layers, rows or RowRule(), folding):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
             sink = FoldSink(folding, executor, first_pass=first_pass, backend=backend_of(folding))
             _pass(model, batches, group, sink, rows, folding, progress)
-            found |= dict(sink.freeze())
-            found |= {name: found[home] for name, home in sink.record().shared.items()}
+            by_stream |= dict(sink.freeze())
+            by_stream |= {name: by_stream[home] for name, home in sink.record().shared.items()}
             first_pass = sink.batches
-    return LayerMoments.of({layer.stream: found[layer.stream] for layer in layers})
+    return LayerMoments.of({layer.stream: by_stream[layer.stream] for layer in layers})
 
 
 def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the caller writes
@@ -154,17 +154,17 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
                     if sink.batches:
                         progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
                     _pass(model, batches, group, sink, rows, folding, progress)
-                    found = dataclasses.replace(sink.record(), choice=rows.words)
+                    folded = dataclasses.replace(sink.record(), choice=rows.words)
                     for name, split in sink.freeze():
-                        rule = folding.rule(found.layers[name].features)
+                        rule = folding.rule(folded.layers[name].features)
                         drop_shards(root, domain, name, rule)
                         save_split(
-                            root, domain, name, split, moments_provenance(network.fingerprint, found, name, rule)
+                            root, domain, name, split, moments_provenance(network.fingerprint, folded, name, rule)
                         )
                     sink.keep_end()
-            found = sink.record()
-            known, shared = {**record.layers, **found.layers}, {**record.shared, **found.shared}
-            record = dataclasses.replace(record, batches=found.batches, layers=known, shared=shared)
+            folded = sink.record()
+            known, shared = {**record.layers, **folded.layers}, {**record.shared, **folded.shared}
+            record = dataclasses.replace(record, batches=folded.batches, layers=known, shared=shared)
         writer.commit_record(record)
         for checkpoints in passes:
             checkpoints.drop()
