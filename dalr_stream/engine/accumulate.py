@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.statistics import Statistics
+from dalr_stream.engine.statistics import Statistics, stored_weights
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.progress import Progress
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.records import load_layer_weights
 from dalr_stream.streaming.folding import Folding
 
 if TYPE_CHECKING:
@@ -117,4 +116,5 @@ def _from_store(
     root: Path, domain: str, streams: Sequence[str] | None, folding: Folding | None, progress: Progress | None
 ) -> Statistics:
     moments = accumulate_stored(root, domain=domain, layers=streams, folding=folding, progress=progress)
-    return Statistics(Manifest.read(root).network.layers, moments, partial(load_layer_weights, root))
+    watched = Manifest.read(root).network.layers
+    return Statistics(watched, moments, partial(stored_weights, root, watched))

@@ -22,7 +22,7 @@ from dalr_stream.engine.capture import keep_weights, network_record, one_pass, w
 from dalr_stream.engine.estimate import load_of, taken_of
 from dalr_stream.engine.from_store import moments_provenance
 from dalr_stream.engine.layer_moments import LayerMoments
-from dalr_stream.engine.statistics import Statistics, Weights
+from dalr_stream.engine.statistics import Statistics, Weights, stored_weights
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import require_batches, require_layers
@@ -37,7 +37,7 @@ from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.manifest import BatchRecord, DomainRecord, LayerRecord
-from dalr_stream.storage.records import load_layer_weights, moments_path, origin_of
+from dalr_stream.storage.records import moments_path, origin_of
 from dalr_stream.storage.schema import TRAINING
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.fold_sink import INDEX, FoldSink
@@ -67,7 +67,7 @@ def from_network(  # noqa: PLR0913  # those of accumulate
     moments = accumulate_into(
         store, model, batches, layers, domain=domain, rows=rows, folding=folding, progress=progress
     )
-    return Statistics(watched, moments, partial(load_layer_weights, Path(store)))
+    return Statistics(watched, moments, partial(stored_weights, Path(store), watched))
 
 
 def _weights_now(model: nn.Module, watched: Mapping[str, LayerRecord], layer: str) -> Weights:

@@ -97,7 +97,7 @@ def solve_again(layer: Layer, method: Method, inputs: InputMoments, ridge: Ridge
     """Solve from other rows of the same layer, in silence: too few samples are warned of where all of them are used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)
-        return solve_low_rank(Layer(layer.name, layer.weight, layer.bias, inputs), method, ridge)
+        return solve_low_rank(layer.with_inputs(inputs), method, ridge)
 
 
 def solve_selection(layer: Layer, method: Method, strength: float = 1.0) -> ChannelSelection:

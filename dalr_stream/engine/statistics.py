@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dalr_stream.numerics.statistics.channels import ChannelReader, channel_mome
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import LayerRecord
+from dalr_stream.storage.records import load_layer_weights
 
 Weights = tuple[NDArray[Any], NDArray[Any] | None]
 """Weight (m, d) and bias (m,) of a layer."""
@@ -91,6 +93,12 @@ def parts_of_layer(layer: str, watched: Streams) -> tuple[str, ...]:
     while group_name(layer, groups) in watched:
         groups += 1
     return tuple(group_name(layer, number) for number in range(groups)) or (layer,)
+
+
+def stored_weights(root: Path, watched: Streams, layer: str) -> Weights:
+    """Read a layer's weights from a store, compared to the digest that the manifest has of them."""
+    digests = (record.weight_digest for stream, record in watched.items() if layer_of_stream(stream) == layer)
+    return load_layer_weights(root, layer, next(digests, None))
 
 
 def _stacked(weights: Iterable[Weights]) -> Weights:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from dalr_stream.engine.layer_moments import LayerMoments, OnDemand, StoredRecords
-from dalr_stream.engine.statistics import Statistics, parts_of_layer
-from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.engine.statistics import Statistics, parts_of_layer, stored_weights
+from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
 from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
@@ -25,7 +26,6 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
 from dalr_stream.storage.records import (
     Solution,
-    load_layer_weights,
     load_moments,
     load_solution,
     moments_count,
@@ -136,7 +136,13 @@ class StoreView:
             raise FingerprintMismatchError(
                 f"'{path}' is not the sum of the shards that the store now holds: a merge was killed; merge again"
             )
-        return load_moments(path)
+        moments = load_moments(path)
+        if record is not None and moments.features != record.layers[record.home(layer)].features:
+            raise StoreDamagedError(
+                f"'{path}' has {moments.features} features, the rows of '{layer}' on '{domain}' have "
+                f"{record.layers[record.home(layer)].features}: accumulate again"
+            )
+        return moments
 
     def moments_provenance(self, domains: Sequence[str]) -> list[Any]:
         """Return what every moment record of these domains was made from: what solutions depend on."""
@@ -163,6 +169,16 @@ class StoreView:
             if provenance_of(shard) != made_from:
                 raise FingerprintMismatchError(f"'{shard}' is not of the training record beside it: accumulate again")
         return StoredRecords(paths)
+
+    def holdout(self, domain: str, layer: str) -> HoldoutRule:
+        """Return the rule by which rows were held out when a layer's moments were accumulated."""
+        made_from = provenance_of(self._path(domain, layer, TRAINING))
+        if made_from is None:
+            raise StoreNotFoundError(
+                f"'{self.root}': no moments of layer '{layer}' on '{domain}' say which rows are held out: accumulate "
+                "first, or give holdout="
+            )
+        return HoldoutRule(**made_from["rule"]["holdout"])
 
     def _path(self, domain: str, layer: str, part: str) -> Path:
         """Return where a layer's moments lie: with those of a layer that reads the same, where there is one."""
@@ -191,7 +207,8 @@ class StoreView:
             OnDemand([name for name in streams if self._has_heldout(domain, name)], partial(self._heldout, domain)),
             OnDemand([name for name in streams if self._has_shards(domain, name)], partial(self.shards, domain)),
         )
-        return Statistics(self.manifest.network.layers, moments, partial(load_layer_weights, self.root))
+        watched = self.manifest.network.layers
+        return Statistics(watched, moments, partial(stored_weights, self.root, watched))
 
     def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:
         """Return the layer's solutions, by method."""

@@ -82,6 +82,10 @@ class Layer:
         parts = enumerate(zip(*columns, strict=True))
         return tuple(Layer(group_name(self.name, number), *part) for number, part in parts)
 
+    def with_inputs(self, inputs: InputMoments) -> Layer:
+        """Return the same weights with these training moments, and nothing else known."""
+        return Layer(self.name, self.weight, self.bias, inputs)
+
     @property
     def known_inputs(self) -> InputMoments:
         """`inputs`; raises InvalidInputError where they are None."""

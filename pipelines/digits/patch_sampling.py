@@ -73,14 +73,14 @@ class Case:
         return accumulate_stream(
             model,
             inputs.split(PART),
-            ds.select_layers(model, [LAYER]),
+            ds.network.select_layers(model, [LAYER]),
             rows=ds.RowRule(most_patches=most, seed=seed),
             folding=ds.Folding(ds.HoldoutRule(0.0), shards=shards),
         )
 
     def solve(self, moments: ds.Moments) -> ds.LowRankFactors:
         """Return DALR at every rank."""
-        return ds.dalr(*ds.weights_of(nn.Sequential(self.convolution), LAYER), moments)
+        return ds.dalr(*ds.network.weights_of(nn.Sequential(self.convolution), LAYER), moments)
 
 
 def digits_case() -> Case:
@@ -155,7 +155,7 @@ def jackknifed(case: Case, most: int, seeds: Sequence[int]) -> tuple[float, floa
     rank, errors, bars = case.ranks[0], [], []
     for seed in seeds:
         shards = case.moments(case.read(seed), most, seed=seed, shards=SHARDS).shards[LAYER]
-        found = ds.jackknife_low_rank(shards, case.solve)
+        found = ds.numerics.jackknife_low_rank(shards, case.solve)
         errors.append(found.training[rank])
         bars.append(found.training_error[rank])
     return float(np.std(errors, ddof=1)), float(np.sqrt(np.mean(np.square(bars))))

@@ -19,7 +19,7 @@ def direct(n: int, d: int, turns: int) -> list[Row]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(d // 2, d), nn.ReLU(), nn.Linear(d, d)).eval()
     batches = list(torch.randn(n, d // 2).split(BATCH))
-    layers = ds.select_layers(model, ["2"])
+    layers = ds.network.select_layers(model, ["2"])
     with torch.inference_mode():
         rows = torch.cat([model[:2](batch) for batch in batches]).numpy()
 

@@ -68,7 +68,7 @@ def capture(root):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = Pooled().eval()
-    ds.capture(model, batches(), ds.select_layers(model, ["*"]), root, domain="target")
+    ds.capture(model, batches(), ds.network.select_layers(model, ["*"]), root, domain="target")
 
 
 def accumulate(root):

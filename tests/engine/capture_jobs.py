@@ -31,7 +31,7 @@ def job(root, part, *, domains=("target",), model=None, layers=LAYERS, holdout=N
     samples, seed = PARTS[part]
     for number, domain in enumerate(domains):
         data = batches(samples, seed + 10 * number, **options)
-        ds.capture(model, data, ds.select_layers(model, layers), root, domain=domain)
+        ds.capture(model, data, ds.network.select_layers(model, layers), root, domain=domain)
         if accumulate:
             accumulate_stored(root, domain=domain, folding=ds.Folding(holdout or ds.HoldoutRule()))
     return root
@@ -40,7 +40,7 @@ def job(root, part, *, domains=("target",), model=None, layers=LAYERS, holdout=N
 def folded_directly(root, part):
     model = network()
     data = batches(*PARTS[part])
-    accumulate_into(root, model, data, ds.select_layers(model, LAYERS), domain="target")
+    accumulate_into(root, model, data, ds.network.select_layers(model, LAYERS), domain="target")
     return root
 
 

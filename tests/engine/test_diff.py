@@ -31,7 +31,7 @@ def rows(domain, seed=0):
 def captured(root, *domains, model=None, layers=("0", "2"), seed=0):
     model = model or network()
     for domain in domains:
-        ds.capture(model, rows(domain, seed).split(64), ds.select_layers(model, layers), root, domain=domain)
+        ds.capture(model, rows(domain, seed).split(64), ds.network.select_layers(model, layers), root, domain=domain)
         accumulate_stored(root, domain=domain)
     return root
 
@@ -45,7 +45,7 @@ def test_every_layer_is_compared_over_all_rows_of_both_domains(store):
     found = dict(diff_domains(store, "target", "source"))
     assert list(found) == ["0", "2"]
     assert (found["0"].features, found["2"].features) == (6, 8)
-    whole = ds.diff(*(ds.Moments.of(rows(domain).double().numpy()) for domain in ("target", "source")))
+    whole = ds.numerics.diff(*(ds.Moments.of(rows(domain).double().numpy()) for domain in ("target", "source")))
     np.testing.assert_allclose(found["0"].mean_gap, whole.mean_gap, rtol=1e-9)
     np.testing.assert_allclose(found["0"].covariance_shift, whole.covariance_shift, rtol=1e-9)
     assert found["0"].top(1).tolist() == [4]

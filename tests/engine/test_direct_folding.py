@@ -46,7 +46,7 @@ def folding(**options):
 
 
 def layers_of(net):
-    return ds.select_layers(net, ["0", "2"])
+    return ds.network.select_layers(net, ["0", "2"])
 
 
 def assert_close(found, expected, tolerance):
@@ -151,7 +151,7 @@ def test_a_device_that_is_not_there_is_refused(net, batches):
 @pytest.mark.gpu
 def test_a_cuda_device_folds_what_a_network_on_it_makes_and_what_a_store_holds(cuda, net, batches, tmp_path):
     """The first layer reads the data themselves, so both devices see the same rows."""
-    first = ds.select_layers(net, ["0"])
+    first = ds.network.select_layers(net, ["0"])
     expected = accumulate_stream(net, batches, first, folding=folding())["0"]
     ds.capture(net, batches, first, tmp_path / "store", domain="t")
     stored = accumulate_stored(tmp_path / "store", domain="t", folding=folding(device=cuda.type))["0"]

@@ -30,7 +30,7 @@ def net():
 
 @pytest.fixture
 def layers(net):
-    return ds.select_layers(net, ["0", "2"])
+    return ds.network.select_layers(net, ["0", "2"])
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from dalr_stream.errors import (
     InvalidInputError,
     StoreError,
 )
+from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
 from dalr_stream.storage import records
@@ -137,7 +138,7 @@ def test_a_merged_store_can_be_solved_without_network_or_data(tmp_path):
     model = network()
     for part in "ac":
         data = batches(*PARTS[part])
-        layers = ds.with_readers(ds.select_layers(model, ["0"]), ds.Structure.of(model, data[0]))
+        layers = with_readers(ds.network.select_layers(model, ["0"]), ds.network.Structure.of(model, data[0]))
         ds.capture(model, data, layers, tmp_path / part, domain="target")
         accumulate_stored(tmp_path / part, domain="target")
     merge([tmp_path / "a", tmp_path / "c"], tmp_path / "out")
@@ -210,7 +211,7 @@ def test_the_command_merges_lists_shards_and_leaves_one_out(jobs, tmp_path, cont
 
 def test_stores_that_watch_outputs_are_verified_and_merged(tmp_path):
     model = network()
-    watched = ds.select_layers(model, ["0"]) + ds.select_layers(model, ["0"], side="outputs")
+    watched = ds.network.select_layers(model, ["0"]) + ds.network.select_layers(model, ["0"], side="outputs")
     for part in (0, 1):
         ds.capture(model, batches(40, part), watched, tmp_path / f"{part}", domain="target")
         accumulate_stored(tmp_path / f"{part}", domain="target")

@@ -65,7 +65,7 @@ def small_expected(small_model):
 
 
 def layers_of(model):
-    return ds.select_layers(model, ["2", "4"])
+    return ds.network.select_layers(model, ["2", "4"])
 
 
 def assert_same(found, expected):

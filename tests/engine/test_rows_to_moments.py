@@ -71,7 +71,7 @@ def batches_of(data, size=5):
 
 
 def watched(net):
-    return ds.select_layers(net, ["mix", "head"]) + ds.select_layers(net, ["mix"], side="outputs")
+    return ds.network.select_layers(net, ["mix", "head"]) + ds.network.select_layers(net, ["mix"], side="outputs")
 
 
 def positions_of(data, rule=RULE):
@@ -124,15 +124,15 @@ def test_store_and_direct_route_give_the_same_bits_and_the_right_rows(net, data,
 @pytest.mark.parametrize("size", [1, 7, 60])
 def test_any_batch_size_chooses_the_same_rows(net, data, size):
     """What `mix` reads does not change with the batch size, and so no bit does."""
-    layers = ds.select_layers(net, ["mix"])
+    layers = ds.network.select_layers(net, ["mix"])
     whole = accumulate_stream(net, batches_of(data), layers, rows=RULE, folding=FOLDING)
     assert_same_bits(accumulate_stream(net, batches_of(data, size), layers, rows=RULE, folding=FOLDING), whole)
 
 
 def test_the_bias_is_in_the_outputs_and_a_shift_of_the_mean_takes_it_out(net, data):
-    layers = ds.select_layers(net, ["mix"]) + ds.select_layers(net, ["mix"], side="outputs")
+    layers = ds.network.select_layers(net, ["mix"]) + ds.network.select_layers(net, ["mix"], side="outputs")
     moments = accumulate_stream(net, batches_of(data), layers, rows=RULE)
-    weight, bias = ds.weights_of(net, "mix")
+    weight, bias = ds.network.weights_of(net, "mix")
     outputs, inputs = moments["mix@outputs"], moments["mix"]
     np.testing.assert_allclose(outputs.mean - bias, weight @ inputs.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(outputs.scatter, weight @ inputs.scatter @ weight.T, rtol=1e-4, atol=1e-4)
@@ -227,7 +227,7 @@ def test_a_direct_run_over_varying_rows_resumes_to_the_same_bits(net, data, tmp_
 
 
 def test_it_is_said_whether_a_loader_began_in_the_middle(net, data, tmp_path):
-    batches, layers = batches_of(data), ds.select_layers(net, ["mix"])
+    batches, layers = batches_of(data), ds.network.select_layers(net, ["mix"])
     folding = kept_after(6)
     for loader, said in ((Breaking, "no `starting_at`, so its first 6 batches"), (Restoring, "resuming at batch 5")):
         options = {"domain": "target", "rows": RULE, "folding": folding}
@@ -251,7 +251,7 @@ def test_a_loader_that_begins_in_the_wrong_place_is_found_out(net, data, tmp_pat
 
 def test_a_complete_domain_is_compared_whole_also_where_the_loader_could_begin_later(net, tmp_path):
     samples = [torch.full((6,), float(i)) for i in range(20)]
-    layers = ds.select_layers(net, ["mix"])
+    layers = ds.network.select_layers(net, ["mix"])
     plain = nn.Sequential()
     plain.mix = net.mix
     plain.eval()
@@ -274,7 +274,7 @@ OTHERS = [
 @pytest.mark.parametrize(("other", "words"), OTHERS)
 @pytest.mark.parametrize("stop", [6, None])
 def test_other_rows_into_the_same_domain_are_refused_and_both_choices_named(net, data, tmp_path, other, words, stop):
-    batches, layers = batches_of(data), ds.select_layers(net, ["mix"])
+    batches, layers = batches_of(data), ds.network.select_layers(net, ["mix"])
     named = rf"rows that mask 'attention_mask' keeps, at most 4 a sample by seed 3, this (capture|run) takes .*{words}"
     folding = kept_after(6)
     for send in (ds.capture, accumulate_into):
@@ -297,7 +297,7 @@ def test_other_rows_into_the_same_domain_are_refused_and_both_choices_named(net,
 
 
 def test_another_mask_by_the_same_name_is_another_batch(net, data, tmp_path):
-    batches, layers = batches_of(data), ds.select_layers(net, ["mix"])
+    batches, layers = batches_of(data), ds.network.select_layers(net, ["mix"])
     masks = [data[1], data[1].logical_not()]
 
     def kept(batch):
@@ -312,7 +312,7 @@ def test_another_mask_by_the_same_name_is_another_batch(net, data, tmp_path):
 
 def test_nothing_but_padding_leaves_moments_of_no_rows(net, data, tmp_path):
     x, mask = data
-    batches, layers = batches_of((x, torch.zeros_like(mask))), ds.select_layers(net, ["mix"])
+    batches, layers = batches_of((x, torch.zeros_like(mask))), ds.network.select_layers(net, ["mix"])
     ds.capture(net, batches, layers, tmp_path, domain="target", rows=RULE)
     assert ActivationStore(tmp_path).tiles("target", "mix") == 0
     for moments in (
@@ -345,7 +345,7 @@ def test_an_estimate_counts_positions_as_if_none_were_masked(net, data):
 )
 def test_what_is_no_layer_or_no_batches_is_one_clear_line(tmp_path, batches, layers, message):
     net = nn.Sequential(nn.Linear(3, 2)).eval()
-    layers = layers or ds.select_layers(net, ["0"])
+    layers = layers or ds.network.select_layers(net, ["0"])
     with pytest.raises(InvalidInputError, match=message):
         accumulate_stream(net, batches, layers)
     with pytest.raises(InvalidInputError, match=message):
@@ -363,4 +363,4 @@ def test_batches_by_number_alone_are_batches():
             return [torch.ones(2, 3), torch.zeros(1, 3)][number]
 
     net = nn.Sequential(nn.Linear(3, 2)).eval()
-    assert accumulate_stream(net, ByNumber(), ds.select_layers(net, ["0"]))["0"].samples > 0
+    assert accumulate_stream(net, ByNumber(), ds.network.select_layers(net, ["0"]))["0"].samples > 0

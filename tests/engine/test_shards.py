@@ -42,7 +42,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def layers(model):
-    return ds.select_layers(model, ["2"])
+    return ds.network.select_layers(model, ["2"])
 
 
 def batches(size=100):
@@ -157,7 +157,7 @@ def test_a_wide_layer_under_a_limit_is_dealt_in_strips_to_the_same_bits(tmp_path
     with torch.random.fork_rng():
         torch.manual_seed(0)
         wide = nn.Sequential(nn.Linear(8, 2100), nn.ReLU(), nn.Linear(2100, 3)).eval()
-    layers = ds.select_layers(wide, ["2"])
+    layers = ds.network.select_layers(wide, ["2"])
     ds.capture(wide, batches()[:5], layers, tmp_path / "wide", domain="target")
     tight = dataclasses.replace(DEALT, shards=2, memory_limit_bytes=119 * 2**20)
     stop, again = StopAfter(5), StopAfter(0)

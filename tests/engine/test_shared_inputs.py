@@ -17,6 +17,7 @@ from dalr_stream.engine.merge import merge
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
+from dalr_stream.storage.store import ActivationStore, StoredRows
 from dalr_stream.streaming.lanes import Pace
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
@@ -70,7 +71,7 @@ def batches():
 
 
 def layers(net, *names):
-    return ds.select_layers(net, names or NAMES)
+    return ds.network.select_layers(net, names or NAMES)
 
 
 def apart(net, batches, **options):
@@ -140,7 +141,7 @@ def test_rows_are_taken_and_folded_once(net, batches, monkeypatch):
 
 def test_stored_rows_and_tiles_are_found_by_every_name(net, batches, tmp_path):
     store = ds.capture(net, batches, layers(net), tmp_path, domain="t")
-    by_name = [np.concatenate(list(ds.StoredRows(store, "t", name))) for name in ("q", "v")]
+    by_name = [np.concatenate(list(StoredRows(store, "t", name))) for name in ("q", "v")]
     assert np.array_equal(*by_name)
     assert store.rows("t", "up").rows == 120 * TOKENS
     assert store.has_rows("t", "k")
@@ -183,7 +184,7 @@ def test_verify_diff_summary_and_the_solvers_know_every_name(net, batches, tmp_p
     assert "t/k: the rows of q" in checked.whole
     shifts = dict(diff_domains(tmp_path, "t", "s"))
     assert np.array_equal(shifts["v"].mean_gap, shifts["q"].mean_gap)
-    assert "(120 samples, 7 layers, 7 with moments)" in repr(ds.ActivationStore(tmp_path))
+    assert "(120 samples, 7 layers, 7 with moments)" in repr(ActivationStore(tmp_path))
     problem = StoreView.open(tmp_path).problem("up", "t", None)
     assert problem.inputs.same_bits(accumulate_stored(tmp_path, domain="t", folding=FOLDING)["gate"])
     factors = ds.dalr(problem.weight, problem.bias, problem.inputs)
@@ -295,14 +296,14 @@ def test_memory_that_was_overwritten_or_used_again_is_another_input(inference):
     torch.manual_seed(0)
     net, x = Overwritten().eval(), torch.randn(300, 64)
     with torch.inference_mode(inference):
-        found = accumulate_stream(net, [x], ds.select_layers(net, ["first", "second", "third"]))
+        found = accumulate_stream(net, [x], ds.network.select_layers(net, ["first", "second", "third"]))
     assert (found["first"].nonzero == found["first"].count).all()
     assert (found["second"].nonzero < found["second"].count).all()
     np.testing.assert_allclose(found["third"].mean, found["first"].mean * 1.5, rtol=1e-5)
 
 
 def test_outputs_and_inputs_are_never_taken_for_one_another(net, batches):
-    both = layers(net, "q", "k") + ds.select_layers(net, ["q", "k"], side="outputs")
+    both = layers(net, "q", "k") + ds.network.select_layers(net, ["q", "k"], side="outputs")
     found = accumulate_stream(net, batches, both, folding=FOLDING)
     assert set(found) == {"q", "k", "q@outputs", "k@outputs"}
     assert not found["q@outputs"].same_bits(found["k@outputs"])
@@ -322,10 +323,10 @@ class Branches(nn.Module):
 
 def test_convolutions_share_patches_where_they_make_them_alike(tmp_path):
     net, x = Branches().eval(), torch.randn(30, 3, 8, 8)
-    store = ds.capture(net, [x], ds.select_layers(net, ["a", "b", "c", "d"]), tmp_path, domain="t")
+    store = ds.capture(net, [x], ds.network.select_layers(net, ["a", "b", "c", "d"]), tmp_path, domain="t")
     assert store.domain("t").shared == {"b": "a", "c": "a"}
     found = accumulate_stored(tmp_path, domain="t")
-    alone = accumulate_stream(net, [x], ds.select_layers(net, ["c"]))
+    alone = accumulate_stream(net, [x], ds.network.select_layers(net, ["c"]))
     assert found["c"].same_bits(alone["c"])
 
 
@@ -346,7 +347,7 @@ def test_a_capture_that_was_stopped_goes_on_to_the_same_bytes(net, tmp_path, con
     ds.capture(net, batches, layers(net), tmp_path / "straight", domain="t")
     with pytest.raises(RuntimeError, match="stopped"):
         ds.capture(net, failing(batches, 5), layers(net), tmp_path / "resumed", domain="t")
-    assert ds.ActivationStore(tmp_path / "resumed").domain("t").shared == SHARED
+    assert ActivationStore(tmp_path / "resumed").domain("t").shared == SHARED
     ds.capture(net, batches, layers(net), tmp_path / "resumed", domain="t")
     assert contents(tmp_path / "resumed") == contents(tmp_path / "straight")
 

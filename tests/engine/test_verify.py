@@ -46,7 +46,7 @@ def pristine(tmp_path_factory):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
         rows = torch.randn(40, 200, 5)
-    layers = ds.select_layers(model, ["*"])
+    layers = ds.network.select_layers(model, ["*"])
     for domain, part in (("target", rows), ("source", rows[:9])):
         ds.capture(model, part.split(7), layers, root, domain=domain)
         accumulate_stored(root, domain=domain, layers=["2"])

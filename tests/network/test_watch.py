@@ -27,7 +27,7 @@ def build():
 
 def test_without_an_example_the_layers_alone_are_watched():
     layers = watch(build(), ["0", "5"])
-    assert tuple(layers) == ds.select_layers(build(), ["0", "5"])
+    assert tuple(layers) == ds.network.select_layers(build(), ["0", "5"])
     assert layers.structure is None
 
 
@@ -35,7 +35,7 @@ def test_with_an_example_the_readers_are_watched_too_and_groups_are_known():
     net = build()
     layers = watch(net, ["0", "3"], example=X[:2])
     assert layers.streams == ("0", "3", "3@channels", "5@channels")
-    assert tuple(layers) == with_readers(ds.select_layers(net, ["0", "3"]), layers.structure)
+    assert tuple(layers) == with_readers(ds.network.select_layers(net, ["0", "3"]), layers.structure)
     assert [spec.group.producers for spec in layers[:2]] == [("0",), ("3",)]
     assert len(layers) == 4
 

@@ -39,7 +39,7 @@ def batches(domain):
 
 
 def capture(root, domain="target"):
-    ds.capture(network(), batches(domain), ds.select_layers(network(), ["*"]), root, domain=domain)
+    ds.capture(network(), batches(domain), ds.network.select_layers(network(), ["*"]), root, domain=domain)
 
 
 def accumulate(root, domain="target", share=0.3):

@@ -107,9 +107,8 @@ class Problem:
     side: Side
     """Which of the two `moments` are of; means nothing with cross moments."""
 
-    @property
-    def known_moments(self) -> AnyMoments:
-        """`moments`; raises InvalidInputError where they are None or do not fit the weight."""
+    def checked_moments(self) -> AnyMoments:
+        """Return `moments`; raises InvalidInputError where they are None or do not fit the weight."""
         if self.moments is None:
             raise InvalidInputError(
                 f"{self.original.prefix}the moments of the layer's {self.side.value} are needed, got none: give them "
@@ -126,14 +125,14 @@ class Problem:
                 f"{self.original.prefix}moments of the outputs alone decide the anchored variant, not "
                 f"{options.variant.value!r}: that needs those of the inputs, or the rows (dalr_from_rows)"
             )
-        _ = self.known_moments
+        self.checked_moments()
 
     def sums(self, options: DalrOptions, turn: Matrix | None, reached: Matrix) -> Sums:
         """Second moments about the means where affine, else of X about zero and of Y about the bias: Z about zero.
 
         `turn` and `reached` are those of `AffineMap.reach`; they do not matter with cross moments.
         """
-        moments = self.known_moments
+        moments = self.checked_moments()
         weight, bias = self.original.weight, self.original.bias
         if isinstance(moments, CrossMoments):
             x, y = moments.inputs, moments.outputs

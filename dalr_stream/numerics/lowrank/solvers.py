@@ -76,7 +76,7 @@ def truncated_svd(
 def _truncated(problem: Problem, *, compensate_bias: bool) -> LowRankFactors:
     weight = problem.original.weight
     if problem.moments is not None or compensate_bias:
-        _ = problem.known_moments
+        problem.checked_moments()
     fitted = problem.fitted_rows(adjusts_bias=compensate_bias)
     svd = thin_svd(weight)
     return LowRankFactors(
@@ -237,7 +237,7 @@ def _require_decidable(problems: Sequence[Problem], options: DalrOptions) -> tup
     """Raise where moments do not decide the variant; return their rows and the features of the weight."""
     for problem in problems:
         problem.require_decidable(options)
-    return problems[0].known_moments.count, problems[0].original.weight.shape[1]
+    return problems[0].checked_moments().count, problems[0].original.weight.shape[1]
 
 
 def _solved(

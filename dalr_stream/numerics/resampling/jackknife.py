@@ -11,7 +11,6 @@ for unequal m, Statistics and Computing 9 (1999).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
@@ -114,7 +113,7 @@ def jackknife_low_rank(
     ----------
     shards
         g >= 2 records of one layer's training rows; empty ones are ignored. Or a `Layer`, which brings its shards
-        and its held-out rows: `ds.jackknife_low_rank(layer, ds.dalr)`.
+        and its held-out rows: `ds.numerics.jackknife_low_rank(layer, ds.dalr)`.
     solve
         Moments to factors, the same way each time: `lambda moments: ds.dalr(weight, bias, moments)`. Of a `Layer`, the
         layer with fewer rows to factors.
@@ -125,9 +124,7 @@ def jackknife_low_rank(
     """
     if isinstance(shards, Layer):
         layer = shards
-        return jackknife_low_rank(
-            layer.shards, lambda moments: solve(dataclasses.replace(layer, inputs=moments)), layer.heldout
-        )
+        return jackknife_low_rank(layer.shards, lambda moments: solve(layer.with_inputs(moments)), layer.heldout)
     nonempty, counts = nonempty_shards(shards)
     _require_two(len(nonempty))
     total = merge_all(iter(nonempty))

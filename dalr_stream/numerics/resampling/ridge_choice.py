@@ -7,7 +7,6 @@ chose a ridge are no longer unseen, and the choice says so.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -135,8 +134,7 @@ def _choose_for(layer: Layer, options: DalrOptions, rank: int | None, grid: Iter
     def solve(moments: InputMoments, ridge: Ridge) -> Factors:
         with warnings.catch_warnings():  # given where all rows are solved from
             warnings.simplefilter("ignore", FewSamplesWarning)
-            part = dataclasses.replace(layer, inputs=moments)
-            return dalr(part, ridge=ridge, variant=options.variant, affine=options.affine)
+            return dalr(layer.with_inputs(moments), ridge=ridge, variant=options.variant, affine=options.affine)
 
     if layer.heldout is not None and layer.heldout.count:
         return choose_ridge(solve, layer.known_inputs, heldout=layer.heldout, rank=rank, grid=grid)

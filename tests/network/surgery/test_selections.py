@@ -116,7 +116,7 @@ def images(kind, n=40, seed=0):
 
 
 def spec_of(structure, layer):
-    return with_readers(ds.select_layers(structure.model, [layer]), structure)
+    return with_readers(ds.network.select_layers(structure.model, [layer]), structure)
 
 
 def solved(net, layer, batch, **options):
@@ -213,7 +213,7 @@ def test_factor_pairs_and_selections_of_the_same_network(kind):
     pairs = {}
     for layer, module in net.named_modules():
         if layer not in NETWORKS[kind] and why_not(module) is None:
-            weight, bias = ds.weights_of(net, layer)
+            weight, bias = ds.network.weights_of(net, layer)
             pairs[layer] = ds.truncated_svd(weight, bias).at_rank(min(weight.shape))
     records = {layer: solved(net, layer, batch).at_size(4) for layer in NETWORKS[kind]}
     small = ds.compress(net, {**records, **pairs}, example=batch)
@@ -264,8 +264,8 @@ def test_tied_layers_cannot_be_selected_twice():
 def test_tied_layers_are_watched_once():
     net, batch = build(Residual), images(Residual)
     structure = Structure.of(net, batch)
-    layers = with_readers(ds.select_layers(net, ["block2.conv2", "block3.conv2"]), structure)
-    known = {layer.name: layer for layer in layers if layer.side is ds.Side.INPUTS}
+    layers = with_readers(ds.network.select_layers(net, ["block2.conv2", "block3.conv2"]), structure)
+    known = {layer.name: layer for layer in layers if layer.side is ds.numerics.Side.INPUTS}
     assert isinstance(known["block2.conv2"].group, ChannelGroup)
     assert known["block3.conv2"].group is None
     assert "its channels are those of 'block2.conv2'" in known["block3.conv2"].unprunable

@@ -12,10 +12,11 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.progress import Silent
-from dalr_stream.workflow.steps.scoring import Evaluator, Scoring, accuracy
+from dalr_stream.workflow.steps.scoring import Evaluator, Scoring
 from dalr_stream.workflow.steps.search import Search, joint_search
 
 EXAMPLE = torch.zeros(2, 20)
@@ -31,7 +32,7 @@ def network():
         with torch.inference_mode():
             labels = model(inputs).argmax(1)
     batches = [(inputs[i : i + 64], labels[i : i + 64]) for i in range(0, 200, 64)]
-    layers = ds.select_layers(model, ["0", "2", "4"])
+    layers = ds.network.select_layers(model, ["0", "2", "4"])
     moments = accumulate_stream(model, [batch[0] for batch in batches], layers)
     return model, batches, moments
 
@@ -39,7 +40,7 @@ def network():
 @pytest.fixture(scope="module")
 def low_rank(network):
     model, _, moments = network
-    return {name: ds.dalr(*ds.weights_of(model, name), moments[name]) for name in RANKS}
+    return {name: ds.dalr(*ds.network.weights_of(model, name), moments[name]) for name in RANKS}
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_a_selection_of_tied_layers_is_scored_from_the_first_of_them_on(network)
     model = Residual().eval()
     structure = Structure.of(model, batches[0][0])
     assert structure.changed_with("branch") == ("stem", "branch", "inner", "head")
-    layers = with_readers(ds.select_layers(model, ["branch"]), structure)
+    layers = with_readers(ds.network.select_layers(model, ["branch"]), structure)
     moments = accumulate_stream(model, [batch[0] for batch in batches], layers)
     record = ds.spectral(structure.group_of("branch").joint(moments)).at_size(4)
     scoring = Scoring(accuracy, batches)
