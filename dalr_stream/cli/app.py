@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from dalr_stream.cli import stores as cli_stores
-from dalr_stream.cli.console import console_for, for_console
+from dalr_stream.cli.console import console_for, show_progress
 from dalr_stream.cli.options import (
     AsJson,
     ByMethod,
@@ -259,7 +259,7 @@ def verify(
 
     console = console_for()
     root = file if file.is_dir() else open_run(file, overrides).project.store
-    verification = verify_store(root, progress=for_console(console_for(stderr=True)))
+    verification = verify_store(root, progress=show_progress())
     for line in (*verification.whole, *(f"WRONG {finding}" for finding in verification.findings)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     verification.require()

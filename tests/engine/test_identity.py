@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.merge import merge
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
@@ -42,9 +43,9 @@ def pristine(tmp_path_factory):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5)).eval()
         rows = torch.randn(10, 20, 5)
-    layers = ds.select_layers(model, ["*"])
+    layers = ds.network.select_layers(model, ["*"])
     for domain, part in (("target", rows), ("source", rows + 1)):
-        ds.accumulate_into(root, model, list(part), layers, domain=domain)
+        accumulate_into(root, model, list(part), layers, domain=domain)
     for layer in LAYERS:
         save_solution(root, layer, ds.truncated_svd(*load_layer_weights(root, layer)), {})
     return root
@@ -168,7 +169,9 @@ def test_a_store_is_whole_wherever_it_is_moved(store, tmp_path):
 def test_weights_of_every_precision_are_known_by_the_manifests_digest(tmp_path, dtype):
     model = nn.Sequential(nn.Linear(5, 4)).to(dtype).eval()
     with torch.no_grad():
-        ds.capture(model, [torch.randn(30, 5, dtype=dtype)], ds.select_layers(model, ["*"]), tmp_path, domain="t")
+        ds.capture(
+            model, [torch.randn(30, 5, dtype=dtype)], ds.network.select_layers(model, ["*"]), tmp_path, domain="t"
+        )
     digest = Manifest.read(tmp_path).network.layers["0"].weight_digest
     weight, _ = load_layer_weights(tmp_path, "0", digest)
     assert is_weight_of(weight, digest)
@@ -262,7 +265,9 @@ def test_moments_of_an_impossible_count_are_damaged(store, key, count):
 @pytest.mark.parametrize("change", ["no tiles", "half of the rows"])
 def test_rows_that_cannot_be_those_of_the_samples_are_not_folded(tmp_path, change):
     model = nn.Sequential(nn.Linear(5, 4)).eval()
-    opened = ds.capture(model, list(torch.randn(4, 30, 5)), ds.select_layers(model, ["*"]), tmp_path, domain="t")
+    opened = ds.capture(
+        model, list(torch.randn(4, 30, 5)), ds.network.select_layers(model, ["*"]), tmp_path, domain="t"
+    )
     record = opened.manifest.domains["t"]
     changes = {"no tiles": {"tile_digests": ()}, "half of the rows": {"rows": 60}}
     rows = dataclasses.replace(record.layers["0"], **changes[change])

@@ -5,6 +5,7 @@ import torch
 from capture_jobs import LAYERS, network
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.merge import merge
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.storage.removal import delete_activations
@@ -15,9 +16,9 @@ ALL = torch.randn(2000, 12, generator=torch.Generator().manual_seed(7))
 
 def captured(root, rows, size, *, folding=None, directly=False, model=None):
     model = model or network()
-    layers, batches = ds.select_layers(model, LAYERS), list(rows.split(size))
+    layers, batches = ds.network.select_layers(model, LAYERS), list(rows.split(size))
     if directly:
-        ds.accumulate_into(root, model, batches, layers, domain="target", folding=folding)
+        accumulate_into(root, model, batches, layers, domain="target", folding=folding)
         return root
     ds.capture(model, batches, layers, root, domain="target")
     ds.accumulate(root, domain="target", folding=folding)
