@@ -13,8 +13,8 @@ every rank and size, without the data and without the network:
     store = ds.open_store("birds.zarr")    # on any machine, without network or torch
     nodes = ds.spectral(store.layer("classifier.0"))
 
-What stands here is what most need; `ds.numerics` and `ds.network` have more, `ds.errors` every failure. Public names are
-loaded when they are first used, so importing the package imports neither torch nor dask nor zarr.
+What stands here is what most need; `ds.numerics` and `ds.network` have more, `ds.errors` every failure. Public names
+are loaded when they are first used, so importing the package imports neither torch nor dask nor zarr.
 """
 
 from dalr_stream._front import attach
