@@ -17,7 +17,7 @@ from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weight
 from dalr_stream.numerics.rows.tiling import RowSink
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.records import provenance_of, save_layer_weights, weights_path
+from dalr_stream.storage.records import origin_of, save_layer_weights, weights_path
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import ActivationWriter, open_writer
 
@@ -70,7 +70,7 @@ def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path, netw
     """Write each layer's weight and bias to the store of `network`, where they are not there yet."""
     facts = {"network": network}
     for layer in layers:
-        if provenance_of(weights_path(root, layer.name)) != facts:
+        if origin_of(weights_path(root, layer.name)) != facts:
             save_layer_weights(root, layer.name, *weights_of(model, layer.name), facts)
 
 
