@@ -6,18 +6,16 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.engine.cross import LayerCrossMoments, accumulate_cross, accumulate_pairs
-from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.layer_cross import LayerCrossMoments
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.sequential_moments import PassMoments
 from dalr_stream.engine.solve import factor_by, select_by
 from dalr_stream.network.capture.passes import SameEveryPass
-from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers, weights_of
 from dalr_stream.network.structure.graph import Structure
@@ -36,7 +34,6 @@ from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.types import Vector
-from dalr_stream.progress import Progress
 from dalr_stream.streaming.folding import Folding
 
 
@@ -98,9 +95,8 @@ class SequentialPass:
     choices: Mapping[str, LayerChoice]
     target: SameEveryPass
     source: SameEveryPass | None
-    rows: RowRule | None
     folding: Folding
-    progress: Progress
+    moments: PassMoments
 
     def solve(self, group: Sequence[str], current: nn.Module) -> dict[str, Found]:
         """Return what takes the place of each layer of `group` in `current`, and what it loses."""
@@ -127,7 +123,8 @@ class SequentialPass:
         nodes, heldout = self._nodes(name, current, group, layers)
         source = None
         if self.source is not None and choice.by.needs_source:
-            source = group.joint(accumulate_stream(current, self.source, layers, **self._of_source))
+            every = dataclasses.replace(self.folding, holdout=HoldoutRule(0.0))  # nothing is measured on the source
+            source = group.joint(self.moments.alone(current, self.source, layers, every, "source"))
         now = nodes.inputs if isinstance(nodes, CrossMoments) else nodes
         solution = select_by(choice.by, now, source, choice.strength)
         kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
@@ -145,13 +142,13 @@ class SequentialPass:
         Beside what they read in the original, but where that is the same still.
         """
         if current is self.original:
-            found = accumulate_stream(current, self.target, layers, **self._options)
+            found = self.moments.alone(current, self.target, layers, self.folding, "target")
             return group.joint(found), group.joint(found.heldout) if found.heldout else None
         structure = self.structure_of(self.original)
         then = {spec.stream: spec for spec in readers_of(structure, [name])}
         readers = _in_both(current, group, structure.group_of(name))
         targets = {mine.stream: then[original.stream] for mine, original in readers}
-        pairs = accumulate_pairs(self.original, current, self.target, layers, targets, **self._options)
+        pairs = self.moments.beside(current, self.target, layers, targets, self.folding)
         heldout = joint_cross(readers, group.channels, pairs.heldout) if pairs.heldout else None
         return joint_cross(readers, group.channels, pairs), heldout
 
@@ -163,18 +160,8 @@ class SequentialPass:
         """Return moments of the inputs alone where they are the original's still: they decide more exactly."""
         layers = select_layers(current, list(group))
         if current is self.original:
-            return accumulate_stream(current, self.target, layers, **self._options)
-        return accumulate_cross(self.original, current, self.target, layers, **self._options)
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"rows": self.rows, "folding": self.folding, "progress": self.progress}
-
-    @property
-    def _of_source(self) -> dict[str, Any]:
-        """Nothing is measured on the source, so none of it is kept apart."""
-        every = dataclasses.replace(self.folding, holdout=HoldoutRule(0.0))
-        return {**self._options, "folding": every}
+            return self.moments.alone(current, self.target, layers, self.folding, "target")
+        return self.moments.beside_outputs(current, self.target, layers, self.folding)
 
 
 def _in_both(
