@@ -9,9 +9,9 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import samples_in
-from dalr_stream.network.capture.hooks import take_rows
+from dalr_stream.network.capture.hooks import RowTaker
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import BatchRows, RowRule
+from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, to_numpy
 from dalr_stream.numerics.rows.tiling import Rows
 
@@ -27,13 +27,13 @@ def with_rows(
     if any(module.training for module in model.modules()):
         raise InvalidInputError("capture: the original network must be in eval mode: call model.eval()")
     seen = 0
+    taker = RowTaker(model, list(layers.values()), rule, paired=True)
     for batch in batches:
         rows.clear()
         samples = samples_in(batch)
         if samples:
-            chooser = BatchRows(rule, samples, seen, rule.mask_of(batch, samples), paired=True)
             with without_gradients():
-                taken = take_rows(model, batch, list(layers.values()), chooser)
+                taken = taker.take(batch, samples, seen, rule.masks_of(batch, samples))
             rows |= {key: to_numpy(taken[layer.stream].rows) for key, layer in layers.items()}
         seen += samples
         yield batch

@@ -21,8 +21,9 @@ from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.capture.batches import call, holds_batches, refusals_explained
+from dalr_stream.network.capture.masks import MaskOf
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import MaskOf, RowRule
+from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, match_names, select_layers, unsupported_layers
 from dalr_stream.network.measure.macs import watched_calls
