@@ -39,8 +39,9 @@ class TunedScores:
         try:
             trained = touched(model, options.layers, dropout=options.dropout)
             cut = Cut(model, *self.evaluator.changed_with(layer), *trained)
-            cut.require_same(model, next(iter(self.batches)))
-            require_all_trained(model, cut.tail(model), options.layers)
+            if cut.place not in self._last:
+                cut.require_same(model, next(iter(self.batches)))
+                require_all_trained(model, cut.tail(model), options.layers)
         except UnsupportedLayerError as error:
             self.evaluator.note_whole_passes(error)
             return lambda small: self.evaluator.score(finetune(small, self.batches, options))
