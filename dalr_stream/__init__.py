@@ -5,7 +5,7 @@ moments, from which low-rank factors (DALR and its baselines) and selections (sp
 every rank and size, without the data and without the network:
 
     import dalr_stream as ds
-    layers = ds.select_layers(model, ["classifier.[03]"])
+    layers = ds.network.select_layers(model, ["classifier.[03]"])
     ds.capture(model, batches, layers, "birds.zarr", domain="target")
     moments = ds.accumulate("birds.zarr", domain="target")
     factors = ds.dalr(weight, bias, moments["classifier.0"])
@@ -15,6 +15,7 @@ Public names are loaded when they are first used, so importing the package impor
 """
 
 from dalr_stream._front import attach
+from dalr_stream._renamed import RENAMED
 from dalr_stream._version import __version__ as __version__
 
-__getattr__, __dir__, __all__ = attach(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__, RENAMED)

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 
 class Renamed(NamedTuple):
-    """What became of a name of the last release: it works for one more, and says what to write."""
+    """A public name of 0.1 that is another one now; it works until 0.3, and says what to write."""
 
     use: str
     """What to write in its place."""
     home: str
-    """The module that it comes from."""
+    """The module that has what it was."""
+    name: str
+    """What that is called there."""
 
 
 def public_names(stub: Path) -> dict[str, str]:
@@ -39,9 +41,10 @@ def attach(
 
     def get(name: str) -> Any:
         if name in earlier:
-            use, home = earlier[name]
-            warnings.warn(f"{package}.{name} is now {use}", DeprecationWarning, stacklevel=2)
-            return getattr(importlib.import_module(home), name)
+            use, home, now = earlier[name]
+            message = f"{package}.{name} is now {use}; the old name works until 0.3"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            return getattr(importlib.import_module(home), now)
         if name not in homes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
         home = homes[name]

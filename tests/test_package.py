@@ -1,5 +1,8 @@
+import ast
+import graphlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +40,24 @@ def test_every_public_name_can_be_used():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'svd'"):
         ds.svd  # noqa: B018
+
+
+def imports_of(path, modules):
+    """Return which of `modules` a file imports, also inside functions and for type checkers alone."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            imported |= {name if name in modules else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+    return imported & modules
+
+
+def test_no_file_imports_another_in_a_circle():
+    root = Path(ds.__file__).parent
+    dotted = {path: ".".join(path.relative_to(root.parent).with_suffix("").parts) for path in root.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for path, name in dotted.items()}
+    graph = {name: imports_of(path, set(paths)) - {name} for name, path in paths.items()}
+    assert "dalr_stream.numerics.layer" in graph["dalr_stream.numerics.lowrank.solvers"]  # imports are seen at all
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError lists the files

@@ -32,7 +32,7 @@ def test_the_session_of_the_page_about_the_solvers_runs(capsys):
     exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "solvers.md", "exec"), names)  # noqa: S102
     assert "enough" in capsys.readouterr().out
     assert names["errors"].shape == (49,)
-    one, other = (names[name].errors(names["moments"]["0"])[8] for name in ("factors", "same"))
+    one, other = (names[name].errors(names["layer"].inputs)[8] for name in ("factors", "same"))
     assert abs(other / one - 1) < 0.1
     assert names["first"].max_rank == 8
     assert len(names["swept"]) == 2

@@ -1,4 +1,4 @@
-"""The command line: one verb, one call of `workflow`.
+"""The command line: one verb, one call of the Python API.
 
     dalr-stream run|layers|estimate|capture|accumulate|solve|inspect|compress|finetune|profile RUN.toml
     dalr-stream evaluate|report|verify RUN.toml
@@ -41,23 +41,21 @@ from dalr_stream.cli.options import (
     open_run,
     with_machine,
 )
-from dalr_stream.errors import ConfigError, DalrStreamError
+from dalr_stream.errors import DalrStreamError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dalr_stream.workflow.run import Run
 
 
 class _Verbs(TyperGroup):
-    """The verbs; every one of them may be interrupted and goes on when it is run again."""
+    """The verbs; every one of them may be interrupted, and resumes when it is run again."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run a verb."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("interrupted: run the same command again, it goes on", err=True)
+            typer.echo("Interrupted. Run the same command again to resume.", err=True)
             raise typer.Exit(130) from None
 
 
@@ -92,15 +90,13 @@ def run(
 ) -> None:
     """Do every step whose inputs have changed."""
     from dalr_stream.report.terminal import print_headline
-    from dalr_stream.workflow.results.results import results
 
-    console = console_for()
     opened = open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh)
     if dry_run:
-        _rehearse(opened, console)
+        _dry_run(opened)
         return
-    page = opened.all()
-    print_headline(results(opened.project), console)
+    page, console = opened.all(), console_for()
+    print_headline(opened.results, console)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
 
 
@@ -113,8 +109,8 @@ def layers(file: RunFile, overrides: Overrides = None) -> None:
     project = open_run(file, overrides).project
     network, console = project.stand_in(), console_for()
     console.print(layer_table(project, network))
-    for said in unsupported_layers(network, project.config.network.layers):
-        console.print(said, soft_wrap=True, highlight=False, markup=False)
+    for reason in unsupported_layers(network, project.config.network.layers):
+        console.print(reason, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -127,22 +123,15 @@ def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) 
     network, console = project.stand_in(), console_for()
     plan = project.estimate(network)
     console.print(cost_table(plan))
-    if said := trials(project, network):
-        console.print(said, highlight=False)
+    if networks := trials(project, network):
+        console.print(networks, highlight=False)
     plan.require()
 
 
 @app.command()
 def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
     """Stream activations into the store; resumes by itself."""
-    opened = open_run(file, overrides, fresh=fresh)
-    if not opened.project.config.capture.keep_activations:
-        raise ConfigError(
-            "capture.keep_activations: is false, so rows are folded as they come and none are kept: run accumulate, "
-            "or pass --set capture.keep_activations=true"
-        )
-    opened.train()
-    opened.capture()
+    open_run(file, overrides, fresh=fresh).capture()
 
 
 @app.command()
@@ -155,9 +144,7 @@ def accumulate(
     scheduler: Scheduler = None,
 ) -> None:
     """Turn activations into moments."""
-    opened = open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh)
-    opened.train()
-    opened.accumulate()
+    open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh).accumulate()
 
 
 @app.command()
@@ -179,16 +166,16 @@ def inspect(file: RunFile, overrides: Overrides = None, method: ByMethod = None,
     """Rank the layers by what compressing saves and costs."""
     from dataclasses import asdict
 
-    from dalr_stream.workflow.results.inspect import outlooks
-    from dalr_stream.workflow.results.tables import outlook_table
+    from dalr_stream.workflow.results.inspect import layer_costs
+    from dalr_stream.workflow.results.tables import layer_cost_table
 
     opened = open_run(file, overrides)
     opened.solve()
-    found = outlooks(opened.project, method)
+    costs = layer_costs(opened.project, method)
     if as_json:
-        typer.echo(json.dumps([asdict(layer) for layer in found], indent=1))
+        typer.echo(json.dumps([asdict(layer) for layer in costs], indent=1))
     else:
-        console_for().print(outlook_table(found))
+        console_for().print(layer_cost_table(costs))
 
 
 @app.command()
@@ -205,17 +192,17 @@ def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its o
 ) -> None:
     """Save the network compressed, by [compress] or one rule.
 
-    A rule on the command line stands in for what [compress] says for this once: write it there to keep it.
+    A rule on the command line applies to this command only: write it under [compress] to keep it.
     """
     rules = {"params": params, "macs": macs, "energy": energy, "ratio": ratio, "max_drop": max_drop}
     given: dict[str, Any] = {**rules, "method": method, "multiple_of": multiple_of}
     sizes = {key: value for key, value in given.items() if value is not None}
     open_run(file, overrides, sizes=sizes).compress()
     if sizes:
-        kept = ", ".join(f"{key} = {json.dumps(value)}" for key, value in sizes.items())
+        lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in sizes.items())
         typer.echo(
-            "compress: this once: the next run, evaluate or report replaces it by what [compress] says; write "
-            f"{kept} there to keep it",
+            "compress: these sizes apply to this command only; the next run, evaluate or report uses [compress] again: "
+            f"write {lines} there to keep them",
             err=True,
         )
 
@@ -231,14 +218,13 @@ def profile(
     from dataclasses import asdict
 
     from dalr_stream.report.terminal import print_profile
-    from dalr_stream.workflow.steps.profile import parse_batch_sizes, profile_run
+    from dalr_stream.workflow.steps.profile import parse_batch_sizes
 
-    opened = open_run(file, overrides)
-    found = profile_run(opened.project, parse_batch_sizes(batch_sizes))
+    measured = open_run(file, overrides).profile(parse_batch_sizes(batch_sizes))
     if as_json:
-        typer.echo(json.dumps({**asdict(found), "warnings": found.warnings}, indent=1))
+        typer.echo(json.dumps({**asdict(measured), "warnings": measured.warnings}, indent=1))
     else:
-        print_profile(found, console_for())
+        print_profile(measured, console_for())
 
 
 @app.command()
@@ -251,11 +237,10 @@ def finetune(file: RunFile, overrides: Overrides = None) -> None:
 def evaluate(file: RunFile, overrides: Overrides = None) -> None:
     """Score every method and size on the test split."""
     from dalr_stream.report.terminal import print_headline
-    from dalr_stream.workflow.results.results import results
 
     opened = open_run(file, overrides)
     opened.evaluate()
-    print_headline(results(opened.project), console_for())
+    print_headline(opened.results, console_for())
 
 
 @app.command()
@@ -274,30 +259,29 @@ def verify(
 
     console = console_for()
     root = file if file.is_dir() else open_run(file, overrides).project.store
-    found = verify_store(root, progress=for_console(console_for(stderr=True)))
-    for line in (*found.whole, *(f"WRONG {finding}" for finding in found.findings)):
+    verification = verify_store(root, progress=for_console(console_for(stderr=True)))
+    for line in (*verification.whole, *(f"WRONG {finding}" for finding in verification.findings)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    found.require()
+    verification.require()
 
 
 app.command()(cli_stores.merge)
 app.command()(cli_stores.diff)
 
 
-def _rehearse(opened: Run, console: Console) -> None:
-    from dalr_stream.workflow.dry_run import rehearse
-    from dalr_stream.workflow.results.tables import rehearsal_tables
+def _dry_run(opened: Run) -> None:
+    from dalr_stream.workflow.dry_run import dry_run, dry_run_tables
 
-    found = rehearse(opened.project)
-    if found.network:
-        console.print(f"network: {found.network}", highlight=False)
-    for said in found.left_out:
-        console.print(said, soft_wrap=True, highlight=False, markup=False)
-    for table in rehearsal_tables(found):
+    outlook, console = dry_run(opened.project), console_for()
+    if outlook.network:
+        console.print(f"network: {outlook.network}", highlight=False)
+    for reason in outlook.left_out:
+        console.print(reason, soft_wrap=True, highlight=False, markup=False)
+    for table in dry_run_tables(outlook):
         console.print(table)
-    if found.trials:
-        console.print(found.trials, highlight=False)
-    found.require()
+    if outlook.trials:
+        console.print(outlook.trials, highlight=False)
+    outlook.require()
 
 
 def main() -> None:

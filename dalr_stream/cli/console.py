@@ -37,15 +37,15 @@ class Lines:
     @contextmanager
     def track(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
         """Write a line every ten seconds, and one at the end."""
-        begun = told = time.monotonic()
+        begun = last = time.monotonic()
         done = 0
 
         def advance(units: int) -> None:
-            nonlocal done, told
+            nonlocal done, last
             done += units
             now = time.monotonic()
-            if now - told >= _SECONDS_BETWEEN_LINES:
-                told = now
+            if now - last >= _SECONDS_BETWEEN_LINES:
+                last = now
                 self._write(f"{title}: {_amount(done, total)} {unit}, {done / (now - begun):,.0f} {unit}/s")
 
         yield advance

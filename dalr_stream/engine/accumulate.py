@@ -1,171 +1,120 @@
-"""A store's rows to moments, kept in the store and used again while the rows they came from are the same."""
+"""The verb `accumulate`: a network and its data, or a store's rows, to the statistics of every watched layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
-from dalr_stream.engine.backend import backend_of
-from dalr_stream.errors import LayerNotFoundError
-from dalr_stream.numerics.statistics.fold_rule import FoldRule
-from dalr_stream.numerics.statistics.folding import SplitMoments
-from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.checkpoints import Checkpoints
-from dalr_stream.storage.lock import locked
-from dalr_stream.storage.manifest import DomainRecord
-from dalr_stream.storage.records import (
-    load_moments,
-    moments_count,
-    moments_path,
-    provenance_of,
-    shard_parts,
-)
-from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.storage.store import ActivationStore
-from dalr_stream.streaming.folding import Folding, rule_facts
-from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.streaming.layer_fold import LayerFold
+from dalr_stream.engine.from_store import accumulate_stored
+from dalr_stream.engine.statistics import Statistics, stored_weights
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.progress import Progress
+from dalr_stream.storage.manifest import Manifest
+from dalr_stream.streaming.folding import Folding
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dalr_stream.network.capture.row_rule import RowRule
+    from dalr_stream.network.layers.spec import LayerSpec
 
 
-@dataclass(frozen=True, slots=True)
-class LayerMoments(Mapping[str, Moments]):
-    """Moments of the training rows, by layer name; `heldout` has those of the rows kept apart, where any were.
-
-    `shards` has the records that a layer's training moments are the sum of, where they were asked for.
-    """
-
-    training: Mapping[str, Moments]
-    heldout: Mapping[str, Moments] = field(default_factory=dict)
-    shards: Mapping[str, Sequence[Moments]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, split: Mapping[str, SplitMoments]) -> LayerMoments:
-        """Gather the two parts of each layer; a part of no rows is left out."""
-        return cls(
-            {name: part.training for name, part in split.items()},
-            {name: part.heldout for name, part in split.items() if part.heldout.count},
-            {name: part.shards for name, part in split.items() if part.shards},
-        )
-
-    @classmethod
-    def stored(cls, root: Path, domain: str, homes: Mapping[str, str], shards: int) -> LayerMoments:
-        """Read each record from a store whenever it is asked for, and hold none; `shards` as in `Folding`.
-
-        `homes` has the layers, each with the one under whose name its record lies (`DomainRecord.home`).
-        """
-        paths = {part: {name: moments_path(root, domain, homes[name], part) for name in homes} for part in PARTS}
-        apart = {name: path for name, path in paths[HELDOUT].items() if moments_count(path)}
-        by_layer = {
-            name: StoredRecords([moments_path(root, domain, home, part) for part in shard_parts(shards)])
-            for name, home in homes.items()
-            if shards > 1
-        }
-        return cls(_Stored(paths[TRAINING]), _Stored(apart), by_layer)
-
-    def __getitem__(self, layer: str) -> Moments:
-        try:
-            return self.training[layer]
-        except KeyError:
-            raise LayerNotFoundError(f"there are no moments of layer '{layer}': of {', '.join(self)} only") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.training)
-
-    def __len__(self) -> int:
-        return len(self.training)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored(Mapping[str, Moments]):
-    """Moment records by layer name, on disk until one is asked for."""
-
-    paths: Mapping[str, Path]
-
-    def __getitem__(self, layer: str) -> Moments:
-        return load_moments(self.paths[layer])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRecords(Sequence[Moments]):
-    """Moment records on disk until one is asked for, so that a sum over all of them holds few at a time."""
-
-    paths: Sequence[Path]
-
-    @overload
-    def __getitem__(self, number: int) -> Moments: ...
-    @overload
-    def __getitem__(self, number: slice) -> StoredRecords: ...
-    def __getitem__(self, number: int | slice) -> Moments | StoredRecords:
-        if isinstance(number, slice):
-            return StoredRecords(self.paths[number])
-        return load_moments(self.paths[number])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
+@overload
 def accumulate(
-    store: str | Path,
+    source: str | Path,
     *,
-    domain: str,
+    domain: str = "target",
     layers: Sequence[str] | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
-) -> LayerMoments:
-    """Return the moments of one domain of a store, by layer; each is read from the store when it is asked for.
+) -> Statistics: ...
+@overload
+def accumulate(
+    source: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    *,
+    store: str | Path | None = None,
+    domain: str = "target",
+    rows: RowRule | None = None,
+    folding: Folding | None = None,
+    progress: Progress | None = None,
+) -> Statistics: ...
+def accumulate(  # noqa: PLR0913  # one verb for both of its sources
+    source: str | Path | nn.Module,
+    batches: Iterable[Any] | None = None,
+    layers: Sequence[LayerSpec] | Sequence[str] | None = None,
+    *,
+    store: str | Path | None = None,
+    domain: str = "target",
+    rows: RowRule | None = None,
+    folding: Folding | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Return the statistics of every watched layer, from a network and its batches or from a store that has its rows.
 
-    Moments made before from the same rows by the same rule are used again, also when the activations themselves were
-    deleted; otherwise they are accumulated and kept in the store. Killed, the next call goes on from the last
-    checkpoint. The same rows give the same bits, whatever the batches, the workers and the interruptions. Under a
-    memory limit a matrix that does not fit is folded in strips, each in a pass over the rows. Shards (`Folding.shards`)
-    are folded one after the other too, and one that is in the store is not folded again; the training record is their
-    sum in the fixed tree.
+    Parameters
+    ----------
+    source
+        A network in eval mode; or a store that `capture` made, by its path, which needs neither network nor torch.
+    batches
+        What the network is run on: any iterable of batches. Under a memory limit that needs several passes, one that
+        can be iterated again.
+    layers
+        Of a network, what to record: from `watch`. Of a store, the streams to accumulate; all by default.
+    store
+        Keep the moments and the weights there, and resume there after a kill: batches before the last checkpoint are
+        compared by digest and not run again. By default one pass and nothing is kept, or written.
+    domain
+        The name under which a store keeps them.
+    rows
+        Which rows of each layer count; all by default. A store's were chosen at capture.
+    folding
+        Held-out share, shards, threads or cluster, memory limit, precision, device.
+    progress
+        Told how far it is; nobody by default.
 
-    Raises StoreNotFoundError, StoreDamagedError, StoreError for a domain that is not complete, MemoryLimitError with
-    the alternatives where even strips do not fit, StoreLockedError where another process writes to the store.
+    Returns
+    -------
+    Statistics
+        Layers by name, each with its weights and moments: `dalr(statistics["fc1"])`. Records in a store are read when
+        they are asked for.
+
+    Raises
+    ------
+    InvalidInputError
+        For arguments that belong to the other source, and as `capture` does.
+    MemoryLimitError
+        With the alternatives, where one layer alone does not fit.
+    FingerprintMismatchError
+        Where the store came from another network, the domain from other rows, or the batches changed since.
+    StoreNotFoundError, StoreDamagedError, StoreLockedError, StoreError
+        For a store that is not there, damaged, held by another process, or a domain whose capture was not finished.
+
+    The same rows give the same bits: from a network or a store, in any batches, by any number of workers, interrupted
+    or not. Memory: every layer's lanes at once from a network, one layer's from a store; see `dalr-stream estimate`.
     """
-    opened = ActivationStore(store)
-    folding, progress = folding or Folding(), progress or Silent()
-    backend = backend_of(folding)
-    record = opened.domain(domain)
-    homes = {name: record.home(name) for name in (record.names if layers is None else layers)}
-    folds: list[LayerFold] = []
-    left: list[Checkpoints] = []
-    for name in dict.fromkeys(homes.values()):
-        rule = folding.rule(opened.rows(domain, name).features)
-        task = LaneTask(opened.root, domain, name, rule, backend=backend, readers=folding.threads.readers)
-        provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
-        checkpoints = Checkpoints(opened.root, domain, name, provenance)
-        paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
-        if any(provenance_of(path) != provenance for path in paths):
-            folds.append(LayerFold(opened, task, checkpoints, folding, progress))
-            continue
-        progress.note(f"moments of '{name}' on '{domain}' are up to date")
-        if checkpoints.exists:  # killed after the moments were kept
-            left.append(checkpoints)
-    if folds or left:
-        with locked(opened.root):  # once for all: taking the lock looks at every folder of the store
-            for checkpoints in left:
-                checkpoints.drop()
-            for fold in folds:
-                fold.run()
-    return LayerMoments.stored(opened.root, domain, homes, folding.shards)
+    if isinstance(source, str | Path):
+        given = {"batches": batches, "store": store, "rows": rows}
+        if foreign := [name for name, value in given.items() if value is not None]:
+            raise InvalidInputError(
+                f"accumulate: '{source}' is a store, and {' and '.join(foreign)} can only be given with a network"
+            )
+        streams = cast("Sequence[str] | None", layers)
+        return _from_store(Path(source), domain, streams, folding, progress)
+    if batches is None or layers is None:
+        raise InvalidInputError("accumulate: a network needs its batches, and the layers from watch(model, patterns)")
+    from dalr_stream.engine.direct import from_network  # imports torch, which a store does without
+
+    specs = cast("Sequence[LayerSpec]", layers)
+    return from_network(source, batches, specs, store, domain=domain, rows=rows, folding=folding, progress=progress)
 
 
-def moments_provenance(network: str, record: DomainRecord, layer: str, rule: FoldRule) -> dict[str, Any]:
-    """Return all that decides a record's bits: equal provenance, equal moments."""
-    return {
-        "network": network,
-        "rows": record.fingerprint(layer),
-        "choice": record.choice,
-        "rule": {**rule_facts(rule), "tile_rows": rule.tile_rows, "lanes": rule.lanes},
-    }
+def _from_store(
+    root: Path, domain: str, streams: Sequence[str] | None, folding: Folding | None, progress: Progress | None
+) -> Statistics:
+    moments = accumulate_stored(root, domain=domain, layers=streams, folding=folding, progress=progress)
+    watched = Manifest.read(root).network.layers
+    return Statistics(watched, moments, partial(stored_weights, root, watched))

@@ -57,7 +57,12 @@ def capture(
 def network_record(model: nn.Module, layers: Sequence[LayerSpec]) -> NetworkRecord:
     """Return what identifies a network, its watched streams of rows, and who reads their layers' channels."""
     require_layers(layers)
-    return NetworkRecord(fingerprint(model), {layer.stream: _layer_record(model, layer) for layer in layers})
+    return NetworkRecord(fingerprint(model), watched_streams(model, layers))
+
+
+def watched_streams(model: nn.Module, layers: Sequence[LayerSpec]) -> dict[str, LayerRecord]:
+    """Return the layer behind each stream of rows, by the stream's name."""
+    return {layer.stream: _layer_record(model, layer) for layer in layers}
 
 
 def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path) -> None:

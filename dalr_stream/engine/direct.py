@@ -11,26 +11,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.accumulate import LayerMoments, moments_provenance
 from dalr_stream.engine.backend import backend_of, rows_for
-from dalr_stream.engine.capture import keep_weights, network_record, one_pass
+from dalr_stream.engine.capture import keep_weights, network_record, one_pass, watched_streams
 from dalr_stream.engine.estimate import load_of, taken_of
+from dalr_stream.engine.from_store import moments_provenance
+from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.statistics import Statistics, Weights, stored_weights
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.layers.identity import tensor_digest
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.spec import LayerSpec, layer_of, weights_of
+from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.rows.tiling import same_as_before
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Checkpoints
-from dalr_stream.storage.manifest import BatchRecord, DomainRecord
+from dalr_stream.storage.manifest import BatchRecord, DomainRecord, LayerRecord
 from dalr_stream.storage.records import moments_path, origin_of
 from dalr_stream.storage.schema import TRAINING
 from dalr_stream.storage.writer import open_writer
@@ -40,6 +46,39 @@ from dalr_stream.streaming.layer_fold import drop_shards, save_split
 from dalr_stream.streaming.plan import plan
 
 TITLE = "capture and fold"
+
+
+def from_network(  # noqa: PLR0913  # those of accumulate
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    store: str | Path | None,
+    *,
+    domain: str,
+    rows: RowRule | None,
+    folding: Folding | None,
+    progress: Progress | None,
+) -> Statistics:
+    """Do what `accumulate` does with a network: in memory alone, or in a store where one is given."""
+    watched = watched_streams(model, layers)
+    if store is None:
+        moments = accumulate_stream(model, batches, layers, rows=rows, folding=folding, progress=progress)
+        return Statistics(watched, moments, partial(_weights_now, model, watched))
+    moments = accumulate_into(
+        store, model, batches, layers, domain=domain, rows=rows, folding=folding, progress=progress
+    )
+    return Statistics(watched, moments, partial(stored_weights, Path(store), watched))
+
+
+def _weights_now(model: nn.Module, watched: Mapping[str, LayerRecord], layer: str) -> Weights:
+    """Return a layer's weights, which are the network's own; raises FingerprintMismatchError where they changed."""
+    digests = {layer_of_stream(stream): record.weight_digest for stream, record in watched.items()}
+    if tensor_digest(matrix_of(layer_of(model, layer))) != digests[layer]:
+        raise FingerprintMismatchError(
+            f"layer '{layer}': its weight is not the one that its moments were accumulated with: accumulate again, or "
+            "keep moments and weights in a store (store=...)"
+        )
+    return weights_of(model, layer)
 
 
 def accumulate_stream(

@@ -6,12 +6,13 @@ order of the stores, and not on how merges were nested, since merging a merged s
 Taking a shard out is adding up the others: bit for bit the store that never had it.
 
 The manifest says which shards a domain has. They are written first, then the manifest, then the sums: a merge that is
-killed leaves the old store, or a new one whose sums are known to be stale until the merge is repeated.
+killed leaves the old store, or a new one whose sums are known to be stale until the merge is repeated; then it ends in
+the same bytes: a shard that lies in the output already is not a second one, and one that is being taken out may be
+gone from the manifest. The shards taken out are removed last.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,12 @@ from dalr_stream.errors import (
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.durable import TEMPORARY
-from dalr_stream.storage.lock import LOCK, locked
+from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.layout import require_store_or_empty
+from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest, NetworkRecord
 from dalr_stream.storage.metadata import make_group
 from dalr_stream.storage.records import (
-    check_record,
     load_layer_weights,
     load_moments,
     provenance_of,
@@ -99,6 +100,7 @@ def merge(
         plan.after.write(into)
         for name in plan.shards:
             _add_up(into, name, plan.after, progress)
+        for name in plan.shards:
             _drop_others(into / "shards" / name, plan.after.domains[name].shards)
     return Merged(into, tuple(shard for group in plan.shards.values() for shard in group))
 
@@ -128,8 +130,8 @@ def _plan(stores: Sequence[ActivationStore], into: Path, domain: str | None, wit
     before = _manifest_of_output(into)
     known = [(store.root, store.manifest) for store in stores] + ([] if before is None else [(into, before)])
     network = _network(known)
-    found = [shard for store in stores for shard in shards_in(store, domain)]
-    shards = _by_domain(found, without)
+    found = _each_once([shard for store in stores for shard in shards_in(store, domain)], into)
+    shards = _by_domain(found, _to_leave_out(found, without, into))
     for group in shards.values():
         require_addable(group, network.fingerprint)
     domains = {name: DomainRecord.merged({one.name: one.record for one in group}) for name, group in shards.items()}
@@ -137,8 +139,8 @@ def _plan(stores: Sequence[ActivationStore], into: Path, domain: str | None, wit
         _require_nothing_lost(into, before, {(shard.domain, shard.name) for shard in found}, domain)
     weights = {layer_of_stream(name): root for root, manifest in reversed(known) for name in manifest.network.layers}
     for store in stores:
-        for name in store.manifest.network.layers:
-            check_record(weights_path(store.root, layer_of_stream(name)))
+        for name, layer in store.manifest.network.layers.items():
+            load_layer_weights(store.root, layer_of_stream(name), layer.weight_digest)
     kept = {} if before is None else before.domains
     return _Plan(before, Manifest(network, dict(sorted({**kept, **domains}.items()))), shards, weights)
 
@@ -150,9 +152,8 @@ def _manifest_of_output(into: Path) -> Manifest | None:
     try:
         manifest = Manifest.read(into)
     except StoreNotFoundError:
-        if all(path.name == LOCK or path.name.startswith(TEMPORARY) for path in into.iterdir()):
-            return None
-        raise StoreError(f"'{into}' is a folder of other things: merge into a new store") from None
+        require_store_or_empty(into)
+        return None
     own = [name for name, record in manifest.domains.items() if not record.shards]
     if own:
         raise StoreError(f"'{into}' holds domain '{own[0]}', which no merge made: merge into a new store")
@@ -175,12 +176,25 @@ def _network(known: Sequence[tuple[Path, Manifest]]) -> NetworkRecord:
     return NetworkRecord(expected, {name: layers[name] for name in names})
 
 
+def _each_once(shards: Sequence[Shard], into: Path) -> list[Shard]:
+    """Return the shards less those that lie in the output already: an earlier merge, killed or not, has taken them."""
+    here = into.resolve()
+    taken = {(shard.domain, shard.name) for shard in shards if shard.root.resolve() == here}
+    return [shard for shard in shards if shard.root.resolve() == here or (shard.domain, shard.name) not in taken]
+
+
+def _to_leave_out(found: Sequence[Shard], without: Collection[str], into: Path) -> set[str]:
+    """Return the names to leave out; one that no store has is accepted where its removal was killed midway."""
+    names = {shard.name for shard in found}
+    unknown = sorted(set(without) - names)
+    being_removed = any((into / "shards" / shard.domain / name).is_dir() for shard in found for name in unknown)
+    if unknown and not being_removed:
+        raise InvalidInputError(f"without: there is no shard '{unknown[0]}': there are {', '.join(sorted(names))}")
+    return set(without)
+
+
 def _by_domain(found: Sequence[Shard], without: Collection[str]) -> dict[str, list[Shard]]:
     """Return the shards to add up, by domain and then by name, less those to leave out."""
-    names = sorted({shard.name for shard in found})
-    unknown = sorted(set(without) - set(names))
-    if unknown:
-        raise InvalidInputError(f"without: there is no shard '{unknown[0]}': there are {', '.join(names)}")
     groups: dict[str, list[Shard]] = {}
     for shard in sorted(found, key=lambda one: (one.domain, one.name)):
         groups.setdefault(shard.domain, [])
@@ -233,5 +247,5 @@ def _add_up(into: Path, domain: str, manifest: Manifest, progress: Progress) -> 
 def _drop_others(folder: Path, kept: Collection[str]) -> None:
     """Remove the shards that the manifest no longer names."""
     for path in folder.iterdir():
-        if path.name not in kept:
-            shutil.rmtree(path)
+        if path.is_dir() and path.name not in kept:
+            remove_folder(path)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.engine.accumulate import LayerMoments
 from dalr_stream.engine.cross import LayerCrossMoments, accumulate_cross, accumulate_pairs
 from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.solve import factor_by, select_by
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.row_rule import RowRule

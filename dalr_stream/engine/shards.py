@@ -6,17 +6,33 @@ called the same wherever it lies, in the store that captured it or beside the su
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.storage.manifest import DomainRecord, RowsRecord
-from dalr_stream.storage.records import check_record, load_moments, moments_path, provenance_of, shard_path
+from dalr_stream.storage.records import (
+    check_record,
+    load_mean,
+    load_moments,
+    moments_count,
+    moments_path,
+    provenance_of,
+    shard_path,
+)
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
+
+_APART = "capture parts of the data that do not overlap"
+SAME_MEAN = 1e-5
+"""Of a feature's largest value: means of the same rows computed in other batches differ by less (float32: some 1e-7),
+those of other rows by about 1 / sqrt(n), and not in every feature of every layer by so little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +102,12 @@ def require_addable(shards: Sequence[Shard], network: str) -> None:
                     f"{shard.origin} by {rule}: accumulate both with the same holdout and shards"
                 )
             for part in PARTS:
-                check_record(shard.path(layer, part))
+                check_record(shard.root, shard.path(layer, part))
+    _require_moments_once(shards)
 
 
 def _require_rows_once(shards: Sequence[Shard]) -> None:
-    """Refuse equal shards and, in unequal ones, equal batches; a single sample may well occur twice."""
+    """Refuse equal shards and, in unequal ones, equal batches and tiles; a single sample may well occur twice."""
     names: dict[str, Shard] = {}
     batches: dict[str, tuple[Shard, int]] = {}
     for shard in shards:
@@ -106,8 +123,74 @@ def _require_rows_once(shards: Sequence[Shard]) -> None:
                 if first is not shard:
                     raise InvalidInputError(
                         f"domain '{shard.domain}': batch {number} of {shard.origin} is batch {at} of {first.origin}, "
-                        "and its rows would count twice: capture parts of the data that do not overlap"
+                        f"and its rows would count twice: {_APART}"
                     )
+    for first, shard, layer, tile in _equal_tiles(shards):
+        raise InvalidInputError(
+            f"domain '{shard.domain}': from tile {tile} of layer '{layer}' on, {shard.origin} holds rows of "
+            f"{first.origin}, in batches of other sizes, and they would count twice: {_APART}"
+        )
+
+
+def _equal_tiles(shards: Sequence[Shard]) -> Iterator[tuple[Shard, Shard, str, int]]:
+    """Yield pairs of shards with equal tiles at equal distances: the same rows, however they were batched.
+
+    One equal digest among many tiles may be chance (32 bits), or a tile of zeros: two different ones are not, where
+    neither occurs twice in its shard.
+    """
+    seen: dict[tuple[str, int], tuple[int, int]] = {}
+    matches: dict[tuple[int, int, str, int], int] = {}
+    for number, shard in enumerate(shards):
+        for layer, rows in shard.record.layers.items():
+            repeated = Counter(rows.tile_digests)
+            for tile, digest in enumerate(rows.tile_digests):
+                if repeated[digest] > 1:
+                    continue
+                first, at = seen.setdefault((layer, digest), (number, tile))
+                if first == number:
+                    continue
+                key = (first, number, layer, tile - at)
+                if key in matches:
+                    yield shards[first], shard, layer, matches[key]
+                matches[key] = tile
+
+
+def _require_moments_once(shards: Sequence[Shard]) -> None:
+    """Refuse shards whose moments agree in every layer: the same rows, in batches of other sizes.
+
+    The batch size changes the last bits of what a network computes, and so of moments; other rows change far more.
+    Only shards of equal counts are compared, by their means.
+    """
+    by_counts: dict[tuple[int, ...], list[Shard]] = {}
+    for shard in shards:
+        counts = tuple(
+            moments_count(shard.path(layer, part)) for layer in sorted(shard.record.layers) for part in PARTS
+        )
+        by_counts.setdefault(counts, []).append(shard)
+    for counts, alike in by_counts.items():
+        if len(alike) > 1 and any(counts):
+            _require_other_means(alike)
+
+
+def _require_other_means(shards: Sequence[Shard]) -> None:
+    """Compare each shard to those whose means in one layer add up to the same; sorted, these are neighbours."""
+    parts = [(layer, part) for layer in sorted(shards[0].record.layers) for part in PARTS]
+    sums = [[float(values.sum()) for values in load_mean(shard.path(*parts[0]))] for shard in shards]
+    ordered = sorted(zip(sums, shards, strict=True), key=lambda pair: pair[0])
+    for number, ((total, scale), shard) in enumerate(ordered):
+        for (next_total, _), other in ordered[number + 1 :]:
+            if next_total - total > SAME_MEAN * scale:
+                break
+            if all(_same_mean(shard.path(*part), other.path(*part)) for part in parts):
+                raise InvalidInputError(
+                    f"domain '{shard.domain}': the moments of {shard.origin} and of {other.origin} agree in every "
+                    f"layer, so their rows are the same, and would count twice: {_APART}"
+                )
+
+
+def _same_mean(one: Path, other: Path) -> bool:
+    (mean, scale), (twin, _) = load_mean(one), load_mean(other)
+    return bool((np.abs(mean - twin) <= SAME_MEAN * scale).all())
 
 
 def _require_same_layers(first: Shard, shard: Shard) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 
 import numpy as np
@@ -51,8 +50,9 @@ def solve(
     named = parse_choice(Method, method, "method")
     if named.family is Family.LOW_RANK:
         return solve_low_rank(layer, named, ridge)
-    nodes = layer if source is None else dataclasses.replace(layer, source_nodes=source.known_nodes)
-    return solve_selection(nodes, named, strength)
+    if source is None or not named.needs_source:
+        return solve_selection(layer, named, strength)
+    return select_by(named, layer.known_nodes, source.known_nodes, strength)
 
 
 def solve_low_rank(layer: Layer, method: Method, ridge: Ridge | float = DEFAULT_RIDGE) -> Factors:
@@ -97,7 +97,7 @@ def solve_again(layer: Layer, method: Method, inputs: InputMoments, ridge: Ridge
     """Solve from other rows of the same layer, in silence: too few samples are warned of where all of them are used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)
-        return solve_low_rank(dataclasses.replace(layer, inputs=inputs), method, ridge)
+        return solve_low_rank(layer.with_inputs(inputs), method, ridge)
 
 
 def solve_selection(layer: Layer, method: Method, strength: float = 1.0) -> ChannelSelection:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dalr_stream.engine.accumulate import StoredRecords
-from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.engine.layer_moments import LayerMoments, OnDemand, StoredRecords
+from dalr_stream.engine.statistics import Statistics, parts_of_layer, stored_weights
+from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.rows.streams import Side, group_name, module_name
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader, channel_moments
@@ -25,9 +26,9 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
 from dalr_stream.storage.records import (
     Solution,
-    load_layer_weights,
     load_moments,
     load_solution,
+    moments_count,
     moments_path,
     provenance_of,
     shard_parts,
@@ -58,10 +59,7 @@ class StoreView:
 
     def parts(self, layer: str) -> tuple[str, ...]:
         """Return what has weights, rows and moments of its own: the layer, or each of its groups."""
-        groups = 0
-        while group_name(layer, groups) in self.manifest.network.layers:
-            groups += 1
-        return tuple(group_name(layer, number) for number in range(groups)) or (layer,)
+        return parts_of_layer(layer, self.manifest.network.layers)
 
     def record(self, layer: str) -> LayerRecord:
         """Return what the manifest knows of the layer, or of the first of its groups, which are alike."""
@@ -138,7 +136,13 @@ class StoreView:
             raise FingerprintMismatchError(
                 f"'{path}' is not the sum of the shards that the store now holds: a merge was killed; merge again"
             )
-        return load_moments(path)
+        moments = load_moments(path)
+        if record is not None and moments.features != record.layers[record.home(layer)].features:
+            raise StoreDamagedError(
+                f"'{path}' has {moments.features} features, the rows of '{layer}' on '{domain}' have "
+                f"{record.layers[record.home(layer)].features}: accumulate again"
+            )
+        return moments
 
     def moments_provenance(self, domains: Sequence[str]) -> list[Any]:
         """Return what every moment record of these domains was made from: what solutions depend on."""
@@ -166,6 +170,16 @@ class StoreView:
                 raise FingerprintMismatchError(f"'{shard}' is not of the training record beside it: accumulate again")
         return StoredRecords(paths)
 
+    def holdout(self, domain: str, layer: str) -> HoldoutRule:
+        """Return the rule by which rows were held out when a layer's moments were accumulated."""
+        made_from = provenance_of(self._path(domain, layer, TRAINING))
+        if made_from is None:
+            raise StoreNotFoundError(
+                f"'{self.root}': no moments of layer '{layer}' on '{domain}' say which rows are held out: accumulate "
+                "first, or give holdout="
+            )
+        return HoldoutRule(**made_from["rule"]["holdout"])
+
     def _path(self, domain: str, layer: str, part: str) -> Path:
         """Return where a layer's moments lie: with those of a layer that reads the same, where there is one."""
         record = self.manifest.domains.get(domain, DomainRecord())
@@ -182,16 +196,19 @@ class StoreView:
 
     def problem(self, layer: str, target: str, source: str | None) -> Layer:
         """Put together what solving `layer` takes."""
-        weight, bias = self._weights(layer)
-        selectable = bool(self.readers(layer))
-        return Layer(
-            layer,
-            weight,
-            bias,
-            inputs=self.inputs(target, layer),
-            nodes=self.channel_moments(target, layer) if selectable else None,
-            source_nodes=self.channel_moments(source, layer) if selectable and source is not None else None,
+        there = None if source is None else self.statistics(source)
+        return dataclasses.replace(self.statistics(target), source=there)[layer]
+
+    def statistics(self, domain: str) -> Statistics:
+        """Return every layer with its weights and its moments on a domain, each read when it is asked for."""
+        streams = tuple(self.manifest.network.layers)
+        moments = LayerMoments(
+            OnDemand(streams, partial(self.moments, domain)),
+            OnDemand([name for name in streams if self._has_heldout(domain, name)], partial(self._heldout, domain)),
+            OnDemand([name for name in streams if self._has_shards(domain, name)], partial(self.shards, domain)),
         )
+        watched = self.manifest.network.layers
+        return Statistics(watched, moments, partial(stored_weights, self.root, watched))
 
     def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:
         """Return the layer's solutions, by method."""
@@ -201,12 +218,16 @@ class StoreView:
         """Return where a solution of a layer lies: a record for each of its parts."""
         return [solution_path(self.root, part, method) for part in self.parts(layer)]
 
-    def _weights(self, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        found = [load_layer_weights(self.root, part) for part in self.parts(layer)]
-        if len(found) == 1:
-            return found[0]
-        weights, biases = zip(*found, strict=True)
-        return np.concatenate(weights), np.concatenate(biases)
+    def _heldout(self, domain: str, stream: str) -> Moments:
+        return self.moments(domain, stream, HELDOUT)
+
+    def _has_heldout(self, domain: str, stream: str) -> bool:
+        path = self._path(domain, stream, HELDOUT)
+        return path.is_dir() and moments_count(path) > 0
+
+    def _has_shards(self, domain: str, stream: str) -> bool:
+        record, made_from = self.manifest.domains.get(domain), provenance_of(self._path(domain, stream, TRAINING)) or {}
+        return bool(record is not None and record.shards) or made_from.get("rule", {}).get("shards", 1) > 1
 
     def _solution(self, layer: str, method: Method) -> Solution:
         found = [load_solution(self.root, part, method) for part in self.parts(layer)]

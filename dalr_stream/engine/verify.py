@@ -11,10 +11,13 @@ from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.statistics.folding import merge_all
 from dalr_stream.progress import Advance, Progress, Silent
+from dalr_stream.storage.layout import links
 from dalr_stream.storage.manifest import DomainRecord, Manifest
 from dalr_stream.storage.metadata import read_metadata
 from dalr_stream.storage.records import (
     check_record,
+    features_of_moments,
+    load_layer_weights,
     load_moments,
     moments_path,
     origin_of,
@@ -58,9 +61,10 @@ def verify_store(root: str | Path, *, progress: Progress | None = None) -> Verif
     """Read every tile and every record of a store and return what is whole and what is not.
 
     Looks at bytes (digests, lost and cut files), coverage (each layer of a domain saw all of its samples, and the
-    capture was finished) and fingerprints (each record was made from the manifest's network, and moments from the rows
-    that are there). Activations that are not there are said to be so; their moments do not depend on them. Merged
-    moments are added up again from their shards. Changes nothing. Cost: one read of the store.
+    capture was finished), identity (each record lies under its own name, has its layer's shape, and weights are those
+    of the manifest) and fingerprints (each record was made from the manifest's network, and moments from the rows that
+    are there). No link may stand in it. Activations that are not there are listed as not kept; their moments do not
+    depend on them. Merged moments are added up again from their shards. Changes nothing. Cost: one read of the store.
 
     Raises StoreNotFoundError where there is no store at all.
     """
@@ -73,6 +77,7 @@ def verify_store(root: str | Path, *, progress: Progress | None = None) -> Verif
         if isinstance(error, StoreNotFoundError) and not _folders(root):
             raise
         checked.wrong("manifest.json", error)
+    checked.links()
     if store is not None:
         checked.groups(store.manifest)
         checked.coverage(store)
@@ -92,6 +97,11 @@ class _Checked:
 
     def wrong(self, part: str | Path, problem: object) -> None:
         self.findings.append(Finding(str(part), str(problem)))
+
+    def links(self) -> None:
+        """Check that nothing in the store leads elsewhere: a writer would refuse it."""
+        for link in links(self._root):
+            self.wrong(link.relative_to(self._root), "is a link: put what it leads to in its place")
 
     def groups(self, manifest: Manifest) -> None:
         """Check the groups around the arrays: they carry no number, but other zarr readers walk through them."""
@@ -139,8 +149,8 @@ class _Checked:
         for path in records(self._root):
             name = path.relative_to(self._root)
             try:
-                check_record(path)
-                problems = [] if manifest is None else list(_stale(self._root, path, manifest))
+                check_record(self._root, path)
+                problems = [] if manifest is None else list(_mismatches(self._root, path, manifest))
             except StoreError as error:
                 problems = [str(error)]
             for problem in problems:
@@ -194,22 +204,41 @@ def _folders(root: Path) -> list[Path]:
     ]
 
 
-def _stale(root: Path, path: Path, manifest: Manifest) -> Iterator[str]:
+def _mismatches(root: Path, path: Path, manifest: Manifest) -> Iterator[str]:
     """Yield why a whole record does not belong to what the store now holds."""
     kind, *names = path.relative_to(root).parts
+    if kind == "weights":
+        yield from _weights_of_another(root, names[0], manifest)
     provenance = provenance_of(path) or {}
     network, here = provenance.get("network"), manifest.network.fingerprint
     if network is not None and network != here:
         yield f"was made from the network with fingerprint {network[:12]}, the store holds {here[:12]}: make it again"
-    if kind != "moments":
+    if kind not in {"moments", "shards"}:
         return
-    domain, layer, part = names
+    domain, layer, part = names[0], *names[-2:]
     rows = str(provenance.get("rows"))
     record = manifest.domains.get(domain, DomainRecord())
+    if kind == "shards":
+        record = record.shards.get(names[1], DomainRecord())
+    if layer in record.layers and features_of_moments(path) != record.layers[layer].features:
+        found, expected = features_of_moments(path), record.layers[layer].features
+        yield f"has {found} features, the rows of '{layer}' on '{domain}' have {expected}: accumulate again"
     if layer in record.layers and record.complete and rows != record.fingerprint(layer):
         yield f"was made from other rows ({rows[:12]}) than the store holds: accumulate again"
-    other = moments_path(root, domain, layer, HELDOUT if part == TRAINING else TRAINING)
+    other = path.with_name(HELDOUT if part == TRAINING else TRAINING)
     if not other.is_dir():
         yield f"its other part, '{other.name}', is not there: accumulate again"
     elif (other / "zarr.json").is_file() and provenance_of(other) != provenance:
         yield f"was made from other rows or by another rule than '{other.name}' beside it: accumulate again"
+
+
+def _weights_of_another(root: Path, layer: str, manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong where the weights under a layer's name are not those that the manifest names."""
+    digests = {
+        record.weight_digest for stream, record in manifest.network.layers.items() if layer_of_stream(stream) == layer
+    }
+    try:
+        for digest in sorted(digests):
+            load_layer_weights(root, layer, digest)
+    except StoreDamagedError as error:
+        yield str(error)

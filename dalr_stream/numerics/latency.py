@@ -1,12 +1,12 @@
-"""How long a compressed network takes beside the network it was made of: the record, and when a difference counts.
+"""How long a compressed network takes compared with the original: the record, and when a difference counts.
 
 Fewer multiply-adds are not less time: a factor pair is two products where there was one, and a thin one may not fill
-the cores. So both are kept apart: multiply-adds are exact, seconds are measurements, of one machine on one day.
+the cores. So both are recorded: multiply-adds are exact, seconds are measurements, of one machine on one day.
 
-The original and its replacement are timed in turns, so that whatever slows the machine down slows both. Each turn gives
-a ratio, after / before; their quartiles say what is noise. A replacement is called slower where three turns in four
-find it so by more than `LEAST_DIFFERENCE`, and its fastest turn is slower than the original's by as much; faster
-likewise; otherwise there is no difference. The fastest turns keep a machine that is busy with other things from
+The original and its replacement are timed alternately, so that whatever slows the machine down slows both. Each turn
+gives a ratio, after / before; the quartiles of the ratios show the noise. A replacement is called slower where three
+turns in four find it so by more than `LEAST_DIFFERENCE`, and its fastest turn is slower than the original's by as much;
+faster likewise; otherwise there is no difference. The fastest turns keep a machine that is busy with other things from
 deciding.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from dalr_stream.errors import InvalidInputError
 
 LEAST_DIFFERENCE = 0.03
-"""Differences below it are called none, however steady: nobody would change a network for them."""
+"""Smaller differences count as none, however steady: nobody would change a network for them."""
 RULE = (
     f"Slower or faster: by more than {LEAST_DIFFERENCE:.0%} in three turns of four, and in the fastest turn of either."
 )
@@ -32,7 +32,7 @@ _REMEDY = "try a larger multiple (compress.multiple_of), a lower rank, or leave 
 
 
 class Verdict(StrEnum):
-    """What the turns say of a replacement."""
+    """How a replacement compares with what it replaces."""
 
     SLOWER = "slower"
     FASTER = "faster"
@@ -81,7 +81,7 @@ class Turns:
     after: tuple[float, ...]
 
     def profile(self, name: str, batch_size: int, macs_before: int, macs_after: int) -> LayerProfile:
-        """Return what they say of a layer."""
+        """Return the profile of a layer that took these times."""
         low, middle, high = np.quantile(np.divide(self.after, self.before), [0.25, 0.5, 0.75]).tolist()
         medians = float(np.median(self.before)), float(np.median(self.after))
         fastest = min(self.after) / min(self.before)
@@ -90,7 +90,7 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class NetworkProfile:
-    """What profiling found: every replaced layer at every batch size, and the whole network."""
+    """Profiles of every replaced layer at every batch size, and of the whole network."""
 
     layers: tuple[LayerProfile, ...]
     whole: tuple[LayerProfile, ...]
@@ -102,14 +102,14 @@ class NetworkProfile:
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Ascending."""
-        return tuple(sorted({found.batch_size for found in self.whole}))
+        return tuple(sorted({profile.batch_size for profile in self.whole}))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is slower than what it replaces, where, and what could be done: a sentence a layer."""
-        names = dict.fromkeys(found.name for found in (*self.layers, *self.whole))
-        said = (_warning(name, self.of(name)) for name in names)
-        return tuple(sentence for sentence in said if sentence)
+        """What is slower than what it replaces, where, and what could be done: one sentence per layer."""
+        names = dict.fromkeys(profile.name for profile in (*self.layers, *self.whole))
+        sentences = (_warning(name, self.of(name)) for name in names)
+        return tuple(sentence for sentence in sentences if sentence)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -117,16 +117,16 @@ class NetworkProfile:
         return self.warnings or ("Beyond the noise of the turns nothing is slower than what it replaces.",)
 
     def of(self, name: str) -> tuple[LayerProfile, ...]:
-        """Return what was found of one layer, or of `WHOLE`, by batch size; raises InvalidInputError for no layer."""
-        found = [one for one in (*self.layers, *self.whole) if one.name == name]
-        if not found:
+        """Return the profiles of one layer, or of `WHOLE`, by batch size; raises InvalidInputError for other names."""
+        profiles = [profile for profile in (*self.layers, *self.whole) if profile.name == name]
+        if not profiles:
             known = ", ".join(dict.fromkeys(f"'{one.name}'" for one in self.layers)) or "none"
             raise InvalidInputError(f"layer '{name}': was not profiled, the replaced layers are {known}")
-        return tuple(sorted(found, key=lambda one: one.batch_size))
+        return tuple(sorted(profiles, key=lambda profile: profile.batch_size))
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any]) -> NetworkProfile:
-        """Make one of what `dataclasses.asdict` gave and JSON brought back."""
+        """Return the profile that `dataclasses.asdict` turned into plain values, also after JSON."""
         parts = {key: tuple(LayerProfile(**one) for one in plain[key]) for key in ("layers", "whole")}
         return cls(**{**plain, **parts})
 
@@ -136,23 +136,23 @@ def macs_below(macs: Mapping[str, float], name: str) -> float:
     return sum(count for layer, count in macs.items() if layer == name or layer.startswith(f"{name}."))
 
 
-def _warning(name: str, found: Sequence[LayerProfile]) -> str:
-    slower = [one for one in found if one.slower]
+def _warning(name: str, profiles: Sequence[LayerProfile]) -> str:
+    slower = [profile for profile in profiles if profile.slower]
     if not slower:
         return ""
-    figures = ", ".join(f"{one.ratio:.2f} times the time at {one.batch_size}" for one in slower)
-    where = f"{_at(found, slower)} ({figures})"
+    ratios = ", ".join(f"{profile.ratio:.2f} times the time at {profile.batch_size}" for profile in slower)
+    where = f"{_at(profiles, slower)} ({ratios})"
     if name == WHOLE:
         return f"the whole compressed network is slower than the original {where}: see which layers are"
     more = "; it computes more, too" if slower[-1].macs_after >= slower[-1].macs_before else ""
     return f"layer '{name}': what replaces it is slower than the layer {where}{more}: {_REMEDY}"
 
 
-def _at(found: Sequence[LayerProfile], slower: Sequence[LayerProfile]) -> str:
-    """Say at which batch sizes: from one on, where it is all from there on."""
-    sizes = [one.batch_size for one in slower]
-    if len(slower) == len(found):
+def _at(profiles: Sequence[LayerProfile], slower: Sequence[LayerProfile]) -> str:
+    """Name the batch sizes at which it is slower; "from 32 on" where that covers every larger one."""
+    sizes = [profile.batch_size for profile in slower]
+    if len(slower) == len(profiles):
         return "at every batch size measured"
-    if len(sizes) > 1 and sizes == [one.batch_size for one in found][-len(sizes) :]:
+    if len(sizes) > 1 and sizes == [profile.batch_size for profile in profiles][-len(sizes) :]:
         return f"from batch size {sizes[0]:,} on"
     return f"at batch size {' and '.join(f'{size:,}' for size in sizes)}"

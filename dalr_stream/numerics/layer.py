@@ -1,4 +1,4 @@
-"""One layer with everything a solver can use: its weights, and the moments of what it reads and of what it gives.
+"""One layer with everything a solver can use: its weights, and the moments of its inputs and outputs.
 
 Every solver takes this record in place of its parts: `dalr(layer)`, `spectral(layer)`, `momasp(layer, source)`. It
 copies nothing and computes nothing; what is not known is None, and the solver that needs it says so by name.
@@ -81,6 +81,10 @@ class Layer:
         )
         parts = enumerate(zip(*columns, strict=True))
         return tuple(Layer(group_name(self.name, number), *part) for number, part in parts)
+
+    def with_inputs(self, inputs: InputMoments) -> Layer:
+        """Return the same weights with these training moments, and nothing else known."""
+        return Layer(self.name, self.weight, self.bias, inputs)
 
     @property
     def known_inputs(self) -> InputMoments:

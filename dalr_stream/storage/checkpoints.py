@@ -63,7 +63,7 @@ class Checkpoints:
                 arrays[f"{part}_vectors"] = np.stack([_vectors(state) for state in states])
                 arrays |= {f"{part}_scatter_{number}": state.scatter for number, state in enumerate(states)}
         values = {"values": dict(fold.values), "counts": counts}
-        save_record(self._folder / name, _specs(len(fold.lanes)), arrays, values, self.made_from)
+        save_record(self._folder / name, _specs(len(fold.lanes)), arrays, values, self.made_from, names=3)
 
     def load(self, name: str) -> SavedFold | None:
         """Return one checkpoint; None where there is none, or it is damaged, or was made from something else."""

@@ -2,8 +2,7 @@
 
 A file is written beside its final place, synced, renamed over it, and the rename itself is synced through the folder.
 A folder of files is written whole under a temporary name and renamed likewise; one that goes is renamed away before its
-files are removed. Names that begin with `TEMPORARY`, and zarr's own that end in `ZARR_TEMPORARY`, are litter of a
-writer that was killed; only a writer that holds the store's lock may sweep them.
+files are removed. The temporary names of a writer that was killed are litter; `layout` says who sweeps it where.
 
 What the operating system refuses becomes a `DiskSpaceError` or a `StoreError` that names the path and the remedy.
 """
@@ -21,14 +20,10 @@ from pathlib import Path
 from dalr_stream.errors import DiskSpaceError, StoreError
 
 TEMPORARY = ".tmp-"
-ZARR_TEMPORARY = ".partial"
 INCOMING = f"{TEMPORARY}new-"
 OUTGOING = f"{TEMPORARY}old-"
 """A record on its way out, until the new one has taken its place."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LITTER_DEPTH = 3
-"""Folders below a store's root that writers fill: activations/<domain>/<layer> and moments/<domain>/<layer>. A chunk's
-folder lies deeper: whoever writes its array clears it, so a sweep never lists the chunks."""
 
 
 @contextmanager
@@ -131,29 +126,3 @@ def remove_folder(path: Path) -> None:
 def _beside(path: Path, mark: str) -> Path:
     """Return a name that no other writer has, nor one that was killed: process numbers come again."""
     return path.with_name(f"{mark}{path.name}-{secrets.token_hex(4)}")
-
-
-def sweep(folder: Path) -> None:
-    """Put back or remove what killed writers left in a store; call it with the store's lock held.
-
-    Lists the folders of domains, layers and records, and never their chunks.
-    """
-    shards = folder / "shards"  # one level more: shards/<domain>/<shard>/<layer>
-    for inner in (*_folders(folder, _LITTER_DEPTH), *(_folders(shards, _LITTER_DEPTH) if shards.is_dir() else ())):
-        for outgoing in sorted(inner.glob(f"{OUTGOING}*")):
-            name = outgoing.name.removeprefix(OUTGOING).rpartition("-")[0]
-            if not outgoing.with_name(name).exists():  # killed between the two renames: the old record is all there is
-                outgoing.rename(outgoing.with_name(name))
-        litter = [*inner.glob(f"{TEMPORARY}*"), *inner.glob(f"*.*{ZARR_TEMPORARY}")]
-        for path in sorted(litter):
-            if path.name.startswith(TEMPORARY) and path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.is_file():
-                path.unlink(missing_ok=True)
-        sync(inner)  # names that the killed writer made and had no time to sync
-
-
-def _folders(folder: Path, depth: int) -> list[Path]:
-    """Return `folder` and those down to `depth` below it, without the litter."""
-    inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(TEMPORARY)]
-    return [folder, *(path for child in inner for path in (_folders(child, depth - 1) if depth else ()))]

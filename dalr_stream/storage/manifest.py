@@ -15,15 +15,25 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreError, StoreNotFoundError
+import numpy as np
+
+from dalr_stream.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    StoreDamagedError,
+    StoreError,
+    StoreNotFoundError,
+)
 from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.streams import Side, require_name
+from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.json_record import digest_of
-from dalr_stream.storage.schema import SCHEMA_VERSION
+from dalr_stream.storage.layout import MANIFEST
+from dalr_stream.storage.schema import MAX_FEATURES, SCHEMA_VERSION, require_count
 
-FILE = "manifest.json"
+FILE = MANIFEST
 _PLAIN = {"int": int, "str": str, "bool": bool}
 _Record = TypeVar("_Record", "NetworkRecord", "LayerRecord", "RowsRecord", "BatchRecord", "DomainRecord")
 
@@ -44,6 +54,12 @@ class LayerRecord:
     """Why it is not possible."""
     side: str = Side.INPUTS.value
     """What of the layer is watched; for outputs and channels the record goes by `name@outputs`, `name@channels`."""
+
+    def __post_init__(self) -> None:
+        require_count(self.inputs, "inputs", 1, MAX_FEATURES)
+        require_count(self.outputs, "outputs", 1, MAX_FEATURES)
+        require_count(self.next_outputs, "next_outputs")
+        Side(self.side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,14 @@ class RowsRecord:
     whole_samples: int = 0
     """Where that varies: samples all of whose rows are surely on disk."""
 
+    def __post_init__(self) -> None:
+        require_count(self.features, "features", 1, MAX_FEATURES)
+        require_count(self.rows_per_sample, "rows_per_sample")
+        require_count(self.rows, "rows")
+        require_count(self.whole_samples, "whole_samples")
+        if np.dtype(self.dtype).kind not in "fiub":
+            raise InvalidInputError(f"rows must be real numbers, got dtype '{self.dtype}'")
+
     @property
     def committed_samples(self) -> int:
         """Samples all of whose rows are on disk."""
@@ -90,6 +114,9 @@ class BatchRecord:
 
     samples: int
     digest: str
+
+    def __post_init__(self) -> None:
+        require_count(self.samples, "samples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +139,9 @@ class DomainRecord:
     def __post_init__(self) -> None:
         _require_names("layer", self.layers, self.shared, self.shared.values())
         _require_names("shard", self.shards)
+        lost = set(self.shared.values()) - set(self.layers)
+        if lost:
+            raise InvalidInputError(f"layers read the rows of '{min(lost)}', which the domain does not have")
 
     @classmethod
     def merged(cls, shards: Mapping[str, DomainRecord]) -> DomainRecord:
@@ -172,6 +202,10 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _require_names("domain", self.domains)
+        for domain in self.domains.values():
+            unknown = set(domain.layers) - set(self.network.layers)
+            if unknown:
+                raise InvalidInputError(f"a domain has rows of '{min(unknown)}', which the network does not have")
 
     def with_domain(self, name: str, domain: DomainRecord) -> Manifest:
         """Return the manifest with one domain replaced."""
@@ -239,12 +273,20 @@ def _manifest(body: dict[str, Any]) -> Manifest:
 
 def _domain(body: dict[str, Any]) -> DomainRecord:
     layers = {
-        name: _record(RowsRecord, rows, tile_digests=tuple(rows["tile_digests"]))
-        for name, rows in body["layers"].items()
+        name: _record(RowsRecord, rows, tile_digests=_tile_digests(rows)) for name, rows in body["layers"].items()
     }
     batches = tuple(_record(BatchRecord, batch) for batch in body["batches"])
     shards = {name: _domain(shard) for name, shard in body["shards"].items()}
     return _record(DomainRecord, body, layers=layers, batches=batches, shards=shards)
+
+
+def _tile_digests(rows: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the digests of a layer's tiles: one for each, or none where rows were folded and not kept."""
+    digests = tuple(require_count(digest, "the digest of a tile", 0, 2**32 - 1) for digest in rows["tile_digests"])
+    tiles = -(-require_count(rows["rows"], "rows") // tile_rows(require_count(rows["features"], "features", 1)))
+    if digests and len(digests) != tiles:
+        raise ValueError(f"{rows['rows']} rows are {tiles} tiles, and there are digests of {len(digests)}")
+    return digests
 
 
 def _record(kind: type[_Record], body: Mapping[str, Any], **parsed: Any) -> _Record:

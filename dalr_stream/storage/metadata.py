@@ -15,8 +15,9 @@ from typing import Any
 from dalr_stream.errors import StoreDamagedError
 from dalr_stream.storage.durable import make_folder, write_file
 from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.layout import GROUP
 
-FILE = "zarr.json"
+FILE = GROUP
 _DIGEST = "digest"
 _GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 

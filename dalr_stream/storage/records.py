@@ -2,14 +2,16 @@
 
 A record is a zarr group whose arrays `schema` declares; its attributes carry the plain values, a digest of every
 array, and whatever the caller wants to travel along (`provenance`). It is written under a temporary name and renamed,
-so a reader sees a whole record or none.
+so a reader sees a whole record or none. It also carries its own name, the last folders of its path: one that was moved
+over another is damage, although its digests agree.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,11 +31,13 @@ from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import write_array
 from dalr_stream.storage.durable import TEMPORARY, new_folder
 from dalr_stream.storage.metadata import read_metadata, write_group
-from dalr_stream.storage.schema import ArraySpec
+from dalr_stream.storage.schema import ArraySpec, require_count
 
 Arrays = dict[str, NDArray[Any]]
 Provenance = Mapping[str, Any]
+Name = tuple[str, ...]
 Solution = Factors | ChannelSelection
+_NAME = "name"
 _REMEDY = "delete the record's folder and run the step that makes it again"
 
 
@@ -59,21 +63,51 @@ def solution_path(root: Path, layer: str, method: Method) -> Path:
 
 def save_moments(path: Path, moments: Moments, provenance: Provenance) -> None:
     """Write one moment record, replacing the one that was there; one of no rows has no scatter on disk."""
+    with new_folder(path) as folder:
+        fill_moments(folder, moments, provenance, name_of_moments(path))
+
+
+def fill_moments(folder: Path, moments: Moments, provenance: Provenance, name: Name) -> None:
+    """Write what a moment record holds into a new folder."""
     arrays = {spec.name: getattr(moments, spec.name) for spec in schema.MOMENTS if moments.count or spec.name == "mean"}
-    save_record(path, schema.MOMENTS, arrays, {"count": moments.count, "samples": moments.samples}, provenance)
+    values = {"count": moments.count, "samples": moments.samples}
+    _fill(folder, schema.MOMENTS, arrays, values, provenance, name)
+
+
+def name_of_moments(path: Path) -> Name:
+    """Return the name that a moment record carries: domain or shard, layer and part."""
+    return path.parts[-3:]
 
 
 def load_moments(path: Path) -> Moments:
     """Read one moment record; raises StoreNotFoundError and StoreDamagedError."""
     arrays, values = load_record(path, schema.MOMENTS)
-    if values["count"] == 0:
-        return Moments.empty(arrays["mean"].size)
-    return Moments(count=values["count"], samples=values["samples"], **arrays)
+    try:
+        count, samples = (require_count(values[name]) for name in ("count", "samples"))
+        return Moments(count, samples, **arrays) if count else Moments.empty(arrays["mean"].size)
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreDamagedError(f"'{path}' holds no moments ({error}); {_REMEDY}") from error
 
 
 def moments_count(path: Path) -> int:
     """Return the rows behind one moment record, without reading its arrays."""
-    return int(_attributes(path)["count"])
+    try:
+        return require_count(_attributes(path)["count"])
+    except (LookupError, ValueError) as error:
+        raise StoreDamagedError(f"'{path}' holds no moments ({error}); {_REMEDY}") from error
+
+
+def features_of_moments(path: Path) -> int:
+    """Return the features of one moment record, from the head of its mean alone; StoreDamagedError."""
+    shape: Sequence[Any] = read_metadata(path / "mean").get("shape", ())
+    return shape[0] if len(shape) == 1 and type(shape[0]) is int else 0
+
+
+def load_mean(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a moment record's mean, and its largest |x| with 0 where that is unknown, without reading the scatter."""
+    arrays, _ = load_record(path, [spec for spec in schema.MOMENTS if spec.name in {"mean", "max_abs"}])
+    mean = arrays["mean"]
+    return mean, np.nan_to_num(arrays.get("max_abs", np.zeros_like(mean)))
 
 
 def save_layer_weights(
@@ -81,7 +115,7 @@ def save_layer_weights(
 ) -> None:
     """Keep a layer's weight (m, d) and bias (m,) in the store, so that solving needs no network."""
     arrays = {"weight": weight, "bias": np.zeros(weight.shape[0], weight.dtype) if bias is None else bias}
-    save_record(weights_path(root, layer), schema.WEIGHTS, arrays, {}, provenance)
+    save_record(weights_path(root, layer), schema.WEIGHTS, arrays, {}, provenance, names=1)
 
 
 def weights_path(root: Path, layer: str) -> Path:
@@ -89,10 +123,46 @@ def weights_path(root: Path, layer: str) -> Path:
     return root / "weights" / layer
 
 
-def load_layer_weights(root: Path, layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Read what `save_layer_weights` wrote."""
-    arrays, _ = load_record(weights_path(root, layer), schema.WEIGHTS)
-    return arrays["weight"], arrays["bias"]
+def load_layer_weights(root: Path, layer: str, digest: str | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read what `save_layer_weights` wrote; `digest` is the manifest's, compared where it is given."""
+    path = weights_path(root, layer)
+    arrays, _ = load_record(path, schema.WEIGHTS)
+    if not {"weight", "bias"} <= arrays.keys():
+        raise StoreDamagedError(f"'{path}' holds no weight and bias; {_REMEDY}")
+    weight = arrays["weight"]
+    if digest is not None and not is_weight_of(weight, digest):
+        raise StoreDamagedError(
+            f"'{path}': weight {weight.shape} is not the one of layer '{layer}' that the store was made from: delete "
+            "the folder and capture again, which writes it anew"
+        )
+    return weight, arrays["bias"]
+
+
+def is_weight_of(weight: NDArray[Any], digest: str) -> bool:
+    """Tell whether a weight as it is stored has the digest that the manifest has: of its dtype, shape and bytes.
+
+    Half precision is stored as float32, and its digest is that of the narrow numbers.
+    """
+    return any(_weight_digest(dtype, array) == digest for dtype, array in _as_in_the_network(weight))
+
+
+def _as_in_the_network(weight: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield a stored weight in each dtype that it may have had in the network, by torch's name."""
+    yield f"torch.{weight.dtype}", weight
+    if weight.dtype == np.float32:  # only where nothing is lost: else other weights would pass for these
+        with np.errstate(over="ignore"):
+            half = weight.astype(np.float16)
+        if np.array_equal(half, weight, equal_nan=True):
+            yield "torch.float16", half
+        bits = np.ascontiguousarray(weight).view(np.uint32)
+        if not (bits & 0xFFFF).any():
+            yield "torch.bfloat16", (bits >> 16).astype(np.uint16)
+
+
+def _weight_digest(dtype: str, array: NDArray[Any]) -> str:
+    digest = hashlib.sha256(f"{dtype}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
+    return digest.hexdigest()
 
 
 def save_solution(root: Path, layer: str, solution: Solution, provenance: Provenance) -> None:
@@ -108,7 +178,7 @@ def save_solution(root: Path, layer: str, solution: Solution, provenance: Proven
     specs = schema.LOW_RANK if isinstance(solution, LowRankFactors) else schema.SELECTION
     arrays = {spec.name: array for spec in specs if (array := getattr(solution, spec.name)) is not None}
     values = {"method": solution.method.value, "diagnostics": dataclasses.asdict(solution.diagnostics)}
-    save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance)
+    save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance, names=2)
 
 
 def load_solution(root: Path, layer: str, method: Method) -> LowRankFactors | ChannelSelection:
@@ -123,9 +193,12 @@ def load_solution(root: Path, layer: str, method: Method) -> LowRankFactors | Ch
     return LowRankFactors(method=method, weight=weight.astype(np.float64), diagnostics=diagnostics, **arrays)
 
 
-def check_record(path: Path) -> None:
+def check_record(root: Path, path: Path) -> None:
     """Read a whole record and compare every array to its digest; raises StoreDamagedError."""
-    specs = {spec.name: spec for spec in (*schema.WEIGHTS, *schema.MOMENTS, *schema.LOW_RANK, *schema.SELECTION)}
+    if path.relative_to(root).parts[0] in {"moments", "shards"}:
+        load_moments(path)
+        return
+    specs = {spec.name: spec for spec in (*schema.WEIGHTS, *schema.LOW_RANK, *schema.SELECTION)}
     load_record(path, list(specs.values()))
 
 
@@ -150,19 +223,41 @@ def origin_of(path: Path) -> dict[str, Any] | None:
 
 
 def save_record(
-    path: Path, specs: Sequence[ArraySpec], arrays: Arrays, values: Mapping[str, Any], provenance: Provenance
+    path: Path,
+    specs: Sequence[ArraySpec],
+    arrays: Arrays,
+    values: Mapping[str, Any],
+    provenance: Provenance,
+    *,
+    names: int,
 ) -> None:
-    """Write a record whole: the arrays that `specs` declares, plain values, and what travels along."""
+    """Write a record whole: the arrays that `specs` declares, plain values, and what travels along.
+
+    The last `names` folders of its path are the name it carries.
+    """
     with new_folder(path) as folder:
-        for spec in specs:
-            if spec.name in arrays:
-                write_array(folder, spec, arrays[spec.name])
-        seal_record(folder, values, {name: digest_of_array(array) for name, array in arrays.items()}, provenance)
+        _fill(folder, specs, arrays, values, provenance, path.parts[-names:])
 
 
-def seal_record(folder: Path, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance) -> None:
-    """Write a record's plain values, its arrays' digests and what travels along."""
-    write_group(folder, {**values, "digests": dict(digests), "provenance": dict(provenance)})
+def _fill(
+    folder: Path,
+    specs: Sequence[ArraySpec],
+    arrays: Arrays,
+    values: Mapping[str, Any],
+    provenance: Provenance,
+    name: Name,
+) -> None:
+    for spec in specs:
+        if spec.name in arrays:
+            write_array(folder, spec, arrays[spec.name])
+    seal_record(folder, values, {part: digest_of_array(array) for part, array in arrays.items()}, provenance, name)
+
+
+def seal_record(
+    folder: Path, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance, name: Name
+) -> None:
+    """Write a record's plain values, its arrays' digests, what travels along, and its name."""
+    write_group(folder, {**values, "digests": dict(digests), "provenance": dict(provenance), _NAME: list(name)})
 
 
 def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
@@ -189,6 +284,9 @@ def _attributes(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise StoreNotFoundError(f"there is no record at '{path}': run the step that makes it")
     attributes: dict[str, Any] = read_metadata(path)["attributes"]
+    name = attributes.get(_NAME, [])  # records of 0.1 carry none
+    if name and tuple(name) != path.parts[-len(name) :]:
+        raise StoreDamagedError(f"'{path}' holds the record of '{'/'.join(name)}', moved here; {_REMEDY}")
     return attributes
 
 

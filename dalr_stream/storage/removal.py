@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dalr_stream.numerics.rows.streams import require_name
 from dalr_stream.storage.durable import explained, remove_folder, sync
+from dalr_stream.storage.layout import KINDS
 from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import FILE as MANIFEST
 from dalr_stream.storage.manifest import Manifest
@@ -32,10 +33,13 @@ def forget_domain(root: Path, domain: str) -> None:
 
 
 def forget_store(root: Path) -> None:
-    """Remove all that a store holds. The manifest goes last: until then the store is still of its network."""
+    """Remove all that a store holds and nothing else in its folder.
+
+    The manifest goes last: until then the store is still of its network.
+    """
     with locked(root), explained(root):
-        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            remove_folder(folder)
+        for kind in KINDS:
+            remove_folder(root / kind)
         (root / MANIFEST).unlink(missing_ok=True)
         sync(root)
 

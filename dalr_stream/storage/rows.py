@@ -24,6 +24,7 @@ from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.rows.tiling import VARYING, Rows, Samples, Tile, Tiler, tile_rows
 from dalr_stream.storage.arrays import create_array
 from dalr_stream.storage.durable import sync
+from dalr_stream.storage.layout import is_zarr_litter, link_error
 from dalr_stream.storage.manifest import RowsRecord
 from dalr_stream.storage.metadata import make_group, read_metadata, set_rows
 from dalr_stream.storage.schema import DECODE_ERRORS
@@ -156,8 +157,13 @@ class RowsWriter:
         """Remove what a killed writer left behind the last committed tile."""
         for path in self._paths:
             for chunk in (path / "c").iterdir():
-                committed = chunk.name.isdecimal() and int(chunk.name) < len(self.record.tile_digests)
-                if not committed:  # zarr's own temporary files too: those of samples lie here, and not in a folder each
+                if chunk.is_symlink():
+                    raise link_error(chunk)
+                if chunk.name.isdecimal():
+                    litter = int(chunk.name) >= len(self.record.tile_digests)
+                else:  # zarr's own temporary files: those of samples lie here, and not in a folder each
+                    litter = is_zarr_litter(chunk.name)
+                if litter:
                     shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
             set_rows(path, self.record.rows)
 

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dalr_stream.errors import InvalidInputError
+
 SCHEMA_VERSION = 3
 TRAINING, HELDOUT = PARTS = "training", "heldout"
 """The two records of a layer's moments: of the training rows, and of the held-out rows that measure the error."""
 MAX_CHUNK_BYTES = 32 * 2**20
+MAX_FEATURES = 2**24
+"""More is damage: moments of so many features would be 2 PiB."""
 DECODE_ERRORS = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, OSError,
 )  # fmt: skip
 """What zarr has been seen to raise, or may, where bits of a chunk or of an array's metadata were flipped."""
+
+
+def require_count(value: object, what: str = "a count", least: int = 0, most: int = 2**63 - 1) -> int:
+    """Return a whole number of a record; raises InvalidInputError where it is none, or cannot be."""
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidInputError(f"{what} must be a whole number of {least}..{most}, got {value!r}")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

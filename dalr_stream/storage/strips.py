@@ -6,6 +6,7 @@ columns above them, so a chunk is filled over several strips; the digest is take
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,7 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import create_array, write_array
 from dalr_stream.storage.durable import new_folder
-from dalr_stream.storage.records import digest_of_array, load_record, save_moments, seal_record
+from dalr_stream.storage.records import Name, digest_of_array, fill_moments, load_record, name_of_moments, seal_record
 
 SCATTER = next(spec for spec in schema.MOMENTS if spec.name == "scatter")
 
@@ -66,14 +67,15 @@ def load_strip(path: Path, strip: Strip) -> FoldState:
 @contextmanager
 def _writer(path: Path, features: int, provenance: Mapping[str, Any]) -> Iterator[_RecordWriter]:
     with new_folder(path) as folder:
-        writer = _RecordWriter(folder, features)
+        writer = _RecordWriter(folder, features, name_of_moments(path))
         yield writer
         writer.finish(provenance)
 
 
 class _RecordWriter:
-    def __init__(self, folder: Path, features: int) -> None:
+    def __init__(self, folder: Path, features: int, name: Name) -> None:
         self._folder = folder
+        self._name = name
         self._features = features
         self._scatter = create_array(
             folder / SCATTER.name,
@@ -103,8 +105,8 @@ class _RecordWriter:
         """Write the vectors, which the last strip has in full, and the digests."""
         last = self._last
         if last is None or last.count == 0:
-            nothing = Moments.empty(self._features)
-            save_moments(self._folder, nothing, provenance)
+            shutil.rmtree(self._folder / SCATTER.name)
+            fill_moments(self._folder, Moments.empty(self._features), provenance, self._name)
             return
         if last.mean.size != self._features:
             raise InvalidInputError(f"strips end at {last.mean.size} of {self._features} features")
@@ -119,7 +121,7 @@ class _RecordWriter:
                 write_array(self._folder, spec, arrays[spec.name])
         digests = {name: digest_of_array(array) for name, array in arrays.items()}
         digests[SCATTER.name] = self._digest()
-        seal_record(self._folder, {"count": last.count, "samples": last.samples}, digests, provenance)
+        seal_record(self._folder, {"count": last.count, "samples": last.samples}, digests, provenance, self._name)
 
     def _digest(self) -> int:
         digest, step = 0, self._scatter.chunks[0]

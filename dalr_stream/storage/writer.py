@@ -49,7 +49,6 @@ def open_writer(root: Path, domain: str, network: NetworkRecord, choice: str = E
         try:
             manifest = Manifest.read(root)
         except StoreNotFoundError:
-            make_group(root)
             manifest = Manifest(network)
             manifest.write(root)  # before any weights: a first capture that fails must not lend them to another network
         if manifest.network.fingerprint != network.fingerprint:
@@ -62,6 +61,7 @@ def open_writer(root: Path, domain: str, network: NetworkRecord, choice: str = E
                 f"'{root}': domain '{domain}' was merged from other stores and takes no rows: capture to a store of "
                 "its own, then merge that too"
             )
+        make_group(root)
         layers = {**manifest.network.layers, **network.layers}
         manifest = dataclasses.replace(manifest, network=dataclasses.replace(manifest.network, layers=layers))
         yield ActivationWriter(root, domain, manifest, frozenset(network.layers), choice)

@@ -54,10 +54,34 @@ def _cupy_fold(state: FoldState, _workspace: Workspace, _executor: Executor | No
 
 
 def _add_product(target: Any, left: Any, right: Any) -> None:
-    """Add `left.T @ right` to a contiguous matrix by one call of cuBLAS."""
-    from cupy import cublas
+    """Add `left.T @ right` to a contiguous matrix in place, by one call of cuBLAS on columns where they lie.
 
-    cublas.gemm("T", "N", left, right, out=target, alpha=1.0, beta=1.0)
+    `cupy.matmul` would copy both factors, as columns of a matrix are not contiguous, and make the product beside the
+    target: 4.5 times as long at 25,088 features. cuBLAS counts columns first: what is C-ordered here is transposed
+    there, so it is asked for target.T += right.T @ left.
+    """
+    import cupy
+    from cupy_backends.cuda.libs import cublas
+
+    gemm = {"d": cublas.dgemm, "f": cublas.sgemm}[target.dtype.char]
+    one = np.ones(1, target.dtype)
+    (h, w), size = target.shape, target.itemsize
+    gemm(
+        cupy.cuda.get_cublas_handle(),
+        cublas.CUBLAS_OP_N,
+        cublas.CUBLAS_OP_T,
+        w,
+        h,
+        left.shape[0],
+        one.ctypes.data,
+        right.data.ptr,
+        right.strides[0] // size,
+        left.data.ptr,
+        left.strides[0] // size,
+        one.ctypes.data,
+        target.data.ptr,
+        w,
+    )
 
 
 def _staged(rows: NDArray[Any]) -> Any:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from dask.base import compute
 from dask.delayed import delayed
 
-from dalr_stream.errors import StoreError, StoreNotFoundError
+from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.statistics.fold_rule import Strip, strips
 from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_strips, merge_all
@@ -88,7 +88,17 @@ def require_rows(store: ActivationStore, domain: str, layer: str) -> None:
             f"'{store.root}': domain '{domain}' is not complete ({record.committed_samples} samples are committed): "
             "run the capture again, it goes on where it stopped"
         )
-    if store.rows(domain, layer).rows and not store.has_rows(domain, layer):
+    rows = store.rows(domain, layer)
+    if not rows.covers(record.samples):
+        raise StoreDamagedError(
+            f"'{store.root}': layer '{layer}' on '{domain}' has {rows.rows} rows, which are not those of "
+            f"{record.samples} samples: capture the domain again"
+        )
+    if rows.rows and store.has_rows(domain, layer) and not rows.tile_digests:
+        raise StoreDamagedError(
+            f"'{store.root}': the manifest names no tile of layer '{layer}' on '{domain}': capture the domain again"
+        )
+    if rows.rows and not store.has_rows(domain, layer):
         origin = f"was merged from {len(record.shards)} stores and " if record.shards else ""
         raise StoreNotFoundError(
             f"'{store.root}': domain '{domain}' {origin}holds no rows of layer '{layer}': pass the holdout that its "

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import nn
 
 from dalr_stream.engine.estimate import require_disk
@@ -20,14 +21,11 @@ from dalr_stream.network.capture.batches import form_of, samples_in
 from dalr_stream.network.layers.spec import unsupported_layers
 from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.streaming.plan import MemoryPlan
-from dalr_stream.workflow.results.published_file import Published
-from dalr_stream.workflow.runfile.factories import importing_from
+from dalr_stream.workflow.results.tables import cost_table, new_table
+from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import DataSection, FinetuneSection, LabelledSection
-from dalr_stream.workflow.steps.finetune import options_of
-from dalr_stream.workflow.steps.named_sizes import require_choices
+from dalr_stream.workflow.runfile.sections import DataSection
 from dalr_stream.workflow.steps.scoring import networks_to_try
-from dalr_stream.workflow.steps.step import StepLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class LoaderFacts:
 
 
 @dataclass
-class Rehearsal:
+class DryRun:
     """What a dry run found; `problems` are in words, none where the run may start."""
 
     loaders: list[LoaderFacts] = field(default_factory=list)
@@ -75,71 +73,62 @@ class Rehearsal:
             raise ConfigError(f"dry run: {count}; nothing was written\n" + "\n".join(f"- {p}" for p in self.problems))
 
 
-def rehearse(project: Project) -> Rehearsal:
+def dry_run(project: Project) -> DryRun:
     """Look at everything that a run of this project needs; writes nothing."""
-    found, config = Rehearsal(), project.config
+    outlook, config, run = DryRun(), project.config, Run(project)
     labelled = {"finetune": config.finetune, "evaluate": config.evaluate, "validation": config.validation}
     sections: dict[str, DataSection | None] = {f"domains.{name}": part for name, part in config.domains.items()}
     for key, section in {**sections, **labelled}.items():
         if section is not None:
-            with found.collecting():
-                found.loaders.append(_first_batch(project, key, section, labels=key in labelled))
-    if config.report.published is not None:
-        with found.collecting():
-            Published.read(project.folder / config.report.published)
-    if config.network.train is not None:
-        with found.collecting():
-            project.trainer(config.network.train)
+            with outlook.collecting():
+                outlook.loaders.append(_first_batch(project, key, section, labels=key in labelled))
     network = None
-    with found.collecting():
+    with outlook.collecting():
         network = project.stand_in()
-        found.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
-    if network is not None and {facts.key for facts in found.loaders} >= sections.keys():
-        with found.collecting():
-            found.left_out = unsupported_layers(network, config.network.layers)
-            found.plan = project.estimate(network)
-            found.plan.require()
-            require_disk(found.plan, project.output)
-            found.trials = trials(project, network)
-        with found.collecting():
-            require_choices(project, project.prospect(network))
-    with found.collecting():
-        found.steps = list(_steps(project))
-    return found
+        outlook.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
+    if network is not None and {facts.key for facts in outlook.loaders} >= sections.keys():
+        with outlook.collecting():
+            outlook.left_out = unsupported_layers(network, config.network.layers)
+            outlook.plan = project.estimate(network)
+            outlook.plan.require()
+            require_disk(outlook.plan, project.output)
+            outlook.trials = trials(project, network)
+    for check in run.checks:
+        with outlook.collecting():
+            check()
+    with outlook.collecting():
+        outlook.steps = list(run.outlook())
+    return outlook
 
 
 def trials(project: Project, network: nn.Module) -> str:
     """Say how many networks will be scored and fine-tuned, any weights will do; empty where none are."""
-    config, said, tried = project.config, [], 0
+    config, parts, tried = project.config, [], 0
     if config.evaluate is not None:
         tried = networks_to_try(project, network)
-        said.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")
+        parts.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")
     if config.finetune is not None:
         tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
-        said.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
-    return "; ".join(said)
+        parts.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
+    return "; ".join(parts)
 
 
 def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:
-    loader = project.loader(key, section)
+    loader = project.code.loader(key, section)
     if not isinstance(loader, Sized):
         raise ConfigError(f"{key}.batches: the loader of '{section.batches}' has no length: give it __len__")
-    with importing_from(project.folder):
+    with project.code.importing():
         batch = next(iter(loader), None)
     if batch is None:
         raise ConfigError(f"{key}.batches: '{section.batches}' gives no batch: check the data set and its split")
-    if isinstance(section, LabelledSection) and section.metric != "accuracy":
-        project.metric(key, section)
-    if isinstance(section, FinetuneSection):
-        options_of(project, section)
     paired = isinstance(batch, tuple | list) and len(batch) == 2
     metric = getattr(section, "metric", "")  # fine-tuning has none
     if labels and not paired and metric in ("", "accuracy"):
         remedy = ", or name a metric of your own" if metric else ""
         raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs{remedy}")
-    said: int | None = getattr(loader, "samples", None)
-    samples = samples_in(batch) * len(loader) if said is None else said
-    return LoaderFacts(key, samples, said is not None, len(loader), _in_words(batch))
+    known: int | None = getattr(loader, "samples", None)
+    samples = samples_in(batch) * len(loader) if known is None else known
+    return LoaderFacts(key, samples, known is not None, len(loader), _in_words(batch))
 
 
 def _in_words(batch: Any) -> str:
@@ -149,24 +138,13 @@ def _in_words(batch: Any) -> str:
     return form_of(first)
 
 
-def _steps(project: Project) -> Iterator[tuple[str, bool]]:
-    """Yield each step and whether it would be done: it is stale itself, or a step before it is."""
-    config, log = project.config, StepLog(project.output, {})
-
-    def stale(step: str) -> bool:
-        return not log.fresh(step, project.made_from(step), project.artefacts(step))
-
-    if config.network.train is not None:
-        yield "train", stale("train")
-    changed = False
-    for domain in config.domains:
-        again = stale(f"accumulate {domain}")
-        changed = changed or again
-        if config.capture.keep_activations:
-            yield f"capture {domain}", again and stale(f"capture {domain}")
-        yield f"accumulate {domain}", again
-    wanted = {"compress": config.compress.wanted, "finetune": config.finetune is not None}
-    for step in ("solve", "compress", "finetune", "evaluate", "report"):
-        if wanted.get(step, True):
-            changed = changed or stale(step)
-            yield step, changed
+def dry_run_tables(outlook: DryRun) -> list[Table]:
+    """Return what a dry run found: the loaders, the plan, the steps."""
+    loaders = new_table("data", "samples", "batches", "first batch")
+    for facts in outlook.loaders:
+        samples = f"{facts.samples:,}" if facts.exact else f"at most {facts.samples:,}"
+        loaders.add_row(facts.key, samples, f"{facts.batches:,}", facts.first)
+    steps = new_table("step", "")
+    for name, done in outlook.steps:
+        steps.add_row(name, "would run" if done else "up to date")
+    return [loaders, *([] if outlook.plan is None else [cost_table(outlook.plan)]), *([steps] if outlook.steps else [])]

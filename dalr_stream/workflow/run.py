@@ -2,366 +2,228 @@
 
     train -> capture -> accumulate -> solve -> compress -> finetune -> evaluate -> report
 
-A step is run where its inputs changed (see `fingerprints`) and a later one needs it: when the activations were deleted
-and their moments are there, nothing is captured again, and solving at other ridges or by other methods goes on from the
-moments. A verb brings the steps after the moments up to date before it starts, so nothing is ever evaluated or reported
-from another setting's solutions.
+A step is done where it is stale (see `steps.step`) and something that is asked for needs it: when the activations were
+deleted and their moments are there, nothing is captured again, and solving at other ridges or by other methods starts
+from the moments. A verb brings the steps after the moments up to date before it starts, so nothing is ever evaluated or
+reported from another setting's solutions.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dalr_stream.engine.accumulate import accumulate
-from dalr_stream.engine.capture import capture
-from dalr_stream.engine.direct import accumulate_into
-from dalr_stream.engine.estimate import require_disk
-from dalr_stream.engine.solve import solve_selection
-from dalr_stream.engine.store_view import StoreView
-from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError, StoreNotFoundError
-from dalr_stream.network.layers.identity import fingerprint
-from dalr_stream.network.saved import checkpoint
-from dalr_stream.network.surgery.compress import compress, parameter_count
-from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.errors import ConfigError, FingerprintMismatchError
+from dalr_stream.network.measure.profile import Stopwatch
+from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.report.write import write_report
-from dalr_stream.storage.durable import explained, remove_folder
-from dalr_stream.storage.lock import locked
-from dalr_stream.storage.records import Solution, save_solution
-from dalr_stream.storage.removal import forget_domain, forget_moments, forget_store
+from dalr_stream.report.record import Results
+from dalr_stream.report.write import PAGE
 from dalr_stream.workflow.journal import FILE as JOURNAL
 from dalr_stream.workflow.journal import Journal
-from dalr_stream.workflow.kept_scores import KeptScores
-from dalr_stream.workflow.results.published_file import Published
+from dalr_stream.workflow.order import steps_of
+from dalr_stream.workflow.results import report
 from dalr_stream.workflow.results.results import results
-from dalr_stream.workflow.runfile.compress_section import Order
-from dalr_stream.workflow.runfile.factories import importing_from
+from dalr_stream.workflow.run_folder import one_command
+from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import EvaluateSection
-from dalr_stream.workflow.steps.finetune import fine_tune, options_of
-from dalr_stream.workflow.steps.finetuned_scores import TunedScores
-from dalr_stream.workflow.steps.named_sizes import require_choices
-from dalr_stream.workflow.steps.provenance import saved_provenance
-from dalr_stream.workflow.steps.scoring import Curves, Evaluation, Evaluator, Scoring, measure, score_on
-from dalr_stream.workflow.steps.sequential import compress_in_sequence, forget_sequence
-from dalr_stream.workflow.steps.sizing import Compression, decide
-from dalr_stream.workflow.steps.solve import solve_as_asked
-from dalr_stream.workflow.steps.stability import layer_stability, write_stability
-from dalr_stream.workflow.steps.step import StepLog
+from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
+from dalr_stream.workflow.steps.evaluate import Evaluation
+from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
+from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.step import CHANGED, NOT_DONE, Step
+from dalr_stream.workflow.steps.step_log import StepLog
 
 
 class Run:
-    """The steps of one project."""
+    """The steps of one run file.
+
+    run = Run.open("birds.toml", set=["solve.ridge=1e-2"])
+    run.all()
+    run.results.layers
+    """
 
     def __init__(self, project: Project, *, progress: Progress | None = None, fresh: bool = False) -> None:
         """`fresh` lets a store made from other weights or data be replaced."""
         self.project = project
-        self._config = project.config
         self._progress: Progress = Journal(progress or Silent(), project.output / JOURNAL)
-        self._fresh = fresh
-        self._room_checked = False
-        self._log = StepLog(project.output, project.config.plain())
+        self._session = Session(project, self._progress, fresh=fresh)
+        self._session.check_all_steps = self._check
+        self._steps = steps_of(self._session)
 
-    # --- the steps, in order -------------------------------------------------------------------------------------
+    @classmethod
+    def open(
+        cls,
+        file: str | Path,
+        *,
+        set: Iterable[str] = (),  # noqa: A002  # the command line's word
+        progress: Progress | None = None,
+        fresh: bool = False,
+    ) -> Run:
+        """Return the run that a file describes; nothing is done yet.
+
+        Parameters
+        ----------
+        file
+            The run file, TOML.
+        set
+            `section.key=value`, each in place of what the file says, as `--set` on the command line.
+        progress
+            Told what is going on; by default nobody is.
+        fresh
+            Whether a store made from other weights or data may be replaced.
+
+        Raises
+        ------
+        ConfigError
+            Where the file cannot be read, or one of its keys breaks a rule; names the key, the rule and the value.
+        """
+        path = Path(file)
+        return cls(Project(load_config(path, list(set)), path.resolve().parent), progress=progress, fresh=fresh)
+
+    # --- verbs ---------------------------------------------------------------------------------------------------
 
     def all(self) -> Path:
-        """Do every step whose inputs have changed; return the report."""
-        self.train()
-        self.accumulate()
-        self.solve()
-        self.compress()
-        if self._config.finetune is not None:
-            self.finetune()
-        self.evaluate()
-        return self.report()
+        """Do every step whose inputs have changed; return the report's page."""
+        self._bring(self._steps, whole=True)
+        return self._page
 
     def train(self) -> None:
         """Train the network and keep its weights, where the run file says how."""
-        train = self._config.network.train
-        if train is None or self._skip("train"):
-            return
-        with importing_from(self.project.folder):
-            model = self.project.build()
-            options = self.project.train_options
-            self.project.trainer(train)(model, seed=self._config.run.seed, report=self._progress.note, **options)
-        checkpoint.save_weights(model.eval(), self.project.weights)
-        self._done("train")
+        self._bring(self._of(train.NAME))
 
-    def capture(self, domains: Sequence[str] | None = None) -> None:
-        """Stream each domain's activations into the store."""
-        for domain in domains or list(self._config.domains):
-            step = f"capture {domain}"
-            if self._skip(step):
-                continue
-            self._require_own_store()
-            if self._fresh:
-                forget_domain(self.project.store, domain)
-            with importing_from(self.project.folder), _naming_fresh():
-                capture(
-                    self.project.network,
-                    self.project.batches(domain),
-                    self.project.watched,
-                    self.project.store,
-                    domain=domain,
-                    rows=self.project.rows,
-                    progress=self._progress,
-                )
-            self._done(step)
+    def capture(self) -> None:
+        """Stream each domain's activations into the store, training first where there are no weights."""
+        if not self.project.config.capture.keep_activations:
+            raise ConfigError(
+                "capture.keep_activations: is false, so rows are folded as they come and none are kept: run "
+                "accumulate, or pass --set capture.keep_activations=true"
+            )
+        self._bring(self._of(capture.VERB))
 
     def accumulate(self) -> None:
         """Turn each domain's activations into moments, capturing them first where they are wanted and not there."""
-        stale = [domain for domain in self._config.domains if not self._skip(f"accumulate {domain}")]
-        direct = not self._config.capture.keep_activations
-        for domain in stale:
-            if direct:
-                self._fold_directly(domain)
-                self._done(f"accumulate {domain}")
-            else:
-                self.capture([domain])
-        if stale and not direct:
-            self._fold_from_store(stale)
+        self._bring(self._of(accumulate.VERB))
 
     def solve(self) -> None:
         """Solve every layer by every method, for every rank, from the moments in the store alone."""
-        if self._skip("solve"):
-            return
-        store, section = StoreView.open(self.project.store), self._config.solve
-        made_from, count = self.project.made_from("solve"), len(self.project.wanted(store))
-        facts = {"made_from": made_from, "configuration": self._config.plain()}
-        with locked(self.project.store), self._progress.track("solve", count, "solutions") as advance:
-            problems = {layer: store.problem(layer, section.target, section.source) for layer in self.project.layers}
-            for layer, problem in problems.items():
-                with self._warnings_noted(layer):
-                    for method in self.project.methods(store, layer):
-                        save_solution(self.project.store, layer, self._solution(store, layer, problem, method), facts)
-                        advance(1)
-            self._keep_stability(store, problems)
-        self._log.done("solve", made_from)
+        self._bring(self._of(solve.NAME))
 
     def compress(self) -> None:
         """Save the network that the run file's [compress] section describes."""
-        self._bring_up_to_date("solve")
-        if not self._config.compress.wanted or self._skip("compress"):
-            return
-        store = StoreView.open(self.project.store)
-        self._require_same_network(store)
-        chosen, decided = decide(self.project, store, self._progress)
-        self._progress.note(f"compress: {decided.rule}: {decided}")
-        for note in decided.notes:
-            self._progress.note(f"warning: {note}")
-        small = compress(self.project.network, chosen, example=self.project.structure)
-        if chosen and self._config.compress.order is Order.SEQUENTIAL:
-            small, decided = compress_in_sequence(self.project, store, decided, small, self._progress)
-        checkpoint.save(small, self.project.compressed, provenance=saved_provenance(self._config, store, decided))
-        decided.write(self.project.compression)
-        forget_sequence(self.project)
-        before, after = parameter_count(self.project.network), parameter_count(small)
-        kept = f"{before:,} -> {after:,} parameters ({after / before:.1%})"
-        self._progress.note(f"compress: {kept}, in '{self.project.compressed}'")
-        self._done("compress")
+        self._bring(self._of(compress.NAME) or self._of(solve.NAME))
 
     def finetune(self) -> None:
-        """Fine-tune the compressed network as [finetune] says, and save it; killed, it goes on after the last epoch."""
-        section = self.project.finetune_section
-        self._bring_up_to_date("solve", "compress")
-        if self._skip("finetune"):
-            return
-        unfinished = self.project.unfinished / f"finetune-{self.project.made_from('finetune')[:16]}.safetensors"
-        tuned, record = fine_tune(self.project, section, unfinished, self._progress)
-        store, decided = StoreView.open(self.project.store), Compression.read(self.project.compression)
-        facts = {"fine-tuning": record.plain, **saved_provenance(self._config, store, decided)}
-        checkpoint.save(tuned, self.project.finetuned, provenance=facts)
-        record.write(self.project.finetuning)
-        self._progress.note(f"finetune: {record}, in '{self.project.finetuned}'")
-        self._done("finetune")
-        remove_folder(self.project.unfinished)
+        """Fine-tune the compressed network as [finetune] says, and save it; killed, it resumes after the last epoch."""
+        _ = self.project.finetune_section
+        self._bring(self._of(finetune.NAME))
 
     def evaluate(self) -> Evaluation:
         """Score every method at every size, and the saved networks, on the test split."""
-        section = self.project.evaluate_section
-        self._bring_up_to_date("solve", "compress", "finetune")
-        if self._skip("evaluate"):
-            return Evaluation.read(self.project.evaluation)
-        store = StoreView.open(self.project.store)
-        self._require_same_network(store)
-        networks = {"uncompressed": self.project.network}
-        for label, folder in {"compressed": self.project.compressed, "fine-tuned": self.project.finetuned}.items():
-            if folder in self.project.saved:
-                decided = Compression.read(self.project.compression)
-                networks[f"{label}: {decided}"] = checkpoint.load(folder, self.project.placed)
-        score = score_on(self.project, "evaluate", section)
-        with importing_from(self.project.folder):
-            sizes = tuple(measure(label, model, score) for label, model in networks.items())
-            curves, tuned = self._curves(store, section, score)
-        baseline = float(sizes[0].accuracy or 0.0)
-        found = Evaluation(section.metric, baseline, curves, sizes, self.project.unsupported_layers, tuned)
-        found.write(self.project.evaluation)
-        self._done("evaluate")
-        remove_folder(self.project.unfinished)
-        return found
+        _ = self.project.evaluate_section
+        self._bring(self._of(evaluate.NAME))
+        return Evaluation.read(self.project.evaluation, evaluate.made_from(self.project))
 
     def report(self) -> Path:
         """Write the report and return its page."""
-        self._bring_up_to_date("solve", "compress", "finetune", "evaluate")
-        if not self._skip("report"):
-            found = results(self.project)
-            with explained(self.project.report_folder):
-                write_report(found, self.project.report_folder)
-            self._done("report")
-        return self.project.report_folder / "report.html"
+        self._bring(self._of(report.NAME))
+        return self._page
 
-    def _curves(self, store: StoreView, section: EvaluateSection, score: Scoring) -> tuple[Curves, Curves]:
-        """Score every network, and once more fine-tuned where that is asked for; killed, it goes on after the last."""
-        kept = KeptScores(self.project.unfinished / f"evaluate-{self.project.made_from('evaluate')[:16]}.json")
-        if kept:
-            self._progress.note(f"evaluate: going on after {len(kept)} networks")
-        methods = {layer: self.project.methods(store, layer) if section.ranks else () for layer in self.project.layers}
-        evaluator = Evaluator.of(self.project, section, score, self._progress)
-        plain = evaluator.curves(store, methods, kept)
-        if not section.finetune:
-            return plain, {}
-        training = self.project.finetune_section
-        batches = self.project.loader("finetune", training)
-        tuned = TunedScores(evaluator, batches, options_of(self.project, training))
-        return plain, evaluator.curves(store, methods, kept, tuned=tuned.from_layer)
+    def profile(
+        self, batch_sizes: Sequence[int] = BATCH_SIZES, *, stopwatch: Stopwatch | None = None
+    ) -> NetworkProfile:
+        """Time the saved network and the original on the target's first batch, keep the record and return it."""
+        with one_command(self.project):
+            return profile_run(self.project, batch_sizes, stopwatch=stopwatch)
 
-    def _solution(self, store: StoreView, layer: str, problem: Layer, method: Method) -> Solution:
-        if method.family is Family.LOW_RANK:
-            return solve_as_asked(store, self._config.solve, layer, problem, method)
-        return solve_selection(problem, method, self._config.solve.strength)
+    @property
+    def results(self) -> Results:
+        """Everything the run found out, as the report shows it."""
+        return results(self.project)
 
-    def _keep_stability(self, store: StoreView, problems: Mapping[str, Layer]) -> None:
-        """Solve again without each shard, where shards are kept, and say whether the samples are enough."""
-        found = {
-            layer: layer_stability(
-                store, self._config.solve, layer, problem, store.solutions(layer, self.project.methods(store, layer))
-            )
-            for layer, problem in problems.items()
-        }
-        for layer, stability in found.items():
-            if stability is not None:
-                self._progress.note(f"layer '{layer}': {stability.answer}")
-        write_stability(self.project.stability, found)
+    @property
+    def checks(self) -> tuple[Callable[[], None], ...]:
+        """What refuses the run before anything is recorded, one for each step."""
+        return tuple(step.check for step in self._steps)
 
-    # --- parts of steps ------------------------------------------------------------------------------------------
+    def outlook(self) -> Iterator[tuple[str, bool]]:
+        """Yield each step's name, in order, and whether `all` would do it.
 
-    def _fold_from_store(self, domains: Sequence[str]) -> None:
-        with self.project.cluster() as cluster:
-            if cluster is not None and cluster.dashboard:
-                self._progress.note(f"dashboard: {cluster.dashboard}")
-            for domain in domains:
-                folding = self.project.folding(domain, cluster)
-                accumulate(self.project.store, domain=domain, folding=folding, progress=self._progress)
-                self._done(f"accumulate {domain}")
+        What a step would be made from is not known where moments that it starts from are to be made anew.
+        """
+        log, would, unknown = self._log(), set[str](), set[str]()
+        for step in self._steps:
+            if not unknown.isdisjoint(step.needs) or (step.from_store and not would.isdisjoint(step.needs)):
+                unknown.add(step.name)
+            demanded = not step.on_demand or self._wanted(step, log)
+            if step.name in unknown or (demanded and step.stale(log) is not None):
+                would.add(step.name)
+            yield step.name, step.name in would
 
-    def _fold_directly(self, domain: str) -> None:
-        self._require_own_store()
-        if self._fresh:
-            forget_moments(self.project.store, domain)
-        with importing_from(self.project.folder), _naming_fresh():
-            accumulate_into(
-                self.project.store,
-                self.project.network,
-                self.project.batches(domain),
-                self.project.watched,
-                domain=domain,
-                rows=self.project.rows,
-                folding=self.project.folding(domain),
-                progress=self._progress,
-            )
+    # --- how a step is done --------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _warnings_noted(self, layer: str) -> Iterator[None]:
-        """Turn the package's warnings of a layer into notes, the first of each kind: other methods warn of the same."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", DalrStreamWarning)
-            yield
-        for warning in {warning.category: warning for warning in reversed(caught)}.values():
-            self._progress.note(f"warning: layer '{layer}': {warning.message}")
+    def _bring(self, asked: Iterable[Step], *, whole: bool = False) -> None:
+        """Bring steps up to date, and before each what it needs, in the order of the list.
 
-    def _require_own_store(self) -> None:
-        """Check the cost, and that the store belongs to this network, before anything is written."""
-        self._require_room()
-        try:
-            self._require_same_network(StoreView.open(self.project.store))
-        except StoreNotFoundError:
+        `whole` goes on to what lies before the moments, where a verb that starts from the store does not.
+        """
+        names = {step.name for step in asked}
+        needed = self._needed(names, whole=whole)
+        with one_command(self.project), self._session.opened():
+            log = self._log()
+            if log.damage:
+                self._progress.note(f"{log.damage}: every step is done again")
+            self._require_whole_moments(log, needed)
+            for step in self._steps:
+                demanded = not step.on_demand or (step.name in names and not whole) or self._wanted(step, log)
+                if step.name in needed and demanded:
+                    self._bring_one(step, log, asked=step.name in names)
+
+    def _bring_one(self, step: Step, log: StepLog, *, asked: bool) -> None:
+        """Do a step where it is stale; what it was made from is forgotten, on disk, before its first byte changes."""
+        reason = step.stale(log)
+        if reason is None:
+            if asked:
+                self._progress.note(f"{step.name}: up to date, skipped")
             return
-        except FingerprintMismatchError as error:
-            if not self._fresh:
+        if reason not in (NOT_DONE, CHANGED):
+            self._progress.note(f"{step.name}: {reason}: done again")
+        fingerprint = step.made_from()
+        log.begin(step.name)
+        step.do(fingerprint)
+        log.done(step.name, fingerprint)
+
+    def _require_whole_moments(self, log: StepLog, needed: set[str]) -> None:
+        """Refuse to start from moments that were being replaced when a command was stopped."""
+        for step in self._steps:
+            starts = [later.name for later in self._steps if later.from_store and step.name in later.needs]
+            if log.unfinished(step.name) and step.name not in needed and not needed.isdisjoint(starts):
                 raise FingerprintMismatchError(
-                    f"{error}: pass --fresh to replace the store, or choose another run.output"
-                ) from None
-            self._progress.note(f"replacing '{self.project.store}', which was made from another network")
-            forget_store(self.project.store)
+                    f"'{step.name}' was stopped midway, so its moments are of two settings: run {step.verb} first"
+                )
 
-    def _require_same_network(self, store: StoreView) -> None:
-        """Raise FingerprintMismatchError where the store was made from another network than this one."""
-        made_from, here = store.manifest.network.fingerprint, fingerprint(self.project.network)
-        if made_from != here:
-            raise FingerprintMismatchError(
-                f"'{store.root}' was made from the network with fingerprint {made_from[:12]}, this one has {here[:12]}"
-            )
+    def _wanted(self, step: Step, log: StepLog) -> bool:
+        """Tell whether a step that is done on demand is demanded: one that needs it is stale."""
+        return any(step.name in other.needs and other.stale(log) is not None for other in self._steps)
 
-    def _require_room(self) -> None:
-        """Say once what the run will cost, and refuse it where it would not fit."""
-        if self._room_checked:
-            return
-        self._require_end()
-        needed = self.project.estimate()
-        needed.require()
-        require_disk(needed, self.project.output)
-        for said in self.project.unsupported_layers:
-            self._progress.note(said)
-        self._progress.note(
-            f"cost: at most {needed.disk_bytes / 2**20:,.0f} MiB of disk, folding peaks at "
-            f"{needed.peak_bytes / 2**20:,.0f} MiB"
-        )
-        self._room_checked = True
+    def _needed(self, names: set[str], *, whole: bool) -> set[str]:
+        """Return the names of the steps that are needed to bring these up to date, and their own."""
+        needed = set(names)
+        for step in reversed(self._steps):
+            if step.name in needed and (whole or not step.from_store):
+                needed.update(step.needs)
+        return needed
 
-    def _require_end(self) -> None:
-        """Refuse what only the last steps would find: choices, functions and files that do not fit."""
-        require_choices(self.project, self.project.prospect(self.project.network))
-        if self._config.report.published is not None:
-            Published.read(self.project.folder / self._config.report.published)
-        if self._config.evaluate is not None and self._config.evaluate.metric != "accuracy":
-            self.project.metric("evaluate", self._config.evaluate)
-        if self._config.finetune is not None:
-            options_of(self.project, self._config.finetune)
+    def _of(self, verb: str) -> tuple[Step, ...]:
+        return tuple(step for step in self._steps if step.verb == verb)
 
-    # --- what is fresh -------------------------------------------------------------------------------------------
+    def _check(self) -> None:
+        for check in self.checks:
+            check()
 
-    def _done(self, step: str) -> None:
-        self._log.done(step, self.project.made_from(step))
+    def _log(self) -> StepLog:
+        return StepLog(self.project.output, self.project.config.plain())
 
-    def _is_fresh(self, step: str) -> bool:
-        return self._log.fresh(step, self.project.made_from(step), self.project.artefacts(step))
-
-    def _skip(self, step: str) -> bool:
-        fresh = self._is_fresh(step)
-        if fresh:
-            self._progress.note(f"{step}: nothing has changed, skipped")
-        return fresh
-
-    def _bring_up_to_date(self, *steps: str) -> None:
-        """Do the steps before this one that are stale: nothing is ever made from another setting's solutions."""
-        doing: dict[str, Callable[[], object]] = {"solve": self.solve, "evaluate": self.evaluate}
-        if self._config.compress.wanted:
-            doing["compress"] = self.compress
-        if self._config.finetune is not None:
-            doing["finetune"] = self.finetune
-        for step in steps:
-            if step in doing and not self._is_fresh(step):
-                doing[step]()
-
-
-@contextmanager
-def _naming_fresh() -> Iterator[None]:
-    """Add the command line's remedy to a mismatch."""
-    try:
-        yield
-    except FingerprintMismatchError as error:
-        raise FingerprintMismatchError(f"{error}; --fresh replaces what was captured") from None
+    @property
+    def _page(self) -> Path:
+        return self.project.report_folder / PAGE

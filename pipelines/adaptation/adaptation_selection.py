@@ -16,6 +16,8 @@ import numpy as np
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.network.structure.readers import with_readers
 from labelled_batches import Batches
 
 LAYERS = ("generator.conv[123]", "generator.fc1", "classifier.fc2")
@@ -57,7 +59,7 @@ class Statistics:
         """Spectral pruning from one of the settings."""
         return {layer: ds.spectral(moments) for layer, moments in self.settings[setting].items()}
 
-    def momasp(self, form: ds.Form | str, strength: float) -> Selections:
+    def momasp(self, form: ds.numerics.Form | str, strength: float) -> Selections:
         """MoMaSP: the target informs, the source regularises."""
         return {
             layer: ds.momasp(moments, self.source[layer], form=form, strength=strength)
@@ -67,9 +69,9 @@ class Statistics:
 
 def node_moments(network: nn.Module, rows: Batches) -> NodeMoments:
     """Moments of the layers' nodes after the nonlinearity; a convolution's rows are all positions."""
-    watched = ds.with_readers(ds.select_layers(network, LAYERS), ds.Structure.of(network, rows.inputs))
+    watched = with_readers(ds.network.select_layers(network, LAYERS), ds.network.Structure.of(network, rows.inputs))
     every = ds.Folding(holdout=ds.HoldoutRule(0.0))
-    found = ds.accumulate_stream(network, rows, watched, rows=ds.RowRule(most_patches=None), folding=every)
+    found = accumulate_stream(network, rows, watched, rows=ds.RowRule(most_patches=None), folding=every)
     return {layer.name: layer.group.joint(found) for layer in watched if layer.group is not None}
 
 
@@ -109,7 +111,7 @@ def parameters(network: nn.Module, sizes: Mapping[str, int]) -> int:
     return total
 
 
-def compressed(model: ds.Structure, selections: Selections, sizes: Mapping[str, int]) -> nn.Module:
+def compressed(model: ds.network.Structure, selections: Selections, sizes: Mapping[str, int]) -> nn.Module:
     """Return the network of `model` with the layers' first nodes of each order."""
     chosen = {name: one.at_size(sizes[name], ridge=RESTORE_RIDGE) for name, one in selections.items()}
     return ds.compress(model.model, chosen, example=model)

@@ -33,8 +33,8 @@ from adaptation_selection import (  # noqa: E402
     specificity,
 )
 from adaptation_training import STEPS, train  # noqa: E402
+from dalr_stream.network.measure.accuracy import accuracy  # noqa: E402
 from dalr_stream.network.saved.checkpoint import load_weights, save_weights  # noqa: E402
-from dalr_stream.workflow.steps.scoring import accuracy  # noqa: E402
 from labelled_batches import Batches  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "adaptation"
@@ -99,7 +99,7 @@ def measure(seed: int, folder: Path, pair: Mapping[str, str], options: Mapping[s
 
 
 def _compressed_figures(network: AdaptationNetwork, target: Batches, source: Batches, test: Batches) -> Figures:
-    found, model = Statistics.of(network, target, source), ds.Structure.of(network, target.inputs)
+    found, model = Statistics.of(network, target, source), ds.network.Structure.of(network, target.inputs)
     accuracies, kept = {}, {}
     for name, selections in candidates(found):
         kept[name] = [sizes_at_rate(network, selections, rate) for rate in RATES]

@@ -18,11 +18,12 @@ from torch import nn
 
 import dalr_stream as ds
 from claims_networks import Domain
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import FewSamplesWarning
+from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.measure.prefix import Cut, PrefixCache
 from dalr_stream.numerics.sizes.losses import relative_errors
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.workflow.steps.scoring import accuracy
 from labelled_batches import Batches
 
 Vector = NDArray[np.float64]
@@ -72,8 +73,8 @@ class Solved:
         return {layer: low_rank(self.domain.network, layer, self.statistics) for layer in LAYERS}
 
     @cached_property
-    def _structure(self) -> ds.Structure:
-        return ds.Structure.of(self.domain.network, next(iter(self.domain.test)))
+    def _structure(self) -> ds.network.Structure:
+        return ds.network.Structure.of(self.domain.network, next(iter(self.domain.test)))
 
     @cached_property
     def _prefixes(self) -> dict[str, PrefixCache]:
@@ -106,7 +107,7 @@ class Solved:
 
     def shape(self, layer: str) -> LayerShape:
         """Shape of the layer and of its reader."""
-        (m, d), (c, _) = (ds.weights_of(self.domain.network, name)[0].shape for name in (layer, READER[layer]))
+        (m, d), (c, _) = (ds.network.weights_of(self.domain.network, name)[0].shape for name in (layer, READER[layer]))
         return LayerShape(m, d, c)
 
     @cached_property
@@ -115,7 +116,7 @@ class Solved:
         found = {}
         for layer, reader in READER.items():
             own, other = self.statistics[reader], self.foreign[reader]
-            forms = {form.value: ds.momasp(own, other, form=form) for form in ds.Form}
+            forms = {form.value: ds.momasp(own, other, form=form) for form in ds.numerics.Form}
             found[layer] = {"spectral": ds.spectral(own), **forms}
         return found
 
@@ -125,7 +126,7 @@ def low_rank(network: nn.Module, layer: str, statistics: Mapping[str, ds.Moments
 
     300 rows for 768 features are few: `published` warns of that, and here it is what is being looked at.
     """
-    (weight, bias), x = ds.weights_of(network, layer), statistics[layer]
+    (weight, bias), x = ds.network.weights_of(network, layer), statistics[layer]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)
         return {
@@ -147,8 +148,8 @@ def solve(source: Domain, target: Domain) -> tuple[Solved, Solved]:
 
 def moments_of(network: nn.Module, rows: Batches) -> Mapping[str, ds.Moments]:
     """Moments of what the three dense layers read, on all of the rows."""
-    layers = ds.select_layers(network, [*LAYERS, READER[LAYERS[-1]]])
-    return ds.accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
+    layers = ds.network.select_layers(network, [*LAYERS, READER[LAYERS[-1]]])
+    return accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
 
 
 def useful(factors: ds.LowRankFactors) -> list[int]:

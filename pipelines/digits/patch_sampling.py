@@ -28,7 +28,8 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.accumulate import LayerMoments
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.numerics.sizes.losses import relative_errors
 from dalr_stream.numerics.statistics.folding import merge_all
 
@@ -69,17 +70,17 @@ class Case:
     def moments(self, inputs: torch.Tensor, most: int | None, *, seed: int = 0, shards: int = 1) -> LayerMoments:
         """Accumulate the patches at `most` positions of each picture."""
         model = nn.Sequential(self.convolution).eval()
-        return ds.accumulate_stream(
+        return accumulate_stream(
             model,
             inputs.split(PART),
-            ds.select_layers(model, [LAYER]),
+            ds.network.select_layers(model, [LAYER]),
             rows=ds.RowRule(most_patches=most, seed=seed),
             folding=ds.Folding(ds.HoldoutRule(0.0), shards=shards),
         )
 
     def solve(self, moments: ds.Moments) -> ds.LowRankFactors:
         """Return DALR at every rank."""
-        return ds.dalr(*ds.weights_of(nn.Sequential(self.convolution), LAYER), moments)
+        return ds.dalr(*ds.network.weights_of(nn.Sequential(self.convolution), LAYER), moments)
 
 
 def digits_case() -> Case:
@@ -154,7 +155,7 @@ def jackknifed(case: Case, most: int, seeds: Sequence[int]) -> tuple[float, floa
     rank, errors, bars = case.ranks[0], [], []
     for seed in seeds:
         shards = case.moments(case.read(seed), most, seed=seed, shards=SHARDS).shards[LAYER]
-        found = ds.jackknife_low_rank(shards, case.solve)
+        found = ds.numerics.jackknife_low_rank(shards, case.solve)
         errors.append(found.training[rank])
         bars.append(found.training_error[rank])
     return float(np.std(errors, ddof=1)), float(np.sqrt(np.mean(np.square(bars))))

@@ -24,8 +24,10 @@ from pathlib import Path
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.accumulate import LayerMoments
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.solve import factor_by, select_by
+from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.network.surgery.compress import Replacement, parameter_count
 from dalr_stream.numerics.sizes.allocation import SizedLayer, as_they_are, by_energy, factor_layer, selection_layer
 from dalr_stream.numerics.sizes.shape import LayerShape
@@ -69,16 +71,16 @@ class Case:
         return tuple(name for name, kind in self.model.named_modules() if isinstance(kind, nn.Conv2d | nn.Linear))
 
     @functools.cached_property
-    def structure(self) -> ds.Structure:
+    def structure(self) -> ds.network.Structure:
         """How the network's channels hang together."""
-        return ds.Structure.of(self.model, next(iter(self.train)))
+        return ds.network.Structure.of(self.model, next(iter(self.train)))
 
     @functools.cached_property
     def statistics(self) -> tuple[LayerMoments, LayerMoments]:
         """Moments in the original network, of the target and of the source."""
-        layers = ds.with_readers(ds.select_layers(self.model, self.names[:-1]), self.structure)
+        layers = with_readers(ds.network.select_layers(self.model, self.names[:-1]), self.structure)
         target, source = (
-            LayerMoments({}) if batches is None else ds.accumulate_stream(self.model, batches, layers, folding=EVERY)
+            LayerMoments({}) if batches is None else accumulate_stream(self.model, batches, layers, folding=EVERY)
             for batches in (self.train, self.source)
         )
         return target, source
@@ -91,7 +93,7 @@ class Case:
     @functools.cached_property
     def sized(self) -> list[SizedLayer]:
         """What every layer loses at each size."""
-        return [self._sized(spec) for spec in ds.select_layers(self.model, self.names[:-1])]
+        return [self._sized(spec) for spec in ds.network.select_layers(self.model, self.names[:-1])]
 
     def sizes(self, share: float) -> dict[str, int]:
         """Return the sizes of the largest common retention within the share, but of layers that stay as they are."""
@@ -131,11 +133,11 @@ class Case:
     def _solved(self, name: str, ridge: float) -> Solution:
         target, source = self.statistics
         if self.method is DALR:
-            return factor_by(DALR, *ds.weights_of(self.model, name), target[name], ds.Ridge.relative(ridge))
+            return factor_by(DALR, *ds.network.weights_of(self.model, name), target[name], ds.Ridge.relative(ridge))
         group = self.structure.group_of(name)
         return select_by(self.method, group.joint(target), group.joint(source))
 
-    def _sized(self, layer: ds.LayerSpec) -> SizedLayer:
+    def _sized(self, layer: ds.network.LayerSpec) -> SizedLayer:
         found = self.solutions[DEFAULT][layer.name]
         if isinstance(found, ds.LowRankFactors):
             return factor_layer(layer.name, found, self.statistics[0][layer.name])
@@ -167,7 +169,7 @@ def judged(case: Case, sizes: Sizes, way: Callable[[Sizes, float], nn.Module]) -
 def digits_network(method: ds.Method, seed: int) -> Case:
     """Give the network of `run.toml`, trained or found trained."""
     project = trained(seed)
-    source = None if method is DALR else project.batches("source")
+    source = None if method is DALR else project.code.batches("source")
     return Case(project.network, method, *split(seed, TARGET_SAMPLES), source)
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.network.surgery.compress import Replacement, parameter_count
 
 HERE = Path(__file__).resolve().parent
@@ -44,7 +46,7 @@ class Solved:
     """One seed's network, and all that was solved for it."""
 
     model: nn.Module
-    structure: ds.Structure
+    structure: ds.network.Structure
     factors: Mapping[str, ds.LowRankFactors]
     selections: Mapping[str, ds.ChannelSelection]
 
@@ -54,17 +56,17 @@ class Solved:
         project = trained(seed)
         model, every = project.network, ds.Folding(ds.HoldoutRule(0.0))
         target = target_train(seed=seed)
-        structure = ds.Structure.of(model, next(iter(target)))
-        layers = ds.with_readers(ds.select_layers(model, WHOLE), structure)
+        structure = ds.network.Structure.of(model, next(iter(target)))
+        layers = with_readers(ds.network.select_layers(model, WHOLE), structure)
         moments, source = (
-            ds.accumulate_stream(model, batches, layers, rows=ds.RowRule(most_patches=None), folding=every)
-            for batches in (target, project.batches("source"))
+            accumulate_stream(model, batches, layers, rows=ds.RowRule(most_patches=None), folding=every)
+            for batches in (target, project.code.batches("source"))
         )
         selections = {}
         for name in WHOLE:
             group = structure.group_of(name)
             selections[name] = ds.momasp(group.joint(moments), group.joint(source))
-        factors = {name: ds.dalr(*ds.weights_of(model, name), moments[name]) for name in DENSE}
+        factors = {name: ds.dalr(*ds.network.weights_of(model, name), moments[name]) for name in DENSE}
         return cls(model, structure, factors, selections)
 
     def by_dalr(self, share: float) -> nn.Module:

@@ -21,9 +21,10 @@ sys.path[:0] = [str(HERE.parent / "shared")]
 from torch import nn  # noqa: E402
 
 import dalr_stream as ds  # noqa: E402
+from dalr_stream.engine.direct import accumulate_stream  # noqa: E402
 from dalr_stream.errors import ParameterIncreaseWarning  # noqa: E402
+from dalr_stream.network.measure.accuracy import accuracy  # noqa: E402
 from dalr_stream.network.surgery.compress import parameter_count  # noqa: E402
-from dalr_stream.workflow.steps.scoring import accuracy  # noqa: E402
 from lenet_data import rows_for_test, rows_for_training  # noqa: E402
 from lenet_network import build, train  # noqa: E402
 
@@ -33,15 +34,15 @@ RIDGE = ds.Ridge.absolute(10.0)
 
 def compressed(network: nn.Module, rows: object) -> dict[str, nn.Module]:
     """Return the network compressed by truncated SVD, and by DALR as published from the statistics of `rows`."""
-    layers = ds.select_layers(network, list(RANKS))
-    found = ds.accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))  # type: ignore[arg-type]
+    layers = ds.network.select_layers(network, list(RANKS))
+    found = accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))  # type: ignore[arg-type]
     small = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParameterIncreaseWarning)
         for name in ("SVD", "DALR"):
             pairs = {}
             for layer, rank in RANKS.items():
-                weight, bias = ds.weights_of(network, layer)
+                weight, bias = ds.network.weights_of(network, layer)
                 if name == "SVD":
                     factors = ds.truncated_svd(weight, bias)
                 else:

@@ -8,6 +8,7 @@ from timing import Row, against, race
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 
 BARS = {"dalr_stream, direct": 1.15, "dalr_stream, direct, a tenth held out": 1.15}
 BATCH = 256
@@ -18,7 +19,7 @@ def direct(n: int, d: int, turns: int) -> list[Row]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(d // 2, d), nn.ReLU(), nn.Linear(d, d)).eval()
     batches = list(torch.randn(n, d // 2).split(BATCH))
-    layers = ds.select_layers(model, ["2"])
+    layers = ds.network.select_layers(model, ["2"])
     with torch.inference_mode():
         rows = torch.cat([model[:2](batch) for batch in batches]).numpy()
 
@@ -28,7 +29,7 @@ def direct(n: int, d: int, turns: int) -> list[Row]:
                 model(batch)
 
     def accumulated(share: float) -> object:
-        return ds.accumulate_stream(model, batches, layers, folding=ds.Folding(ds.HoldoutRule(share)))
+        return accumulate_stream(model, batches, layers, folding=ds.Folding(ds.HoldoutRule(share)))
 
     seconds = race(
         {

@@ -52,7 +52,7 @@ def _of(name: str, net: nn.Module, size: int) -> Found:
     images = torch.randn(2, 3, size, size)
     layers = [layer for layer, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     begun = time.perf_counter()
-    structure = ds.Structure.of(net, images)
+    structure = ds.network.Structure.of(net, images)
     traced = time.perf_counter()
     kept: dict[str, SelectedNodes] = {}
     tied: set[str] = set()

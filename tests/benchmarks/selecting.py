@@ -26,8 +26,8 @@ def orders(d: int, first: int, turns: int) -> list[Row]:
     target, source = (ds.Moments.of(correlated(d, seed)) for seed in (0, 1))
     runs: dict[str, Callable[[int | None], object]] = {
         "spectral": lambda limit: ds.spectral(target, limit=limit),
-        "MoMaSP node": lambda limit: ds.momasp(target, source, form=ds.Form.NODE, limit=limit),
-        "MoMaSP subset": lambda limit: ds.momasp(target, source, form=ds.Form.SUBSET, limit=limit),
+        "MoMaSP node": lambda limit: ds.momasp(target, source, form=ds.numerics.Form.NODE, limit=limit),
+        "MoMaSP subset": lambda limit: ds.momasp(target, source, form=ds.numerics.Form.SUBSET, limit=limit),
     }
     rows = []
     for what, limit, bar in (("full", None, FULL), (f"first {first}", first, FIRST)):

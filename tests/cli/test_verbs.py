@@ -47,7 +47,7 @@ def test_every_verb_of_a_run_in_turn(run_file):
     report = cli("report", run_file, *FEW)
     assert report.stdout == f"{run_file.parent / 'out' / 'report' / 'report.html'}\n"
     again = cli("run", run_file, *FEW)
-    assert "evaluate: nothing has changed, skipped" in again.stderr
+    assert "evaluate: up to date, skipped" in again.stderr
     assert "report:" in again.stdout
     verified = cli("verify", run_file, *FEW)
     assert "target/fc1: 90 rows in 1 tile" in verified.stdout
@@ -106,12 +106,12 @@ def test_an_interruption_is_one_line_and_a_code(run_file, monkeypatch):
     monkeypatch.setattr(commands, "open_run", interrupted)
     done = CliRunner().invoke(commands.app, ["run", str(run_file)])
     assert done.exit_code == 130
-    assert done.stderr == "interrupted: run the same command again, it goes on\n"
+    assert done.stderr == "Interrupted. Run the same command again to resume.\n"
 
 
 def test_a_size_on_the_command_line_is_said_to_be_for_once(finished_file):
     done = cli("compress", finished_file, "--params", "25%")
-    assert 'replaces it by what [compress] says; write params = "25%" there to keep it' in done.stderr
+    assert 'uses [compress] again: write params = "25%" there to keep them' in done.stderr
 
 
 def test_options_about_the_machine_are_keys_of_the_run_file(run_file):

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Threads
@@ -67,11 +68,11 @@ def capture(root):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = Pooled().eval()
-    ds.capture(model, batches(), ds.select_layers(model, ["*"]), root, domain="target")
+    ds.capture(model, batches(), ds.network.select_layers(model, ["*"]), root, domain="target")
 
 
 def accumulate(root):
-    ds.accumulate(root, domain="target", folding=ds.Folding(workers=Threads(2), pace=lambda: Pace(every_tiles=1)))
+    accumulate_stored(root, domain="target", folding=ds.Folding(workers=Threads(2), pace=lambda: Pace(every_tiles=1)))
 
 
 def both(root):

@@ -24,7 +24,7 @@ with torch.no_grad():
     for parameter in model.parameters():
         parameter.copy_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))
 model.eval()
-layers = ds.select_layers(model, ["*"])
+layers = ds.network.select_layers(model, ["*"])
 
 def batch(number):
     return torch.randn(70, 40, 6, generator=torch.Generator().manual_seed(number))
@@ -96,7 +96,11 @@ def test_every_second_writer_is_refused_and_the_first_goes_on(writer, tmp_path):
     root = tmp_path / "store"
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "writer.lock"}
     model = torch.nn.Sequential(torch.nn.Linear(6, 4)).eval()
-    capture = lambda: ds.capture(model, [torch.zeros(1, 6)], ds.select_layers(model, ["*"]), root, domain="source")  # noqa: E731
+    layers = ds.network.select_layers(model, ["*"])
+
+    def capture():
+        ds.capture(model, [torch.zeros(1, 6)], layers, root, domain="source")
+
     for write in (capture, lambda: forget_domain(root, "target"), lambda: delete_activations(root)):
         with pytest.raises(StoreLockedError, match=r"store' is being written by another process: wait for it"):
             write()

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_into
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.storage.store import ActivationStore
 
 LAYERS = ["0", "2"]
@@ -29,16 +31,16 @@ def job(root, part, *, domains=("target",), model=None, layers=LAYERS, holdout=N
     samples, seed = PARTS[part]
     for number, domain in enumerate(domains):
         data = batches(samples, seed + 10 * number, **options)
-        ds.capture(model, data, ds.select_layers(model, layers), root, domain=domain)
+        ds.capture(model, data, ds.network.select_layers(model, layers), root, domain=domain)
         if accumulate:
-            ds.accumulate(root, domain=domain, folding=ds.Folding(holdout or ds.HoldoutRule()))
+            accumulate_stored(root, domain=domain, folding=ds.Folding(holdout or ds.HoldoutRule()))
     return root
 
 
 def folded_directly(root, part):
     model = network()
     data = batches(*PARTS[part])
-    ds.accumulate_into(root, model, data, ds.select_layers(model, LAYERS), domain="target")
+    accumulate_into(root, model, data, ds.network.select_layers(model, LAYERS), domain="target")
     return root
 
 
@@ -47,7 +49,7 @@ def name_of(root, domain="target"):
 
 
 def assert_same_moments(a, b, domain="target"):
-    ours, theirs = (ds.accumulate(root, domain=domain) for root in (a, b))
+    ours, theirs = (accumulate_stored(root, domain=domain) for root in (a, b))
     assert list(ours) == list(theirs)
     for layer in ours:
         assert ours[layer].same_bits(theirs[layer])

@@ -8,6 +8,7 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.engine.diff import diff_domains
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.merge import merge
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError, StoreNotFoundError
 
@@ -30,8 +31,8 @@ def rows(domain, seed=0):
 def captured(root, *domains, model=None, layers=("0", "2"), seed=0):
     model = model or network()
     for domain in domains:
-        ds.capture(model, rows(domain, seed).split(64), ds.select_layers(model, layers), root, domain=domain)
-        ds.accumulate(root, domain=domain)
+        ds.capture(model, rows(domain, seed).split(64), ds.network.select_layers(model, layers), root, domain=domain)
+        accumulate_stored(root, domain=domain)
     return root
 
 
@@ -44,7 +45,7 @@ def test_every_layer_is_compared_over_all_rows_of_both_domains(store):
     found = dict(diff_domains(store, "target", "source"))
     assert list(found) == ["0", "2"]
     assert (found["0"].features, found["2"].features) == (6, 8)
-    whole = ds.diff(*(ds.Moments.of(rows(domain).double().numpy()) for domain in ("target", "source")))
+    whole = ds.numerics.diff(*(ds.Moments.of(rows(domain).double().numpy()) for domain in ("target", "source")))
     np.testing.assert_allclose(found["0"].mean_gap, whole.mean_gap, rtol=1e-9)
     np.testing.assert_allclose(found["0"].covariance_shift, whole.covariance_shift, rtol=1e-9)
     assert found["0"].top(1).tolist() == [4]

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_into, accumulate_stream
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.network.capture.proof import SAMPLE_PASSES
 from dalr_stream.numerics.linalg.precision import error_bound
@@ -45,7 +47,7 @@ def folding(**options):
 
 
 def layers_of(net):
-    return ds.select_layers(net, ["0", "2"])
+    return ds.network.select_layers(net, ["0", "2"])
 
 
 def assert_close(found, expected, tolerance):
@@ -68,8 +70,8 @@ def same_bits(found, expected):
 
 @pytest.mark.parametrize("options", WAYS)
 def test_either_engine_and_precision_gives_the_moments_of_the_rows(net, batches, options):
-    expected = ds.accumulate_stream(net, batches, layers_of(net), folding=folding())
-    found = ds.accumulate_stream(net, batches, layers_of(net), folding=folding(**options))
+    expected = accumulate_stream(net, batches, layers_of(net), folding=folding())
+    found = accumulate_stream(net, batches, layers_of(net), folding=folding(**options))
     assert_close(found, expected, 1e-12 + error_bound(4096) * ("precision" in options))
     assert same_bits(found, expected) == (not options)
 
@@ -82,11 +84,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(net, batches, tmp_path,
     """Stopped in the middle of a tile, with rows that fill none: bfloat16 ones are kept as float32."""
     net = net.to(dtype)
     batches = [batch.to(dtype) for batch in batches]
-    straight = ds.accumulate_stream(net, batches, layers_of(net), folding=folding(**options))
+    straight = accumulate_stream(net, batches, layers_of(net), folding=folding(**options))
     stop_after_three(net, batches, tmp_path, folding(**options))
     forwards = []
     net.register_forward_hook(lambda *_: forwards.append(1))
-    resumed = ds.accumulate_into(tmp_path, net, batches, layers_of(net), domain="t", folding=folding(**options))
+    resumed = accumulate_into(tmp_path, net, batches, layers_of(net), domain="t", folding=folding(**options))
     assert len(forwards) == len(batches) - 2 + SAMPLE_PASSES
     assert same_bits(resumed, straight)
 
@@ -97,14 +99,14 @@ def stop_after_three(net, batches, store, folding):
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        ds.accumulate_into(store, net, failing(), layers_of(net), domain="t", folding=folding)
+        accumulate_into(store, net, failing(), layers_of(net), domain="t", folding=folding)
 
 
 @pytest.mark.parametrize("options", WAYS[1:])
 def test_a_checkpoint_of_another_way_to_fold_is_not_gone_on_from(net, batches, tmp_path, options):
     stop_after_three(net, batches, tmp_path, folding())
-    resumed = ds.accumulate_into(tmp_path, net, batches, layers_of(net), domain="t", folding=folding(**options))
-    assert same_bits(resumed, ds.accumulate_stream(net, batches, layers_of(net), folding=folding(**options)))
+    resumed = accumulate_into(tmp_path, net, batches, layers_of(net), domain="t", folding=folding(**options))
+    assert same_bits(resumed, accumulate_stream(net, batches, layers_of(net), folding=folding(**options)))
     rule = provenance_of(moments_path(tmp_path, "t", "0", "training"))["rule"]
     assert (rule["precision"], rule["engine"]) == (
         options.get("precision", "double"),
@@ -115,11 +117,11 @@ def test_a_checkpoint_of_another_way_to_fold_is_not_gone_on_from(net, batches, t
 @pytest.mark.parametrize("options", WAYS[1:])
 def test_moments_in_a_store_are_made_again_for_another_way_to_fold(net, batches, tmp_path, options):
     ds.capture(net, batches, layers_of(net), tmp_path, domain="t")
-    first = dict(ds.accumulate(tmp_path, domain="t", folding=folding()).items())
-    other = ds.accumulate(tmp_path, domain="t", folding=folding(**options))
-    assert same_bits(other, ds.accumulate_stream(net, batches, layers_of(net), folding=folding(**options)))
+    first = dict(accumulate_stored(tmp_path, domain="t", folding=folding()).items())
+    other = accumulate_stored(tmp_path, domain="t", folding=folding(**options))
+    assert same_bits(other, accumulate_stream(net, batches, layers_of(net), folding=folding(**options)))
     assert not other["0"].same_bits(first["0"])
-    again = ds.accumulate(tmp_path, domain="t", folding=folding())
+    again = accumulate_stored(tmp_path, domain="t", folding=folding())
     assert again["0"].same_bits(first["0"])
 
 
@@ -144,24 +146,24 @@ def test_a_run_file_names_precision_and_device(run_file, keep):
 
 def test_a_device_that_is_not_there_is_refused(net, batches):
     with pytest.raises(ds.DalrStreamError, match="device 'cuda:77' is not there"):
-        ds.accumulate_stream(net, batches, layers_of(net), folding=ds.Folding(device="cuda:77"))
+        accumulate_stream(net, batches, layers_of(net), folding=ds.Folding(device="cuda:77"))
 
 
 @pytest.mark.gpu
 def test_a_cuda_device_folds_what_a_network_on_it_makes_and_what_a_store_holds(cuda, net, batches, tmp_path):
     """The first layer reads the data themselves, so both devices see the same rows."""
-    first = ds.select_layers(net, ["0"])
-    expected = ds.accumulate_stream(net, batches, first, folding=folding())["0"]
+    first = ds.network.select_layers(net, ["0"])
+    expected = accumulate_stream(net, batches, first, folding=folding())["0"]
     ds.capture(net, batches, first, tmp_path / "store", domain="t")
-    stored = ds.accumulate(tmp_path / "store", domain="t", folding=folding(device=cuda.type))["0"]
+    stored = accumulate_stored(tmp_path / "store", domain="t", folding=folding(device=cuda.type))["0"]
     net = net.to(cuda)
-    direct = ds.accumulate_stream(net, batches, first, folding=folding(device=cuda.type))["0"]
+    direct = accumulate_stream(net, batches, first, folding=folding(device=cuda.type))["0"]
     assert direct.same_bits(stored)
     root = np.sqrt(np.diagonal(expected.scatter))
     assert (np.abs(direct.scatter - expected.scatter) <= 1e-12 * np.outer(root, root)).all()
     stop_after_three(net, batches, tmp_path / "resumed", folding(device=cuda.type))
-    whole = ds.accumulate_stream(net, batches, layers_of(net), folding=folding(device=cuda.type))
-    resumed = ds.accumulate_into(
+    whole = accumulate_stream(net, batches, layers_of(net), folding=folding(device=cuda.type))
+    resumed = accumulate_into(
         tmp_path / "resumed", net, batches, layers_of(net), domain="t", folding=folding(device=cuda.type)
     )
     assert same_bits(resumed, whole)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError
 from dalr_stream.streaming.lanes import Pace
@@ -29,7 +30,7 @@ def net():
 
 @pytest.fixture
 def layers(net):
-    return ds.select_layers(net, ["0", "2"])
+    return ds.network.select_layers(net, ["0", "2"])
 
 
 @pytest.fixture
@@ -47,12 +48,12 @@ def data(seed):
 
 def folds(net, layers, folding, store):
     """Both ways to fold directly."""
-    yield lambda batches: ds.accumulate_stream(net, batches, layers, folding=folding)
-    yield lambda batches: ds.accumulate_into(store, net, batches, layers, domain="t", folding=folding)
+    yield lambda batches: accumulate_stream(net, batches, layers, folding=folding)
+    yield lambda batches: accumulate_into(store, net, batches, layers, domain="t", folding=folding)
 
 
 def test_several_passes_give_the_bits_of_one(net, layers, limited, tmp_path):
-    expected = ds.accumulate_stream(net, data(1), layers, folding=FREE)
+    expected = accumulate_stream(net, data(1), layers, folding=FREE)
     for fold in folds(net, layers, limited, tmp_path):
         found = fold(data(1))
         assert all(found[name].same_bits(expected[name]) for name in ("0", "2"))
@@ -114,13 +115,13 @@ def stopping():
 
 def test_a_run_stopped_in_its_second_pass_goes_on_with_the_same_data_alone(net, layers, limited, tmp_path):
     def fold(batches):
-        return ds.accumulate_into(tmp_path, net, batches, layers, domain="t", folding=limited)
+        return accumulate_into(tmp_path, net, batches, layers, domain="t", folding=limited)
 
     with pytest.raises(Stopped):
         fold(Passes(data(1), stopping()))
     with pytest.raises(FingerprintMismatchError, match="where the data changed since the run was stopped, restore"):
         fold(data(2))
-    expected = ds.accumulate_stream(net, data(1), layers, folding=FREE)
+    expected = accumulate_stream(net, data(1), layers, folding=FREE)
     found = fold(data(1))
     assert all(found[name].same_bits(expected[name]) for name in ("0", "2"))
 
@@ -128,9 +129,9 @@ def test_a_run_stopped_in_its_second_pass_goes_on_with_the_same_data_alone(net, 
 def test_a_second_pass_is_not_gone_on_with_where_the_first_began_anew_on_other_data(net, layers, limited, tmp_path):
     often = dataclasses.replace(limited, pace=lambda: Pace(every_tiles=1))
     with pytest.raises(Stopped):
-        ds.accumulate_into(tmp_path, net, Passes(data(1), stopping()), layers, domain="t", folding=often)
+        accumulate_into(tmp_path, net, Passes(data(1), stopping()), layers, domain="t", folding=often)
     unfinished = tmp_path / "unfinished" / "t"
     assert (unfinished / "@direct-1" / "index").is_dir()
     shutil.rmtree(unfinished / "@direct-0")
     with pytest.raises(FingerprintMismatchError, match="delete the store's folder 'unfinished' to start over"):
-        ds.accumulate_into(tmp_path, net, Passes(data(2), data(2)), layers, domain="t", folding=often)
+        accumulate_into(tmp_path, net, Passes(data(2), data(2)), layers, domain="t", folding=often)

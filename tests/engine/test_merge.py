@@ -17,6 +17,7 @@ from capture_jobs import (
 from commands import cli
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.merge import merge
 from dalr_stream.engine.solve import solve_low_rank
 from dalr_stream.engine.store_view import StoreView
@@ -25,6 +26,7 @@ from dalr_stream.errors import (
     InvalidInputError,
     StoreError,
 )
+from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
 from dalr_stream.storage import records
@@ -55,9 +57,9 @@ def test_a_capture_that_kept_no_activations_is_a_shard_like_any_other(jobs, tmp_
 
 def test_a_merged_store_holds_the_sum_of_both_parts(jobs, tmp_path):
     merge(list(jobs.values()), tmp_path / "out")
-    merged = ds.accumulate(tmp_path / "out", domain="target")
+    merged = accumulate_stored(tmp_path / "out", domain="target")
     for layer in LAYERS:
-        parts = [ds.accumulate(root, domain="target") for root in sorted(jobs.values(), key=name_of)]
+        parts = [accumulate_stored(root, domain="target") for root in sorted(jobs.values(), key=name_of)]
         expected = merge_all(SplitMoments(part[layer], part.heldout[layer]) for part in parts)
         assert merged[layer].same_bits(expected.training)
         assert merged.heldout[layer].same_bits(expected.heldout)
@@ -136,9 +138,9 @@ def test_a_merged_store_can_be_solved_without_network_or_data(tmp_path):
     model = network()
     for part in "ac":
         data = batches(*PARTS[part])
-        layers = ds.with_readers(ds.select_layers(model, ["0"]), ds.Structure.of(model, data[0]))
+        layers = with_readers(ds.network.select_layers(model, ["0"]), ds.network.Structure.of(model, data[0]))
         ds.capture(model, data, layers, tmp_path / part, domain="target")
-        ds.accumulate(tmp_path / part, domain="target")
+        accumulate_stored(tmp_path / part, domain="target")
     merge([tmp_path / "a", tmp_path / "c"], tmp_path / "out")
     store = StoreView.open(tmp_path / "out")
     problem = store.problem("0", "target", None)
@@ -146,7 +148,7 @@ def test_a_merged_store_can_be_solved_without_network_or_data(tmp_path):
     assert (
         factors.diagnostics.count
         == problem.known_inputs.count
-        > ds.accumulate(tmp_path / "c", domain="target")["0"].count
+        > accumulate_stored(tmp_path / "c", domain="target")["0"].count
     )
     assert problem.nodes.features == 16
     assert (factors.weight == network()[0].weight.detach().numpy()).all()
@@ -172,7 +174,7 @@ def test_rows_cannot_be_captured_into_a_sum(jobs, tmp_path, contents):
         job(tmp_path / "out", "b")
     assert contents(tmp_path / "out") == whole
     with pytest.raises(StoreError, match=r"was merged from 1 stores and holds no rows of layer .0.: pass the holdout"):
-        ds.accumulate(tmp_path / "out", domain="target", folding=ds.Folding(ds.HoldoutRule(0.5)))
+        accumulate_stored(tmp_path / "out", domain="target", folding=ds.Folding(ds.HoldoutRule(0.5)))
     assert contents(tmp_path / "out") == whole
 
 
@@ -209,10 +211,10 @@ def test_the_command_merges_lists_shards_and_leaves_one_out(jobs, tmp_path, cont
 
 def test_stores_that_watch_outputs_are_verified_and_merged(tmp_path):
     model = network()
-    watched = ds.select_layers(model, ["0"]) + ds.select_layers(model, ["0"], side="outputs")
+    watched = ds.network.select_layers(model, ["0"]) + ds.network.select_layers(model, ["0"], side="outputs")
     for part in (0, 1):
         ds.capture(model, batches(40, part), watched, tmp_path / f"{part}", domain="target")
-        ds.accumulate(tmp_path / f"{part}", domain="target")
+        accumulate_stored(tmp_path / f"{part}", domain="target")
     verify_store(tmp_path / "0").require()
     merge([tmp_path / "0", tmp_path / "1"], tmp_path / "sum")
     verify_store(tmp_path / "sum").require()

@@ -9,11 +9,12 @@ from capture_jobs import (
     name_of,
 )
 
-import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.merge import merge
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import (
     FingerprintMismatchError,
+    InvalidInputError,
     StoreNotFoundError,
 )
 from dalr_stream.storage.manifest import Manifest
@@ -53,12 +54,43 @@ def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repe
     known = [root for root in jobs.values() if name_of(root) in committed]
     try:
         found = StoreView.open(out).moments("target", "0").count
-        assert found == sum(ds.accumulate(root, domain="target")["0"].count for root in known)
+        assert found == sum(accumulate_stored(root, domain="target")["0"].count for root in known)
     except (FingerprintMismatchError, StoreNotFoundError):
         assert renames in (9, 10)  # the sums of this layer were being replaced
     assert len(committed) == (1 if renames <= 8 else 2)
     merge([jobs["a"], jobs["b"]], out)
     assert contents(out) == expected
+
+
+def killed_merge(renames, out, *stores, without=()):
+    """Kill a merge of `stores` into `out`; return whether it was killed before it ended."""
+    script = textwrap.dedent(KILLED_AT_A_RENAME).replace("sys.argv[2])", f"sys.argv[2], without={list(without)!r})")
+    arguments = [str(path) for path in (renames, out, *stores)]
+    return subprocess.run([sys.executable, "-c", script, *arguments], check=False).returncode == 9  # noqa: S603
+
+
+@pytest.mark.parametrize("renames", [0, 3, 4, 5, 6, 8])
+def test_a_killed_merge_into_an_existing_store_goes_on_to_the_same_bytes(jobs, tmp_path, contents, renames):
+    """Four records of the new shard, the manifest, four sums."""
+    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
+    out = merge([jobs["a"]], tmp_path / "out").root
+    assert killed_merge(renames, out, out, jobs["b"])
+    for _ in range(2):
+        merge([out, jobs["b"]], out)
+        assert contents(out) == expected
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 4])
+def test_a_killed_removal_of_a_shard_goes_on_to_the_same_bytes(jobs, tmp_path, contents, renames):
+    """The manifest, four sums; then the shard's folder goes."""
+    expected = contents(merge([jobs["a"], jobs["c"]], tmp_path / "expected").root)
+    out = merge([jobs["a"], jobs["b"], jobs["c"]], tmp_path / "out").root
+    gone = name_of(jobs["b"])
+    assert killed_merge(renames, out, out, without=[gone])
+    merge([out], out, without=[gone])
+    assert contents(out) == expected
+    with pytest.raises(InvalidInputError, match=f"without: there is no shard '{gone}'"):
+        merge([out], out, without=[gone])
 
 
 def test_a_first_merge_that_was_killed_is_taken_up(jobs, tmp_path, contents):
@@ -69,6 +101,6 @@ def test_a_first_merge_that_was_killed_is_taken_up(jobs, tmp_path, contents):
         arguments = [str(path) for path in (renames, out, jobs["a"], jobs["b"])]
         subprocess.run([sys.executable, "-c", script, *arguments], check=False)  # noqa: S603
         with pytest.raises(StoreNotFoundError):
-            ds.accumulate(out, domain="target")
+            accumulate_stored(out, domain="target")
         merge([jobs["b"], jobs["a"]], out)
         assert contents(out) == expected

@@ -16,6 +16,7 @@ from capture_jobs import (
 )
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.merge import merge
 from dalr_stream.errors import (
     DalrStreamError,
@@ -64,8 +65,8 @@ class Refused:
         root = self.folder / "x"
         model = network()
         data = [*batches(20, 8), *batches(*PARTS["a"])[1:]]
-        ds.capture(model, data, ds.select_layers(model, LAYERS), root, domain="target")
-        ds.accumulate(root, domain="target")
+        ds.capture(model, data, ds.network.select_layers(model, LAYERS), root, domain="target")
+        accumulate_stored(root, domain="target")
         return [root], {}
 
     def not_accumulated(self):
@@ -181,7 +182,7 @@ class InTheWay:
 
 IN_THE_WAY = {
     InTheWay.a_file: "a file is in its way",
-    InTheWay.a_folder_of_other_things: "is a folder of other things: merge into a new store",
+    InTheWay.a_folder_of_other_things: "is a folder of other things: it is not empty and has no manifest",
     InTheWay.a_captured_store: "holds domain 'target', which no merge made: merge into a new store",
     InTheWay.a_direct_store: "holds domain 'target', which no merge made: merge into a new store",
     InTheWay.merged_from_another_network: "merge captures of the same weights",

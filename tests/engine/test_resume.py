@@ -9,6 +9,8 @@ from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_into, accumulate_stream
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import FingerprintMismatchError, MemoryLimitError
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.lanes import Pace
@@ -49,7 +51,7 @@ def layers(model):
 
 @pytest.fixture(scope="module")
 def expected(model, layers):
-    return ds.accumulate_stream(model, batches(), layers, folding=ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1)))
+    return accumulate_stream(model, batches(), layers, folding=ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1)))
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +61,11 @@ def small_model():
 
 @pytest.fixture(scope="module")
 def small_expected(small_model):
-    return ds.accumulate_stream(small_model, batches(), layers_of(small_model), folding=EVERY_TILE)
+    return accumulate_stream(small_model, batches(), layers_of(small_model), folding=EVERY_TILE)
 
 
 def layers_of(model):
-    return ds.select_layers(model, ["2", "4"])
+    return ds.network.select_layers(model, ["2", "4"])
 
 
 def assert_same(found, expected):
@@ -85,10 +87,10 @@ def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected,
     """The wide layer has six tiles; under the limit they are folded in strips, a pass each."""
     folding = ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1), memory_limit_bytes, lambda: Pace(every_tiles=1))
     with pytest.raises(StoppedError):
-        ds.accumulate(store, domain="target", layers=["4"], folding=folding, progress=StopAfter(reports))
+        accumulate_stored(store, domain="target", layers=["4"], folding=folding, progress=StopAfter(reports))
     assert list((store / "unfinished/target/4").iterdir())
     progress = StopAfter(0)
-    found = ds.accumulate(store, domain="target", layers=["4"], folding=folding, progress=progress)
+    found = accumulate_stored(store, domain="target", layers=["4"], folding=folding, progress=progress)
     assert progress.units[0] == (reports - 1) * 256  # what was folded before, told at once
     assert sum(progress.units) == SAMPLES * (1 if memory_limit_bytes is None else 2)
     assert found["4"].same_bits(expected["4"])
@@ -99,30 +101,30 @@ def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected,
 def test_a_strip_that_is_done_is_not_folded_again(store, expected):
     folding = ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1), TWO_STRIPS, lambda: Pace(every_tiles=10**9))
     with pytest.raises(StoppedError):
-        ds.accumulate(store, domain="target", layers=["4"], folding=folding, progress=StopAfter(8))
+        accumulate_stored(store, domain="target", layers=["4"], folding=folding, progress=StopAfter(8))
     assert [path.name for path in (store / "unfinished/target/4").iterdir()] == ["lane-0-rows-0"]
     progress = StopAfter(0)
-    found = ds.accumulate(store, domain="target", layers=["4"], folding=folding, progress=progress)
+    found = accumulate_stored(store, domain="target", layers=["4"], folding=folding, progress=progress)
     assert len(progress.units) == 1 + 6
     assert found["4"].same_bits(expected["4"])
 
 
 def test_a_checkpoint_of_another_rule_or_a_damaged_one_is_not_used(store, expected):
     with pytest.raises(StoppedError):
-        ds.accumulate(store, domain="target", layers=["4"], folding=EVERY_TILE, progress=StopAfter(4))
+        accumulate_stored(store, domain="target", layers=["4"], folding=EVERY_TILE, progress=StopAfter(4))
     other = ds.Folding(ds.HoldoutRule(0.4), ds.Threads(1))
-    assert ds.accumulate(store, domain="target", layers=["4"], folding=other)["4"].count < expected["4"].count
+    assert accumulate_stored(store, domain="target", layers=["4"], folding=other)["4"].count < expected["4"].count
     with pytest.raises(StoppedError):
-        ds.accumulate(store, domain="target", layers=["4"], folding=EVERY_TILE, progress=StopAfter(4))
+        accumulate_stored(store, domain="target", layers=["4"], folding=EVERY_TILE, progress=StopAfter(4))
     chunk = store / "unfinished/target/4/lane-0/training_vectors/c/0/0/0"
     chunk.write_bytes(chunk.read_bytes()[:-4])
-    assert ds.accumulate(store, domain="target", layers=["4"], folding=EVERY_TILE)["4"].same_bits(expected["4"])
+    assert accumulate_stored(store, domain="target", layers=["4"], folding=EVERY_TILE)["4"].same_bits(expected["4"])
 
 
 def test_a_limit_that_not_even_strips_meet_is_refused_and_the_store_left_alone(store, contents):
     before = contents(store)
     with pytest.raises(MemoryLimitError, match=r"layer '4': folding 2,100 features needs .* the limit is 20 MiB"):
-        ds.accumulate(store, domain="target", layers=["4"], folding=ds.Folding(memory_limit_bytes=20 * 2**20))
+        accumulate_stored(store, domain="target", layers=["4"], folding=ds.Folding(memory_limit_bytes=20 * 2**20))
     assert contents(store) == before
 
 
@@ -133,9 +135,9 @@ def test_a_limit_that_not_even_strips_meet_is_refused_and_the_store_left_alone(s
 def test_a_direct_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, small_model, small_expected, reports):
     arguments = (tmp_path, small_model, batches(), layers_of(small_model))
     with pytest.raises(StoppedError):
-        ds.accumulate_into(*arguments, domain="target", folding=EVERY_TILE, progress=StopAfter(reports))
+        accumulate_into(*arguments, domain="target", folding=EVERY_TILE, progress=StopAfter(reports))
     again = StopAfter(0)
-    found = ds.accumulate_into(*arguments, domain="target", folding=EVERY_TILE, progress=again)
+    found = accumulate_into(*arguments, domain="target", folding=EVERY_TILE, progress=again)
     assert again.said[0] == f"domain 'target': resuming after {reports} folded batches"
     assert_same(found, small_expected)
     assert not (tmp_path / "unfinished/target/@direct-0").exists()
@@ -154,14 +156,14 @@ def test_groups_of_layers_in_passes_of_their_own_give_the_same_bits(tmp_path, sm
     needed = plan(loads, threads=1, heldout_share=0.2, direct=True).peak_bytes
     data = Counted(batches())
     enough, tight = (dataclasses.replace(EVERY_TILE, memory_limit_bytes=needed - less) for less in (0, 1))
-    assert_same(ds.accumulate_stream(small_model, data, layers, folding=enough), small_expected)
+    assert_same(accumulate_stream(small_model, data, layers, folding=enough), small_expected)
     assert len(passes) == 1
-    assert_same(ds.accumulate_stream(small_model, data, layers, folding=tight), small_expected)
+    assert_same(accumulate_stream(small_model, data, layers, folding=tight), small_expected)
     assert len(passes) == 1 + 3  # one batch is looked at first, for layers that read the same tensor
     stop = StopAfter(20)
     with pytest.raises(StoppedError):
-        ds.accumulate_into(tmp_path, small_model, data, layers, domain="target", folding=tight, progress=stop)
-    assert_same(ds.accumulate_into(tmp_path, small_model, data, layers, domain="target", folding=tight), small_expected)
+        accumulate_into(tmp_path, small_model, data, layers, domain="target", folding=tight, progress=stop)
+    assert_same(accumulate_into(tmp_path, small_model, data, layers, domain="target", folding=tight), small_expected)
     assert len(passes) == 4 + 3 + 2  # the first group is done and not run again
 
 
@@ -169,15 +171,15 @@ def test_groups_of_layers_in_passes_of_their_own_give_the_same_bits(tmp_path, sm
 def test_batches_that_changed_since_the_checkpoint_are_named(tmp_path, small_model, changed):
     stop = StopAfter(6)
     with pytest.raises(StoppedError):
-        ds.accumulate_into(
+        accumulate_into(
             tmp_path, small_model, batches(), layers_of(small_model), domain="target", folding=EVERY_TILE, progress=stop
         )
     with pytest.raises(FingerprintMismatchError, match=r"batch 0 is not the one|loader ended after 2"):
-        ds.accumulate_into(tmp_path, small_model, changed, layers_of(small_model), domain="target", folding=EVERY_TILE)
+        accumulate_into(tmp_path, small_model, changed, layers_of(small_model), domain="target", folding=EVERY_TILE)
 
 
 def test_moments_of_a_store_are_read_when_asked_for(store, expected):
-    found = ds.accumulate(store, domain="target", folding=EVERY_TILE)
+    found = accumulate_stored(store, domain="target", folding=EVERY_TILE)
     assert_same(found, expected)
     assert found["2"] is not found["2"]
     assert np.array_equal(found["2"].mean, expected["2"].mean)

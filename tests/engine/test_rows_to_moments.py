@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 
 import dalr_stream as ds
 from dalr_stream.engine.capture import network_record
+from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.estimate import estimate
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.network.capture.proof import PADDING_PASSES, SAMPLE_PASSES
 from dalr_stream.numerics.rows import tiling
@@ -70,7 +72,7 @@ def batches_of(data, size=5):
 
 
 def watched(net):
-    return ds.select_layers(net, ["mix", "head"]) + ds.select_layers(net, ["mix"], side="outputs")
+    return ds.network.select_layers(net, ["mix", "head"]) + ds.network.select_layers(net, ["mix"], side="outputs")
 
 
 def positions_of(data, rule=RULE):
@@ -104,11 +106,11 @@ def assert_true(moments, net, data):
 def test_store_and_direct_route_give_the_same_bits_and_the_right_rows(net, data, tmp_path):
     batches, layers = batches_of(data), watched(net)
     ds.capture(net, batches, layers, tmp_path / "s", domain="target", rows=RULE)
-    stored = ds.accumulate(tmp_path / "s", domain="target", folding=FOLDING)
+    stored = accumulate_stored(tmp_path / "s", domain="target", folding=FOLDING)
     assert set(stored) == {"mix", "head", "mix@outputs"}
     assert_true(stored, net, data)
-    assert_same_bits(ds.accumulate_stream(net, batches, layers, rows=RULE, folding=FOLDING), stored)
-    into = ds.accumulate_into(tmp_path / "d", net, batches, layers, domain="target", rows=RULE, folding=FOLDING)
+    assert_same_bits(accumulate_stream(net, batches, layers, rows=RULE, folding=FOLDING), stored)
+    into = accumulate_into(tmp_path / "d", net, batches, layers, domain="target", rows=RULE, folding=FOLDING)
     assert_same_bits(into, stored)
     records = Manifest.read(tmp_path / "s").network.layers
     assert records == Manifest.read(tmp_path / "d").network.layers
@@ -123,15 +125,15 @@ def test_store_and_direct_route_give_the_same_bits_and_the_right_rows(net, data,
 @pytest.mark.parametrize("size", [1, 7, 60])
 def test_any_batch_size_chooses_the_same_rows(net, data, size):
     """What `mix` reads does not change with the batch size, and so no bit does."""
-    layers = ds.select_layers(net, ["mix"])
-    whole = ds.accumulate_stream(net, batches_of(data), layers, rows=RULE, folding=FOLDING)
-    assert_same_bits(ds.accumulate_stream(net, batches_of(data, size), layers, rows=RULE, folding=FOLDING), whole)
+    layers = ds.network.select_layers(net, ["mix"])
+    whole = accumulate_stream(net, batches_of(data), layers, rows=RULE, folding=FOLDING)
+    assert_same_bits(accumulate_stream(net, batches_of(data, size), layers, rows=RULE, folding=FOLDING), whole)
 
 
 def test_the_bias_is_in_the_outputs_and_a_shift_of_the_mean_takes_it_out(net, data):
-    layers = ds.select_layers(net, ["mix"]) + ds.select_layers(net, ["mix"], side="outputs")
-    moments = ds.accumulate_stream(net, batches_of(data), layers, rows=RULE)
-    weight, bias = ds.weights_of(net, "mix")
+    layers = ds.network.select_layers(net, ["mix"]) + ds.network.select_layers(net, ["mix"], side="outputs")
+    moments = accumulate_stream(net, batches_of(data), layers, rows=RULE)
+    weight, bias = ds.network.weights_of(net, "mix")
     outputs, inputs = moments["mix@outputs"], moments["mix"]
     np.testing.assert_allclose(outputs.mean - bias, weight @ inputs.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(outputs.scatter, weight @ inputs.scatter @ weight.T, rtol=1e-4, atol=1e-4)
@@ -218,24 +220,24 @@ def test_a_direct_run_over_varying_rows_resumes_to_the_same_bits(net, data, tmp_
     folding = kept_after(stop)
     options = {"domain": "target", "rows": RULE, "folding": folding}
     with pytest.raises(Stopped):
-        ds.accumulate_into(tmp_path, net, loader(batches, stop), layers, **options)
+        accumulate_into(tmp_path, net, loader(batches, stop), layers, **options)
     runs, last = net.runs, loader(batches)
-    resumed = ds.accumulate_into(tmp_path, net, last, layers, **options)
+    resumed = accumulate_into(tmp_path, net, last, layers, **options)
     assert net.runs - runs == len(batches) - stop + SAMPLE_PASSES + PADDING_PASSES
     assert last.loaded == list(range(stop - 1 if loader is Restoring else 0, len(batches)))
-    assert_same_bits(resumed, ds.accumulate_stream(net, batches, layers, rows=RULE, folding=folding))
+    assert_same_bits(resumed, accumulate_stream(net, batches, layers, rows=RULE, folding=folding))
 
 
 def test_it_is_said_whether_a_loader_began_in_the_middle(net, data, tmp_path):
-    batches, layers = batches_of(data), ds.select_layers(net, ["mix"])
+    batches, layers = batches_of(data), ds.network.select_layers(net, ["mix"])
     folding = kept_after(6)
     for loader, said in ((Breaking, "no `starting_at`, so its first 6 batches"), (Restoring, "resuming at batch 5")):
         options = {"domain": "target", "rows": RULE, "folding": folding}
         root, notes = tmp_path / loader.__name__, Notes()
         with pytest.raises(Stopped):
-            ds.accumulate_into(root, net, loader(batches, 6), layers, **options, progress=notes)
+            accumulate_into(root, net, loader(batches, 6), layers, **options, progress=notes)
         assert not notes.said
-        ds.accumulate_into(root, net, loader(batches), layers, **options, progress=notes)
+        accumulate_into(root, net, loader(batches), layers, **options, progress=notes)
         assert any(said in note for note in notes.said)
 
 
@@ -251,7 +253,7 @@ def test_a_loader_that_begins_in_the_wrong_place_is_found_out(net, data, tmp_pat
 
 def test_a_complete_domain_is_compared_whole_also_where_the_loader_could_begin_later(net, tmp_path):
     samples = [torch.full((6,), float(i)) for i in range(20)]
-    layers = ds.select_layers(net, ["mix"])
+    layers = ds.network.select_layers(net, ["mix"])
     plain = nn.Sequential()
     plain.mix = net.mix
     plain.eval()
@@ -274,12 +276,12 @@ OTHERS = [
 @pytest.mark.parametrize(("other", "words"), OTHERS)
 @pytest.mark.parametrize("stop", [6, None])
 def test_other_rows_into_the_same_domain_are_refused_and_both_choices_named(net, data, tmp_path, other, words, stop):
-    batches, layers = batches_of(data), ds.select_layers(net, ["mix"])
+    batches, layers = batches_of(data), ds.network.select_layers(net, ["mix"])
     named = rf"rows that mask 'attention_mask' keeps, at most 4 a sample by seed 3, this (capture|run) takes .*{words}"
     folding = kept_after(6)
-    for send in (ds.capture, ds.accumulate_into):
+    for send in (ds.capture, accumulate_into):
         root = tmp_path / send.__name__
-        options = {"domain": "target"} | ({"folding": folding} if send is ds.accumulate_into else {})
+        options = {"domain": "target"} | ({"folding": folding} if send is accumulate_into else {})
 
         def run(loader, rule, send=send, root=root, options=options):
             positional = (net, loader, layers, root) if send is ds.capture else (root, net, loader, layers)
@@ -297,7 +299,7 @@ def test_other_rows_into_the_same_domain_are_refused_and_both_choices_named(net,
 
 
 def test_another_mask_by_the_same_name_is_another_batch(net, data, tmp_path):
-    batches, layers = batches_of(data), ds.select_layers(net, ["mix"])
+    batches, layers = batches_of(data), ds.network.select_layers(net, ["mix"])
     masks = [data[1], data[1].logical_not()]
 
     def kept(batch):
@@ -312,12 +314,12 @@ def test_another_mask_by_the_same_name_is_another_batch(net, data, tmp_path):
 
 def test_nothing_but_padding_leaves_moments_of_no_rows(net, data, tmp_path):
     x, mask = data
-    batches, layers = batches_of((x, torch.zeros_like(mask))), ds.select_layers(net, ["mix"])
+    batches, layers = batches_of((x, torch.zeros_like(mask))), ds.network.select_layers(net, ["mix"])
     ds.capture(net, batches, layers, tmp_path, domain="target", rows=RULE)
     assert ActivationStore(tmp_path).tiles("target", "mix") == 0
     for moments in (
-        ds.accumulate(tmp_path, domain="target", folding=FOLDING),
-        ds.accumulate_stream(net, batches, layers, rows=RULE, folding=FOLDING),
+        accumulate_stored(tmp_path, domain="target", folding=FOLDING),
+        accumulate_stream(net, batches, layers, rows=RULE, folding=FOLDING),
     ):
         assert moments["mix"].count == 0
 
@@ -345,11 +347,11 @@ def test_an_estimate_counts_positions_as_if_none_were_masked(net, data):
 )
 def test_what_is_no_layer_or_no_batches_is_one_clear_line(tmp_path, batches, layers, message):
     net = nn.Sequential(nn.Linear(3, 2)).eval()
-    layers = layers or ds.select_layers(net, ["0"])
+    layers = layers or ds.network.select_layers(net, ["0"])
     with pytest.raises(InvalidInputError, match=message):
-        ds.accumulate_stream(net, batches, layers)
+        accumulate_stream(net, batches, layers)
     with pytest.raises(InvalidInputError, match=message):
-        ds.accumulate_into(tmp_path / "a.zarr", net, batches, layers, domain="target")
+        accumulate_into(tmp_path / "a.zarr", net, batches, layers, domain="target")
     with pytest.raises(InvalidInputError, match=message):
         ds.capture(net, batches, layers, tmp_path / "b.zarr", domain="target")
 
@@ -363,4 +365,4 @@ def test_batches_by_number_alone_are_batches():
             return [torch.ones(2, 3), torch.zeros(1, 3)][number]
 
     net = nn.Sequential(nn.Linear(3, 2)).eval()
-    assert ds.accumulate_stream(net, ByNumber(), ds.select_layers(net, ["0"]))["0"].samples > 0
+    assert accumulate_stream(net, ByNumber(), ds.network.select_layers(net, ["0"]))["0"].samples > 0

@@ -12,6 +12,7 @@ from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.engine.sequential import sequential_passes
 from dalr_stream.errors import (
     FingerprintMismatchError,
@@ -114,7 +115,7 @@ def test_the_errors_are_those_of_the_twin_and_of_the_finished_network():
     apart = ds.HoldoutRule().mask(np.arange(len(x)))
     with torch.inference_mode():
         y, now = model(x).numpy()[apart], found.network[:4](x)
-        weight, bias = (ds.weights_of(model, "4")[i] for i in (0, 1))
+        weight, bias = (ds.network.weights_of(model, "4")[i] for i in (0, 1))
         before = ds.compress_sequentially(model, x.split(50), {k: choices[k] for k in ("0", "2")}).network(x).numpy()
         ys, whole = y - bias, np.linalg.norm(y - bias)
         assert np.linalg.matrix_rank(weight) == 6
@@ -146,9 +147,9 @@ def test_the_errors_are_those_of_the_twin_and_of_the_finished_network():
 def test_with_one_layer_it_is_the_parallel_solution_to_the_bit(method):
     model, batches = network(9, 10, 8, 6), data().split(50)
     found = ds.compress_sequentially(model, batches, {"2": ds.LayerChoice(method, 3)}).network
-    layers = ds.select_layers(model, ["2", "4"])
-    moments = ds.accumulate_stream(model, batches, layers)
-    weight, bias = ds.weights_of(model, "2")
+    layers = ds.network.select_layers(model, ["2", "4"])
+    moments = accumulate_stream(model, batches, layers)
+    weight, bias = ds.network.weights_of(model, "2")
     if method in ("spectral", "prune_max"):
         solve = ds.spectral if method == "spectral" else ds.prune_by_max
         record = solve(moments["4"]).at_size(3, ridge=1e-3)
@@ -167,11 +168,11 @@ def test_the_second_layer_is_never_worse_than_its_parallel_solution_on_the_same_
     model, batches = network(9, 10, 8, seed=seed), data(seed=seed).split(50)
     choices = {name: choice("dalr_optimal_affine", 3, EXACT) for name in ("0", "2")}
     found = ds.compress_sequentially(model, batches, choices, folding=ALL).network
-    moments = ds.accumulate_stream(model, batches, ds.select_layers(model, ["0", "2"]), folding=ALL)
+    moments = accumulate_stream(model, batches, ds.network.select_layers(model, ["0", "2"]), folding=ALL)
     together = ds.compress(
         model,
         {
-            name: ds.dalr(*ds.weights_of(model, name), moments[name], variant="optimal", ridge=EXACT).at_rank(3)
+            name: ds.dalr(*ds.network.weights_of(model, name), moments[name], variant="optimal", ridge=EXACT).at_rank(3)
             for name in ("0", "2")
         },
     )
@@ -276,8 +277,8 @@ def test_momasp_reads_both_domains_in_the_network_as_compressed_so_far():
     choices = {"0": choice("dalr_anchored_affine", 3), "2": choice("momasp_node", 4, strength=5.0)}
     found = ds.compress_sequentially(model, x.split(50), choices, source=other.split(60), folding=ALL)
     first = ds.compress_sequentially(model, x.split(50), {"0": choices["0"]}, folding=ALL).network
-    layers = ds.select_layers(first, ["4"])
-    target, source = (ds.accumulate_stream(first, r.split(40), layers, folding=ALL)["4"] for r in (x, other))
+    layers = ds.network.select_layers(first, ["4"])
+    target, source = (accumulate_stream(first, r.split(40), layers, folding=ALL)["4"] for r in (x, other))
     kept = ds.momasp(target, source, strength=5.0).at_size(4, ridge=1e-3)
     torch.testing.assert_close(found.network[2].bias, first[2].bias[torch.from_numpy(kept.kept)])
     assert kept.kept.tolist() != ds.spectral(target).at_size(4).kept.tolist()
@@ -379,8 +380,8 @@ def test_any_affine_maps_error_is_that_of_the_rows():
         rng.normal(size=(4, 5)),
         rng.normal(size=4),
     )
-    found = ds.CrossMoments.of(x, y).squared_error(weight, bias)
+    found = ds.numerics.CrossMoments.of(x, y).squared_error(weight, bias)
     assert found == pytest.approx(np.sum((y - x @ weight.T - bias) ** 2), rel=1e-12)
     pair = LowRankLayer(weight[:2], rng.normal(size=(4, 2)), bias)
-    whole = ds.CrossMoments.of(x, y).squared_error(pair.up @ pair.down, pair.bias)
+    whole = ds.numerics.CrossMoments.of(x, y).squared_error(pair.up @ pair.down, pair.bias)
     assert whole == pytest.approx(np.sum((y - x @ pair.down.T @ pair.up.T - bias) ** 2), rel=1e-12)

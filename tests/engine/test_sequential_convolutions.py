@@ -64,11 +64,11 @@ def in_turn(model, x, choices, **options):
 @pytest.mark.parametrize("rule", [ds.RowRule(most_patches=5, seed=2), ds.RowRule(), ds.RowRule(most_per_sample=3)])
 def test_what_a_convolution_reads_and_gives_is_taken_at_the_same_positions(rule):
     model, x = made(convolutional), images(40)
-    layers = ds.select_layers(model, ["0", "2"])
+    layers = ds.network.select_layers(model, ["0", "2"])
     found = ds.accumulate_cross(model, model, x.split(16), layers, rows=rule, folding=ALL)
     most = min(limit for limit in (rule.most_per_sample, rule.most_patches) if limit is not None)
     for name in ("0", "2"):
-        cross, (weight, _) = found[name], ds.weights_of(model, name)
+        cross, (weight, _) = found[name], ds.network.weights_of(model, name)
         assert cross.count == 40 * most
         np.testing.assert_allclose(cross.cross_scatter, weight @ cross.inputs.scatter, rtol=1e-3, atol=1e-3)
 
@@ -79,7 +79,7 @@ def test_two_networks_rows_are_those_of_the_twin_at_the_positions_drawn(name):
     model, x = made(Residual), images(50)
     small = in_turn(model, x, {"stem": ds.LayerChoice(DALR, 2)}).network
     rule = ds.RowRule(most_patches=4, seed=3)
-    layers = ds.select_layers(model, [name])
+    layers = ds.network.select_layers(model, [name])
     found = ds.accumulate_cross(model, small, x.split(16), layers, rows=rule, folding=ALL)[name]
     read, given = {}, {}
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_two_networks_rows_are_those_of_the_twin_at_the_positions_drawn(name):
     outputs = given["t"].flatten(2).mT
     assert outputs.shape[1] == 9
     keep = torch.from_numpy(at_most(np.ones((50, 9), np.bool_), 4, seed=3, first_sample=0))
-    twin = ds.CrossMoments.of(patches[keep].double().numpy(), outputs[keep].double().numpy())
+    twin = ds.numerics.CrossMoments.of(patches[keep].double().numpy(), outputs[keep].double().numpy())
     assert found.count == twin.count == 200
     np.testing.assert_allclose(found.joint.mean, twin.joint.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.joint.scatter, twin.joint.scatter, rtol=1e-4, atol=1e-3)
@@ -125,7 +125,7 @@ def test_errors_at_each_turn_are_those_of_the_finished_network(kind):
 def test_at_full_rank_the_outputs_are_the_originals(kind):
     build, sizes = NETWORKS[kind]
     model, x = made(build), images()
-    full = {name: ds.LayerChoice(DALR, min(ds.weights_of(model, name)[0].shape)) for name in sizes}
+    full = {name: ds.LayerChoice(DALR, min(ds.network.weights_of(model, name)[0].shape)) for name in sizes}
     with torch.inference_mode():
         torch.testing.assert_close(in_turn(model, x, full).network(x), model(x), rtol=1e-4, atol=1e-4)
 

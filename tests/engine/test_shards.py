@@ -11,6 +11,8 @@ from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_into, accumulate_stream
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError
@@ -40,7 +42,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def layers(model):
-    return ds.select_layers(model, ["2"])
+    return ds.network.select_layers(model, ["2"])
 
 
 def batches(size=100):
@@ -63,7 +65,7 @@ def store(tmp_path, captured):
 @pytest.fixture(scope="module")
 def expected(model, layers):
     """The direct way, every shard in one pass."""
-    return ds.accumulate_stream(model, batches(70), layers, folding=DEALT)
+    return accumulate_stream(model, batches(70), layers, folding=DEALT)
 
 
 def assert_same(found, expected):
@@ -74,7 +76,7 @@ def assert_same(found, expected):
 
 def test_training_is_the_exact_sum_of_the_shards_and_what_is_folded_at_once_to_rounding(store, expected):
     assert expected["2"].same_bits(merge_all(expected.shards["2"]))
-    whole = ds.accumulate(store, domain="target", folding=PLAIN)
+    whole = accumulate_stored(store, domain="target", folding=PLAIN)
     assert whole.shards == {}
     found, twin = expected["2"], whole["2"]
     assert (found.count, found.samples) == (twin.count, twin.samples)
@@ -114,17 +116,17 @@ def test_dealing_leaves_no_sample_out_and_keeps_the_held_out_ones(share, shards)
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_way_gives_the_same_bits(store, expected, workers):
     folding = dataclasses.replace(DEALT, workers=ds.Threads(workers))
-    assert_same(ds.accumulate(store, domain="target", folding=folding), expected)
+    assert_same(accumulate_stored(store, domain="target", folding=folding), expected)
     delete_activations(store)
-    assert_same(ds.accumulate(store, domain="target", folding=folding), expected)  # nothing is folded again
+    assert_same(accumulate_stored(store, domain="target", folding=folding), expected)  # nothing is folded again
 
 
 @pytest.mark.parametrize("reports", [1, 3, 7, 12, 19])
 def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected, reports):
     stop, again = StopAfter(reports), StopAfter(0)
     with pytest.raises(StoppedError):
-        ds.accumulate(store, domain="target", folding=DEALT, progress=stop)
-    assert_same(ds.accumulate(store, domain="target", folding=DEALT, progress=again), expected)
+        accumulate_stored(store, domain="target", folding=DEALT, progress=stop)
+    assert_same(accumulate_stored(store, domain="target", folding=DEALT, progress=again), expected)
     assert len(stop.titles) + len(again.titles) == K + 1 + 1  # only the one that was stopped is begun again
     assert not (store / "unfinished/target/2").exists()
     assert verify_store(store).findings == ()
@@ -134,15 +136,15 @@ def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected,
 def test_a_direct_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, model, layers, expected, reports):
     arguments = (tmp_path / "direct", model, batches(), layers)
     with pytest.raises(StoppedError):
-        ds.accumulate_into(*arguments, domain="target", folding=DEALT, progress=StopAfter(reports))
-    assert_same(ds.accumulate_into(*arguments, domain="target", folding=DEALT), expected)
+        accumulate_into(*arguments, domain="target", folding=DEALT, progress=StopAfter(reports))
+    assert_same(accumulate_into(*arguments, domain="target", folding=DEALT), expected)
     assert verify_store(tmp_path / "direct").findings == ()
 
 
 @pytest.mark.parametrize("heights", [(7,), (1, 8, 16, 23)])
 def test_strips_of_the_shards_add_up_to_the_same_bits(store, expected, tmp_path, heights):
     """The sum where the whole does not fit: the same tree, a few rows of the matrix at a time."""
-    ds.accumulate(store, domain="target", folding=DEALT)
+    accumulate_stored(store, domain="target", folding=DEALT)
     shards = [store / f"moments/target/2/shard-{number}" for number in range(K)]
     edges = [0, *heights, WIDTH]
     cut = [Strip(first, stop) for first, stop in pairwise(edges)]
@@ -155,33 +157,33 @@ def test_a_wide_layer_under_a_limit_is_dealt_in_strips_to_the_same_bits(tmp_path
     with torch.random.fork_rng():
         torch.manual_seed(0)
         wide = nn.Sequential(nn.Linear(8, 2100), nn.ReLU(), nn.Linear(2100, 3)).eval()
-    layers = ds.select_layers(wide, ["2"])
+    layers = ds.network.select_layers(wide, ["2"])
     ds.capture(wide, batches()[:5], layers, tmp_path / "wide", domain="target")
     tight = dataclasses.replace(DEALT, shards=2, memory_limit_bytes=119 * 2**20)
     stop, again = StopAfter(5), StopAfter(0)
     with pytest.raises(StoppedError):
-        ds.accumulate(tmp_path / "wide", domain="target", folding=tight, progress=stop)
-    found = ds.accumulate(tmp_path / "wide", domain="target", folding=tight, progress=again)
-    twin = ds.accumulate_stream(wide, batches()[:5], layers, folding=dataclasses.replace(DEALT, shards=2))
+        accumulate_stored(tmp_path / "wide", domain="target", folding=tight, progress=stop)
+    found = accumulate_stored(tmp_path / "wide", domain="target", folding=tight, progress=again)
+    twin = accumulate_stream(wide, batches()[:5], layers, folding=dataclasses.replace(DEALT, shards=2))
     assert found["2"].same_bits(twin["2"])
     assert all(one.same_bits(two) for one, two in zip(found.shards["2"], twin.shards["2"], strict=True))
     assert found.heldout["2"].same_bits(twin.heldout["2"])
 
 
 def test_another_number_of_shards_is_another_rule(store, expected):
-    ds.accumulate(store, domain="target", folding=DEALT)
+    accumulate_stored(store, domain="target", folding=DEALT)
     folder = store / "moments/target/2"
-    fewer = ds.accumulate(store, domain="target", folding=dataclasses.replace(DEALT, shards=2))
+    fewer = accumulate_stored(store, domain="target", folding=dataclasses.replace(DEALT, shards=2))
     assert len(fewer.shards["2"]) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["heldout", "shard-0", "shard-1", "training"]
-    ds.accumulate(store, domain="target", folding=PLAIN)
+    accumulate_stored(store, domain="target", folding=PLAIN)
     assert sorted(path.name for path in folder.iterdir()) == ["heldout", "training"]
     assert list(StoreView.open(store).shards("target", "2")) == []
-    assert_same(ds.accumulate(store, domain="target", folding=DEALT), expected)
+    assert_same(accumulate_stored(store, domain="target", folding=DEALT), expected)
 
 
 def test_a_damaged_shard_and_a_shard_of_something_else_are_found(store):
-    ds.accumulate(store, domain="target", folding=DEALT)
+    accumulate_stored(store, domain="target", folding=DEALT)
     folder = store / "moments/target/2"
     assert len(StoreView.open(store).shards("target", "2")) == K
     shutil.rmtree(folder / "shard-1")
@@ -196,7 +198,7 @@ def test_a_damaged_shard_and_a_shard_of_something_else_are_found(store):
 def test_merged_stores_have_their_captures_for_shards(tmp_path, model, layers):
     parts = batches()
     for number, part in enumerate((parts[:4], parts[4:])):
-        ds.accumulate_into(tmp_path / str(number), model, part, layers, domain="target", folding=DEALT)
+        accumulate_into(tmp_path / str(number), model, part, layers, domain="target", folding=DEALT)
     ds.merge([tmp_path / "0", tmp_path / "1"], tmp_path / "both")
     shards = StoreView.open(tmp_path / "both").shards("target", "2")
     assert sorted(shard.samples for shard in shards) == sorted(
@@ -207,7 +209,7 @@ def test_merged_stores_have_their_captures_for_shards(tmp_path, model, layers):
 
 def test_nothing_held_out_leaves_an_empty_record(store):
     folding = dataclasses.replace(DEALT, holdout=ds.HoldoutRule(0.0))
-    found = ds.accumulate(store, domain="target", folding=folding)
+    found = accumulate_stored(store, domain="target", folding=folding)
     assert found["2"].samples == SAMPLES
     assert list(found.heldout) == []
     assert StoreView.open(store).heldout("target", None, "2") is None
@@ -220,4 +222,4 @@ def test_what_is_not_possible_is_refused(store, model, layers):
         ds.accumulate_cross(model, model, batches(), layers, folding=DEALT)
     tight = dataclasses.replace(DEALT, memory_limit_bytes=10_000)
     with pytest.raises(MemoryLimitError, match="keep no shards"):
-        ds.accumulate(store, domain="target", folding=tight)
+        accumulate_stored(store, domain="target", folding=tight)

@@ -10,12 +10,15 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.engine.diff import diff_domains
+from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.estimate import estimate
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.merge import merge
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.network.capture.proof import SAMPLE_PASSES
+from dalr_stream.storage.store import ActivationStore, StoredRows
 from dalr_stream.streaming.lanes import Pace
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
@@ -69,12 +72,12 @@ def batches():
 
 
 def layers(net, *names):
-    return ds.select_layers(net, names or NAMES)
+    return ds.network.select_layers(net, names or NAMES)
 
 
 def apart(net, batches, **options):
     """Moments of each layer captured alone: nothing can be shared."""
-    return {n: ds.accumulate_stream(net, batches, layers(net, n), folding=FOLDING, **options) for n in NAMES}
+    return {n: accumulate_stream(net, batches, layers(net, n), folding=FOLDING, **options) for n in NAMES}
 
 
 def require_same(found, expected):
@@ -92,7 +95,7 @@ def folders(root):
 
 def test_through_a_store_every_layer_has_the_moments_it_has_alone_and_rows_lie_there_once(net, batches, tmp_path):
     store = ds.capture(net, batches, layers(net), tmp_path, domain="t")
-    found = ds.accumulate(tmp_path, domain="t", folding=FOLDING)
+    found = accumulate_stored(tmp_path, domain="t", folding=FOLDING)
     require_same(found, apart(net, batches))
     assert store.domain("t").shared == SHARED
     assert set(found) == set(NAMES)
@@ -103,8 +106,8 @@ def test_through_a_store_every_layer_has_the_moments_it_has_alone_and_rows_lie_t
 
 def test_directly_too_with_a_store_and_without(net, batches, tmp_path):
     expected = apart(net, batches)
-    require_same(ds.accumulate_stream(net, batches, layers(net), folding=FOLDING), expected)
-    kept = ds.accumulate_into(tmp_path, net, batches, layers(net), domain="t", folding=FOLDING)
+    require_same(accumulate_stream(net, batches, layers(net), folding=FOLDING), expected)
+    kept = accumulate_into(tmp_path, net, batches, layers(net), domain="t", folding=FOLDING)
     require_same(kept, expected)
     assert folders(tmp_path / "moments" / "t") == sorted(set(NAMES) - set(SHARED))
     assert StoreView.open(tmp_path).moments("t", "v").same_bits(expected["v"]["v"])
@@ -117,12 +120,10 @@ def test_with_the_torch_fold_a_mask_and_fewer_rows_a_sample(net, batches):
     masked = [{"x": batch, "mask": mask} for batch, mask in zip(batches, masks, strict=True)]
     net.forward = lambda x, mask: Block.forward(net, x)  # noqa: ARG005
     rule = ds.RowRule(mask="mask", most_per_sample=2, seed=4)
-    require_same(
-        ds.accumulate_stream(net, masked, layers(net), rows=rule, folding=FOLDING), apart(net, masked, rows=rule)
-    )
+    require_same(accumulate_stream(net, masked, layers(net), rows=rule, folding=FOLDING), apart(net, masked, rows=rule))
     on_torch = dataclasses.replace(FOLDING, device="cpu")
-    found = ds.accumulate_stream(net, masked, layers(net), rows=rule, folding=on_torch)
-    alone = ds.accumulate_stream(net, masked, layers(net, "v"), rows=rule, folding=on_torch)
+    found = accumulate_stream(net, masked, layers(net), rows=rule, folding=on_torch)
+    alone = accumulate_stream(net, masked, layers(net, "v"), rows=rule, folding=on_torch)
     assert found["v"].same_bits(alone["v"])
 
 
@@ -134,14 +135,14 @@ def test_rows_are_taken_and_folded_once(net, batches, monkeypatch):
     take, update = BatchRows.take, LaneFold.update
     monkeypatch.setattr(BatchRows, "take", lambda self, name, rows: (taken.append(name), take(self, name, rows))[1])
     monkeypatch.setattr(LaneFold, "update", lambda self, tile: (widths.append(tile.rows.shape), update(self, tile))[1])
-    ds.accumulate_stream(net, batches[:1], layers(net), folding=FOLDING)
+    accumulate_stream(net, batches[:1], layers(net), folding=FOLDING)
     assert taken == list(NAMES)  # each is taken, to be compared with what it may share
     assert len(widths) == 4 * len(FOLDING.rule(WIDTH).partitions)
 
 
 def test_stored_rows_and_tiles_are_found_by_every_name(net, batches, tmp_path):
     store = ds.capture(net, batches, layers(net), tmp_path, domain="t")
-    by_name = [np.concatenate(list(ds.StoredRows(store, "t", name))) for name in ("q", "v")]
+    by_name = [np.concatenate(list(StoredRows(store, "t", name))) for name in ("q", "v")]
     assert np.array_equal(*by_name)
     assert store.rows("t", "up").rows == 120 * TOKENS
     assert store.has_rows("t", "k")
@@ -160,13 +161,13 @@ def test_estimate_counts_them_once(net, batches):
 def test_a_memory_limit_keeps_them_in_one_pass(net, batches):
     limited = dataclasses.replace(FOLDING, memory_limit_bytes=1)
     with pytest.raises(ds.DalrStreamError):
-        ds.accumulate_stream(net, batches, layers(net), folding=limited)
+        accumulate_stream(net, batches, layers(net), folding=limited)
     one = estimate(net, {"t": batches}, layers(net, "q"), FOLDING, direct=True).peak_bytes
     two = estimate(net, {"t": batches}, layers(net, "q", "out"), FOLDING, direct=True).peak_bytes
     limited = dataclasses.replace(FOLDING, memory_limit_bytes=(one + two) // 2)
     runs = []
     net.register_forward_pre_hook(lambda *_: runs.append(1))
-    found = ds.accumulate_stream(net, batches, layers(net, "q", "k", "v", "out"), folding=limited)
+    found = accumulate_stream(net, batches, layers(net, "q", "k", "v", "out"), folding=limited)
     assert len(runs) == 1 + 2 * len(batches) + 3 * SAMPLE_PASSES  # a probe, and two passes, each of them proved
     assert found["k"].same_bits(found["q"])
 
@@ -178,15 +179,15 @@ def test_a_memory_limit_keeps_them_in_one_pass(net, batches):
 def test_verify_diff_summary_and_the_solvers_know_every_name(net, batches, tmp_path):
     for domain, shift in (("t", 0.0), ("s", 0.5)):
         ds.capture(net, [batch + shift for batch in batches], layers(net), tmp_path, domain=domain)
-        ds.accumulate(tmp_path, domain=domain, folding=FOLDING)
+        accumulate_stored(tmp_path, domain=domain, folding=FOLDING)
     checked = verify_store(tmp_path)
     checked.require()
     assert "t/k: the rows of q" in checked.whole
     shifts = dict(diff_domains(tmp_path, "t", "s"))
     assert np.array_equal(shifts["v"].mean_gap, shifts["q"].mean_gap)
-    assert "(120 samples, 7 layers, 7 with moments)" in repr(ds.ActivationStore(tmp_path))
+    assert "(120 samples, 7 layers, 7 with moments)" in repr(ActivationStore(tmp_path))
     problem = StoreView.open(tmp_path).problem("up", "t", None)
-    assert problem.inputs.same_bits(ds.accumulate(tmp_path, domain="t", folding=FOLDING)["gate"])
+    assert problem.inputs.same_bits(accumulate_stored(tmp_path, domain="t", folding=FOLDING)["gate"])
     factors = ds.dalr(problem.weight, problem.bias, problem.inputs)
     small = ds.compress(net, {"up": factors.at_rank(9)})
     assert torch.allclose(small(batches[0]), net(batches[0]), atol=1e-4)
@@ -196,16 +197,16 @@ def test_shards_dealt_and_merged_are_found_by_every_name(net, batches, tmp_path)
     dealt = dataclasses.replace(FOLDING, shards=3)
     qkv = layers(net, "q", "k", "v")
     ds.capture(net, batches, qkv, tmp_path / "a", domain="t")
-    found = ds.accumulate(tmp_path / "a", domain="t", layers=["q", "v"], folding=dealt)
+    found = accumulate_stored(tmp_path / "a", domain="t", layers=["q", "v"], folding=dealt)
     assert [s.count for s in found.shards["v"]] == [s.count for s in found.shards["q"]]
     assert len(StoreView.open(tmp_path / "a").shards("t", "k")) == 3
 
     ds.capture(net, [data(50, seed=9)], qkv, tmp_path / "b", domain="t")
     for name in "ab":
-        ds.accumulate(tmp_path / name, domain="t", folding=FOLDING)
+        accumulate_stored(tmp_path / name, domain="t", folding=FOLDING)
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
     both = StoreView.open(tmp_path / "m")
-    expected = [ds.accumulate(tmp_path / name, domain="t", folding=FOLDING)["k"].count for name in "ab"]
+    expected = [accumulate_stored(tmp_path / name, domain="t", folding=FOLDING)["k"].count for name in "ab"]
     assert both.moments("t", "k").count == sum(expected)
     assert len(both.shards("t", "v")) == 2
     verify_store(tmp_path / "m").require()
@@ -233,7 +234,7 @@ def test_stores_that_share_other_layers_do_not_merge(tmp_path):
     for name, always in (("a", False), ("b", True)):
         net = forked(always=always)
         ds.capture(net, [data(20, seed=int(always))], layers(net, "q", "k", "v"), tmp_path / name, domain="t")
-        ds.accumulate(tmp_path / name, domain="t", folding=FOLDING)
+        accumulate_stored(tmp_path / name, domain="t", folding=FOLDING)
     with pytest.raises(FingerprintMismatchError, match=r"layer 'k' are those of '[qk]', in .* those of '[qk]'"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
 
@@ -263,7 +264,7 @@ def test_layers_that_no_longer_read_the_same_are_both_named(tmp_path):
     watched = layers(net, "q", "k", "v")
     for route in (
         lambda: ds.capture(net, batches, watched, tmp_path, domain="t"),
-        lambda: ds.accumulate_stream(net, batches, watched),
+        lambda: accumulate_stream(net, batches, watched),
     ):
         with pytest.raises(InvalidInputError, match="layers 'q' and 'k': read the same tensor in earlier batches"):
             route()
@@ -272,7 +273,7 @@ def test_layers_that_no_longer_read_the_same_are_both_named(tmp_path):
 def test_layers_that_come_to_read_the_same_later_keep_rows_of_their_own():
     net = forked()
     batches = [data(3), data(4)]
-    found = ds.accumulate_stream(net, batches, layers(net, "q", "k"), folding=FOLDING)
+    found = accumulate_stream(net, batches, layers(net, "q", "k"), folding=FOLDING)
     assert found["q"].same_bits(found["k"])
 
 
@@ -296,15 +297,15 @@ def test_memory_that_was_overwritten_or_used_again_is_another_input(inference):
     torch.manual_seed(0)
     net, x = Overwritten().eval(), torch.randn(300, 64)
     with torch.inference_mode(inference):
-        found = ds.accumulate_stream(net, [x], ds.select_layers(net, ["first", "second", "third"]))
+        found = accumulate_stream(net, [x], ds.network.select_layers(net, ["first", "second", "third"]))
     assert (found["first"].nonzero == found["first"].count).all()
     assert (found["second"].nonzero < found["second"].count).all()
     np.testing.assert_allclose(found["third"].mean, found["first"].mean * 1.5, rtol=1e-5)
 
 
 def test_outputs_and_inputs_are_never_taken_for_one_another(net, batches):
-    both = layers(net, "q", "k") + ds.select_layers(net, ["q", "k"], side="outputs")
-    found = ds.accumulate_stream(net, batches, both, folding=FOLDING)
+    both = layers(net, "q", "k") + ds.network.select_layers(net, ["q", "k"], side="outputs")
+    found = accumulate_stream(net, batches, both, folding=FOLDING)
     assert set(found) == {"q", "k", "q@outputs", "k@outputs"}
     assert not found["q@outputs"].same_bits(found["k@outputs"])
 
@@ -323,10 +324,10 @@ class Branches(nn.Module):
 
 def test_convolutions_share_patches_where_they_make_them_alike(tmp_path):
     net, x = Branches().eval(), torch.randn(30, 3, 8, 8)
-    store = ds.capture(net, [x], ds.select_layers(net, ["a", "b", "c", "d"]), tmp_path, domain="t")
+    store = ds.capture(net, [x], ds.network.select_layers(net, ["a", "b", "c", "d"]), tmp_path, domain="t")
     assert store.domain("t").shared == {"b": "a", "c": "a"}
-    found = ds.accumulate(tmp_path, domain="t")
-    alone = ds.accumulate_stream(net, [x], ds.select_layers(net, ["c"]))
+    found = accumulate_stored(tmp_path, domain="t")
+    alone = accumulate_stream(net, [x], ds.network.select_layers(net, ["c"]))
     assert found["c"].same_bits(alone["c"])
 
 
@@ -347,7 +348,7 @@ def test_a_capture_that_was_stopped_goes_on_to_the_same_bytes(net, tmp_path, con
     ds.capture(net, batches, layers(net), tmp_path / "straight", domain="t")
     with pytest.raises(RuntimeError, match="stopped"):
         ds.capture(net, failing(batches, 5), layers(net), tmp_path / "resumed", domain="t")
-    assert ds.ActivationStore(tmp_path / "resumed").domain("t").shared == SHARED
+    assert ActivationStore(tmp_path / "resumed").domain("t").shared == SHARED
     ds.capture(net, batches, layers(net), tmp_path / "resumed", domain="t")
     assert contents(tmp_path / "resumed") == contents(tmp_path / "straight")
 
@@ -356,12 +357,12 @@ def test_a_direct_run_that_was_stopped_goes_on_to_the_same_bits(net, tmp_path):
     batches = list(data(1000).split(180))
     paced = dataclasses.replace(FOLDING, pace=every_third_batch)
     with pytest.raises(RuntimeError, match="stopped"):
-        ds.accumulate_into(tmp_path, net, failing(batches, 4), layers(net), domain="t", folding=paced)
+        accumulate_into(tmp_path, net, failing(batches, 4), layers(net), domain="t", folding=paced)
     runs = []
     net.register_forward_pre_hook(lambda *_: runs.append(1))
-    resumed = ds.accumulate_into(tmp_path, net, batches, layers(net), domain="t", folding=paced)
+    resumed = accumulate_into(tmp_path, net, batches, layers(net), domain="t", folding=paced)
     assert len(runs) - SAMPLE_PASSES < len(batches)
-    alone = ds.accumulate_stream(block(), batches, layers(net, "v"), folding=FOLDING)["v"]
+    alone = accumulate_stream(block(), batches, layers(net, "v"), folding=FOLDING)["v"]
     assert all(resumed[name].same_bits(alone) for name in "qkv")
 
 

@@ -13,6 +13,7 @@ import zarr
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.verify import verify_store
 from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.methods import Method
@@ -45,10 +46,10 @@ def pristine(tmp_path_factory):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
         rows = torch.randn(40, 200, 5)
-    layers = ds.select_layers(model, ["*"])
+    layers = ds.network.select_layers(model, ["*"])
     for domain, part in (("target", rows), ("source", rows[:9])):
         ds.capture(model, part.split(7), layers, root, domain=domain)
-        ds.accumulate(root, domain=domain, layers=["2"])
+        accumulate_stored(root, domain=domain, layers=["2"])
     moments = load_moments(root / "moments/target/2/training")
     save_solution(root, "2", ds.dalr(*load_layer_weights(root, "2"), moments), {"made_from": "these moments"})
     save_solution(root, "0", ds.spectral(moments), {})

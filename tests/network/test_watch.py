@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import LayerNotFoundError
 from dalr_stream.network import watch as module
 from dalr_stream.network.structure.graph import Structure
@@ -26,7 +27,7 @@ def build():
 
 def test_without_an_example_the_layers_alone_are_watched():
     layers = watch(build(), ["0", "5"])
-    assert tuple(layers) == ds.select_layers(build(), ["0", "5"])
+    assert tuple(layers) == ds.network.select_layers(build(), ["0", "5"])
     assert layers.structure is None
 
 
@@ -34,7 +35,7 @@ def test_with_an_example_the_readers_are_watched_too_and_groups_are_known():
     net = build()
     layers = watch(net, ["0", "3"], example=X[:2])
     assert layers.streams == ("0", "3", "3@channels", "5@channels")
-    assert tuple(layers) == with_readers(ds.select_layers(net, ["0", "3"]), layers.structure)
+    assert tuple(layers) == with_readers(ds.network.select_layers(net, ["0", "3"]), layers.structure)
     assert [spec.group.producers for spec in layers[:2]] == [("0",), ("3",)]
     assert len(layers) == 4
 
@@ -58,7 +59,7 @@ def test_a_pattern_of_outputs_that_matches_nothing_is_an_error():
 def test_what_is_watched_is_accumulated_solved_and_compressed():
     net = build()
     layers = watch(net, ["0"], example=X[:2])
-    moments = ds.accumulate_stream(net, [X], layers, rows=ds.RowRule(most_patches=None))
+    moments = accumulate_stream(net, [X], layers, rows=ds.RowRule(most_patches=None))
     selection = ds.spectral(layers[0].group.joint(moments))
     small = ds.compress(net, {"0": selection.at_size(6)}, example=layers.structure)
     with torch.no_grad():

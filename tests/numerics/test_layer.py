@@ -229,3 +229,14 @@ def test_outputs_that_do_not_split_into_the_groups_of_the_inputs_are_refused():
     inputs = GroupedMoments((Moments.of(rows(0, D)), Moments.of(rows(1, D))))
     with pytest.raises(InvalidInputError, match="layer 'conv': 5 outputs cannot be split into 2 groups"):
         Layer("conv", np.ones((M, D)), None, inputs)
+
+
+def test_other_inputs_leave_nothing_else_known_that_might_not_belong_to_them():
+    given, other = layer(), Moments.of(rows(9, D))
+    changed = given.with_inputs(other)
+    assert changed.name == "fc6"
+    assert changed.weight is given.weight
+    assert changed.bias is given.bias
+    assert changed.inputs is other
+    assert (changed.outputs, changed.nodes, changed.source_nodes, changed.heldout) == (None,) * 4
+    assert changed.shards == ()

@@ -167,7 +167,7 @@ class TestSelection:
         network, target, source = tiny
         chosen = adaptation.selection.Statistics.of(network, target, source).momasp("node", 1.0)
         sizes = dict(zip(LAYERS, (2, 3, 1, 5, 3), strict=True))
-        small = adaptation.selection.compressed(ds.Structure.of(network, target.inputs), chosen, sizes)
+        small = adaptation.selection.compressed(ds.network.Structure.of(network, target.inputs), chosen, sizes)
         assert adaptation.selection.parameters(network, sizes) == parameter_count(small)
         assert adaptation.selection.parameters(network, {}) == parameter_count(network)
 
@@ -175,7 +175,7 @@ class TestSelection:
         network, target, source = tiny
         chosen = adaptation.selection.Statistics.of(network, target, source).spectral("target")
         sizes = {name: one.order.size for name, one in chosen.items()}
-        same = adaptation.selection.compressed(ds.Structure.of(network, target.inputs), chosen, sizes)
+        same = adaptation.selection.compressed(ds.network.Structure.of(network, target.inputs), chosen, sizes)
         with torch.inference_mode():
             torch.testing.assert_close(same(target.inputs), network(target.inputs), rtol=1e-4, atol=1e-4)
 
@@ -202,7 +202,7 @@ class TestSelection:
         network, target, source = tiny
         found = adaptation.selection.Statistics.of(network, target, source)
         alone = found.momasp("node", adaptation.selection.ALONE)["generator.fc1"]
-        shift = ds.diff(found.settings["target"]["generator.fc1"], found.source["generator.fc1"])
+        shift = ds.numerics.diff(found.settings["target"]["generator.fc1"], found.source["generator.fc1"])
         penalty = np.abs(shift.source_mean - shift.target_mean) + shift.covariance_shift
         live = np.flatnonzero(shift.live)
         assert alone.order[:3].tolist() == live[np.argsort(penalty[live], kind="stable")][:3].tolist()
@@ -263,7 +263,7 @@ def test_the_run_file_runs_to_its_report(adaptation, tmp_path, monkeypatch, pair
     assert project.config.domains["test"].options == pair
     report = Run(project).all()
     assert report.exists()
-    small = ds.load(project.compressed, project.build)
+    small = ds.load(project.compressed, project.code.build)
     assert small.generator.conv1.out_channels == small.generator.conv2.in_channels < 4
     assert small.generator.fc1.out_features == small.classifier.fc2.in_features < 24
 

@@ -19,7 +19,7 @@ from dalr_stream.report.record import Results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.scoring import Evaluation
+from dalr_stream.workflow.steps.evaluate import Evaluation
 
 BERT_FOLDER = Path(__file__).parents[2] / "pipelines" / "bert"
 MODULES = {"text": "bert_text", "data": "bert_data", "network": "bert_network", "training": "bert_training"}
@@ -226,6 +226,6 @@ class TestThroughTheRunFile:
         shutil.copytree(finished.project.output, run.project.output, ignore=shutil.ignore_patterns("report"))
         run.accumulate()
         run.compress()
-        found = json.loads(run.project.compression.read_text())
+        found = json.loads(run.project.compression.read_text())["content"]["content"]
         assert len(found["search"]["steps"]) > 1
         assert run.project.compressed.is_dir()

@@ -21,7 +21,7 @@ LENET = Path(__file__).parents[2] / "pipelines" / "lenet"
 
 
 def load_compressed(project):
-    small = ds.load(project.compressed, project.build)
+    small = ds.load(project.compressed, project.code.build)
     return [module for module in small.modules() if isinstance(module, torch.nn.Linear)]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import ParameterIncreaseWarning
 
 TEXT_FOLDER = Path(__file__).parents[2] / "pipelines" / "text"
@@ -272,8 +273,8 @@ class TestExactness:
 
     @pytest.fixture
     def moments(self, text, network):
-        layers = ds.select_layers(network, ["blocks.*_proj", "blocks.*.fc?"])
-        return ds.accumulate_stream(
+        layers = ds.network.select_layers(network, ["blocks.*_proj", "blocks.*.fc?"])
+        return accumulate_stream(
             network,
             text.data.target_train(seed=0, samples=60, batch_size=20),
             layers,
@@ -285,12 +286,12 @@ class TestExactness:
         return next(iter(text.data.target_test(seed=0, samples=20)))[0]
 
     def test_moments_of_padded_batches_are_those_of_the_texts_one_by_one(self, text, network):
-        layers = ds.select_layers(network, ["blocks.*_proj", "blocks.*.fc?"])
+        layers = ds.network.select_layers(network, ["blocks.*_proj", "blocks.*.fc?"])
         padded = text.data.target_train(seed=0, samples=60, batch_size=20)
         alone = text.data.Batches(padded.texts, 1)
         rule = ds.RowRule(text.data.is_text)
-        ours = ds.accumulate_stream(network, padded, layers, rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0)))
-        naive = ds.accumulate_stream(network, alone, layers, rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0)))
+        ours = accumulate_stream(network, padded, layers, rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0)))
+        naive = accumulate_stream(network, alone, layers, rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0)))
         assert all((targets != 0).all() for _, targets in alone)
         characters = int((padded.texts != 0).sum())
         assert len(ours) == 12
@@ -301,9 +302,9 @@ class TestExactness:
             np.testing.assert_allclose(moments.covariance, naive[name].covariance, rtol=1e-4, atol=1e-6)
 
     def test_padding_left_in_is_another_statistic(self, text, network, moments):
-        layers = ds.select_layers(network, ["blocks.0.fc2"])
+        layers = ds.network.select_layers(network, ["blocks.0.fc2"])
         batches = text.data.target_train(seed=0, samples=60, batch_size=60)
-        unmasked = ds.accumulate_stream(network, batches, layers)["blocks.0.fc2"]
+        unmasked = accumulate_stream(network, batches, layers)["blocks.0.fc2"]
         assert unmasked.count > moments["blocks.0.fc2"].count
         assert np.abs(unmasked.mean - moments["blocks.0.fc2"].mean).max() > 1e-3
 
@@ -312,8 +313,8 @@ class TestExactness:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ParameterIncreaseWarning)
             full = {
-                name: ds.dalr(*ds.weights_of(network, name), found, affine=affine).at_rank(
-                    min(ds.weights_of(network, name)[0].shape)
+                name: ds.dalr(*ds.network.weights_of(network, name), found, affine=affine).at_rank(
+                    min(ds.network.weights_of(network, name)[0].shape)
                 )
                 for name, found in moments.items()
             }
@@ -331,7 +332,7 @@ class TestExactness:
     def test_factors_in_the_attention_and_nodes_in_the_rest_are_one_network(self, network, moments, batch):
         replaced = {f"blocks.{block}.fc1": ds.spectral(moments[f"blocks.{block}.fc2"]).at_size(40) for block in (0, 1)}
         for name in (f"blocks.{block}.{part}_proj" for block in (0, 1) for part in ("q", "k", "v", "out")):
-            replaced[name] = ds.dalr(*ds.weights_of(network, name), moments[name]).at_rank(4)
+            replaced[name] = ds.dalr(*ds.network.weights_of(network, name), moments[name]).at_rank(4)
         small = ds.compress(network, replaced, example=batch)
         assert small.blocks[1].fc1.out_features == small.blocks[1].fc2.in_features == 40
         assert small.blocks[0].q_proj[0].out_features == 4

@@ -21,13 +21,13 @@ from torch import fx
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.dry_run import rehearse
+from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.sizing import Compression
+from dalr_stream.workflow.steps.compression import Compression
 
 TINY = {"channels": [4, 6], "convolutions": [1, 2], "hidden": 16, "pooled": 2}
 SIDE = 32
@@ -135,8 +135,8 @@ def test_a_target_domain_runs_through_to_its_report(name, more, picture_folder, 
     run.finetune()
     with counted_loads(vgg.batches) as loads:
         page = run.all()
-    test = {p.path for p in project.loader("evaluate", project.evaluate_section).pictures}
-    training = {p.path for p in project.loader("finetune", project.finetune_section).pictures}
+    test = {p.path for p in project.code.loader("evaluate", project.evaluate_section).pictures}
+    training = {p.path for p in project.code.loader("finetune", project.finetune_section).pictures}
     assert loads == {**dict.fromkeys(test, 3 + 2 + 1), **dict.fromkeys(training, 1)}
     results = Results.read(page.parent / "results.json")
     assert [layer.name for layer in results.layers] == ["classifier.0", "classifier.3"]
@@ -191,10 +191,10 @@ def test_joint_search_scores_on_pictures_that_nothing_else_sees(picture_folder, 
     search = Compression.read(project.compression).search
     assert search is not None
     assert {trial.layer for step in search.steps for trial in step.trials} == {"classifier.0", "classifier.3"}
-    chosen = {p.path for p in project.loader("validation", project.config.validation).pictures}
+    chosen = {p.path for p in project.code.loader("validation", project.config.validation).pictures}
     pictures = project.config.network.train_options["pictures"]
     fine_tuned = {p.path for p in vgg.data.target_train(seed=0, **pictures).pictures}
-    used = {p.path for domain in ("target", "test") for p in project.batches(domain).pictures}
+    used = {p.path for domain in ("target", "test") for p in project.code.batches(domain).pictures}
     assert len(chosen) == 6
     assert not chosen & (fine_tuned | used)
     (table,) = results.published
@@ -367,7 +367,7 @@ def test_a_dry_run_names_everything_that_is_missing_at_once(picture_folder, tmp_
     project = tiny(
         "cub", picture_folder, tmp_path / "no.safetensors", tmp_path / "run", "domains.source.options.root=/none"
     )
-    found = rehearse(project)
+    found = dry_run(project)
     assert len(found.problems) == 2
     assert "'/none'" in found.problems[0]
     assert "no.safetensors" in found.problems[1]
@@ -377,7 +377,7 @@ def test_a_dry_run_names_everything_that_is_missing_at_once(picture_folder, tmp_
 
 def test_a_dry_run_counts_the_pictures_and_plans_the_steps(picture_folder, start, tmp_path):
     project = tiny("cub", picture_folder, start, tmp_path / "run")
-    found = rehearse(project)
+    found = dry_run(project)
     found.require()
     assert {facts.key: facts.samples for facts in found.loaders} == {
         "domains.target": 9,

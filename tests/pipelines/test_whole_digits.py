@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.network.surgery.compress import parameter_count
 
 FOLDER = Path(__file__).parents[2] / "pipelines" / "digits"
@@ -29,11 +31,11 @@ def solved(whole):
 
     model = build(first_channels=4, second_channels=6, width=24).eval()
     pictures = torch.rand(80, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    structure = ds.Structure.of(model, pictures)
-    layers = ds.with_readers(ds.select_layers(model, whole.WHOLE), structure)
-    moments = ds.accumulate_stream(model, [pictures], layers)
+    structure = ds.network.Structure.of(model, pictures)
+    layers = with_readers(ds.network.select_layers(model, whole.WHOLE), structure)
+    moments = accumulate_stream(model, [pictures], layers)
     selections = {name: ds.spectral(structure.group_of(name).joint(moments)) for name in whole.WHOLE}
-    factors = {name: ds.dalr(*ds.weights_of(model, name), moments[name]) for name in whole.DENSE}
+    factors = {name: ds.dalr(*ds.network.weights_of(model, name), moments[name]) for name in whole.DENSE}
     return whole.Solved(model, structure, factors, selections)
 
 

@@ -15,6 +15,7 @@ from stores import files_of
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.storage.records import load_layer_weights, load_moments, records
 from dalr_stream.storage.removal import delete_activations, forget_domain
@@ -38,11 +39,11 @@ def batches(domain):
 
 
 def capture(root, domain="target"):
-    ds.capture(network(), batches(domain), ds.select_layers(network(), ["*"]), root, domain=domain)
+    ds.capture(network(), batches(domain), ds.network.select_layers(network(), ["*"]), root, domain=domain)
 
 
 def accumulate(root, domain="target", share=0.3):
-    ds.accumulate(root, domain=domain, layers=["0"], folding=ds.Folding(ds.HoldoutRule(share), Threads(1)))
+    accumulate_stored(root, domain=domain, layers=["0"], folding=ds.Folding(ds.HoldoutRule(share), Threads(1)))
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def test_a_failure_of_the_users_own_loader_is_not_blamed_on_the_store(tmp_path):
         raise FileNotFoundError("image 7 is not there")
 
     with pytest.raises(FileNotFoundError, match="image 7"):
-        ds.capture(network(), batches(), ds.select_layers(network(), ["*"]), tmp_path, domain="target")
+        ds.capture(network(), batches(), ds.network.select_layers(network(), ["*"]), tmp_path, domain="target")
 
 
 def test_a_folder_without_rights_is_named(tmp_path, monkeypatch):

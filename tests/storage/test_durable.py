@@ -8,7 +8,7 @@ import pytest
 from stores import Killed
 
 from dalr_stream.errors import DiskSpaceError
-from dalr_stream.storage.durable import INCOMING, OUTGOING, new_folder, remove_folder, sweep, write_file
+from dalr_stream.storage.durable import INCOMING, OUTGOING, new_folder, remove_folder, write_file
 
 
 def tree(folder):
@@ -33,7 +33,6 @@ def test_a_file_that_could_not_be_replaced_is_the_old_one(tmp_path, monkeypatch,
         write_file(tmp_path / "a", b"new")
     monkeypatch.undo()
     assert (tmp_path / "a").read_bytes() == b"old"
-    sweep(tmp_path)
     assert tree(tmp_path) == {"a": "old"}
 
 
@@ -90,44 +89,3 @@ def test_a_replacement_interrupted_between_its_renames_puts_the_old_folder_back(
         monkeypatch.setattr(Path, "rename", interrupted)
     assert len(calls) == 3
     assert tree(tmp_path) == {"record/a": "old"}
-
-
-def test_litter_is_swept_at_every_depth_and_nothing_else(tmp_path):
-    (tmp_path / "moments" / ".tmp-training-7" / "mean").mkdir(parents=True)
-    (tmp_path / "activations" / "c" / "0").mkdir(parents=True)
-    (tmp_path / "activations" / "c" / "0" / "0.5f5f.partial").write_text("half")
-    (tmp_path / "activations" / "zarr.json").write_text("kept")
-    (tmp_path / "activations" / "fc.partial").mkdir()
-    (tmp_path / "activations" / "fc.partial" / "zarr.json").write_text("a layer's own name")
-    (tmp_path / ".tmp-manifest.json-7").write_text("half")
-    sweep(tmp_path)
-    assert tree(tmp_path) == {"activations/zarr.json": "kept", "activations/fc.partial/zarr.json": "a layer's own name"}
-
-
-def test_a_replacement_killed_between_its_renames_leaves_the_old_record(tmp_path):
-    for name in (".tmp-old-fc6-12", ".tmp-fc6-12", ".tmp-old-fc7-12", "fc7"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "from").write_text(name)
-    sweep(tmp_path)
-    assert {path.name: (path / "from").read_text() for path in tmp_path.iterdir()} == {
-        "fc6": ".tmp-old-fc6-12",
-        "fc7": "fc7",
-    }
-
-
-def test_a_sweep_does_not_look_at_the_chunks(tmp_path):
-    """Each lock sweeps: its cost must not grow with the rows."""
-
-    def folders_listed(tiles):
-        array = tmp_path / str(tiles) / "activations" / "target" / "fc6"
-        for tile in range(tiles):
-            (array / "c" / str(tile)).mkdir(parents=True)
-        listed = []
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("scandir", "listdir"):
-                real = getattr(os, name)
-                patch.setattr(os, name, lambda path=".", real=real: [listed.append(path), real(path)][1])
-            sweep(tmp_path / str(tiles))
-        return len(listed)
-
-    assert folders_listed(2) == folders_listed(300) > 3

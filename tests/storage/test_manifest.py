@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from stores import flipped, unsynced
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.rows.streams import Side
+from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader, ChannelSpan
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.manifest import (
@@ -26,21 +28,37 @@ names = st.text(signs, min_size=1, max_size=8).filter(lambda name: name not in {
 counts = st.integers(0, 2**40)
 readers = st.builds(ChannelReader, st.builds(ChannelSpan, names, counts, st.integers(1, 2**40)), names, counts, counts)
 reading = st.lists(readers, max_size=3).map(tuple)
-layer_records = st.builds(LayerRecord, names, counts, counts, names, reading, counts, names, names)
-rows_records = st.builds(RowsRecord, counts, names, st.integers(1, 9), counts, st.lists(counts, max_size=4).map(tuple))
+widths = st.integers(1, 2**24)
+sides = st.sampled_from([side.value for side in Side])
+layer_records = st.builds(LayerRecord, names, widths, widths, names, reading, counts, names, sides)
+
+
+@st.composite
+def rows_records(draw):
+    """Rows that are so many tiles, or were folded and not kept."""
+    features, digests = draw(widths), tuple(draw(st.lists(st.integers(0, 2**32 - 1), max_size=4)))
+    last = draw(st.integers(1, tile_rows(features)))
+    rows = (len(digests) - 1) * tile_rows(features) + last if digests else draw(counts)
+    return RowsRecord(features, draw(st.sampled_from(["float32", "float64"])), draw(st.integers(0, 9)), rows, digests)
+
+
 captured = {
     "complete": st.booleans(),
     "batches": st.lists(st.builds(BatchRecord, counts, names), max_size=4).map(tuple),
-    "layers": st.dictionaries(names, rows_records, max_size=3),
+    "layers": st.dictionaries(names, rows_records(), max_size=3),
     "choice": names,
 }
 shards = st.dictionaries(names, st.builds(DomainRecord, **captured), max_size=2)
 domain_records = st.builds(DomainRecord, **captured, shards=shards)
-manifests = st.builds(
-    Manifest,
-    st.builds(NetworkRecord, names, st.dictionaries(names, layer_records, max_size=3)),
-    st.dictionaries(names, domain_records, max_size=3),
-)
+
+
+@st.composite
+def manifests(draw):
+    domains = draw(st.dictionaries(names, domain_records, max_size=3))
+    watched = {name: draw(layer_records) for domain in domains.values() for name in domain.layers}
+    layers = {**draw(st.dictionaries(names, layer_records, max_size=3)), **watched}
+    return Manifest(NetworkRecord(draw(names), layers), domains)
+
 
 EXAMPLE = Manifest(
     NetworkRecord(
@@ -56,7 +74,7 @@ def folder(tmp_path_factory):
         yield tmp_path_factory.mktemp("manifest")
 
 
-@given(manifests)
+@given(manifests())
 def test_a_manifest_comes_back_as_it_was_written(folder, manifest):
     manifest.write(folder)
     assert Manifest.read(folder) == manifest

@@ -170,10 +170,10 @@ def test_records_lists_whole_ones_only_and_each_can_be_checked(tmp_path):
     found = [str(path.relative_to(tmp_path)) for path in records.records(tmp_path)]
     assert found == ["moments/target/fc6/training", "solutions/fc6/prune_mean", "weights/fc6"]
     for path in records.records(tmp_path):
-        records.check_record(path)
+        records.check_record(tmp_path, path)
     flipped(tmp_path / "weights/fc6/weight/c/0/0", 12)
     with pytest.raises(StoreDamagedError, match="weights/fc6': array 'weight'"):
-        records.check_record(tmp_path / "weights/fc6")
+        records.check_record(tmp_path, tmp_path / "weights/fc6")
 
 
 # --- damage -------------------------------------------------------------------------------------------------------

@@ -81,13 +81,16 @@ def test_a_reader_opened_before_a_commit_goes_on_reading_what_it_knew(tmp_path):
 
 
 def test_litter_is_swept_by_a_writer_and_left_by_a_reader(half):
-    litter = [half / ".tmp-manifest.json-1", half / "activations/target/fc6/c/2/0.0123abcd.partial"]
+    litter = [
+        half / ".tmp-new-manifest.json-0123abcd",
+        half / "activations/target/fc6/c/2/0.0123456789abcdef0123456789abcdef.partial",
+    ]
     for path in litter:  # a chunk's is behind the last committed tile: its writer was killed before the commit
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
-    (half / "moments/target/fc6/.tmp-training-1").mkdir(parents=True)
+    (half / "moments/target/fc6/.tmp-new-training-0123abcd").mkdir(parents=True)
     ActivationStore(half).read_tile("target", "fc6", 0)
     assert all(path.exists() for path in litter)
     capture(half, batches_of(rows_for(100), [10]))
     assert not any(path.exists() for path in litter)
-    assert not (half / "moments/target/fc6/.tmp-training-1").exists()
+    assert not (half / "moments/target/fc6/.tmp-new-training-0123abcd").exists()

@@ -10,7 +10,7 @@ from dalr_stream.engine.estimate import require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError, DiskSpaceError
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.plan import plan
-from dalr_stream.workflow.dry_run import rehearse
+from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
@@ -26,7 +26,7 @@ def without_bytecode(found):
 
 def test_it_loads_a_batch_of_everything_and_writes_nothing(run_file, contents):
     before = contents(run_file.parent)
-    found = rehearse(opened(run_file))
+    found = dry_run(opened(run_file))
     found.require()
     assert without_bytecode(contents(run_file.parent)) == before
     assert [(facts.key, facts.samples, facts.batches) for facts in found.loaders] == [
@@ -42,14 +42,14 @@ def test_it_loads_a_batch_of_everything_and_writes_nothing(run_file, contents):
 
 
 def test_it_plans_as_estimate_does_for_the_trained_network(finished_file):
-    assert rehearse(opened(finished_file)).plan == opened(finished_file).estimate()
+    assert dry_run(opened(finished_file)).plan == opened(finished_file).estimate()
 
 
 def test_it_says_which_steps_would_run(run_file):
-    steps = rehearse(opened(run_file)).steps
-    names = ["train", *(f"{verb} {d}" for d in ("target", "source", "test") for verb in ("capture", "accumulate"))]
+    steps = dry_run(opened(run_file)).steps
+    names = ["train", *(f"{verb} {d}" for verb in ("capture", "accumulate") for d in ("target", "source", "test"))]
     assert steps == [(name, True) for name in [*names, "solve", "compress", "evaluate", "report"]]
-    direct = rehearse(opened(run_file, "capture.keep_activations=false", "compress={}")).steps
+    direct = dry_run(opened(run_file, "capture.keep_activations=false", "compress={}")).steps
     assert [name for name, _ in direct if name.startswith(("capture", "compress"))] == []
 
 
@@ -67,15 +67,15 @@ def test_it_says_which_steps_would_run(run_file):
     ],
 )
 def test_it_says_what_a_change_would_do_again(finished_file, override, again):
-    assert [name for name, done in rehearse(opened(finished_file, override)).steps if done] == again
+    assert [name for name, done in dry_run(opened(finished_file, override)).steps if done] == again
 
 
 def test_nothing_would_run_of_a_run_that_is_done(finished_file):
-    assert not any(done for _, done in rehearse(opened(finished_file)).steps)
+    assert not any(done for _, done in dry_run(opened(finished_file)).steps)
 
 
 def test_every_problem_is_named_at_once(run_file):
-    found = rehearse(
+    found = dry_run(
         opened(
             run_file,
             "domains.source.batches=tiny_run:empty",
@@ -104,7 +104,7 @@ def test_disk_is_told_in_units_that_show_it(monkeypatch, tmp_path, rows, needed)
 
 
 def test_a_run_that_would_not_fit_is_a_problem(run_file):
-    (problem,) = rehearse(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
+    (problem,) = dry_run(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
     assert "the limit is 0 MiB" in problem
 
 
@@ -131,7 +131,7 @@ BAD_PYTHON = [
 @pytest.mark.parametrize(("override", "said"), BAD_PYTHON)
 def test_python_that_does_not_fit_the_run_file_is_one_clear_line(run_file, override, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
-        rehearse(opened(run_file, override)).require()
+        dry_run(opened(run_file, override)).require()
     with pytest.raises(DalrStreamError, match=re.escape(said)):
         Run(opened(run_file, override)).all()
 
@@ -154,7 +154,7 @@ def test_an_output_that_is_a_file_is_refused(run_file):
 def test_what_only_the_last_steps_would_find_is_found_before_anything_is_captured(run_file, override, said):
     project = opened(run_file, override)
     with pytest.raises(ConfigError, match=said):
-        rehearse(project).require()
+        dry_run(project).require()
     run = Run(project)
     run.train()
     with pytest.raises(ConfigError, match=said):

@@ -18,15 +18,16 @@ from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.measure.profile import Stopwatch
 from dalr_stream.network.surgery.compress import compress
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.dry_run import rehearse
-from dalr_stream.workflow.results.inspect import outlooks
+from dalr_stream.workflow.dry_run import dry_run
+from dalr_stream.workflow.results.inspect import layer_costs
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.named_sizes import at_size
-from dalr_stream.workflow.steps.scoring import Evaluation
-from dalr_stream.workflow.steps.sizing import Compression, sized_layers
+from dalr_stream.workflow.steps.sizing import sized_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
 METHOD = ds.Method.DALR_ANCHORED_AFFINE
@@ -139,7 +140,7 @@ def elsewhere(folder, output, *overrides, **sizes):
 
 
 def inputs(project):
-    return torch.cat([pictures for pictures, _ in project.batches("target")])
+    return torch.cat([pictures for pictures, _ in project.code.batches("target")])
 
 
 def patches(module, x):
@@ -194,7 +195,7 @@ def test_groups_have_statistics_and_layers_have_names(project):
 
 def test_the_saved_network_is_that_of_the_factors_by_hand(project):
     store, x = StoreView.open(project.store), inputs(project)
-    small, twin = ds.load(project.compressed, project.build), copy.deepcopy(project.network)
+    small, twin = ds.load(project.compressed, project.code.build), copy.deepcopy(project.network)
     for name, size in (("split", 3), ("line", 1), ("stem", 4)):
         module = twin.get_submodule(name)
         pair = store.solutions(name, [METHOD])[METHOD].at_rank(size)
@@ -248,7 +249,7 @@ def test_the_store_is_whole_and_the_saved_network_says_what_its_layers_were(proj
 
 
 def test_a_profile_has_the_convolution_beside_its_pair(project):
-    small, x = ds.load(project.compressed, project.build), inputs(project)
+    small, x = ds.load(project.compressed, project.code.build), inputs(project)
     found = ds.profile(project.network, small, x, batch_sizes=(1,), stopwatch=Stopwatch(turns=3, least_seconds=0.0))
     macs = {layer.name: (layer.macs_before, layer.macs_after) for layer in found.layers}
     assert macs["split"] == (432 * 16, 252 * 16)
@@ -288,7 +289,7 @@ def test_one_rule_for_all_layers_sizes_them_too(project, folder, tmp_path, rule)
     other = again(project, folder, tmp_path, "compress={}", **rule)
     Run(other).compress()
     layers = Compression.read(other.compression).layers
-    small = ds.load(other.compressed, other.build)
+    small = ds.load(other.compressed, other.code.build)
     for name in set(layers) & set(GROUPED):
         assert small.get_submodule(f"{name}.0").out_channels == GROUPED[name] * layers[name].size
     if "params" in rule:
@@ -323,7 +324,7 @@ def test_the_report_names_layers_and_what_stays_as_it_is(project):
 
 
 def test_layers_are_ranked_whole(project):
-    found = {layer.layer: layer for layer in outlooks(project, METHOD)}
+    found = {layer.layer: layer for layer in layer_costs(project, METHOD)}
     assert (found["split"].groups, found["split"].weights) == (2, 432)
     assert found["split"].multiply_adds == 432 * 16
 
@@ -340,7 +341,7 @@ def test_a_dry_run_names_the_convolution_and_what_stays(folder, tmp_path, monkey
 
 def test_a_depthwise_layer_that_is_named_is_an_error(folder, tmp_path):
     project = elsewhere(folder, tmp_path, 'network.layers=["stem", "depth"]')
-    assert any("'depth' (it is a depthwise Conv2d" in problem for problem in rehearse(project).problems)
+    assert any("'depth' (it is a depthwise Conv2d" in problem for problem in dry_run(project).problems)
     run = Run(project)
     run.train()
     with pytest.raises(UnsupportedLayerError, match=r"pattern 'depth': .* each of its 12 groups is a matrix of rank 1"):
@@ -388,7 +389,7 @@ def test_layer_after_layer(project, folder, tmp_path):
     Run(other).compress()
     gain = Compression.read(other.compression).gain
     assert [layer.layer for layer in gain.layers] == list(sizes)
-    small, x = ds.load(other.compressed, other.build), inputs(other)
+    small, x = ds.load(other.compressed, other.code.build), inputs(other)
     with torch.inference_mode():
         h = {"small": x, "original": x}
         nets = {"small": small, "original": other.network}
@@ -406,10 +407,10 @@ def test_layer_after_layer(project, folder, tmp_path):
 
 def test_layer_after_layer_at_full_rank_is_the_original(project):
     whole = {name: ds.LayerChoice(METHOD, size) for name, size in (("stem", 8), ("split", 6), ("line", 2))}
-    found = ds.compress_sequentially(project.network, project.batches("target"), whole)
+    found = ds.compress_sequentially(project.network, project.code.batches("target"), whole)
     x = inputs(project)
     with torch.inference_mode():
         torch.testing.assert_close(found.network(x), project.network(x), rtol=1e-4, atol=1e-4)
     assert found.layers["line"].error < 1e-4
     with pytest.raises(RankError, match=r"layer 'line': rank must lie in 1\.\.2, got 3"):
-        ds.compress_sequentially(project.network, project.batches("target"), {"line": ds.LayerChoice(METHOD, 3)})
+        ds.compress_sequentially(project.network, project.code.batches("target"), {"line": ds.LayerChoice(METHOD, 3)})

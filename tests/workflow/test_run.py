@@ -7,6 +7,7 @@ import torch
 from notes import Notes
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError, NonFiniteError
 from dalr_stream.network.saved import checkpoint
@@ -54,7 +55,7 @@ def test_a_second_run_skips_every_step_and_changes_nothing(finished, finished_fi
     again, notes = opened(finished_file)
     again.all()
     assert made() == before
-    assert all("nothing has changed" in note for note in notes.said)
+    assert all("up to date" in note for note in notes.said)
     assert not notes.started
     assert len(notes.said) == 8  # train, three domains, solve, compress, evaluate, report
 
@@ -67,7 +68,7 @@ def test_moments_alone_are_enough_to_solve_again(finished, finished_file):
     assert not (finished.project.store / "activations").exists()
     solution = StoreView.open(finished.project.store).solutions("fc1", [Method.DALR_ANCHORED_AFFINE])
     solution = solution[Method.DALR_ANCHORED_AFFINE]
-    scatter = ds.accumulate(finished.project.store, domain="target", folding=ds.Folding(ds.HoldoutRule(0.0)))[
+    scatter = accumulate_stored(finished.project.store, domain="target", folding=ds.Folding(ds.HoldoutRule(0.0)))[
         "fc1"
     ].scatter
     assert solution.diagnostics.ridge == pytest.approx(0.1 * np.trace(scatter) / 12)
@@ -88,30 +89,30 @@ def test_a_step_runs_again_when_its_settings_or_the_code_change(finished_file):
 def test_the_report_shows_the_errors_and_accuracies_measured_on_the_rows(finished):
     results = Results.read(finished.project.report_folder / "results.json")
     layer = results.layers[0]
-    inputs = torch.cat([batch[0] for batch in finished.project.batches("test")])
+    inputs = torch.cat([batch[0] for batch in finished.project.code.batches("test")])
     rows = inputs.double().numpy()
     solution = StoreView.open(finished.project.store).solutions("fc1", [Method.DALR_OPTIMAL_AFFINE])[
         Method.DALR_OPTIMAL_AFFINE
     ]
     assert isinstance(solution, LowRankFactors)
-    weight, bias = (array.astype(float) for array in ds.weights_of(finished.project.network, "fc1"))
+    weight, bias = (array.astype(float) for array in ds.network.weights_of(finished.project.network, "fc1"))
     record = solution.at_rank(4)
     error = rows @ weight.T + bias - (rows @ record.down.T @ record.up.T + record.bias)
     curve = next(curve for curve in layer.error_curves if curve.method == "dalr_optimal_affine")
     assert curve.heldout[4] == pytest.approx(np.linalg.norm(error) / np.linalg.norm(rows @ weight.T), rel=1e-10)
 
     small = ds.compress(finished.project.network, {"fc1": record})
-    labels = torch.cat([batch[1] for batch in finished.project.batches("test")])
+    labels = torch.cat([batch[1] for batch in finished.project.code.batches("test")])
     accuracy = float((small(inputs).argmax(1) == labels).float().mean())
     accuracies = next(curve for curve in layer.accuracy_curves if curve.method == "dalr_optimal_affine")
     assert next(point for point in accuracies.points if point.size == 4).accuracy == pytest.approx(accuracy)
 
 
 def test_the_saved_network_loads_and_gives_what_was_evaluated(finished):
-    build = finished.project.build
+    build = finished.project.code.build
     small = ds.load(finished.project.compressed, build)
-    evaluation = json.loads(finished.project.evaluation.read_text())
-    inputs, labels = finished.project.batches("test")[0]
+    evaluation = json.loads(finished.project.evaluation.read_text())["content"]["content"]
+    inputs, labels = finished.project.code.batches("test")[0]
     accuracy = float((small(inputs).argmax(1) == labels).float().mean())
     assert accuracy == pytest.approx(evaluation["sizes"][1]["accuracy"])
     assert small.fc1[0].weight.shape == (4, 12)
@@ -155,7 +156,7 @@ def test_another_network_is_refused_and_replaced_only_when_asked(finished, finis
 
 def test_solutions_for_another_network_are_neither_put_in_nor_evaluated(finished, finished_file):
     weights = finished.project.weights
-    model = finished.project.build()
+    model = finished.project.code.build()
     checkpoint.save_weights(model, weights)
     other, _ = opened(finished_file, "compress.fc1.size=3")
     with pytest.raises(FingerprintMismatchError, match="was made from the network with fingerprint"):
@@ -221,7 +222,7 @@ def test_a_rank_above_break_even_is_a_decision_in_the_report(run_file):
 def test_a_metric_of_ones_own_is_used(run_file):
     run, _ = opened(run_file, 'evaluate.metric="tiny_run:share_of_first"', 'solve.methods=["svd"]', "compress={}")
     run.all()
-    inputs, _ = run.project.batches("test")[0]
+    inputs, _ = run.project.code.batches("test")[0]
     share = float((run.project.network(inputs).argmax(1) == 0).float().mean())
     assert results(run.project).baseline_accuracy == pytest.approx(share)
     assert results(run.project).metric == "share of first"

@@ -13,6 +13,7 @@ from dalr_stream.workflow.results.tables import cost_table, layer_table
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import capture
 
 CODE = """
 import torch
@@ -101,7 +102,7 @@ def opened(run_file, *overrides, fresh=False):
 
 
 def lengths_of(run):
-    return np.concatenate([batch["attention_mask"].sum(1).numpy() for batch in run.project.batches("target")])
+    return np.concatenate([batch["attention_mask"].sum(1).numpy() for batch in run.project.code.batches("target")])
 
 
 def test_a_run_watches_what_its_file_says_and_solves_from_the_inputs(run_file):
@@ -155,8 +156,8 @@ def test_a_function_of_the_batch_may_be_the_mask_and_its_code_counts(run_file):
     run.train()
     run.accumulate()
     assert StoreView.open(run.project.store).all_rows("target", "fc1").count == 60
-    before = run.project.made_from("capture target")
-    assert before != opened(run_file, 'network.layers=["fc1"]').project.made_from("capture target")
+    before = capture.made_from(run.project, "target")
+    assert before != capture.made_from(opened(run_file, 'network.layers=["fc1"]').project, "target")
     with pytest.raises(ConfigError, match=r"capture\.mask: module 'token_run' has no function 'nothing'"):
         opened(run_file, 'capture.mask="token_run:nothing"').accumulate()
     with pytest.raises(InvalidInputError, match="the batch has no 'padding', it has x, attention_mask"):
@@ -165,7 +166,7 @@ def test_a_function_of_the_batch_may_be_the_mask_and_its_code_counts(run_file):
 
 def test_each_setting_is_part_of_what_a_capture_is_made_from(run_file):
     def made_from(*overrides):
-        return opened(run_file, *overrides).project.prints.capture("target")
+        return capture.made_from(opened(run_file, *overrides).project, "target")
 
     assert made_from("capture.most_per_sample=2") != made_from() != made_from("network.outputs=[]")
     assert made_from('capture.mask="x"') != made_from()

@@ -14,7 +14,9 @@ from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.sizing import Compression, sized_layers
+from dalr_stream.workflow.steps import capture
+from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.sizing import sized_layers
 
 CODE = """
 import torch
@@ -118,13 +120,13 @@ def test_every_layer_is_solved_by_what_applies_to_it_and_the_rest_says_why(proje
 def test_the_saved_network_is_the_one_of_the_records(project):
     store, net = StoreView.open(project.store), project.network
     found = {layer: store.solutions(layer, [m])[m] for layer, m in (("stem", ds.Method.MOMASP_NODE),)}
-    small = ds.load(project.compressed, project.build)
+    small = ds.load(project.compressed, project.code.build)
     assert (small.stem.out_channels, small.norm.num_features, small.conv2.out_channels) == (6, 6, 6)
     assert (small.conv1.in_channels, small.conv1.out_channels, small.conv2.in_channels) == (6, 8, 8)
     assert small.fc1[0].in_features == 6 * 9
     kept = torch.from_numpy(found["stem"].at_size(6, ridge=1e-3).kept)
     assert torch.equal(small.stem.weight, net.stem.weight[kept])
-    tuned = ds.load(project.finetuned, project.build)
+    tuned = ds.load(project.finetuned, project.code.build)
     assert parameter_count(tuned) == parameter_count(small)
     assert torch.equal(tuned.stem.weight, small.stem.weight)
     assert not torch.equal(tuned.fc2.weight, small.fc2.weight)
@@ -163,7 +165,7 @@ def test_a_budget_over_selections_counts_what_their_readers_lose(project, tmp_pa
     run.train()
     run.accumulate()
     run.compress()
-    small, net = ds.load(other.compressed, other.build), other.network
+    small, net = ds.load(other.compressed, other.code.build), other.network
     named = ["stem", "conv1", "fc1"]
     weights = [sum(model.get_submodule(name).weight.numel() for name in named) for model in (small, net)]
     assert weights[0] <= 0.4 * weights[1]
@@ -178,4 +180,4 @@ def test_without_selections_nothing_is_watched_for_them_and_that_is_said(project
     record = StoreView.open(other.store).manifest.network.layers["stem"]
     assert record.readers == ()
     assert "solve.methods had no selection when this was captured" in record.unprunable
-    assert other.prints.capture("target") != project.prints.capture("target")
+    assert capture.made_from(other, "target") != capture.made_from(project, "target")

@@ -36,7 +36,9 @@ from dalr_stream.network.surgery.holders import modules_by_name, replaced_module
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import SurgeryPlan
 from dalr_stream.storage.durable import make_folder, new_file, new_folder
+from dalr_stream.storage.json_record import digest_of
 
+MADE_FROM, DIGEST = "made_from", "digest"
 WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
 
 
@@ -56,7 +58,8 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
     with new_folder(folder) as fresh:
         save_model(model, str(fresh / WEIGHTS))
         facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
-        text = json.dumps({"plan": plan.to_plain(), **facts, "provenance": where_from}, indent=1)
+        plain = json.loads(json.dumps({"plan": plan.to_plain(), **facts, "provenance": where_from}))
+        text = json.dumps({**plain, DIGEST: digest_of(plain)}, indent=1)
         (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
         (fresh / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
         if is_pretrained(model):
@@ -76,15 +79,7 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
             f"load: needs a function that makes the original network, got a {type(build).__name__}: give its class, or "
             "lambda: the network as it was before compression"
         )
-    try:
-        plain = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        plan, digest = SurgeryPlan.from_plain(plain["plan"]), str(plain["weights_sha256"])
-    except FileNotFoundError:
-        raise StoreNotFoundError(f"'{folder}' holds no compressed network: it has no {PLAN}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreDamagedError(f"'{folder / PLAN}' cannot be read: {error}") from error
-    if (folder / WEIGHTS).exists() and _file_digest(folder / WEIGHTS) != digest:
-        raise StoreDamagedError(f"'{folder / WEIGHTS}' is damaged: it does not match its digest; save it again")
+    plan = SurgeryPlan.from_plain(_verified(folder)["plan"])
     model = build()
     origin, before = Origin.of(model), modules_by_name(model)
     try:
@@ -99,11 +94,34 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     return model.eval()
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors, in place of those that are there."""
+def provenance(folder: Path) -> dict[str, Any]:
+    """Return what was kept beside the network in `folder`; raises as `load` where the network is not what was saved."""
+    facts: dict[str, Any] = _verified(folder)["provenance"]
+    return facts
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 of the weights in `folder`, as it was saved; raises as `load`."""
+    return str(_plan(folder)["weights_sha256"])
+
+
+def save_weights(model: nn.Module, path: Path, *, made_from: str | None = None) -> None:
+    """Write a network's weights as safetensors, in place of those that are there; `made_from` goes into the header."""
     make_folder(path.parent)
     with new_file(path) as temporary:
-        save_model(model, str(temporary))
+        save_model(model, str(temporary), None if made_from is None else {MADE_FROM: made_from})
+
+
+def weights_made_from(path: Path) -> str | None:
+    """Return what `save_weights` was given; raises StoreNotFoundError, and StoreDamagedError for half a file."""
+    if not path.exists():
+        raise StoreNotFoundError(f"there are no weights at '{path}'")
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_from: str | None = (file.metadata() or {}).get(MADE_FROM)
+    except (SafetensorError, OSError) as error:
+        raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
+    return made_from
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -158,3 +176,29 @@ def _require_same_dtypes(model: nn.Module, path: Path) -> None:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    """Return `plan.json`, compared with its own digest; networks of before 0.2 have none."""
+    try:
+        plain: dict[str, Any] = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        digest = plain.pop(DIGEST, None)
+        SurgeryPlan.from_plain(plain["plan"])
+        _ = plain["weights_sha256"], plain["provenance"]
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"'{folder}' holds no compressed network: it has no {PLAN}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreDamagedError(f"'{folder / PLAN}' cannot be read: {error}") from error
+    if digest not in (None, digest_of(plain)):
+        raise StoreDamagedError(f"'{folder / PLAN}' is damaged: it does not match its digest; save it again")
+    return plain
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """Return `plan.json`, its weights compared with their digest."""
+    plain = _plan(folder)
+    if not (folder / WEIGHTS).exists():
+        raise StoreNotFoundError(f"there are no weights at '{folder / WEIGHTS}'")
+    if _file_digest(folder / WEIGHTS) != plain["weights_sha256"]:
+        raise StoreDamagedError(f"'{folder / WEIGHTS}' is damaged: it does not match its digest; save it again")
+    return plain

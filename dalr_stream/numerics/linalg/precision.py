@@ -1,4 +1,4 @@
-"""How exactly products of rows are taken: in float64, or in float32 for speed; sums are float64 either way.
+"""Precision of products of rows: float64, or float32 for speed; sums are float64 either way.
 
 The fast mode takes the products of one tile of T rows in float32. What that costs: with u = 2^-24 and S the scatter,
 

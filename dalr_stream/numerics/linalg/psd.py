@@ -29,7 +29,7 @@ solvers, and the rule of numpy's matrix_rank."""
 
 SHARED_FROM = 4096
 """Order from which a decomposition uses all BLAS threads. Below it they wait for one another more than they work: the
-reduction to a tridiagonal is one matrix-vector product a column, at the speed of memory, with a barrier after each.
+reduction to a tridiagonal is one matrix-vector product per column, at the speed of memory, with a barrier after each.
 On two busy cores eigenvectors of order 1536 took 1.1 s (0.56 s of CPU) with one thread and 18 s (7.4 s) with two; on
 two idle ones order 4096 took 9.5 s and 5.6 s."""
 
@@ -85,17 +85,17 @@ def symmetric_eigen(matrix: Matrix, most: int | None = None) -> Eigen:
     """
     require_finite(matrix, "matrix")
     p = len(matrix)
-    kept = p if most is None else min(most, p)
-    partial = kept <= PARTIAL_UP_TO * p
-    options = {"driver": "evr", "subset_by_index": [p - kept, p - 1]} if partial else {"driver": "evd"}
+    wanted = p if most is None else min(most, p)
+    partial = wanted <= PARTIAL_UP_TO * p
+    options = {"driver": "evr", "subset_by_index": [p - wanted, p - 1]} if partial else {"driver": "evd"}
     try:
         with threads_for(p):
             values, vectors = scipy.linalg.eigh(matrix, check_finite=False, **options)
     except scipy.linalg.LinAlgError as failure:
         raise InvalidInputError(f"eigenvalues of a matrix of order {p} did not converge") from failure
     trace = float(values.sum())
-    margin = None if partial and kept < p else float(values[0]) / trace if trace > 0.0 else 0.0
-    return Eigen(values[::-1][:kept].copy(), orient(vectors[:, ::-1][:, :kept]), margin)
+    margin = None if partial and wanted < p else float(values[0]) / trace if trace > 0.0 else 0.0
+    return Eigen(values[::-1][:wanted].copy(), orient(vectors[:, ::-1][:, :wanted]), margin)
 
 
 def symmetric_values(matrix: Matrix) -> Vector:

@@ -1,4 +1,4 @@
-"""C += Y'Y: the product nearly all the time of an accumulation goes into.
+"""C += Y'Y: the product that takes nearly all the time of an accumulation.
 
 Only the lower triangle of C is updated, in place, in float64, by BLAS routines that scipy exports and that ctypes
 calls without holding the interpreter lock: `numpy.dot` needs a second d x d array, and scipy's own wrappers hold
@@ -82,8 +82,8 @@ class _OneThread:
     def enter(self) -> None:
         with self._lock:
             if self._inside == 0:
-                found = ThreadpoolController().select(user_api="blas").lib_controllers
-                self._before = [(library, library.num_threads) for library in found]
+                libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+                self._before = [(library, library.num_threads) for library in libraries]
             self._inside += 1
             for library, _ in self._before:  # every time: where BLAS runs on OpenMP, a thread has a number of its own
                 _set_threads(library, 1)

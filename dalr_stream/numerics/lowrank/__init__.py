@@ -1,1 +1,1 @@
-"""lowrank."""
+"""Low-rank factors of a layer: truncated SVD and DALR, from moments, from outputs alone or from stored rows."""

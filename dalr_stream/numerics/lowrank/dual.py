@@ -2,9 +2,9 @@
 
     M = Z X' (X X' + lam I)^-1 = Z (X'X + lam I)^-1 X'
 
-With n rows the matrix on the right is n x n, whatever d. The rows are gone through twice: the first pass makes their
-n x n Gram and their outputs, the second multiplies the solution back onto them. For the first they are held, in the
-type they came in.
+With n rows the matrix on the right is n x n, whatever d. The rows are read twice: the first pass makes their n x n Gram
+and their outputs, the second multiplies the solution back onto them. For the first they are held in memory, in the type
+they came in.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Varian
     eigenvalues would be: little is left where lam is far above all of G, but nothing is fitted there to speak of.
     """
     factor = factor_ridge(gram, lam)
-    chosen = outputs.T @ outputs
+    target = outputs.T @ outputs
     if variant is Variant.OPTIMAL and lam:
         half = np.ascontiguousarray(factor.half(outputs))
-        blas.dsyrk(-lam, half.T, 1.0, chosen.T, lower=0, overwrite_c=1)  # the lower triangle: no more is read
+        blas.dsyrk(-lam, half.T, 1.0, target.T, lower=0, overwrite_c=1)  # the lower triangle: no more is read
         del half
-    eigen = symmetric_eigen(chosen, most)
+    eigen = symmetric_eigen(target, most)
     dual = factor.pull_back(factor.half(outputs @ eigen.vectors))
     seen = gram @ dual
     explained = np.einsum("ij,ij->j", seen, seen) + lam * np.einsum("ij,ij->j", dual, seen)
@@ -105,14 +105,14 @@ def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Varian
         last = lam * float(np.vdot(outputs @ eigen.vectors, dual)) if lam else 0.0
     else:
         last = float(np.vdot(outputs, outputs)) - float(explained.sum())
-    kept = float(np.maximum(eigen.values, 0.0).sum())
+    captured = float(np.maximum(eigen.values, 0.0).sum())
     _, reason, rank, condition, margin = facts(factor)
     fit = Fit(
         basis=eigen.vectors,
         down=np.zeros((0, 0)),
         objective=tail_sums(explained, last),
         error=last,
-        error_bound=0.0 if full else max(0.0, float(np.trace(chosen)) - kept),
+        error_bound=0.0 if full else max(0.0, float(np.trace(target)) - captured),
         route=Route.DUAL,
         reason=f"{len(gram)} rows are fewer than the features: the Gram of the rows; {reason}",
         rank=rank,
@@ -155,7 +155,7 @@ def _add_gram(gram: Matrix, block: Matrix) -> None:
 
 
 def _add_product(total: Matrix, left: Matrix, right: Matrix) -> None:
-    """Add left @ right to `total` (r, c), C order, in place: numpy would make the product apart."""
+    """Add left @ right to `total` (r, c), C order, in place: numpy would make the product separately."""
     (a, turn_a), (b, turn_b) = _transposed(right), _transposed(left)
     blas.dgemm(1.0, a, b, 1.0, total.T, trans_a=turn_a, trans_b=turn_b, overwrite_c=1)
 

@@ -48,7 +48,7 @@ class LowRankLayer:
 
     @property
     def parts(self) -> tuple[LowRankLayer]:
-        """Itself: `GroupedPair` has several."""
+        """A one-element tuple, so plain and grouped pairs iterate alike."""
         return (self,)
 
     @property
@@ -110,7 +110,7 @@ class LowRankFactors:
 
     @property
     def parts(self) -> tuple[LowRankFactors]:
-        """Itself: `GroupedFactors` has several."""
+        """A one-element tuple, so plain and grouped factors iterate alike."""
         return (self,)
 
     @property

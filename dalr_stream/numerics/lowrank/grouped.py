@@ -11,11 +11,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Diagnostics
 from dalr_stream.numerics.lowrank.factors import LowRankFactors, LowRankLayer
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.streams import GROUP
+from dalr_stream.numerics.statistics.grouped import GroupedMoments
+from dalr_stream.numerics.types import Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,8 +82,18 @@ class GroupedFactors:
         notes = dict.fromkeys(note for fact in facts for note in fact.notes)
         return dataclasses.replace(facts[0], numerical_rank=max(ranks, default=None), notes=tuple(notes))
 
+    @property
+    def objective(self) -> Vector:
+        """(K + 1,): the method's own objective on its training moments, all groups together."""
+        return np.asarray(sum(part.objective for part in self.parts))
+
+    def errors(self, moments: GroupedMoments) -> Vector:
+        """(K + 1,): squared error summed over the rows of `moments`, all groups together; each group has its own."""
+        pairs = zip(self.parts, moments.parts, strict=True)
+        return np.asarray(sum(part.errors(group) for part, group in pairs))
+
     def at_rank(self, k: int, *, layer: str | None = None, balanced: bool = False) -> GroupedPair:
-        """Return what `LowRankFactors.at_rank` does, for each group; messages and their figures are of one group."""
+        """Return what `LowRankFactors.at_rank` does, for each group; messages and their numbers are of one group."""
         group = None if layer is None else f"{layer}{GROUP}*"
         return GroupedPair(tuple(part.at_rank(k, layer=group, balanced=balanced) for part in self.parts))
 

@@ -46,7 +46,7 @@ class AffineMap:
 
     @classmethod
     def as_given(cls, weight: ArrayLike, bias: ArrayLike | None, prefix: str = "") -> AffineMap:
-        """Do the same, with a float32 weight left as it is: enough where blocks of it are widened one by one."""
+        """Do the same, but leave a float32 weight as it is, for solvers that widen it block by block."""
         if getattr(weight, "requires_grad", False) or getattr(bias, "requires_grad", False):
             raise InvalidInputError(
                 f"{prefix}weight and bias must be arrays, got a torch parameter that requires grad: "
@@ -85,7 +85,7 @@ class AffineMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedRows:
-    """What the rows behind a solution were, and the centres that it is about."""
+    """The rows that a solution was fitted to, and the centres that it is about."""
 
     source: str
     count: int
@@ -107,9 +107,8 @@ class Problem:
     side: Side
     """Which of the two `moments` are of; means nothing with cross moments."""
 
-    @property
-    def known_moments(self) -> AnyMoments:
-        """`moments`; raises InvalidInputError where they are None or do not fit the weight."""
+    def checked_moments(self) -> AnyMoments:
+        """Return `moments`; raises InvalidInputError where they are None or do not fit the weight."""
         if self.moments is None:
             raise InvalidInputError(
                 f"{self.original.prefix}the moments of the layer's {self.side.value} are needed, got none: give them "
@@ -126,14 +125,14 @@ class Problem:
                 f"{self.original.prefix}moments of the outputs alone decide the anchored variant, not "
                 f"{options.variant.value!r}: that needs those of the inputs, or the rows (dalr_from_rows)"
             )
-        _ = self.known_moments
+        self.checked_moments()
 
     def sums(self, options: DalrOptions, turn: Matrix | None, reached: Matrix) -> Sums:
         """Second moments about the means where affine, else of X about zero and of Y about the bias: Z about zero.
 
         `turn` and `reached` are those of `AffineMap.reach`; they do not matter with cross moments.
         """
-        moments = self.known_moments
+        moments = self.checked_moments()
         weight, bias = self.original.weight, self.original.bias
         if isinstance(moments, CrossMoments):
             x, y = moments.inputs, moments.outputs
@@ -169,7 +168,7 @@ class Problem:
 def problems_of(
     weight: ArrayLike | Layer, bias: ArrayLike | None, moments: AnyMoments | None, side: Side | str | None
 ) -> list[Problem]:
-    """Return what a solver was given as one problem for each group of the layer, one in the old form.
+    """Return one problem for each group of a `Layer`; one where weight, bias and moments were given.
 
     Without a `side` the inputs decide, and the outputs of a layer of which nothing else is known.
     """

@@ -138,8 +138,8 @@ def anchored_across(sums: Sums, lam: float, most: int, factor: RidgeFactor) -> F
     eigen, notes = _ordered(matrix, own, most)
     down = eigen.vectors.T @ m
     objective = left + _tail(eigen, 0.0 if eigen.values.size == min(w.shape) else float(np.trace(matrix)))
-    apart = _squares(w) - float(np.vdot(down, 2.0 * eigen.vectors.T @ w - down))
-    error = float(objective[-1]) - lam * apart
+    distance = _squares(w) - float(np.vdot(down, 2.0 * eigen.vectors.T @ w - down))
+    error = float(objective[-1]) - lam * distance
     return Fit(eigen.vectors, down, objective, error, None, *facts(factor), notes)
 
 
@@ -153,8 +153,8 @@ def regression(sums: Sums, lam: float, most: int, factor: RidgeFactor, variant: 
     Cost: about 6 p d^2 operations and one eigendecomposition of order p.
     """
     y = factor.half_fit(sums.weight) if sums.cross is None else factor.half(sums.cross.T)
-    chosen = _symmetric(y.T @ y) if variant is Variant.OPTIMAL else sums.outputs
-    eigen = symmetric_eigen(chosen, most)
+    target = _symmetric(y.T @ y) if variant is Variant.OPTIMAL else sums.outputs
+    eigen = symmetric_eigen(target, most)
     half = y @ eigen.vectors
     down = np.ascontiguousarray(factor.pull_back(half).T)
     explained = np.einsum("ij,ij->j", half, half)
@@ -168,7 +168,7 @@ def regression(sums: Sums, lam: float, most: int, factor: RidgeFactor, variant: 
         down,
         tail_sums(explained, last),
         last - lam * _squares(down),
-        None if sums.cross is not None else 0.0 if full else float(_tail(eigen, float(np.trace(chosen)))[-1]),
+        None if sums.cross is not None else 0.0 if full else float(_tail(eigen, float(np.trace(target)))[-1]),
         *facts(factor),
     )
 

@@ -8,7 +8,6 @@ from numbers import Real
 import numpy as np
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.types import Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +47,6 @@ class Ridge:
                 f"ridge must be a number, which is relative, or a Ridge, got {ridge!r}: 1e-3 is Ridge.relative(1e-3)"
             )
         return cls.relative(float(ridge))
-
-    def value_for(self, diagonal: Vector) -> float:
-        """Return the lambda to add to a matrix with this `diagonal` (d,)."""
-        return self.of_mean(float(np.mean(diagonal)))
 
     def of_mean(self, mean: float) -> float:
         """Return the lambda to add to a matrix whose mean diagonal is `mean`."""

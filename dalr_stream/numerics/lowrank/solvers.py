@@ -76,7 +76,7 @@ def truncated_svd(
 def _truncated(problem: Problem, *, compensate_bias: bool) -> LowRankFactors:
     weight = problem.original.weight
     if problem.moments is not None or compensate_bias:
-        _ = problem.known_moments
+        problem.checked_moments()
     fitted = problem.fitted_rows(adjusts_bias=compensate_bias)
     svd = thin_svd(weight)
     return LowRankFactors(
@@ -137,7 +137,7 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     side: Side | str | None = None,
     max_rank: int | None = None,
 ) -> Factors:
-    """Domain-adaptive low rank: the weight's best stand-in, at every rank, on the rows that `moments` describe.
+    """Domain-adaptive low rank: the best replacement of the weight at every rank, on the rows that `moments` describe.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ def _require_decidable(problems: Sequence[Problem], options: DalrOptions) -> tup
     """Raise where moments do not decide the variant; return their rows and the features of the weight."""
     for problem in problems:
         problem.require_decidable(options)
-    return problems[0].known_moments.count, problems[0].original.weight.shape[1]
+    return problems[0].checked_moments().count, problems[0].original.weight.shape[1]
 
 
 def _solved(
@@ -267,7 +267,7 @@ def _fit(sums: Sums, lam: float, most: int, factored: Callable[[float], RidgeFac
 
 
 def _factoring(sums: Sums, options: DalrOptions, ridges: int) -> Callable[[float], RidgeFactor]:
-    """Return what factors S + lam I: anew for one ridge, from one eigendecomposition for several."""
+    """Return a function that factors S + lam I: by itself for one ridge, from one eigendecomposition for several."""
     s = sums.inputs
     if s is None or (options.variant is Variant.ANCHORED and sums.cross is None) or ridges == 1:
         return lambda lam: factor_ridge(sums.known_inputs, lam)

@@ -37,15 +37,15 @@ class Root:
         """Factor R'R + lam I; singular values above max(r, d) x EPSILON x the largest are kept. Cost: 6 r d^2."""
         svd = thin_svd(self.triangle)
         s = svd.values
-        kept = int(np.count_nonzero(s > max(self.triangle.shape) * EPSILON * s.max(initial=0.0)))
-        return EigenFactor(s[:kept] ** 2, svd.right[:kept].T, lam, 0.0)
+        rank = int(np.count_nonzero(s > max(self.triangle.shape) * EPSILON * s.max(initial=0.0)))
+        return EigenFactor(s[:rank] ** 2, svd.right[:rank].T, lam, 0.0)
 
 
 def root_of_rows(rows: Iterable[ArrayLike], *, affine: bool = True) -> Root:
     """Reduce blocks of rows (t, d) to a triangle, about the mean where `affine`, else about zero.
 
     A column of ones goes first: its row of the triangle takes up the mean, and the rest is about it, in one pass.
-    Raises InvalidInputError without rows and for NaN or Inf. Cost: 2 d^2 operations a row, and (t + d) d doubles.
+    Raises InvalidInputError without rows and for NaN or Inf. Cost: 2 d^2 operations per row, and (t + d) d doubles.
     """
     count, triangle = 0, np.zeros((0, 0))
     for block in rows:
@@ -66,9 +66,9 @@ def rooted_regression(weight: Matrix, root: Root, lam: float, most: int, variant
     factor = root.factor(lam)
     y = factor.half_fit(weight)
     z = np.sqrt(factor.values)[:, None] * (factor.vectors.T @ weight.T)
-    chosen = y if variant is Variant.OPTIMAL else z
+    fitted = y if variant is Variant.OPTIMAL else z
     p = len(weight)
-    square = np.pad(chosen.T, ((0, 0), (0, max(0, p - len(chosen)))))  # so that there are p left vectors
+    square = np.pad(fitted.T, ((0, 0), (0, max(0, p - len(fitted)))))  # so that there are p left vectors
     svd = thin_svd(square)
     basis = svd.left[:, :most]
     half = y @ basis

@@ -1,1 +1,1 @@
-"""resampling."""
+"""Solving again from fewer samples: error bars, whether there are enough samples, and which ridge is best."""

@@ -1,7 +1,7 @@
-"""How much a solution owes to which samples were seen: it is solved again without each shard in turn.
+"""How much a solution depends on the samples it was fitted to: it is solved again without each shard in turn.
 
-A shard is a random part of the training samples, and what is left when one is out is the sum of the others in the fixed
-tree: exact removal, no subtraction. From the g solutions without a shard follow standard errors of every figure, the
+A shard is a random part of the training samples, and without it the moments are the sum of the others in the fixed
+tree: exact removal, no subtraction. The g solutions without a shard give standard errors of every number, the
 error on rows that a solution has not seen (each shard is unseen by the solution without it), and whether more data
 would help.
 
@@ -11,7 +11,6 @@ for unequal m, Statistics and Computing 9 (1999).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
@@ -73,7 +72,7 @@ def standard_error(whole: Vector, without: Vector, counts: Counts) -> Vector:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRankJackknife:
-    """Error bars on one low-rank solution; every curve has a value a rank, k = 0..K.
+    """Error bars on one low-rank solution; every curve has one value per rank, k = 0..K.
 
     Errors are norms, ||Y - Yhat|| / ||Y - b|| (Eq. 13).
     """
@@ -108,13 +107,13 @@ def jackknife_low_rank(
 def jackknife_low_rank(
     shards: Layer | Sequence[M], solve: Callable[[Any], Factors], heldout: M | None = None
 ) -> LowRankJackknife:
-    """Solve the whole and without each shard, and say how much the solution moves.
+    """Solve from all shards and without each of them, and measure how much the solution moves.
 
     Parameters
     ----------
     shards
-        g >= 2 records of one layer's training rows; empty ones are left aside. Or a `Layer`, which brings its shards
-        and its held-out rows: `ds.jackknife_low_rank(layer, ds.dalr)`.
+        g >= 2 records of one layer's training rows; empty ones are ignored. Or a `Layer`, which brings its shards
+        and its held-out rows: `ds.numerics.jackknife_low_rank(layer, ds.dalr)`.
     solve
         Moments to factors, the same way each time: `lambda moments: ds.dalr(weight, bias, moments)`. Of a `Layer`, the
         layer with fewer rows to factors.
@@ -125,9 +124,7 @@ def jackknife_low_rank(
     """
     if isinstance(shards, Layer):
         layer = shards
-        return jackknife_low_rank(
-            layer.shards, lambda moments: solve(dataclasses.replace(layer, inputs=moments)), layer.heldout
-        )
+        return jackknife_low_rank(layer.shards, lambda moments: solve(layer.with_inputs(moments)), layer.heldout)
     nonempty, counts = nonempty_shards(shards)
     _require_two(len(nonempty))
     total = merge_all(iter(nonempty))
@@ -158,7 +155,7 @@ def jackknife_low_rank(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _LeftOut:
-    """What one solution without a shard is like; each but the energy has a value a rank."""
+    """What one solution without a shard is like; all but the energy have one value per rank."""
 
     training: Vector
     """Relative errors on the rows that it was solved from."""
@@ -186,7 +183,7 @@ def _left_out(whole: Factors, factors: Factors, shard: M, rest: M, heldout: M | 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectionJackknife:
-    """How far one selection holds when a shard is left out; every curve has a value a size, k = 1..s."""
+    """How far one selection holds when a shard is left out; every curve has one value per size, k = 1..s."""
 
     counts: Counts
     common: Vector = field(repr=False)
@@ -198,7 +195,7 @@ class SelectionJackknife:
 
 
 def jackknife_selection(shards: Sequence[Moments], solve: Callable[[Moments], ChannelSelection]) -> SelectionJackknife:
-    """Select from the whole and without each shard, and say how much the selection moves.
+    """Select from all shards and without each of them, and measure how much the selection moves.
 
     As `jackknife_low_rank`; `solve` may be `ds.spectral`, or `lambda target: ds.momasp(target, source)`.
     """
@@ -231,7 +228,7 @@ def _inverse_shares(counts: Counts) -> Vector:
 
 
 def nonempty_shards(shards: Sequence[M]) -> tuple[Sequence[M], Counts]:
-    """Leave empty shards aside, and count the rows of the others; a sequence without empty ones is left as it is."""
+    """Return the shards that have rows, and how many each; a sequence without empty ones is returned as it is."""
     counts = np.array([shard.count for shard in shards], np.int64)
     nonempty = np.flatnonzero(counts)
     return (shards if nonempty.size == counts.size else [shards[int(number)] for number in nonempty]), counts[nonempty]

@@ -1,13 +1,12 @@
-"""The ridge by what it does on rows that decide nothing else: the best of a stated grid.
+"""Choose a ridge by its error on unseen rows: the best of a stated grid.
 
 A ridge is scored by the error it leaves on unseen rows, ||Y - Yhat|| / ||Y - b||, at one rank or averaged over every
 rank that saves parameters. Unseen rows are held-out ones, or each shard for the solution without it. Held-out rows that
-chose a ridge are no longer rows that decided nothing, and the choice says so.
+chose a ridge are no longer unseen, and the choice says so.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ M = TypeVar("M", bound=InputMoments)
 
 @dataclass(frozen=True, slots=True)
 class RidgeChoice:
-    """A ridge, and why it."""
+    """A ridge and what it was judged by."""
 
     ridge: Ridge
     grid: tuple[float, ...]
@@ -109,7 +108,7 @@ def choose_ridge(  # noqa: PLR0913  # two forms, of a layer and of moments alone
         Relative ridges >= 0.
 
     Raises InvalidInputError for an empty grid, an impossible rank, and unless judged by exactly one kind of rows.
-    Cost: a solution a ridge; with g shards, g of them.
+    Cost: one solution per ridge; with g shards, g of them.
     """
     if isinstance(solve, Layer):
         return _choose_for(solve, DalrOptions.of(variant, affine=affine), rank, grid)
@@ -119,12 +118,12 @@ def choose_ridge(  # noqa: PLR0913  # two forms, of a layer and of moments alone
     pairs, judged = _judges(training, heldout, shards)
     squares: list[Vector] = [np.zeros(1)] * len(values)
     energy, ranks = 0.0, slice(0)
-    for kept, apart in pairs:
+    for rest, unseen in pairs:
         for number, value in enumerate(values):
-            factors = solve(kept, Ridge.relative(value))
-            squares[number] = squares[number] + np.maximum(squared_errors(factors, apart), 0.0)
+            factors = solve(rest, Ridge.relative(value))
+            squares[number] = squares[number] + np.maximum(squared_errors(factors, unseen), 0.0)
             ranks = _ranks(factors, rank)
-        energy += outputs_energy(factors, apart)
+        energy += outputs_energy(factors, unseen)
     errors = tuple(float(relative(curve, energy)[ranks].mean()) for curve in squares)
     best = max(number for number, error in enumerate(errors) if error == min(errors))
     where = "averaged over the ranks to break-even" if rank is None else f"at rank {rank}"
@@ -135,8 +134,7 @@ def _choose_for(layer: Layer, options: DalrOptions, rank: int | None, grid: Iter
     def solve(moments: InputMoments, ridge: Ridge) -> Factors:
         with warnings.catch_warnings():  # given where all rows are solved from
             warnings.simplefilter("ignore", FewSamplesWarning)
-            part = dataclasses.replace(layer, inputs=moments)
-            return dalr(part, ridge=ridge, variant=options.variant, affine=options.affine)
+            return dalr(layer.with_inputs(moments), ridge=ridge, variant=options.variant, affine=options.affine)
 
     if layer.heldout is not None and layer.heldout.count:
         return choose_ridge(solve, layer.known_inputs, heldout=layer.heldout, rank=rank, grid=grid)
@@ -149,7 +147,7 @@ def _choose_for(layer: Layer, options: DalrOptions, rank: int | None, grid: Iter
 
 
 def _judges(training: M | None, heldout: M | None, shards: Sequence[M] | None) -> tuple[Iterable[tuple[M, M]], str]:
-    """Return what is solved from, with what judges it, and what that is called."""
+    """Return pairs of moments, to solve from and to judge by, and what the second are called in messages."""
     if shards is not None and training is None and heldout is None:
         nonempty, _ = nonempty_shards(shards)
         return zip(leave_one_out(nonempty), nonempty, strict=True), "the shards left out"

@@ -1,8 +1,8 @@
 """Is the calibration set large enough? A rule, and its answer in words.
 
-Fitting makes the error on the rows that were seen too small by about as much as it makes the error on other rows too
-large, and both by an amount that falls as 1 / n (Akaike 1970; Hastie, Tibshirani and Friedman, 7.4). In squares, with E
-what unlimited data of this kind would attain,
+Fitting makes the error on the training rows too small by about as much as it makes the error on other rows too large,
+and both by an amount that falls as 1 / n (Akaike 1970; Hastie, Tibshirani and Friedman, 7.4). In squares, with E
+the error that unlimited data of this kind would attain,
 
     training(n) = E - c / n,      unseen(n) = E + c / n,      unseen without a shard = E + c / n'
 
@@ -28,7 +28,7 @@ TOLERATED_ERROR = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Sufficiency:
-    """Whether there are samples enough, judged at the rank where more of them would help most."""
+    """Whether there are enough samples, judged at the rank where more of them would help most."""
 
     enough: bool
     rank: int
@@ -38,7 +38,7 @@ class Sufficiency:
     training: float
     """Relative error on the training rows, ||Y - Yhat|| / ||Y - b||; so are the next four."""
     unseen: float
-    """On rows that were not seen, for all n rows: estimated."""
+    """On unseen rows, of a solution from all n rows: estimated."""
     unseen_error: float
     """Its standard error, from leaving out shards."""
     doubled: float
@@ -50,12 +50,12 @@ class Sufficiency:
     def words(self) -> str:
         """The answer, for a reader."""
         verdict = "large enough" if self.enough else "too small"
-        figures = (
+        numbers = (
             f"at rank {self.rank}, where more data would help most, the error is {self.training:.3f} on the "
             f"{self.rows:,} training rows and {self.unseen:.3f} \N{PLUS-MINUS SIGN} {self.unseen_error:.3f} on unseen "
             f"ones; twice the data would bring that to about {self.doubled:.3f}, unlimited data to {self.unlimited:.3f}"
         )
-        return f"The calibration set is {verdict} for ranks up to {self.largest_rank}: {figures}."
+        return f"The calibration set is {verdict} for ranks up to {self.largest_rank}: {numbers}."
 
 
 RULE = (
@@ -66,17 +66,17 @@ RULE = (
 """The rule in words."""
 
 
-def sufficiency(found: LowRankJackknife, largest_rank: int) -> Sufficiency:
+def sufficiency(jackknife: LowRankJackknife, largest_rank: int) -> Sufficiency:
     """Judge the number of samples at ranks 1 to `largest_rank`, the break-even rank, say.
 
     Raises InvalidInputError where that is not a rank of the solution.
     """
-    if not 1 <= largest_rank < found.training.size:
-        raise InvalidInputError(f"largest_rank must lie in 1..{found.training.size - 1}, got {largest_rank}")
+    if not 1 <= largest_rank < jackknife.training.size:
+        raise InvalidInputError(f"largest_rank must lie in 1..{jackknife.training.size - 1}, got {largest_rank}")
     ranks = slice(1, largest_rank + 1)
-    training = found.training[ranks] ** 2
-    gap = np.maximum(found.unseen[ranks] ** 2 - training, 0.0)
-    c = gap / (1.0 + found.samples_ratio)  # c / n of the module's opening
+    training = jackknife.training[ranks] ** 2
+    gap = np.maximum(jackknife.unseen[ranks] ** 2 - training, 0.0)
+    c = gap / (1.0 + jackknife.samples_ratio)  # c / n of the module's opening
     unseen, doubled, unlimited = (np.sqrt(training + more * c) for more in (2.0, 1.5, 1.0))
     excess = (unseen - unlimited) / np.maximum(TOLERATED_SHARE * unseen, TOLERATED_ERROR)
     worst = int(np.argmax(excess))
@@ -84,10 +84,10 @@ def sufficiency(found: LowRankJackknife, largest_rank: int) -> Sufficiency:
         enough=bool(excess[worst] <= 1.0),
         rank=worst + 1,
         largest_rank=largest_rank,
-        rows=int(found.counts.sum()),
+        rows=int(jackknife.counts.sum()),
         training=float(np.sqrt(training[worst])),
         unseen=float(unseen[worst]),
-        unseen_error=float(found.unseen_error[ranks][worst]),
+        unseen_error=float(jackknife.unseen_error[ranks][worst]),
         doubled=float(doubled[worst]),
         unlimited=float(unlimited[worst]),
     )

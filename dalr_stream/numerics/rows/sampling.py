@@ -16,16 +16,16 @@ from dalr_stream.errors import InvalidInputError
 
 Keep = NDArray[np.bool_]
 EVERY_ROW = "every row"
-"""In place of the words of a rule that chooses some."""
+"""Recorded where no rule leaves rows out."""
 
 _POSITION_BITS = 32  # tells 2^32 positions of 2^32 samples apart
 
 
 @dataclass(frozen=True, slots=True)
 class HoldoutRule:
-    """Which samples are kept apart as held-out: a hash of seed and sample number, so any order agrees.
+    """Which samples are held out: a hash of seed and sample number, so any order agrees.
 
-    `share` lies in [0, 1); 0 keeps nothing apart.
+    `share` lies in [0, 1); 0 holds out none.
     """
 
     share: float = 0.1
@@ -66,7 +66,7 @@ def at_most(keep: Keep, most: int, *, seed: int, first_sample: int) -> Keep:
     `first_sample` is the number of the first of the N samples within its domain. A position is hashed by its rank among
     those that the sample keeps, so neither padding before them nor the batch that the sample came in decides anything.
     Each subset of a sample's kept positions is as likely as any other of its size, over seeds: a sum over the positions
-    chosen, times kept / chosen, is unbiased.
+    left, times (positions before) / (positions left), is unbiased.
     """
     samples, positions = keep.shape
     if positions <= most:
@@ -76,6 +76,6 @@ def at_most(keep: Keep, most: int, *, seed: int, first_sample: int) -> Keep:
     hashes = uniform_hash(numbers[:, None] + ranks, seed)
     hashes[~keep] = 1.0  # above every hash
     smallest = np.argsort(hashes, axis=1, kind="stable")[:, :most]
-    chosen = np.zeros_like(keep)
-    np.put_along_axis(chosen, smallest, values=True, axis=1)
-    return chosen & keep
+    among_smallest = np.zeros_like(keep)
+    np.put_along_axis(among_smallest, smallest, values=True, axis=1)
+    return among_smallest & keep

@@ -1,7 +1,7 @@
-"""What a stream of rows is called: inputs by the layer's name, the others as `name@outputs` and `name@channels`.
+"""Names of streams of rows: inputs by the layer's name, the others as `name@outputs` and `name@channels`.
 
 A group of a convolution is a layer of its own, `name@group0`, `name@group1`, ... Rows, moments and folders go by these
-names, so they can lie beside each other and never pass for one another.
+names, so they can lie side by side without being mistaken for one another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Side(StrEnum):
     OUTPUTS = "outputs"
     """What the module returns, Y = W X + b: the bias is in it, so the moments of Z = Y - b have the mean less b."""
     CHANNELS = "channels"
-    """What the layer reads, a row a position and a feature a channel: what selections of channels are solved from."""
+    """What the layer reads, one row per position and one feature per channel: selections are solved from it."""
 
 
 def stream_name(layer: str, side: Side) -> str:
@@ -48,7 +48,7 @@ def module_name(name: str) -> str:
 
 
 def require_name(name: str, what: str) -> None:
-    """Raise InvalidInputError where `name` would not be one folder of a store, but a way to others."""
+    """Raise InvalidInputError where `name` is not the name of one folder within a store, but a path to others."""
     if name in _NO_FOLDERS or any(sign in name for sign in _IN_NO_FOLDER):
         raise InvalidInputError(
             f"{what} {name!r}: is the name of a folder in a store, so it must not be empty, '.' or '..', nor contain "

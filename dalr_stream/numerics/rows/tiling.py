@@ -1,4 +1,4 @@
-"""A stream of row batches cut into tiles, and what a sink of rows is.
+"""Batches of rows cut into tiles, and the protocol of a sink that takes them.
 
     batches --Tiler--> tiles
 
@@ -142,10 +142,10 @@ class RowBatch:
 
 
 def same_as_before(named: Mapping[str, object]) -> dict[str, str]:
-    """Return the names of objects that an earlier name has, and that name."""
+    """Map each name to the earliest name bound to the same object, where that is another."""
     first: dict[int, str] = {}
-    found = {name: first.setdefault(id(thing), name) for name, thing in named.items()}
-    return {name: earlier for name, earlier in found.items() if earlier != name}
+    earliest = {name: first.setdefault(id(thing), name) for name, thing in named.items()}
+    return {name: earlier for name, earlier in earliest.items() if earlier != name}
 
 
 class RowSink(Protocol):
@@ -153,13 +153,13 @@ class RowSink(Protocol):
 
     @property
     def held(self) -> Sequence[int]:
-        """Samples of each batch that is already here whole, in order: a loader that can may begin after them.
+        """Samples of each batch that is stored in full, in order: a loader that can skip may begin after them.
 
         `skip` is then called for the last of them first.
         """
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:
-        """Tell whether batch number `batch` is already here whole, so that the network need not see it again.
+        """Tell whether batch number `batch` is stored in full, so that the network need not see it again.
 
         Raises FingerprintMismatchError where it is here but came from another input.
         """
@@ -168,7 +168,7 @@ class RowSink(Protocol):
         """Take the next batch."""
 
     def finish(self) -> None:
-        """Take note that this was the last batch."""
+        """Note that this was the last batch."""
 
 
 def shared_rows(batch: RowBatch, before: Mapping[str, str] | None) -> Mapping[str, str]:

@@ -37,7 +37,7 @@ class Downdate:
 
     @classmethod
     def start(cls, diagonal: Vector, norms: Vector, room: int) -> Downdate:
-        """No steps yet, and room for so many."""
+        """No steps yet, and room for `room` of them."""
         left, right = (np.zeros((diagonal.size, room), order="F") for _ in range(2))
         return cls(diagonal, norms, left, right)
 
@@ -47,7 +47,7 @@ class Downdate:
         return Downdate(self.diagonal[positions], self.norms[positions], left, right, self.steps)
 
     def column(self, position: int, before: Vector) -> Vector:
-        """R_:p, from what that column was `before` the first step. Cost: s multiply-adds a step."""
+        """R_:p, from what that column was `before` the first step. Cost: s multiply-adds per step."""
         left = self.left[:, : self.steps]
         now: Vector = before - left @ left[position]
         return now
@@ -57,10 +57,10 @@ class Downdate:
         return float(self.norms[position] / self.diagonal[position])
 
     def take(self, position: int, column: Vector, squared: Vector, gain: float, gone: Sequence[int] = ()) -> Vector:
-        """Take the node at `position`; return l. Cost: 2 s multiply-adds a step.
+        """Take the node at `position`; return l. Cost: 2 s multiply-adds per step.
 
         `column` is R_:p now, `squared` (R_0 R_0)_:p, and `gain` ||l||^2 over all nodes, not these alone. Nodes `gone`
-        have no entries left on paper: l and w are told so.
+        have no entries left on paper: theirs in l and w are set to zero.
         """
         left, right = self.left[:, : self.steps], self.right[:, : self.steps]
         root = np.sqrt(column[position])

@@ -59,11 +59,11 @@ def spectral(moments: Moments | Layer, *, affine: bool = False, limit: int | Non
     affine
         Centre Sigma, and restore with an offset.
     limit
-        Stop after so many nodes; by default all d are ordered. A limited selection is the beginning of the full one,
+        Stop after this many nodes; by default all d are ordered. A limited selection is the beginning of the full one,
         bit for bit.
 
     Raises InvalidInputError for moments of no rows and a limit outside 1..d.
-    Cost: some d^2 a step, 3/2 d^3 operations and 16 d^2 bytes in full.
+    Cost: some d^2 per step, 3/2 d^3 operations and 16 d^2 bytes in full.
     """
     return _greedy(_nodes_of(moments), Method.SPECTRAL, affine=affine, limit=limit, regulariser=None, notes=())
 
@@ -98,7 +98,7 @@ def momasp(
         As in `spectral`.
 
     Raises InvalidInputError where widths differ, there are no rows, or an option lies outside its range.
-    Cost: as `spectral`, and d^2 once (`node`) or d a step (`subset`).
+    Cost: as `spectral`, and d^2 once (`node`) or d per step (`subset`).
     """
     form = parse_choice(Form, form, "form")
     target, source = _both_domains(target, source)
@@ -226,7 +226,7 @@ def _take_all(
 
 
 def _choose(residual: SchurResidual, candidates: Mask, regulariser: _Regulariser | None) -> tuple[int, Vector]:
-    """Position of the best score (Eq. 5) among the candidates, the lowest where scores tie; and all scores."""
+    """Position of the best score (Eq. 5) among the candidates, the lowest of those that tie; and all scores."""
     gains = residual.gains(candidates)
     scores = np.where(candidates, gains, -np.inf)
     if regulariser is not None:

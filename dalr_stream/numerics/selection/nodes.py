@@ -2,7 +2,7 @@
 
 A selection is nested: an order in which nodes are taken, and the columns of a pivoted Cholesky factor of Sigma in that
 order. Every size is a beginning of it, so nothing is solved again when another size is asked for. Records are validated
-when made, and their arrays are never changed. Nothing here chooses a node.
+when made, and their arrays are never changed. Choosing the nodes is `greedy`'s.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ class ChannelSelection:
             solved = scipy.linalg.solve_triangular(columns[taken[:r]], columns.T, lower=True, trans="T")
             restore[:, :r] = solved.T
             return restore
-        kept = columns[taken]
+        of_taken = columns[taken]
         trace = float(np.vdot(self.factor, self.factor)) / float(self.retention[-1])
-        system = factor_ridge(kept.T @ kept, ridge * trace / self.nodes)
-        return columns @ system.pull_back(system.half(kept.T))
+        system = factor_ridge(of_taken.T @ of_taken, ridge * trace / self.nodes)
+        return columns @ system.pull_back(system.half(of_taken.T))
 
     def at_retention(self, alpha: float, *, ridge: float = 0.0, layer: str | None = None) -> SelectedNodes:
         """Keep the fewest nodes of the order that retain `alpha` of the information, 0 < alpha <= 1.

@@ -3,7 +3,7 @@
 With delta the difference of means and E = S o (C_s - C_t), S_ij = (C_t,ii C_t,jj)^(-1/4):
 
     node    R_j = |delta_j| + ||E_j,F||                                computed once
-    subset  R_j = ||delta_{J+j}|| + ||E restricted to J + j||_F        O(d) a step: sums over J are carried along
+    subset  R_j = ||delta_{J+j}|| + ||E restricted to J + j||_F        O(d) per step: sums over J are carried along
 
 A node that hardly varies on the target would make every R_j infinite, or so large that the maximum it is divided by
 drowns the others; such nodes are not *live*: their rows and columns leave S.
@@ -32,7 +32,7 @@ RUN_ROWS = 32
 
 
 class Penalty(Protocol):
-    """R_j for each of the d nodes; told of each node that is taken."""
+    """R_j for each of the d nodes; `take` tells it which nodes are in the subset J."""
 
     def values(self) -> Vector:
         """R_j (d,), not negative."""
@@ -77,7 +77,7 @@ class Discrepancy:
         return self.scale**2 * gap
 
     def rows(self, start: int, stop: int) -> Matrix:
-        """Rows `start` to `stop` of E. Cost: d a row."""
+        """Rows `start` to `stop` of E. Cost: d per row."""
         rows = self.source.scatter[start:stop] / self.source.count
         rows -= self.target.scatter[start:stop] / self.target.count
         if not self.centered:
@@ -98,8 +98,8 @@ class Discrepancy:
 class NodePenalty:
     """Eq. 4. Cost: d^2 once."""
 
-    def __init__(self, found: Discrepancy) -> None:
-        self._values: Vector = np.abs(found.mean_gap) + found.row_norms()
+    def __init__(self, discrepancy: Discrepancy) -> None:
+        self._values: Vector = np.abs(discrepancy.mean_gap) + discrepancy.row_norms()
 
     def values(self) -> Vector:
         """R_j (d,)."""
@@ -110,12 +110,12 @@ class NodePenalty:
 
 
 class SubsetPenalty:
-    """Eq. 3. Cost: d a step."""
+    """Eq. 3. Cost: d per step."""
 
-    def __init__(self, found: Discrepancy) -> None:
-        self._gaps = found.mean_gap**2
-        self._found = found
-        self._own = found.diagonal**2
+    def __init__(self, discrepancy: Discrepancy) -> None:
+        self._gaps = discrepancy.mean_gap**2
+        self._discrepancy = discrepancy
+        self._own = discrepancy.diagonal**2
         self._cross = np.zeros_like(self._own)
         self._gap_of_subset = 0.0
         self._norm_of_subset = 0.0
@@ -130,7 +130,7 @@ class SubsetPenalty:
         """Add `node` to J."""
         self._gap_of_subset += float(self._gaps[node])
         self._norm_of_subset += float(2.0 * self._cross[node] + self._own[node])
-        self._cross += self._found.rows(node, node + 1)[0] ** 2
+        self._cross += self._discrepancy.rows(node, node + 1)[0] ** 2
 
 
 def _own(moments: Moments, *, centered: bool) -> Vector:
@@ -148,5 +148,5 @@ def live_nodes(variance: Vector) -> NDArray[np.bool_]:
 
 def penalty(target: Moments, source: Moments, *, form: Form, centered: bool) -> tuple[Penalty, NDArray[np.bool_]]:
     """Return the regulariser and which nodes are live; see `Discrepancy` for `centered`."""
-    found = Discrepancy.of(target, source, centered=centered)
-    return (NodePenalty(found) if form is Form.NODE else SubsetPenalty(found)), found.live
+    discrepancy = Discrepancy.of(target, source, centered=centered)
+    return (NodePenalty(discrepancy) if form is Form.NODE else SubsetPenalty(discrepancy)), discrepancy.live

@@ -137,7 +137,7 @@ class SchurResidual:
         return np.flatnonzero(candidates & (self._doubt > GAIN_TOLERANCE * gains.max() * self.diagonal))
 
     def _recompute(self, positions: Indices) -> None:
-        """Take norms from the columns themselves: s b operations a column."""
+        """Take norms from the columns themselves: s b operations per column."""
         left = self._block.left[:, : self._block.steps]
         for chunk in np.array_split(positions, -(-positions.size // BLOCK)):
             columns = self._matrix[chunk] - left[chunk] @ left.T

@@ -1,7 +1,7 @@
-"""Nodes of a network as compressed so far, restored to what they were in the original: selections layer after layer.
+"""Restore the nodes of the original network from those that the network compressed so far keeps.
 
-A_J of a selection restores nodes as they are in the network it is solved in. Where the layers before are compressed
-already they are no longer what the next layer read in the original. The regression of the original's nodes phi on the
+A_J of a selection restores nodes as they are in the network that it is solved in. Once earlier layers are compressed,
+these are no longer what the next layer read in the original. The regression of the original's nodes phi on the
 kept ones of the compressed network psi_J, shrunk towards that A_J, makes up for it as far as psi_J allows:
 
     min_A ||phi - A psi_J||^2 + lambda ||A - A_J||^2     A = A_J + E[(phi - A_J psi_J) psi_J'] (Sigma_JJ + lambda I)^-1
@@ -33,14 +33,14 @@ def joint_cross(readers: Readers, channels: int, moments: Mapping[str, CrossMome
     `moments` are those of what both networks' readers read, by stream in the compressed one.
     """
     places = {(now.stream, now.first): (moments[now.stream], then.first) for now, then in readers}
-    parts = [found.part(first, target, channels) for (_, first), (found, target) in places.items()]
+    parts = [cross.part(first, target, channels) for (_, first), (cross, target) in places.items()]
     whole = reduce(add, parts)
     samples = max(part.samples for part in parts)  # the same ones at every place
     return CrossMoments(dataclasses.replace(whole.joint, samples=samples), channels)
 
 
 def restored_towards(selected: SelectedNodes, nodes: CrossMoments, ridge: float) -> SelectedNodes:
-    """Return the same nodes kept, restored to the original's: inputs of `nodes` are psi, outputs phi, d each.
+    """Return the same kept nodes, restoring those of the original: inputs of `nodes` are psi, outputs phi, d each.
 
     `ridge` is relative to the mean diagonal of E[psi psi'], as that of `at_size`. Cost: d k^2 operations.
     """

@@ -1,6 +1,6 @@
 """Which features respond differently on two domains: the two terms of MoMaSP's Eq. 4, feature by feature.
 
-MoMaSP adds a gap of means to a norm of covariances, whatever their units. To look at, the two are kept apart, and the
+MoMaSP adds a gap of means to a norm of covariances, whatever their units. For inspection the two stay separate, and the
 gap is measured in standard deviations, so that a large feature does not look shifted because it is large.
 """
 
@@ -56,9 +56,9 @@ class MomentShift:
         """
         if k < 1:
             raise InvalidInputError(f"top: the number of features must be at least 1, got {k}")
-        chosen = parse_choice(Shift, by, "by")
-        moved = np.abs(self.mean_gap) if chosen is Shift.MEAN else self.covariance_shift
-        return np.argsort(-moved, kind="stable")[:k]
+        by = parse_choice(Shift, by, "by")
+        shift = np.abs(self.mean_gap) if by is Shift.MEAN else self.covariance_shift
+        return np.argsort(-shift, kind="stable")[:k]
 
 
 def diff(target: Moments, source: Moments) -> MomentShift:
@@ -73,8 +73,10 @@ def diff(target: Moments, source: Moments) -> MomentShift:
         )
     if not target.count or not source.count:
         raise InvalidInputError("diff: both domains need at least one row: accumulate some first")
-    found = Discrepancy.of(target, source, centered=True)
-    return MomentShift(target.mean, source.mean, _standardised_gap(target, source), found.row_norms(), live=found.live)
+    discrepancy = Discrepancy.of(target, source, centered=True)
+    return MomentShift(
+        target.mean, source.mean, _standardised_gap(target, source), discrepancy.row_norms(), live=discrepancy.live
+    )
 
 
 def _standardised_gap(target: Moments, source: Moments) -> Vector:

@@ -81,7 +81,7 @@ class SizedLayer:
         return self.positions * np.where(k == self.whole, m * d, smaller)
 
     def multiples_of(self, step: int) -> SizedLayer:
-        """Return the layer with no other sizes than multiples of `step`, and itself as it is."""
+        """Return the layer with only multiples of `step` as sizes, and itself as it is."""
         if step < 1:
             raise InvalidInputError(f"layer '{self.name}': sizes are rounded to multiples of at least 1, got {step}")
         stay = (self.sizes % step == 0) | (self.sizes == self.whole)
@@ -101,8 +101,8 @@ def selection_layer(
     name: str, selection: ChannelSelection, shape: LayerShape, *, reads: Source | None = None, positions: float = 1.0
 ) -> SizedLayer:
     """Return a layer of `shape` at every number of nodes that its selection can keep."""
-    kept = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
-    return _sized(name, shape, Family.SELECTION, kept, 1.0 - selection.retention[kept - 1], reads, positions)
+    sizes = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
+    return _sized(name, shape, Family.SELECTION, sizes, 1.0 - selection.retention[sizes - 1], reads, positions)
 
 
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:
@@ -113,7 +113,7 @@ def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Ve
 
 
 def _inputs_left(layer: SizedLayer, gone: Mapping[str, int | Indices]) -> int | Indices:
-    """Return how many inputs of a layer stay where `gone` nodes of the one that it reads go."""
+    """Return how many inputs a layer has left once `gone` nodes of the layer that it reads are removed."""
     if layer.reads is None or layer.reads.layer not in gone:
         return layer.shape.inputs
     return layer.shape.inputs - layer.reads.inputs * gone[layer.reads.layer]
@@ -142,13 +142,13 @@ def by_energy(layers: Sequence[SizedLayer], share: float) -> dict[str, int]:
 def within_budget(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]:
     """Return sizes that cost at most `budget` together and keep the sum of losses small.
 
-    Greedy from the smallest sizes: the step to a larger size that saves most loss for its cost, of all that the budget
-    still allows, until it allows none. With no budget in the way these are the steps along each curve's lower convex
-    hull. Where no layer reads another's nodes the sum of losses is above the smallest possible by less than the first
-    step that had to be passed over.
+    Greedy from the smallest sizes: the step to a larger size that saves most loss for its cost, among those that the
+    budget still allows, until it allows none. With no budget in the way these are the steps along each curve's lower
+    convex hull. Where no layer reads another's nodes the sum of losses is above the smallest possible by less than the
+    first step that had to be passed over.
 
-    Steps never get better, as losses are passed and what is left shrinks, so each layer's best one is looked up again
-    only when it is first in the queue. Cost: (steps taken) x (sizes of one layer).
+    A layer's best step never improves as sizes grow and the budget shrinks, so it is looked up again only when it is
+    first in the queue. Cost: (steps taken) x (sizes of one layer).
 
     Raises InvalidInputError where the smallest sizes cost more than `budget`.
     """

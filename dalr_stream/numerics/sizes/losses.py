@@ -1,4 +1,8 @@
-"""Errors as shares: what a factor pair loses of the outputs at every rank, and a selection of the nodes."""
+"""What a compressed layer loses: a factor pair of its outputs at every rank, a selection of its nodes.
+
+Names say the unit: `lost_*` is a share of energy (squares over squares, what sizes are decided by), `relative_*` its
+root (norms over norms, what plots show, Eq. 13).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ def squared_errors(factors: Factors, moments: InputMoments) -> Vector:
 
 
 def outputs_energy(factors: Factors, moments: InputMoments) -> float:
-    """||Y - b||^2, tr(W X X' W'): what squared errors are set against."""
+    """||Y - b||^2, tr(W X X' W'): the scale of squared errors."""
     pairs = zip(factors.parts, moments.parts, strict=True)
     return sum(float(np.vdot(part.weight @ seen.gram, part.weight)) for part, seen in pairs)
 

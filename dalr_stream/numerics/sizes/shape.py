@@ -1,4 +1,4 @@
-"""What a size costs in parameters, for a layer of m outputs x d inputs each of whose nodes has C weights elsewhere.
+"""What a size costs in parameters, for a layer of m outputs and d inputs whose nodes each have C weights elsewhere.
 
 In a dense layer that reads the node these are one for each of its C outputs; a convolution has a kernel for each.
 Weights are counted, biases are not: they are the same before and after.

@@ -131,10 +131,11 @@ class ArrayFold:
         narrow = xp.astype(centred, xp.float32)
         with library.full_precision():
             for number, (_, left, right) in enumerate(self._cut()):
-                products = xp.astype(narrow[:, left].T @ narrow[:, right], xp.float64)
-                products *= scale[left][:, None]
-                products *= scale[right]
-                self._blocks[number] += products
+                products = xp.zeros_like(self._blocks[number], dtype=xp.float32)
+                library.add_product(products, narrow[:, left], narrow[:, right])
+                wide = products * scale[left][:, None]
+                wide *= scale[right]
+                self._blocks[number] += wide
 
 
 def _centre(rows: Any, xp: Any) -> tuple[Any, Any]:

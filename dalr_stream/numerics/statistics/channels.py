@@ -1,8 +1,8 @@
 """Channels that are kept or pruned together, and where each module holds them.
 
-A selection keeps some of a layer's nodes, or of a convolution's channels. The layers added to it in a residual network
-lose the same ones; batch norm on the way carries them; the next layers read them. This is that group as plain data:
-what a store keeps of it, what a surgery plan says, and which moments decide it.
+A selection keeps some of a layer's nodes, or of a convolution's channels. In a residual network the layers added to it
+lose the same ones; batch norm on the way carries them; the next layers read them. This is that group as plain data, for
+the store, for a surgery plan, and to find the moments that decide it.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def channel_moments(readers: Sequence[ChannelReader], channels: int, moments: Se
     Rows of all places together: where residual additions tie layers, a channel's moments at every reader decide.
     """
     parts: dict[tuple[str, int], Moments] = {}
-    for reader, found in zip(readers, moments, strict=True):
-        if reader.first + channels > found.features:
+    for reader, stream in zip(readers, moments, strict=True):
+        if reader.first + channels > stream.features:
             raise InvalidInputError(
-                f"layer '{reader.span.layer}': its stream '{reader.stream}' has {found.features} features, the "
+                f"layer '{reader.span.layer}': its stream '{reader.stream}' has {stream.features} features, the "
                 f"channels are {reader.first}..{reader.first + channels - 1} of it: capture again"
             )
-        parts[reader.stream, reader.first] = found.features_between(reader.first, reader.first + channels)
+        parts[reader.stream, reader.first] = stream.features_between(reader.first, reader.first + channels)
     samples = max(part.samples for part in parts.values())  # the same ones at every place
     return dataclasses.replace(reduce(add, parts.values()), samples=samples)

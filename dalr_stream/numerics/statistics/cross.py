@@ -1,10 +1,9 @@
 """Moments of inputs X and outputs Z that come from two runs, row for row.
 
 Where a layer's inputs come from an already compressed network and its targets from the original one, Z is no longer
-W X, and X X' alone does not decide the regression: Z X' and Z Z' are needed too. All three are blocks of one thing, the
-moments of the joint rows [x | z], and one symmetric rank-k update of those costs just what the three cost apart. So a
-record here is a view over one `Moments` record: adding, subtracting, folding in lanes and storing are its own, with
-its laws, and nothing is computed twice.
+W X, and X X' alone does not decide the regression: Z X' and Z Z' are needed too. All three are blocks of one matrix,
+the moments of the joint rows [x | z], and one symmetric rank-k update of that costs no more than the three separately.
+So a record here is a view of one `Moments` record, with its laws, and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from dalr_stream.numerics.types import Matrix, Vector
 class CrossMoments:
     """Moments of inputs X (n, d) and outputs Z (n, m), whose i-th rows belong together.
 
-    Views share the joint record's memory unless they are said to be new arrays. Z is whatever was folded: where it
+    Views share the joint record's memory unless documented as new arrays. Z is whatever was folded: where it
     includes a bias b, so do its mean and everything about zero; `cross_scatter_about(c, b)` takes it off again.
     """
 
@@ -108,10 +107,10 @@ class CrossMoments:
     def part(self, inputs: int, outputs: int, width: int) -> CrossMoments:
         """Moments of `width` inputs from the number `inputs` on and as many outputs from `outputs` on. New arrays."""
         first = self.input_features + outputs
-        kept = np.r_[inputs : inputs + width, first : first + width]
+        features = np.r_[inputs : inputs + width, first : first + width]
         joint = self.joint
-        mean, max_abs, maximum = (column[kept] for column in (joint.mean, joint.max_abs, joint.maximum))
-        scatter, nonzero = joint.scatter[np.ix_(kept, kept)], joint.nonzero[kept]
+        mean, max_abs, maximum = (vector[features] for vector in (joint.mean, joint.max_abs, joint.maximum))
+        scatter, nonzero = joint.scatter[np.ix_(features, features)], joint.nonzero[features]
         return CrossMoments(Moments(joint.count, joint.samples, mean, scatter, max_abs, maximum, nonzero), width)
 
     def cross_scatter_about(self, inputs: Vector, outputs: Vector) -> Matrix:
@@ -135,16 +134,16 @@ class CrossMoments:
         """Tell whether both records hold exactly the same numbers."""
         return self.input_features == other.input_features and self.joint.same_bits(other.joint)
 
-    def _part(self, kept: slice) -> Moments:
+    def _part(self, features: slice) -> Moments:
         joint = self.joint
         return Moments(
             joint.count,
             joint.samples,
-            joint.mean[kept],
-            joint.scatter[kept, kept],
-            joint.max_abs[kept],
-            joint.maximum[kept],
-            joint.nonzero[kept],
+            joint.mean[features],
+            joint.scatter[features, features],
+            joint.max_abs[features],
+            joint.maximum[features],
+            joint.nonzero[features],
         )
 
     def _require_widths(self, other: CrossMoments, verb: str) -> None:
@@ -160,7 +159,7 @@ def joint_rows(inputs: NDArray[np.generic], outputs: NDArray[np.generic]) -> NDA
     """Return [x | z] (n, d + m); raises InvalidInputError where the rows do not pair up."""
     if inputs.ndim != 2 or outputs.ndim != 2 or inputs.shape[0] != outputs.shape[0]:
         raise InvalidInputError(
-            "cross moments: inputs and outputs must be matrices with a row each for every sample, got shapes "
+            "cross moments: inputs and outputs must be matrices with one row per sample, got shapes "
             f"{inputs.shape} and {outputs.shape}"
         )
     return np.concatenate([inputs, outputs], axis=1)

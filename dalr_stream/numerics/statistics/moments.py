@@ -77,15 +77,17 @@ class Moments:
         if n == 0:
             return cls.empty(d)
         centred = np.empty(block.shape)
-        found = centre(block, centred)
-        if not np.isfinite(found.mean).all():
+        summary = centre(block, centred)
+        if not np.isfinite(summary.mean).all():
             raise NonFiniteError(f"moments: rows must be finite, got {describe_non_finite(block)}")
         scatter = np.zeros((d, d))
         with one_blas_thread():
             add_rank_k(scatter, centred)
         mirror_lower(scatter)
-        max_abs = np.maximum(np.abs(found.maximum), np.abs(found.minimum))
-        return cls(n, n if samples is None else samples, found.mean, scatter, max_abs, found.maximum, found.nonzero)
+        max_abs = np.maximum(np.abs(summary.maximum), np.abs(summary.minimum))
+        return cls(
+            n, n if samples is None else samples, summary.mean, scatter, max_abs, summary.maximum, summary.nonzero
+        )
 
     def features_between(self, start: int, stop: int) -> Moments:
         """Moments of the features start ... stop - 1 alone; the record itself where those are all. Cost: their d^2."""
@@ -154,7 +156,7 @@ class Moments:
 
     @property
     def parts(self) -> tuple[Moments]:
-        """Itself: `GroupedMoments` has several."""
+        """A one-element tuple, so plain and grouped moments iterate alike."""
         return (self,)
 
     @property

@@ -1,4 +1,4 @@
-"""What was solved, in figures: every solution at several sizes, and what compressing each layer would save and cost.
+"""What was solved, in numbers: every solution at several sizes, and what compressing each layer would save and cost.
 
 Read from the store alone: no network and no data. Errors are ||Y - Yhat|| / ||Y - b|| for a factor pair and
 ||phi - phihat|| / ||phi|| for the nodes of a selection, on the target's training rows and on the held-out ones.
@@ -46,7 +46,7 @@ class SizePoint:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerOutlook:
+class LayerCost:
     """What compressing one layer by one method would save and cost."""
 
     layer: str
@@ -80,29 +80,29 @@ def solution_facts(project: Project) -> list[dict[str, Any]]:
     ]
 
 
-def outlooks(project: Project, method: Method | str | None = None) -> list[LayerOutlook]:
+def layer_costs(project: Project, method: Method | str | None = None) -> list[LayerCost]:
     """Return what compressing each layer would save and cost, the one that saves most for `ENOUGH` energy first.
 
     By the method of a rule for all layers (`compress.method`) unless another one is named.
     """
     store = StoreView.open(project.store)
-    chosen = parse_choice(Method, method or project.config.compress_method, "method")
-    solutions = {layer: solution_of(project, store, layer, chosen) for layer in project.layers}
+    named = parse_choice(Method, method or project.config.compress_method, "method")
+    solutions = {layer: solution_of(project, store, layer, named) for layer in project.layers}
     weights = sized_layers(project, store, solutions)
     positions = [layer.positions for layer in sized_layers(project, store, solutions, macs=True)]
-    found = [
-        _outlook(project, store, layer, solutions[layer.name], rows)
+    costs = [
+        _layer_cost(project, store, layer, solutions[layer.name], rows)
         for layer, rows in zip(weights, positions, strict=True)
     ]
-    return sorted(found, key=lambda outlook: -outlook.enough.saved)
+    return sorted(costs, key=lambda cost: -cost.enough.saved)
 
 
 def _facts(project: Project, store: StoreView, layer: str, solution: Solution) -> list[dict[str, Any]]:
     shape, low_rank = store.shape(layer), not isinstance(solution, ChannelSelection)
     tried = project.config.evaluate.ranks if project.config.evaluate else LabelledSection.model_fields["ranks"].default
     sizes = set(sizes_to_try(solution.method, shape, tried)) | ({shape.break_even_rank} if low_rank else set())
-    chosen = sorted(sizes - {0})
-    training, heldout = errors(project, store, layer, solution, chosen)
+    ascending = sorted(sizes - {0})
+    training, heldout = errors(project, store, layer, solution, ascending)
     count = shape.factor_parameters if low_rank else shape.selection_pair_parameters
     return [
         {
@@ -116,7 +116,7 @@ def _facts(project: Project, store: StoreView, layer: str, solution: Solution) -
             "ridge": solution.diagnostics.ridge,
             "route": solution.diagnostics.route,
         }
-        for number, size in enumerate(chosen)
+        for number, size in enumerate(ascending)
     ]
 
 
@@ -127,26 +127,27 @@ def errors(
     section = project.config.solve
     if isinstance(solution, ChannelSelection):
         nodes = store.channel_moments(section.target, layer)
-        nodes_apart = store.channel_heldout(section.target, section.heldout, layer)
-        kept = [solution.at_size(size, ridge=section.restore_ridge) for size in sizes]
-        return _errors_of_nodes(kept, nodes), None if nodes_apart is None else _errors_of_nodes(kept, nodes_apart)
+        heldout_nodes = store.channel_heldout(section.target, section.heldout, layer)
+        selections = [solution.at_size(size, ridge=section.restore_ridge) for size in sizes]
+        training = _errors_of_nodes(selections, nodes)
+        return training, None if heldout_nodes is None else _errors_of_nodes(selections, heldout_nodes)
     inputs = store.inputs(section.target, layer)
-    apart = store.inputs_heldout(section.target, section.heldout, layer)
+    heldout = store.inputs_heldout(section.target, section.heldout, layer)
     training = _errors_of_ranks(solution, sizes, inputs)
-    return training, None if apart is None else _errors_of_ranks(solution, sizes, apart)
+    return training, None if heldout is None else _errors_of_ranks(solution, sizes, heldout)
 
 
-def _errors_of_nodes(kept: Sequence[SelectedNodes], nodes: Moments) -> list[float]:
-    return [float(np.sqrt(lost_nodes(selected, nodes))) for selected in kept]
+def _errors_of_nodes(selections: Sequence[SelectedNodes], nodes: Moments) -> list[float]:
+    return [float(np.sqrt(lost_nodes(selected, nodes))) for selected in selections]
 
 
 def _errors_of_ranks(factors: Factors, ranks: Sequence[int], inputs: InputMoments) -> list[float]:
     return [float(error) for error in np.sqrt(lost_energy(factors, inputs)[list(ranks)])]
 
 
-def _outlook(
+def _layer_cost(
     project: Project, store: StoreView, layer: SizedLayer, solution: Solution, positions: float
-) -> LayerOutlook:
+) -> LayerCost:
     shape, inputs = layer.shape, layer.shape.inputs
     weights = [int(count) for count in layer.cost(layer.sizes, inputs)]
     within_half = [size for size, count in zip(layer.sizes.tolist(), weights, strict=True) if 2 * count <= weights[-1]]
@@ -169,7 +170,7 @@ def _outlook(
         for number, (name, size) in enumerate(asked.items())
     }
     as_it_is = SizePoint(layer.whole, 0, 1.0, 0.0, None if heldout is None else 0.0)
-    return LayerOutlook(
+    return LayerCost(
         layer=layer.name,
         method=solution.method,
         outputs=shape.outputs,

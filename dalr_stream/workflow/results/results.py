@@ -33,11 +33,12 @@ from dalr_stream.report.record import (
 from dalr_stream.storage.records import Solution
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import compress, evaluate, finetune, solve
+from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.finetune import FineTuned
 from dalr_stream.workflow.steps.profile import read_profile
 from dalr_stream.workflow.steps.provenance import provenance
-from dalr_stream.workflow.steps.scoring import Evaluation
-from dalr_stream.workflow.steps.sizing import Compression
 from dalr_stream.workflow.steps.stability import read_stability
 
 
@@ -61,23 +62,31 @@ class LayerFindings:
 
 
 def results(project: Project) -> Results:
-    """Return everything a run found out, as the report shows it."""
+    """Return everything a run found out, as the report shows it.
+
+    Raises FingerprintMismatchError where a record was made by other settings than the project's.
+    """
     section, store = project.evaluate_section, StoreView.open(project.store)
-    found, stable = Evaluation.read(project.evaluation), read_stability(project.stability)
-    saved = Compression.read(project.compression).said if project.config.compress.wanted else ()
-    tuned = (str(FineTuned.read(project.finetuning)),) if project.config.finetune else ()
+    evaluation = Evaluation.read(project.evaluation, evaluate.made_from(project))
+    stability = read_stability(project.stability, solve.made_from(project))
+    saved: tuple[str, ...] = ()
+    if project.config.compress.wanted:
+        saved = Compression.read(project.compression, compress.made_from(project)).said
+    tuned: tuple[str, ...] = ()
+    if project.config.finetune is not None:
+        tuned = (str(FineTuned.read(project.finetuning, finetune.made_from(project))),)
     layers = [
-        dataclasses.replace(_findings(project, store, layer, found), stability=stable[layer])
+        dataclasses.replace(_findings(project, store, layer, evaluation), stability=stability[layer])
         for layer in project.layers
     ]
     whole = Results(
         name=project.config.run.name,
         provenance=provenance(project.config, store),
         metric=section.metric_words,
-        baseline_accuracy=found.baseline,
-        layers=tuple(layer_results(layer, found.baseline, section.drop) for layer in layers),
-        sizes=found.sizes,
-        decisions=(*found.left_out, *decisions(layers), *saved, *tuned),
+        baseline_accuracy=evaluation.baseline,
+        layers=tuple(layer_results(layer, evaluation.baseline, section.drop) for layer in layers),
+        sizes=evaluation.sizes,
+        decisions=(*evaluation.left_out, *decisions(layers), *saved, *tuned),
         caveats=project.config.run.caveats,
         profile=read_profile(project),
     )
@@ -87,26 +96,26 @@ def results(project: Project) -> Results:
     return dataclasses.replace(whole, published=Published.read(project.folder / published).beside(whole))
 
 
-def layer_results(found: LayerFindings, baseline: float, drop: float) -> LayerResults:
+def layer_results(findings: LayerFindings, baseline: float, drop: float) -> LayerResults:
     """Return the layer's part of the report; `baseline` is the uncompressed accuracy, `drop` the loss allowed."""
-    selections = [s for s in found.solutions.values() if isinstance(s, ChannelSelection)]
-    low_rank = [s for s in found.solutions.values() if not isinstance(s, ChannelSelection)]
+    selections = [s for s in findings.solutions.values() if isinstance(s, ChannelSelection)]
+    low_rank = [s for s in findings.solutions.values() if not isinstance(s, ChannelSelection)]
     return LayerResults(
-        name=found.name,
-        outputs=found.shape.outputs,
-        inputs=found.shape.inputs,
-        groups=found.shape.groups,
-        next_layer=found.next_layer,
-        next_outputs=found.shape.next_outputs,
+        name=findings.name,
+        outputs=findings.shape.outputs,
+        inputs=findings.shape.inputs,
+        groups=findings.shape.groups,
+        next_layer=findings.next_layer,
+        next_outputs=findings.shape.next_outputs,
         drop=drop,
-        activity=tuple(activity(domain, moments) for domain, moments in found.domains.items()),
-        error_curves=tuple(error_curve(factors, found.training, found.heldout) for factors in low_rank),
-        accuracy_curves=found.curves,
+        activity=tuple(activity(domain, moments) for domain, moments in findings.domains.items()),
+        error_curves=tuple(error_curve(factors, findings.training, findings.heldout) for factors in low_rank),
+        accuracy_curves=findings.curves,
         retention_curves=tuple(RetentionCurve(s.method.value, _plain(s.retention)) for s in selections),
-        spectra=_spectra(low_rank[0], found.training) if low_rank else Spectra((), ()),
-        headline=headline(found.curves, baseline - drop),
-        stability=found.stability,
-        finetuned_curves=found.finetuned,
+        spectra=_spectra(low_rank[0], findings.training) if low_rank else Spectra((), ()),
+        headline=headline(findings.curves, baseline - drop),
+        stability=findings.stability,
+        finetuned_curves=findings.finetuned,
     )
 
 
@@ -137,18 +146,18 @@ def activity(domain: str, moments: InputMoments) -> DomainActivity:
 
 def error_curve(factors: Factors, training: InputMoments, heldout: InputMoments | None) -> ErrorCurve:
     """Return ||Y - Yhat|| / ||Y - b|| at every rank, on the training rows and on the held-out ones."""
-    apart = None if heldout is None else _plain(relative_errors(factors, heldout))
-    return ErrorCurve(factors.method.value, _plain(relative_errors(factors, training)), apart)
+    on_heldout = None if heldout is None else _plain(relative_errors(factors, heldout))
+    return ErrorCurve(factors.method.value, _plain(relative_errors(factors, training)), on_heldout)
 
 
 def headline(curves: Sequence[AccuracyCurve], needed: float) -> tuple[HeadlineRow, ...]:
     """Return, per method, the smallest tried size whose accuracy is at least `needed`."""
-    chosen = {curve.method: _smallest(curve.points, needed) for curve in curves}
-    svd = chosen.get(Method.SVD.value)
-    return tuple(_headline_row(method, point, svd) for method, point in chosen.items())
+    smallest = {curve.method: _smallest(curve.points, needed) for curve in curves}
+    svd = smallest.get(Method.SVD.value)
+    return tuple(_headline_row(method, point, svd) for method, point in smallest.items())
 
 
-def _findings(project: Project, store: StoreView, layer: str, found: Evaluation) -> LayerFindings:
+def _findings(project: Project, store: StoreView, layer: str, evaluation: Evaluation) -> LayerFindings:
     section = project.config.solve
     return LayerFindings(
         name=layer,
@@ -159,8 +168,8 @@ def _findings(project: Project, store: StoreView, layer: str, found: Evaluation)
         training=store.inputs(section.target, layer),
         heldout=store.inputs_heldout(section.target, section.heldout, layer),
         solutions=store.solutions(layer, project.methods(store, layer)),
-        curves=found.curves[layer],
-        finetuned=found.finetuned.get(layer, ()),
+        curves=evaluation.curves[layer],
+        finetuned=evaluation.finetuned.get(layer, ()),
     )
 
 

@@ -16,8 +16,7 @@ from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.rows.streams import Side, layer_of_stream, module_name
 from dalr_stream.numerics.selection.shift import MomentShift
 from dalr_stream.streaming.plan import MemoryPlan
-from dalr_stream.workflow.dry_run import Rehearsal
-from dalr_stream.workflow.results.inspect import ENOUGH, LayerOutlook, SizePoint
+from dalr_stream.workflow.results.inspect import ENOUGH, LayerCost, SizePoint
 from dalr_stream.workflow.runfile.project import Project
 
 L = TypeVar("L")
@@ -28,7 +27,7 @@ def layer_table(project: Project, network: nn.Module) -> Table:
 
     What is watched for the selections of other layers has its name alone.
     """
-    table = _table("layer", "kind", "outputs x inputs", "weights", "break-even rank", "read by")
+    table = new_table("layer", "kind", "outputs x inputs", "weights", "break-even rank", "read by")
     watched = project.watched_in(network)
     records = network_record(network, watched).layers
     for name, layers in _by_module(watched, lambda layer: layer.stream).items():
@@ -50,7 +49,7 @@ def cost_table(plan: MemoryPlan) -> Table:
 
     Features and rows of a convolution of several groups are those of each of them.
     """
-    table = _table("layer", "features", "rows", "disk", "moments", "memory", "passes", "mult-adds", "share")
+    table = new_table("layer", "features", "rows", "disk", "moments", "memory", "passes", "mult-adds", "share")
     table.title = Text("disk, moments and peak memory in MiB", justify="left")
     passes = {name: number for number, group in enumerate(plan.groups, start=1) for name in group}
     for name, layers in _by_module(plan.layers, lambda layer: layer.name).items():
@@ -76,21 +75,9 @@ def cost_table(plan: MemoryPlan) -> Table:
     return table
 
 
-def rehearsal_tables(found: Rehearsal) -> list[Table]:
-    """Return what a dry run found: the loaders, the plan, the steps."""
-    loaders = _table("data", "samples", "batches", "first batch")
-    for facts in found.loaders:
-        samples = f"{facts.samples:,}" if facts.exact else f"at most {facts.samples:,}"
-        loaders.add_row(facts.key, samples, f"{facts.batches:,}", facts.first)
-    steps = _table("step", "")
-    for name, done in found.steps:
-        steps.add_row(name, "would run" if done else "nothing has changed")
-    return [loaders, *([] if found.plan is None else [cost_table(found.plan)]), *([steps] if found.steps else [])]
-
-
 def solution_table(project: Project) -> Table:
     """Return what was solved: numerical rank, ridge and route of each solution."""
-    table = _table("layer", "method", "rows", "numerical rank", "ridge", "route")
+    table = new_table("layer", "method", "rows", "numerical rank", "ridge", "route")
     store = StoreView.open(project.store)
     for layer in project.layers:
         for method, solution in store.solutions(layer, project.methods(store, layer)).items():
@@ -100,29 +87,29 @@ def solution_table(project: Project) -> Table:
     return table
 
 
-def outlook_table(outlooks: Sequence[LayerOutlook]) -> Table:
+def layer_cost_table(costs: Sequence[LayerCost]) -> Table:
     """Return what compressing each layer would save and cost, best first.
 
     Sizes are for enough energy, for half the weights and at break-even; errors on the training / the held-out rows.
     Narrow enough for a terminal of 80 columns: `inspect --json` has the rest.
     """
-    table = _table("layer", "shape", f"{ENOUGH:.0%} at", "saves", "half", "error", "break-even", "error")
-    table.title = Text(", ".join(dict.fromkeys(found.method.label for found in outlooks)), justify="left")
-    for found in outlooks:
+    table = new_table("layer", "shape", f"{ENOUGH:.0%} at", "saves", "half", "error", "break-even", "error")
+    table.title = Text(", ".join(dict.fromkeys(cost.method.label for cost in costs)), justify="left")
+    for cost in costs:
         table.add_row(
-            Text(_with_groups(found.layer, found.groups)),
-            f"{found.outputs:,} x {found.inputs:,}",
-            f"{found.enough.size:,}" if found.enough.saved else "all",
-            f"{found.enough.saved / found.weights:.0%}",
-            *_point_cells(found.half),
-            *_point_cells(found.break_even),
+            Text(_with_groups(cost.layer, cost.groups)),
+            f"{cost.outputs:,} x {cost.inputs:,}",
+            f"{cost.enough.size:,}" if cost.enough.saved else "all",
+            f"{cost.enough.saved / cost.weights:.0%}",
+            *_point_cells(cost.half),
+            *_point_cells(cost.break_even),
         )
     return table
 
 
 def shard_table(merged: Merged) -> Table:
     """Return what a merged store is the sum of; names are as `--without` takes them."""
-    table = _table("domain", "shard", "samples", "from")
+    table = new_table("domain", "shard", "samples", "from")
     for shard in merged.shards:
         table.add_row(Text(shard.domain), shard.name, f"{shard.record.samples:,}", Text(str(shard.root)))
     return table
@@ -144,19 +131,20 @@ def shift_table(layer: str, shift: MomentShift, sides: tuple[str, str], top: int
 
 def _by_module(layers: Iterable[L], name_of: Callable[[L], str]) -> dict[str, list[L]]:
     """Put the groups of a convolution together, under its name and what of it is watched."""
-    found: dict[str, list[L]] = {}
+    modules: dict[str, list[L]] = {}
     for layer in layers:
         stream = name_of(layer)
         watched = layer_of_stream(stream)
-        found.setdefault(module_name(watched) + stream.removeprefix(watched), []).append(layer)
-    return found
+        modules.setdefault(module_name(watched) + stream.removeprefix(watched), []).append(layer)
+    return modules
 
 
 def _with_groups(name: str, groups: int) -> str:
     return f"{name} ({groups} groups)" if groups > 1 else name
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """Return an empty table with these columns, the first of them for text."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
@@ -166,8 +154,8 @@ def _table(*columns: str) -> Table:
 def _point_cells(point: SizePoint | None) -> tuple[str, str]:
     if point is None:
         return "none", ""
-    apart = "" if point.error_heldout is None else f" / {point.error_heldout:.3f}"
-    return f"{point.size:,}", f"{point.error_training:.3f}{apart}"
+    heldout = "" if point.error_heldout is None else f" / {point.error_heldout:.3f}"
+    return f"{point.size:,}", f"{point.error_training:.3f}{heldout}"
 
 
 def _mib(count: int) -> str:

@@ -94,35 +94,35 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _search_has_batches_of_its_own(self) -> RunConfig:
-        found, test = self.validation, self.evaluate
-        if self.compress.max_drop is not None and found is None:
+        validation, test = self.validation, self.evaluate
+        if self.compress.max_drop is not None and validation is None:
             raise ValueError(
                 "compress.max_drop: the search scores networks on labelled batches that are not the test split: add a "
                 '[validation] section that names them, batches = "module:function"'
             )
-        if found and test and (found.batches, found.options) == (test.batches, test.options):
+        if validation and test and (validation.batches, validation.options) == (test.batches, test.options):
             raise ValueError(
-                f"validation.batches: '{found.batches}' is the test split of [evaluate], and sizes would be chosen on "
-                "the data that judges them: name other labelled batches"
+                f"validation.batches: '{validation.batches}' is the test split of [evaluate], and sizes would be "
+                "chosen on the data that judges them: name other labelled batches"
             )
         return self
 
     @model_validator(mode="after")
     def _fine_tuning_has_a_network_and_batches(self) -> RunConfig:
-        found, test = self.finetune, self.evaluate
-        if test and test.finetune and found is None:
+        training, test = self.finetune, self.evaluate
+        if test and test.finetune and training is None:
             raise ValueError(
                 "evaluate.finetune: networks are fine-tuned on labelled batches that are not the test split: add a "
                 '[finetune] section that names them, batches = "module:function"'
             )
-        if found and not self.compress.wanted:
+        if training and not self.compress.wanted:
             raise ValueError(
                 "finetune: fine-tunes the compressed network, and [compress] asks for none: name layers or a rule there"
             )
-        if found and test and (found.batches, found.options) == (test.batches, test.options):
+        if training and test and (training.batches, training.options) == (test.batches, test.options):
             raise ValueError(
-                f"finetune.batches: '{found.batches}' is the test split of [evaluate], and the network would learn the "
-                "data that judges it: name other labelled batches"
+                f"finetune.batches: '{training.batches}' is the test split of [evaluate], and the network would learn "
+                "the data that judges it: name other labelled batches"
             )
         return self
 

@@ -91,11 +91,11 @@ def code_digest(folder: Path, names: Iterable[str]) -> str:
     while pending:
         module = pending.pop()
         for place in places(folder):
-            found = {path.relative_to(place).as_posix(): path for path in _files_of(place, module)}
-            for key in found.keys() - files.keys():
-                files[key] = found[key].read_bytes()
+            files_here = {path.relative_to(place).as_posix(): path for path in _files_of(place, module)}
+            for key in files_here.keys() - files.keys():
+                files[key] = files_here[key].read_bytes()
                 pending += _imported_by(files[key])
-            if found:
+            if files_here:
                 break
     digest = hashlib.sha256()
     for key, code in sorted(files.items()):

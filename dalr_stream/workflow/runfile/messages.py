@@ -84,8 +84,8 @@ def _rule(problem: Mapping[str, Any]) -> str:
         return PATTERNS[problem["ctx"]["pattern"]]
     if problem["type"] == "enum":
         return f"must be {_nearest_first(str(problem['input']), problem['ctx']['expected'])}"
-    said = str(problem["msg"]).replace("Input should be", "must be")
-    return _RULES.get(problem["type"], said[0].lower() + said[1:])
+    message = str(problem["msg"]).replace("Input should be", "must be")
+    return _RULES.get(problem["type"], message[0].lower() + message[1:])
 
 
 def _nearest_first(given: str, expected: str) -> str:

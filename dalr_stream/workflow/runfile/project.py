@@ -1,4 +1,4 @@
-"""A run file resolved: its folders, its network, its loaders, its layers, and what each step is made from.
+"""A run file resolved: its folders, its network, its layers, and what they will cost.
 
 Nothing here runs a step. The network is built and loaded when it is first asked for, and not at all by the steps that
 need no network.
@@ -7,30 +7,25 @@ need no network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from types import GeneratorType
-from typing import Any
 
 from torch import nn
 
 from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.store_view import StoreView
-from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
-from dalr_stream.network.capture.batches import call, holds_batches, refusals_explained
-from dalr_stream.network.capture.masks import MaskOf
+from dalr_stream.errors import ConfigError, StoreNotFoundError
+from dalr_stream.network.capture.batches import call, refusals_explained
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, match_names, select_layers, unsupported_layers
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
-from dalr_stream.network.torch_library import usable_device
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.manifest import Manifest, NetworkRecord
@@ -38,9 +33,8 @@ from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Folding, Threads, Workers
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.runfile.config import RunConfig
-from dalr_stream.workflow.runfile.factories import importing_from, require_takes, resolve
-from dalr_stream.workflow.runfile.sections import DataSection, EvaluateSection, FinetuneSection, LabelledSection
-from dalr_stream.workflow.steps.fingerprints import Fingerprints
+from dalr_stream.workflow.runfile.sections import EvaluateSection, FinetuneSection
+from dalr_stream.workflow.runfile.user_code import UserCode
 
 
 class Project:
@@ -64,7 +58,7 @@ class Project:
         self.evaluation = self.output / "evaluation.json"
         self.stability = self.output / "stability.json"
         self.report_folder = self.output / "report"
-        self.prints = Fingerprints(config, folder)
+        self.code = UserCode(config, folder)
 
     # --- the network and its layers ------------------------------------------------------------------------------
 
@@ -76,16 +70,9 @@ class Project:
             weights = self.folder / self.config.network.weights
         elif not weights.exists():
             raise StoreNotFoundError(f"there are no weights at '{weights}': run train first")
-        model = self.placed()
+        model = self.code.placed()
         load_pretrained(model, weights)
         return model.eval()
-
-    @property
-    def train_options(self) -> dict[str, Any]:
-        """What the run file hands to its training."""
-        section = self.config.network
-        start = {} if section.start is None else {"start": (self.folder / section.start).resolve()}
-        return {**section.train_options, **start}
 
     @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
@@ -106,7 +93,7 @@ class Project:
     def stand_in(self) -> nn.Module:
         """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
         has_weights = self.config.network.weights is not None or self.weights.exists()
-        return self.network if has_weights else self.placed().eval()
+        return self.network if has_weights else self.code.placed().eval()
 
     @property
     def unsupported_layers(self) -> tuple[str, ...]:
@@ -126,34 +113,16 @@ class Project:
         return self._structure_of(self.network) if self.config.selects else None
 
     def _structure_of(self, network: nn.Module) -> Structure:
-        with refusals_explained(self._first_batch, f"domain '{next(iter(self.config.domains))}', batch 0"):
-            return Structure.of(network, self._first_batch)
+        with refusals_explained(self.code.first_batch, f"domain '{next(iter(self.config.domains))}', batch 0"):
+            return Structure.of(network, self.code.first_batch)
 
     @cached_property
     def positions(self) -> dict[str, float]:
         """How often a sample takes each layer's multiply-adds, on the first batch: every position of it."""
         with watched_calls(self.network) as calls, without_gradients():
-            call(self.network, self._first_batch)
+            call(self.network, self.code.first_batch)
         layers = {name: matrix_of(self.network.get_submodule(name)).numel() for name in calls.macs}
         return {name: calls.macs[name] / weights / calls.samples for name, weights in layers.items()}
-
-    @cached_property
-    def _first_batch(self) -> Any:
-        first = next(iter(self.config.domains))
-        with importing_from(self.folder):
-            batch = next(iter(self.batches(first)), None)
-        if batch is None:
-            raise InvalidInputError(f"domains.{first}.batches: the loader is empty: check the data set and its split")
-        return batch
-
-    @cached_property
-    def rows(self) -> RowRule:
-        """Which rows of the layers are watched."""
-        section = self.config.capture
-        mask: str | MaskOf | None = section.mask
-        if section.mask is not None and ":" in section.mask:
-            mask = self.resolve(section.mask, "capture.mask")
-        return RowRule(mask, section.most_per_sample, self.config.run.seed, section.most_patches)
 
     @property
     def network_record(self) -> NetworkRecord:
@@ -168,8 +137,8 @@ class Project:
     def layers_in(self, store: StoreView) -> tuple[str, ...]:
         """Return the same of a store."""
         known = store.layers
-        chosen = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
-        return tuple(name for name in known if name in chosen)
+        matched = {name for pattern in self.config.network.layers for name in match_names(pattern, known)}
+        return tuple(name for name in known if name in matched)
 
     def methods(self, store: StoreView, layer: str) -> tuple[Method, ...]:
         """Return the methods that apply to a layer: all that were asked for, less selections where none can be made."""
@@ -200,76 +169,19 @@ class Project:
         wanted = {self.compressed: self.config.compress.wanted, self.finetuned: self.config.finetune is not None}
         return [folder for folder, asked in wanted.items() if asked]
 
-    def batches(self, domain: str) -> Iterable[Any]:
-        """Return a domain's loader."""
-        return self.loader(f"domains.{domain}", self.config.domains[domain])
-
     def estimate(self, untrained: nn.Module | None = None) -> MemoryPlan:
         """Return what capturing and accumulating will cost; any weights will do."""
         network = self.network if untrained is None else untrained
-        with importing_from(self.folder):
-            loaders = {domain: self.batches(domain) for domain in self.config.domains}
+        with self.code.importing():
+            loaders = {domain: self.code.batches(domain) for domain in self.config.domains}
             return estimate(
                 network,
                 loaders,
                 self.watched_in(network),
                 max((self.folding(name) for name in loaders), key=lambda one: (one.shards, one.holdout.share)),
-                rows=self.rows,
+                rows=self.code.rows,
                 direct=not self.config.capture.keep_activations,
             )
-
-    def build(self) -> nn.Module:
-        """Return the network as it is built, untrained."""
-        section = self.config.network
-        with importing_from(self.folder):
-            build = self.resolve(section.build, "network.build")
-            require_takes(build, section.build, "network.options", **section.options)
-            model = build(**section.options)
-        if not isinstance(model, nn.Module):
-            raise ConfigError(
-                f"network.build: '{section.build}' must return a torch module, got {type(model).__name__}"
-            )
-        return model
-
-    def placed(self) -> nn.Module:
-        """Return the network as it is built, where forward passes run; raises ConfigError where that is not there."""
-        name = self.config.network.device
-        if name is None:
-            return self.build()
-        try:
-            return self.build().to(usable_device(name))
-        except InvalidInputError as error:
-            raise ConfigError(f"network.device: {error}") from None
-
-    def resolve(self, name: str, key: str) -> Callable[..., Any]:
-        """Return the function that `module:function` names; `key` is the run file's key, for the message."""
-        return resolve(name, key, self.folder)
-
-    def loader(self, key: str, section: DataSection) -> Iterable[Any]:
-        """Return the loader that a section of the run file names."""
-        factory = self.resolve(section.batches, f"{key}.batches")
-        options = {"seed": self.config.run.seed, **section.options}
-        require_takes(factory, section.batches, f"{key}.options", **options)
-        with importing_from(self.folder):
-            loader: Iterable[Any] = factory(**options)
-        if not holds_batches(loader) or isinstance(loader, GeneratorType):
-            raise ConfigError(
-                f"{key}.batches: '{section.batches}' must return batches that can be gone through again, a list or a "
-                f"DataLoader say, got a {type(loader).__name__}"
-            )
-        return loader
-
-    def trainer(self, name: str) -> Callable[..., Any]:
-        """Return the function that trains, the run file's `network.train`."""
-        train = self.resolve(name, "network.train")
-        require_takes(train, name, "network.train_options", "model", seed=0, report=print, **self.train_options)
-        return train
-
-    def metric(self, key: str, section: LabelledSection) -> Callable[..., Any]:
-        """Return the metric of one's own that a section of the run file names."""
-        metric = self.resolve(section.metric, f"{key}.metric")
-        require_takes(metric, section.metric, f"{key}.metric", "model", "batches")
-        return metric
 
     def folding(self, domain: str, workers: Workers | None = None) -> Folding:
         """Return how a domain's rows become moments; on this process's threads where no workers are named."""
@@ -293,36 +205,3 @@ class Project:
             return
         with open_cluster(scheduler=section.scheduler, workers=section.workers) as cluster:
             yield cluster
-
-    # --- what each step is made from, and what it leaves ---------------------------------------------------------
-
-    def made_from(self, step: str) -> str:
-        """Return the fingerprint of what a step is made from."""
-        verb, _, domain = step.partition(" ")
-        if verb == "capture":
-            return self.prints.capture(domain)
-        if verb == "accumulate":
-            return self.prints.accumulate(domain)
-        if verb == "train":
-            return self.prints.train
-        moments = StoreView.open(self.store).moments_provenance(list(self.config.domains))
-        return self.prints.after_moments(verb, moments)
-
-    def artefacts(self, step: str) -> list[Path]:
-        """Return what a step leaves behind."""
-        verb, _, domain = step.partition(" ")
-        places = {
-            "train": self.weights,
-            "capture": self.store / "activations" / domain,
-            "accumulate": self.store / "moments" / domain,
-            "evaluate": self.evaluation,
-            "report": self.report_folder / "report.html",
-        }
-        if verb == "solve":
-            store = StoreView.open(self.store)
-            return [self.stability, *(path for pair in self.wanted(store) for path in store.solution_paths(*pair))]
-        if verb == "compress":
-            return [self.compressed, self.compression]
-        if verb == "finetune":
-            return [self.finetuned, self.finetuning]
-        return [places[verb]]

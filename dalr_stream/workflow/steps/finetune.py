@@ -1,24 +1,55 @@
-"""The compressed network fine-tuned as the run file says; what is kept of it: the setting, and each epoch's loss."""
+"""The finetune step: the compressed network fine-tuned as the run file says, and a record of each epoch's loss."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from dalr_stream.errors import StoreNotFoundError
+from dalr_stream.engine.store_view import StoreView
 from dalr_stream.network.saved import checkpoint
-from dalr_stream.network.training.finetune import FineTuning, Loss, cross_entropy, finetune
+from dalr_stream.network.training.finetune import FineTuning, finetune
 from dalr_stream.network.training.trainable import trained_parameters
-from dalr_stream.progress import Progress
-from dalr_stream.storage.durable import make_folder, write_file
-from dalr_stream.workflow.runfile.factories import importing_from, require_takes
+from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import FinetuneSection
+from dalr_stream.workflow.steps import compress, solve
+from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.fingerprints import code_print
+from dalr_stream.workflow.steps.provenance import saved_provenance
+from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.step import Step, json_record, read_stamped, saved_network, write_stamped
+
+NAME = "finetune"
+FINETUNING = RecordKind("fine-tuning", 1, "run finetune")
+
+
+def steps(session: Session) -> Iterator[Step]:
+    """Yield the step; nothing where the run file has no [finetune] section."""
+    project, section = session.project, session.project.config.finetune
+    if section is not None:
+        yield Step(
+            NAME,
+            NAME,
+            (solve.NAME, compress.NAME),
+            lambda: made_from(project),
+            lambda: [saved_network(project.finetuned), json_record(project.finetuning, FINETUNING)],
+            lambda stamp: _finetune(session, stamp),
+            lambda: _check(project, section),
+        )
+
+
+def made_from(project: Project) -> str:
+    """Return the fingerprint of the fine-tuned network; of the compressed one where none is asked for."""
+    section, compressed = project.config.finetune, compress.made_from(project)
+    if section is None:
+        return compressed
+    code = code_print(project, project.config.network.build, section.batches, section.loss)
+    return digest_of([compressed, section.model_dump(mode="json"), code, project.config.run.seed])
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,54 +71,62 @@ class FineTuned:
         """The record as JSON-like values."""
         return asdict(self)
 
-    def write(self, path: Path) -> None:
-        """Write the record as JSON."""
-        make_folder(path.parent)
-        write_file(path, (json.dumps(self.plain, indent=1) + "\n").encode())
+    def write(self, path: Path, fingerprint: str) -> None:
+        """Write the record."""
+        write_stamped(path, FINETUNING, fingerprint, self.plain)
 
     @classmethod
-    def read(cls, path: Path) -> FineTuned:
-        """Read what `write` wrote."""
-        try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise StoreNotFoundError(f"there is no '{path}': run finetune first") from None
+    def read(cls, path: Path, fingerprint: str | None = None) -> FineTuned:
+        """Read what `write` wrote; raises FingerprintMismatchError where it was made from something else."""
+        plain = read_stamped(path, FINETUNING, fingerprint)
         return cls(plain["setting"], tuple(plain["losses"]))
 
 
 def options_of(project: Project, section: FinetuneSection) -> FineTuning:
     """Return what a [finetune] section says of the training."""
-    loss: Loss = cross_entropy
-    if section.loss != "cross_entropy":
-        loss = project.resolve(section.loss, "finetune.loss")
-        require_takes(loss, section.loss, "finetune.loss", "outputs", "labels")
     return FineTuning(
         epochs=section.epochs,
         rate=section.rate,
         weight_decay=section.weight_decay,
         layers=section.layers,
         dropout=section.dropout,
-        loss=loss,
+        loss=project.code.loss(section),
         seed=project.config.run.seed,
     )
 
 
-def fine_tune(
-    project: Project, section: FinetuneSection, unfinished: Path, progress: Progress
-) -> tuple[nn.Module, FineTuned]:
+def _check(project: Project, section: FinetuneSection) -> None:
+    options_of(project, section)
+
+
+def _finetune(session: Session, fingerprint: str) -> None:
+    project = session.project
+    section = project.finetune_section
+    network, record = _fine_tuned(session, section, project.unfinished / f"finetune-{fingerprint[:16]}.safetensors")
+    store = StoreView.open(project.store)
+    compression = Compression.read(project.compression, compress.made_from(project))
+    facts = {"fine-tuning": record.plain, **saved_provenance(project.config, store, compression, fingerprint)}
+    checkpoint.save(network, project.finetuned, provenance=facts)
+    record.write(project.finetuning, fingerprint)
+    session.progress.note(f"finetune: {record}, in '{project.finetuned}'")
+    remove_folder(project.unfinished)
+
+
+def _fine_tuned(session: Session, section: FinetuneSection, unfinished: Path) -> tuple[nn.Module, FineTuned]:
     """Return the compressed network fine-tuned, and the record of it; `unfinished` is the checkpoint's file."""
-    small = checkpoint.load(project.compressed, project.placed)
+    project = session.project
+    small = checkpoint.load(project.compressed, project.code.placed)
     options = options_of(project, section)
     losses: list[float] = []
-    batches = project.loader("finetune", section)
-    with importing_from(project.folder), progress.track("finetune", section.epochs, "epochs") as advance:
+    batches = project.code.loader("finetune", section)
+    with project.code.importing(), session.progress.track(NAME, section.epochs, "epochs") as advance:
 
         def epoch_done(_: int, loss: float) -> None:
             losses.append(loss)
             advance(1)
 
-        tuned = finetune(small, batches, options, checkpoint=unfinished, epoch_done=epoch_done)
-    return tuned, FineTuned(_in_words(section, small), tuple(losses))
+        network = finetune(small, batches, options, checkpoint=unfinished, epoch_done=epoch_done)
+    return network, FineTuned(_in_words(section, small), tuple(losses))
 
 
 def _in_words(section: FinetuneSection, small: nn.Module) -> str:

@@ -23,7 +23,7 @@ from dalr_stream.workflow.steps.scoring import Evaluator, Score
 
 
 @dataclass(slots=True)
-class TunedScores:
+class FinetunedScores:
     """Fine-tunes a network, then scores it."""
 
     evaluator: Evaluator
@@ -55,9 +55,9 @@ class TunedScores:
         score = self.evaluator.score.after(cut, limit)
         if isinstance(self.batches, Numbered) or not can_resume(self.batches):
             return lambda small: score(finetune(small, self.batches, options))
-        kept = KeptBatches(cut, self.batches, limit)
+        batches = KeptBatches(cut, self.batches, limit)
 
         def tuned(small: nn.Module) -> float:
-            return score(finetune(cut.tail(small), kept, options))
+            return score(finetune(cut.tail(small), batches, options))
 
         return tuned

@@ -49,11 +49,11 @@ def named_layers(project: Project, layers: Sequence[str]) -> dict[str, ChoiceSec
     named: dict[str, tuple[str, ChoiceSection]] = {}
     for pattern, choice in project.config.compress.layers.items():
         try:
-            found = match_names(pattern, layers)
+            matched = match_names(pattern, layers)
         except LayerNotFoundError:
             known = ", ".join(layers)
             raise ConfigError(f"compress.{pattern}: is not among the compressed layers {known}") from None
-        for layer in found:
+        for layer in matched:
             if layer in named:
                 raise ConfigError(
                     f"compress.{pattern}: layer '{layer}' is named by '{named[layer][0]}' already: keep one"
@@ -84,13 +84,13 @@ def replacements(
 
     An int is a rank or a number of nodes, a float the share of information a selection retains.
     """
-    chosen: dict[str, Replacement] = {}
+    replaced: dict[str, Replacement] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ParameterIncreaseWarning)
         for layer, solution in solutions.items():
             size = sizes[layer]
             if isinstance(size, float) and isinstance(solution, ChannelSelection):
-                chosen[layer] = solution.at_retention(size, ridge=restore_ridge, layer=layer)
+                replaced[layer] = solution.at_retention(size, ridge=restore_ridge, layer=layer)
             else:
-                chosen[layer] = at_size(solution, int(size), layer, restore_ridge)
-    return chosen, list(dict.fromkeys(str(warning.message) for warning in caught))
+                replaced[layer] = at_size(solution, int(size), layer, restore_ridge)
+    return replaced, list(dict.fromkeys(str(warning.message) for warning in caught))

@@ -1,27 +1,24 @@
 """Measures the saved compressed network of a run beside its original, and keeps what was found for the report.
 
 A profile belongs to the weights it was taken of, by their digest: after another compression it is not shown any more.
-It decides nothing: no step is made from it, and a run without one is complete.
+It decides nothing: only the report is made from it, and a run without one is complete.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError
 from dalr_stream.network.measure.profile import Stopwatch, profile
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.latency import NetworkProfile
-from dalr_stream.storage.durable import write_file
-from dalr_stream.workflow.runfile.factories import importing_from
+from dalr_stream.storage.json_record import RecordKind, read_record, write_record
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.step import StepLog
 
 FILE = "profile.json"
+PROFILE = RecordKind("profile", 1, "run profile")
 BATCH_SIZES = (1, 8, 64)
 
 
@@ -35,22 +32,21 @@ def profile_run(
     weights = _weights(project)
     if weights is None:
         raise StoreNotFoundError(f"there is no compressed network at '{project.compressed}': run compress first")
-    small = checkpoint.load(project.compressed, project.placed)
-    with importing_from(project.folder):
+    small = checkpoint.load(project.compressed, project.code.placed)
+    with project.code.importing():
         batch = _first(project)
-        found = profile(project.network, small, batch, batch_sizes=batch_sizes, stopwatch=stopwatch)
-    plain = {"weights_sha256": weights, "profile": asdict(found)}
-    write_file(project.output / FILE, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
-    StepLog(project.output, project.config.plain()).forget("report")
-    return found
+        measured = profile(project.network, small, batch, batch_sizes=batch_sizes, stopwatch=stopwatch)
+    write_record(project.output / FILE, PROFILE, {"weights_sha256": weights, "profile": asdict(measured)})
+    return measured
 
 
 def read_profile(project: Project) -> NetworkProfile | None:
     """Return what `profile_run` kept; None where the saved network was never profiled, or another one was."""
-    plain = _read(project.output / FILE)
-    if plain is None or plain["weights_sha256"] != _weights(project):
+    try:
+        plain = read_record(project.output / FILE, PROFILE)
+    except StoreNotFoundError:
         return None
-    return NetworkProfile.of_plain(plain["profile"])
+    return NetworkProfile.of_plain(plain["profile"]) if plain["weights_sha256"] == _weights(project) else None
 
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
@@ -63,7 +59,7 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
 
 def _first(project: Project) -> Any:
     target = project.config.solve.target
-    batch = next(iter(project.batches(target)), None)
+    batch = next(iter(project.code.batches(target)), None)
     if batch is None:
         raise InvalidInputError(f"profile: the loader of domain '{target}' gave no batch")
     return batch
@@ -71,13 +67,7 @@ def _first(project: Project) -> Any:
 
 def _weights(project: Project) -> str | None:
     """Return the digest of the saved network's weights."""
-    plan = _read(project.compressed / checkpoint.PLAN)
-    return None if plan is None else str(plan["weights_sha256"])
-
-
-def _read(path: Path) -> dict[str, Any] | None:
     try:
-        plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return checkpoint.weights_digest(project.compressed)
+    except StoreNotFoundError:
         return None
-    return plain

@@ -10,7 +10,7 @@ from typing import Any
 from dalr_stream._version import __version__
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.workflow.runfile.config import RunConfig
-from dalr_stream.workflow.steps.sizing import Compression
+from dalr_stream.workflow.steps.compression import Compression
 
 _LIBRARIES = ("numpy", "scipy", "dask", "zarr", "torch")
 
@@ -27,15 +27,16 @@ def provenance(config: RunConfig, store: StoreView) -> dict[str, Any]:
     }
 
 
-def saved_provenance(config: RunConfig, store: StoreView, decided: Compression) -> dict[str, Any]:
-    """Return the same for a network that is saved, with what was put in place of its layers, and the day."""
+def saved_provenance(config: RunConfig, store: StoreView, compression: Compression, fingerprint: str) -> dict[str, Any]:
+    """Return the same for a network that is saved, with what took the place of its layers, the date and the stamp."""
     section = config.solve
     relative = section.ridge_absolute is None
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "layers": {name: f"{layer.method.label}, size {layer.size}" for name, layer in decided.layers.items()},
-        "sizes": decided.rule,
+        "layers": {name: f"{layer.method.label}, size {layer.size}" for name, layer in compression.layers.items()},
+        "sizes": compression.rule,
         "ridge": f"{section.ridge}, relative" if relative else f"{section.ridge_absolute}, absolute",
+        "made_from": fingerprint,
         **provenance(config, store),
     }
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,55 +11,35 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.store_view import StoreView
-from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
-from dalr_stream.network.capture.batches import call, labelled, refusals_explained, scores_of
+from dalr_stream.errors import (
+    FingerprintMismatchError,
+    StoreDamagedError,
+    StoreNotFoundError,
+    UnsupportedLayerError,
+)
 from dalr_stream.network.capture.loaders import can_resume
-from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.measure.macs import watched_calls
+from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.measure.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
 from dalr_stream.network.structure.graph import Structure
-from dalr_stream.network.surgery.compress import Replacement, compress, parameter_bytes, parameter_count
+from dalr_stream.network.surgery.compress import Replacement, compress
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.progress import Progress
-from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
-from dalr_stream.storage.durable import make_folder, write_file
+from dalr_stream.report.record import AccuracyCurve, AccuracyPoint
+from dalr_stream.storage.json_record import RecordKind, read_record, write_record
 from dalr_stream.storage.records import Solution
-from dalr_stream.workflow.kept_scores import KeptScores
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import LabelledSection
 from dalr_stream.workflow.steps.named_sizes import at_size
+
+SCORES = RecordKind("scores", 1, "run evaluate")
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 Score = Callable[[nn.Module], float]
 Curves = Mapping[str, tuple[AccuracyCurve, ...]]
 """Layer name -> one curve a method."""
-
-
-def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
-    """Return the share of samples whose largest score is their label, in 0..1.
-
-    Batches are (inputs, labels), or mappings with `labels`; scores are the outputs, or their `logits`. Raises
-    InvalidInputError for anything else.
-    """
-    right = total = 0
-    with without_gradients():
-        for number, batch in enumerate(batches):
-            inputs, labels = labelled(batch)
-            with nullcontext() if number else refusals_explained(batch, "evaluate: batch 0"):
-                predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
-            if labels.shape != predicted.shape:
-                raise InvalidInputError(
-                    f"evaluate: {len(predicted)} samples need as many class numbers as labels, got "
-                    f"{tuple(labels.shape)}: or name a metric of your own"
-                )
-            right += int((predicted == labels).sum())
-            total += len(labels)
-    if total == 0:
-        raise InvalidInputError("evaluate: the loader gave no sample: check the data set and its split")
-    return right / total
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +61,8 @@ class Scoring:
         where the loader can begin after them. A metric of one's own is given every batch as the loader gives it.
         """
         if self.metric is accuracy and can_resume(self.batches):
-            kept = KeptBatches(cut, self.batches, limit_bytes)
-            return lambda small: accuracy(cut.tail(small), kept)
+            batches = KeptBatches(cut, self.batches, limit_bytes)
+            return lambda small: accuracy(cut.tail(small), batches)
         cache = PrefixCache(cut, limit_bytes)
         return lambda small: self(cache.attach(small))
 
@@ -95,8 +73,8 @@ def score_on(project: Project, key: str, section: LabelledSection) -> Scoring:
     Score inside `importing_from`: the Python beside the run file may import as it goes.
     """
     named = section.metric != "accuracy"
-    metric: Metric = project.metric(key, section) if named else accuracy
-    return Scoring(metric, project.loader(key, section))
+    metric: Metric = project.code.metric(key, section) if named else accuracy
+    return Scoring(metric, project.code.loader(key, section))
 
 
 def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tuple[int, ...]:
@@ -108,8 +86,8 @@ def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tup
     useful = [rank for rank in ranks if rank <= shape.break_even_rank]
     if method.family is Family.LOW_RANK:
         return tuple(sorted(set(useful)))
-    kept = [size for size in ranks if size <= shape.outputs] + [shape.equal_parameters(rank) for rank in useful]
-    return tuple(sorted(set(kept)))
+    nodes = [size for size in ranks if size <= shape.outputs] + [shape.equal_parameters(rank) for rank in useful]
+    return tuple(sorted(set(nodes)))
 
 
 def networks_to_try(project: Project, network: nn.Module) -> int:
@@ -152,7 +130,7 @@ class Evaluator:
         self,
         store: StoreView,
         methods: Mapping[str, Sequence[Method]],
-        kept: KeptScores,
+        scores: KeptScores,
         *,
         tuned: Callable[[str], Score] | None = None,
     ) -> dict[str, tuple[AccuracyCurve, ...]]:
@@ -164,23 +142,23 @@ class Evaluator:
         title, from_layer = ("evaluate", self.from_layers) if tuned is None else ("fine-tune and evaluate", tuned)
         sizes = {
             (layer, method): sizes_to_try(method, store.shape(layer), self.ranks)
-            for layer, chosen in methods.items()
-            for method in chosen
+            for layer, applicable in methods.items()
+            for method in applicable
         }
-        found: dict[str, list[AccuracyCurve]] = {layer: [] for layer in methods}
+        drawn: dict[str, list[AccuracyCurve]] = {layer: [] for layer in methods}
         with self.progress.track(title, sum(map(len, sizes.values())), "networks") as advance:
-            for layer, chosen in methods.items():
+            for layer, applicable in methods.items():
                 score = from_layer(layer)
-                for method in chosen:
+                for method in applicable:
                     solution = store.solutions(layer, [method])[method]
                     points = []
                     for size in sizes[layer, method]:
                         scored = partial(self._scored, score, layer, solution, size)
-                        value = kept.once(f"{title} {layer} {method.value} {size}", scored)
+                        value = scores.once(f"{title} {layer} {method.value} {size}", scored)
                         points.append(_point(solution, size, store.shape(layer), value))
                         advance(1)
-                    found[layer].append(AccuracyCurve(method.value, tuple(points)))
-        return {layer: tuple(curves) for layer, curves in found.items()}
+                    drawn[layer].append(AccuracyCurve(method.value, tuple(points)))
+        return {layer: tuple(curves) for layer, curves in drawn.items()}
 
     def _scored(self, score: Score, layer: str, solution: Solution, size: int) -> float:
         return score(self.compressed({layer: at_size(solution, size, layer, self.restore_ridge)}))
@@ -213,47 +191,27 @@ def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> Ac
     return AccuracyPoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)
 
 
-def measure(label: str, model: nn.Module, score: Score) -> NetworkSize:
-    """Return what a network weighs, how well it does, and what its layers computed for that, a sample."""
-    with watched_calls(model) as calls:
-        found = score(model)
-    macs = {name: count / calls.samples for name, count in calls.macs.items() if calls.samples}
-    return NetworkSize(label, parameter_count(model), parameter_bytes(model), found, macs)
+class KeptScores:
+    """The scores found so far, so that an evaluation that was killed resumes after the last of them.
 
+    One small file, replaced whole after each network. It belongs to one fingerprint, by its name, and goes when the
+    evaluation is written. Scores are kept to the bit: JSON's numbers are read back as they were written.
+    """
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What evaluation found out, as it is kept between the steps."""
-
-    metric: str
-    baseline: float
-    """Accuracy of the uncompressed network."""
-    curves: Curves
-    sizes: tuple[NetworkSize, ...]
-    """The uncompressed network, then those the run saves: the compressed one, and the same fine-tuned."""
-    left_out: tuple[str, ...] = ()
-    """Which layers that were asked for cannot be compressed, and why."""
-    finetuned: Curves = field(default_factory=dict)
-    """The same curves once each network was fine-tuned; empty where none was."""
-
-    def write(self, path: Path) -> None:
-        """Write the record as JSON."""
-        make_folder(path.parent)
-        write_file(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
-
-    @classmethod
-    def read(cls, path: Path) -> Evaluation:
-        """Read what `write` wrote."""
+    def __init__(self, path: Path) -> None:
+        """Read those of an interrupted evaluation, where there are some."""
+        self._path = path
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise StoreNotFoundError(f"there is no '{path}': run evaluate first") from None
-        curves, tuned = (
-            {
-                layer: tuple(AccuracyCurve(c["method"], tuple(AccuracyPoint(**p) for p in c["points"])) for c in found)
-                for layer, found in plain.get(key, {}).items()  # absent from records of before
-            }
-            for key in ("curves", "finetuned")
-        )
-        sizes = tuple(NetworkSize(**size) for size in plain["sizes"])
-        return cls(plain["metric"], plain["baseline"], curves, sizes, tuple(plain.get("left_out", ())), tuned)
+            self._known: dict[str, float] = read_record(path, SCORES)
+        except (StoreNotFoundError, StoreDamagedError, FingerprintMismatchError):  # they are found again
+            self._known = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def once(self, what: str, score: Callable[[], float]) -> float:
+        """Return the score kept of `what`, or find it and keep it."""
+        if what not in self._known:
+            self._known[what] = score()
+            write_record(self._path, SCORES, self._known)
+        return self._known[what]

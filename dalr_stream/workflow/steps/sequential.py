@@ -7,7 +7,6 @@ killed goes on from the last finished pass; the folder goes when the compressed 
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,48 +17,51 @@ from dalr_stream.engine.output_errors import output_errors
 from dalr_stream.engine.sequential import SequentialCompression, sequential_passes
 from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome
 from dalr_stream.engine.store_view import StoreView
-from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning
+from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.progress import Progress
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.streaming.folding import Folding
-from dalr_stream.workflow.gain import LayerGain, SequenceGain
-from dalr_stream.workflow.runfile.factories import importing_from
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.sizing import Compression, LayerSize
-from dalr_stream.workflow.steps.solve import ridge_of
+from dalr_stream.workflow.steps.compression import Compression, LayerGain, LayerSize, SequenceGain
+from dalr_stream.workflow.steps.ridge import ridge_of
 
 
 def compress_in_sequence(
-    project: Project, store: StoreView, decided: Compression, parallel: nn.Module, progress: Progress
+    project: Project,
+    store: StoreView,
+    compression: Compression,
+    parallel: nn.Module,
+    fingerprint: str,
+    progress: Progress,
 ) -> tuple[nn.Module, Compression]:
-    """Return the network compressed layer after layer at the sizes `decided`, and the record with what that gained.
+    """Return the network compressed layer after layer at the sizes decided, and the record with what that gained.
 
     `parallel` is the network at the same sizes, all layers solved from the original's statistics. Too few samples and
     ranks that add parameters were warned of when those were solved.
     """
-    choices = {layer: _choice(project, store, layer, size) for layer, size in decided.layers.items()}
-    begun = _kept(project, choices)
+    choices = {layer: _choice(project, store, layer, size) for layer, size in compression.layers.items()}
+    begun = _resumed(project, choices, fingerprint)
     if begun is not None:
-        progress.note(f"compress: going on after {', '.join(begun.layers)}")
-    with importing_from(project.folder), warnings.catch_warnings():
+        progress.note(f"compress: resuming after {', '.join(begun.layers)}")
+    with project.code.importing(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)
         warnings.simplefilter("ignore", ParameterIncreaseWarning)
         for state in sequential_passes(
             project.network,
-            project.batches(project.config.solve.target),
+            project.code.batches(project.config.solve.target),
             choices,
             source=_source(project),
-            rows=project.rows,
+            rows=project.code.rows,
             folding=_folding(project),
             begun=begun,
             progress=progress,
         ):
             if state.left and state.layers:
-                _keep(project, state)
+                _keep(project, state, fingerprint)
         gain = _gain(project, state, parallel)
     progress.note(f"compress: {gain}")
-    return state.network, dataclasses.replace(decided, gain=gain)
+    return state.network, dataclasses.replace(compression, gain=gain)
 
 
 def forget_sequence(project: Project) -> None:
@@ -81,21 +83,25 @@ def _folding(project: Project) -> Folding:
 
 def _source(project: Project) -> Iterable[Any] | None:
     name = project.config.solve.source
-    return None if name is None else project.batches(name)
+    return None if name is None else project.code.batches(name)
 
 
 def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -> SequenceGain:
     """Measure both networks on the rows that decide nothing; on all of the target's where there are no such rows."""
     section, names = project.config.solve, _measured(project, state)
     holdout = project.folding(section.target).holdout
-    apart = holdout if section.heldout is None and holdout.share > 0.0 else None
+    holdout_rule = holdout if section.heldout is None and holdout.share > 0.0 else None
     domain = section.heldout or section.target
-    said = f"'{domain}'" if section.heldout else f"the {'held-out' if apart else 'training'} rows of '{domain}'"
+    measured_on = (
+        f"'{domain}'" if section.heldout else f"the {'held-out' if holdout_rule else 'training'} rows of '{domain}'"
+    )
     before, after = (
-        output_errors(project.network, network, project.batches(domain), names, rows=project.rows, holdout=apart)
+        output_errors(
+            project.network, network, project.code.batches(domain), names, rows=project.code.rows, holdout=holdout_rule
+        )
         for network in (parallel, state.network)
     )
-    return SequenceGain(state.passes, said, tuple(LayerGain(name, before[name], after[name]) for name in names))
+    return SequenceGain(state.passes, measured_on, tuple(LayerGain(name, before[name], after[name]) for name in names))
 
 
 def _measured(project: Project, state: SequentialCompression) -> list[str]:
@@ -110,22 +116,22 @@ def _readers(project: Project, name: str) -> list[str]:
     return [] if structure is None else [reader.span.layer for reader in structure.group_of(name).readers]
 
 
-def _keep(project: Project, state: SequentialCompression) -> None:
+def _keep(project: Project, state: SequentialCompression, fingerprint: str) -> None:
     layers = {name: (outcome.inherited, outcome.error) for name, outcome in state.layers.items()}
-    facts = {"made_from": project.made_from("compress"), "passes": state.passes, "layers": layers}
+    facts = {"made_from": fingerprint, "passes": state.passes, "layers": layers}
     checkpoint.save(state.network, project.sequence, provenance=facts)
 
 
-def _kept(project: Project, choices: Mapping[str, LayerChoice]) -> SequentialCompression | None:
-    """Return what an earlier run of this very step kept, None where there is no such thing."""
+def _resumed(project: Project, choices: Mapping[str, LayerChoice], fingerprint: str) -> SequentialCompression | None:
+    """Return what an earlier run of this very step left; None where there is nothing of it, or it is damaged."""
     try:
-        plain = json.loads((project.sequence / checkpoint.PLAN).read_text(encoding="utf-8"))["provenance"]
-    except FileNotFoundError:
+        facts = checkpoint.provenance(project.sequence)
+    except (StoreNotFoundError, StoreDamagedError):
         return None
-    if plain["made_from"] != project.made_from("compress"):
+    if facts.get("made_from") != fingerprint:
         return None
     return SequentialCompression(
-        checkpoint.load(project.sequence, project.placed),
-        tuple(tuple(group) for group in plain["passes"]),
-        {name: LayerOutcome(choices[name], *errors) for name, errors in plain["layers"].items()},
+        checkpoint.load(project.sequence, project.code.placed),
+        tuple(tuple(group) for group in facts["passes"]),
+        {name: LayerOutcome(choices[name], *errors) for name, errors in facts["layers"].items()},
     )

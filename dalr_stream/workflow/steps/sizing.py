@@ -2,19 +2,15 @@
 
 Rules that need no network read the training moments of the target alone: a share of the weights or of the
 multiply-adds (`numerics.allocation`), of the energy, of the full rank. A rule for the loss of score searches on
-validation (`search`). What was decided is kept beside the network as JSON, the whole search with it, and is read from
-there afterwards: no size is ever decided twice.
+validation (`search`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from dalr_stream.engine.store_view import StoreView
-from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
+from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
@@ -31,79 +27,13 @@ from dalr_stream.numerics.sizes.allocation import (
 )
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.progress import Progress
-from dalr_stream.report.overview import FEW
-from dalr_stream.storage.durable import make_folder, write_file
 from dalr_stream.storage.records import Solution
-from dalr_stream.workflow.gain import SequenceGain
 from dalr_stream.workflow.runfile.compress_section import CompressSection
-from dalr_stream.workflow.runfile.factories import importing_from
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scoring import Evaluator, score_on, sizes_to_try
 from dalr_stream.workflow.steps.search import Search, joint_search
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSize:
-    """By which method a layer is compressed, and its rank or number of kept nodes."""
-
-    method: Method
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Compression:
-    """How the saved network is compressed, and how that was decided."""
-
-    rule: str
-    """In words."""
-    layers: Mapping[str, LayerSize]
-    """Layers that are not named stay as they are."""
-    notes: tuple[str, ...] = ()
-    """What was warned of on the way."""
-    search: Search | None = None
-    gain: SequenceGain | None = None
-    """Where the layers were compressed one after the other."""
-
-    def __str__(self) -> str:
-        if not self.layers:
-            return "as is"
-        return self._sizes + (" (one after the other)" if self.gain else "")
-
-    @property
-    def said(self) -> tuple[str, ...]:
-        """What the report says of it."""
-        return (*self.notes, str(self.gain)) if self.gain else self.notes
-
-    @property
-    def _sizes(self) -> str:
-        if len(self.layers) <= FEW:
-            return "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
-        sizes: dict[Method, list[int]] = {}
-        for layer in self.layers.values():
-            sizes.setdefault(layer.method, []).append(layer.size)
-        return "; ".join(
-            f"{method.label} in {len(found)} of {len(self.layers)} layers, "
-            + " to ".join(map(str, sorted({min(found), max(found)})))
-            for method, found in sizes.items()
-        )
-
-    def write(self, path: Path) -> None:
-        """Write the record as JSON."""
-        make_folder(path.parent)
-        write_file(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
-
-    @classmethod
-    def read(cls, path: Path) -> Compression:
-        """Read what `write` wrote."""
-        try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise StoreNotFoundError(f"there is no '{path}': run compress first") from None
-        layers = {name: LayerSize(Method(layer["method"]), layer["size"]) for name, layer in plain["layers"].items()}
-        search = None if plain["search"] is None else Search.from_plain(plain["search"])
-        gain = None if plain["gain"] is None else SequenceGain.from_plain(plain["gain"])
-        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain)
 
 
 def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict[str, Replacement], Compression]:
@@ -115,7 +45,7 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
     search = None
     if section.rule is None:
         rule = "as named"
-        chosen, notes = choices(project, store)
+        replaced, notes = choices(project, store)
         methods = {layer: choice.method for layer, choice in named_layers(project, project.layers).items()}
     else:
         rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
@@ -126,13 +56,13 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
         else:
             sizes = _by_rule(project, store, solutions)
         small = {layer: solution for layer, solution in solutions.items() if layer in sizes}
-        chosen, notes = replacements(small, sizes, project.config.solve.restore_ridge)
-        methods = dict.fromkeys(chosen, method)
+        replaced, notes = replacements(small, sizes, project.config.solve.restore_ridge)
+        methods = dict.fromkeys(replaced, method)
     layers = {
         layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
-        for layer, record in chosen.items()
+        for layer, record in replaced.items()
     }
-    return chosen, Compression(rule, layers, tuple(notes), search)
+    return replaced, Compression(rule, layers, tuple(notes), search)
 
 
 def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
@@ -152,22 +82,22 @@ def sized_layers(
         for reader in store.readers(layer)
         if reader.span.layer in solutions and isinstance(solution, ChannelSelection)
     }
-    found = []
+    sized = []
     for layer, solution in solutions.items():
         moments = store.inputs(target, layer)
         positions = _positions(project, store, layer, moments) if macs else 1.0
         reads = sources.get(layer)
         if isinstance(solution, ChannelSelection):
-            found.append(selection_layer(layer, solution, store.shape(layer), reads=reads, positions=positions))
+            sized.append(selection_layer(layer, solution, store.shape(layer), reads=reads, positions=positions))
         else:
-            found.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
-    return found
+            sized.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
+    return sized
 
 
 def _positions(project: Project, store: StoreView, layer: str, moments: InputMoments) -> float:
     """Return how often a sample takes the layer's multiply-adds; the rows that were kept may be a choice of them."""
-    chosen = project.config.capture.most_per_sample is not None
-    if chosen or store.record(layer).kind in {"Conv1d", "Conv2d"}:
+    drawn = project.config.capture.most_per_sample is not None
+    if drawn or store.record(layer).kind in {"Conv1d", "Conv2d"}:
         return project.positions[layer]
     return moments.count / moments.samples
 
@@ -213,5 +143,5 @@ def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution
     }
     score = score_on(project, "validation", validation)
     evaluator = Evaluator.of(project, validation, score, progress)
-    with importing_from(project.folder):
+    with project.code.importing():
         return joint_search(evaluator, solutions, candidates, section.share)

@@ -1,76 +1,112 @@
-"""A ridge chosen for one layer and one method, by the rows that the run file names."""
+"""The solve step: every layer by every method, for every rank, from the moments in the store alone."""
 
 from __future__ import annotations
 
-import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from dalr_stream.engine.solve import solve_again, solve_low_rank
+from dalr_stream._version import __version__
+from dalr_stream.engine.solve import solve_selection
 from dalr_stream.engine.store_view import StoreView
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.lowrank.factors import LowRankFactors
-from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
-from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
-from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.resampling.ridge_choice import RidgeChoice, choose_ridge
-from dalr_stream.numerics.statistics.grouped import InputMoments
-from dalr_stream.storage.records import Solution
-from dalr_stream.workflow.runfile.sections import RidgeFrom, SolveSection
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.progress import Progress
+from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.lock import locked
+from dalr_stream.storage.manifest import DomainRecord
+from dalr_stream.storage.records import Solution, moments_path, provenance_of, save_solution
+from dalr_stream.storage.schema import TRAINING
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.runfile.sections import SolveSection
+from dalr_stream.workflow.steps import accumulate
+from dalr_stream.workflow.steps.ridge import solve_as_asked
+from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.stability import STABILITY, layer_stability, write_stability
+from dalr_stream.workflow.steps.step import Artefact, Step, json_record, store_record
 
-HELDOUT_CHOSE = (
-    "held-out rows chose the ridge, so the error on them is a little too small: judge by the test metric, or choose by "
-    "shards"
-)
-
-
-def solve_as_asked(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> Factors:
-    """Return every rank of one low-rank method, at the ridge of the run file or the one its rows choose.
-
-    A choice is recorded in the diagnostics: the ridges tried, the error of each, and by what. Raises InvalidInputError
-    where there are no such rows.
-    """
-    rule = section.ridge_rule
-    if isinstance(rule, Ridge) or not method.takes_ridge:
-        return solve_low_rank(problem, method, rule if isinstance(rule, Ridge) else DEFAULT_RIDGE)
-    choice = _choice(store, section, layer, problem, method)
-    factors = solve_low_rank(problem, method, choice.ridge)
-    said = (choice.note, HELDOUT_CHOSE) if rule is RidgeFrom.HELDOUT else (choice.note,)
-    return factors_of([_recorded(part, choice, said) for part in factors.parts])
+NAME = "solve"
+_OF_ALL_LAYERS = ("holdout", "precision", "engine", "shards")
+"""What the layers of a domain have in common in the rule that their moments were folded by."""
 
 
-def ridge_of(section: SolveSection, solution: Solution) -> Ridge:
-    """Return the ridge that a solution of this section was solved with: the one its rows chose, or the run file's.
-
-    The default for methods that no ridge changes.
-    """
-    chosen_ridge, rule = solution.diagnostics.chosen_ridge, section.ridge_rule
-    if chosen_ridge is not None:
-        return Ridge.relative(chosen_ridge)
-    return rule if isinstance(rule, Ridge) else DEFAULT_RIDGE
-
-
-def _recorded(factors: LowRankFactors, choice: RidgeChoice, said: tuple[str, ...]) -> LowRankFactors:
-    facts = factors.diagnostics
-    recorded = dataclasses.replace(facts, notes=(*facts.notes, *said), ridge_sweep=choice.sweep)
-    return dataclasses.replace(factors, diagnostics=recorded)
+def steps(session: Session) -> Iterator[Step]:
+    """Yield the step."""
+    project = session.project
+    yield Step(
+        NAME,
+        NAME,
+        tuple(accumulate.name_of(domain) for domain in project.config.domains),
+        lambda: made_from(project),
+        lambda: _artefacts(project),
+        lambda stamp: _solve(session, stamp),
+        from_store=True,
+    )
 
 
-def _choice(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> RidgeChoice:
-    def solve(moments: InputMoments, ridge: Ridge) -> Factors:
-        return solve_again(problem, method, moments, ridge)
+def made_from(project: Project) -> str:
+    """Return the fingerprint of all solutions: of the moments in the store, whatever made them, and of [solve]."""
+    moments = StoreView.open(project.store).moments_provenance(list(project.config.domains))
+    return digest_of([moments, project.config.solve.model_dump(mode="json"), __version__])
 
-    if section.ridge is RidgeFrom.HELDOUT:
-        heldout = store.inputs_heldout(section.target, section.heldout, layer)
-        if heldout is None:
-            raise InvalidInputError(
-                f"layer '{layer}': solve.ridge = 'heldout' needs held-out rows and there are none: set "
-                "accumulate.heldout_share, or name a domain as solve.heldout"
+
+def _artefacts(project: Project) -> Iterator[Artefact]:
+    yield json_record(project.stability, STABILITY)
+    store = StoreView.open(project.store)
+    for layer, method in project.wanted(store):
+        yield from map(store_record, store.solution_paths(layer, method))
+
+
+def _solve(session: Session, fingerprint: str) -> None:
+    project, section = session.project, session.project.config.solve
+    store = StoreView.open(project.store)
+    _require_one_rule(project, store)
+    facts = {"made_from": fingerprint, "configuration": project.config.plain()}
+    count = len(project.wanted(store))
+    with locked(project.store), session.progress.track(NAME, count, "solutions") as advance:
+        layers = {layer: store.problem(layer, section.target, section.source) for layer in project.layers}
+        for layer, problem in layers.items():
+            with _warnings_noted(layer, session.progress):
+                for method in project.methods(store, layer):
+                    save_solution(project.store, layer, _solution(store, section, layer, problem, method), facts)
+                    advance(1)
+        stability = {
+            layer: layer_stability(
+                store, section, layer, problem, store.solutions(layer, project.methods(store, layer))
             )
-        return choose_ridge(solve, problem.known_inputs, heldout=heldout)
-    shards = store.inputs_shards(section.target, layer)
-    if len(shards) < 2:
-        raise InvalidInputError(
-            f"layer '{layer}': solve.ridge = 'shards' needs at least two shards, the store has {len(shards)}: set "
-            "accumulate.shards = 8, say, or merge captures"
-        )
-    return choose_ridge(solve, shards=shards)
+            for layer, problem in layers.items()
+        }
+        for layer, answer in stability.items():
+            if answer is not None:
+                session.progress.note(f"layer '{layer}': {answer.answer}")
+        write_stability(project.stability, fingerprint, stability)
+
+
+def _require_one_rule(project: Project, store: StoreView) -> None:
+    """Raise FingerprintMismatchError where moments of a domain were accumulated by two rules: killed between layers."""
+    for domain in project.config.domains:
+        record = store.manifest.domains.get(domain, DomainRecord())
+        paths = [moments_path(store.root, domain, record.home(layer), TRAINING) for layer in record.names]
+        rules = [(provenance_of(path) or {}).get("rule", {}) for path in paths]
+        settings = [{key: rule.get(key) for key in _OF_ALL_LAYERS} for rule in rules if rule]
+        if any(one != settings[0] for one in settings):
+            raise FingerprintMismatchError(
+                f"'{store.root}': the moments of '{domain}' are of two accumulations, by other settings: run accumulate"
+            )
+
+
+def _solution(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> Solution:
+    if method.family is Family.LOW_RANK:
+        return solve_as_asked(store, section, layer, problem, method)
+    return solve_selection(problem, method, section.strength)
+
+
+@contextmanager
+def _warnings_noted(layer: str, progress: Progress) -> Iterator[None]:
+    """Turn the package's warnings of a layer into notes, the first of each kind: other methods warn of the same."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DalrStreamWarning)
+        yield
+    for warning in {warning.category: warning for warning in reversed(caught)}.values():
+        progress.note(f"warning: layer '{layer}': {warning.message}")

@@ -8,15 +8,13 @@ Where a ridge was chosen it is the one that was chosen with all shards.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.engine.solve import solve_again, solve_selection
+from dalr_stream.engine.solve import select_by, solve_again
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.grouped import Factors
@@ -28,11 +26,13 @@ from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.report.claims import SPEAKERS
 from dalr_stream.report.record import SelectionStability, Stability
-from dalr_stream.storage.durable import write_file
+from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.storage.records import Solution
 from dalr_stream.workflow.runfile.sections import SolveSection
-from dalr_stream.workflow.steps.solve import ridge_of
+from dalr_stream.workflow.steps.ridge import ridge_of
+from dalr_stream.workflow.steps.step import read_stamped, write_stamped
 
+STABILITY = RecordKind("stability", 1, "run solve")
 SELECTIONS = (Method.MOMASP_NODE, Method.SPECTRAL, Method.MOMASP_SUBSET)
 
 
@@ -53,19 +53,19 @@ def layer_stability(
     def solve(moments: InputMoments) -> Factors:
         return solve_again(problem, speaker, moments, ridge)
 
-    found = jackknife_low_rank(shards, solve, store.inputs_heldout(section.target, section.heldout, layer))
-    judged = sufficiency(found, max(store.shape(layer).break_even_rank, 1))
+    jackknife = jackknife_low_rank(shards, solve, store.inputs_heldout(section.target, section.heldout, layer))
+    judged = sufficiency(jackknife, max(store.shape(layer).break_even_rank, 1))
     return Stability(
-        shards=found.counts.size,
+        shards=jackknife.counts.size,
         method=speaker.value,
         enough=judged.enough,
         answer=judged.words,
         rule=RULE,
-        training_error=_plain(found.training_error),
-        unseen=_plain(found.unseen),
-        unseen_error=_plain(found.unseen_error),
-        heldout_error=None if found.heldout_error is None else _plain(found.heldout_error),
-        turn=_plain(found.turn),
+        training_error=_plain(jackknife.training_error),
+        unseen=_plain(jackknife.unseen),
+        unseen_error=_plain(jackknife.unseen_error),
+        heldout_error=None if jackknife.heldout_error is None else _plain(jackknife.heldout_error),
+        turn=_plain(jackknife.turn),
         selection=_selection(store, section, layer, problem, solutions),
     )
 
@@ -82,37 +82,37 @@ def _selection(
         return None
 
     def solve(moments: Moments) -> ChannelSelection:
-        return solve_selection(dataclasses.replace(problem, nodes=moments), method, section.strength)
+        return select_by(method, moments, problem.source_nodes, section.strength)
 
-    found = jackknife_selection(store.channel_shards(section.target, layer), solve)
+    jackknife = jackknife_selection(store.channel_shards(section.target, layer), solve)
     return SelectionStability(
         method=method.value,
-        answer=_in_words(found),
-        common=_plain(found.common),
-        jaccard=_plain(found.jaccard),
-        retention_error=_plain(found.retention_error),
+        answer=_in_words(jackknife),
+        common=_plain(jackknife.common),
+        jaccard=_plain(jackknife.jaccard),
+        retention_error=_plain(jackknife.retention_error),
     )
 
 
-def _in_words(found: SelectionJackknife) -> str:
-    size = max(found.common.size // 2, 1)
+def _in_words(jackknife: SelectionJackknife) -> str:
+    size = max(jackknife.common.size // 2, 1)
     nodes = f"of the first {size:,} nodes" if size > 1 else "of the first node"
     return (
-        f"Half of the layer kept: {found.common[size - 1]:.0%} {nodes} are chosen whichever shard is left out; the two "
-        f"selections share {found.jaccard[size - 1]:.0%} of their nodes on average (Jaccard)."
+        f"Half of the layer kept: {jackknife.common[size - 1]:.0%} {nodes} are chosen whichever shard is left out; the "
+        f"two selections share {jackknife.jaccard[size - 1]:.0%} of their nodes on average (Jaccard)."
     )
 
 
-def write_stability(path: Path, found: dict[str, Stability | None]) -> None:
-    """Keep what was found of each layer."""
-    plain = {layer: None if one is None else dataclasses.asdict(one) for layer, one in found.items()}
-    write_file(path, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
+def write_stability(path: Path, fingerprint: str, stability: dict[str, Stability | None]) -> None:
+    """Keep what leaving out shards says of each layer."""
+    plain = {layer: None if answer is None else dataclasses.asdict(answer) for layer, answer in stability.items()}
+    write_stamped(path, STABILITY, fingerprint, plain)
 
 
-def read_stability(path: Path) -> dict[str, Stability | None]:
+def read_stability(path: Path, fingerprint: str | None = None) -> dict[str, Stability | None]:
     """Read what `write_stability` wrote."""
-    plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {layer: None if one is None else Stability.of(one) for layer, one in plain.items()}
+    plain = read_stamped(path, STABILITY, fingerprint)
+    return {layer: None if answer is None else Stability.of(answer) for layer, answer in plain.items()}
 
 
 def _plain(values: NDArray[np.float64] | Sequence[float]) -> tuple[float, ...]:

@@ -1,48 +1,117 @@
-"""Which steps are fresh: what each one was last made from, in one small file beside the artefacts.
+"""A step of a run: its name, what it needs, what it is made from, what it leaves, and how it is done.
 
-A step is fresh when its fingerprint is the one on record and its artefacts are still there. The configuration it was
-made by, every default filled in, is kept beside it.
+A step is fresh when the log says that it was made from what it would be made from now, and all that it left is there,
+undamaged, and says the same of itself.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.storage.durable import make_folder, write_file
+from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.network.saved import checkpoint
+from dalr_stream.storage.json_record import RecordKind, read_record, write_record
+from dalr_stream.storage.records import provenance_of
+from dalr_stream.workflow.steps.step_log import StepLog
 
-FILE = "steps.json"
+NOT_DONE, CHANGED = "not done yet", "settings changed"
+_WRONG = (StoreNotFoundError, StoreDamagedError, FingerprintMismatchError)
 
 
-class StepLog:
-    """The record of one output folder. A file that cannot be read counts as empty: every step is stale then."""
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """Something that a step leaves."""
 
-    def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
-        self._path = folder / FILE
-        self._configuration = dict(configuration)
-        self._done: dict[str, dict[str, Any]] = {}
+    path: Path
+    made_from: Callable[[], str | None] | None = None
+    """Reads what it says it was made from, None where it says nothing; raises StoreError for a damaged one."""
+
+    def problem(self, fingerprint: str) -> str | None:
+        """Return what is wrong with it in a step made from `fingerprint`, in words; None where nothing is."""
+        if not self.path.exists():
+            return f"there is no '{self.path}'"
         try:
-            plain = json.loads(self._path.read_text(encoding="utf-8"))
-            self._done = {name: {**step} for name, step in plain.items()}
-        except (FileNotFoundError, ValueError, AttributeError, TypeError):
-            return
+            made_from = fingerprint if self.made_from is None else self.made_from()
+        except _WRONG as error:
+            return str(error)
+        if made_from in (fingerprint, None):
+            return None
+        return f"'{self.path}' was made from other settings"
 
-    def fresh(self, step: str, fingerprint: str, artefacts: Iterable[Path]) -> bool:
-        """Tell whether `step` need not run again."""
-        return self._done.get(step, {}).get("made_from") == fingerprint and all(path.exists() for path in artefacts)
 
-    def done(self, step: str, fingerprint: str) -> None:
-        """Record that `step` was made; call it after its artefacts are on disk."""
-        self._done[step] = {"made_from": fingerprint, "configuration": self._configuration}
-        self._write()
+def store_record(path: Path) -> Artefact:
+    """Return a record of the store, such as moments or a solution."""
 
-    def forget(self, step: str) -> None:
-        """Let `step` be made again, where something it shows has changed that decides nothing: a measurement."""
-        if self._done.pop(step, None) is not None:
-            self._write()
+    def made_from() -> str | None:
+        facts = provenance_of(path)
+        if facts is None:
+            raise StoreNotFoundError(f"there is no record at '{path}'")
+        stamp: str | None = facts.get("made_from")
+        return stamp
 
-    def _write(self) -> None:
-        make_folder(self._path.parent)
-        write_file(self._path, (json.dumps(self._done, indent=1, sort_keys=True) + "\n").encode())
+    return Artefact(path, made_from)
+
+
+def json_record(path: Path, kind: RecordKind) -> Artefact:
+    """Return a record that `write_stamped` wrote."""
+    return Artefact(path, lambda: str(read_record(path, kind)["made_from"]))
+
+
+def saved_network(folder: Path) -> Artefact:
+    """Return a network that `checkpoint.save` wrote, with what it was made from among its provenance."""
+
+    def made_from() -> str | None:
+        stamp: str | None = checkpoint.provenance(folder).get("made_from")
+        return stamp
+
+    return Artefact(folder, made_from)
+
+
+def write_stamped(path: Path, kind: RecordKind, fingerprint: str, content: Any) -> None:
+    """Write a record that says what it was made from."""
+    write_record(path, kind, {"made_from": fingerprint, "content": content})
+
+
+def read_stamped(path: Path, kind: RecordKind, fingerprint: str | None = None) -> Any:
+    """Return what `write_stamped` wrote, and raise FingerprintMismatchError where it was made from something else."""
+    record = read_record(path, kind)
+    if fingerprint is not None and record["made_from"] != fingerprint:
+        raise FingerprintMismatchError(f"'{path}' was made from other settings: {kind.remedy} again")
+    return record["content"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of one run."""
+
+    name: str
+    """Of this step alone, e.g. `capture target`."""
+    verb: str
+    """The command that does it, and others of its kind."""
+    needs: tuple[str, ...]
+    """Names of the steps whose results it reads; they stand before it on the list."""
+    made_from: Callable[[], str]
+    """Returns the fingerprint of all that decides its result."""
+    artefacts: Callable[[], Iterable[Artefact]]
+    do: Callable[[str], None]
+    """Does it, and stamps what it leaves with the fingerprint that it is given."""
+    check: Callable[[], None] = lambda: None
+    """Refuses what would stop it, as far as that can be told before anything is recorded; needs no data on disk."""
+    on_demand: bool = False
+    """Done only where a step that needs it is stale: activations may be deleted once their moments are there."""
+    from_store: bool = False
+    """By itself it starts from what the store holds, whatever made it, and brings nothing that it needs up to date."""
+
+    def stale(self, log: StepLog) -> str | None:
+        """Return why the step has to be done, in words; None where it is fresh."""
+        fingerprint = self.made_from()
+        made_from = log.made_from(self.name)
+        if made_from != fingerprint:
+            return NOT_DONE if made_from is None else CHANGED
+        try:
+            return next(filter(None, (artefact.problem(fingerprint) for artefact in self.artefacts())), None)
+        except _WRONG as error:  # what would say what to look for is not there itself
+            return str(error)

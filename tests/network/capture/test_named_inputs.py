@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.streaming.folding import Folding
-from dalr_stream.workflow.steps.scoring import accuracy
 
 
 class Named(nn.Module):
@@ -49,15 +50,15 @@ MASKED = ds.RowRule(mask="attention_mask")
 
 
 def test_labels_change_no_moments(model):
-    layers = ds.select_layers(model, ["fc"])
+    layers = ds.network.select_layers(model, ["fc"])
     plain, pairs = [inputs()], [(inputs(), torch.zeros(6))]
-    alone, beside = (ds.accumulate_stream(model, batches, layers, rows=MASKED)["fc"] for batches in (plain, pairs))
+    alone, beside = (accumulate_stream(model, batches, layers, rows=MASKED)["fc"] for batches in (plain, pairs))
     assert alone.same_bits(beside)
     assert samples_in(pairs[0]) == 6
 
 
 def test_a_capture_goes_on_whether_the_loader_gives_labels_or_not(model, tmp_path):
-    layers = ds.select_layers(model, ["fc"])
+    layers = ds.network.select_layers(model, ["fc"])
     plain = [inputs(seed=seed) for seed in range(3)]
     ds.capture(model, plain, layers, tmp_path / "s.zarr", domain="target", rows=MASKED)
     pairs = [(batch, torch.zeros(6)) for batch in plain]
@@ -66,7 +67,7 @@ def test_a_capture_goes_on_whether_the_loader_gives_labels_or_not(model, tmp_pat
 
 
 def test_the_cost_is_told_from_a_batch_of_named_inputs(model):
-    layers = ds.select_layers(model, ["fc"])
+    layers = ds.network.select_layers(model, ["fc"])
     pairs = [(inputs(), torch.zeros(6))] * 4
     alone = estimate(model, {"target": [inputs()] * 4}, layers, Folding(), rows=MASKED)
     assert estimate(model, {"target": pairs}, layers, Folding(), rows=MASKED) == alone

@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.network.layers.spec import select_layers
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 
 WIDTH = 6
@@ -26,10 +28,8 @@ def padded(samples, positions, *, left=False):
 
 
 def moments(net, batches, layer="fc", **rule):
-    layers = ds.select_layers(net, [layer])
-    return ds.accumulate_stream(net.eval(), batches, layers, rows=ds.RowRule(**rule), folding=ALL_ROWS)[
-        layers[0].stream
-    ]
+    layers = select_layers(net, [layer])
+    return accumulate_stream(net.eval(), batches, layers, rows=ds.RowRule(**rule), folding=ALL_ROWS)[layers[0].stream]
 
 
 def same_as(found, rows):
@@ -84,7 +84,7 @@ def test_rows_of_a_sample_are_chosen_alike_however_the_layer_gets_them(arrange):
 def test_held_out_samples_are_held_out_whole_where_positions_come_first():
     x = drawn(40, 4, WIDTH)
     both = [
-        ds.accumulate_stream(Reads(arrange).eval(), [x], ds.select_layers(Reads(arrange), ["fc"]))
+        accumulate_stream(Reads(arrange).eval(), [x], select_layers(Reads(arrange), ["fc"]))
         for arrange in (ARRANGED["samples first"], ARRANGED["positions first, flat"])
     ]
     np.testing.assert_allclose(both[0].heldout["fc"].scatter, both[1].heldout["fc"].scatter, atol=1e-9)
@@ -260,8 +260,8 @@ def test_layers_have_masks_of_their_own_by_patterns():
     torch.manual_seed(0)
     net, batch = Attends().eval(), texts()
     masks = {"encoder.*": "attention_mask", r"re:decoder\..*1": "decoder_attention_mask", "decoder.linear2": None}
-    layers = ds.select_layers(net, ["encoder.linear1", "decoder.linear1", "decoder.linear2"])
-    found = ds.accumulate_stream(net, [batch], layers, rows=ds.RowRule(mask=masks), folding=ALL_ROWS)
+    layers = select_layers(net, ["encoder.linear1", "decoder.linear1", "decoder.linear2"])
+    found = accumulate_stream(net, [batch], layers, rows=ds.RowRule(mask=masks), folding=ALL_ROWS)
     counts = [int(batch["attention_mask"].sum()), int(batch["decoder_attention_mask"].sum()), 20]
     assert [found[layer.stream].count for layer in layers] == counts
     words = ds.RowRule(mask=masks).words
@@ -378,11 +378,11 @@ def double_by_numpy(x):
 def test_layers_that_read_one_memory_at_two_times_have_rows_of_their_own(overwrite):
     x = drawn(8, WIDTH)
     net = Overwritten(overwrite).eval()
-    layers = ds.select_layers(net, ["a", "b"])
-    found = ds.accumulate_stream(net, [x], layers, folding=ALL_ROWS)
+    layers = select_layers(net, ["a", "b"])
+    found = accumulate_stream(net, [x], layers, folding=ALL_ROWS)
     same_as(found["a"], x)
     same_as(found["b"], 2 * x)
-    unchanged = ds.accumulate_stream(Overwritten(lambda _x: None).eval(), [x], layers, folding=ALL_ROWS)
+    unchanged = accumulate_stream(Overwritten(lambda _x: None).eval(), [x], layers, folding=ALL_ROWS)
     assert unchanged["a"] is unchanged["b"]
 
 
@@ -397,6 +397,6 @@ def test_complex_numbers_are_refused_by_name(side):
             return self.fc(torch.fft.rfft(x))
 
     with pytest.raises(UnsupportedLayerError, match=r"layer 'fc.*complex"):
-        ds.accumulate_stream(
-            Spectrum().eval(), [drawn(5, WIDTH)], ds.select_layers(Spectrum(), ["fc"], side=side), folding=ALL_ROWS
+        accumulate_stream(
+            Spectrum().eval(), [drawn(5, WIDTH)], select_layers(Spectrum(), ["fc"], side=side), folding=ALL_ROWS
         )

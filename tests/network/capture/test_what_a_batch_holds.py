@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import few_samples, samples_in
+from dalr_stream.network.layers.spec import select_layers
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 
 ALL_ROWS = ds.Folding(holdout=HoldoutRule(0.0))
@@ -30,7 +32,7 @@ def ids(samples, positions=10):
 def test_position_ids_for_all_samples_do_not_count_them(samples):
     batch = {"position_ids": torch.arange(10)[None], "input_ids": ids(samples)}
     net = Positioned().eval()
-    found = ds.accumulate_stream(net, [batch] * 2, ds.select_layers(net, ["fc"]), folding=ALL_ROWS)["fc"]
+    found = accumulate_stream(net, [batch] * 2, select_layers(net, ["fc"]), folding=ALL_ROWS)["fc"]
     assert (found.samples, found.count) == (2 * samples, 20 * samples)
 
 
@@ -65,11 +67,11 @@ def test_a_few_samples_leave_what_is_no_sample_whole():
 def test_a_mask_beside_tokens_that_the_network_would_not_be_given_is_refused(mask, labels):
     net = Positioned().eval()
     with pytest.raises(InvalidInputError, match=r"give mappings of its arguments, \{'input_ids': tokens, 'atten"):
-        ds.accumulate_stream(net, [(ids(4), mask, *labels)], ds.select_layers(net, ["fc"]), folding=ALL_ROWS)
+        accumulate_stream(net, [(ids(4), mask, *labels)], select_layers(net, ["fc"]), folding=ALL_ROWS)
 
 
 @pytest.mark.parametrize("second", [torch.zeros(4, dtype=torch.long), 2 * torch.ones(4, 10), ids(4) + 1])
 def test_labels_beside_tokens_are_no_mask(second):
     net = Positioned().eval()
-    found = ds.accumulate_stream(net, [(ids(4), second)], ds.select_layers(net, ["fc"]), folding=ALL_ROWS)
+    found = accumulate_stream(net, [(ids(4), second)], select_layers(net, ["fc"]), folding=ALL_ROWS)
     assert found["fc"].count == 40

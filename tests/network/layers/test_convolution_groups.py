@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.surgery.plan import SplitLayer
 
@@ -24,15 +26,15 @@ def images(module, count=20):
 
 
 def factors_of(model, groups, inputs, rank=None, **options):
-    moments = ds.accumulate_stream(model, [inputs], groups, **options)
-    solved = {group.name: ds.dalr(*ds.weights_of(model, group.name), moments[group.name]) for group in groups}
+    moments = accumulate_stream(model, [inputs], groups, **options)
+    solved = {group.name: ds.dalr(*ds.network.weights_of(model, group.name), moments[group.name]) for group in groups}
     return {name: factors.at_rank(rank or factors.max_rank) for name, factors in solved.items()}
 
 
 @pytest.mark.parametrize("module", GROUPED, ids=str)
 def test_at_full_rank_the_outputs_stay(module, tmp_path):
     model = nn.Sequential(module, nn.ReLU()).eval()
-    groups = ds.select_layers(model, ["0"])
+    groups = ds.network.select_layers(model, ["0"])
     assert [group.name for group in groups] == [f"0@group{number}" for number in range(module.groups)]
     small = ds.compress(model, factors_of(model, groups, images(module)))
     assert [type(part) for part in small[0]] == [type(module)] * 2
@@ -47,8 +49,8 @@ def test_each_group_is_the_convolution_of_its_channels():
     module = nn.Conv2d(6, 8, 3, padding=1, groups=2)
     model, inputs = nn.Sequential(module).eval(), images(module)
     rule, none_apart = ds.RowRule(most_patches=None), ds.Folding(ds.HoldoutRule(0.0))
-    groups = ds.select_layers(model, ["0"])
-    found = ds.accumulate_stream(model, [inputs], groups, rows=rule, folding=none_apart)
+    groups = ds.network.select_layers(model, ["0"])
+    found = accumulate_stream(model, [inputs], groups, rows=rule, folding=none_apart)
     small = ds.compress(model, factors_of(model, groups, inputs, 2, rows=rule, folding=none_apart))
     with torch.no_grad():
         error = (model(inputs) - small(inputs)).double().square().sum(dim=(0, 2, 3))
@@ -57,23 +59,25 @@ def test_each_group_is_the_convolution_of_its_channels():
         plain[0].weight.data = module.weight.data[4 * number : 4 * number + 4]
         plain[0].bias.data = module.bias.data[4 * number : 4 * number + 4]
         own = inputs[:, 3 * number : 3 * number + 3]
-        alone = ds.accumulate_stream(plain, [own], ds.select_layers(plain, ["0"]), rows=rule, folding=none_apart)["0"]
+        alone = accumulate_stream(plain, [own], ds.network.select_layers(plain, ["0"]), rows=rule, folding=none_apart)[
+            "0"
+        ]
         assert found[group.name].same_bits(alone)
-        factors = ds.dalr(*ds.weights_of(plain, "0"), alone)
+        factors = ds.dalr(*ds.network.weights_of(plain, "0"), alone)
         assert float(error[4 * number : 4 * number + 4].sum()) == pytest.approx(factors.errors(alone)[2], rel=1e-4)
 
 
 def test_through_a_store_and_from_outputs(tmp_path):
     model, inputs = nn.Sequential(GROUPED[0]).eval(), images(GROUPED[0])
-    watched = ds.select_layers(model, ["0"]) + ds.select_layers(model, ["0"], side="outputs")
+    watched = ds.network.select_layers(model, ["0"]) + ds.network.select_layers(model, ["0"], side="outputs")
     ds.capture(model, [inputs], watched, tmp_path, domain="t")
-    found = ds.accumulate(tmp_path, domain="t")
+    found = accumulate_stored(tmp_path, domain="t")
     assert set(found) == {f"0@group{number}{side}" for number in (0, 1) for side in ("", "@outputs")}
-    assert found["0@group1"].same_bits(ds.accumulate_stream(model, [inputs], watched[:2])["0@group1"])
+    assert found["0@group1"].same_bits(accumulate_stream(model, [inputs], watched[:2])["0@group1"])
     with torch.no_grad():
         given = model(inputs)[:, 4:].numpy()
     every = ds.Folding(ds.HoldoutRule(0.0))
-    outputs = ds.accumulate_stream(model, [inputs], watched[2:], folding=every)["0@group1@outputs"]
+    outputs = accumulate_stream(model, [inputs], watched[2:], folding=every)["0@group1@outputs"]
     np.testing.assert_allclose(outputs.mean, given.mean(axis=(0, 2, 3)), atol=1e-6)
 
 
@@ -83,16 +87,16 @@ def test_what_cannot_be_is_refused_and_nothing_half_changed():
         with pytest.raises(
             UnsupportedLayerError, match=rf"'{name}' \(it is a depthwise Conv2d: each of its 8 groups is a"
         ):
-            ds.select_layers(model, [name])
+            ds.network.select_layers(model, [name])
     with pytest.raises(UnsupportedLayerError, match="layer '3': only convolutions have groups, it is a ReLU"):
-        ds.weights_of(model, "3@group0")
+        ds.network.weights_of(model, "3@group0")
     with pytest.raises(UnsupportedLayerError, match=r"layer '1': .* it is a depthwise Conv2d"):
-        ds.weights_of(model, "1@group0")
+        ds.network.weights_of(model, "1@group0")
     with pytest.raises(UnsupportedLayerError, match=r"layer '0@group2': the module has groups 0\.\.1"):
-        ds.weights_of(model, "0@group2")
+        ds.network.weights_of(model, "0@group2")
 
     first = nn.Sequential(model[0]).eval()
-    parts = factors_of(first, ds.select_layers(first, ["0"]), images(model[0]), 3)
+    parts = factors_of(first, ds.network.select_layers(first, ["0"]), images(model[0]), 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(InvalidInputError, match="'0@group1' is missing"):
         ds.compress(model, {"0@group0": parts["0@group0"]})
@@ -100,7 +104,7 @@ def test_what_cannot_be_is_refused_and_nothing_half_changed():
         ds.compress(model, {**parts, "0": parts["0@group0"]})
     with pytest.raises(InvalidInputError, match=r"needs factors of its groups .*; '0' is none of them"):
         ds.compress(model, {"0": parts["0@group0"]})
-    other = factors_of(first, ds.select_layers(first, ["0"]), images(model[0]), 2)
+    other = factors_of(first, ds.network.select_layers(first, ["0"]), images(model[0]), 2)
     with pytest.raises(InvalidInputError, match="layer '0': its groups need one rank, got 3, 2"):
         ds.compress(model, {**parts, "0@group1": other["0@group1"]})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -110,8 +114,11 @@ def test_patterns_match_convolutions_and_give_their_groups_and_what_stays_out_is
     model = nn.Sequential(
         nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 4, 2)
     ).eval()
-    assert [layer.name for layer in ds.select_layers(model, ["*"])] == ["0@group0", "0@group1"]
-    assert [(layer.inputs, layer.outputs) for layer in ds.select_layers(model, [nn.Conv2d])] == [(18, 4), (18, 4)]
+    assert [layer.name for layer in ds.network.select_layers(model, ["*"])] == ["0@group0", "0@group1"]
+    assert [(layer.inputs, layer.outputs) for layer in ds.network.select_layers(model, [nn.Conv2d])] == [
+        (18, 4),
+        (18, 4),
+    ]
     depthwise, transposed = ds.unsupported_layers(model, ["*"])
     assert depthwise.startswith("layer '2' is left out: it is a depthwise Conv2d: each of its")
     assert transposed == "layer '3' is left out: it is a ConvTranspose2d"

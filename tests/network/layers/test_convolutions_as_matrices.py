@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.layers.kinds import matrix_of, rows_entering, rows_leaving
 
@@ -53,9 +54,9 @@ def test_chosen_rows_are_those_of_all_rows(module):
 @pytest.mark.parametrize("module", CONVOLUTIONS, ids=str)
 def test_at_full_rank_the_pair_gives_what_the_convolution_gave(module):
     model = nn.Sequential(module, nn.ReLU()).eval()
-    layers = ds.select_layers(model, ["0"])
-    moments = ds.accumulate_stream(model, [images(module, 20)], layers)["0"]
-    factors = ds.dalr(*ds.weights_of(model, "0"), moments)
+    layers = ds.network.select_layers(model, ["0"])
+    moments = accumulate_stream(model, [images(module, 20)], layers)["0"]
+    factors = ds.dalr(*ds.network.weights_of(model, "0"), moments)
     small = ds.compress(model, {"0": factors.at_rank(factors.max_rank)})
     assert [type(part) for part in small[0]] == [type(module)] * 2
     assert torch.allclose(small(images(module)), model(images(module)), atol=1e-5)
@@ -66,11 +67,11 @@ def test_errors_from_moments_are_those_of_the_outputs():
     model = nn.Sequential(module).eval()
     rule = ds.RowRule(most_patches=None)
     inputs = images(module, 30)
-    moments = ds.accumulate_stream(
-        model, [inputs], ds.select_layers(model, ["0"]), rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0))
+    moments = accumulate_stream(
+        model, [inputs], ds.network.select_layers(model, ["0"]), rows=rule, folding=ds.Folding(ds.HoldoutRule(0.0))
     )["0"]
     assert (moments.samples, moments.count) == (30, 30 * 11 * 9)
-    factors = ds.dalr(*ds.weights_of(model, "0"), moments)
+    factors = ds.dalr(*ds.network.weights_of(model, "0"), moments)
     small = ds.compress(model, {"0": factors.at_rank(3)})
     with torch.no_grad():
         error = float(((model(inputs) - small(inputs)).double() ** 2).sum())
@@ -79,8 +80,8 @@ def test_errors_from_moments_are_those_of_the_outputs():
 
 def test_of_a_convolution_sixteen_patches_a_sample_are_taken_by_default_whatever_the_batches():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9 * 7, 5)).eval()
-    inputs, layers = images(model[0], 10), ds.select_layers(model, ["0", "3"])
-    one, other = (ds.accumulate_stream(model, inputs.split(size), layers) for size in (10, 3))
+    inputs, layers = images(model[0], 10), ds.network.select_layers(model, ["0", "3"])
+    one, other = (accumulate_stream(model, inputs.split(size), layers) for size in (10, 3))
     kept = one["0"].count + one.heldout["0"].count if one.heldout else one["0"].count
     assert kept == 10 * 16
     assert one["3"].count <= 10
@@ -90,10 +91,10 @@ def test_of_a_convolution_sixteen_patches_a_sample_are_taken_by_default_whatever
 def test_chosen_patches_estimate_the_moments_of_all():
     """Unbiased: over seeds the mean of the estimate is the moment itself, within four standard errors."""
     model, inputs = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), images(nn.Conv2d(3, 4, 3), 5)
-    layers, none_apart = ds.select_layers(model, ["0"]), ds.Folding(ds.HoldoutRule(0.0))
+    layers, none_apart = ds.network.select_layers(model, ["0"]), ds.Folding(ds.HoldoutRule(0.0))
 
     def second(rule):
-        return ds.accumulate_stream(model, [inputs], layers, rows=rule, folding=none_apart)["0"].second_moment
+        return accumulate_stream(model, [inputs], layers, rows=rule, folding=none_apart)["0"].second_moment
 
     found = np.array([second(ds.RowRule(most_patches=4, seed=seed)) for seed in range(60)])
     whole = second(ds.RowRule(most_patches=None))
@@ -110,15 +111,15 @@ def test_the_jackknife_over_shards_knows_of_the_choice_of_positions(most):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(2, 6, 3)).eval()
-    weights, layers = ds.weights_of(model, "0"), ds.select_layers(model, ["0"])
+    weights, layers = ds.network.weights_of(model, "0"), ds.network.select_layers(model, ["0"])
     rule, errors, bars = ds.Folding(ds.HoldoutRule(0.0), shards=8), [], []
     for seed in range(80):
         generator = torch.Generator().manual_seed(seed)
         shared, own = (torch.randn(100, 2, side, side, generator=generator) for side in (1, 10))
         pictures = 2 * shared + own.cumsum(-1) * torch.rand(100, 1, 1, 1, generator=generator)
         rows = ds.RowRule(most_patches=most, seed=seed)
-        shards = ds.accumulate_stream(model, pictures.split(50), layers, rows=rows, folding=rule).shards["0"]
-        found = ds.jackknife_low_rank(shards, lambda moments: ds.dalr(*weights, moments))
+        shards = accumulate_stream(model, pictures.split(50), layers, rows=rows, folding=rule).shards["0"]
+        found = ds.numerics.jackknife_low_rank(shards, lambda moments: ds.dalr(*weights, moments))
         errors.append(found.training[2])
         bars.append(found.training_error[2])
     assert 0.75 < np.sqrt(np.mean(np.square(bars))) / np.std(errors, ddof=1) < 1.35
@@ -130,8 +131,8 @@ def test_a_saved_network_with_convolutions_loads_strictly(tmp_path):
 
     model = build()
     first = nn.Sequential(model[0]).eval()
-    layers = ds.select_layers(first, ["0"])
-    factors = ds.dalr(*ds.weights_of(model, "0"), ds.accumulate_stream(first, [images(model[0], 8)], layers)["0"])
+    layers = ds.network.select_layers(first, ["0"])
+    factors = ds.dalr(*ds.network.weights_of(model, "0"), accumulate_stream(first, [images(model[0], 8)], layers)["0"])
     small = ds.compress(model, {"0": factors.at_rank(4)})
     again = ds.load(ds.save(small, tmp_path / "small"), build)
     assert torch.equal(again[0](images(model[0])), small[0](images(model[0])))
@@ -143,10 +144,10 @@ def test_what_is_not_supported_is_named():
     with pytest.raises(
         UnsupportedLayerError, match=r"nothing that is .*: '0' \(it is a depthwise Conv2d: each of its 4"
     ):
-        ds.select_layers(depthwise, ["0"])
+        ds.network.select_layers(depthwise, ["0"])
     unbatched = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
     with pytest.raises(UnsupportedLayerError, match=r"must read samples x channels x 2 dimensions, got \(3, 8, 8\)"):
-        ds.accumulate_stream(unbatched, [torch.randn(3, 8, 8)], ds.select_layers(unbatched, ["0"]))
+        accumulate_stream(unbatched, [torch.randn(3, 8, 8)], ds.network.select_layers(unbatched, ["0"]))
 
 
 class Conv1D(nn.Module):
@@ -164,9 +165,9 @@ def test_a_transposed_linear_layer_of_transformers_is_one(monkeypatch):
     monkeypatch.setattr(Conv1D, "__module__", "transformers.pytorch_utils")
     model = nn.Sequential(Conv1D(6, 10)).eval()
     tokens = torch.randn(4, 5, 10)
-    (layer,) = ds.select_layers(model, ["0"])
+    (layer,) = ds.network.select_layers(model, ["0"])
     assert (layer.kind, layer.inputs, layer.outputs) == ("Conv1D", 10, 6)
-    moments = ds.accumulate_stream(model, [tokens], [layer])["0"]
-    factors = ds.dalr(*ds.weights_of(model, "0"), moments)
+    moments = accumulate_stream(model, [tokens], [layer])["0"]
+    factors = ds.dalr(*ds.network.weights_of(model, "0"), moments)
     small = ds.compress(model, {"0": factors.at_rank(6)})
     assert torch.allclose(small(tokens), model(tokens), atol=1e-4)

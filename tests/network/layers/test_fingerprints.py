@@ -10,6 +10,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.layers.identity import fingerprint
+from dalr_stream.network.layers.spec import select_layers
 
 
 class Scaled(nn.Module):
@@ -130,7 +131,7 @@ def test_packed_weights_belong_to_it():
 
 
 def test_rows_of_a_network_with_other_settings_are_not_added_to_a_store(tmp_path):
-    batches, layers = [torch.randn(6, 4)], ds.select_layers(build(), ["fc"])
+    batches, layers = [torch.randn(6, 4)], select_layers(build(), ["fc"])
     ds.capture(build(), batches, layers, tmp_path, domain="one")
     ds.capture(build(), batches, layers, tmp_path, domain="two")
     with pytest.raises(FingerprintMismatchError):

@@ -6,6 +6,7 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.layers.spec import select_layers
 
 
 class Packed(torch.Tensor):
@@ -31,6 +32,6 @@ def packed():
 def test_the_reason_is_named(layer, reason):
     net = nn.Sequential(layer, nn.Linear(3, 2))
     with pytest.raises(UnsupportedLayerError, match=reason):
-        ds.select_layers(net, ["0"])
+        select_layers(net, ["0"])
     (said,) = ds.unsupported_layers(net, ["*"])
     assert said.startswith("layer '0' is left out: its weight ")

@@ -62,7 +62,7 @@ def test_a_layer_called_twice_counts_twice_and_one_never_called_not_at_all():
 @pytest.mark.parametrize("rank", [1, 4])
 def test_a_factor_pair_counts_as_the_sum_of_its_parts(rank):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 5)).eval()
-    weight, bias = ds.weights_of(model, "0")
+    weight, bias = ds.network.weights_of(model, "0")
     down, up = weight[:rank], weight[:, :rank]
     small = ds.compress(model, {"0": LowRankLayer(down=down, up=up, bias=bias)})
     with torch.inference_mode(), watched_calls(small) as calls:

@@ -43,7 +43,7 @@ def model():
 def small(model):
     pairs = {}
     for name in ("0", "2"):
-        weight, bias = ds.weights_of(model, name)
+        weight, bias = ds.network.weights_of(model, name)
         pairs[name] = LowRankLayer(down=weight[:4], up=weight[:, :4], bias=bias)
     return ds.compress(model, pairs)
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.network.capture.paired import with_rows
+from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.measure.profile import Stopwatch, profile
-from dalr_stream.workflow.steps.scoring import accuracy
 
 
 class Lazy(nn.Module):
@@ -25,7 +25,7 @@ X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
 def taking_outputs(net):
-    (layer,) = ds.select_layers(net, ["fc"], side="outputs")
+    (layer,) = ds.network.select_layers(net, ["fc"], side="outputs")
     list(with_rows(net, [X], {"fc": layer}, ds.RowRule(), {}))
 
 

@@ -66,7 +66,7 @@ def test_the_output_may_not_know_their_number_either():
 def test_coarse_selections_and_pairs_together_are_no_hindrance(dtype):
     """Each stretch is compared by itself: what the layers give differs much from the original."""
     net = Net(lambda _, h: torch.tanh(h)).to(dtype)
-    weight, bias = ds.weights_of(net, "c")
+    weight, bias = ds.network.weights_of(net, "c")
     replaced = {"a": selection([3]), "b": selection([0, 4]), "c": ds.truncated_svd(weight, bias).at_rank(1)}
     small = ds.compress(net, replaced, example=ROWS.to(dtype))
     assert (small.a.out_features, small.b.in_features, small.c[0].in_features) == (1, 1, 2)
@@ -74,7 +74,7 @@ def test_coarse_selections_and_pairs_together_are_no_hindrance(dtype):
 
 def test_a_structure_of_another_network_is_refused():
     net = Net(lambda _, h: h)
-    structure = ds.Structure.of(Net(lambda _, h: h), ROWS)
+    structure = ds.network.Structure.of(Net(lambda _, h: h), ROWS)
     with pytest.raises(InvalidInputError, match="layer 'a': the structure must be of the network that is compressed"):
         ds.compress(net, {"a": selection([0])}, example=structure)
 
@@ -130,7 +130,7 @@ def test_what_takes_a_layers_place_is_in_its_mode_and_frozen_as_it_was():
     net.c.bias.requires_grad_(False)
     net.train()
     net.b.eval()
-    pairs = {name: ds.truncated_svd(*ds.weights_of(net, name)).at_rank(1) for name in ("b", "c")}
+    pairs = {name: ds.truncated_svd(*ds.network.weights_of(net, name)).at_rank(1) for name in ("b", "c")}
     small = ds.compress(net, {"a": selection([0, 2]), **pairs}, example=ROWS)
     learning = {name for name, parameter in small.named_parameters() if parameter.requires_grad}
     assert learning == {"c.0.weight", "c.1.weight", "c.1.bias"}  # a pair takes the weight's

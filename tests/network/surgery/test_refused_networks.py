@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
@@ -37,7 +38,7 @@ X = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 
 
 def pair(net, name, rank=2):
-    weight, bias = ds.weights_of(net, name)
+    weight, bias = ds.network.weights_of(net, name)
     return ds.truncated_svd(weight, bias).at_rank(rank)
 
 
@@ -80,7 +81,7 @@ class Standardised(nn.Conv2d):
 def test_other_kinds_of_modules_are_named_with_the_reason(module, reason):
     model = nn.Sequential(nn.ReLU(), module)
     with pytest.raises(UnsupportedLayerError, match=rf"matches nothing that is a Linear layer.*'1' \({reason}"):
-        ds.select_layers(model, ["1"])
+        ds.network.select_layers(model, ["1"])
     with pytest.raises(UnsupportedLayerError, match=f"layer '1': must be a Linear layer.* {reason}"):
         ds.compress(model, {"1": LowRankLayer(np.ones((1, 3)), np.ones((4, 1)), np.ones(4))})
 
@@ -161,7 +162,7 @@ def test_capture_works_beside_hooks_of_others(net):
     seen = []
     net.b.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     net.b.register_forward_pre_hook(lambda _, arguments: (arguments[0] * 2,))
-    found = ds.accumulate_stream(net, [X], ds.select_layers(net, ["b"]), folding=ds.Folding(ds.HoldoutRule(0.0)))
+    found = accumulate_stream(net, [X], ds.network.select_layers(net, ["b"]), folding=ds.Folding(ds.HoldoutRule(0.0)))
     with torch.no_grad():
         np.testing.assert_allclose(found["b"].mean, 2 * torch.relu(net.a(X)).mean(0).numpy(), rtol=1e-5)
     assert seen == [40]
@@ -172,8 +173,8 @@ def test_parametrised_weights_are_refused_by_name_and_captured_all_the_same(net)
     plain = copy.deepcopy(net)
     parametrizations.weight_norm(net.b).eval()
     refused(net, "b", r"layer 'b': cannot be replaced: its weight is computed by _WeightNorm: take that away first")
-    watched = ds.select_layers(net, ["a", "b"])
-    found, expected = (ds.accumulate_stream(one, [X], watched)["b"] for one in (net, plain))
+    watched = ds.network.select_layers(net, ["a", "b"])
+    found, expected = (accumulate_stream(one, [X], watched)["b"] for one in (net, plain))
     assert found.same_bits(expected)
     parametrize.remove_parametrizations(net.b, "weight")
     ds.compress(net, {"b": pair(net, "b")})
@@ -204,10 +205,10 @@ def test_a_forward_put_on_the_instance_is_refused(net):
 
 def test_a_network_without_numbers_is_refused(net, tmp_path):
     net.b = net.b.to("meta")
-    watched = ds.select_layers(net, ["a"])
+    watched = ds.network.select_layers(net, ["a"])
     for step in (
         lambda: ds.capture(net, [X], watched, tmp_path / "store", domain="t"),
-        lambda: ds.accumulate_stream(net, [X], watched),
+        lambda: accumulate_stream(net, [X], watched),
         lambda: ds.compress(net, {"a": pair(net, "a")}),
     ):
         with pytest.raises(InvalidInputError, match=r"network: 'b.weight' is on the meta device, where it has no num"):
@@ -218,8 +219,8 @@ def test_a_network_without_numbers_is_refused(net, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_captured_and_kept(net, dtype):
     net = net.to(dtype)
-    moments = ds.accumulate_stream(net, [X.to(dtype)], ds.select_layers(net, ["b"]))["b"]
-    factors = ds.dalr(*ds.weights_of(net, "b"), moments)
+    moments = accumulate_stream(net, [X.to(dtype)], ds.network.select_layers(net, ["b"]))["b"]
+    factors = ds.dalr(*ds.network.weights_of(net, "b"), moments)
     small = ds.compress(net, {"b": factors.at_rank(2)})
     assert {parameter.dtype for parameter in small.parameters()} == {dtype}
     expected = copy.deepcopy(net).float()
@@ -254,7 +255,7 @@ def test_outputs_are_those_before_an_activation_in_place(layer):
     shape = (30, 6) + (5,) * {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2}[type(layer)]
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(2))
     every = {"rows": ds.RowRule(most_patches=None), "folding": ds.Folding(ds.HoldoutRule(0.0))}
-    found = ds.accumulate_stream(model, [x], ds.select_layers(model, ["0"], side="outputs"), **every)["0@outputs"]
+    found = accumulate_stream(model, [x], ds.network.select_layers(model, ["0"], side="outputs"), **every)["0@outputs"]
     with torch.no_grad():
         given = layer(x).movedim(1, -1).reshape(-1, 5).numpy()
     assert given.min() < 0
@@ -265,8 +266,8 @@ def test_outputs_are_those_before_an_activation_in_place(layer):
 def test_inputs_are_those_before_the_layer_overwrites_them():
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)).eval()
     x = X.clone()
-    watched = ds.select_layers(model, ["1", "3"]) + ds.select_layers(model, ["1"], side="outputs")
-    found = ds.accumulate_stream(model, [X.clone()], watched, folding=ds.Folding(ds.HoldoutRule(0.0)))
+    watched = ds.network.select_layers(model, ["1", "3"]) + ds.network.select_layers(model, ["1"], side="outputs")
+    found = accumulate_stream(model, [X.clone()], watched, folding=ds.Folding(ds.HoldoutRule(0.0)))
     with torch.no_grad():
         h = model[1](x.relu())
     for name, rows in (("1", x.relu()), ("1@outputs", h), ("3", h.relu())):

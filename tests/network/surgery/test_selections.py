@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, matrix_of, why_not
 from dalr_stream.network.structure.graph import Structure
@@ -115,7 +116,7 @@ def images(kind, n=40, seed=0):
 
 
 def spec_of(structure, layer):
-    return with_readers(ds.select_layers(structure.model, [layer]), structure)
+    return with_readers(ds.network.select_layers(structure.model, [layer]), structure)
 
 
 def solved(net, layer, batch, **options):
@@ -128,7 +129,7 @@ def solved(net, layer, batch, **options):
 
 def moments_of(net, batch, layers, most_patches=None):
     rule, folding = ds.RowRule(most_patches=most_patches), ds.Folding(ds.HoldoutRule(0))
-    return ds.accumulate_stream(net, batch.split(16), layers, rows=rule, folding=folding)
+    return accumulate_stream(net, batch.split(16), layers, rows=rule, folding=folding)
 
 
 def with_restored(net, replaced, batch):
@@ -212,7 +213,7 @@ def test_factor_pairs_and_selections_of_the_same_network(kind):
     pairs = {}
     for layer, module in net.named_modules():
         if layer not in NETWORKS[kind] and why_not(module) is None:
-            weight, bias = ds.weights_of(net, layer)
+            weight, bias = ds.network.weights_of(net, layer)
             pairs[layer] = ds.truncated_svd(weight, bias).at_rank(min(weight.shape))
     records = {layer: solved(net, layer, batch).at_size(4) for layer in NETWORKS[kind]}
     small = ds.compress(net, {**records, **pairs}, example=batch)
@@ -263,8 +264,8 @@ def test_tied_layers_cannot_be_selected_twice():
 def test_tied_layers_are_watched_once():
     net, batch = build(Residual), images(Residual)
     structure = Structure.of(net, batch)
-    layers = with_readers(ds.select_layers(net, ["block2.conv2", "block3.conv2"]), structure)
-    known = {layer.name: layer for layer in layers if layer.side is ds.Side.INPUTS}
+    layers = with_readers(ds.network.select_layers(net, ["block2.conv2", "block3.conv2"]), structure)
+    known = {layer.name: layer for layer in layers if layer.side is ds.numerics.Side.INPUTS}
     assert isinstance(known["block2.conv2"].group, ChannelGroup)
     assert known["block3.conv2"].group is None
     assert "its channels are those of 'block2.conv2'" in known["block3.conv2"].unprunable

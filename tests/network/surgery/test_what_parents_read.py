@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.network.layers.spec import weights_of
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.rows.sampling import HoldoutRule
@@ -129,8 +130,8 @@ def test_rows_and_groups_of_a_subclass_are_those_of_its_convolution(kind):
     net = nn.Sequential(kind).eval()
     spatial = (9,) * (kind.weight.ndim - 2)
     x = torch.randn(3, 4, *spatial)
-    layers = ds.select_layers(net, ["0"])
-    moments = ds.accumulate_stream(net, [x], layers, rows=ds.RowRule(most_patches=None), folding=ALL_ROWS)
+    layers = ds.network.select_layers(net, ["0"])
+    moments = accumulate_stream(net, [x], layers, rows=ds.RowRule(most_patches=None), folding=ALL_ROWS)
     with torch.no_grad():
         outputs = (net(x) - kind.bias.reshape(-1, *(1 for _ in spatial))).movedim(1, -1).reshape(-1, kind.out_channels)
     energies = [
@@ -164,20 +165,20 @@ def test_a_transformer_encoder_calls_its_replaced_layers(tmp_path, layer, nested
     loaded = ds.load(tmp_path / "small", build)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x, **options), small(x, **options))
-    layers = ds.select_layers(net, [layer])
-    moments = ds.accumulate_stream(net, [batch], layers, rows=ds.RowRule(mask=lambda _batch: kept), folding=ALL_ROWS)
+    layers = ds.network.select_layers(net, [layer])
+    moments = accumulate_stream(net, [batch], layers, rows=ds.RowRule(mask=lambda _batch: kept), folding=ALL_ROWS)
     assert moments[layer].count == int(kept.sum())
 
 
 def test_a_compiled_network_is_captured_and_compressed_as_it_is():
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     x = torch.randn(20, 6)
-    expected = ds.accumulate_stream(net, [x], ds.select_layers(net, ["2"]))["2"]
+    expected = accumulate_stream(net, [x], ds.network.select_layers(net, ["2"]))["2"]
     net.compile(backend="eager")
-    moments = ds.accumulate_stream(net, [x], ds.select_layers(net, ["2"]))["2"]
+    moments = accumulate_stream(net, [x], ds.network.select_layers(net, ["2"]))["2"]
     np.testing.assert_array_equal(moments.scatter, expected.scatter)
     wrapped = torch.compile(net, backend="eager")
-    layers = ds.select_layers(wrapped, ["*2"])
-    np.testing.assert_array_equal(ds.accumulate_stream(wrapped, [x], layers)[layers[0].name].scatter, expected.scatter)
+    layers = ds.network.select_layers(wrapped, ["*2"])
+    np.testing.assert_array_equal(accumulate_stream(wrapped, [x], layers)[layers[0].name].scatter, expected.scatter)
     with torch.no_grad():
         torch.testing.assert_close(ds.compress(net, {"2": full_rank(net, "2")}, example=x)(x), net(x))

@@ -7,6 +7,7 @@ from architectures import resnet50, vgg19, vit
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 
@@ -22,8 +23,8 @@ def made(build, size, **options):
 def solved(net, images, layers):
     """Selections of all these layers that can be; the others' reasons."""
     structure = Structure.of(net, images)
-    watched = with_readers(ds.select_layers(net, layers), structure)
-    moments = ds.accumulate_stream(net, [images], watched, folding=FOLDING)
+    watched = with_readers(ds.network.select_layers(net, layers), structure)
+    moments = accumulate_stream(net, [images], watched, folding=FOLDING)
     found, refused = {}, {}
     for layer in watched:
         if layer.group is not None:
@@ -84,10 +85,10 @@ def test_a_vit_by_factor_pairs_and_selections():
     assert sorted(found) == ["layers.0.fc1", "layers.1.fc1"]
     assert set(refused) == set(layers) - set(found)
     assert "the parameter 'pos_embedding'" in refused["conv_proj"] or "class_token" in refused["conv_proj"]
-    moments = ds.accumulate_stream(net, [images], ds.select_layers(net, layers), folding=FOLDING)
+    moments = accumulate_stream(net, [images], ds.network.select_layers(net, layers), folding=FOLDING)
     pairs = {}
     for layer in set(layers) - set(found) - {"head"}:
-        weight, bias = ds.weights_of(net, layer)
+        weight, bias = ds.network.weights_of(net, layer)
         pairs[layer] = ds.dalr(weight, bias, moments[layer]).at_rank(min(weight.shape) // 3)
     small = ds.compress(net, {**pairs, **at_share(found, 0.5)}, example=structure)
     assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in net.parameters())
@@ -105,10 +106,10 @@ def test_a_vit_by_factor_pairs_and_selections():
 )
 def test_anchored_at_full_rank_is_the_network(build, options):
     net, images = made(build, 64, classes=5, **options)
-    layers = ds.select_layers(net, [nn.Linear, nn.Conv2d])
-    moments = ds.accumulate_stream(net, [images], layers, folding=FOLDING)
+    layers = ds.network.select_layers(net, [nn.Linear, nn.Conv2d])
+    moments = accumulate_stream(net, [images], layers, folding=FOLDING)
     pairs = {}
     for layer in layers:
-        weight, bias = ds.weights_of(net, layer.name)
+        weight, bias = ds.network.weights_of(net, layer.name)
         pairs[layer.name] = ds.dalr(weight, bias, moments[layer.name]).at_rank(min(weight.shape))
     np.testing.assert_allclose(run(ds.compress(net, pairs), images), run(net, images), rtol=1e-7, atol=1e-9)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import dalr_stream as ds
+from dalr_stream.engine.from_store import accumulate_stored
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
@@ -27,15 +28,15 @@ def batches():
 
 
 def test_every_projection_is_found_watched_and_exact_at_full_rank(model, tmp_path):
-    layers = ds.select_layers(model, LAYERS)
+    layers = ds.network.select_layers(model, LAYERS)
     names = [layer.name.removeprefix("transformer.h.0.") for layer in layers]
     assert names == ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
     assert {layer.kind for layer in layers} == {"Conv1D"}
     rule = ds.RowRule(mask="attention_mask")
     store = ds.capture(model, batches(), layers, tmp_path, domain="text", rows=rule)
     assert {store.rows("text", layer.name).rows for layer in layers} == {30 * 6}
-    moments = ds.accumulate(tmp_path, domain="text")
-    solved = {name: ds.dalr(*ds.weights_of(model, name), moments[name]) for name in moments}
+    moments = accumulate_stored(tmp_path, domain="text")
+    solved = {name: ds.dalr(*ds.network.weights_of(model, name), moments[name]) for name in moments}
     whole = ds.compress(model, {name: factors.at_rank(factors.max_rank) for name, factors in solved.items()})
     small = ds.compress(model, {name: factors.at_rank(3) for name, factors in solved.items()})
     with torch.no_grad():
@@ -47,15 +48,15 @@ def test_every_projection_is_found_watched_and_exact_at_full_rank(model, tmp_pat
 
 
 def test_the_tied_head_is_refused_by_both_names(model):
-    (head,) = ds.select_layers(model, ["lm_head"])
-    record = ds.truncated_svd(*ds.weights_of(model, head.name)).at_rank(2)
+    (head,) = ds.network.select_layers(model, ["lm_head"])
+    record = ds.truncated_svd(*ds.network.weights_of(model, head.name)).at_rank(2)
     with pytest.raises(ds.DalrStreamError, match=r"'lm_head.weight' is shared with 'transformer.wte.weight'"):
         ds.compress(model, {"lm_head": record})
 
 
 def test_channels_are_found_although_the_model_caches(model):
     assert model.config.use_cache
-    group = ds.Structure.of(model, batches()[0]).group_of("transformer.h.0.mlp.c_fc")
+    group = ds.network.Structure.of(model, batches()[0]).group_of("transformer.h.0.mlp.c_fc")
     assert [reader.span.layer for reader in group.readers] == ["transformer.h.0.mlp.c_proj"]
     record = ds.spectral(ds.Moments.of(torch.eye(64).double().numpy())).at_size(5)
     small = ds.compress(model, {"transformer.h.0.mlp.c_fc": record}, example=batches()[0])

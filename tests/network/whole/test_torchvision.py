@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.network.structure.readers import with_readers
 
 try:
     from torchvision import models
@@ -26,11 +28,11 @@ except (ImportError, RuntimeError) as error:  # without its operators torchvisio
 def test_groups_are_found_and_every_channel_kept_is_the_network(build, size, layer, readers):
     torch.manual_seed(0)
     net, images = build(weights=None).eval(), torch.randn(2, 3, size, size)
-    structure = ds.Structure.of(net, images)
+    structure = ds.network.Structure.of(net, images)
     group = structure.group_of(layer)
     assert [reader.span.layer for reader in group.readers] == readers
-    watched = ds.with_readers(ds.select_layers(net, [layer]), structure)
-    moments = ds.accumulate_stream(net, [images], watched, folding=ds.Folding(ds.HoldoutRule(0)))
+    watched = with_readers(ds.network.select_layers(net, [layer]), structure)
+    moments = accumulate_stream(net, [images], watched, folding=ds.Folding(ds.HoldoutRule(0)))
     selection = ds.spectral(group.joint(moments), limit=8)
     small = ds.compress(net, {layer: selection.at_size(8)}, example=structure)
     with torch.no_grad():

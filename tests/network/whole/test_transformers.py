@@ -9,6 +9,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved.checkpoint import load_weights, save_weights
 from dalr_stream.network.saved.pretrained import load_pretrained
@@ -87,9 +88,11 @@ def inputs_for(build, seed=0):
 
 def factors_of(build, patterns, rows=None):
     model = seeded(build)
-    layers = ds.select_layers(model, patterns)
-    moments = ds.accumulate_stream(model, [inputs_for(build, seed) for seed in range(8)], layers, rows=rows)
-    return model, {layer.name: ds.dalr(*ds.weights_of(model, layer.name), moments[layer.name]) for layer in layers}
+    layers = ds.network.select_layers(model, patterns)
+    moments = accumulate_stream(model, [inputs_for(build, seed) for seed in range(8)], layers, rows=rows)
+    return model, {
+        layer.name: ds.dalr(*ds.network.weights_of(model, layer.name), moments[layer.name]) for layer in layers
+    }
 
 
 def scores(model, inputs):
@@ -101,10 +104,10 @@ def scores(model, inputs):
 def test_moments_under_the_mask_are_those_of_each_text_alone(build, patterns, count):
     """Padding is neither a row nor seen by what is one: the naive twin runs each text by itself, without padding."""
     model, batches = seeded(build), [texts(seed) for seed in range(3)]
-    layers = ds.select_layers(model, patterns)
+    layers = ds.network.select_layers(model, patterns)
     assert len(layers) == count
-    masked = ds.accumulate_stream(model, batches, layers, rows=ds.RowRule(mask="attention_mask"))
-    labelled = ds.accumulate_stream(
+    masked = accumulate_stream(model, batches, layers, rows=ds.RowRule(mask="attention_mask"))
+    labelled = accumulate_stream(
         model, [(batch, torch.zeros(4)) for batch in batches], layers, rows=ds.RowRule(mask="attention_mask")
     )
     read = {layer.name: [] for layer in layers}
@@ -230,4 +233,6 @@ class TestFoldersOfSavePretrained:
 def test_a_mask_of_one_key_must_be_there():
     model = seeded(bert)
     with pytest.raises(InvalidInputError, match="no 'mask', it has input_ids, attention_mask"):
-        ds.accumulate_stream(model, [(texts(0), None)], ds.select_layers(model, BERT), rows=ds.RowRule(mask="mask"))
+        accumulate_stream(
+            model, [(texts(0), None)], ds.network.select_layers(model, BERT), rows=ds.RowRule(mask="mask")
+        )

@@ -38,7 +38,7 @@ def test_svd_rebuilds_the_matrix():
 
 
 @pytest.mark.parametrize("rank", [0, 1, 5, 9])
-def test_numerical_rank(rank):
+def test_the_numerical_rank_is_that_of_the_factor(rank):
     b = np.random.default_rng(rank).normal(size=(9, rank))
     assert numerical_rank(symmetric_eigen(b @ b.T).values) == rank
 

@@ -153,7 +153,7 @@ def test_what_the_data_leave_open_stays_as_it_was_in_the_weight():
     np.testing.assert_allclose(np.delete(product, 2, axis=1), np.delete(least, 2, axis=1), atol=1e-10)
 
 
-def test_records_and_refusals():
+def test_moments_of_one_run_are_refused_where_two_were_compared():
     rng = np.random.default_rng(2)
     rows, weight = rng.normal(size=(30, 6)), rng.normal(size=(4, 6))
     moments = CrossMoments.of(rows, rng.normal(size=(30, 4)))

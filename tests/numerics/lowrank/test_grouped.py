@@ -41,6 +41,7 @@ def test_errors_are_those_of_the_block_diagonal_matrix_on_whole_rows():
         pairs = factors.at_rank(rank).parts
         now = [part @ pair.down.T @ pair.up.T + pair.bias for part, pair in zip(rows, pairs, strict=True)]
         gap = np.concatenate(now, axis=1) - biases.ravel() - y
+        assert factors.errors(moments)[rank] == pytest.approx(np.sum(gap**2), abs=1e-9 * np.sum(y**2))
         assert relative_errors(factors, moments)[rank] == pytest.approx(
             np.linalg.norm(gap) / np.linalg.norm(y), abs=1e-9
         )
@@ -106,3 +107,8 @@ def test_groups_that_do_not_belong_together_are_refused():
         GroupedFactors((first, small))
     with pytest.raises(ValueError, match="zip"):
         relative_errors(factors_of([first, first]), GroupedMoments((Moments.of(rows[0]),)))
+
+
+def test_the_objective_of_groups_is_the_sum_of_theirs():
+    factors, _ = solved(*drawn())
+    np.testing.assert_allclose(factors.objective, np.sum([part.objective for part in factors.parts], axis=0))

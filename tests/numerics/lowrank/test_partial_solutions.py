@@ -179,7 +179,7 @@ def test_balanced_factors_share_their_scale(layer, k):
     assert up == pytest.approx(down, rel=1e-12)
 
 
-def test_certificates():
+def test_diagnostics_certify_route_rank_condition_and_error():
     rng = np.random.default_rng(4)
     rows, weight = rng.normal(size=(30, 6)), rng.normal(size=(4, 6))
     rows[:, 1] = rows[:, 0]
@@ -196,7 +196,7 @@ def test_certificates():
     assert 0.0 == d.error_bound < d.error
 
 
-def test_moments_that_are_no_sum_of_squares_are_told():
+def test_moments_that_are_no_sum_of_squares_are_named():
     rng = np.random.default_rng(5)
     rows, weight = rng.normal(size=(40, 6)), rng.normal(size=(4, 6))
     huge = 1e9 * rng.normal(size=(4, 6))

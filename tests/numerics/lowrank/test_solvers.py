@@ -249,7 +249,7 @@ def test_bias_compensation_is_equation_4():
 
 @pytest.mark.parametrize("variant", list(Variant))
 @pytest.mark.parametrize("affine", [None, False, True])
-def test_method_names_and_defaults(variant, affine):
+def test_a_solution_is_named_after_its_variant_and_is_affine_unless_published(variant, affine):
     rng = np.random.default_rng(4)
     f = dalr(rng.normal(size=(3, 4)), None, Moments.of(rng.normal(size=(9, 4))), variant=variant.value, affine=affine)
     is_affine = variant is not Variant.PUBLISHED if affine is None else affine
@@ -257,7 +257,7 @@ def test_method_names_and_defaults(variant, affine):
     assert f.center.any() == is_affine
 
 
-def test_ranks_parameters_and_messages():
+def test_ranks_outside_the_solution_are_refused_and_costly_ones_warned_of():
     rng = np.random.default_rng(5)
     f = dalr(rng.normal(size=(8, 12)).astype(np.float32), None, Moments.of(rng.normal(size=(40, 12))))
     assert f.break_even_rank == 96 // 20
@@ -273,7 +273,7 @@ def test_ranks_parameters_and_messages():
         f.at_rank(5, layer="fc6")
 
 
-def test_diagnostics_travel_as_json():
+def test_diagnostics_survive_json():
     rng = np.random.default_rng(6)
     weight = rng.normal(size=(4, 9))
     with pytest.warns(FewSamplesWarning, match="5 rows for 9 features"):

@@ -329,7 +329,7 @@ def test_pure_pruning_ranks_single_nodes(ranking, statistic):
     assert part.retention == pytest.approx(1.0 - np.sum(lost**2) / np.sum(rows**2), abs=1e-12)
 
 
-def test_names_and_bad_input():
+def test_bad_input_and_other_options_are_refused_in_words():
     a = Moments.of(make_rows("generic", 20, 5, 12))
     b = Moments.of(make_rows("generic", 20, 6, 13))
     assert momasp(a, a, form="subset").method is Method.MOMASP_SUBSET

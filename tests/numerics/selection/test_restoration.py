@@ -26,7 +26,7 @@ def selected(psi, ridge=0.0):
 def test_it_minimises_the_loss_shrunk_towards_the_selections_own(ridge):
     psi, phi = nodes()
     own = selected(psi, ridge)
-    found = restored_towards(own, ds.CrossMoments.of(psi, phi), ridge)
+    found = restored_towards(own, ds.numerics.CrossMoments.of(psi, phi), ridge)
     assert found.kept is own.kept
     read, lam = psi[:, own.kept], ridge * np.mean(np.sum(psi**2, axis=0))
 
@@ -44,15 +44,17 @@ def test_it_minimises_the_loss_shrunk_towards_the_selections_own(ridge):
 def test_where_nothing_was_lost_before_it_is_the_selections_own_and_so_at_a_large_ridge():
     psi, phi = nodes()
     own = selected(phi)
-    same = restored_towards(own, ds.CrossMoments.of(phi, phi), 0.0)
+    same = restored_towards(own, ds.numerics.CrossMoments.of(phi, phi), 0.0)
     np.testing.assert_allclose(same.restore, own.restore, atol=1e-10)
     own = selected(psi)
-    np.testing.assert_allclose(restored_towards(own, ds.CrossMoments.of(psi, phi), 1e9).restore, own.restore, atol=1e-6)
+    np.testing.assert_allclose(
+        restored_towards(own, ds.numerics.CrossMoments.of(psi, phi), 1e9).restore, own.restore, atol=1e-6
+    )
 
 
 def test_what_is_lost_is_that_of_the_rows():
     psi, phi = nodes()
-    moments = ds.CrossMoments.of(psi, phi)
+    moments = ds.numerics.CrossMoments.of(psi, phi)
     kept = restored_towards(selected(psi), moments, 1e-2)
     gaps = [phi - psi, phi - psi[:, kept.kept] @ kept.restore.T]
     assert lost_towards(kept, moments) == pytest.approx([np.sum(gap**2) / np.sum(phi**2) for gap in gaps])
@@ -63,14 +65,14 @@ def test_all_readers_rows_count_each_place_once():
     (psi, phi), (more, others) = nodes(), nodes(40, seed=3)
     rng = np.random.default_rng(2)
     wide, wider = np.hstack([rng.normal(size=(60, 2)), psi]), np.hstack([rng.normal(size=(60, 1)), phi])
-    moments = {"a": ds.CrossMoments.of(wide, wider), "b": ds.CrossMoments.of(more, others)}
+    moments = {"a": ds.numerics.CrossMoments.of(wide, wider), "b": ds.numerics.CrossMoments.of(more, others)}
 
     def reader(stream, first):
         return ChannelReader(ChannelSpan(stream), stream, first)
 
     readers = [(reader("a", 2), reader("a", 1)), (reader("b", 0), reader("b", 0)), (reader("b", 0), reader("b", 0))]
     found = joint_cross(readers, D, moments)
-    twin = ds.CrossMoments.of(np.vstack([psi, more]), np.vstack([phi, others]))
+    twin = ds.numerics.CrossMoments.of(np.vstack([psi, more]), np.vstack([phi, others]))
     assert (found.count, found.samples, found.input_features) == (100, 60, D)
     np.testing.assert_allclose(found.joint.scatter, twin.joint.scatter, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(found.joint.mean, twin.joint.mean, rtol=1e-9, atol=1e-12)

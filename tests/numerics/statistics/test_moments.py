@@ -130,7 +130,7 @@ def test_constant_features_have_exactly_zero_variance(value, sizes, dtype):
 
 
 @given(row_blocks())
-def test_views_are_what_they_say(rows):
+def test_views_are_the_sums_of_the_rows(rows):
     m = Moments.of(rows)
     n = len(rows)
     _, product = scale_of(rows)

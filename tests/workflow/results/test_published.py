@@ -99,7 +99,7 @@ def test_the_report_is_stale_when_the_file_changes_and_nothing_else_is(finished_
     results = Results.read(Run(project).all().parent / "results.json")
     assert results.published[0].rows[0].published[0] == 0.125
     last = (project.output / "log.jsonl").read_text().splitlines()[-1]
-    assert last.endswith('"evaluate: nothing has changed, skipped"}')
+    assert last.endswith('"evaluate: up to date, skipped"}')
 
 
 @pytest.mark.parametrize(

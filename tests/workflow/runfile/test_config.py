@@ -130,9 +130,9 @@ def test_other_processes_need_activations_on_disk(run_file, override):
 
 def test_a_file_to_start_from_needs_training_and_is_handed_to_it_beside_the_run_file(run_file):
     config = load_config(run_file, ["network.start=pretrained.safetensors", "network.train_options.steps=3"])
-    options = Project(config, run_file.parent).train_options
+    options = Project(config, run_file.parent).code.train_options
     assert options == {"steps": 3, "start": run_file.parent / "pretrained.safetensors"}
-    assert Project(load_config(run_file), run_file.parent).train_options == {}
+    assert Project(load_config(run_file), run_file.parent).code.train_options == {}
     run_file.write_text(run_file.read_text().replace('train = "tiny_run:train"', 'weights = "w.safetensors"'))
     with pytest.raises(ConfigError, match="'start' is what 'train' starts from"):
         load_config(run_file, ["network.start=pretrained.safetensors"])

@@ -81,8 +81,8 @@ def test_a_run_scores_the_compressed_network_with_and_without_fine_tuning(tuned_
     kinds = [size.label.partition(":")[0] for size in results.sizes]
     assert kinds == ["uncompressed", "compressed", "fine-tuned"]
     for size, folder in zip(results.sizes[1:], (run.project.compressed, run.project.finetuned), strict=True):
-        model = ds.load(folder, run.project.build)
-        assert size.accuracy == pytest.approx(accuracy(model, run.project.batches("test")))
+        model = ds.load(folder, run.project.code.build)
+        assert size.accuracy == pytest.approx(accuracy(model, run.project.code.batches("test")))
         assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert any(
         decision.startswith(
@@ -98,12 +98,12 @@ def test_a_run_scores_the_compressed_network_with_and_without_fine_tuning(tuned_
 def test_the_step_gives_what_the_function_gives(tuned_file):
     run, _ = opened(tuned_file)
     run.finetune()
-    small = ds.load(run.project.compressed, run.project.build)
+    small = ds.load(run.project.compressed, run.project.code.build)
     losses = []
     options = ds.FineTuning(epochs=4, rate=0.01, seed=0)
-    batches = run.project.loader("finetune", run.project.finetune_section)
+    batches = run.project.code.loader("finetune", run.project.finetune_section)
     expected = ds.finetune(small, batches, options, epoch_done=lambda _, loss: losses.append(loss))
-    tuned = ds.load(run.project.finetuned, run.project.build)
+    tuned = ds.load(run.project.finetuned, run.project.code.build)
     assert all(torch.equal(tuned.state_dict()[name], value) for name, value in expected.state_dict().items())
     assert not torch.equal(tuned.fc3.weight, small.fc3.weight)
     assert tuned.compression_plan == small.compression_plan
@@ -121,8 +121,8 @@ def test_what_has_not_changed_is_not_tuned_again(tuned_file, contents):
     again.finetune()
     again.evaluate()
     assert {name: data for name, data in contents(run.project.output).items() if name != "log.jsonl"} == before
-    assert "finetune: nothing has changed, skipped" in notes.said
-    assert all("nothing has changed" in note for note in notes.said)
+    assert "finetune: up to date, skipped" in notes.said
+    assert all("up to date" in note for note in notes.said)
     assert not notes.started
 
 
@@ -146,14 +146,14 @@ def test_a_change_of_compression_is_tuned_again(tuned_file):
     opened(tuned_file)[0].finetune()
     changed, _ = opened(tuned_file, "compress.fc1.size=3")
     changed.finetune()
-    tuned = ds.load(changed.project.finetuned, changed.project.build)
+    tuned = ds.load(changed.project.finetuned, changed.project.code.build)
     assert tuned.fc1[0].weight.shape == (3, 12)
 
 
 def test_layers_are_named_as_in_the_original(tuned_file):
     run, _ = opened(tuned_file, 'finetune.layers=["fc1"]')
     run.finetune()
-    small, tuned = (ds.load(folder, run.project.build) for folder in run.project.saved)
+    small, tuned = (ds.load(folder, run.project.code.build) for folder in run.project.saved)
     differ = {n for n, value in small.state_dict().items() if not torch.equal(value, tuned.state_dict()[n])}
     assert differ == {"fc1.0.weight", "fc1.1.weight", "fc1.1.bias"}
 

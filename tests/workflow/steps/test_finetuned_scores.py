@@ -11,13 +11,13 @@ import torch
 import dalr_stream as ds
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError
+from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.record import Results
-from dalr_stream.workflow.dry_run import rehearse
+from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.scoring import accuracy
 
 SECTION = """
 [finetune]
@@ -65,7 +65,7 @@ def testing(*, seed):
 
 
 def deadly(model, batches):
-    from dalr_stream.workflow.steps.scoring import accuracy
+    from dalr_stream.network.measure.accuracy import accuracy
 
     left = int(os.environ["TINY_SCORES_TO_LIVE"])
     if left == 0:
@@ -114,8 +114,8 @@ def by_hand(project, layer, method, size):
     record = solution.at_rank(size) if low_rank else solution.at_size(size, ridge=section.restore_ridge)
     small = ds.compress(project.network, {layer: record}, example=project.structure)
     options = ds.FineTuning(epochs=2, rate=0.01, dropout=True, seed=project.config.run.seed)
-    tuned = ds.finetune(small, list(project.loader("finetune", project.finetune_section)), options)
-    return accuracy(tuned, list(project.loader("evaluate", project.evaluate_section)))
+    tuned = ds.finetune(small, list(project.code.loader("finetune", project.finetune_section)), options)
+    return accuracy(tuned, list(project.code.loader("evaluate", project.evaluate_section)))
 
 
 def test_every_network_is_scored_as_it_is_and_fine_tuned(tuned_file):
@@ -184,7 +184,7 @@ def test_killed_midway_it_goes_on_after_the_last_network(tuned_file):
         command, capture_output=True, text=True, check=False, env={**env, "TINY_SCORES_TO_LIVE": "7"}
     )
     assert again.returncode == 0, again.stderr
-    assert "evaluate: going on after 8 networks" in again.stderr
+    assert "evaluate: resuming after 8 networks" in again.stderr
     interrupted = opened(tuned_file, *settings).evaluate()
     whole = opened(tuned_file, *TUNED).evaluate()
     assert interrupted.curves == whole.curves
@@ -192,7 +192,7 @@ def test_killed_midway_it_goes_on_after_the_last_network(tuned_file):
 
 
 def test_the_cost_is_said_before(tuned_file):
-    found = rehearse(opened(tuned_file, *TUNED).project)
+    found = dry_run(opened(tuned_file, *TUNED).project)
     found.require()
     assert found.trials == "evaluate: 6 networks, and the 3 of the run; fine-tune: 7 of these, 2 epochs each"
     assert [facts.key for facts in found.loaders][-2:] == ["finetune", "evaluate"]
@@ -219,7 +219,7 @@ def test_a_device_that_is_not_there_is_named(finished_file):
 def test_the_network_is_put_there_and_training_has_it_as_built(finished_file):
     run = opened(finished_file, "network.device=cpu")
     assert next(run.project.network.parameters()).device == torch.device("cpu")
-    steps = rehearse(run.project).steps
+    steps = dry_run(run.project).steps
     assert ("train", False) in steps  # trained on another device, it is the same network
     assert ("capture target", True) in steps  # whose rows have other last bits
 

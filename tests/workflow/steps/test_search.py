@@ -11,10 +11,12 @@ from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.progress import Silent
-from dalr_stream.workflow.steps.scoring import Evaluator, Scoring, accuracy
+from dalr_stream.workflow.steps.scoring import Evaluator, Scoring
 from dalr_stream.workflow.steps.search import Search, joint_search
 
 EXAMPLE = torch.zeros(2, 20)
@@ -30,15 +32,15 @@ def network():
         with torch.inference_mode():
             labels = model(inputs).argmax(1)
     batches = [(inputs[i : i + 64], labels[i : i + 64]) for i in range(0, 200, 64)]
-    layers = ds.select_layers(model, ["0", "2", "4"])
-    moments = ds.accumulate_stream(model, [batch[0] for batch in batches], layers)
+    layers = ds.network.select_layers(model, ["0", "2", "4"])
+    moments = accumulate_stream(model, [batch[0] for batch in batches], layers)
     return model, batches, moments
 
 
 @pytest.fixture(scope="module")
 def low_rank(network):
     model, _, moments = network
-    return {name: ds.dalr(*ds.weights_of(model, name), moments[name]) for name in RANKS}
+    return {name: ds.dalr(*ds.network.weights_of(model, name), moments[name]) for name in RANKS}
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +175,8 @@ def test_a_selection_of_tied_layers_is_scored_from_the_first_of_them_on(network)
     model = Residual().eval()
     structure = Structure.of(model, batches[0][0])
     assert structure.changed_with("branch") == ("stem", "branch", "inner", "head")
-    layers = with_readers(ds.select_layers(model, ["branch"]), structure)
-    moments = ds.accumulate_stream(model, [batch[0] for batch in batches], layers)
+    layers = with_readers(ds.network.select_layers(model, ["branch"]), structure)
+    moments = accumulate_stream(model, [batch[0] for batch in batches], layers)
     record = ds.spectral(structure.group_of("branch").joint(moments)).at_size(4)
     scoring = Scoring(accuracy, batches)
     evaluator = Evaluator(model, (4,), scoring, 1e-3, Silent(), structure)

@@ -13,8 +13,9 @@ from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import compress
 from dalr_stream.workflow.steps import sequential as sequence_step
-from dalr_stream.workflow.steps.sizing import Compression
+from dalr_stream.workflow.steps.compression import Compression
 
 IN_SEQUENCE = 'compress.order="sequential"'
 TWO_PAIRS = ['compress.fc2.method="dalr_anchored_affine"', "compress.fc2.size=3"]
@@ -26,7 +27,7 @@ def opened(run_file, *overrides, **sizes):
 
 
 def saved(run):
-    return ds.load(run.project.compressed, run.project.build).state_dict()
+    return ds.load(run.project.compressed, run.project.code.build).state_dict()
 
 
 def same(one, other):
@@ -45,9 +46,9 @@ def test_the_network_in_sequence_is_the_python_apis(finished_file):
     }
     found = ds.compress_sequentially(
         project.network,
-        project.batches("target"),
+        project.code.batches("target"),
         choices,
-        source=project.batches("source"),
+        source=project.code.batches("source"),
         folding=ds.Folding(ds.HoldoutRule(0.0)),
     )
     assert same(saved(run), found.network.state_dict())
@@ -62,12 +63,12 @@ def saved_part(run, layer):
 
 
 def test_the_gain_is_measured_on_rows_that_decide_nothing_and_reported(finished_file):
-    parallel = ds.load(opened(finished_file)[0].project.compressed, opened(finished_file)[0].project.build)
+    parallel = ds.load(opened(finished_file)[0].project.compressed, opened(finished_file)[0].project.code.build)
     run, said = opened(finished_file, IN_SEQUENCE)
     page = run.all().parent
     record = Compression.read(run.project.compression)
     project = run.project
-    small, test = ds.load(project.compressed, project.build), project.batches("test")
+    small, test = ds.load(project.compressed, project.code.build), project.code.batches("test")
     before, after = (ds.output_errors(project.network, net, test, ["fc1", "fc3"]) for net in (parallel, small))
     assert [(g.layer, g.parallel, g.sequential) for g in record.gain.layers] == [
         (name, before[name], after[name]) for name in ("fc1", "fc3")
@@ -99,18 +100,20 @@ def test_without_a_domain_for_it_the_held_out_share_measures_where_there_is_one(
     gain = Compression.read(run.project.compression).gain
     assert gain.measured_on == f"the {'held-out' if share else 'training'} rows of 'target'"
     rule = ds.HoldoutRule(share, 0) if share else None
-    small = ds.load(run.project.compressed, run.project.build)
-    measured = ds.output_errors(run.project.network, small, run.project.batches("target"), ["fc1", "fc2"], holdout=rule)
+    small = ds.load(run.project.compressed, run.project.code.build)
+    measured = ds.output_errors(
+        run.project.network, small, run.project.code.batches("target"), ["fc1", "fc2"], holdout=rule
+    )
     assert {layer.layer: layer.sequential for layer in gain.layers} == measured
 
 
 def test_it_is_skipped_while_fresh_and_the_order_is_part_of_what_it_is_made_from(finished_file):
     run, said = opened(finished_file, IN_SEQUENCE)
     run.compress()
-    assert "compress: nothing has changed, skipped" not in said
+    assert "compress: up to date, skipped" not in said
     again, said = opened(finished_file, IN_SEQUENCE)
     again.compress()
-    assert said[-1] == "compress: nothing has changed, skipped"
+    assert said[-1] == "compress: up to date, skipped"
     back, said = opened(finished_file)
     back.compress()
     assert Compression.read(back.project.compression).gain is None
@@ -119,11 +122,11 @@ def test_it_is_skipped_while_fresh_and_the_order_is_part_of_what_it_is_made_from
 
 def test_other_data_makes_it_stale(finished_file):
     parallel, sequential = (opened(finished_file, *order)[0].project for order in ([], [IN_SEQUENCE]))
-    before = parallel.made_from("compress"), sequential.made_from("compress")
+    before = compress.made_from(parallel), compress.made_from(sequential)
     module = finished_file.parent / "tiny_run.py"
     module.write_text(module.read_text() + "\n# changed\n")
-    assert sequential.made_from("compress") != before[1]
-    assert parallel.made_from("compress") == before[0]
+    assert compress.made_from(sequential) != before[1]
+    assert compress.made_from(parallel) == before[0]
 
 
 def test_killed_between_passes_it_goes_on_from_the_last_finished_one(finished_file, monkeypatch):
@@ -146,7 +149,7 @@ def test_killed_between_passes_it_goes_on_from_the_last_finished_one(finished_fi
     monkeypatch.undo()
     run, said = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS)
     run.compress()
-    assert "compress: going on after fc1" in said
+    assert "compress: resuming after fc1" in said
     assert "layer after layer: 1 pass over the data: fc2" in said
     assert same(saved(run), weights)
     assert Compression.read(run.project.compression) == errors
@@ -180,7 +183,7 @@ def test_sizes_by_a_rule_are_those_of_the_parallel_statistics(finished_file):
     found = Compression.read(run.project.compression)
     assert (found.layers, found.rule) == (sizes.layers, sizes.rule)
     assert [layer.layer for layer in found.gain.layers] == list(found.layers)
-    assert json.loads(run.project.compression.read_text())["gain"]["passes"] == [["fc1"], ["fc2"]]
+    assert json.loads(run.project.compression.read_text())["content"]["content"]["gain"]["passes"] == [["fc1"], ["fc2"]]
 
 
 def test_a_ridge_that_rows_chose_serves_again(finished_file):
@@ -194,7 +197,7 @@ def test_a_ridge_that_rows_chose_serves_again(finished_file):
         for layer, size in (("fc1", 4), ("fc2", 3))
     }
     found = ds.compress_sequentially(
-        run.project.network, run.project.batches("target"), choices, folding=ds.Folding(ds.HoldoutRule(0.0))
+        run.project.network, run.project.code.batches("target"), choices, folding=ds.Folding(ds.HoldoutRule(0.0))
     )
     assert same(saved(run), found.network.state_dict())
 

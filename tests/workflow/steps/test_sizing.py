@@ -16,7 +16,8 @@ from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.sizing import Compression
+from dalr_stream.workflow.steps import compress
+from dalr_stream.workflow.steps.compression import Compression
 
 DEFAULT = Method.DALR_ANCHORED_AFFINE
 VALIDATION = '\n[validation]\nbatches = "tiny_run:validation"\nranks = [1, 2, 4, 6]\n'
@@ -33,7 +34,7 @@ def invoke(*arguments):
 
 def weights(run):
     """Weights of fc1 and fc2 in the saved network, counted on the modules."""
-    small = ds.load(run.project.compressed, run.project.build)
+    small = ds.load(run.project.compressed, run.project.code.build)
     return sum(p.numel() for name, p in small.named_parameters() if p.dim() == 2 and name[:3] in {"fc1", "fc2"})
 
 
@@ -78,7 +79,7 @@ def test_a_share_of_the_weights_is_kept_and_as_good_as_every_combination(finishe
 def test_selections_are_counted_as_narrow_as_they_leave_each_other(finished_file):
     run = opened(finished_file, "run.caveats=[]", params="50%", method="spectral")
     run.compress()
-    small = ds.load(run.project.compressed, run.project.build)
+    small = ds.load(run.project.compressed, run.project.code.build)
     k, l = small.fc1.out_features, small.fc2.out_features  # noqa: E741
     assert small.fc2.in_features == k
     assert 12 * k + k * l <= 0.5 * 352
@@ -133,7 +134,7 @@ def test_the_step_runs_again_when_the_rule_changes_and_the_report_names_the_size
     assert again.project.compression.stat().st_mtime_ns == stamp
     opened(finished_file, params="30%").compress()
     assert Compression.read(first.project.compression) != before
-    steps = json.loads((first.project.output / "steps.json").read_text())
+    steps = json.loads((first.project.output / "steps.json").read_text())["content"]
     assert steps["compress"]["configuration"]["compress"]["params"] == 0.3
     assert steps["compress"]["configuration"]["compress"]["method"] == DEFAULT.value
 
@@ -156,8 +157,8 @@ def test_the_search_on_validation_keeps_the_drop_and_its_whole_trace(finished_fi
     assert done.exit_code == 0, done.output
     run = opened(finished_file, max_drop="5%")
     found = Compression.read(run.project.compression)
-    small = ds.load(run.project.compressed, run.project.build)
-    batches = run.project.loader("validation", run.project.config.validation)
+    small = ds.load(run.project.compressed, run.project.code.build)
+    batches = run.project.code.loader("validation", run.project.config.validation)
     right = sum(int((small(x).argmax(1) == y).sum()) for x, y in batches) / 60
     assert found.search.baseline - right <= 0.05 + 1e-9
     assert {layer: size.size for layer, size in found.layers.items()} == found.search.sizes
@@ -177,7 +178,7 @@ def test_the_search_runs_again_when_validation_changes_and_not_when_the_test_doe
     finished_file.write_text(finished_file.read_text() + VALIDATION)
 
     def print_of(*overrides):
-        return opened(finished_file, *overrides, max_drop=0.05).project.made_from("compress")
+        return compress.made_from(opened(finished_file, *overrides, max_drop=0.05).project)
 
     assert print_of() == print_of("evaluate.ranks=[3]")
     assert print_of() != print_of("validation.options.samples=30")
@@ -232,7 +233,7 @@ def test_the_command_line_decides_for_once_and_the_run_file_stays(finished_file)
 def test_solve_lists_solutions_as_json_and_nothing_else(finished_file):
     done = invoke("solve", finished_file, "--json")
     facts = json.loads(done.stdout)
-    assert "nothing has changed" in done.stderr
+    assert "up to date" in done.stderr
     run = opened(finished_file)
     assert {(fact["layer"], fact["method"]) for fact in facts} == {
         (layer, method.value) for layer in SHAPES for method in Method
@@ -255,7 +256,7 @@ def test_the_errors_of_selections_are_measured_on_the_rows(finished_file, method
     facts = [f for f in json.loads(invoke("solve", finished_file, "--json").stdout) if f["method"] == method.value]
     run = opened(finished_file)
     selection = StoreView.open(run.project.store).solutions("fc1", [method])[method]
-    rows = np.concatenate([np.maximum(layer_one(run, x), 0.0) for x, _ in run.project.batches("test")])
+    rows = np.concatenate([np.maximum(layer_one(run, x), 0.0) for x, _ in run.project.code.batches("test")])
     for fact in (f for f in facts if f["layer"] == "fc1"):
         kept = selection.at_size(fact["size"], ridge=1e-3)
         back = rows[:, kept.kept] @ kept.restore.T + kept.offset

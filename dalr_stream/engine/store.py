@@ -1,0 +1,114 @@
+"""What a finished run left, opened anywhere: layers with their moments, and solutions, without network, data or torch.
+
+    store = open_store("birds.zarr")
+    store.layer("fc6", target="target", source="source")          # a Layer, for any solver
+    store.solution("fc6", "dalr_anchored_affine").at_rank(64)     # what the run solved
+
+Nothing is changed on disk, and no record is read before it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.statistics import layer_names
+from dalr_stream.engine.store_view import StoreView
+from dalr_stream.errors import LayerNotFoundError, StoreNotFoundError
+from dalr_stream.numerics.layer import Layer
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.storage.records import Solution
+from dalr_stream.storage.store import ActivationStore, StoredRows
+
+if TYPE_CHECKING:
+    from dalr_stream.engine.verify import Verification
+
+
+def open_store(path: str | Path) -> Store:
+    """Return the store at `path`, of any run on any machine.
+
+    Raises StoreNotFoundError where there is none, and StoreDamagedError where what it says of itself is damaged.
+    """
+    return Store(StoreView.open(Path(path)))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Store:
+    """A store on disk: the layers and domains it knows, their moments, and what was solved from them."""
+
+    view: StoreView
+    """The same as the steps of a run see it."""
+
+    @property
+    def root(self) -> Path:
+        """Where it lies."""
+        return self.view.root
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose inputs or outputs were watched, a convolution of several groups once."""
+        watched = self.view.manifest.network.layers
+        return layer_names(list(watched), watched)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains that were captured or accumulated."""
+        return tuple(self.view.manifest.domains)
+
+    def moments(self, domain: str = "target") -> LayerMoments:
+        """Return the moments of a domain by stream; `.heldout` has those of the held-out rows, `.shards` the parts."""
+        self._require("domain", domain, self.domains)
+        return self.view.statistics(domain).by_stream
+
+    def layer(self, name: str, *, target: str = "target", source: str | None = None) -> Layer:
+        """Return a layer with its weights and its moments on a domain, for any solver.
+
+        With a `source` domain it has `source_nodes` too, which MoMaSP compares.
+        """
+        self._require("layer", name, self.layers, LayerNotFoundError)
+        for domain in (target, *([] if source is None else [source])):
+            self._require("domain", domain, self.domains)
+        return self.view.problem(name, target, source)
+
+    def methods(self, layer: str) -> tuple[Method, ...]:
+        """Return the methods that the layer was solved by."""
+        self._require("layer", layer, self.layers, LayerNotFoundError)
+        return tuple(one for one in Method if all(path.is_dir() for path in self.view.solution_paths(layer, one)))
+
+    def solution(self, layer: str, method: Method | str) -> Solution:
+        """Return every rank of the factors, or every size of the selection, that a run solved for a layer."""
+        named = parse_choice(Method, method, "method")
+        self._require(f"solution of layer '{layer}' by", named.value, [one.value for one in self.methods(layer)])
+        return self.view.solutions(layer, [named])[named]
+
+    def rows(self, layer: str, *, domain: str = "target", holdout: HoldoutRule | None = None) -> StoredRows:
+        """Return the training rows of a stream, where its activations were kept: what `dalr_from_rows` goes through.
+
+        Rows are held out by the rule that the moments were accumulated by, or by `holdout`.
+        """
+        self._require("domain", domain, self.domains)
+        opened = ActivationStore(self.root)
+        opened.rows(domain, layer)  # names the streams that there are
+        return StoredRows(opened, domain, layer, holdout or self.view.holdout(domain, layer))
+
+    def verify(self) -> Verification:
+        """Read everything, and return what is whole and what is damaged, stale or lost."""
+        from dalr_stream.engine.verify import verify_store  # adds shards up again, which reading does without
+
+        return verify_store(self.root)
+
+    def __repr__(self) -> str:
+        return repr(ActivationStore(self.root))
+
+    def _repr_html_(self) -> str:
+        return ActivationStore(self.root)._repr_html_()
+
+    def _require(self, what: str, name: str, known: Iterable[str], error: type[Exception] = StoreNotFoundError) -> None:
+        names = list(known)
+        if name not in names:
+            raise error(f"'{self.root}': there is no {what} '{name}': there is {', '.join(names) or 'none yet'}")

@@ -1,0 +1,30 @@
+# What is public of `dalr_stream.numerics` beside the names of the front: the one list, as in `../__init__.pyi`.
+
+from dalr_stream.numerics.linalg.precision import Precision as Precision
+from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows as dalr_from_rows
+from dalr_stream.numerics.lowrank.grouped import GroupedFactors as GroupedFactors
+from dalr_stream.numerics.lowrank.solvers import dalr_sweep as dalr_sweep
+from dalr_stream.numerics.methods import Family as Family
+from dalr_stream.numerics.methods import Form as Form
+from dalr_stream.numerics.methods import Variant as Variant
+from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank as jackknife_low_rank
+from dalr_stream.numerics.resampling.jackknife import jackknife_selection as jackknife_selection
+from dalr_stream.numerics.resampling.ridge_choice import choose_ridge as choose_ridge
+from dalr_stream.numerics.resampling.sufficiency import sufficiency as sufficiency
+from dalr_stream.numerics.rows.streams import Side as Side
+from dalr_stream.numerics.selection.shift import MomentShift as MomentShift
+from dalr_stream.numerics.selection.shift import diff as diff
+from dalr_stream.numerics.sizes.allocation import SizedLayer as SizedLayer
+from dalr_stream.numerics.sizes.allocation import Source as Source
+from dalr_stream.numerics.sizes.allocation import as_they_are as as_they_are
+from dalr_stream.numerics.sizes.allocation import by_energy as by_energy
+from dalr_stream.numerics.sizes.allocation import cost as cost
+from dalr_stream.numerics.sizes.allocation import factor_layer as factor_layer
+from dalr_stream.numerics.sizes.allocation import selection_layer as selection_layer
+from dalr_stream.numerics.sizes.allocation import uniform as uniform
+from dalr_stream.numerics.sizes.allocation import within_budget as within_budget
+from dalr_stream.numerics.sizes.losses import relative_errors as relative_errors
+from dalr_stream.numerics.sizes.shape import LayerShape as LayerShape
+from dalr_stream.numerics.statistics.cross import CrossMoments as CrossMoments
+from dalr_stream.numerics.statistics.folding import merge_all as merge_all
+from dalr_stream.numerics.statistics.grouped import GroupedMoments as GroupedMoments

@@ -1,0 +1,61 @@
+"""The report step: everything the run found out, as a folder with one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from dalr_stream.report.write import INVENTORY, PAGE, write_report
+from dalr_stream.storage.durable import explained
+from dalr_stream.storage.json_record import digest_of
+from dalr_stream.workflow.results.published_file import Published
+from dalr_stream.workflow.results.results import results
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import evaluate
+from dalr_stream.workflow.steps.fingerprints import file_print
+from dalr_stream.workflow.steps.profile import read_profile
+from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.step import Artefact, Step
+
+NAME = "report"
+
+
+def steps(session: Session) -> Iterator[Step]:
+    """Yield the step."""
+    project = session.project
+    yield Step(
+        NAME,
+        NAME,
+        (evaluate.NAME,),
+        lambda: made_from(project),
+        lambda: _artefacts(project),
+        lambda _: _report(project),
+        lambda: _check(project),
+    )
+
+
+def made_from(project: Project) -> str:
+    """Return the fingerprint of the report: of the scores, of what the author says, and of what stands beside them."""
+    config, profile = project.config, read_profile(project)
+    published = config.report.published
+    beside = None if published is None else file_print(project.folder / published, "report.published")
+    shown = [config.run.model_dump(mode="json"), beside, None if profile is None else asdict(profile)]
+    return digest_of([evaluate.made_from(project), *shown])
+
+
+def _artefacts(project: Project) -> Iterator[Artefact]:
+    yield Artefact(project.report_folder / PAGE)
+    inventory = project.report_folder / INVENTORY
+    yield Artefact(inventory)
+    yield from (Artefact(project.report_folder / name) for name in inventory.read_text(encoding="utf-8").splitlines())
+
+
+def _check(project: Project) -> None:
+    if project.config.report.published is not None:
+        Published.read(project.folder / project.config.report.published)
+
+
+def _report(project: Project) -> None:
+    shown = results(project)
+    with explained(project.report_folder):
+        write_report(shown, project.report_folder)

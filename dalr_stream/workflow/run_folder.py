@@ -1,0 +1,62 @@
+"""The run's own folder: one command at a time, and what a killed one left of the files made here is cleared.
+
+The folder may hold other things: only names that this package makes, in the places where it makes them, are removed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from dalr_stream.errors import StoreLockedError
+from dalr_stream.storage.durable import INCOMING, OUTGOING, explained, make_folder
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import profile, step_log
+
+LOCK = "run.lock"
+
+
+@contextmanager
+def one_command(project: Project) -> Iterator[None]:
+    """Hold the run's folder, having cleared what a killed command left; raises StoreLockedError where another does."""
+    folder = project.output
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    make_folder(folder)
+    with explained(folder):
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise StoreLockedError(
+                f"'{folder}' is in use by another command: wait for it, or name another run.output"
+            ) from None
+    try:
+        with explained(folder):
+            _clear(project)
+        yield
+    finally:
+        lock.release()
+
+
+def _clear(project: Project) -> None:
+    """Put back or remove what lies there under a temporary name of one of the run's own files."""
+    names = "|".join(re.escape(path.name) for path in _own(project))
+    for path in sorted(project.output.glob(f"{OUTGOING}*")):
+        match = re.fullmatch(rf"{re.escape(OUTGOING)}({names})-[0-9a-f]{{8}}", path.name)
+        if match and not (project.output / match[1]).exists():  # killed between the two renames: it is all there is
+            path.rename(project.output / match[1])
+    litter = re.compile(rf"({re.escape(INCOMING)}|{re.escape(OUTGOING)})({names})-[0-9a-f]{{8}}")
+    for path in project.output.iterdir():
+        if litter.fullmatch(path.name) and not path.is_symlink():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _own(project: Project) -> tuple[Path, ...]:
+    """Return what steps write into the folder, whole, under a temporary name first; the store clears its own."""
+    files = (project.evaluation, project.compression, project.stability, project.finetuning, project.weights)
+    folders = (project.compressed, project.finetuned, project.sequence, project.unfinished)
+    return (*files, *folders, project.output / step_log.FILE, project.output / profile.FILE)

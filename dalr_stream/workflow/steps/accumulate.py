@@ -1,0 +1,82 @@
+"""The accumulate steps: each domain's rows to moments, from the store or as the network makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dalr_stream.engine.direct import accumulate_into
+from dalr_stream.engine.from_store import accumulate_stored
+from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.records import moments_path, shard_parts
+from dalr_stream.storage.removal import forget_moments
+from dalr_stream.storage.schema import PARTS
+from dalr_stream.storage.store import ActivationStore
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import capture, train
+from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.step import Artefact, Step, store_record
+
+VERB = "accumulate"
+
+
+def name_of(domain: str) -> str:
+    """Return the name of a domain's step."""
+    return f"{VERB} {domain}"
+
+
+def steps(session: Session) -> Iterator[Step]:
+    """Yield a step for each domain."""
+    yield from (_step(session, domain) for domain in session.project.config.domains)
+
+
+def _step(session: Session, domain: str) -> Step:
+    project = session.project
+    keeps = project.config.capture.keep_activations
+    return Step(
+        name_of(domain),
+        VERB,
+        (train.NAME, *([capture.name_of(domain)] if keeps else [])),
+        lambda: made_from(project, domain),
+        lambda: _artefacts(project, domain),
+        lambda _: _fold_stored(session, domain) if keeps else _fold_directly(session, domain),
+    )
+
+
+def made_from(project: Project, domain: str) -> str:
+    """Return the fingerprint of a domain's moments."""
+    config = project.config
+    rule, section = config.holdout(domain), config.accumulate
+    settings = [rule.share, rule.seed, section.precision, section.device, config.shards(domain)]
+    return digest_of([capture.made_from(project, domain), *settings])
+
+
+def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
+    yield from capture.domain_artefacts(project)
+    record = ActivationStore(project.store).domain(domain)
+    parts = [*PARTS, *shard_parts(project.config.shards(domain))]
+    for layer in {record.home(layer): None for layer in record.names}:
+        yield from (store_record(moments_path(project.store, domain, layer, part)) for part in parts)
+
+
+def _fold_stored(session: Session, domain: str) -> None:
+    project = session.project
+    folding = project.folding(domain, session.cluster())
+    accumulate_stored(project.store, domain=domain, folding=folding, progress=session.progress)
+
+
+def _fold_directly(session: Session, domain: str) -> None:
+    project = session.project
+    capture.require_own_store(session)
+    if session.fresh:
+        forget_moments(project.store, domain)
+    with project.code.importing(), capture.naming_fresh():
+        accumulate_into(
+            project.store,
+            project.network,
+            project.code.batches(domain),
+            project.watched,
+            domain=domain,
+            rows=project.code.rows,
+            folding=project.folding(domain),
+            progress=session.progress,
+        )

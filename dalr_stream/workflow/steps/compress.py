@@ -1,0 +1,81 @@
+"""The compress step: the network that the run file's [compress] section describes, saved with how it was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dalr_stream.engine.store_view import StoreView
+from dalr_stream.network.saved import checkpoint
+from dalr_stream.network.surgery.compress import compress, parameter_count
+from dalr_stream.storage.json_record import digest_of
+from dalr_stream.workflow.runfile.compress_section import Order
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import capture, solve
+from dalr_stream.workflow.steps.compression import COMPRESSION
+from dalr_stream.workflow.steps.fingerprints import labelled_print
+from dalr_stream.workflow.steps.named_sizes import require_choices
+from dalr_stream.workflow.steps.provenance import saved_provenance
+from dalr_stream.workflow.steps.sequential import compress_in_sequence, forget_sequence
+from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.sizing import decide
+from dalr_stream.workflow.steps.step import Step, json_record, saved_network
+
+NAME = "compress"
+
+
+def steps(session: Session) -> Iterator[Step]:
+    """Yield the step; nothing where [compress] names no layers and no rule."""
+    project = session.project
+    if project.config.compress.wanted:
+        yield Step(
+            NAME,
+            NAME,
+            (solve.NAME,),
+            lambda: made_from(project),
+            lambda: [saved_network(project.compressed), json_record(project.compression, COMPRESSION)],
+            lambda stamp: _compress(session, stamp),
+            lambda: _check(project),
+        )
+
+
+def made_from(project: Project) -> str:
+    """Return the fingerprint of the compressed network."""
+    config = project.config
+    searched = labelled_print(project, config.validation) if config.compress.max_drop is not None else []
+    seed = config.run.seed if searched else None
+    return digest_of([solve.made_from(project), config.plain()["compress"], searched, seed, _streamed_again(project)])
+
+
+def _streamed_again(project: Project) -> list[str]:
+    """Return the fingerprints of the domains that compressing layer after layer goes through once more."""
+    section = project.config.solve
+    if project.config.compress.order is not Order.SEQUENTIAL:
+        return []
+    domains = [section.target, section.source, section.heldout]
+    return [capture.made_from(project, domain) for domain in domains if domain is not None]
+
+
+def _check(project: Project) -> None:
+    require_choices(project, project.prospect(project.stand_in()))
+    validation = project.config.validation
+    if project.config.compress.max_drop is not None and validation is not None and validation.metric != "accuracy":
+        project.code.metric("validation", validation)
+
+
+def _compress(session: Session, fingerprint: str) -> None:
+    project, note = session.project, session.progress.note
+    store = StoreView.open(project.store)
+    capture.require_same_network(project, store)
+    replacements, compression = decide(project, store, session.progress)
+    note(f"compress: {compression.rule}: {compression}")
+    for warning in compression.notes:
+        note(f"warning: {warning}")
+    small = compress(project.network, replacements, example=project.structure)
+    if replacements and project.config.compress.order is Order.SEQUENTIAL:
+        small, compression = compress_in_sequence(project, store, compression, small, fingerprint, session.progress)
+    facts = saved_provenance(project.config, store, compression, fingerprint)
+    checkpoint.save(small, project.compressed, provenance=facts)
+    compression.write(project.compression, fingerprint)
+    forget_sequence(project)
+    before, after = parameter_count(project.network), parameter_count(small)
+    note(f"compress: {before:,} -> {after:,} parameters ({after / before:.1%}), in '{project.compressed}'")

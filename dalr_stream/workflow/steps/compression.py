@@ -1,0 +1,118 @@
+"""How the saved network is compressed, as it is kept beside it: which sizes, decided how, and what the order gained.
+
+What was decided is read from here afterwards: no size is ever decided twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dalr_stream.engine.sequential import in_words
+from dalr_stream.numerics.methods import Method
+from dalr_stream.report.overview import FEW
+from dalr_stream.storage.json_record import RecordKind
+from dalr_stream.workflow.steps.search import Search
+from dalr_stream.workflow.steps.step import read_stamped, write_stamped
+
+COMPRESSION = RecordKind("compression", 1, "run compress")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGain:
+    """Relative output error of one layer, ||Y - Y~|| / ||Y - b||, in the two compressed networks."""
+
+    layer: str
+    parallel: float
+    """All layers solved from the original network's statistics."""
+    sequential: float
+    """Each solved in the network as compressed so far."""
+
+    def __str__(self) -> str:
+        return f"{self.layer} {self.parallel:.4f} -> {self.sequential:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceGain:
+    """Both networks measured on the same rows, at the same sizes."""
+
+    passes: tuple[tuple[str, ...], ...]
+    """The layers of each pass."""
+    measured_on: str
+    """Which rows, in words."""
+    layers: tuple[LayerGain, ...]
+    """In the order of execution; a layer that a selection narrowed is measured at what reads its nodes."""
+
+    def __str__(self) -> str:
+        gains = ", ".join(map(str, self.layers))
+        return (
+            f"layers were compressed one after the other, in {in_words(self.passes)}; relative output error on "
+            f"{self.measured_on}, all at once -> one after the other: {gains}"
+        )
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> SequenceGain:
+        """Return the record that `dataclasses.asdict` turned into plain values."""
+        layers = tuple(LayerGain(**layer) for layer in plain["layers"])
+        return cls(tuple(tuple(group) for group in plain["passes"]), plain["measured_on"], layers)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSize:
+    """By which method a layer is compressed, and its rank or number of kept nodes."""
+
+    method: Method
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How the saved network is compressed, and how that was decided."""
+
+    rule: str
+    """In words."""
+    layers: Mapping[str, LayerSize]
+    """Layers that are not named stay as they are."""
+    notes: tuple[str, ...] = ()
+    """What was warned of on the way."""
+    search: Search | None = None
+    gain: SequenceGain | None = None
+    """Where the layers were compressed one after the other."""
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "as is"
+        return self._sizes + (" (one after the other)" if self.gain else "")
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What the report says of it."""
+        return (*self.notes, str(self.gain)) if self.gain else self.notes
+
+    @property
+    def _sizes(self) -> str:
+        if len(self.layers) <= FEW:
+            return "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
+        sizes: dict[Method, list[int]] = {}
+        for layer in self.layers.values():
+            sizes.setdefault(layer.method, []).append(layer.size)
+        return "; ".join(
+            f"{method.label} in {len(ranks)} of {len(self.layers)} layers, "
+            + " to ".join(map(str, sorted({min(ranks), max(ranks)})))
+            for method, ranks in sizes.items()
+        )
+
+    def write(self, path: Path, fingerprint: str) -> None:
+        """Write the record."""
+        write_stamped(path, COMPRESSION, fingerprint, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path, fingerprint: str | None = None) -> Compression:
+        """Read what `write` wrote; raises FingerprintMismatchError where it was made from something else."""
+        plain = read_stamped(path, COMPRESSION, fingerprint)
+        layers = {name: LayerSize(Method(layer["method"]), layer["size"]) for name, layer in plain["layers"].items()}
+        search = None if plain["search"] is None else Search.from_plain(plain["search"])
+        gain = None if plain["gain"] is None else SequenceGain.from_plain(plain["gain"])
+        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain)

@@ -1,0 +1,142 @@
+"""The evaluate step: every method at every size, and the saved networks, scored on the labelled test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from dalr_stream.engine.store_view import StoreView
+from dalr_stream.network.measure.macs import watched_calls
+from dalr_stream.network.saved import checkpoint
+from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
+from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
+from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.json_record import RecordKind, digest_of
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.runfile.sections import EvaluateSection
+from dalr_stream.workflow.steps import compress, finetune, solve
+from dalr_stream.workflow.steps.capture import require_same_network
+from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.finetuned_scores import FinetunedScores
+from dalr_stream.workflow.steps.fingerprints import labelled_print
+from dalr_stream.workflow.steps.scoring import Curves, Evaluator, KeptScores, Score, Scoring, score_on
+from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.step import Step, json_record, read_stamped, write_stamped
+
+NAME = "evaluate"
+EVALUATION = RecordKind("evaluation", 1, "run evaluate")
+
+
+def steps(session: Session) -> Iterator[Step]:
+    """Yield the step."""
+    project = session.project
+    saved = {compress.NAME: project.config.compress.wanted, finetune.NAME: project.config.finetune is not None}
+    yield Step(
+        NAME,
+        NAME,
+        (solve.NAME, *(name for name, wanted in saved.items() if wanted)),
+        lambda: made_from(project),
+        lambda: [json_record(project.evaluation, EVALUATION)],
+        lambda stamp: _evaluate(session, stamp),
+        lambda: _check(project),
+    )
+
+
+def made_from(project: Project) -> str:
+    """Return the fingerprint of all scores."""
+    labelled = labelled_print(project, project.config.evaluate)
+    return digest_of([finetune.made_from(project), labelled, project.config.run.seed])
+
+
+def measure(label: str, model: nn.Module, score: Score) -> NetworkSize:
+    """Return what a network weighs, how well it does, and what its layers computed for that, a sample."""
+    with watched_calls(model) as calls:
+        accuracy = score(model)
+    macs = {name: count / calls.samples for name, count in calls.macs.items() if calls.samples}
+    return NetworkSize(label, parameter_count(model), parameter_bytes(model), accuracy, macs)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What evaluation found out, as it is kept between the steps."""
+
+    metric: str
+    baseline: float
+    """Accuracy of the uncompressed network."""
+    curves: Curves
+    sizes: tuple[NetworkSize, ...]
+    """The uncompressed network, then those the run saves: the compressed one, and the same fine-tuned."""
+    left_out: tuple[str, ...] = ()
+    """Which layers that were asked for cannot be compressed, and why."""
+    finetuned: Curves = field(default_factory=dict)
+    """The same curves once each network was fine-tuned; empty where none was."""
+
+    def write(self, path: Path, fingerprint: str) -> None:
+        """Write the record."""
+        write_stamped(path, EVALUATION, fingerprint, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path, fingerprint: str | None = None) -> Evaluation:
+        """Read what `write` wrote; raises FingerprintMismatchError where it was made from something else."""
+        plain = read_stamped(path, EVALUATION, fingerprint)
+        curves, finetuned = (
+            {
+                layer: tuple(AccuracyCurve(c["method"], tuple(AccuracyPoint(**p) for p in c["points"])) for c in layers)
+                for layer, layers in plain[key].items()
+            }
+            for key in ("curves", "finetuned")
+        )
+        sizes = tuple(NetworkSize(**size) for size in plain["sizes"])
+        return cls(plain["metric"], plain["baseline"], curves, sizes, tuple(plain["left_out"]), finetuned)
+
+
+def _check(project: Project) -> None:
+    section = project.config.evaluate
+    if section is not None and section.metric != "accuracy":
+        project.code.metric(NAME, section)
+
+
+def _evaluate(session: Session, fingerprint: str) -> None:
+    project = session.project
+    section, store = project.evaluate_section, StoreView.open(project.store)
+    require_same_network(project, store)
+    score = score_on(project, NAME, section)
+    with project.code.importing():
+        sizes = tuple(measure(label, model, score) for label, model in _networks(project).items())
+        curves, finetuned = _curves(session, store, section, score, fingerprint)
+    baseline = float(sizes[0].accuracy or 0.0)
+    evaluation = Evaluation(section.metric, baseline, curves, sizes, project.unsupported_layers, finetuned)
+    evaluation.write(project.evaluation, fingerprint)
+    remove_folder(project.unfinished)
+
+
+def _networks(project: Project) -> dict[str, nn.Module]:
+    """Return the uncompressed network, and those that the run saves, by what they are called in the report."""
+    networks = {"uncompressed": project.network}
+    for label, folder in {"compressed": project.compressed, "fine-tuned": project.finetuned}.items():
+        if folder in project.saved:
+            compression = Compression.read(project.compression, compress.made_from(project))
+            networks[f"{label}: {compression}"] = checkpoint.load(folder, project.code.placed)
+    return networks
+
+
+def _curves(
+    session: Session, store: StoreView, section: EvaluateSection, score: Scoring, fingerprint: str
+) -> tuple[Curves, Curves]:
+    """Score every network, and once more fine-tuned where asked for; resumes after the last that was scored."""
+    project = session.project
+    scores = KeptScores(project.unfinished / f"evaluate-{fingerprint[:16]}.json")
+    if scores:
+        session.progress.note(f"evaluate: resuming after {len(scores)} networks")
+    methods = {layer: project.methods(store, layer) if section.ranks else () for layer in project.layers}
+    evaluator = Evaluator.of(project, section, score, session.progress)
+    plain = evaluator.curves(store, methods, scores)
+    if not section.finetune:
+        return plain, {}
+    training = project.finetune_section
+    batches = project.code.loader("finetune", training)
+    finetuned = FinetunedScores(evaluator, batches, finetune.options_of(project, training))
+    return plain, evaluator.curves(store, methods, scores, tuned=finetuned.from_layer)

@@ -1,0 +1,57 @@
+"""The train step: the network's weights, where the run file says how to train it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dalr_stream.network.saved import checkpoint
+from dalr_stream.network.saved.pretrained import weights_file
+from dalr_stream.storage.json_record import digest_of
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.fingerprints import code_print, file_print
+from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.step import Artefact, Step
+
+NAME = "train"
+
+
+def steps(session: Session) -> Iterator[Step]:
+    """Yield the step; nothing where the run file names weights."""
+    project = session.project
+    if project.config.network.train is not None:
+        weights = Artefact(project.weights, lambda: checkpoint.weights_made_from(project.weights))
+        yield Step(
+            NAME,
+            NAME,
+            (),
+            lambda: made_from(project),
+            lambda: [weights],
+            lambda stamp: _train(session, stamp),
+            lambda: _check(project),
+        )
+
+
+def made_from(project: Project) -> str:
+    """Return the fingerprint of the network's weights, trained or given."""
+    section, seed = project.config.network, project.config.run.seed
+    files = {"weights": section.weights, "start": section.start}
+    weights = [
+        None if file is None else file_print(weights_file(project.folder / file), f"network.{key}")
+        for key, file in files.items()
+    ]
+    settings = section.model_dump(mode="json", exclude={"layers", "outputs", "device"})
+    code = code_print(project, section.build, section.train)
+    return digest_of({"network": settings, "weights": weights, "seed": seed, "code": code})
+
+
+def _train(session: Session, fingerprint: str) -> None:
+    project, code = session.project, session.project.code
+    with code.importing():
+        model = code.build()
+        train = code.trainer(str(project.config.network.train))
+        train(model, seed=project.config.run.seed, report=session.progress.note, **code.train_options)
+    checkpoint.save_weights(model.eval(), project.weights, made_from=fingerprint)
+
+
+def _check(project: Project) -> None:
+    project.code.trainer(str(project.config.network.train))

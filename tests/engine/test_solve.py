@@ -1,0 +1,91 @@
+"""Methods by name: each is the verb that it stands for, with the options of its name, to the bit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import dalr_stream as ds
+from dalr_stream.engine.solve import factor_by, select_by, solve
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.methods import DalrOptions, Family, Form, Method, Variant
+
+M, D = 6, 5
+RIDGE, STRENGTH = 1e-2, 2.0
+
+
+def rows(seed, features):
+    rng = np.random.default_rng(seed)
+    return np.maximum(rng.normal(size=(40, features)) @ rng.normal(size=(features, features)) + 0.5, 0.0)
+
+
+def layer(seed=0):
+    rng = np.random.default_rng(7)
+    nodes = ds.Moments.of(rows(seed + 1, M))
+    return ds.Layer("fc6", rng.normal(size=(M, D)), rng.normal(size=M), ds.Moments.of(rows(seed, D)), nodes=nodes)
+
+
+def by_hand(method, given, source):
+    """What the name stands for, written out."""
+    if method is Method.SVD or method is Method.SVD_BC:
+        return ds.truncated_svd(given, compensate_bias=method is Method.SVD_BC)
+    if method.family is Family.LOW_RANK:
+        _, variant, *rest = method.value.split("_")
+        affine, compensate = rest == ["affine"], rest == ["bc"]
+        return ds.dalr(given, ridge=RIDGE, variant=variant, affine=affine, compensate_bias=compensate)
+    plain = {
+        Method.SPECTRAL: lambda: ds.spectral(given),
+        Method.PRUNE_MEAN: lambda: ds.prune_by_mean(given),
+        Method.PRUNE_MAX: lambda: ds.prune_by_max(given),
+        Method.MOMASP_NODE: lambda: ds.momasp(given, source, form="node", strength=STRENGTH),
+        Method.MOMASP_SUBSET: lambda: ds.momasp(given, source, form="subset", strength=STRENGTH),
+    }
+    return plain[method]()
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_a_method_by_name_is_the_verb_it_stands_for(method):
+    given, source = layer(), layer(10)
+    solution, expected = (
+        solve(given, method.value, source=source, ridge=RIDGE, strength=STRENGTH),
+        by_hand(method, given, source),
+    )
+    assert solution.method is expected.method is method
+    for field in dataclasses.fields(expected):
+        if field.name not in ("method", "diagnostics"):
+            np.testing.assert_array_equal(getattr(solution, field.name), getattr(expected, field.name))
+    assert solution.diagnostics == expected.diagnostics
+
+
+def test_the_table_of_methods_is_its_own_inverse():
+    named = {method: method.dalr_options for method in Method if method.dalr_options is not None}
+    assert {options.method for options in named.values()} == set(named)
+    assert len(set(named.values())) == len(named) == len(Variant) * 2 + 1  # affine or not, and published with BC
+    assert all(options.method is method for method, options in named.items())
+    assert {method.form for method in Method} == {None, *Form}
+    assert all(form.method.form is form for form in Form)
+    assert DalrOptions.of("published", affine=None).method is Method.DALR_PUBLISHED
+    assert {method for method in Method if method.takes_ridge} == set(named)
+    assert {method for method in Method if method.needs_source} == {form.method for form in Form}
+
+
+def test_what_a_method_cannot_do_is_refused_in_words():
+    given = layer()
+    cases = [
+        (lambda: solve(given, "pca"), r"method must be one of 'svd', .* got 'pca'"),
+        (lambda: solve(given, "momasp_node"), "layer 'fc6': the moments of its channels on a source domain"),
+        (lambda: solve(dataclasses.replace(given, nodes=None), "spectral"), "layer 'fc6': the moments of its channels"),
+        (lambda: solve(dataclasses.replace(given, inputs=None), "svd_bc"), "layer 'fc6': the moments of the layer's"),
+        (lambda: factor_by(Method.SPECTRAL, given.weight, None, given.inputs), "spectral: keeps nodes of a layer"),
+        (lambda: select_by(Method.SVD, given.nodes, given.nodes), "svd: makes factor pairs"),
+        (lambda: select_by(Method.MOMASP_NODE, given.nodes), "momasp_node: needs the moments of a source domain"),
+    ]
+    for call, message in cases:
+        with pytest.raises(InvalidInputError, match=message):
+            call()
+
+
+def test_a_number_as_the_ridge_of_a_choice_is_relative():
+    assert ds.LayerChoice("dalr_anchored", 4, 0.1) == ds.LayerChoice("dalr_anchored", 4, ds.Ridge.relative(0.1))
+    with pytest.raises(InvalidInputError, match=r"ridge must be a finite number >= 0, got -1\.0"):
+        ds.LayerChoice("dalr_anchored", 4, -1.0)

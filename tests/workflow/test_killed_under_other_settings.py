@@ -1,0 +1,87 @@
+"""A finished run, another setting killed at any rename, the first setting again: as if nothing had happened."""
+
+import itertools
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run_file import write_run
+
+from dalr_stream.workflow.run import Run
+
+FEW = 'solve.methods=["svd", "dalr_anchored_affine", "momasp_node"]'
+SETTINGS = {
+    "solve": "solve.ridge=1000",
+    "compress": "compress.fc1.size=2",
+    "accumulate": "accumulate.shards=3",
+    "evaluate": "evaluate.ranks=[1, 3]",
+    "train": "run.seed=5",
+    "capture": "domains.source.options.samples=110",
+}
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process: nothing on the way may catch it."""
+
+
+def killed_at(monkeypatch, rename):
+    """Kill the process just before (even) or just after (odd) one of its renames."""
+    replace, count = Path.replace, itertools.count()
+
+    def replaced(self, target):
+        number = next(count)
+        if 2 * number == rename:
+            raise KilledError
+        result = replace(self, target)
+        if 2 * number + 1 == rename:
+            raise KilledError
+        return result
+
+    monkeypatch.setattr(Path, "replace", replaced)
+
+
+def opened(file, *overrides, fresh=False):
+    sys.modules.pop("tiny_run", None)
+    return Run.open(file, set=[FEW, *overrides], fresh=fresh)
+
+
+@pytest.fixture(scope="module")
+def few_folder(tmp_path_factory):
+    file = write_run(tmp_path_factory.mktemp("few") / "tiny")
+    opened(file).all()
+    sys.modules.pop("tiny_run", None)
+    return file.parent
+
+
+def made(contents, run):
+    """Everything the run left, less its journal; JSON whatever the order of its keys."""
+    left = {name: data for name, data in contents(run.project.output).items() if name != "log.jsonl"}
+    return {name: json.loads(data) if name.endswith(".json") else data for name, data in left.items()}
+
+
+@pytest.mark.parametrize("verb", SETTINGS)
+@pytest.mark.usefixtures("unsynced")
+def test_it_is_as_if_nothing_had_happened(few_folder, tmp_path, verb, contents, monkeypatch, soak):
+    expected = made(contents, Run.open(few_folder / "run.toml", set=[FEW]))
+    places = range(200) if soak else sorted(random.Random(verb).sample(range(20), 2))  # noqa: S311
+    for place in places:
+        folder = shutil.copytree(few_folder, tmp_path / f"at-{place}")
+        other = opened(folder / "run.toml", SETTINGS[verb], fresh=verb == "capture")
+        with monkeypatch.context() as patch:
+            killed_at(patch, place)
+            try:
+                getattr(other, verb)()
+                ended = True
+            except KilledError:
+                ended = False
+        again = opened(folder / "run.toml", fresh=verb == "capture")
+        again.all()
+        assert {name for name, data in made(contents, again).items() if data != expected.get(name)} == set()
+        assert made(contents, again).keys() == expected.keys()
+        shutil.rmtree(folder)
+        if ended:
+            break
+    sys.modules.pop("tiny_run", None)
