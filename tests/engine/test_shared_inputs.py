@@ -118,7 +118,7 @@ def test_with_the_torch_fold_a_mask_and_fewer_rows_a_sample(net, batches):
         torch.rand(len(b), TOKENS, generator=torch.Generator().manual_seed(i)) > 0.3 for i, b in enumerate(batches)
     ]
     masked = [{"x": batch, "mask": mask} for batch, mask in zip(batches, masks, strict=True)]
-    net.forward = lambda x, mask: Block.forward(net, x)  # noqa: ARG005
+    net.forward = lambda x, mask: Block.forward(net, x * mask[..., None])
     rule = ds.RowRule(mask="mask", most_per_sample=2, seed=4)
     require_same(accumulate_stream(net, masked, layers(net), rows=rule, folding=FOLDING), apart(net, masked, rows=rule))
     on_torch = dataclasses.replace(FOLDING, device="cpu")
@@ -226,7 +226,7 @@ class Forked(Block):
 def forked(*, always=False):
     torch.manual_seed(0)
     net = Forked().eval()
-    net.always = always
+    net.always = int(always)  # a flag would make it another network
     return net
 
 

@@ -78,7 +78,8 @@ def samples_in(batch: Any) -> int:
     sizes = {name: len(value) for name, value in named.items() if isinstance(value, torch.Tensor) and value.ndim}
     if not sizes:
         raise InvalidInputError("capture: a batch must hold a tensor whose first dimension counts the samples")
-    different = set(sizes.values()) - {1}
+    counting = {name: size for name, size in sizes.items() if not name.endswith("mask")} or sizes
+    different = set(counting.values()) - {1}
     if len(different) < 2:
         return max(different, default=1)
     known = next((sizes[name] for name in _BY_SAMPLE if name in sizes), None)

@@ -5,7 +5,7 @@ What is put in comes from the batch itself, so it is nothing that the network co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,19 +27,22 @@ class Replaced:
     sample: int
 
 
-def with_sample_replaced(batch: Any, samples: int) -> Replaced | None:
+def with_sample_replaced(batch: Any, samples: int, *, but: Container[str] = ()) -> Replaced | None:
     """Return the inputs with one sample replaced by another one, whole; a single one by itself turned round.
 
-    None where all samples are the same, so that no change would show.
+    The inputs by the keys `but` stay as they are. None where all samples are the same, so that no change would show.
     """
-    inputs = inputs_of(batch)
+    whole = inputs_of(batch)
+    inputs = {k: v for k, v in whole.items() if k not in but} if isinstance(whole, Mapping) else whole
     sample = samples // 2
     for other in [number for number in range(samples) if number != sample]:
         changed = _map(inputs, samples, partial(_with_row_of, number=sample, other=other))
         if not _same(inputs, changed):
-            return Replaced(changed, sample)
+            return Replaced({**whole, **changed} if isinstance(whole, Mapping) else changed, sample)
     turned = _map(inputs, samples, partial(_with_row_turned, number=sample))
-    return None if _same(inputs, turned) else Replaced(turned, sample)
+    if _same(inputs, turned):
+        return None
+    return Replaced({**whole, **turned} if isinstance(whole, Mapping) else turned, sample)
 
 
 def with_other_padding(batch: Any, padding: Mapping[str, torch.Tensor]) -> Any:

@@ -3,11 +3,12 @@
     once more       the same rows, or something random, or with a memory, is on in the network
     one changed     with one sample replaced by another, only its rows change: this shows in which order rows come, and
                     finds layers that mix samples, are given rows by a router, or read a table that has no samples
-    padding changed where a mask is given: what stands where it says padding reaches no row that counts, and does reach
-                    the layer's own rows there, or the mask is not this layer's
+    padding changed where a mask is given: what stands where it says padding reaches no row that counts. A layer that it
+                    does not reach at all, and that other inputs do, a decoder's with the mask of the encoder, has
+                    another one's mask
 
 Rows are compared by four random projections each, so nothing as large as the activations is kept. Cost: three forward
-passes of one batch at most; the padding waits for the first batch that has some.
+passes of one batch, a fourth to tell encoder and decoder apart; the padding waits for the first batch that has some.
 """
 
 from __future__ import annotations
@@ -122,15 +123,30 @@ class CaptureProof:
         """
         self._require_repeatable(batch, observed)
         self._before = None
-        if self._is_due(masks):
-            changed = with_other_padding(batch, padding)
-            if changed is not None:
-                self._padding_is_open = False
-                after = self._run(changed)
-                for stream, mask in masks.items():
-                    if mask is not None and stream in observed:
-                        order = (self._orders or {}).get(stream) or RowOrder()
-                        _require_padding_alone(stream, observed[stream], after.get(stream), mask.numpy(), order)
+        changed = with_other_padding(batch, padding) if self._is_due(masks) else None
+        if changed is None:
+            return
+        self._padding_is_open = False
+        after = self._run(changed)
+        strange = [
+            stream
+            for stream, mask in masks.items()
+            if mask is not None
+            and stream in observed
+            and not _is_reached(stream, observed[stream], after.get(stream), mask.numpy(), self._order_of(stream))
+        ]
+        others = with_sample_replaced(batch, len(next(iter(padding.values()))), but=padding) if strange else None
+        seen = self._run(others.batch) if others is not None else {}
+        for stream in strange:
+            if stream in seen and _differ(observed[stream], seen[stream]):
+                _refuse(
+                    stream,
+                    "its rows change with other inputs than those that the mask speaks of, and not with what stands in "
+                    "their padding: it is not this layer's mask: give layers masks of their own, mask={pattern: mask}",
+                )
+
+    def _order_of(self, stream: str) -> RowOrder:
+        return (self._orders or {}).get(stream) or RowOrder()
 
     def _require_repeatable(self, batch: Any, observed: Observed) -> None:
         """Raise InvalidInputError where a batch gives other rows than it gave before."""
@@ -199,14 +215,14 @@ def _order(stream: str, before: Observed, after: Observed, samples: int, sample:
     return order if rows > samples else None
 
 
-def _require_padding_alone(
-    stream: str, before: Seen, after: Seen | None, mask: NDArray[np.bool_], order: RowOrder
-) -> None:
-    """Raise InvalidInputError where padding reaches rows that count, or none of the layer's rows that do not."""
+def _is_reached(stream: str, before: Seen, after: Seen | None, mask: NDArray[np.bool_], order: RowOrder) -> bool:
+    """Tell whether what stands in the padding reaches rows that do not count; True for a layer that has none of them.
+
+    Raises InvalidInputError where it reaches rows that do.
+    """
     if after is None or after.leading != before.leading:
         _refuse(stream, "it gives another number of rows when what stands in the padding is changed")
-    samples = len(mask)
-    numbers = order.numbers(before.leading, samples)
+    numbers = order.numbers(before.leading, len(mask))
     counted = mask if numbers.shape == mask.shape else np.ones(numbers.shape, np.bool_)
     changed = before.changed(after)
     if changed[numbers[counted]].any():
@@ -215,25 +231,7 @@ def _require_padding_alone(
             "rows that count change with what stands in the padding: the network is not given the mask, or does not "
             "leave padding out by it, or it is not this layer's mask",
         )
-    padding = numbers[~counted]
-    if padding.size and not changed[padding].any() and not _alike_by_position(before.projections, numbers, counted):
-        _refuse(
-            stream,
-            "what stands in the padding does not reach the rows that the mask calls padding: it is not this layer's "
-            "mask: give layers masks of their own, mask={pattern: mask}",
-        )
-
-
-def _alike_by_position(projections: torch.Tensor, numbers: NDArray[np.int64], counted: NDArray[np.bool_]) -> bool:
-    """Tell rows that the network itself blanks: at a position they are the same in every sample, or everywhere."""
-    table = projections.cpu().double().numpy()
-    scale = ROUNDING * float(np.nan_to_num(np.abs(table), posinf=0.0).max(initial=0.0))
-    blank = table[numbers[~counted]]
-    if np.all(np.ptp(blank, axis=0) <= scale):
-        return True
-    at = [table[numbers[~counted[:, place], place]] for place in range(numbers.shape[1])]
-    several = [rows for rows in at if len(rows) > 1]
-    return bool(several) and all(np.all(np.ptp(rows, axis=0) <= scale) for rows in several)
+    return bool(counted.all() or changed[numbers[~counted]].any())
 
 
 def _differ(one: Seen, other: Seen) -> bool:

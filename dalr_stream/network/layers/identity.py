@@ -26,9 +26,9 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}:{type(module).__name__}{settings(module)};".encode())
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= model.named_buffers(remove_duplicate=False)  # the state dict lacks those that are not persistent
-    tensors |= {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}  # packed
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:{tensor_digest(tensor)};".encode())
+    weights: dict[str, Any] = {name: value for name, value in model.state_dict().items() if _is_weight(value)}  # packed
+    for name, weight in sorted({**tensors, **weights}.items()):
+        digest.update(f"{name}:{digest_of_member(weight)};".encode())
     return digest.hexdigest()
 
 
@@ -55,6 +55,13 @@ _PLACES = ("name", "path", "dir", "file", "folder", "device", "version", "dtype"
 """In the names of attributes that say where a network is kept or runs, and not what it computes."""
 _OF_RUNNING = ("use_cache", "return_dict", "output_", "transformers_version", "_")
 """How the names of a config's entries begin that say what is returned beside the outputs."""
+
+
+def _is_weight(value: object) -> bool:
+    """Tell the tensors of a state dict, and tuples of them as quantised layers keep them."""
+    if isinstance(value, tuple):
+        return all(member is None or isinstance(member, torch.Tensor) for member in value)
+    return isinstance(value, torch.Tensor)
 
 
 def _is_place(name: str) -> bool:
