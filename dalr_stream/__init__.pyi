@@ -4,6 +4,7 @@ from dalr_stream import errors as errors
 from dalr_stream import network as network
 from dalr_stream import numerics as numerics
 from dalr_stream._version import __version__ as __version__
+from dalr_stream.cli.console import show_progress as show_progress
 from dalr_stream.engine.accumulate import accumulate as accumulate
 from dalr_stream.engine.capture import capture as capture
 from dalr_stream.engine.cross import accumulate_cross as accumulate_cross
@@ -38,6 +39,7 @@ from dalr_stream.numerics.selection.greedy import prune_by_mean as prune_by_mean
 from dalr_stream.numerics.selection.greedy import spectral as spectral
 from dalr_stream.numerics.selection.nodes import ChannelSelection as ChannelSelection
 from dalr_stream.numerics.statistics.moments import Moments as Moments
+from dalr_stream.report.record import Results as Results
 from dalr_stream.streaming.cluster import open_cluster as open_cluster
 from dalr_stream.streaming.folding import Folding as Folding
 from dalr_stream.streaming.folding import Threads as Threads

@@ -13,6 +13,7 @@ are imported when a verb runs, so `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from dalr_stream.cli import stores as cli_stores
-from dalr_stream.cli.console import console_for, for_console
+from dalr_stream.cli.console import console_for, show_progress
 from dalr_stream.cli.options import (
     AsJson,
     ByMethod,
@@ -259,7 +260,7 @@ def verify(
 
     console = console_for()
     root = file if file.is_dir() else open_run(file, overrides).project.store
-    verification = verify_store(root, progress=for_console(console_for(stderr=True)))
+    verification = verify_store(root, progress=show_progress())
     for line in (*verification.whole, *(f"WRONG {finding}" for finding in verification.findings)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     verification.require()
@@ -285,7 +286,12 @@ def _dry_run(opened: Run) -> None:
 
 
 def main() -> None:
-    """Run the command line; the entry point of `dalr-stream`."""
+    """Run the command line; the entry point of `dalr-stream`.
+
+    OpenMP's threads are told to sleep while they wait: torch's would otherwise spin, at the cost of the threads that
+    fold beside them and of whatever else the machine does. Whoever sets OMP_WAIT_POLICY keeps it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except DalrStreamError as error:

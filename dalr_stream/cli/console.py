@@ -91,6 +91,11 @@ def _amount(done: int, total: int | None) -> str:
     return f"{done:,}" if total is None else f"{done:,} of {total:,}"
 
 
+def show_progress() -> Progress:
+    """Return bars on standard error, or plain lines where it is no terminal: a `progress` for any verb."""
+    return for_console(console_for(stderr=True))
+
+
 def console_for(*, stderr: bool = False) -> Console:
     """Return the terminal: standard output for results, standard error for what happens on the way."""
     return Console(stderr=stderr)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dalr_stream.cli.console import console_for, for_console
+from dalr_stream.cli.console import show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +52,10 @@ MaxDrop = Annotated[
     typer.Option(metavar="SHARE", help="Search for the smallest sizes whose validation score drops by at most SHARE."),
 ]
 MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples of N, e.g. 8.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a store that was made from other weights or data.")]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Do it again, but for training; replace a store of other weights or data."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the data and the network, print the plan, write nothing.")
 ]
@@ -71,7 +74,7 @@ def open_run(
     from dalr_stream.workflow.runfile.project import Project
 
     config = load_config(file, overrides or [], sizes)
-    return Run(Project(config, file.resolve().parent), progress=for_console(console_for(stderr=True)), fresh=fresh)
+    return Run(Project(config, file.resolve().parent), progress=show_progress(), fresh=fresh)
 
 
 def with_machine(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dalr_stream.cli.console import console_for, for_console
+from dalr_stream.cli.console import console_for, show_progress
 
 
 def merge(
@@ -20,7 +20,7 @@ def merge(
     from dalr_stream.engine.merge import merge as merged
     from dalr_stream.workflow.results.tables import shard_table
 
-    progress = for_console(console_for(stderr=True))
+    progress = show_progress()
     console_for().print(shard_table(merged(stores, into, domain=domain, without=without or (), progress=progress)))
 
 

@@ -17,7 +17,7 @@ from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weight
 from dalr_stream.numerics.rows.tiling import RowSink
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.records import provenance_of, save_layer_weights, weights_path
+from dalr_stream.storage.records import origin_of, save_layer_weights, weights_path
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import ActivationWriter, open_writer
 
@@ -47,8 +47,9 @@ def capture(
     progress = progress or Silent()
     rows = rows or RowRule()
     require_batches(batches)
-    with open_writer(root, domain, network_record(model, layers), rows.words) as writer:
-        keep_weights(model, layers, root)
+    network = network_record(model, layers)
+    with open_writer(root, domain, network, rows.words) as writer:
+        keep_weights(model, layers, root, network.fingerprint)
         _tell_resume(writer, domain, progress)
         one_pass(model, batches, layers, writer, rows=rows, title=f"capture {domain}", progress=progress)
     return ActivationStore(root)
@@ -65,11 +66,11 @@ def watched_streams(model: nn.Module, layers: Sequence[LayerSpec]) -> dict[str, 
     return {layer.stream: _layer_record(model, layer) for layer in layers}
 
 
-def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path) -> None:
-    """Write each layer's weight and bias to the store, where they are not there yet."""
-    facts = {"network": fingerprint(model)}
+def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path, network: str) -> None:
+    """Write each layer's weight and bias to the store of `network`, where they are not there yet."""
+    facts = {"network": network}
     for layer in layers:
-        if provenance_of(weights_path(root, layer.name)) != facts:
+        if origin_of(weights_path(root, layer.name)) != facts:
             save_layer_weights(root, layer.name, *weights_of(model, layer.name), facts)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from dalr_stream.errors import DiskSpaceError, InvalidInputError
+from dalr_stream.errors import DiskSpaceError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.capture.batches import refusals_explained, samples_in
 from dalr_stream.network.capture.hooks import RowTaker
 from dalr_stream.network.capture.reading import without_gradients
@@ -17,6 +18,9 @@ from dalr_stream.network.capture.row_rule import RowRule, Taken
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import same_as_before
+from dalr_stream.storage.checkpoints import FOLDER as CHECKPOINTS
+from dalr_stream.storage.rows import rows_exist, rows_path
+from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.plan import MemoryPlan, plan
@@ -56,8 +60,8 @@ def estimate(
         with refusals_explained(first, f"domain '{domain}', batch 0"):
             taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
         readers.append(same_as_before(taken))
-        for name, found in taken.items():
-            total[name] += found.rows.shape[0] * len(batches)
+        for name, of_layer in taken.items():
+            total[name] += of_layer.rows.shape[0] * len(batches)
     shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
     loads = [load_of(layer, total[layer.stream]) for layer in layers if layer.stream not in shared]
     return plan(
@@ -77,15 +81,42 @@ def load_of(layer: LayerSpec, rows: int) -> LayerLoad:
     return LayerLoad(layer.stream, layer.features, rows, outputs=layer.outputs if layer.side is Side.INPUTS else None)
 
 
-def require_disk(needed: MemoryPlan, folder: Path) -> None:
-    """Raise DiskSpaceError where the disk that holds `folder` has less free than the plan may need."""
+def require_disk(needed: MemoryPlan, folder: Path, held_bytes: int = 0) -> None:
+    """Raise DiskSpaceError where the disk that holds `folder` has less free than the plan may still need.
+
+    `held_bytes` of it are there already: of a run that was stopped, see `held_on_disk`.
+    """
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
-    if needed.disk_bytes > free:
+    still = needed.disk_peak_bytes - held_bytes
+    if still > free:
+        more = f" more (of {_size(needed.disk_peak_bytes)})" if held_bytes else ""
         raise DiskSpaceError(
-            f"'{folder}': the run may need {_size(needed.disk_bytes)} of disk and {_size(free)} are free: free some, "
-            "choose another run.output, or set capture.keep_activations = false to keep no activations"
+            f"'{folder}': the run may need {_size(still)}{more} of disk and {_size(free)} are free: free some, choose "
+            "another run.output, or set capture.keep_activations = false to keep no activations"
         )
+
+
+def held_on_disk(store: Path, domains: Iterable[str], *, replaced: bool = False) -> int:
+    """Return how many of the plan's bytes a store holds already, of these domains.
+
+    Rows count in full, as the plan counts them, whatever they take compressed; where all is to be `replaced`, what
+    counts is what removing them gives back.
+    """
+    try:
+        records = ActivationStore(store).manifest.domains
+    except StoreNotFoundError:
+        return 0
+    held = 0
+    for domain in domains:
+        folders = [store / kind / domain for kind in ("moments", CHECKPOINTS)]
+        if replaced:
+            folders.append(store / rows_path(domain, ""))
+        elif domain in records:
+            rows = [record for name, record in records[domain].layers.items() if rows_exist(store, domain, name)]
+            held += sum(record.rows * record.features * np.dtype(record.dtype).itemsize for record in rows)
+        held += sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    return held
 
 
 def _size(count: int) -> str:

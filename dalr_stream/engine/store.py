@@ -22,6 +22,7 @@ from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.storage.records import Solution
 from dalr_stream.storage.store import ActivationStore, StoredRows
 
@@ -74,6 +75,11 @@ class Store:
         for domain in (target, *([] if source is None else [source])):
             self._require("domain", domain, self.domains)
         return self.view.problem(name, target, source)
+
+    def shape(self, layer: str) -> LayerShape:
+        """Return the layer's shape, and what pruning its nodes saves in the layers that read them: sizes to weights."""
+        self._require("layer", layer, self.layers, LayerNotFoundError)
+        return self.view.shape(layer)
 
     def methods(self, layer: str) -> tuple[Method, ...]:
         """Return the methods that the layer was solved by."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.numerics.latency import NetworkProfile
+from dalr_stream.report.published_record import PublishedTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +133,11 @@ class Stability:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Stability:
         """Make one of what `dataclasses.asdict` gave and JSON brought back."""
-        chosen = plain["selection"]
+        selection = plain["selection"]
         return cls(
             **{
                 **_with_tuples(plain),
-                "selection": None if chosen is None else SelectionStability(**_with_tuples(chosen)),
+                "selection": None if selection is None else SelectionStability(**_with_tuples(selection)),
             }
         )
 
@@ -198,44 +199,6 @@ class NetworkSize:
     accuracy: float | None
     macs: Mapping[str, float] = field(default_factory=dict)
     """Multiply-adds a sample of each layer that is counted, the mean over the test split; empty where not counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedColumn:
-    """One column of a published table."""
-
-    title: str
-    share: bool = True
-    """Whether its values are shares in 0..1, shown in per cent; counts otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedRow:
-    """One row as a paper printed it, as this run found it, or both."""
-
-    label: str
-    published: tuple[float, ...] | None
-    """None for a row of this run alone."""
-    ours: tuple[float | None, ...] | None
-    """None where this run has no such row; None in it for what this run did not try."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedTable:
-    """A table of a paper, with this run's numbers beside it."""
-
-    title: str
-    """Paper and number of the table, and what it shows."""
-    corner: str
-    columns: tuple[PublishedColumn, ...]
-    rows: tuple[PublishedRow, ...]
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> PublishedTable:
-        """Make one of what `dataclasses.asdict` gave and JSON brought back."""
-        columns = tuple(PublishedColumn(**column) for column in plain["columns"])
-        rows = tuple(PublishedRow(**_with_tuples(row)) for row in plain["rows"])
-        return cls(plain["title"], plain["corner"], columns, rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ class LayerCost:
     """Of the rank-k updates, the dominant cost of accumulation: rows d^2 / 2."""
     partitions: int = 1
     """Parts of the rows folded in turn: each shard and the held-out rows, where shards are kept."""
+    checkpoint_bytes: int = 0
+    """Disk of one checkpoint of all its lanes, with the rows that fill no tile yet."""
     sum_strips: tuple[Strip, ...] = ()
     """How the matrix is cut when shards are added up."""
 
@@ -122,8 +124,17 @@ def layer_cost(
         direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + _tile_bytes(load),
         multiply_adds=load.rows * d * d // 2,
         partitions=records.partitions,
+        checkpoint_bytes=_checkpoint_bytes(load, records),
         sum_strips=summed,
     )
+
+
+def _checkpoint_bytes(load: LayerLoad, records: KeptRecords) -> int:
+    """Count the sums of every lane that has rows, and the rows of a tile that is not full."""
+    height = tile_rows(load.features)
+    lanes = min(lane_count(load.features), -(-load.rows // height))
+    pending = min(load.rows, height) * load.features * load.itemsize
+    return lanes * records.at_once * records.partitions * _FLOAT64 * load.features**2 + pending
 
 
 def _sum_strips(features: int, records: KeptRecords, memory_limit_bytes: int | None) -> tuple[Strip, ...]:

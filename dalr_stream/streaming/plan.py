@@ -40,6 +40,21 @@ class MemoryPlan:
         return activations + sum(layer.moments_bytes for layer in self.layers)
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """Disk for checkpoints, which go once the moments are there; one that is written stands beside the one before.
+
+        From a store of the widest layer, since layers are folded in turn. Directly of all layers, in two slots.
+        """
+        each = [layer.checkpoint_bytes for layer in self.layers]
+        widest = max(each, default=0)
+        return 2 * sum(each) + widest if self.direct else 2 * widest
+
+    @property
+    def disk_peak_bytes(self) -> int:
+        """The most disk that capturing and accumulating take at once."""
+        return self.disk_bytes + self.checkpoint_bytes
+
+    @property
     def peak_bytes(self) -> int:
         """Peak memory: of the widest layer from a store, of the heaviest group of layers directly."""
         if not self.direct:

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from dalr_stream.engine.estimate import require_disk
+from dalr_stream.engine.estimate import held_on_disk, require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError
 from dalr_stream.network.capture.batches import form_of, samples_in
 from dalr_stream.network.layers.spec import unsupported_layers
@@ -91,7 +91,7 @@ def dry_run(project: Project) -> DryRun:
             outlook.left_out = unsupported_layers(network, config.network.layers)
             outlook.plan = project.estimate(network)
             outlook.plan.require()
-            require_disk(outlook.plan, project.output)
+            require_disk(outlook.plan, project.output, held_on_disk(project.store, config.domains))
             outlook.trials = trials(project, network)
     for check in run.checks:
         with outlook.collecting():

@@ -11,10 +11,16 @@ reported from another setting's solutions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from dalr_stream.engine.store import Store, open_store
 from dalr_stream.errors import ConfigError, FingerprintMismatchError
 from dalr_stream.network.measure.profile import Stopwatch
+from dalr_stream.network.structure.graph import Structure
 from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.report.record import Results
@@ -26,12 +32,14 @@ from dalr_stream.workflow.results import report
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run_folder import one_command
 from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.factories import importing_from
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
+from dalr_stream.workflow.steps.scoring import Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.step import CHANGED, NOT_DONE, Step
+from dalr_stream.workflow.steps.step import AGAIN, CHANGED, NOT_DONE, Step
 from dalr_stream.workflow.steps.step_log import StepLog
 
 
@@ -44,7 +52,7 @@ class Run:
     """
 
     def __init__(self, project: Project, *, progress: Progress | None = None, fresh: bool = False) -> None:
-        """`fresh` lets a store made from other weights or data be replaced."""
+        """`fresh` does what is asked for again, and lets a store made from other weights or data be replaced."""
         self.project = project
         self._progress: Progress = Journal(progress or Silent(), project.output / JOURNAL)
         self._session = Session(project, self._progress, fresh=fresh)
@@ -71,7 +79,7 @@ class Run:
         progress
             Told what is going on; by default nobody is.
         fresh
-            Whether a store made from other weights or data may be replaced.
+            Does what is asked for again, all but training; a store made from other weights or data is replaced.
 
         Raises
         ------
@@ -136,6 +144,42 @@ class Run:
         with one_command(self.project):
             return profile_run(self.project, batch_sizes, stopwatch=stopwatch)
 
+    # --- what it is about ----------------------------------------------------------------------------------------
+
+    @property
+    def network(self) -> nn.Module:
+        """The network to compress, with its weights, in eval mode; raises StoreNotFoundError before it is trained."""
+        return self.project.network
+
+    @property
+    def structure(self) -> Structure | None:
+        """Which of its channels are coupled, for `compress(..., example=...)`; None where no selection is solved."""
+        return self.project.structure
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers to compress, once they were captured or accumulated."""
+        return self.project.layers
+
+    @property
+    def store(self) -> Store:
+        """Moments, solutions and rows, once there are some."""
+        return open_store(self.project.store)
+
+    def batches(self, domain: str) -> Iterable[Any]:
+        """Return what the loader of a domain gives."""
+        with importing_from(self.project.folder):
+            return self.project.code.batches(domain)
+
+    def score(self, network: nn.Module) -> float:
+        """Score a network as [evaluate] does: by its metric, on its batches."""
+        with importing_from(self.project.folder):
+            return self._scoring(network)
+
+    @cached_property
+    def _scoring(self) -> Scoring:
+        return score_on(self.project, "evaluate", self.project.evaluate_section)
+
     @property
     def results(self) -> Results:
         """Everything the run found out, as the report shows it."""
@@ -156,7 +200,7 @@ class Run:
             if not unknown.isdisjoint(step.needs) or (step.from_store and not would.isdisjoint(step.needs)):
                 unknown.add(step.name)
             demanded = not step.on_demand or self._wanted(step, log)
-            if step.name in unknown or (demanded and step.stale(log) is not None):
+            if step.name in unknown or (demanded and self._reason(step, log) is not None):
                 would.add(step.name)
             yield step.name, step.name in would
 
@@ -181,17 +225,21 @@ class Run:
 
     def _bring_one(self, step: Step, log: StepLog, *, asked: bool) -> None:
         """Do a step where it is stale; what it was made from is forgotten, on disk, before its first byte changes."""
-        reason = step.stale(log)
+        reason = self._reason(step, log)
         if reason is None:
             if asked:
                 self._progress.note(f"{step.name}: up to date, skipped")
             return
-        if reason not in (NOT_DONE, CHANGED):
+        if reason not in (NOT_DONE, CHANGED, AGAIN):
             self._progress.note(f"{step.name}: {reason}: done again")
         fingerprint = step.made_from()
         log.begin(step.name)
         step.do(fingerprint)
         log.done(step.name, fingerprint)
+
+    def _reason(self, step: Step, log: StepLog) -> str | None:
+        """Return why a step is to be done, in words; None where it is not."""
+        return AGAIN if self._session.fresh and step.again else step.stale(log)
 
     def _require_whole_moments(self, log: StepLog, needed: set[str]) -> None:
         """Refuse to start from moments that were being replaced when a command was stopped."""
@@ -204,7 +252,7 @@ class Run:
 
     def _wanted(self, step: Step, log: StepLog) -> bool:
         """Tell whether a step that is done on demand is demanded: one that needs it is stale."""
-        return any(step.name in other.needs and other.stale(log) is not None for other in self._steps)
+        return any(step.name in other.needs and self._reason(other, log) is not None for other in self._steps)
 
     def _needed(self, names: set[str], *, whole: bool) -> set[str]:
         """Return the names of the steps that are needed to bring these up to date, and their own."""

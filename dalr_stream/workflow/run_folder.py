@@ -57,6 +57,7 @@ def _clear(project: Project) -> None:
 
 def _own(project: Project) -> tuple[Path, ...]:
     """Return what steps write into the folder, whole, under a temporary name first; the store clears its own."""
-    files = (project.evaluation, project.compression, project.stability, project.finetuning, project.weights)
+    records = (project.weights_record, project.evaluation, project.compression, project.stability, project.finetuning)
     folders = (project.compressed, project.finetuned, project.sequence, project.unfinished)
-    return (*files, *folders, project.output / step_log.FILE, project.output / profile.FILE)
+    files = (project.weights, project.report_record, project.output / step_log.FILE, project.output / profile.FILE)
+    return (*records, *folders, *files)

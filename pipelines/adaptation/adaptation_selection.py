@@ -16,8 +16,7 @@ import numpy as np
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.direct import accumulate_stream
-from dalr_stream.network.structure.readers import with_readers
+from dalr_stream.network import Structure
 from labelled_batches import Batches
 
 LAYERS = ("generator.conv[123]", "generator.fc1", "classifier.fc2")
@@ -69,10 +68,10 @@ class Statistics:
 
 def node_moments(network: nn.Module, rows: Batches) -> NodeMoments:
     """Moments of the layers' nodes after the nonlinearity; a convolution's rows are all positions."""
-    watched = with_readers(ds.network.select_layers(network, LAYERS), ds.network.Structure.of(network, rows.inputs))
+    watched = ds.watch(network, LAYERS, example=rows.inputs)
     every = ds.Folding(holdout=ds.HoldoutRule(0.0))
-    found = accumulate_stream(network, rows, watched, rows=ds.RowRule(most_patches=None), folding=every)
-    return {layer.name: layer.group.joint(found) for layer in watched if layer.group is not None}
+    found = ds.accumulate(network, rows, watched, rows=ds.RowRule(most_patches=None), folding=every)
+    return {layer.name: found[layer.name].nodes for layer in watched if layer.group is not None}
 
 
 def sizes_at_rate(network: nn.Module, selections: Selections, rate: float) -> dict[str, int]:
@@ -111,7 +110,7 @@ def parameters(network: nn.Module, sizes: Mapping[str, int]) -> int:
     return total
 
 
-def compressed(model: ds.network.Structure, selections: Selections, sizes: Mapping[str, int]) -> nn.Module:
+def compressed(model: Structure, selections: Selections, sizes: Mapping[str, int]) -> nn.Module:
     """Return the network of `model` with the layers' first nodes of each order."""
     chosen = {name: one.at_size(sizes[name], ridge=RESTORE_RIDGE) for name, one in selections.items()}
     return ds.compress(model.model, chosen, example=model)

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LinearLR
 
 from adaptation_data import source_train, target_train
 from adaptation_network import AdaptationNetwork, reset
-from dalr_stream.network.measure.accuracy import accuracy
+from dalr_stream.network import accuracy
 from labelled_batches import Batches
 
 DECAY = 5e-4

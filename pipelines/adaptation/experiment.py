@@ -20,7 +20,6 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
 
-import dalr_stream as ds  # noqa: E402
 from adaptation_data import source_statistics, target_statistics, target_test  # noqa: E402
 from adaptation_network import AdaptationNetwork, build  # noqa: E402
 from adaptation_selection import (  # noqa: E402
@@ -33,8 +32,7 @@ from adaptation_selection import (  # noqa: E402
     specificity,
 )
 from adaptation_training import STEPS, train  # noqa: E402
-from dalr_stream.network.measure.accuracy import accuracy  # noqa: E402
-from dalr_stream.network.saved.checkpoint import load_weights, save_weights  # noqa: E402
+from dalr_stream.network import Structure, accuracy, load_weights, save_weights  # noqa: E402
 from labelled_batches import Batches  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "adaptation"
@@ -99,7 +97,7 @@ def measure(seed: int, folder: Path, pair: Mapping[str, str], options: Mapping[s
 
 
 def _compressed_figures(network: AdaptationNetwork, target: Batches, source: Batches, test: Batches) -> Figures:
-    found, model = Statistics.of(network, target, source), ds.network.Structure.of(network, target.inputs)
+    found, model = Statistics.of(network, target, source), Structure.of(network, target.inputs)
     accuracies, kept = {}, {}
     for name, selections in candidates(found):
         kept[name] = [sizes_at_rate(network, selections, rate) for rate in RATES]

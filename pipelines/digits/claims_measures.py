@@ -18,12 +18,9 @@ from torch import nn
 
 import dalr_stream as ds
 from claims_networks import Domain
-from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import FewSamplesWarning
-from dalr_stream.network.measure.accuracy import accuracy
-from dalr_stream.network.measure.prefix import Cut, PrefixCache
-from dalr_stream.numerics.sizes.losses import relative_errors
-from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.network import Cut, PrefixCache, accuracy
+from dalr_stream.numerics import LayerShape, relative_errors
 from labelled_batches import Batches
 
 Vector = NDArray[np.float64]
@@ -148,8 +145,8 @@ def solve(source: Domain, target: Domain) -> tuple[Solved, Solved]:
 
 def moments_of(network: nn.Module, rows: Batches) -> Mapping[str, ds.Moments]:
     """Moments of what the three dense layers read, on all of the rows."""
-    layers = ds.network.select_layers(network, [*LAYERS, READER[LAYERS[-1]]])
-    return accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
+    layers = ds.watch(network, [*LAYERS, READER[LAYERS[-1]]])
+    return ds.accumulate(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0))).by_stream
 
 
 def useful(factors: ds.LowRankFactors) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 import digits_training
-from dalr_stream.network.saved.checkpoint import load_weights, save_weights
+from dalr_stream.network import load_weights, save_weights
 from digits_data import GLYPH_CLASSES, Batches, SourceUse, source, source_glyphs, target_test, target_train
 from digits_network import build
 

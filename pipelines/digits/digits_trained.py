@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.runfile.config import load_config
-from dalr_stream.workflow.runfile.project import Project
+import dalr_stream as ds
 
 RUN_FILE = Path(__file__).with_name("run.toml")
 
 
-def project_of(seed: int) -> Project:
-    """Return the main job with this seed, whether or not any of it is done."""
-    config = load_config(RUN_FILE, [f"run.seed={seed}", f'run.output="../../runs/digits-seed{seed}"'])
-    return Project(config, RUN_FILE.parent)
+def run_of(seed: int, *, visible: bool = False) -> ds.Run:
+    """Return the main job with this seed, whether or not any of it is done; `visible` shows its progress."""
+    settings = [f"run.seed={seed}", f'run.output="../../runs/digits-seed{seed}"']
+    return ds.Run.open(RUN_FILE, set=settings, progress=ds.show_progress() if visible else None)
 
 
-def trained(seed: int) -> Project:
+def trained(seed: int) -> ds.Run:
     """Return it with its network trained, now or before."""
-    project = project_of(seed)
-    Run(project).train()
-    return project
+    run = run_of(seed)
+    run.train()
+    return run

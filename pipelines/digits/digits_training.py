@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dalr_stream.network import accuracy
 from digits_data import GLYPH_CLASSES, GLYPH_FACES, TARGET_SAMPLES, SourceUse, source_glyphs, target_train
 from digits_network import GlyphNetwork
 from labelled_batches import Batches
@@ -115,7 +116,7 @@ def train_on_source(
         model.requires_grad_(requires_grad=True)
         optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=SOURCE_DECAY)
         for epoch, loss in _descend(model, model.__call__, glyphs, optimiser, schedule):
-            share = accuracy(model, unseen)
+            share = accuracy(model.eval(), unseen)
             report(f"source epoch {epoch}/{schedule.epochs}: loss {loss:.4f}, accuracy on unseen glyphs {share:.4f}")
     finally:
         model.fc8 = own_classifier
@@ -141,7 +142,7 @@ def fine_tune(model: GlyphNetwork, digits: Batches, schedule: Schedule, report: 
     rows = Batches(flat, digits.labels, digits.batch_size)
     for epoch, loss in _descend(model, model.classify, rows, optimiser, schedule):
         if epoch % REPORT_EVERY == 0 or epoch == schedule.epochs:
-            share = accuracy(model, digits)
+            share = accuracy(model.eval(), digits)
             report(f"target epoch {epoch}/{schedule.epochs}: loss {loss:.4f}, accuracy on these digits {share:.4f}")
     model.eval()
 
@@ -167,11 +168,3 @@ def _descend(
             falling.step()
             total += loss.item() * len(picked)
         yield epoch, total / n
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, batches: Batches) -> float:
-    """Share of rows whose highest score is their label's, without dropout."""
-    model.eval()
-    right = sum(int((model(inputs).argmax(dim=1) == labels).sum()) for inputs, labels in batches)
-    return right / len(batches.labels)

@@ -28,10 +28,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.direct import accumulate_stream
-from dalr_stream.engine.layer_moments import LayerMoments
-from dalr_stream.numerics.sizes.losses import relative_errors
-from dalr_stream.numerics.statistics.folding import merge_all
+from dalr_stream.numerics import merge_all, relative_errors
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
@@ -67,16 +64,21 @@ class Case:
         """Patches of each picture."""
         return int(self.unseen[0, 0].numel())
 
-    def moments(self, inputs: torch.Tensor, most: int | None, *, seed: int = 0, shards: int = 1) -> LayerMoments:
+    def layer(self, inputs: torch.Tensor, most: int | None, *, seed: int = 0, shards: int = 1) -> ds.Layer:
         """Accumulate the patches at `most` positions of each picture."""
         model = nn.Sequential(self.convolution).eval()
-        return accumulate_stream(
+        statistics = ds.accumulate(
             model,
             inputs.split(PART),
-            ds.network.select_layers(model, [LAYER]),
+            ds.watch(model, [LAYER]),
             rows=ds.RowRule(most_patches=most, seed=seed),
             folding=ds.Folding(ds.HoldoutRule(0.0), shards=shards),
         )
+        return statistics[LAYER]
+
+    def moments(self, inputs: torch.Tensor, most: int | None, *, seed: int = 0) -> ds.Moments:
+        """Return the moments of these patches alone."""
+        return self.layer(inputs, most, seed=seed).inputs
 
     def solve(self, moments: ds.Moments) -> ds.LowRankFactors:
         """Return DALR at every rank."""
@@ -126,8 +128,8 @@ def losses(case: Case, seeds: Sequence[int]) -> dict[str, list[Loss]]:
     """Return, by number of positions and for half of the pictures, what each seed's choice costs."""
     inputs = case.read(0)
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-    parts = [case.moments(inputs[chosen], None)[LAYER] for chosen in order.split(PART)]
-    every, unseen = merge_all(iter(parts)), case.moments(case.unseen, None)[LAYER]
+    parts = [case.moments(inputs[chosen], None) for chosen in order.split(PART)]
+    every, unseen = merge_all(iter(parts)), case.moments(case.unseen, None)
     at_best = relative_errors(case.solve(every), unseen)
 
     def loss(moments: ds.Moments) -> Loss:
@@ -140,7 +142,7 @@ def losses(case: Case, seeds: Sequence[int]) -> dict[str, list[Loss]]:
         return merge_all(parts[number] for number in chosen)
 
     found = {
-        f"{most} of {case.positions:,}": [loss(case.moments(inputs, most, seed=seed)[LAYER]) for seed in seeds]
+        f"{most} of {case.positions:,}": [loss(case.moments(inputs, most, seed=seed)) for seed in seeds]
         for most in POSITIONS
         if most < case.positions
     }
@@ -154,7 +156,7 @@ def jackknifed(case: Case, most: int, seeds: Sequence[int]) -> tuple[float, floa
     """
     rank, errors, bars = case.ranks[0], [], []
     for seed in seeds:
-        shards = case.moments(case.read(seed), most, seed=seed, shards=SHARDS).shards[LAYER]
+        shards = case.layer(case.read(seed), most, seed=seed, shards=SHARDS).shards
         found = ds.numerics.jackknife_low_rank(shards, case.solve)
         errors.append(found.training[rank])
         bars.append(found.training_error[rank])

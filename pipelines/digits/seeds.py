@@ -12,26 +12,19 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from dalr_stream.cli.console import for_console
-from dalr_stream.numerics.methods import Method
-from dalr_stream.report.record import HeadlineRow, Results
-from dalr_stream.workflow.results.results import results
-from dalr_stream.workflow.run import Run
-from digits_trained import project_of
+import dalr_stream as ds
+from digits_trained import run_of
 
 
-def run_seed(seed: int) -> Results:
+def run_seed(seed: int) -> ds.Results:
     """Do, or find done, the run of one seed."""
-    progress = for_console(Console(stderr=True))
-    progress.note(f"seed {seed}")
-    project = project_of(seed)
-    Run(project, progress=progress).all()
-    return results(project)
+    print(f"seed {seed}", file=sys.stderr)
+    run = run_of(seed, visible=True)
+    run.all()
+    return run.results
 
 
-def table(seeds: Sequence[Results], layer: int) -> str:
+def table(seeds: Sequence[ds.Results], layer: int) -> str:
     """Return one layer's table in Markdown: size and ratio to SVD at the allowed drop, a column a seed."""
     name = seeds[0].layers[layer].name
     names = [f"seed {found.provenance['configuration']['run']['seed']}" for found in seeds]
@@ -41,13 +34,14 @@ def table(seeds: Sequence[Results], layer: int) -> str:
         rows = [found.layers[layer].headline[row] for found in seeds]
         ratios = [found.svd_ratio for found in rows if found.svd_ratio is not None]
         median = f"{statistics.median(ratios):.1f}" if len(ratios) == len(rows) else "not reached on every seed"
-        lines.append(f"| {Method(rows[0].method).label} | " + " | ".join(map(cell, rows)) + f" | {median} |")
+        cells = " | ".join(cell(row.size, row.svd_ratio) for row in rows)
+        lines.append(f"| {ds.Method(rows[0].method).label} | {cells} | {median} |")
     return "\n".join(lines)
 
 
-def cell(row: HeadlineRow) -> str:
+def cell(size: int | None, svd_ratio: float | None) -> str:
     """Return the smallest sufficient size and its ratio."""
-    return "not reached" if row.size is None else f"{row.size} ({row.svd_ratio or float('nan'):.1f}x)"
+    return "not reached" if size is None else f"{size} ({svd_ratio or float('nan'):.1f}x)"
 
 
 def main(seeds: Sequence[int]) -> None:

@@ -24,14 +24,8 @@ from pathlib import Path
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.direct import accumulate_stream
-from dalr_stream.engine.layer_moments import LayerMoments
-from dalr_stream.engine.solve import factor_by, select_by
-from dalr_stream.network.structure.readers import with_readers
-from dalr_stream.network.surgery.compress import Replacement, parameter_count
-from dalr_stream.numerics.sizes.allocation import SizedLayer, as_they_are, by_energy, factor_layer, selection_layer
-from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.storage.records import Solution
+from dalr_stream.network import Replacement, Structure, accuracy, parameter_count
+from dalr_stream.numerics import LayerShape, SizedLayer, as_they_are, by_energy, factor_layer, selection_layer
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
@@ -39,7 +33,6 @@ sys.path[:0] = [str(HERE.parent / "shared")]
 from deeper_networks import dense_stack, residual  # noqa: E402
 from digits_data import TARGET_SAMPLES, Batches, target_test, target_train, target_validation  # noqa: E402
 from digits_trained import trained  # noqa: E402
-from digits_training import accuracy  # noqa: E402
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Relative: of DALR, or of the matrix that restores pruned nodes. The first is the default, and decides sizes."""
@@ -51,6 +44,7 @@ STEPS = 24
 EVERY = ds.Folding(ds.HoldoutRule(0.0))
 """Other digits measure: none of these is kept apart."""
 Sizes = Mapping[str, int]
+Solution = ds.LowRankFactors | ds.ChannelSelection
 
 
 @dataclass(frozen=True)
@@ -71,19 +65,20 @@ class Case:
         return tuple(name for name, kind in self.model.named_modules() if isinstance(kind, nn.Conv2d | nn.Linear))
 
     @functools.cached_property
-    def structure(self) -> ds.network.Structure:
-        """How the network's channels hang together."""
-        return ds.network.Structure.of(self.model, next(iter(self.train)))
+    def structure(self) -> Structure:
+        """Which of the network's channels are coupled."""
+        return Structure.of(self.model, next(iter(self.train)))
 
     @functools.cached_property
-    def statistics(self) -> tuple[LayerMoments, LayerMoments]:
-        """Moments in the original network, of the target and of the source."""
-        layers = with_readers(ds.network.select_layers(self.model, self.names[:-1]), self.structure)
-        target, source = (
-            LayerMoments({}) if batches is None else accumulate_stream(self.model, batches, layers, folding=EVERY)
-            for batches in (self.train, self.source)
-        )
-        return target, source
+    def statistics(self) -> ds.Statistics:
+        """Every layer with its moments in the original network, on the target."""
+        return self._statistics(self.train)
+
+    @functools.cached_property
+    def source_statistics(self) -> ds.Statistics:
+        """The same on the source."""
+        assert self.source is not None  # noqa: S101  # for the type checker: there is one for a selection
+        return self._statistics(self.source)
 
     @functools.cached_property
     def solutions(self) -> dict[float, dict[str, Solution]]:
@@ -130,17 +125,20 @@ class Case:
         last = self.names[-1]
         return ds.output_errors(self.model, network, batches, [last])[last]
 
+    def _statistics(self, batches: Batches) -> ds.Statistics:
+        layers = ds.watch(self.model, self.names[:-1], example=self.structure)
+        return ds.accumulate(self.model, batches, layers, folding=EVERY)
+
     def _solved(self, name: str, ridge: float) -> Solution:
-        target, source = self.statistics
+        layer = self.statistics[name]
         if self.method is DALR:
-            return factor_by(DALR, *ds.network.weights_of(self.model, name), target[name], ds.Ridge.relative(ridge))
-        group = self.structure.group_of(name)
-        return select_by(self.method, group.joint(target), group.joint(source))
+            return ds.dalr(layer, ridge=ridge)
+        return ds.solve(layer, self.method, source=self.source_statistics[name])
 
     def _sized(self, layer: ds.network.LayerSpec) -> SizedLayer:
         found = self.solutions[DEFAULT][layer.name]
         if isinstance(found, ds.LowRankFactors):
-            return factor_layer(layer.name, found, self.statistics[0][layer.name])
+            return factor_layer(layer.name, found, self.statistics.moments(layer.name))
         return selection_layer(layer.name, found, LayerShape(layer.outputs, layer.inputs))
 
     def _keeping(self, retention: float) -> dict[str, int]:
@@ -168,9 +166,9 @@ def judged(case: Case, sizes: Sizes, way: Callable[[Sizes, float], nn.Module]) -
 
 def digits_network(method: ds.Method, seed: int) -> Case:
     """Give the network of `run.toml`, trained or found trained."""
-    project = trained(seed)
-    source = None if method is DALR else project.code.batches("source")
-    return Case(project.network, method, *split(seed, TARGET_SAMPLES), source)
+    run = trained(seed)
+    source = None if method is DALR else run.batches("source")
+    return Case(run.network, method, *split(seed, TARGET_SAMPLES), source)
 
 
 def deeper(trained_on: Callable[..., nn.Module], seed: int) -> Case:

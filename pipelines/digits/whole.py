@@ -20,16 +20,13 @@ from pathlib import Path
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.direct import accumulate_stream
-from dalr_stream.network.structure.readers import with_readers
-from dalr_stream.network.surgery.compress import Replacement, parameter_count
+from dalr_stream.network import Replacement, Structure, accuracy, parameter_count
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
 
 from digits_data import target_test, target_train  # noqa: E402
 from digits_trained import trained  # noqa: E402
-from digits_training import accuracy  # noqa: E402
 
 SHARES = (0.25, 0.10, 0.05)
 """Of the whole network's parameters."""
@@ -46,28 +43,24 @@ class Solved:
     """One seed's network, and all that was solved for it."""
 
     model: nn.Module
-    structure: ds.network.Structure
+    structure: Structure | None
     factors: Mapping[str, ds.LowRankFactors]
     selections: Mapping[str, ds.ChannelSelection]
 
     @classmethod
     def of_seed(cls, seed: int) -> Solved:
         """Train the network or find it trained, stream both domains through it once, and solve."""
-        project = trained(seed)
-        model, every = project.network, ds.Folding(ds.HoldoutRule(0.0))
+        run = trained(seed)
+        model, every = run.network, ds.Folding(ds.HoldoutRule(0.0))
         target = target_train(seed=seed)
-        structure = ds.network.Structure.of(model, next(iter(target)))
-        layers = with_readers(ds.network.select_layers(model, WHOLE), structure)
-        moments, source = (
-            accumulate_stream(model, batches, layers, rows=ds.RowRule(most_patches=None), folding=every)
-            for batches in (target, project.code.batches("source"))
+        layers = ds.watch(model, WHOLE, example=next(iter(target)))
+        target_layers, source_layers = (
+            ds.accumulate(model, batches, layers, rows=ds.RowRule(most_patches=None), folding=every)
+            for batches in (target, run.batches("source"))
         )
-        selections = {}
-        for name in WHOLE:
-            group = structure.group_of(name)
-            selections[name] = ds.momasp(group.joint(moments), group.joint(source))
-        factors = {name: ds.dalr(*ds.network.weights_of(model, name), moments[name]) for name in DENSE}
-        return cls(model, structure, factors, selections)
+        selections = {name: ds.momasp(target_layers[name], source_layers[name]) for name in WHOLE}
+        factors = {name: ds.dalr(target_layers[name]) for name in DENSE}
+        return cls(model, layers.structure, factors, selections)
 
     def by_dalr(self, share: float) -> nn.Module:
         """Give `fc6` and `fc7` the largest common rank within the share."""

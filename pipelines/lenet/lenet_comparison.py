@@ -21,10 +21,9 @@ sys.path[:0] = [str(HERE.parent / "shared")]
 from torch import nn  # noqa: E402
 
 import dalr_stream as ds  # noqa: E402
-from dalr_stream.engine.direct import accumulate_stream  # noqa: E402
 from dalr_stream.errors import ParameterIncreaseWarning  # noqa: E402
-from dalr_stream.network.measure.accuracy import accuracy  # noqa: E402
-from dalr_stream.network.surgery.compress import parameter_count  # noqa: E402
+from dalr_stream.network import accuracy, parameter_count  # noqa: E402
+from labelled_batches import Batches  # noqa: E402
 from lenet_data import rows_for_test, rows_for_training  # noqa: E402
 from lenet_network import build, train  # noqa: E402
 
@@ -32,21 +31,20 @@ RANKS = {"fc1": 15, "fc2": 15, "fc3": 10}
 RIDGE = ds.Ridge.absolute(10.0)
 
 
-def compressed(network: nn.Module, rows: object) -> dict[str, nn.Module]:
+def compressed(network: nn.Module, rows: Batches) -> dict[str, nn.Module]:
     """Return the network compressed by truncated SVD, and by DALR as published from the statistics of `rows`."""
-    layers = ds.network.select_layers(network, list(RANKS))
-    found = accumulate_stream(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))  # type: ignore[arg-type]
+    layers = ds.watch(network, list(RANKS))
+    found = ds.accumulate(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
     small = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParameterIncreaseWarning)
         for name in ("SVD", "DALR"):
             pairs = {}
             for layer, rank in RANKS.items():
-                weight, bias = ds.network.weights_of(network, layer)
                 if name == "SVD":
-                    factors = ds.truncated_svd(weight, bias)
+                    factors = ds.truncated_svd(found[layer])
                 else:
-                    factors = ds.dalr(weight, bias, found[layer], ridge=RIDGE, variant="published", affine=False)
+                    factors = ds.dalr(found[layer], ridge=RIDGE, variant="published", affine=False)
                 pairs[layer] = factors.at_rank(rank)
             small[name] = ds.compress(network, pairs).eval()
     return small

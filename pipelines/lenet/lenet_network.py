@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dalr_stream.network.surgery.compress import parameter_count
+from dalr_stream.network import parameter_count
 from lenet_data import rows_for_training
 
 PARAMETERS = 61_706

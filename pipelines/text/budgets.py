@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
-from dalr_stream.cli.console import for_console
-from dalr_stream.engine.solve import solve_low_rank, solve_selection
-from dalr_stream.engine.store_view import StoreView
-from dalr_stream.network.surgery.compress import Replacement, compress
-from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.numerics.sizes.allocation import (
+import dalr_stream as ds
+from dalr_stream.network import Replacement
+from dalr_stream.numerics import (
+    Family,
+    LayerShape,
     SizedLayer,
     Source,
     as_they_are,
@@ -30,17 +28,14 @@ from dalr_stream.numerics.sizes.allocation import (
     selection_layer,
     within_budget,
 )
-from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.storage.records import Solution
-from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.runfile.config import load_config
-from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.named_sizes import at_size
-from dalr_stream.workflow.steps.scoring import score_on
 
+Method = ds.Method
+Solution = ds.LowRankFactors | ds.ChannelSelection
 RUN_FILE = Path(__file__).with_name("run.toml")
 BUDGETS = (0.6, 0.4, 0.3, 0.2, 0.1)
 """Shares of the weights of the layers of a table."""
+RESTORE_RIDGE = 1e-3
+"""As in run files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +71,14 @@ FEED = (
 class Bench:
     """The trained network and what is known of its layers."""
 
-    project: Project
-    store: StoreView
+    run: ds.Run
 
     def solve(self, recipe: Recipe) -> tuple[dict[str, Solution], list[SizedLayer]]:
         """Return what is solved for each layer, and every layer with what it loses at each size."""
         solutions: dict[str, Solution] = {}
         sized: list[SizedLayer] = []
         selecting = recipe.feed.family is Family.SELECTION
-        for name in self.project.layers:
+        for name in self.run.layers:
             feeds = name.endswith(("fc1", "fc2"))
             method = recipe.feed if feeds else recipe.attention
             if method is None:
@@ -92,37 +86,42 @@ class Bench:
             if feeds and selecting:
                 sized.append(self._nodes(name, method, recipe.domain, solutions))
             else:
-                problem = self.store.problem(name, recipe.domain, None)
-                factors = solve_low_rank(problem, method)
-                solutions[name] = factors
-                sized.append(factor_layer(name, factors, problem.known_inputs))
+                layer = self.run.store.layer(name, target=recipe.domain)
+                solutions[name] = factors = ds.solve(layer, method)
+                sized.append(factor_layer(name, factors, layer.inputs))
         return solutions, sized
 
     def _nodes(self, name: str, method: Method, domain: str, solutions: dict[str, Solution]) -> SizedLayer:
         """Return `fc1` at every number of nodes, and solve it; or `fc2`, which gets as narrow as `fc1` leaves it."""
         if name.endswith("fc1"):
-            selection = solve_selection(self.store.problem(name, domain, "source"), method)
-            solutions[name] = selection
-            return selection_layer(name, selection, self.store.shape(name))
-        shape = self.store.shape(name)
+            layer = self.run.store.layer(name, target=domain, source="source")
+            solutions[name] = selection = ds.solve(layer, method)
+            return selection_layer(name, selection, self.run.store.shape(name))
+        shape = self.run.store.shape(name)
         alone = LayerShape(shape.outputs, shape.inputs)
         reads = Source(name.removesuffix("fc2") + "fc1")
         return SizedLayer(name, alone, Family.LOW_RANK, np.array([alone.max_rank]), np.zeros(1), reads)
 
     def scores(self, recipe: Recipe) -> Iterator[str]:
         """Yield the score of the network in per cent at every budget."""
-        score = score_on(self.project, "evaluate", self.project.evaluate_section)
         solutions, sized = self.solve(recipe)
         whole = as_they_are(sized)
         for share in BUDGETS:
             sizes = within_budget(sized, share * float(cost(sized, whole)))
             smaller: dict[str, Replacement] = {
-                name: at_size(solution, sizes[name], name, self.project.config.solve.restore_ridge)
+                name: at_size(solution, sizes[name])
                 for name, solution in solutions.items()
                 if sizes[name] != whole[name]
             }
-            small = compress(self.project.network, smaller, example=self.project.structure)
-            yield f"{score(small):.1%}"
+            small = ds.compress(self.run.network, smaller, example=self.run.structure)
+            yield f"{self.run.score(small):.1%}"
+
+
+def at_size(solution: Solution, size: int) -> Replacement:
+    """Return a solution at one rank, or with one number of nodes."""
+    if isinstance(solution, ds.ChannelSelection):
+        return solution.at_size(size, ridge=RESTORE_RIDGE)
+    return solution.at_rank(size)
 
 
 def table(bench: Bench, recipes: Sequence[Recipe]) -> Iterator[str]:
@@ -135,13 +134,11 @@ def table(bench: Bench, recipes: Sequence[Recipe]) -> Iterator[str]:
 
 def main() -> None:
     """Print the tables."""
-    project = Project(load_config(RUN_FILE), RUN_FILE.parent)
-    run = Run(project, progress=for_console(Console(stderr=True)))
+    run = ds.Run.open(RUN_FILE, progress=ds.show_progress())
     run.train()
     run.accumulate()
-    bench = Bench(project, StoreView.open(project.store))
-    whole = score_on(project, "evaluate", project.evaluate_section)(project.network)
-    print(f"uncompressed: {project.evaluate_section.metric_words} {whole:.1%}")
+    bench = Bench(run)
+    print(f"uncompressed: next character accuracy {run.score(run.network):.1%}")
     for title, recipes in (("All layers of the blocks", WHOLE), ("fc1 and fc2 alone", FEED)):
         print(f"\n{title}\n", flush=True)
         for line in table(bench, recipes):

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
-from dalr_stream.network.saved.checkpoint import save_weights
+from dalr_stream.network import save_weights
 from vgg19_network import VGG, build
 
 

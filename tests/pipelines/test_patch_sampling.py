@@ -51,7 +51,7 @@ def test_a_random_half_is_as_far_from_the_whole_as_the_whole_from_what_it_was_dr
     """The law behind the last row, here of covariances: fresh sets of pictures against their common mean."""
     case = sampling.crops_case(crops=40, side=9)
     half = [one.covariance for one in sampling.losses(case, range(30))["all 81, half of the pictures"]]
-    fresh = [case.moments(case.read(seed), None)["0"].covariance for seed in range(30)]
+    fresh = [case.moments(case.read(seed), None).covariance for seed in range(30)]
     middle = np.mean(fresh, axis=0)
     apart = [np.linalg.norm(one - middle) / np.linalg.norm(middle) for one in fresh]
     assert 0.5 < np.sqrt(np.mean(np.square(half)) / np.mean(np.square(apart))) < 2.0
@@ -62,7 +62,7 @@ def test_the_jackknife_and_the_spread_are_measured_on_fresh_pictures(sampling):
     spread, said = sampling.jackknifed(case, 4, range(4))
     errors = []
     for seed in range(4):
-        moments = case.moments(case.read(seed), 4, seed=seed)["0"]
+        moments = case.moments(case.read(seed), 4, seed=seed)
         curve = case.solve(moments).errors(moments)
         weight = case.convolution.weight.detach().flatten(1).double().numpy()
         errors.append(np.sqrt(curve[4] / np.trace(weight @ moments.second_moment @ weight.T) / moments.count))

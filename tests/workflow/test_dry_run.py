@@ -93,7 +93,7 @@ def test_every_problem_is_named_at_once(run_file):
     assert f"report.published: there is no file '{run_file.parent / 'paper.toml'}'" in str(caught.value)
 
 
-@pytest.mark.parametrize(("rows", "needed"), [(2000, "15 MiB"), (2**20, "3.9 GiB")])
+@pytest.mark.parametrize(("rows", "needed"), [(2000, "46 MiB"), (2**20, "4.1 GiB")])
 def test_disk_is_told_in_units_that_show_it(monkeypatch, tmp_path, rows, needed):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3 * 2**20))
     found = plan([LayerLoad("fc", 1000, rows)], threads=1, heldout_share=0.0)

@@ -35,7 +35,7 @@ from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import SurgeryPlan
-from dalr_stream.storage.durable import make_folder, new_file, new_folder
+from dalr_stream.storage.durable import make_folder, new_file, new_folder, remove_folder
 from dalr_stream.storage.json_record import digest_of
 
 MADE_FROM, DIGEST = "made_from", "digest"
@@ -148,6 +148,16 @@ def _first_mismatch(message: str) -> str:
     return (mismatches or [head])[0] + (f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else "")
 
 
+def remove_remnant(folder: Path) -> None:
+    """Remove what is left of a network whose plan is lost; only for a folder that nothing but `save` writes into.
+
+    Elsewhere such files may be somebody's own: `save` refuses them.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names and PLAN not in names and names <= {WEIGHTS, README, CONFIG}:
+        remove_folder(folder)
+
+
 def _require_own(folder: Path) -> None:
     files = {path.name for path in folder.iterdir()} if folder.exists() else set()
     foreign = sorted(files - {WEIGHTS, PLAN, README, CONFIG}) if PLAN in files else sorted(files)
@@ -179,7 +189,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _plan(folder: Path) -> dict[str, Any]:
-    """Return `plan.json`, compared with its own digest; networks of before 0.2 have none."""
+    """Return `plan.json`, compared with its own digest; networks saved by 0.1 have none."""
     try:
         plain: dict[str, Any] = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         digest = plain.pop(DIGEST, None)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from dalr_stream.report.write import INVENTORY, PAGE, write_report
+from dalr_stream.report.write import INVENTORY, write_report
 from dalr_stream.storage.durable import explained
-from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import evaluate
-from dalr_stream.workflow.steps.fingerprints import file_print
+from dalr_stream.workflow.steps.fingerprints import file_digest, file_print
 from dalr_stream.workflow.steps.profile import read_profile
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.step import Artefact, Step
+from dalr_stream.workflow.steps.step import Artefact, Step, file_with_digest, json_record, read_stamped, write_stamped
 
 NAME = "report"
+REPORT = RecordKind("report", 1, "run report")
 
 
 def steps(session: Session) -> Iterator[Step]:
@@ -29,7 +30,7 @@ def steps(session: Session) -> Iterator[Step]:
         (evaluate.NAME,),
         lambda: made_from(project),
         lambda: _artefacts(project),
-        lambda _: _report(project),
+        lambda stamp: _report(project, stamp),
         lambda: _check(project),
     )
 
@@ -44,10 +45,10 @@ def made_from(project: Project) -> str:
 
 
 def _artefacts(project: Project) -> Iterator[Artefact]:
-    yield Artefact(project.report_folder / PAGE)
-    inventory = project.report_folder / INVENTORY
-    yield Artefact(inventory)
-    yield from (Artefact(project.report_folder / name) for name in inventory.read_text(encoding="utf-8").splitlines())
+    """Yield the record of the report's files, and each of them with its digest."""
+    yield json_record(project.report_record, REPORT)
+    for name, digest in read_stamped(project.report_record, REPORT).items():
+        yield file_with_digest(project.report_folder / name, digest)
 
 
 def _check(project: Project) -> None:
@@ -55,7 +56,10 @@ def _check(project: Project) -> None:
         Published.read(project.folder / project.config.report.published)
 
 
-def _report(project: Project) -> None:
-    shown = results(project)
-    with explained(project.report_folder):
-        write_report(shown, project.report_folder)
+def _report(project: Project, fingerprint: str) -> None:
+    shown, folder = results(project), project.report_folder
+    with explained(folder):
+        write_report(shown, folder)
+    names = (folder / INVENTORY).read_text(encoding="utf-8").splitlines()
+    digests = {name: file_digest(folder / name) for name in (*names, INVENTORY)}
+    write_stamped(project.report_record, REPORT, fingerprint, digests)

@@ -50,7 +50,8 @@ def cost_table(plan: MemoryPlan) -> Table:
     Features and rows of a convolution of several groups are those of each of them.
     """
     table = new_table("layer", "features", "rows", "disk", "moments", "memory", "passes", "mult-adds", "share")
-    table.title = Text("disk, moments and peak memory in MiB", justify="left")
+    checkpoints = f"checkpoints take up to {_mib(plan.checkpoint_bytes)} of disk more, until the moments are there"
+    table.title = Text(f"disk, moments and peak memory in MiB; {checkpoints}", justify="left")
     passes = {name: number for number, group in enumerate(plan.groups, start=1) for name in group}
     for name, layers in _by_module(plan.layers, lambda layer: layer.name).items():
         taken = sorted({passes[layer.name] for layer in layers})

@@ -49,6 +49,7 @@ class Project:
             raise ConfigError(f"run.output: '{self.output}' is a file: name a folder")
         self.store = self.output / "store.zarr"
         self.weights = self.output / "network.safetensors"
+        self.weights_record = self.output / "network.json"
         self.compressed = self.output / "compressed"
         self.compression = self.output / "compression.json"
         self.finetuned = self.output / "finetuned"
@@ -58,6 +59,7 @@ class Project:
         self.evaluation = self.output / "evaluation.json"
         self.stability = self.output / "stability.json"
         self.report_folder = self.output / "report"
+        self.report_record = self.output / "report.json"
         self.code = UserCode(config, folder)
 
     # --- the network and its layers ------------------------------------------------------------------------------

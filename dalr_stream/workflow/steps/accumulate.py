@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dalr_stream.engine.direct import accumulate_into
-from dalr_stream.engine.from_store import accumulate_stored
+from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
 from dalr_stream.storage.json_record import digest_of
-from dalr_stream.storage.records import moments_path, shard_parts
+from dalr_stream.storage.records import moments_path, provenance_of, shard_parts
 from dalr_stream.storage.removal import forget_moments
-from dalr_stream.storage.schema import PARTS
+from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture, train
@@ -52,14 +52,22 @@ def made_from(project: Project, domain: str) -> str:
 
 def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
     yield from capture.domain_artefacts(project)
-    record = ActivationStore(project.store).domain(domain)
-    parts = [*PARTS, *shard_parts(project.config.shards(domain))]
+    store = ActivationStore(project.store)
+    record, network = store.domain(domain), store.manifest.network.fingerprint
+    folding, parts = project.folding(domain), (*PARTS, *shard_parts(project.config.shards(domain)))
     for layer in {record.home(layer): None for layer in record.names}:
-        yield from (store_record(moments_path(project.store, domain, layer, part)) for part in parts)
+        training = provenance_of(moments_path(project.store, domain, layer, TRAINING)) or {}
+        expected = training
+        if not record.shards:  # a merged store's moments were folded elsewhere
+            rule = folding.rule(record.layers[layer].features)
+            expected = {**training, **moments_provenance(network, record, layer, rule), "rows": training.get("rows")}
+        yield from (store_record(moments_path(project.store, domain, layer, part), expected) for part in parts)
 
 
 def _fold_stored(session: Session, domain: str) -> None:
     project = session.project
+    if session.fresh:
+        forget_moments(project.store, domain)
     folding = project.folding(domain, session.cluster())
     accumulate_stored(project.store, domain=domain, folding=folding, progress=session.progress)
 

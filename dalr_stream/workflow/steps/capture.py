@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dalr_stream.engine.capture import capture
-from dalr_stream.engine.estimate import require_disk
+from dalr_stream.engine.estimate import held_on_disk, require_disk
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.network.layers.identity import fingerprint
@@ -134,10 +134,12 @@ def _require_room(session: Session) -> None:
     project = session.project
     cost = project.estimate()
     cost.require()
-    require_disk(cost, project.output)
+    held = held_on_disk(project.store, project.config.domains, replaced=session.fresh)
+    require_disk(cost, project.output, held)
     for reason in project.unsupported_layers:
         session.progress.note(reason)
     session.progress.note(
-        f"cost: at most {cost.disk_bytes / 2**20:,.0f} MiB of disk, folding peaks at {cost.peak_bytes / 2**20:,.0f} MiB"
+        f"cost: at most {cost.disk_peak_bytes / 2**20:,.0f} MiB of disk, {cost.checkpoint_bytes / 2**20:,.0f} of them "
+        f"for checkpoints; folding peaks at {cost.peak_bytes / 2**20:,.0f} MiB"
     )
     session.room_checked = True

@@ -74,6 +74,7 @@ def _compress(session: Session, fingerprint: str) -> None:
     if replacements and project.config.compress.order is Order.SEQUENTIAL:
         small, compression = compress_in_sequence(project, store, compression, small, fingerprint, session.progress)
     facts = saved_provenance(project.config, store, compression, fingerprint)
+    checkpoint.remove_remnant(project.compressed)
     checkpoint.save(small, project.compressed, provenance=facts)
     compression.write(project.compression, fingerprint)
     forget_sequence(project)

@@ -106,6 +106,7 @@ def _finetune(session: Session, fingerprint: str) -> None:
     store = StoreView.open(project.store)
     compression = Compression.read(project.compression, compress.made_from(project))
     facts = {"fine-tuning": record.plain, **saved_provenance(project.config, store, compression, fingerprint)}
+    checkpoint.remove_remnant(project.finetuned)
     checkpoint.save(network, project.finetuned, provenance=facts)
     record.write(project.finetuning, fingerprint)
     session.progress.note(f"finetune: {record}, in '{project.finetuned}'")

@@ -8,6 +8,7 @@ from, so a store and a run file are enough to solve, on another machine and with
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ def labelled_print(project: Project, section: LabelledSection | None) -> list[An
 def code_print(project: Project, *factories: str | None) -> str:
     """Return the digest of the Python that `module:function` names reach."""
     return code_digest(project.folder, [name for name in factories if name])
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_print(path: Path, key: str) -> str:

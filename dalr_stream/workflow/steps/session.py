@@ -14,7 +14,7 @@ class Session:
     """A project, where its steps report, and what is opened once for several of them."""
 
     def __init__(self, project: Project, progress: Progress, *, fresh: bool = False) -> None:
-        """`fresh` lets what was made from other weights or data be replaced."""
+        """`fresh` does what is asked for again, and lets what was made from other weights or data be replaced."""
         self.project = project
         self.progress = progress
         self.fresh = fresh

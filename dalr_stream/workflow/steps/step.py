@@ -6,18 +6,19 @@ undamaged, and says the same of itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved import checkpoint
-from dalr_stream.storage.json_record import RecordKind, read_record, write_record
+from dalr_stream.storage.json_record import RecordKind, digest_of, read_record, write_record
 from dalr_stream.storage.records import provenance_of
+from dalr_stream.workflow.steps.fingerprints import file_digest
 from dalr_stream.workflow.steps.step_log import StepLog
 
-NOT_DONE, CHANGED = "not done yet", "settings changed"
+NOT_DONE, CHANGED, AGAIN = "not done yet", "settings changed", "asked for again"
 _WRONG = (StoreNotFoundError, StoreDamagedError, FingerprintMismatchError)
 
 
@@ -42,13 +43,15 @@ class Artefact:
         return f"'{self.path}' was made from other settings"
 
 
-def store_record(path: Path) -> Artefact:
-    """Return a record of the store, such as moments or a solution."""
+def store_record(path: Path, expected: Mapping[str, Any] | None = None) -> Artefact:
+    """Return a record of the store, such as moments or a solution; `expected` is its whole provenance, where known."""
 
     def made_from() -> str | None:
         facts = provenance_of(path)
         if facts is None:
             raise StoreNotFoundError(f"there is no record at '{path}'")
+        if expected is not None and digest_of(facts) != digest_of(expected):
+            raise FingerprintMismatchError(f"'{path}' was made from other rows or settings")
         stamp: str | None = facts.get("made_from")
         return stamp
 
@@ -58,6 +61,16 @@ def store_record(path: Path) -> Artefact:
 def json_record(path: Path, kind: RecordKind) -> Artefact:
     """Return a record that `write_stamped` wrote."""
     return Artefact(path, lambda: str(read_record(path, kind)["made_from"]))
+
+
+def file_with_digest(path: Path, digest: str) -> Artefact:
+    """Return a file whose SHA-256 is known."""
+
+    def made_from() -> None:
+        if file_digest(path) != digest:
+            raise StoreDamagedError(f"'{path}' is damaged: it does not match its digest")
+
+    return Artefact(path, made_from)
 
 
 def saved_network(folder: Path) -> Artefact:
@@ -102,6 +115,8 @@ class Step:
     """Refuses what would stop it, as far as that can be told before anything is recorded; needs no data on disk."""
     on_demand: bool = False
     """Done only where a step that needs it is stale: activations may be deleted once their moments are there."""
+    again: bool = True
+    """Whether `--fresh` does it again; training is not repeated for the sake of a store."""
     from_store: bool = False
     """By itself it starts from what the store holds, whatever made it, and brings nothing that it needs up to date."""
 

@@ -6,28 +6,29 @@ from collections.abc import Iterator
 
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.saved.pretrained import weights_file
-from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.fingerprints import code_print, file_print
+from dalr_stream.workflow.steps.fingerprints import code_print, file_digest, file_print
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.step import Artefact, Step
+from dalr_stream.workflow.steps.step import Artefact, Step, file_with_digest, json_record, read_stamped, write_stamped
 
 NAME = "train"
+WEIGHTS = RecordKind("weights", 1, "run train")
 
 
 def steps(session: Session) -> Iterator[Step]:
     """Yield the step; nothing where the run file names weights."""
     project = session.project
     if project.config.network.train is not None:
-        weights = Artefact(project.weights, lambda: checkpoint.weights_made_from(project.weights))
         yield Step(
             NAME,
             NAME,
             (),
             lambda: made_from(project),
-            lambda: [weights],
+            lambda: _artefacts(project),
             lambda stamp: _train(session, stamp),
             lambda: _check(project),
+            again=False,
         )
 
 
@@ -44,6 +45,13 @@ def made_from(project: Project) -> str:
     return digest_of({"network": settings, "weights": weights, "seed": seed, "code": code})
 
 
+def _artefacts(project: Project) -> Iterator[Artefact]:
+    """Yield the weights and the record of their digest; those of 0.1 have none."""
+    if checkpoint.weights_made_from(project.weights) is not None:
+        yield json_record(project.weights_record, WEIGHTS)
+        yield file_with_digest(project.weights, read_stamped(project.weights_record, WEIGHTS)["sha256"])
+
+
 def _train(session: Session, fingerprint: str) -> None:
     project, code = session.project, session.project.code
     with code.importing():
@@ -51,6 +59,7 @@ def _train(session: Session, fingerprint: str) -> None:
         train = code.trainer(str(project.config.network.train))
         train(model, seed=project.config.run.seed, report=session.progress.note, **code.train_options)
     checkpoint.save_weights(model.eval(), project.weights, made_from=fingerprint)
+    write_stamped(project.weights_record, WEIGHTS, fingerprint, {"sha256": file_digest(project.weights)})
 
 
 def _check(project: Project) -> None:

@@ -16,6 +16,7 @@ from dalr_stream.errors import (
 from dalr_stream.network.saved.checkpoint import load, load_weights, save, save_weights
 from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.numerics.selection.greedy import spectral
+from dalr_stream.storage.json_record import digest_of
 
 
 def compressed(dtype=torch.float32):
@@ -185,9 +186,11 @@ def test_a_flipped_bit_anywhere_in_the_weights_is_found(saved):
 
 
 def rewrite(folder, change):
+    """Write another plan, with the digest that it then has."""
     plain = json.loads((folder / "plan.json").read_text())
+    del plain["digest"]
     change(plain)
-    (folder / "plan.json").write_text(json.dumps(plain))
+    (folder / "plan.json").write_text(json.dumps({**plain, "digest": digest_of(plain)}))
 
 
 @pytest.mark.parametrize(
@@ -224,6 +227,16 @@ def test_a_plan_is_never_executed(saved):
 def test_a_network_in_place_of_what_builds_it_is_refused(saved):
     with pytest.raises(InvalidInputError, match="needs a function that makes the original network, got a Net"):
         load(saved, Net())
+
+
+def test_a_changed_digit_of_a_plan_is_damage_and_plans_of_0_1_have_no_digest(saved):
+    plan = saved / "plan.json"
+    text = plan.read_text()
+    plan.write_text(text.replace('"parameters": ', '"parameters": 1', 1))
+    with pytest.raises(StoreDamagedError, match=r"plan.json' is damaged: it does not match its digest"):
+        load(saved, Net)
+    plan.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "digest"}))
+    load(saved, Net)
 
 
 def test_a_plan_that_is_no_json_is_damage(saved):
