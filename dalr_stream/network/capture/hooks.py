@@ -153,7 +153,7 @@ def batch_identities(batches: Iterable[Any], rule: RowRule) -> Iterator[tuple[in
     """Yield the samples and the digest of each batch, as a sink is given them, and run no network."""
     for batch in batches:
         samples = samples_in(batch)
-        yield samples, _digest(batch, rule.mask_of(batch, samples))
+        yield samples, _digest(batch, rule.masks_of(batch, samples))
 
 
 class _Watch:
