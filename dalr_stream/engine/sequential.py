@@ -85,8 +85,8 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
         ridges or methods, passes whose layers read what they read before start from there: the batches are loaded once
         and compared, and no network is run. When all layers are done, moments of earlier sequences are removed.
     rows, folding
-        As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The share kept apart
-        measures errors and decides nothing.
+        As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The held-out share
+        measures errors, and no solution is fitted to it.
 
     The first layers read what they read in the original, so theirs are the solutions of `dalr` on the moments of their
     inputs, to the bit. How many passes there will be is said before the first.
@@ -135,12 +135,12 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     progress.note(f"layer after layer: {in_words(state.left)}")
     yield state
     for group in state.left:
-        found = one_pass.solve(group, state.network)
-        for name, (_, outcome) in found.items():
+        solved = one_pass.solve(group, state.network)
+        for name, (_, outcome) in solved.items():
             progress.note(f"layer '{name}': {outcome}")
-        chosen = {name: replacement for name, (replacement, _) in found.items()}
-        small = compress(state.network, chosen, example=target.first())
-        done = {**state.layers, **{name: outcome for name, (_, outcome) in found.items()}}
+        replacements = {name: replacement for name, (replacement, _) in solved.items()}
+        small = compress(state.network, replacements, example=target.first())
+        done = {**state.layers, **{name: outcome for name, (_, outcome) in solved.items()}}
         state = SequentialCompression(small, passes, done)
         if not state.left and begun is None:
             moments.drop_others()
