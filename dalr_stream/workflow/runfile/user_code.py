@@ -13,7 +13,8 @@ from torch import nn
 
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.capture.batches import holds_batches
-from dalr_stream.network.capture.row_rule import MaskOf, RowRule
+from dalr_stream.network.capture.masks import MaskOf
+from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.torch_library import usable_device
 from dalr_stream.network.training.finetune import Loss, cross_entropy
 from dalr_stream.workflow.runfile.config import RunConfig
