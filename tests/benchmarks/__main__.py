@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import Row
 
-from dalr_stream import Precision
+from dalr_stream.numerics import Precision
 
 SECTIONS: dict[str, tuple[str, Callable[[bool], Table]]] = {}
 

@@ -12,7 +12,7 @@ from accumulating import stored_rows
 from timing import Row, against, race
 
 from dalr_stream import Folding, HoldoutRule
-from dalr_stream.engine.accumulate import accumulate
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.backend import backend_of
 from dalr_stream.numerics.linalg.precision import Precision
 from dalr_stream.numerics.rows.tiling import tile_rows
@@ -95,7 +95,7 @@ def _fold(device: str, precision: Precision, tiles: list[Any]) -> None:
 def _accumulated(root: Path, device: str | None) -> Callable[[], object]:
     def run() -> None:
         forget_moments(root, "target")
-        accumulate(root, domain="target", folding=Folding(HoldoutRule(0.0), device=device))
+        accumulate_stored(root, domain="target", folding=Folding(HoldoutRule(0.0), device=device))
 
     return run
 

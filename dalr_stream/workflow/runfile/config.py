@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.workflow.runfile.compress_section import CompressSection, with_sizes
+from dalr_stream.streaming.folding import CUPY
+from dalr_stream.workflow.runfile.compress_section import CompressSection, Order, with_sizes
 from dalr_stream.workflow.runfile.messages import explain, require_current_keys
 from dalr_stream.workflow.runfile.sections import (
     AccumulateSection,
@@ -87,6 +88,20 @@ class RunConfig(Section):
                 raise ValueError(
                     f"accumulate.{key}: other processes fold rows that lie on disk, and capture.keep_activations = "
                     f"false keeps none: leave out {key}, or keep the activations"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _cupy_reads_rows_from_disk(self) -> RunConfig:
+        reasons = {
+            "capture.keep_activations = false keeps none": not self.capture.keep_activations,
+            'compress.order = "sequential" folds what networks compute': self.compress.order is Order.SEQUENTIAL,
+        }
+        for reason, holds in reasons.items():
+            if self.accumulate.device == CUPY and holds:
+                raise ValueError(
+                    f"accumulate.device: 'cupy' folds rows that lie on disk, and {reason}: let torch fold, device = "
+                    '"cuda"'
                 )
         return self
 

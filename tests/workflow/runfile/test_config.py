@@ -128,6 +128,19 @@ def test_other_processes_need_activations_on_disk(run_file, override):
         load_config(run_file, [override, "capture.keep_activations=false"])
 
 
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("capture.keep_activations=false", r"capture\.keep_activations = false keeps none"),
+        ("compress.order=sequential", r'compress\.order = "sequential" folds what networks compute'),
+    ],
+)
+def test_cupy_folds_nothing_but_rows_on_disk(run_file, override, reason):
+    with pytest.raises(ConfigError, match=rf"'cupy' folds rows that lie on disk, and {reason}: let torch fold"):
+        load_config(run_file, ["accumulate.device=cupy", override])
+    assert load_config(run_file, ["accumulate.device=cupy"]).accumulate.device == "cupy"
+
+
 def test_a_file_to_start_from_needs_training_and_is_handed_to_it_beside_the_run_file(run_file):
     config = load_config(run_file, ["network.start=pretrained.safetensors", "network.train_options.steps=3"])
     options = Project(config, run_file.parent).code.train_options
