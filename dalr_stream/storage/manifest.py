@@ -106,10 +106,10 @@ class RowsRecord:
         return self.rows // self.rows_per_sample if self.rows_per_sample else self.whole_samples
 
     def covers(self, samples: int) -> bool:
-        """Tell whether these can be all rows of so many samples; the last of them may have none where that varies."""
+        """Tell whether these can be all rows of so many samples; where that varies any of them may have none."""
         if self.rows_per_sample:
             return 0 < samples == self.committed_samples
-        return self.rows > 0 and self.whole_samples < samples
+        return self.whole_samples < samples
 
 
 @dataclass(frozen=True, slots=True)
