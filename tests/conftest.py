@@ -8,6 +8,7 @@ fixture says which it is.
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,31 @@ def cuda():
     return torch.device("cuda")
 
 
+@contextmanager
+def quick_runs():
+    """Let a run sync nothing and draw empty pictures: half of what a tiny one costs, and no result of it.
+
+    Syncing decides what a power cut leaves; `tests/report` and `tests/pipelines` draw in earnest.
+    """
+    from matplotlib.figure import Figure
+
+    from dalr_stream.report import plots
+
+    figures = ("activation_rates", "reconstruction_errors", "accuracy_against_pair", "accuracy_against_layer")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        for name in (*figures, "spectra", "retention"):
+            patch.setattr(plots, name, lambda *_: Figure())
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """For a module whose tests run a run file again and again: see `quick_runs`."""
+    with quick_runs():
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished_folder(tmp_path_factory):
     """A run done once for the session; tests work on copies of it."""
@@ -44,7 +70,8 @@ def finished_folder(tmp_path_factory):
     from dalr_stream.workflow.runfile.project import Project
 
     path = write_run(tmp_path_factory.mktemp("finished") / "tiny")
-    Run(Project(load_config(path), path.parent)).all()
+    with quick_runs():
+        Run(Project(load_config(path), path.parent)).all()
     sys.modules.pop("tiny_run", None)
     return path.parent
 
