@@ -5,13 +5,16 @@ moments, from which low-rank factors (DALR and its baselines) and selections (sp
 every rank and size, without the data and without the network:
 
     import dalr_stream as ds
-    layers = ds.network.select_layers(model, ["classifier.[03]"])
-    ds.capture(model, batches, layers, "birds.zarr", domain="target")
-    moments = ds.accumulate("birds.zarr", domain="target")
-    factors = ds.dalr(weight, bias, moments["classifier.0"])
+    layers = ds.watch(model, ["classifier.[03]"], example=batch)
+    statistics = ds.accumulate(model, batches, layers, store="birds.zarr")
+    factors = ds.dalr(statistics["classifier.0"], ridge=1e-3)
     small = ds.compress(model, {"classifier.0": factors.at_rank(256)})
 
-Public names are loaded when they are first used, so importing the package imports neither torch nor dask nor zarr.
+    store = ds.open_store("birds.zarr")    # on any machine, without network or torch
+    nodes = ds.spectral(store.layer("classifier.0"))
+
+What stands here is what most need; `ds.numerics` and `ds.network` have more, `ds.errors` every failure. Public names
+are loaded when they are first used, so importing the package imports neither torch nor dask nor zarr.
 """
 
 from dalr_stream._front import attach

@@ -13,6 +13,7 @@ are imported when a verb runs, so `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -285,7 +286,12 @@ def _dry_run(opened: Run) -> None:
 
 
 def main() -> None:
-    """Run the command line; the entry point of `dalr-stream`."""
+    """Run the command line; the entry point of `dalr-stream`.
+
+    OpenMP's threads are told to sleep while they wait: torch's would otherwise spin, at the cost of the threads that
+    fold beside them and of whatever else the machine does. Whoever sets OMP_WAIT_POLICY keeps it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except DalrStreamError as error:

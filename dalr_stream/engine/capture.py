@@ -47,8 +47,9 @@ def capture(
     progress = progress or Silent()
     rows = rows or RowRule()
     require_batches(batches)
-    with open_writer(root, domain, network_record(model, layers), rows.words) as writer:
-        keep_weights(model, layers, root)
+    network = network_record(model, layers)
+    with open_writer(root, domain, network, rows.words) as writer:
+        keep_weights(model, layers, root, network.fingerprint)
         _tell_resume(writer, domain, progress)
         one_pass(model, batches, layers, writer, rows=rows, title=f"capture {domain}", progress=progress)
     return ActivationStore(root)
@@ -65,9 +66,9 @@ def watched_streams(model: nn.Module, layers: Sequence[LayerSpec]) -> dict[str, 
     return {layer.stream: _layer_record(model, layer) for layer in layers}
 
 
-def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path) -> None:
-    """Write each layer's weight and bias to the store, where they are not there yet."""
-    facts = {"network": fingerprint(model)}
+def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path, network: str) -> None:
+    """Write each layer's weight and bias to the store of `network`, where they are not there yet."""
+    facts = {"network": network}
     for layer in layers:
         if origin_of(weights_path(root, layer.name)) != facts:
             save_layer_weights(root, layer.name, *weights_of(model, layer.name), facts)

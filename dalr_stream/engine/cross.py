@@ -1,59 +1,65 @@
 """One pass through two networks: what each layer reads in the compressed one, and gives in the original.
 
 Layers compressed one after the other, or together, no longer read what they read in the original. Their targets stay:
-the original's outputs. So each batch runs through both, and the rows [input | output] take the same tiles and lanes as
-any others.
+the original's outputs. So each batch runs through both, and the rows [x | z] take the same tiles and lanes as any
+others: held out, in shards, within a memory limit, kept in a store, resumed and merged as moments of one network are.
+
+All of X X', Z X' and Z Z' are summed, as one symmetric product of width d + m. Leaving out Z Z', of which most methods
+read the trace alone, would take 60 % off the product where m = 4 d, a quarter where m = d and nothing where m < d; but
+`published` reads it, and moments that are kept are there for methods that are chosen later.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from torch import nn
 
-from dalr_stream.engine.backend import backend_of
-from dalr_stream.errors import InvalidInputError, NonFiniteError
-from dalr_stream.network.capture.hooks import capture_rows
-from dalr_stream.network.capture.paired import with_rows
+from dalr_stream.engine.backend import rows_for
+from dalr_stream.engine.capture import keep_weights
+from dalr_stream.engine.fold_passes import (
+    direct_plan,
+    fitting,
+    fold_in_memory,
+    fold_into,
+    kept_record,
+)
+from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
+from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.capture.hooks import batch_identities, capture_rows, require_batches, require_layers
+from dalr_stream.network.capture.paired import SecondNetwork
+from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.layers.spec import LayerSpec
-from dalr_stream.numerics.rows.streams import Side
-from dalr_stream.numerics.rows.tiling import RowBatch, Rows
-from dalr_stream.numerics.statistics.centring import describe_non_finite
-from dalr_stream.numerics.statistics.cross import CrossMoments, joint_rows
+from dalr_stream.network.layers.identity import fingerprint, tensor_digest
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.spec import LayerSpec, layer_of
+from dalr_stream.numerics.rows.streams import Pairing, Side, stream_name
+from dalr_stream.numerics.rows.tiling import RowBatch
+from dalr_stream.numerics.statistics.cross import joint_rows
 from dalr_stream.progress import Progress, Silent
+from dalr_stream.storage.manifest import BatchRecord, LayerRecord, NetworkRecord
+from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.plan import MemoryPlan
+
+TITLE = "run both and fold"
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCrossMoments(Mapping[str, CrossMoments]):
-    """Cross moments of the training rows, by layer name; `heldout` has those of the rows kept apart, where any were."""
-
-    training: Mapping[str, CrossMoments]
-    heldout: Mapping[str, CrossMoments] = field(default_factory=dict)
-
-    def __getitem__(self, layer: str) -> CrossMoments:
-        return self.training[layer]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.training)
-
-    def __len__(self) -> int:
-        return len(self.training)
-
-
-def accumulate_cross(
+def accumulate_cross(  # noqa: PLR0913  # those of accumulate, and a second network
     original: nn.Module,
     compressed: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     *,
+    store: str | Path | None = None,
+    domain: str = "target",
     rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
@@ -64,47 +70,188 @@ def accumulate_cross(
     `outputs.scatter_about(b)` give those of y - b. `layers` are those that both networks have by that name; in the
     compressed one they may read fewer features. Of a convolution the same positions are taken in both.
 
-    Nothing is written. Raises as `accumulate_stream` does, for either network. Memory: every layer's lanes at once, of
-    width d + m each, see `streaming.plan`.
+    Parameters
+    ----------
+    store
+        Keep the moments and the compressed network's weights there, and resume there after a kill. What lies there
+        already of the same networks, rows and batches is used again: the batches are loaded and compared, and neither
+        network is run. It is a store of its own, of this pair of networks; stores of one pair and other data can be
+        merged.
+
+    Raises as `accumulate` does, for either network; InvalidInputError naming the layer whose outputs do not fit, and
+    FingerprintMismatchError where the store is of another pair of networks. Memory: every layer's lanes at once, of
+    width d + m each, see `estimate_cross`; under a memory limit the layers are done in groups, a pass each.
     """
-    targets = {layer.stream: dataclasses.replace(layer, side=Side.OUTPUTS) for layer in layers}
-    return accumulate_pairs(
-        original, compressed, batches, layers, targets, rows=rows, folding=folding, progress=progress
-    )
+    feed = PairedRows.of_outputs(original, compressed, batches, layers, rows)
+    folding, progress = folding or Folding(), progress or Silent()
+    if store is None:
+        return feed.view(LayerMoments.of(fold_in_memory(feed, folding, progress)))
+    root, network = Path(store), feed.network()
+    kept = kept_record(root, domain, feed, network, folding)
+    if kept is not None and kept.batches == known_batches(batches, feed.rule):
+        progress.note(f"cross moments on '{domain}' are up to date")
+        return feed.stored(root, domain, folding)
+    feed.require_own_store(root, network)
+    fold_into(root, domain, feed, network, folding, progress)
+    return feed.stored(root, domain, folding)
 
 
-def accumulate_pairs(  # noqa: PLR0913  # those of accumulate_cross, and what stands beside each layer
-    original: nn.Module,
-    compressed: nn.Module,
-    batches: Iterable[Any],
-    layers: Sequence[LayerSpec],
-    targets: Mapping[str, LayerSpec],
-    *,
-    rows: RowRule | None,
-    folding: Folding | None,
-    progress: Progress | None,
-) -> LayerCrossMoments:
-    """Do what `accumulate_cross` does with any rows of the original as Z: of `targets`, by the streams of `layers`."""
-    rows, folding, progress = rows or RowRule(), folding or Folding(), progress or Silent()
-    if folding.shards > 1:
-        raise InvalidInputError(f"cross moments are kept whole: leave out shards={folding.shards}")
-    outputs: dict[str, Rows] = {}
-    with ThreadPoolExecutor(folding.threads.workers) as executor:
-        sink = _JointSink(FoldSink(folding, executor, backend=backend_of(folding)), outputs)
-        total = len(batches) if isinstance(batches, Sized) else None
-        paired = with_rows(original, batches, targets, rows, outputs)
-        with progress.track("run both and fold", total, "batches") as advance:
-            capture_rows(compressed, paired, layers, sink, rows=rows, batch_done=lambda _samples, _spared: advance(1))
-        return sink.freeze()
+def estimate_cross(
+    compressed: nn.Module, layers: Sequence[LayerSpec], *, rows: int = 0, folding: Folding | None = None
+) -> MemoryPlan:
+    """Return memory, disk and passes of `accumulate_cross`, `rows` rows of each layer: arithmetic alone.
+
+    The limit of `folding` parts the layers into passes, `MemoryPlan.groups`; `require` refuses what fits in none.
+    """
+    feed = PairedRows.of_outputs(compressed, compressed, (), layers, None)
+    return direct_plan(feed.loads(rows), folding or Folding())
+
+
+def known_batches(batches: Iterable[Any], rule: RowRule) -> tuple[BatchRecord, ...]:
+    """Load the batches and return what identifies each; no network is run."""
+    require_repeatable(batches, "batches")
+    return tuple(BatchRecord(samples, digest) for samples, digest in batch_identities(batches, rule))
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRows:
+    """Rows of a layer in one network beside rows of another network: a `RowFeed`."""
+
+    original: nn.Module
+    compressed: nn.Module
+    batches: Iterable[Any]
+    rule: RowRule
+    layers: Mapping[str, LayerSpec]
+    """Of the compressed network: what x is, by stream."""
+    targets: Mapping[str, LayerSpec]
+    """Of the original: what z is, by the same names."""
+
+    @classmethod
+    def of_outputs(
+        cls,
+        original: nn.Module,
+        compressed: nn.Module,
+        batches: Iterable[Any],
+        layers: Sequence[LayerSpec],
+        rows: RowRule | None,
+    ) -> PairedRows:
+        """Pair what each of `layers` reads in the compressed network with what it gives in the original.
+
+        Raises LayerNotFoundError for a layer that the compressed one lacks, InvalidInputError for one that gives
+        another number of outputs there: its nodes were pruned.
+        """
+        require_layers(layers)
+        now = {layer.stream: _as_it_is(compressed, layer) for layer in layers}
+        targets = {layer.stream: dataclasses.replace(layer, side=Side.OUTPUTS) for layer in layers}
+        for stream, layer in now.items():
+            outputs = matrix_of(layer_of(original, layer.name)).shape[0]
+            if layer.outputs != outputs:
+                raise InvalidInputError(
+                    f"layer '{layer.name}': gives {outputs} outputs in the original and {layer.outputs} in the "
+                    "compressed network: its nodes were pruned, so pair the layers that read them"
+                )
+            targets[stream] = dataclasses.replace(targets[stream], outputs=outputs)
+        return cls(original, compressed, batches, rows or RowRule(), now, targets)
+
+    @property
+    def pairs(self) -> dict[str, PairRecord]:
+        """The joint stream of each of `layers`."""
+        return {
+            name: PairRecord(self._stream(name), layer.features, self.targets[name].features)
+            for name, layer in self.layers.items()
+        }
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """Of joint rows."""
+        return [pair.stream for pair in self.pairs.values()]
+
+    @property
+    def choice(self) -> str:
+        """The same rows of both."""
+        return self.rule.words
+
+    def network(self) -> NetworkRecord:
+        """Return what identifies both networks and the pairs of streams."""
+        pair = NetworkPair(fingerprint(self.compressed), fingerprint(self.original))
+        pairs = self.pairs
+        layers = {pairs[name].stream: self._layer_record(layer, pairs[name]) for name, layer in self.layers.items()}
+        return NetworkRecord(pair.fingerprint, layers)
+
+    def keep_weights(self, root: Path, network: NetworkRecord) -> None:
+        """Write the compressed network's."""
+        keep_weights(self.compressed, list(self.layers.values()), root, network.fingerprint)
+
+    def loads(self, rows: int) -> list[LayerLoad]:
+        """Return what the plan needs to know of the joint streams."""
+        return [LayerLoad(pair.stream, pair.features, rows) for pair in self.pairs.values()]
+
+    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
+        """Part the streams into passes that fit."""
+        require_batches(self.batches)
+        groups = fitting(self.loads(0), folding)
+        if len(groups) > 1:
+            require_repeatable(self.batches, "batches")
+        return groups
+
+    def send(self, streams: Collection[str], sink: FoldSink, folding: Folding, progress: Progress) -> None:
+        """Run both networks on every batch that is not folded yet."""
+        names = {name: pair.stream for name, pair in self.pairs.items() if pair.stream in streams}
+        to_rows = rows_for(folding)
+        second = SecondNetwork(self.original, {name: self.targets[name] for name in names}, self.rule, to_rows)
+        joint = _JointSink(sink, second, names)
+        followed = second.follow(self.batches, sink.held)
+        total = len(self.batches) if isinstance(self.batches, Sized) else None
+        layers = [self.layers[name] for name in names]
+        with progress.track(TITLE, total, "batches") as advance:
+            capture_rows(
+                self.compressed,
+                followed,
+                layers,
+                joint,
+                rows=self.rule,
+                to_rows=to_rows,
+                batch_done=lambda _samples, _spared: advance(1),
+            )
+
+    def view(self, joint: LayerMoments) -> LayerCrossMoments:
+        """Return the moments of joint rows as cross moments, by the names of `layers`."""
+        return LayerCrossMoments.of(joint, self.pairs)
+
+    def stored(self, root: Path, domain: str, folding: Folding) -> LayerCrossMoments:
+        """Return those that lie in a store, to be read when they are asked for."""
+        return self.view(LayerMoments.stored(root, domain, {name: name for name in self.streams}, folding.shards))
+
+    def require_own_store(self, root: Path, network: NetworkRecord) -> None:
+        """Raise FingerprintMismatchError where a store is there and is not of these two networks."""
+        pair = NetworkPair.parse(network.fingerprint)
+        assert pair is not None  # noqa: S101  # for the type checker: it was made so
+        pair.require_in(root)
+
+    def _stream(self, name: str) -> str:
+        layer = self.layers[name]
+        return stream_name(layer.name, Pairing.of(layer.side, self.targets[name].side))
+
+    def _layer_record(self, layer: LayerSpec, pair: PairRecord) -> LayerRecord:
+        digest = tensor_digest(matrix_of(layer_of(self.compressed, layer.name)))
+        side = Pairing.of(layer.side, self.targets[layer.stream].side)
+        return LayerRecord(layer.kind, pair.inputs, pair.outputs, digest, side=side.value)
+
+
+def _as_it_is(compressed: nn.Module, layer: LayerSpec) -> LayerSpec:
+    """Return the same layer with the widths that it has in the compressed network."""
+    outputs, inputs = matrix_of(layer_of(compressed, layer.name)).shape
+    return dataclasses.replace(layer, inputs=inputs, outputs=outputs)
 
 
 class _JointSink:
-    """Joins the rows of a batch to the outputs that lie ready for them, and folds both."""
+    """Joins the rows of a batch to those of the second network, and folds both under the name of the pair."""
 
-    def __init__(self, folds: FoldSink, outputs: Mapping[str, Rows]) -> None:
+    def __init__(self, folds: FoldSink, second: SecondNetwork, names: Mapping[str, str]) -> None:
+        """`names`: stream of x -> stream of the joint rows."""
         self._folds = folds
-        self._outputs = outputs
-        self._inputs: dict[str, int] = {}
+        self._second = second
+        self._names = names
 
     @property
     def held(self) -> Sequence[int]:
@@ -114,30 +261,21 @@ class _JointSink:
         return self._folds.skip(batch, samples, digest)
 
     def write(self, batch: RowBatch) -> None:
-        joined = {layer: self._joined(layer, inputs) for layer, inputs in batch.rows.items()}
-        self._folds.write(dataclasses.replace(batch, rows=joined))
+        others = self._second.rows() if batch.samples else {}
+        rows = {self._names[name]: _joined(name, x, others[name]) for name, x in batch.rows.items()}
+        counts = {self._names[name]: numbers for name, numbers in batch.counts.items()}
+        self._folds.write(dataclasses.replace(batch, rows=rows, counts=counts))
 
     def finish(self) -> None:
         self._folds.finish()
 
-    def freeze(self) -> LayerCrossMoments:
-        split, inputs = dict(self._folds.freeze()), self._inputs
-        return LayerCrossMoments(
-            {name: CrossMoments(part.training, inputs[name]) for name, part in split.items()},
-            {name: CrossMoments(part.heldout, inputs[name]) for name, part in split.items() if part.heldout.count},
-        )
 
-    def _joined(self, layer: str, inputs: Rows) -> Rows:
-        self._inputs[layer] = inputs.shape[1]
-        outputs = self._outputs[layer]
-        if not np.isfinite(outputs).all():
-            raise NonFiniteError(
-                f"layer '{layer}': outputs of the original must be finite, got {describe_non_finite(outputs)}: look "
-                "for overflow in half precision or bad inputs"
-            )
-        if inputs.shape[0] != outputs.shape[0]:
-            raise InvalidInputError(
-                f"layer '{layer}': both networks must give as many rows, the compressed one reads {inputs.shape[0]} "
-                f"and the original gives {outputs.shape[0]}"
-            )
-        return joint_rows(inputs, outputs)
+def _joined(layer: str, inputs: Any, outputs: Any) -> Any:
+    if inputs.shape[0] != outputs.shape[0]:
+        raise InvalidInputError(
+            f"layer '{layer}': both networks must give as many rows, the compressed one reads {inputs.shape[0]} "
+            f"and the original gives {outputs.shape[0]}"
+        )
+    if isinstance(inputs, torch.Tensor):
+        return torch.cat([inputs, outputs], dim=1)
+    return joint_rows(inputs, outputs)

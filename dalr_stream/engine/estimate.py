@@ -61,8 +61,8 @@ def estimate(
         with refusals_explained(first, f"domain '{domain}', batch 0"):
             taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
         readers.append(same_as_before(taken))
-        for name, found in taken.items():
-            total[name] += found.rows.shape[0] * len(batches)
+        for name, of_layer in taken.items():
+            total[name] += of_layer.rows.shape[0] * len(batches)
     shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
     loads = [load_of(layer, total[layer.stream]) for layer in layers if layer.stream not in shared]
     return plan(
@@ -128,6 +128,6 @@ def taken_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: Ro
     """Return the rows of each layer in one batch, as if no position were masked; a mask must fit all the same."""
     samples = samples_in(batch)
     mask = rule.mask_of(batch, samples)
-    chosen = BatchRows(rule, samples, 0, None if mask is None else torch.ones_like(mask))
+    every_position = BatchRows(rule, samples, 0, None if mask is None else torch.ones_like(mask))
     with without_gradients():
-        return take_rows(model, batch, layers, chosen)
+        return take_rows(model, batch, layers, every_position)

@@ -28,7 +28,7 @@ from dalr_stream.errors import (
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.durable import readable, remove_folder
 from dalr_stream.storage.layout import require_store_or_empty
 from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest, NetworkRecord
@@ -147,8 +147,9 @@ def _plan(stores: Sequence[ActivationStore], into: Path, domain: str | None, wit
 
 def _manifest_of_output(into: Path) -> Manifest | None:
     """Return what the output says of itself, or None where there is nothing; raises StoreError where it is in use."""
-    if not into.is_dir():
-        return None  # `locked` says so where a file is in the way
+    with readable(into):
+        if not into.is_dir():
+            return None  # `locked` says so where a file is in the way
     try:
         manifest = Manifest.read(into)
     except StoreNotFoundError:

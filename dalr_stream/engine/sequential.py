@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.sequential_moments import PassMoments
 from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
@@ -53,12 +55,13 @@ class SequentialCompression:
         return tuple(group for group in self.passes if not set(group) <= self.layers.keys())
 
 
-def compress_sequentially(
+def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and where its moments are kept
     model: nn.Module,
     batches: Iterable[Any],
     choices: Mapping[str, LayerChoice],
     *,
     source: Iterable[Any] | None = None,
+    store: str | Path | None = None,
     rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
@@ -77,9 +80,13 @@ def compress_sequentially(
         low-rank method takes cross moments; truncated SVD needs none, and its pass measures its error only.
     source
         Batches of the source domain, where MoMaSP is among the methods.
+    store
+        A folder in which each pass keeps its moments, and resumes after a kill. Compressing again at other sizes,
+        ridges or methods, passes whose layers read what they read before start from there: the batches are loaded once
+        and compared, and no network is run. When all layers are done, moments of earlier sequences are removed.
     rows, folding
-        As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The share kept apart
-        measures errors and decides nothing.
+        As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The held-out share
+        measures errors, and no solution is fitted to it.
 
     The first layers read what they read in the original, so theirs are the solutions of `dalr` on the moments of their
     inputs, to the bit. How many passes there will be is said before the first.
@@ -92,7 +99,9 @@ def compress_sequentially(
     Cost: a pass each, through both networks. Memory: three networks, and the lanes of a pass's layers, d + m wide each;
     of a selection twice as wide as what reads its nodes.
     """
-    *_, last = sequential_passes(model, batches, choices, source=source, rows=rows, folding=folding, progress=progress)
+    *_, last = sequential_passes(
+        model, batches, choices, source=source, store=store, rows=rows, folding=folding, progress=progress
+    )
     return last
 
 
@@ -102,6 +111,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     choices: Mapping[str, LayerChoice],
     *,
     source: Iterable[Any] | None = None,
+    store: str | Path | None = None,
     rows: RowRule | None = None,
     folding: Folding | None = None,
     begun: SequentialCompression | None = None,
@@ -116,21 +126,24 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     target = SameEveryPass(batches)
     _require_sound(model, choices, folding, has_source=source is not None)
     _require_prunable(model, choices, target)
+    moments = PassMoments(model, rows or RowRule(), progress, None if store is None else Path(store))
     one_pass = SequentialPass(
-        model, choices, target, None if source is None else SameEveryPass(source, "source"), rows, folding, progress
+        model, choices, target, None if source is None else SameEveryPass(source, "source"), folding, moments
     )
     passes = _passes(order_of_execution(model, target.first(), list(choices)), choices)
     state = SequentialCompression(model, passes) if begun is None else begun
     progress.note(f"layer after layer: {in_words(state.left)}")
     yield state
     for group in state.left:
-        found = one_pass.solve(group, state.network)
-        for name, (_, outcome) in found.items():
+        solved = one_pass.solve(group, state.network)
+        for name, (_, outcome) in solved.items():
             progress.note(f"layer '{name}': {outcome}")
-        chosen = {name: replacement for name, (replacement, _) in found.items()}
-        small = compress(state.network, chosen, example=target.first())
-        done = {**state.layers, **{name: outcome for name, (_, outcome) in found.items()}}
+        replacements = {name: replacement for name, (replacement, _) in solved.items()}
+        small = compress(state.network, replacements, example=target.first())
+        done = {**state.layers, **{name: outcome for name, (_, outcome) in solved.items()}}
         state = SequentialCompression(small, passes, done)
+        if not state.left and begun is None:
+            moments.drop_others()
         yield state
 
 

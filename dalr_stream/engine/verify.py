@@ -100,8 +100,11 @@ class _Checked:
 
     def links(self) -> None:
         """Check that nothing in the store leads elsewhere: a writer would refuse it."""
-        for link in links(self._root):
-            self.wrong(link.relative_to(self._root), "is a link: put what it leads to in its place")
+        try:
+            for link in links(self._root):
+                self.wrong(link.relative_to(self._root), "is a link: put what it leads to in its place")
+        except StoreError as error:
+            self.wrong("folders", error)
 
     def groups(self, manifest: Manifest) -> None:
         """Check the groups around the arrays: they carry no number, but other zarr readers walk through them."""
@@ -112,6 +115,8 @@ class _Checked:
                 read_metadata(folder)
             except StoreDamagedError as error:
                 self.wrong(folder.relative_to(self._root) / "zarr.json", f"{error}: the next capture writes it anew")
+            except StoreError as error:
+                self.wrong(folder.relative_to(self._root) / "zarr.json", error)
 
     def coverage(self, store: ActivationStore) -> None:
         """Check that every domain is complete, and that each of its layers saw all of its samples."""
@@ -146,7 +151,7 @@ class _Checked:
 
     def records(self, manifest: Manifest | None) -> None:
         """Read every record, and compare what it was made from to the manifest."""
-        for path in records(self._root):
+        for path in self._listed():
             name = path.relative_to(self._root)
             try:
                 check_record(self._root, path)
@@ -161,6 +166,13 @@ class _Checked:
         for layer in dict.fromkeys(layer_of_stream(stream) for stream in streams):
             if not weights_path(self._root, layer).is_dir():
                 self.wrong(f"weights/{layer}", "is not there: capture again, with the same data it only writes this")
+
+    def _listed(self) -> list[Path]:
+        try:
+            return records(self._root)
+        except StoreError as error:
+            self.wrong("records", error)
+            return []
 
     def _sum(self, store: ActivationStore, domain: str, layer: str) -> None:
         """Add a merged layer's shards up again."""
@@ -179,9 +191,9 @@ class _Checked:
     def _dealt(self, root: Path, domain: str, layer: str) -> None:
         """Add up again the shards that a layer's training samples were split into, where there are some."""
         path = moments_path(root, domain, layer, TRAINING)
-        rule = (origin_of(path) or {}).get("rule") or {}
-        shards = [path.with_name(part) for part in shard_parts(rule.get("shards", 1))]
         try:
+            rule = (origin_of(path) or {}).get("rule") or {}
+            shards = [path.with_name(part) for part in shard_parts(rule.get("shards", 1))]
             if shards and not load_moments(path).same_bits(merge_all(load_moments(shard) for shard in shards)):
                 self.wrong(path.relative_to(root), "is not the sum of its shards: accumulate again")
         except StoreError as error:

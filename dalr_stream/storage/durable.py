@@ -10,9 +10,12 @@ What the operating system refuses becomes a `DiskSpaceError` or a `StoreError` t
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,10 @@ INCOMING = f"{TEMPORARY}new-"
 OUTGOING = f"{TEMPORARY}old-"
 """A record on its way out, until the new one has taken its place."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP)
+_WAITS, _WAIT_SECONDS = 25, 0.01
+"""How often, and how long, a reader waits for a record that is being replaced: two renames apart."""
 
 
 @contextmanager
@@ -38,11 +45,45 @@ def explained(path: Path) -> Iterator[None]:
         raise StoreError(f"'{path}' cannot be written ({error}): check the disk and your rights {again}") from error
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn an OSError that says nothing of the bytes (no rights, a failing disk) into a StoreError that names `path`.
+
+    What is not there, or is a folder in place of a file, stays an OSError: that is damage, or a record never made.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.errno in _NOT_THERE:
+            raise
+        raise StoreError(
+            f"'{path}' cannot be read ({error.strerror}): it may well be whole; check the disk and your rights"
+        ) from error
+
+
+def folder_there(path: Path) -> bool:
+    """Tell whether a folder is there; one whose name is between two renames, as it is replaced, is waited for.
+
+    Raises StoreError where nobody can tell.
+    """
+    with readable(path):
+        for _ in range(_WAITS):
+            if path.is_dir():
+                return True
+            if not any(path.parent.glob(f"{OUTGOING}{glob.escape(path.name)}-*")):
+                break
+            time.sleep(_WAIT_SECONDS)
+        return path.is_dir()
+
+
 def sync(path: Path) -> None:
-    """Force a file's bytes, or a folder's entries, to the disk."""
+    """Force a file's bytes, or a folder's entries, to the disk; some file systems cannot sync folders, and need not."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -62,13 +103,25 @@ def make_folder(path: Path) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: a reader, and a machine that loses power, see the old bytes or the new ones."""
-    with new_file(path) as temporary:
+    with _replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write; on leaving without an error it becomes `path`, replacing what was there."""
+    """Give a temporary file to write; on leaving without an error it becomes `path`, replacing what was there.
+
+    Whatever rights the writer gives it, it ends with those that the process's umask leaves.
+    """
+    with _replacing(path) as temporary:
+        temporary.write_bytes(b"")
+        rights = stat.S_IMODE(temporary.stat().st_mode)
+        yield temporary
+        temporary.chmod(rights)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     temporary = _beside(path, INCOMING)
     with explained(path):
         try:
@@ -83,14 +136,20 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; on leaving without an error it becomes `path`, replacing what was there."""
+    """Give a temporary folder to fill; on leaving without an error it becomes `path`, replacing what was there.
+
+    Its files end with the rights that the process's umask leaves.
+    """
     temporary = _beside(path, INCOMING)
     with explained(path):
         make_folder(path.parent)
         temporary.mkdir()
         try:
             yield temporary
+            rights = stat.S_IMODE(temporary.stat().st_mode) & 0o666
             for file in (temporary, *temporary.rglob("*")):
+                if file.is_file() and stat.S_IMODE(file.stat().st_mode) != rights:
+                    file.chmod(rights)
                 sync(file)
             _put_in_place(temporary, path)
         except BaseException:

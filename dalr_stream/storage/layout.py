@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dalr_stream.errors import StoreError
-from dalr_stream.storage.durable import OUTGOING, TEMPORARY, sync
+from dalr_stream.storage.durable import OUTGOING, TEMPORARY, readable, sync
 
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
@@ -123,5 +123,5 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
+    with readable(folder), os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)

@@ -25,7 +25,7 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.numerics.rows.sampling import EVERY_ROW
-from dalr_stream.numerics.rows.streams import Side, require_name
+from dalr_stream.numerics.rows.streams import SIDES, Side, require_name
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.storage.durable import write_file
@@ -53,13 +53,15 @@ class LayerRecord:
     unprunable: str = ""
     """Why it is not possible."""
     side: str = Side.INPUTS.value
-    """What of the layer is watched; for outputs and channels the record goes by `name@outputs`, `name@channels`."""
+    """What of the layer is watched; for all but inputs the record goes by `name@outputs`, `name@channels` and so on.
+    Where two networks are (`Pairing`), `inputs` and `outputs` are the widths of x and z, and rows are [x | z]."""
 
     def __post_init__(self) -> None:
         require_count(self.inputs, "inputs", 1, MAX_FEATURES)
         require_count(self.outputs, "outputs", 1, MAX_FEATURES)
         require_count(self.next_outputs, "next_outputs")
-        Side(self.side)
+        if self.side not in SIDES:
+            raise InvalidInputError(f"side must be one of {', '.join(sorted(SIDES))}, got '{self.side}'")
 
 
 @dataclass(frozen=True, slots=True)

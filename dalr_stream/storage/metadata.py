@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import StoreDamagedError
-from dalr_stream.storage.durable import make_folder, write_file
+from dalr_stream.storage.durable import make_folder, readable, write_file
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import GROUP
 
@@ -25,7 +25,8 @@ _GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the document of a group or array, less its digest; raises StoreDamagedError where they disagree."""
     try:
-        data = (folder / FILE).read_bytes()
+        with readable(folder / FILE):
+            data = (folder / FILE).read_bytes()
         document: dict[str, Any] = json.loads(data)
         del document["attributes"][_DIGEST]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

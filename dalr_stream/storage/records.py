@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import zarr
@@ -29,7 +30,7 @@ from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import write_array
-from dalr_stream.storage.durable import TEMPORARY, new_folder
+from dalr_stream.storage.durable import TEMPORARY, folder_there, new_folder, readable
 from dalr_stream.storage.metadata import read_metadata, write_group
 from dalr_stream.storage.schema import ArraySpec, require_count
 
@@ -37,6 +38,7 @@ Arrays = dict[str, NDArray[Any]]
 Provenance = Mapping[str, Any]
 Name = tuple[str, ...]
 Solution = Factors | ChannelSelection
+T = TypeVar("T")
 _NAME = "name"
 _REMEDY = "delete the record's folder and run the step that makes it again"
 
@@ -204,14 +206,27 @@ def check_record(root: Path, path: Path) -> None:
 
 def records(root: Path) -> list[Path]:
     """Return the folders of every record of a store, shards of merged ones too; damaged ones are among them."""
-    depths = {"weights": "*", "moments": "*/*/*", "shards": "*/*/*/*", "solutions": "*/*"}
-    folders = [path for kind, depth in depths.items() for path in (root / kind).glob(depth) if path.is_dir()]
-    return sorted(path for path in folders if not path.name.startswith(TEMPORARY))
+    depths = {"weights": 1, "moments": 3, "shards": 4, "solutions": 2}
+    return sorted(path for kind, depth in depths.items() for path in _folders_below(root / kind, depth))
+
+
+def _folders_below(folder: Path, depth: int) -> list[Path]:
+    """Return the folders so many levels below one; a glob would pass over one that cannot be listed: StoreError."""
+    if depth == 0:
+        return [folder]
+    with readable(folder):
+        if not folder.is_dir():
+            return []
+        inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(TEMPORARY)]
+    return [path for child in inner for path in _folders_below(child, depth - 1)]
 
 
 def provenance_of(path: Path) -> dict[str, Any] | None:
     """Return what travelled along with a record, or None where there is no record."""
-    return dict(_attributes(path)["provenance"]) if path.is_dir() else None
+    try:
+        return dict(_attributes(path)["provenance"])
+    except StoreNotFoundError:
+        return None
 
 
 def origin_of(path: Path) -> dict[str, Any] | None:
@@ -261,8 +276,38 @@ def seal_record(
 
 
 def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
-    """Read the arrays of `specs` that a record has, and its values; StoreNotFoundError, StoreDamagedError."""
-    values = _attributes(path)
+    """Read the arrays of `specs` that a record has, and its values; StoreNotFoundError, StoreDamagedError.
+
+    Where the record is replaced meanwhile, it is read again: the old one or the new one, never a mixture.
+    """
+    return _settled(path, partial(_load, path, specs))
+
+
+def _settled(path: Path, read: Callable[[], T]) -> T:
+    """Read again where `path` was replaced by another record while it was read."""
+    while True:
+        before = _identity(path)
+        try:
+            return read()
+        except StoreDamagedError:
+            if _identity(path) == before:
+                raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from the one that takes its place."""
+    if not folder_there(path):
+        return None
+    try:
+        with readable(path):
+            status = path.stat()
+    except OSError:  # replaced at this very moment
+        return None
+    return status.st_ino, status.st_ctime_ns
+
+
+def _load(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
+    values = _attributes_now(path)
     digests = values["digests"]
     arrays: Arrays = {}
     for spec in specs:
@@ -270,7 +315,8 @@ def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[st
             continue
         try:
             read_metadata(path / spec.name)
-            array = np.asarray(cast("Any", zarr.open_array(path / spec.name, mode="r"))[...])
+            with readable(path / spec.name):
+                array = np.asarray(cast("Any", zarr.open_array(path / spec.name, mode="r"))[...])
         except (StoreDamagedError, *schema.DECODE_ERRORS) as error:
             message = f"'{path}': array '{spec.name}' is damaged ({error}); {_REMEDY}"
             raise StoreDamagedError(message) from error
@@ -281,7 +327,11 @@ def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[st
 
 
 def _attributes(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
+    return _settled(path, partial(_attributes_now, path))
+
+
+def _attributes_now(path: Path) -> dict[str, Any]:
+    if not folder_there(path):
         raise StoreNotFoundError(f"there is no record at '{path}': run the step that makes it")
     attributes: dict[str, Any] = read_metadata(path)["attributes"]
     name = attributes.get(_NAME, [])  # records of 0.1 carry none

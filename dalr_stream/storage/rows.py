@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.rows.tiling import VARYING, Rows, Samples, Tile, Tiler, tile_rows
 from dalr_stream.storage.arrays import create_array
-from dalr_stream.storage.durable import sync
+from dalr_stream.storage.durable import folder_there, readable, sync
 from dalr_stream.storage.layout import is_zarr_litter, link_error
 from dalr_stream.storage.manifest import RowsRecord
 from dalr_stream.storage.metadata import make_group, read_metadata, set_rows
@@ -37,7 +37,7 @@ def rows_path(domain: str, layer: str) -> Path:
 
 def rows_exist(root: Path, domain: str, layer: str) -> bool:
     """Tell whether the rows themselves are there."""
-    return (root / rows_path(domain, layer)).is_dir()
+    return folder_there(root / rows_path(domain, layer))
 
 
 def read_tile(root: Path, domain: str, layer: str, record: RowsRecord, number: int) -> Tile:
@@ -50,8 +50,9 @@ def read_tile(root: Path, domain: str, layer: str, record: RowsRecord, number: i
     first, stop = number * height, min((number + 1) * height, record.rows)
     remedy = f"delete '{path}' and capture the domain again"
     try:
-        rows = _read_chunk(path, number, height)[: stop - first]
-        samples = _samples(path, record, first, stop)
+        with readable(path):
+            rows = _read_chunk(path, number, height)[: stop - first]
+            samples = _samples(path, record, first, stop)
     except (StoreDamagedError, *DECODE_ERRORS) as error:
         raise StoreDamagedError(f"{name} is damaged: {error}; {remedy}") from error
     tile = Tile.of(number, rows, samples[-rows.shape[0] :], int(samples[0]) if first else -1)

@@ -24,7 +24,7 @@ from dalr_stream.numerics.statistics.folding import FoldState, LaneState
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import create_array, write_array
-from dalr_stream.storage.durable import new_folder
+from dalr_stream.storage.durable import new_folder, readable
 from dalr_stream.storage.records import Name, digest_of_array, fill_moments, load_record, name_of_moments, seal_record
 
 SCATTER = next(spec for spec in schema.MOMENTS if spec.name == "scatter")
@@ -56,8 +56,9 @@ def load_strip(path: Path, strip: Strip) -> FoldState:
     if values["count"] == 0:
         return FoldState.empty(strip)
     try:
-        stored = cast("Any", zarr.open_array(path / SCATTER.name, mode="r"))
-        scatter = np.ascontiguousarray(stored[strip.first : strip.stop, : strip.stop])
+        with readable(path):
+            stored = cast("Any", zarr.open_array(path / SCATTER.name, mode="r"))
+            scatter = np.ascontiguousarray(stored[strip.first : strip.stop, : strip.stop])
     except schema.DECODE_ERRORS as error:
         raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' is damaged ({error}): accumulate again") from error
     mean, maximum, max_abs, nonzero = (arrays[name][: strip.stop] for name in ("mean", "maximum", "max_abs", "nonzero"))

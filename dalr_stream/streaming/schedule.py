@@ -89,6 +89,11 @@ def require_rows(store: ActivationStore, domain: str, layer: str) -> None:
             "run the capture again, it goes on where it stopped"
         )
     rows = store.rows(domain, layer)
+    if record.samples and not rows.rows:
+        raise StoreError(
+            f"'{store.root}': no row of layer '{layer}' on '{domain}' counts: captured were {record.choice}; capture "
+            "to another store with a mask that keeps some"
+        )
     if not rows.covers(record.samples):
         raise StoreDamagedError(
             f"'{store.root}': layer '{layer}' on '{domain}' has {rows.rows} rows, which are not those of "

@@ -52,7 +52,7 @@ class Weighed(Silent):
 
 @pytest.mark.parametrize("direct", [True, False])
 def test_checkpoints_take_no_more_than_is_planned(model, batches, tmp_path, direct):
-    layers, weighed = ds.select_layers(model, ["0"]), Weighed(tmp_path)
+    layers, weighed = ds.network.select_layers(model, ["0"]), Weighed(tmp_path)
     plan = estimate(model, {"t": batches}, layers, OFTEN, direct=direct)
     if direct:
         accumulate_into(tmp_path, model, batches, layers, domain="t", folding=OFTEN, progress=weighed)
@@ -65,7 +65,7 @@ def test_checkpoints_take_no_more_than_is_planned(model, batches, tmp_path, dire
 
 
 def test_what_lies_there_is_not_asked_for_again(model, batches, tmp_path, monkeypatch):
-    layers = ds.select_layers(model, ["0"])
+    layers = ds.network.select_layers(model, ["0"])
     plan = estimate(model, {"t": batches}, layers, OFTEN)
     assert held_on_disk(tmp_path, ["t"]) == 0
     ds.capture(model, batches, layers, tmp_path, domain="t")

@@ -143,6 +143,13 @@ def watched(model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows) -
         yield watch.taken
 
 
+def batch_identities(batches: Iterable[Any], rule: RowRule) -> Iterator[tuple[int, str]]:
+    """Yield the samples and the digest of each batch, as a sink is given them, and run no network."""
+    for batch in batches:
+        samples = samples_in(batch)
+        yield samples, _digest(batch, rule.mask_of(batch, samples))
+
+
 class _Watch:
     """Takes rows inside the hooks of one forward pass; layers that read one tensor get the same `Taken`."""
 

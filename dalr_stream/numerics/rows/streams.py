@@ -1,5 +1,7 @@
 """Names of streams of rows: inputs by the layer's name, the others as `name@outputs` and `name@channels`.
 
+Rows of two networks side by side, [x | z], are a stream too: `name@cross` and the other members of `Pairing`.
+
 A group of a convolution is a layer of its own, `name@group0`, `name@group1`, ... Rows, moments and folders go by these
 names, so they can lie side by side without being mistaken for one another.
 """
@@ -26,7 +28,34 @@ class Side(StrEnum):
     """What the layer reads, one row per position and one feature per channel: selections are solved from it."""
 
 
-def stream_name(layer: str, side: Side) -> str:
+class Pairing(StrEnum):
+    """What stands beside what, row for row, where two networks are watched: [x | z]."""
+
+    OUTPUTS = "cross"
+    """What the layer reads in one network beside what it gives in the other."""
+    INPUTS = "cross-inputs"
+    """What the layer reads in the one beside what it reads in the other."""
+    CHANNELS = "cross-channels"
+    """The channels that the layer reads in the one beside those that it reads in the other."""
+
+    @classmethod
+    def of(cls, inputs: Side, targets: Side) -> Pairing:
+        """Return the pairing of x, which has the one side, with z, which has the other."""
+        pairings = {(Side.INPUTS, Side.OUTPUTS): cls.OUTPUTS, (Side.INPUTS, Side.INPUTS): cls.INPUTS}
+        pairings[Side.CHANNELS, Side.CHANNELS] = cls.CHANNELS
+        try:
+            return pairings[inputs, targets]
+        except KeyError:
+            raise InvalidInputError(
+                f"{inputs.value} cannot be paired with {targets.value} of another network"
+            ) from None
+
+
+SIDES = frozenset([*(side.value for side in Side), *(pairing.value for pairing in Pairing)])
+"""What may follow '@' in the name of a stream."""
+
+
+def stream_name(layer: str, side: Side | Pairing) -> str:
     """Return the name under which rows of a layer are kept."""
     return layer if side is Side.INPUTS else f"{layer}@{side.value}"
 
@@ -34,7 +63,7 @@ def stream_name(layer: str, side: Side) -> str:
 def layer_of_stream(stream: str) -> str:
     """Return the layer that a stream is a side of: weights are kept under its name."""
     layer, _, last = stream.rpartition("@")
-    return layer if last in {side.value for side in Side} else stream
+    return layer if last in SIDES else stream
 
 
 def group_name(layer: str, number: int) -> str:

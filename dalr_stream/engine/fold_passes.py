@@ -1,0 +1,171 @@
+"""Rows to moments as they are made, in as many passes over the batches as fit: in memory alone, or kept in a store.
+
+What makes the rows is a `RowFeed`: a network, or two of them side by side. A pass folds a group of streams; under a
+memory limit there are several. Given a store, the moments are kept there, a run that was killed resumes from its last
+checkpoint, and moments that were made before from the same batches can be used again without a pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from dalr_stream.engine.backend import backend_of
+from dalr_stream.engine.from_store import moments_provenance
+from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.numerics.statistics.folding import SplitMoments
+from dalr_stream.progress import Progress
+from dalr_stream.storage.checkpoints import Checkpoints
+from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord
+from dalr_stream.storage.records import moments_path, origin_of, shard_parts
+from dalr_stream.storage.schema import PARTS, TRAINING
+from dalr_stream.storage.writer import open_writer
+from dalr_stream.streaming.cost import LayerLoad
+from dalr_stream.streaming.fold_sink import INDEX, FoldSink
+from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.layer_fold import drop_shards, save_split
+from dalr_stream.streaming.plan import MemoryPlan, plan
+
+
+class RowFeed(Protocol):
+    """What makes the rows of some streams, batch after batch."""
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """Their names, in order."""
+
+    @property
+    def choice(self) -> str:
+        """Which rows are taken, in words."""
+
+    def network(self) -> NetworkRecord:
+        """Return what identifies the network, or the two of them, and the streams."""
+
+    def keep_weights(self, root: Path, network: NetworkRecord) -> None:
+        """Write the weights of the streams' layers to a store, where they are not there yet."""
+
+    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
+        """Return the streams of each pass; raises MemoryLimitError where one alone does not fit."""
+
+    def send(self, streams: Collection[str], sink: FoldSink, folding: Folding, progress: Progress) -> None:
+        """Send the rows of these streams to `sink`, in one pass over the batches."""
+
+
+def fold_in_memory(feed: RowFeed, folding: Folding, progress: Progress) -> dict[str, SplitMoments]:
+    """Return the moments of every stream; nothing is written, so nothing can be resumed."""
+    moments: dict[str, SplitMoments] = {}
+    first_pass: Sequence[BatchRecord] = ()
+    for group in feed.groups(folding):
+        with ThreadPoolExecutor(folding.threads.workers) as executor:
+            sink = FoldSink(folding, executor, first_pass=first_pass, backend=backend_of(folding))
+            feed.send(group, sink, folding, progress)
+            moments |= dict(sink.freeze())
+            moments |= {name: moments[home] for name, home in sink.record().shared.items()}
+            first_pass = sink.batches
+    return {name: moments[name] for name in feed.streams}
+
+
+def fold_into(  # where to, what of, and how
+    root: Path, domain: str, feed: RowFeed, network: NetworkRecord, folding: Folding, progress: Progress
+) -> DomainRecord:
+    """Fold every stream into a store and return what is known of the rows; `network` is the feed's.
+
+    Raises FingerprintMismatchError where the store came from another network, the domain from another choice of rows,
+    or the batches changed since the checkpoint.
+    """
+    with open_writer(root, domain, network, feed.choice) as writer:
+        for stream in feed.streams:
+            path = moments_path(root, domain, stream, TRAINING)
+            _require_same_choice(f"'{path}'", origin_of(path), feed.choice)
+        feed.keep_weights(root, network)
+        passes, record = [], DomainRecord(complete=True, choice=feed.choice)
+        for number, group in enumerate(feed.groups(folding)):
+            facts = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
+            passes.append(Checkpoints(root, domain, f"@direct-{number}", {**facts, "layers": list(group)}))
+            stopped = f"'{root}': the fold of '{domain}' that was stopped"
+            _require_same_choice(stopped, passes[-1].origin(INDEX), feed.choice)
+            with ThreadPoolExecutor(folding.threads.workers) as executor:
+                sink = FoldSink(
+                    folding, executor, checkpoints=passes[-1], first_pass=record.batches, backend=backend_of(folding)
+                )
+                if not sink.ended:
+                    if sink.batches:
+                        progress.note(f"domain '{domain}': resuming after {len(sink.batches)} folded batches")
+                    feed.send(group, sink, folding, progress)
+                    _save(root, domain, network, sink, feed.choice, folding)
+            folded = sink.record()
+            known, shared = {**record.layers, **folded.layers}, {**record.shared, **folded.shared}
+            record = dataclasses.replace(record, batches=folded.batches, layers=known, shared=shared)
+        writer.commit_record(record)
+        for checkpoints in passes:
+            checkpoints.drop()
+    return record
+
+
+def kept_record(
+    root: Path, domain: str, feed: RowFeed, network: NetworkRecord, folding: Folding
+) -> DomainRecord | None:
+    """Return what a store knows of the rows, where it has the moments of every stream by this rule; else None.
+
+    Whether they are of the same batches is not compared here: `DomainRecord.batches` has their digests.
+    """
+    try:
+        manifest = Manifest.read(root)
+    except StoreNotFoundError:
+        return None
+    record = manifest.domains.get(domain)
+    if record is None or not record.complete or record.choice != feed.choice:
+        return None
+    if manifest.network.fingerprint != network.fingerprint or not set(feed.streams) <= set(record.names):
+        return None
+    for stream in feed.streams:
+        home = record.home(stream)
+        rule = folding.rule(record.layers[home].features)
+        expected = moments_provenance(network.fingerprint, record, home, rule)
+        parts = (*PARTS, *shard_parts(rule.shards))
+        if any(origin_of(moments_path(root, domain, home, part)) != expected for part in parts):
+            return None
+    return record
+
+
+def fitting(loads: Sequence[LayerLoad], folding: Folding) -> tuple[tuple[str, ...], ...]:
+    """Return the streams of each pass, so that what is folded at once fits; raises MemoryLimitError."""
+    cost = direct_plan(loads, folding)
+    cost.require()
+    return cost.groups
+
+
+def direct_plan(loads: Sequence[LayerLoad], folding: Folding) -> MemoryPlan:
+    """Return what folding rows as they are made costs."""
+    return plan(
+        loads,
+        threads=folding.threads.workers,
+        readers=folding.threads.readers,
+        heldout_share=folding.holdout.share,
+        shards=folding.shards,
+        direct=True,
+        memory_limit_bytes=folding.memory_limit_bytes,
+    )
+
+
+def _save(root: Path, domain: str, network: NetworkRecord, sink: FoldSink, choice: str, folding: Folding) -> None:
+    """Write the moments of one pass, and then that it ended."""
+    folded = dataclasses.replace(sink.record(), choice=choice)
+    for name, split in sink.freeze():
+        rule = folding.rule(folded.layers[name].features)
+        drop_shards(root, domain, name, rule)
+        save_split(root, domain, name, split, moments_provenance(network.fingerprint, folded, name, rule))
+    sink.keep_end()
+
+
+def _require_same_choice(what: str, made_from: Mapping[str, Any] | None, choice: str) -> None:
+    """Raise FingerprintMismatchError where `what` is there and was made from other rows of the layers."""
+    before = (made_from or {}).get("choice", choice)
+    if before != choice:
+        raise FingerprintMismatchError(
+            f"{what} was made from {before}, this run takes {choice}: take the same rows, use another store, or delete "
+            "the domain's folders below 'moments' and 'unfinished'"
+        )

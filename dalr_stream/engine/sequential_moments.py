@@ -1,0 +1,109 @@
+"""The moments that a pass of sequential compression decides by: made in memory, or kept and used again.
+
+    <folder>/<network>/                     what a network reads, alone
+    <folder>/<network>-<original>/          what it reads beside what the original gives: cross moments
+
+Each state of the network, as compressed so far, has a store of its own, named after its fingerprint. A layer's inputs
+depend on that state alone. So where a size, a ridge or a method changes, the passes up to that layer, its own among
+them, start from what is kept and run no network; those after it have other inputs, and a pass each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.cross import PairedRows, known_batches
+from dalr_stream.engine.direct import NetworkRows
+from dalr_stream.engine.fold_passes import fold_in_memory, fold_into, kept_record
+from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair
+from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.progress import Progress
+from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.manifest import BatchRecord, NetworkRecord
+from dalr_stream.streaming.folding import Folding
+
+_NAME = 16
+"""Digits of a fingerprint in a folder's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassMoments:
+    """Makes the moments of each pass, within `folder` where there is one."""
+
+    original: nn.Module
+    rule: RowRule
+    progress: Progress
+    folder: Path | None = None
+    _used: set[str] = field(default_factory=set)
+    _seen: dict[str, tuple[BatchRecord, ...]] = field(default_factory=dict)
+    """The batches of each domain, once they were gone through."""
+
+    def alone(
+        self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding, domain: str
+    ) -> LayerMoments:
+        """Return the moments of what `layers` read in the network as compressed so far."""
+        return self._joint(NetworkRows(current, batches, layers, self.rule), folding, domain)
+
+    def beside_outputs(
+        self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding
+    ) -> LayerCrossMoments:
+        """Return the moments of what `layers` read there, beside what they give in the original."""
+        feed = PairedRows.of_outputs(self.original, current, batches, layers, self.rule)
+        return feed.view(self._joint(feed, folding, "target"))
+
+    def beside(
+        self,
+        current: nn.Module,
+        batches: Iterable[Any],
+        layers: Sequence[LayerSpec],
+        targets: Mapping[str, LayerSpec],
+        folding: Folding,
+    ) -> LayerCrossMoments:
+        """Return the moments of what `layers` read there, beside `targets` in the original, by the same streams."""
+        by_stream = {layer.stream: layer for layer in layers}
+        feed = PairedRows(self.original, current, batches, self.rule, by_stream, targets)
+        return feed.view(self._joint(feed, folding, "target"))
+
+    def drop_others(self) -> None:
+        """Remove what no pass of this sequence has used: the folder then has one sequence's moments."""
+        if self.folder is not None and self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.is_dir() and path.name not in self._used:
+                    remove_folder(path)
+
+    def _joint(self, feed: NetworkRows | PairedRows, folding: Folding, domain: str) -> LayerMoments:
+        if self.folder is None:
+            return LayerMoments.of(fold_in_memory(feed, folding, self.progress))
+        network = feed.network()
+        root = self.folder / _name(network)
+        self._used.add(root.name)
+        record = kept_record(root, domain, feed, network, folding)
+        if record is None or record.batches != self._batches(feed, domain):
+            record = fold_into(root, domain, feed, network, folding, self.progress)
+            self._seen[domain] = record.batches
+        else:
+            self.progress.note(f"moments of {_words(feed.streams)} are kept from an earlier pass: none is needed")
+        return LayerMoments.stored(root, domain, {name: record.home(name) for name in feed.streams}, folding.shards)
+
+    def _batches(self, feed: NetworkRows | PairedRows, domain: str) -> tuple[BatchRecord, ...]:
+        """Return what identifies a domain's batches; every pass gets the same, so they are loaded for it once."""
+        if domain not in self._seen:
+            self._seen[domain] = known_batches(feed.batches, feed.rule)
+        return self._seen[domain]
+
+
+def _name(network: NetworkRecord) -> str:
+    pair = NetworkPair.parse(network.fingerprint)
+    names = [network.fingerprint] if pair is None else [pair.compressed, pair.original]
+    return "-".join(name[:_NAME] for name in names)
+
+
+def _words(streams: Collection[str]) -> str:
+    return ", ".join(f"'{name}'" for name in streams)
