@@ -2,7 +2,7 @@
 
 `make test` draws the same examples every time, so it fails when the code is wrong and never by luck; `make soak` draws
 new ones (`--hypothesis-profile=soak`), and everything that is sampled in `make test` is done in full: the `soak`
-fixture says which it is.
+fixture says which it is, and cases marked `soak` (`soaking.in_soak`) run there alone.
 """
 
 import os
@@ -26,10 +26,21 @@ settings.register_profile("test", derandomize=True, **KIND)
 settings.load_profile("test")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave cases that are marked so to `make soak`."""
+    if not is_soak(config):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+def is_soak(config):
+    return config.getoption("--hypothesis-profile") == "soak"
+
+
 @pytest.fixture(scope="session")
 def soak(request):
     """Tell whether this is `make soak`: every crash, every failure, hundreds of kills."""
-    return request.config.getoption("--hypothesis-profile") == "soak"
+    return is_soak(request.config)
 
 
 @pytest.fixture

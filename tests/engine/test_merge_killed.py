@@ -44,10 +44,18 @@ def killed_merge(renames, out, *stores, without=()):
     return forked(dying_merge, renames, out, stores, without).returncode == 9
 
 
+@pytest.fixture(scope="module")
+def sum_of_a_and_b(jobs, tmp_path_factory):
+    """The store that nobody killed a merge of."""
+    return merge([jobs["a"], jobs["b"]], tmp_path_factory.mktemp("expected") / "sum").root
+
+
 @pytest.mark.parametrize("renames", [0, 5, 8, 9, 10, 12])
-def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repeated(jobs, tmp_path, contents, renames):
+def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repeated(
+    jobs, sum_of_a_and_b, tmp_path, contents, renames
+):
     """Eight records of shards, the manifest, four sums: a kill before each kind, and between two."""
-    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
+    expected = contents(sum_of_a_and_b)
     out = merge([jobs["a"]], tmp_path / "out").root
     assert killed_merge(renames, out, jobs["a"], jobs["b"])
     committed = set(Manifest.read(out).domains["target"].shards)
@@ -64,9 +72,11 @@ def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repe
 
 
 @pytest.mark.parametrize("renames", [0, 3, 4, 5, 6, 8])
-def test_a_killed_merge_into_an_existing_store_goes_on_to_the_same_bytes(jobs, tmp_path, contents, renames):
+def test_a_killed_merge_into_an_existing_store_goes_on_to_the_same_bytes(
+    jobs, sum_of_a_and_b, tmp_path, contents, renames
+):
     """Four records of the new shard, the manifest, four sums."""
-    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
+    expected = contents(sum_of_a_and_b)
     out = merge([jobs["a"]], tmp_path / "out").root
     assert killed_merge(renames, out, out, jobs["b"])
     for _ in range(2):
@@ -87,8 +97,8 @@ def test_a_killed_removal_of_a_shard_goes_on_to_the_same_bytes(jobs, tmp_path, c
         merge([out], out, without=[gone])
 
 
-def test_a_first_merge_that_was_killed_is_taken_up(jobs, tmp_path, contents):
-    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
+def test_a_first_merge_that_was_killed_is_taken_up(jobs, sum_of_a_and_b, tmp_path, contents):
+    expected = contents(sum_of_a_and_b)
     for renames in (0, 1, 2, 7):
         out = tmp_path / f"out{renames}"
         assert killed_merge(renames, out, jobs["a"], jobs["b"])
