@@ -22,6 +22,7 @@ from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.statistics.fold_rule import Strip, strips
 from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_strips, merge_all
 from dalr_stream.storage.checkpoints import Checkpoints
+from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.folding import Threads, Workers
@@ -140,7 +141,8 @@ def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch:
             watch.tile_done(now - reported)
             reported = now
 
-    states = cluster.map(fold_lane, {f"{prefix}-{task.name}-{rule}": (task,) for task in tasks}, done)
+    named = {f"{prefix}-{task.name}-{rule}": (task,) for task in tasks}
+    states = cluster.map(fold_lane, named, done, reads=task.root / MANIFEST)
     if not wide:
         return merge_all([state.moments() for state in states])
     heldout = [state.heldout for state in states if state.heldout is not None]
