@@ -194,8 +194,8 @@ class StoreView:
         """Return the moments of every row of a domain, training and held-out."""
         return self.moments(domain, layer) + self.moments(domain, layer, HELDOUT)
 
-    def problem(self, layer: str, target: str, source: str | None) -> Layer:
-        """Put together what solving `layer` takes."""
+    def layer(self, layer: str, target: str, source: str | None) -> Layer:
+        """Return a layer with its weights and its moments on the target, and its nodes on a source domain."""
         there = None if source is None else self.statistics(source)
         return dataclasses.replace(self.statistics(target), source=there)[layer]
 

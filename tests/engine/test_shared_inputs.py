@@ -186,7 +186,7 @@ def test_verify_diff_summary_and_the_solvers_know_every_name(net, batches, tmp_p
     shifts = dict(diff_domains(tmp_path, "t", "s"))
     assert np.array_equal(shifts["v"].mean_gap, shifts["q"].mean_gap)
     assert "(120 samples, 7 layers, 7 with moments)" in repr(ActivationStore(tmp_path))
-    problem = StoreView.open(tmp_path).problem("up", "t", None)
+    problem = StoreView.open(tmp_path).layer("up", "t", None)
     assert problem.inputs.same_bits(accumulate_stored(tmp_path, domain="t", folding=FOLDING)["gate"])
     factors = ds.dalr(problem.weight, problem.bias, problem.inputs)
     small = ds.compress(net, {"up": factors.at_rank(9)})
