@@ -21,6 +21,8 @@ from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS, FoldRule, Strip
 from dalr_stream.numerics.statistics.folding import LaneFold, LaneState
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
+from dalr_stream.storage.manifest import RowsRecord
+from dalr_stream.storage.rows import read_tile
 from dalr_stream.storage.store import ActivationStore
 
 TileDone = Callable[[int], None]
@@ -47,6 +49,8 @@ class LaneTask:
     """Threads that read and unpack tiles ahead of the one being folded; a device is faster than one of them."""
     partition: int | None = None
     """Whose rows are folded, one of `rule.partitions`."""
+    rows: RowsRecord | None = None
+    """What the manifest says of the layer's rows, so that no lane reads it again; see `located`."""
 
     @property
     def name(self) -> str:
@@ -100,18 +104,19 @@ def fold_lane(
     Raises NonFiniteError naming layer, domain and tile; StoreDamagedError, StoreNotFoundError.
     """
     _require_same_blas(task.rule.blas)
-    store = ActivationStore(task.root)
+    if task.rows is None:
+        task = located(ActivationStore(task.root), task)
     first, state = task.lane, LaneState.empty(task.rule, task.strip)
     checkpoint = checkpoints.load(task.name) if checkpoints else None
     if checkpoint is not None:
         first, state = checkpoint.values["next_tile"], checkpoint.lanes[0]
     pace = pace or Pace()
     fold = LaneFold(task.rule, executor, state=state, new_fold=task.backend.new_fold, partition=task.partition)
-    tiles = range(first, store.tiles(task.domain, task.layer), task.rule.lanes)
+    tiles = range(first, len(_rows(task).tile_digests), task.rule.lanes)
     with one_blas_thread():
         if tile_done is not None and first > task.lane:
             tile_done((first - task.lane) // task.rule.lanes * task.rule.tile_rows)
-        for tile in _read_ahead(store, task, tiles):
+        for tile in _read_ahead(task, tiles):
             try:
                 fold.update(tile)
             except NonFiniteError as error:
@@ -123,6 +128,17 @@ def fold_lane(
                 checkpoints.save(task.name, saved(tile.number + task.rule.lanes, fold.state()))
                 pace.paid(begun)
     return fold.state()
+
+
+def located(store: ActivationStore, task: LaneTask) -> LaneTask:
+    """Return the task with the rows it is to read, under the name they lie under."""
+    home = store.domain(task.domain).home(task.layer)
+    return replace(task, layer=home, rows=store.rows(task.domain, task.layer))
+
+
+def _rows(task: LaneTask) -> RowsRecord:
+    assert task.rows is not None  # noqa: S101  # for the type checker: `fold_lane` has looked
+    return task.rows
 
 
 def _require_same_blas(expected: str) -> None:
@@ -140,11 +156,11 @@ def saved(next_tile: int, state: LaneState) -> SavedFold:
     return SavedFold([state], {"next_tile": next_tile})
 
 
-def _read_ahead(store: ActivationStore, task: LaneTask, tiles: range) -> Iterator[Tile]:
+def _read_ahead(task: LaneTask, tiles: range) -> Iterator[Tile]:
     """Yield the tiles in order, each read while those before it are folded."""
 
     def read(number: int) -> Tile:
-        tile = store.read_tile(task.domain, task.layer, number)
+        tile = read_tile(task.root, task.domain, task.layer, _rows(task), number)
         return replace(tile, rows=task.backend.stage(tile.rows))
 
     with ThreadPoolExecutor(task.readers) as readers:

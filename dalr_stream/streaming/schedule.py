@@ -22,11 +22,12 @@ from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.statistics.fold_rule import Strip, strips
 from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_strips, merge_all
 from dalr_stream.storage.checkpoints import Checkpoints
+from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.folding import Threads, Workers
-from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, saved
+from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, located, saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,13 @@ def accumulate_layer(
     """
     domain, layer = task.domain, task.layer
     require_rows(store, domain, layer)
-    watch = watch or Watch()
+    task, watch = located(store, task), watch or Watch()
     if isinstance(workers, Cluster):
         return _on_cluster(store, task, workers, watch)
     if task.rule.lanes == 1:
         return next(accumulate_strips(store, task, [Strip(0, task.rule.features)], workers, watch)).moments()
     fold = delayed(_fold_and_freeze, pure=True)
-    key = f"fold-{domain}-{layer}-{store.domain(domain).fingerprint(layer)[:16]}"
+    key = _key(task)
     with one_blas_thread(), _together(workers.workers, watch) as (pool, watched):
         lanes = [fold(lane, watched, dask_key_name=f"{key}-{lane.name}") for lane in _lanes(task)]
         folded: tuple[SplitMoments, ...] = compute(*lanes, scheduler="threads", pool=pool)
@@ -69,6 +70,7 @@ def accumulate_strips(
 ) -> Iterator[LaneState]:
     """Yield the strips of a one-lane layer, ascending, each from a pass of its own over the rows."""
     require_rows(store, task.domain, task.layer)
+    task = located(store, task)
     cutting = len(cut) > 1
     for strip in cut:
         one = replace(task, strip=strip if cutting else None)
@@ -90,11 +92,6 @@ def require_rows(store: ActivationStore, domain: str, layer: str) -> None:
             "run the capture again, it goes on where it stopped"
         )
     rows = store.rows(domain, layer)
-    if record.samples and not rows.rows:
-        raise StoreError(
-            f"'{store.root}': no row of layer '{layer}' on '{domain}' counts: captured were {record.choice}; capture "
-            "to another store with a mask that keeps some"
-        )
     if not rows.covers(record.samples):
         raise StoreDamagedError(
             f"'{store.root}': layer '{layer}' on '{domain}' has {rows.rows} rows, which are not those of "
@@ -111,6 +108,12 @@ def require_rows(store: ActivationStore, domain: str, layer: str) -> None:
             "moments were made with to read them; for another one capture the rows again"
             + (", or accumulate the stores again and merge them" if record.shards else "")
         )
+
+
+def _key(task: LaneTask) -> str:
+    """Return a name for the folds of these very rows: equal names, equal results."""
+    digests = () if task.rows is None else task.rows.tile_digests
+    return f"fold-{task.domain}-{task.layer}-{digest_of([str(task.root), digests])[:16]}"
 
 
 def _lanes(task: LaneTask) -> list[LaneTask]:
@@ -130,7 +133,7 @@ def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch:
     tasks = _lanes(task)
     if wide:
         tasks = [replace(task, strip=strip) for strip in strips(rule.features, cells)]
-    prefix = f"fold-{task.domain}-{task.layer}-{store.domain(task.domain).fingerprint(task.layer)[:16]}"
+    prefix = _key(task)
     rows = store.rows(task.domain, task.layer).rows
     reported = 0
 

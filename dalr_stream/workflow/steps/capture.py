@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from dalr_stream.engine.capture import capture
 from dalr_stream.engine.estimate import held_on_disk, require_disk
@@ -54,9 +55,9 @@ def made_from(project: Project, domain: str) -> str:
     """Return the fingerprint of a domain's rows."""
     config = project.config
     section, rows, network = config.domains[domain], config.capture, config.network
-    mask = rows.mask if rows.mask and ":" in rows.mask else None
-    data = [section.model_dump(mode="json"), code_print(project, section.batches, mask)]
-    choice = [rows.mask, rows.most_per_sample, rows.most_patches, config.run.seed]
+    data = [section.model_dump(mode="json"), code_print(project, section.batches, *rows.mask_functions)]
+    choice: list[Any] = [rows.mask, rows.most_per_sample, rows.most_patches, config.run.seed]
+    choice += [] if rows.prove else ["not proved"]
     watched = [network.layers, network.outputs, config.selects, network.device]
     return digest_of([train.made_from(project), domain, data, watched, choice])
 
@@ -71,6 +72,8 @@ def domain_artefacts(project: Project) -> Iterator[Artefact]:
 def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
     yield from domain_artefacts(project)
     record = ActivationStore(project.store).domain(domain)
+    if not record.complete or any(rows.rows and not rows.tile_digests for rows in record.layers.values()):
+        raise StoreNotFoundError(f"'{project.store}' holds no rows of all of '{domain}'")  # they were folded directly
     yield from (Artefact(project.store / rows_path(domain, layer)) for layer in record.layers)
 
 
