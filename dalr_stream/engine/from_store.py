@@ -55,7 +55,7 @@ def accumulate_stored(
         checkpoints = Checkpoints(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
         if any(origin_of(path) != provenance for path in paths):
-            folds.append(LayerFold(opened, task, checkpoints, folding, progress))
+            folds.append(LayerFold(task, checkpoints, folding, progress))
             continue
         progress.note(f"moments of '{name}' on '{domain}' are up to date")
         if checkpoints.exists:  # killed after the moments were kept

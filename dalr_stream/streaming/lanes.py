@@ -20,7 +20,7 @@ from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
 from dalr_stream.numerics.statistics.folding import LaneFold, LaneState
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
-from dalr_stream.storage.store import ActivationStore
+from dalr_stream.streaming.tile_source import OpenTiles, StoredTiles, TileSource
 
 TileDone = Callable[[int], None]
 """Called with the number of rows of each tile that was folded, from the thread that folded it."""
@@ -42,10 +42,17 @@ class LaneTask:
     """Of the scatter matrix; the whole where none is named."""
     backend: Backend = field(default_factory=Backend)
     """What the rule's engine names: it can be sent to another process."""
+    source: TileSource | None = None
+    """Where the tiles come from; from that store and layer where nothing else is named."""
     readers: int = 1
     """Threads that read and unpack tiles ahead of the one being folded; a device is faster than one of them."""
     partition: int | None = None
     """Whose rows are folded, one of `rule.partitions`."""
+
+    @property
+    def tiles(self) -> TileSource:
+        """Where the tiles come from."""
+        return self.source or StoredTiles(self.root, self.domain, self.layer)
 
     @property
     def name(self) -> str:
@@ -98,18 +105,18 @@ def fold_lane(
 
     Raises NonFiniteError naming layer, domain and tile; StoreDamagedError, StoreNotFoundError.
     """
-    store = ActivationStore(task.root)
+    opened = task.tiles.open()
     first, state = task.lane, LaneState.empty(task.rule, task.strip)
     checkpoint = checkpoints.load(task.name) if checkpoints else None
     if checkpoint is not None:
         first, state = checkpoint.values["next_tile"], checkpoint.lanes[0]
     pace = pace or Pace()
     fold = LaneFold(task.rule, executor, state=state, new_fold=task.backend.new_fold, partition=task.partition)
-    tiles = range(first, store.tiles(task.domain, task.layer), task.rule.lanes)
+    tiles = range(first, opened.tiles, task.rule.lanes)
     with one_blas_thread():
         if tile_done is not None and first > task.lane:
             tile_done((first - task.lane) // task.rule.lanes * task.rule.tile_rows)
-        for tile in _read_ahead(store, task, tiles):
+        for tile in _read_ahead(opened, task, tiles):
             try:
                 fold.update(tile)
             except NonFiniteError as error:
@@ -128,11 +135,11 @@ def saved(next_tile: int, state: LaneState) -> SavedFold:
     return SavedFold([state], {"next_tile": next_tile})
 
 
-def _read_ahead(store: ActivationStore, task: LaneTask, tiles: range) -> Iterator[Tile]:
+def _read_ahead(opened: OpenTiles, task: LaneTask, tiles: range) -> Iterator[Tile]:
     """Yield the tiles in order, each read while those before it are folded."""
 
     def read(number: int) -> Tile:
-        tile = store.read_tile(task.domain, task.layer, number)
+        tile = opened.read(number)
         return replace(tile, rows=task.backend.stage(tile.rows))
 
     with ThreadPoolExecutor(task.readers) as readers:

@@ -41,7 +41,7 @@ def store(tmp_path_factory):
 
 def folded(store, layer, workers, done=None):
     task = LaneTask(store.root, "target", layer, FoldRule(store.rows("target", layer).features, HOLDOUT))
-    return accumulate_layer(store, task, workers, Watch(done))
+    return accumulate_layer(task, workers, Watch(done))
 
 
 def assert_same_bits(one, other):
