@@ -24,9 +24,9 @@ def splitmix(number, seed):
 
 
 def chosen_positions(kept, most, seed, sample):
-    """The positions of one sample that are watched, ascending: of those kept, the `most` with the smallest hashes."""
-    ranked = sorted(map(int, kept), key=lambda position: splitmix(sample * 2**32 + position, seed))
-    return sorted(ranked if most is None else ranked[:most])
+    """The positions of one sample that are watched, ascending: of those kept, the `most` whose rank hashes smallest."""
+    ranked = sorted(enumerate(map(int, kept)), key=lambda ranked: splitmix(sample * 2**32 + ranked[0], seed))
+    return sorted(position for _, position in (ranked if most is None else ranked[:most]))
 
 
 # --- DALR (Masana et al. 2017, section 4) -------------------------------------------------------------------------

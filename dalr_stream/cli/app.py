@@ -259,11 +259,14 @@ def verify(
     from dalr_stream.engine.verify import verify_store
 
     console = console_for()
-    root = file if file.is_dir() else open_run(file, overrides).project.store
-    verification = verify_store(root, progress=show_progress())
-    for line in (*verification.whole, *(f"WRONG {finding}" for finding in verification.findings)):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    verification.require()
+    roots = [file] if file.is_dir() else open_run(file, overrides).project.stores
+    verifications = [verify_store(root, progress=show_progress()) for root in roots]
+    for verification in verifications:
+        where = "" if verification.root == roots[0] else f"{verification.root.parent.name}/{verification.root.name}: "
+        for line in (*verification.whole, *(f"WRONG {finding}" for finding in verification.findings)):
+            console.print(f"{where}{line}", soft_wrap=True, highlight=False, markup=False)
+    for verification in verifications:
+        verification.require()
 
 
 app.command()(cli_stores.merge)
@@ -280,6 +283,8 @@ def _dry_run(opened: Run) -> None:
         console.print(reason, soft_wrap=True, highlight=False, markup=False)
     for table in dry_run_tables(outlook):
         console.print(table)
+    if outlook.passes:
+        console.print(outlook.passes, highlight=False)
     if outlook.trials:
         console.print(outlook.trials, highlight=False)
     outlook.require()

@@ -22,6 +22,7 @@ from dalr_stream.storage.manifest import DomainRecord, LayerRecord, NetworkRecor
 from dalr_stream.storage.records import (
     load_layer_weights,
     moments_path,
+    origin_of,
     provenance_of,
     save_layer_weights,
     shard_parts,
@@ -30,7 +31,7 @@ from dalr_stream.storage.records import (
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import open_writer
-from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.folding import Folding, but_for_blas
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold
 from dalr_stream.streaming.tile_source import PairedTiles, StoredTiles
@@ -166,7 +167,7 @@ def _folds(  # where, what of, and how
         provenance = moments_provenance(pair.fingerprint, record, stream.name, rule)
         checkpoints = Checkpoints(root, domain, stream.name, provenance)
         paths = [moments_path(root, domain, stream.name, part) for part in (*shard_parts(rule.shards), *PARTS)]
-        if all(provenance_of(path) == provenance for path in paths):
+        if all(but_for_blas(origin_of(path)) == but_for_blas(provenance) for path in paths):
             progress.note(f"cross moments of '{stream.layer}' on '{domain}' are up to date")
             checkpoints.drop()
             continue

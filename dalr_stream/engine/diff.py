@@ -38,5 +38,5 @@ def diff_domains(
             f"{prints[1][:12]}: features of two networks cannot be compared one by one"
         )
     shared = [name for name in here.manifest.network.layers if name in there.manifest.network.layers]
-    chosen = {name for pattern in layers for name in match_names(pattern, shared)}
-    return ((n, diff(here.all_rows(target, n), there.all_rows(source, n))) for n in shared if n in chosen)
+    matched = {name for pattern in layers for name in match_names(pattern, shared)}
+    return ((n, diff(here.all_rows(target, n), there.all_rows(source, n))) for n in shared if n in matched)

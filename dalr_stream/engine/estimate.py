@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from dalr_stream.errors import DiskSpaceError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.capture.batches import refusals_explained, samples_in
-from dalr_stream.network.capture.hooks import take_rows
+from dalr_stream.network.capture.hooks import RowTaker
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
+from dalr_stream.network.capture.row_rule import RowRule, Taken
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import same_as_before
@@ -61,8 +60,8 @@ def estimate(
         with refusals_explained(first, f"domain '{domain}', batch 0"):
             taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
         readers.append(same_as_before(taken))
-        for name, found in taken.items():
-            total[name] += found.rows.shape[0] * len(batches)
+        for name, of_layer in taken.items():
+            total[name] += of_layer.rows.shape[0] * len(batches)
     shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
     loads = [load_of(layer, total[layer.stream]) for layer in layers if layer.stream not in shared]
     return plan(
@@ -127,7 +126,6 @@ def _size(count: int) -> str:
 def taken_of(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: RowRule) -> dict[str, Taken]:
     """Return the rows of each layer in one batch, as if no position were masked; a mask must fit all the same."""
     samples = samples_in(batch)
-    mask = rule.mask_of(batch, samples)
-    chosen = BatchRows(rule, samples, 0, None if mask is None else torch.ones_like(mask))
+    masks = rule.masks_of(batch, samples)
     with without_gradients():
-        return take_rows(model, batch, layers, chosen)
+        return RowTaker(model, layers, rule).take(batch, samples, 0, None if masks is None else masks.unmasked())

@@ -16,7 +16,7 @@ from dalr_stream.storage.manifest import DomainRecord
 from dalr_stream.storage.records import moments_path, origin_of, shard_parts
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
-from dalr_stream.streaming.folding import Folding, rule_facts
+from dalr_stream.streaming.folding import Folding, but_for_blas, rule_facts
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold
 
@@ -54,7 +54,7 @@ def accumulate_stored(
         provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
         checkpoints = Checkpoints(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
-        if any(origin_of(path) != provenance for path in paths):
+        if any(but_for_blas(origin_of(path)) != but_for_blas(provenance) for path in paths):
             folds.append(LayerFold(task, checkpoints, folding, progress))
             continue
         progress.note(f"moments of '{name}' on '{domain}' are up to date")

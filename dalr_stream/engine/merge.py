@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dalr_stream.engine.shards import Shard, require_addable, shards_in
 from dalr_stream.errors import (
@@ -26,6 +27,7 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.numerics.rows.streams import layer_of_stream
+from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.durable import readable, remove_folder
@@ -236,13 +238,21 @@ def _keep_sources(into: Path, plan: _Plan) -> None:
 def _add_up(into: Path, domain: str, manifest: Manifest, progress: Progress) -> None:
     """Write a domain's sums, layer after layer."""
     record = manifest.domains[domain]
-    first = next(iter(record.shards))
     with progress.track(f"merge {domain}", len(record.layers), "layers") as advance:
         for layer in record.layers:
-            facts = provenance_of(shard_path(into, domain, first, layer, PARTS[0])) or {}
+            facts = _facts(into, domain, list(record.shards), layer)
             total = sum_of_shards(into, manifest, domain, layer)
             save_split(into, domain, layer, total, {**facts, "rows": record.fingerprint(layer)})
             advance(1)
+
+
+def _facts(into: Path, domain: str, shards: Sequence[str], layer: str) -> dict[str, Any]:
+    """Return what the shards of a layer were made from, which is the same for all of them but for the BLAS."""
+    origins = [provenance_of(shard_path(into, domain, shard, layer, PARTS[0])) or {} for shard in shards]
+    builds = {origin.get("rule", {}).get("blas", "") for origin in origins}
+    if len(builds) == 1:
+        return origins[0]
+    return {**origins[0], "rule": {**origins[0]["rule"], "blas": ANY_BLAS}}
 
 
 def _drop_others(folder: Path, kept: Collection[str]) -> None:

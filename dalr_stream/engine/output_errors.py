@@ -95,12 +95,12 @@ class _Gaps:
         for stream, rows in batch.rows.items():
             name = self._names[stream]
             numbers = batch.sample_numbers(stream, self._samples)
-            apart = slice(None) if self._holdout is None else self._holdout.mask(numbers)
-            y = self._outputs[name][apart].astype(np.float64)
+            measured = slice(None) if self._holdout is None else self._holdout.mask(numbers)
+            y = self._outputs[name][measured].astype(np.float64)
             bias = self._biases[name]
             self._rows += len(y)
             self._sums[name] += (
-                _squares(y - np.asarray(rows[apart], np.float64)),
+                _squares(y - np.asarray(rows[measured], np.float64)),
                 _squares(y if bias is None else y - bias),
             )
         self._samples += batch.samples

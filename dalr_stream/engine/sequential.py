@@ -24,6 +24,8 @@ from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.cross import pair_load
+from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.sequential_moments import PassMoments
 from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.errors import InvalidInputError, RankError
@@ -31,7 +33,7 @@ from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.spec import layer_of
+from dalr_stream.network.layers.spec import layer_of, select_layers
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import compress
 from dalr_stream.numerics.rows.streams import module_name
@@ -85,8 +87,8 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
         ridges or methods, passes whose layers read what they read before start from there: the batches are loaded once
         and compared, and no network is run. When all layers are done, moments of earlier sequences are removed.
     rows, folding
-        As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The share kept apart
-        measures errors and decides nothing.
+        As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The held-out share
+        measures errors, and no solution is fitted to it.
 
     The first layers read what they read in the original, so theirs are the solutions of `dalr` on the moments of their
     inputs, to the bit. How many passes there will be is said before the first.
@@ -131,16 +133,17 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
         model, choices, target, None if source is None else SameEveryPass(source, "source"), folding, moments
     )
     passes = _passes(order_of_execution(model, target.first(), list(choices)), choices)
+    _require_fits(model, passes, choices, folding)
     state = SequentialCompression(model, passes) if begun is None else begun
     progress.note(f"layer after layer: {in_words(state.left)}")
     yield state
     for group in state.left:
-        found = one_pass.solve(group, state.network)
-        for name, (_, outcome) in found.items():
+        solved = one_pass.solve(group, state.network)
+        for name, (_, outcome) in solved.items():
             progress.note(f"layer '{name}': {outcome}")
-        chosen = {name: replacement for name, (replacement, _) in found.items()}
-        small = compress(state.network, chosen, example=target.first())
-        done = {**state.layers, **{name: outcome for name, (_, outcome) in found.items()}}
+        replacements = {name: replacement for name, (replacement, _) in solved.items()}
+        small = compress(state.network, replacements, example=target.first())
+        done = {**state.layers, **{name: outcome for name, (_, outcome) in solved.items()}}
         state = SequentialCompression(small, passes, done)
         if not state.left and begun is None:
             moments.drop_others()
@@ -192,6 +195,18 @@ def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding
         _require_size(name, choice, layer_of(model, name))
         if choice.by.needs_source and not has_source:
             raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
+
+
+def _require_fits(
+    model: nn.Module, passes: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice], folding: Folding
+) -> None:
+    """Raise MemoryLimitError where the cross moments of one layer alone do not fit, before the passes that lead to it.
+
+    Those of the first pass are moments of inputs alone. An earlier selection may narrow a layer: this is at most.
+    """
+    later = [name for group in passes[1:] for name in group if not choices[name].selects]
+    if later:
+        direct_plan([pair_load(layer) for layer in select_layers(model, later)], folding).require()
 
 
 def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass) -> None:

@@ -84,7 +84,7 @@ class LayerOutcome:
         return f"{label}, {size}: error {self.error:.4f}, of which it inherited {self.inherited:.4f}"
 
 
-Found = tuple[Replacement, LayerOutcome]
+Solved = tuple[Replacement, LayerOutcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +98,26 @@ class SequentialPass:
     folding: Folding
     moments: PassMoments
 
-    def solve(self, group: Sequence[str], current: nn.Module) -> dict[str, Found]:
+    def solve(self, group: Sequence[str], current: nn.Module) -> dict[str, Solved]:
         """Return what takes the place of each layer of `group` in `current`, and what it loses."""
         if self.choices[group[0]].selects:
             return {name: self._select(name, current) for name in group}
         moments = self._of_inputs_and_targets(group, current)
         return {name: self._factor(name, current, moments) for name in group}
 
-    def _factor(self, name: str, current: nn.Module, found: LayerMoments | LayerCrossMoments) -> Found:
+    def _factor(self, name: str, current: nn.Module, moments: LayerMoments | LayerCrossMoments) -> Solved:
         choice, parts = self.choices[name], parts_of(name, layer_of(current, name))
-        layers = [(found[part], *weights_of(current, part)) for part in parts]
-        solved = [factor_by(choice.by, weight, bias, moments, choice.ridge) for moments, weight, bias in layers]
+        layers = [(moments[part], *weights_of(current, part)) for part in parts]
+        solved = [factor_by(choice.by, weight, bias, inputs, choice.ridge) for inputs, weight, bias in layers]
         pair = factors_of(solved).at_rank(choice.size, layer=name)  # says so where it has no such rank
-        apart = found.heldout if parts[0] in found.heldout else found
+        judging = moments.heldout if parts[0] in moments.heldout else moments
         pairs = zip(solved, layers, parts, strict=True)
-        squares = [_squared_errors(one, layer[2], choice.size, apart[part]) for one, layer, part in pairs]
+        squares = [_squared_errors(one, layer[2], choice.size, judging[part]) for one, layer, part in pairs]
         before, after, whole = np.sum(squares, axis=0)
         inherited, error = relative(np.array([before, after]), float(whole))
         return pair, LayerOutcome(choice, float(inherited), float(error))
 
-    def _select(self, name: str, current: nn.Module) -> Found:
+    def _select(self, name: str, current: nn.Module) -> Solved:
         choice, structure = self.choices[name], self.structure_of(current)
         group, layers = structure.group_of(name), readers_of(structure, [name])
         nodes, heldout = self._nodes(name, current, group, layers)
@@ -127,23 +127,26 @@ class SequentialPass:
             source = group.joint(self.moments.alone(current, self.source, layers, every, "source"))
         now = nodes.inputs if isinstance(nodes, CrossMoments) else nodes
         solution = select_by(choice.by, now, source, choice.strength)
-        kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
+        nodes_kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
         if isinstance(nodes, CrossMoments) and solution.factor is not None:  # pruning alone restores nothing
-            kept = restored_towards(kept, nodes, choice.restore_ridge)
-        apart = nodes if heldout is None else heldout
-        shares = lost_towards(kept, apart) if isinstance(apart, CrossMoments) else (0.0, lost_nodes(kept, apart))
-        return kept, LayerOutcome(choice, *map(math.sqrt, shares))
+            nodes_kept = restored_towards(nodes_kept, nodes, choice.restore_ridge)
+        judging = nodes if heldout is None else heldout
+        if isinstance(judging, CrossMoments):
+            before, after = lost_towards(nodes_kept, judging)
+        else:
+            before, after = 0.0, lost_nodes(nodes_kept, judging)
+        return nodes_kept, LayerOutcome(choice, math.sqrt(before), math.sqrt(after))
 
     def _nodes(
         self, name: str, current: nn.Module, group: ChannelGroup, layers: Sequence[LayerSpec]
     ) -> tuple[Moments | CrossMoments, Moments | CrossMoments | None]:
-        """Return the moments of a layer's channels as their readers read them, and of the rows kept apart.
+        """Return the moments of a layer's channels as their readers read them, and of the held-out rows.
 
         Beside what they read in the original, but where that is the same still.
         """
         if current is self.original:
-            found = self.moments.alone(current, self.target, layers, self.folding, "target")
-            return group.joint(found), group.joint(found.heldout) if found.heldout else None
+            moments = self.moments.alone(current, self.target, layers, self.folding, "target")
+            return group.joint(moments), group.joint(moments.heldout) if moments.heldout else None
         structure = self.structure_of(self.original)
         then = {spec.stream: spec for spec in readers_of(structure, [name])}
         readers = _in_both(current, group, structure.group_of(name))

@@ -75,7 +75,7 @@ class Store:
         self._require("layer", name, self.layers, LayerNotFoundError)
         for domain in (target, *([] if source is None else [source])):
             self._require("domain", domain, self.domains)
-        return self.view.problem(name, target, source)
+        return self.view.layer(name, target, source)
 
     def shape(self, layer: str) -> LayerShape:
         """Return the layer's shape, and what pruning its nodes saves in the layers that read them: sizes to weights."""

@@ -84,9 +84,9 @@ class StoreView:
 
     def inputs_heldout(self, target: str, domain: str | None, layer: str) -> InputMoments | None:
         """Return what `heldout` does, of a layer or of its groups."""
-        found = [self.heldout(target, domain, part) for part in self.parts(layer)]
-        apart = [part for part in found if part is not None]
-        return moments_of(apart) if apart else None
+        parts = [self.heldout(target, domain, part) for part in self.parts(layer)]
+        known = [part for part in parts if part is not None]
+        return moments_of(known) if known else None
 
     def inputs_shards(self, domain: str, layer: str) -> Sequence[InputMoments]:
         """Return what `shards` does, of a layer or of its groups."""
@@ -106,8 +106,8 @@ class StoreView:
     def channel_heldout(self, target: str, domain: str | None, layer: str) -> Moments | None:
         """Return what `heldout` does, of the layer's channels as they are read."""
         parts = [self.heldout(target, domain, reader.stream) for reader in self.readers(layer)]
-        found = [part for part in parts if part is not None]
-        return self._joint(layer, found) if found and len(found) == len(parts) else None
+        known = [part for part in parts if part is not None]
+        return self._joint(layer, known) if known and len(known) == len(parts) else None
 
     def _joint(self, layer: str, moments: Sequence[Moments]) -> Moments:
         return channel_moments(self.readers(layer), self.shape(layer).outputs, moments)
@@ -187,15 +187,15 @@ class StoreView:
 
     def heldout(self, target: str, domain: str | None, layer: str) -> Moments | None:
         """Return the moments that measure and decide nothing: of `domain`, or of the target's held-out share."""
-        apart = self.all_rows(domain, layer) if domain is not None else self.moments(target, layer, HELDOUT)
-        return apart if apart.count else None
+        heldout = self.all_rows(domain, layer) if domain is not None else self.moments(target, layer, HELDOUT)
+        return heldout if heldout.count else None
 
     def all_rows(self, domain: str, layer: str) -> Moments:
         """Return the moments of every row of a domain, training and held-out."""
         return self.moments(domain, layer) + self.moments(domain, layer, HELDOUT)
 
-    def problem(self, layer: str, target: str, source: str | None) -> Layer:
-        """Put together what solving `layer` takes."""
+    def layer(self, layer: str, target: str, source: str | None) -> Layer:
+        """Return a layer with its weights and its moments on the target, and its nodes on a source domain."""
         there = None if source is None else self.statistics(source)
         return dataclasses.replace(self.statistics(target), source=there)[layer]
 
@@ -230,7 +230,7 @@ class StoreView:
         return bool(record is not None and record.shards) or made_from.get("rule", {}).get("shards", 1) > 1
 
     def _solution(self, layer: str, method: Method) -> Solution:
-        found = [load_solution(self.root, part, method) for part in self.parts(layer)]
-        if isinstance(found[0], ChannelSelection):
-            return found[0]
-        return factors_of(cast("list[LowRankFactors]", found))
+        solutions = [load_solution(self.root, part, method) for part in self.parts(layer)]
+        if isinstance(solutions[0], ChannelSelection):
+            return solutions[0]
+        return factors_of(cast("list[LowRankFactors]", solutions))

@@ -115,8 +115,8 @@ def _main_clause(layer: LayerResults, rows: Mapping[Method, HeadlineRow]) -> str
             f"{needs} instead of "
             f"{pair.svd.size:,}, {_share(pair.other, layer)} % of the layer instead of {_share(pair.svd, layer)} %"
         )
-    said = [_standing(layer, method, rows[method]) for method in (name, Method.SVD) if method and method in rows]
-    return "; ".join(said) if said else _selection_clause(layer, rows)
+    clauses = [_standing(layer, method, rows[method]) for method in (name, Method.SVD) if method and method in rows]
+    return "; ".join(clauses) if clauses else _selection_clause(layer, rows)
 
 
 def _standing(layer: LayerResults, method: Method, row: HeadlineRow) -> str:

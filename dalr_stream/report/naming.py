@@ -16,7 +16,7 @@ _LONGEST = 80
 def slugs(names: Sequence[str]) -> tuple[str, ...]:
     """Return one name for files and anchors for each of `names`, all of them different."""
     taken: set[str] = set()
-    chosen: list[str] = []
+    slugs: list[str] = []
     for name in names:
         plain = _UNSAFE.sub("-", name).strip("-.")[:_LONGEST] or "layer"
         slug, number = plain, 1
@@ -24,5 +24,5 @@ def slugs(names: Sequence[str]) -> tuple[str, ...]:
             number += 1
             slug = f"{plain}-{number}"
         taken.add(slug.casefold())
-        chosen.append(slug)
-    return tuple(chosen)
+        slugs.append(slug)
+    return tuple(slugs)

@@ -14,7 +14,7 @@ from dalr_stream.report.claims import headline_rows, smallest_selections, speake
 from dalr_stream.report.record import HeadlineRow, LayerResults, Results
 from dalr_stream.report.tables import NOT_REACHED
 
-Found = Mapping[Method, HeadlineRow]
+RowOfMethod = Mapping[Method, HeadlineRow]
 FEW = 4
 """Layers whose tables may stand one below the other."""
 
@@ -31,8 +31,8 @@ def overview_table(results: Results) -> Table:
     """
     rows = [headline_rows(layer) for layer in results.layers]
     compared = {Method.SVD, *map(speaker, rows)}
-    low_rank = [method for method in Method if method in compared and any(method in found for found in rows)]
-    selected = any(method.family is Family.SELECTION for found in rows for method in found)
+    low_rank = [method for method in Method if method in compared and any(method in row for row in rows)]
+    selected = any(method.family is Family.SELECTION for row in rows for method in row)
     columns = [Column("weights", "parameters", spare=True)]
     for method in low_rank:
         ratio = [Column("vs SVD", f"{method.value}_svd_ratio")] if method is not Method.SVD else []
@@ -45,19 +45,19 @@ def overview_table(results: Results) -> Table:
         corner=Column("layer", "layer"),
         columns=tuple(columns),
         rows=tuple(
-            _line(layer, found, low_rank, selected=selected) for layer, found in zip(results.layers, rows, strict=True)
+            _line(layer, row, low_rank, selected=selected) for layer, row in zip(results.layers, rows, strict=True)
         ),
         footnote="The percentage is of the layer's weights. A selection's nodes are those of the smallest one of all "
         "that were evaluated. Each layer's own section has every method and the sizes tried.",
     )
 
 
-def _line(layer: LayerResults, found: Found, low_rank: Sequence[Method], *, selected: bool) -> Row:
+def _line(layer: LayerResults, by_method: RowOfMethod, low_rank: Sequence[Method], *, selected: bool) -> Row:
     cells = [Cell(f"{layer.outputs:,} {TIMES} {layer.inputs:,}{layer.in_groups}", layer.layer_parameters)]
     for method in low_rank:
-        cells += _low_rank_cells(layer, method, found.get(method))
+        cells += _low_rank_cells(layer, method, by_method.get(method))
     if selected:
-        cells += _selection_cells(layer, found)
+        cells += _selection_cells(layer, by_method)
     return Row(layer.name, layer.name, tuple(cells))
 
 
@@ -72,10 +72,10 @@ def _low_rank_cells(layer: LayerResults, method: Method, row: HeadlineRow | None
     return [Cell(f"rank {row.size:,}", row.size), Cell(percent_text(share, 1), share), ratio][:width]
 
 
-def _selection_cells(layer: LayerResults, found: Found) -> list[Cell]:
-    best = smallest_selections(found)
+def _selection_cells(layer: LayerResults, by_method: RowOfMethod) -> list[Cell]:
+    best = smallest_selections(by_method)
     if not best or best[0].size is None:
-        tried = any(method.family is Family.SELECTION for method in found)
+        tried = any(method.family is Family.SELECTION for method in by_method)
         return [Cell(NOT_REACHED if tried else BLANK), Cell(BLANK)]
     first = Method(best[0].method)
     return [Cell(first.label, first.value), Cell(f"{best[0].size:,} of {layer.outputs:,}", best[0].size)]

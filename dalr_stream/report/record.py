@@ -133,11 +133,11 @@ class Stability:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Stability:
         """Make one of what `dataclasses.asdict` gave and JSON brought back."""
-        chosen = plain["selection"]
+        selection = plain["selection"]
         return cls(
             **{
                 **_with_tuples(plain),
-                "selection": None if chosen is None else SelectionStability(**_with_tuples(chosen)),
+                "selection": None if selection is None else SelectionStability(**_with_tuples(selection)),
             }
         )
 

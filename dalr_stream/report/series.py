@@ -62,17 +62,17 @@ def _curves(name: str, index: str, first: int, columns: Mapping[str, Sequence[fl
 
 
 def _stability(layer: LayerResults) -> Iterator[Table]:
-    found = layer.stability
-    if found is None:
+    stability = layer.stability
+    if stability is None:
         return
-    yield _curves("stability", "rank", 0, _columns(found, "training_error unseen unseen_error heldout_error turn"))
-    if found.selection is not None:
-        columns = _columns(found.selection, "common jaccard retention_error")
+    yield _curves("stability", "rank", 0, _columns(stability, "training_error unseen unseen_error heldout_error turn"))
+    if stability.selection is not None:
+        columns = _columns(stability.selection, "common jaccard retention_error")
         yield _curves("selection-stability", "nodes", 1, columns)
 
 
-def _columns(found: Stability | SelectionStability, names: str) -> dict[str, Sequence[float] | None]:
-    return {f"{found.method}_{name}": getattr(found, name) for name in names.split()}
+def _columns(stability: Stability | SelectionStability, names: str) -> dict[str, Sequence[float] | None]:
+    return {f"{stability.method}_{name}": getattr(stability, name) for name in names.split()}
 
 
 def _accuracy_points(layer: LayerResults) -> Table:

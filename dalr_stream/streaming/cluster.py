@@ -6,15 +6,23 @@ its task, which dask gives to another; tasks are pure, so the result is the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from dalr_stream.errors import InvalidInputError, ResourceError
+from dalr_stream.errors import DalrStreamError, DalrStreamWarning, InvalidInputError, ResourceError
 
 Result = TypeVar("Result")
 
+PATIENCE_SECONDS = 30.0
+"""How long the work waits for a worker: one that is restarted has come back by then."""
+_POLL_SECONDS = 1.0
 RETRIES = 3
 """Times a task is given to another worker after its own died or failed to read."""
 
@@ -37,28 +45,102 @@ class Cluster:
         return str(self.client.dashboard_link) if "dashboard" in services else None
 
     def map(
-        self, function: Callable[..., Result], tasks: Mapping[str, tuple[Any, ...]], done: Callable[[int], None]
+        self,
+        function: Callable[..., Result],
+        tasks: Mapping[str, tuple[Any, ...]],
+        done: Callable[[int], None],
+        *,
+        reads: Sequence[Path],
     ) -> list[Result]:
         """Run `function(*arguments)` for each named task; `done` hears how many are finished. Results keep the order.
 
-        Raises what a task raised; its other tasks are then cancelled.
+        Only workers on which the files `reads` are as they are here take part. Raises what a task raised, its other
+        tasks are then cancelled; ResourceError where no worker sees them, where none is left for `PATIENCE_SECONDS`,
+        and where the scheduler is gone.
         """
-        from distributed import as_completed
-
-        futures = [
-            self.client.submit(function, *arguments, key=name, retries=RETRIES, pure=True)
-            for name, arguments in tasks.items()
-        ]
-        try:
-            with self.client.as_current():
-                for finished, future in enumerate(as_completed(futures), start=1):
-                    if future.status == "error":
-                        future.result()
-                    done(finished)
-            results: list[Result] = self.client.gather(futures)
-        finally:
-            self.client.cancel(futures, force=True)
+        with self._explained():
+            chosen = self._workers_that_see(reads)
+            futures = [
+                self.client.submit(function, *arguments, key=name, retries=RETRIES, pure=True, workers=chosen)
+                for name, arguments in tasks.items()
+            ]
+            try:
+                with self.client.as_current():
+                    self._wait(futures, chosen, done)
+                    results: list[Result] = self.client.gather(futures)
+            finally:
+                self.client.cancel(futures, force=True)
         return results
+
+    def _wait(self, futures: Sequence[Any], chosen: list[str] | None, done: Callable[[int], None]) -> None:
+        """Wait until all are finished, and no longer than `PATIENCE_SECONDS` while there is nobody to do them."""
+        from distributed import wait
+
+        pending, last_seen = set(futures), time.monotonic()
+        while pending:
+            try:
+                finished, pending = wait(pending, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                finished = set()
+            for future in finished:
+                if future.status != "finished":
+                    future.result()
+            if finished:
+                done(len(futures) - len(pending))
+            workers = self.client.nthreads()
+            if finished or (workers.keys() & chosen if chosen is not None else workers):
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen > PATIENCE_SECONDS:
+                raise ResourceError(self._no_worker())
+
+    def _workers_that_see(self, files: Sequence[Path]) -> list[str] | None:
+        """Return the workers on which files are as they are here; None for all of them."""
+        try:
+            self.client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+        except TimeoutError:
+            raise ResourceError(self._no_worker()) from None
+        here, there = _digests(files), self.client.run(_digests, files)
+        names = " and ".join(f"'{file}'" for file in files)
+        seeing = [worker for worker, digest in there.items() if digest == here]
+        if not seeing:
+            raise ResourceError(
+                f"cluster: none of the {len(there)} workers sees {names} as it is here: put the store on a disk that "
+                "all of them see"
+            )
+        if len(seeing) == len(there):
+            return None
+        blind = ", ".join(sorted(set(there) - set(seeing)))
+        warnings.warn(
+            f"cluster: workers that do not see {names} are left out: {blind}", DalrStreamWarning, stacklevel=2
+        )
+        return seeing
+
+    def _no_worker(self) -> str:
+        return (
+            f"cluster: the scheduler at '{self.client.scheduler.address}' has had no worker for the job for "
+            f"{PATIENCE_SECONDS:.0f} s: start some there, and run the same command again"
+        )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn the loss of the scheduler into one line."""
+        address = self.client.scheduler.address
+        try:
+            yield
+        except (CancelledError, OSError, AttributeError, RuntimeError) as error:
+            if isinstance(error, DalrStreamError) or self.client.status == "running":
+                raise
+            raise ResourceError(
+                f"cluster: the scheduler at '{address}' is gone: start it, and run the same command again"
+            ) from None
+
+
+def _digests(files: Sequence[Path]) -> list[str] | None:
+    """Return the SHA-256 of each file; None where one cannot be read."""
+    try:
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    except OSError:
+        return None
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from dalr_stream.errors import FingerprintMismatchError
+from dalr_stream.errors import FingerprintMismatchError, NonFiniteError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.rows.tiling import RowBatch, Rows, Samples, Tile, Tiler, rows_per_sample, shared_rows
 from dalr_stream.numerics.statistics.backend import Backend
@@ -95,7 +96,8 @@ class FoldSink:
             self._shared = shared_rows(batch, self._shared)
             for name in (name for name in batch.rows if name not in self._shared):
                 rows = batch.rows[name]
-                self._fold(name, batch).push(rows, batch.sample_numbers(name, self._samples))
+                with named(name):
+                    self._fold(name, batch).push(rows, batch.sample_numbers(name, self._samples))
                 known = self._rows[name]
                 self._rows[name] = dataclasses.replace(known, rows=known.rows + rows.shape[0])
         self.batches.append(BatchRecord(batch.samples, batch.digest))
@@ -114,14 +116,17 @@ class FoldSink:
                 f"{len(self.batches)} batches were folded before the run was stopped, and now the loader ended after "
                 f"{self._passed}: restore the data, or delete the store's folder 'unfinished' to start over"
             )
-        for fold in self._folds.values():
-            fold.flush()
+        for name, fold in self._folds.items():
+            with named(name):
+                fold.flush()
 
     def freeze(self) -> Iterator[tuple[str, SplitMoments]]:
         """Yield each layer's moments and give up its accumulators."""
         while self._folds:
             name = next(iter(self._folds))
-            yield name, self._folds.pop(name).freeze()
+            with named(name):
+                split = self._folds.pop(name).freeze()
+            yield name, split
 
     def record(self) -> DomainRecord:
         """Return what is known of the rows that were folded: all but the rows."""
@@ -197,6 +202,15 @@ class FoldSink:
         self._folds, self._rows, self._slot, self.batches = folds, rows, slot, batches
         self._shared = index.values["shared"]
         self._samples = sum(batch.samples for batch in batches)
+
+
+@contextmanager
+def named(layer: str) -> Iterator[None]:
+    """Name the layer whose sums overflowed."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"layer '{layer}': {error}") from None
 
 
 class _LayerFold:

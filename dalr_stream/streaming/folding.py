@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dalr_stream.numerics.linalg.precision import Precision
-from dalr_stream.numerics.linalg.rank_k import usable_cores
+from dalr_stream.numerics.linalg.rank_k import blas_build, usable_cores
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.statistics.fold_rule import NUMPY, FoldRule
+from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS, NUMPY, FoldRule
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.lanes import Pace
 
@@ -52,6 +52,10 @@ class Folding:
     """Keep the training samples, split at random, as so many records beside their sum: what a jackknife leaves out one
     by one. From a store each is folded in a pass of its own over the rows; directly all of them are held at once."""
 
+    any_blas: bool = False
+    """Accept workers whose BLAS is another build, or chose another kernel for another CPU, and record that bits may
+    depend on who folded what. By default they are refused."""
+
     def __post_init__(self) -> None:
         parse_choice(Precision, self.precision, "precision")
         self.rule(0)  # raises where the shards are none
@@ -72,7 +76,8 @@ class Folding:
         """Return the rule by which rows of a width are folded."""
         kind = (self.device or "").partition(":")[0]
         engine = NUMPY if self.device is None else "cupy:cuda" if kind == CUPY else f"torch:{kind}"
-        return FoldRule(features, self.holdout, Precision(self.precision), engine, self.shards)
+        blas = "" if engine != NUMPY else ANY_BLAS if self.any_blas else blas_build()
+        return FoldRule(features, self.holdout, Precision(self.precision), engine, self.shards, blas)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -82,4 +87,13 @@ class Folding:
 
 def rule_facts(rule: FoldRule) -> dict[str, Any]:
     """Return a rule as plain values; shards only where there are some: records without them stay as they were."""
-    return {name: value for name, value in asdict(rule).items() if name != "shards" or value > 1}
+    facts = {name: value for name, value in asdict(rule).items() if name != "shards" or value > 1}
+    return {name: value for name, value in facts.items() if name != "blas" or value}
+
+
+def but_for_blas(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a record was made from, less the BLAS: made elsewhere, or by 0.1, which noted none, it is as good."""
+    if provenance is None or not isinstance(provenance.get("rule"), Mapping):
+        return None if provenance is None else dict(provenance)
+    rule = {name: value for name, value in provenance["rule"].items() if name != "blas"}
+    return {**provenance, "rule": rule}

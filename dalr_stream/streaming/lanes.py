@@ -6,6 +6,7 @@ gives the same bits; nothing outside it changes except, where asked for, its che
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,11 +14,11 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dalr_stream.errors import NonFiniteError
-from dalr_stream.numerics.linalg.rank_k import one_blas_thread
+from dalr_stream.errors import NonFiniteError, ResourceError
+from dalr_stream.numerics.linalg.rank_k import blas_build, one_blas_thread
 from dalr_stream.numerics.rows.tiling import Tile
 from dalr_stream.numerics.statistics.backend import Backend
-from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
+from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS, FoldRule, Strip
 from dalr_stream.numerics.statistics.folding import LaneFold, LaneState
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
 from dalr_stream.streaming.tile_source import OpenTiles, StoredTiles, TileSource
@@ -105,6 +106,7 @@ def fold_lane(
 
     Raises NonFiniteError naming layer, domain and tile; StoreDamagedError, StoreNotFoundError.
     """
+    _require_same_blas(task.rule.blas)
     opened = task.tiles.open()
     first, state = task.lane, LaneState.empty(task.rule, task.strip)
     checkpoint = checkpoints.load(task.name) if checkpoints else None
@@ -128,6 +130,16 @@ def fold_lane(
                 checkpoints.save(task.name, saved(tile.number + task.rule.lanes, fold.state()))
                 pace.paid(begun)
     return fold.state()
+
+
+def _require_same_blas(expected: str) -> None:
+    """Raise ResourceError where a worker would round otherwise than the others."""
+    if expected not in ("", ANY_BLAS, blas_build()):
+        raise ResourceError(
+            f"cluster: worker '{platform.node()}' takes products with {blas_build()}, this run with {expected}: "
+            "bits would depend on who folds what; use workers of one installation and kind of CPU, give all the same "
+            "OPENBLAS_CORETYPE, or accept it with any_blas=True, which is recorded"
+        )
 
 
 def saved(next_tile: int, state: LaneState) -> SavedFold:

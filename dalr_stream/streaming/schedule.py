@@ -103,7 +103,8 @@ def _on_cluster(opened: OpenTiles, task: LaneTask, cluster: Cluster, watch: Watc
             watch.tile_done(now - reported)
             reported = now
 
-    states = cluster.map(fold_lane, {f"{prefix}-{task.name}-{rule}": (task,) for task in tasks}, done)
+    named = {f"{prefix}-{task.name}-{rule}": (task,) for task in tasks}
+    states = cluster.map(fold_lane, named, done, reads=task.tiles.manifests)
     if not wide:
         return merge_all([state.moments() for state in states])
     heldout = [state.heldout for state in states if state.heldout is not None]

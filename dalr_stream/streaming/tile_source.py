@@ -9,15 +9,23 @@ of a tile is a power of two that never grows with the width, so a joint tile is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreError, StoreNotFoundError
+from dalr_stream.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    StoreDamagedError,
+    StoreError,
+    StoreNotFoundError,
+)
 from dalr_stream.numerics.rows.tiling import Tile, tile_rows
 from dalr_stream.numerics.statistics.cross import joint_rows
+from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.manifest import DomainRecord, RowsRecord
 from dalr_stream.storage.store import ActivationStore
 
@@ -30,6 +38,10 @@ class TileSource(Protocol):
 
     def resolved(self) -> TileSource:
         """Return the same with whole paths, for a process with another working folder."""
+
+    @property
+    def manifests(self) -> Sequence[Path]:
+        """The files that say which rows count: who reads the rows must see them."""
 
 
 class OpenTiles(Protocol):
@@ -74,6 +86,11 @@ class StoredTiles:
         """Return the same with a whole path."""
         return replace(self, root=self.root.resolve())
 
+    @property
+    def manifests(self) -> Sequence[Path]:
+        """The store's."""
+        return [self.root / MANIFEST]
+
 
 @dataclass(frozen=True, slots=True)
 class PairedTiles:
@@ -91,6 +108,11 @@ class PairedTiles:
     def resolved(self) -> PairedTiles:
         """Return the same with whole paths."""
         return PairedTiles(self.inputs.resolved(), self.outputs.resolved())
+
+    @property
+    def manifests(self) -> Sequence[Path]:
+        """Those of both stores."""
+        return [*self.inputs.manifests, *self.outputs.manifests]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +150,32 @@ class OpenStore:
 
     def require_rows(self) -> None:
         """Raise StoreError where the capture was not finished, StoreNotFoundError where the rows are not there."""
-        record, root = self.record, self.store.root
+        record, root, domain, layer, rows = self.record, self.store.root, self.domain, self.layer, self.rows
         if not record.complete:
             raise StoreError(
-                f"'{root}': domain '{self.domain}' is not complete ({record.committed_samples} samples are committed): "
+                f"'{root}': domain '{domain}' is not complete ({record.committed_samples} samples are committed): "
                 "run the capture again, it goes on where it stopped"
             )
-        if self.rows.rows and not self.store.has_rows(self.domain, self.layer):
+        if record.samples and not rows.rows:
+            raise StoreError(
+                f"'{root}': no row of layer '{layer}' on '{domain}' counts: captured were {record.choice}; capture "
+                "to another store with a mask that keeps some"
+            )
+        if not rows.covers(record.samples):
+            raise StoreDamagedError(
+                f"'{root}': layer '{layer}' on '{domain}' has {rows.rows} rows, which are not those of "
+                f"{record.samples} samples: capture the domain again"
+            )
+        has_rows = self.store.has_rows(domain, layer)
+        if rows.rows and has_rows and not rows.tile_digests:
+            raise StoreDamagedError(
+                f"'{root}': the manifest names no tile of layer '{layer}' on '{domain}': capture the domain again"
+            )
+        if rows.rows and not has_rows:
             origin = f"was merged from {len(record.shards)} stores and " if record.shards else ""
             raise StoreNotFoundError(
-                f"'{root}': domain '{self.domain}' {origin}holds no rows of layer '{self.layer}': pass the holdout "
-                "that its moments were made with to read them; for another one capture the rows again"
+                f"'{root}': domain '{domain}' {origin}holds no rows of layer '{layer}': pass the holdout that its "
+                "moments were made with to read them; for another one capture the rows again"
                 + (", or accumulate the stores again and merge them" if record.shards else "")
             )
 

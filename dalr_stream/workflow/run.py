@@ -32,7 +32,6 @@ from dalr_stream.workflow.results import report
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run_folder import one_command
 from dalr_stream.workflow.runfile.config import load_config
-from dalr_stream.workflow.runfile.factories import importing_from
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
 from dalr_stream.workflow.steps.evaluate import Evaluation
@@ -168,12 +167,12 @@ class Run:
 
     def batches(self, domain: str) -> Iterable[Any]:
         """Return what the loader of a domain gives."""
-        with importing_from(self.project.folder):
+        with self.project.code.importing():
             return self.project.code.batches(domain)
 
     def score(self, network: nn.Module) -> float:
         """Score a network as [evaluate] does: by its metric, on its batches."""
-        with importing_from(self.project.folder):
+        with self.project.code.importing():
             return self._scoring(network)
 
     @cached_property

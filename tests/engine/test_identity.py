@@ -91,7 +91,7 @@ def load(root, path):
     if kind == "moments":
         return view.moments(*names)
     if kind == "weights":
-        return view.problem(names[0], "target", None)
+        return view.layer(names[0], "target", None)
     if kind == "solutions":
         return view.solutions(names[0], [SVD])
     return load_moments(root / path)
@@ -147,7 +147,7 @@ def test_weights_that_changed_places_in_a_store_of_0_1_are_known_by_the_manifest
     problems = [str(finding) for finding in verify_store(store).findings]
     assert [text.partition(":")[0] for text in problems] == ["weights/0", "weights/2"]
     with pytest.raises(StoreDamagedError, match="is not the one of layer '2' that the store was made from"):
-        StoreView.open(store).problem("2", "target", None)
+        StoreView.open(store).layer("2", "target", None)
 
 
 def test_records_of_0_1_are_read_as_they_were(store):

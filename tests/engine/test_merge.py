@@ -143,7 +143,7 @@ def test_a_merged_store_can_be_solved_without_network_or_data(tmp_path):
         accumulate_stored(tmp_path / part, domain="target")
     merge([tmp_path / "a", tmp_path / "c"], tmp_path / "out")
     store = StoreView.open(tmp_path / "out")
-    problem = store.problem("0", "target", None)
+    problem = store.layer("0", "target", None)
     factors = solve_low_rank(problem, Method.DALR_ANCHORED_AFFINE)
     assert (
         factors.diagnostics.count

@@ -1,17 +1,22 @@
 """The same call on a cluster of real processes: the same bits, also when a worker is killed midway."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from rows_on_disk import rows_like, store_of
 
-from dalr_stream.errors import InvalidInputError, ResourceError, StoreDamagedError
+from dalr_stream.errors import DalrStreamWarning, InvalidInputError, ResourceError, StoreDamagedError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
+from dalr_stream.streaming import cluster as cluster_module
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Threads
 from dalr_stream.streaming.lanes import LaneTask
@@ -91,6 +96,87 @@ def test_a_running_scheduler_is_used_by_its_address(cluster, store):
     with open_cluster(scheduler=cluster.client.scheduler.address) as other:
         assert other.workers == 3
         assert np.isfinite(folded(store[0], "narrow", Cluster(other.client)).training.mean).all()
+
+
+@contextmanager
+def started(log, *command):
+    """A process of distributed, which writes into the file `log`."""
+    with log.open("w") as output:
+        command = [sys.executable, "-m", *command, "--no-dashboard"]
+        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:  # noqa: S603
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A scheduler of its own process and its address; nobody works for it yet."""
+    log = tmp_path / "scheduler.log"
+    with started(log, "distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1") as process:
+        while (found := re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text())) is None:
+            time.sleep(0.05)
+        yield process, found[0]
+
+
+@pytest.fixture
+def worker(tmp_path, scheduler):
+    """A worker of that scheduler."""
+    command = "distributed.cli.dask_worker", scheduler[1], "--nthreads", "1", "--no-nanny"
+    with started(tmp_path / "worker.log", *command) as process:
+        yield process
+
+
+def test_a_scheduler_without_workers_is_one_line_in_time(scheduler, store, monkeypatch):
+    monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 2.0)
+    begun = time.monotonic()
+    with (
+        open_cluster(scheduler=scheduler[1]) as opened,
+        pytest.raises(ResourceError, match=r"has had no worker for the job for 2 s: start some there, and run the"),
+    ):
+        folded(store[0], "narrow", opened)
+    assert time.monotonic() - begun < 20
+
+
+def test_the_loss_of_the_last_worker_is_one_line_in_time(scheduler, worker, store, monkeypatch):
+    monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 3.0)
+    with open_cluster(scheduler=scheduler[1]) as opened:
+        opened.client.wait_for_workers(1, timeout=60)
+        killer = threading.Timer(0.5, worker.kill)
+        killer.start()
+        with pytest.raises(ResourceError, match="has had no worker for the job for 3 s"):
+            opened.map(time.sleep, {"long": (60,)}, lambda _: None, reads=[store[0].root / "manifest.json"])
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_loss_of_the_scheduler_is_one_line_in_time(scheduler, store):
+    begun = time.monotonic()
+    with open_cluster(scheduler=scheduler[1]) as opened:
+        opened.client.wait_for_workers(1, timeout=60)
+        threading.Timer(0.5, scheduler[0].kill).start()
+        with pytest.raises(ResourceError, match=f"the scheduler at '{scheduler[1]}' is gone: start it, and run the"):
+            opened.map(time.sleep, {"long": (60,)}, lambda _: None, reads=[store[0].root / "manifest.json"])
+    assert time.monotonic() - begun < 60
+
+
+def test_workers_that_do_not_see_the_store_are_left_out(cluster, store, monkeypatch):
+    here, blind = store[0], []
+
+    def seen(function, file):
+        there = {worker: function(file) for worker in cluster.client.nthreads()}
+        blind.append(next(iter(there)))
+        return {**there, blind[0]: None}
+
+    monkeypatch.setattr(cluster.client, "run", seen)
+    with pytest.warns(DalrStreamWarning, match="workers that do not see .* are left out: tcp://"):
+        found = folded(here, "narrow", cluster)
+    assert_same_bits(found, folded(here, "narrow", Threads(2)))
+    monkeypatch.setattr(cluster.client, "run", lambda *_: dict.fromkeys(cluster.client.nthreads()))
+    with pytest.raises(
+        ResourceError, match=r"none of the 3 workers sees .* put the store on a disk that all of them see"
+    ):
+        folded(here, "narrow", cluster)
 
 
 def test_a_cluster_is_named_in_one_way():

@@ -28,53 +28,45 @@ def whole_folder(tmp_path_factory):
     return file.parent
 
 
-def damages(path):
-    """Yield each kind of damage, and the bytes that it leaves; None for a file that is gone."""
-    data = path.read_bytes()
-    position = random.Random(path.name).randrange(len(data))  # noqa: S311
-    yield "deleted", None
-    yield "cut", data[: len(data) // 2]
-    yield "flipped", data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
+def damaged(data, kind):
+    """Return what is left of a file; None where it is gone."""
+    if kind == "deleted":
+        return None
+    place = random.Random(len(data)).randrange(len(data))  # noqa: S311
+    return data[: len(data) // 2] if kind == "cut" else data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
 
 
 def made(folder, contents):
     return {name: data for name, data in contents(folder / "out").items() if name not in LOGS}
 
 
-OWN = [
-    "steps.json",
-    "network.json",
-    "network.safetensors",
-    "evaluation.json",
-    "compression.json",
-    "stability.json",
-    "finetuning.json",
-    "compressed/plan.json",
-    "compressed/model.safetensors",
-    "finetuned/plan.json",
-    "finetuned/model.safetensors",
-    "report.json",
-    "report/report.html",
-    "report/results.json",
-    "report/files.txt",
-    "report/tables/sizes.csv",
+AT_ONCE = [
+    ["network.json", "stability.json", "compression.json", "finetuning.json", "evaluation.json", "report.json"],
+    ["network.safetensors", "compressed/plan.json", "finetuned/plan.json", "report/report.html"],
+    ["compressed/model.safetensors", "finetuned/model.safetensors", "report/results.json"],
+    ["report/files.txt"],
+    ["report/tables/sizes.csv"],
+    ["steps.json"],
 ]
+"""Of one step one file, so that none is made again for the sake of another."""
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("kind", ["deleted", "cut", "flipped"])
+@pytest.mark.parametrize("names", AT_ONCE, ids=lambda names: names[0])
 @pytest.mark.usefixtures("unsynced")
-def test_a_damaged_file_of_the_run_is_one_line_and_made_again(whole_folder, tmp_path, name, contents):
+def test_a_damaged_file_of_the_run_is_one_line_and_made_again(whole_folder, tmp_path, names, kind, contents, soak):
     expected = made(whole_folder, contents)
-    for kind, data in damages(whole_folder / "out" / name):
-        folder = shutil.copytree(whole_folder, tmp_path / kind)
-        path = folder / "out" / name
-        path.unlink()
-        if data is not None:
-            path.write_bytes(data)
+    for number, damaged_names in enumerate([[name] for name in names] if soak else [names]):
+        folder = shutil.copytree(whole_folder, tmp_path / str(number))
+        for path in (folder / "out" / name for name in damaged_names):
+            left = damaged(path.read_bytes(), kind)
+            path.unlink()
+            if left is not None:
+                path.write_bytes(left)
         notes = Notes()
         opened(folder / "run.toml", notes).all()
-        assert made(folder, contents) == expected, kind
-        told = [note for note in notes.said if "done again" in note or "not done yet" in note]
-        if (name, kind) != ("steps.json", "deleted"):
-            assert any(str(folder / "out") in note for note in told), (kind, notes.said)
-        assert all("\n" not in note for note in told)
+        assert made(folder, contents) == expected
+        lines = [note for note in notes.said if note.endswith("done again")]
+        if (names, kind) != (["steps.json"], "deleted"):
+            assert len(lines) == len(damaged_names), notes.said
+            assert all(str(folder / "out") in line and "\n" not in line for line in lines)

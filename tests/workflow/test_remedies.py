@@ -24,6 +24,10 @@ RECORDS = {
 }
 
 
+DELETED = [path for name, path in RECORDS.items() if name != "rows"]  # which may go, once their moments are there
+DELETED += ["store.zarr/manifest.json", "store.zarr/zarr.json", "store.zarr"]
+
+
 def opened(file, *overrides):
     sys.modules.pop("tiny_run", None)
     return Run.open(file, set=[FEW, *overrides])
@@ -83,11 +87,11 @@ def run_as_told(file):
 @pytest.mark.parametrize("kind", ["deleted", "cut", "flipped"])
 @pytest.mark.parametrize("record", RECORDS)
 @pytest.mark.usefixtures("unsynced")
-def test_a_damaged_record_of_the_store(done_folder, other_folder, tmp_path, record, kind, contents):
+def test_a_damaged_record_of_the_store(done_folder, other_folder, tmp_path, record, kind, contents, soak):
     expected = made(other_folder, contents)
     folder = done_folder / "out" / RECORDS[record]
     files = sorted(path.relative_to(done_folder) for path in folder.rglob("*") if path.is_file())
-    for number, file in enumerate(random.Random(record + kind).sample(files, 2)):  # noqa: S311
+    for number, file in enumerate(files if soak else [random.Random(record + kind).choice(files)]):  # noqa: S311
         copy = shutil.copytree(done_folder, tmp_path / str(number))
         damaged(copy / file, kind)
         if record == "rows":  # which are read where moments are to be made again
@@ -96,7 +100,7 @@ def test_a_damaged_record_of_the_store(done_folder, other_folder, tmp_path, reco
         assert made(copy, contents) == expected, file
 
 
-@pytest.mark.parametrize("name", [*RECORDS.values(), "store.zarr/manifest.json", "store.zarr/zarr.json", "store.zarr"])
+@pytest.mark.parametrize("name", DELETED)
 @pytest.mark.usefixtures("unsynced")
 def test_what_was_deleted_from_the_store_is_made_again(done_folder, other_folder, tmp_path, name, contents):
     copy = shutil.copytree(done_folder, tmp_path / "copy")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ from dalr_stream.network.capture.reading import placed
 from dalr_stream.network.layers.identity import digest_of_member, tensor_digest
 
 LABELS = "labels"
+_BY_SAMPLE = (
+    "input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features", "decoder_input_ids",
+)  # fmt: skip
+"""The keys of transformers' inputs that have a row a sample."""
 
 
 def inputs_of(batch: Any) -> torch.Tensor | Mapping[str, Any]:
@@ -63,13 +68,28 @@ def form_of(inputs: torch.Tensor | Mapping[str, Any]) -> str:
 
 
 def samples_in(batch: Any) -> int:
-    """Return N, the length of the first tensor of a batch."""
+    """Return N, the first dimension of a batch's tensors.
+
+    Tensors (1, ...) stand for every sample, as `position_ids` do. Where others differ in their first dimension, those
+    that transformers' models take samples by decide. Raises InvalidInputError where nothing does.
+    """
     inputs = inputs_of(batch)
-    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
-    shapes = [value.shape for value in tensors if isinstance(value, torch.Tensor)]
-    if not shapes or not shapes[0]:
+    named = inputs if isinstance(inputs, Mapping) else {"the batch": inputs}
+    sizes = {name: len(value) for name, value in named.items() if isinstance(value, torch.Tensor) and value.ndim}
+    if not sizes:
         raise InvalidInputError("capture: a batch must hold a tensor whose first dimension counts the samples")
-    return shapes[0][0]
+    counting = {name: size for name, size in sizes.items() if not name.endswith("mask")} or sizes
+    different = set(counting.values()) - {1}
+    if len(different) < 2:
+        return max(different, default=1)
+    known = next((sizes[name] for name in _BY_SAMPLE if name in sizes), None)
+    if known is None:
+        shown = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
+        raise InvalidInputError(
+            f"capture: the first dimension of a batch's tensors must be its number of samples, and they have {shown}: "
+            "let what belongs to no sample be part of the network, or (1, ...)"
+        )
+    return known
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -89,12 +109,31 @@ def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torc
 
 
 def few_samples(batch: Any, most: int) -> Any:
-    """Return the first samples of a batch, in its own form."""
-    if isinstance(batch, torch.Tensor):
-        return batch[:most] if batch.ndim else batch
-    if isinstance(batch, Mapping):
-        return {name: few_samples(value, most) for name, value in batch.items()}
-    return tuple(few_samples(value, most) for value in batch) if isinstance(batch, list | tuple) else batch
+    """Return the first samples of a batch, in its own form; what is no sample stays as it is."""
+    return _first_of(batch, samples_in(batch), most)
+
+
+def _first_of(value: Any, samples: int, most: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[:most] if value.ndim and len(value) == samples else value
+    if isinstance(value, Mapping):
+        return {name: _first_of(member, samples, most) for name, member in value.items()}
+    return tuple(_first_of(member, samples, most) for member in value) if isinstance(value, list | tuple) else value
+
+
+def require_mask_passed_on(model: nn.Module, batch: Any) -> None:
+    """Raise InvalidInputError for tokens with a mask beside them that the network takes, and would not be given."""
+    inputs = inputs_of(batch)
+    if inputs is batch or not isinstance(inputs, torch.Tensor) or inputs.ndim != 2 or inputs.is_floating_point():
+        return
+    taken = [name for name in signature(model.forward).parameters if name.endswith("mask")]
+    others = [member for member in batch[1:] if isinstance(member, torch.Tensor) and member.shape == inputs.shape]
+    if taken and any(bool(((member == 0) | (member == 1)).all()) for member in others):
+        first = next(iter(signature(model.forward).parameters))
+        raise InvalidInputError(
+            "capture: a batch is a tuple of tokens and what looks like their mask, and of a tuple the network is given "
+            f"the first member alone: give mappings of its arguments, {{'{first}': tokens, '{taken[0]}': mask}}"
+        )
 
 
 def digest_of_inputs(batch: Any) -> str:

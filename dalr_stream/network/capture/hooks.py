@@ -25,15 +25,19 @@ from dalr_stream.network.capture.batches import (
     first_argument,
     holds_batches,
     refusals_explained,
+    require_mask_passed_on,
     samples_in,
 )
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
+from dalr_stream.network.capture.masks import BatchMasks
+from dalr_stream.network.capture.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading, without_gradients
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
 from dalr_stream.network.layers.groups import channels_of, part_of
-from dalr_stream.network.layers.identity import require_numbers, tensor_digest
+from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.kinds import (
     CONVOLUTIONS,
+    require_real,
     require_supported,
     rows_entering,
     rows_leaving,
@@ -77,7 +81,8 @@ def capture_rows(
     sink
         Says which batches it holds already; those are not run again.
     rows
-        Which of those rows are watched; all of them by default.
+        Which of those rows are watched; all of them by default. Whose rows they are, and that they are the same each
+        time, is proved on the first batch, in three forward passes more; see `network.capture.proof`.
     to_rows
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
 
@@ -99,15 +104,16 @@ def capture_rows(
     for samples in held[:first]:
         batch_done(samples, True)  # noqa: FBT003  # a Callable has no keywords
     seen = sum(held[:first])
+    taker = RowTaker(model, layers, rule)
     with without_gradients():
         for number, batch in enumerate(beginning_at(batches, first) if first else batches, start=first):
             samples = samples_in(batch)
-            mask = rule.mask_of(batch, samples)
-            digest = _digest(batch, mask)
+            masks = rule.masks_of(batch, samples)
+            digest = _digest(batch, masks)
             skipped = sink.skip(number, samples, digest)
             if not skipped:
                 with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
-                    taken = take_rows(model, batch, layers, BatchRows(rule, samples, seen, mask)) if samples else {}
+                    taken = taker.take(batch, samples, seen, masks) if samples else {}
                 sink.write(_row_batch(samples, digest, taken, number, to_rows))
             seen += samples
             batch_done(samples, skipped)
@@ -147,7 +153,7 @@ def batch_identities(batches: Iterable[Any], rule: RowRule) -> Iterator[tuple[in
     """Yield the samples and the digest of each batch, as a sink is given them, and run no network."""
     for batch in batches:
         samples = samples_in(batch)
-        yield samples, _digest(batch, rule.mask_of(batch, samples))
+        yield samples, _digest(batch, rule.masks_of(batch, samples))
 
 
 class _Watch:
@@ -167,21 +173,22 @@ class _Watch:
         def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             self._require_first(layer)
             tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
+            require_real(layer.stream, tensor)
             by_channel = layer.side is Side.CHANNELS
             reading = Reading.of(tensor, ("channels", layer.channels) if by_channel else way_of_reading(part))
-            taken = self._reads.get(reading)
-            if taken is None:
-                rows = (
-                    rows_of_channels(layer.name, part, tensor, layer.channels)
-                    if by_channel
-                    else rows_entering(layer.name, part, tensor)
-                )
-                taken = self._chooser.take(layer.stream, rows)
-            self._reads[reading] = self.taken[layer.stream] = taken
+            rows = (
+                rows_of_channels(layer.name, part, tensor, layer.channels)
+                if by_channel
+                else rows_entering(layer.name, part, tensor)
+            )
+            taken = self._chooser.take(layer.stream, rows)
+            before = self._reads.setdefault(reading, taken)
+            self.taken[layer.stream] = before if before.same_as(taken) else taken
 
         def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
             self._require_first(layer)
             given = channels_of(layer.name, module, outputs)
+            require_real(layer.stream, given)
             self.taken[layer.stream] = self._chooser.take(layer.stream, rows_leaving(part, given))
 
         if layer.side is Side.OUTPUTS:
@@ -205,6 +212,38 @@ def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chooser
         if layer.stream not in taken:
             raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
     return {layer.stream: taken[layer.stream] for layer in layers}
+
+
+class RowTaker:
+    """Takes the rows of a network's layers batch after batch; on the first one it is proved whose they are."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[LayerSpec], rule: RowRule, *, paired: bool = False) -> None:
+        """`paired` takes outputs where the inputs are taken, as `RowRule.most_of` says."""
+        self._model = model
+        self._layers = layers
+        self._rule = rule
+        self._paired = paired
+        self._begun = False
+        self._proof = CaptureProof(model, layers) if rule.prove else None
+
+    def take(self, batch: Any, samples: int, first_sample: int, masks: BatchMasks | None) -> dict[str, Taken]:
+        """Return the chosen rows of each layer in one batch, by stream; raises InvalidInputError where a proof fails.
+
+        `first_sample` is the number of the batch's first sample within its domain.
+        """
+        if not self._begun:
+            self._begun = True
+            require_mask_passed_on(self._model, batch)
+        proof = self._proof
+        orders = None if proof is None else proof.orders(batch, samples)
+        chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
+        if proof is None:
+            return take_rows(self._model, batch, self._layers, chooser)
+        by_stream = {layer.stream: chooser.mask_of(layer.stream) for layer in self._layers}
+        with proof.observing(by_stream) as observed:
+            taken = take_rows(self._model, batch, self._layers, chooser)
+        proof.settle(batch, observed, by_stream, {} if masks is None else masks.padding)
+        return taken
 
 
 def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:
@@ -233,7 +272,7 @@ def _ignore_batch(samples: int, skipped: bool) -> None:  # noqa: FBT001  # a Bat
     """Take no note of a batch."""
 
 
-def _digest(batch: Any, mask: torch.Tensor | None) -> str:
-    """SHA-256 of what decides the rows of a batch: what the network sees, and the mask; labels do not count."""
+def _digest(batch: Any, masks: BatchMasks | None) -> str:
+    """SHA-256 of what decides the rows of a batch: what the network sees, and the masks; labels do not count."""
     seen = digest_of_inputs(batch)
-    return seen if mask is None else hashlib.sha256(f"{seen}:{tensor_digest(mask)}".encode()).hexdigest()
+    return seen if masks is None else hashlib.sha256(f"{seen}:{masks.digest}".encode()).hexdigest()

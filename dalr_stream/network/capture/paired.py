@@ -13,10 +13,10 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture.batches import samples_in
-from dalr_stream.network.capture.hooks import ToRows, take_rows
+from dalr_stream.network.capture.hooks import RowTaker, ToRows
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import BatchRows, RowRule
+from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, to_host, to_numpy
 from dalr_stream.numerics.rows.tiling import Rows
 from dalr_stream.numerics.statistics.centring import describe_non_finite
@@ -37,6 +37,7 @@ class SecondNetwork:
         self._model = model
         self._layers = layers
         self._rule = rule
+        self._taker = RowTaker(model, list(layers.values()), rule, paired=True)
         self._to_rows = to_rows
         self._batch: Any = None
         self._first_sample = 0
@@ -56,9 +57,9 @@ class SecondNetwork:
         batch, samples = self._batch, samples_in(self._batch)
         if not samples:
             return {}
-        chooser = BatchRows(self._rule, samples, self._first_sample, self._rule.mask_of(batch, samples), paired=True)
+        masks = self._rule.masks_of(batch, samples)
         with without_gradients():
-            taken = take_rows(self._model, batch, list(self._layers.values()), chooser)
+            taken = self._taker.take(batch, samples, self._first_sample, masks)
         for key, layer in self._layers.items():
             _require_finite(key, taken[layer.stream].rows)
         return {key: self._to_rows(taken[layer.stream].rows) for key, layer in self._layers.items()}

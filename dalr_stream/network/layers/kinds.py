@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.layers.pair import FactorPair
@@ -59,6 +60,9 @@ class LayerRows:
 
 def why_not(module: nn.Module) -> str | None:
     """Return why a module cannot be compressed; None where it can."""
+    reason = _unreadable(getattr(module, "weight", None))
+    if reason is not None and has_weights(module):
+        return f"its weight {reason}"
     if isinstance(module, CONVOLUTIONS) and is_depthwise(module):
         return (
             f"it is a depthwise {type(module).__name__}: each of its {module.groups} groups is a matrix of rank 1, "
@@ -70,6 +74,19 @@ def why_not(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "it is the output of a MultiheadAttention, which reads its weight without calling it"
     return None if known is not None or is_transposed(module) else f"it is a {type(module).__name__}"
+
+
+def _unreadable(weight: Any) -> str | None:
+    """Return why a weight is no plain matrix of real numbers; None where it is, or there is none."""
+    if is_lazy(weight):
+        return "has no shape before a batch went through: run the network once first"
+    if not isinstance(weight, torch.Tensor):
+        return None
+    if type(weight) not in (torch.Tensor, nn.Parameter):
+        return f"is a {type(weight).__name__}, packed, quantised or sharded: compress the network before that is done"
+    if not weight.is_floating_point():
+        return f"holds {weight.dtype} and not real numbers"
+    return None
 
 
 def _computes_otherwise(module: nn.Module) -> bool:
@@ -94,6 +111,15 @@ def require_supported(name: str, module: nn.Module) -> None:
     reason = why_not(module)
     if reason is not None:
         raise UnsupportedLayerError(f"layer '{name}': must be {SUPPORTED}, {reason}")
+
+
+def require_real(name: str, tensor: torch.Tensor) -> None:
+    """Raise UnsupportedLayerError for complex numbers: their imaginary parts would be lost."""
+    if tensor.is_complex():
+        raise UnsupportedLayerError(
+            f"layer '{name}': reads or gives complex numbers ({tensor.dtype}), and moments are of real ones: watch "
+            "layers that have real and imaginary parts as features of their own"
+        )
 
 
 def matrix_of(module: nn.Module) -> torch.Tensor:

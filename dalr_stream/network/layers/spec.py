@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.layers.groups import part_of, parts_of
 from dalr_stream.network.layers.kinds import (
     SUPPORTED,
@@ -146,6 +146,8 @@ def to_numpy(tensor: torch.Tensor, *, copy: bool = True) -> NDArray[np.floating]
 
     A copy, unless `copy` is False: then it shares the memory of a tensor that lies in main memory as it is wanted.
     """
+    if tensor.is_complex():
+        raise InvalidInputError(f"weights and activations must be real numbers, got a tensor of {tensor.dtype}")
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     return tensor.detach().to(device="cpu", dtype=wide, copy=copy).numpy()
 

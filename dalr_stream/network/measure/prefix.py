@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.batches import call, labelled
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.network.capture.batches import LABELS, call, inputs_of, labelled
 from dalr_stream.network.capture.loaders import beginning_at
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.identity import tensor_digest
+from dalr_stream.network.structure.proof import same
 from dalr_stream.numerics.rows.streams import module_name
 
 CACHE_BYTES = 256 * 2**20
@@ -63,6 +64,21 @@ class Cut:
         with without_gradients():
             values: Values = call(self._head, inputs)
         return values
+
+    def require_same(self, model: nn.Module, batch: Any) -> None:
+        """Raise UnsupportedLayerError where head and tail together do not give a network's own outputs for a batch.
+
+        A trace keeps what held while it was made: an `isinstance` that is false of the tracer's stand-ins, one random
+        number; and it has no hooks of the network. Cost: two forward passes.
+        """
+        inputs = _inputs_alone(batch)
+        with without_gradients():
+            whole, parted = list(_tensors(call(model, inputs))), list(_tensors(self.tail(model)(**self.values(inputs))))
+        if len(whole) != len(parted) or not all(map(_equal, parted, whole)):
+            raise UnsupportedLayerError(
+                "its torch.fx graph, parted there, gives other outputs than the network itself: something in it is "
+                "random, or is decided by what tracing does not see"
+            )
 
     def tail(self, small: nn.Module) -> fx.GraphModule:
         """Return the rest of `small`, whose modules it shares under their names: call it with the values as keywords.
@@ -151,9 +167,16 @@ class _Continued(nn.Module):
         return self.tail(**self._cache.values(only))
 
 
+class _Tracer(fx.Tracer):
+    """Looks into no module that has no others in it: what it computes stays its own, and it can be trained as it is."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or next(m.children(), None) is None
+
+
 def _trace(model: nn.Module) -> fx.Graph:
     try:
-        return fx.Tracer().trace(model)
+        return _Tracer().trace(model)
     except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError, NameError) as error:
         raise UnsupportedLayerError(f"torch.fx cannot trace the network ({error})") from error
 
@@ -172,6 +195,21 @@ def _head(model: nn.Module, before: Iterable[fx.Node], crossing: Iterable[fx.Nod
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output({node.name: copies[node] for node in crossing})
     return fx.GraphModule(model, graph)
+
+
+def _inputs_alone(batch: Any) -> Any:
+    """Return a batch's inputs without labels; raises UnsupportedLayerError for a form that only the user knows."""
+    try:
+        inputs = inputs_of(batch)
+    except InvalidInputError as error:
+        raise UnsupportedLayerError(f"its graph cannot be tried on a batch: {error}") from error
+    return {k: v for k, v in inputs.items() if k != LABELS} if isinstance(inputs, Mapping) else inputs
+
+
+def _equal(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return False
+    return bool(same(actual, expected).all()) if expected.is_floating_point() else torch.equal(actual, expected)
 
 
 def _copied(values: Values) -> Values:

@@ -47,6 +47,13 @@ def touched(model: nn.Module, patterns: Sequence[str], *, dropout: bool) -> tupl
     return (*trained_parameters(model, patterns), *dropping)
 
 
+def require_all_trained(model: nn.Module, part: nn.Module, patterns: Sequence[str]) -> None:
+    """Raise UnsupportedLayerError where `part` of a network has not all of what is trained in the whole of it."""
+    missing = trained_parameters(model, patterns).keys() - trained_parameters(part, patterns).keys()
+    if missing:
+        raise UnsupportedLayerError(f"'{min(missing)}' is trained, and its torch.fx graph has no such layer of its own")
+
+
 def _is_fully_connected(module: nn.Module) -> bool:
     return why_not(module) is None and not isinstance(module, CONVOLUTIONS)
 

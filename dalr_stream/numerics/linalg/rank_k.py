@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cython_blas
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController, threadpool_info
 
 from dalr_stream.numerics.linalg.precision import ScaledRows
 
@@ -60,6 +61,21 @@ _ROUTINES = {
     np.dtype(np.float64): _routines("d", ctypes.c_double),
     np.dtype(np.float32): _routines("s", ctypes.c_float),
 }
+
+
+@cache
+def blas_build() -> str:
+    """Return the BLAS that takes the products, its version and the kernel it chose for this CPU: other ones round so.
+
+    The kernel is OpenBLAS's own choice, which `OPENBLAS_CORETYPE` in the environment overrules.
+    """
+    builds = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    own = [library for library in builds if "scipy" in Path(library["filepath"]).parent.name] or builds
+    names = {
+        " ".join(str(library[key]) for key in ("internal_api", "version", "architecture") if library.get(key))
+        for library in own
+    }
+    return ", ".join(sorted(names)) or "unknown"
 
 
 def usable_cores() -> int:

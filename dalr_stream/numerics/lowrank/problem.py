@@ -23,7 +23,7 @@ from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.numerics.types import Matrix, Vector
+from dalr_stream.numerics.types import Matrix, Vector, real_array
 
 AnyMoments = Moments | CrossMoments
 
@@ -52,11 +52,11 @@ class AffineMap:
                 f"{prefix}weight and bias must be arrays, got a torch parameter that requires grad: "
                 "weights_of(model, name) gives both"
             )
-        given = np.asarray(weight)
+        given = real_array(weight, f"{prefix}weight")
         w: Any = np.array(given, dtype=np.float32 if given.dtype == np.float32 else np.float64, order="C")
         if w.ndim != 2 or 0 in w.shape:
             raise InvalidInputError(f"{prefix}weight must be a matrix of outputs x inputs, got shape {w.shape}")
-        b = np.zeros(w.shape[0]) if bias is None else np.array(bias, dtype=np.float64)
+        b = np.zeros(w.shape[0]) if bias is None else np.array(real_array(bias, f"{prefix}bias"), dtype=np.float64)
         if b.shape != (w.shape[0],):
             raise InvalidInputError(f"{prefix}bias must have {w.shape[0]} entries, one per output, got shape {b.shape}")
         require_finite(w, f"{prefix}weight")

@@ -63,15 +63,17 @@ def uniform_hash(numbers: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
 def at_most(keep: Keep, most: int, *, seed: int, first_sample: int) -> Keep:
     """Return `keep` (N, T) with at most `most` positions of each sample left, those of the smallest hashes.
 
-    `first_sample` is the number of the first of the N samples within its domain. Each subset of a sample's kept
-    positions is as likely as any other of its size, over seeds: a sum over the positions left, times
-    (positions before) / (positions left), is unbiased.
+    `first_sample` is the number of the first of the N samples within its domain. A position is hashed by its rank among
+    those that the sample keeps, so neither padding before them nor the batch that the sample came in decides anything.
+    Each subset of a sample's kept positions is as likely as any other of its size, over seeds: a sum over the positions
+    left, times (positions before) / (positions left), is unbiased.
     """
     samples, positions = keep.shape
     if positions <= most:
         return keep
     numbers = np.arange(first_sample, first_sample + samples, dtype=np.int64) << _POSITION_BITS
-    hashes = uniform_hash(numbers[:, None] + np.arange(positions), seed)
+    ranks = np.cumsum(keep, axis=1) - 1
+    hashes = uniform_hash(numbers[:, None] + ranks, seed)
     hashes[~keep] = 1.0  # above every hash
     smallest = np.argsort(hashes, axis=1, kind="stable")[:, :most]
     among_smallest = np.zeros_like(keep)

@@ -14,6 +14,8 @@ from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import tile_rows
 
 NUMPY = "numpy"
+ANY_BLAS = "any"
+"""Several builds or kernels took part: the numbers are as good, but not the same bits on the next run."""
 
 
 def lane_count(features: int) -> int:
@@ -34,6 +36,8 @@ class FoldRule:
     """What takes the products: numpy's BLAS, or another library on a kind of device, which rounds in its own way."""
     shards: int = 1
     """Records that the training samples are assigned to, by `HoldoutRule.assign`; the training record is their sum."""
+    blas: str = ""
+    """BLAS build and kernel of numpy's products, or `ANY_BLAS`; empty where nobody asks, or other libraries fold."""
 
     def __post_init__(self) -> None:
         if self.shards < 1:

@@ -27,7 +27,7 @@ from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_k_single, mi
 from dalr_stream.numerics.rows.tiling import Rows, Tile
 from dalr_stream.numerics.statistics.centring import Chosen, centre, describe_non_finite
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
-from dalr_stream.numerics.statistics.moments import Moments, pooled_mean
+from dalr_stream.numerics.statistics.moments import Moments, pooled_mean, require_finite_sums
 from dalr_stream.numerics.types import Matrix, Vector
 
 
@@ -74,7 +74,8 @@ class FoldState:
         n = self.count + other.count
         delta = self.mean - other.mean
         scatter = self.scatter + other.scatter
-        scatter += (self.count * other.count / n) * np.outer(delta[-len(scatter) :], delta)
+        with np.errstate(over="ignore", invalid="ignore"):  # the record made of it refuses what overflowed
+            scatter += (self.count * other.count / n) * np.outer(delta[-len(scatter) :], delta)
         return FoldState(
             n,
             self.samples + other.samples,
@@ -180,6 +181,8 @@ class CpuFold:
             add_rank_k_single(state.scatter, scaled(centred[:used]), self._executor)
         else:
             add_rank_k(state.scatter, centred[:used], self._executor)
+        h, d = state.scatter.shape
+        require_finite_sums(state.scatter.diagonal(d - h), "activations")
         state.mean = pooled_mean(state.count, state.mean, n, mean) if state.count else mean
         state.count += n
         state.samples += samples

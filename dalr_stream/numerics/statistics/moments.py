@@ -21,7 +21,7 @@ from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.psd import psd_margin
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, mirror_lower, one_blas_thread
 from dalr_stream.numerics.statistics.centring import centre, describe_non_finite
-from dalr_stream.numerics.types import Matrix, Vector
+from dalr_stream.numerics.types import Matrix, Vector, real_array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +53,7 @@ class Moments:
             raise InvalidInputError(f"moments: mean {self.mean.shape} and scatter {self.scatter.shape} do not match")
         if not 0 <= self.samples <= self.count:
             raise InvalidInputError(f"moments: samples must lie in 0..{self.count} rows, got {self.samples}")
+        require_finite_sums(self.scatter.diagonal(), "moments")
         for array in (self.mean, self.scatter, self.max_abs, self.maximum, self.nonzero):
             array.setflags(write=False)
 
@@ -70,7 +71,7 @@ class Moments:
 
         Raises NonFiniteError where a row holds NaN or Inf. Cost: n d^2 multiply-adds, 8 n d bytes.
         """
-        block = np.asarray(rows)
+        block = real_array(rows, "moments: rows")
         if block.ndim != 2:
             raise InvalidInputError(f"moments: rows must be a matrix of samples x features, got shape {block.shape}")
         n, d = block.shape
@@ -113,7 +114,8 @@ class Moments:
         n = self.count + other.count
         delta = self.mean - other.mean
         scatter = self.scatter + other.scatter
-        scatter += (self.count * other.count / n) * np.outer(delta, delta)
+        with np.errstate(over="ignore", invalid="ignore"):  # the record made of it refuses what overflowed
+            scatter += (self.count * other.count / n) * np.outer(delta, delta)
         return Moments(
             n,
             self.samples + other.samples,
@@ -214,6 +216,16 @@ class Moments:
         if self.count == 0:
             raise InvalidInputError("moments of no rows have no mean and no covariance: accumulate some rows first")
         return self.count
+
+
+def require_finite_sums(variances: Vector, what: str) -> None:
+    """Raise NonFiniteError where sums of squares overflowed: no other entry of a scatter overflows before these."""
+    finite = np.isfinite(variances)
+    if not finite.all():
+        raise NonFiniteError(
+            f"{what}: the sum of squares of feature {int(np.argmin(finite))} is beyond float64 (1.8e308), though its "
+            "values are finite: scale the activations down"
+        )
 
 
 def pooled_mean(n_a: int, mean_a: Vector, n_b: int, mean_b: Vector) -> Vector:

@@ -51,6 +51,14 @@ class RunConfig(Section):
     """What the joint search scores networks on; never the test split."""
     report: ReportSection = ReportSection()
 
+    @property
+    def factories(self) -> tuple[str, ...]:
+        """Every `module:function` that the run file names."""
+        sections = [*self.domains.values(), self.finetune, self.evaluate, self.validation]
+        named = [self.network.build, self.network.train, self.capture.mask]
+        named += [getattr(section, key, None) for section in sections for key in ("batches", "metric", "loss")]
+        return tuple(name for name in named if name and ":" in name)
+
     def holdout(self, domain: str) -> HoldoutRule:
         """Return the share of a domain's samples that is held out: of the target, where no domain is named for it."""
         measured = domain == self.solve.target and self.solve.heldout is None

@@ -85,6 +85,8 @@ class RunSection(Section):
     """Folder of the artefacts, relative to the run file."""
     seed: int = Field(default=0, ge=0)
     """Handed to the training and to every data factory, and to the choice of held-out samples."""
+    import_from: tuple[Path, ...] = ()
+    """Folders in which Python is looked for after the run file's own, relative to it."""
     caveats: tuple[str, ...] = ()
     """What the run does not show, in the author's words; printed in the report."""
 

@@ -13,12 +13,13 @@ from torch import nn
 
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.capture.batches import holds_batches
-from dalr_stream.network.capture.row_rule import MaskOf, RowRule
+from dalr_stream.network.capture.masks import MaskOf
+from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.torch_library import usable_device
 from dalr_stream.network.training.finetune import Loss, cross_entropy
 from dalr_stream.workflow.runfile.config import RunConfig
-from dalr_stream.workflow.runfile.factories import importing_from, require_takes, resolve
 from dalr_stream.workflow.runfile.sections import DataSection, FinetuneSection, LabelledSection
+from dalr_stream.workflow.runfile.user_modules import UserModules, require_takes
 
 
 class UserCode:
@@ -28,14 +29,22 @@ class UserCode:
         """`folder` is the run file's."""
         self._config = config
         self._folder = folder
+        for path in config.run.import_from:
+            if not (folder / path).is_dir():
+                raise ConfigError(f"run.import_from: there is no folder '{(folder / path).resolve()}'")
+        self._modules = UserModules(folder, config.run.import_from, config.factories)
 
     def importing(self) -> AbstractContextManager[None]:
         """Let the Python beside the run file import what lies there, for the length of the block."""
-        return importing_from(self._folder)
+        return self._modules.importing()
 
     def resolve(self, name: str, key: str) -> Callable[..., Any]:
         """Return the function that `module:function` names; `key` is the run file's key, for the message."""
-        return resolve(name, key, self._folder)
+        return self._modules.resolve(name, key)
+
+    def digest(self, *names: str | None) -> str:
+        """Return the digest of the Python that `module:function` names reach."""
+        return self._modules.digest(name for name in names if name)
 
     # --- the network ---------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.storage.json_record import digest_of
-from dalr_stream.storage.manifest import FILE as MANIFEST
+from dalr_stream.storage.layout import GROUP, MANIFEST
 from dalr_stream.storage.records import weights_path
 from dalr_stream.storage.removal import forget_domain, forget_store
 from dalr_stream.storage.rows import rows_path
@@ -63,7 +63,7 @@ def made_from(project: Project, domain: str) -> str:
 
 def domain_artefacts(project: Project) -> Iterator[Artefact]:
     """Yield what recording a domain leaves beside rows or moments: the manifest, and the weights of its layers."""
-    yield Artefact(project.store / MANIFEST)
+    yield from (Artefact(project.store / name) for name in (MANIFEST, GROUP))
     streams = StoreView.open(project.store).manifest.network.layers
     yield from (store_record(weights_path(project.store, layer)) for layer in map(layer_of_stream, streams))
 

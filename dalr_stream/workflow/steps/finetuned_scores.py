@@ -18,7 +18,7 @@ from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.measure.prefix import Cut, KeptBatches
 from dalr_stream.network.training.finetune import FineTuning, Numbered, finetune
-from dalr_stream.network.training.trainable import touched
+from dalr_stream.network.training.trainable import require_all_trained, touched
 from dalr_stream.workflow.steps.scoring import Evaluator, Score
 
 
@@ -39,6 +39,9 @@ class FinetunedScores:
         try:
             trained = touched(model, options.layers, dropout=options.dropout)
             cut = Cut(model, *self.evaluator.changed_with(layer), *trained)
+            if cut.place not in self._last:
+                cut.require_same(model, next(iter(self.batches)))
+                require_all_trained(model, cut.tail(model), options.layers)
         except UnsupportedLayerError as error:
             self.evaluator.note_whole_passes(error)
             return lambda small: self.evaluator.score(finetune(small, self.batches, options))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import StoreNotFoundError
-from dalr_stream.workflow.runfile.factories import code_digest
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import LabelledSection
 
@@ -28,7 +27,7 @@ def labelled_print(project: Project, section: LabelledSection | None) -> list[An
 
 def code_print(project: Project, *factories: str | None) -> str:
     """Return the digest of the Python that `module:function` names reach."""
-    return code_digest(project.folder, [name for name in factories if name])
+    return project.code.digest(*factories)
 
 
 def file_digest(path: Path) -> str:

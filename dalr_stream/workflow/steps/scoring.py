@@ -167,6 +167,7 @@ class Evaluator:
         """Return the score of networks that differ only from the first of `layers` on."""
         try:
             cut = Cut(self.model, *(name for layer in layers for name in self.changed_with(layer)))
+            cut.require_same(self.model, next(iter(self.score.batches)))
             return self.score.after(cut, self.cache_bytes)
         except UnsupportedLayerError as error:
             self.note_whole_passes(error)

@@ -65,7 +65,7 @@ def _solve(session: Session, fingerprint: str) -> None:
     facts = {"made_from": fingerprint, "configuration": project.config.plain()}
     count = len(project.wanted(store))
     with locked(project.store), session.progress.track(NAME, count, "solutions") as advance:
-        layers = {layer: store.problem(layer, section.target, section.source) for layer in project.layers}
+        layers = {layer: store.layer(layer, section.target, section.source) for layer in project.layers}
         for layer, problem in layers.items():
             with _warnings_noted(layer, session.progress):
                 for method in project.methods(store, layer):

@@ -52,10 +52,10 @@ class Tokens(nn.Module):
         super().__init__()
         self.mix, self.flat, self.head = nn.Linear(WIDTH, 5), nn.Linear(5, 4), nn.Linear(4, 2)
 
-    def forward(self, x, attention_mask=None):  # noqa: ARG002  # the key of a batch that a mask is named by
+    def forward(self, x, attention_mask=None):
         h = self.mix(x)
         y = self.flat(h.reshape(-1, 5)).reshape(*h.shape[:2], 4)
-        return self.head(y.mean(1))
+        return self.head((y if attention_mask is None else y * attention_mask[..., None]).mean(1))
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_rows_that_do_not_come_sample_after_sample_are_not_chosen_from():
 
 @pytest.mark.parametrize("rule", [RowRule(), RowRule(mask=lambda batch: torch.ones(batch.shape[:2]))])
 @pytest.mark.parametrize("positions", [5, 6])
-def test_a_layer_that_gets_positions_before_samples_is_refused(rule, positions):
+def test_a_layer_that_gets_positions_before_samples_is_refused_where_nothing_is_proved(rule, positions):
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 2, 8), 1, enable_nested_tensor=False).eval()
 
     class Batched(nn.Module):

@@ -5,6 +5,7 @@ from torch import nn
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.measure.prefix import Cut, KeptBatches, PrefixCache
 from dalr_stream.network.training.finetune import FineTuning, finetune
+from dalr_stream.network.training.trainable import require_all_trained, trained_parameters
 
 
 class Branching(nn.Module):
@@ -226,3 +227,64 @@ def test_a_layer_within_a_module_that_is_not_traced_is_cut_before_that():
         found = PrefixCache(cut).attach(model)(inputs)
         assert torch.equal(found, model(inputs))
     assert not torch.allclose(found, expected)
+
+
+# --- the graph is the network ---------------------------------------------------------------------------------------
+
+
+class MyLinear(nn.Linear):
+    """A subclass of one's own, which torch.fx would look into."""
+
+
+class Guarded(nn.Module):
+    """What it computes depends on what tracing does not see."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.fc, self.head, self.after = nn.Linear(6, 8), MyLinear(8, 3), after
+
+    def forward(self, x):
+        return self.after(self.head(torch.relu(self.fc(x))))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda h: h * 2 if torch.is_tensor(h) else h,
+        lambda h: h.softmax(1) if isinstance(h, torch.Tensor) else h,
+        lambda h: h + torch.randn(3),
+        lambda h: h.argmax(1) if torch.is_tensor(h) else h,
+    ],
+)
+def test_a_graph_that_is_not_the_network_is_refused(after):
+    torch.manual_seed(0)
+    net = Guarded(after).eval()
+    with pytest.raises(UnsupportedLayerError, match="gives other outputs than the network itself"):
+        Cut(net, "head").require_same(net, torch.randn(5, 6))
+
+
+def test_a_hook_of_the_network_that_a_graph_would_drop_is_seen():
+    net = Guarded(nn.Identity()).eval()
+    batch = torch.randn(5, 6), torch.zeros(5)
+    Cut(net, "head").require_same(net, batch)
+    net.register_forward_hook(lambda *arguments: arguments[-1] * 2)
+    with pytest.raises(UnsupportedLayerError, match="gives other outputs than the network itself"):
+        Cut(net, "head").require_same(net, batch)
+
+
+@pytest.mark.parametrize("batch", [{"x": torch.randn(5, 6)}, {"x": torch.randn(5, 6), "labels": torch.zeros(5)}])
+def test_a_graph_is_tried_on_named_inputs_without_their_labels(batch):
+    net = Guarded(nn.Identity()).eval()
+    Cut(net, "fc").require_same(net, batch)
+    with pytest.raises(UnsupportedLayerError, match="cannot be tried on a batch"):
+        Cut(net, "fc").require_same(net, object())
+
+
+def test_layers_of_a_subclass_stay_layers_and_are_trained_in_the_tail():
+    net = Guarded(nn.Identity()).eval()
+    tail = Cut(net, "head").tail(net)
+    assert isinstance(tail.head, MyLinear)
+    assert trained_parameters(tail).keys() == {"head.weight", "head.bias"}
+    require_all_trained(net, Cut(net, "fc").tail(net), ())
+    with pytest.raises(UnsupportedLayerError, match=r"'fc\.bias' is trained, and its torch\.fx graph has no"):
+        require_all_trained(net, tail, ())

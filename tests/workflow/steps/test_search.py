@@ -137,7 +137,7 @@ def test_what_comes_before_is_kept_within_the_limit(network, cache_bytes, runs_o
         assert len({score(model) for _ in range(3)}) == 1
     finally:
         handle.remove()
-    assert len(runs) == runs_of_the_first_layer * len(batches)
+    assert len(runs) == runs_of_the_first_layer * len(batches) + 2  # two try whether the parts are the network
 
 
 def test_that_whole_passes_are_run_is_said_once():

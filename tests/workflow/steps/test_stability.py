@@ -37,7 +37,7 @@ def test_a_run_with_shards_answers_in_its_report(run_file):
     for layer, stability in found.items():
         assert stability.answer.replace(" ±", "") in page.replace("\xa0", " ").replace(" ±", "")
         assert stability.selection.answer in page.replace("\xa0", " ")
-        problem = store.problem(layer, "target", "source")
+        problem = store.layer(layer, "target", "source")
         twin = jackknife_low_rank(
             store.shards("target", layer),
             lambda moments, problem=problem: dalr(problem.weight, problem.bias, moments),
@@ -72,7 +72,7 @@ def test_the_ridge_is_chosen_by_shards_and_recorded(run_file, keep):
     run.accumulate()
     run.solve()
     store = StoreView.open(run.project.store)
-    problem = store.problem("fc1", "target", None)
+    problem = store.layer("fc1", "target", None)
     twin = choose_ridge(
         lambda moments, ridge: dalr(problem.weight, problem.bias, moments, ridge=ridge, variant="optimal"),
         shards=list(store.shards("target", "fc1")),
