@@ -28,7 +28,7 @@ def data(n=300, seed=1):
 
 
 class Calls:
-    """Counts how often networks run on each of some batches while it is entered; not on what is made of them to look."""
+    """Counts how often networks run on each of some batches while it is entered; not on what looks like none."""
 
     def __init__(self, batches, *models):
         self._batches = batches
