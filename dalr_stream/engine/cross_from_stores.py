@@ -34,7 +34,8 @@ from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.folding import Folding, but_for_blas
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold
-from dalr_stream.streaming.tile_source import PairedTiles, StoredTiles
+from dalr_stream.streaming.paired_tiles import PairedTiles
+from dalr_stream.streaming.tile_source import StoredTiles
 
 
 def accumulate_cross_stored(
@@ -118,7 +119,8 @@ class _JointStream:
                 f"layer '{layer}': reads {x.features} and gives {now.outputs} features in '{compressed.root}', and "
                 f"gives {z.features} in '{original.root}': its nodes were pruned, so pair the layers that read them"
             )
-        tiles = PairedTiles(StoredTiles(compressed.root, domain, layer), StoredTiles(original.root, domain, outputs))
+        x_tiles = StoredTiles(compressed.root, domain, layer, compressed)
+        tiles = PairedTiles(x_tiles, StoredTiles(original.root, domain, outputs, original))
         side = Pairing.OUTPUTS.value
         return cls(layer, tiles, LayerRecord(now.kind, x.features, z.features, now.weight_digest, side=side))
 

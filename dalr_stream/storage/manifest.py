@@ -8,12 +8,14 @@ the rows lie on disk. It carries a digest of itself.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -104,10 +106,10 @@ class RowsRecord:
         return self.rows // self.rows_per_sample if self.rows_per_sample else self.whole_samples
 
     def covers(self, samples: int) -> bool:
-        """Tell whether these can be all rows of so many samples; the last of them may have none where that varies."""
+        """Tell whether these can be all rows of so many samples; where that varies any of them may have none."""
         if self.rows_per_sample:
             return 0 < samples == self.committed_samples
-        return self.rows > 0 and self.whole_samples < samples
+        return self.whole_samples < samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,19 @@ class BatchRecord:
 
     def __post_init__(self) -> None:
         require_count(self.samples, "samples")
+
+
+class Batches(tuple[BatchRecord, ...]):  # noqa: SLOT001  # keeps its digest beside its members
+    """A domain's batches in order; what every layer's fingerprint begins with is digested once for all of them."""
+
+    @cached_property
+    def digested(self) -> Any:
+        """SHA-256 of the beginning of what `digest_of` would be given: keys are sorted, and `batches` comes first."""
+        text = json.dumps([batch.digest for batch in self], separators=(",", ":"))
+        return hashlib.sha256(f'{{"batches":{text},'.encode())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Batches, (tuple(self),)  # a digest cannot be sent to another process
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +154,7 @@ class DomainRecord:
     """Layers that read the very tensor that one of `layers` reads, and that one: its rows and moments are theirs."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "batches", Batches(self.batches))
         _require_names("layer", self.layers, self.shared, self.shared.values())
         _require_names("shard", self.shards)
         lost = set(self.shared.values()) - set(self.layers)
@@ -189,9 +205,10 @@ class DomainRecord:
         """Digest of the rows of one layer: equal digests, equal rows."""
         if self.shards:
             return digest_of({"shards": [shard.fingerprint(layer) for shard in self.shards.values()]})
-        rows = self.layers[self.home(layer)]
-        batches = [batch.digest for batch in self.batches]
-        return digest_of({"rows": dataclasses.asdict(rows), "batches": batches, "choice": self.choice})
+        rest = {"choice": self.choice, "rows": dataclasses.asdict(self.layers[self.home(layer)])}
+        digest = cast("Batches", self.batches).digested.copy()
+        digest.update(json.dumps(rest, sort_keys=True, separators=(",", ":"))[1:].encode())
+        return str(digest.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def accumulate_layer(task: LaneTask, workers: Workers, watch: Watch | None = Non
     """
     opened, watch = task.tiles.open(), watch or Watch()
     opened.require_rows()
+    task = replace(task, reader=opened.reader)
     if isinstance(workers, Cluster):
         return _on_cluster(opened, task, workers, watch)
     if task.rule.lanes == 1:
@@ -63,6 +64,7 @@ def accumulate_strips(task: LaneTask, cut: Sequence[Strip], threads: Threads, wa
     """Yield the strips of a one-lane layer, ascending, each from a pass of its own over the rows."""
     opened = task.tiles.open()
     opened.require_rows()
+    task = replace(task, reader=opened.reader)
     cutting = len(cut) > 1
     for strip in cut:
         one = replace(task, strip=strip if cutting else None)
@@ -71,7 +73,7 @@ def accumulate_strips(task: LaneTask, cut: Sequence[Strip], threads: Threads, wa
                 one, executor, checkpoints=watch.checkpoints, pace=watch.pace(), tile_done=watch.tile_done
             )
         if cutting and watch.checkpoints is not None:  # the record is not whole before the last strip
-            watch.checkpoints.save(one.name, saved(opened.tiles, state))
+            watch.checkpoints.save(one.name, saved(opened.reader.tiles, state))
         yield state
 
 
@@ -86,7 +88,8 @@ def _fold_and_freeze(task: LaneTask, watch: Watch) -> SplitMoments:
 def _on_cluster(opened: OpenTiles, task: LaneTask, cluster: Cluster, watch: Watch) -> SplitMoments:
     """Fold lanes, or the strips of the one lane, on the cluster's workers; join them here."""
     rule = task.rule
-    task = replace(task, source=task.tiles.resolved())  # a worker may have another working folder
+    manifests = task.tiles.manifests
+    task = replace(task, source=None, reader=opened.reader.resolved())  # a worker may have another working folder
     wide = rule.lanes == 1
     cells = rule.features * rule.features // 2 // max(cluster.workers, 1)
     tasks = _lanes(task)
@@ -104,7 +107,7 @@ def _on_cluster(opened: OpenTiles, task: LaneTask, cluster: Cluster, watch: Watc
             reported = now
 
     named = {f"{prefix}-{task.name}-{rule}": (task,) for task in tasks}
-    states = cluster.map(fold_lane, named, done, reads=task.tiles.manifests)
+    states = cluster.map(fold_lane, named, done, reads=manifests)
     if not wide:
         return merge_all([state.moments() for state in states])
     heldout = [state.heldout for state in states if state.heldout is not None]

@@ -1,51 +1,45 @@
-"""Where the tiles of a fold come from: the rows of one store, or of two stores side by side.
+"""Where the tiles of a fold come from: the rows of a store, or others that are read likewise (`paired_tiles`).
 
-    StoredTiles     tile t of a layer, as it was captured
-    PairedTiles     tile t of the joint rows [x | z]: x from one store, z from another that saw the same batches
-
-A source is a few names, so a task that has one can be sent to another process, and is opened where it runs. The height
-of a tile is a power of two that never grows with the width, so a joint tile is a part of one tile of x and one of z.
+A source is opened where the work is planned, which reads the manifest and refuses what cannot be folded. What the tasks
+get is its `TileReader`: a few names and what the manifest says of the rows, so that no task reads it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from dalr_stream.errors import (
-    FingerprintMismatchError,
-    InvalidInputError,
     StoreDamagedError,
     StoreError,
     StoreNotFoundError,
 )
 from dalr_stream.numerics.rows.tiling import Tile, tile_rows
-from dalr_stream.numerics.statistics.cross import joint_rows
+from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.manifest import DomainRecord, RowsRecord
+from dalr_stream.storage.rows import read_tile
 from dalr_stream.storage.store import ActivationStore
 
 
-class TileSource(Protocol):
-    """Names of rows on disk."""
-
-    def open(self) -> OpenTiles:
-        """Return them opened for reading, in the process that asks."""
-
-    def resolved(self) -> TileSource:
-        """Return the same with whole paths, for a process with another working folder."""
+class TileReader(Protocol):
+    """Reads tiles wherever it is sent."""
 
     @property
-    def manifests(self) -> Sequence[Path]:
-        """The files that say which rows count: who reads the rows must see them."""
+    def tiles(self) -> int:
+        """How many."""
+
+    def read(self, number: int) -> Tile:
+        """Return one tile; raises StoreDamagedError where it does not match its digest."""
+
+    def resolved(self) -> TileReader:
+        """Return the same with whole paths, for a process with another working folder."""
 
 
 class OpenTiles(Protocol):
-    """Rows on disk, tile by tile."""
+    """Rows on disk, where the work on them is planned."""
 
     @property
     def rows(self) -> RowsRecord:
@@ -53,11 +47,11 @@ class OpenTiles(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the rows: equal digests, equal rows."""
+        """Digest of where they lie and of every tile: equal digests, equal rows."""
 
     @property
-    def tiles(self) -> int:
-        """How many."""
+    def reader(self) -> TileReader:
+        """What reads them."""
 
     @property
     def beside_tile_bytes(self) -> int:
@@ -66,8 +60,16 @@ class OpenTiles(Protocol):
     def require_rows(self) -> None:
         """Raise StoreError where a capture was not finished, and where its rows are not there."""
 
-    def read(self, number: int) -> Tile:
-        """Return one tile; raises StoreDamagedError where it does not match its digest."""
+
+class TileSource(Protocol):
+    """Names of rows on disk."""
+
+    @property
+    def manifests(self) -> Sequence[Path]:
+        """The files that say which rows count: who reads the rows must see them."""
+
+    def open(self) -> OpenTiles:
+        """Return them opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +79,12 @@ class StoredTiles:
     root: Path
     domain: str
     layer: str
+    store: ActivationStore | None = field(default=None, repr=False, compare=False)
+    """The same store, where it is open already: reading its manifest for each of many layers would be their square."""
 
     def open(self) -> OpenStore:
-        """Read the manifest."""
-        return OpenStore(ActivationStore(self.root), self.domain, self.layer)
-
-    def resolved(self) -> StoredTiles:
-        """Return the same with a whole path."""
-        return replace(self, root=self.root.resolve())
+        """Read the manifest, where it was not read."""
+        return OpenStore(self.store or ActivationStore(self.root), self.domain, self.layer)
 
     @property
     def manifests(self) -> Sequence[Path]:
@@ -93,26 +93,34 @@ class StoredTiles:
 
 
 @dataclass(frozen=True, slots=True)
-class PairedTiles:
-    """Rows of x in one store beside rows of z in another, sample for sample."""
+class StoreReader:
+    """Reads the tiles of one layer."""
 
-    inputs: StoredTiles
-    outputs: StoredTiles
-
-    def open(self) -> OpenPair:
-        """Read both manifests; raises FingerprintMismatchError where the samples are not the same."""
-        pair = OpenPair(self.inputs.open(), self.outputs.open())
-        pair.require_same_samples()
-        return pair
-
-    def resolved(self) -> PairedTiles:
-        """Return the same with whole paths."""
-        return PairedTiles(self.inputs.resolved(), self.outputs.resolved())
+    root: Path
+    domain: str
+    home: str
+    """The layer under whose name they lie."""
+    rows: RowsRecord
 
     @property
-    def manifests(self) -> Sequence[Path]:
-        """Those of both stores."""
-        return [*self.inputs.manifests, *self.outputs.manifests]
+    def tiles(self) -> int:
+        """Committed ones."""
+        return len(self.rows.tile_digests)
+
+    def read(self, number: int) -> Tile:
+        """Return one tile."""
+        return read_tile(self.root, self.domain, self.home, self.rows, number)
+
+    def resolved(self) -> StoreReader:
+        """Return the same with a whole path."""
+        return replace(self, root=self.root.resolve())
+
+    def part(self, first: int, height: int) -> Tile:
+        """Return rows `first` to `first + height`, as far as there are any, all of them in one tile."""
+        own = tile_rows(self.rows.features)
+        tile = self.read(first // own)
+        rows = slice(first % own, first % own + height)
+        return Tile(tile.number, tile.rows[rows], tile.samples[rows], tile.begins[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +143,8 @@ class OpenStore:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the rows."""
-        return self.record.fingerprint(self.layer)
+        """Digest of the store's path and of the tiles."""
+        return digest_of([str(self.store.root), self.rows.tile_digests])
 
     @property
     def beside_tile_bytes(self) -> int:
@@ -144,9 +152,9 @@ class OpenStore:
         return 0
 
     @property
-    def tiles(self) -> int:
-        """Of the layer."""
-        return self.store.tiles(self.domain, self.layer)
+    def reader(self) -> StoreReader:
+        """Of the layer's tiles."""
+        return StoreReader(self.store.root, self.domain, self.record.home(self.layer), self.rows)
 
     def require_rows(self) -> None:
         """Raise StoreError where the capture was not finished, StoreNotFoundError where the rows are not there."""
@@ -178,94 +186,3 @@ class OpenStore:
                 "moments were made with to read them; for another one capture the rows again"
                 + (", or accumulate the stores again and merge them" if record.shards else "")
             )
-
-    def read(self, number: int) -> Tile:
-        """Return one tile."""
-        return self.store.read_tile(self.domain, self.layer, number)
-
-
-class OpenPair:
-    """Two stores opened side by side. Where a tile of one is higher than a joint tile, it is read for each part."""
-
-    def __init__(self, inputs: OpenStore, outputs: OpenStore) -> None:
-        self._inputs = inputs
-        self._outputs = outputs
-
-    @property
-    def rows(self) -> RowsRecord:
-        """Of joint rows: d + m features, and no tile on disk."""
-        x, z = self._inputs.rows, self._outputs.rows
-        dtype = np.result_type(x.dtype, z.dtype).name
-        return RowsRecord(x.features + z.features, dtype, x.rows_per_sample, x.rows)
-
-    @property
-    def record(self) -> DomainRecord:
-        """What is known of the batches and the choice of rows, which are those of both."""
-        record = self._inputs.record
-        return DomainRecord(complete=True, batches=record.batches, choice=record.choice)
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of both stores' rows."""
-        return f"{self._inputs.fingerprint[:8]}{self._outputs.fingerprint[:8]}"
-
-    @property
-    def beside_tile_bytes(self) -> int:
-        """The two tiles that a joint one is cut from."""
-        sides = (self._inputs.rows, self._outputs.rows)
-        return sum(tile_rows(rows.features) * rows.features * np.dtype(rows.dtype).itemsize for rows in sides)
-
-    @property
-    def tiles(self) -> int:
-        """Of joint rows."""
-        return -(-self.rows.rows // tile_rows(self.rows.features))
-
-    def require_rows(self) -> None:
-        """Raise StoreError where either lacks them."""
-        self._inputs.require_rows()
-        self._outputs.require_rows()
-
-    def require_same_samples(self) -> None:
-        """Raise FingerprintMismatchError where the stores did not see the same batches, or other rows of them."""
-        x, z = self._inputs, self._outputs
-        where = f"'{x.store.root}' and '{z.store.root}'"
-        for number, (one, other) in enumerate(zip(x.record.batches, z.record.batches, strict=False)):
-            if one != other:
-                what = f"{one.samples} and {other.samples} samples" if one.samples != other.samples else "other inputs"
-                raise FingerprintMismatchError(
-                    f"{where} cannot be paired: batch {number} has {what}: capture both from the same batches in the "
-                    "same order"
-                )
-        if len(x.record.batches) != len(z.record.batches):
-            raise FingerprintMismatchError(
-                f"{where} cannot be paired: they hold {len(x.record.batches)} and {len(z.record.batches)} batches: "
-                "capture both from the same data"
-            )
-        if x.record.choice != z.record.choice:
-            raise FingerprintMismatchError(
-                f"{where} cannot be paired: they hold {x.record.choice}, and {z.record.choice}: choose the same rows"
-            )
-        if (x.rows.rows, x.rows.rows_per_sample) != (z.rows.rows, z.rows.rows_per_sample):
-            raise FingerprintMismatchError(
-                f"{where} cannot be paired: '{x.layer}' has {x.rows.rows} rows and '{z.layer}' {z.rows.rows}: of a "
-                "convolution take every patch (most_patches=None), or pair while both networks run"
-            )
-
-    def read(self, number: int) -> Tile:
-        """Return one joint tile."""
-        height = tile_rows(self.rows.features)
-        x, z = (_part(side, number * height, height) for side in (self._inputs, self._outputs))
-        if not np.array_equal(x.samples, z.samples):
-            raise InvalidInputError(
-                f"'{self._inputs.layer}' and '{self._outputs.layer}' cannot be paired: from row {number * height} "
-                "on, their rows are of other samples"
-            )
-        return replace(x, number=number, rows=joint_rows(x.rows, z.rows))
-
-
-def _part(side: OpenStore, first: int, height: int) -> Tile:
-    """Return rows `first` to `first + height` of a layer, as far as there are any, all of them in one of its tiles."""
-    own = tile_rows(side.rows.features)
-    tile = side.read(first // own)
-    part = slice(first % own, first % own + height)
-    return Tile(tile.number, tile.rows[part], tile.samples[part], tile.begins[part])

@@ -15,6 +15,7 @@ import capturing
 import devices
 import networks
 import remembering
+import scaling
 import selecting
 import solving
 from rich.console import Console
@@ -86,6 +87,15 @@ def _memory(quick: bool) -> Table:
             f"{held.planned:,.0f} MiB",
             f"{held.planned / held.measured:.2f}",
         )
+    return table
+
+
+@section("scale", "what a store costs beside its arithmetic, in CPU seconds, as batches, layers and shards grow")
+def _scale(quick: bool) -> Table:
+    table = _table("what", "of", "seconds", "ms each")
+    sizes = ((20, 40), (2, 4), (2, 3)) if quick else ((10_000, 100_000), (100, 1000), (50, 500))
+    for line in scaling.growth(*sizes):
+        table.add_row(line.what, line.size, f"{line.seconds:.2f}", f"{line.each:.2f}")
     return table
 
 

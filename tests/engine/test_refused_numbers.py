@@ -10,7 +10,6 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.errors import DalrStreamError, InvalidInputError, NonFiniteError, StoreDamagedError
-from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.storage.metadata import read_metadata, write_metadata
 from dalr_stream.storage.records import digest_of_array, load_moments, moments_path, save_moments
 
@@ -94,11 +93,3 @@ def test_a_record_with_infinite_sums_is_damaged(tmp_path):
     write_metadata(path, {**document, "attributes": {**document["attributes"], "digests": digests}})
     with pytest.raises(StoreDamagedError, match=r"holds no moments .*beyond float64"):
         load_moments(path)
-
-
-def test_a_domain_whose_every_row_was_masked_says_so(tmp_path):
-    model = nn.Sequential(nn.Linear(3, 2)).eval()
-    rows = RowRule(mask=lambda batch: torch.zeros(batch.shape[:2], dtype=torch.bool))
-    ds.capture(model, [torch.randn(4, 5, 3)], layers_of(model), tmp_path, domain="t", rows=rows)
-    with pytest.raises(DalrStreamError, match=r"no row of layer '0' on 't' counts: .* mask"):
-        ds.accumulate(tmp_path, domain="t")

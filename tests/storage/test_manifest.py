@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import pytest
 from hypothesis import given
@@ -227,3 +228,20 @@ def test_a_sample_is_committed_when_every_layer_has_all_of_its_rows(layers):
     assert all(committed * per <= rows for per, rows in layers)
     assert not layers or any((committed + 1) * per > rows for per, rows in layers)
     assert layers or committed == 0
+
+
+@given(domain_records)
+def test_a_fingerprint_is_the_digest_of_rows_batches_and_choice(record):
+    """Written out: `fingerprint` digests the batches once for all layers, and must come to the same."""
+    for layer, rows in record.layers.items() if not record.shards else ():
+        batches = [batch.digest for batch in record.batches]
+        plain = {"rows": dataclasses.asdict(rows), "batches": batches, "choice": record.choice}
+        assert record.fingerprint(layer) == digest_of(plain)
+
+
+def test_a_record_can_be_sent_to_another_process_after_its_fingerprint_was_taken():
+    record = EXAMPLE.domains["target"]
+    before = record.fingerprint("fc6")
+    sent = pickle.loads(pickle.dumps(record))  # noqa: S301  # our own
+    assert sent == record
+    assert sent.fingerprint("fc6") == before
