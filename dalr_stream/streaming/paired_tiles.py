@@ -1,7 +1,7 @@
 """Tiles of the joint rows [x | z]: x from one store, z from another that saw the same batches.
 
-The height of a tile is a power of two that never grows with the width, so a joint tile is a part of one tile of x and of
-one of z. Rows belong together by their number; the samples that they came from are compared, tile by tile.
+The height of a tile is a power of two that never grows with the width, so a joint tile is a part of one tile of x and
+of one of z. Rows belong together by their number; the samples that they came from are compared, tile by tile.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ class Project:
         self.unfinished = self.output / "unfinished"
         self.sequence = self.output / "sequence"
         self.pass_moments = self.output / "passes"
+        self.cross = self.output / "cross.zarr"
         self.evaluation = self.output / "evaluation.json"
         self.stability = self.output / "stability.json"
         self.report_folder = self.output / "report"
@@ -66,9 +67,9 @@ class Project:
 
     @property
     def stores(self) -> list[Path]:
-        """The run's store, and those that the passes of compressing layer after layer have left."""
-        kept = self.pass_moments.iterdir() if self.pass_moments.is_dir() else ()
-        return [self.store, *sorted(path for path in kept if (path / MANIFEST).is_file())]
+        """The run's store, that of cross moments, and those that the passes of `sequential` have left."""
+        kept = sorted(self.pass_moments.iterdir()) if self.pass_moments.is_dir() else []
+        return [self.store, *(path for path in (self.cross, *kept) if (path / MANIFEST).is_file())]
 
     # --- the network and its layers ------------------------------------------------------------------------------
 
