@@ -12,10 +12,13 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/dalr-stream run pipelines/digits/run.toml
 
+# Two workers for two cores: a thread each, as two would wait for one another. Tests of threads set their own number.
+test soak: export OMP_NUM_THREADS = 1
+
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# What `make test` samples, in full: 500 kills, a crash and a failure at every operation, newly drawn examples.
+# What `make test` samples, in full: 500 kills, a crash and a failure at every operation, each case, newly drawn examples.
 soak: $(READY)
 	$(BIN)/python -m pytest --hypothesis-profile=soak -rP tests/crash/test_kills.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile=soak --ignore=tests/crash/test_kills.py

@@ -2,7 +2,7 @@
 
 `make test` draws the same examples every time, so it fails when the code is wrong and never by luck; `make soak` draws
 new ones (`--hypothesis-profile=soak`), and everything that is sampled in `make test` is done in full: the `soak`
-fixture says which it is.
+fixture says which it is, and cases marked `soak` (`soaking.in_soak`) run there alone.
 """
 
 import os
@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,21 @@ settings.register_profile("test", derandomize=True, **KIND)
 settings.load_profile("test")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave cases that are marked so to `make soak`."""
+    if not is_soak(config):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+def is_soak(config):
+    return config.getoption("--hypothesis-profile") == "soak"
+
+
 @pytest.fixture(scope="session")
 def soak(request):
     """Tell whether this is `make soak`: every crash, every failure, hundreds of kills."""
-    return request.config.getoption("--hypothesis-profile") == "soak"
+    return is_soak(request.config)
 
 
 @pytest.fixture
@@ -41,6 +53,31 @@ def cuda():
     return torch.device("cuda")
 
 
+@contextmanager
+def quick_runs():
+    """Let a run sync nothing and draw empty pictures: half of what a tiny one costs, and no result of it.
+
+    Syncing decides what a power cut leaves; `tests/report` and `tests/pipelines` draw in earnest.
+    """
+    from matplotlib.figure import Figure
+
+    from dalr_stream.report import plots
+
+    figures = ("activation_rates", "reconstruction_errors", "accuracy_against_pair", "accuracy_against_layer")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        for name in (*figures, "spectra", "retention"):
+            patch.setattr(plots, name, lambda *_: Figure())
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """For a module whose tests run a run file again and again: see `quick_runs`."""
+    with quick_runs():
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished_folder(tmp_path_factory):
     """A run done once for the session; tests work on copies of it."""
@@ -49,7 +86,8 @@ def finished_folder(tmp_path_factory):
     from dalr_stream.workflow.runfile.project import Project
 
     path = write_run(tmp_path_factory.mktemp("finished") / "tiny")
-    Run(Project(load_config(path), path.parent)).all()
+    with quick_runs():
+        Run(Project(load_config(path), path.parent)).all()
     sys.modules.pop("tiny_run", None)
     return path.parent
 

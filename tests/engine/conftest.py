@@ -8,6 +8,11 @@ from capture_jobs import PARTS, job
 from dalr_stream.numerics.rows import tiling
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick(quick):
+    """Each module's runs sync nothing and draw empty pictures."""
+
+
 @pytest.fixture(scope="module")
 def low_tiles():
     """Tiles of 256 rows at any width, so that 1,500 rows are six of them."""

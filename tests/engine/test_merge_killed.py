@@ -1,13 +1,11 @@
 """A merge that was killed leaves the old store or one that says so, and can be repeated."""
 
-import subprocess
-import sys
-import textwrap
+import os
+from pathlib import Path
 
 import pytest
-from capture_jobs import (
-    name_of,
-)
+from capture_jobs import name_of
+from commands import forked
 
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.merge import merge
@@ -22,33 +20,44 @@ from dalr_stream.storage.manifest import Manifest
 pytestmark = pytest.mark.usefixtures("unsynced", "jobs_as_they_were")
 
 
-KILLED_AT_A_RENAME = """
-    import os, sys
-    from pathlib import Path
-    from dalr_stream.engine.merge import merge
-    left = int(sys.argv[1])
-    os.fsync = lambda _: None
-    for name in ("rename", "replace"):
-        def dying(path, target, original=getattr(Path, name)):
-            global left
-            left -= path.name.startswith(".tmp-new-") and "zarr.json" not in path.name  # a whole record or manifest
+def dying_merge(renames, out, stores, without):
+    """Merge, and die before so many whole records or manifests and one have their names."""
+    left = renames
+
+    def counted(original):
+        def dying(path, target):
+            nonlocal left
+            left -= path.name.startswith(".tmp-new-") and "zarr.json" not in path.name
             if left < 0:
                 os._exit(9)
             return original(path, target)
-        setattr(Path, name, dying)
-    merge(sys.argv[3:], sys.argv[2])
-"""
+
+        return dying
+
+    Path.rename, Path.replace = counted(Path.rename), counted(Path.replace)
+    os.fsync = lambda _: None
+    merge(stores, out, without=without)
+
+
+def killed_merge(renames, out, *stores, without=()):
+    """Kill a merge of `stores` into `out`; return whether it was killed before it ended."""
+    return forked(dying_merge, renames, out, stores, without).returncode == 9
+
+
+@pytest.fixture(scope="module")
+def sum_of_a_and_b(jobs, tmp_path_factory):
+    """The store that nobody killed a merge of."""
+    return merge([jobs["a"], jobs["b"]], tmp_path_factory.mktemp("expected") / "sum").root
 
 
 @pytest.mark.parametrize("renames", [0, 5, 8, 9, 10, 12])
-def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repeated(jobs, tmp_path, contents, renames):
+def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repeated(
+    jobs, sum_of_a_and_b, tmp_path, contents, renames
+):
     """Eight records of shards, the manifest, four sums: a kill before each kind, and between two."""
-    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
+    expected = contents(sum_of_a_and_b)
     out = merge([jobs["a"]], tmp_path / "out").root
-    script = textwrap.dedent(KILLED_AT_A_RENAME)
-    arguments = [str(path) for path in (renames, out, jobs["a"], jobs["b"])]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], check=False)  # noqa: S603
-    assert done.returncode == 9
+    assert killed_merge(renames, out, jobs["a"], jobs["b"])
     committed = set(Manifest.read(out).domains["target"].shards)
     assert committed in ({name_of(jobs["a"])}, set(map(name_of, (jobs["a"], jobs["b"]))))
     known = [root for root in jobs.values() if name_of(root) in committed]
@@ -62,17 +71,12 @@ def test_a_killed_merge_leaves_the_old_store_or_one_that_says_so_and_can_be_repe
     assert contents(out) == expected
 
 
-def killed_merge(renames, out, *stores, without=()):
-    """Kill a merge of `stores` into `out`; return whether it was killed before it ended."""
-    script = textwrap.dedent(KILLED_AT_A_RENAME).replace("sys.argv[2])", f"sys.argv[2], without={list(without)!r})")
-    arguments = [str(path) for path in (renames, out, *stores)]
-    return subprocess.run([sys.executable, "-c", script, *arguments], check=False).returncode == 9  # noqa: S603
-
-
 @pytest.mark.parametrize("renames", [0, 3, 4, 5, 6, 8])
-def test_a_killed_merge_into_an_existing_store_goes_on_to_the_same_bytes(jobs, tmp_path, contents, renames):
+def test_a_killed_merge_into_an_existing_store_goes_on_to_the_same_bytes(
+    jobs, sum_of_a_and_b, tmp_path, contents, renames
+):
     """Four records of the new shard, the manifest, four sums."""
-    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
+    expected = contents(sum_of_a_and_b)
     out = merge([jobs["a"]], tmp_path / "out").root
     assert killed_merge(renames, out, out, jobs["b"])
     for _ in range(2):
@@ -93,13 +97,11 @@ def test_a_killed_removal_of_a_shard_goes_on_to_the_same_bytes(jobs, tmp_path, c
         merge([out], out, without=[gone])
 
 
-def test_a_first_merge_that_was_killed_is_taken_up(jobs, tmp_path, contents):
-    expected = contents(merge([jobs["a"], jobs["b"]], tmp_path / "expected").root)
-    script = textwrap.dedent(KILLED_AT_A_RENAME)
+def test_a_first_merge_that_was_killed_is_taken_up(jobs, sum_of_a_and_b, tmp_path, contents):
+    expected = contents(sum_of_a_and_b)
     for renames in (0, 1, 2, 7):
         out = tmp_path / f"out{renames}"
-        arguments = [str(path) for path in (renames, out, jobs["a"], jobs["b"])]
-        subprocess.run([sys.executable, "-c", script, *arguments], check=False)  # noqa: S603
+        assert killed_merge(renames, out, jobs["a"], jobs["b"])
         with pytest.raises(StoreNotFoundError):
             accumulate_stored(out, domain="target")
         merge([jobs["b"], jobs["a"]], out)

@@ -1,10 +1,12 @@
 """An accumulation that was stopped goes on where it stopped, to the same bits; what it left behind is dropped."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from soaking import in_soak
 from stopping import StopAfter, StoppedError
 from torch import nn
 
@@ -75,14 +77,21 @@ def assert_same(found, expected):
         assert found.heldout[name].same_bits(expected.heldout[name])
 
 
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory, model, layers):
+    root = tmp_path_factory.mktemp("captured") / "store"
+    ds.capture(model, batches(), layers, root, domain="target")
+    return root
+
+
 @pytest.fixture
-def store(tmp_path, model, layers):
-    ds.capture(model, batches(), layers, tmp_path / "store", domain="target")
-    return tmp_path / "store"
+def store(tmp_path, captured):
+    return shutil.copytree(captured, tmp_path / "store")
 
 
-@pytest.mark.parametrize("memory_limit_bytes", [None, TWO_STRIPS])
-@pytest.mark.parametrize("reports", [2, 5])
+@pytest.mark.parametrize(
+    ("reports", "memory_limit_bytes"), [(2, TWO_STRIPS), (5, None), *in_soak((2, None), (5, TWO_STRIPS))]
+)
 def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected, reports, memory_limit_bytes):
     """The wide layer has six tiles; under the limit they are folded in strips, a pass each."""
     folding = ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1), memory_limit_bytes, lambda: Pace(every_tiles=1))
@@ -131,7 +140,7 @@ def test_a_limit_that_not_even_strips_meet_is_refused_and_the_store_left_alone(s
 # --- direct -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reports", [1, 4, 9, 15])
+@pytest.mark.parametrize("reports", [1, 9, *in_soak(4, 15)])
 def test_a_direct_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, small_model, small_expected, reports):
     arguments = (tmp_path, small_model, batches(), layers_of(small_model))
     with pytest.raises(StoppedError):

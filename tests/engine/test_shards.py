@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from soaking import in_soak
 from stopping import StopAfter, StoppedError
 from torch import nn
 
@@ -121,7 +122,7 @@ def test_any_way_gives_the_same_bits(store, expected, workers):
     assert_same(accumulate_stored(store, domain="target", folding=folding), expected)  # nothing is folded again
 
 
-@pytest.mark.parametrize("reports", [1, 3, 7, 12, 19])
+@pytest.mark.parametrize("reports", [1, 7, 19, *in_soak(3, 12)])
 def test_an_accumulation_stopped_anywhere_ends_in_the_same_bits(store, expected, reports):
     stop, again = StopAfter(reports), StopAfter(0)
     with pytest.raises(StoppedError):

@@ -27,6 +27,9 @@ SHORT = {"warm_up": 12, "steps": 14, "generator_steps": 2, "batch_size": 32}
 LAYERS = ("generator.conv1", "generator.conv2", "generator.conv3", "generator.fc1", "classifier.fc2")
 
 
+pytestmark = pytest.mark.usefixtures("quick")
+
+
 @pytest.fixture
 def adaptation(monkeypatch):
     monkeypatch.syspath_prepend(ADAPTATION.parent / "shared")

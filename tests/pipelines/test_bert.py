@@ -43,6 +43,9 @@ TINY_RUN = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("quick")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A copy of the pipeline with a tiny configuration, so that what it keeps lies outside the repository."""

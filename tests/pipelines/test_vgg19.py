@@ -37,6 +37,9 @@ SAMPLES = {"cub": 9, "joint": 6}
 """Of the pipelines that draw 4,000 pictures for the statistics."""
 
 
+pytestmark = pytest.mark.usefixtures("quick")
+
+
 @pytest.fixture
 def vgg(monkeypatch):
     monkeypatch.syspath_prepend(VGG19_FOLDER)

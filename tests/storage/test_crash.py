@@ -34,9 +34,9 @@ class Recorded:
         self.truth = Truth(self.before, self.after)
 
 
-@pytest.fixture(params=SCENARIOS)
-def recorded(request, tmp_path):
-    return Recorded(SCENARIOS[request.param], tmp_path)
+@pytest.fixture(params=SCENARIOS, scope="module")
+def recorded(request, tmp_path_factory, quick_stores):  # noqa: ARG001  # stores are quick before they are made
+    return Recorded(SCENARIOS[request.param], tmp_path_factory.mktemp("recorded"))
 
 
 def test_the_journal_misses_nothing(recorded):

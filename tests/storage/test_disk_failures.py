@@ -13,7 +13,7 @@ from stores import files_of
 from dalr_stream.errors import DiskSpaceError, StoreError
 from dalr_stream.storage.lock import locked
 
-EVERY = {errno.ENOSPC: 7, errno.EIO: 11}
+EVERY = {errno.ENOSPC: 17, errno.EIO: 29}
 """Operations from one failure to the next; a scenario has some hundreds. `make soak` has a failure at each."""
 
 

@@ -9,6 +9,7 @@ import pytest
 from tiny_run_file import write_run
 
 from dalr_stream.errors import StoreError
+from dalr_stream.storage.records import load_moments, moments_path, provenance_of, save_moments
 from dalr_stream.workflow.run import Run
 
 FEW = 'solve.methods=["svd", "dalr_anchored_affine", "momasp_node"]'
@@ -109,3 +110,55 @@ def test_what_was_deleted_from_the_store_is_made_again(done_folder, other_folder
     run_as_told(copy / "run.toml")
     left, expected = made(copy, contents), made(other_folder, contents)
     assert {name for name in {*left, *expected} if left.get(name) != expected.get(name)} == set()
+
+
+def without(name):
+    def remove(run):
+        path = run.project.output / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return remove
+
+
+def cut(name):
+    def shorten(run):
+        path = run.project.output / name
+        path.write_bytes(path.read_bytes()[:-9])
+
+    return shorten
+
+
+def held_out_of_other_rows(run):
+    path = moments_path(run.project.store, "test", "fc1", "heldout")
+    save_moments(path, load_moments(path), {**provenance_of(path), "rows": "others"})
+
+
+def profiled_and_cut(run):
+    run.profile((1,))
+    cut("profile.json")(run)
+
+
+def results_of(run):
+    return run.results
+
+
+NAMED = [
+    (without("store.zarr/moments/target/fc1"), Run.solve, "run accumulate first", Run.accumulate),
+    (without("network.safetensors"), Run.compress, "run train first", Run.train),
+    (without("compressed"), Run.profile, "run compress first", Run.compress),
+    (cut("evaluation.json"), results_of, "run evaluate again, which replaces it", Run.evaluate),
+    (held_out_of_other_rows, Run.report, "accumulate again", Run.accumulate),
+    (profiled_and_cut, Run.report, "run profile again, which replaces it", Run.profile),
+]
+
+
+@pytest.mark.parametrize(("harm", "verb", "message", "remedy"), NAMED, ids=[message for _, _, message, _ in NAMED])
+@pytest.mark.usefixtures("unsynced")
+def test_the_command_that_a_message_names_mends_it(other_folder, tmp_path, harm, verb, message, remedy):
+    copy = shutil.copytree(other_folder, tmp_path / "copy")
+    again = OTHER if verb is results_of else "solve.ridge=0.25"
+    harm(opened(copy / "run.toml", OTHER))
+    with pytest.raises(StoreError, match=message):
+        verb(opened(copy / "run.toml", again))
+    remedy(opened(copy / "run.toml", again))
+    verb(opened(copy / "run.toml", again))

@@ -9,6 +9,7 @@ from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError
 from dalr_stream.report.record import Results
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.tables import cost_table, layer_table
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
@@ -26,7 +27,8 @@ class Tokens(nn.Module):
         self.fc1, self.fc2 = nn.Linear(8, 6), nn.Linear(6, 2)
 
     def forward(self, x, attention_mask=None):
-        return self.fc2(torch.relu(self.fc1(x)).mean(1))
+        h = torch.relu(self.fc1(x))
+        return self.fc2((h if attention_mask is None else h * attention_mask[..., None]).mean(1))
 
 
 def build():
@@ -170,6 +172,33 @@ def test_each_setting_is_part_of_what_a_capture_is_made_from(run_file):
 
     assert made_from("capture.most_per_sample=2") != made_from() != made_from("network.outputs=[]")
     assert made_from('capture.mask="x"') != made_from()
+    assert made_from("capture.prove=false") != made_from() == made_from("capture.prove=true")
+    assert made_from('capture.mask={"fc*"="attention_mask"}') != made_from('capture.mask={"fc1"="attention_mask"}')
+
+
+def test_layers_have_masks_of_their_own(run_file):
+    run = opened(run_file, 'capture.mask={fc1="attention_mask", fc2="token_run:first_two"}', "network.outputs=[]")
+    assert run.project.config.capture.mask_functions == ("token_run:first_two",)
+    assert run.project.code.rows.words.startswith(
+        "rows that mask 'attention_mask' of 'fc1' and mask token_run:first_two"
+    )
+
+
+def test_a_layer_that_cannot_be_replaced_is_named_before_anything_is_recorded(run_file):
+    module = run_file.parent / "token_run.py"
+    code = module.read_text()
+    held = code.replace("self.fc1(", "self.order[0](").replace(
+        "    def forward",
+        """        self.order = [self.fc1]
+
+    def forward""",
+    )
+    assert held != code
+    module.write_text(held)
+    for overrides in ((), ("compress={}",)):
+        with pytest.raises(ConfigError, match=r"layer 'fc1': cannot be replaced: the network also holds it in its"):
+            dry_run(opened(run_file, *overrides).project).require()
+    assert not (run_file.parent / "out").exists()
 
 
 def test_the_tables_show_both_sides(run_file, capsys):

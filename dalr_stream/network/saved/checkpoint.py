@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +58,8 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
     facts: dict[str, Any] = {"parameters": parameter_count(model), "bytes": parameter_bytes(model)}
     facts["before"] = {"parameters": origin.parameters, "bytes": origin.bytes}
     with new_folder(folder) as fresh:
-        save_model(model, str(fresh / WEIGHTS))
+        with as_os_error():
+            save_model(model, str(fresh / WEIGHTS))
         facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
         plain = json.loads(json.dumps({"plan": plan.to_plain(), **facts, "provenance": where_from}))
         text = json.dumps({**plain, DIGEST: digest_of(plain)}, indent=1)
@@ -108,8 +111,20 @@ def weights_digest(folder: Path) -> str:
 def save_weights(model: nn.Module, path: Path, *, made_from: str | None = None) -> None:
     """Write a network's weights as safetensors, in place of those that are there; `made_from` goes into the header."""
     make_folder(path.parent)
-    with new_file(path) as temporary:
+    with new_file(path) as temporary, as_os_error():
         save_model(model, str(temporary), None if made_from is None else {MADE_FROM: made_from})
+
+
+@contextmanager
+def as_os_error() -> Iterator[None]:
+    """Raise what the operating system refused safetensors as the OSError it was: its own error has it in words only."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def weights_made_from(path: Path) -> str | None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError
 from dalr_stream.network.layers.identity import tensor_digest
+from dalr_stream.network.saved.checkpoint import as_os_error
 from dalr_stream.storage.durable import make_folder, new_file
 
 Trained = dict[str, nn.Parameter]
@@ -56,7 +57,7 @@ class EpochsFile:
         tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
         facts = {"made_from": self.made_from, "losses": json.dumps(done.losses), "batches": done.batches}
         make_folder(self.path.parent)
-        with new_file(self.path) as temporary:
+        with new_file(self.path) as temporary, as_os_error():
             save_file(tensors, temporary, metadata={**facts, "digest": _digest(tensors, facts)})
 
     def restore(self, trained: Trained, descent: torch.optim.Optimizer) -> Epochs:

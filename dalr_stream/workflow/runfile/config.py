@@ -55,7 +55,7 @@ class RunConfig(Section):
     def factories(self) -> tuple[str, ...]:
         """Every `module:function` that the run file names."""
         sections = [*self.domains.values(), self.finetune, self.evaluate, self.validation]
-        named = [self.network.build, self.network.train, self.capture.mask]
+        named = [self.network.build, self.network.train, *self.capture.mask_functions]
         named += [getattr(section, key, None) for section in sections for key in ("batches", "metric", "loss")]
         return tuple(name for name in named if name and ":" in name)
 

@@ -29,6 +29,17 @@ PATTERNS = {
 """What each pattern asks for, in words."""
 Factory = Annotated[str, Field(pattern=FACTORY)]
 Options = dict[str, Any]
+
+
+def _read_mask(value: Any) -> Any:
+    """Take a name, or a table of names; one validator for both, so that a wrong value is one message."""
+    names = value.values() if isinstance(value, dict) else [value]
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"must be a key of the batch or 'module:function', or a table of these, got {value!r}")
+    return value
+
+
+Masks = Annotated[str | dict[str, str], BeforeValidator(_read_mask)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -133,12 +144,21 @@ class CaptureSection(Section):
 
     keep_activations: bool = True
     """Keep the rows on disk, where later commands accumulate them again; or fold them as they come and keep none."""
-    mask: str | None = Field(default=None, min_length=1)
-    """Which positions count: a key of the batch, or `module:function`, a function of the batch; (N, T)."""
+    mask: Masks | None = None
+    """Which positions count: a key of the batch, or `module:function`, a function of the batch; (N, T). A table gives
+    each pattern of layers a mask of its own; layers that none matches have no mask."""
     most_per_sample: Positive | None = None
     """At most this many rows of each sample in each layer, drawn by `run.seed` from those that count."""
     most_patches: Positive = 16
     """The same for what convolutions read."""
+    prove: bool = True
+    """Prove on the first batch whose rows are whose, in three forward passes more; false takes rows as they come."""
+
+    @property
+    def mask_functions(self) -> tuple[str, ...]:
+        """The masks that are `module:function`."""
+        masks = self.mask.values() if isinstance(self.mask, dict) else (self.mask,)
+        return tuple(mask for mask in masks if mask is not None and ":" in mask)
 
 
 class AccumulateSection(Section):

@@ -13,7 +13,7 @@ from torch import nn
 
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.capture.batches import holds_batches
-from dalr_stream.network.capture.masks import MaskOf
+from dalr_stream.network.capture.masks import Mask, MaskOf
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.torch_library import usable_device
 from dalr_stream.network.training.finetune import Loss, cross_entropy
@@ -118,10 +118,20 @@ class UserCode:
     def rows(self) -> RowRule:
         """Which rows of the layers are recorded."""
         section = self._config.capture
-        mask: str | MaskOf | None = section.mask
-        if section.mask is not None and ":" in section.mask:
-            mask = self.resolve(section.mask, "capture.mask")
-        return RowRule(mask, section.most_per_sample, self._config.run.seed, section.most_patches)
+        mask: Mask | None
+        if isinstance(section.mask, dict):
+            mask = {pattern: self._mask(name, f"capture.mask.{pattern}") for pattern, name in section.mask.items()}
+        else:
+            mask = None if section.mask is None else self._mask(section.mask, "capture.mask")
+        seed = self._config.run.seed
+        return RowRule(mask, section.most_per_sample, seed, section.most_patches, prove=section.prove)
+
+    def _mask(self, name: str, key: str) -> str | MaskOf:
+        """Return a key of the batch, or the function that `module:function` names."""
+        if ":" not in name:
+            return name
+        function: MaskOf = self.resolve(name, key)
+        return function
 
     # --- what judges a network -----------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from dalr_stream.engine.capture import capture
 from dalr_stream.engine.estimate import held_on_disk, require_disk
@@ -54,9 +55,9 @@ def made_from(project: Project, domain: str) -> str:
     """Return the fingerprint of a domain's rows."""
     config = project.config
     section, rows, network = config.domains[domain], config.capture, config.network
-    mask = rows.mask if rows.mask and ":" in rows.mask else None
-    data = [section.model_dump(mode="json"), code_print(project, section.batches, mask)]
-    choice = [rows.mask, rows.most_per_sample, rows.most_patches, config.run.seed]
+    data = [section.model_dump(mode="json"), code_print(project, section.batches, *rows.mask_functions)]
+    choice: list[Any] = [rows.mask, rows.most_per_sample, rows.most_patches, config.run.seed]
+    choice += [] if rows.prove else ["not proved"]
     watched = [network.layers, network.outputs, config.selects, network.device]
     return digest_of([train.made_from(project), domain, data, watched, choice])
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import compress, parameter_count
+from dalr_stream.network.surgery.rehearsal import require_replaceable_by_pairs
+from dalr_stream.numerics.methods import Family
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture, solve
 from dalr_stream.workflow.steps.compression import COMPRESSION
 from dalr_stream.workflow.steps.fingerprints import labelled_print
-from dalr_stream.workflow.steps.named_sizes import require_choices
+from dalr_stream.workflow.steps.named_sizes import named_layers, require_choices
 from dalr_stream.workflow.steps.provenance import saved_provenance
 from dalr_stream.workflow.steps.sequential import compress_in_sequence, forget_pass_moments, forget_sequence
 from dalr_stream.workflow.steps.session import Session
@@ -55,8 +59,23 @@ def _streamed_again(project: Project) -> list[str]:
     return [capture.made_from(project, domain) for domain in domains if domain is not None]
 
 
+def require_replaceable(project: Project, network: nn.Module) -> None:
+    """Raise UnsupportedLayerError where a layer that factor pairs are to replace could not be replaced by one."""
+    config, store = project.config, project.prospect(network)
+    choices = named_layers(project, project.layers_in(store))
+    replaced = [layer for layer, choice in choices.items() if choice.method.family is Family.LOW_RANK]
+    tried = config.solve.methods if config.evaluate is not None else ()
+    methods = (*tried, *((config.compress_method,) if config.compress.rule else ()))
+    if any(method.family is Family.LOW_RANK for method in methods):
+        replaced += project.layers_in(store)
+    if replaced:
+        require_replaceable_by_pairs(network, replaced, project.code.first_batch)
+
+
 def _check(project: Project) -> None:
-    require_choices(project, project.prospect(project.stand_in()))
+    network = project.stand_in()
+    require_choices(project, project.prospect(network))
+    require_replaceable(project, network)
     validation = project.config.validation
     if project.config.compress.max_drop is not None and validation is not None and validation.metric != "accuracy":
         project.code.metric("validation", validation)
@@ -70,7 +89,7 @@ def _compress(session: Session, fingerprint: str) -> None:
     note(f"compress: {compression.rule}: {compression}")
     for warning in compression.notes:
         note(f"warning: {warning}")
-    small = compress(project.network, replacements, example=project.structure)
+    small = compress(project.network, replacements, example=project.structure or project.code.first_batch)
     if replacements and project.config.compress.order is Order.SEQUENTIAL:
         if session.fresh:
             forget_pass_moments(project)

@@ -1,13 +1,12 @@
 """Fine-tuning as a step of a run: between compress and evaluate, fresh or not, killed or not."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
+from commands import cli
 from notes import Notes
 
 import dalr_stream as ds
@@ -174,9 +173,7 @@ DEADLY_SETTING = ("finetune.batches=tiny_deadly:labelled", "finetune.dropout=tru
 
 def command_line(file, **environment):
     options = [word for setting in DEADLY_SETTING for word in ("--set", setting)]
-    command = [sys.executable, "-m", "dalr_stream.cli.app", "finetune", str(file), *options]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)  # noqa: S603
+    return cli("finetune", file, *options, env=environment)
 
 
 def test_killed_midway_the_same_command_goes_on_to_the_same_bits(tuned_file, contents):

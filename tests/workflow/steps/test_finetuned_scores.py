@@ -1,12 +1,11 @@
 """Networks that are scored once more when each was fine-tuned: as by hand, killed or not, loaded once or not."""
 
-import os
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
+from commands import cli
 
 import dalr_stream as ds
 from dalr_stream.engine.store_view import StoreView
@@ -177,12 +176,9 @@ def test_killed_midway_it_goes_on_after_the_last_network(tuned_file):
     """Three networks of the run, then six as they are: two more, fine-tuned, and the kill."""
     settings = (*TUNED, "evaluate.metric=tiny_tuned:deadly")
     options = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "dalr_stream.cli.app", "evaluate", str(tuned_file), *options]
-    env = {**os.environ, "TINY_SCORES_TO_LIVE": "11"}
-    assert subprocess.run(command, check=False, env=env).returncode == -signal.SIGKILL  # noqa: S603
-    again = subprocess.run(  # noqa: S603
-        command, capture_output=True, text=True, check=False, env={**env, "TINY_SCORES_TO_LIVE": "7"}
-    )
+    command = ("evaluate", tuned_file, *options)
+    assert cli(*command, env={"TINY_SCORES_TO_LIVE": "11"}).returncode == -signal.SIGKILL
+    again = cli(*command, env={"TINY_SCORES_TO_LIVE": "7"})
     assert again.returncode == 0, again.stderr
     assert "evaluate: resuming after 8 networks" in again.stderr
     interrupted = opened(tuned_file, *settings).evaluate()
