@@ -164,11 +164,6 @@ class OpenStore:
                 f"'{root}': domain '{domain}' is not complete ({record.committed_samples} samples are committed): "
                 "run the capture again, it goes on where it stopped"
             )
-        if record.samples and not rows.rows:
-            raise StoreError(
-                f"'{root}': no row of layer '{layer}' on '{domain}' counts: captured were {record.choice}; capture "
-                "to another store with a mask that keeps some"
-            )
         if not rows.covers(record.samples):
             raise StoreDamagedError(
                 f"'{root}': layer '{layer}' on '{domain}' has {rows.rows} rows, which are not those of "

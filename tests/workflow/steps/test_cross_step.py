@@ -45,7 +45,7 @@ def test_they_are_those_of_python_and_skipped_while_fresh(with_small):
     expected = accumulate_cross(project.network, small, project.code.batches("target"), layers, folding=folding)
     store = ds.open_store(project.cross)
     assert store.cross()["fc2"].same_bits(expected["fc2"])
-    weight, bias = store.weights("fc3")
+    weight, bias = store.weights("fc2")
     assert weight.shape == (10, 16)
     assert ds.dalr(weight, bias, store.cross()["fc2"]).max_rank == 10
     assert project.stores == [project.store, project.cross]
