@@ -15,14 +15,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from dalr_stream.cli import stores as cli_stores
-from dalr_stream.cli.console import console_for, show_progress
+from dalr_stream.cli.console import console_for
 from dalr_stream.cli.options import (
     AsJson,
     ByMethod,
@@ -250,25 +249,7 @@ def report(file: RunFile, overrides: Overrides = None) -> None:
     typer.echo(open_run(file, overrides).report())
 
 
-@app.command()
-def verify(
-    file: Annotated[Path, typer.Argument(metavar="RUN.toml|STORE.zarr", help="A run or a store.", show_default=False)],
-    overrides: Overrides = None,
-) -> None:
-    """Read a whole store, compare every digest, list damage."""
-    from dalr_stream.engine.verify import verify_store
-
-    console = console_for()
-    roots = [file] if file.is_dir() else open_run(file, overrides).project.stores
-    verifications = [verify_store(root, progress=show_progress()) for root in roots]
-    for verification in verifications:
-        where = "" if verification.root == roots[0] else f"{verification.root.parent.name}/{verification.root.name}: "
-        for line in (*verification.whole, *(f"WRONG {finding}" for finding in verification.findings)):
-            console.print(f"{where}{line}", soft_wrap=True, highlight=False, markup=False)
-    for verification in verifications:
-        verification.require()
-
-
+app.command()(cli_stores.verify)
 app.command()(cli_stores.merge)
 app.command()(cli_stores.diff)
 

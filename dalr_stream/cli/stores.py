@@ -1,4 +1,4 @@
-"""The verbs of the command line that need no run file: they take stores, wherever those came from."""
+"""The verbs of the command line that take stores, wherever those came from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ from typing import Annotated
 import typer
 
 from dalr_stream.cli.console import console_for, show_progress
+from dalr_stream.cli.options import Overrides, open_run
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="RUN.toml|STORE.zarr", help="A run or a store.", show_default=False)],
+    overrides: Overrides = None,
+) -> None:
+    """Read a whole store or run, compare digests, list damage."""
+    from dalr_stream.engine.verify import verify_store
+    from dalr_stream.workflow.verify import verify_run
+
+    progress = show_progress()
+    verification = (
+        verify_store(file, progress=progress)
+        if file.is_dir()
+        else verify_run(open_run(file, overrides).project, progress=progress)
+    )
+    for line in (*verification.whole, *(f"WRONG {finding}" for finding in verification.findings)):
+        console_for().print(line, soft_wrap=True, highlight=False, markup=False)
+    verification.require()
 
 
 def merge(

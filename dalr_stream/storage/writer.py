@@ -77,7 +77,10 @@ class ActivationWriter:
         self._watched = watched
         self._choice = choice
         self._record = manifest.domains.get(domain, DomainRecord(choice=choice))
-        self._deleted = not all(rows_exist(root, domain, layer) for layer in self._record.layers)
+        self._deleted = not all(
+            rows_exist(root, domain, layer) and (rows.tile_digests or not rows.rows)  # none of rows folded directly
+            for layer, rows in self._record.layers.items()
+        )
         if self._deleted:
             self._record = DomainRecord(choice=choice)  # their moments stay, the rows start anew
         self._shared = self._record.shared if self._record.layers else None  # the first batch shows it

@@ -1,7 +1,6 @@
-"""The whole way, from a network and its data to a smaller network and a report; the only place where the rings meet.
+"""The run file: what it says (`runfile`), the steps that it asks for (`steps`), and what they have to show (`results`).
 
     train -> capture -> accumulate -> solve -> compress -> finetune -> evaluate -> report
 
-`run.Run` is the way as a run file describes it; the modules named after the steps are the same steps for use from
-Python.
+`order` has the one list of steps, `run.Run` goes through it.
 """

@@ -85,3 +85,14 @@ def test_it_is_as_if_nothing_had_happened(few_folder, tmp_path, verb, contents, 
         if ended:
             break
     sys.modules.pop("tiny_run", None)
+
+
+@pytest.mark.usefixtures("unsynced")
+def test_rows_that_were_folded_directly_since_are_not_taken_for_those_of_before(few_folder, tmp_path):
+    expected = opened(few_folder / "run.toml").results.layers
+    file = shutil.copytree(few_folder, tmp_path / "copy") / "run.toml"
+    direct = ["capture.keep_activations=false", "domains.target.options.samples=85"]
+    opened(file, *direct, fresh=True).accumulate()
+    again = opened(file)
+    again.all()
+    assert again.results.layers == expected

@@ -8,7 +8,7 @@ from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.records import moments_path, provenance_of, shard_parts
-from dalr_stream.storage.removal import forget_moments
+from dalr_stream.storage.removal import forget_domain, forget_moments
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.workflow.runfile.project import Project
@@ -76,6 +76,7 @@ def _fold_directly(session: Session, domain: str) -> None:
     project = session.project
     capture.require_own_store(session)
     if session.fresh:
+        forget_domain(project.store, domain)
         forget_moments(project.store, domain)
     with project.code.importing(), capture.naming_fresh():
         accumulate_into(

@@ -72,6 +72,8 @@ def domain_artefacts(project: Project) -> Iterator[Artefact]:
 def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
     yield from domain_artefacts(project)
     record = ActivationStore(project.store).domain(domain)
+    if not record.complete or any(rows.rows and not rows.tile_digests for rows in record.layers.values()):
+        raise StoreNotFoundError(f"'{project.store}' holds no rows of all of '{domain}'")  # they were folded directly
     yield from (Artefact(project.store / rows_path(domain, layer)) for layer in record.layers)
 
 

@@ -6,7 +6,7 @@ undamaged, and says the same of itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,14 @@ class Step:
         made_from = log.made_from(self.name)
         if made_from != fingerprint:
             return NOT_DONE if made_from is None else CHANGED
+        return next(self.problems(fingerprint), None)
+
+    def problems(self, fingerprint: str) -> Iterator[str]:
+        """Yield what is wrong with what the step left, made from `fingerprint`, in words."""
         try:
-            return next(filter(None, (artefact.problem(fingerprint) for artefact in self.artefacts())), None)
+            for artefact in self.artefacts():
+                problem = artefact.problem(fingerprint)
+                if problem is not None:
+                    yield problem
         except _WRONG as error:  # what would say what to look for is not there itself
-            return str(error)
+            yield str(error)

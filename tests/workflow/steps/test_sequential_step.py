@@ -256,4 +256,4 @@ def test_fresh_makes_every_pass_again_and_verify_reads_what_passes_keep(finished
     (record / "training" / "mean" / "zarr.json").write_text("{")
     result = CliRunner().invoke(app, ["verify", str(finished_file), "--set", IN_SEQUENCE])
     assert result.exit_code != 0
-    assert f"passes/{store.name}: WRONG moments/target/{record.name}/training" in result.output
+    assert f"WRONG passes/{store.name}/moments/target/{record.name}/training" in result.output
