@@ -98,7 +98,14 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
     total = len(batches) if isinstance(batches, Sized) else None
     with progress.track(title, total, "batches") as advance:
         capture_rows(
-            model, batches, layers, sink, rows=rows, to_rows=to_rows, batch_done=lambda _samples, _spared: advance(1)
+            model,
+            batches,
+            layers,
+            sink,
+            rows=rows,
+            to_rows=to_rows,
+            note=progress.note,
+            batch_done=lambda _samples, _spared: advance(1),
         )
 
 

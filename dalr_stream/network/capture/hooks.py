@@ -55,7 +55,7 @@ ToRows = Callable[[torch.Tensor], Any]
 """Makes what a sink takes of rows that are its own: a numpy array (`to_host`), or a tensor on a device."""
 
 
-def capture_rows(
+def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who is told
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
@@ -64,6 +64,7 @@ def capture_rows(
     rows: RowRule | None = None,
     batch_done: BatchDone | None = None,
     to_rows: ToRows = to_host,
+    note: Callable[[str], None] | None = None,
 ) -> None:
     """Send what `layers` read, or give, to `sink`, batch after batch.
 
@@ -85,6 +86,8 @@ def capture_rows(
         time, is proved on the first batch, in three forward passes more; see `network.capture.proof`.
     to_rows
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
+    note
+        Called with what the proof found out that one may not expect: layers whose rows are not in sample order.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
     for a layer that a forward pass calls never or twice, InvalidInputError for train mode, an empty loader or weights
@@ -120,6 +123,10 @@ def capture_rows(
     if seen == 0:
         raise InvalidInputError("capture: the loader gave no sample: check the data set, its split and its filters")
     sink.finish()
+    if note is not None and taker.position_major:
+        note(
+            f"capture: rows come position after position, and are taken by sample, of {', '.join(taker.position_major)}"
+        )
 
 
 def require_layers(layers: Sequence[LayerSpec]) -> None:
@@ -225,6 +232,12 @@ class RowTaker:
         self._paired = paired
         self._begun = False
         self._proof = CaptureProof(model, layers) if rule.prove else None
+
+    @property
+    def position_major(self) -> tuple[str, ...]:
+        """The streams that are proved to have their rows position after position."""
+        orders = {} if self._proof is None else self._proof.proved
+        return tuple(stream for stream, order in orders.items() if order is not None and order.turns)
 
     def take(self, batch: Any, samples: int, first_sample: int, masks: BatchMasks | None) -> dict[str, Taken]:
         """Return the chosen rows of each layer in one batch, by stream; raises InvalidInputError where a proof fails.

@@ -106,6 +106,11 @@ class CaptureProof:
                     raise
         return self._orders
 
+    @property
+    def proved(self) -> Orders:
+        """The orders that are proved so far."""
+        return self._orders or {}
+
     @contextmanager
     def observing(self, masks: Masks) -> Iterator[Observed]:
         """Observe a forward pass where something is still to be proved by it."""

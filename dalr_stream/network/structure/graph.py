@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -34,7 +34,7 @@ from dalr_stream.network.layers.kinds import (
 )
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import layer_of
-from dalr_stream.network.structure.proof import quiet, require_proof, tensors_in
+from dalr_stream.network.structure.proof import quiet, require_proof, same_draws, tensors_in
 from dalr_stream.numerics.rows.streams import Side, stream_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, ChannelSpan
 
@@ -134,6 +134,7 @@ class _Group:
         if not self._readers:
             self._refuse("no layer reads them: they are the network's own output, or nothing comes of them")
         spans = (*self._carriers, *(reader.span for reader in self._readers))
+        self._require_no_idle_reader({channels, *(channels * span.block for span in spans)})
         for member in self._producers | {span.layer for span in spans}:
             self._require_sound(member)
         for member in self._producers | {reader.span.layer for reader in self._readers}:
@@ -186,6 +187,24 @@ class _Group:
         stream = stream_name(name, Side.INPUTS if whole else Side.CHANNELS)
         return ChannelReader(span, stream, span.start // span.block, per_feature * span.block)
 
+    def _require_no_idle_reader(self, widths: Container[int]) -> None:
+        """Raise where a layer as wide as the channels runs in training only, as auxiliary heads do."""
+        model, called = self._structure.model, self._structure.calls
+        idle = [
+            name
+            for name, module in model.named_modules()
+            if not called.get(name, 0)
+            and (channels_given(module) is not None or carries_channels(module))
+            and channels_read(module) in widths
+        ]
+        in_training = _calls_in_training(model, self._structure.example) if idle else Counter[str]()
+        for name in idle:
+            if in_training[name]:
+                self._refuse(
+                    f"'{name}', which runs in training only, is as wide and may read them: take it out of the network "
+                    "before, as by setting it to None"
+                )
+
     def _require_whole(self, span: ChannelSpan) -> None:
         if (span.start, span.block) != (0, 1):
             self._refuse(f"'{span.layer}', which is tied to it, gives other channels beside them")
@@ -214,6 +233,20 @@ class _TransposedLinear(tp.BasePruningFunc):  # type: ignore[misc]  # the librar
 
     def get_in_channels(self, layer: nn.Module) -> int | None:
         return channels_read(layer)
+
+
+def _calls_in_training(model: nn.Module, example: Any) -> Counter[str]:
+    """Count the calls of each module in train mode; none where the network does not run so on the example."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with quiet(model), same_draws(model), without_gradients():
+        model.train()
+        try:
+            return _count_calls(model, example)
+        except Exception:  # noqa: BLE001  # a batch norm may want more samples: nothing is known then
+            return Counter()
+        finally:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])
 
 
 def _count_calls(model: nn.Module, example: Any) -> Counter[str]:

@@ -11,6 +11,7 @@ from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.layers.spec import select_layers
 from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.progress import Silent
 
 WIDTH = 6
 ALL_ROWS = ds.Folding(holdout=HoldoutRule(0.0))
@@ -88,6 +89,21 @@ def test_held_out_samples_are_held_out_whole_where_positions_come_first():
         for arrange in (ARRANGED["samples first"], ARRANGED["positions first, flat"])
     ]
     np.testing.assert_allclose(both[0].heldout["fc"].scatter, both[1].heldout["fc"].scatter, atol=1e-9)
+
+
+def test_an_order_that_one_may_not_expect_is_told(tmp_path):
+    class Notes(Silent):
+        said = ()
+
+        def note(self, message):
+            self.said += (message,)
+
+    for arrange, told in (("samples first", 0), ("positions first", 1)):
+        net, notes = Reads(ARRANGED[arrange]).eval(), Notes()
+        ds.capture(
+            net, [drawn(3, 4, WIDTH)], select_layers(net, ["fc"]), tmp_path / arrange, domain="t", progress=notes
+        )
+        assert sum("position after position, and are taken by sample, of fc" in line for line in notes.said) == told
 
 
 def test_frames_of_clips_are_folded_into_the_batch_in_any_order():
