@@ -2,6 +2,10 @@
 
 import dataclasses
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import oracles
@@ -98,6 +102,42 @@ def test_stopped_anywhere_it_resumes_to_the_same_bits_and_runs_no_batch_twice(
     assert calls.of[reports + 1 :] == [2] * (len(batches) - reports - 1)  # on the first one more is looked at
     assert same(found, expected)
     assert not (tmp_path / "c" / "unfinished").exists() or not any((tmp_path / "c" / "unfinished").rglob("index"))
+
+
+KILLED = """
+import os, signal, sys
+from pairs import compressed_of, data, network
+import dalr_stream as ds
+from dalr_stream.streaming.lanes import Pace
+
+class Killed(list):
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            if number == int(sys.argv[2]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+original = network()
+layers = ds.network.select_layers(original, ["2", "4"])
+folding = ds.Folding(ds.HoldoutRule(0.2, seed=3), ds.Threads(1), pace=lambda: Pace(every_tiles=1))
+batches = Killed(data().split(50))
+ds.accumulate_cross(original, compressed_of(original), batches, layers, store=sys.argv[1], folding=folding)
+"""
+
+
+def test_a_process_killed_twice_leaves_what_a_third_resumes_to_the_same_bits(original, compressed, layers, tmp_path):
+    for at in (2, 4):
+        killed = subprocess.run(  # noqa: S603  # this very file
+            [sys.executable, "-c", KILLED, str(tmp_path / "c"), str(at)], cwd=Path(__file__).parent, check=False
+        )
+        assert killed.returncode == -signal.SIGKILL
+    batches = data().split(50)
+    with Calls(batches, original) as calls:
+        found = accumulate_cross(original, compressed, batches, layers, store=tmp_path / "c", folding=OFTEN)
+    assert calls.of[:4] == [0] * 4
+    assert calls.of[5:] == [1]
+    assert same(found, accumulate_cross(original, compressed, batches, layers, folding=HELD))
+    assert verify_store(tmp_path / "c").findings == ()
 
 
 def test_under_a_limit_layers_have_a_pass_each_or_are_refused_with_figures(original, compressed, layers, tmp_path):
