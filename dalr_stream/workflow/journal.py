@@ -23,17 +23,17 @@ FILE = "log.jsonl"
 
 
 class Journal:
-    """A Progress that keeps what it is told and passes it on. Lines are appended, so runs follow one another."""
+    """A Progress that writes down what it hears and passes it on. Lines are appended, so runs follow one another."""
 
-    def __init__(self, told: Progress, path: Path) -> None:
-        """Pass on to `told`; the file is made when there is something to write."""
-        self._told = told
+    def __init__(self, passed_to: Progress, path: Path) -> None:
+        """Pass on to `passed_to`; the file is made when there is something to write."""
+        self._passed_to = passed_to
         self._path = path
 
     def note(self, message: str) -> None:
         """Write down one message."""
         self._write("note", message=message)
-        self._told.note(message)
+        self._passed_to.note(message)
 
     @contextmanager
     def track(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
@@ -44,7 +44,7 @@ class Journal:
         def facts() -> dict[str, Any]:
             return {"what": title, "units": done, "unit": unit, "seconds": round(time.monotonic() - begun, 3)}
 
-        with self._told.track(title, total, unit) as advance:
+        with self._passed_to.track(title, total, unit) as advance:
 
             def counted(units: int) -> None:
                 nonlocal done

@@ -76,7 +76,7 @@ class Run:
         set
             `section.key=value`, each in place of what the file says, as `--set` on the command line.
         progress
-            Told what is going on; by default nobody is.
+            Where the steps report; by default nowhere.
         fresh
             Does what is asked for again, all but training; a store made from other weights or data is replaced.
 
