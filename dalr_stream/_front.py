@@ -1,6 +1,6 @@
 """The public names of a package, listed once: in the stub beside its `__init__.py`, and loaded when first used.
 
-A line `from dalr_stream.engine.merge import merge as merge` of `__init__.pyi` is a public name and the module it comes
+A line `from dalr_stream.engine.solve import solve as solve` of `__init__.pyi` is a public name and the module it comes
 from. Type checkers and editors read the stub as it stands; at run time the package reads it too, so that importing a
 package imports nothing of what it lists. The stub is installed with the package.
 """

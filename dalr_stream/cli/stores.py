@@ -16,7 +16,7 @@ def verify(
     overrides: Overrides = None,
 ) -> None:
     """Read a whole store or run, compare digests, list damage."""
-    from dalr_stream.engine.verify import verify_store
+    from dalr_stream.engine.stores.verify import verify_store
     from dalr_stream.workflow.verify import verify_run
 
     progress = show_progress()
@@ -37,7 +37,7 @@ def merge(
     domain: Annotated[str | None, typer.Option(metavar="NAME", help="Merge this domain only.")] = None,
 ) -> None:
     """Add up the moments of stores captured independently."""
-    from dalr_stream.engine.merge import merge as merged
+    from dalr_stream.engine.stores.merge import merge as merged
     from dalr_stream.workflow.results.tables import shard_table
 
     progress = show_progress()
@@ -53,7 +53,7 @@ def diff(
     top: Annotated[int, typer.Option(metavar="K", help="Features to list.")] = 10,
 ) -> None:
     """List the features that moved most between two domains."""
-    from dalr_stream.engine.diff import diff_domains
+    from dalr_stream.engine.stores.diff import diff_domains
     from dalr_stream.workflow.results.tables import shift_table
 
     console = console_for()

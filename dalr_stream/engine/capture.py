@@ -16,8 +16,9 @@ from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
 from dalr_stream.numerics.rows.tiling import RowSink
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.records import origin_of, save_layer_weights, weights_path
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.storage.records.record import origin_of
+from dalr_stream.storage.records.weights import save_layer_weights, weights_path
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import ActivationWriter, open_writer
 

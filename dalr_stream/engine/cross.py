@@ -43,7 +43,7 @@ from dalr_stream.numerics.rows.streams import Pairing, Side, stream_name
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.cross import joint_rows
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.manifest import BatchRecord, LayerRecord, NetworkRecord
+from dalr_stream.storage.contents import BatchRecord, LayerRecord, NetworkRecord
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding

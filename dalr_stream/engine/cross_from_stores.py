@@ -18,16 +18,10 @@ from dalr_stream.errors import InvalidInputError, LayerNotFoundError
 from dalr_stream.numerics.rows.streams import Pairing, Side, layer_of_stream, stream_name
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Checkpoints
-from dalr_stream.storage.manifest import DomainRecord, LayerRecord, NetworkRecord
-from dalr_stream.storage.records import (
-    load_layer_weights,
-    moments_path,
-    origin_of,
-    provenance_of,
-    save_layer_weights,
-    shard_parts,
-    weights_path,
-)
+from dalr_stream.storage.contents import DomainRecord, LayerRecord, NetworkRecord
+from dalr_stream.storage.records.moments import moments_path, shard_parts
+from dalr_stream.storage.records.record import origin_of, provenance_of
+from dalr_stream.storage.records.weights import load_layer_weights, save_layer_weights, weights_path
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import open_writer

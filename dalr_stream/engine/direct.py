@@ -33,7 +33,7 @@ from dalr_stream.network.layers.spec import LayerSpec, layer_of, weights_of
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.rows.tiling import same_as_before
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
 

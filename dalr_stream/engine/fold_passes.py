@@ -19,8 +19,10 @@ from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.progress import Progress
 from dalr_stream.storage.checkpoints import Checkpoints
-from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord
-from dalr_stream.storage.records import moments_path, origin_of, shard_parts
+from dalr_stream.storage.contents import BatchRecord, DomainRecord, NetworkRecord
+from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.records.moments import moments_path, shard_parts
+from dalr_stream.storage.records.record import origin_of
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.cost import LayerLoad

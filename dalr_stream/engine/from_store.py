@@ -11,9 +11,10 @@ from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Checkpoints
+from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.lock import locked
-from dalr_stream.storage.manifest import DomainRecord
-from dalr_stream.storage.records import moments_path, origin_of, shard_parts
+from dalr_stream.storage.records.moments import moments_path, shard_parts
+from dalr_stream.storage.records.record import origin_of
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Folding, but_for_blas, rule_facts

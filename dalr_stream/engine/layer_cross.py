@@ -16,7 +16,8 @@ from dalr_stream.errors import FingerprintMismatchError, LayerNotFoundError, Sto
 from dalr_stream.numerics.rows.streams import Pairing, layer_of_stream
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.storage.manifest import LayerRecord, Manifest
+from dalr_stream.storage.contents import LayerRecord
+from dalr_stream.storage.manifest import Manifest
 
 _BETWEEN = ":"
 

@@ -11,7 +11,7 @@ from typing import TypeVar, overload
 from dalr_stream.errors import LayerNotFoundError
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.storage.records import load_moments, moments_count, moments_path, shard_parts
+from dalr_stream.storage.records.moments import load_moments, moments_count, moments_path, shard_parts
 from dalr_stream.storage.schema import HELDOUT, TRAINING
 
 V_co = TypeVar("V_co", covariant=True)

@@ -23,8 +23,8 @@ from dalr_stream.numerics.rows.streams import Side, group_name, layer_of_stream,
 from dalr_stream.numerics.statistics.channels import ChannelReader, channel_moments
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.storage.manifest import LayerRecord
-from dalr_stream.storage.records import load_layer_weights
+from dalr_stream.storage.contents import LayerRecord
+from dalr_stream.storage.records.weights import load_layer_weights
 
 Weights = tuple[NDArray[Any], NDArray[Any] | None]
 """Weight (m, d) and bias (m,) of a layer."""

@@ -23,7 +23,7 @@ from dalr_stream.errors import StoreDamagedError
 from dalr_stream.numerics.statistics.folding import FoldState, LaneState
 from dalr_stream.storage import schema
 from dalr_stream.storage.durable import remove_folder
-from dalr_stream.storage.records import Arrays, load_record, origin_of, save_record
+from dalr_stream.storage.records.record import Arrays, load_record, origin_of, save_record
 from dalr_stream.storage.schema import PARTS
 
 FOLDER = "unfinished"

@@ -8,16 +8,11 @@ the rows lie on disk. It carries a digest of itself.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-import numpy as np
+from typing import Any, TypeVar
 
 from dalr_stream.errors import (
     FingerprintMismatchError,
@@ -26,189 +21,24 @@ from dalr_stream.errors import (
     StoreError,
     StoreNotFoundError,
 )
-from dalr_stream.numerics.rows.sampling import EVERY_ROW
-from dalr_stream.numerics.rows.streams import SIDES, Side, require_name
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader
+from dalr_stream.storage.contents import (
+    BatchRecord,
+    DomainRecord,
+    LayerRecord,
+    NetworkRecord,
+    RowsRecord,
+    require_names,
+)
 from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import MANIFEST
-from dalr_stream.storage.schema import MAX_FEATURES, SCHEMA_VERSION, require_count
+from dalr_stream.storage.schema import SCHEMA_VERSION, require_count
 
 FILE = MANIFEST
 _PLAIN = {"int": int, "str": str, "bool": bool}
 _Record = TypeVar("_Record", "NetworkRecord", "LayerRecord", "RowsRecord", "BatchRecord", "DomainRecord")
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRecord:
-    """A layer of the network the store was made from."""
-
-    kind: str
-    inputs: int
-    outputs: int
-    weight_digest: str
-    readers: tuple[ChannelReader, ...] = ()
-    """Who reads this one's channels; empty where a selection of them is not possible, or nobody asked."""
-    next_outputs: int = 0
-    """Weights elsewhere that go with each channel: in those readers, and in layers tied to this one."""
-    unprunable: str = ""
-    """Why it is not possible."""
-    side: str = Side.INPUTS.value
-    """What of the layer is watched; for all but inputs the record goes by `name@outputs`, `name@channels` and so on.
-    Where two networks are (`Pairing`), `inputs` and `outputs` are the widths of x and z, and rows are [x | z]."""
-
-    def __post_init__(self) -> None:
-        require_count(self.inputs, "inputs", 1, MAX_FEATURES)
-        require_count(self.outputs, "outputs", 1, MAX_FEATURES)
-        require_count(self.next_outputs, "next_outputs")
-        if self.side not in SIDES:
-            raise InvalidInputError(f"side must be one of {', '.join(sorted(SIDES))}, got '{self.side}'")
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkRecord:
-    """The network the store was made from: a digest of its whole state, and the watched streams of rows by name."""
-
-    fingerprint: str
-    layers: Mapping[str, LayerRecord]
-
-    def __post_init__(self) -> None:
-        _require_names("layer", self.layers)
-        _require_names("stream", (reader.stream for layer in self.layers.values() for reader in layer.readers))
-
-
-@dataclass(frozen=True, slots=True)
-class RowsRecord:
-    """The committed rows of one layer on one domain."""
-
-    features: int
-    dtype: str
-    rows_per_sample: int
-    """`VARYING` (0) where samples give as many as they have."""
-    rows: int = 0
-    tile_digests: tuple[int, ...] = ()
-    """CRC-32 of each committed tile's bytes, before compression."""
-    whole_samples: int = 0
-    """Where that varies: samples all of whose rows are surely on disk."""
-
-    def __post_init__(self) -> None:
-        require_count(self.features, "features", 1, MAX_FEATURES)
-        require_count(self.rows_per_sample, "rows_per_sample")
-        require_count(self.rows, "rows")
-        require_count(self.whole_samples, "whole_samples")
-        if np.dtype(self.dtype).kind not in "fiub":
-            raise InvalidInputError(f"rows must be real numbers, got dtype '{self.dtype}'")
-
-    @property
-    def committed_samples(self) -> int:
-        """Samples all of whose rows are on disk."""
-        return self.rows // self.rows_per_sample if self.rows_per_sample else self.whole_samples
-
-    def covers(self, samples: int) -> bool:
-        """Tell whether these can be all rows of so many samples; where that varies any of them may have none."""
-        if self.rows_per_sample:
-            return 0 < samples == self.committed_samples
-        return self.whole_samples < samples
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """One batch of the network's input."""
-
-    samples: int
-    digest: str
-
-    def __post_init__(self) -> None:
-        require_count(self.samples, "samples")
-
-
-class Batches(tuple[BatchRecord, ...]):  # noqa: SLOT001  # keeps its digest beside its members
-    """A domain's batches in order; what every layer's fingerprint begins with is digested once for all of them."""
-
-    @cached_property
-    def digested(self) -> Any:
-        """SHA-256 of the beginning of what `digest_of` would be given: keys are sorted, and `batches` comes first."""
-        text = json.dumps([batch.digest for batch in self], separators=(",", ":"))
-        return hashlib.sha256(f'{{"batches":{text},'.encode())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Batches, (tuple(self),)  # a digest cannot be sent to another process
-
-
-@dataclass(frozen=True, slots=True)
-class DomainRecord:
-    """One domain: its batches in order, and the rows they became."""
-
-    complete: bool = False
-    batches: tuple[BatchRecord, ...] = ()
-    layers: Mapping[str, RowsRecord] = field(default_factory=dict)
-    shards: Mapping[str, DomainRecord] = field(default_factory=dict)
-    """What this domain was merged from, by `shard_name`, ascending; empty where it was captured here. A merged domain
-    has moments and no rows: its `layers` count rows and name no tile."""
-
-    choice: str = EVERY_ROW
-    """Which of the layers' rows these are, in the words of the rule that chose them."""
-
-    shared: Mapping[str, str] = field(default_factory=dict)
-    """Layers that read the very tensor that one of `layers` reads, and that one: its rows and moments are theirs."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "batches", Batches(self.batches))
-        _require_names("layer", self.layers, self.shared, self.shared.values())
-        _require_names("shard", self.shards)
-        lost = set(self.shared.values()) - set(self.layers)
-        if lost:
-            raise InvalidInputError(f"layers read the rows of '{min(lost)}', which the domain does not have")
-
-    @classmethod
-    def merged(cls, shards: Mapping[str, DomainRecord]) -> DomainRecord:
-        """Return the record of several captures of the same layers together, in the order of their names."""
-        ordered = {name: shards[name] for name in sorted(shards)}
-        first = next(iter(ordered.values()))
-        layers = {
-            layer: dataclasses.replace(
-                rows, rows=sum(shard.layers[layer].rows for shard in ordered.values()), tile_digests=()
-            )
-            for layer, rows in first.layers.items()
-        }
-        batches = tuple(batch for shard in ordered.values() for batch in shard.batches)
-        return cls(
-            complete=True, batches=batches, layers=layers, shards=ordered, choice=first.choice, shared=first.shared
-        )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All layers that can be asked for, those with rows of their own first."""
-        return *self.layers, *self.shared
-
-    def home(self, layer: str) -> str:
-        """Return the layer under whose name the rows and moments of `layer` lie: mostly its own."""
-        return self.shared.get(layer, layer)
-
-    @property
-    def shard_name(self) -> str:
-        """What this domain is called once merged with others: equal names, equal rows in every layer."""
-        return digest_of({layer: self.fingerprint(layer) for layer in self.names})[:16]
-
-    @property
-    def samples(self) -> int:
-        """Samples in all batches seen."""
-        return sum(batch.samples for batch in self.batches)
-
-    @property
-    def committed_samples(self) -> int:
-        """Samples all of whose rows, in every layer, are on disk."""
-        return min((rows.committed_samples for rows in self.layers.values()), default=0)
-
-    def fingerprint(self, layer: str) -> str:
-        """Digest of the rows of one layer: equal digests, equal rows."""
-        if self.shards:
-            return digest_of({"shards": [shard.fingerprint(layer) for shard in self.shards.values()]})
-        rest = {"choice": self.choice, "rows": dataclasses.asdict(self.layers[self.home(layer)])}
-        digest = cast("Batches", self.batches).digested.copy()
-        digest.update(json.dumps(rest, sort_keys=True, separators=(",", ":"))[1:].encode())
-        return str(digest.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +50,7 @@ class Manifest:
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        _require_names("domain", self.domains)
+        require_names("domain", self.domains)
         for domain in self.domains.values():
             unknown = set(domain.layers) - set(self.network.layers)
             if unknown:
@@ -272,12 +102,6 @@ def _unsealed(path: Path, data: bytes) -> Any:
     if data != _sealed(body):
         raise StoreDamagedError(f"'{path}' is damaged: its digest does not match its contents")
     return body
-
-
-def _require_names(what: str, *names: Iterable[str]) -> None:
-    """Raise InvalidInputError for a name that would lead out of its folder: a manifest may come from anywhere."""
-    for name in chain(*names):
-        require_name(name, what)
 
 
 def _manifest(body: dict[str, Any]) -> Manifest:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.rows.tiling import VARYING, Rows, Samples, Tile, Tiler, tile_rows
 from dalr_stream.storage.arrays import create_array
+from dalr_stream.storage.contents import RowsRecord
 from dalr_stream.storage.durable import folder_there, readable, sync
 from dalr_stream.storage.layout import is_zarr_litter, link_error
-from dalr_stream.storage.manifest import RowsRecord
 from dalr_stream.storage.metadata import make_group, read_metadata, set_rows
 from dalr_stream.storage.schema import DECODE_ERRORS
 

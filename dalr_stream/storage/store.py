@@ -12,7 +12,8 @@ from pathlib import Path
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import Rows, Tile
-from dalr_stream.storage.manifest import DomainRecord, Manifest, RowsRecord
+from dalr_stream.storage.contents import DomainRecord, RowsRecord
+from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.rows import read_tile, rows_exist
 from dalr_stream.storage.summary import StoreSummary
 

@@ -25,7 +25,8 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import create_array, write_array
 from dalr_stream.storage.durable import new_folder, readable
-from dalr_stream.storage.records import Name, digest_of_array, fill_moments, load_record, name_of_moments, seal_record
+from dalr_stream.storage.records.moments import fill_moments, name_of_moments
+from dalr_stream.storage.records.record import Name, digest_of_array, load_record, seal_record
 
 SCATTER = next(spec for spec in schema.MOMENTS if spec.name == "scatter")
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalr_stream.errors import StoreError
-from dalr_stream.storage.manifest import DomainRecord, Manifest
-from dalr_stream.storage.records import moments_count, moments_path
+from dalr_stream.storage.contents import DomainRecord
+from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.records.moments import moments_count, moments_path
 from dalr_stream.storage.rows import rows_exist
 from dalr_stream.storage.schema import PARTS
 

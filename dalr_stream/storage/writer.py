@@ -23,9 +23,10 @@ from dalr_stream.errors import (
 )
 from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.tiling import RowBatch, rows_per_sample, shared_rows
+from dalr_stream.storage.contents import BatchRecord, DomainRecord, NetworkRecord, RowsRecord
 from dalr_stream.storage.durable import explained
 from dalr_stream.storage.lock import locked
-from dalr_stream.storage.manifest import BatchRecord, DomainRecord, Manifest, NetworkRecord, RowsRecord
+from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.metadata import make_group
 from dalr_stream.storage.rows import RowsWriter, rows_exist
 

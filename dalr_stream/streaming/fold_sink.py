@@ -27,7 +27,7 @@ from dalr_stream.numerics.statistics.folding import (
     merge_all,
 )
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
-from dalr_stream.storage.manifest import BatchRecord, DomainRecord, RowsRecord
+from dalr_stream.storage.contents import BatchRecord, DomainRecord, RowsRecord
 from dalr_stream.streaming.folding import Folding
 
 INDEX = "index"

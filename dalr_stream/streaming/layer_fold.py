@@ -23,7 +23,8 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress
 from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.durable import remove_folder
-from dalr_stream.storage.records import load_moments, moments_path, provenance_of, save_moments, shard_parts
+from dalr_stream.storage.records.moments import load_moments, moments_path, save_moments, shard_parts
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.schema import HELDOUT, TRAINING
 from dalr_stream.storage.strips import load_strip, save_strips
 from dalr_stream.streaming.cluster import Cluster

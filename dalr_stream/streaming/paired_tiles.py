@@ -15,7 +15,7 @@ import numpy as np
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.numerics.rows.tiling import Tile, tile_rows
 from dalr_stream.numerics.statistics.cross import joint_rows
-from dalr_stream.storage.manifest import DomainRecord, RowsRecord
+from dalr_stream.storage.contents import DomainRecord, RowsRecord
 from dalr_stream.streaming.tile_source import OpenStore, StoredTiles, StoreReader
 
 

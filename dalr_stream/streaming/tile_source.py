@@ -17,9 +17,9 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.numerics.rows.tiling import Tile, tile_rows
+from dalr_stream.storage.contents import DomainRecord, RowsRecord
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import MANIFEST
-from dalr_stream.storage.manifest import DomainRecord, RowsRecord
 from dalr_stream.storage.rows import read_tile
 from dalr_stream.storage.store import ActivationStore
 

@@ -25,7 +25,7 @@ from dalr_stream.workflow.results.tables import cost_table, new_table
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
-from dalr_stream.workflow.steps.scoring import networks_to_try
+from dalr_stream.workflow.steps.scores.scoring import networks_to_try
 from dalr_stream.workflow.steps.sequential import sequence_cost
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.store import Store, open_store
+from dalr_stream.engine.stores.store import Store, open_store
 from dalr_stream.errors import ConfigError, FingerprintMismatchError
 from dalr_stream.network.measure.profile import Stopwatch
 from dalr_stream.network.structure.graph import Structure
@@ -36,7 +36,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
-from dalr_stream.workflow.steps.scoring import Scoring, score_on
+from dalr_stream.workflow.steps.scores.scoring import Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.step import AGAIN, CHANGED, NOT_DONE, Step
 from dalr_stream.workflow.steps.step_log import StepLog

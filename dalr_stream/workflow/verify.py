@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalr_stream.engine.verify import Finding, Verification, verify_store
+from dalr_stream.engine.stores.verify import Finding, Verification, verify_store
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.workflow.order import steps_of
 from dalr_stream.workflow.runfile.project import Project
@@ -16,7 +16,7 @@ def verify_run(project: Project, *, progress: Progress | None = None) -> Verific
     """Read a run's stores, and the records and networks of its steps, and return what is whole and what is not.
 
     A step is compared with what it was made from, whatever the run file says by now. Changes nothing. Raises as
-    `engine.verify.verify_store`.
+    `engine.stores.verify.verify_store`.
     """
     whole: list[str] = []
     findings: list[Finding] = []

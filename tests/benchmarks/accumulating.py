@@ -21,7 +21,7 @@ from dalr_stream.numerics.linalg.rank_k import add_rank_k, one_blas_thread
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import RowBatch, tile_rows
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
-from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.folding import Threads

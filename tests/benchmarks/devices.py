@@ -12,8 +12,8 @@ from accumulating import stored_rows
 from timing import Row, against, race
 
 from dalr_stream import Folding, HoldoutRule
-from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.backend import backend_of
+from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.numerics.linalg.precision import Precision
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.fold_rule import Strip

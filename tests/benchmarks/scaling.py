@@ -14,8 +14,8 @@ import numpy as np
 import dalr_stream as ds
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.numerics.rows.tiling import RowBatch
-from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.records import save_layer_weights
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.storage.records.weights import save_layer_weights
 from dalr_stream.storage.writer import open_writer
 
 FEATURES = 16

@@ -5,8 +5,8 @@ import torch
 
 from dalr_stream.network.layers.identity import tensor_digest
 from dalr_stream.numerics.rows.tiling import RowBatch
-from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
-from dalr_stream.storage.records import save_layer_weights
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.storage.records.weights import save_layer_weights
 from dalr_stream.storage.writer import open_writer
 
 

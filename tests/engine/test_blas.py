@@ -11,11 +11,12 @@ from capture_jobs import job, network
 
 import dalr_stream as ds
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.merge import merge
+from dalr_stream.engine.stores.merge import merge
 from dalr_stream.errors import ResourceError
 from dalr_stream.numerics.linalg.rank_k import blas_build
 from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS
-from dalr_stream.storage.records import load_moments, moments_path, provenance_of, save_moments
+from dalr_stream.storage.records.moments import load_moments, moments_path, save_moments
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.streaming import folding as folding_module
 from dalr_stream.streaming import lanes

@@ -13,8 +13,8 @@ from stopping import StopAfter, StoppedError
 import dalr_stream as ds
 from dalr_stream.engine.cross import accumulate_cross
 from dalr_stream.engine.cross_from_stores import accumulate_cross_stored
-from dalr_stream.engine.merge import merge
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.stores.merge import merge
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,

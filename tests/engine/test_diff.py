@@ -7,9 +7,9 @@ from commands import cli
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.diff import diff_domains
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.merge import merge
+from dalr_stream.engine.stores.diff import diff_domains
+from dalr_stream.engine.stores.merge import merge
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError, StoreNotFoundError
 
 

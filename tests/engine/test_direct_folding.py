@@ -8,10 +8,11 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.capture.proof import SAMPLE_PASSES
 from dalr_stream.numerics.linalg.precision import error_bound
-from dalr_stream.storage.records import moments_path, provenance_of
+from dalr_stream.storage.records.moments import moments_path
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.streaming.lanes import Pace
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config

@@ -11,23 +11,18 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_into
-from dalr_stream.engine.merge import merge
-from dalr_stream.engine.store_view import StoreView
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.stores.merge import merge
+from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import DalrStreamError, StoreDamagedError
 from dalr_stream.numerics.methods import Method
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.metadata import read_metadata, write_metadata
-from dalr_stream.storage.records import (
-    is_weight_of,
-    load_layer_weights,
-    load_moments,
-    load_solution,
-    records,
-    save_moments,
-    save_solution,
-)
+from dalr_stream.storage.records.catalogue import records
+from dalr_stream.storage.records.moments import load_moments, save_moments
+from dalr_stream.storage.records.solutions import load_solution, save_solution
+from dalr_stream.storage.records.weights import is_weight_of, load_layer_weights
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.storage.store import ActivationStore
 

@@ -18,10 +18,10 @@ from commands import cli
 
 import dalr_stream as ds
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.merge import merge
 from dalr_stream.engine.solve import solve_low_rank
-from dalr_stream.engine.store_view import StoreView
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.stores.merge import merge
+from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import (
     InvalidInputError,
     StoreError,

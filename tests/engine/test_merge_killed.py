@@ -8,8 +8,8 @@ from capture_jobs import name_of
 from commands import forked
 
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.merge import merge
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.merge import merge
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,

@@ -17,7 +17,7 @@ from capture_jobs import (
 
 import dalr_stream as ds
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.merge import merge
+from dalr_stream.engine.stores.merge import merge
 from dalr_stream.errors import (
     DalrStreamError,
     FingerprintMismatchError,

@@ -6,7 +6,7 @@ from capture_jobs import LAYERS, network
 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_into
-from dalr_stream.engine.merge import merge
+from dalr_stream.engine.stores.merge import merge
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.storage.removal import delete_activations
 

@@ -11,7 +11,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError, StoreNotFoundError
 from dalr_stream.network.watch import watch
-from dalr_stream.storage.records import save_solution
+from dalr_stream.storage.records.solutions import save_solution
 
 DOMAINS = {"target": 0.0, "source": 1.0}
 

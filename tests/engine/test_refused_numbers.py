@@ -11,7 +11,8 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import DalrStreamError, InvalidInputError, NonFiniteError, StoreDamagedError
 from dalr_stream.storage.metadata import read_metadata, write_metadata
-from dalr_stream.storage.records import digest_of_array, load_moments, moments_path, save_moments
+from dalr_stream.storage.records.moments import load_moments, moments_path, save_moments
+from dalr_stream.storage.records.record import digest_of_array
 
 ROWS = np.random.default_rng(0).normal(size=(9, 3))
 STRANGE = {

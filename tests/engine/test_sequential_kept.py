@@ -10,8 +10,8 @@ from pairs import Calls, network
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.sequential import sequential_passes
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.sequential.compress import sequential_passes
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import ParameterIncreaseWarning
 
 WIDTHS = (6, 10, 8, 7, 4)

@@ -14,13 +14,13 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.store_view import StoreView
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.statistics.fold_rule import Strip
 from dalr_stream.numerics.statistics.folding import LaneState, merge_all
-from dalr_stream.storage.records import load_moments
+from dalr_stream.storage.records.moments import load_moments
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.strips import load_strip, save_strips

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.diff import diff_domains
 from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.merge import merge
-from dalr_stream.engine.store_view import StoreView
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.stores.diff import diff_domains
+from dalr_stream.engine.stores.merge import merge
+from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.network.capture.proof import SAMPLE_PASSES
 from dalr_stream.storage.store import ActivationStore, StoredRows

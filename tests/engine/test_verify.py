@@ -14,19 +14,14 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.methods import Method
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.records import (
-    load_layer_weights,
-    load_moments,
-    load_solution,
-    records,
-    save_layer_weights,
-    save_moments,
-    save_solution,
-)
+from dalr_stream.storage.records.catalogue import records
+from dalr_stream.storage.records.moments import load_moments, save_moments
+from dalr_stream.storage.records.solutions import load_solution, save_solution
+from dalr_stream.storage.records.weights import load_layer_weights, save_layer_weights
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.storage.store import ActivationStore
 

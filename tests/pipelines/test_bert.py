@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError
 from dalr_stream.report.record import Results
 from dalr_stream.workflow.run import Run

@@ -27,7 +27,7 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.sizes.compression import Compression
 
 TINY = {"channels": [4, 6], "convolutions": [1, 2], "hidden": 16, "pooled": 2}
 SIDE = 32

@@ -17,7 +17,9 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import StoreNotFoundError
-from dalr_stream.storage.records import load_layer_weights, load_moments, records
+from dalr_stream.storage.records.catalogue import records
+from dalr_stream.storage.records.moments import load_moments
+from dalr_stream.storage.records.weights import load_layer_weights
 from dalr_stream.storage.removal import delete_activations, forget_domain
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Threads

@@ -10,7 +10,7 @@ import pytest
 
 from dalr_stream.numerics.rows import tiling
 from dalr_stream.numerics.rows.tiling import RowBatch
-from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import open_writer
 

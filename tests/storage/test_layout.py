@@ -6,7 +6,7 @@ import shutil
 import pytest
 from stores import Killed, batches_of, capture, files_of, network, rows_for
 
-from dalr_stream.engine.merge import merge
+from dalr_stream.engine.stores.merge import merge
 from dalr_stream.errors import DalrStreamError, StoreError
 from dalr_stream.storage.layout import sweep
 from dalr_stream.storage.lock import locked

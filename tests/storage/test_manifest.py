@@ -13,16 +13,9 @@ from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, Stor
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader, ChannelSpan
+from dalr_stream.storage.contents import BatchRecord, DomainRecord, LayerRecord, NetworkRecord, RowsRecord
 from dalr_stream.storage.json_record import digest_of
-from dalr_stream.storage.manifest import (
-    FILE,
-    BatchRecord,
-    DomainRecord,
-    LayerRecord,
-    Manifest,
-    NetworkRecord,
-    RowsRecord,
-)
+from dalr_stream.storage.manifest import FILE, Manifest
 
 signs = st.characters(codec="utf-8", exclude_characters="/\\\0")
 names = st.text(signs, min_size=1, max_size=8).filter(lambda name: name not in {".", ".."})

@@ -18,7 +18,7 @@ from dalr_stream.errors import (
     InvalidInputError,
 )
 from dalr_stream.numerics.rows.tiling import RowBatch
-from dalr_stream.storage.records import save_layer_weights
+from dalr_stream.storage.records.weights import save_layer_weights
 from dalr_stream.storage.writer import open_writer
 
 pytestmark = pytest.mark.usefixtures("quick_stores")

@@ -3,7 +3,7 @@
 import xarray
 from scenarios import accumulate, capture
 
-from dalr_stream.storage.records import moments_path
+from dalr_stream.storage.records.moments import moments_path
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.storage.store import ActivationStore
 

@@ -13,21 +13,15 @@ import numpy as np
 import pytest
 from stores import batches_of, capture, rows_for
 
-from dalr_stream.engine.merge import merge
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.stores.merge import merge
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import DalrStreamError, StoreDamagedError, StoreError
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.durable import new_file, new_folder, sync, write_file
 from dalr_stream.storage.lock import locked
-from dalr_stream.storage.records import (
-    load_layer_weights,
-    load_moments,
-    moments_count,
-    moments_path,
-    provenance_of,
-    save_layer_weights,
-    save_moments,
-)
+from dalr_stream.storage.records.moments import load_moments, moments_count, moments_path, save_moments
+from dalr_stream.storage.records.record import provenance_of
+from dalr_stream.storage.records.weights import load_layer_weights, save_layer_weights
 from dalr_stream.storage.store import ActivationStore
 
 pytestmark = pytest.mark.usefixtures("quick_stores")

@@ -14,7 +14,7 @@ import numpy as np
 
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import RowBatch, tile_rows
-from dalr_stream.storage.manifest import LayerRecord, NetworkRecord
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.cost import LayerLoad

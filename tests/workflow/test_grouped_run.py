@@ -11,8 +11,8 @@ from commands import cli
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import StoreView
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import ConfigError, RankError, UnsupportedLayerError
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.measure.profile import Stopwatch
@@ -24,10 +24,10 @@ from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.compression import Compression
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.named_sizes import at_size
-from dalr_stream.workflow.steps.sizing import sized_layers
+from dalr_stream.workflow.steps.sizes.compression import Compression
+from dalr_stream.workflow.steps.sizes.sizing import sized_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
 METHOD = ds.Method.DALR_ANCHORED_AFFINE

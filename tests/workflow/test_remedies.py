@@ -9,7 +9,8 @@ import pytest
 from tiny_run_file import write_run
 
 from dalr_stream.errors import StoreError
-from dalr_stream.storage.records import load_moments, moments_path, provenance_of, save_moments
+from dalr_stream.storage.records.moments import load_moments, moments_path, save_moments
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.workflow.run import Run
 
 FEW = 'solve.methods=["svd", "dalr_anchored_affine", "momasp_node"]'

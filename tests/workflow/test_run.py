@@ -8,13 +8,14 @@ from notes import Notes
 
 import dalr_stream as ds
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError, NonFiniteError
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.record import Results
-from dalr_stream.storage.records import moments_path, provenance_of, save_moments
+from dalr_stream.storage.records.moments import moments_path, save_moments
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run

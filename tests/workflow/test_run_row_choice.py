@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError
 from dalr_stream.report.record import Results
 from dalr_stream.storage.manifest import Manifest

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.numerics.methods import Family
 from dalr_stream.report.record import Results
@@ -15,8 +15,8 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture
-from dalr_stream.workflow.steps.compression import Compression
-from dalr_stream.workflow.steps.sizing import sized_layers
+from dalr_stream.workflow.steps.sizes.compression import Compression
+from dalr_stream.workflow.steps.sizes.sizing import sized_layers
 
 CODE = """
 import torch

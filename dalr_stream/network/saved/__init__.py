@@ -1,1 +1,1 @@
-"""saved."""
+"""Networks on disk: checkpoints, model cards, pretrained weights."""

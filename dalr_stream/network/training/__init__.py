@@ -1,1 +1,1 @@
-"""training."""
+"""Fine-tuning of a compressed network, resumed after the last epoch."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
@@ -21,11 +21,11 @@ from dalr_stream.numerics.sizes.allocation import SizedLayer, by_energy
 from dalr_stream.numerics.sizes.losses import lost_energy, lost_nodes
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.storage.records import Solution
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import LabelledSection
-from dalr_stream.workflow.steps.scoring import sizes_to_try
-from dalr_stream.workflow.steps.sizing import sized_layers, solution_of
+from dalr_stream.workflow.steps.scores.scoring import sizes_to_try
+from dalr_stream.workflow.steps.sizes.sizing import sized_layers, solution_of
 
 ENOUGH = 0.95
 """Share of the energy at which layers are ranked by what they save."""

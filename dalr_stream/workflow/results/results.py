@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.numerics.linalg.psd import symmetric_eigen, thin_svd
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
@@ -30,15 +30,15 @@ from dalr_stream.report.record import (
     Spectra,
     Stability,
 )
-from dalr_stream.storage.records import Solution
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress, evaluate, finetune, solve
-from dalr_stream.workflow.steps.compression import Compression
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.finetune import FineTuned
 from dalr_stream.workflow.steps.profile import read_profile
 from dalr_stream.workflow.steps.provenance import provenance
+from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.stability import read_stability
 
 

@@ -11,8 +11,8 @@ from rich.text import Text
 from torch import nn
 
 from dalr_stream.engine.capture import network_record
-from dalr_stream.engine.merge import Merged
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.merge import Merged
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.numerics.rows.streams import Side, layer_of_stream, module_name
 from dalr_stream.numerics.selection.shift import MomentShift
 from dalr_stream.streaming.plan import MemoryPlan

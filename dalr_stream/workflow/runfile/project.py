@@ -16,7 +16,7 @@ from torch import nn
 
 from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import estimate
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, StoreNotFoundError
 from dalr_stream.network.capture.batches import call, refusals_explained
 from dalr_stream.network.capture.reading import without_gradients
@@ -28,8 +28,9 @@ from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import Side
+from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.layout import MANIFEST
-from dalr_stream.storage.manifest import Manifest, NetworkRecord
+from dalr_stream.storage.manifest import Manifest
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Folding, Threads, Workers
 from dalr_stream.streaming.plan import MemoryPlan

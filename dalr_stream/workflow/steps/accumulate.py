@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
 from dalr_stream.storage.json_record import digest_of
-from dalr_stream.storage.records import moments_path, provenance_of, shard_parts
+from dalr_stream.storage.records.moments import moments_path, shard_parts
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import forget_domain, forget_moments
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore

@@ -8,13 +8,13 @@ from typing import Any
 
 from dalr_stream.engine.capture import capture
 from dalr_stream.engine.estimate import held_on_disk, require_disk
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import GROUP, MANIFEST
-from dalr_stream.storage.records import weights_path
+from dalr_stream.storage.records.weights import weights_path
 from dalr_stream.storage.removal import forget_domain, forget_store
 from dalr_stream.storage.rows import rows_path
 from dalr_stream.storage.store import ActivationStore

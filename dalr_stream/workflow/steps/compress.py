@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.network.surgery.rehearsal import require_replaceable_by_pairs
@@ -15,13 +15,13 @@ from dalr_stream.storage.json_record import digest_of
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture, solve
-from dalr_stream.workflow.steps.compression import COMPRESSION
 from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.named_sizes import named_layers, require_choices
 from dalr_stream.workflow.steps.provenance import saved_provenance
 from dalr_stream.workflow.steps.sequential import compress_in_sequence, forget_pass_moments, forget_sequence
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.sizing import decide
+from dalr_stream.workflow.steps.sizes.compression import COMPRESSION
+from dalr_stream.workflow.steps.sizes.sizing import decide
 from dalr_stream.workflow.steps.step import Step, json_record, saved_network
 
 NAME = "compress"

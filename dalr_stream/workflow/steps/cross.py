@@ -19,7 +19,7 @@ from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.rows.streams import Pairing, stream_name
 from dalr_stream.storage.json_record import digest_of
-from dalr_stream.storage.records import moments_path
+from dalr_stream.storage.records.moments import moments_path
 from dalr_stream.storage.removal import forget_store
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.streaming.folding import CUPY

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
@@ -19,11 +19,11 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import EvaluateSection
 from dalr_stream.workflow.steps import compress, finetune, solve
 from dalr_stream.workflow.steps.capture import require_same_network
-from dalr_stream.workflow.steps.compression import Compression
-from dalr_stream.workflow.steps.finetuned_scores import FinetunedScores
 from dalr_stream.workflow.steps.fingerprints import labelled_print
-from dalr_stream.workflow.steps.scoring import Curves, Evaluator, KeptScores, Score, Scoring, score_on
+from dalr_stream.workflow.steps.scores.finetuned_scores import FinetunedScores
+from dalr_stream.workflow.steps.scores.scoring import Curves, Evaluator, KeptScores, Score, Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.step import Step, json_record, read_stamped, write_stamped
 
 NAME = "evaluate"

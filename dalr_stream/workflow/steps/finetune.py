@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.training.finetune import FineTuning, finetune
 from dalr_stream.network.training.trainable import trained_parameters
@@ -18,10 +18,10 @@ from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import FinetuneSection
 from dalr_stream.workflow.steps import compress, solve
-from dalr_stream.workflow.steps.compression import Compression
 from dalr_stream.workflow.steps.fingerprints import code_print
 from dalr_stream.workflow.steps.provenance import saved_provenance
 from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.step import Step, json_record, read_stamped, saved_network, write_stamped
 
 NAME = "finetune"

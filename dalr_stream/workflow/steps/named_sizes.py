@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, LayerNotFoundError, ParameterIncreaseWarning
 from dalr_stream.network.layers.spec import match_names
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
-from dalr_stream.storage.records import Solution
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.compress_section import ChoiceSection
 from dalr_stream.workflow.runfile.project import Project
 

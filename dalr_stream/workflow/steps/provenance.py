@@ -8,9 +8,9 @@ from importlib import metadata
 from typing import Any
 
 from dalr_stream._version import __version__
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.workflow.runfile.config import RunConfig
-from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.sizes.compression import Compression
 
 _LIBRARIES = ("numpy", "scipy", "dask", "zarr", "torch")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dalr_stream.engine.solve import solve_again, solve_low_rank
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
@@ -14,7 +14,7 @@ from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.ridge_choice import RidgeChoice, choose_ridge
 from dalr_stream.numerics.statistics.grouped import InputMoments
-from dalr_stream.storage.records import Solution
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.sections import RidgeFrom, SolveSection
 
 HELDOUT_CHOSE = (

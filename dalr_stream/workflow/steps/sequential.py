@@ -18,9 +18,9 @@ from torch import nn
 from dalr_stream.engine.cross import pair_load
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.output_errors import output_errors
-from dalr_stream.engine.sequential import SequentialCompression, sequential_passes
-from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.sequential.compress import SequentialCompression, sequential_passes
+from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.rows.streams import Side
@@ -30,8 +30,8 @@ from dalr_stream.streaming.folding import CUPY, Folding
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.compression import Compression, LayerGain, LayerSize, SequenceGain
 from dalr_stream.workflow.steps.ridge import ridge_of
+from dalr_stream.workflow.steps.sizes.compression import Compression, LayerGain, LayerSize, SequenceGain
 
 
 def compress_in_sequence(

@@ -8,15 +8,17 @@ from contextlib import contextmanager
 
 from dalr_stream._version import __version__
 from dalr_stream.engine.solve import solve_selection
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.progress import Progress
+from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.lock import locked
-from dalr_stream.storage.manifest import DomainRecord
-from dalr_stream.storage.records import Solution, moments_path, provenance_of, save_solution
+from dalr_stream.storage.records.moments import moments_path
+from dalr_stream.storage.records.record import provenance_of
+from dalr_stream.storage.records.solutions import Solution, save_solution
 from dalr_stream.storage.schema import TRAINING
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import SolveSection

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.engine.solve import select_by, solve_again
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Method
@@ -27,7 +27,7 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.report.claims import SPEAKERS
 from dalr_stream.report.record import SelectionStability, Stability
 from dalr_stream.storage.json_record import RecordKind
-from dalr_stream.storage.records import Solution
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps.ridge import ridge_of
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped

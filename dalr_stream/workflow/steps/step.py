@@ -14,7 +14,7 @@ from typing import Any
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.storage.json_record import RecordKind, digest_of, read_record, write_record
-from dalr_stream.storage.records import provenance_of
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.workflow.steps.fingerprints import file_digest
 from dalr_stream.workflow.steps.step_log import StepLog
 

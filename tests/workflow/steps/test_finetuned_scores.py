@@ -8,7 +8,7 @@ import torch
 from commands import cli
 
 import dalr_stream as ds
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.numerics.methods import Method

@@ -7,8 +7,8 @@ from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.named_sizes import named_layers
+from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 
 
 def opened(path, compress):

@@ -16,8 +16,8 @@ from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.progress import Silent
-from dalr_stream.workflow.steps.scoring import Evaluator, Scoring
-from dalr_stream.workflow.steps.search import Search, joint_search
+from dalr_stream.workflow.steps.scores.scoring import Evaluator, Scoring
+from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 
 EXAMPLE = torch.zeros(2, 20)
 RANKS = {"0": [2, 4, 8], "2": [1, 3, 6], "4": []}

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import dalr_stream as ds
 from dalr_stream.cli.app import app
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
@@ -18,7 +18,7 @@ from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress
 from dalr_stream.workflow.steps import sequential as sequence_step
-from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.sizes.compression import Compression
 
 IN_SEQUENCE = 'compress.order="sequential"'
 TWO_PAIRS = ['compress.fc2.method="dalr_anchored_affine"', "compress.fc2.size=3"]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import dalr_stream as ds
 from dalr_stream.cli.app import app
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, DalrStreamError
 from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.results.results import results
@@ -17,7 +17,7 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress
-from dalr_stream.workflow.steps.compression import Compression
+from dalr_stream.workflow.steps.sizes.compression import Compression
 
 DEFAULT = Method.DALR_ANCHORED_AFFINE
 VALIDATION = '\n[validation]\nbatches = "tiny_run:validation"\nranks = [1, 2, 4, 6]\n'

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dalr_stream.engine.store_view import StoreView
-from dalr_stream.engine.verify import verify_store
+from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr
@@ -13,7 +13,7 @@ from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank
 from dalr_stream.numerics.resampling.ridge_choice import GRID, choose_ridge
 from dalr_stream.report.record import Results
-from dalr_stream.storage.records import load_solution
+from dalr_stream.storage.records.solutions import load_solution
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project

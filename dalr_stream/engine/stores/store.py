@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING
 from dalr_stream.engine.layer_cross import LayerCrossMoments, pairs_in
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.statistics import Weights, layer_names, stored_weights
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import LayerNotFoundError, StoreNotFoundError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.storage.records import Solution
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.storage.store import ActivationStore, StoredRows
 
 if TYPE_CHECKING:
-    from dalr_stream.engine.verify import Verification
+    from dalr_stream.engine.stores.verify import Verification
 
 
 def open_store(path: str | Path) -> Store:
@@ -114,7 +114,7 @@ class Store:
 
     def verify(self) -> Verification:
         """Read everything, and return what is whole and what is damaged, stale or lost."""
-        from dalr_stream.engine.verify import verify_store  # adds shards up again, which reading does without
+        from dalr_stream.engine.stores.verify import verify_store  # adds shards up again, which reading does without
 
         return verify_store(self.root)
 

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.engine.sequential import in_words
+from dalr_stream.engine.sequential.compress import in_words
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.overview import FEW
 from dalr_stream.storage.json_record import RecordKind
-from dalr_stream.workflow.steps.search import Search
+from dalr_stream.workflow.steps.sizes.search import Search
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
 
 COMPRESSION = RecordKind("compression", 1, "run compress")

@@ -13,7 +13,7 @@ from torch import nn
 
 from dalr_stream.engine.layer_cross import LayerCrossMoments
 from dalr_stream.engine.layer_moments import LayerMoments
-from dalr_stream.engine.sequential_moments import PassMoments
+from dalr_stream.engine.sequential.pass_moments import PassMoments
 from dalr_stream.engine.solve import factor_by, select_by
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.layers.groups import parts_of

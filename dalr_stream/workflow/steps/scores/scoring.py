@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import (
     FingerprintMismatchError,
     StoreDamagedError,
@@ -29,7 +29,7 @@ from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.progress import Progress
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint
 from dalr_stream.storage.json_record import RecordKind, read_record, write_record
-from dalr_stream.storage.records import Solution
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import LabelledSection
 from dalr_stream.workflow.steps.named_sizes import at_size

@@ -6,26 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dalr_stream.engine.merge import sum_of_shards
+from dalr_stream.engine.stores.merge import sum_of_shards
 from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.statistics.folding import merge_all
 from dalr_stream.progress import Advance, Progress, Silent
+from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.layout import links
-from dalr_stream.storage.manifest import DomainRecord, Manifest
+from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.metadata import read_metadata
-from dalr_stream.storage.records import (
-    check_record,
-    features_of_moments,
-    load_layer_weights,
-    load_moments,
-    moments_path,
-    origin_of,
-    provenance_of,
-    records,
-    shard_parts,
-    weights_path,
-)
+from dalr_stream.storage.records.catalogue import check_record, records
+from dalr_stream.storage.records.moments import features_of_moments, load_moments, moments_path, shard_parts
+from dalr_stream.storage.records.record import origin_of, provenance_of
+from dalr_stream.storage.records.weights import load_layer_weights, weights_path
 from dalr_stream.storage.schema import HELDOUT, TRAINING
 from dalr_stream.storage.store import ActivationStore
 

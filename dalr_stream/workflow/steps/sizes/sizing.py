@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dalr_stream.engine.store_view import StoreView
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
@@ -27,13 +27,13 @@ from dalr_stream.numerics.sizes.allocation import (
 )
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.progress import Progress
-from dalr_stream.storage.records import Solution
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.compress_section import CompressSection
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
-from dalr_stream.workflow.steps.scoring import Evaluator, score_on, sizes_to_try
-from dalr_stream.workflow.steps.search import Search, joint_search
+from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
+from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
+from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 
 
 def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict[str, Replacement], Compression]:

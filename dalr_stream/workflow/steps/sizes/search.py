@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dalr_stream.network.surgery.compress import Replacement, parameter_count
-from dalr_stream.storage.records import Solution
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.steps.named_sizes import at_size
-from dalr_stream.workflow.steps.scoring import Evaluator, Score
+from dalr_stream.workflow.steps.scores.scoring import Evaluator, Score
 
 TOLERANCE = 1e-9
 """Of a drop: 0.98 - 0.97 is a little more than 0.01."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.engine.shards import Shard, require_addable, shards_in
+from dalr_stream.engine.stores.shards import Shard, require_addable, shards_in
 from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,
@@ -30,20 +30,15 @@ from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
 from dalr_stream.progress import Progress, Silent
+from dalr_stream.storage.contents import DomainRecord, LayerRecord, NetworkRecord
 from dalr_stream.storage.durable import readable, remove_folder
 from dalr_stream.storage.layout import require_store_or_empty
 from dalr_stream.storage.lock import locked
-from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest, NetworkRecord
+from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.metadata import make_group
-from dalr_stream.storage.records import (
-    load_layer_weights,
-    load_moments,
-    provenance_of,
-    save_layer_weights,
-    save_moments,
-    shard_path,
-    weights_path,
-)
+from dalr_stream.storage.records.moments import load_moments, save_moments, shard_path
+from dalr_stream.storage.records.record import provenance_of
+from dalr_stream.storage.records.weights import load_layer_weights, save_layer_weights, weights_path
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.layer_fold import save_split

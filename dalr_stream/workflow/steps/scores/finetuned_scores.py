@@ -19,7 +19,7 @@ from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.measure.prefix import Cut, KeptBatches
 from dalr_stream.network.training.finetune import FineTuning, Numbered, finetune
 from dalr_stream.network.training.trainable import require_all_trained, touched
-from dalr_stream.workflow.steps.scoring import Evaluator, Score
+from dalr_stream.workflow.steps.scores.scoring import Evaluator, Score
 
 
 @dataclass(slots=True)

@@ -25,8 +25,8 @@ from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.progress import Progress
+from dalr_stream.storage.contents import BatchRecord, NetworkRecord
 from dalr_stream.storage.durable import remove_folder
-from dalr_stream.storage.manifest import BatchRecord, NetworkRecord
 from dalr_stream.streaming.folding import Folding
 
 _NAME = 16

@@ -23,18 +23,11 @@ from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader, channel_moments
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.storage.manifest import DomainRecord, LayerRecord, Manifest
-from dalr_stream.storage.records import (
-    Solution,
-    load_moments,
-    load_solution,
-    moments_count,
-    moments_path,
-    provenance_of,
-    shard_parts,
-    shard_path,
-    solution_path,
-)
+from dalr_stream.storage.contents import DomainRecord, LayerRecord
+from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.records.moments import load_moments, moments_count, moments_path, shard_parts, shard_path
+from dalr_stream.storage.records.record import provenance_of
+from dalr_stream.storage.records.solutions import Solution, load_solution, solution_path
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore
 

@@ -26,8 +26,8 @@ from torch import nn
 
 from dalr_stream.engine.cross import pair_load
 from dalr_stream.engine.fold_passes import direct_plan
-from dalr_stream.engine.sequential_moments import PassMoments
-from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
+from dalr_stream.engine.sequential.pass_moments import PassMoments
+from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.row_rule import RowRule

@@ -16,16 +16,10 @@ import numpy as np
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.statistics.folding import SplitMoments
-from dalr_stream.storage.manifest import DomainRecord, RowsRecord
-from dalr_stream.storage.records import (
-    check_record,
-    load_mean,
-    load_moments,
-    moments_count,
-    moments_path,
-    provenance_of,
-    shard_path,
-)
+from dalr_stream.storage.contents import DomainRecord, RowsRecord
+from dalr_stream.storage.records.catalogue import check_record
+from dalr_stream.storage.records.moments import load_mean, load_moments, moments_count, moments_path, shard_path
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import but_for_blas

@@ -1,0 +1,1 @@
+"""Records of a store: moments, the weights of layers, and solutions."""

@@ -1,0 +1,38 @@
+"""Every record of a store: where they lie, and whether each is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dalr_stream.storage import schema
+from dalr_stream.storage.durable import TEMPORARY, readable
+from dalr_stream.storage.records.moments import load_moments
+from dalr_stream.storage.records.record import (
+    load_record,
+)
+
+
+def check_record(root: Path, path: Path) -> None:
+    """Read a whole record and compare every array to its digest; raises StoreDamagedError."""
+    if path.relative_to(root).parts[0] in {"moments", "shards"}:
+        load_moments(path)
+        return
+    specs = {spec.name: spec for spec in (*schema.WEIGHTS, *schema.LOW_RANK, *schema.SELECTION)}
+    load_record(path, list(specs.values()))
+
+
+def records(root: Path) -> list[Path]:
+    """Return the folders of every record of a store, shards of merged ones too; damaged ones are among them."""
+    depths = {"weights": 1, "moments": 3, "shards": 4, "solutions": 2}
+    return sorted(path for kind, depth in depths.items() for path in _folders_below(root / kind, depth))
+
+
+def _folders_below(folder: Path, depth: int) -> list[Path]:
+    """Return the folders so many levels below one; a glob would pass over one that cannot be listed: StoreError."""
+    if depth == 0:
+        return [folder]
+    with readable(folder):
+        if not folder.is_dir():
+            return []
+        inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(TEMPORARY)]
+    return [path for child in inner for path in _folders_below(child, depth - 1)]

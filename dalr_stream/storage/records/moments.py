@@ -1,0 +1,89 @@
+"""Moments on disk: those of the training and held-out rows, and of each shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import StoreDamagedError
+from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.storage import schema
+from dalr_stream.storage.durable import new_folder
+from dalr_stream.storage.metadata import read_metadata
+from dalr_stream.storage.records.record import (
+    REMEDY,
+    Name,
+    Provenance,
+    attributes,
+    fill,
+    load_record,
+)
+from dalr_stream.storage.schema import require_count
+
+
+def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
+    """Return the folder of one moment record; `part` is `training`, `heldout`, or one of `shard_parts`."""
+    return root / "moments" / domain / layer / part
+
+
+def shard_parts(shards: int) -> list[str]:
+    """Return the names of the records that a capture's training samples were split into; none unless `shards` > 1."""
+    return [f"shard-{number}" for number in range(shards)] if shards > 1 else []
+
+
+def shard_path(root: Path, domain: str, shard: str, layer: str, part: str) -> Path:
+    """Return the folder of one moment record that a merged domain was made from."""
+    return root / "shards" / domain / shard / layer / part
+
+
+def save_moments(path: Path, moments: Moments, provenance: Provenance) -> None:
+    """Write one moment record, replacing the one that was there; one of no rows has no scatter on disk."""
+    with new_folder(path) as folder:
+        fill_moments(folder, moments, provenance, name_of_moments(path))
+
+
+def fill_moments(folder: Path, moments: Moments, provenance: Provenance, name: Name) -> None:
+    """Write what a moment record holds into a new folder."""
+    arrays = {spec.name: getattr(moments, spec.name) for spec in schema.MOMENTS if moments.count or spec.name == "mean"}
+    values = {"count": moments.count, "samples": moments.samples}
+    fill(folder, schema.MOMENTS, arrays, values, provenance, name)
+
+
+def name_of_moments(path: Path) -> Name:
+    """Return the name that a moment record carries: domain or shard, layer and part."""
+    return path.parts[-3:]
+
+
+def load_moments(path: Path) -> Moments:
+    """Read one moment record; raises StoreNotFoundError and StoreDamagedError."""
+    arrays, values = load_record(path, schema.MOMENTS)
+    try:
+        count, samples = (require_count(values[name]) for name in ("count", "samples"))
+        return Moments(count, samples, **arrays) if count else Moments.empty(arrays["mean"].size)
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreDamagedError(f"'{path}' holds no moments ({error}); {REMEDY}") from error
+
+
+def moments_count(path: Path) -> int:
+    """Return the rows behind one moment record, without reading its arrays."""
+    try:
+        return require_count(attributes(path)["count"])
+    except (LookupError, ValueError) as error:
+        raise StoreDamagedError(f"'{path}' holds no moments ({error}); {REMEDY}") from error
+
+
+def features_of_moments(path: Path) -> int:
+    """Return the features of one moment record, from the head of its mean alone; StoreDamagedError."""
+    shape: Sequence[Any] = read_metadata(path / "mean").get("shape", ())
+    return shape[0] if len(shape) == 1 and type(shape[0]) is int else 0
+
+
+def load_mean(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a moment record's mean, and its largest |x| with 0 where that is unknown, without reading the scatter."""
+    arrays, _ = load_record(path, [spec for spec in schema.MOMENTS if spec.name in {"mean", "max_abs"}])
+    mean = arrays["mean"]
+    return mean, np.nan_to_num(arrays.get("max_abs", np.zeros_like(mean)))

@@ -1,0 +1,159 @@
+"""A record on disk: written whole, checked when read.
+
+A record is a zarr group whose arrays `schema` declares; its attributes carry the plain values, a digest of every
+array, and whatever the caller wants to travel along (`provenance`). It is written under a temporary name and renamed,
+so a reader sees a whole record or none. It also carries its own name, the last folders of its path: one that was moved
+over another is damage, although its digests agree.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
+from dalr_stream.storage import schema
+from dalr_stream.storage.arrays import write_array
+from dalr_stream.storage.durable import folder_there, new_folder, readable
+from dalr_stream.storage.metadata import read_metadata, write_group
+from dalr_stream.storage.schema import ArraySpec
+
+Arrays = dict[str, NDArray[Any]]
+Provenance = Mapping[str, Any]
+Name = tuple[str, ...]
+T = TypeVar("T")
+_NAME = "name"
+REMEDY = "delete the record's folder and run the step that makes it again"
+
+
+def provenance_of(path: Path) -> dict[str, Any] | None:
+    """Return what travelled along with a record, or None where there is no record."""
+    try:
+        return dict(attributes(path)["provenance"])
+    except StoreNotFoundError:
+        return None
+
+
+def origin_of(path: Path) -> dict[str, Any] | None:
+    """Return what `provenance_of` does, and None also for a damaged record: for one that can be made again."""
+    try:
+        return provenance_of(path)
+    except StoreDamagedError:
+        return None
+
+
+def save_record(
+    path: Path,
+    specs: Sequence[ArraySpec],
+    arrays: Arrays,
+    values: Mapping[str, Any],
+    provenance: Provenance,
+    *,
+    names: int,
+) -> None:
+    """Write a record whole: the arrays that `specs` declares, plain values, and what travels along.
+
+    The last `names` folders of its path are the name it carries.
+    """
+    with new_folder(path) as folder:
+        fill(folder, specs, arrays, values, provenance, path.parts[-names:])
+
+
+def fill(
+    folder: Path,
+    specs: Sequence[ArraySpec],
+    arrays: Arrays,
+    values: Mapping[str, Any],
+    provenance: Provenance,
+    name: Name,
+) -> None:
+    """Write what a record holds into a new folder: arrays, plain values, what travels along, and its name."""
+    for spec in specs:
+        if spec.name in arrays:
+            write_array(folder, spec, arrays[spec.name])
+    seal_record(folder, values, {part: digest_of_array(array) for part, array in arrays.items()}, provenance, name)
+
+
+def seal_record(
+    folder: Path, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance, name: Name
+) -> None:
+    """Write a record's plain values, its arrays' digests, what travels along, and its name."""
+    write_group(folder, {**values, "digests": dict(digests), "provenance": dict(provenance), _NAME: list(name)})
+
+
+def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
+    """Read the arrays of `specs` that a record has, and its values; StoreNotFoundError, StoreDamagedError.
+
+    Where the record is replaced meanwhile, it is read again: the old one or the new one, never a mixture.
+    """
+    return _settled(path, partial(_load, path, specs))
+
+
+def _settled(path: Path, read: Callable[[], T]) -> T:
+    """Read again where `path` was replaced by another record while it was read."""
+    while True:
+        before = _identity(path)
+        try:
+            return read()
+        except StoreDamagedError:
+            if _identity(path) == before:
+                raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from the one that takes its place."""
+    if not folder_there(path):
+        return None
+    try:
+        with readable(path):
+            status = path.stat()
+    except OSError:  # replaced at this very moment
+        return None
+    return status.st_ino, status.st_ctime_ns
+
+
+def _load(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
+    values = _attributes_now(path)
+    digests = values["digests"]
+    arrays: Arrays = {}
+    for spec in specs:
+        if spec.name not in digests:
+            continue
+        try:
+            read_metadata(path / spec.name)
+            with readable(path / spec.name):
+                array = np.asarray(cast("Any", zarr.open_array(path / spec.name, mode="r"))[...])
+        except (StoreDamagedError, *schema.DECODE_ERRORS) as error:
+            message = f"'{path}': array '{spec.name}' is damaged ({error}); {REMEDY}"
+            raise StoreDamagedError(message) from error
+        if digest_of_array(array) != digests[spec.name]:
+            raise StoreDamagedError(f"'{path}': array '{spec.name}' does not match its digest; {REMEDY}")
+        arrays[spec.name] = array
+    return arrays, values
+
+
+def attributes(path: Path) -> dict[str, Any]:
+    """Return a record's plain values, without its arrays; raises StoreNotFoundError and StoreDamagedError."""
+    return _settled(path, partial(_attributes_now, path))
+
+
+def _attributes_now(path: Path) -> dict[str, Any]:
+    if not folder_there(path):
+        raise StoreNotFoundError(f"there is no record at '{path}': run the step that makes it")
+    attributes: dict[str, Any] = read_metadata(path)["attributes"]
+    name = attributes.get(_NAME, [])  # records of 0.1 carry none
+    if name and tuple(name) != path.parts[-len(name) :]:
+        raise StoreDamagedError(f"'{path}' holds the record of '{'/'.join(name)}', moved here; {REMEDY}")
+    return attributes
+
+
+def digest_of_array(array: NDArray[Any]) -> int:
+    """CRC-32 of an array's bytes."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).data.cast("B"))

@@ -1,0 +1,75 @@
+"""The weights of layers in a store, so that solving needs no network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalr_stream.errors import StoreDamagedError
+from dalr_stream.storage import schema
+from dalr_stream.storage.records.record import (
+    REMEDY,
+    Provenance,
+    load_record,
+    save_record,
+)
+
+
+def save_layer_weights(
+    root: Path, layer: str, weight: NDArray[Any], bias: NDArray[Any] | None, provenance: Provenance
+) -> None:
+    """Keep a layer's weight (m, d) and bias (m,) in the store, so that solving needs no network."""
+    arrays = {"weight": weight, "bias": np.zeros(weight.shape[0], weight.dtype) if bias is None else bias}
+    save_record(weights_path(root, layer), schema.WEIGHTS, arrays, {}, provenance, names=1)
+
+
+def weights_path(root: Path, layer: str) -> Path:
+    """Return the folder of a layer's weights."""
+    return root / "weights" / layer
+
+
+def load_layer_weights(root: Path, layer: str, digest: str | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read what `save_layer_weights` wrote; `digest` is the manifest's, compared where it is given."""
+    path = weights_path(root, layer)
+    arrays, _ = load_record(path, schema.WEIGHTS)
+    if not {"weight", "bias"} <= arrays.keys():
+        raise StoreDamagedError(f"'{path}' holds no weight and bias; {REMEDY}")
+    weight = arrays["weight"]
+    if digest is not None and not is_weight_of(weight, digest):
+        raise StoreDamagedError(
+            f"'{path}': weight {weight.shape} is not the one of layer '{layer}' that the store was made from: delete "
+            "the folder and capture again, which writes it anew"
+        )
+    return weight, arrays["bias"]
+
+
+def is_weight_of(weight: NDArray[Any], digest: str) -> bool:
+    """Tell whether a weight as it is stored has the digest that the manifest has: of its dtype, shape and bytes.
+
+    Half precision is stored as float32, and its digest is that of the narrow numbers.
+    """
+    return any(_weight_digest(dtype, array) == digest for dtype, array in _as_in_the_network(weight))
+
+
+def _as_in_the_network(weight: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield a stored weight in each dtype that it may have had in the network, by torch's name."""
+    yield f"torch.{weight.dtype}", weight
+    if weight.dtype == np.float32:  # only where nothing is lost: else other weights would pass for these
+        with np.errstate(over="ignore"):
+            half = weight.astype(np.float16)
+        if np.array_equal(half, weight, equal_nan=True):
+            yield "torch.float16", half
+        bits = np.ascontiguousarray(weight).view(np.uint32)
+        if not (bits & 0xFFFF).any():
+            yield "torch.bfloat16", (bits >> 16).astype(np.uint16)
+
+
+def _weight_digest(dtype: str, array: NDArray[Any]) -> str:
+    digest = hashlib.sha256(f"{dtype}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""How well a compressed network does on labelled batches, as it is and fine-tuned."""
