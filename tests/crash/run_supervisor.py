@@ -147,7 +147,8 @@ class Trials:
         for verb, setting, fresh in commands:
             self.outcome.commands += 1
             children[started(file, verb, setting, fresh=fresh)] = verb, setting
-        until = time.monotonic() + self.draw.uniform(0, 0.7 * self.seconds)
+        delay = None if self.draw.random() < 0.25 else self.draw.uniform(0, 0.7 * self.seconds)  # None: left to finish
+        until = None if delay is None else time.monotonic() + delay
         codes = {child: wait(child, until) for child in children}
         for child in [child for child, code in codes.items() if code is None]:
             os.kill(child, signal.SIGKILL)
