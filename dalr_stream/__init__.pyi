@@ -8,6 +8,7 @@ from dalr_stream.cli.console import show_progress as show_progress
 from dalr_stream.engine.accumulate import accumulate as accumulate
 from dalr_stream.engine.capture import capture as capture
 from dalr_stream.engine.cross import accumulate_cross as accumulate_cross
+from dalr_stream.engine.cross_from_stores import accumulate_cross_stored as accumulate_cross_stored
 from dalr_stream.engine.merge import merge as merge
 from dalr_stream.engine.output_errors import output_errors as output_errors
 from dalr_stream.engine.sequential import compress_sequentially as compress_sequentially

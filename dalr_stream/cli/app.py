@@ -264,6 +264,8 @@ def _dry_run(opened: Run) -> None:
         console.print(reason, soft_wrap=True, highlight=False, markup=False)
     for table in dry_run_tables(outlook):
         console.print(table)
+    if outlook.passes:
+        console.print(outlook.passes, highlight=False)
     if outlook.trials:
         console.print(outlook.trials, highlight=False)
     outlook.require()

@@ -103,8 +103,13 @@ def estimate_cross(
 
     The limit of `folding` parts the layers into passes, `MemoryPlan.groups`; `require` refuses what fits in none.
     """
-    feed = PairedRows.of_outputs(compressed, compressed, (), layers, None)
-    return direct_plan(feed.loads(rows), folding or Folding())
+    loads = [pair_load(_as_it_is(compressed, layer), rows) for layer in layers]
+    return direct_plan(loads, folding or Folding())
+
+
+def pair_load(layer: LayerSpec, rows: int = 0) -> LayerLoad:
+    """Return what the plan needs to know of a layer's inputs beside its outputs."""
+    return LayerLoad(stream_name(layer.name, Pairing.OUTPUTS), layer.inputs + layer.outputs, rows)
 
 
 def known_batches(batches: Iterable[Any], rule: RowRule) -> tuple[BatchRecord, ...]:

@@ -19,6 +19,7 @@ from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Folding, but_for_blas, rule_facts
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold
+from dalr_stream.streaming.tile_source import StoredTiles
 
 
 def accumulate_stored(
@@ -50,12 +51,20 @@ def accumulate_stored(
     left: list[Checkpoints] = []
     for name in dict.fromkeys(homes.values()):
         rule = folding.rule(opened.rows(domain, name).features)
-        task = LaneTask(opened.root, domain, name, rule, backend=backend, readers=folding.threads.readers)
+        task = LaneTask(
+            opened.root,
+            domain,
+            name,
+            rule,
+            backend=backend,
+            source=StoredTiles(opened.root, domain, name, opened),
+            readers=folding.threads.readers,
+        )
         provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
         checkpoints = Checkpoints(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
         if any(but_for_blas(origin_of(path)) != but_for_blas(provenance) for path in paths):
-            folds.append(LayerFold(opened, task, checkpoints, folding, progress))
+            folds.append(LayerFold(task, checkpoints, folding, progress))
             continue
         progress.note(f"moments of '{name}' on '{domain}' are up to date")
         if checkpoints.exists:  # killed after the moments were kept

@@ -24,6 +24,8 @@ from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.cross import pair_load
+from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.sequential_moments import PassMoments
 from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.errors import InvalidInputError, RankError
@@ -31,7 +33,7 @@ from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.spec import layer_of
+from dalr_stream.network.layers.spec import layer_of, select_layers
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import compress
 from dalr_stream.numerics.rows.streams import module_name
@@ -131,6 +133,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
         model, choices, target, None if source is None else SameEveryPass(source, "source"), folding, moments
     )
     passes = _passes(order_of_execution(model, target.first(), list(choices)), choices)
+    _require_fits(model, passes, choices, folding)
     state = SequentialCompression(model, passes) if begun is None else begun
     progress.note(f"layer after layer: {in_words(state.left)}")
     yield state
@@ -192,6 +195,18 @@ def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding
         _require_size(name, choice, layer_of(model, name))
         if choice.by.needs_source and not has_source:
             raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
+
+
+def _require_fits(
+    model: nn.Module, passes: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice], folding: Folding
+) -> None:
+    """Raise MemoryLimitError where the cross moments of one layer alone do not fit, before the passes that lead to it.
+
+    Those of the first pass are moments of inputs alone. An earlier selection may narrow a layer: this is at most.
+    """
+    later = [name for group in passes[1:] for name in group if not choices[name].selects]
+    if later:
+        direct_plan([pair_load(layer) for layer in select_layers(model, later)], folding).require()
 
 
 def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass) -> None:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dalr_stream.engine.layer_cross import LayerCrossMoments, pairs_in
 from dalr_stream.engine.layer_moments import LayerMoments
-from dalr_stream.engine.statistics import layer_names
+from dalr_stream.engine.statistics import Weights, layer_names, stored_weights
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import LayerNotFoundError, StoreNotFoundError
 from dalr_stream.numerics.layer import Layer
@@ -80,6 +81,15 @@ class Store:
         """Return the layer's shape, and what pruning its nodes saves in the layers that read them: sizes to weights."""
         self._require("layer", layer, self.layers, LayerNotFoundError)
         return self.view.shape(layer)
+
+    def cross(self, domain: str = "target") -> LayerCrossMoments:
+        """Return the cross moments of a domain by layer, where the store is of two networks (`accumulate_cross`)."""
+        self._require("domain", domain, self.domains)
+        return LayerCrossMoments.of(self.view.statistics(domain).by_stream, pairs_in(self.view.manifest.network.layers))
+
+    def weights(self, layer: str) -> Weights:
+        """Return weight (m, d) and bias (m,) of a layer; of two networks, those of the one that its inputs are from."""
+        return stored_weights(self.root, self.view.manifest.network.layers, layer)
 
     def methods(self, layer: str) -> tuple[Method, ...]:
         """Return the methods that the layer was solved by."""

@@ -50,13 +50,13 @@ class Cluster:
         tasks: Mapping[str, tuple[Any, ...]],
         done: Callable[[int], None],
         *,
-        reads: Path,
+        reads: Sequence[Path],
     ) -> list[Result]:
         """Run `function(*arguments)` for each named task; `done` hears how many are finished. Results keep the order.
 
-        Only workers on which the file `reads` is as it is here take part. Raises what a task raised, its other tasks
-        are then cancelled; ResourceError where no worker sees the file, where none is left for `PATIENCE_SECONDS`, and
-        where the scheduler is gone.
+        Only workers on which the files `reads` are as they are here take part. Raises what a task raised, its other
+        tasks are then cancelled; ResourceError where no worker sees them, where none is left for `PATIENCE_SECONDS`,
+        and where the scheduler is gone.
         """
         with self._explained():
             chosen = self._workers_that_see(reads)
@@ -93,24 +93,25 @@ class Cluster:
             elif time.monotonic() - last_seen > PATIENCE_SECONDS:
                 raise ResourceError(self._no_worker())
 
-    def _workers_that_see(self, file: Path) -> list[str] | None:
-        """Return the workers on which a file is as it is here; None for all of them."""
+    def _workers_that_see(self, files: Sequence[Path]) -> list[str] | None:
+        """Return the workers on which files are as they are here; None for all of them."""
         try:
             self.client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
         except TimeoutError:
             raise ResourceError(self._no_worker()) from None
-        here, there = _digest(file), self.client.run(_digest, file)
+        here, there = _digests(files), self.client.run(_digests, files)
+        names = " and ".join(f"'{file}'" for file in files)
         seeing = [worker for worker, digest in there.items() if digest == here]
         if not seeing:
             raise ResourceError(
-                f"cluster: none of the {len(there)} workers sees '{file}' as it is here: put the store on a disk that "
+                f"cluster: none of the {len(there)} workers sees {names} as it is here: put the store on a disk that "
                 "all of them see"
             )
         if len(seeing) == len(there):
             return None
         blind = ", ".join(sorted(set(there) - set(seeing)))
         warnings.warn(
-            f"cluster: workers that do not see '{file}' are left out: {blind}", DalrStreamWarning, stacklevel=2
+            f"cluster: workers that do not see {names} are left out: {blind}", DalrStreamWarning, stacklevel=2
         )
         return seeing
 
@@ -134,10 +135,10 @@ class Cluster:
             ) from None
 
 
-def _digest(file: Path) -> str | None:
-    """Return the SHA-256 of a file; None where it cannot be read."""
+def _digests(files: Sequence[Path]) -> list[str] | None:
+    """Return the SHA-256 of each file; None where one cannot be read."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     except OSError:
         return None
 

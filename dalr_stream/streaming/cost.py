@@ -35,6 +35,8 @@ class LayerLoad:
     """Bytes of one activation."""
     outputs: int | None = None
     """Width of the layer's outputs, where they could be watched instead."""
+    beside_tile_bytes: int = 0
+    """What reading a tile from a store holds besides it: the two tiles that one of joint rows is cut from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, read
     """Accumulators, and what comes and goes beside them: tiles, then matrices being joined, then chunks being saved."""
     lanes = lane_count(load.features)
     record = _FLOAT64 * strip.cells
-    tiles = (1 + TILES_READ_AHEAD * readers) * _tile_bytes(load)
+    tiles = (1 + TILES_READ_AHEAD * readers) * _tile_bytes(load) + readers * load.beside_tile_bytes
     working = min(lanes, threads) * (tiles + turn_bytes(load, parts - 1, strip.stop))
     working += threads * SINGLE_BLOCK_BYTES  # of float32 products; those of float64 need none
     joining = ORDERS_OF_JOINING * record if lanes > 1 else 0

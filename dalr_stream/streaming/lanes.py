@@ -21,9 +21,7 @@ from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS, FoldRule, Strip
 from dalr_stream.numerics.statistics.folding import LaneFold, LaneState
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
-from dalr_stream.storage.manifest import RowsRecord
-from dalr_stream.storage.rows import read_tile
-from dalr_stream.storage.store import ActivationStore
+from dalr_stream.streaming.tile_source import StoredTiles, TileReader, TileSource
 
 TileDone = Callable[[int], None]
 """Called with the number of rows of each tile that was folded, from the thread that folded it."""
@@ -45,12 +43,19 @@ class LaneTask:
     """Of the scatter matrix; the whole where none is named."""
     backend: Backend = field(default_factory=Backend)
     """What the rule's engine names: it can be sent to another process."""
+    source: TileSource | None = None
+    """Where the tiles come from; from that store and layer where nothing else is named."""
+    reader: TileReader | None = None
+    """The source as it was opened where the work was planned, so that no lane reads a manifest again."""
     readers: int = 1
     """Threads that read and unpack tiles ahead of the one being folded; a device is faster than one of them."""
     partition: int | None = None
     """Whose rows are folded, one of `rule.partitions`."""
-    rows: RowsRecord | None = None
-    """What the manifest says of the layer's rows, so that no lane reads it again; see `located`."""
+
+    @property
+    def tiles(self) -> TileSource:
+        """Where the tiles come from."""
+        return self.source or StoredTiles(self.root, self.domain, self.layer)
 
     @property
     def name(self) -> str:
@@ -104,19 +109,18 @@ def fold_lane(
     Raises NonFiniteError naming layer, domain and tile; StoreDamagedError, StoreNotFoundError.
     """
     _require_same_blas(task.rule.blas)
-    if task.rows is None:
-        task = located(ActivationStore(task.root), task)
+    reader = task.reader or task.tiles.open().reader
     first, state = task.lane, LaneState.empty(task.rule, task.strip)
     checkpoint = checkpoints.load(task.name) if checkpoints else None
     if checkpoint is not None:
         first, state = checkpoint.values["next_tile"], checkpoint.lanes[0]
     pace = pace or Pace()
     fold = LaneFold(task.rule, executor, state=state, new_fold=task.backend.new_fold, partition=task.partition)
-    tiles = range(first, len(_rows(task).tile_digests), task.rule.lanes)
+    tiles = range(first, reader.tiles, task.rule.lanes)
     with one_blas_thread():
         if tile_done is not None and first > task.lane:
             tile_done((first - task.lane) // task.rule.lanes * task.rule.tile_rows)
-        for tile in _read_ahead(task, tiles):
+        for tile in _read_ahead(reader, task, tiles):
             try:
                 fold.update(tile)
             except NonFiniteError as error:
@@ -128,17 +132,6 @@ def fold_lane(
                 checkpoints.save(task.name, saved(tile.number + task.rule.lanes, fold.state()))
                 pace.paid(begun)
     return fold.state()
-
-
-def located(store: ActivationStore, task: LaneTask) -> LaneTask:
-    """Return the task with the rows it is to read, under the name they lie under."""
-    home = store.domain(task.domain).home(task.layer)
-    return replace(task, layer=home, rows=store.rows(task.domain, task.layer))
-
-
-def _rows(task: LaneTask) -> RowsRecord:
-    assert task.rows is not None  # noqa: S101  # for the type checker: `fold_lane` has looked
-    return task.rows
 
 
 def _require_same_blas(expected: str) -> None:
@@ -156,11 +149,11 @@ def saved(next_tile: int, state: LaneState) -> SavedFold:
     return SavedFold([state], {"next_tile": next_tile})
 
 
-def _read_ahead(task: LaneTask, tiles: range) -> Iterator[Tile]:
+def _read_ahead(reader: TileReader, task: LaneTask, tiles: range) -> Iterator[Tile]:
     """Yield the tiles in order, each read while those before it are folded."""
 
     def read(number: int) -> Tile:
-        tile = read_tile(task.root, task.domain, task.layer, _rows(task), number)
+        tile = reader.read(number)
         return replace(tile, rows=task.backend.stage(tile.rows))
 
     with ThreadPoolExecutor(task.readers) as readers:

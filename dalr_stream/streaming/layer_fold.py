@@ -25,7 +25,6 @@ from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.records import load_moments, moments_path, provenance_of, save_moments, shard_parts
 from dalr_stream.storage.schema import HELDOUT, TRAINING
-from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.strips import load_strip, save_strips
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.cost import LayerCost, LayerLoad
@@ -52,9 +51,8 @@ def drop_shards(root: Path, domain: str, layer: str, rule: FoldRule) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LayerFold:
-    """How one layer of a store is folded."""
+    """How one layer's stored rows are folded, and where their records go: where the task says."""
 
-    store: ActivationStore
     task: LaneTask
     checkpoints: Checkpoints
     folding: Folding
@@ -101,27 +99,36 @@ class LayerFold:
 
     def _fold(self, task: LaneTask, cut: Sequence[Strip], paths: Mapping[str, Path]) -> None:
         """Fold what `task` names and write it to `paths`."""
-        rows, provenance = self.store.rows(task.domain, task.layer), self.checkpoints.made_from
+        rows, provenance = task.tiles.open().rows, self.checkpoints.made_from
         title = f"accumulate {task.domain}/{task.layer}"
         if task.partition is not None:
             title += f", {task.partition + 1} of {len(task.rule.partitions)}"
         with self.progress.track(title, rows.rows * len(cut), "rows") as advance:
             watch = Watch(advance, self.checkpoints, self.folding.pace)
             if len(cut) > 1:
-                states = accumulate_strips(self.store, task, cut, self.folding.threads, watch)
+                states = accumulate_strips(task, cut, self.folding.threads, watch)
                 save_strips(paths, rows.features, states, provenance)
             else:
-                split = accumulate_layer(self.store, task, self.folding.scheduled_on, watch)
+                split = accumulate_layer(task, self.folding.scheduled_on, watch)
                 for part, path in paths.items():
                     save_moments(path, getattr(split, part), provenance)
 
     def _cost(self) -> LayerCost | None:
         """Return how the matrix is cut, None for a cluster; raises MemoryLimitError where nothing fits."""
-        folding, rows = self.folding, self.store.rows(self.task.domain, self.task.layer)
+        folding, opened = self.folding, self.task.tiles.open()
+        rows = opened.rows
         if isinstance(folding.workers, Cluster):
             return None
         cost = plan(
-            [LayerLoad(self.task.layer, rows.features, rows.rows, itemsize=np.dtype(rows.dtype).itemsize)],
+            [
+                LayerLoad(
+                    self.task.layer,
+                    rows.features,
+                    rows.rows,
+                    itemsize=np.dtype(rows.dtype).itemsize,
+                    beside_tile_bytes=opened.beside_tile_bytes,
+                )
+            ],
             threads=folding.threads.workers,
             readers=folding.threads.readers,
             heldout_share=folding.holdout.share,

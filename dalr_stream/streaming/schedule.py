@@ -17,17 +17,14 @@ from dataclasses import dataclass, replace
 from dask.base import compute
 from dask.delayed import delayed
 
-from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.statistics.fold_rule import Strip, strips
 from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_strips, merge_all
 from dalr_stream.storage.checkpoints import Checkpoints
-from dalr_stream.storage.json_record import digest_of
-from dalr_stream.storage.layout import MANIFEST
-from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.folding import Threads, Workers
-from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, located, saved
+from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, saved
+from dalr_stream.streaming.tile_source import OpenTiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +36,7 @@ class Watch:
     pace: Callable[[], Pace] = Pace
 
 
-def accumulate_layer(
-    store: ActivationStore, task: LaneTask, workers: Workers, watch: Watch | None = None
-) -> SplitMoments:
+def accumulate_layer(task: LaneTask, workers: Workers, watch: Watch | None = None) -> SplitMoments:
     """Return the moments of one layer's committed rows on one domain, training and held-out.
 
     The same rows give the same bits for any workers, threads or processes, and any batching at capture. Peak memory:
@@ -50,27 +45,26 @@ def accumulate_layer(
 
     Raises StoreError where the domain is not complete or a tile is damaged.
     """
-    domain, layer = task.domain, task.layer
-    require_rows(store, domain, layer)
-    task, watch = located(store, task), watch or Watch()
+    opened, watch = task.tiles.open(), watch or Watch()
+    opened.require_rows()
+    task = replace(task, reader=opened.reader)
     if isinstance(workers, Cluster):
-        return _on_cluster(store, task, workers, watch)
+        return _on_cluster(opened, task, workers, watch)
     if task.rule.lanes == 1:
-        return next(accumulate_strips(store, task, [Strip(0, task.rule.features)], workers, watch)).moments()
+        return next(accumulate_strips(task, [Strip(0, task.rule.features)], workers, watch)).moments()
     fold = delayed(_fold_and_freeze, pure=True)
-    key = _key(task)
+    key = f"fold-{task.domain}-{task.layer}-{opened.fingerprint[:16]}"
     with one_blas_thread(), _together(workers.workers, watch) as (pool, watched):
         lanes = [fold(lane, watched, dask_key_name=f"{key}-{lane.name}") for lane in _lanes(task)]
         folded: tuple[SplitMoments, ...] = compute(*lanes, scheduler="threads", pool=pool)
         return merge_all(folded)
 
 
-def accumulate_strips(
-    store: ActivationStore, task: LaneTask, cut: Sequence[Strip], threads: Threads, watch: Watch
-) -> Iterator[LaneState]:
+def accumulate_strips(task: LaneTask, cut: Sequence[Strip], threads: Threads, watch: Watch) -> Iterator[LaneState]:
     """Yield the strips of a one-lane layer, ascending, each from a pass of its own over the rows."""
-    require_rows(store, task.domain, task.layer)
-    task = located(store, task)
+    opened = task.tiles.open()
+    opened.require_rows()
+    task = replace(task, reader=opened.reader)
     cutting = len(cut) > 1
     for strip in cut:
         one = replace(task, strip=strip if cutting else None)
@@ -79,41 +73,8 @@ def accumulate_strips(
                 one, executor, checkpoints=watch.checkpoints, pace=watch.pace(), tile_done=watch.tile_done
             )
         if cutting and watch.checkpoints is not None:  # the record is not whole before the last strip
-            watch.checkpoints.save(one.name, saved(store.tiles(task.domain, task.layer), state))
+            watch.checkpoints.save(one.name, saved(opened.reader.tiles, state))
         yield state
-
-
-def require_rows(store: ActivationStore, domain: str, layer: str) -> None:
-    """Raise StoreError where a domain's capture was not finished, and where its rows are not there."""
-    record = store.domain(domain)
-    if not record.complete:
-        raise StoreError(
-            f"'{store.root}': domain '{domain}' is not complete ({record.committed_samples} samples are committed): "
-            "run the capture again, it goes on where it stopped"
-        )
-    rows = store.rows(domain, layer)
-    if not rows.covers(record.samples):
-        raise StoreDamagedError(
-            f"'{store.root}': layer '{layer}' on '{domain}' has {rows.rows} rows, which are not those of "
-            f"{record.samples} samples: capture the domain again"
-        )
-    if rows.rows and store.has_rows(domain, layer) and not rows.tile_digests:
-        raise StoreDamagedError(
-            f"'{store.root}': the manifest names no tile of layer '{layer}' on '{domain}': capture the domain again"
-        )
-    if rows.rows and not store.has_rows(domain, layer):
-        origin = f"was merged from {len(record.shards)} stores and " if record.shards else ""
-        raise StoreNotFoundError(
-            f"'{store.root}': domain '{domain}' {origin}holds no rows of layer '{layer}': pass the holdout that its "
-            "moments were made with to read them; for another one capture the rows again"
-            + (", or accumulate the stores again and merge them" if record.shards else "")
-        )
-
-
-def _key(task: LaneTask) -> str:
-    """Return a name for the folds of these very rows: equal names, equal results."""
-    digests = () if task.rows is None else task.rows.tile_digests
-    return f"fold-{task.domain}-{task.layer}-{digest_of([str(task.root), digests])[:16]}"
 
 
 def _lanes(task: LaneTask) -> list[LaneTask]:
@@ -124,17 +85,18 @@ def _fold_and_freeze(task: LaneTask, watch: Watch) -> SplitMoments:
     return fold_lane(task, checkpoints=watch.checkpoints, pace=watch.pace(), tile_done=watch.tile_done).moments()
 
 
-def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch: Watch) -> SplitMoments:
+def _on_cluster(opened: OpenTiles, task: LaneTask, cluster: Cluster, watch: Watch) -> SplitMoments:
     """Fold lanes, or the strips of the one lane, on the cluster's workers; join them here."""
     rule = task.rule
-    task = replace(task, root=task.root.resolve())  # a worker may have another working folder
+    manifests = task.tiles.manifests
+    task = replace(task, source=None, reader=opened.reader.resolved())  # a worker may have another working folder
     wide = rule.lanes == 1
     cells = rule.features * rule.features // 2 // max(cluster.workers, 1)
     tasks = _lanes(task)
     if wide:
         tasks = [replace(task, strip=strip) for strip in strips(rule.features, cells)]
-    prefix = _key(task)
-    rows = store.rows(task.domain, task.layer).rows
+    prefix = f"fold-{task.domain}-{task.layer}-{opened.fingerprint[:16]}"
+    rows = opened.rows.rows
     reported = 0
 
     def done(finished: int) -> None:
@@ -145,7 +107,7 @@ def _on_cluster(store: ActivationStore, task: LaneTask, cluster: Cluster, watch:
             reported = now
 
     named = {f"{prefix}-{task.name}-{rule}": (task,) for task in tasks}
-    states = cluster.map(fold_lane, named, done, reads=task.root / MANIFEST)
+    states = cluster.map(fold_lane, named, done, reads=manifests)
     if not wide:
         return merge_all([state.moments() for state in states])
     heldout = [state.heldout for state in states if state.heldout is not None]

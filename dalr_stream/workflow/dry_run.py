@@ -26,6 +26,7 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
 from dalr_stream.workflow.steps.scoring import networks_to_try
+from dalr_stream.workflow.steps.sequential import sequence_cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class DryRun:
     left_out: tuple[str, ...] = ()
     """Which layers that are asked for cannot be compressed, and why."""
     plan: MemoryPlan | None = None
+    passes: str = ""
+    """What the moments cost that layers compressed one after the other are solved from, in words; else empty."""
     trials: str = ""
     """How many networks will be scored and fine-tuned, in words."""
     steps: list[tuple[str, bool]] = field(default_factory=list)
@@ -93,6 +96,7 @@ def dry_run(project: Project) -> DryRun:
             outlook.plan.require()
             require_disk(outlook.plan, project.output, held_on_disk(project.store, config.domains))
             outlook.trials = trials(project, network)
+            outlook.passes = passes_in_words(sequence_cost(project, network))
     for check in run.checks:
         with outlook.collecting():
             check()
@@ -111,6 +115,18 @@ def trials(project: Project, network: nn.Module) -> str:
         tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
         parts.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
     return "; ".join(parts)
+
+
+def passes_in_words(cost: MemoryPlan | None) -> str:
+    """Say what the passes of compressing layer after layer cost; nothing where there are none."""
+    if cost is None or not cost.layers:
+        return ""
+    most = max(layer.direct_bytes for layer in cost.layers) + cost.shared_bytes
+    kept = sum(layer.moments_bytes for layer in cost.layers)
+    return (
+        f"layer after layer: a pass for each, folding peaks at {most / 2**20:,.0f} MiB a layer, and all passes keep "
+        f"{kept / 2**20:,.0f} MiB of moments at most"
+    )
 
 
 def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dalr_stream.workflow.results import report
-from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
+from dalr_stream.workflow.steps import accumulate, capture, compress, cross, evaluate, finetune, solve, train
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.step import Step
 
@@ -18,6 +18,7 @@ ORDER: tuple[Callable[[Session], Iterable[Step]], ...] = (
     train.steps,
     capture.steps,
     accumulate.steps,
+    cross.steps,
     solve.steps,
     compress.steps,
     finetune.steps,

@@ -58,6 +58,6 @@ def _clear(project: Project) -> None:
 def _own(project: Project) -> tuple[Path, ...]:
     """Return what steps write into the folder, whole, under a temporary name first; the store clears its own."""
     records = (project.weights_record, project.evaluation, project.compression, project.stability, project.finetuning)
-    folders = (project.compressed, project.finetuned, project.sequence, project.unfinished)
+    folders = (project.compressed, project.finetuned, project.sequence, project.pass_moments, project.unfinished)
     files = (project.weights, project.report_record, project.output / step_log.FILE, project.output / profile.FILE)
     return (*records, *folders, *files)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dalr_stream.engine.verify import Finding, Verification, verify_store
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.workflow.order import steps_of
@@ -11,13 +13,17 @@ from dalr_stream.workflow.steps.step_log import FILE, StepLog
 
 
 def verify_run(project: Project, *, progress: Progress | None = None) -> Verification:
-    """Read a run's store, and the records and networks of its steps, and return what is whole and what is not.
+    """Read a run's stores, and the records and networks of its steps, and return what is whole and what is not.
 
     A step is compared with what it was made from, whatever the run file says by now. Changes nothing. Raises as
     `engine.verify.verify_store`.
     """
-    of_store = verify_store(project.store, progress=progress)
-    whole, findings = list(of_store.whole), list(of_store.findings)
+    whole: list[str] = []
+    findings: list[Finding] = []
+    for root in project.stores:
+        of_store, where = verify_store(root, progress=progress), _prefix(project, root)
+        whole += [f"{where}{line}" for line in of_store.whole]
+        findings += [Finding(f"{where}{finding.part}", finding.problem) for finding in of_store.findings]
     log = StepLog(project.output, {})
     if log.damage:
         findings.append(Finding(FILE, log.damage))
@@ -30,3 +36,8 @@ def verify_run(project: Project, *, progress: Progress | None = None) -> Verific
             findings += problems
             whole += [] if problems else [f"{step.name}: all that it left is there"]
     return Verification(project.output, tuple(whole), tuple(findings))
+
+
+def _prefix(project: Project, root: Path) -> str:
+    """Return what names a store beside the run's own in front of its parts."""
+    return "" if root == project.store else f"{root.relative_to(project.output)}/"

@@ -73,7 +73,7 @@ def same_work(rows: np.ndarray) -> Callable[[], object]:
 
 def accumulate(store: ActivationStore, share: float) -> Callable[[], object]:
     task = LaneTask(store.root, "target", "fc", FoldRule(store.rows("target", "fc").features, HoldoutRule(share)))
-    return lambda: accumulate_layer(store, task, Threads())
+    return lambda: accumulate_layer(task, Threads())
 
 
 def bars(n: int, d: int, turns: int) -> list[Row]:

@@ -14,7 +14,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 
 
 def test_a_capture_and_its_accumulation_killed_at_random_end_in_the_same_bits(tmp_path, soak):
-    kills = int(os.environ.get("DALR_STREAM_KILLS", "500" if soak else "20"))
+    kills = int(os.environ.get("DALR_STREAM_KILLS", "500" if soak else "10"))
     seed = int.from_bytes(os.urandom(4)) if soak else 0
     command = [sys.executable, str(SUPERVISOR), str(tmp_path), str(kills), str(seed)]
     env = {**os.environ, **ONE_THREAD}

@@ -56,7 +56,7 @@ def _status(name):
 def _fold(root, folding, threads):
     store = ActivationStore(root)
     task = LaneTask(store.root, "target", "fc", folding.rule(store.rows("target", "fc").features))
-    return accumulate_layer(store, task, Threads(threads))
+    return accumulate_layer(task, Threads(threads))
 
 
 def _main(root, share, threads):

@@ -46,7 +46,7 @@ def store(tmp_path_factory):
 
 def folded(store, layer, workers, done=None):
     task = LaneTask(store.root, "target", layer, FoldRule(store.rows("target", layer).features, HOLDOUT))
-    return accumulate_layer(store, task, workers, Watch(done))
+    return accumulate_layer(task, workers, Watch(done))
 
 
 def assert_same_bits(one, other):
@@ -146,7 +146,7 @@ def test_the_loss_of_the_last_worker_is_one_line_in_time(scheduler, worker, stor
         killer = threading.Timer(0.5, worker.kill)
         killer.start()
         with pytest.raises(ResourceError, match="has had no worker for the job for 3 s"):
-            opened.map(time.sleep, {"long": (60,)}, lambda _: None, reads=store[0].root / "manifest.json")
+            opened.map(time.sleep, {"long": (60,)}, lambda _: None, reads=[store[0].root / "manifest.json"])
 
 
 @pytest.mark.usefixtures("worker")
@@ -156,7 +156,7 @@ def test_the_loss_of_the_scheduler_is_one_line_in_time(scheduler, store):
         opened.client.wait_for_workers(1, timeout=60)
         threading.Timer(0.5, scheduler[0].kill).start()
         with pytest.raises(ResourceError, match=f"the scheduler at '{scheduler[1]}' is gone: start it, and run the"):
-            opened.map(time.sleep, {"long": (60,)}, lambda _: None, reads=store[0].root / "manifest.json")
+            opened.map(time.sleep, {"long": (60,)}, lambda _: None, reads=[store[0].root / "manifest.json"])
     assert time.monotonic() - begun < 60
 
 

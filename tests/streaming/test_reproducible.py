@@ -57,7 +57,7 @@ def expected(task):
 
 
 def folded(task, workers, watch=None):
-    return accumulate_layer(task[1], task[0], workers, watch)
+    return accumulate_layer(task[0], workers, watch)
 
 
 def assert_same_bits(found, expected):

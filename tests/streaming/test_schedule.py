@@ -47,7 +47,7 @@ def task_of(store, layer, holdout=HOLDOUT, **options):
 
 
 def accumulate(store, layer, workers=2, holdout=HOLDOUT, **options):
-    return accumulate_layer(store, task_of(store, layer, holdout, **options), Threads(workers))
+    return accumulate_layer(task_of(store, layer, holdout, **options), Threads(workers))
 
 
 @pytest.mark.parametrize(("layer", "per_sample"), [("fc6", 1), ("tokens", 3)])
@@ -113,7 +113,7 @@ def test_the_fast_mode_gives_the_same_bits_for_any_workers_and_on_the_direct_rou
 
 def test_every_tile_is_reported_once(store):
     done = []
-    accumulate_layer(store, task_of(store, "fc6"), Threads(2), Watch(done.append))
+    accumulate_layer(task_of(store, "fc6"), Threads(2), Watch(done.append))
     assert sorted(done) == [11_000 - 2 * ROWS_PER_TILE, ROWS_PER_TILE, ROWS_PER_TILE]
 
 
@@ -175,7 +175,7 @@ def test_when_one_lane_fails_the_others_end_before_the_call_does(tmp_path):
 
     threads = threading.active_count()
     with pytest.raises(RuntimeError, match="a lane fails"):
-        accumulate_layer(store, task_of(store, "fc6"), Threads(2), Watch(done))
+        accumulate_layer(task_of(store, "fc6"), Threads(2), Watch(done))
     assert threading.active_count() == threads
     assert len(told) < 15
 
@@ -191,7 +191,7 @@ MEASURE = r"""
     from dalr_stream.streaming.schedule import accumulate_layer
     from dalr_stream.streaming.lanes import LaneTask
     store = ActivationStore(sys.argv[1])
-    split = accumulate_layer(store, LaneTask(store.root, "target", "fc6", Folding().rule(32)), Threads(2))
+    split = accumulate_layer(LaneTask(store.root, "target", "fc6", Folding().rule(32)), Threads(2))
     assert split.training.count + split.heldout.count == int(sys.argv[2])
     print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """

@@ -28,6 +28,7 @@ from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import Side
+from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.manifest import Manifest, NetworkRecord
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Folding, Threads, Workers
@@ -56,11 +57,19 @@ class Project:
         self.finetuning = self.output / "finetuning.json"
         self.unfinished = self.output / "unfinished"
         self.sequence = self.output / "sequence"
+        self.pass_moments = self.output / "passes"
+        self.cross = self.output / "cross.zarr"
         self.evaluation = self.output / "evaluation.json"
         self.stability = self.output / "stability.json"
         self.report_folder = self.output / "report"
         self.report_record = self.output / "report.json"
         self.code = UserCode(config, folder)
+
+    @property
+    def stores(self) -> list[Path]:
+        """The run's store, that of cross moments, and those that the passes of `sequential` have left."""
+        kept = sorted(self.pass_moments.iterdir()) if self.pass_moments.is_dir() else []
+        return [self.store, *(path for path in (self.cross, *kept) if (path / MANIFEST).is_file())]
 
     # --- the network and its layers ------------------------------------------------------------------------------
 

@@ -182,6 +182,10 @@ class AccumulateSection(Section):
     """Where torch folds, `cuda` or `cuda:1`, whatever the network runs on; or `cupy`, where CuPy folds what lies in the
     store. By default numpy folds."""
 
+    cross: str | None = None
+    """Folder of a network that was compressed from this one and saved: of the layers that it still has, also keep the
+    cross moments of what they read there and give here, in `cross.zarr`. The order `sequential` keeps its own."""
+
     @model_validator(mode="after")
     def _one_place(self) -> AccumulateSection:
         if self.workers is not None and self.scheduler is not None:

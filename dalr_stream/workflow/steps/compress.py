@@ -19,7 +19,7 @@ from dalr_stream.workflow.steps.compression import COMPRESSION
 from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.named_sizes import named_layers, require_choices
 from dalr_stream.workflow.steps.provenance import saved_provenance
-from dalr_stream.workflow.steps.sequential import compress_in_sequence, forget_sequence
+from dalr_stream.workflow.steps.sequential import compress_in_sequence, forget_pass_moments, forget_sequence
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.sizing import decide
 from dalr_stream.workflow.steps.step import Step, json_record, saved_network
@@ -91,6 +91,8 @@ def _compress(session: Session, fingerprint: str) -> None:
         note(f"warning: {warning}")
     small = compress(project.network, replacements, example=project.structure or project.code.first_batch)
     if replacements and project.config.compress.order is Order.SEQUENTIAL:
+        if session.fresh:
+            forget_pass_moments(project)
         small, compression = compress_in_sequence(project, store, compression, small, fingerprint, session.progress)
     facts = saved_provenance(project.config, store, compression, fingerprint)
     checkpoint.remove_remnant(project.compressed)

@@ -1,7 +1,9 @@
 """The compress step of a run whose layers are compressed one after the other, at sizes that are decided already.
 
 After each pass the network as compressed so far is kept in the folder `sequence` of the run's output, so a run that was
-killed goes on from the last finished pass; the folder goes when the compressed network is saved.
+killed goes on from the last finished pass; the folder goes when the compressed network is saved. The moments that each
+pass decides by are kept in the folder `passes`, and stay: at another size, ridge or method only those passes are made
+whose layers read something else than before.
 """
 
 from __future__ import annotations
@@ -13,15 +15,20 @@ from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.cross import pair_load
+from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.output_errors import output_errors
 from dalr_stream.engine.sequential import SequentialCompression, sequential_passes
 from dalr_stream.engine.sequential_pass import LayerChoice, LayerOutcome
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved import checkpoint
+from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.progress import Progress
 from dalr_stream.storage.durable import remove_folder
-from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.folding import CUPY, Folding
+from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.compression import Compression, LayerGain, LayerSize, SequenceGain
 from dalr_stream.workflow.steps.ridge import ridge_of
@@ -52,6 +59,7 @@ def compress_in_sequence(
             project.code.batches(project.config.solve.target),
             choices,
             source=_source(project),
+            store=project.pass_moments,
             rows=project.code.rows,
             folding=_folding(project),
             begun=begun,
@@ -69,6 +77,22 @@ def forget_sequence(project: Project) -> None:
     remove_folder(project.sequence)
 
 
+def forget_pass_moments(project: Project) -> None:
+    """Remove the moments of all passes."""
+    remove_folder(project.pass_moments)
+
+
+def sequence_cost(project: Project, network: nn.Module) -> MemoryPlan | None:
+    """Return what the moments of the passes cost at most, were every watched layer compressed; None in another order.
+
+    Any weights will do. A pass has one layer, or those that read the same tensor.
+    """
+    if project.config.compress.order is not Order.SEQUENTIAL:
+        return None
+    loads = [pair_load(layer) for layer in project.watched_in(network) if layer.side is Side.INPUTS]
+    return direct_plan(loads, _folding(project))
+
+
 def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> LayerChoice:
     """Return the options the layer was solved with; a ridge that rows chose is not chosen again."""
     section = project.config.solve
@@ -77,8 +101,9 @@ def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> 
 
 
 def _folding(project: Project) -> Folding:
-    """Return how the target's rows become cross moments: whole, by numpy."""
-    return dataclasses.replace(project.folding(project.config.solve.target), shards=1, device=None)
+    """Return how the target's rows become cross moments: whole, and by numpy where CuPy folds what lies in a store."""
+    folding = project.folding(project.config.solve.target)
+    return dataclasses.replace(folding, shards=1, device=None if folding.device == CUPY else folding.device)
 
 
 def _source(project: Project) -> Iterable[Any] | None:

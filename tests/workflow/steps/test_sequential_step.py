@@ -1,12 +1,15 @@
 """Compression layer after layer from a run file: sizes as before, factors in sequence, resumed, skipped, reported."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from notes import Notes
+from typer.testing import CliRunner
 
 import dalr_stream as ds
+from dalr_stream.cli.app import app
 from dalr_stream.engine.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.results.results import results
@@ -220,3 +223,37 @@ def test_where_a_rule_leaves_every_layer_as_it_is_no_pass_is_made(finished_file)
 def test_another_order_is_refused(run_file):
     with pytest.raises(ConfigError, match=r"compress\.order.*'parallel' or 'sequential'"):
         load_config(run_file, ['compress.order="backwards"'])
+
+
+def test_another_size_or_method_of_the_last_layer_costs_no_pass(finished_file):
+    first, _ = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS)
+    first.compress()
+    assert len(first.project.stores) == 3
+    for change in ("compress.fc2.size=4", 'compress.fc2.method="dalr_published"'):
+        run, said = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS, change)
+        run.compress()
+        kept = [line for line in said if "kept from an earlier pass" in line]
+        assert len(kept) == 2
+        again, said = opened(finished_file, IN_SEQUENCE, *TWO_PAIRS, change)
+        again.project.pass_moments.rename(again.project.pass_moments.with_name("elsewhere"))
+        (again.project.compression).unlink()
+        again.compress()
+        assert not any("kept from an earlier pass" in line for line in said)
+        assert same(saved(run), saved(again))
+        for path in again.project.output.glob("elsewhere"):
+            shutil.rmtree(path)
+
+
+def test_fresh_makes_every_pass_again_and_verify_reads_what_passes_keep(finished_file):
+    opened(finished_file, IN_SEQUENCE, *TWO_PAIRS)[0].compress()
+    said = Notes()
+    project = Project(load_config(finished_file, [IN_SEQUENCE, *TWO_PAIRS], {}), finished_file.parent)
+    project.compression.unlink()
+    Run(project, progress=said, fresh=True).compress()
+    assert not any("kept from an earlier pass" in line for line in said.said)
+    store = project.stores[1]
+    (record,) = (store / "moments" / "target").iterdir()
+    (record / "training" / "mean" / "zarr.json").write_text("{")
+    result = CliRunner().invoke(app, ["verify", str(finished_file), "--set", IN_SEQUENCE])
+    assert result.exit_code != 0
+    assert f"WRONG passes/{store.name}/moments/target/{record.name}/training" in result.output
