@@ -29,7 +29,8 @@ from dalr_stream.errors import (
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
-from dalr_stream.storage import records
+from dalr_stream.storage.records.moments import moments_path, save_moments, shard_path
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.workflow.run import Run
@@ -185,11 +186,11 @@ def test_verify_adds_the_shards_up_again(jobs, tmp_path):
     said = found.whole
     assert list(said[:2]) == ["target/0: the sum of 2 shards", "target/2: the sum of 2 shards"]
     assert f"shards/target/{name_of(jobs['b'])}/2/heldout: whole" in said
-    total = records.moments_path(tmp_path / "out", "target", "2", "heldout")
-    records.save_moments(total, ds.Moments.empty(16), records.provenance_of(total))
+    total = moments_path(tmp_path / "out", "target", "2", "heldout")
+    save_moments(total, ds.Moments.empty(16), provenance_of(total))
     (found,) = verify_store(tmp_path / "out").findings
     assert str(found) == "moments/target/2/heldout: is not the sum of its shards: merge again"
-    shutil.rmtree(records.shard_path(tmp_path / "out", "target", name_of(jobs["b"]), "0", "training"))
+    shutil.rmtree(shard_path(tmp_path / "out", "target", name_of(jobs["b"]), "0", "training"))
     assert any("there is no record at" in finding.problem for finding in verify_store(tmp_path / "out").findings)
 
 

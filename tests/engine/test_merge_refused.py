@@ -27,9 +27,11 @@ from dalr_stream.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from dalr_stream.storage import records
 from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.records.moments import load_moments, moments_path, save_moments
+from dalr_stream.storage.records.record import provenance_of
+from dalr_stream.storage.records.weights import weights_path
 
 pytestmark = pytest.mark.usefixtures("unsynced", "jobs_as_they_were")
 
@@ -74,8 +76,8 @@ class Refused:
 
     def stale_moments(self):
         root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        path = records.moments_path(root, "target", "2", "training")
-        records.save_moments(path, records.load_moments(path), {**records.provenance_of(path), "rows": "others"})
+        path = moments_path(root, "target", "2", "training")
+        save_moments(path, load_moments(path), {**provenance_of(path), "rows": "others"})
         return [root], {}
 
     def incomplete(self):
@@ -87,12 +89,12 @@ class Refused:
 
     def damaged_moments(self):
         root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        _damaged(records.moments_path(root, "target", "2", "heldout") / "scatter" / "c" / "0" / "0")
+        _damaged(moments_path(root, "target", "2", "heldout") / "scatter" / "c" / "0" / "0")
         return [root], {}
 
     def damaged_weights(self):
         root = shutil.copytree(self.jobs["b"], self.folder / "x")
-        _damaged(records.weights_path(root, "2") / "weight" / "c" / "0" / "0")
+        _damaged(weights_path(root, "2") / "weight" / "c" / "0" / "0")
         return [root], {"first": True}
 
     def damaged_manifest(self):

@@ -12,7 +12,13 @@ from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.storage import records, schema
+from dalr_stream.storage import schema
+from dalr_stream.storage.arrays import write_array
+from dalr_stream.storage.records.catalogue import check_record, records
+from dalr_stream.storage.records.moments import load_moments, moments_path, save_moments
+from dalr_stream.storage.records.record import provenance_of
+from dalr_stream.storage.records.solutions import load_solution, save_solution, solution_path
+from dalr_stream.storage.records.weights import load_layer_weights, save_layer_weights, weights_path
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(50, 6))
@@ -51,22 +57,22 @@ def selection(factor):
     ids=["generic", "unknown extrema", "no rows", "one row", "one dead feature"],
 )
 def test_moments_come_back_bit_for_bit(tmp_path, moments):
-    path = records.moments_path(tmp_path, "target", "fc6", "training")
-    records.save_moments(path, moments, {"rows": "abc", "rule": {"lanes": 8}})
-    back = records.load_moments(path)
+    path = moments_path(tmp_path, "target", "fc6", "training")
+    save_moments(path, moments, {"rows": "abc", "rule": {"lanes": 8}})
+    back = load_moments(path)
     assert back.same_bits(moments)
     assert (back.mean.dtype, back.nonzero.dtype) == (np.float64, np.int64)
-    assert records.provenance_of(path) == {"rows": "abc", "rule": {"lanes": 8}}
+    assert provenance_of(path) == {"rows": "abc", "rule": {"lanes": 8}}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("bias", [True, False])
 def test_weights_come_back_and_a_missing_bias_as_zeros(tmp_path, dtype, bias):
     weight, shift = RNG.normal(size=(4, 6)).astype(dtype), RNG.normal(size=4).astype(dtype)
-    assert records.provenance_of(records.weights_path(tmp_path, "fc6")) is None
-    records.save_layer_weights(tmp_path, "fc6", weight, shift if bias else None, {})
-    assert records.provenance_of(records.weights_path(tmp_path, "fc6")) == {}
-    found, found_bias = records.load_layer_weights(tmp_path, "fc6")
+    assert provenance_of(weights_path(tmp_path, "fc6")) is None
+    save_layer_weights(tmp_path, "fc6", weight, shift if bias else None, {})
+    assert provenance_of(weights_path(tmp_path, "fc6")) == {}
+    found, found_bias = load_layer_weights(tmp_path, "fc6")
     assert np.array_equal(found, weight)
     assert np.array_equal(found_bias, shift if bias else np.zeros(4))
     assert found.dtype == found_bias.dtype == dtype
@@ -78,9 +84,9 @@ def test_low_rank_factors_come_back_with_the_stores_weight(tmp_path):
     factors = LowRankFactors(
         Method.DALR_ANCHORED_AFFINE, weight.astype(float), basis, down, center, np.ones(4), np.arange(5.0), DIAGNOSTICS
     )
-    records.save_layer_weights(tmp_path, "fc6", weight, None, {})
-    records.save_solution(tmp_path, "fc6", factors, {})
-    back = records.load_solution(tmp_path, "fc6", Method.DALR_ANCHORED_AFFINE)
+    save_layer_weights(tmp_path, "fc6", weight, None, {})
+    save_solution(tmp_path, "fc6", factors, {})
+    back = load_solution(tmp_path, "fc6", Method.DALR_ANCHORED_AFFINE)
     assert isinstance(back, LowRankFactors)
     assert (back.method, back.diagnostics) == (factors.method, DIAGNOSTICS)
     for name in ("weight", "basis", "down", "center", "offset", "objective"):
@@ -90,9 +96,9 @@ def test_low_rank_factors_come_back_with_the_stores_weight(tmp_path):
 def test_the_first_ranks_alone_come_back_bit_for_bit_and_slice(tmp_path):
     weight = RNG.normal(size=(5, 7))
     solved = dalr(weight, None, Moments.of(RNG.normal(size=(40, 7))), variant="optimal", max_rank=3)
-    records.save_layer_weights(tmp_path, "fc6", weight, None, {})
-    records.save_solution(tmp_path, "fc6", solved, {})
-    back = records.load_solution(tmp_path, "fc6", solved.method)
+    save_layer_weights(tmp_path, "fc6", weight, None, {})
+    save_solution(tmp_path, "fc6", solved, {})
+    back = load_solution(tmp_path, "fc6", solved.method)
     assert isinstance(back, LowRankFactors)
     assert (back.max_rank, back.diagnostics) == (3, solved.diagnostics)
     for k in (1, 2):
@@ -103,8 +109,8 @@ def test_the_first_ranks_alone_come_back_bit_for_bit_and_slice(tmp_path):
 @pytest.mark.parametrize("factor", [None, RNG.normal(size=(6, 4)), np.zeros((6, 0))], ids=["none", "4", "rank 0"])
 def test_selections_come_back_with_and_without_a_factor(tmp_path, factor):
     saved = selection(factor)
-    records.save_solution(tmp_path, "fc6", saved, {})
-    back = records.load_solution(tmp_path, "fc6", saved.method)
+    save_solution(tmp_path, "fc6", saved, {})
+    back = load_solution(tmp_path, "fc6", saved.method)
     assert isinstance(back, ChannelSelection)
     assert back.diagnostics == DIAGNOSTICS
     for name in ("order", "retention", "center", "not_live"):
@@ -115,7 +121,7 @@ def test_selections_come_back_with_and_without_a_factor(tmp_path, factor):
 
 
 def test_arrays_are_declared_named_and_explained(tmp_path):
-    records.save_moments(tmp_path / "m", Moments.of(ROWS), {})
+    save_moments(tmp_path / "m", Moments.of(ROWS), {})
     group = zarr.open_group(tmp_path / "m", mode="r")
     for spec in schema.MOMENTS:
         assert group[spec.name].metadata.dimension_names == spec.dimensions
@@ -126,8 +132,8 @@ def test_arrays_are_declared_named_and_explained(tmp_path):
 
 def test_a_record_that_is_not_there_is_named_with_the_step_that_makes_it(tmp_path):
     with pytest.raises(StoreNotFoundError, match=r"no record at .*run the step that makes it"):
-        records.load_moments(tmp_path / "m")
-    assert records.provenance_of(tmp_path / "m") is None
+        load_moments(tmp_path / "m")
+    assert provenance_of(tmp_path / "m") is None
 
 
 # --- replaced -----------------------------------------------------------------------------------------------------
@@ -135,45 +141,45 @@ def test_a_record_that_is_not_there_is_named_with_the_step_that_makes_it(tmp_pat
 
 def test_a_record_that_could_not_be_written_is_the_old_one(tmp_path, monkeypatch):
     old = Moments.of(ROWS)
-    records.save_moments(tmp_path / "m", old, {"made": "first"})
-    write = records.write_array
+    save_moments(tmp_path / "m", old, {"made": "first"})
+    write = write_array
 
     def dying(group, spec, values):
         if spec.name == "maximum":
             raise Killed
         write(group, spec, values)
 
-    monkeypatch.setattr(records, "write_array", dying)
+    monkeypatch.setattr("dalr_stream.storage.records.record.write_array", dying)
     with pytest.raises(Killed):
-        records.save_moments(tmp_path / "m", Moments.of(ROWS[:9]), {"made": "second"})
-    assert records.load_moments(tmp_path / "m").same_bits(old)
-    assert records.provenance_of(tmp_path / "m") == {"made": "first"}
+        save_moments(tmp_path / "m", Moments.of(ROWS[:9]), {"made": "second"})
+    assert load_moments(tmp_path / "m").same_bits(old)
+    assert provenance_of(tmp_path / "m") == {"made": "first"}
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_new_record_keeps_nothing_of_the_old_one(tmp_path):
-    records.save_solution(tmp_path, "fc6", selection(np.zeros((6, 2))), {})
-    path = records.solution_path(tmp_path, "fc6", Method.SPECTRAL)
+    save_solution(tmp_path, "fc6", selection(np.zeros((6, 2))), {})
+    path = solution_path(tmp_path, "fc6", Method.SPECTRAL)
     bare = selection(None)
     object.__setattr__(bare, "method", Method.SPECTRAL)
-    records.save_solution(tmp_path, "fc6", bare, {})
+    save_solution(tmp_path, "fc6", bare, {})
     assert not (path / "factor").exists()
-    assert records.load_solution(tmp_path, "fc6", Method.SPECTRAL).factor is None
+    assert load_solution(tmp_path, "fc6", Method.SPECTRAL).factor is None
 
 
 def test_records_lists_whole_ones_only_and_each_can_be_checked(tmp_path):
-    records.save_layer_weights(tmp_path, "fc6", np.ones((2, 6)), None, {})
-    records.save_moments(records.moments_path(tmp_path, "target", "fc6", "training"), Moments.of(ROWS), {})
-    records.save_solution(tmp_path, "fc6", selection(None), {})
+    save_layer_weights(tmp_path, "fc6", np.ones((2, 6)), None, {})
+    save_moments(moments_path(tmp_path, "target", "fc6", "training"), Moments.of(ROWS), {})
+    save_solution(tmp_path, "fc6", selection(None), {})
     (tmp_path / "weights" / ".tmp-fc7-1").mkdir()
     (tmp_path / "weights" / ".tmp-fc7-1" / "zarr.json").write_text("{}")
-    found = [str(path.relative_to(tmp_path)) for path in records.records(tmp_path)]
+    found = [str(path.relative_to(tmp_path)) for path in records(tmp_path)]
     assert found == ["moments/target/fc6/training", "solutions/fc6/prune_mean", "weights/fc6"]
-    for path in records.records(tmp_path):
-        records.check_record(tmp_path, path)
+    for path in records(tmp_path):
+        check_record(tmp_path, path)
     flipped(tmp_path / "weights/fc6/weight/c/0/0", 12)
     with pytest.raises(StoreDamagedError, match="weights/fc6': array 'weight'"):
-        records.check_record(tmp_path, tmp_path / "weights/fc6")
+        check_record(tmp_path, tmp_path / "weights/fc6")
 
 
 # --- damage -------------------------------------------------------------------------------------------------------
@@ -181,7 +187,7 @@ def test_records_lists_whole_ones_only_and_each_can_be_checked(tmp_path):
 
 @pytest.fixture
 def record(tmp_path):
-    records.save_moments(tmp_path / "m", Moments.of(ROWS), {"made": "here"})
+    save_moments(tmp_path / "m", Moments.of(ROWS), {"made": "here"})
     return tmp_path / "m"
 
 
@@ -201,7 +207,7 @@ def read_with_flips(path, read, step):
 @pytest.mark.parametrize("name", [spec.name for spec in schema.MOMENTS])
 def test_a_flipped_bit_in_an_arrays_chunk_is_found_and_the_array_named(record, name):
     def read():
-        assert records.load_moments(record).same_bits(Moments.of(ROWS))
+        assert load_moments(record).same_bits(Moments.of(ROWS))
 
     (chunk,) = [path for path in (record / name / "c").rglob("*") if path.is_file()]
     messages, flips = read_with_flips(chunk, read, step=3)
@@ -213,21 +219,21 @@ def test_a_flipped_bit_in_an_arrays_chunk_is_found_and_the_array_named(record, n
 def test_a_lost_chunk_of_a_record_is_loud(record, name):
     next(path for path in (record / name / "c").rglob("*") if path.is_file()).unlink()
     with pytest.raises(StoreDamagedError, match=f"array '{name}'"):
-        records.load_moments(record)
+        load_moments(record)
 
 
 def test_a_lost_array_of_a_record_is_loud(record):
     (record / "max_abs" / "zarr.json").unlink()
     with pytest.raises(StoreDamagedError, match="array 'max_abs'"):
-        records.load_moments(record)
+        load_moments(record)
 
 
 @pytest.mark.filterwarnings("default")  # zarr warns of some spoilt metadata before it fails
 @pytest.mark.parametrize("file", ["zarr.json", "scatter/zarr.json"])
 def test_a_flipped_bit_in_the_metadata_is_found_or_harmless(record, file):
     def read():
-        assert records.load_moments(record).same_bits(Moments.of(ROWS))
-        assert records.provenance_of(record) == {"made": "here"}
+        assert load_moments(record).same_bits(Moments.of(ROWS))
+        assert provenance_of(record) == {"made": "here"}
 
     messages, flips = read_with_flips(record / file, read, step=2)
     assert all(str(record) in message for message in messages)
@@ -237,4 +243,4 @@ def test_a_flipped_bit_in_the_metadata_is_found_or_harmless(record, file):
 def test_attributes_changed_by_hand_are_found(record):
     zarr.open_group(record, mode="r+").attrs["count"] = 51
     with pytest.raises(StoreDamagedError, match="its metadata do not match their digest"):
-        records.load_moments(record)
+        load_moments(record)
