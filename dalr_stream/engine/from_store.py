@@ -19,7 +19,7 @@ from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Folding, but_for_blas, rule_facts
 from dalr_stream.streaming.lanes import LaneTask
-from dalr_stream.streaming.layer_fold import LayerFold
+from dalr_stream.streaming.layer_fold import LayerFold, drop_shards, other_shards
 from dalr_stream.streaming.tile_source import StoredTiles
 
 
@@ -49,7 +49,7 @@ def accumulate_stored(
     record = opened.domain(domain)
     homes = {name: record.home(name) for name in (record.names if layers is None else layers)}
     folds: list[LayerFold] = []
-    left: list[Checkpoints] = []
+    left: list[tuple[Checkpoints, str, FoldRule]] = []
     for name in dict.fromkeys(homes.values()):
         rule = folding.rule(opened.rows(domain, name).features)
         task = LaneTask(
@@ -68,12 +68,13 @@ def accumulate_stored(
             folds.append(LayerFold(task, checkpoints, folding, progress))
             continue
         progress.note(f"moments of '{name}' on '{domain}' are up to date")
-        if checkpoints.exists:  # killed after the moments were kept
-            left.append(checkpoints)
+        if checkpoints.exists or other_shards(opened.root, domain, name, rule):
+            left.append((checkpoints, name, rule))  # killed after the moments were kept, or before another rule's were
     if folds or left:
         with locked(opened.root):  # once for all: taking the lock looks at every folder of the store
-            for checkpoints in left:
+            for checkpoints, name, rule in left:
                 checkpoints.drop()
+                drop_shards(opened.root, domain, name, rule)
             for fold in folds:
                 fold.run()
     return LayerMoments.stored(opened.root, domain, homes, folding.shards)

@@ -42,12 +42,17 @@ def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provena
         save_moments(moments_path(root, domain, layer, part), moments, provenance)
 
 
+def other_shards(root: Path, domain: str, layer: str, rule: FoldRule) -> list[Path]:
+    """Return the folders of a layer's shards that `rule` does not make: another rule's."""
+    current = shard_parts(rule.shards)
+    shards = moments_path(root, domain, layer, TRAINING).parent.glob("shard-*")
+    return [path for path in shards if path.name not in current]
+
+
 def drop_shards(root: Path, domain: str, layer: str, rule: FoldRule) -> None:
     """Remove a layer's shards that `rule` does not make again."""
-    current = shard_parts(rule.shards)
-    for path in moments_path(root, domain, layer, TRAINING).parent.glob("shard-*"):
-        if path.name not in current:
-            remove_folder(path)
+    for path in other_shards(root, domain, layer, rule):
+        remove_folder(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,17 @@ def test_another_number_of_shards_is_another_rule(store, expected):
     assert_same(accumulate_stored(store, domain="target", folding=DEALT), expected)
 
 
+def test_a_killed_accumulation_of_shards_leaves_none_behind_the_moments_of_before(store):
+    accumulate_stored(store, domain="target", folding=PLAIN)
+    moments = store / "moments" / "target" / "2"
+    before = {path.name for path in moments.iterdir()}
+    with pytest.raises(StoppedError):
+        accumulate_stored(store, domain="target", folding=DEALT, progress=StopAfter(12))
+    assert {path.name for path in moments.iterdir()} > before
+    accumulate_stored(store, domain="target", folding=PLAIN)
+    assert {path.name for path in moments.iterdir()} == before
+
+
 def test_a_damaged_shard_and_a_shard_of_something_else_are_found(store):
     accumulate_stored(store, domain="target", folding=DEALT)
     folder = store / "moments/target/2"
