@@ -61,6 +61,21 @@ def test_a_second_run_skips_every_step_and_changes_nothing(finished, finished_fi
     assert len(notes.said) == 8  # train, three domains, solve, compress, evaluate, report
 
 
+def test_the_report_shows_the_configuration_of_the_run_that_asked_for_it(finished, finished_file):
+    def threads():
+        return Results.read(finished.project.report_folder / "results.json").provenance["configuration"]["accumulate"][
+            "threads"
+        ]
+
+    assert threads() is None
+    changed, notes = opened(finished_file, "accumulate.threads=1")
+    changed.all()
+    assert threads() == 1
+    assert "evaluate: up to date, skipped" in notes.said
+    opened(finished_file)[0].all()
+    assert threads() is None
+
+
 def test_moments_alone_are_enough_to_solve_again(finished, finished_file):
     delete_activations(finished.project.store)
     changed, notes = opened(finished_file, FEW, "solve.ridge=0.1", "evaluate.ranks=[1,3]")

@@ -36,11 +36,11 @@ def steps(session: Session) -> Iterator[Step]:
 
 
 def made_from(project: Project) -> str:
-    """Return the fingerprint of the report: of the scores, of what the author says, and of what stands beside them."""
+    """Return the fingerprint of the report: of the scores, the configuration it shows, and what stands beside them."""
     config, profile = project.config, read_profile(project)
     published = config.report.published
     beside = None if published is None else file_print(project.folder / published, "report.published")
-    shown = [config.run.model_dump(mode="json"), beside, None if profile is None else asdict(profile)]
+    shown = [config.plain(), beside, None if profile is None else asdict(profile)]
     return digest_of([evaluate.made_from(project), *shown])
 
 
