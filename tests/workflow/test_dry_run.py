@@ -57,7 +57,7 @@ def test_it_says_which_steps_would_run(run_file):
     ("override", "again"),
     [
         ("run.caveats=[]", ["report"]),
-        ("evaluate.cache=1GiB", []),
+        ("evaluate.cache=1GiB", ["report"]),
         ("evaluate.ranks=[2]", ["evaluate", "report"]),
         ("solve.ridge=0.1", ["solve", "compress", "evaluate", "report"]),
         (

@@ -102,6 +102,14 @@ def call(model: nn.Module, batch: Any) -> Any:
         return model(placed(inputs, device))
 
 
+def inputs_copied(batch: Any) -> torch.Tensor | dict[str, Any]:
+    """Return what the network is called with, in memory of its own: some networks overwrite what they are given."""
+    inputs = inputs_of(batch)
+    if isinstance(inputs, torch.Tensor):
+        return inputs.clone()
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
 def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
     """Return what a module was called with."""
     tensor: torch.Tensor = arguments[0] if arguments else next(iter(keywords.values()))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
-from dalr_stream.network.capture.batches import call, first_argument
+from dalr_stream.network.capture.batches import call, first_argument, inputs_copied
 from dalr_stream.network.capture.disturbed import with_other_padding, with_sample_replaced
 from dalr_stream.network.capture.order import Orders, RowOrder, possible_orders
 from dalr_stream.network.capture.unrepeatable import what_differs
@@ -174,7 +174,7 @@ class CaptureProof:
             self._runs += 1
             torch.manual_seed(_SEED + self._runs)  # never those of another pass: what is drawn must show
             try:
-                call(self._model, batch)
+                call(self._model, inputs_copied(batch))
             except (DalrStreamError, torch.OutOfMemoryError):
                 raise
             except Exception as error:

@@ -164,9 +164,9 @@ def test_a_replacement_with_a_big_loop_is_slower_and_an_identical_module_is_not(
 def test_batches_of_any_size_are_made_of_the_samples_there_are():
     rows = torch.arange(6.0).reshape(3, 2)
     assert of_size((rows, torch.arange(3)), 5)[:, 0].tolist() == [0, 2, 4, 0, 2]
-    sized = of_size({"ids": rows, "shape": torch.ones(2), "flag": True}, 2)
+    sized = of_size({"ids": rows, "shape": torch.ones(1, 2), "flag": True}, 2)
     assert sized["ids"].tolist() == rows[:2].tolist()
-    assert sized["shape"].tolist() == [1, 1]
+    assert sized["shape"].tolist() == [[1, 1]]
     assert sized["flag"] is True
 
 

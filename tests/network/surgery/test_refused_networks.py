@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError, UnsupportedLayerError
+from dalr_stream.network.capture.proof import SAMPLE_PASSES
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.selection.greedy import spectral
@@ -165,7 +166,7 @@ def test_capture_works_beside_hooks_of_others(net):
     found = accumulate_stream(net, [X], ds.network.select_layers(net, ["b"]), folding=ds.Folding(ds.HoldoutRule(0.0)))
     with torch.no_grad():
         np.testing.assert_allclose(found["b"].mean, 2 * torch.relu(net.a(X)).mean(0).numpy(), rtol=1e-5)
-    assert seen == [40]
+    assert seen == [40] * (1 + SAMPLE_PASSES)
     assert len(net.b._forward_pre_hooks) == 2
 
 
@@ -314,6 +315,7 @@ def keep(**members):
 def test_a_plan_of_another_network_is_refused(net, tmp_path, change, message):
     folder = ds.save(ds.compress(net, {"b": pair(net, "b")}), tmp_path / "small")
     plain = json.loads((folder / "plan.json").read_text())
+    del plain["digest"]  # as networks saved by 0.1 have none: what is refused is the plan, not its damage
     step = {**plain["plan"][0], **change}
     if step["step"] == "keep":
         step = {key: value for key, value in step.items() if key not in ("rank", "bias")}

@@ -1,6 +1,7 @@
 """The fast mode: float32 products, float64 sums, within the stated error whatever the units and the means."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,6 @@ def test_memory_that_blas_would_misread_is_refused(rows, message):
 
 def test_the_precision_is_an_option_of_the_folding_and_part_of_the_rule():
     assert Folding(precision="single").rule(8).precision is Precision.SINGLE
-    assert Folding().rule(8) == FoldRule(8)
+    assert replace(Folding().rule(8), blas="") == FoldRule(8)
     with pytest.raises(InvalidInputError, match="precision must be one of 'double', 'single', got 'half'"):
         Folding(precision="half")
