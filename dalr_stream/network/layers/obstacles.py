@@ -46,7 +46,7 @@ def require_range(name: str, dtype: torch.dtype, *arrays: NDArray[np.floating]) 
         )
 
 
-def require_finite(name: str, layer: nn.Module) -> None:
+def require_finite_weights(name: str, layer: nn.Module) -> None:
     """Raise NonFiniteError where a narrowed layer's numbers became too large for its dtype."""
     for parameter in layer.parameters():
         if not parameter.isfinite().all():

@@ -22,7 +22,7 @@ from dalr_stream.network.capture.batches import few_samples
 from dalr_stream.network.layers.groups import in_order
 from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.obstacles import require_finite, require_range, require_replaceable
+from dalr_stream.network.layers.obstacles import require_finite_weights, require_range, require_replaceable
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import EXAMPLES, Structure
 from dalr_stream.network.surgery.equivalence import require_as_before
@@ -185,7 +185,7 @@ class _Keeper:
         step = KeepNodes(name, group.channels, record.size, group.producers, carriers, readers, biases)
         step.narrow(self._small, record.kept, record.restore, record.offset)
         for span in readers:
-            require_finite(span.layer, layer_of(self._small, first_layer(self._small, span.layer)))
+            require_finite_weights(span.layer, layer_of(self._small, first_layer(self._small, span.layer)))
         lost = group.channels - record.size
         for span in (*group.carriers, *(reader.span for reader in group.readers)):
             self._gone.setdefault(span.layer, []).append((span.start, lost * span.block))
