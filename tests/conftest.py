@@ -78,6 +78,13 @@ def quick():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _another_folder_has_another_module():
+    """What one test's run file imported hides the module of the same name beside the next one's."""
+    yield
+    sys.modules.pop("tiny_run", None)
+
+
 @pytest.fixture(scope="session")
 def finished_folder(tmp_path_factory):
     """A run done once for the session; tests work on copies of it."""
@@ -95,16 +102,14 @@ def finished_folder(tmp_path_factory):
 @pytest.fixture
 def run_file(tmp_path):
     """The run file of a tiny run of which nothing is done yet."""
-    yield write_run(tmp_path / "tiny")
-    sys.modules.pop("tiny_run", None)
+    return write_run(tmp_path / "tiny")
 
 
 @pytest.fixture
 def finished_file(tmp_path, finished_folder):
     """The run file of a tiny run that is done."""
     shutil.copytree(finished_folder, tmp_path / "done")
-    yield tmp_path / "done" / "run.toml"
-    sys.modules.pop("tiny_run", None)
+    return tmp_path / "done" / "run.toml"
 
 
 @pytest.fixture
