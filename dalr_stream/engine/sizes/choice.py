@@ -123,10 +123,9 @@ def choose_sizes(
     return SizeChoice(tuple(sorted(measured, key=_worse)), samples)
 
 
-def networks_to_measure(layers: Sequence[Forms]) -> int:
-    """Return how many networks are built at most: what is said before anything long."""
-    forms = sum(len(layer.solved) for layer in layers)
-    return forms + len(RULES) * (4 if any(layer.selected is not None for layer in layers) else 1)
+def networks_to_measure(forms: int, plans_at_most: int) -> int:
+    """Return how many networks are built at most, for so many forms of layers: what is said before anything long."""
+    return forms + len(RULES) * plans_at_most
 
 
 def _worse(candidate: Candidate) -> tuple[float, float]:
@@ -138,7 +137,6 @@ def _in_one_unit(
 ) -> list[Forms]:
     """Return the layers with losses in the unit of `distance`: each form of each layer is cut alone, once."""
     forms = sum(len(layer.solved) for layer in layers)
-    scaled = []
     with progress.track("compress: one layer at a time", forms, "networks") as advance:
 
         def in_unit(form: SizedLayer | None) -> SizedLayer | None:
@@ -150,9 +148,7 @@ def _in_one_unit(
                 return form.in_units(0.0)
             return form.in_units(_alone(form, size, networks, distance) / max(form.loss(size), LEAST_LOSS))
 
-        for layer in layers:
-            scaled.append(Forms(layer.unchanged, in_unit(layer.factored), in_unit(layer.selected)))
-    return scaled
+        return [Forms(layer.unchanged, in_unit(layer.factored), in_unit(layer.selected)) for layer in layers]
 
 
 def _alone(form: SizedLayer, size: int, networks: Networks, distance: Measure) -> float:
@@ -163,8 +159,8 @@ def _alone(form: SizedLayer, size: int, networks: Networks, distance: Measure) -
 
 
 def _typical(form: SizedLayer, share: float) -> int:
-    """Return the size at which a layer is cut alone: about what the budget leaves it, and at which it loses something."""
-    largest = common_share([form], share * float(form.cost(form.whole, form.shape.inputs)))[form.name]
+    """Return the size at which a layer is cut alone: about what the budget leaves it, where that loses something."""
+    largest = form.at_share(share)
     losing = form.sizes[(form.losses >= LEAST_LOSS) & (form.sizes <= largest)]
     return int(losing[-1] if losing.size else form.sizes[0])
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.structure.graph import Structure
-from dalr_stream.numerics.lowrank.grouped import Factors
-from dalr_stream.numerics.selection.nodes import ChannelSelection
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
+from dalr_stream.numerics.lowrank.grouped import Factors, GroupedPair
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.sizes.families import Forms
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.sizes.sized_layer import Source, factor_layer, selection_layer, unchanged_layer
@@ -27,6 +29,23 @@ class SolvedLayer:
     selection: ChannelSelection | None = None
     positions: float = 1.0
     """Rows a sample where multiply-adds are counted; 1 where weights are."""
+    restore_ridge: float = 1e-3
+    """By which the nodes that a selection keeps restore the others."""
+
+    def at_size(self, family: Family, size: int, layer: str) -> LowRankLayer | GroupedPair | SelectedNodes:
+        """Return what takes the layer's place at a rank, or with so many nodes; `layer` is its name."""
+        if family is Family.SELECTION and self.selection is not None:
+            return self.selection.at_size(size, ridge=self.restore_ridge, layer=layer)
+        if family is Family.LOW_RANK and self.factors is not None:
+            return self.factors.at_rank(size, layer=layer)
+        raise InvalidInputError(f"layer '{layer}': nothing of the family {family} was solved")
+
+    def method(self, family: Family) -> Method:
+        """Return the method of a family that was solved."""
+        solution = self.factors if family is Family.LOW_RANK else self.selection
+        if solution is None:
+            raise InvalidInputError(f"nothing of the family {family} was solved")
+        return solution.method
 
 
 def forms_of(layers: Mapping[str, SolvedLayer], structure: Structure | None = None) -> list[Forms]:
@@ -42,17 +61,17 @@ def forms_of(layers: Mapping[str, SolvedLayer], structure: Structure | None = No
                 outputs = layers[reader.span.layer].shape.outputs
                 reads[reader.span.layer].append(Source(first, reader.weights // outputs))
     follows = {name: first for first, group in groups.items() for name in group.producers if name != first}
-    return [_forms(name, one, reads[name], name in groups, follows.get(name)) for name, one in layers.items()]
-
-
-def _forms(name: str, layer: SolvedLayer, reads: list[Source], decides: bool, follows: str | None) -> Forms:
-    where = {"reads": reads, "positions": layer.positions}
-    factored = selected = None
-    if layer.factors is not None and layer.inputs is not None:
-        factored = factor_layer(name, layer.factors, layer.inputs, reads=reads, positions=layer.positions)
-    if layer.selection is not None and decides:
-        selected = selection_layer(name, layer.selection, layer.shape, reads=reads, positions=layer.positions)
-    return Forms(unchanged_layer(name, layer.shape, follows=follows, **where), factored, selected)
+    forms = []
+    for name, one in layers.items():
+        sources, rows = reads[name], one.positions
+        factored = selected = None
+        if one.factors is not None and one.inputs is not None:
+            factored = factor_layer(name, one.factors, one.inputs, reads=sources, positions=rows)
+        if one.selection is not None and name in groups:
+            selected = selection_layer(name, one.selection, one.shape, reads=sources, positions=rows)
+        whole = unchanged_layer(name, one.shape, reads=sources, positions=rows, follows=follows.get(name))
+        forms.append(Forms(whole, factored, selected))
+    return forms
 
 
 def _groups(layers: Mapping[str, SolvedLayer], structure: Structure) -> dict[str, ChannelGroup]:

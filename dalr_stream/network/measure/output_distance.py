@@ -40,7 +40,7 @@ class OutputDistance:
         model: nn.Module,
         batches: Iterable[Any],
         *,
-        samples: int,
+        samples: int = 128,
         rows: RowRule | None = None,
         distance: Distance | str = Distance.ENERGY,
         kept_bytes: int = KEPT_BYTES,

@@ -13,10 +13,7 @@ import numpy as np
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Family
-from dalr_stream.numerics.sizes.sized_layer import SizedLayer, cost
-
-RESOLUTION = 1e-12
-"""Shares of energy closer than this are one: curves carry a few EPSILON x the trace, times the width of a sum."""
+from dalr_stream.numerics.sizes.sized_layer import RESOLUTION, SizedLayer, cost
 
 BISECTIONS = 50
 """Halvings of a share: closer than any two sizes that it decides between."""
@@ -42,7 +39,7 @@ def common_share(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]:
 
     Of a selection that is a share of the nodes, of a factor pair one of the break-even rank.
     """
-    return _largest_within(layers, budget, lambda share: {layer.name: _at_share(layer, share) for layer in layers})
+    return _largest_within(layers, budget, lambda share: {layer.name: layer.at_share(share) for layer in layers})
 
 
 def common_energy(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]:
@@ -92,7 +89,10 @@ def _around(layers: Sequence[SizedLayer], layer: SizedLayer) -> list[SizedLayer]
 
     They are the layer itself, those that read or follow it, and those that these read or follow.
     """
-    decided_by = {other.name: {source.layer for source in other.reads} | {other.follows} for other in layers}
+    decided_by = {
+        other.name: {*(source.layer for source in other.reads), *([other.follows] if other.follows else [])}
+        for other in layers
+    }
     touched = [other.name for other in layers if other.name == layer.name or layer.name in decided_by[other.name]]
     wanted = set(touched).union(*(decided_by[name] for name in touched))
     return [other for other in layers if other.name in wanted]
@@ -138,12 +138,6 @@ def _largest_within(
         else:
             high = share
     return best
-
-
-def _at_share(layer: SizedLayer, share: float) -> int:
-    costs = layer.cost(layer.sizes, layer.shape.inputs)
-    affordable = np.flatnonzero(costs <= share * costs[-1] * (1 + RESOLUTION))
-    return int(layer.sizes[affordable[-1] if affordable.size else 0])
 
 
 def _at_ratio(layer: SizedLayer, ratio: float) -> int:

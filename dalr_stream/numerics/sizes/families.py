@@ -16,6 +16,9 @@ from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.allocation import within_budget
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are, cost
 
+PLANS = ("factor pairs", "selections", "selections, their readers factored", "the better family in each place")
+"""Ways to divide layers among the families, in words."""
+
 MOST_TOGETHER = 6
 """Selections of layers that touch one another are weighed in every combination up to so many, else all or none."""
 
@@ -38,11 +41,17 @@ class Forms:
         """The forms in which it gets smaller."""
         return tuple(form for form in (self.factored, self.selected) if form is not None)
 
+    def multiples_of(self, step: int) -> Forms:
+        """Return the layer with only multiples of `step` as sizes, and itself as it is."""
+        forms = (self.factored, self.selected)
+        return Forms(self.unchanged, *(None if form is None else form.multiples_of(step) for form in forms))
+
     def form(self, family: Family | None) -> SizedLayer:
         """Return the layer in one of its forms; None is as it is."""
-        forms = {None: self.unchanged, Family.LOW_RANK: self.factored, Family.SELECTION: self.selected}
-        form = forms[family]
-        assert form is not None, f"layer '{self.name}' has no such form"
+        forms = {Family.LOW_RANK: self.factored, Family.SELECTION: self.selected}
+        form = self.unchanged if family is None else forms[family]
+        if form is None:
+            raise InvalidInputError(f"layer '{self.name}': nothing of the family {family} was solved")
         return form
 
 
@@ -56,12 +65,13 @@ def plans(layers: Sequence[Forms], share: float) -> dict[str, Plan]:
     `share` of the layers' cost is what will be kept: it decides what the families lose where they are mixed.
     """
     every = frozenset(layer.name for layer in layers if layer.selected is not None)
-    found = {
-        "factor pairs": _plan(layers, frozenset()),
-        "selections": _plan(layers, every),
-        "selections, their readers factored": _plan(layers, every, readers_too=True),
-        "the better family in each place": _plan(layers, _worth_selecting(layers, share)),
-    }
+    divided = (
+        _plan(layers, frozenset()),
+        _plan(layers, every),
+        _plan(layers, every, readers_too=True),
+        _plan(layers, _worth_selecting(layers, share)),
+    )
+    found = dict(zip(PLANS, divided, strict=True))
     words = {plan: name for name, plan in reversed(found.items())}  # the first name of those that are the same
     return {name: plan for name, plan in found.items() if words[plan] == name}
 

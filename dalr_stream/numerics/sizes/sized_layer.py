@@ -26,6 +26,9 @@ from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.types import Indices, Vector
 
+RESOLUTION = 1e-12
+"""Shares closer than this are one: of energy, whose curves carry a few EPSILON x the trace, and of costs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -52,7 +55,7 @@ class SizedLayer:
     positions: float = 1.0
     """Rows a sample where multiply-adds are counted; 1 where weights are."""
     follows: str | None = None
-    """The layer whose nodes are this one's as well, tied by an addition or a product: its outputs go with that one's."""
+    """The layer with whose outputs this one's go, tied by an addition or a product."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", parse_choice(Family, self.family, "family"))
@@ -78,6 +81,12 @@ class SizedLayer:
         d, k = np.asarray(inputs, np.float64), np.asarray(size, np.float64)
         smaller = k * (m + self.shape.groups * d) if self.family is Family.LOW_RANK else k * d
         return self.positions * np.where(k == self.whole, m * d, smaller)
+
+    def at_share(self, share: float) -> int:
+        """Return the largest size that costs at most this share of the layer; the smallest where none does."""
+        costs = self.cost(self.sizes, self.shape.inputs)
+        affordable = np.flatnonzero(costs <= share * costs[-1] * (1 + RESOLUTION))
+        return int(self.sizes[affordable[-1] if affordable.size else 0])
 
     def multiples_of(self, step: int) -> SizedLayer:
         """Return the layer with only multiples of `step` as sizes, and itself as it is."""
@@ -121,9 +130,7 @@ def unchanged_layer(
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:
     """Return what all layers cost together at these sizes; an array of sizes for one of them gives as many costs."""
     gone = {layer.name: layer.whole - sizes[layer.name] for layer in layers if layer.family is Family.SELECTION}
-    costs = (
-        layer.cost(sizes[layer.name], _inputs_left(layer, gone), _outputs_left(layer, gone)) for layer in layers
-    )
+    costs = (layer.cost(sizes[layer.name], _inputs_left(layer, gone), _outputs_left(layer, gone)) for layer in layers)
     return np.asarray(sum(costs, start=np.zeros(())))
 
 

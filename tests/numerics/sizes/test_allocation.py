@@ -186,7 +186,9 @@ def test_a_common_share_is_the_largest_that_a_scan_finds(data, share):
     weights = {layer.name: [naive_cost([layer], {layer.name: k}) for k in layer.sizes.tolist()] for layer in layers}
 
     def at_share(part):
-        affordable = {name: [c for c in costs if c <= part * costs[-1] * (1 + 1e-12)] for name, costs in weights.items()}
+        affordable = {
+            name: [c for c in costs if c <= part * costs[-1] * (1 + 1e-12)] for name, costs in weights.items()
+        }
         return {layer.name: int(layer.sizes[max(len(affordable[layer.name]) - 1, 0)]) for layer in layers}
 
     for found, shares in (
@@ -215,7 +217,12 @@ def test_a_chain_of_selections_is_counted_as_narrow_as_it_gets(d, a, b, share):
     layers = [
         SizedLayer("fc1", LayerShape(a, d), Family.SELECTION, np.arange(1, a + 1), 1 - np.arange(1, a + 1) / a),
         SizedLayer(
-            "fc2", LayerShape(b, a), Family.SELECTION, np.arange(1, b + 1), 1 - np.arange(1, b + 1) / b, (Source("fc1"),)
+            "fc2",
+            LayerShape(b, a),
+            Family.SELECTION,
+            np.arange(1, b + 1),
+            1 - np.arange(1, b + 1) / b,
+            (Source("fc1"),),
         ),
     ]
     budget = share * (a * d + a * b)
