@@ -22,8 +22,8 @@ from dalr_stream.numerics.sizes.losses import lost_energy, lost_nodes
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.records.solutions import Solution
+from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import LabelledSection
 from dalr_stream.workflow.steps.scores.scoring import sizes_to_try
 from dalr_stream.workflow.steps.sizes.sizing import sized_layers, solution_of
 
