@@ -23,8 +23,8 @@ from dalr_stream.numerics.sizes.sized_layer import SizedLayer
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.records.solutions import Solution
+from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import LabelledSection
 from dalr_stream.workflow.steps.scores.scoring import sizes_to_try
 from dalr_stream.workflow.steps.sizes.budget import rows_a_sample
 from dalr_stream.workflow.steps.sizes.sizing import sized_layer, solution_of

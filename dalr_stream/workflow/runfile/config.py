@@ -19,14 +19,13 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.streaming.folding import CUPY
 from dalr_stream.workflow.runfile.compress_section import CompressSection, Order, with_sizes
+from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
 from dalr_stream.workflow.runfile.messages import explain, require_current_keys
 from dalr_stream.workflow.runfile.sections import (
     AccumulateSection,
     CaptureSection,
     DataSection,
-    EvaluateSection,
     FinetuneSection,
-    LabelledSection,
     NetworkSection,
     ReportSection,
     RunSection,
