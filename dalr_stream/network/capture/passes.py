@@ -1,8 +1,9 @@
 """Several passes over one loader: in which order they need the layers, and that each sees the same batches.
 
 Layers that are compressed one after the other each need a pass, as what one reads depends on those called before it.
-It does not where both read the very same tensor: the same object, with the same numbers in it, which nobody wrote to in between. One pass serves
-those. What only looks independent, such as two branches, is not told from what is: it costs a pass, never a mistake.
+It does not where both read the very same tensor: the same object, with the same numbers in it, which nobody wrote to in
+between. One pass serves those. What only looks independent, such as two branches, is not told from what is: it costs a
+pass, never a mistake.
 """
 
 from __future__ import annotations
