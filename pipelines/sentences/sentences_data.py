@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pydoc_data import topics
 
 import torch
+
 from sentences_network import model_folder
 
 LONGEST = 64

@@ -1,6 +1,6 @@
 """The encoder's feed-forward layers at several budgets: plain rules, one family, and what `ds.sizes` finds.
 
-    python pipelines/sentences/budgets.py
+    python pipelines/sentences/sentences_budgets.py
 
 No labels and no fine-tuning. Scores are of sentences that nothing else has seen: the mean cosine of the embeddings with
 the original's, and how often a sentence's nearest neighbour among the others is the same one.
@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import sentences_data
-import sentences_network
 import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.statistics import Statistics
+import sentences_data
+import sentences_network
 from dalr_stream.network import Replacement
 
 LAYERS = ["encoder.layer.*.intermediate.dense", "encoder.layer.*.output.dense"]
@@ -60,7 +59,7 @@ def nearest(embeddings: torch.Tensor) -> torch.Tensor:
     return cosines.fill_diagonal_(-1.0).argmax(1)
 
 
-def plain(statistics: Statistics, method: ds.Method, share: float) -> dict[str, Replacement]:
+def plain(statistics: ds.Statistics, method: ds.Method, share: float) -> dict[str, Replacement]:
     """Return every layer at the same share: of its break-even rank, or of the nodes of those that have some to lose."""
     found: dict[str, Replacement] = {}
     for name, layer in statistics.items():
