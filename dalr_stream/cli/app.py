@@ -4,6 +4,7 @@
     dalr-stream evaluate|report|verify RUN.toml
     dalr-stream merge OUT.zarr STORE.zarr...
     dalr-stream diff STORE.zarr DOMAIN_A DOMAIN_B
+    dalr-stream init FOLDER [--from-transformers DIR]
     dalr-stream keys [SECTION]
 
 A verb of the first two lines takes a run file and `--set section.key=value`; `verify` takes a store too. A failure that
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from dalr_stream.cli import init as cli_init
 from dalr_stream.cli import keys as cli_keys
 from dalr_stream.cli import stores as cli_stores
 from dalr_stream.cli.console import console_for
@@ -254,6 +256,7 @@ def report(file: RunFile, overrides: Overrides = None) -> None:
 app.command()(cli_stores.verify)
 app.command()(cli_stores.merge)
 app.command()(cli_stores.diff)
+app.command()(cli_init.init)
 app.command()(cli_keys.keys)
 
 

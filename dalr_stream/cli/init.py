@@ -1,0 +1,23 @@
+"""The verb that writes a first run file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go.", show_default=False)],
+    from_transformers: Annotated[
+        Path | None,
+        typer.Option("--from-transformers", metavar="DIR", help="A model that save_pretrained of transformers wrote."),
+    ] = None,
+) -> None:
+    """Write a commented run file and the Python that it names; they run as they are."""
+    from dalr_stream.workflow.starter import write_starter
+
+    run_file, *python = write_starter(folder, from_transformers)
+    typer.echo(f"Wrote {run_file} and, for your network and data, {' and '.join(map(str, python))}.")
+    typer.echo(f"Try it:  dalr-stream run {run_file}")
