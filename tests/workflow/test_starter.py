@@ -1,0 +1,73 @@
+"""What `dalr-stream init` writes: it runs as it is, to its report, and nothing that exists is overwritten."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dalr_stream.cli.app import app
+from dalr_stream.errors import ConfigError
+from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.starter import write_starter
+
+
+def invoke(*arguments):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def test_the_plain_starter_runs_to_its_report(tmp_path):
+    done = invoke("init", tmp_path / "first")
+    assert "Try it:  dalr-stream run" in done.output
+    run = Run.open(tmp_path / "first" / "run.toml")
+    page = run.all()
+    assert page.is_file()
+    assert run.results.metric == "agreement"
+    found = json.loads((tmp_path / "first" / "runs" / "compression.json").read_text())["content"]
+    assert found["choice"]["trials"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """What `save_pretrained` writes of a tiny encoder and its tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "sentence", "number", "is", "about", "ships", "birds", "."]
+    (folder / "vocab.txt").write_text("\n".join([*words, *(str(number) for number in range(40))]))
+    transformers.BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    settings = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(settings).save_pretrained(folder)
+    return folder
+
+
+def test_the_starter_of_an_encoder_runs_to_its_report(tmp_path, saved):
+    invoke("init", tmp_path / "encoder", "--from-transformers", saved)
+    run = Run.open(tmp_path / "encoder" / "run.toml")
+    assert run.project.config.network.layers == ("encoder.layer.*",)
+    assert run.all().is_file()
+    assert 0.0 < run.results.sizes[1].accuracy <= 1.0
+
+
+def test_what_exists_is_not_overwritten(tmp_path):
+    write_starter(tmp_path)
+    mine = tmp_path / "my_data.py"
+    mine.write_text("mine")
+    (tmp_path / "run.toml").unlink()
+    with pytest.raises(ConfigError, match=r"init: '.*my_network\.py' exists and is not overwritten"):
+        write_starter(tmp_path)
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "run.toml").exists()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no config\.json in '.*': name what save_pretrained wrote"):
+        write_starter(tmp_path / "new", tmp_path)
+    assert not (tmp_path / "new").exists()
