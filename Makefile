@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench soak gpu check seeds format clean
+.PHONY: demo test bench soak gpu check docs seeds format clean
 
 demo: $(READY)
 	$(BIN)/dalr-stream run pipelines/digits/run.toml
@@ -15,7 +15,7 @@ demo: $(READY)
 # Two workers for two cores: a thread each, as two would wait for one another. Tests of threads set their own number.
 test soak: export OMP_NUM_THREADS = 1
 
-test: check
+test: check docs
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What `make test` samples, in full: 500 kills, a crash and a failure at every operation, each case, newly drawn examples.
@@ -38,6 +38,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in build/site: a broken link or an unknown name is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file .mkdocs.yml
 
 # Three seeds of the main job, and the table of the README.
 seeds: $(READY)

@@ -13,10 +13,12 @@ from typing import Any
 import typer
 
 from dalr_stream import errors
+from dalr_stream._front import public_names
 from dalr_stream.cli.app import app
 from dalr_stream.workflow.runfile.keys import sections
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 MADE = "<!-- Made by docs/reference/generate.py: do not edit. -->"
 
 
@@ -95,7 +97,25 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-PAGES = {"run-file.md": run_file, "errors.md": error_classes, "command-line.md": command_line}
+def python() -> Iterator[str]:
+    """Yield the lines of the page of public names; mkdocstrings fills in their docstrings."""
+    yield "# Python"
+    yield ""
+    yield MADE
+    yield ""
+    yield "`import dalr_stream as ds`. What is not listed here is not public; `help(ds.accumulate)` shows the same."
+    for package in ("dalr_stream", "dalr_stream.numerics", "dalr_stream.network"):
+        yield ""
+        yield f"## `{package}`"
+        for name, home in public_names(ROOT / package.replace(".", "/") / "__init__.pyi").items():
+            if home != package and not name.startswith("_"):
+                yield ""
+                yield f"::: {home}.{name}"
+                yield "    options:"
+                yield "      heading_level: 3"
+
+
+PAGES = {"python.md": python, "run-file.md": run_file, "errors.md": error_classes, "command-line.md": command_line}
 
 
 def page(name: str) -> str:

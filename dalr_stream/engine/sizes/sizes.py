@@ -41,6 +41,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     distance: OutputDistance,
     share: float,
     *,
+    layers: Sequence[str] = (),
     structure: Structure | None = None,
     methods: Sequence[Method | str] = BOTH,
     ridge: Ridge | float = DEFAULT_RIDGE,
@@ -63,7 +64,9 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     distance
         `OutputDistance(model, batches)`: how far another network's outputs are from this one's, without labels.
     share
-        Of the weights of these layers, in 0..1.
+        Of the weights of the layers to compress, in 0..1.
+    layers
+        Those to compress; without names all that the statistics have, also those that were watched as readers.
     structure
         `watch(..., example=batch).structure`; without it nothing is selected.
     methods
@@ -115,7 +118,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     named = [parse_choice(Method, method, "method") for method in methods]
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
-    solved = {name: _solved(layer, named, structure, ridge) for name, layer in statistics.items()}
+    solved = {name: _solved(statistics[name], named, structure, ridge) for name in layers or statistics}
 
     def replacements(chosen: Sizes) -> dict[str, Replacement]:
         return {name: solved[name].at_size(family, size, name) for name, (family, size) in chosen.items()}
@@ -123,8 +126,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     def networks(chosen: Sizes) -> nn.Module:
         return compress(model, replacements(chosen), example=structure)
 
-    layers = [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)]
-    choice = choose_sizes(layers, share, networks, distance, score=score, higher=higher, progress=progress)
+    forms = [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)]
+    choice = choose_sizes(forms, share, networks, distance, score=score, higher=higher, progress=progress)
     return SizePlan(replacements(choice.chosen.sizes), choice)
 
 

@@ -1,7 +1,7 @@
 """A first run file with the Python that it names: `dalr-stream init` writes them, and they run as they are.
 
-The templates beside this file are what a user gets, to fill in with a network and data of their own. No file that exists
-is overwritten.
+The templates beside this file are what a user gets, to fill in with a network and data of their own. Files that exist
+are not overwritten.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from dalr_stream.errors import ConfigError
 
@@ -60,8 +61,9 @@ def _blocks(folder: Path) -> str:
     from torch import nn
     from transformers import AutoConfig, AutoModel
 
+    build: Any = AutoModel.from_config
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+        model = build(AutoConfig.from_pretrained(folder))
     lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     if not lists:
         raise ConfigError(f"init: the network of '{folder}' has no list of blocks: write its layers yourself")
