@@ -33,6 +33,7 @@ from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairR
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.hooks import batch_identities, capture_rows, require_batches, require_layers
+from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.paired import SecondNetwork
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
@@ -130,6 +131,9 @@ class PairedRows:
     """Of the compressed network: what x is, by stream."""
     targets: Mapping[str, LayerSpec]
     """Of the original: what z is, by the same names."""
+    onward: OnwardPass | None = None
+    """How the compressed network is run on from an earlier pass."""
+    original_onward: OnwardPass | None = None
 
     @classmethod
     def of_outputs(
@@ -203,7 +207,8 @@ class PairedRows:
         """Run both networks on every batch that is not folded yet."""
         names = {name: pair.stream for name, pair in self.pairs.items() if pair.stream in streams}
         to_rows = rows_for(folding)
-        second = SecondNetwork(self.original, {name: self.targets[name] for name in names}, self.rule, to_rows)
+        targets = {name: self.targets[name] for name in names}
+        second = SecondNetwork(self.original, targets, self.rule, to_rows, self.original_onward)
         joint = _JointSink(sink, second, names)
         followed = second.follow(self.batches, sink.held)
         total = len(self.batches) if isinstance(self.batches, Sized) else None
@@ -217,6 +222,7 @@ class PairedRows:
                 rows=self.rule,
                 to_rows=to_rows,
                 batch_done=lambda _samples, _spared: advance(1),
+                onward=self.onward,
             )
 
     def view(self, joint: LayerMoments) -> LayerCrossMoments:

@@ -26,6 +26,7 @@ from torch import nn
 
 from dalr_stream.engine.cross import pair_load
 from dalr_stream.engine.fold_passes import direct_plan
+from dalr_stream.engine.sequential.onward_passes import KEPT_BYTES, onward_passes
 from dalr_stream.engine.sequential.pass_moments import PassMoments
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.errors import InvalidInputError, RankError
@@ -128,21 +129,26 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     target = SameEveryPass(batches)
     _require_sound(model, choices, folding, has_source=source is not None)
     _require_prunable(model, choices, target)
-    moments = PassMoments(model, rows or RowRule(), progress, None if store is None else Path(store))
+    first, rule = target.first(), rows or RowRule()
+    passes = _passes(order_of_execution(model, first, list(choices)), choices)
+    room = _room(model, passes, choices, folding)
+    selected = [name for name, choice in choices.items() if choice.selects]
+    onward = onward_passes(model, target, first, passes, selected, rule, room, progress.note)
+    moments = PassMoments(model, rule, progress, onward, None if store is None else Path(store))
     one_pass = SequentialPass(
         model, choices, target, None if source is None else SameEveryPass(source, "source"), folding, moments
     )
-    passes = _passes(order_of_execution(model, target.first(), list(choices)), choices)
-    _require_fits(model, passes, choices, folding)
     state = SequentialCompression(model, passes) if begun is None else begun
     progress.note(f"layer after layer: {in_words(state.left)}")
     yield state
     for group in state.left:
+        onward.begin(passes.index(group))
         solved = one_pass.solve(group, state.network)
         for name, (_, outcome) in solved.items():
             progress.note(f"layer '{name}': {outcome}")
         replacements = {name: replacement for name, (replacement, _) in solved.items()}
-        small = compress(state.network, replacements, example=target.first())
+        small = compress(state.network, replacements, example=first)
+        onward.end(state.network, small)
         done = {**state.layers, **{name: outcome for name, (_, outcome) in solved.items()}}
         state = SequentialCompression(small, passes, done)
         if not state.left and begun is None:
@@ -197,16 +203,19 @@ def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding
             raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
 
 
-def _require_fits(
+def _room(
     model: nn.Module, passes: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice], folding: Folding
-) -> None:
-    """Raise MemoryLimitError where the cross moments of one layer alone do not fit, before the passes that lead to it.
+) -> int:
+    """Return how much the memory limit leaves for what is kept between passes.
+
+    Raises MemoryLimitError where the cross moments of one layer alone do not fit, before the passes that lead to it.
 
     Those of the first pass are moments of inputs alone. An earlier selection may narrow a layer: this is at most.
     """
     later = [name for group in passes[1:] for name in group if not choices[name].selects]
     if later:
         direct_plan([pair_load(layer) for layer in select_layers(model, later)], folding).require()
+    return KEPT_BYTES
 
 
 def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass) -> None:

@@ -10,6 +10,7 @@ them, start from what is kept and run no network; those after it have other inpu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from dalr_stream.engine.direct import NetworkRows
 from dalr_stream.engine.fold_passes import fold_in_memory, fold_into, kept_record
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.progress import Progress
@@ -29,6 +31,7 @@ from dalr_stream.storage.contents import BatchRecord, NetworkRecord
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.streaming.folding import Folding
 
+TARGET = "target"
 _NAME = 16
 """Digits of a fingerprint in a folder's name."""
 
@@ -40,6 +43,7 @@ class PassMoments:
     original: nn.Module
     rule: RowRule
     progress: Progress
+    onward: OnwardPasses
     folder: Path | None = None
     _used: set[str] = field(default_factory=set)
     _seen: dict[str, tuple[BatchRecord, ...]] = field(default_factory=dict)
@@ -49,14 +53,15 @@ class PassMoments:
         self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding, domain: str
     ) -> LayerMoments:
         """Return the moments of what `layers` read in the network as compressed so far."""
-        return self._joint(NetworkRows(current, batches, layers, self.rule), folding, domain)
+        onward = self.onward.compressed(layers) if domain == TARGET else None
+        return self._joint(NetworkRows(current, batches, layers, self.rule, onward), folding, domain)
 
     def beside_outputs(
         self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding
     ) -> LayerCrossMoments:
         """Return the moments of what `layers` read there, beside what they give in the original."""
         feed = PairedRows.of_outputs(self.original, current, batches, layers, self.rule)
-        return feed.view(self._joint(feed, folding, "target"))
+        return self._pair(feed, folding)
 
     def beside(
         self,
@@ -68,8 +73,13 @@ class PassMoments:
     ) -> LayerCrossMoments:
         """Return the moments of what `layers` read there, beside `targets` in the original, by the same streams."""
         by_stream = {layer.stream: layer for layer in layers}
-        feed = PairedRows(self.original, current, batches, self.rule, by_stream, targets)
-        return feed.view(self._joint(feed, folding, "target"))
+        return self._pair(PairedRows(self.original, current, batches, self.rule, by_stream, targets), folding)
+
+    def _pair(self, feed: PairedRows, folding: Folding) -> LayerCrossMoments:
+        now = self.onward.compressed(feed.layers.values(), feed.targets)
+        then = self.onward.of_original(feed.targets.values())
+        feed = dataclasses.replace(feed, onward=now, original_onward=then)
+        return feed.view(self._joint(feed, folding, TARGET))
 
     def drop_others(self) -> None:
         """Remove what no pass of this sequence has used: the folder then has one sequence's moments."""

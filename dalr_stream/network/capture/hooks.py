@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from dalr_stream.network.capture.batches import (
 )
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.masks import BatchMasks
+from dalr_stream.network.capture.onward import ForwardRun, OnwardPass
 from dalr_stream.network.capture.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading, without_gradients
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
@@ -65,6 +67,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     batch_done: BatchDone | None = None,
     to_rows: ToRows = to_host,
     note: Callable[[str], None] | None = None,
+    onward: OnwardPass | None = None,
 ) -> None:
     """Send what `layers` read, or give, to `sink`, batch after batch.
 
@@ -88,6 +91,8 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
     note
         Called with what the proof found out that one may not expect: layers whose rows are not in sample order.
+    onward
+        Runs the network on from where an earlier pass left it, as far as the last of `layers`; nothing is proved then.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
     for a layer that a forward pass calls never or twice, InvalidInputError for train mode, an empty loader or weights
@@ -107,7 +112,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     for samples in held[:first]:
         batch_done(samples, True)  # noqa: FBT003  # a Callable has no keywords
     seen = sum(held[:first])
-    taker = RowTaker(model, layers, rule)
+    taker = RowTaker(model, layers, rule, onward=onward)
     with without_gradients():
         for number, batch in enumerate(beginning_at(batches, first) if first else batches, start=first):
             samples = samples_in(batch)
@@ -147,9 +152,14 @@ def require_batches(batches: Iterable[Any]) -> None:
 
 
 @contextmanager
-def watched(model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows) -> Iterator[dict[str, Taken]]:
-    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
-    watch = _Watch(chooser)
+def watched(
+    model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows, run: ForwardRun | None = None
+) -> Iterator[dict[str, Taken]]:
+    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends.
+
+    `run` is told when they are complete.
+    """
+    watch = _Watch(chooser, len(layers), run)
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(watch.hook(layer, model).remove)
@@ -166,8 +176,10 @@ def batch_identities(batches: Iterable[Any], rule: RowRule) -> Iterator[tuple[in
 class _Watch:
     """Takes rows inside the hooks of one forward pass; layers that read one tensor get the same `Taken`."""
 
-    def __init__(self, chooser: BatchRows) -> None:
+    def __init__(self, chooser: BatchRows, layers: int, run: ForwardRun | None) -> None:
         self.taken: dict[str, Taken] = {}
+        self._layers = layers
+        self._run = run
         self._chooser = chooser
         self._reads: dict[Reading, Taken] = {}
 
@@ -190,31 +202,38 @@ class _Watch:
             )
             taken = self._chooser.take(layer.stream, rows)
             before = self._reads.setdefault(reading, taken)
-            self.taken[layer.stream] = before if before.same_as(taken) else taken
+            self._keep(layer, before if before.same_as(taken) else taken)
 
         def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
             self._require_first(layer)
             given = channels_of(layer.name, module, outputs)
             require_real(layer.stream, given)
-            self.taken[layer.stream] = self._chooser.take(layer.stream, rows_leaving(part, given))
+            self._keep(layer, self._chooser.take(layer.stream, rows_leaving(part, given)))
 
         if layer.side is Side.OUTPUTS:
             return module.register_forward_hook(leaving)
         return module.register_forward_pre_hook(entering, with_kwargs=True)
+
+    def _keep(self, layer: LayerSpec, taken: Taken) -> None:
+        self.taken[layer.stream] = taken
+        if self._run is not None and len(self.taken) == self._layers:
+            self._run.rows_taken()
 
     def _require_first(self, layer: LayerSpec) -> None:
         if layer.stream in self.taken:
             raise UnsupportedLayerError(f"layer '{layer.name}': is called more than once in a forward pass")
 
 
-def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chooser: BatchRows) -> dict[str, Taken]:
+def take_rows(
+    model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chooser: BatchRows, run: ForwardRun | None = None
+) -> dict[str, Taken]:
     """Run the network on one batch and return the chosen rows of each layer, by stream, as tensors.
 
     Layers that read the very same tensor in the same way get one and the same `Taken`, see `network.reading`; in
     inference mode none do.
     """
-    with watched(model, layers, chooser) as taken:
-        call(model, batch)
+    with watched(model, layers, chooser, run) as taken:
+        (run or call)(model, batch)
     for layer in layers:
         if layer.stream not in taken:
             raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
@@ -224,14 +243,23 @@ def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chooser
 class RowTaker:
     """Takes the rows of a network's layers batch after batch; on the first one it is proved whose they are."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[LayerSpec], rule: RowRule, *, paired: bool = False) -> None:
-        """`paired` takes outputs where the inputs are taken, as `RowRule.most_of` says."""
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[LayerSpec],
+        rule: RowRule,
+        *,
+        paired: bool = False,
+        onward: OnwardPass | None = None,
+    ) -> None:
+        """`onward` has what is proved already; `paired` takes outputs where the inputs are taken, as `RowRule.most_of` says."""
         self._model = model
         self._layers = layers
         self._rule = rule
         self._paired = paired
         self._begun = False
-        self._proof = CaptureProof(model, layers) if rule.prove else None
+        self._onward = onward
+        self._proof = CaptureProof(model, layers) if rule.prove and onward is None else None
 
     @property
     def position_major(self) -> tuple[str, ...]:
@@ -248,8 +276,12 @@ class RowTaker:
             self._begun = True
             require_mask_passed_on(self._model, batch)
         proof = self._proof
-        orders = None if proof is None else proof.orders(batch, samples)
+        onward = self._onward
+        known = None if onward is None else onward.orders
+        orders = known if proof is None else proof.orders(batch, samples)
         chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
+        if onward is not None:
+            return onward.take(partial(take_rows, self._model, batch, self._layers, chooser), first_sample)
         if proof is None:
             return take_rows(self._model, batch, self._layers, chooser)
         by_stream = {layer.stream: chooser.mask_of(layer.stream) for layer in self._layers}
