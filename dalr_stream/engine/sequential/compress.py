@@ -26,10 +26,11 @@ from torch import nn
 
 from dalr_stream.engine.cross import pair_load
 from dalr_stream.engine.fold_passes import direct_plan
-from dalr_stream.engine.sequential.onward_passes import KEPT_BYTES, onward_passes
+from dalr_stream.engine.sequential.onward_passes import KEPT_BYTES, OnwardPasses
 from dalr_stream.engine.sequential.pass_moments import PassMoments
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.errors import InvalidInputError, RankError
+from dalr_stream.network.capture.onward import Room
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.groups import parts_of
@@ -133,7 +134,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     passes = _passes(order_of_execution(model, first, list(choices)), choices)
     room = _room(model, passes, choices, folding)
     selected = [name for name, choice in choices.items() if choice.selects]
-    onward = onward_passes(model, target, first, passes, selected, rule, room, progress.note)
+    onward = OnwardPasses(model, target, passes, selected, rule, Room(room), progress.note)
     moments = PassMoments(model, rule, progress, onward, None if store is None else Path(store))
     one_pass = SequentialPass(
         model, choices, target, None if source is None else SameEveryPass(source, "source"), folding, moments
@@ -142,7 +143,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     progress.note(f"layer after layer: {in_words(state.left)}")
     yield state
     for group in state.left:
-        onward.begin(passes.index(group))
+        onward.begin(group)
         solved = one_pass.solve(group, state.network)
         for name, (_, outcome) in solved.items():
             progress.note(f"layer '{name}': {outcome}")
@@ -213,9 +214,12 @@ def _room(
     Those of the first pass are moments of inputs alone. An earlier selection may narrow a layer: this is at most.
     """
     later = [name for group in passes[1:] for name in group if not choices[name].selects]
-    if later:
-        direct_plan([pair_load(layer) for layer in select_layers(model, later)], folding).require()
-    return KEPT_BYTES
+    if not later:
+        return KEPT_BYTES
+    needed = direct_plan([pair_load(layer) for layer in select_layers(model, later)], folding)
+    needed.require()
+    limit = folding.memory_limit_bytes
+    return KEPT_BYTES if limit is None else min(KEPT_BYTES, limit - needed.peak_bytes)
 
 
 def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass) -> None:

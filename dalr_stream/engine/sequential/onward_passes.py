@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from torch import nn
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.onward import Done, OnwardPass, Room, Stream, require_onward
 from dalr_stream.network.capture.order import Orders
+from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proved import prove
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
@@ -27,97 +27,107 @@ from dalr_stream.network.structure.readers import readers_of
 from dalr_stream.numerics.rows.streams import Side, module_name
 
 KEPT_BYTES = 2**30
-"""Of what modules gave, for both networks, where no memory limit says otherwise."""
+"""The most that is kept of what modules gave, of both networks; less where a memory limit leaves less."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Proved:
+    """What is found out before the first pass that runs the networks."""
+
+    done: Sequence[Done] | None
+    """By pass: what has been called before the layers that it reads or changes, and those of later passes; None where
+    nothing is kept."""
+    orders: Orders | None
+    """Of the rows of all layers that are read."""
 
 
 @dataclass(slots=True)
 class OnwardPasses:
-    """What is kept of both networks between the passes, and what is proved of them before the first."""
+    """What is kept of both networks between the passes, and what is proved of them before the first that runs them."""
 
     original: nn.Module
-    touched: Sequence[Collection[str]]
-    """By pass: the layers that it reads or changes."""
-    done: Sequence[Done] | None
-    """By pass: what has been called before these layers, and those of later passes; None where nothing is kept."""
-    orders: Orders | None
-    note: Callable[[str], None]
+    batches: SameEveryPass
+    passes: Sequence[Sequence[str]]
+    selected: Collection[str]
+    """The layers whose nodes are selected; the others become factor pairs."""
+    rule: RowRule
     room: Room
-    now: Stream = field(init=False)
-    then: Stream = field(init=False)
+    note: Callable[[str], None]
+    _now: Stream = field(init=False)
+    _then: Stream = field(init=False)
     _number: int = 0
+    _known: _Proved | None = None
 
     def __post_init__(self) -> None:
-        self.now, self.then = Stream(self.room), Stream(self.room)
+        self._now, self._then = Stream(self.room), Stream(self.room)
 
-    def begin(self, number: int) -> None:
+    def begin(self, group: Sequence[str]) -> None:
         """Take note of which pass it is."""
-        self._number = number
+        self._number = self.passes.index(group)
 
-    def compressed(self, layers: Iterable[LayerSpec], targets: Mapping[str, LayerSpec] | None = None) -> OnwardPass:
-        """Return the pass of the network as compressed so far; `targets` has the original's layers by stream."""
-        layers, orders = list(layers), self.orders
+    def of_compressed(self, layers: Iterable[LayerSpec], targets: Mapping[str, LayerSpec] | None = None) -> OnwardPass:
+        """Return the pass of the network as compressed so far; `targets` are the same layers in the original."""
+        orders = self._proved().orders
         if orders is not None and targets:
             orders = {**orders, **{name: orders[t.stream] for name, t in targets.items() if t.stream in orders}}
-        return self._pass(self.now, layers, self._number, orders)
+        return self._pass(self._now, layers, self._number, orders)
 
     def of_original(self, layers: Iterable[LayerSpec]) -> OnwardPass:
         """Return that of the original."""
-        return self._pass(self.then, list(layers), self._number + 1, self.orders)
+        return self._pass(self._then, layers, self._number + 1, self._proved().orders)
 
     def end(self, before: nn.Module, after: nn.Module) -> None:
         """Compare what stands for modules that are not run again with the network that was made in this pass."""
+        if self._known is None:
+            return
         if before is self.original:
-            self.then.same_as(self.now)
-        changed = next((name for name in self._kept() if not _alike(before, after, name)), None)
+            self._then.same_as(self._now)
+        done = self._known.done
+        kept = [] if done is None else [way[-1][0] for way in done[self._number]]
+        changed = next((name for name in kept if not _alike(before, after, name)), None)
         if changed is not None:
             self.note(f"'{changed}' changed: the compressed network runs from its inputs again")
-            self.now.forget()
+            self._now.forget()
         if self.room.refused:
             self.room.refused = False
-            self.note("not all of what is kept between the passes has room: those batches run from their inputs")
+            self.note("what is kept between the passes has no room for all batches: the others run from their inputs")
 
-    def _kept(self) -> list[str]:
-        return [] if self.done is None else [way[-1][0] for way in self.done[self._number]]
+    def _pass(self, stream: Stream, layers: Iterable[LayerSpec], place: int, orders: Orders | None) -> OnwardPass:
+        """Return a pass that leaves the network at a place: at none for the last one."""
+        done, last = self._proved().done, self._number + 1 == len(self.passes)
+        keep = None if done is None or last else done[place]
+        tried = self._number & (self._number - 1) != 0
+        return OnwardPass([module_name(layer.name) for layer in layers], stream, keep, orders, self.note, tried)
 
-    def _pass(self, stream: Stream, layers: Sequence[LayerSpec], place: int, orders: Orders | None) -> OnwardPass:
-        keep = self.done[place] if self.done is not None and place < len(self.done) else None
-        last = self._number + 1 == len(self.touched)
-        names = [module_name(layer.name) for layer in layers]
-        untried = self._number & (self._number - 1) == 0
-        return OnwardPass(names, stream, None if last else keep, orders, self.note, tried=not untried)
+    def _proved(self) -> _Proved:
+        if self._known is None:
+            specs, touched = self._touched()
+            orders = prove(self.original, self.batches, specs, self.rule)
+            self._known = _Proved(self._done(touched) if len(self.passes) > 1 else None, orders)
+        return self._known
 
-
-def onward_passes(
-    model: nn.Module,
-    batches: Iterable[Any],
-    first: Any,
-    passes: Sequence[Sequence[str]],
-    selected: Collection[str],
-    rule: RowRule,
-    room_bytes: int,
-    note: Callable[[str], None],
-) -> OnwardPasses:
-    """Prove what the passes rely on; `selected` are the layers whose nodes are selected."""
-    structure = Structure.of(model, first) if selected else None
-    specs: dict[str, LayerSpec] = {}
-    touched: list[set[str]] = []
-    for group in passes:
-        if group[0] in selected:
-            assert structure is not None  # noqa: S101  # for the type checker: something is selected
-            specs |= {spec.stream: spec for spec in readers_of(structure, group)}
-            touched.append({name for layer in group for name in _of_group(structure, layer)})
-        else:
-            for side in (Side.INPUTS, Side.OUTPUTS):
-                specs |= {spec.stream: spec for spec in select_layers(model, list(group), side=side)}
-            touched.append(set(group))
-    orders = prove(model, batches, list(specs.values()), rule)
-    done: Sequence[Done] | None = None
-    if len(passes) > 1:
+    def _done(self, touched: Sequence[Collection[str]]) -> Sequence[Done] | None:
+        places = [set[str]().union(*touched[number:]) for number in range(len(touched))]
         try:
-            done = require_onward(model, first, [set().union(*touched[number:]) for number in range(len(passes))])
+            return require_onward(self.original, self.batches.first(), places)
         except UnsupportedLayerError as error:
-            note(f"each pass runs both networks from their inputs, as they cannot be run on from kept values: {error}")
-    return OnwardPasses(model, touched, done, orders, note, Room(room_bytes))
+            self.note(f"each pass runs both networks from their inputs; they cannot go on from kept values: {error}")
+            return None
+
+    def _touched(self) -> tuple[list[LayerSpec], list[set[str]]]:
+        """Return what is read in the original, and by pass the layers that it reads or changes."""
+        structure = Structure.of(self.original, self.batches.first()) if self.selected else None
+        specs: dict[str, LayerSpec] = {}
+        touched: list[set[str]] = []
+        for group in self.passes:
+            if structure is not None and group[0] in self.selected:
+                specs |= {spec.stream: spec for spec in readers_of(structure, group)}
+                touched.append({name for layer in group for name in _of_group(structure, layer)})
+            else:
+                for side in (Side.INPUTS, Side.OUTPUTS):
+                    specs |= {spec.stream: spec for spec in select_layers(self.original, list(group), side=side)}
+                touched.append(set(group))
+        return list(specs.values()), touched
 
 
 def _of_group(structure: Structure, layer: str) -> set[str]:

@@ -53,15 +53,14 @@ class PassMoments:
         self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding, domain: str
     ) -> LayerMoments:
         """Return the moments of what `layers` read in the network as compressed so far."""
-        onward = self.onward.compressed(layers) if domain == TARGET else None
-        return self._joint(NetworkRows(current, batches, layers, self.rule, onward), folding, domain)
+        return self._joint(NetworkRows(current, batches, layers, self.rule), folding, domain)
 
     def beside_outputs(
         self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding
     ) -> LayerCrossMoments:
         """Return the moments of what `layers` read there, beside what they give in the original."""
         feed = PairedRows.of_outputs(self.original, current, batches, layers, self.rule)
-        return self._pair(feed, folding)
+        return feed.view(self._joint(feed, folding, TARGET))
 
     def beside(
         self,
@@ -73,12 +72,7 @@ class PassMoments:
     ) -> LayerCrossMoments:
         """Return the moments of what `layers` read there, beside `targets` in the original, by the same streams."""
         by_stream = {layer.stream: layer for layer in layers}
-        return self._pair(PairedRows(self.original, current, batches, self.rule, by_stream, targets), folding)
-
-    def _pair(self, feed: PairedRows, folding: Folding) -> LayerCrossMoments:
-        now = self.onward.compressed(feed.layers.values(), feed.targets)
-        then = self.onward.of_original(feed.targets.values())
-        feed = dataclasses.replace(feed, onward=now, original_onward=then)
+        feed = PairedRows(self.original, current, batches, self.rule, by_stream, targets)
         return feed.view(self._joint(feed, folding, TARGET))
 
     def drop_others(self) -> None:
@@ -90,17 +84,27 @@ class PassMoments:
 
     def _joint(self, feed: NetworkRows | PairedRows, folding: Folding, domain: str) -> LayerMoments:
         if self.folder is None:
-            return LayerMoments.of(fold_in_memory(feed, folding, self.progress))
+            return LayerMoments.of(fold_in_memory(self._onward(feed, domain), folding, self.progress))
         network = feed.network()
         root = self.folder / _name(network)
         self._used.add(root.name)
         record = kept_record(root, domain, feed, network, folding)
         if record is None or record.batches != self._batches(feed, domain):
-            record = fold_into(root, domain, feed, network, folding, self.progress)
+            record = fold_into(root, domain, self._onward(feed, domain), network, folding, self.progress)
             self._seen[domain] = record.batches
         else:
             self.progress.note(f"moments of {_words(feed.streams)} are kept from an earlier pass: none is needed")
         return LayerMoments.stored(root, domain, {name: record.home(name) for name in feed.streams}, folding.shards)
+
+    def _onward(self, feed: NetworkRows | PairedRows, domain: str) -> NetworkRows | PairedRows:
+        """Let networks that run on the target go on from where the pass before left them."""
+        if isinstance(feed, PairedRows):
+            now = self.onward.of_compressed(feed.layers.values(), feed.targets)
+            then = self.onward.of_original(feed.targets.values())
+            return dataclasses.replace(feed, onward=now, original_onward=then)
+        if domain != TARGET:
+            return feed
+        return dataclasses.replace(feed, onward=self.onward.of_compressed(feed.layers))
 
     def _batches(self, feed: NetworkRows | PairedRows, domain: str) -> tuple[BatchRecord, ...]:
         """Return what identifies a domain's batches; every pass gets the same, so they are loaded for it once."""

@@ -13,14 +13,18 @@ from typing import Any
 import torch
 
 _ASKING = frozenset(
-    "shape size dim ndim ndimension dtype device layout numel nelement __len__ stride is_contiguous is_floating_point "
-    "is_complex is_cuda is_meta is_sparse is_quantized is_nested is_mkldnn requires_grad get_device element_size itemsize "
-    "is_inference is_leaf is_mps is_xpu is_cpu storage_offset".split()
-)
+  {
+    "shape", "size", "dim", "ndim", "ndimension", "dtype", "device", "layout", "numel", "nelement", "__len__",
+    "stride", "storage_offset", "element_size", "itemsize", "is_contiguous", "is_floating_point", "is_complex",
+    "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_mkldnn",
+    "is_inference", "is_leaf", "requires_grad", "get_device",
+  }
+)  # fmt: skip
 """What a tensor says of itself without its numbers."""
 
 
 ALIGNED_BYTES = 64
+"""Where torch lets memory begin: a kernel may round otherwise from elsewhere."""
 
 
 class UsedError(BaseException):
@@ -56,7 +60,7 @@ class Spent(torch.Tensor):
     @classmethod
     def of(cls, form: Form) -> Spent:
         """Return one of that form."""
-        made: Spent = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # noqa: SLF001
+        made: Spent = torch.Tensor._make_wrapper_subclass(  # noqa: SLF001
             cls, form.shape, strides=form.strides, dtype=form.dtype, device=form.device
         )
         return made
@@ -126,6 +130,7 @@ def _asks(func: Any) -> bool:
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):

@@ -40,9 +40,9 @@ def prove(model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec],
             with refusals_explained(batch, f"capture: batch {number}"):
                 proof.orders(batch, samples)
                 if proof.is_open(of_layers):
-                    with proof.observing(of_layers) as observed:
+                    with proof.observing(batch, of_layers) as observed:
                         call(model, inputs_copied(batch))
-                    proof.settle(batch, observed, of_layers, {} if masks is None else masks.padding)
+                    proof.settle(observed, of_layers, {} if masks is None else masks.padding)
             if samples > 1 and proof.proved and (masks is None or proof.padding_is_proved):
                 break
     return proof.proved
