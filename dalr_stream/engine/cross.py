@@ -113,6 +113,18 @@ def pair_load(layer: LayerSpec, rows: int = 0) -> LayerLoad:
     return LayerLoad(stream_name(layer.name, Pairing.OUTPUTS), layer.inputs + layer.outputs, rows)
 
 
+def narrowest_pair_load(layer: LayerSpec, rows: int = 0) -> LayerLoad:
+    """Return the same for a layer whose outputs may follow from its inputs: those are watched where they are fewer."""
+    if not is_wider_out(layer):
+        return pair_load(layer, rows)
+    return LayerLoad(stream_name(layer.name, Pairing.INPUTS), 2 * layer.inputs, rows)
+
+
+def is_wider_out(layer: LayerSpec) -> bool:
+    """Tell whether a layer gives more features than it reads."""
+    return layer.outputs > layer.inputs
+
+
 def known_batches(batches: Iterable[Any], rule: RowRule) -> tuple[BatchRecord, ...]:
     """Load the batches and return what identifies each; no network is run."""
     require_repeatable(batches, "batches")

@@ -8,7 +8,8 @@
 
 Compressed all at once (`compress`), every layer is solved for inputs that it no longer gets. Here each makes up, as far
 as its rank allows, for what the layers before it lost. The price is a pass over the data for each layer, two networks a
-pass; neighbours that read the very same tensor (Q, K and V) share one.
+pass; neighbours that read the very same tensor (Q, K and V) share one. A pass goes on from where the one before left both
+networks, so that each layer is run about once in either (`onward_passes`).
 
 A layer's own weight at its turn is that of the network as compressed so far: where an earlier selection narrowed its
 inputs to J, that is W A_J, and what `anchored` shrinks towards. Its target is the original's output all the same. A
@@ -24,7 +25,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import pair_load
+from dalr_stream.engine.cross import narrowest_pair_load
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.sequential.onward_passes import KEPT_BYTES, OnwardPasses
 from dalr_stream.engine.sequential.pass_moments import PassMoments
@@ -100,8 +101,9 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     a network in train mode, batches that allow one pass, no source, or shards; in a pass, what `accumulate_cross`
     raises, FingerprintMismatchError where batches changed, and RankError where a selection left a later layer fewer
     inputs than its rank.
-    Cost: a pass each, through both networks. Memory: three networks, and the lanes of a pass's layers, d + m wide each;
-    of a selection twice as wide as what reads its nodes.
+    Cost: a pass each, through what lies between one layer and the next in both networks. Memory: three networks; the
+    lanes of a pass's layers, d + min(d, m) wide each, of a selection twice as wide as what reads its nodes; and what is
+    kept between the passes, `KEPT_BYTES` or what the memory limit leaves.
     """
     *_, last = sequential_passes(
         model, batches, choices, source=source, store=store, rows=rows, folding=folding, progress=progress
@@ -216,7 +218,7 @@ def _room(
     later = [name for group in passes[1:] for name in group if not choices[name].selects]
     if not later:
         return KEPT_BYTES
-    needed = direct_plan([pair_load(layer) for layer in select_layers(model, later)], folding)
+    needed = direct_plan([narrowest_pair_load(layer) for layer in select_layers(model, later)], folding)
     needed.require()
     limit = folding.memory_limit_bytes
     return KEPT_BYTES if limit is None else min(KEPT_BYTES, limit - needed.peak_bytes)

@@ -18,14 +18,14 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import PairedRows, known_batches
+from dalr_stream.engine.cross import PairedRows, is_wider_out, known_batches
 from dalr_stream.engine.direct import NetworkRows
 from dalr_stream.engine.fold_passes import fold_in_memory, fold_into, kept_record
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.layers.spec import LayerSpec, select_layers, weights_of
 from dalr_stream.progress import Progress
 from dalr_stream.storage.contents import BatchRecord, NetworkRecord
 from dalr_stream.storage.durable import remove_folder
@@ -58,9 +58,16 @@ class PassMoments:
     def beside_outputs(
         self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding
     ) -> LayerCrossMoments:
-        """Return the moments of what `layers` read there, beside what they give in the original."""
+        """Return the moments of what `layers` read there, beside what they give in the original.
+
+        A layer that gives more features than it reads is watched there for what it reads, X: it gives W X + b.
+        """
         feed = PairedRows.of_outputs(self.original, current, batches, layers, self.rule)
-        return feed.view(self._joint(feed, folding, TARGET))
+        read = [layer for layer in select_layers(self.original, [s.name for s in layers]) if is_wider_out(layer)]
+        feed = dataclasses.replace(feed, targets={**feed.targets, **{layer.stream: layer for layer in read}})
+        joint = feed.view(self._joint(feed, folding, TARGET))
+        maps = {layer.stream: weights_of(self.original, layer.name) for layer in read}
+        return joint.with_outputs_through(maps)
 
     def beside(
         self,

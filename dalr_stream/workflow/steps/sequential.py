@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import pair_load
+from dalr_stream.engine.cross import narrowest_pair_load
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.output_errors import output_errors
 from dalr_stream.engine.sequential.compress import SequentialCompression, sequential_passes
@@ -89,7 +89,7 @@ def sequence_cost(project: Project, network: nn.Module) -> MemoryPlan | None:
     """
     if project.config.compress.order is not Order.SEQUENTIAL:
         return None
-    loads = [pair_load(layer) for layer in project.watched_in(network) if layer.side is Side.INPUTS]
+    loads = [narrowest_pair_load(layer) for layer in project.watched_in(network) if layer.side is Side.INPUTS]
     return direct_plan(loads, _folding(project))
 
 
