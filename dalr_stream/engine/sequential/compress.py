@@ -8,8 +8,8 @@
 
 Compressed all at once (`compress`), every layer is solved for inputs that it no longer gets. Here each makes up, as far
 as its rank allows, for what the layers before it lost. The price is a pass over the data for each layer, two networks a
-pass; neighbours that read the very same tensor (Q, K and V) share one. A pass goes on from where the one before left both
-networks, so that each layer is run about once in either (`onward_passes`).
+pass; neighbours that read the very same tensor (Q, K and V) share one. A pass goes on from where the one before left
+both networks, so that each layer is run about once in either (`onward_passes`).
 
 A layer's own weight at its turn is that of the network as compressed so far: where an earlier selection narrowed its
 inputs to J, that is W A_J, and what `anchored` shrinks towards. Its target is the original's output all the same. A
@@ -28,7 +28,7 @@ from torch import nn
 from dalr_stream.engine.cross import narrowest_pair_load
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.sequential.onward_passes import KEPT_BYTES, OnwardPasses
-from dalr_stream.engine.sequential.pass_moments import PassMoments
+from dalr_stream.engine.sequential.pass_moments import KnownMoments, PassMoments
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.network.capture.onward import Room
@@ -121,12 +121,13 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     rows: RowRule | None = None,
     folding: Folding | None = None,
     begun: SequentialCompression | None = None,
+    known: KnownMoments | None = None,
     progress: Progress | None = None,
 ) -> Iterator[SequentialCompression]:
     """Yield what there is at the start and after each pass; arguments and errors as for `compress_sequentially`.
 
     Anything yielded may be kept and given back as `begun`: what it has is not done again, and the rest comes out the
-    same.
+    same. `known` is where moments of what the original reads may lie already: the first pass takes those.
     """
     folding, progress = folding or Folding(), progress or Silent()
     target = SameEveryPass(batches)
@@ -137,7 +138,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     room = _room(model, passes, choices, folding)
     selected = [name for name, choice in choices.items() if choice.selects]
     onward = OnwardPasses(model, target, passes, selected, rule, Room(room), progress.note)
-    moments = PassMoments(model, rule, progress, onward, None if store is None else Path(store))
+    moments = PassMoments(model, rule, progress, onward, None if store is None else Path(store), known)
     one_pass = SequentialPass(
         model, choices, target, None if source is None else SameEveryPass(source, "source"), folding, moments
     )

@@ -37,6 +37,15 @@ _NAME = 16
 
 
 @dataclass(frozen=True, slots=True)
+class KnownMoments:
+    """Where moments of what the original reads may lie, by which rule they were folded."""
+
+    root: Path
+    domain: str
+    folding: Folding
+
+
+@dataclass(frozen=True, slots=True)
 class PassMoments:
     """Makes the moments of each pass, within `folder` where there is one."""
 
@@ -45,6 +54,8 @@ class PassMoments:
     progress: Progress
     onward: OnwardPasses
     folder: Path | None = None
+    known: KnownMoments | None = None
+    """Of what the original reads of the target."""
     _used: set[str] = field(default_factory=set)
     _seen: dict[str, tuple[BatchRecord, ...]] = field(default_factory=dict)
     """The batches of each domain, once they were gone through."""
@@ -53,7 +64,9 @@ class PassMoments:
         self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding, domain: str
     ) -> LayerMoments:
         """Return the moments of what `layers` read in the network as compressed so far."""
-        return self._joint(NetworkRows(current, batches, layers, self.rule), folding, domain)
+        feed = NetworkRows(current, batches, layers, self.rule)
+        known = self._known(feed) if current is self.original and domain == TARGET else None
+        return self._joint(feed, folding, domain) if known is None else known
 
     def beside_outputs(
         self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding
@@ -101,6 +114,17 @@ class PassMoments:
             self._seen[domain] = record.batches
         else:
             self.progress.note(f"moments of {_words(feed.streams)} are kept from an earlier pass: none is needed")
+        return LayerMoments.stored(root, domain, {name: record.home(name) for name in feed.streams}, folding.shards)
+
+    def _known(self, feed: NetworkRows) -> LayerMoments | None:
+        """Return the moments that another accumulation has left, of the same rows of the same batches."""
+        if self.known is None:
+            return None
+        root, domain, folding = self.known.root, self.known.domain, self.known.folding
+        record = kept_record(root, domain, feed, feed.network(), folding)
+        if record is None or record.batches != self._batches(feed, TARGET):
+            return None
+        self.progress.note(f"moments of {_words(feed.streams)} are those of '{root}': no pass is needed")
         return LayerMoments.stored(root, domain, {name: record.home(name) for name in feed.streams}, folding.shards)
 
     def _onward(self, feed: NetworkRows | PairedRows, domain: str) -> NetworkRows | PairedRows:
