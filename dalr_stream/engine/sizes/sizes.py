@@ -46,11 +46,12 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
+    higher: bool = True,
     progress: Progress | None = None,
 ) -> SizePlan:
     """Return the best network that keeps at most `share` of the layers' weights, factored and with fewer nodes.
 
-    Each layer is cut alone once by each method, which says what its error does to the network's outputs; sizes are
+    Each layer is cut alone once by each method, which shows what its error does to the network's outputs. Sizes are
     shared out by that and by plain rules, and every candidate is measured whole.
 
     Parameters
@@ -66,13 +67,17 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     structure
         `watch(..., example=batch).structure`; without it nothing is selected.
     methods
-        One of each family at most.
+        At most one of each family.
     ridge
-        Of the DALR methods.
+        The ridge of the DALR methods; a number is relative.
     multiple_of
-        Use no other sizes than multiples of it, and layers as they are.
+        Use only sizes that are multiples of it, and layers as they are.
     score
-        Of a network, more is better: it chooses among the candidates, and the distance among equals.
+        Called with a network: it chooses among the candidates, and the distance among equals.
+    higher
+        Whether more of the score is better.
+    progress
+        Receives progress, for example from `show_progress()`; silent by default.
 
     Returns
     -------
@@ -85,6 +90,10 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
         Where two methods are of one family, or the smallest sizes cost more than the budget.
     NonFiniteError
         Where a network's outputs are not finite.
+
+    See Also
+    --------
+    dalr_stream.numerics.within_budget : sizes from loss curves alone, without a network.
 
     Examples
     --------
@@ -115,7 +124,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
         return compress(model, replacements(chosen), example=structure)
 
     layers = [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)]
-    choice = choose_sizes(layers, share, networks, distance, samples=distance.samples, score=score, progress=progress)
+    choice = choose_sizes(layers, share, networks, distance, score=score, higher=higher, progress=progress)
     return SizePlan(replacements(choice.chosen.sizes), choice)
 
 
