@@ -26,6 +26,7 @@ from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers, weights_of
+from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress
 from dalr_stream.storage.contents import BatchRecord, NetworkRecord
 from dalr_stream.storage.durable import remove_folder
@@ -76,7 +77,8 @@ class PassMoments:
         A layer that gives more features than it reads is watched there for what it reads, X: it gives W X + b.
         """
         feed = PairedRows.of_outputs(self.original, current, batches, layers, self.rule)
-        read = [layer for layer in select_layers(self.original, [s.name for s in layers]) if is_wider_out(layer)]
+        names = list(dict.fromkeys(module_name(layer.name) for layer in layers))
+        read = [layer for layer in select_layers(self.original, names) if is_wider_out(layer)]
         feed = dataclasses.replace(feed, targets={**feed.targets, **{layer.stream: layer for layer in read}})
         joint = feed.view(self._joint(feed, folding, TARGET))
         maps = {layer.stream: weights_of(self.original, layer.name) for layer in read}
