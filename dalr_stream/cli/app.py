@@ -105,13 +105,16 @@ def run(
 
 
 @app.command()
-def layers(file: RunFile, overrides: Overrides = None) -> None:
+def layers(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List the layers that the patterns match."""
     from dalr_stream.network.layers.spec import unsupported_layers
-    from dalr_stream.workflow.results.tables import layer_table
+    from dalr_stream.workflow.results.tables import layer_facts, layer_table
 
     project = open_run(file, overrides).project
     network, console = project.stand_in(), console_for()
+    if as_json:
+        typer.echo(json.dumps(layer_facts(project, network), indent=1))
+        return
     console.print(layer_table(project, network))
     for reason in unsupported_layers(network, project.config.network.layers):
         console.print(reason, soft_wrap=True, highlight=False, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from rich.text import Text
 from dalr_stream.progress import Advance, Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
+PIPED_COLUMNS = 500
+"""More than any table needs."""
 
 
 class Lines:
@@ -111,5 +114,9 @@ def show_progress() -> Progress:
 
 
 def console_for(*, stderr: bool = False) -> Console:
-    """Return the terminal: standard output for results, standard error for what happens on the way."""
-    return Console(stderr=stderr)
+    """Return the terminal: standard output for results, standard error for what happens on the way.
+
+    Into a file or a pipe a line is as long as it has to be: a name cut at 80 columns is no use to what reads it.
+    """
+    console = Console(stderr=stderr)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=PIPED_COLUMNS)

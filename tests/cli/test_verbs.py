@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -147,3 +148,14 @@ def test_verify_lists_all_damage_and_ends_in_a_code(finished_file):
     assert "WRONG weights/fc2: " in done.stdout
     assert "target/fc2: 90 rows in 1 tile" in done.stdout
     assert "2 findings" in done.stderr.splitlines()[-1]
+
+
+def test_names_are_whole_where_no_terminal_reads_them(run_file, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    facts = json.loads(cli("layers", run_file, "--json").stdout)
+    shown = cli("layers", run_file).stdout
+    assert [fact["layer"] for fact in facts][:2] == ["fc1", "fc2"]
+    assert facts[0]["read_by"] == ["fc2"]
+    assert (facts[0]["outputs"], facts[0]["inputs"], facts[0]["weights"]) == (16, 12, 192)
+    assert all(fact["layer"] in shown for fact in facts)
+    assert "…" not in shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Group
 from rich.table import Table
@@ -22,25 +22,50 @@ from dalr_stream.workflow.runfile.project import Project
 L = TypeVar("L")
 
 
-def layer_table(project: Project, network: nn.Module) -> Table:
-    """Return the layers of a network, trained or not: shape, weights, break-even rank, and who reads their nodes.
+def layer_facts(project: Project, network: nn.Module) -> list[dict[str, Any]]:
+    """Return the layers of a network, trained or not, as plain values.
 
-    What is watched for the selections of other layers has its name alone.
+    What is watched for the selections of other layers has its name and kind alone.
     """
-    table = new_table("layer", "kind", "outputs x inputs", "weights", "break-even rank", "read by")
     watched = project.watched_in(network)
     records = network_record(network, watched).layers
+    facts: list[dict[str, Any]] = []
     for name, layers in _by_module(watched, lambda layer: layer.stream).items():
         layer, groups = layers[0], len(layers)
         if layer.side is Side.CHANNELS:
-            table.add_row(name, layer.kind, "", "", "", "watched for selections")
+            facts.append({"layer": name, "kind": layer.kind, "watched_for": "selections"})
             continue
         record = records[layer.stream]
-        named = ", ".join(reader.span.layer for reader in record.readers)
-        readers = named or (record.unprunable and "no selection: " + record.unprunable.partition(": ")[2])
-        shape = f"{groups * layer.outputs:,} x {layer.inputs:,}"
-        weights = f"{groups * layer.parameters:,}"
-        table.add_row(_with_groups(name, groups), layer.kind, shape, weights, f"{layer.break_even_rank:,}", readers)
+        facts.append({
+            "layer": name,
+            "kind": layer.kind,
+            "groups": groups,
+            "outputs": groups * layer.outputs,
+            "inputs": layer.inputs,
+            "weights": groups * layer.parameters,
+            "break_even_rank": layer.break_even_rank,
+            "read_by": [reader.span.layer for reader in record.readers],
+            "no_selection": record.unprunable and record.unprunable.partition(": ")[2],
+        })  # fmt: skip
+    return facts
+
+
+def layer_table(project: Project, network: nn.Module) -> Table:
+    """Return the same as a table."""
+    table = new_table("layer", "kind", "outputs x inputs", "weights", "break-even rank", "read by")
+    for fact in layer_facts(project, network):
+        if "watched_for" in fact:
+            table.add_row(fact["layer"], fact["kind"], "", "", "", f"watched for {fact['watched_for']}")
+            continue
+        readers = ", ".join(fact["read_by"]) or (fact["no_selection"] and f"no selection: {fact['no_selection']}")
+        table.add_row(
+            _with_groups(fact["layer"], fact["groups"]),
+            fact["kind"],
+            f"{fact['outputs']:,} x {fact['inputs']:,}",
+            f"{fact['weights']:,}",
+            f"{fact['break_even_rank']:,}",
+            readers,
+        )
     return table
 
 
@@ -145,10 +170,10 @@ def _with_groups(name: str, groups: int) -> str:
 
 
 def new_table(*columns: str) -> Table:
-    """Return an empty table with these columns, the first of them for text."""
+    """Return an empty table with these columns, the first of them for names, which are folded and never cut."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 
