@@ -188,3 +188,25 @@ def greedy_spectral(sigma):
         scores = [information_retention_by_pinv(sigma, [*taken, j]) for j in candidates]
         taken.append(candidates[int(np.argmax(scores))])
     return taken
+
+
+def sum_by_names(records, *, most, beginning=""):
+    """The sum of records by name: in the order of the names where they are few, else of those that begin alike."""
+    if len(records) <= most:
+        return pairwise_sum([records[name] for name in sorted(records)])
+    place = len(beginning)
+    signs = sorted({name[place] for name in records})
+    groups = [{name: record for name, record in records.items() if name[place] == sign} for sign in signs]
+    return pairwise_sum(
+        [sum_by_names(group, most=most, beginning=beginning + sign) for sign, group in zip(signs, groups, strict=True)]
+    )
+
+
+def pairwise_sum(records):
+    """((0 + 1) + (2 + 3)) + ((4 + 5) + ...: on the left the largest power of two below the whole."""
+    if len(records) == 1:
+        return records[0]
+    half = 1
+    while 2 * half < len(records):
+        half *= 2
+    return pairwise_sum(records[:half]) + pairwise_sum(records[half:])

@@ -43,7 +43,8 @@ from dalr_stream.numerics.rows.streams import Pairing, Side, stream_name
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.cross import joint_rows
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.contents import BatchRecord, LayerRecord, NetworkRecord
+from dalr_stream.storage.batches import Batches, BatchRecord
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
@@ -112,10 +113,10 @@ def pair_load(layer: LayerSpec, rows: int = 0) -> LayerLoad:
     return LayerLoad(stream_name(layer.name, Pairing.OUTPUTS), layer.inputs + layer.outputs, rows)
 
 
-def known_batches(batches: Iterable[Any], rule: RowRule) -> tuple[BatchRecord, ...]:
+def known_batches(batches: Iterable[Any], rule: RowRule) -> Batches:
     """Load the batches and return what identifies each; no network is run."""
     require_repeatable(batches, "batches")
-    return tuple(BatchRecord(samples, digest) for samples, digest in batch_identities(batches, rule))
+    return Batches.of(BatchRecord(samples, digest) for samples, digest in batch_identities(batches, rule))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.progress import Progress
-from dalr_stream.storage.contents import BatchRecord, NetworkRecord
+from dalr_stream.storage.batches import Batches
+from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.streaming.folding import Folding
 
@@ -42,7 +43,7 @@ class PassMoments:
     progress: Progress
     folder: Path | None = None
     _used: set[str] = field(default_factory=set)
-    _seen: dict[str, tuple[BatchRecord, ...]] = field(default_factory=dict)
+    _seen: dict[str, Batches] = field(default_factory=dict)
     """The batches of each domain, once they were gone through."""
 
     def alone(
@@ -92,7 +93,7 @@ class PassMoments:
             self.progress.note(f"moments of {_words(feed.streams)} are kept from an earlier pass: none is needed")
         return LayerMoments.stored(root, domain, {name: record.home(name) for name in feed.streams}, folding.shards)
 
-    def _batches(self, feed: NetworkRows | PairedRows, domain: str) -> tuple[BatchRecord, ...]:
+    def _batches(self, feed: NetworkRows | PairedRows, domain: str) -> Batches:
         """Return what identifies a domain's batches; every pass gets the same, so they are loaded for it once."""
         if domain not in self._seen:
             self._seen[domain] = known_batches(feed.batches, feed.rule)
