@@ -6,6 +6,8 @@ sees the rows; agreeing with these is what its tests are about.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
 PINV_CUTOFF = 1e-11
@@ -210,3 +212,17 @@ def pairwise_sum(records):
     while 2 * half < len(records):
         half *= 2
     return pairwise_sum(records[:half]) + pairwise_sum(records[half:])
+
+
+def exact_greedy_spectral(moments, limit):
+    """Algorithm 1 in rational numbers, on C + m m' of the moments as they stand."""
+    d = moments.features
+    mean = [Fraction(value) for value in moments.mean]
+    r = [[Fraction(moments.scatter[i, j]) / moments.count + mean[i] * mean[j] for j in range(d)] for i in range(d)]
+    taken = []
+    while len(taken) < limit:
+        left = [j for j in range(d) if j not in taken and r[j][j] > 0]
+        p = max(left, key=lambda j: (sum(value * value for value in r[j]) / r[j][j], -j))
+        r = [[r[i][j] - r[i][p] * r[p][j] / r[p][p] for j in range(d)] for i in range(d)]
+        taken.append(p)
+    return taken

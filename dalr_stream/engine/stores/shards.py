@@ -95,7 +95,7 @@ def require_addable(shards: Sequence[Shard], network: str, added: Collection[str
                     f"domain '{shard.domain}', layer '{layer}': {shards[0].origin} was accumulated by {rules[layer]}, "
                     f"{shard.origin} by {rule}: accumulate both with the same holdout and shards"
                 )
-            for part in PARTS:
+            for part in PARTS if shard is not reference else ():
                 check_record(shard.root, shard.path(layer, part))
     _require_moments_once(shards, added)
 
