@@ -60,6 +60,18 @@ class MeanPart:
         self.values, self.image, self.squared = np.zeros_like(self.values), np.zeros_like(self.image), 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Gains:
+    """What each node would explain, less what any of them would: the means' share may be 1e10 times the difference."""
+
+    values: Vector
+    """(s,): ||R_:j||^2 / R_jj - ||v||^2; 0 for nodes that were not asked for."""
+    magnitude: Vector
+    """(s,): what `values` are sums and differences of, added up: their rounding is a share of it."""
+    shared: float
+    """||v||^2."""
+
+
 @dataclass(slots=True, eq=False)
 class Downdate:
     """The steps so far, and the diagonals they lead to; `take` adds one.
@@ -96,21 +108,19 @@ class Downdate:
         """(s,): R_jj now."""
         return self.diagonal + self.mean.values**2
 
-    def gains(self, slack: Vector, where: Mask) -> Vector:
-        """(s,): ||R_:j||^2 / R_jj less ||v||^2, of which every node would explain as much; 0 for others than `where`.
-
-        Before the first step the means' part may be 1e10 times what differs between nodes, and would round it off.
-        `slack` is added to R_jj.
-        """
-        v, own = self.mean.values, self.diagonal + slack
-        top = np.maximum(self.norms, 0.0) + 2.0 * v * self.mean.image - own * self.mean.squared
-        return np.divide(top, own + v * v, out=np.zeros(v.size), where=where)
-
-    def magnitude(self, slack: Vector, where: Mask) -> Vector:
-        """(s,): what `gains` is the difference of, added up: against it rounding is measured."""
-        v, own = self.mean.values, self.diagonal + slack
-        top = np.maximum(self.norms, 0.0) + np.abs(2.0 * v * self.mean.image) + own * self.mean.squared
-        return np.divide(top, own + v * v, out=np.zeros(v.size), where=where)
+    def gains(self, slack: Vector, where: Mask) -> Gains:
+        """||R_:j||^2 / R_jj of the nodes `where`; `slack` is added to R_jj."""
+        v, own, norms = self.mean.values, self.diagonal + slack, np.maximum(self.norms, 0.0)
+        shared = self.mean.squared
+        if shared == 0.0:
+            values = np.divide(norms, own, out=np.zeros(v.size), where=where)
+            return Gains(values, values, 0.0)
+        own = np.maximum(self.diagonal, 0.0) + slack  # what is left of A_jj may be rounding, of either sign
+        whole, both, alone = own + v * v, 2.0 * v * self.mean.image, own * shared
+        values, magnitude = np.zeros(v.size), np.zeros(v.size)
+        np.divide(norms + both - alone, whole, out=values, where=where)
+        np.divide(norms + np.abs(both) + alone, whole, out=magnitude, where=where)
+        return Gains(values, magnitude, shared)
 
     def column(self, position: int, before: Vector) -> Vector:
         """A_:p, from what that column was `before` the first step. Cost: s multiply-adds per step."""

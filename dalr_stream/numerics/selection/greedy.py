@@ -232,7 +232,7 @@ def _choose(residual: SchurResidual, candidates: Mask, regulariser: _Regulariser
     if regulariser is not None:
         positions = np.flatnonzero(candidates)
         scores[positions] -= regulariser.term(gains[positions], residual.nodes[positions])
-    tied = scores >= scores.max() - residual.tie(candidates)
+    tied = scores >= scores.max() - residual.tie
     return int(np.argmax(tied)), scores
 
 

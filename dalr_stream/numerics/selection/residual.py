@@ -22,7 +22,7 @@ from concurrent.futures import Executor
 import numpy as np
 
 from dalr_stream.numerics.linalg.psd import EPSILON
-from dalr_stream.numerics.selection.downdate import Downdate, MeanPart
+from dalr_stream.numerics.selection.downdate import Downdate, Gains, MeanPart
 from dalr_stream.numerics.types import Indices, Mask, Matrix, Vector
 
 BLOCK = 128
@@ -57,6 +57,10 @@ were zero on paper stood at 3e-12 of Sigma_jj, above the fixed share; the sum ke
 GAIN_TOLERANCE = 1e-10
 """Gains closer than this share of the largest are a tie: their difference may be rounding."""
 
+CONTENDERS = 1e-3
+"""Nodes whose gains are within this share of the largest, with what all would explain alike, say how large the terms
+are whose differences are compared. Those of a node without a mean, beside others of 1e5, are of another kind."""
+
 
 class SchurResidual:
     """R of Sigma = C + m m', with C (d, d) symmetric positive semi-definite, which it overwrites; nodes go one by one.
@@ -84,6 +88,8 @@ class SchurResidual:
         self._slack = SIGMA_ROUNDING * self._own
         self._rounding = self._slack + (SIGMA_ROUNDING * m) ** 2
         self.open: Mask = self.remaining > 0.0
+        self.tie = 0.0
+        """How far from the largest of the last `gains` one may lie that is the same but for rounding."""
 
     @property
     def remaining(self) -> Vector:
@@ -103,14 +109,28 @@ class SchurResidual:
         What is rounding in C_jj counts against node j. Where all gains are the same on paper, as before the last
         pick of rank-deficient input, the largest would otherwise belong to a node of which next to nothing is left.
         """
-        doubtful = self._doubtful(candidates)
+        gains = self._block.gains(self._slack, candidates)
+        doubtful = self._doubtful(candidates, gains)
         if doubtful.size:
             self._recompute(doubtful)
-        return self._block.gains(self._slack, candidates)
+            gains = self._block.gains(self._slack, candidates)
+        self.tie = self._tie(candidates, gains)
+        return gains.values
 
-    def tie(self, candidates: Mask) -> float:
-        """Return how far two of the `gains` may lie apart that are the same but for rounding."""
-        return GAIN_TOLERANCE * float(self._block.magnitude(self._slack, candidates).max())
+    def _tie(self, candidates: Mask, gains: Gains) -> float:
+        """Return how far from the largest gain one may lie that is the same but for rounding.
+
+        Where the mean alone is left, what is left of C_jj is rounding, and counts as such.
+        """
+        if gains.shared == 0.0:
+            return GAIN_TOLERANCE * float(gains.values.max())
+        values = np.where(candidates, gains.values, -np.inf)
+        best = float(values.max())
+        largest = best + gains.shared
+        near = np.flatnonzero(values >= best - CONTENDERS * largest)
+        slack = self._slack[near]
+        rounding = gains.shared * float((slack / (self.remaining[near] + slack)).min())
+        return GAIN_TOLERANCE * min(float(gains.magnitude[near].max()), largest) + rounding
 
     def take(self, position: int, scores: Vector) -> float:
         """Take the node at `position`, which must be open; return the share of the trace it explains.
@@ -126,7 +146,7 @@ class SchurResidual:
         if pivot > max(EXPLAINED * self._own[position], self._rounding[position]):
             self._step(position, column, pivot, scores)
         else:  # the others' covariance has explained it, but not that it is no zero
-            in_sigma, root = mean.values.copy(), abs(mean.values[position])
+            in_sigma, root = mean.values[position] * mean.values, abs(mean.values[position])
             mean.forget()
             self._doubt_of_image[:] = 0.0
         in_sigma[self._taken] = 0.0
@@ -153,10 +173,12 @@ class SchurResidual:
         self._doubt_of_image += weight * spread
         self._rounding += step * step * (self._rounding[position] / pivot)
 
-    def _doubtful(self, candidates: Mask) -> Indices:
+    def _doubtful(self, candidates: Mask, gains: Gains) -> Indices:
         """Positions of candidates whose gains might be wrong by more than the tolerance."""
-        doubt = self._doubt + 2.0 * np.abs(self._block.mean.values) * self._doubt_of_image
-        return np.flatnonzero(candidates & (doubt > self.tie(candidates) * self.remaining))
+        doubt = self._doubt
+        if gains.shared > 0.0:
+            doubt = doubt + 2.0 * np.abs(self._block.mean.values) * self._doubt_of_image
+        return np.flatnonzero(candidates & (doubt > self._tie(candidates, gains) * self.remaining))
 
     def _recompute(self, positions: Indices) -> None:
         """Take norms and A v from the columns themselves: s b operations per column."""
@@ -196,7 +218,7 @@ class SchurResidual:
         ranked = np.argsort(-np.where(np.arange(scores.size) == position, np.inf, scores), kind="stable")
         reach = self._reach()
         players = ranked[: min(PLAYERS * reach, np.count_nonzero(scores > -np.inf))]
-        off = (self._block.gains(self._slack, self.open) - scores)[players]
+        off = (self._block.gains(self._slack, self.open).values - scores)[players]
         floor, slack = EXPLAINED * self._own[players], np.zeros(players.size)
         rows = self._matrix[players]
         small, squared = rows[:, players], rows @ rows.T
@@ -208,14 +230,17 @@ class SchurResidual:
             here = (off < np.inf) & (block.diagonal > floor)
             if not here.any():
                 break
-            played.append(int(np.argmax(np.where(here, block.gains(slack, here) - off, -np.inf))))
+            played.append(int(np.argmax(np.where(here, block.gains(slack, here).values - off, -np.inf))))
         return [int(p) for p in players[played]]
 
     def _end_block_if_due(self) -> None:
         """Bring R up to date where the block is full, or where that is cheaper than recomputing many norms."""
         if self._steps == self._factor.shape[1] or not self.open.any():
             return
-        if self._block.steps == BLOCK or self._doubtful(self.open).size > BLOCK:
+        if (
+            self._block.steps == BLOCK
+            or self._doubtful(self.open, self._block.gains(self._slack, self.open)).size > BLOCK
+        ):
             self._end_block()
 
     def _end_block(self) -> None:
