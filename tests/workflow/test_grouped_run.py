@@ -26,8 +26,8 @@ from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.named_sizes import at_size
-from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.sizes.budget import rows_a_sample
+from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.sizes.sizing import sized_layer
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
