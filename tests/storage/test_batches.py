@@ -44,8 +44,8 @@ def test_more_of_them_change_no_older_copy(before, after):
         for log in logs:
             log.append(batch)
         copies.append(logs[0].batches)
-    for number, copy in enumerate(copies):
-        assert list(copy) == [*before, *after[:number]]
+    for number, kept in enumerate(copies):
+        assert list(kept) == [*before, *after[:number]]
     assert list(logs[1].batches) == [*before, *after]
 
 
