@@ -17,7 +17,8 @@ from dalr_stream.engine.stores.sums import Branch
 from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.rows.tiling import RowBatch
-from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
+from dalr_stream.numerics.statistics.folding import SplitMoments
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.records import moments

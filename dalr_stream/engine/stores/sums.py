@@ -21,7 +21,8 @@ from typing import Any
 from dalr_stream.engine.stores.shards import Shard
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS
-from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
+from dalr_stream.numerics.statistics.folding import SplitMoments
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.records.catalogue import check_record
