@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,9 +25,11 @@ from torch import nn
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.network.capture.batches import call, inputs_copied
-from dalr_stream.network.capture.disturbed import with_other_padding, with_sample_replaced
+from dalr_stream.network.capture.disturbed import Replaced, with_other_padding, with_sample_replaced
 from dalr_stream.network.capture.observed import Calls, Observed, Seen, differ, observed_pass
-from dalr_stream.network.capture.order import Orders, RowOrder, order_of_call, possible_orders
+from dalr_stream.network.capture.order import Orders, RowOrder, is_routed, order_of_call, possible_orders
+from dalr_stream.network.capture.reading import same_draws
+from dalr_stream.network.capture.routed_proof import RoutedRows, kinds_of, routed_pass
 from dalr_stream.network.capture.unrepeatable import what_differs
 from dalr_stream.network.layers.spec import LayerSpec
 
@@ -65,16 +68,40 @@ class CaptureProof:
             changed = with_sample_replaced(batch, samples)
             if changed is not None:
                 after = self._run(changed.batch)
-                try:
-                    self._orders = {
-                        stream: _orders(stream, self._before[stream], after.get(stream, []), samples, changed.sample)
-                        for stream in (layer.stream for layer in self._layers)
-                        if stream in self._before
-                    }
-                except InvalidInputError:
+                self._orders, refused = {}, dict[str, InvalidInputError]()
+                for stream, before in self._before.items():
+                    try:
+                        self._orders[stream] = _orders(stream, before, after.get(stream, []), samples, changed.sample)
+                    except InvalidInputError as error:
+                        refused[stream] = error
+                if refused:
                     self._require_repeatable(batch, self._run(batch))  # what is random mixes samples in appearance
-                    raise
+                    self._orders |= self._routed(batch, changed, samples, refused)
         return self._orders
+
+    def _routed(
+        self, batch: Any, changed: Replaced, samples: int, refused: Mapping[str, InvalidInputError]
+    ) -> dict[str, tuple[RowOrder | None, ...]]:
+        """Return the order of layers that are routed to; raises the first of `refused` that is not.
+
+        Cost: two forward passes more.
+        """
+        first = next(iter(refused.values()))
+        kinds = kinds_of(layer.name for layer in self._layers if layer.stream in refused)
+        alike = [layer for layer in self._layers if kinds_of([layer.name]) <= kinds]  # also one that no row reached
+        try:
+            before, after = (self._run_routed(one, alike, samples) for one in (batch, changed.batch))
+        except InvalidInputError as error:
+            raise first from error
+        for layer in alike:
+            if not before[layer.stream].same_as(after[layer.stream], partial(_of_others, changed.sample)):
+                raise refused.get(layer.stream, first)
+        return {layer.stream: (RowOrder(routed=True),) for layer in alike}
+
+    def _run_routed(self, batch: Any, layers: Sequence[LayerSpec], samples: int) -> dict[str, RoutedRows]:
+        with same_draws(self._model), routed_pass(self._model, layers, samples) as seen:
+            call(self._model, inputs_copied(batch))
+        return seen
 
     @property
     def proved(self) -> Orders:
@@ -105,11 +132,13 @@ class CaptureProof:
             return
         self._padding_is_open = False
         after = self._run(changed)
+        self._require_routed_alike(batch, changed, masks)
         strange = [
             stream
             for stream, mask in masks.items()
             if mask is not None
             and stream in observed
+            and not is_routed(self._orders, stream)
             and not self._is_reached(stream, observed[stream], after.get(stream, []), mask.numpy())
         ]
         others = with_sample_replaced(batch, len(next(iter(padding.values()))), but=padding) if strange else None
@@ -121,6 +150,19 @@ class CaptureProof:
                     "its rows change with other inputs than those that the mask speaks of, and not with what stands in "
                     "their padding: it is not this layer's mask: give layers masks of their own, mask={pattern: mask}",
                 )
+
+    def _require_routed_alike(self, batch: Any, changed: Any, masks: Masks) -> None:
+        """Raise InvalidInputError where padding reaches rows of layers that are routed to; two forward passes more."""
+        masked = {stream: mask for stream, mask in masks.items() if mask is not None}
+        layers = [layer for layer in self._layers if layer.stream in masked and is_routed(self._orders, layer.stream)]
+        if not layers:
+            return
+        samples = len(next(iter(masked.values())))
+        before, after = (self._run_routed(one, layers, samples) for one in (batch, changed))
+        for layer in layers:
+            unchanged = partial(_counted, masked[layer.stream].numpy().ravel())
+            if not before[layer.stream].same_as(after[layer.stream], unchanged):
+                _refuse_padding(f"'{layer.stream}'")
 
     def _is_reached(self, stream: str, before: Calls, after: Calls, mask: NDArray[np.bool_]) -> bool:
         """Tell whether what stands in the padding reaches rows that do not count, at any call of a layer."""
@@ -172,6 +214,16 @@ class CaptureProof:
         return observed
 
 
+def _of_others(sample: int, numbers: NDArray[np.int64], positions: int) -> NDArray[np.bool_]:
+    """Tell the places of all samples but one."""
+    return np.not_equal(numbers // positions, sample)
+
+
+def _counted(mask: NDArray[np.bool_], numbers: NDArray[np.int64], _: int) -> NDArray[np.bool_]:
+    """Tell the places that a mask keeps."""
+    return mask[numbers]
+
+
 def _orders(stream: str, before: Calls, after: Calls, samples: int, sample: int) -> tuple[RowOrder | None, ...]:
     """Return the order of a layer's rows at each of its calls; raises InvalidInputError where there is none."""
     if len(after) != len(before):
@@ -221,11 +273,7 @@ def _is_reached(layer: str, before: Seen, after: Seen, mask: NDArray[np.bool_], 
     counted = mask if masked else np.ones(numbers.shape, np.bool_)
     changed = before.changed(after)
     if changed[numbers[counted]].any():
-        _refuse(
-            layer,
-            "rows that count change with what stands in the padding: the network is not given the mask, or does not "
-            "leave padding out by it, or it is not this layer's mask",
-        )
+        _refuse_padding(layer)
     return bool(counted.all() or changed[numbers[~counted]].any())
 
 
@@ -235,6 +283,14 @@ def _call(stream: str, number: int, calls: int) -> str:
 
 def _refuse(layer: str, reason: str) -> NoReturn:
     raise InvalidInputError(f"layer {layer}: {reason}, {REMEDY}")
+
+
+def _refuse_padding(layer: str) -> NoReturn:
+    _refuse(
+        layer,
+        "rows that count change with what stands in the padding: the network is not given the mask, or does not leave "
+        "padding out by it, or it is not this layer's mask",
+    )
 
 
 def _refuse_routed(layer: str, rows: int, after: Calls) -> NoReturn:

@@ -20,6 +20,7 @@ from dalr_stream.network.capture.batches import call, first_argument, require_ma
 from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
+from dalr_stream.network.capture.routed import Routes
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
 from dalr_stream.network.layers.groups import channels_of, part_of
 from dalr_stream.network.layers.kinds import (
@@ -48,6 +49,8 @@ class RowTaker:
         self._rule = rule
         self._paired = paired
         self._times: dict[str, int] | None = None
+        self._routed: dict[str, int] = {}
+        """Rows so far of the layers that a router sends them to."""
         self._proof = CaptureProof(model, layers) if rule.prove else None
 
     @property
@@ -60,6 +63,11 @@ class RowTaker:
         often = [f"'{stream}' ({times} calls)" for stream, times in (self._times or {}).items() if times > 1]
         if often:
             yield f"capture: the rows of all calls in a forward pass are taken together of {', '.join(often)}"
+        if self._routed:
+            yield f"capture: a router decides which rows of each sample reach {', '.join(self._routed)}"
+        unreached = [stream for stream, rows in self._routed.items() if not rows]
+        if unreached:
+            yield f"capture: no row reached {', '.join(unreached)}: more samples may, or leave them out"
         tables = [stream for stream, calls in orders.items() if any(order and order.of_every_sample for order in calls)]
         if tables:
             yield f"capture: each sample is taken to read all rows of a table, which have none, of {', '.join(tables)}"
@@ -88,6 +96,10 @@ class RowTaker:
             call(self._model, batch)
         times = {stream: len(taken) for stream, taken in calls.items()}
         for layer in self._layers:
+            if chooser.is_routed(layer.stream):
+                calls[layer.stream] = [self._of_expert(layer, calls[layer.stream], chooser.samples)]
+                times[layer.stream] = 1
+                continue
             if not times[layer.stream]:
                 raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
             before = times[layer.stream] if self._times is None else self._times[layer.stream]
@@ -99,6 +111,16 @@ class RowTaker:
                 )
         self._times = times
         return calls
+
+    def _of_expert(self, layer: LayerSpec, calls: Sequence[Taken], samples: int) -> Taken:
+        """Return the rows of a layer that is routed to, where there are any, and take note of how many."""
+        if calls:
+            taken = _together(calls, samples)
+        else:
+            weight: Any = module_of(self._model, module_name(layer.name)).weight
+            taken = Taken(weight.new_zeros((0, layer.features)).detach(), np.zeros(samples, np.int64))
+        self._routed[layer.stream] = self._routed.get(layer.stream, 0) + len(taken.rows)
+        return taken
 
     def _pooled(self, calls: Calls, samples: int) -> dict[str, Taken]:
         """Return the rows of all calls of each layer; layers that took the very same ones get the very same."""
@@ -127,8 +149,8 @@ def _together(calls: Sequence[Taken], samples: int) -> Taken:
 @contextmanager
 def _watched(model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows) -> Iterator[Calls]:
     """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
-    watch = _Watch(chooser, layers)
-    with ExitStack() as stack:
+    watch = _Watch(chooser, layers, model)
+    with watch.routes.watching(), ExitStack() as stack:
         for layer in layers:
             stack.callback(watch.hook(layer, model).remove)
         yield watch.calls
@@ -140,8 +162,9 @@ class _Watch:
     See `reading` for when they do; in inference mode none do.
     """
 
-    def __init__(self, chooser: BatchRows, layers: Sequence[LayerSpec]) -> None:
+    def __init__(self, chooser: BatchRows, layers: Sequence[LayerSpec], model: nn.Module) -> None:
         self.calls: Calls = {layer.stream: [] for layer in layers}
+        self.routes = Routes(model, [layer.name for layer in layers if chooser.is_routed(layer.stream)])
         self._chooser = chooser
         self._reads: dict[Reading, Taken] = {}
 
@@ -151,6 +174,8 @@ class _Watch:
         if layer.side is not Side.OUTPUTS or not isinstance(part, CONVOLUTIONS):  # what any of them gives is rows
             require_supported(layer.name, part)
         calls = self.calls[layer.stream]
+        if self._chooser.is_routed(layer.stream):
+            return module.register_forward_hook(self._routed(layer, part), with_kwargs=True)
 
         def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
@@ -174,3 +199,15 @@ class _Watch:
         if layer.side is Side.OUTPUTS:
             return module.register_forward_hook(leaving)
         return module.register_forward_pre_hook(entering, with_kwargs=True)
+
+    def _routed(self, layer: LayerSpec, part: nn.Module) -> Any:
+        """Return the hook of a layer that a router sends rows to; what it shares with others is not looked for."""
+        calls = self.calls[layer.stream]
+
+        def left(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], outputs: torch.Tensor) -> None:
+            read = first_argument(arguments, keywords)
+            places = self.routes.places(layer.name, read, self._chooser.samples)
+            rows = rows_leaving(part, outputs) if layer.side is Side.OUTPUTS else rows_entering(layer.name, part, read)
+            calls.append(self._chooser.take_routed(layer.stream, rows, places))
+
+        return left
