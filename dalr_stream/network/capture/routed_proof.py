@@ -22,7 +22,7 @@ from dalr_stream.network.capture.batches import first_argument
 from dalr_stream.network.capture.observed import ROUNDING, projections
 from dalr_stream.network.capture.routed import Routes
 from dalr_stream.network.layers.groups import part_of
-from dalr_stream.network.layers.kinds import rows_entering, rows_leaving
+from dalr_stream.network.layers.kinds import CONVOLUTIONS, rows_entering, rows_leaving
 from dalr_stream.network.layers.spec import LayerSpec, module_of
 from dalr_stream.numerics.rows.streams import Side, module_name
 
@@ -78,6 +78,23 @@ def _hook(layer: LayerSpec, part: nn.Module, routes: Routes, samples: int, seen:
         seen.positions = places.positions
 
     return left
+
+
+def of_others(sample: int) -> Unchanged:
+    """Tell the places of all samples but one."""
+    return lambda numbers, positions: np.not_equal(numbers // positions, sample)
+
+
+def counted(mask: torch.Tensor) -> Unchanged:
+    """Tell the places that a mask (N, T) keeps."""
+    flat: NDArray[np.bool_] = mask.numpy().ravel()
+    return lambda numbers, _: np.take(flat, numbers)
+
+
+def may_be_routed(model: nn.Module, layer: LayerSpec) -> bool:
+    """Tell whether a layer's rows are those of the tensor that it reads, and no patches or channels of it."""
+    part = part_of(layer.name, module_of(model, module_name(layer.name)))
+    return layer.side is not Side.CHANNELS and not isinstance(part, CONVOLUTIONS)
 
 
 def kinds_of(names: Iterable[str]) -> set[str]:

@@ -8,7 +8,8 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.network.capture.paired import SecondNetwork
 from dalr_stream.network.layers.spec import select_layers
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.progress import Silent
@@ -170,6 +171,30 @@ def test_experts_of_transformers_are_measured_where_they_are_layers():
     assert sum(found[layer.stream].count for layer in layers) == 6 * 7
     for name, rows in reads.items():
         same_as(found[name], rows)
+
+
+def test_rows_of_two_networks_are_not_paired_where_a_router_chooses_them():
+    net, x = Mixture(), drawn(8, 5, WIDTH)
+    (layer,) = select_layers(net, ["experts.0.up"])
+    second = SecondNetwork(net, {"z": layer}, ds.RowRule())
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'experts.0.up': a router decides which rows reach it"):
+        [second.rows() for _ in second.follow([x])]
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_convolutions_of_images_in_another_order_are_refused_as_before(side):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x.flip(0))
+
+    layers = select_layers(Turned(), ["conv"], side=side)
+    for samples in (4, 7):
+        with pytest.raises(InvalidInputError, match=r"layer 'conv.*rows of others change too"):
+            accumulate_stream(Turned().eval(), [drawn(samples, 3, 6, 6)], layers)
 
 
 def test_a_network_whose_expert_is_compressed_at_full_rank_is_the_original():
