@@ -13,10 +13,12 @@ from dataclasses import replace
 import accumulating
 import capturing
 import devices
+import growing
 import networks
 import remembering
 import scaling
 import selecting
+import sequential
 import solving
 from rich.console import Console
 from rich.table import Table
@@ -99,6 +101,14 @@ def _scale(quick: bool) -> Table:
     return table
 
 
+@section("scale-memory", "peak memory of a fresh process, and how it grows with batches of one row of 16 features")
+def _scale_memory(quick: bool) -> Table:
+    table = _table("what", "MiB at the peak", "bytes a batch")
+    for line in growing.slopes(*((100, 200) if quick else (20_000, 100_000))):
+        table.add_row(line.what, f"{line.peak_mib:.1f}", f"{line.bytes_a_batch:,.0f}")
+    return table
+
+
 @section("select", "greedy orders of 4,096 nodes, bars in seconds; the formula as written at d = 128")
 def _select(quick: bool) -> Table:
     return ratios(
@@ -122,6 +132,15 @@ def _solve_wide(quick: bool) -> Table:
 @section("ranks", "64 ranks and 8 ridges of a 1,024 x 1,024 layer")
 def _ranks(quick: bool) -> Table:
     return ratios(solving.many_ranks(*((60, 24, 32, 1) if quick else (4096, 1024, 1024, 3))))
+
+
+@section("sequential", "layer after layer, the 12 feed-forward layers of a transformer of MiniLM's shape")
+def _sequential(quick: bool) -> Table:
+    size = sequential.Size(24, 2, 2, 12, 8, 4, 4) if quick else sequential.Size()
+    raced, difference = sequential.in_turn(size, 1 if quick else 3)
+    table = ratios(raced)
+    table.caption = f"{size.words}; the last states of both differ by {difference:.0e} of the largest"
+    return table
 
 
 @section("networks", "whole networks: seconds to trace, to find and prove every group of channels, and to narrow all")

@@ -7,7 +7,7 @@ so on. How often it is called is found out on the first batch, and holds for all
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,8 +18,10 @@ from torch import nn
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.batches import call, first_argument, require_mask_passed_on
 from dalr_stream.network.capture.masks import BatchMasks
+from dalr_stream.network.capture.onward import ForwardRun, OnwardPass
 from dalr_stream.network.capture.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
+from dalr_stream.network.capture.routed import Routes
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
 from dalr_stream.network.layers.groups import channels_of, part_of
 from dalr_stream.network.layers.kinds import (
@@ -41,14 +43,28 @@ Calls = dict[str, list[Taken]]
 class RowTaker:
     """Takes the rows of a network's layers batch after batch; on the first one it is proved whose they are."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[LayerSpec], rule: RowRule, *, paired: bool = False) -> None:
-        """`paired` takes outputs where the inputs are taken, as `RowRule.most_of` says."""
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[LayerSpec],
+        rule: RowRule,
+        *,
+        paired: bool = False,
+        onward: OnwardPass | None = None,
+    ) -> None:
+        """`paired` takes outputs where the inputs are taken, as `RowRule.most_of` says.
+
+        `onward` runs the network on from an earlier pass, and has what is proved of it.
+        """
         self._model = model
         self._layers = layers
         self._rule = rule
         self._paired = paired
         self._times: dict[str, int] | None = None
-        self._proof = CaptureProof(model, layers) if rule.prove else None
+        self._routed: dict[str, int] = {}
+        """Rows so far of the layers that a router sends them to."""
+        self._onward = onward
+        self._proof = CaptureProof(model, layers) if rule.prove and onward is None else None
 
     @property
     def notes(self) -> Iterator[str]:
@@ -60,6 +76,11 @@ class RowTaker:
         often = [f"'{stream}' ({times} calls)" for stream, times in (self._times or {}).items() if times > 1]
         if often:
             yield f"capture: the rows of all calls in a forward pass are taken together of {', '.join(often)}"
+        if self._routed:
+            yield f"capture: a router decides which rows of each sample reach {', '.join(self._routed)}"
+        unreached = [stream for stream, rows in self._routed.items() if not rows]
+        if unreached:
+            yield f"capture: no row reached {', '.join(unreached)}: more samples may, or leave them out"
         tables = [stream for stream, calls in orders.items() if any(order and order.of_every_sample for order in calls)]
         if tables:
             yield f"capture: each sample is taken to read all rows of a table, which have none, of {', '.join(tables)}"
@@ -72,22 +93,33 @@ class RowTaker:
         if self._times is None:
             require_mask_passed_on(self._model, batch)
         proof = self._proof
-        orders = None if proof is None else proof.orders(batch, samples)
+        known = None if self._onward is None else self._onward.orders
+        orders = known if proof is None else proof.orders(batch, samples)
         chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
+        if self._onward is not None:
+            for layer in self._layers:
+                require_not_routed(layer.stream, chooser)
+            return self._onward.take(lambda run: self._pooled(self._calls(batch, chooser, run), samples), first_sample)
         if proof is None:
             return self._pooled(self._calls(batch, chooser), samples)
+        for layer in self._layers if self._paired else ():
+            require_not_routed(layer.stream, chooser)
         by_stream = {layer.stream: chooser.mask_of(layer.stream) for layer in self._layers}
         with proof.observing(batch, by_stream) as observed:
             calls = self._calls(batch, chooser)
         proof.settle(observed, by_stream, {} if masks is None else masks.padding)
         return self._pooled(calls, samples)
 
-    def _calls(self, batch: Any, chooser: BatchRows) -> Calls:
+    def _calls(self, batch: Any, chooser: BatchRows, run: ForwardRun | None = None) -> Calls:
         """Run the network; raises UnsupportedLayerError for a layer that it does not call as often as it should."""
-        with _watched(self._model, self._layers, chooser) as calls:
-            call(self._model, batch)
+        with _watched(self._model, self._layers, chooser, None if run is None else self._until_all(run)) as calls:
+            (run or call)(self._model, batch)
         times = {stream: len(taken) for stream, taken in calls.items()}
         for layer in self._layers:
+            if chooser.is_routed(layer.stream):
+                calls[layer.stream] = [self._of_expert(layer, calls[layer.stream], chooser.samples)]
+                times[layer.stream] = 1
+                continue
             if not times[layer.stream]:
                 raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
             before = times[layer.stream] if self._times is None else self._times[layer.stream]
@@ -100,12 +132,42 @@ class RowTaker:
         self._times = times
         return calls
 
+    def _of_expert(self, layer: LayerSpec, calls: Sequence[Taken], samples: int) -> Taken:
+        """Return the rows of a layer that is routed to, where there are any, and take note of how many."""
+        if calls:
+            taken = _together(calls, samples)
+        else:
+            weight: Any = module_of(self._model, module_name(layer.name)).weight
+            taken = Taken(weight.new_zeros((0, layer.features)).detach(), np.zeros(samples, np.int64))
+        self._routed[layer.stream] = self._routed.get(layer.stream, 0) + len(taken.rows)
+        return taken
+
+    def _until_all(self, run: ForwardRun) -> Callable[[Calls], None] | None:
+        """Return what tells `run` that all rows are there; None where it is not known how often layers are called."""
+        orders = (self._onward.orders if self._onward else None) or {}
+        times = self._times or {layer.stream: len(orders.get(layer.stream, ())) for layer in self._layers}
+
+        def taken(calls: Calls) -> None:
+            if all(len(calls[stream]) == number for stream, number in times.items()):
+                run.rows_taken()
+
+        return taken if all(times.values()) else None
+
     def _pooled(self, calls: Calls, samples: int) -> dict[str, Taken]:
         """Return the rows of all calls of each layer; layers that took the very same ones get the very same."""
         pooled: dict[tuple[int, ...], Taken] = {}
         for taken in calls.values():
             pooled.setdefault(_identities(taken), _together(taken, samples))
         return {layer.stream: pooled[_identities(calls[layer.stream])] for layer in self._layers}
+
+
+def require_not_routed(stream: str, chooser: BatchRows) -> None:
+    """Raise UnsupportedLayerError for a layer whose rows in two networks do not belong together: a router chooses."""
+    if chooser.is_routed(stream):
+        raise UnsupportedLayerError(
+            f"layer '{stream}': a router decides which rows reach it, and may send others where the network is "
+            "compressed before it: solve it from its inputs alone, all layers at once"
+        )
 
 
 def _identities(taken: Sequence[Taken]) -> tuple[int, ...]:
@@ -125,10 +187,17 @@ def _together(calls: Sequence[Taken], samples: int) -> Taken:
 
 
 @contextmanager
-def _watched(model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows) -> Iterator[Calls]:
-    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
-    watch = _Watch(chooser, layers)
-    with ExitStack() as stack:
+def _watched(
+    model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows, taken: Callable[[Calls], None] | None = None
+) -> Iterator[Calls]:
+    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends.
+
+    `taken` is told after each of them what there is so far.
+    """
+    watch = _Watch(
+        chooser, layers, Routes(model, (layer.name for layer in layers if chooser.is_routed(layer.stream))), taken
+    )
+    with watch.routes.watching(), ExitStack() as stack:
         for layer in layers:
             stack.callback(watch.hook(layer, model).remove)
         yield watch.calls
@@ -140,8 +209,16 @@ class _Watch:
     See `reading` for when they do; in inference mode none do.
     """
 
-    def __init__(self, chooser: BatchRows, layers: Sequence[LayerSpec]) -> None:
+    def __init__(
+        self,
+        chooser: BatchRows,
+        layers: Sequence[LayerSpec],
+        routes: Routes,
+        taken: Callable[[Calls], None] | None = None,
+    ) -> None:
         self.calls: Calls = {layer.stream: [] for layer in layers}
+        self.routes = routes
+        self._taken = taken
         self._chooser = chooser
         self._reads: dict[Reading, Taken] = {}
 
@@ -151,6 +228,8 @@ class _Watch:
         if layer.side is not Side.OUTPUTS or not isinstance(part, CONVOLUTIONS):  # what any of them gives is rows
             require_supported(layer.name, part)
         calls = self.calls[layer.stream]
+        if self._chooser.is_routed(layer.stream):
+            return module.register_forward_hook(self._routed(layer, part), with_kwargs=True)
 
         def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
@@ -164,13 +243,30 @@ class _Watch:
             )
             taken = self._chooser.take(layer.stream, rows, len(calls))
             before = self._reads.setdefault(reading, taken)
-            calls.append(before if before.same_as(taken) else taken)
+            self._keep(calls, before if before.same_as(taken) else taken)
 
         def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
             given = channels_of(layer.name, module, outputs)
             require_real(layer.stream, given)
-            calls.append(self._chooser.take(layer.stream, rows_leaving(part, given), len(calls)))
+            self._keep(calls, self._chooser.take(layer.stream, rows_leaving(part, given), len(calls)))
 
         if layer.side is Side.OUTPUTS:
             return module.register_forward_hook(leaving)
         return module.register_forward_pre_hook(entering, with_kwargs=True)
+
+    def _routed(self, layer: LayerSpec, part: nn.Module) -> Any:
+        """Return the hook of a layer that a router sends rows to; what it shares with others is not looked for."""
+        calls = self.calls[layer.stream]
+
+        def left(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], outputs: torch.Tensor) -> None:
+            read = first_argument(arguments, keywords)
+            places = self.routes.places(layer.name, read, self._chooser.samples)
+            rows = rows_leaving(part, outputs) if layer.side is Side.OUTPUTS else rows_entering(layer.name, part, read)
+            self._keep(calls, self._chooser.take_routed(layer.stream, rows, places))
+
+        return left
+
+    def _keep(self, calls: list[Taken], taken: Taken) -> None:
+        calls.append(taken)
+        if self._taken is not None:
+            self._taken(self.calls)
