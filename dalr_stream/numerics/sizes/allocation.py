@@ -41,6 +41,10 @@ def uniform(layers: Sequence[SizedLayer], ratio: float) -> dict[str, int]:
     InvalidInputError
         For a ratio outside its range.
 
+    See Also
+    --------
+    within_budget : sizes that differ by what each layer loses.
+
     Examples
     --------
     >>> import numpy as np, dalr_stream as ds
@@ -72,6 +76,10 @@ def by_energy(layers: Sequence[SizedLayer], share: float) -> dict[str, int]:
     ------
     InvalidInputError
         For a share outside its range.
+
+    See Also
+    --------
+    common_energy : the largest share within a budget.
 
     Examples
     --------
@@ -106,6 +114,10 @@ def common_share(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]:
     ------
     InvalidInputError
         Where the smallest sizes cost more than `budget`.
+
+    See Also
+    --------
+    within_budget : sizes that differ by what each layer loses.
 
     Examples
     --------
