@@ -41,10 +41,6 @@ def uniform(layers: Sequence[SizedLayer], ratio: float) -> dict[str, int]:
     InvalidInputError
         For a ratio outside its range.
 
-    See Also
-    --------
-    within_budget : sizes that differ by what each layer loses.
-
     Examples
     --------
     >>> import numpy as np, dalr_stream as ds
