@@ -18,6 +18,7 @@
         `-- DiskSpaceError
 
     DalrStreamWarning                (a UserWarning)
+    |-- OutlierFeaturesWarning       features far above the scale of all others
     |-- ParameterIncreaseWarning     a rank above break-even: the factors are larger than the layer
     `-- FewSamplesWarning            fewer samples than features
 
@@ -98,6 +99,10 @@ class DalrStreamWarning(UserWarning):
 
 class ParameterIncreaseWarning(DalrStreamWarning):
     """The compressed layer would have more parameters than the layer it replaces."""
+
+
+class OutlierFeaturesWarning(DalrStreamWarning):
+    """A few features have a scale far above all others', which a relative ridge does not follow."""
 
 
 class FewSamplesWarning(DalrStreamWarning):

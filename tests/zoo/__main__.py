@@ -19,7 +19,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from zoo import ARCHITECTURES
-from zoo_proofs import Found, prove, reloaded
+from zoo_proofs import Found, one_line, prove, reloaded
 from zoo_table import page
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "architectures.md"
@@ -34,7 +34,7 @@ def main() -> int:
     logging.disable(logging.WARNING)
     names = asked.names or list(ARCHITECTURES)
     if asked.reload is not None:
-        print(json.dumps({name: reloaded(ARCHITECTURES[name], asked.reload / name) for name in names}))  # noqa: T201
+        print(json.dumps({name: loaded_or_why_not(name, asked.reload) for name in names}))  # noqa: T201
         return 0
     with tempfile.TemporaryDirectory() as folder:
         found = dict(all_proved(names, Path(folder), exports=not asked.quick))
@@ -62,7 +62,15 @@ def in_a_fresh_process(found: Mapping[str, Found], folder: Path) -> None:
     command = [sys.executable, str(Path(__file__).parent), *saved, "--reload", str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  # this very script
     for name, value in json.loads(done.stdout.splitlines()[-1]).items():
-        found[name].put("loaded", value, 0.0)
+        found[name].put("loaded", value if isinstance(value, float) else "ERROR", 0.0)
+        found[name].errors += [f"loaded: {value}"] if isinstance(value, str) else []
+
+
+def loaded_or_why_not(name: str, folder: Path) -> float | str:
+    try:
+        return reloaded(ARCHITECTURES[name], folder / name)
+    except Exception as error:  # noqa: BLE001  # the table shows it
+        return one_line(error)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,10 @@ CARRIERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
 _WEIGHTED = (
     nn.Linear, nn.Bilinear, *CONVOLUTIONS, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 )  # fmt: skip
+LARGE = 1000.0
+"""Above what layers clamp to."""
+ROUNDING_STEPS = 64
+"""Of the dtype, relative to the largest output: sums in another order, and a bias that is added afterwards."""
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -73,7 +77,13 @@ def why_not(module: nn.Module) -> str | None:
         return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "it is the output of a MultiheadAttention, which reads its weight without calling it"
-    return None if known is not None or is_transposed(module) else f"it is a {type(module).__name__}"
+    return None if known is not None or is_transposed(module) else f"it is a {_class_of(module)}"
+
+
+def _class_of(module: nn.Module) -> str:
+    """Return the name of a module's class, with where it is from if torch has another one of that name."""
+    kind = type(module)
+    return kind.__name__ if getattr(nn, kind.__name__, kind) is kind else f"{kind.__module__}.{kind.__name__}"
 
 
 def _unreadable(weight: Any) -> str | None:
@@ -93,7 +103,29 @@ def _computes_otherwise(module: nn.Module) -> bool:
     """Tell a layer whose class computes in a way of its own."""
     kind = next(kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind))
     names = ("forward", "_conv_forward") if kind in CONVOLUTIONS else ("forward",)
-    return any(getattr(type(module), name) is not getattr(kind, name) for name in names)
+    own = any(getattr(type(module), name) is not getattr(kind, name) for name in names)
+    return own and not (isinstance(module, nn.Linear) and is_linear(module))
+
+
+def is_linear(module: nn.Linear) -> bool:
+    """Tell whether a layer with a forward of its own gives W x + b, by small and by large numbers.
+
+    Falcon's adds its bias itself, others clamp, round or normalise what they read. Cost: two rows through the layer.
+    """
+    if module.weight.is_meta or module.training:
+        return False
+    drawn = torch.randn(2, module.in_features, generator=torch.Generator().manual_seed(0))
+    rows = (drawn * torch.tensor([[1.0], [LARGE]])).to(module.weight)
+    with torch.no_grad():
+        expected = functional.linear(rows, module.weight, module.bias)
+        try:
+            given = module.forward(rows.clone())
+        except Exception:  # noqa: BLE001  # it wants other inputs: whatever it is, it is no linear layer
+            return False
+    if not isinstance(given, torch.Tensor) or given.shape != expected.shape or given.dtype != expected.dtype:
+        return False
+    steps = ROUNDING_STEPS * torch.finfo(expected.dtype).eps * expected.abs().amax(dim=1, keepdim=True)
+    return bool(((given - expected).abs() <= steps).all())
 
 
 def has_weights(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -33,6 +34,8 @@ from dalr_stream.errors import (
     UnsupportedLayerError,
 )
 from dalr_stream.network.saved.model_card import is_pretrained, readme
+from dalr_stream.network.saved.pickled import conversion, is_pickled, pickled_beside
+from dalr_stream.network.saved.ties import tied_parameters, untie
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
@@ -40,7 +43,7 @@ from dalr_stream.network.surgery.plan import SurgeryPlan
 from dalr_stream.storage.durable import make_folder, new_file, new_folder, remove_folder
 from dalr_stream.storage.json_record import digest_of
 
-MADE_FROM, DIGEST = "made_from", "digest"
+MADE_FROM, DIGEST, TIED = "made_from", "digest", "tied"
 WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
 
 
@@ -53,6 +56,7 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
     """
     folder = Path(folder)
     _require_own(folder)
+    require_tensors_alone(model)
     plan: SurgeryPlan = getattr(model, PLAN_ATTRIBUTE, SurgeryPlan())
     origin, where_from = Origin.of(model), dict(provenance or {})
     facts: dict[str, Any] = {"parameters": parameter_count(model), "bytes": parameter_bytes(model)}
@@ -61,7 +65,8 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
         with as_os_error():
             save_model(model, str(fresh / WEIGHTS))
         facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
-        plain = json.loads(json.dumps({"plan": plan.to_plain(), **facts, "provenance": where_from}))
+        told = {"plan": plan.to_plain(), TIED: tied_parameters(model), **facts, "provenance": where_from}
+        plain = json.loads(json.dumps(told))
         text = json.dumps({**plain, DIGEST: digest_of(plain)}, indent=1)
         (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
         (fresh / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
@@ -82,8 +87,11 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
             f"load: needs a function that makes the original network, got a {type(build).__name__}: give its class, or "
             "lambda: the network as it was before compression"
         )
-    plan = SurgeryPlan.from_plain(_verified(folder)["plan"])
+    plain = _verified(folder)
+    plan = SurgeryPlan.from_plain(plain["plan"])
     model = build()
+    if TIED in plain:
+        untie(model, plain[TIED])
     origin, before = Origin.of(model), modules_by_name(model)
     try:
         plan.apply(model)
@@ -110,9 +118,20 @@ def weights_digest(folder: Path) -> str:
 
 def save_weights(model: nn.Module, path: Path, *, made_from: str | None = None) -> None:
     """Write a network's weights as safetensors, in place of those that are there; `made_from` goes into the header."""
+    require_tensors_alone(model)
     make_folder(path.parent)
     with new_file(path) as temporary, as_os_error():
         save_model(model, str(temporary), None if made_from is None else {MADE_FROM: made_from})
+
+
+def require_tensors_alone(model: nn.Module) -> None:
+    """Raise InvalidInputError where the state of a network is not all tensors: nothing else can be saved."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise InvalidInputError(
+                f"'{name}' of the network's state is a {type(value).__name__}, and files of weights hold tensors "
+                "alone: let get_extra_state give a tensor, or hold it as an attribute that the constructor sets"
+            )
 
 
 @contextmanager
@@ -142,7 +161,9 @@ def weights_made_from(path: Path) -> str | None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load weights into `model`, strictly: every tensor there, none left over, every shape right."""
     if not path.exists():
-        raise StoreNotFoundError(f"there are no weights at '{path}'")
+        raise StoreNotFoundError(f"there are no weights at '{path}'{pickled_beside(path)}")
+    if is_pickled(path):
+        raise InvalidInputError(f"'{path}' is a file of torch.save, which is not read: {conversion(path)}")
     try:
         load_model(model, path)
     except (SafetensorError, OSError) as error:

@@ -16,6 +16,7 @@ from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved.checkpoint import WEIGHTS, load_weights
+from dalr_stream.network.saved.pickled import pickled_beside
 
 INDEX = f"{WEIGHTS}.index.json"
 
@@ -31,7 +32,9 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
         load_weights(model, weights_file(path))
         return
     if not weights_file(path).exists():
-        raise StoreNotFoundError(f"there are no weights at '{path / WEIGHTS}': save_pretrained writes them")
+        raise StoreNotFoundError(
+            f"there are no weights at '{path / WEIGHTS}': save_pretrained writes them{pickled_beside(path / WEIGHTS)}"
+        )
     try:
         loaded, facts = kind.from_pretrained(
             path,

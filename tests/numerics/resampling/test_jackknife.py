@@ -19,6 +19,10 @@ from dalr_stream.numerics.resampling.jackknife import (
 from dalr_stream.numerics.resampling.sufficiency import sufficiency
 from dalr_stream.numerics.statistics.folding import merge_all
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::dalr_stream.errors.OutlierFeaturesWarning"  # features of many scales are drawn
+)
+
 M, D = 6, 9
 
 

@@ -80,6 +80,8 @@ class Compression:
     search: Search | None = None
     gain: SequenceGain | None = None
     """Where the layers were compressed one after the other."""
+    asked: int = 0
+    """Layers that were to be compressed, those that stay as they are included; 0 where nobody counted."""
 
     def __str__(self) -> str:
         if not self.layers:
@@ -96,10 +98,11 @@ class Compression:
         if len(self.layers) <= FEW:
             return "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
         sizes: dict[Method, list[int]] = {}
+        asked = max(self.asked, len(self.layers))
         for layer in self.layers.values():
             sizes.setdefault(layer.method, []).append(layer.size)
         return "; ".join(
-            f"{method.label} in {len(ranks)} of {len(self.layers)} layers, "
+            f"{method.label} in {len(ranks)} of {asked} layers, "
             + " to ".join(map(str, sorted({min(ranks), max(ranks)})))
             for method, ranks in sizes.items()
         )
@@ -115,4 +118,4 @@ class Compression:
         layers = {name: LayerSize(Method(layer["method"]), layer["size"]) for name, layer in plain["layers"].items()}
         search = None if plain["search"] is None else Search.from_plain(plain["search"])
         gain = None if plain["gain"] is None else SequenceGain.from_plain(plain["gain"])
-        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain)
+        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain, plain.get("asked", 0))
