@@ -35,6 +35,7 @@ from dalr_stream.errors import (
 )
 from dalr_stream.network.saved.model_card import is_pretrained, readme
 from dalr_stream.network.saved.pickled import conversion, is_pickled, pickled_beside
+from dalr_stream.network.saved.refusal import forget_refusal, refuse_from_pretrained
 from dalr_stream.network.saved.ties import tied_parameters, untie
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
@@ -72,6 +73,8 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
         (fresh / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
         if is_pretrained(model):
             cast("Any", model.config).save_pretrained(fresh)
+            if plan.steps:
+                refuse_from_pretrained(fresh / CONFIG)
     return folder
 
 
@@ -102,6 +105,7 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     _require_same_dtypes(model, folder / WEIGHTS)
     setattr(model, ORIGIN_ATTRIBUTE, origin)
     load_weights(model, folder / WEIGHTS)
+    forget_refusal(model)
     return model.eval()
 
 
