@@ -25,7 +25,8 @@ a number is the largest difference, relative to the largest entry of what is com
 - *compiled*: `torch.compile` (backend `aot_eager`) against the same network run eagerly; *ONNX*: exported by
   `torch.onnx.export`, computed by the reference evaluator of ONNX; *generate*: the same words greedily.
 
-"nor the original" says that the original network cannot go that way either. What is refused is listed below, with its
+"nor the original" says that the original network cannot go that way either, "exported" that ONNX's evaluator cannot
+compute the original's model, whose compressed one its checker finds sound. What is refused is listed below, with its
 reason. ONNX, whose constants are in single precision, is held to 1e-5, all else to 1e-9.
 """
 
