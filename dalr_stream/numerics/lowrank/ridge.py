@@ -70,8 +70,8 @@ class Ridge:
 
 DEFAULT_RIDGE = Ridge.relative(1e-3)
 MOST_OF_MEDIAN = 1000.0
-"""Trained networks are far below where no channel stands out, 6 and 3 in those of pipelines/digits/default_ridge.py, and
-channels that do stand out are far beyond: a thousand times the scale is a million times the moment."""
+"""Trained networks are far below where no channel stands out, 6 and 3 in those of pipelines/digits/default_ridge.py,
+and channels that do are far beyond: a thousand times the scale is a million times the moment."""
 _SHOWN = 3
 
 
