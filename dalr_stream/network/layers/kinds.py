@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.layers.own_forward import is_linear
 from dalr_stream.network.layers.pair import FactorPair
 
 SUPPORTED = "a Linear layer, a convolution in 1 or 2 dimensions, not depthwise, or a Conv1D of transformers"
@@ -28,10 +29,6 @@ CARRIERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
 _WEIGHTED = (
     nn.Linear, nn.Bilinear, *CONVOLUTIONS, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 )  # fmt: skip
-LARGE = 1000.0
-"""Above what layers clamp to."""
-ROUNDING_STEPS = 64
-"""Of the dtype, relative to the largest output: sums in another order, and a bias that is added afterwards."""
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -72,6 +69,12 @@ def why_not(module: nn.Module) -> str | None:
             f"it is a depthwise {type(module).__name__}: each of its {module.groups} groups is a matrix of rank 1, "
             "which factors cannot make smaller"
         )
+    fused = _fused_weights(module)
+    if fused:
+        return (
+            f"it is a {type(module).__name__}, which holds the weights of several layers in one tensor, as of experts: "
+            f"{', '.join(fused)}; let each be a Linear layer of its own"
+        )
     known = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
     if known is not None and _computes_otherwise(module):
         return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
@@ -107,30 +110,20 @@ def _computes_otherwise(module: nn.Module) -> bool:
     return own and not (isinstance(module, nn.Linear) and is_linear(module))
 
 
-def is_linear(module: nn.Linear) -> bool:
-    """Tell whether a layer with a forward of its own gives W x + b, by small and by large numbers.
-
-    Falcon's adds its bias itself, others clamp, round or normalise what they read. Cost: two rows through the layer.
-    """
-    if module.weight.is_meta or module.training:
-        return False
-    drawn = torch.randn(2, module.in_features, generator=torch.Generator().manual_seed(0))
-    rows = (drawn * torch.tensor([[1.0], [LARGE]])).to(module.weight)
-    with torch.no_grad():
-        expected = functional.linear(rows, module.weight, module.bias)
-        try:
-            given = module.forward(rows.clone())
-        except Exception:  # noqa: BLE001  # it wants other inputs: whatever it is, it is no linear layer
-            return False
-    if not isinstance(given, torch.Tensor) or given.shape != expected.shape or given.dtype != expected.dtype:
-        return False
-    steps = ROUNDING_STEPS * torch.finfo(expected.dtype).eps * expected.abs().amax(dim=1, keepdim=True)
-    return bool(((given - expected).abs() <= steps).all())
-
-
 def has_weights(module: nn.Module) -> bool:
     """Tell the layers that one might expect to be compressed, whether they can be or not."""
-    return isinstance(module, _WEIGHTED) or is_transposed(module)
+    return isinstance(module, _WEIGHTED) or is_transposed(module) or bool(_fused_weights(module))
+
+
+def _fused_weights(module: nn.Module) -> list[str]:
+    """Return the weights that are several matrices, as transformers keeps those of all experts of a layer."""
+    if type(module).__module__.startswith("torch."):  # of these it is known what they hold
+        return []
+    return [
+        f"'{name}' of {' x '.join(map(str, parameter.shape))}"
+        for name, parameter in module.named_parameters(recurse=False)
+        if not is_lazy(parameter) and parameter.ndim == 3 and 1 not in parameter.shape
+    ]
 
 
 def is_depthwise(module: nn.Conv1d | nn.Conv2d) -> bool:
