@@ -11,7 +11,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 from zoo_case import Architecture
-from zoo_rows import apart, layers_that_call_one_another, run, tensors_of
+from zoo_rows import SINGLE, apart, layers_that_call_one_another, run, tensors_of
 
 
 def generated(net: nn.Module, small: nn.Module, one: Architecture) -> float | str:
@@ -76,7 +76,11 @@ def exported(net: nn.Module, small: nn.Module, one: Architecture) -> float | str
     if isinstance(model, str):
         return model
     given = as_the_original(lambda network: computed(model if network is small else as_onnx(network)), net, small)
-    return "exported" if isinstance(given, str) else apart(given, tensors_of(run(small, one.batch)))
+    if isinstance(given, str):
+        return "exported"
+    off = apart(given, tensors_of(run(small, one.batch)))
+    own = apart(computed(as_onnx(net)), tensors_of(run(net, one.batch))) if off > SINGLE else 0.0
+    return off if own <= SINGLE else f"nor the original ({own:.0e} off)"
 
 
 def as_the_original(way: Callable[[nn.Module], Any], net: nn.Module, small: nn.Module) -> Any:

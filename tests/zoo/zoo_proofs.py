@@ -18,15 +18,13 @@ import torch
 from torch import nn
 from zoo_case import Architecture
 from zoo_exports import compiled, exported, generated
-from zoo_rows import apart, counted, read_by, rows_of, run, tensors_of
+from zoo_rows import SINGLE, apart, counted, read_by, rows_of, run, tensors_of
 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.network.layers.kinds import has_weights, why_not
 
 EXACT = 1e-9
-SINGLE = 1e-5
-"""What the single-precision constants of ONNX leave."""
 EVERY_ROW = ds.Folding(holdout=ds.HoldoutRule(0.0))
 
 

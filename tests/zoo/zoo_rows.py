@@ -13,6 +13,9 @@ from torch import nn
 from torch.nn import functional
 from zoo_case import Architecture
 
+SINGLE = 1e-5
+"""What the single-precision constants of ONNX leave."""
+
 
 def run(net: nn.Module, batch: Any) -> Any:
     """Call a network on what the table's batches are."""

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -33,6 +32,7 @@ from dalr_stream.errors import (
     StoreNotFoundError,
     UnsupportedLayerError,
 )
+from dalr_stream.network.saved.fitting import first_mismatch, require_tensors_alone
 from dalr_stream.network.saved.model_card import is_pretrained, readme
 from dalr_stream.network.saved.pickled import conversion, is_pickled, pickled_beside
 from dalr_stream.network.saved.refusal import forget_refusal, refuse_from_pretrained
@@ -193,16 +193,6 @@ def save_weights(model: nn.Module, path: Path, *, made_from: str | None = None) 
         save_model(model, str(temporary), None if made_from is None else {MADE_FROM: made_from})
 
 
-def require_tensors_alone(model: nn.Module) -> None:
-    """Raise InvalidInputError where the state of a network is not all tensors: nothing else can be saved."""
-    for name, value in model.state_dict().items():
-        if not isinstance(value, torch.Tensor):
-            raise InvalidInputError(
-                f"'{name}' of the network's state is a {type(value).__name__}, and files of weights hold tensors "
-                "alone: let get_extra_state give a tensor, or hold it as an attribute that the constructor sets"
-            )
-
-
 @contextmanager
 def as_os_error() -> Iterator[None]:
     """Raise what the operating system refused safetensors as the OSError it was: its own error has it in words only."""
@@ -239,18 +229,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
     except RuntimeError as error:
         raise FingerprintMismatchError(
-            f"'{path}' does not fit the network that was built: {_first_mismatch(str(error))}"
+            f"'{path}' does not fit the network that was built: {first_mismatch(str(error))}"
         ) from error
-
-
-def _first_mismatch(message: str) -> str:
-    """Return the first of what torch says does not fit, a line for each kind, and how many more there are."""
-    head, *lines = message.splitlines()
-    mismatches: list[str] = []
-    for line in map(str.strip, lines):
-        keys = re.findall('"([^"]+)"', line)
-        mismatches += [f"{line.partition(' key')[0].lower()} '{key}'" for key in keys] or [line.removesuffix(".")]
-    return (mismatches or [head])[0] + (f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else "")
 
 
 def remove_remnant(folder: Path) -> None:
