@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
-from dalr_stream.network.saved.checkpoint import WEIGHTS, load_weights
+from dalr_stream.network.saved.checkpoint import WEIGHTS
 from dalr_stream.network.saved.pickled import pickled_beside
+from dalr_stream.network.saved.weights import load_weights
 
 INDEX = f"{WEIGHTS}.index.json"
 

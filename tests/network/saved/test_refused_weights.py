@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError
-from dalr_stream.network.saved.checkpoint import load_weights, save, save_weights
+from dalr_stream.network.saved.checkpoint import save
 from dalr_stream.network.saved.pickled import is_pickled
 from dalr_stream.network.saved.pretrained import load_pretrained
+from dalr_stream.network.saved.weights import load_weights, save_weights
 
 SCRIPT = """
 import resource, signal, sys
@@ -22,7 +23,8 @@ import torch
 from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import DiskSpaceError, StoreError
-from dalr_stream.network.saved.checkpoint import save, save_weights
+from dalr_stream.network.saved.checkpoint import save
+from dalr_stream.network.saved.weights import save_weights
 
 write = {"weights": save_weights, "network": save}[sys.argv[1]]
 target = Path(sys.argv[2])
