@@ -115,7 +115,6 @@ TEXT = {
     "Cohere": decoder("CohereForCausalLM", num_key_value_heads=1),
     "StableLM": decoder("StableLmForCausalLM", num_key_value_heads=1),
     "Mamba": decoder("MambaForCausalLM", family="recurrent", state_size=4),
-    "RWKV": decoder("RwkvForCausalLM", family="recurrent", attention_hidden_size=16),
     "Mixtral": decoder("MixtralForCausalLM", **EXPERTS, num_local_experts=2),
     "Qwen2-MoE": decoder("Qwen2MoeForCausalLM", **EXPERTS, num_experts=2,
                          num_experts_per_tok=1, moe_intermediate_size=12, shared_expert_intermediate_size=12),
