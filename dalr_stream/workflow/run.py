@@ -45,13 +45,25 @@ from dalr_stream.workflow.steps.step_log import StepLog
 class Run:
     """The steps of one run file.
 
-    run = Run.open("birds.toml", set=["solve.ridge=1e-2"])
-    run.all()
-    run.results.layers
+    Parameters
+    ----------
+    project
+        The run file with the Python it names; `Run.open` makes it.
+    progress
+        Receives progress, for example from `show_progress()`; silent by default.
+    fresh
+        Do what is asked for again, and let a store made from other weights or data be replaced.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> run = ds.Run.open("birds.toml", set=["solve.ridge=1e-2"])  # doctest: +SKIP
+    >>> page = run.all()  # doctest: +SKIP
+    >>> run.results.baseline_accuracy  # doctest: +SKIP
+    0.934
     """
 
     def __init__(self, project: Project, *, progress: Progress | None = None, fresh: bool = False) -> None:
-        """`fresh` does what is asked for again, and lets a store made from other weights or data be replaced."""
         self.project = project
         self._progress: Progress = Journal(progress or Silent(), project.output / JOURNAL)
         self._session = Session(project, self._progress, fresh=fresh)
@@ -100,7 +112,10 @@ class Run:
         self._bring(self._of(train.NAME))
 
     def capture(self) -> None:
-        """Stream each domain's activations into the store, training first where there are no weights."""
+        """Stream each domain's activations into the store, training first where there are no weights.
+
+        Raises ConfigError where the run file says to keep no activations.
+        """
         if not self.project.config.capture.keep_activations:
             raise ConfigError(
                 "capture.keep_activations: is false, so rows are folded as they come and none are kept: run "
@@ -121,12 +136,15 @@ class Run:
         self._bring(self._of(compress.NAME) or self._of(solve.NAME))
 
     def finetune(self) -> None:
-        """Fine-tune the compressed network as [finetune] says, and save it; killed, it resumes after the last epoch."""
+        """Fine-tune the compressed network as [finetune] says, and save it; if killed, it resumes after the last epoch.
+
+        Raises ConfigError where the run file has no such section; `evaluate` and `score` likewise with [evaluate].
+        """
         _ = self.project.finetune_section
         self._bring(self._of(finetune.NAME))
 
     def evaluate(self) -> Evaluation:
-        """Score every method at every size, and the saved networks, on the test split."""
+        """Score every method at every size, and the saved networks, on the test split; return the scores."""
         _ = self.project.evaluate_section
         self._bring(self._of(evaluate.NAME))
         return Evaluation.read(self.project.evaluation, evaluate.made_from(self.project))
@@ -162,16 +180,16 @@ class Run:
 
     @property
     def store(self) -> Store:
-        """Moments, solutions and rows, once there are some."""
+        """The store with moments, solutions and rows; raises StoreNotFoundError before there is one."""
         return open_store(self.project.store)
 
     def batches(self, domain: str) -> Iterable[Any]:
-        """Return what the loader of a domain gives."""
+        """Return what the loader of a domain gives, as the run file names it."""
         with self.project.code.importing():
             return self.project.code.batches(domain)
 
     def score(self, network: nn.Module) -> float:
-        """Score a network as [evaluate] does: by its metric, on its batches."""
+        """Return the score of a network as [evaluate] measures it: by its metric, on its batches."""
         with self.project.code.importing():
             return self._scoring(network)
 

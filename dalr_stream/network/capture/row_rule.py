@@ -1,6 +1,6 @@
-"""Which rows of a layer are watched: those a mask keeps, and of these at most so many a sample.
+"""Which rows of a layer are watched: those that a mask keeps, and at most a given number of these per sample.
 
-A layer reads or gives a tensor (N, ..., d): N samples, T positions each, a row a position. A mask (N, T) speaks of
+A layer reads or gives a tensor (N, ..., d): N samples of T positions, one row per position. A mask (N, T) speaks of
 positions, so it holds for layers that have N x T rows, in whatever order these are proved to come; a layer with one row
 a sample, such as the head after pooling, is not masked. Anything else is an error: a mask that fits nothing would be
 wrong in silence.
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.masks import BatchMasks, Mask, by_pattern, mask_words
-from dalr_stream.network.capture.order import Orders, RowOrder, order_of_call, require_order
+from dalr_stream.network.capture.order import Orders, RowOrder, is_routed, order_of_call, require_order
+from dalr_stream.network.capture.routed import Places
 from dalr_stream.network.layers.kinds import LayerRows
 from dalr_stream.numerics.rows.sampling import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.rows.streams import layer_of_stream, module_name
@@ -35,23 +36,41 @@ MOST_PATCHES = 16
 
 @dataclass(frozen=True, slots=True)
 class RowRule:
-    """Which rows are watched; by default every one."""
+    """Which rows of each layer are recorded; by default every one.
+
+    Attributes
+    ----------
+    mask
+        A key of the batch's inputs, which are a mapping then (all of it goes to the network), or a function of the
+        batch: (N, T), True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may
+        have none that count. A mapping gives each pattern of layers a mask of its own, `{"encoder.*":
+        "attention_mask", "decoder.*": "decoder_attention_mask"}`: the first pattern that matches decides, and
+        layers that none matches have no mask.
+    most_per_sample
+        Record at most this many rows of each sample in each layer, chosen at random among those that count, so that
+        a long sample weighs no more than one of this length.
+    seed
+        Seed of that choice.
+    most_patches
+        The same for what convolutions read, whose patches overlap and are too many to keep; None for all of them. A
+        smaller `most_per_sample` holds there too.
+    prove
+        Prove on the first batch which rows belong to which sample; costs three forward passes more.
+
+    Examples
+    --------
+    Count the tokens that the attention mask keeps, at most 64 of each text:
+
+    >>> import dalr_stream as ds
+    >>> ds.RowRule(mask="attention_mask", most_per_sample=64).words
+    "rows that mask 'attention_mask' keeps, at most 64 a sample by seed 0"
+    """
 
     mask: Mask | None = None
-    """A key of the batch's inputs, which are a mapping then (all of it goes to the network), or a function of the
-    batch: (N, T), True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may have none
-    that count. A mapping gives each pattern of layers a mask of its own, `{"encoder.*": "attention_mask", "decoder.*":
-    "decoder_attention_mask"}`: the first pattern that matches decides, and layers that none matches have no mask."""
     most_per_sample: int | None = None
-    """At most so many rows of each sample in each layer, chosen among those that count; a longer sample then weighs no
-    more than one of this length."""
     seed: int = 0
-    """Of that choice."""
     most_patches: int | None = MOST_PATCHES
-    """The same for what convolutions read, whose patches overlap and are far too many to keep; None for all of them.
-    A smaller `most_per_sample` holds there too."""
     prove: bool = True
-    """Prove on the first batch whose rows are whose (see `network.capture.proof`): three forward passes more."""
 
     def __post_init__(self) -> None:
         for name in ("most_per_sample", "most_patches"):
@@ -102,7 +121,7 @@ class Taken:
     rows: torch.Tensor
     """(n, d): a copy, on the layer's device and of its dtype."""
     counts: Samples | None
-    """(N,): rows of each sample, where a mask lets them differ."""
+    """(N,): rows of each sample, where these may differ: under a mask, and of sequences, whose lengths may."""
 
     def same_as(self, other: Taken) -> bool:
         """Tell whether both are the same rows: memory can be overwritten without torch taking note of it."""
@@ -156,11 +175,46 @@ class BatchRows:
         if known not in self._numbers:
             keep = self._keep(stream, rows.leading, most, order, None if mask is None else mask.numpy())
             self._numbers[known] = self._numbers_of(rows.leading, order, keep)
-            self._counts[known] = None if mask is None or keep is None else keep.sum(axis=1, dtype=np.int64)
+            self._counts[known] = self._counts_of(rows, keep, masked=mask is not None)
         numbers = self._numbers[known]
         if numbers is None:
-            return Taken(rows.take(None), None)
+            return Taken(rows.take(None), self._counts[known])
         return Taken(rows.take(torch.from_numpy(numbers).to(rows.tensor.device)), self._counts[known])
+
+    def _counts_of(self, rows: LayerRows, keep: Keep | None, *, masked: bool) -> Samples | None:
+        """(N,): rows of each sample, where another batch may have others: under a mask, or of longer sequences."""
+        each, rest = divmod(math.prod(rows.leading), self._samples)
+        pictures = rows.of_patches or rows.given_for_patches or (each == 1 and len(rows.leading) == 1)
+        if not masked and (pictures or rest):
+            return None
+        if keep is None:
+            return None if masked else np.full(self._samples, each, np.int64)
+        counts: Samples = keep.sum(axis=1, dtype=np.int64)
+        return counts
+
+    def take_routed(self, stream: str, rows: LayerRows, places: Places) -> Taken:
+        """Copy the watched rows of a layer that a router sends them to, in the order of samples and positions."""
+        keep = np.zeros((self._samples, places.positions), np.bool_)
+        keep.ravel()[places.numbers] = True
+        mask = self.mask_of(stream)
+        if mask is not None:
+            keep &= self._masked(stream, keep.shape, mask.numpy())
+        most = self._rule.most_of(rows, paired=self._paired)
+        if most is not None:
+            keep = at_most(keep, most, seed=self._rule.seed, first_sample=self._first)
+        order = np.argsort(places.numbers, kind="stable")
+        order = order[keep.ravel()[places.numbers[order]]]
+        counts = np.bincount(places.numbers[order] // places.positions, minlength=self._samples).astype(np.int64)
+        return Taken(rows.take(None)[torch.from_numpy(order).to(rows.tensor.device)], counts)
+
+    def is_routed(self, stream: str) -> bool:
+        """Tell whether a router decides which rows a layer gets."""
+        return is_routed(self._orders, stream)
+
+    @property
+    def samples(self) -> int:
+        """Of the batch."""
+        return self._samples
 
     def _numbers_of(self, leading: tuple[int, ...], order: RowOrder, keep: Keep | None) -> NDArray[np.int64] | None:
         """Return the flat numbers of the rows that are taken, sample after sample; None for all as they are."""

@@ -15,7 +15,8 @@ from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.sizes.allocation import by_energy, uniform
-from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are, factor_layer, selection_layer
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are
+from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer
 from dalr_stream.progress import Progress
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
@@ -56,7 +57,7 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
         layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
         for layer, record in replaced.items()
     }
-    return replaced, Compression(rule, layers, tuple(notes), search, choice=choice)
+    return replaced, Compression(rule, layers, tuple(notes), search, choice=choice, asked=len(project.layers))
 
 
 def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
