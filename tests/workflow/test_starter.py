@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,14 @@ from dalr_stream.cli.app import app
 from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.starter import write_starter
+
+
+@pytest.fixture(autouse=True)
+def _no_module_stays():
+    """Each starter has modules of the same names."""
+    yield
+    for name in ("my_network", "my_data"):
+        sys.modules.pop(name, None)
 
 
 def invoke(*arguments):
@@ -30,6 +39,7 @@ def test_the_plain_starter_runs_to_its_report(tmp_path):
     assert run.results.metric == "agreement"
     found = json.loads((tmp_path / "first" / "runs" / "compression.json").read_text())["content"]
     assert found["choice"]["trials"]
+    assert run.results.sizes[1].accuracy > 0.9
 
 
 @pytest.fixture(scope="module")
