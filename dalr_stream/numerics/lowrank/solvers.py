@@ -15,14 +15,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import overload
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Diagnostics, Route
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.psd import numerical_rank, symmetric_eigen, tail_sums, thin_svd
-from dalr_stream.numerics.linalg.ridge_factor import EigenFactor, RidgeFactor, factor_ridge
+from dalr_stream.numerics.linalg.ridge_factor import EigenFactor, RidgeFactor, factor_ridge_of
 from dalr_stream.numerics.lowrank.assembly import assemble, warn_of_few_rows
+from dalr_stream.numerics.lowrank.dual import dual_of
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
 from dalr_stream.numerics.lowrank.problem import AnyMoments, Problem, problems_of
@@ -70,7 +72,7 @@ def truncated_svd(
     Cost: one SVD, about 6 m d min(m, d) operations and more.
     """
     problems = problems_of(weight, bias, moments, side)
-    return factors_of([_truncated(problem, compensate_bias=compensate_bias) for problem in problems])
+    return factors_of([_truncated(problem.widened(), compensate_bias=compensate_bias) for problem in problems])
 
 
 def _truncated(problem: Problem, *, compensate_bias: bool) -> LowRankFactors:
@@ -83,7 +85,7 @@ def _truncated(problem: Problem, *, compensate_bias: bool) -> LowRankFactors:
         method=Method.SVD_BC if compensate_bias else Method.SVD,
         weight=weight,
         basis=svd.left,
-        down=svd.values[:, None] * svd.right,
+        down=np.multiply(svd.right, svd.values[:, None], out=svd.right),
         center=fitted.center,
         offset=fitted.offset,
         objective=tail_sums(svd.values**2, 0.0),
@@ -165,6 +167,9 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     max_rank
         K, where only ranks up to it are asked for: saves time and memory. Larger than min(m, d) is the same as none.
 
+    `published` and `optimal` solve a `Layer` that has its rows, fewer of them than features, from these (see
+    `lowrank.dual`): nothing of order d x d is formed then.
+
     Fewer rows than features leave S singular: `published` and `optimal` then fit the sample perfectly at a small
     ridge, so FewSamplesWarning is given and noted. `anchored` needs no such warning: what the data do not determine
     stays as it was in W. Singular S at ridge 0 gives the solution of minimum norm (for `anchored` the one nearest to
@@ -174,7 +179,8 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     Raises InvalidInputError where shapes disagree, a value is not finite, there are no rows, or options conflict, and
     RankError for a `max_rank` below 1.
     Cost: one eigendecomposition of order min(m, d), 2 m d^2 + 2 m^2 d operations; `published` and `optimal` about
-    4 m d^2 + d^3 / 3 more; from outputs 2 m^2 d alone. Memory: S and a few m x d.
+    4 m d^2 + d^3 / 3 more; from outputs 2 m^2 d alone. Memory: a few m x d; for `published` and `optimal` S too,
+    and three times that where Cholesky is refused.
     """
     options = DalrOptions.of(variant, affine=affine, compensate_bias=compensate_bias)
     problems = problems_of(weight, bias, moments, side)
@@ -244,6 +250,11 @@ def _solved(
     problem: Problem, options: DalrOptions, max_rank: int | None, ridges: tuple[Ridge, ...]
 ) -> tuple[LowRankFactors, ...]:
     """Solve for each ridge."""
+    rows = problem.few_rows(options)
+    if rows is not None:
+        most, samples = problem.original.ranks(max_rank), problem.checked_moments().samples
+        return tuple(dual_of(problem.original, options, rows, ridge, most, samples=samples) for ridge in ridges)
+    problem = problem.widened()
     original = problem.original
     most = original.ranks(max_rank)
     turn, reached = (None, original.weight) if isinstance(problem.moments, CrossMoments) else original.reach()
@@ -270,6 +281,6 @@ def _factoring(sums: Sums, options: DalrOptions, ridges: int) -> Callable[[float
     """Return a function that factors S + lam I: by itself for one ridge, from one eigendecomposition for several."""
     s = sums.inputs
     if s is None or (options.variant is Variant.ANCHORED and sums.cross is None) or ridges == 1:
-        return lambda lam: factor_ridge(sums.known_inputs, lam)
-    eigen = symmetric_eigen(s)
+        return lambda lam: factor_ridge_of(sums.known_inputs.matrix, lam)
+    eigen = symmetric_eigen(s.matrix().T, overwrite=True)
     return lambda lam: EigenFactor.of(eigen, lam)
