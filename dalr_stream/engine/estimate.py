@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def estimate(
     """
     rule = rows or RowRule()
     readers: list[dict[str, str]] = []
-    total = dict.fromkeys((layer.stream for layer in layers), 0)
+    counts: dict[str, dict[str, int]] = {}
     for domain, batches in loaders.items():
         if not isinstance(batches, Sized):
             raise InvalidInputError(f"domains.{domain}.batches: the loader has no length: give it __len__")
@@ -60,11 +61,11 @@ def estimate(
         with refusals_explained(first, f"domain '{domain}', batch 0"):
             taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
         readers.append(same_as_before(taken))
-        for name, of_layer in taken.items():
-            total[name] += of_layer.rows.shape[0] * len(batches)
+        counts[domain] = {name: of_layer.rows.shape[0] * len(batches) for name, of_layer in taken.items()}
     shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
+    total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
     loads = [load_of(layer, total[layer.stream]) for layer in layers if layer.stream not in shared]
-    return plan(
+    found = plan(
         loads,
         threads=folding.threads.workers,
         readers=folding.threads.readers,
@@ -74,6 +75,7 @@ def estimate(
         direct=direct,
         memory_limit_bytes=folding.memory_limit_bytes,
     )
+    return replace(found, rows=counts)
 
 
 def load_of(layer: LayerSpec, rows: int) -> LayerLoad:

@@ -179,3 +179,8 @@ def _strips(
         return (whole,)
     beside = needed - parts * _FLOAT64 * whole.cells
     return strips(d, max(0, memory_limit_bytes - beside) // (_FLOAT64 * parts))
+
+
+def in_mib(count: int) -> str:
+    """Return bytes in words."""
+    return f"{count / 2**20:,.0f} MiB"

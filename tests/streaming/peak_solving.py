@@ -1,7 +1,7 @@
-"""Peak memory of solving one layer of a store, in a fresh process, beside the plan: run with a store's path and a method.
+"""Peak memory of solving one layer of a store by one method, in a fresh process, and what is planned.
 
 The store has what a run leaves: weights, moments and, where they are kept, rows of a layer `fc`, and moments of `next`,
-which reads it. What the numbers are does not matter to memory, so they are random; see `peak_memory` for how it is told.
+which reads it. Memory does not depend on the numbers, so they are random; see `peak_memory` for how a peak is told.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from dalr_stream.storage.records.weights import save_layer_weights
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.folding import Folding, Threads
+from dalr_stream.streaming.solving_cost import SolvedLayer, solving_cost
 
 BATCH = 256
 
@@ -63,6 +64,11 @@ def solved_store(root, outputs, inputs, rows, *, kept=True, share=0.1, memory_li
     if not kept:
         delete_activations(root, "target")
     return root
+
+
+def planned(method, outputs, inputs, rows, *, kept=True, share=0.1):
+    layer = SolvedLayer("fc", outputs, inputs, int(rows * (1 - share)), kept, readers=(outputs,))
+    return solving_cost(layer, method).peak_bytes
 
 
 def _digest(weight):

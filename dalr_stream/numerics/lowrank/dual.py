@@ -28,12 +28,10 @@ from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
 from dalr_stream.numerics.lowrank.regression import Fit, facts
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import DalrOptions, Variant
+from dalr_stream.numerics.statistics.products import BLOCK_FEATURES
 from dalr_stream.numerics.types import Matrix, Vector
 
 Rows = NDArray[Any]
-
-BLOCK_FEATURES = 1024
-"""Features whose rows are in float64 at a time while the Gram is made: 50 MB for 6,000 rows."""
 
 WHOLE_UP_TO = 8192
 """Rows up to which one call of BLAS adds to the Gram, at 177 GFLOP/s where the blocks of `rank_k` reach 153: they are

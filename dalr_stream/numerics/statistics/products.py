@@ -19,6 +19,12 @@ from dalr_stream.numerics.types import Matrix, Vector
 BLOCK_BYTES = 32 * 2**20
 """Of a block of rows of S in float64."""
 
+BLOCK_FEATURES = 1024
+"""Features whose rows are in float64 at a time while the Gram of rows is made: 50 MB for 6,000 rows."""
+
+FEW_ROWS = 0.5
+"""Of the features: fewer rows give a product in less time than the matrix does, at 4 n k d operations for 2 k d^2."""
+
 Blocks = Callable[[], Iterator[Matrix]]
 """Yields S in blocks of `block_rows(d)` rows, from the first to the last."""
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.numerics.statistics.products import ByBlocks, ByRows, Products, block_rows
+from dalr_stream.numerics.statistics.products import FEW_ROWS, ByBlocks, ByRows, Products, block_rows
 from dalr_stream.numerics.types import Matrix
 from dalr_stream.storage import schema
 from dalr_stream.storage.durable import readable
@@ -28,8 +28,6 @@ from dalr_stream.storage.records.record import REMEDY, attributes, load_record
 from dalr_stream.storage.schema import require_count
 
 Rows = Iterable[NDArray[Any]]
-ROWS_SHARE = 0.5
-"""Of the features: fewer rows give a product in less time than the matrix does, whose cost is d^2 and not 2 n d."""
 
 
 def open_moments(path: Path, rows: Callable[[], Rows | None] = lambda: None) -> Moments:
@@ -91,7 +89,7 @@ class StoredMoments(Moments):
     @property
     def products(self) -> Products:
         """By the rows where they are kept and few, else by the matrix."""
-        if self._rows is not None and self.count < ROWS_SHARE * self.features:
+        if self._rows is not None and self.count < FEW_ROWS * self.features:
             return ByRows(self._rows)
         return self._by_blocks
 

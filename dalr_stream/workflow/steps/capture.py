@@ -22,6 +22,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import train
 from dalr_stream.workflow.steps.fingerprints import code_print
 from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.solving_plan import planned_solving
 from dalr_stream.workflow.steps.step import Artefact, Step, store_record
 
 VERB = "capture"
@@ -137,12 +138,15 @@ def _require_room(session: Session) -> None:
     project = session.project
     cost = project.estimate()
     cost.require()
+    solving = planned_solving(project, project.network, cost)
+    solving.require()
     held = held_on_disk(project.store, project.config.domains, replaced=session.fresh)
     require_disk(cost, project.output, held)
     for reason in project.unsupported_layers:
         session.progress.note(reason)
     session.progress.note(
         f"cost: at most {cost.disk_peak_bytes / 2**20:,.0f} MiB of disk, {cost.checkpoint_bytes / 2**20:,.0f} of them "
-        f"for checkpoints; folding peaks at {cost.peak_bytes / 2**20:,.0f} MiB"
+        f"for checkpoints; folding peaks at {cost.peak_bytes / 2**20:,.0f} MiB, solving at "
+        f"{solving.peak_bytes / 2**20:,.0f} MiB"
     )
     session.room_checked = True

@@ -26,6 +26,7 @@ from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps import accumulate
 from dalr_stream.workflow.steps.ridge import solve_as_asked
 from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.solving_plan import solving_from
 from dalr_stream.workflow.steps.stability import STABILITY, layer_stability, write_stability
 from dalr_stream.workflow.steps.step import Artefact, Step, json_record, store_record
 
@@ -65,6 +66,7 @@ def _solve(session: Session, fingerprint: str) -> None:
     project, section = session.project, session.project.config.solve
     store = StoreView.open(project.store)
     _require_one_rule(project, store)
+    solving_from(project, store).require()
     facts = {"made_from": fingerprint, "configuration": project.config.plain()}
     count = len(project.wanted(store))
     stability: dict[str, Stability | None] = {}
