@@ -102,12 +102,17 @@ def call(model: nn.Module, batch: Any) -> Any:
         return model(placed(inputs, device))
 
 
-def inputs_copied(batch: Any) -> torch.Tensor | dict[str, Any]:
+def inputs_copied(batch: Any) -> Any:
     """Return what the network is called with, in memory of its own: some networks overwrite what they are given."""
-    inputs = inputs_of(batch)
-    if isinstance(inputs, torch.Tensor):
-        return inputs.clone()
-    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    return _copied(inputs_of(batch))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, Mapping):
+        return {name: _copied(member) for name, member in value.items()}
+    return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
 
 
 def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:

@@ -49,7 +49,8 @@ def order_of_execution(model: nn.Module, batch: Any, layers: Sequence[str]) -> t
     for name in layers:
         if called.count(name) != 1:
             raise UnsupportedLayerError(
-                f"layer '{name}': must be called once in a forward pass, it is called {called.count(name)} times"
+                f"layer '{name}': must be called once in a forward pass, it is called {called.count(name)} times: "
+                "leave it out, or solve all layers at once and not in `sequential` order"
             )
     groups: list[list[_Read]] = []
     for read in reads:

@@ -127,7 +127,7 @@ class _Group:
         if isinstance(root, CONVOLUTIONS) and root.groups != 1:
             self._refuse(f"it is a {type(root).__name__} of {root.groups} groups")
         if root not in graph.module2node:
-            self._refuse(f"it is called {self._structure.calls.get(self._name, 0)} times, it must be once")
+            self._refuse("it is called 0 times, or nothing comes of what it gives")
         prune = graph.get_pruner_of_module(root).prune_out_channels
         for item in graph.get_pruning_group(root, prune, idxs=list(range(channels))):
             self._sort_in(item, channels, gives=graph.is_out_channel_pruning_fn(item.dep.handler))
@@ -211,8 +211,8 @@ class _Group:
 
     def _require_sound(self, name: str) -> None:
         """Raise where a member of the group cannot be replaced by a narrower one."""
-        if self._structure.calls.get(name, 0) != 1:
-            self._refuse(f"'{name}' is called {self._structure.calls.get(name, 0)} times, it must be once")
+        if not self._structure.calls.get(name, 0):
+            self._refuse(f"'{name}' is not called")
         require_replaceable(self._structure.model, [name])
 
     def _refuse(self, reason: str) -> NoReturn:
