@@ -134,14 +134,14 @@ def kept_record(
     return record
 
 
-def fitting(loads: Sequence[LayerLoad], folding: Folding) -> tuple[tuple[str, ...], ...]:
+def fitting(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0) -> tuple[tuple[str, ...], ...]:
     """Return the streams of each pass, so that what is folded at once fits; raises MemoryLimitError."""
-    cost = direct_plan(loads, folding)
+    cost = direct_plan(loads, folding, forward_bytes)
     cost.require()
     return cost.groups
 
 
-def direct_plan(loads: Sequence[LayerLoad], folding: Folding) -> MemoryPlan:
+def direct_plan(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0) -> MemoryPlan:
     """Return what folding rows as they are made costs."""
     return plan(
         loads,
@@ -151,6 +151,7 @@ def direct_plan(loads: Sequence[LayerLoad], folding: Folding) -> MemoryPlan:
         shards=folding.shards,
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
+        forward_bytes=forward_bytes,
     )
 
 

@@ -35,6 +35,8 @@ class LayerLoad:
     """Bytes of one activation."""
     outputs: int | None = None
     """Width of the layer's outputs, where they could be watched instead."""
+    batch_bytes: int = 0
+    """Rows of one batch on their way from the network to a tile."""
     beside_tile_bytes: int = 0
     """What reading a tile from a store holds besides it: the two tiles that one of joint rows is cut from."""
 
@@ -58,6 +60,8 @@ class LayerCost:
     """Memory this layer holds for a whole pass when it is folded directly."""
     multiply_adds: int
     """Of the rank-k updates, the dominant cost of accumulation: rows d^2 / 2."""
+    capture_bytes: int = 0
+    """Memory for a batch of its rows, and for a tile that is being filled: what streaming them into a store takes."""
     partitions: int = 1
     """Parts of the rows folded in turn: each shard and the held-out rows, where shards are kept."""
     checkpoint_bytes: int = 0
@@ -123,8 +127,9 @@ def layer_cost(
         moments_bytes=_FLOAT64 * d * d * records.count * domains,
         strips=cut,
         store_bytes=max(folding, summing),
-        direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + _tile_bytes(load),
+        direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + _tile_bytes(load) + load.batch_bytes,
         multiply_adds=load.rows * d * d // 2,
+        capture_bytes=_tile_bytes(load) + load.batch_bytes,
         partitions=records.partitions,
         checkpoint_bytes=_checkpoint_bytes(load, records),
         sum_strips=summed,

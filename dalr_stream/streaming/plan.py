@@ -26,6 +26,9 @@ from dalr_stream.streaming.cost import (
     turn_bytes,
 )
 
+TILES_WRITTEN = 2
+"""A tile put together from batches, and its packed form."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
@@ -40,6 +43,8 @@ class MemoryPlan:
     memory_limit_bytes: int | None
     alternatives: tuple[str, ...]
     """Other ways to run the layer that needs most, with their figures."""
+    forward_bytes: int = 0
+    """What a forward pass of the network holds beside it, where that was looked at."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Rows of each stream on each domain, by the domain's name, where loaders told."""
 
@@ -73,6 +78,12 @@ class MemoryPlan:
         return self.shared_bytes + max((sum(held[name] for name in group) for group in self.groups), default=0)
 
     @property
+    def capture_bytes(self) -> int:
+        """Memory while rows are streamed into a store: a forward pass, its rows, and a tile of every layer."""
+        widest = max((layer.capture_bytes for layer in self.layers), default=0)
+        return self.forward_bytes + sum(layer.capture_bytes for layer in self.layers) + TILES_WRITTEN * widest
+
+    @property
     def multiply_adds(self) -> int:
         """Of all rank-k updates."""
         return sum(layer.multiply_adds for layer in self.layers)
@@ -100,15 +111,18 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
     domains: int = 1,
     direct: bool = False,
     memory_limit_bytes: int | None = None,
+    forward_bytes: int = 0,
 ) -> MemoryPlan:
     """Return the cost of capturing and accumulating `loads` on `domains` domains with `threads` threads.
 
     Each of them has `readers` others that read a store ahead of it.
-    `shards` are counted on every domain, an upper bound where only some of them keep any.
+    `shards` are counted on every domain, an upper bound where only some of them keep any. `forward_bytes` are what a
+    forward pass holds.
     """
     records = KeptRecords(heldout_share > 0, shards)
     layers = tuple(layer_cost(load, domains, threads, records, memory_limit_bytes, readers=readers) for load in loads)
     shared = max((turn_bytes(load, heldout_share) + threads * SINGLE_BLOCK_BYTES for load in loads), default=0)
+    shared = max(shared, forward_bytes)  # a batch goes through the network before its rows are folded
     return MemoryPlan(
         layers,
         direct,
@@ -116,6 +130,7 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
         shared,
         memory_limit_bytes,
         _alternatives(loads, layers, records, direct=direct, threads=threads, heldout_share=heldout_share),
+        forward_bytes,
     )
 
 

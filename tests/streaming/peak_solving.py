@@ -62,8 +62,13 @@ def solved_store(root, outputs, inputs, rows, *, kept=True, share=0.1, memory_li
     for name, weight in weights.items():
         save_layer_weights(root, name, weight, None, {"network": network.fingerprint})
     if not kept:
-        delete_activations(root, "target")
+        delete_activations(root)
     return root
+
+
+def measured_of(method):
+    """What there is to measure of a method."""
+    return ("solve", "curves") if method.family is Family.LOW_RANK else ("solve",)
 
 
 def planned(method, outputs, inputs, rows, *, kept=True, share=0.1):

@@ -104,6 +104,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
                 with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
                     taken = taker.take(batch, samples, seen, masks) if samples else {}
                 sink.write(_row_batch(samples, digest, taken, number, to_rows))
+                taken = {}  # else they would be there until those of the next batch are too
             seen += samples
             batch_done(samples, skipped)
     if seen == 0:
