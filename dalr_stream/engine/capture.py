@@ -14,7 +14,7 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
-from dalr_stream.numerics.rows.tiling import RowSink
+from dalr_stream.numerics.rows.tiling import ProbedSink
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.storage.records.record import origin_of
@@ -79,7 +79,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
-    sink: RowSink,
+    sink: ProbedSink,
     *,
     rows: RowRule | None,
     to_rows: ToRows = to_host,
@@ -106,6 +106,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
             rows=rows,
             to_rows=to_rows,
             note=progress.note,
+            probed=sink.probed,
             batch_done=lambda _samples, _spared: advance(1),
         )
 

@@ -127,9 +127,9 @@ def layer_cost(
         moments_bytes=_FLOAT64 * d * d * records.count * domains,
         strips=cut,
         store_bytes=max(folding, summing),
-        direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + _tile_bytes(load) + load.batch_bytes,
+        direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + tile_bytes(load) + load.batch_bytes,
         multiply_adds=load.rows * d * d // 2,
-        capture_bytes=_tile_bytes(load) + load.batch_bytes,
+        capture_bytes=tile_bytes(load) + load.batch_bytes,
         partitions=records.partitions,
         checkpoint_bytes=_checkpoint_bytes(load, records),
         sum_strips=summed,
@@ -155,7 +155,7 @@ def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, read
     """Accumulators, and what comes and goes beside them: tiles, then matrices being joined, then chunks being saved."""
     lanes = lane_count(load.features)
     record = _FLOAT64 * strip.cells
-    tiles = (1 + TILES_READ_AHEAD * readers) * _tile_bytes(load) + readers * load.beside_tile_bytes
+    tiles = (1 + TILES_READ_AHEAD * readers) * tile_bytes(load) + readers * load.beside_tile_bytes
     working = min(lanes, threads) * (tiles + turn_bytes(load, parts - 1, strip.stop))
     working += threads * SINGLE_BLOCK_BYTES  # of float32 products; those of float64 need none
     joining = ORDERS_OF_JOINING * record if lanes > 1 else 0
@@ -166,10 +166,11 @@ def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, read
 def turn_bytes(load: LayerLoad, heldout_share: float, columns: int | None = None) -> int:
     """One tile in float64, and its training and held-out rows where they are parted."""
     rows = tile_rows(load.features)
-    return _FLOAT64 * (rows + 1) * (columns or load.features) + (_tile_bytes(load) if heldout_share else 0)
+    return _FLOAT64 * (rows + 1) * (columns or load.features) + (tile_bytes(load) if heldout_share else 0)
 
 
-def _tile_bytes(load: LayerLoad) -> int:
+def tile_bytes(load: LayerLoad) -> int:
+    """Return the bytes of a full tile."""
     return tile_rows(load.features) * load.features * load.itemsize
 
 

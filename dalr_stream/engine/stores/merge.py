@@ -162,6 +162,7 @@ def _network(known: Sequence[tuple[Path, Manifest]]) -> NetworkRecord:
     """Return the network that all stores were made from, with the layers of all of them."""
     first, expected = known[0][0], known[0][1].network.fingerprint
     layers: dict[str, LayerRecord] = {}
+    merged = NetworkRecord(expected, {})
     for root, other in known:
         if other.network.fingerprint != expected:
             raise FingerprintMismatchError(
@@ -169,9 +170,12 @@ def _network(known: Sequence[tuple[Path, Manifest]]) -> NetworkRecord:
                 f"{other.network.fingerprint[:12]}: merge captures of the same weights"
             )
         layers |= other.network.layers
+        for probe in other.network.probes:
+            merged = merged.with_probe(probe, f"'{first}' and '{root}'")
     orders = {tuple(other.network.layers) for _, other in known}
     names = orders.pop() if len(orders) == 1 else sorted(layers)
-    return NetworkRecord(expected, {name: layers[name] for name in names})
+    probes = tuple(sorted(merged.probes, key=lambda probe: probe.form))
+    return NetworkRecord(expected, {name: layers[name] for name in names}, probes)
 
 
 def _each_once(shards: Sequence[Shard], into: Path) -> list[Shard]:

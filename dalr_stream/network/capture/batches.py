@@ -115,6 +115,14 @@ def _copied(value: Any) -> Any:
     return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
 
 
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of floating point in whatever a network gives."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    members = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [tensor for member in members for tensor in tensors_in(member)]
+
+
 def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
     """Return what a module was called with."""
     tensor: torch.Tensor = arguments[0] if arguments else next(iter(keywords.values()))

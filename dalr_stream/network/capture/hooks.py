@@ -27,11 +27,13 @@ from dalr_stream.network.capture.batches import (
 )
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.masks import BatchMasks
+from dalr_stream.network.capture.probe import probe_of
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule, Taken
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.spec import LayerSpec, to_host
+from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.tiling import RowBatch, RowSink, same_as_before
 from dalr_stream.numerics.statistics.centring import describe_non_finite
 
@@ -51,6 +53,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     batch_done: BatchDone | None = None,
     to_rows: ToRows = to_host,
     note: Callable[[str], None] | None = None,
+    probed: Callable[[Probe], None] | None = None,
 ) -> None:
     """Send what `layers` read, or give, to `sink`, batch after batch.
 
@@ -74,6 +77,9 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
     note
         Called with what was found out that one may not expect: layers called several times, or not in sample order.
+    probed
+        Called with what the network gives for a made-up sample, before the first batch that is run is written: another
+        network than before shows there, whatever makes it another. One forward pass of one sample.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
     for a layer that a forward pass never calls, or not as often as the first one did, InvalidInputError for train mode,
@@ -103,6 +109,11 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
             if not skipped:
                 with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
                     taken = taker.take(batch, samples, seen, masks) if samples else {}
+                if probed is not None and samples and rule.prove:
+                    probe, once = probe_of(model, batch, samples), probed
+                    probed = None
+                    if probe is not None:
+                        once(probe)
                 sink.write(_row_batch(samples, digest, taken, number, to_rows))
                 taken = {}  # else they would be there until those of the next batch are too
             seen += samples

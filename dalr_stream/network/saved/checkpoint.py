@@ -33,6 +33,7 @@ from dalr_stream.errors import (
     UnsupportedLayerError,
 )
 from dalr_stream.network.saved.model_card import is_pretrained, readme
+from dalr_stream.network.saved.refusal import forget_refusal, refuse_from_pretrained
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
@@ -67,6 +68,8 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
         (fresh / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
         if is_pretrained(model):
             cast("Any", model.config).save_pretrained(fresh)
+            if plan.steps:
+                refuse_from_pretrained(fresh / CONFIG)
     return folder
 
 
@@ -94,6 +97,7 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     _require_same_dtypes(model, folder / WEIGHTS)
     setattr(model, ORIGIN_ATTRIBUTE, origin)
     load_weights(model, folder / WEIGHTS)
+    forget_refusal(model)
     return model.eval()
 
 

@@ -22,8 +22,8 @@ import torch_pruning as tp
 from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.capture.batches import call, few_samples
-from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.batches import call, few_samples, tensors_in
+from dalr_stream.network.capture.reading import same_draws, without_gradients
 from dalr_stream.network.layers.kinds import (
     CONVOLUTIONS,
     carries_channels,
@@ -34,7 +34,7 @@ from dalr_stream.network.layers.kinds import (
 )
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import layer_of
-from dalr_stream.network.structure.proof import quiet, require_proof, same_draws, tensors_in
+from dalr_stream.network.structure.proof import quiet, require_proof
 from dalr_stream.numerics.rows.streams import Side, stream_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, ChannelSpan
 

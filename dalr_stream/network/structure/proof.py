@@ -14,7 +14,7 @@ when the network is narrowed: see `narrowed`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.batches import call, first_argument
+from dalr_stream.network.capture.batches import call, first_argument, tensors_in
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.kinds import CONVOLUTIONS
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelSpan
@@ -37,14 +37,6 @@ def require_proof(model: nn.Module, name: str, group: ChannelGroup, example: Any
     Cost: two forward passes of `example`, and log2 of the channels more that end at the last reader.
     """
     _Proof(model, name, group, example).require()
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Return the tensors of floating point in whatever a network gives."""
-    if isinstance(value, torch.Tensor):
-        return [value] if value.is_floating_point() else []
-    members = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [tensor for member in members for tensor in tensors_in(member)]
 
 
 @contextmanager
@@ -71,15 +63,6 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, required in wanted.items():
             parameter.requires_grad_(required)
-
-
-@contextmanager
-def same_draws(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Let a network draw the same random numbers each time, and leave the caller's as they are."""
-    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def same(actual: torch.Tensor, expected: torch.Tensor, rounding: float = ROUNDING) -> torch.Tensor:
