@@ -98,8 +98,20 @@ def solving_cost(layer: SolvedLayer, method: Method) -> SolvingCost:
     others = (layer.groups - 1) * (_FLOAT64 * layer.outputs * layer.inputs + layer.factors_bytes)
     again = layer.factors_bytes + _FLOAT64 * layer.outputs * layer.inputs if layer.chooses_ridge else 0
     peak = held + others + again + max(solving, saving)
-    peak = max(peak, _curves_bytes(layer), _shards_bytes(layer, method)) + SMALL_THINGS
+    peak = max(peak, curves_bytes(layer), _shards_bytes(layer, method)) + SMALL_THINGS
     return SolvingCost(layer.name, method, route, peak)
+
+
+def solution_bytes(layer: SolvedLayer) -> int:
+    """Count factors of every rank as they are read back, with the weight, of all groups."""
+    return layer.groups * (_FLOAT64 * layer.outputs * layer.inputs + layer.factors_bytes)
+
+
+def curves_bytes(layer: SolvedLayer) -> int:
+    """Count the solution, one more m x d, and what is read of the training and of the held-out record."""
+    weight = _FLOAT64 * layer.outputs * layer.inputs
+    records = 2 * layer.groups * _record_bytes(layer.inputs)
+    return solution_bytes(layer) + weight + records + _reading_bytes(layer)
 
 
 def _route(layer: SolvedLayer, method: Method) -> Route:
@@ -148,13 +160,6 @@ def _selection_bytes(layer: SolvedLayer, method: Method) -> int:
     own = square * (len(layer.readers) + 1 if len(layer.readers) > 1 else 0)
     selecting = square * (GREEDY_PAIR if method.needs_source else GREEDY)
     return layer.groups * _FLOAT32 * layer.outputs * layer.inputs + max(records + own, selecting) + SMALL_THINGS
-
-
-def _curves_bytes(layer: SolvedLayer) -> int:
-    """Count the solution, one more m x d, and what is read of the training and of the held-out record."""
-    weight = _FLOAT64 * layer.outputs * layer.inputs
-    records = 2 * layer.groups * _record_bytes(layer.inputs)
-    return layer.groups * (weight + layer.factors_bytes) + weight + records + _reading_bytes(layer)
 
 
 def _shards_bytes(layer: SolvedLayer, method: Method) -> int:
