@@ -37,6 +37,8 @@ Sizes = Mapping[str, tuple[Family, int]]
 Networks = Callable[[Sizes], nn.Module]
 """Gives the network with layers of these sizes."""
 Measure = Callable[[nn.Module], float]
+Layers = Sequence[SizedLayer]
+"""Each in the form that a plan gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,6 @@ class SizeChoice:
     """Every candidate, the chosen one first."""
 
     candidates: tuple[Candidate, ...]
-    samples: int
-    """On how many samples distances were measured."""
 
     @property
     def chosen(self) -> Candidate:
@@ -84,8 +84,8 @@ def choose_sizes(
     networks: Networks,
     distance: Measure,
     *,
-    samples: int,
     score: Measure | None = None,
+    higher: bool = True,
     progress: Progress | None = None,
 ) -> SizeChoice:
     """Return the candidates that keep at most `share` of the layers' cost, the best of them first.
@@ -100,14 +100,15 @@ def choose_sizes(
         Builds the network with some layers smaller.
     distance
         How far a network's outputs are from the original's, as `OutputDistance` measures it.
-    samples
-        On how many samples it does.
     score
-        More is better; where it is given it chooses, and the distance among equals.
+        Where it is given it chooses, and the distance among equals.
+    higher
+        Whether more of the score is better.
 
     Raises InvalidInputError where the smallest sizes cost more than the budget, NonFiniteError where a network's
     outputs are not finite. Cost: a network for each form of each layer, and one for each candidate, at most 16.
     """
+    require_affordable(layers, share)
     watch = progress or Silent()
     scaled = _in_one_unit(layers, share, networks, distance, watch)
     whole = [layer.unchanged for layer in layers]
@@ -120,7 +121,27 @@ def choose_sizes(
             known = dataclasses.replace(candidate, distance=distance(small), score=score(small) if score else None)
             measured.append(known)
             advance(1)
-    return SizeChoice(tuple(sorted(measured, key=_worse)), samples)
+    return SizeChoice(tuple(sorted(measured, key=lambda one: (_badness(one.score, higher), one.distance))))
+
+
+def require_affordable(layers: Sequence[Forms], share: float) -> None:
+    """Raise InvalidInputError where the smallest sizes cost more than `share` of all layers, in every plan."""
+    whole = [layer.unchanged for layer in layers]
+    budget = share * float(cost(whole, as_they_are(whole)))
+    found = [_least(in_forms(layers, plan)) for plan in plans(layers, share).values()]
+    if all(least > budget for _, least in found):
+        sizes, least = min(found, key=lambda one: one[1])
+        smallest = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InvalidInputError(
+            f"budget: the smallest sizes ({smallest}) cost {least:,.0f} and the budget is {budget:,.0f}: raise it, or "
+            "leave layers out"
+        )
+
+
+def _least(plan: Layers) -> tuple[dict[str, int], float]:
+    """Return the smallest sizes of a plan's layers, and what they cost."""
+    sizes = {layer.name: int(layer.sizes[0]) for layer in plan}
+    return sizes, float(cost(plan, sizes))
 
 
 def networks_to_measure(forms: int, plans_at_most: int) -> int:
@@ -128,8 +149,8 @@ def networks_to_measure(forms: int, plans_at_most: int) -> int:
     return forms + len(RULES) * plans_at_most
 
 
-def _worse(candidate: Candidate) -> tuple[float, float]:
-    return -(candidate.score or 0.0), candidate.distance
+def _badness(score: float | None, higher: bool) -> float:  # noqa: FBT001  # one of two plain values
+    return 0.0 if score is None else -score if higher else score
 
 
 def _in_one_unit(
@@ -165,8 +186,6 @@ def _typical(form: SizedLayer, share: float) -> int:
     return int(losing[-1] if losing.size else form.sizes[0])
 
 
-Layers = Sequence[SizedLayer]
-
 RULES: Mapping[str, Callable[[Layers, Layers, float], dict[str, int]]] = {
     "what the outputs lose": lambda scaled, _, budget: within_budget(scaled, budget),
     "shares of energy": lambda _, raw, budget: within_budget(raw, budget),
@@ -177,22 +196,15 @@ RULES: Mapping[str, Callable[[Layers, Layers, float], dict[str, int]]] = {
 
 
 def _candidates(layers: Sequence[Forms], scaled: Sequence[Forms], share: float, budget: float) -> Iterator[Candidate]:
-    """Yield what is to be measured; raises InvalidInputError where no plan can be afforded."""
-    refused: InvalidInputError | None = None
-    affordable = False
+    """Yield what is to be measured; a plan whose smallest sizes cost too much is passed over."""
     for words, plan in plans(scaled, share).items():
         ours, raw = in_forms(scaled, plan), in_forms(layers, plan)
+        if _least(raw)[1] > budget:
+            continue
         for rule, sizes_by in RULES.items():
-            try:
-                sizes = sizes_by(ours, raw, budget)
-            except InvalidInputError as error:
-                refused = refused or error
-                continue
-            affordable = True
+            sizes = sizes_by(ours, raw, budget)
             smaller = {one.name: (one.family, sizes[one.name]) for one in ours if sizes[one.name] != one.whole}
             yield Candidate(words, rule, smaller, sum(one.loss(sizes[one.name]) for one in ours), float("nan"))
-    if refused is not None and not affordable:
-        raise refused
 
 
 def _different(candidates: Iterator[Candidate]) -> Iterator[Candidate]:

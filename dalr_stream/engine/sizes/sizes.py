@@ -46,6 +46,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
+    higher: bool = True,
     progress: Progress | None = None,
 ) -> SizePlan:
     """Return the best network that keeps at most `share` of the layers' weights, factored and with fewer nodes.
@@ -72,7 +73,9 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     multiple_of
         Use no other sizes than multiples of it, and layers as they are.
     score
-        Of a network, more is better: it chooses among the candidates, and the distance among equals.
+        Of a network: it chooses among the candidates, and the distance among equals.
+    higher
+        Whether more of the score is better.
 
     Returns
     -------
@@ -115,7 +118,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
         return compress(model, replacements(chosen), example=structure)
 
     layers = [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)]
-    choice = choose_sizes(layers, share, networks, distance, samples=distance.samples, score=score, progress=progress)
+    choice = choose_sizes(layers, share, networks, distance, score=score, higher=higher, progress=progress)
     return SizePlan(replacements(choice.chosen.sizes), choice)
 
 

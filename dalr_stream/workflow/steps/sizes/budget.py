@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from dalr_stream.engine.sizes.choice import Networks, SizeChoice, Sizes, choose_sizes, networks_to_measure
+from dalr_stream.engine.sizes.choice import (
+    Networks,
+    Sizes,
+    choose_sizes,
+    networks_to_measure,
+    require_affordable,
+)
 from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
@@ -19,11 +25,12 @@ from dalr_stream.progress import Progress
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import named_layers
 from dalr_stream.workflow.steps.scores.scoring import score_on
+from dalr_stream.workflow.steps.sizes.compression import Choice
 
 
 def within_budget(
     project: Project, store: StoreView, progress: Progress
-) -> tuple[dict[str, Replacement], dict[str, Method], SizeChoice]:
+) -> tuple[dict[str, Replacement], dict[str, Method], Choice]:
     """Return what takes the place of each layer, by which method, and how that was chosen.
 
     Raises ConfigError where the smallest sizes cost more than the budget.
@@ -41,8 +48,7 @@ def within_budget(
         return compress(project.network, replacements(sizes), example=project.structure or project.code.first_batch)
 
     with project.code.importing():
-        choice = _choose(project, layers, networks, progress)
-    chosen = choice.chosen.sizes
+        chosen, choice = _choose(project, layers, networks, progress)
     return replacements(chosen), {name: solved[name].method(family) for name, (family, _) in chosen.items()}, choice
 
 
@@ -93,18 +99,26 @@ def _solved(project: Project, store: StoreView, layer: str, methods: Sequence[Me
     )
 
 
-def _choose(project: Project, layers: list[Forms], networks: Networks, progress: Progress) -> SizeChoice:
+def _choose(project: Project, layers: list[Forms], networks: Networks, progress: Progress) -> tuple[Sizes, Choice]:
     section, validation = project.config.compress, project.config.validation
+    try:
+        require_affordable(layers, section.share)
+    except InvalidInputError as error:
+        unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
+        steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
+        raise ConfigError(f"compress.{section.rule}, in {unit}: {error}{steps}") from None
     batches = project.code.batches(project.config.solve.target)
     distance = OutputDistance(
         project.network, batches, samples=section.samples, rows=project.code.rows, distance=section.distance
     )
     score = None if validation is None else score_on(project, "validation", validation)
-    try:
-        return choose_sizes(
-            layers, section.share, networks, distance, samples=distance.samples, score=score, progress=progress
-        )
-    except InvalidInputError as error:
-        unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
-        steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
-        raise ConfigError(f"compress.{section.rule}, in {unit}: {error}{steps}") from None
+    choice = choose_sizes(
+        layers,
+        section.share,
+        networks,
+        distance,
+        score=score,
+        higher=score is None or score.scale.higher,
+        progress=progress,
+    )
+    return choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples)

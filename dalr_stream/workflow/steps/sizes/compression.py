@@ -106,10 +106,10 @@ class Choice:
     """Of predicted and measured distances."""
 
     @classmethod
-    def of(cls, choice: SizeChoice, distance: Distance) -> Choice:
+    def of(cls, choice: SizeChoice, distance: Distance, samples: int) -> Choice:
         """Return what is kept of a choice."""
         trials = (Trial(one.plan, one.rule, one.predicted, one.distance, one.score) for one in choice.candidates)
-        return cls(tuple(trials), UNITS[distance], choice.samples, choice.rank_correlation)
+        return cls(tuple(trials), UNITS[distance], samples, choice.rank_correlation)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Choice:

@@ -22,7 +22,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
 from dalr_stream.workflow.steps.sizes.budget import within_budget
-from dalr_stream.workflow.steps.sizes.compression import Choice, Compression, LayerSize
+from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 
 
@@ -39,8 +39,8 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
         methods = {layer: named.method for layer, named in named_layers(project, project.layers).items()}
     elif section.within_budget:
         rule = f"{section.rule} {section.share:.4g}"
-        replaced, methods, measured = within_budget(project, store, progress)
-        choice, notes = Choice.of(measured, section.distance), []
+        replaced, methods, choice = within_budget(project, store, progress)
+        notes = []
     else:
         rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
         solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}
