@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -62,9 +63,9 @@ def alternatives(layer: SolvedLayer, method: Method, limit: int) -> tuple[str, .
             if not layer.rows_kept and layer.rows < layer.inputs:
                 kept = solving_cost(replace(layer, rows_kept=True), method).peak_bytes
                 others["keep the rows (capture.keep_activations = true), which are fewer than features"] = kept
-            if layer.rows >= layer.inputs:
-                few = replace(layer, rows=layer.inputs // 4, rows_kept=True)
-                others[f"keep at most {few.rows:,} rows, fewer than features"] = solving_cost(few, method).peak_bytes
+            elif fewer := _rows_within(layer, method, limit):
+                sampled = solving_cost(replace(layer, rows=fewer, rows_kept=True), method).peak_bytes
+                others[f"keep at most {fewer:,} rows, fewer than features (capture.most_per_sample)"] = sampled
             anchored = Method.DALR_ANCHORED_AFFINE if options.affine else Method.DALR_ANCHORED
             others[f"solve by {anchored.value}"] = solving_cost(layer, anchored).peak_bytes
         if method is not Method.SVD:
@@ -74,3 +75,11 @@ def alternatives(layer: SolvedLayer, method: Method, limit: int) -> tuple[str, .
     ordered = sorted(others.items(), key=lambda other: other[1] > limit)
     words = [f"{what} ({in_mib(peak)}{', which fits' if peak <= limit else ''})" for what, peak in ordered]
     return tuple(dict.fromkeys(words))
+
+
+def _rows_within(layer: SolvedLayer, method: Method, limit: int) -> int:
+    """Return the most rows, fewer than features, that can be solved from within `limit`; 0 where none can."""
+    few = range(1, min(layer.rows, layer.inputs))
+    return bisect_right(
+        few, limit, key=lambda rows: solving_cost(replace(layer, rows=rows, rows_kept=True), method).peak_bytes
+    )

@@ -26,6 +26,9 @@ ACCURACY = "accuracy"
 ADAM = 3
 """Beside the weights that are trained: gradients, and the two means of Adam."""
 
+FIGURES = 64 * 2**20
+"""matplotlib, and one figure."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
@@ -70,7 +73,8 @@ def _steps(project: Project, network: nn.Module, cost: MemoryPlan, solving: Solv
             peak = _forward(project, network, "evaluate", config.evaluate).peak_bytes
         most = weights + peak + config.evaluate.cache_bytes + max(map(solution_bytes, layers), default=0)
         yield StepMemory("evaluate", most, "a copy of the network, a forward pass, the cache, one solution")
-        yield StepMemory("report", max(map(curves_bytes, layers), default=0), "one solution and its curves")
+        most = FIGURES + max(map(curves_bytes, layers), default=0)
+        yield StepMemory("report", most, "one solution and its curves, the library that draws")
 
 
 def _forward(project: Project, network: nn.Module, key: str, section: DataSection) -> ForwardMemory:

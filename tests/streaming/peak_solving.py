@@ -71,9 +71,13 @@ def measured_of(method):
     return ("solve", "curves") if method.family is Family.LOW_RANK else ("solve",)
 
 
-def planned(method, outputs, inputs, rows, *, kept=True, share=0.1):
-    layer = SolvedLayer("fc", outputs, inputs, int(rows * (1 - share)), kept, readers=(outputs,))
-    return solving_cost(layer, method).peak_bytes
+def solved_layer(outputs, inputs, rows, *, kept=True, share=0.1):
+    """What the plan knows of the layer of such a store."""
+    return SolvedLayer("fc", outputs, inputs, int(rows * (1 - share)), kept, readers=(outputs,))
+
+
+def planned(method, *shape, **options):
+    return solving_cost(solved_layer(*shape, **options), method).peak_bytes
 
 
 def _digest(weight):
