@@ -51,7 +51,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
 ) -> SizePlan:
     """Return the best network that keeps at most `share` of the layers' weights, factored and with fewer nodes.
 
-    Each layer is cut alone once by each method, which says what its error does to the network's outputs; sizes are
+    Each layer is cut alone once by each method, which shows what its error does to the network's outputs. Sizes are
     shared out by that and by plain rules, and every candidate is measured whole.
 
     Parameters
@@ -67,15 +67,17 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     structure
         `watch(..., example=batch).structure`; without it nothing is selected.
     methods
-        One of each family at most.
+        At most one of each family.
     ridge
-        Of the DALR methods.
+        The ridge of the DALR methods; a number is relative.
     multiple_of
-        Use no other sizes than multiples of it, and layers as they are.
+        Use only sizes that are multiples of it, and layers as they are.
     score
-        Of a network: it chooses among the candidates, and the distance among equals.
+        Called with a network: it chooses among the candidates, and the distance among equals.
     higher
         Whether more of the score is better.
+    progress
+        Receives progress, for example from `show_progress()`; silent by default.
 
     Returns
     -------
@@ -88,6 +90,10 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
         Where two methods are of one family, or the smallest sizes cost more than the budget.
     NonFiniteError
         Where a network's outputs are not finite.
+
+    See Also
+    --------
+    dalr_stream.numerics.within_budget : sizes from loss curves alone, without a network.
 
     Examples
     --------

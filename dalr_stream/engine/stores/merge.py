@@ -28,7 +28,8 @@ from dalr_stream.errors import (
 )
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS
-from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
+from dalr_stream.numerics.statistics.folding import SplitMoments
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import DomainRecord, LayerRecord, NetworkRecord
 from dalr_stream.storage.durable import readable, remove_folder
@@ -71,17 +72,47 @@ def merge(
         A new store, or a merged one of the same network. One that exists and is not among `stores` must not lose a
         shard: name it among `stores` to add to it.
     domain
-        The one to merge; others in `into` stay as they are. All by default: each sum is over the stores that have it.
+        The domain to merge; others in `into` stay as they are. By default all, each over the stores that have it.
     without
         Names of shards to leave out (`Merged.shards` has them): what is left is bit for bit as if they had never been
         added.
+    progress
+        Receives progress, for example from `show_progress()`; silent by default.
 
-    Raises FingerprintMismatchError for another network, other layers or another fold rule; InvalidInputError for rows
-    that would count twice; StoreError, StoreNotFoundError and StoreDamagedError for what is not complete, not
-    accumulated, not whole, or in the way. Then `into` is as it was.
+    Returns
+    -------
+    Merged
+        The store and its shards, by domain and then by name.
 
+    Raises
+    ------
+    FingerprintMismatchError
+        For another network, other layers or another fold rule.
+    InvalidInputError
+        For rows that would count twice.
+    StoreError, StoreNotFoundError, StoreDamagedError
+        For what is incomplete, not accumulated, damaged, or in the way. Then `into` is as it was.
+
+    See Also
+    --------
+    open_store : reads the merged moments.
+
+    Notes
+    -----
     Every record is read three times (to check, to copy, to add) and written once. Memory: one layer at a time, log2 of
     its shards + 2 pairs of records, 16 d^2 bytes each.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> layers = ds.watch(model, ["0"])
+    >>> for name in ("monday.zarr", "tuesday.zarr"):
+    ...     _ = ds.accumulate(model, [torch.randn(32, 6)], layers, store=name)
+    >>> len(ds.merge(["monday.zarr", "tuesday.zarr"], "both.zarr").shards)
+    2
+    >>> ds.open_store("both.zarr").moments().heldout["0"].count + ds.open_store("both.zarr").moments()["0"].count
+    64
     """
     if isinstance(stores, str | Path):
         raise InvalidInputError(f"merge: stores must be a list, got '{stores}': merge(['{stores}'], into)")

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors import safe_open
+from safetensors.torch import save_model
 from torch import nn
 
 from dalr_stream.errors import (
@@ -34,23 +31,56 @@ from dalr_stream.errors import (
 )
 from dalr_stream.network.saved.model_card import is_pretrained, readme
 from dalr_stream.network.saved.refusal import forget_refusal, refuse_from_pretrained
+from dalr_stream.network.saved.weights import as_os_error, load_weights
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import SurgeryPlan
-from dalr_stream.storage.durable import make_folder, new_file, new_folder, remove_folder
+from dalr_stream.storage.durable import new_folder, remove_folder
 from dalr_stream.storage.json_record import digest_of
 
-MADE_FROM, DIGEST = "made_from", "digest"
+DIGEST = "digest"
 WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
 
 
 def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Write `model` (from `compress`) to `folder`; `provenance` is any JSON-like mapping to keep and to show.
+    """Write `model`, from `compress`, to `folder`: safetensors, the surgery as `plan.json`, and a model card.
 
-    A transformers model, known by its `save_pretrained`, leaves its `config.json` beside the weights.
-    A network kept there before is replaced whole. Raises InvalidInputError, with nothing touched, where the folder
-    holds anything else.
+    A transformers model, known by its `save_pretrained`, leaves its `config.json` beside the weights. A network kept
+    there before is replaced whole.
+
+    Parameters
+    ----------
+    model
+        What `compress`, `compress_sequentially`, `finetune` or `load` returned.
+    folder
+        A new folder, or one that holds such a network already.
+    provenance
+        Any JSON-like mapping to keep and to show on the card.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the folder holds anything else; nothing is touched.
+
+    See Also
+    --------
+    load : reads it back.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> statistics = ds.accumulate(model, [torch.randn(32, 6)], ds.watch(model, ["0"]))
+    >>> small = ds.compress(model, {"0": ds.dalr(statistics["0"]).at_rank(2)})
+    >>> folder = ds.save(small, "small", provenance={"data": "birds"})
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'model.safetensors', 'plan.json']
     """
     folder = Path(folder)
     _require_own(folder)
@@ -74,10 +104,43 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
 
 
 def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
-    """Return the compressed network kept in `folder`, in eval mode; `build` makes the original, trained or not.
+    """Return the compressed network kept in `folder`, in eval mode.
 
-    Raises StoreNotFoundError, StoreDamagedError, and FingerprintMismatchError where the weights do not fit what
-    `build` gave.
+    Parameters
+    ----------
+    folder
+        What `save` wrote.
+    build
+        Called to make the original network, trained or not: its class, or a function without arguments.
+
+    Returns
+    -------
+    torch.nn.Module
+        The compressed network with its weights, of the original's class.
+
+    Raises
+    ------
+    StoreNotFoundError, StoreDamagedError
+        Where the folder, or a file in it, is missing or damaged.
+    FingerprintMismatchError
+        Where the weights do not fit the network that `build` made.
+    InvalidInputError
+        Where `build` is a network rather than a function that makes one.
+
+    See Also
+    --------
+    save : writes the folder.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> def build():
+    ...     return torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))
+    >>> model = build().eval()
+    >>> statistics = ds.accumulate(model, [torch.randn(32, 6)], ds.watch(model, ["0"]))
+    >>> _ = ds.save(ds.compress(model, {"0": ds.dalr(statistics["0"]).at_rank(2)}), "small")
+    >>> ds.load("small", build)[0][0].out_features
+    2
     """
     folder = Path(folder)
     if isinstance(build, nn.Module):
@@ -110,61 +173,6 @@ def provenance(folder: Path) -> dict[str, Any]:
 def weights_digest(folder: Path) -> str:
     """Return the SHA-256 of the weights in `folder`, as it was saved; raises as `load`."""
     return str(_plan(folder)["weights_sha256"])
-
-
-def save_weights(model: nn.Module, path: Path, *, made_from: str | None = None) -> None:
-    """Write a network's weights as safetensors, in place of those that are there; `made_from` goes into the header."""
-    make_folder(path.parent)
-    with new_file(path) as temporary, as_os_error():
-        save_model(model, str(temporary), None if made_from is None else {MADE_FROM: made_from})
-
-
-@contextmanager
-def as_os_error() -> Iterator[None]:
-    """Raise what the operating system refused safetensors as the OSError it was: its own error has it in words only."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-
-def weights_made_from(path: Path) -> str | None:
-    """Return what `save_weights` was given; raises StoreNotFoundError, and StoreDamagedError for half a file."""
-    if not path.exists():
-        raise StoreNotFoundError(f"there are no weights at '{path}'")
-    try:
-        with safe_open(path, framework="pt") as file:
-            made_from: str | None = (file.metadata() or {}).get(MADE_FROM)
-    except (SafetensorError, OSError) as error:
-        raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
-    return made_from
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load weights into `model`, strictly: every tensor there, none left over, every shape right."""
-    if not path.exists():
-        raise StoreNotFoundError(f"there are no weights at '{path}'")
-    try:
-        load_model(model, path)
-    except (SafetensorError, OSError) as error:
-        raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
-    except RuntimeError as error:
-        raise FingerprintMismatchError(
-            f"'{path}' does not fit the network that was built: {_first_mismatch(str(error))}"
-        ) from error
-
-
-def _first_mismatch(message: str) -> str:
-    """Return the first of what torch says does not fit, a line for each kind, and how many more there are."""
-    head, *lines = message.splitlines()
-    mismatches: list[str] = []
-    for line in map(str.strip, lines):
-        keys = re.findall('"([^"]+)"', line)
-        mismatches += [f"{line.partition(' key')[0].lower()} '{key}'" for key in keys] or [line.removesuffix(".")]
-    return (mismatches or [head])[0] + (f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else "")
 
 
 def remove_remnant(folder: Path) -> None:
