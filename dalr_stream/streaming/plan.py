@@ -126,7 +126,7 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
     layers = tuple(layer_cost(load, domains, threads, records, memory_limit_bytes, readers=readers) for load in loads)
     working = threads * SINGLE_BLOCK_BYTES
     shared = max((turn_bytes(load, heldout_share) + tile_bytes(load) + working for load in loads), default=0)
-    if loads:  # a batch goes through the network before its rows are folded
+    if loads and forward_bytes:  # a batch goes through the network before its rows are folded
         shared = max(shared, forward_bytes) + LIBRARIES
     return MemoryPlan(
         layers,
