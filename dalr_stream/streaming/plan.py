@@ -27,8 +27,6 @@ from dalr_stream.streaming.cost import (
     turn_bytes,
 )
 
-LIBRARIES = 16 * 2**20
-"""What BLAS and torch pack operands into, on threads that come and go, beside a network that runs."""
 TILES_WRITTEN = 2
 """A tile put together from batches, and its packed form."""
 
@@ -126,8 +124,7 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
     layers = tuple(layer_cost(load, domains, threads, records, memory_limit_bytes, readers=readers) for load in loads)
     working = threads * SINGLE_BLOCK_BYTES
     shared = max((turn_bytes(load, heldout_share) + tile_bytes(load) + working for load in loads), default=0)
-    if loads and forward_bytes:  # a batch goes through the network before its rows are folded
-        shared = max(shared, forward_bytes) + LIBRARIES
+    shared = max(shared, forward_bytes)  # a batch goes through the network before its rows are folded
     return MemoryPlan(
         layers,
         direct,
