@@ -13,6 +13,7 @@ from dataclasses import replace
 import accumulating
 import capturing
 import devices
+import growing
 import networks
 import remembering
 import scaling
@@ -113,6 +114,14 @@ def _scale(quick: bool) -> Table:
     sizes = ((20, 40), (2, 4), (2, 3)) if quick else ((10_000, 100_000), (100, 1000), (50, 500))
     for line in scaling.growth(*sizes):
         table.add_row(line.what, line.size, f"{line.seconds:.2f}", f"{line.each:.2f}")
+    return table
+
+
+@section("scale-memory", "peak memory of a fresh process, and how it grows with batches of one row of 16 features")
+def _scale_memory(quick: bool) -> Table:
+    table = _table("what", "MiB at the peak", "bytes a batch")
+    for line in growing.slopes(*((100, 200) if quick else (20_000, 100_000))):
+        table.add_row(line.what, f"{line.peak_mib:.1f}", f"{line.bytes_a_batch:,.0f}")
     return table
 
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.masks import BatchMasks, Mask, by_pattern, mask_words
-from dalr_stream.network.capture.order import Orders, RowOrder, order_of_call, require_order
+from dalr_stream.network.capture.order import Orders, RowOrder, is_routed, order_of_call, require_order
+from dalr_stream.network.capture.routed import Places
 from dalr_stream.network.layers.kinds import LayerRows
 from dalr_stream.numerics.rows.sampling import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.rows.streams import layer_of_stream, module_name
@@ -161,6 +162,30 @@ class BatchRows:
         if numbers is None:
             return Taken(rows.take(None), None)
         return Taken(rows.take(torch.from_numpy(numbers).to(rows.tensor.device)), self._counts[known])
+
+    def take_routed(self, stream: str, rows: LayerRows, places: Places) -> Taken:
+        """Copy the watched rows of a layer that a router sends them to, in the order of samples and positions."""
+        keep = np.zeros((self._samples, places.positions), np.bool_)
+        keep.ravel()[places.numbers] = True
+        mask = self.mask_of(stream)
+        if mask is not None:
+            keep &= self._masked(stream, keep.shape, mask.numpy())
+        most = self._rule.most_of(rows, paired=self._paired)
+        if most is not None:
+            keep = at_most(keep, most, seed=self._rule.seed, first_sample=self._first)
+        order = np.argsort(places.numbers, kind="stable")
+        order = order[keep.ravel()[places.numbers[order]]]
+        counts = np.bincount(places.numbers[order] // places.positions, minlength=self._samples).astype(np.int64)
+        return Taken(rows.take(None)[torch.from_numpy(order).to(rows.tensor.device)], counts)
+
+    def is_routed(self, stream: str) -> bool:
+        """Tell whether a router decides which rows a layer gets."""
+        return is_routed(self._orders, stream)
+
+    @property
+    def samples(self) -> int:
+        """Of the batch."""
+        return self._samples
 
     def _numbers_of(self, leading: tuple[int, ...], order: RowOrder, keep: Keep | None) -> NDArray[np.int64] | None:
         """Return the flat numbers of the rows that are taken, sample after sample; None for all as they are."""

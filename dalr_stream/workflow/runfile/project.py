@@ -207,6 +207,7 @@ class Project:
             precision=section.precision,
             device=section.device,
             shards=self.config.shards(domain),
+            any_blas=section.any_blas,
         )
 
     @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
@@ -61,8 +63,14 @@ def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
         expected = training
         if not record.shards:  # a merged store's moments were folded elsewhere
             rule = folding.rule(record.layers[layer].features)
-            expected = {**training, **moments_provenance(network, record, layer, rule), "rows": training.get("rows")}
+            made_from = moments_provenance(network, record, layer, dataclasses.replace(rule, blas=_blas_of(training)))
+            expected = {**training, **made_from, "rows": training.get("rows")}
         yield from (store_record(moments_path(project.store, domain, layer, part), expected) for part in parts)
+
+
+def _blas_of(made_from: Mapping[str, Any]) -> str:
+    """Return the BLAS that a record names: moments folded by any are as good."""
+    return str((made_from.get("rule") or {}).get("blas", ""))
 
 
 def _fold_stored(session: Session, domain: str) -> None:
