@@ -153,7 +153,7 @@ def _ranks(quick: bool) -> Table:
 @section("sequential", "layer after layer, the 12 feed-forward layers of a transformer of MiniLM's shape")
 def _sequential(quick: bool) -> Table:
     size = sequential.Size(24, 2, 2, 12, 8, 4, 4) if quick else sequential.Size()
-    raced, difference = sequential.in_turn(size, 1 if quick else 3)
+    raced, difference = sequential.in_turn(size, 1 if quick else 2)
     table = ratios(raced)
     table.caption = f"{size.words}; the last states of both differ by {difference:.0e} of the largest"
     return table

@@ -36,23 +36,41 @@ MOST_PATCHES = 16
 
 @dataclass(frozen=True, slots=True)
 class RowRule:
-    """Which rows are watched; by default every one."""
+    """Which rows of each layer are recorded; by default every one.
+
+    Attributes
+    ----------
+    mask
+        A key of the batch's inputs, which are a mapping then (all of it goes to the network), or a function of the
+        batch: (N, T), True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may
+        have none that count. A mapping gives each pattern of layers a mask of its own, `{"encoder.*":
+        "attention_mask", "decoder.*": "decoder_attention_mask"}`: the first pattern that matches decides, and
+        layers that none matches have no mask.
+    most_per_sample
+        Record at most this many rows of each sample in each layer, chosen at random among those that count, so that
+        a long sample weighs no more than one of this length.
+    seed
+        Seed of that choice.
+    most_patches
+        The same for what convolutions read, whose patches overlap and are too many to keep; None for all of them. A
+        smaller `most_per_sample` holds there too.
+    prove
+        Prove on the first batch which rows belong to which sample; costs three forward passes more.
+
+    Examples
+    --------
+    Count the tokens that the attention mask keeps, at most 64 of each text:
+
+    >>> import dalr_stream as ds
+    >>> ds.RowRule(mask="attention_mask", most_per_sample=64).words
+    "rows that mask 'attention_mask' keeps, at most 64 a sample by seed 0"
+    """
 
     mask: Mask | None = None
-    """A key of the batch's inputs, which are a mapping then (all of it goes to the network), or a function of the
-    batch: (N, T), True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may have none
-    that count. A mapping gives each pattern of layers a mask of its own, `{"encoder.*": "attention_mask", "decoder.*":
-    "decoder_attention_mask"}`: the first pattern that matches decides, and layers that none matches have no mask."""
     most_per_sample: int | None = None
-    """At most so many rows of each sample in each layer, chosen among those that count; a longer sample then weighs no
-    more than one of this length."""
     seed: int = 0
-    """Of that choice."""
     most_patches: int | None = MOST_PATCHES
-    """The same for what convolutions read, whose patches overlap and are far too many to keep; None for all of them.
-    A smaller `most_per_sample` holds there too."""
     prove: bool = True
-    """Prove on the first batch whose rows are whose (see `network.capture.proof`): three forward passes more."""
 
     def __post_init__(self) -> None:
         for name in ("most_per_sample", "most_patches"):

@@ -29,9 +29,9 @@ from dalr_stream.report.record import (
     Results,
     RetentionCurve,
     Spectra,
-    Stability,
 )
 from dalr_stream.report.scale import ACCURACY, Scale
+from dalr_stream.report.stability_record import Stability
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.storage.schema import HELDOUT
 from dalr_stream.workflow.results.published_file import Published
