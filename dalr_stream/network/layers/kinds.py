@@ -109,7 +109,7 @@ def has_weights(module: nn.Module) -> bool:
 
 def _fused_weights(module: nn.Module) -> list[str]:
     """Return the weights that are several matrices, as transformers keeps those of all experts of a layer."""
-    if type(module).__module__.startswith("torch."):  # of these it is known what they hold
+    if isinstance(module, _WEIGHTED) or type(module).__module__.startswith("torch."):  # it is known what they hold
         return []
     return [
         f"'{name}' of {' x '.join(map(str, parameter.shape))}"
