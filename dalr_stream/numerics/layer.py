@@ -46,6 +46,10 @@ class Layer:
         What `inputs` would be on rows that no solution is fitted to; None without held-out rows.
     shards
         Records that `inputs` is the sum of, to leave one out; may be read from disk one by one. Empty without them.
+    rows
+        The training rows that `inputs` is of, for each group, in blocks (t, d) that can be gone through again and
+        again; empty where they were not kept. `published` and `optimal` are solved from them where they are fewer
+        than d.
 
     Examples
     --------
@@ -65,10 +69,7 @@ class Layer:
     source_nodes: Moments | None = None
     heldout: InputMoments | None = None
     shards: Sequence[InputMoments] = field(default=(), repr=False)
-
     rows: tuple[Iterable[NDArray[Any]], ...] = field(default=(), repr=False)
-    """The training rows that `inputs` is of, for each group, in blocks (t, d) that can be gone through again and again;
-    empty where they were not kept. `published` and `optimal` are solved from them where they are fewer than d."""
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or 0 in self.weight.shape:
