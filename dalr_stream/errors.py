@@ -18,6 +18,7 @@
         `-- DiskSpaceError
 
     DalrStreamWarning                (a UserWarning)
+    |-- OutlierFeaturesWarning       features far above the scale of all others
     |-- ParameterIncreaseWarning     a rank above break-even: the factors are larger than the layer
     `-- FewSamplesWarning            fewer samples than features
 
@@ -133,6 +134,10 @@ class DalrStreamWarning(UserWarning):
 
 class ParameterIncreaseWarning(DalrStreamWarning):
     """The compressed layer has more parameters than the layer it replaces: choose a rank up to break-even."""
+
+
+class OutlierFeaturesWarning(DalrStreamWarning):
+    """A few features have a scale far above all others', which a relative ridge does not follow."""
 
 
 class FewSamplesWarning(DalrStreamWarning):

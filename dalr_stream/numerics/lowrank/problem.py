@@ -151,12 +151,12 @@ class Problem:
         if isinstance(moments, CrossMoments):
             x, y = moments.inputs, moments.outputs
             if options.affine:
-                return Sums(weight, y.scatter, InputSums(x, x.mean), moments.cross_scatter)
+                return Sums(weight, y.scatter, InputSums.of(x, x.mean), moments.cross_scatter)
             zero = np.zeros(x.features)
-            return Sums(weight, y.scatter_about(bias), InputSums(x, zero), moments.cross_scatter_about(zero, bias))
+            return Sums(weight, y.scatter_about(bias), InputSums.of(x, zero), moments.cross_scatter_about(zero, bias))
         if self.side is Side.INPUTS:
             centre = moments.mean if options.affine else np.zeros(moments.features)
-            return Sums.of_inputs(reached, InputSums(moments, centre))
+            return Sums.of_inputs(reached, InputSums.of(moments, centre))
         outputs = moments.scatter if options.affine else moments.scatter_about(bias)
         return Sums(reached, outputs if turn is None else turn.T @ outputs @ turn)
 

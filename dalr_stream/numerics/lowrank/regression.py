@@ -25,6 +25,7 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Route
 from dalr_stream.numerics.linalg.psd import Eigen, orient, symmetric_eigen, tail_sums
 from dalr_stream.numerics.linalg.ridge_factor import SAFE_RECIPROCAL_CONDITION, RidgeFactor
+from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.statistics.products import symmetric
@@ -38,6 +39,13 @@ class InputSums:
     moments: Moments
     centre: Vector
     """(d,): the mean where affine, else zeros."""
+    diagonal: Vector
+    """(d,): of S."""
+
+    @classmethod
+    def of(cls, moments: Moments, centre: Vector) -> InputSums:
+        """Look at the diagonal once: of a matrix on disk that is a pass over it."""
+        return cls(moments, centre, moments.products.diagonal(centre))
 
     def times(self, left: Matrix) -> Matrix:
         """(k, d): left S."""
@@ -82,13 +90,12 @@ class Sums:
             raise InvalidInputError("this regression needs the moments between inputs and outputs of two runs")
         return self.cross
 
-    @property
-    def ridge_scale(self) -> float:
-        """Mean diagonal of S; where S is not known, its mean as W weighs it, tr(W S W') / tr(W W')."""
+    def lam(self, ridge: Ridge) -> float:
+        """Return lambda; where S is not known, by its mean as W weighs it, tr(W S W') / tr(W W')."""
         if self.inputs is not None:
-            return float(np.mean(self.inputs.moments.products.diagonal(self.inputs.centre)))
+            return ridge.of_diagonal(self.inputs.diagonal)
         size = _squares(self.weight)
-        return float(np.trace(self.outputs)) / size if size > 0.0 else 0.0
+        return ridge.of_scale(float(np.trace(self.outputs)) / size if size > 0.0 else 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
