@@ -40,7 +40,7 @@ from dalr_stream.network.surgery.plan import SurgeryPlan
 from dalr_stream.storage.durable import make_folder, new_file, new_folder, remove_folder
 from dalr_stream.storage.json_record import digest_of
 
-MADE_FROM, DIGEST = "made_from", "digest"
+MADE_FROM, DIGEST, BESIDE = "made_from", "digest", "beside_sha256"
 WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
 
 
@@ -60,13 +60,15 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
     with new_folder(folder) as fresh:
         with as_os_error():
             save_model(model, str(fresh / WEIGHTS))
-        facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
-        plain = json.loads(json.dumps({"plan": plan.to_plain(), **facts, "provenance": where_from}))
-        text = json.dumps({**plain, DIGEST: digest_of(plain)}, indent=1)
-        (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
         (fresh / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
         if is_pretrained(model):
             cast("Any", model.config).save_pretrained(fresh)
+        facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
+        beside = sorted(path for path in fresh.iterdir() if path.name != WEIGHTS)
+        facts[BESIDE] = {path.name: _file_digest(path) for path in beside}
+        plain = json.loads(json.dumps({"plan": plan.to_plain(), **facts, "provenance": where_from}))
+        text = json.dumps({**plain, DIGEST: digest_of(plain)}, indent=1)
+        (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
     return folder
 
 
@@ -101,6 +103,18 @@ def provenance(folder: Path) -> dict[str, Any]:
     """Return what was kept beside the network in `folder`; raises as `load` where the network is not what was saved."""
     facts: dict[str, Any] = _verified(folder)["provenance"]
     return facts
+
+
+def require_unchanged(folder: Path) -> None:
+    """Raise StoreDamagedError where the page or the config beside the weights is not what was saved.
+
+    `load` does not ask: a network whose page was rewritten is the same network.
+    """
+    for name, digest in _plan(folder).get(BESIDE, {}).items():  # networks of before have none
+        if not (folder / name).is_file():
+            raise StoreDamagedError(f"'{folder / name}' is not there; save it again")
+        if _file_digest(folder / name) != digest:
+            raise StoreDamagedError(f"'{folder / name}' is not what was saved; save it again")
 
 
 def weights_digest(folder: Path) -> str:
@@ -179,7 +193,7 @@ def _require_own(folder: Path) -> None:
     if foreign:
         raise InvalidInputError(
             f"'{folder}' holds other files, which saving would replace, '{foreign[0]}' for one: choose a folder of its "
-            "own"
+            "own, or move them elsewhere"
         )
 
 

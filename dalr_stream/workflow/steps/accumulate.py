@@ -12,6 +12,7 @@ from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import forget_domain, forget_moments
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore
+from dalr_stream.streaming.folding import but_for_blas
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture, train
 from dalr_stream.workflow.steps.session import Session
@@ -57,11 +58,11 @@ def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
     record, network = store.domain(domain), store.manifest.network.fingerprint
     folding, parts = project.folding(domain), (*PARTS, *shard_parts(project.config.shards(domain)))
     for layer in {record.home(layer): None for layer in record.names}:
-        training = provenance_of(moments_path(project.store, domain, layer, TRAINING)) or {}
-        expected = training
+        expected = provenance_of(moments_path(project.store, domain, layer, TRAINING)) or {}
         if not record.shards:  # a merged store's moments were folded elsewhere
             rule = folding.rule(record.layers[layer].features)
-            expected = {**training, **moments_provenance(network, record, layer, rule), "rows": training.get("rows")}
+            anew = moments_provenance(network, record, layer, rule)
+            expected = expected if but_for_blas(expected) == but_for_blas(anew) else anew
         yield from (store_record(moments_path(project.store, domain, layer, part), expected) for part in parts)
 
 
