@@ -12,6 +12,7 @@ from dalr_stream.engine.cross_from_stores import accumulate_cross_stored as accu
 from dalr_stream.engine.output_errors import output_errors as output_errors
 from dalr_stream.engine.sequential.compress import compress_sequentially as compress_sequentially
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice as LayerChoice
+from dalr_stream.engine.sizes.sizes import sizes as sizes
 from dalr_stream.engine.solve import solve as solve
 from dalr_stream.engine.statistics import Statistics as Statistics
 from dalr_stream.engine.stores.merge import merge as merge
@@ -20,6 +21,7 @@ from dalr_stream.engine.stores.store import open_store as open_store
 from dalr_stream.errors import DalrStreamError as DalrStreamError
 from dalr_stream.network.capture.row_rule import RowRule as RowRule
 from dalr_stream.network.layers.spec import unsupported_layers as unsupported_layers
+from dalr_stream.network.measure.output_distance import OutputDistance as OutputDistance
 from dalr_stream.network.measure.profile import profile as profile
 from dalr_stream.network.saved.checkpoint import load as load
 from dalr_stream.network.saved.checkpoint import save as save

@@ -98,6 +98,12 @@ def of_the_model_alone(model):
     return 0.5
 
 
+def perplexity(model, batches):
+    with torch.no_grad():
+        losses = [float(torch.nn.functional.cross_entropy(model(inputs), labels)) for inputs, labels in batches]
+    return 2.0 ** (sum(losses) / len(losses) + 0.1)
+
+
 def share_of_first(model, batches):
     return sum(float((model(inputs).argmax(1) == 0).float().mean()) for inputs, _ in batches) / len(batches)
 """

@@ -92,7 +92,21 @@ def _amount(done: int, total: int | None) -> str:
 
 
 def show_progress() -> Progress:
-    """Return bars on standard error, or plain lines where it is no terminal: a `progress` for any verb."""
+    """Return progress bars on standard error, or plain lines where it is no terminal.
+
+    Returns
+    -------
+    Progress
+        For the `progress` argument of any verb.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 3)).eval()
+    >>> layers = ds.watch(model, ["0"])
+    >>> ds.accumulate(model, [torch.randn(32, 6)], layers, progress=ds.show_progress())
+    Statistics of 0
+    """
     return for_console(console_for(stderr=True))
 
 

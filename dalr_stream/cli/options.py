@@ -49,7 +49,7 @@ Ratio = Annotated[
 ]
 MaxDrop = Annotated[
     str | None,
-    typer.Option(metavar="SHARE", help="Search for the smallest sizes whose validation score drops by at most SHARE."),
+    typer.Option(metavar="SHARE", help="Search for the smallest sizes whose validation score is at most SHARE worse."),
 ]
 MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples of N, e.g. 8.")]
 Fresh = Annotated[

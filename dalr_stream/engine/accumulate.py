@@ -55,10 +55,13 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
 ) -> Statistics:
     """Return the statistics of every watched layer, from a network and its batches or from a store that has its rows.
 
+    The same rows give the same bits: from a network or a store, in any batches, by any number of workers, interrupted
+    or not.
+
     Parameters
     ----------
     source
-        A network in eval mode; or a store that `capture` made, by its path, which needs neither network nor torch.
+        A network in eval mode; or the path of a store that `capture` made, which needs neither network nor torch.
     batches
         What the network is run on: any iterable of batches. Under a memory limit that needs several passes, one that
         can be iterated again.
@@ -66,7 +69,7 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
         Of a network, what to record: from `watch`. Of a store, the streams to accumulate; all by default.
     store
         Keep the moments and the weights there, and resume there after a kill: batches before the last checkpoint are
-        compared by digest and not run again. By default one pass and nothing is kept, or written.
+        compared by digest and not run again. By default nothing is kept or written.
     domain
         The name under which a store keeps them.
     rows
@@ -74,7 +77,7 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     folding
         Held-out share, shards, threads or cluster, memory limit, precision, device.
     progress
-        Told how far it is; nobody by default.
+        Receives progress, for example from `show_progress()`; silent by default.
 
     Returns
     -------
@@ -87,14 +90,33 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     InvalidInputError
         For arguments that belong to the other source, and as `capture` does.
     MemoryLimitError
-        With the alternatives, where one layer alone does not fit.
+        Where one layer alone does not fit; the message gives the alternatives.
     FingerprintMismatchError
-        Where the store came from another network, the domain from other rows, or the batches changed since.
+        Where the store came from another network, the domain from other rows, or the batches have changed since.
     StoreNotFoundError, StoreDamagedError, StoreLockedError, StoreError
-        For a store that is not there, damaged, held by another process, or a domain whose capture was not finished.
+        For a store that is missing, damaged or held by another process, or a domain whose capture is unfinished.
 
-    The same rows give the same bits: from a network or a store, in any batches, by any number of workers, interrupted
-    or not. Memory: every layer's lanes at once from a network, one layer's from a store; see `dalr-stream estimate`.
+    See Also
+    --------
+    capture : keeps the rows themselves.
+    accumulate_cross : moments of two networks at once.
+
+    Notes
+    -----
+    Memory: every layer's lanes at once from a network, one layer's from a store; `dalr-stream estimate` says how much.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> batches = [torch.randn(32, 6) for _ in range(4)]
+    >>> statistics = ds.accumulate(model, batches, ds.watch(model, ["0", "2"]))
+    >>> statistics
+    Statistics of 0, 2
+    >>> statistics["2"].inputs.features
+    12
+    >>> statistics["2"].inputs.count + statistics["2"].heldout.count  # a tenth of the samples is held out
+    128
     """
     if isinstance(source, str | Path):
         given = {"batches": batches, "store": store, "rows": rows}

@@ -14,7 +14,7 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
-from dalr_stream.numerics.rows.tiling import RowSink
+from dalr_stream.numerics.rows.tiling import ProbedSink
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.storage.records.record import origin_of
@@ -35,14 +35,59 @@ def capture(
 ) -> ActivationStore:
     """Stream what `layers` read, or give, into the zarr store at `store`, as one domain, and return the store.
 
-    `rows` says which of their rows; every one by default. Resumes by itself: batches whose rows are all on disk are
-    compared by digest and not run again, or not even loaded where the loader can begin after them (see
-    `network.loaders`). A domain that is complete costs one pass over its loader and none through the network. The
-    layers' weights are kept beside the rows, so that solving needs no network.
+    Call it again after an interruption and it resumes: batches whose rows are all on disk are compared by digest and
+    not run again, or not even loaded where the loader can begin after them (see `network.loaders`). A domain that is
+    complete costs one pass over its loader and none through the network. The layers' weights are kept beside the rows,
+    so solving needs no network.
 
-    Raises FingerprintMismatchError where the store came from another network, batch size, data or choice of rows;
-    NonFiniteError, UnsupportedLayerError and InvalidInputError as `network.capture.capture_rows` does. What was
-    committed stays.
+    Parameters
+    ----------
+    model
+        The network, in eval mode.
+    batches
+        What it is run on, samples first: tensors, (inputs, labels), or mappings of keyword arguments.
+    layers
+        What to record: from `watch`.
+    store
+        The folder of the store, new or of the same network.
+    domain
+        The name of this data set within the store, for example "target".
+    rows
+        Which rows of each layer are kept; all by default, of convolutions a few patches a sample.
+    progress
+        Receives progress, for example from `show_progress()`; silent by default.
+
+    Returns
+    -------
+    ActivationStore
+        The store, for a look at its rows; `accumulate(store)` and `open_store(store)` take its path.
+
+    Raises
+    ------
+    FingerprintMismatchError
+        Where the store came from another network, batch size, data or choice of rows. What was committed stays.
+    NonFiniteError
+        Where activations hold NaN or Inf; nothing of that batch is committed.
+    UnsupportedLayerError
+        Where a layer's rows cannot be attributed to samples.
+    InvalidInputError
+        For a network in train mode, no layers, or a loader that gives no samples.
+
+    See Also
+    --------
+    accumulate : the moments, from such a store or without one.
+    watch : which layers to record.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> batches = [torch.randn(32, 6) for _ in range(4)]
+    >>> store = ds.capture(model, batches, ds.watch(model, ["0", "2"]), "birds.zarr", domain="target")
+    >>> store
+    <store 'birds.zarr' of network ...: target (128 samples, 2 layers, 0 with moments)>
+    >>> ds.accumulate("birds.zarr")["0"].inputs.features
+    6
     """
     root = Path(store)
     progress = progress or Silent()
@@ -79,7 +124,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
-    sink: RowSink,
+    sink: ProbedSink,
     *,
     rows: RowRule | None,
     to_rows: ToRows = to_host,
@@ -106,6 +151,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
             rows=rows,
             to_rows=to_rows,
             note=progress.note,
+            probed=sink.probed,
             batch_done=lambda _samples, _spared: advance(1),
         )
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dalr_stream.engine.backend import rows_for
@@ -29,6 +28,7 @@ from dalr_stream.engine.fold_passes import (
     fold_into,
     kept_record,
 )
+from dalr_stream.engine.joint_sink import JointSink
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.errors import InvalidInputError
@@ -40,8 +40,6 @@ from dalr_stream.network.layers.identity import fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of
 from dalr_stream.numerics.rows.streams import Pairing, Side, stream_name
-from dalr_stream.numerics.rows.tiling import RowBatch
-from dalr_stream.numerics.statistics.cross import joint_rows
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import BatchRecord, LayerRecord, NetworkRecord
 from dalr_stream.streaming.cost import LayerLoad
@@ -67,20 +65,55 @@ def accumulate_cross(  # noqa: PLR0913  # those of accumulate, and a second netw
     """Return, by layer, the moments of its inputs in `compressed` and its outputs in `original`, row for row.
 
     Outputs include the layer's bias b: means and sums about zero do too, and `cross_scatter_about(c, b)` and
-    `outputs.scatter_about(b)` give those of y - b. `layers` are those that both networks have by that name; in the
-    compressed one they may read fewer features. Of a convolution the same positions are taken in both.
+    `outputs.scatter_about(b)` give those of y - b.
 
     Parameters
     ----------
+    original, compressed
+        The two networks, in eval mode; each batch runs through both.
+    batches, rows, folding, progress
+        As for `accumulate`. Of a convolution the same positions are taken in both networks.
+    layers
+        Those that both networks have by that name; in the compressed one they may read fewer features.
     store
-        Keep the moments and the compressed network's weights there, and resume there after a kill. What lies there
-        already of the same networks, rows and batches is used again: the batches are loaded and compared, and neither
-        network is run. It is a store of its own, of this pair of networks; stores of one pair and other data can be
-        merged.
+        Keep the moments and the compressed network's weights there, and resume there after a kill. Moments that lie
+        there already, of the same networks, rows and batches, are used again: the batches are loaded and compared, and
+        neither network is run. It must be a store of this pair of networks; stores of one pair can be merged.
+    domain
+        The name under which the store keeps them.
 
-    Raises as `accumulate` does, for either network; InvalidInputError naming the layer whose outputs do not fit, and
-    FingerprintMismatchError where the store is of another pair of networks. Memory: every layer's lanes at once, of
-    width d + m each, see `estimate_cross`; under a memory limit the layers are done in groups, a pass each.
+    Returns
+    -------
+    LayerCrossMoments
+        `CrossMoments` by layer; `.heldout` has those of the held-out rows.
+
+    Raises
+    ------
+    InvalidInputError
+        Where a layer's outputs differ in number between the networks, and as `accumulate` does.
+    FingerprintMismatchError
+        Where the store is of another pair of networks.
+
+    See Also
+    --------
+    accumulate_cross_stored : the same, from two stores that have the rows.
+    compress_sequentially : solves layer after layer on such moments.
+
+    Notes
+    -----
+    Memory: every layer's lanes at once, of width d + m each. Under a memory limit layers are done in groups, with one
+    pass for each.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> batches = [torch.randn(32, 6) for _ in range(4)]
+    >>> statistics = ds.accumulate(model, batches, ds.watch(model, ["0"]))
+    >>> small = ds.compress(model, {"0": ds.dalr(statistics["0"]).at_rank(2)})
+    >>> moments = ds.accumulate_cross(model, small, batches, ds.watch(model, ["2"]))["2"]
+    >>> moments.inputs.features, moments.outputs.features
+    (12, 3)
     """
     feed = PairedRows.of_outputs(original, compressed, batches, layers, rows)
     folding, progress = folding or Folding(), progress or Silent()
@@ -204,7 +237,7 @@ class PairedRows:
         names = {name: pair.stream for name, pair in self.pairs.items() if pair.stream in streams}
         to_rows = rows_for(folding)
         second = SecondNetwork(self.original, {name: self.targets[name] for name in names}, self.rule, to_rows)
-        joint = _JointSink(sink, second, names)
+        joint = JointSink(sink, second, names)
         followed = second.follow(self.batches, sink.held)
         total = len(self.batches) if isinstance(self.batches, Sized) else None
         layers = [self.layers[name] for name in names]
@@ -247,40 +280,3 @@ def _as_it_is(compressed: nn.Module, layer: LayerSpec) -> LayerSpec:
     """Return the same layer with the widths that it has in the compressed network."""
     outputs, inputs = matrix_of(layer_of(compressed, layer.name)).shape
     return dataclasses.replace(layer, inputs=inputs, outputs=outputs)
-
-
-class _JointSink:
-    """Joins the rows of a batch to those of the second network, and folds both under the name of the pair."""
-
-    def __init__(self, folds: FoldSink, second: SecondNetwork, names: Mapping[str, str]) -> None:
-        """`names`: stream of x -> stream of the joint rows."""
-        self._folds = folds
-        self._second = second
-        self._names = names
-
-    @property
-    def held(self) -> Sequence[int]:
-        return self._folds.held
-
-    def skip(self, batch: int, samples: int, digest: str) -> bool:
-        return self._folds.skip(batch, samples, digest)
-
-    def write(self, batch: RowBatch) -> None:
-        others = self._second.rows() if batch.samples else {}
-        rows = {self._names[name]: _joined(name, x, others[name]) for name, x in batch.rows.items()}
-        counts = {self._names[name]: numbers for name, numbers in batch.counts.items()}
-        self._folds.write(dataclasses.replace(batch, rows=rows, counts=counts))
-
-    def finish(self) -> None:
-        self._folds.finish()
-
-
-def _joined(layer: str, inputs: Any, outputs: Any) -> Any:
-    if inputs.shape[0] != outputs.shape[0]:
-        raise InvalidInputError(
-            f"layer '{layer}': both networks must give as many rows, the compressed one reads {inputs.shape[0]} "
-            f"and the original gives {outputs.shape[0]}"
-        )
-    if isinstance(inputs, torch.Tensor):
-        return torch.cat([inputs, outputs], dim=1)
-    return joint_rows(inputs, outputs)

@@ -42,27 +42,60 @@ def accumulate_cross_stored(
     folding: Folding | None = None,
     progress: Progress | None = None,
 ) -> LayerCrossMoments:
-    """Return, by layer, the moments of its inputs in one store beside its outputs in another, kept in a third.
+    """Return, by layer, the moments of its inputs in one store and its outputs in another, kept in a third.
+
+    It needs neither network nor torch.
 
     Parameters
     ----------
     original
-        A store of the original network with the outputs of the layers: `watch(..., side="outputs")`.
+        A store of the original network with the layers' outputs: `select_layers(..., side="outputs")`.
     compressed
         A store of the compressed network with their inputs, of the same batches in the same order.
     store
         Where the moments and the compressed network's weights go; moments of the same rows are used again.
     domain
-        Of all three.
+        The name of the data set in all three.
     layers
         By default every layer whose inputs are in the one store and outputs in the other.
-    folding
-        Held-out share, shards, threads or cluster, memory limit, precision, device, as for `accumulate`.
+    folding, progress
+        As for `accumulate`.
 
-    Raises FingerprintMismatchError where the samples are not the same, naming the first batch that differs, or where
-    `store` is of other networks; LayerNotFoundError for a layer that a store lacks; InvalidInputError where a layer's
-    outputs do not fit; otherwise as `accumulate` does. Needs neither network nor torch. Cost and memory: those of
-    moments of d + m features; see `streaming.plan`.
+    Returns
+    -------
+    LayerCrossMoments
+        `CrossMoments` by layer, read when they are asked for.
+
+    Raises
+    ------
+    FingerprintMismatchError
+        Where the samples differ, naming the first batch that does, or where `store` is of other networks.
+    LayerNotFoundError
+        For a layer that one of the stores lacks.
+    InvalidInputError
+        Where a layer's outputs differ in number; otherwise as `accumulate` does.
+
+    See Also
+    --------
+    accumulate_cross : the same, from the networks.
+
+    Notes
+    -----
+    Cost and memory: those of moments of d + m features.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> batches = [torch.randn(32, 6) for _ in range(4)]
+    >>> statistics = ds.accumulate(model, batches, ds.watch(model, ["0"]))
+    >>> small = ds.compress(model, {"0": ds.dalr(statistics["0"]).at_rank(2)})
+    >>> outputs = ds.network.select_layers(model, ["2"], side="outputs")
+    >>> _ = ds.capture(model, batches, outputs, "original.zarr", domain="target")
+    >>> _ = ds.capture(small, batches, ds.watch(small, ["2"]), "small.zarr", domain="target")
+    >>> moments = ds.accumulate_cross_stored("original.zarr", "small.zarr", "cross.zarr")["2"]
+    >>> moments.inputs.features, moments.outputs.features
+    (12, 3)
     """
     sides = ActivationStore(original), ActivationStore(compressed)
     folding, progress = folding or Folding(), progress or Silent()

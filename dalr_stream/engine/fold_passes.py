@@ -92,7 +92,12 @@ def fold_into(  # where to, what of, and how
             _require_same_choice(stopped, passes[-1].origin(INDEX), feed.choice)
             with ThreadPoolExecutor(folding.threads.workers) as executor:
                 sink = FoldSink(
-                    folding, executor, checkpoints=passes[-1], first_pass=record.batches, backend=backend_of(folding)
+                    folding,
+                    executor,
+                    checkpoints=passes[-1],
+                    first_pass=record.batches,
+                    backend=backend_of(folding),
+                    probed=writer.probed,
                 )
                 if not sink.ended:
                     if sink.batches:

@@ -30,7 +30,7 @@ def solve(
     ridge: Ridge | float = DEFAULT_RIDGE,
     strength: float = 1.0,
 ) -> Factors | ChannelSelection:
-    """Return every rank or every size of one method, by its name in run files.
+    """Return every rank, or every size, of one method, by its name in run files.
 
     Parameters
     ----------
@@ -41,11 +41,34 @@ def solve(
     source
         The layer on the source domain, for MoMaSP; not needed where `layer` has `source_nodes`.
     ridge
-        Of the DALR methods; a number is relative.
+        The ridge of the DALR methods; a number is relative.
     strength
-        Of MoMaSP's regulariser.
+        The strength of MoMaSP's regulariser.
 
-    Raises InvalidInputError for an unknown method, and where the layer lacks the moments that it needs.
+    Returns
+    -------
+    LowRankFactors, GroupedFactors or ChannelSelection
+        Factors of every rank (of a convolution in groups, for each group), or nested subsets of nodes.
+
+    Raises
+    ------
+    InvalidInputError
+        For an unknown method, and where the layer lacks the moments that it needs.
+
+    See Also
+    --------
+    dalr, truncated_svd, spectral, momasp : the solvers themselves, with all their options.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> batches = [torch.randn(32, 6) for _ in range(4)]
+    >>> statistics = ds.accumulate(model, batches, ds.watch(model, ["0"], example=batches[0]))
+    >>> ds.solve(statistics["0"], "dalr_anchored_affine").at_rank(2).up.shape
+    (12, 2)
+    >>> ds.solve(statistics["0"], "spectral").at_size(5).size
+    5
     """
     named = parse_choice(Method, method, "method")
     if named.family is Family.LOW_RANK:

@@ -82,14 +82,14 @@ def watch(
 
     See Also
     --------
-    select_layers : the layers alone.
+    dalr_stream.network.select_layers : the layers alone.
     unsupported_layers : what the patterns match besides, and why it cannot be compressed.
 
     Examples
     --------
     >>> import torch, dalr_stream as ds
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
-    >>> layers = watch(model, ["0"], example=torch.randn(2, 4))
+    >>> layers = ds.watch(model, ["0"], example=torch.randn(2, 4))
     >>> layers.streams
     ('0', '2')
     >>> layers[0].group.producers

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.cells import BLANK, TIMES, percent_text
 from dalr_stream.report.record import HeadlineRow, LayerResults
+from dalr_stream.report.scale import ACCURACY, Scale
 from dalr_stream.report.style import method_named
 
 SPEAKERS: tuple[Method, ...] = (
@@ -57,12 +58,12 @@ def compared(layer: LayerResults) -> Comparison | None:
     return Comparison(svd, other)
 
 
-def claim(layer: LayerResults) -> Claim:
+def claim(layer: LayerResults, metric: str = "accuracy", scale: Scale = ACCURACY) -> Claim:
     """Put the headline of a layer into words, whether or not the allowed loss was kept."""
     rows = headline_rows(layer)
     ratio = _ratio(compared(layer))
     figure, unit = (BLANK, "no comparison") if ratio is None else _large(ratio)
-    sentence = f"At a loss of at most {points_text(layer.drop)} of accuracy, {_main_clause(layer, rows)}."
+    sentence = f"{scale.allowance(metric, layer.drop)}, {_main_clause(layer, rows)}."
     return Claim(layer.name, figure, unit, sentence, tuple(_support(layer, rows)))
 
 
@@ -73,12 +74,6 @@ def _large(ratio: float) -> tuple[str, str]:
     if ratio > 1:
         return f"{ratio:.1f}{TIMES}", "fewer parameters than SVD"
     return f"{1 / ratio:.1f}{TIMES}", "more parameters than SVD"
-
-
-def points_text(drop: float) -> str:
-    """Return a loss of accuracy in percentage points: 1 point, 0.5 points."""
-    points = round(100 * drop, 6)
-    return f"{points:g} point" + ("" if points == 1 else "s")
 
 
 def times_text(ratio: float) -> str:

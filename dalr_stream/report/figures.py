@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from dalr_stream.numerics.methods import Family
 from dalr_stream.report import plots
 from dalr_stream.report.cells import percent_text
-from dalr_stream.report.claims import points_text
 from dalr_stream.report.record import DomainActivity, LayerResults, Results
 from dalr_stream.report.style import method_named
 
@@ -56,20 +55,21 @@ def _has(layer: LayerResults, family: Family) -> bool:
 
 
 def _accuracy(results: Results, layer: LayerResults) -> Drawn | LeftOut:
-    title = "Accuracy against the size of the layer"
+    title = f"{_begun(results.metric)} against the size of the layer"
     if not _has(layer, Family.LOW_RANK):
         return LeftOut("accuracy", title, f"No low-rank network of {layer.name} was evaluated.")
     bracket = " The arrow spans the two sizes the headline compares." if plots.bracketed(layer) else ""
     caption = (
-        f"Low-rank methods only, by the weights left in {layer.name}; further left and higher is better. "
-        f"The band is the allowed loss of {points_text(layer.drop)}; the upper panel is a close look at it.{bracket} "
-        "Corresponds to Tables 3 to 8 of DALR."
+        f"Low-rank methods only, by the weights left in {layer.name}; further left and "
+        f"{'higher' if results.scale.higher else 'lower'} is better. "
+        f"The band is the allowed loss of {results.scale.drop_text(layer.drop)}; the upper panel is a close look at it."
+        f"{bracket} Corresponds to Tables 3 to 8 of DALR."
     )
     return Drawn("accuracy", title, caption, plots.accuracy_against_layer(results, layer), "points")
 
 
 def _accuracy_both(results: Results, layer: LayerResults) -> Drawn | LeftOut:
-    title = "Accuracy against the size of both layers"
+    title = f"{_begun(results.metric)} against the size of both layers"
     if not layer.next_layer:
         reason = f"{layer.name} has no next layer for a selection to shrink, so there is no selection to compare with."
         return LeftOut("accuracy_both", title, reason)
@@ -83,6 +83,11 @@ def _accuracy_both(results: Results, layer: LayerResults) -> Drawn | LeftOut:
         "and Tables 3 to 5 of MoMaSP."
     )
     return Drawn("accuracy_both", title, caption, plots.accuracy_against_pair(results, layer), "points")
+
+
+def _begun(metric: str) -> str:
+    """Return a metric's name as a title begins with it."""
+    return metric[:1].upper() + metric[1:]
 
 
 def _errors(layer: LayerResults) -> Drawn | LeftOut:

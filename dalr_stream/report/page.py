@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from dalr_stream.report.cells import Table, percent_text
+from dalr_stream.report.cells import Table
 from dalr_stream.report.claims import Claim, claim
 from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
 from dalr_stream.report.naming import slugs
@@ -68,7 +68,7 @@ def sections(results: Results, drawn: Sequence[Sequence[Drawn | LeftOut]]) -> tu
             number += isinstance(entry, Drawn)
             pictures.append(_picture(entry, slug, layer, number))
         tables = headline_table(results, layer), accuracy_table(results, layer)
-        made.append(Section(slug, layer, claim(layer), *tables, tuple(pictures)))
+        made.append(Section(slug, layer, claim(layer, results.metric, results.scale), *tables, tuple(pictures)))
     return tuple(made)
 
 
@@ -108,7 +108,7 @@ def render_sections(results: Results, made: Sequence[Section]) -> str:
         speed=tuple(speed_tables(results)),
         published=published_tables(results),
         overview=overview_table(results) if many_layers(results) else None,
-        baseline=percent_text(results.baseline_accuracy),
+        baseline=results.scale.text(results.baseline_accuracy),
         style=_stylesheet(),
     )
 

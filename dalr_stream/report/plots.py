@@ -19,7 +19,7 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.report import axes as frame
 from dalr_stream.report.cells import TIMES, percent_text
-from dalr_stream.report.claims import compared, points_text
+from dalr_stream.report.claims import compared
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, LayerResults, Results
 from dalr_stream.report.series import cumulative_energy
 from dalr_stream.report.style import BAND, BASELINE, MUTED, SERIES, TEXT, method_named
@@ -28,6 +28,8 @@ ERROR_FLOOR = 1e-4
 """Errors below this share of the largest are off the logarithmic axis, where they would flatten all others."""
 CLOSE_LOOK = 5.0
 """The upper panel of an accuracy figure shows this many times the allowed loss."""
+LEAST_ROOM = 0.2
+"""Percentage points that count as the loss allowed where less is."""
 SPECTRUM_FLOOR = 1e-6
 """Singular values below a millionth of the largest are off the axis: float32 activations carry nothing there."""
 RETENTION_CEILING = 1e-4
@@ -181,24 +183,30 @@ def _accuracy(
     xlabel: str,
 ) -> Figure:
     figure, upper, lower = frame.stacked(5.4)
-    baseline = 100 * results.baseline_accuracy
-    points = 100 * layer.drop
+    scale = results.scale
+    baseline = scale.factor * results.baseline_accuracy
+    worst = scale.factor * scale.worst(results.baseline_accuracy, layer.drop)
     for axes in (upper, lower):
-        axes.axhspan(baseline - points, baseline, color=BAND.light, linewidth=0, zorder=0)
+        axes.axhspan(*sorted((worst, baseline)), color=BAND.light, linewidth=0, zorder=0)
         axes.axhline(baseline, color=BASELINE.light, linewidth=1.2, zorder=2, label="uncompressed")
         for curve, share in zip(curves, shares, strict=True):
             method = method_named(curve.method, layer.name)
-            accuracies = [100 * point.accuracy for point in curve.points]
-            frame.curve(axes, share, accuracies, method, label=method.label)
-        frame.per_cent(axes.yaxis)
+            values = [scale.factor * point.accuracy for point in curve.points]
+            frame.curve(axes, share, values, method, label=method.label)
+        if scale.is_share:
+            frame.per_cent(axes.yaxis)
         axes.set_ylabel(results.metric)
     drawn = [value for share in shares for value in share if value > 0]
     frame.log_x(lower, 0.9 * min(drawn, default=1), 1.12 * max(drawn, default=100), suffix=" %")
-    highest = max([baseline, *(100 * point.accuracy for curve in curves for point in curve.points)])
-    upper.set_ylim(baseline - CLOSE_LOOK * max(points, 0.2), highest + 0.25 * max(points, 0.2))
+    values = [baseline, *(scale.factor * point.accuracy for curve in curves for point in curve.points)]
+    room = (worst - baseline) if abs(worst - baseline) > LEAST_ROOM or not scale.is_share else -LEAST_ROOM
+    best = max(values, key=scale.goodness)
+    upper.set_ylim(*sorted((baseline + CLOSE_LOOK * room, best - 0.25 * room)))
     lower.set_xlabel(xlabel)
-    base = Line2D([], [], color=BASELINE.light, linewidth=1.2, label=f"uncompressed, {baseline:.2f} %")
-    band = Patch(color=BAND.light, linewidth=0, label=f"within {points_text(layer.drop)} of it")
+    base = Line2D(
+        [], [], color=BASELINE.light, linewidth=1.2, label=f"uncompressed, {scale.text(results.baseline_accuracy)}"
+    )
+    band = Patch(color=BAND.light, linewidth=0, label=f"within {scale.drop_text(layer.drop)} of it")
     methods = frame.method_entries(method_named(curve.method, layer.name) for curve in curves)
     frame.legend(figure, [*methods, "reference", base, band])
     return figure

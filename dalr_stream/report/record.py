@@ -15,6 +15,7 @@ from typing import Any
 
 from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.report.published_record import PublishedTable
+from dalr_stream.report.scale import Scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class AccuracyPoint:
     pair_parameters: int
     """Weights left in this layer and the next one together."""
     accuracy: float
-    """In 0..1."""
+    """In 0..1; of another metric, its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ class LayerResults:
     """Weights elsewhere that go with each output a selection drops, in its readers and in layers tied to this one;
     0 where nothing reads them one by one."""
     drop: float
-    """The loss of accuracy the headline allows, absolute: 0.01 is one point."""
+    """The loss that the headline allows: 0.01 is one point of a share, and 1 % of any other metric's value."""
     activity: tuple[DomainActivity, ...]
     error_curves: tuple[ErrorCurve, ...]
     accuracy_curves: tuple[AccuracyCurve, ...]
@@ -209,8 +210,9 @@ class Results:
     provenance: Mapping[str, Any]
     """Versions, fingerprints, seeds, row counts, the resolved configuration: nested mappings of plain values."""
     metric: str
+    """Its name in print. What is called accuracy in this record is its value, whatever it is."""
     baseline_accuracy: float
-    """Test accuracy of the uncompressed network, in 0..1."""
+    """Of the uncompressed network, on the test split."""
     layers: tuple[LayerResults, ...]
     sizes: tuple[NetworkSize, ...]
     """The uncompressed network first, then each network the run saved."""
@@ -222,6 +224,8 @@ class Results:
     """Measured latency of the saved network beside the original's, where it was profiled."""
     published: tuple[PublishedTable, ...] = ()
     """Tables of papers that this run is to be compared with."""
+    scale: Scale = field(default_factory=Scale)
+    """Direction and range of the metric."""
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -242,6 +246,7 @@ def _results(plain: dict[str, Any]) -> Results:
             "decisions": tuple(plain["decisions"]),
             "caveats": tuple(plain["caveats"]),
             "profile": None if plain["profile"] is None else NetworkProfile.of_plain(plain["profile"]),
+            "scale": Scale.of_plain(plain.get("scale")),
             "published": tuple(PublishedTable.of(table) for table in plain.get("published", ())),
         }
     )

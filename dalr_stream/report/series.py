@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dalr_stream.report.cells import BLANK, Cell, Column, Row, Table, Value
 from dalr_stream.report.record import LayerResults, SelectionStability, Stability
+from dalr_stream.report.scale import key_of
 
 
 def cumulative_energy(singular_values: Sequence[float]) -> tuple[float, ...]:
@@ -21,10 +22,10 @@ def cumulative_energy(singular_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(partial / total for partial in sums) if total > 0 else ()
 
 
-def layer_series(layer: LayerResults) -> Iterator[Table]:
+def layer_series(layer: LayerResults, metric: str = "accuracy") -> Iterator[Table]:
     """Yield accuracy points, error curves, activation rates, spectra and retention curves; empty ones are left out."""
     if layer.accuracy_curves:
-        yield _accuracy_points(layer)
+        yield _accuracy_points(layer, metric)
     errors: dict[str, Sequence[float] | None] = {}
     for curve in layer.error_curves:
         errors[f"{curve.method}_training"] = curve.training
@@ -75,13 +76,13 @@ def _columns(stability: Stability | SelectionStability, names: str) -> dict[str,
     return {f"{stability.method}_{name}": getattr(stability, name) for name in names.split()}
 
 
-def _accuracy_points(layer: LayerResults) -> Table:
+def _accuracy_points(layer: LayerResults, metric: str) -> Table:
     rows: list[list[Value]] = [
         [curve.method, point.size, point.layer_parameters, point.pair_parameters, point.accuracy]
         for curve in layer.accuracy_curves
         for point in curve.points
     ]
-    return _plain("points", ["method", "size", "layer_parameters", "pair_parameters", "accuracy"], rows)
+    return _plain("points", ["method", "size", "layer_parameters", "pair_parameters", key_of(metric)], rows)
 
 
 def _domains(layer: LayerResults) -> Table:

@@ -23,9 +23,9 @@ from dalr_stream.report.cells import (
     count_text,
     percent_text,
     ratio_text,
-    signed_points,
 )
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, HeadlineRow, LayerResults, Results
+from dalr_stream.report.scale import Scale, key_of
 from dalr_stream.report.style import method_named
 
 NOT_REACHED = "not reached"
@@ -65,11 +65,11 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
     word = "dim kept" if ranks else "nodes kept"
     rows = [*_scales(layer, sizes, by_rank=bool(ranks))]
     drafts = [
-        (method, tuned, _cells(curve, layer, sizes, by_rank=bool(ranks)))
+        (method, tuned, _cells(curve, layer, sizes, by_rank=bool(ranks), scale=results.scale))
         for method, tuned, curve in _with_finetuned(layer)
     ]
     for index in range(len(sizes)):
-        _mark_best([cells for *_, cells in drafts], index)
+        _mark_best([cells for *_, cells in drafts], index, results.scale)
     for method, tuned, cells in drafts:
         noted = "nodes kept" if any(cell.note is not None for cell in cells) else ""
         if tuned:  # no curve of the plots is its own
@@ -77,11 +77,12 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
             rows.append(Row(label, key, tuple(cells), note_label=noted))
         else:
             rows.append(Row(method.label, method.value, tuple(cells), note_label=noted, method=method))
-    baseline = Cell(percent_text(results.baseline_accuracy), results.baseline_accuracy)
+    scale = results.scale
+    baseline = Cell(scale.number(results.baseline_accuracy), results.baseline_accuracy)
     rows.append(Row("uncompressed", "uncompressed", (baseline,) * len(sizes), RowKind.REFERENCE))
     return Table(
         name="accuracy",
-        caption=f"{layer.name}: {results.metric} in per cent",
+        caption=f"{layer.name}: {results.metric}{' in per cent' if scale.is_share else ''}",
         corner=Column(word, word.replace(" ", "_")),
         columns=tuple(Column(str(size), str(size)) for size in sizes),
         rows=tuple(rows),
@@ -141,7 +142,9 @@ def _scales(layer: LayerResults, sizes: Sequence[int], *, by_rank: bool) -> list
     ]
 
 
-def _cells(curve: AccuracyCurve, layer: LayerResults, sizes: Sequence[int], *, by_rank: bool) -> list[Cell]:
+def _cells(
+    curve: AccuracyCurve, layer: LayerResults, sizes: Sequence[int], *, by_rank: bool, scale: Scale
+) -> list[Cell]:
     matched = by_rank and _family(curve.method, layer) is Family.SELECTION
     own = {point.size: point for point in curve.points}
     cells: list[Cell] = []
@@ -150,15 +153,15 @@ def _cells(curve: AccuracyCurve, layer: LayerResults, sizes: Sequence[int], *, b
         if point is None:
             cells.append(Cell(BLANK))
         else:
-            cells.append(Cell(percent_text(point.accuracy), point.accuracy, point.size if matched else None))
+            cells.append(Cell(scale.number(point.accuracy), point.accuracy, point.size if matched else None))
     return cells
 
 
-def _mark_best(rows: list[list[Cell]], index: int) -> None:
+def _mark_best(rows: list[list[Cell]], index: int, scale: Scale) -> None:
     values = [row[index].value for row in rows if isinstance(row[index].value, float)]
     if not values:
         return
-    best = max(value for value in values if isinstance(value, float))
+    best = max((value for value in values if isinstance(value, float)), key=scale.goodness)
     for row in rows:
         cell = row[index]
         if cell.value == best:
@@ -175,17 +178,17 @@ def headline_table(results: Results, layer: LayerResults) -> Table:
         Family.LOW_RANK: "Low rank: the ratio counts this layer alone",
         Family.SELECTION: "Selections: the ratio counts this layer and the next one together",
     }
-    columns = _headline_columns(layer)
+    columns = _headline_columns(results, layer)
     members = {family: [row for row in layer.headline if _family(row.method, layer) is family] for family in groups}
     rows: list[Row] = []
     for family, label in groups.items():
         if all(members.values()):
             rows.append(Row(label, family.value, kind=RowKind.GROUP))
-        rows += _headline_rows(layer, members[family], len(columns))
-    allowed = percent_text(results.baseline_accuracy - layer.drop)
+        rows += _headline_rows(layer, members[family], len(columns), results.scale)
+    allowed = results.scale.text(results.scale.worst(results.baseline_accuracy, layer.drop))
     return Table(
         name="headline",
-        caption=f"{layer.name}: smallest size with {results.metric} of at least {allowed} %",
+        caption=f"{layer.name}: smallest size with {results.metric} of {results.scale.at_least} {allowed}",
         corner=Column("method", "method"),
         columns=columns,
         rows=tuple(rows),
@@ -193,14 +196,14 @@ def headline_table(results: Results, layer: LayerResults) -> Table:
     )
 
 
-def _headline_columns(layer: LayerResults) -> tuple[Column, ...]:
+def _headline_columns(results: Results, layer: LayerResults) -> tuple[Column, ...]:
     both = (Column("both layers", "pair_parameters", spare=True), Column("% of both", "pair_share"))
     return (
         Column("size", "size"),
         Column("layer", "layer_parameters", spare=True),
         Column("% of layer", "layer_share"),
         *(both if layer.next_layer else ()),
-        Column("accuracy, %", "accuracy"),
+        Column(results.scale.head(results.metric), key_of(results.metric)),
         Column("vs SVD", "svd_ratio"),
     )
 
@@ -217,7 +220,7 @@ def _listing(sizes: Sequence[int]) -> str:
     return ", ".join(f"{size:,}" for size in sizes)
 
 
-def _headline_rows(layer: LayerResults, members: Sequence[HeadlineRow], width: int) -> list[Row]:
+def _headline_rows(layer: LayerResults, members: Sequence[HeadlineRow], width: int, scale: Scale) -> list[Row]:
     order = list(Method)
     ratios = [row.svd_ratio for row in members if row.svd_ratio is not None and row.method != Method.SVD]
     best = max(ratios, default=None)
@@ -227,12 +230,14 @@ def _headline_rows(layer: LayerResults, members: Sequence[HeadlineRow], width: i
         if row.size is None:
             cells: tuple[Cell, ...] = (Cell(NOT_REACHED, span=width),)
         else:
-            cells = _reached(layer, row, row.size, method, best)
+            cells = _reached(layer, row, row.size, method, best, scale)
         rows.append(Row(method.label, method.value, cells, method=method))
     return rows
 
 
-def _reached(layer: LayerResults, row: HeadlineRow, size: int, method: Method, best: float | None) -> tuple[Cell, ...]:
+def _reached(  # what a row is of, and how it is printed
+    layer: LayerResults, row: HeadlineRow, size: int, method: Method, best: float | None, scale: Scale
+) -> tuple[Cell, ...]:
     word = "rank" if method.family is Family.LOW_RANK else "nodes"
     ratio = (
         Cell(BLANK)
@@ -243,7 +248,7 @@ def _reached(layer: LayerResults, row: HeadlineRow, size: int, method: Method, b
         Cell(f"{word} {size:,}", size),
         *_weight(row.layer_parameters, layer.layer_parameters),
         *(_weight(row.pair_parameters, layer.pair_parameters) if layer.next_layer else ()),
-        Cell(BLANK) if row.accuracy is None else Cell(percent_text(row.accuracy), row.accuracy),
+        Cell(BLANK) if row.accuracy is None else Cell(scale.number(row.accuracy), row.accuracy),
         ratio,
     )
 
@@ -258,17 +263,23 @@ def _weight(parameters: int | None, whole: int) -> tuple[Cell, Cell]:
 def size_table(results: Results) -> Table:
     """Return parameters, bytes and accuracy of the uncompressed network and of each network the run saved."""
     before = results.sizes[0] if results.sizes else None
+    scale, baseline = results.scale, results.baseline_accuracy
     rows = []
     for size in results.sizes:
         share, weight = size.parameters / results.sizes[0].parameters, size.bytes / results.sizes[0].bytes
-        change = None if size.accuracy is None else size.accuracy - results.baseline_accuracy
         cells = (
             Cell(count_text(size.parameters), size.parameters),
             Cell(percent_text(share), share),
             Cell(bytes_text(size.bytes), size.bytes),
             Cell(percent_text(weight), weight),
-            Cell(BLANK) if size.accuracy is None else Cell(percent_text(size.accuracy), size.accuracy),
-            Cell(BLANK) if change is None else Cell(signed_points(change), change),
+            *(
+                (Cell(BLANK), Cell(BLANK))
+                if size.accuracy is None
+                else (
+                    Cell(scale.number(size.accuracy), size.accuracy),
+                    Cell(scale.change(baseline, size.accuracy), size.accuracy - baseline),
+                )
+            ),
         )
         kind = RowKind.REFERENCE if size is before else RowKind.BODY
         rows.append(Row(size.label, size.label, cells, kind))
@@ -281,8 +292,8 @@ def size_table(results: Results) -> Table:
             Column("%", "parameter_share", spare=True),
             Column("file", "bytes"),
             Column("%", "byte_share", spare=True),
-            Column("accuracy, %", "accuracy"),
-            Column("change", "accuracy_change"),
+            Column(scale.head(results.metric), key_of(results.metric)),
+            Column("change", f"{key_of(results.metric)}_change"),
         ),
         rows=tuple(rows),
     )

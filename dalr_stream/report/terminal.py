@@ -30,7 +30,7 @@ def print_headline(results: Results, console: Console) -> None:
         _print(overview_table(results), console)
     for layer in () if many_layers(results) else results.layers:
         _print(headline_table(results, layer), console)
-        console.print(Text(claim(layer).sentence))
+        console.print(Text(claim(layer, results.metric, results.scale).sentence))
         console.print()
     if len(results.sizes) > 1:
         _print(size_table(results), console)

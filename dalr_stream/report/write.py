@@ -75,7 +75,11 @@ def _named_tables(results: Results) -> Iterator[tuple[str, Table]]:
     yield "layers", overview_table(results)
     names = slugs([layer.name for layer in results.layers])
     for slug, layer in zip(names, results.layers, strict=True):
-        for table in (headline_table(results, layer), accuracy_table(results, layer), *layer_series(layer)):
+        for table in (
+            headline_table(results, layer),
+            accuracy_table(results, layer),
+            *layer_series(layer, results.metric),
+        ):
             yield f"{slug}-{table.name}", table
 
 

@@ -13,9 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from dalr_stream.errors import (
-    InvalidInputError,
-)
+from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
+from dalr_stream.numerics.rows.probe import Probe, disagreeing
 from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.streams import SIDES, Side, require_name
 from dalr_stream.numerics.statistics.channels import ChannelReader
@@ -55,10 +54,23 @@ class NetworkRecord:
 
     fingerprint: str
     layers: Mapping[str, LayerRecord]
+    probes: tuple[Probe, ...] = ()
+    """What it gave for made-up samples, one of each form: what a fingerprint does not see shows there."""
 
     def __post_init__(self) -> None:
         require_names("layer", self.layers)
         require_names("stream", (reader.stream for layer in self.layers.values() for reader in layer.readers))
+
+    def with_probe(self, probe: Probe, place: str) -> NetworkRecord:
+        """Return the record with a probe of its own form; raises FingerprintMismatchError for another network's."""
+        if disagreeing(self.probes, probe) is not None:
+            raise FingerprintMismatchError(
+                f"{place}: the network gives other outputs for a made-up sample ({probe.form}) than the one that the "
+                "rows so far came from, though weights and settings are the same: an adapter is on or off, or a "
+                "function, a global or an attribute changed; put it back, or capture to another store"
+            )
+        kept = {known.form: known for known in self.probes}
+        return dataclasses.replace(self, probes=tuple({probe.form: probe, **kept}.values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from dalr_stream.errors import (
     StoreError,
     StoreNotFoundError,
 )
+from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.storage.contents import (
@@ -112,7 +113,10 @@ def _manifest(body: dict[str, Any]) -> Manifest:
         for name, layer in network["layers"].items()
     }
     domains = {name: _domain(domain) for name, domain in body["domains"].items()}
-    return Manifest(_record(NetworkRecord, network, layers=layers), domains, body["schema"])
+    probes = tuple(
+        Probe(**{**probe, "numbers": tuple(map(float, probe["numbers"]))}) for probe in network.get("probes", ())
+    )
+    return Manifest(_record(NetworkRecord, network, layers=layers, probes=probes), domains, body["schema"])
 
 
 def _domain(body: dict[str, Any]) -> DomainRecord:

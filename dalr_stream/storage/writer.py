@@ -21,6 +21,7 @@ from dalr_stream.errors import (
     StoreError,
     StoreNotFoundError,
 )
+from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.tiling import RowBatch, rows_per_sample, shared_rows
 from dalr_stream.storage.contents import BatchRecord, DomainRecord, NetworkRecord, RowsRecord
@@ -175,6 +176,14 @@ class ActivationWriter:
             for layer in self._layers.values():
                 layer.flush()
             self._commit(complete=True)
+
+    def probed(self, probe: Probe) -> None:
+        """Take note of what the network gives for a probe; raises FingerprintMismatchError for another network's."""
+        network = self._manifest.network.with_probe(probe, f"'{self._root}'")
+        if network != self._manifest.network:
+            self._manifest = dataclasses.replace(self._manifest, network=network)
+            with explained(self._root):
+                self._manifest.write(self._root)
 
     def commit_record(self, record: DomainRecord) -> None:
         """Commit the record of rows that were folded without being kept, in place of the domain's."""

@@ -147,10 +147,38 @@ def _digests(files: Sequence[Path]) -> list[str] | None:
 def open_cluster(
     *, scheduler: str | None = None, workers: int | None = None, timeout_seconds: float = 10.0
 ) -> Iterator[Cluster]:
-    """Connect to the scheduler at an address such as `tcp://host:8786`, or start `workers` processes on this machine.
+    """Connect to a dask scheduler, or start `workers` processes on this machine; give exactly one of the two.
 
-    Raises InvalidInputError unless exactly one is given, and where `distributed` is not installed; ResourceError where
-    no scheduler answers.
+    Parameters
+    ----------
+    scheduler
+        The address of a scheduler, such as `tcp://host:8786`.
+    workers
+        The number of worker processes to start here, of one thread each.
+    timeout_seconds
+        How long to wait for the scheduler.
+
+    Yields
+    ------
+    Cluster
+        For `Folding(workers=cluster)`. It is closed at the end of the `with` block.
+
+    Raises
+    ------
+    InvalidInputError
+        Unless exactly one of the two is given, and where `distributed` is not installed.
+    ResourceError
+        Where no scheduler answers.
+
+    See Also
+    --------
+    Threads : this process's threads, the default.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> with ds.open_cluster(workers=2) as cluster:  # doctest: +SKIP
+    ...     ds.accumulate("birds.zarr", folding=ds.Folding(workers=cluster))
     """
     if (scheduler is None) == (workers is None):
         raise InvalidInputError("cluster: needs exactly one of a scheduler's address and a number of workers")

@@ -7,7 +7,7 @@ one of two slots that the index does not name, and then the index is replaced: k
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +15,7 @@ from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError, NonFiniteError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
+from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.tiling import RowBatch, Rows, Samples, Tile, Tiler, rows_per_sample, shared_rows
 from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
@@ -48,8 +49,13 @@ class FoldSink:
         checkpoints: Checkpoints | None = None,
         first_pass: Sequence[BatchRecord] = (),
         backend: Backend | None = None,
+        probed: Callable[[Probe], None] | None = None,
     ) -> None:
-        """`backend` is what folds, numpy by default; rows have to come in the form that it takes."""
+        """`backend` is what folds, numpy by default; rows have to come in the form that it takes.
+
+        `probed` compares what the network gives for a probe, see `ProbedSink`.
+        """
+        self.probed = probed
         self._folding = folding
         self._executor = executor
         self._workspace = Workspace()

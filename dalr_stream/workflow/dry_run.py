@@ -27,6 +27,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
 from dalr_stream.workflow.steps.scores.scoring import networks_to_try
 from dalr_stream.workflow.steps.sequential import sequence_cost
+from dalr_stream.workflow.steps.sizes.budget import networks_in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,10 @@ def dry_run(project: Project) -> DryRun:
 
 
 def trials(project: Project, network: nn.Module) -> str:
-    """Say how many networks will be scored and fine-tuned, any weights will do; empty where none are."""
+    """Say how many networks will be measured, scored and fine-tuned, any weights will do; empty where none are."""
     config, parts, tried = project.config, [], 0
+    if config.compress.within_budget:
+        parts.append(f"compress: {networks_in_words(project, project.prospect(network))}")
     if config.evaluate is not None:
         tried = networks_to_try(project, network)
         parts.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import dalr_stream as ds
 from dalr_stream.network import Replacement
 from dalr_stream.numerics import (
@@ -26,6 +24,7 @@ from dalr_stream.numerics import (
     cost,
     factor_layer,
     selection_layer,
+    unchanged_layer,
     within_budget,
 )
 
@@ -99,8 +98,7 @@ class Bench:
             return selection_layer(name, selection, self.run.store.shape(name))
         shape = self.run.store.shape(name)
         alone = LayerShape(shape.outputs, shape.inputs)
-        reads = Source(name.removesuffix("fc2") + "fc1")
-        return SizedLayer(name, alone, Family.LOW_RANK, np.array([alone.max_rank]), np.zeros(1), reads)
+        return unchanged_layer(name, alone, reads=[Source(name.removesuffix("fc2") + "fc1")])
 
     def scores(self, recipe: Recipe) -> Iterator[str]:
         """Yield the score of the network in per cent at every budget."""

@@ -9,6 +9,7 @@ import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.network.capture.probe import PROBE_PASSES
 from dalr_stream.network.capture.proof import SAMPLE_PASSES
 from dalr_stream.numerics.linalg.precision import error_bound
 from dalr_stream.storage.records.moments import moments_path
@@ -90,7 +91,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(net, batches, tmp_path,
     forwards = []
     net.register_forward_hook(lambda *_: forwards.append(1))
     resumed = accumulate_into(tmp_path, net, batches, layers_of(net), domain="t", folding=folding(**options))
-    assert len(forwards) == len(batches) - 2 + SAMPLE_PASSES
+    assert len(forwards) == len(batches) - 2 + SAMPLE_PASSES + PROBE_PASSES
     assert same_bits(resumed, straight)
 
 

@@ -16,6 +16,7 @@ from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
+from dalr_stream.network.capture.probe import PROBE_PASSES
 from dalr_stream.network.capture.proof import PADDING_PASSES, SAMPLE_PASSES
 from dalr_stream.numerics.rows import tiling
 from dalr_stream.storage.manifest import Manifest
@@ -194,7 +195,7 @@ def test_a_capture_of_varying_rows_resumes_to_the_same_files(net, data, tmp_path
     ds.capture(net, last, layers, tmp_path / "s", domain="target", rows=RULE)
     assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
     left = len(batches) - held
-    assert net.runs - runs == (left + SAMPLE_PASSES + PADDING_PASSES if left else 0)
+    assert net.runs - runs == (left + SAMPLE_PASSES + PADDING_PASSES + PROBE_PASSES if left else 0)
     assert last.loaded == list(range(max(held - 1, 0) if loader is Restoring else 0, len(batches)))
 
 
@@ -223,7 +224,7 @@ def test_a_direct_run_over_varying_rows_resumes_to_the_same_bits(net, data, tmp_
         accumulate_into(tmp_path, net, loader(batches, stop), layers, **options)
     runs, last = net.runs, loader(batches)
     resumed = accumulate_into(tmp_path, net, last, layers, **options)
-    assert net.runs - runs == len(batches) - stop + SAMPLE_PASSES + PADDING_PASSES
+    assert net.runs - runs == len(batches) - stop + SAMPLE_PASSES + PADDING_PASSES + PROBE_PASSES
     assert last.loaded == list(range(stop - 1 if loader is Restoring else 0, len(batches)))
     assert_same_bits(resumed, accumulate_stream(net, batches, layers, rows=RULE, folding=folding))
 

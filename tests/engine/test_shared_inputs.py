@@ -133,7 +133,7 @@ def test_rows_are_taken_and_folded_once(net, batches, monkeypatch):
 
     taken, widths = [], []
     take, update = BatchRows.take, LaneFold.update
-    monkeypatch.setattr(BatchRows, "take", lambda self, name, rows: (taken.append(name), take(self, name, rows))[1])
+    monkeypatch.setattr(BatchRows, "take", lambda self, name, *rest: (taken.append(name), take(self, name, *rest))[1])
     monkeypatch.setattr(LaneFold, "update", lambda self, tile: (widths.append(tile.rows.shape), update(self, tile))[1])
     accumulate_stream(net, batches[:1], layers(net), folding=FOLDING)
     assert taken == list(NAMES)  # each is taken, to be compared with what it may share

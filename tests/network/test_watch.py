@@ -1,7 +1,5 @@
 """One call names all that is to be recorded: layers, readers of their channels, outputs."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import LayerNotFoundError
-from dalr_stream.network import watch as module
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.network.watch import watch
@@ -65,9 +62,3 @@ def test_what_is_watched_is_accumulated_solved_and_compressed():
     with torch.no_grad():
         np.testing.assert_allclose(small(X), net(X), rtol=1e-4, atol=1e-4)
     assert ds.compress(net, {"0": selection.at_size(3)}, example=layers.structure)[0].out_channels == 3
-
-
-def test_the_example_in_the_docstring_runs():
-    results = doctest.testmod(module)
-    assert results.attempted == 5
-    assert results.failed == 0

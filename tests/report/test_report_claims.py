@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import synthetic_results as synthetic
 
-from dalr_stream.report.claims import claim, compared, points_text, times_text
+from dalr_stream.report.claims import claim, compared, times_text
 from dalr_stream.report.record import HeadlineRow
+from dalr_stream.report.scale import ACCURACY
 
 FC6 = synthetic.results().layers[0]
 
@@ -107,5 +108,6 @@ def test_the_best_selections_are_named_together_when_they_tie():
 
 
 def test_words_for_numbers():
-    assert [points_text(drop) for drop in (0.01, 0.005, 0.02, 0.0)] == ["1 point", "0.5 points", "2 points", "0 points"]
+    drops = [ACCURACY.drop_text(drop) for drop in (0.01, 0.005, 0.02, 0.0)]
+    assert drops == ["1 point", "0.5 points", "2 points", "0 points"]
     assert times_text(1.02) == "as many parameters as"

@@ -186,7 +186,7 @@ def test_layers_named_like_parts_of_the_page_do_not_clash():
 
 def test_figures_left_out_say_why(odd_page):
     assert re.search(
-        r'class="left-out"[^>]*><b>Accuracy against the size of both layers</b>: left out\. .*no next', odd_page
+        r'class="left-out"[^>]*><b>Top-1 &lt;i&gt; against the size of both layers</b>: left out\. .*no next', odd_page
     )
     assert "no nodes can be selected" in odd_page
     assert "No rows were kept apart" in odd_page

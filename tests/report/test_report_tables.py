@@ -198,7 +198,7 @@ def test_headline_without_svd_has_no_ratios():
 def test_a_layer_without_consumer_has_no_columns_for_two_layers():
     layer = synthetic.layer("fc8", 48, 64, None, 0)
     keys = [column.key for column in headline_table(RESULTS, layer).columns]
-    assert keys == ["size", "layer_parameters", "layer_share", "accuracy", "svd_ratio"]
+    assert keys == ["size", "layer_parameters", "layer_share", "test_accuracy", "svd_ratio"]
     assert not [row for row in headline_table(RESULTS, layer).rows if row.kind is RowKind.GROUP]
     assert not [row for row in accuracy_table(RESULTS, layer).rows if row.key == "params_both"]
 

@@ -46,7 +46,7 @@ def test_the_best_ratio_is_starred_without_colours():
 def test_sentences_and_sizes_follow():
     text = " ".join(printed(RESULTS, 120).split())
     for layer in RESULTS.layers:
-        assert claim(layer).sentence in text
+        assert claim(layer, RESULTS.metric, RESULTS.scale).sentence in text
     assert "221.44 kB" in text
 
 

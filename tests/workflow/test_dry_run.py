@@ -124,7 +124,10 @@ BAD_PYTHON = [
         "finetune={batches='tiny_run:validation', loss='tiny_run:of_the_model_alone'}",
         "finetune.loss: 'tiny_run:of_the_model_alone' does not fit (too many positional arguments); it takes 'model'",
     ),
-    ("evaluate.metric=tiny_run:of_the_model_alone", "evaluate.metric: 'tiny_run:of_the_model_alone' does not fit"),
+    (
+        "evaluate={batches='tiny_run:test', higher=true, metric='tiny_run:of_the_model_alone'}",
+        "evaluate.metric: 'tiny_run:of_the_model_alone' does not fit",
+    ),
 ]
 
 

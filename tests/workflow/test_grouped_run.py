@@ -26,8 +26,9 @@ from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.named_sizes import at_size
+from dalr_stream.workflow.steps.sizes.budget import rows_a_sample
 from dalr_stream.workflow.steps.sizes.compression import Compression
-from dalr_stream.workflow.steps.sizes.sizing import sized_layers
+from dalr_stream.workflow.steps.sizes.sizing import sized_layer
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
 METHOD = ds.Method.DALR_ANCHORED_AFFINE
@@ -262,7 +263,6 @@ def test_a_profile_has_the_convolution_beside_its_pair(project):
 def test_parameters_and_multiply_adds_are_those_of_the_pair(project):
     store, x = StoreView.open(project.store), inputs(project)
     solutions = {name: store.solutions(name, [METHOD])[METHOD] for name in GROUPED}
-    sized = {layer.name: layer for layer in sized_layers(project, store, solutions, macs=True)}
     for name, solution in solutions.items():
         shape = store.shape(name)
         assert shape.parameters == project.network.get_submodule(name).weight.numel()
@@ -273,7 +273,8 @@ def test_parameters_and_multiply_adds_are_those_of_the_pair(project):
             with watched_calls(small) as calls, torch.inference_mode():
                 small(x)
             macs = (calls.macs[f"{name}.0"] + calls.macs[f"{name}.1"]) / len(x)
-            assert sized[name].cost(rank, shape.inputs) == macs
+            weights = sized_layer(project, store, name, solution).cost(rank, shape.inputs)
+            assert rows_a_sample(project, store, name) * weights == macs
             assert (rank <= shape.break_even_rank) == (shape.factor_parameters(rank) <= shape.parameters)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -236,12 +237,59 @@ def test_a_rank_above_break_even_is_a_decision_in_the_report(run_file):
 
 
 def test_a_metric_of_ones_own_is_used(run_file):
-    run, _ = opened(run_file, 'evaluate.metric="tiny_run:share_of_first"', 'solve.methods=["svd"]', "compress={}")
+    metric = ('evaluate.metric="tiny_run:share_of_first"', "evaluate.higher=true")
+    run, _ = opened(run_file, *metric, 'solve.methods=["svd"]', "compress={}")
     run.all()
     inputs, _ = run.project.code.batches("test")[0]
     share = float((run.project.network(inputs).argmax(1) == 0).float().mean())
     assert results(run.project).baseline_accuracy == pytest.approx(share)
     assert results(run.project).metric == "share of first"
+
+
+PERPLEXITY = ('evaluate.metric="tiny_run:perplexity"', "evaluate.higher=false", "evaluate.range=[1, inf]")
+
+
+def test_a_metric_of_which_less_is_better_goes_by_its_own_name_and_direction(run_file):
+    run, _ = opened(run_file, *PERPLEXITY, 'solve.methods=["svd"]', "compress={}", "evaluate.drop=0.5")
+    run.all()
+    found = results(run.project)
+    layer = found.layers[0]
+    (row,), points = layer.headline, layer.accuracy_curves[0].points
+    assert found.baseline_accuracy >= 1.0
+    good = [point for point in points if point.accuracy <= 1.5 * found.baseline_accuracy]
+    assert row.size == min((point.size for point in good), default=None)
+    page = next(run.project.output.glob("report/*.html")).read_text()
+    assert "Uncompressed perplexity: " in page
+    words = re.sub(r"<style>.*?</style>|<[^>]*>", "", page, flags=re.DOTALL)
+    assert "accuracy" not in words.lower()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            PERPLEXITY[:1],
+            r"evaluate.*: higher must be said of a metric of your own: true where more of",
+        ),
+        (("evaluate.higher=false",), "evaluate.*: higher and range are of a metric of your own; of accuracy more is"),
+        ((*PERPLEXITY[:2], "evaluate.range=[2, 1]"), r"evaluate\.range: must be two numbers, the lower one first, got"),
+        (
+            (*PERPLEXITY[:2], "evaluate.range=3"),
+            r"evaluate\.range: must be two numbers, \[1, inf\] of a",
+        ),
+    ],
+)
+def test_what_a_metric_of_ones_own_must_say(run_file, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        opened(run_file, *settings)
+
+
+def test_a_value_outside_the_metrics_range_is_refused(run_file):
+    run, _ = opened(run_file, *PERPLEXITY[:2], 'solve.methods=["svd"]', "compress={}")
+    with pytest.raises(
+        InvalidInputError, match=r"evaluate.metric: 'tiny_run:perplexity' gave .*, which must be 0\.\.1"
+    ):
+        run.all()
 
 
 def test_fewer_samples_than_features_is_a_recorded_decision(run_file):

@@ -15,8 +15,8 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture
+from dalr_stream.workflow.steps.sizes.budget import rows_a_sample
 from dalr_stream.workflow.steps.sizes.compression import Compression
-from dalr_stream.workflow.steps.sizes.sizing import sized_layers
 
 CODE = """
 import torch
@@ -143,8 +143,7 @@ def test_the_report_has_curves_for_channels_and_comes_back(project):
 
 def test_multiply_adds_are_those_of_every_position_though_few_were_kept(project):
     store = StoreView.open(project.store)
-    solutions = {layer: store.solutions(layer, [ds.Method.SVD])[ds.Method.SVD] for layer in project.layers}
-    positions = {layer.name: layer.positions for layer in sized_layers(project, store, solutions, macs=True)}
+    positions = {layer: rows_a_sample(project, store, layer) for layer in project.layers}
     assert positions == {"stem": 36, "conv1": 36, "conv2": 36, "fc1": 1, "fc2": 1}
     assert store.moments("target", "conv1").count < 36 * store.moments("target", "conv1").samples
 

@@ -70,36 +70,69 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
 ) -> SequentialCompression:
     """Return a copy of `model` with the named layers compressed one after the other, and what each step lost.
 
+    Each layer is solved on what it reads in the network as compressed so far, towards its outputs in the original. The
+    first layers read what they read in the original, so theirs are the solutions of `dalr` on the moments of their
+    inputs, to the bit.
+
     Parameters
     ----------
     model
         In eval mode; left as it is.
     batches
-        Of the target domain, as for `accumulate_stream`; the same batches in the same order whenever they are gone
-        through, which is compared.
+        Of the target domain, as for `accumulate`; every pass must see the same batches in the same order, which is
+        checked.
     choices
         Layer name -> `LayerChoice(method, size)`, in any order: low rank on some layers, selections on others. Every
-        low-rank method takes cross moments; truncated SVD needs none, and its pass measures its error only.
+        low-rank method takes cross moments; truncated SVD needs none, and its pass only measures its error.
     source
         Batches of the source domain, where MoMaSP is among the methods.
     store
         A folder in which each pass keeps its moments, and resumes after a kill. Compressing again at other sizes,
-        ridges or methods, passes whose layers read what they read before start from there: the batches are loaded once
+        ridges or methods, passes whose layers read the same as before start from there: the batches are loaded once
         and compared, and no network is run. When all layers are done, moments of earlier sequences are removed.
     rows, folding
         As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The held-out share
         measures errors, and no solution is fitted to it.
+    progress
+        Receives progress; the number of passes is announced before the first.
 
-    The first layers read what they read in the original, so theirs are the solutions of `dalr` on the moments of their
-    inputs, to the bit. How many passes there will be is said before the first.
+    Returns
+    -------
+    SequentialCompression
+        `.network`, the compressed copy, and `.layers`, the outcome of each layer in order.
 
-    Raises, before any pass, LayerNotFoundError, UnsupportedLayerError (a layer that is of no known kind, is not called
-    once, or whose nodes cannot be pruned), RankError for a size that the layer does not have, and InvalidInputError for
-    a network in train mode, batches that allow one pass, no source, or shards; in a pass, what `accumulate_cross`
-    raises, FingerprintMismatchError where batches changed, and RankError where a selection left a later layer fewer
-    inputs than its rank.
-    Cost: a pass each, through both networks. Memory: three networks, and the lanes of a pass's layers, d + m wide each;
-    of a selection twice as wide as what reads its nodes.
+    Raises
+    ------
+    LayerNotFoundError, UnsupportedLayerError
+        Before any pass: a layer of no known kind, not called exactly once, or whose nodes cannot be pruned.
+    RankError
+        Before any pass, for a size that a layer does not have; in a pass, where a selection left a later layer fewer
+        inputs than its rank.
+    InvalidInputError
+        Before any pass: a network in train mode, batches that allow one pass only, no source, or shards.
+    FingerprintMismatchError
+        In a pass, where the batches changed; otherwise as `accumulate_cross` raises.
+
+    See Also
+    --------
+    compress : all layers at once.
+
+    Notes
+    -----
+    Cost: one pass for each layer, through both networks; layers that read the same tensor share one. Memory: three
+    networks, and the lanes of a pass's layers, d + m wide each; for a selection, twice as wide as what reads its nodes.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> batches = [torch.randn(32, 6) for _ in range(4)]
+    >>> choice = ds.LayerChoice("dalr_anchored_affine", size=2)
+    >>> result = ds.compress_sequentially(model, batches, {"0": choice, "2": choice})
+    >>> result.passes
+    (('0',), ('2',))
+    >>> result.network[2][0].out_features
+    2
     """
     *_, last = sequential_passes(
         model, batches, choices, source=source, store=store, rows=rows, folding=folding, progress=progress

@@ -71,17 +71,47 @@ def merge(
         A new store, or a merged one of the same network. One that exists and is not among `stores` must not lose a
         shard: name it among `stores` to add to it.
     domain
-        The one to merge; others in `into` stay as they are. All by default: each sum is over the stores that have it.
+        The domain to merge; others in `into` stay as they are. By default all, each over the stores that have it.
     without
         Names of shards to leave out (`Merged.shards` has them): what is left is bit for bit as if they had never been
         added.
+    progress
+        Receives progress, for example from `show_progress()`; silent by default.
 
-    Raises FingerprintMismatchError for another network, other layers or another fold rule; InvalidInputError for rows
-    that would count twice; StoreError, StoreNotFoundError and StoreDamagedError for what is not complete, not
-    accumulated, not whole, or in the way. Then `into` is as it was.
+    Returns
+    -------
+    Merged
+        The store and its shards, by domain and then by name.
 
+    Raises
+    ------
+    FingerprintMismatchError
+        For another network, other layers or another fold rule.
+    InvalidInputError
+        For rows that would count twice.
+    StoreError, StoreNotFoundError, StoreDamagedError
+        For what is incomplete, not accumulated, damaged, or in the way. Then `into` is as it was.
+
+    See Also
+    --------
+    open_store : reads the merged moments.
+
+    Notes
+    -----
     Every record is read three times (to check, to copy, to add) and written once. Memory: one layer at a time, log2 of
     its shards + 2 pairs of records, 16 d^2 bytes each.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> layers = ds.watch(model, ["0"])
+    >>> for name in ("monday.zarr", "tuesday.zarr"):
+    ...     _ = ds.accumulate(model, [torch.randn(32, 6)], layers, store=name)
+    >>> len(ds.merge(["monday.zarr", "tuesday.zarr"], "both.zarr").shards)
+    2
+    >>> ds.open_store("both.zarr").moments().heldout["0"].count + ds.open_store("both.zarr").moments()["0"].count
+    64
     """
     if isinstance(stores, str | Path):
         raise InvalidInputError(f"merge: stores must be a list, got '{stores}': merge(['{stores}'], into)")
@@ -162,6 +192,7 @@ def _network(known: Sequence[tuple[Path, Manifest]]) -> NetworkRecord:
     """Return the network that all stores were made from, with the layers of all of them."""
     first, expected = known[0][0], known[0][1].network.fingerprint
     layers: dict[str, LayerRecord] = {}
+    merged = NetworkRecord(expected, {})
     for root, other in known:
         if other.network.fingerprint != expected:
             raise FingerprintMismatchError(
@@ -169,9 +200,12 @@ def _network(known: Sequence[tuple[Path, Manifest]]) -> NetworkRecord:
                 f"{other.network.fingerprint[:12]}: merge captures of the same weights"
             )
         layers |= other.network.layers
+        for probe in other.network.probes:
+            merged = merged.with_probe(probe, f"'{first}' and '{root}'")
     orders = {tuple(other.network.layers) for _, other in known}
     names = orders.pop() if len(orders) == 1 else sorted(layers)
-    return NetworkRecord(expected, {name: layers[name] for name in names})
+    probes = tuple(sorted(merged.probes, key=lambda probe: probe.form))
+    return NetworkRecord(expected, {name: layers[name] for name in names}, probes)
 
 
 def _each_once(shards: Sequence[Shard], into: Path) -> list[Shard]:

@@ -32,9 +32,39 @@ if TYPE_CHECKING:
 
 
 def open_store(path: str | Path) -> Store:
-    """Return the store at `path`, of any run on any machine.
+    """Return the store at `path`, of any run on any machine; it needs neither network nor torch.
 
-    Raises StoreNotFoundError where there is none, and StoreDamagedError where what it says of itself is damaged.
+    Parameters
+    ----------
+    path
+        The folder of the store.
+
+    Returns
+    -------
+    Store
+        Its layers, moments and solutions, each read when it is asked for.
+
+    Raises
+    ------
+    StoreNotFoundError
+        Where there is no store.
+    StoreDamagedError
+        Where what it says of itself is damaged.
+
+    See Also
+    --------
+    Run.store : the store of a run file.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> _ = ds.accumulate(model, [torch.randn(32, 6)], ds.watch(model, ["0"]), store="birds.zarr")
+    >>> store = ds.open_store("birds.zarr")
+    >>> store.layers, store.domains
+    (('0',), ('target',))
+    >>> ds.dalr(store.layer("0")).max_rank
+    6
     """
     return Store(StoreView.open(Path(path)))
 

@@ -102,12 +102,25 @@ def call(model: nn.Module, batch: Any) -> Any:
         return model(placed(inputs, device))
 
 
-def inputs_copied(batch: Any) -> torch.Tensor | dict[str, Any]:
+def inputs_copied(batch: Any) -> Any:
     """Return what the network is called with, in memory of its own: some networks overwrite what they are given."""
-    inputs = inputs_of(batch)
-    if isinstance(inputs, torch.Tensor):
-        return inputs.clone()
-    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    return _copied(inputs_of(batch))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, Mapping):
+        return {name: _copied(member) for name, member in value.items()}
+    return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of floating point in whatever a network gives."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    members = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [tensor for member in members for tensor in tensors_in(member)]
 
 
 def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:

@@ -11,41 +11,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture.batches import (
-    call,
     digest_of_inputs,
-    first_argument,
     holds_batches,
     refusals_explained,
-    require_mask_passed_on,
     samples_in,
 )
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.masks import BatchMasks
-from dalr_stream.network.capture.proof import CaptureProof
-from dalr_stream.network.capture.reading import Reading, without_gradients
-from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
-from dalr_stream.network.layers.groups import channels_of, part_of
+from dalr_stream.network.capture.probe import probe_of
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.row_rule import RowRule, Taken
+from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.identity import require_numbers
-from dalr_stream.network.layers.kinds import (
-    CONVOLUTIONS,
-    require_real,
-    require_supported,
-    rows_entering,
-    rows_leaving,
-    rows_of_channels,
-    way_of_reading,
-)
-from dalr_stream.network.layers.spec import LayerSpec, module_of, to_host
-from dalr_stream.numerics.rows.streams import Side, module_name
+from dalr_stream.network.layers.spec import LayerSpec, to_host
+from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.tiling import RowBatch, RowSink, same_as_before
 from dalr_stream.numerics.statistics.centring import describe_non_finite
 
@@ -65,6 +53,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     batch_done: BatchDone | None = None,
     to_rows: ToRows = to_host,
     note: Callable[[str], None] | None = None,
+    probed: Callable[[Probe], None] | None = None,
 ) -> None:
     """Send what `layers` read, or give, to `sink`, batch after batch.
 
@@ -87,11 +76,14 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     to_rows
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
     note
-        Called with what the proof found out that one may not expect: layers whose rows are not in sample order.
+        Called with what was found out that one may not expect: layers called several times, or not in sample order.
+    probed
+        Called with what the network gives for a made-up sample, before the first batch that is run is written: another
+        network than before shows there, whatever makes it another. One forward pass of one sample.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
-    for a layer that a forward pass calls never or twice, InvalidInputError for train mode, an empty loader or weights
-    on the meta device.
+    for a layer that a forward pass never calls, or not as often as the first one did, InvalidInputError for train mode,
+    an empty loader or weights on the meta device.
     """
     require_layers(layers)
     require_batches(batches)
@@ -117,16 +109,20 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
             if not skipped:
                 with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
                     taken = taker.take(batch, samples, seen, masks) if samples else {}
+                if probed is not None and samples and rule.prove:
+                    probe, once = probe_of(model, batch, samples), probed
+                    probed = None
+                    if probe is not None:
+                        once(probe)
                 sink.write(_row_batch(samples, digest, taken, number, to_rows))
             seen += samples
             batch_done(samples, skipped)
     if seen == 0:
         raise InvalidInputError("capture: the loader gave no sample: check the data set, its split and its filters")
     sink.finish()
-    if note is not None and taker.position_major:
-        note(
-            f"capture: rows come position after position, and are taken by sample, of {', '.join(taker.position_major)}"
-        )
+    if note is not None:
+        for line in taker.notes:
+            note(line)
 
 
 def require_layers(layers: Sequence[LayerSpec]) -> None:
@@ -146,117 +142,11 @@ def require_batches(batches: Iterable[Any]) -> None:
         )
 
 
-@contextmanager
-def watched(model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows) -> Iterator[dict[str, Taken]]:
-    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
-    watch = _Watch(chooser)
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(watch.hook(layer, model).remove)
-        yield watch.taken
-
-
 def batch_identities(batches: Iterable[Any], rule: RowRule) -> Iterator[tuple[int, str]]:
     """Yield the samples and the digest of each batch, as a sink is given them, and run no network."""
     for batch in batches:
         samples = samples_in(batch)
         yield samples, _digest(batch, rule.masks_of(batch, samples))
-
-
-class _Watch:
-    """Takes rows inside the hooks of one forward pass; layers that read one tensor get the same `Taken`."""
-
-    def __init__(self, chooser: BatchRows) -> None:
-        self.taken: dict[str, Taken] = {}
-        self._chooser = chooser
-        self._reads: dict[Reading, Taken] = {}
-
-    def hook(self, layer: LayerSpec, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        module = module_of(model, module_name(layer.name))
-        part = part_of(layer.name, module)
-        if layer.side is not Side.OUTPUTS or not isinstance(part, CONVOLUTIONS):  # what any of them gives is rows
-            require_supported(layer.name, part)
-
-        def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            self._require_first(layer)
-            tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
-            require_real(layer.stream, tensor)
-            by_channel = layer.side is Side.CHANNELS
-            reading = Reading.of(tensor, ("channels", layer.channels) if by_channel else way_of_reading(part))
-            rows = (
-                rows_of_channels(layer.name, part, tensor, layer.channels)
-                if by_channel
-                else rows_entering(layer.name, part, tensor)
-            )
-            taken = self._chooser.take(layer.stream, rows)
-            before = self._reads.setdefault(reading, taken)
-            self.taken[layer.stream] = before if before.same_as(taken) else taken
-
-        def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
-            self._require_first(layer)
-            given = channels_of(layer.name, module, outputs)
-            require_real(layer.stream, given)
-            self.taken[layer.stream] = self._chooser.take(layer.stream, rows_leaving(part, given))
-
-        if layer.side is Side.OUTPUTS:
-            return module.register_forward_hook(leaving)
-        return module.register_forward_pre_hook(entering, with_kwargs=True)
-
-    def _require_first(self, layer: LayerSpec) -> None:
-        if layer.stream in self.taken:
-            raise UnsupportedLayerError(f"layer '{layer.name}': is called more than once in a forward pass")
-
-
-def take_rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], chooser: BatchRows) -> dict[str, Taken]:
-    """Run the network on one batch and return the chosen rows of each layer, by stream, as tensors.
-
-    Layers that read the very same tensor in the same way get one and the same `Taken`, see `network.reading`; in
-    inference mode none do.
-    """
-    with watched(model, layers, chooser) as taken:
-        call(model, batch)
-    for layer in layers:
-        if layer.stream not in taken:
-            raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
-    return {layer.stream: taken[layer.stream] for layer in layers}
-
-
-class RowTaker:
-    """Takes the rows of a network's layers batch after batch; on the first one it is proved whose they are."""
-
-    def __init__(self, model: nn.Module, layers: Sequence[LayerSpec], rule: RowRule, *, paired: bool = False) -> None:
-        """`paired` takes outputs where the inputs are taken, as `RowRule.most_of` says."""
-        self._model = model
-        self._layers = layers
-        self._rule = rule
-        self._paired = paired
-        self._begun = False
-        self._proof = CaptureProof(model, layers) if rule.prove else None
-
-    @property
-    def position_major(self) -> tuple[str, ...]:
-        """The streams that are proved to have their rows position after position."""
-        orders = {} if self._proof is None else self._proof.proved
-        return tuple(stream for stream, order in orders.items() if order is not None and order.turns)
-
-    def take(self, batch: Any, samples: int, first_sample: int, masks: BatchMasks | None) -> dict[str, Taken]:
-        """Return the chosen rows of each layer in one batch, by stream; raises InvalidInputError where a proof fails.
-
-        `first_sample` is the number of the batch's first sample within its domain.
-        """
-        if not self._begun:
-            self._begun = True
-            require_mask_passed_on(self._model, batch)
-        proof = self._proof
-        orders = None if proof is None else proof.orders(batch, samples)
-        chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
-        if proof is None:
-            return take_rows(self._model, batch, self._layers, chooser)
-        by_stream = {layer.stream: chooser.mask_of(layer.stream) for layer in self._layers}
-        with proof.observing(by_stream) as observed:
-            taken = take_rows(self._model, batch, self._layers, chooser)
-        proof.settle(batch, observed, by_stream, {} if masks is None else masks.padding)
-        return taken
 
 
 def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:

@@ -3,6 +3,9 @@
 A layer that gets (N, T, d), or (N T, d) reshaped from it, has its rows sample after sample. One that gets (T, N, d), as
 torch's recurrent and attention layers do by default, or (T N, d), has the first position of every sample, then the
 second. Only a batch with one sample changed tells these apart: see `proof`.
+
+A layer that is called several times may at some calls read a table that has no samples, of relative positions say.
+Each sample reads all of it, as one that comes alone does, so that the rows do not depend on the size of a batch.
 """
 
 from __future__ import annotations
@@ -24,21 +27,20 @@ class RowOrder:
     turns: int = 0
     """The sample turns fastest within so many of the first dimensions: in (T, N, d) within two, in (T N, d) within one.
     0 where samples come first."""
+    of_every_sample: bool = False
+    """Every row is of each sample: those of a table, of positions say, that a layer reads beside its samples' own."""
 
     def numbers(self, leading: tuple[int, ...], samples: int) -> NDArray[np.int64]:
         """(N, P): the flat number of each row of each sample."""
-        before = math.prod(leading[: self.turns]) // samples if self.turns else 1
         rows = np.arange(math.prod(leading), dtype=np.int64)
+        if self.of_every_sample:
+            return np.tile(rows, (samples, 1))
+        before = math.prod(leading[: self.turns]) // samples if self.turns else 1
         return rows.reshape(before, samples, -1).swapaxes(0, 1).reshape(samples, -1)
 
-    @property
-    def words(self) -> str:
-        """The order in words."""
-        return "position after position" if self.turns else "sample after sample"
 
-
-Orders = Mapping[str, RowOrder | None]
-"""By stream, where it is proved; None for a stream of one row a sample, in which all orders are the same."""
+Orders = Mapping[str, tuple[RowOrder | None, ...]]
+"""By stream, where it is proved, of each call of its layer; None for one row a sample, where all orders are alike."""
 
 
 def possible_orders(leading: tuple[int, ...], samples: int) -> Iterator[RowOrder]:
@@ -52,12 +54,17 @@ def possible_orders(leading: tuple[int, ...], samples: int) -> Iterator[RowOrder
             yield RowOrder(turns)
 
 
-def order_in(orders: Orders | None, stream: str, leading: tuple[int, ...], samples: int) -> RowOrder:
-    """Return the order of a layer's rows; samples come first where nothing is proved.
+def order_of_call(orders: Orders | None, stream: str, number: int) -> RowOrder | None:
+    """Return the order of a layer's rows at call `number`; samples come first where nothing is proved."""
+    calls = (orders or {}).get(stream, ())
+    return calls[number] if number < len(calls) else RowOrder()
+
+
+def require_order(stream: str, order: RowOrder | None, leading: tuple[int, ...], samples: int) -> RowOrder:
+    """Return the order of a layer's rows in a batch of `samples`.
 
     Raises InvalidInputError where the batch that proved it had one row a sample, and this one has more.
     """
-    order = (orders or {}).get(stream, RowOrder())
     if order is None and math.prod(leading) > samples:
         raise InvalidInputError(
             f"layer '{stream}': gave one row for each sample of the first batch, and rows of shape {leading} for these "

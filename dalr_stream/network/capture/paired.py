@@ -13,10 +13,11 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture.batches import samples_in
-from dalr_stream.network.capture.hooks import RowTaker, ToRows
+from dalr_stream.network.capture.hooks import ToRows
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec, to_host, to_numpy
 from dalr_stream.numerics.rows.tiling import Rows
 from dalr_stream.numerics.statistics.centring import describe_non_finite

@@ -1,8 +1,9 @@
 """Several passes over one loader: in which order they need the layers, and that each sees the same batches.
 
 Layers that are compressed one after the other each need a pass, as what one reads depends on those called before it.
-It does not where both read the very same tensor: the same object, which nobody wrote to in between. One pass serves
-those. What only looks independent, such as two branches, is not told from what is: it costs a pass, never a mistake.
+It does not where both read the very same tensor: the same object, with the same numbers in it, which nobody wrote to in
+between. One pass serves those. What only looks independent, such as two branches, is not told from what is: it costs a
+pass, never a mistake.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, UnsupportedLayerError
-from dalr_stream.network.capture.batches import call, digest_of_inputs, samples_in
+from dalr_stream.network.capture.batches import call, digest_of_inputs, first_argument, samples_in
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.spec import layer_of
 
@@ -29,9 +30,19 @@ class _Read:
     tensor: torch.Tensor
     version: int | None
     """How often it had been written to; None where torch does not count."""
+    held: torch.Tensor
+    """A copy of what it held then: it can also be written to without torch taking note."""
+
+    @classmethod
+    def of(cls, layer: str, tensor: torch.Tensor, before: _Read | None) -> _Read:
+        """Describe what a layer reads now; what the one before it read is not copied again."""
+        version = None if tensor.is_inference() else tensor._version  # noqa: SLF001  # torch has no public name for it
+        known = before is not None and before.tensor is tensor and torch.equal(before.held, tensor)
+        return cls(layer, tensor, version, before.held if before is not None and known else tensor.clone())
 
     def same_input(self, other: _Read) -> bool:
-        return self.tensor is other.tensor and self.version is not None and self.version == other.version
+        same = self.tensor is other.tensor and self.version is not None and self.version == other.version
+        return same and torch.equal(self.held, other.held)
 
 
 def order_of_execution(model: nn.Module, batch: Any, layers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -49,7 +60,8 @@ def order_of_execution(model: nn.Module, batch: Any, layers: Sequence[str]) -> t
     for name in layers:
         if called.count(name) != 1:
             raise UnsupportedLayerError(
-                f"layer '{name}': must be called once in a forward pass, it is called {called.count(name)} times"
+                f"layer '{name}': must be called once in a forward pass, it is called {called.count(name)} times: "
+                "leave it out, or solve all layers at once and not in `sequential` order"
             )
     groups: list[list[_Read]] = []
     for read in reads:
@@ -66,9 +78,8 @@ class _Hook:
         self._reads = reads
 
     def __call__(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        tensor = arguments[0] if arguments else next(iter(keywords.values()))
-        version = None if tensor.is_inference() else tensor._version  # noqa: SLF001  # torch has no public name for it
-        self._reads.append(_Read(self._layer, tensor, version))
+        before = self._reads[-1] if self._reads else None
+        self._reads.append(_Read.of(self._layer, first_argument(arguments, keywords), before))
 
 
 def require_repeatable(batches: Iterable[Any], name: str) -> None:

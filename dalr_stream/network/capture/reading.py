@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 
@@ -19,6 +20,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 def without_gradients() -> Iterator[None]:
     """Disable autograd but keep tensor version counters, which inference mode, also a caller's, turns off."""
     with torch.inference_mode(mode=False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def same_draws(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Let a network draw the same random numbers each time, and leave the caller's as they are."""
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
         yield
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.masks import BatchMasks, Mask, by_pattern, mask_words
-from dalr_stream.network.capture.order import Orders, RowOrder, order_in
+from dalr_stream.network.capture.order import Orders, RowOrder, order_of_call, require_order
 from dalr_stream.network.layers.kinds import LayerRows
 from dalr_stream.numerics.rows.sampling import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.rows.streams import layer_of_stream, module_name
@@ -144,16 +144,17 @@ class BatchRows:
         """(N, T): the positions of a layer that count; None where all do."""
         return None if self._masks is None else self._masks.of_layer(module_name(layer_of_stream(stream)))
 
-    def take(self, stream: str, rows: LayerRows) -> Taken:
-        """Copy the watched rows of a layer, in the order of samples and positions."""
+    def take(self, stream: str, rows: LayerRows, number: int = 0) -> Taken:
+        """Copy the watched rows of call `number` of a layer, in the order of samples and positions."""
         if stream not in (self._orders or {}):
             self._require_samples_first(stream, rows)
-        order = order_in(self._orders, stream, rows.leading, self._samples)
+        order = order_of_call(self._orders, stream, number)
+        order = require_order(stream, order, rows.leading, self._samples)
         most = self._rule.most_of(rows, paired=self._paired)
         mask = self.mask_of(stream)
         known = rows.leading, most, order, id(mask)
         if known not in self._numbers:
-            keep = self._keep(stream, rows.leading, most, None if mask is None else mask.numpy())
+            keep = self._keep(stream, rows.leading, most, order, None if mask is None else mask.numpy())
             self._numbers[known] = self._numbers_of(rows.leading, order, keep)
             self._counts[known] = None if mask is None or keep is None else keep.sum(axis=1, dtype=np.int64)
         numbers = self._numbers[known]
@@ -178,11 +179,16 @@ class BatchRows:
             "before the layer; if they are, and the sizes are so by chance, take batches of another size"
         )
 
-    def _keep(self, stream: str, leading: tuple[int, ...], most: int | None, mask: Keep | None) -> Keep | None:
+    def _keep(
+        self, stream: str, leading: tuple[int, ...], most: int | None, order: RowOrder, mask: Keep | None
+    ) -> Keep | None:
         """Return the rows to keep, (N, positions); None for all, the same number of each sample."""
         if mask is None and most is None:
             return None
-        keep = self._all(stream, leading) if mask is None else self._masked(stream, leading, mask)
+        if order.of_every_sample:
+            keep = np.ones((self._samples, math.prod(leading)), np.bool_)
+        else:
+            keep = self._all(stream, leading) if mask is None else self._masked(stream, leading, mask)
         if most is not None:
             keep = at_most(keep, most, seed=self._rule.seed, first_sample=self._first)
         return None if mask is None and bool(keep.all()) else keep

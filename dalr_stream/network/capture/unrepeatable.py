@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.network.capture.batches import call
+from dalr_stream.network.capture.batches import call, inputs_copied
 from dalr_stream.network.layers.identity import digest_of_member
 
 Calls = list[tuple[str, str, str]]
@@ -32,7 +32,7 @@ def _calls(model: nn.Module, batch: Any) -> Calls:
                 calls.append((name, _digest([given, keywords]), _digest(outputs)))
 
             stack.callback(module.register_forward_hook(ended, with_kwargs=True).remove)
-        call(model, batch)
+        call(model, inputs_copied(batch))
     return calls
 
 

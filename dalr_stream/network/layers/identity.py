@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -140,3 +141,15 @@ def digest_of_member(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key!r}:{digest_of_member(member)}' for key, member in value.items())}}}"
     return f"[{','.join(map(digest_of_member, value))}]" if isinstance(value, list | tuple) else repr(value)
+
+
+def identity_of(of: Any) -> str:
+    """Return what identifies a loss function, or an argument of one."""
+    if isinstance(of, partial):
+        members = [*enumerate(of.args), *sorted(of.keywords.items())]
+        return f"{identity_of(of.func)}({', '.join(f'{name}={identity_of(member)}' for name, member in members)})"
+    if not callable(of):
+        return digest_of_member(of)
+    named = of if hasattr(of, "__qualname__") else type(of)
+    name = f"{named.__module__}:{named.__qualname__}"
+    return f"{name}({fingerprint(of)})" if isinstance(of, nn.Module) else name

@@ -68,6 +68,12 @@ def why_not(module: nn.Module) -> str | None:
             f"it is a depthwise {type(module).__name__}: each of its {module.groups} groups is a matrix of rank 1, "
             "which factors cannot make smaller"
         )
+    fused = _fused_weights(module)
+    if fused:
+        return (
+            f"it is a {type(module).__name__}, which holds the weights of several layers in one tensor, as of experts: "
+            f"{', '.join(fused)}; let each be a Linear layer of its own"
+        )
     known = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
     if known is not None and _computes_otherwise(module):
         return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
@@ -98,7 +104,18 @@ def _computes_otherwise(module: nn.Module) -> bool:
 
 def has_weights(module: nn.Module) -> bool:
     """Tell the layers that one might expect to be compressed, whether they can be or not."""
-    return isinstance(module, _WEIGHTED) or is_transposed(module)
+    return isinstance(module, _WEIGHTED) or is_transposed(module) or bool(_fused_weights(module))
+
+
+def _fused_weights(module: nn.Module) -> list[str]:
+    """Return the weights that are several matrices, as transformers keeps those of all experts of a layer."""
+    if type(module).__module__.startswith("torch."):  # of these it is known what they hold
+        return []
+    return [
+        f"'{name}' of {' x '.join(map(str, parameter.shape))}"
+        for name, parameter in module.named_parameters(recurse=False)
+        if not is_lazy(parameter) and parameter.ndim == 3 and 1 not in parameter.shape
+    ]
 
 
 def is_depthwise(module: nn.Conv1d | nn.Conv2d) -> bool:

@@ -103,7 +103,36 @@ def select_layers(
 
 
 def unsupported_layers(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[str, ...]:
-    """Return, in words, which layers of weights the patterns match that cannot be compressed, and why."""
+    """Return the layers with weights that the patterns match but that cannot be compressed, each with the reason.
+
+    Parameters
+    ----------
+    model
+        The network.
+    patterns
+        Names, globs, regular expressions or module classes, as for `watch`.
+
+    Returns
+    -------
+    tuple of str
+        One sentence for each layer; empty where all can be compressed.
+
+    Raises
+    ------
+    LayerNotFoundError
+        For a pattern that matches no module, with the nearest names.
+
+    See Also
+    --------
+    watch : the layers that can be compressed.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Bilinear(2, 2, 2)])
+    >>> ds.unsupported_layers(model, ["*"])
+    ("layer '1' is left out: it is a Bilinear",)
+    """
     modules = {name: module for name, module in model.named_modules() if name}
     matched = {name for pattern in _listed(patterns) for name in _matches(pattern, modules)}
     reasons = {name: why_not(module) for name, module in modules.items() if name in matched and has_weights(module)}

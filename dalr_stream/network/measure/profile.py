@@ -72,19 +72,42 @@ def profile(
     batch_sizes: Sequence[int] = (1, 8, 64),
     stopwatch: Stopwatch | None = None,
 ) -> NetworkProfile:
-    """Return the multiply-adds and the measured seconds of `small` beside `model`, of which it was made.
+    """Return the multiply-adds and the measured seconds of `small` beside `model`, from which it was made.
 
     Parameters
     ----------
     model, small
-        The original and what `compress` made of it, in eval mode and on one device, which is where they are timed.
+        The original and what `compress` made of it, in eval mode and on one device, where they are timed.
     batch
         A batch as `capture` takes it; its samples are repeated, or left out, to make each of `batch_sizes`.
+    batch_sizes
+        Samples a batch, each 1 or more; every one is timed.
     stopwatch
         How many turns, and by which clock.
 
-    The seconds are measurements of this machine as it is now: compare them within one profile only. Raises
-    InvalidInputError for batch sizes below 1 and networks in train mode.
+    Returns
+    -------
+    NetworkProfile
+        `.layers`, one record for each replaced layer and batch size; `.whole`, one for each batch size.
+
+    Raises
+    ------
+    InvalidInputError
+        For batch sizes below 1 and networks in train mode.
+
+    Notes
+    -----
+    The seconds are measurements of this machine as it is now: compare them within one profile only.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> statistics = ds.accumulate(model, [torch.randn(32, 6)], ds.watch(model, ["0"]))
+    >>> small = ds.compress(model, {"0": ds.dalr(statistics["0"]).at_rank(2)})
+    >>> profile = ds.profile(model, small, torch.randn(1, 6), batch_sizes=[1])
+    >>> profile.whole[0].macs_before, profile.whole[0].macs_after
+    (108, 72)
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise InvalidInputError(f"profile: batch sizes must be 1 or more, got {', '.join(map(str, batch_sizes))}")

@@ -33,6 +33,7 @@ from dalr_stream.errors import (
     UnsupportedLayerError,
 )
 from dalr_stream.network.saved.model_card import is_pretrained, readme
+from dalr_stream.network.saved.refusal import forget_refusal, refuse_from_pretrained
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
@@ -45,11 +46,43 @@ WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "
 
 
 def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Write `model` (from `compress`) to `folder`; `provenance` is any JSON-like mapping to keep and to show.
+    """Write `model`, from `compress`, to `folder`: safetensors, the surgery as `plan.json`, and a model card.
 
-    A transformers model, known by its `save_pretrained`, leaves its `config.json` beside the weights.
-    A network kept there before is replaced whole. Raises InvalidInputError, with nothing touched, where the folder
-    holds anything else.
+    A transformers model, known by its `save_pretrained`, leaves its `config.json` beside the weights. A network kept
+    there before is replaced whole.
+
+    Parameters
+    ----------
+    model
+        What `compress`, `compress_sequentially`, `finetune` or `load` returned.
+    folder
+        A new folder, or one that holds such a network already.
+    provenance
+        Any JSON-like mapping to keep and to show on the card.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the folder holds anything else; nothing is touched.
+
+    See Also
+    --------
+    load : reads it back.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> statistics = ds.accumulate(model, [torch.randn(32, 6)], ds.watch(model, ["0"]))
+    >>> small = ds.compress(model, {"0": ds.dalr(statistics["0"]).at_rank(2)})
+    >>> folder = ds.save(small, "small", provenance={"data": "birds"})
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'model.safetensors', 'plan.json']
     """
     folder = Path(folder)
     _require_own(folder)
@@ -63,6 +96,8 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
         (fresh / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
         if is_pretrained(model):
             cast("Any", model.config).save_pretrained(fresh)
+            if plan.steps:
+                refuse_from_pretrained(fresh / CONFIG)
         facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
         beside = sorted(path for path in fresh.iterdir() if path.name != WEIGHTS)
         facts[BESIDE] = {path.name: _file_digest(path) for path in beside}
@@ -73,10 +108,43 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
 
 
 def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
-    """Return the compressed network kept in `folder`, in eval mode; `build` makes the original, trained or not.
+    """Return the compressed network kept in `folder`, in eval mode.
 
-    Raises StoreNotFoundError, StoreDamagedError, and FingerprintMismatchError where the weights do not fit what
-    `build` gave.
+    Parameters
+    ----------
+    folder
+        What `save` wrote.
+    build
+        Called to make the original network, trained or not: its class, or a function without arguments.
+
+    Returns
+    -------
+    torch.nn.Module
+        The compressed network with its weights, of the original's class.
+
+    Raises
+    ------
+    StoreNotFoundError, StoreDamagedError
+        Where the folder, or a file in it, is missing or damaged.
+    FingerprintMismatchError
+        Where the weights do not fit the network that `build` made.
+    InvalidInputError
+        Where `build` is a network rather than a function that makes one.
+
+    See Also
+    --------
+    save : writes the folder.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> def build():
+    ...     return torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))
+    >>> model = build().eval()
+    >>> statistics = ds.accumulate(model, [torch.randn(32, 6)], ds.watch(model, ["0"]))
+    >>> _ = ds.save(ds.compress(model, {"0": ds.dalr(statistics["0"]).at_rank(2)}), "small")
+    >>> ds.load("small", build)[0][0].out_features
+    2
     """
     folder = Path(folder)
     if isinstance(build, nn.Module):
@@ -96,6 +164,7 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     _require_same_dtypes(model, folder / WEIGHTS)
     setattr(model, ORIGIN_ATTRIBUTE, origin)
     load_weights(model, folder / WEIGHTS)
+    forget_refusal(model)
     return model.eval()
 
 

@@ -10,9 +10,7 @@ a selection that missed a reader would be wrong in silence.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -22,7 +20,7 @@ import torch_pruning as tp
 from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.capture.batches import call, few_samples
+from dalr_stream.network.capture.batches import call, few_samples, tensors_in
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.kinds import (
     CONVOLUTIONS,
@@ -34,7 +32,8 @@ from dalr_stream.network.layers.kinds import (
 )
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import layer_of
-from dalr_stream.network.structure.proof import quiet, require_proof, same_draws, tensors_in
+from dalr_stream.network.structure.idle import count_calls, idle_readers
+from dalr_stream.network.structure.proof import quiet, require_proof
 from dalr_stream.numerics.rows.streams import Side, stream_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, ChannelSpan
 
@@ -60,7 +59,7 @@ class Structure:
         """Trace `model` on the first samples of `example`, a batch as `capture` takes it, and leave it as it is."""
         few = few_samples(example, EXAMPLES)
         with quiet(model), without_gradients():
-            calls = _count_calls(model, few)
+            calls = count_calls(model, few)
         with quiet(model), torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # they are refused by name
             graph = tp.DependencyGraph()
@@ -127,7 +126,7 @@ class _Group:
         if isinstance(root, CONVOLUTIONS) and root.groups != 1:
             self._refuse(f"it is a {type(root).__name__} of {root.groups} groups")
         if root not in graph.module2node:
-            self._refuse(f"it is called {self._structure.calls.get(self._name, 0)} times, it must be once")
+            self._refuse("it is called 0 times, or nothing comes of what it gives")
         prune = graph.get_pruner_of_module(root).prune_out_channels
         for item in graph.get_pruning_group(root, prune, idxs=list(range(channels))):
             self._sort_in(item, channels, gives=graph.is_out_channel_pruning_fn(item.dep.handler))
@@ -188,22 +187,13 @@ class _Group:
         return ChannelReader(span, stream, span.start // span.block, per_feature * span.block)
 
     def _require_no_idle_reader(self, widths: Container[int]) -> None:
-        """Raise where a layer as wide as the channels runs in training only, as auxiliary heads do."""
-        model, called = self._structure.model, self._structure.calls
-        idle = [
-            name
-            for name, module in model.named_modules()
-            if not called.get(name, 0)
-            and (channels_given(module) is not None or carries_channels(module))
-            and channels_read(module) in widths
-        ]
-        in_training = _calls_in_training(model, self._structure.example) if idle else Counter[str]()
-        for name in idle:
-            if in_training[name]:
-                self._refuse(
-                    f"'{name}', which runs in training only, is as wide and may read them: take it out of the network "
-                    "before, as by setting it to None"
-                )
+        """Raise where a layer as wide as the channels runs in training, or on other inputs, and not on the example."""
+        structure = self._structure
+        for name, when in idle_readers(structure.model, structure.example, structure.calls, widths):
+            self._refuse(
+                f"'{name}', which {when}, is as wide and may read them: take it out of the network before, as by "
+                "setting it to None"
+            )
 
     def _require_whole(self, span: ChannelSpan) -> None:
         if (span.start, span.block) != (0, 1):
@@ -211,8 +201,8 @@ class _Group:
 
     def _require_sound(self, name: str) -> None:
         """Raise where a member of the group cannot be replaced by a narrower one."""
-        if self._structure.calls.get(name, 0) != 1:
-            self._refuse(f"'{name}' is called {self._structure.calls.get(name, 0)} times, it must be once")
+        if not self._structure.calls.get(name, 0):
+            self._refuse(f"'{name}' is not called")
         require_replaceable(self._structure.model, [name])
 
     def _refuse(self, reason: str) -> NoReturn:
@@ -233,27 +223,3 @@ class _TransposedLinear(tp.BasePruningFunc):  # type: ignore[misc]  # the librar
 
     def get_in_channels(self, layer: nn.Module) -> int | None:
         return channels_read(layer)
-
-
-def _calls_in_training(model: nn.Module, example: Any) -> Counter[str]:
-    """Count the calls of each module in train mode; none where the network does not run so on the example."""
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with quiet(model), same_draws(model), without_gradients():
-        model.train()
-        try:
-            return _count_calls(model, example)
-        except Exception:  # noqa: BLE001  # a batch norm may want more samples: nothing is known then
-            return Counter()
-        finally:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(before[name])
-
-
-def _count_calls(model: nn.Module, example: Any) -> Counter[str]:
-    calls: Counter[str] = Counter()
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            hook = module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
-            stack.callback(hook.remove)
-        call(model, example)
-    return calls

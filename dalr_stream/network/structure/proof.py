@@ -14,7 +14,7 @@ when the network is narrowed: see `narrowed`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.batches import call, first_argument
+from dalr_stream.network.capture.batches import call, first_argument, tensors_in
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.kinds import CONVOLUTIONS
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelSpan
@@ -37,14 +37,6 @@ def require_proof(model: nn.Module, name: str, group: ChannelGroup, example: Any
     Cost: two forward passes of `example`, and log2 of the channels more that end at the last reader.
     """
     _Proof(model, name, group, example).require()
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Return the tensors of floating point in whatever a network gives."""
-    if isinstance(value, torch.Tensor):
-        return [value] if value.is_floating_point() else []
-    members = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [tensor for member in members for tensor in tensors_in(member)]
 
 
 @contextmanager
@@ -73,15 +65,6 @@ def quiet(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-@contextmanager
-def same_draws(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Let a network draw the same random numbers each time, and leave the caller's as they are."""
-    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
 def same(actual: torch.Tensor, expected: torch.Tensor, rounding: float = ROUNDING) -> torch.Tensor:
     """Compare entry by entry: equal but for rounding, which a kernel may do otherwise in other memory."""
     scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0
@@ -91,6 +74,10 @@ def same(actual: torch.Tensor, expected: torch.Tensor, rounding: float = ROUNDIN
 def channels_last(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
     """View what a layer reads or gives with its channels, or features, as the last dimension."""
     return tensor.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor
+
+
+Reads = dict[str, list[torch.Tensor]]
+"""What the readers got, call after call."""
 
 
 class _AllRead(Exception):  # noqa: N818  # no error: the rest of a forward pass is not needed
@@ -105,8 +92,8 @@ class _Proof:
         self._name = name
         self._group = group
         self._example = example
-        self._clean: dict[str, torch.Tensor] = {}
-        self._disturbed: dict[str, torch.Tensor] = {}
+        self._clean: Reads = {}
+        self._disturbed: Reads = {}
         """What the readers got with every channel disturbed."""
 
     def require(self) -> None:
@@ -117,12 +104,24 @@ class _Proof:
         if not all(bool(same(a, b).all()) for a, b in zip(disturbed, expected, strict=True)):
             readers = ", ".join(f"'{reader.span.layer}'" for reader in self._group.readers)
             self._refuse(f"the network's output depends on them by other ways than through {readers}")
+        for reader in self._group.readers:
+            self._require_read_each_time(reader.span)
         for bit in range((self._group.channels - 1).bit_length()):
             self._run(numbers.bitwise_and(1 << bit).bool(), {}, to_readers=True)
 
-    def _run(
-        self, disturbing: torch.Tensor, reads: dict[str, torch.Tensor], *, to_readers: bool = False
-    ) -> list[torch.Tensor]:
+    def _require_read_each_time(self, span: ChannelSpan) -> None:
+        """Raise UnsupportedLayerError where a reader is called several times, and not always on the channels."""
+        module = self._model.get_submodule(span.layer)
+        clean, disturbed = (
+            [channels_last(module, read)[..., span.start :] for read in known[span.layer]]
+            for known in (self._clean, self._disturbed)
+        )
+        arrives = [not bool(same(a, b).all()) for a, b in zip(disturbed, clean, strict=True)]
+        if len(arrives) > 1 and not all(arrives):
+            number = arrives.index(False) + 1
+            self._refuse(f"'{span.layer}' is called {len(arrives)} times, and call {number} does not read them")
+
+    def _run(self, disturbing: torch.Tensor, reads: Reads, *, to_readers: bool = False) -> list[torch.Tensor]:
         """Disturb the channels marked in `disturbing`; fill `reads`; return the network's outputs, none if stopped."""
         model = self._model
         with ExitStack() as stack:
@@ -138,15 +137,14 @@ class _Proof:
                 return [tensor.clone() for tensor in tensors_in(call(model, self._example))]
         return []
 
-    def _reading(
-        self, span: ChannelSpan, disturbing: torch.Tensor, reads: dict[str, torch.Tensor], *, to_readers: bool
-    ) -> Any:
+    def _reading(self, span: ChannelSpan, disturbing: torch.Tensor, reads: Reads, *, to_readers: bool) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-            tensor = reads[span.layer] = first_argument(arguments, keywords).clone()
-            self._require_unmixed(span, module, tensor, disturbing)
-            if to_readers and len(reads) == len({reader.span.layer for reader in self._group.readers}):
+            calls = reads.setdefault(span.layer, [])
+            calls.append(first_argument(arguments, keywords).clone())
+            self._require_unmixed(span, module, calls, disturbing)
+            if to_readers and all(len(reads.get(name, ())) == len(clean) for name, clean in self._clean.items()):
                 raise _AllRead
-            clean = self._clean[span.layer].clone()
+            clean = self._clean[span.layer][len(calls) - 1].clone()
             if arguments:
                 return (clean, *arguments[1:]), keywords
             return arguments, {**keywords, next(iter(keywords)): clean}
@@ -154,13 +152,16 @@ class _Proof:
         return hook
 
     def _require_unmixed(
-        self, span: ChannelSpan, module: nn.Module, tensor: torch.Tensor, disturbing: torch.Tensor
+        self, span: ChannelSpan, module: nn.Module, calls: Sequence[torch.Tensor], disturbing: torch.Tensor
     ) -> None:
-        """Raise UnsupportedLayerError where a place does not hold what its own channel alone decides."""
-        features = channels_last(module, tensor)
-        clean, all_disturbed = (
-            channels_last(module, known.get(span.layer, tensor)) for known in (self._clean, self._disturbed)
-        )
+        """Raise UnsupportedLayerError where a place does not hold what its own channel alone decides.
+
+        The last of `calls` is looked at. A reader is called as often as in the first pass, whatever is disturbed.
+        """
+        before = [known.get(span.layer, calls) for known in (self._clean, self._disturbed)]
+        if any(len(known) < len(calls) for known in before):
+            self._refuse(f"how often '{span.layer}' is called depends on them")
+        features, clean, all_disturbed = (channels_last(module, known[len(calls) - 1]) for known in (calls, *before))
         disturbed = torch.zeros(features.shape[-1], dtype=torch.bool)
         stop = span.start + span.block * self._group.channels
         disturbed[span.start : stop] = disturbing.repeat_interleave(span.block)

@@ -53,12 +53,48 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
         groups' names. Factor pairs come first, so a selection may shrink a pair.
     example
         A batch as `capture` takes it, or a `Structure` of `model`. Selections need it: which layers carry and read the
-        same channels shows when a batch goes through. Factor pairs do without; given one, it is proved that the network
-        calls what takes a layer's place just as it called the layer, and computes the same elsewhere.
+        same channels shows when a batch goes through. Factor pairs do not; where it is given, it is proved that the
+        network calls what takes a layer's place just as it called the layer, and computes the same elsewhere.
 
-    Raises InvalidInputError where a replacement's shape is not the layer's, NonFiniteError where it does not fit into
-    the layer's dtype, LayerNotFoundError and UnsupportedLayerError for layers that cannot be replaced: of another kind,
-    of shared weights, held elsewhere than in the module tree, or with hooks or parametrisations of others on them.
+    Returns
+    -------
+    torch.nn.Module
+        The smaller network, of the same class and in the same mode.
+
+    Raises
+    ------
+    InvalidInputError
+        Where a replacement's shape is not the layer's.
+    NonFiniteError
+        Where a replacement does not fit into the layer's dtype.
+    LayerNotFoundError, UnsupportedLayerError
+        For layers that cannot be replaced: of another kind, of shared weights, held elsewhere than in the module tree,
+        or with hooks or parametrisations of others on them.
+
+    See Also
+    --------
+    compress_sequentially : layer after layer, each making up for the ones before it.
+    sizes : chooses the replacements for a budget.
+    save : keeps the result.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> batch = torch.randn(64, 6)
+    >>> layers = ds.watch(model, ["0"], example=batch)
+    >>> layer = ds.accumulate(model, [batch], layers)["0"]
+    >>> ds.compress(model, {"0": ds.dalr(layer).at_rank(2)})[0]
+    FactorPair(
+      (0): Linear(in_features=6, out_features=2, bias=False)
+      (1): Linear(in_features=2, out_features=12, bias=True)
+    )
+    >>> ds.compress(model, {"0": ds.spectral(layer).at_size(8)}, example=layers.structure)
+    Sequential(
+      (0): Linear(in_features=6, out_features=8, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=8, out_features=3, bias=True)
+    )
     """
     for name, record in replacements.items():
         if not isinstance(record, Replacement):

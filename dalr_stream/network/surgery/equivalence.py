@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.batches import call, first_argument
-from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.batches import call, first_argument, tensors_in
+from dalr_stream.network.capture.reading import same_draws, without_gradients
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, channels_read
-from dalr_stream.network.structure.proof import ROUNDING, quiet, same, same_draws, tensors_in
+from dalr_stream.network.structure.proof import ROUNDING, quiet, same
 from dalr_stream.numerics.statistics.channels import ChannelGroup
 
 ROUNDING_STEPS = 8

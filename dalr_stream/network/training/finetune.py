@@ -20,7 +20,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,7 +30,7 @@ from torch.nn import functional
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError
 from dalr_stream.network.capture.batches import call, digest_of_inputs, samples_in
-from dalr_stream.network.layers.identity import digest_of_member, fingerprint
+from dalr_stream.network.layers.identity import digest_of_member, fingerprint, identity_of
 from dalr_stream.network.training.epochs import Epochs, EpochsFile, Trained
 from dalr_stream.network.training.trainable import only_trained
 from dalr_stream.storage.json_record import digest_of
@@ -94,19 +93,7 @@ class FineTuning:
         function of one's own has closed over is not seen: give it as arguments of a partial.
         """
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "loss"}
-        return digest_of([fingerprint(model), facts, _identity(self.loss)])
-
-
-def _identity(of: Any) -> str:
-    """Return what identifies a loss, or an argument of one."""
-    if isinstance(of, partial):
-        members = [*enumerate(of.args), *sorted(of.keywords.items())]
-        return f"{_identity(of.func)}({', '.join(f'{name}={_identity(member)}' for name, member in members)})"
-    if not callable(of):
-        return digest_of_member(of)
-    named = of if hasattr(of, "__qualname__") else type(of)
-    name = f"{named.__module__}:{named.__qualname__}"
-    return f"{name}({fingerprint(of)})" if isinstance(of, nn.Module) else name
+        return digest_of([fingerprint(model), facts, identity_of(self.loss)])
 
 
 @runtime_checkable
@@ -125,7 +112,7 @@ def finetune(
     checkpoint: str | Path | None = None,
     epoch_done: EpochDone | None = None,
 ) -> nn.Module:
-    """Return a fine-tuned copy of `model`, which is left as it is; dtype, device, modes and plan are epochs_file.
+    """Return a fine-tuned copy of `model`, with its dtype, device, modes and plan; `model` is left as it is.
 
     Parameters
     ----------
@@ -134,18 +121,43 @@ def finetune(
     batches
         Re-iterable, of pairs (inputs, labels); inputs as `capture` takes them. Never the test split.
     options
-        MoMaSP's setting by default.
+        The setting of the MoMaSP paper by default.
     checkpoint
-        A file for weights and Adam's state after each epoch, left in place. Where it is there, it is gone on from:
-        batches of the epochs that are done are loaded again without training, so that a loader with a memory is where
-        it was, and those of the last one are compared; one with `set_epoch(number)` is asked for the last one alone.
+        A file for weights and Adam's state after each epoch, left in place. Where it exists, training resumes from it:
+        batches of finished epochs are loaded again without training, so that a loader with a memory is where it was,
+        and those of the last one are compared; a loader with `set_epoch(number)` is asked for the last one alone.
     epoch_done
-        Told of each epoch, those of an earlier call first.
+        Called with each epoch's number, from 1, and its mean loss; those of an earlier call first.
 
-    Raises NonFiniteError (epoch and batch named) for a loss or weights that are NaN or Inf, InvalidInputError for a
-    loader that gives nothing or no pairs, LayerNotFoundError and UnsupportedLayerError for patterns that match nothing
-    or nothing that can be trained, FingerprintMismatchError and StoreDamagedError for a checkpoint of other weights,
-    options or batches, or a damaged one.
+    Returns
+    -------
+    torch.nn.Module
+        The fine-tuned copy.
+
+    Raises
+    ------
+    NonFiniteError
+        For a loss or weights that are NaN or Inf; names epoch and batch.
+    InvalidInputError
+        For a loader that gives nothing, or no pairs.
+    LayerNotFoundError, UnsupportedLayerError
+        For patterns that match nothing, or nothing that can be trained.
+    FingerprintMismatchError, StoreDamagedError
+        For a checkpoint of other weights, options or batches, or a damaged one.
+
+    See Also
+    --------
+    FineTuning : the options.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> pairs = [(torch.randn(32, 6), torch.randint(3, (32,)))]
+    >>> epochs = []
+    >>> tuned = ds.finetune(model, pairs, ds.FineTuning(epochs=2), epoch_done=lambda epoch, loss: epochs.append(epoch))
+    >>> epochs, torch.equal(tuned[0].weight, model[0].weight)
+    ([1, 2], False)
     """
     options, epoch_done = options or FineTuning(), epoch_done or _ignore_epoch
     tuned = copy.deepcopy(model)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.rows.probe import Probe
 
 Rows = NDArray[np.generic]
 Samples = NDArray[np.int64]
@@ -169,6 +170,14 @@ class RowSink(Protocol):
 
     def finish(self) -> None:
         """Note that this was the last batch."""
+
+
+class ProbedSink(RowSink, Protocol):
+    """A sink that may also compare what the network gives for a probe with what it gave before."""
+
+    @property
+    def probed(self) -> Callable[[Probe], None] | None:
+        """What the probe is given to; None where there is nothing to compare it with."""
 
 
 def shared_rows(batch: RowBatch, before: Mapping[str, str] | None) -> Mapping[str, str]:

@@ -17,15 +17,17 @@ from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
-from dalr_stream.numerics.sizes.allocation import SizedLayer, by_energy
+from dalr_stream.numerics.sizes.allocation import by_energy
 from dalr_stream.numerics.sizes.losses import lost_energy, lost_nodes
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.records.solutions import Solution
+from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import LabelledSection
 from dalr_stream.workflow.steps.scores.scoring import sizes_to_try
-from dalr_stream.workflow.steps.sizes.sizing import sized_layers, solution_of
+from dalr_stream.workflow.steps.sizes.budget import rows_a_sample
+from dalr_stream.workflow.steps.sizes.sizing import sized_layer, solution_of
 
 ENOUGH = 0.95
 """Share of the energy at which layers are ranked by what they save."""
@@ -88,11 +90,11 @@ def layer_costs(project: Project, method: Method | str | None = None) -> list[La
     store = StoreView.open(project.store)
     named = parse_choice(Method, method or project.config.compress_method, "method")
     solutions = {layer: solution_of(project, store, layer, named) for layer in project.layers}
-    weights = sized_layers(project, store, solutions)
-    positions = [layer.positions for layer in sized_layers(project, store, solutions, macs=True)]
     costs = [
-        _layer_cost(project, store, layer, solutions[layer.name], rows)
-        for layer, rows in zip(weights, positions, strict=True)
+        _layer_cost(
+            project, store, sized_layer(project, store, layer, solution), solution, rows_a_sample(project, store, layer)
+        )
+        for layer, solution in solutions.items()
     ]
     return sorted(costs, key=lambda cost: -cost.enough.saved)
 

@@ -78,6 +78,7 @@ class AccuracyTable(_Part):
 
     def beside(self, results: Results) -> PublishedTable:
         """Return the table with what the run found."""
+        _require_share(self.title, results)
         columns = tuple(PublishedColumn(str(size)) for size in self.sizes)
         layer = next((found for found in results.layers if found.name == self.layer), None)
         rows = [PublishedRow(row.label, _shares(row.values), self._ours(row, layer)) for row in self.rows]
@@ -119,6 +120,8 @@ class NetworkTable(_Part):
 
     def beside(self, results: Results) -> PublishedTable:
         """Return the table, and the networks that the run saved as its last rows."""
+        if {"original", "accuracy"} & set(self.columns):
+            _require_share(self.title, results)
         columns = tuple(_COLUMNS[name] for name in self.columns)
         units = [100 if column.share else 1 for column in columns]
         printed = [
@@ -164,6 +167,14 @@ def _require_whole(title: str, width: int, rows: Sequence[tuple[str, Sequence[fl
     for label, values in rows:
         if len(values) != width:
             raise ValueError(f"'{title}', row '{label}': needs {width} values, got {len(values)}")
+
+
+def _require_share(title: str, results: Results) -> None:
+    if not results.scale.is_share:
+        raise ConfigError(
+            f"report.published: '{title}' is of shares in per cent, and the {results.metric} of this run is "
+            f"{results.scale.words}: leave the table out, or evaluate by a share"
+        )
 
 
 def _shares(values: Sequence[float]) -> tuple[float, ...]:

@@ -30,6 +30,7 @@ from dalr_stream.report.record import (
     Spectra,
     Stability,
 )
+from dalr_stream.report.scale import ACCURACY, Scale
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.runfile.project import Project
@@ -86,8 +87,9 @@ def results(project: Project) -> Results:
         name=project.config.run.name,
         provenance=provenance(project.config, store),
         metric=section.metric_words,
+        scale=section.scale,
         baseline_accuracy=evaluation.baseline,
-        layers=tuple(layer_results(layer, evaluation.baseline, section.drop) for layer in layers),
+        layers=tuple(layer_results(layer, evaluation.baseline, section.drop, section.scale) for layer in layers),
         sizes=evaluation.sizes,
         decisions=(*evaluation.left_out, *decisions(layers), *saved, *tuned, *untimed),
         caveats=project.config.run.caveats,
@@ -99,8 +101,8 @@ def results(project: Project) -> Results:
     return dataclasses.replace(whole, published=Published.read(project.folder / published).beside(whole))
 
 
-def layer_results(findings: LayerFindings, baseline: float, drop: float) -> LayerResults:
-    """Return the layer's part of the report; `baseline` is the uncompressed accuracy, `drop` the loss allowed."""
+def layer_results(findings: LayerFindings, baseline: float, drop: float, scale: Scale = ACCURACY) -> LayerResults:
+    """Return the layer's part of the report; `baseline` is the uncompressed score, `drop` the loss allowed."""
     selections = [s for s in findings.solutions.values() if isinstance(s, ChannelSelection)]
     low_rank = [s for s in findings.solutions.values() if not isinstance(s, ChannelSelection)]
     return LayerResults(
@@ -116,7 +118,7 @@ def layer_results(findings: LayerFindings, baseline: float, drop: float) -> Laye
         accuracy_curves=findings.curves,
         retention_curves=tuple(RetentionCurve(s.method.value, _plain(s.retention)) for s in selections),
         spectra=_spectra(low_rank[0], findings.training) if low_rank else Spectra((), ()),
-        headline=headline(findings.curves, baseline - drop),
+        headline=headline(findings.curves, scale.worst(baseline, drop), scale),
         stability=findings.stability,
         finetuned_curves=findings.finetuned,
     )
@@ -153,9 +155,9 @@ def error_curve(factors: Factors, training: InputMoments, heldout: InputMoments 
     return ErrorCurve(factors.method.value, _plain(relative_errors(factors, training)), on_heldout)
 
 
-def headline(curves: Sequence[AccuracyCurve], needed: float) -> tuple[HeadlineRow, ...]:
-    """Return, per method, the smallest tried size whose accuracy is at least `needed`."""
-    smallest = {curve.method: _smallest(curve.points, needed) for curve in curves}
+def headline(curves: Sequence[AccuracyCurve], needed: float, scale: Scale = ACCURACY) -> tuple[HeadlineRow, ...]:
+    """Return, per method, the smallest tried size whose score is as good as `needed`."""
+    smallest = {curve.method: _smallest(curve.points, needed, scale) for curve in curves}
     svd = smallest.get(Method.SVD.value)
     return tuple(_headline_row(method, point, svd) for method, point in smallest.items())
 
@@ -194,8 +196,8 @@ def _headline_row(method: str, point: AccuracyPoint | None, svd: AccuracyPoint |
     return HeadlineRow(method, point.size, point.layer_parameters, point.pair_parameters, point.accuracy, ratio)
 
 
-def _smallest(points: Sequence[AccuracyPoint], needed: float) -> AccuracyPoint | None:
-    return next((point for point in points if point.accuracy >= needed), None)
+def _smallest(points: Sequence[AccuracyPoint], needed: float, scale: Scale) -> AccuracyPoint | None:
+    return next((point for point in points if scale.reaches(point.accuracy, needed)), None)
 
 
 def _spectra(factors: Factors, training: InputMoments) -> Spectra:

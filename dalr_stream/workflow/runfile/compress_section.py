@@ -16,10 +16,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from dalr_stream.network.measure.output_distance import Distance
 from dalr_stream.numerics.methods import Family, Method
 
 RULES = ("params", "macs", "energy", "ratio", "max_drop")
 """The ways to decide the sizes of all layers."""
+BUDGETS = ("params", "macs")
+"""Those that share out a budget: candidates are measured on the network."""
 
 
 def _read_percent(value: Any) -> float:
@@ -49,8 +52,14 @@ class Order(StrEnum):
     """Each from what it reads in the network as compressed so far, towards the original's outputs."""
 
 
+ONE_SIZE = "needs exactly one of 'size' and 'retention'"
+
+
 class ChoiceSection(BaseModel):
-    """How one layer of the saved network is compressed: a method, and exactly one of size and retention."""
+    """How one layer of the saved network is compressed: a method, and exactly one of size and retention.
+
+    Beside a rule for all layers, a method alone: the rule decides the size.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,8 +71,8 @@ class ChoiceSection(BaseModel):
 
     @model_validator(mode="after")
     def _one_size(self) -> ChoiceSection:
-        if (self.size is None) == (self.retention is None):
-            raise ValueError("needs exactly one of 'size' and 'retention'")
+        if self.size is not None and self.retention is not None:
+            raise ValueError(ONE_SIZE)
         if self.retention is not None and self.method.family is Family.LOW_RANK:
             raise ValueError(f"'retention' is for selections, '{self.method.value}' is a low-rank method: give 'size'")
         return self
@@ -88,8 +97,14 @@ class CompressSection(BaseModel):
     """Keep this share of the full rank, or of the nodes, in every layer."""
     max_drop: Percent | None = None
     """Search sizes of all layers together that lose at most this much of the score on [validation]."""
-    method: Method | None = None
-    """By which method all layers are compressed; by default `dalr_anchored_affine`, or the first of solve.methods."""
+    method: Annotated[Method | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
+    """By which method all layers are compressed. `auto`, the default, weighs factor pairs and selections for `params`
+    and `macs`, and is `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a selection is
+    named, a layer none of whose nodes can go is factored."""
+    samples: Positive = 128
+    """Of the target: `params` and `macs` measure on so many what each layer's compression does to the outputs."""
+    distance: Distance = Distance.ENERGY
+    """In what that is measured: `energy`, ||Y - Y~||^2 / ||Y||^2, or `kl`, nats, of networks that give logits."""
     order: Order = Order.PARALLEL
     """`sequential` takes a pass over the data for each layer. Sizes are decided from the original's statistics."""
     multiple_of: Positive | None = None
@@ -106,6 +121,11 @@ class CompressSection(BaseModel):
         return next((rule for rule in RULES if getattr(self, rule) is not None), None)
 
     @property
+    def within_budget(self) -> bool:
+        """Tell whether the rule shares out a budget."""
+        return self.rule in BUDGETS
+
+    @property
     def share(self) -> float:
         """What the rule was given."""
         return float(getattr(self, self.rule)) if self.rule else 1.0
@@ -120,18 +140,27 @@ class CompressSection(BaseModel):
         given = [f"'{rule}'" for rule in RULES if getattr(self, rule) is not None]
         if len(given) > 1:
             raise ValueError(f"one rule decides the sizes, got {' and '.join(given)}: keep one of them")
-        if given and self.layers:
-            named = ", ".join(f"'{layer}'" for layer in self.layers)
-            raise ValueError(f"{given[0]} decides the sizes of all layers, and {named} is given its own: keep either")
-        for key in ("method", "multiple_of"):
-            if getattr(self, key) is not None and not given:
+        for layer, choice in self.layers.items():
+            sized = choice.size is not None or choice.retention is not None
+            if given and sized:
+                raise ValueError(f"{given[0]} decides all layers' sizes, and '{layer}' is given its own: keep either")
+            if not given and not sized:
+                raise ValueError(f"'{layer}' {ONE_SIZE}")
+        if self.layers and given and not self.within_budget:
+            raise ValueError(f"{given[0]} takes one method for all layers: give it as 'method'")
+        for key in ("method", "multiple_of", "samples", "distance"):
+            if key in self.model_fields_set and getattr(self, key) is not None and not given:
                 rules = ", ".join(f"'{rule}'" for rule in RULES)
                 raise ValueError(f"'{key}' goes with a rule for all layers: add one of {rules}")
         return self
 
 
+KEPT = ("method", "multiple_of", "order", "samples", "distance")
+"""What a rule given on the command line leaves as the run file says."""
+
+
 def with_sizes(section: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Return [compress] with other keys put in; a new rule replaces whatever decided the sizes before."""
     if set(RULES) & sizes.keys():
-        section = {key: value for key, value in section.items() if key in ("method", "multiple_of", "order")}
+        section = {key: value for key, value in section.items() if key in KEPT}
     return {**section, **sizes}

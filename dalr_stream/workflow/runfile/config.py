@@ -19,20 +19,22 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.streaming.folding import CUPY
 from dalr_stream.workflow.runfile.compress_section import CompressSection, Order, with_sizes
+from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
 from dalr_stream.workflow.runfile.messages import explain, require_current_keys
 from dalr_stream.workflow.runfile.sections import (
     AccumulateSection,
     CaptureSection,
     DataSection,
-    EvaluateSection,
     FinetuneSection,
-    LabelledSection,
     NetworkSection,
     ReportSection,
     RunSection,
     Section,
     SolveSection,
 )
+
+PREFERRED = (Method.DALR_ANCHORED_AFFINE, Method.SPECTRAL)
+"""Taken of their family where a run file names no method, if they are solved."""
 
 
 class RunConfig(Section):
@@ -76,10 +78,23 @@ class RunConfig(Section):
 
     @property
     def compress_method(self) -> Method:
-        """The method of a rule for all layers."""
-        solved = self.solve.methods
-        default = Method.DALR_ANCHORED_AFFINE if Method.DALR_ANCHORED_AFFINE in solved else solved[0]
-        return self.compress.method or default
+        """The method of a rule that takes one for all layers."""
+        return self.compress.method or self._default(Family.LOW_RANK) or self.solve.methods[0]
+
+    def methods_within_budget(self, named: Method | None) -> tuple[Method, ...]:
+        """Return the methods that a layer may be compressed by, one of a family: of both families where none is named.
+
+        The factor pairs after a selection that is named are for layers none of whose nodes can go.
+        """
+        selection = named or self._default(Family.SELECTION)
+        if selection is not None and selection.family is Family.LOW_RANK:
+            return (selection,)
+        return tuple(method for method in (selection, self._default(Family.LOW_RANK)) if method is not None)
+
+    def _default(self, family: Family) -> Method | None:
+        """Return the method of a family where none is named: of those that are solved."""
+        solved = [method for method in self.solve.methods if method.family is family]
+        return next((method for method in PREFERRED if method in solved), solved[0] if solved else None)
 
     @model_validator(mode="after")
     def _workers_read_rows_from_disk(self) -> RunConfig:
@@ -108,7 +123,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _methods_are_solved(self) -> RunConfig:
         asked = {f"compress.{layer}.method": choice.method for layer, choice in self.compress.layers.items()}
-        if self.compress.rule:
+        if self.compress.rule and not (self.compress.within_budget and self.compress.method is None):
             asked["compress.method"] = self.compress_method
         for key, method in asked.items():
             if method not in self.solve.methods:
@@ -165,8 +180,8 @@ class RunConfig(Section):
     def plain(self) -> dict[str, Any]:
         """Return the resolved configuration as JSON-like values."""
         plain = self.model_dump(mode="json")
-        if self.compress.rule:
-            plain["compress"]["method"] = self.compress_method.value
+        if self.compress.rule and self.compress.method is None:
+            plain["compress"]["method"] = "auto" if self.compress.within_budget else self.compress_method.value
         return plain
 
 

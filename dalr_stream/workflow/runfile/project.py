@@ -35,7 +35,8 @@ from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Folding, Threads, Workers
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.runfile.config import RunConfig
-from dalr_stream.workflow.runfile.sections import EvaluateSection, FinetuneSection
+from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection
+from dalr_stream.workflow.runfile.sections import FinetuneSection
 from dalr_stream.workflow.runfile.user_code import UserCode
 
 

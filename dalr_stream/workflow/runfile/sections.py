@@ -249,37 +249,6 @@ class FinetuneSection(DataSection):
     dropout: bool = False
 
 
-class LabelledSection(DataSection):
-    """Labelled batches, how a network is scored on them, and the sizes to try."""
-
-    metric: Annotated[str, Field(pattern=METRIC)] = "accuracy"
-    """`metric(model, batches) -> float` in 0..1; all it may do with the model is to call it on one batch at a time."""
-    ranks: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-    """Of each layer by itself; none where only the networks that the run saves are of interest."""
-    cache: Bytes = "256MiB"
-    """What may be kept of the values that enter the compressed layers, of each loader's batches, instead of loading and
-    computing them for every network."""
-
-    @property
-    def cache_bytes(self) -> int:
-        """The same in bytes."""
-        return parse_bytes(self.cache)
-
-    @property
-    def metric_words(self) -> str:
-        """The metric's name in print: `my_metrics:next_token_accuracy` is `next token accuracy`."""
-        return self.metric.rpartition(":")[2].replace("_", " ")
-
-
-class EvaluateSection(LabelledSection):
-    """The labelled test split, and the sizes to try on it."""
-
-    drop: float = Field(default=0.01, gt=0.0, lt=1.0)
-    """The loss of accuracy that the headline allows."""
-    finetune: bool = False
-    """Whether each network is also fine-tuned, as [finetune] says, and scored again."""
-
-
 class ReportSection(Section):
     """What the report shows beside what the run found."""
 

@@ -18,7 +18,8 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.torch_library import usable_device
 from dalr_stream.network.training.finetune import Loss, cross_entropy
 from dalr_stream.workflow.runfile.config import RunConfig
-from dalr_stream.workflow.runfile.sections import DataSection, FinetuneSection, LabelledSection
+from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
+from dalr_stream.workflow.runfile.sections import DataSection, FinetuneSection
 from dalr_stream.workflow.runfile.user_modules import UserModules, require_takes
 
 

@@ -45,7 +45,8 @@ def steps(session: Session) -> Iterator[Step]:
 def made_from(project: Project) -> str:
     """Return the fingerprint of the compressed network."""
     config = project.config
-    searched = labelled_print(project, config.validation) if config.compress.max_drop is not None else []
+    scored = config.compress.max_drop is not None or config.compress.within_budget
+    searched = labelled_print(project, config.validation) if scored else []
     seed = config.run.seed if searched else None
     return digest_of([solve.made_from(project), config.plain()["compress"], searched, seed, _streamed_again(project)])
 
@@ -65,7 +66,8 @@ def require_replaceable(project: Project, network: nn.Module) -> None:
     choices = named_layers(project, project.layers_in(store))
     replaced = [layer for layer, choice in choices.items() if choice.method.family is Family.LOW_RANK]
     tried = config.solve.methods if config.evaluate is not None else ()
-    methods = (*tried, *((config.compress_method,) if config.compress.rule else ()))
+    by_rule = config.methods_within_budget(config.compress.method) if config.compress.rule else ()
+    methods = (*tried, *by_rule)
     if any(method.family is Family.LOW_RANK for method in methods):
         replaced += project.layers_in(store)
     if replaced:

@@ -15,8 +15,8 @@ from dalr_stream.network.surgery.compress import parameter_bytes, parameter_coun
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import RecordKind, digest_of
+from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import EvaluateSection
 from dalr_stream.workflow.steps import compress, finetune, solve
 from dalr_stream.workflow.steps.capture import require_same_network
 from dalr_stream.workflow.steps.fingerprints import labelled_print

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import StoreNotFoundError
+from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import LabelledSection
 
 
 def labelled_print(project: Project, section: LabelledSection | None) -> list[Any]:

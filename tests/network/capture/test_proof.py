@@ -343,6 +343,26 @@ def test_blanked_padding_is_taken_for_what_it_is():
     same_as(found, (x + net.places.detach())[mask])
 
 
+@pytest.mark.parametrize("overwrite", [lambda x: x.add_(1), lambda x: x.mul_(3), lambda x: x.zero_()])
+def test_a_network_may_overwrite_what_it_is_given(overwrite):
+    """Each pass of the proof, that of other padding too, begins with the batch as it was."""
+
+    class Overwriting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(WIDTH, 4)
+
+        def forward(self, x, attention_mask):
+            y = self.fc(x * attention_mask[..., None] + 1)
+            overwrite(x)
+            overwrite(attention_mask)
+            return y
+
+    x, mask = drawn(4, 5, WIDTH), padded(4, 5)
+    batch = {"x": x.clone(), "attention_mask": mask.long()}
+    same_as(moments(Overwriting(), [batch], mask="attention_mask"), x[mask] + 1)
+
+
 # --- what a sample's rows are does not depend on its batch ----------------------------------------------------------
 
 

@@ -38,7 +38,23 @@ def test_layers_come_in_the_order_they_are_called_and_those_of_one_tensor_togeth
     assert order_of_execution(Attention(), BATCH, ["out", "key"]) == (("key",), ("out",))
 
 
-@pytest.mark.parametrize("write", [lambda h: h.add_(1.0), lambda h: h[0].zero_(), lambda h: h.view(-1).mul_(2.0)])
+def by_numpy(h):
+    array = h.numpy()
+    array += 1
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda h: h.add_(1.0),
+        lambda h: h[0].zero_(),
+        lambda h: h.view(-1).mul_(2.0),
+        lambda h: h.clamp_(max=5.0),  # which changes nothing in this batch
+        lambda h: h.data.mul_(2.0),  # of these torch takes no note
+        lambda h: h.detach().data[1].zero_(),
+        by_numpy,
+    ],
+)
 def test_a_tensor_written_to_in_between_is_another(write):
     assert order_of_execution(Attention(write), BATCH, QKV)[:2] == (("query",), ("key", "value"))
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import dalr_stream as ds
@@ -35,3 +36,27 @@ def test_the_reason_is_named(layer, reason):
         select_layers(net, ["0"])
     (said,) = ds.unsupported_layers(net, ["*"])
     assert said.startswith("layer '0' is left out: its weight ")
+
+
+MOE = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24, "num_local_experts": 4}
+
+
+def test_experts_whose_weights_are_one_tensor_are_named_among_what_is_left_out():
+    config = transformers.MixtralConfig(hidden_size=16, num_hidden_layers=1, vocab_size=40, **MOE)
+    net = transformers.MixtralForCausalLM(config)
+    (said,) = ds.unsupported_layers(net, ["model.layers.*"])
+    assert said.startswith(
+        "layer 'model.layers.0.mlp.experts' is left out: it is a MixtralExperts, which holds the weights of several "
+        "layers in one tensor, as of experts: 'gate_up_proj' of 4 x 48 x 16, 'down_proj' of 4 x 16 x 24; let each be"
+    )
+    with pytest.raises(UnsupportedLayerError, match=r"experts' .*holds the weights of several layers in one tensor"):
+        select_layers(net, ["model.layers.0.mlp.experts"])
+
+
+def test_a_table_of_positions_is_no_weight_that_is_left_out():
+    class Tables(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.places, self.fc = nn.Parameter(torch.zeros(1, 9, 4)), nn.Linear(4, 4)
+
+    assert ds.unsupported_layers(nn.Sequential(Tables()), ["*"]) == ()

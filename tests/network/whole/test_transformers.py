@@ -183,6 +183,32 @@ def test_save_pretrained_of_a_compressed_network_is_loaded_with_its_plan(build, 
     assert torch.equal(scores(loaded, inputs), scores(small, inputs))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("auto", [True, False])
+@all_networks
+def test_from_pretrained_refuses_a_saved_folder_and_says_how_to_load_it(build, patterns, auto, tmp_path):
+    """It made random layers in place of those that were replaced."""
+    model, factors = factors_of(build, patterns)
+    small = ds.compress(model, {name: found.at_rank(4) for name, found in factors.items()})
+    folder = ds.save(small, tmp_path / "small")
+    reason = r"compressed by dalr_stream, .*: load it with dalr_stream.load\(folder, build"
+    with pytest.raises(ValueError, match=reason):
+        (transformers.AutoModel if auto else type(model)).from_pretrained(folder)
+    loaded = ds.load(folder, lambda: type(model)(transformers.AutoConfig.from_pretrained(folder)))
+    inputs = inputs_for(build, 99)
+    assert torch.equal(scores(loaded, inputs), scores(small, inputs))
+    again = ds.save(loaded, tmp_path / "again")
+    assert (again / "config.json").read_text() == (folder / "config.json").read_text()
+    assert not hasattr(loaded.config, "transformers_weights")
+
+
+def test_a_network_that_was_saved_as_it_is_may_be_loaded_by_anyone(tmp_path):
+    model = seeded(bert)
+    folder = ds.save(model, tmp_path / "whole")
+    inputs = inputs_for(bert, 99)
+    assert torch.equal(scores(type(model).from_pretrained(folder), inputs), scores(model, inputs))
+
+
 class TestFoldersOfSavePretrained:
     @pytest.fixture
     def folder(self, tmp_path):

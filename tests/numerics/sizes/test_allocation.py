@@ -12,19 +12,18 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.selection.greedy import spectral
-from dalr_stream.numerics.sizes.allocation import (
+from dalr_stream.numerics.sizes.allocation import by_energy, common_energy, common_share, uniform, within_budget
+from dalr_stream.numerics.sizes.losses import lost_energy
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.numerics.sizes.sized_layer import (
     SizedLayer,
     Source,
     as_they_are,
-    by_energy,
     cost,
     factor_layer,
     selection_layer,
-    uniform,
-    within_budget,
+    unchanged_layer,
 )
-from dalr_stream.numerics.sizes.losses import lost_energy
-from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.moments import Moments
 
 
@@ -39,7 +38,7 @@ def sized(draw, name, family=None, most=9):
     losses = np.cumsum(falls[::-1])[::-1] / 20.0 / (top + 1) if top else np.zeros(0)
     sizes = np.append(np.arange(1, top + 1), whole)
     positions = draw(st.sampled_from([1.0, 4.0, 2.5]))
-    return SizedLayer(name, shape, family, sizes, np.append(losses[:top], 0.0), None, positions)
+    return SizedLayer(name, shape, family, sizes, np.append(losses[:top], 0.0), (), positions)
 
 
 @st.composite
@@ -49,7 +48,7 @@ def reading(draw, name, first):
     shape, family = LayerShape(m, per_node * first.shape.outputs), draw(st.sampled_from(Family))
     whole = shape.max_rank if family is Family.LOW_RANK else m
     source = Source(first.name, per_node)
-    return SizedLayer(name, shape, family, np.arange(1, whole + 1), np.linspace(1, 0, whole), source, 2.5)
+    return SizedLayer(name, shape, family, np.arange(1, whole + 1), np.linspace(1, 0, whole), (source,), 2.5)
 
 
 def all_combinations(layers):
@@ -63,9 +62,16 @@ def naive_cost(layers, sizes):
     total = 0.0
     for layer in layers:
         m, d, k = layer.shape.outputs, layer.shape.inputs, sizes[layer.name]
-        producer = next((other for other in layers if layer.reads and other.name == layer.reads.layer), None)
-        if producer is not None and producer.family is Family.SELECTION:
-            d = len([i for i in range(d) if i // layer.reads.inputs < sizes[producer.name]])
+        selected = {other.name: sizes[other.name] for other in layers if other.family is Family.SELECTION}
+        first = 0
+        for source in layer.reads:  # one after the other, as after a concatenation
+            nodes = next(other for other in layers if other.name == source.layer).shape.outputs
+            span = range(first, first + nodes * source.inputs)
+            first = span.stop
+            kept = selected.get(source.layer, nodes)
+            d -= len([i for i in span if (i - span.start) // source.inputs >= kept])
+        if layer.follows in selected:
+            m = len([i for i in range(m) if i < selected[layer.follows]])
         if k == layer.whole:
             arrays = [np.empty((m, d))]
         elif layer.family is Family.LOW_RANK:
@@ -138,13 +144,85 @@ def test_costs_are_those_of_the_arrays_also_where_layers_read_each_other(data):
     assert many.tolist() == [naive_cost(layers, {**sizes, "fc1": size}) for size in first.sizes.tolist()]
 
 
+@st.composite
+def gated(draw):
+    """Two layers whose nodes are multiplied, one that follows the other, and one that reads the products and more."""
+    d, nodes, other, per_node = (draw(st.integers(1, 6)) for _ in range(4))
+    kept = np.arange(1, nodes + 1)
+    gate = SizedLayer("gate", LayerShape(nodes, d), Family.SELECTION, kept, 1 - kept / nodes)
+    side = draw(sized("side", most=6))
+    inputs = nodes * per_node + side.shape.outputs * other
+    down = draw(sized("down", family=Family.LOW_RANK, most=6))
+    reads = (Source("gate", per_node), Source("side", other))
+    down = unchanged_layer("down", LayerShape(down.shape.outputs, inputs), reads=reads, positions=2.5)
+    return [gate, unchanged_layer("up", LayerShape(nodes, d), follows="gate"), side, down]
+
+
+@given(gated(), st.data())
+def test_a_layer_that_follows_another_is_counted_as_narrow_as_that_one(layers, data):
+    sizes = {layer.name: data.draw(st.sampled_from(layer.sizes.tolist())) for layer in layers}
+    assert float(cost(layers, sizes)) == naive_cost(layers, sizes)
+
+
+@given(gated(), st.floats(0.05, 1.0))
+def test_what_is_left_of_a_budget_buys_no_node_of_a_gated_pair(layers, share):
+    budget = share * naive_cost(layers, as_they_are(layers))
+    try:
+        found = within_budget(layers, budget)
+    except InvalidInputError:
+        assert all(naive_cost(layers, sizes) > budget for sizes in all_combinations(layers))
+        return
+    assert naive_cost(layers, found) <= budget
+    for layer in layers:
+        for size in layer.sizes[layer.sizes > found[layer.name]].tolist():
+            dearer = naive_cost(layers, {**found, layer.name: size}) > budget
+            assert dearer or layer.loss(size) >= layer.loss(found[layer.name]) - 1e-9
+
+
+@given(st.data(), st.floats(0.05, 1.0))
+def test_a_common_share_is_the_largest_that_a_scan_finds(data, share):
+    layers = [data.draw(sized(name)) for name in ("fc1", "fc2")]
+    budget = share * naive_cost(layers, as_they_are(layers))
+    weights = {layer.name: [naive_cost([layer], {layer.name: k}) for k in layer.sizes.tolist()] for layer in layers}
+
+    def at_share(part):
+        affordable = {
+            name: [c for c in costs if c <= part * costs[-1] * (1 + 1e-12)] for name, costs in weights.items()
+        }
+        return {layer.name: int(layer.sizes[max(len(affordable[layer.name]) - 1, 0)]) for layer in layers}
+
+    for found, shares in (
+        (common_share, [(c / costs[-1], at_share) for costs in weights.values() for c in costs]),
+        (common_energy, [(1 - loss, lambda part: by_energy(layers, part)) for fc in layers for loss in fc.losses]),
+    ):
+        tried = [rule(part) for part, rule in shares if part > 0] + [{fc.name: int(fc.sizes[0]) for fc in layers}]
+        allowed = [naive_cost(layers, sizes) for sizes in tried if naive_cost(layers, sizes) <= budget]
+        if not allowed:
+            with pytest.raises(InvalidInputError, match="smallest sizes"):
+                found(layers, budget)
+        else:
+            assert naive_cost(layers, found(layers, budget)) == pytest.approx(max(allowed))
+
+
+@given(sized("fc"), st.floats(0.0, 9.0))
+def test_losses_in_other_units_choose_the_same_sizes(layer, scale):
+    assert layer.in_units(scale).losses.tolist() == (scale * layer.losses).tolist()
+    with pytest.raises(InvalidInputError, match="layer 'fc': a scale of losses must be 0 or more, got -1"):
+        layer.in_units(-1)
+
+
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(2, 12), st.floats(0.2, 1.0))
 def test_a_chain_of_selections_is_counted_as_narrow_as_it_gets(d, a, b, share):
     """Whatever is left of the budget does not buy another node."""
     layers = [
         SizedLayer("fc1", LayerShape(a, d), Family.SELECTION, np.arange(1, a + 1), 1 - np.arange(1, a + 1) / a),
         SizedLayer(
-            "fc2", LayerShape(b, a), Family.SELECTION, np.arange(1, b + 1), 1 - np.arange(1, b + 1) / b, Source("fc1")
+            "fc2",
+            LayerShape(b, a),
+            Family.SELECTION,
+            np.arange(1, b + 1),
+            1 - np.arange(1, b + 1) / b,
+            (Source("fc1"),),
         ),
     ]
     budget = share * (a * d + a * b)

@@ -174,7 +174,7 @@ def test_how_batches_are_loaded_decides_no_score(tuned_file, override):
 
 def test_killed_midway_it_goes_on_after_the_last_network(tuned_file):
     """Three networks of the run, then six as they are: two more, fine-tuned, and the kill."""
-    settings = (*TUNED, "evaluate.metric=tiny_tuned:deadly")
+    settings = (*TUNED, "evaluate.metric=tiny_tuned:deadly", "evaluate.higher=true")
     options = [word for setting in settings for word in ("--set", setting)]
     command = ("evaluate", tuned_file, *options)
     assert cli(*command, env={"TINY_SCORES_TO_LIVE": "11"}).returncode == -signal.SIGKILL

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 from dataclasses import asdict
 
@@ -12,10 +13,12 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.progress import Silent
+from dalr_stream.report.scale import Scale
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, Scoring
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 
@@ -95,6 +98,36 @@ def test_the_search_takes_the_steps_of_a_plain_scan(network, family, max_drop, r
     if max_drop == 1.0:
         assert sizes == {name: min(sizes) for name, sizes in candidates.items() if sizes}
     assert Search.from_plain(json.loads(json.dumps(asdict(found)))) == found
+
+
+def perplexity(net, given):
+    with torch.inference_mode():
+        losses = [float(nn.functional.cross_entropy(net(inputs), labels)) for inputs, labels in given]
+    return math.exp(sum(losses) / len(losses))
+
+
+@pytest.mark.parametrize("max_drop", [0.01, 0.1, 0.5])
+def test_a_perplexity_rises_by_at_most_the_share_that_is_allowed(network, low_rank, max_drop):
+    """Taken for something to maximise, one per cent allowed drove it from 1.75 to 11."""
+    model, batches, _ = network
+    score = Scoring(perplexity, batches, Scale(higher=False, lowest=1.0, highest=None))
+    found = joint_search(Evaluator(model, (), score, 1e-3, Silent()), low_rank, RANKS, max_drop)
+    assert found.baseline == pytest.approx(perplexity(model, batches))
+    reached = perplexity(made(model, low_rank, found.sizes), batches)
+    assert reached <= (1 + max_drop) * found.baseline * (1 + 1e-6)
+    last = found.steps[-1]
+    if last.kept is None:
+        assert min(trial.score for trial in last.trials) > (1 + max_drop) * found.baseline
+    for step in found.steps[:-1]:
+        assert next(t.score for t in step.trials if t.layer == step.kept) == min(t.score for t in step.trials)
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), -1.0])
+def test_a_score_outside_the_range_of_its_metric_is_refused(network, value):
+    model, batches, _ = network
+    score = Scoring(lambda *_: value, batches, Scale(higher=False, lowest=1.0, highest=None), "evaluate.metric: 'm:f'")
+    with pytest.raises(InvalidInputError, match=r"evaluate.metric: 'm:f' gave .*, which must be at least 1: state its"):
+        score(model)
 
 
 def test_a_step_is_scored_once_a_layer_and_nothing_else(network, low_rank):

@@ -13,6 +13,7 @@ from torch import nn
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import (
     FingerprintMismatchError,
+    InvalidInputError,
     StoreDamagedError,
     StoreNotFoundError,
     UnsupportedLayerError,
@@ -28,10 +29,11 @@ from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.progress import Progress
 from dalr_stream.report.record import AccuracyCurve, AccuracyPoint
+from dalr_stream.report.scale import ACCURACY, Scale
 from dalr_stream.storage.json_record import RecordKind, read_record, write_record
 from dalr_stream.storage.records.solutions import Solution
+from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import LabelledSection
 from dalr_stream.workflow.steps.named_sizes import at_size
 
 SCORES = RecordKind("scores", 1, "run evaluate")
@@ -49,10 +51,20 @@ class Scoring:
     metric: Metric
     """May do no more with a network than call it on one batch's inputs at a time."""
     batches: Iterable[Any]
+    scale: Scale = ACCURACY
+    """Direction and range of the metric: what lies outside is an error."""
+    name: str = "metric"
+    """What the metric goes by in messages."""
 
     def __call__(self, model: nn.Module) -> float:
-        """Score a network by whole forward passes."""
-        return float(self.metric(model, self.batches))
+        """Score a network by whole forward passes; raises InvalidInputError for a value outside the metric's range."""
+        value = float(self.metric(model, self.batches))
+        if not self.scale.holds(value):
+            raise InvalidInputError(
+                f"{self.name} gave {value:g}, which must be {self.scale.words}: state its range, range = [1, inf] of a "
+                "perplexity say, and higher = false where less is better; or let it give what it says"
+            )
+        return value
 
     def after(self, cut: Cut, limit_bytes: int) -> Score:
         """Return the score of networks that differ only after a cut: what comes before is run once, where it fits.
@@ -74,7 +86,7 @@ def score_on(project: Project, key: str, section: LabelledSection) -> Scoring:
     """
     named = section.metric != "accuracy"
     metric: Metric = project.code.metric(key, section) if named else accuracy
-    return Scoring(metric, project.code.loader(key, section))
+    return Scoring(metric, project.code.loader(key, section), section.scale, f"{key}.metric: '{section.metric}'")
 
 
 def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tuple[int, ...]:

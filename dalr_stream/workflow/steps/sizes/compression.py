@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.engine.sequential.compress import in_words
+from dalr_stream.engine.sizes.choice import SizeChoice
+from dalr_stream.network.measure.output_distance import Distance
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.overview import FEW
 from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.workflow.steps.sizes.search import Search
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
 
-COMPRESSION = RecordKind("compression", 1, "run compress")
+UNITS = {
+    Distance.ENERGY: "||Y - Y~||^2 / ||Y||^2 of the network's outputs",
+    Distance.KL: "KL divergence of the network's outputs, nats",
+}
+
+COMPRESSION = RecordKind("compression", 2, "run compress")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,57 @@ class LayerSize:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """One way to keep a budget that was built and measured whole."""
+
+    plan: str
+    """Which layers are factored and which lose nodes, in words."""
+    rule: str
+    """By which the sizes were decided, in words."""
+    predicted: float
+    """Sum of the distances of networks with one of its layers cut."""
+    distance: float
+    """Of its outputs from the original's."""
+    score: float | None
+    """On validation, where there is one."""
+
+    def __str__(self) -> str:
+        score = "" if self.score is None else f", {self.score:.4f} on validation"
+        return f"{self.plan} by {self.rule}: {self.predicted:.4g} predicted, {self.distance:.4g} measured{score}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a budget was chosen among, the chosen one first."""
+
+    trials: tuple[Trial, ...]
+    unit: str
+    """Of distances, in words."""
+    samples: int
+    rank_correlation: float | None
+    """Of predicted and measured distances."""
+
+    @classmethod
+    def of(cls, choice: SizeChoice, distance: Distance, samples: int) -> Choice:
+        """Return what is kept of a choice."""
+        trials = (Trial(one.plan, one.rule, one.predicted, one.distance, one.score) for one in choice.candidates)
+        return cls(tuple(trials), UNITS[distance], samples, choice.rank_correlation)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Choice:
+        """Return the record that `dataclasses.asdict` turned into plain values."""
+        return cls(**{**plain, "trials": tuple(Trial(**trial) for trial in plain["trials"])})
+
+    def __str__(self) -> str:
+        agreement = "" if self.rank_correlation is None else f", rank correlation {self.rank_correlation:.2f}"
+        told = "; ".join(map(str, self.trials))
+        return (
+            f"the best of {len(self.trials)} networks within the budget was kept, each measured whole on "
+            f"{self.samples:,} samples ({self.unit}{agreement}): {told}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Compression:
     """How the saved network is compressed, and how that was decided."""
 
@@ -80,6 +138,8 @@ class Compression:
     search: Search | None = None
     gain: SequenceGain | None = None
     """Where the layers were compressed one after the other."""
+    choice: Choice | None = None
+    """Where a budget was shared out."""
 
     def __str__(self) -> str:
         if not self.layers:
@@ -89,7 +149,7 @@ class Compression:
     @property
     def said(self) -> tuple[str, ...]:
         """What the report says of it."""
-        return (*self.notes, str(self.gain)) if self.gain else self.notes
+        return (*self.notes, *(str(part) for part in (self.choice, self.gain) if part is not None))
 
     @property
     def _sizes(self) -> str:
@@ -115,4 +175,5 @@ class Compression:
         layers = {name: LayerSize(Method(layer["method"]), layer["size"]) for name, layer in plain["layers"].items()}
         search = None if plain["search"] is None else Search.from_plain(plain["search"])
         gain = None if plain["gain"] is None else SequenceGain.from_plain(plain["gain"])
-        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain)
+        choice = None if plain["choice"] is None else Choice.from_plain(plain["choice"])
+        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain, choice)

@@ -1,8 +1,8 @@
 """Sizes of several layers together, found by trying them on validation (DALR, section 5.3 and Table 10).
 
 At each step every layer's next smaller size is tried with the others as they are, and the best of these networks is
-kept; the search ends when each of them scores too far below the uncompressed network. Solutions hold every size, so a
-step costs its evaluations and nothing else, and what comes before the first of the layers is run once.
+kept; the search ends when each of them scores too much worse than the uncompressed network. Solutions hold every size,
+so a step costs its evaluations and nothing else, and what comes before the first of the layers is run once.
 
 Equal scores go to the network with fewer parameters, then to the first layer: the same scores, the same sizes.
 """
@@ -48,7 +48,7 @@ class Search:
     baseline: float
     """Score of the uncompressed network."""
     max_drop: float
-    """How far below it a network may score."""
+    """How much worse a network may score."""
     steps: tuple[SearchStep, ...]
 
     @property
@@ -80,11 +80,14 @@ def joint_search(
     candidates
         Layer name -> the sizes it may have. A list that is empty leaves the layer as it is.
     max_drop
-        How far below the uncompressed network's score a network may lie, in units of the score.
+        How much worse than the uncompressed network a network may score: in units of the score where it is a share, and
+        as a share of the uncompressed network's score where it is not; see `Scale`.
     """
     score = evaluator.from_layers(*solutions)
     baseline = score(evaluator.model)
-    evaluator.progress.note(f"search: uncompressed {baseline:.4f}, at least {baseline - max_drop:.4f} is asked for")
+    scale = evaluator.score.scale
+    worst = scale.worst(baseline, max_drop)
+    evaluator.progress.note(f"search: uncompressed {baseline:.4f}, {scale.at_least} {worst:.4f} is asked for")
     ahead = {layer: sorted(sizes) for layer, sizes in candidates.items()}
     sizes: dict[str, int] = {}
     steps: list[SearchStep] = []
@@ -94,8 +97,8 @@ def joint_search(
             for layer in [layer for layer in ahead if ahead[layer]]:
                 trials.append(_try(evaluator, solutions, {**sizes, layer: ahead[layer][-1]}, layer, score))
                 advance(1)
-            best = max(trials, key=lambda trial: (trial.score, -trial.parameters))
-            good = baseline - best.score <= max_drop + TOLERANCE
+            best = max(trials, key=lambda trial: (scale.goodness(trial.score), -trial.parameters))
+            good = scale.loss(worst, best.score) <= TOLERANCE
             steps.append(SearchStep(tuple(trials), best.layer if good else None))
             evaluator.progress.note(f"search: step {len(steps)}: {_in_words(steps[-1])}")
             if not good:

@@ -1,37 +1,27 @@
 """Which size each layer of the saved network has: named one by one, or by one rule for all of them.
 
-Rules that need no network read the training moments of the target alone: a share of the weights or of the
-multiply-adds (`numerics.allocation`), of the energy, of the full rank. A rule for the loss of score searches on
-validation (`search`).
+A share of each layer's energy or of its full rank reads the training moments of the target alone. A share of the
+weights or of the multiply-adds weighs layers and families against one another, and measures (`budget`). A rule for the
+loss of score searches on validation (`search`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from dalr_stream.engine.stores.store_view import StoreView
-from dalr_stream.errors import ConfigError, InvalidInputError
+from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
-from dalr_stream.numerics.sizes.allocation import (
-    SizedLayer,
-    Source,
-    as_they_are,
-    by_energy,
-    cost,
-    factor_layer,
-    selection_layer,
-    uniform,
-    within_budget,
-)
-from dalr_stream.numerics.statistics.grouped import InputMoments
+from dalr_stream.numerics.sizes.allocation import by_energy, uniform
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are, factor_layer, selection_layer
 from dalr_stream.progress import Progress
 from dalr_stream.storage.records.solutions import Solution
-from dalr_stream.workflow.runfile.compress_section import CompressSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
+from dalr_stream.workflow.steps.sizes.budget import within_budget
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 
@@ -42,11 +32,15 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
     Raises ConfigError for a layer or a method that was not solved, InvalidInputError for a budget that is too small.
     """
     section = project.config.compress
-    search = None
+    search = choice = None
     if section.rule is None:
         rule = "as named"
         replaced, notes = choices(project, store)
-        methods = {layer: choice.method for layer, choice in named_layers(project, project.layers).items()}
+        methods = {layer: named.method for layer, named in named_layers(project, project.layers).items()}
+    elif section.within_budget:
+        rule = f"{section.rule} {section.share:.4g}"
+        replaced, methods, choice = within_budget(project, store, progress)
+        notes = []
     else:
         rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
         solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}
@@ -62,7 +56,7 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
         layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
         for layer, record in replaced.items()
     }
-    return replaced, Compression(rule, layers, tuple(notes), search)
+    return replaced, Compression(rule, layers, tuple(notes), search, choice=choice)
 
 
 def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
@@ -71,60 +65,22 @@ def solution_of(project: Project, store: StoreView, layer: str, method: Method) 
     return store.solutions(layer, [method])[method]
 
 
-def sized_layers(
-    project: Project, store: StoreView, solutions: Mapping[str, Solution], *, macs: bool = False
-) -> list[SizedLayer]:
-    """Return every layer with what it loses at each size; costs are multiply-adds a sample, or weights."""
-    target = project.config.solve.target
-    sources = {
-        reader.span.layer: Source(layer, reader.weights // store.shape(reader.span.layer).outputs)
-        for layer, solution in solutions.items()
-        for reader in store.readers(layer)
-        if reader.span.layer in solutions and isinstance(solution, ChannelSelection)
-    }
-    sized = []
-    for layer, solution in solutions.items():
-        moments = store.inputs(target, layer)
-        positions = _positions(project, store, layer, moments) if macs else 1.0
-        reads = sources.get(layer)
-        if isinstance(solution, ChannelSelection):
-            sized.append(selection_layer(layer, solution, store.shape(layer), reads=reads, positions=positions))
-        else:
-            sized.append(factor_layer(layer, solution, moments, reads=reads, positions=positions))
-    return sized
-
-
-def _positions(project: Project, store: StoreView, layer: str, moments: InputMoments) -> float:
-    """Return how often a sample takes the layer's multiply-adds; the rows that were kept may be a choice of them."""
-    drawn = project.config.capture.most_per_sample is not None
-    if drawn or store.record(layer).kind in {"Conv1d", "Conv2d"}:
-        return project.positions[layer]
-    return moments.count / moments.samples
+def sized_layer(project: Project, store: StoreView, layer: str, solution: Solution) -> SizedLayer:
+    """Return a layer with what it loses at each size of a solution; its cost is in weights."""
+    if isinstance(solution, ChannelSelection):
+        return selection_layer(layer, solution, store.shape(layer))
+    return factor_layer(layer, solution, store.inputs(project.config.solve.target, layer))
 
 
 def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> dict[str, int]:
-    """Return the sizes that a rule decides from moments; layers that stay as they are left out."""
+    """Return the sizes that a share of each layer by itself decides; layers that stay as they are left out."""
     section = project.config.compress
-    layers = sized_layers(project, store, solutions, macs=section.rule == "macs")
+    layers = [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()]
     if section.multiple_of is not None:
         layers = [layer.multiples_of(section.multiple_of) for layer in layers]
+    sizes = by_energy(layers, section.share) if section.rule == "energy" else uniform(layers, section.share)
     whole = as_they_are(layers)
-    if section.rule == "energy":
-        sizes = by_energy(layers, section.share)
-    elif section.rule == "ratio":
-        sizes = uniform(layers, section.share)
-    else:
-        sizes = _within_share(layers, float(cost(layers, whole)), section)
     return {layer: size for layer, size in sizes.items() if size != whole[layer]}
-
-
-def _within_share(layers: Sequence[SizedLayer], whole: float, section: CompressSection) -> dict[str, int]:
-    try:
-        return within_budget(layers, section.share * whole)
-    except InvalidInputError as error:
-        unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
-        steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
-        raise ConfigError(f"compress.{section.rule}, in {unit}: {error}{steps}") from None
 
 
 def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution], progress: Progress) -> Search:

@@ -1,0 +1,56 @@
+"""Rows of two networks, side by side, on their way into one fold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.capture.paired import SecondNetwork
+from dalr_stream.numerics.rows.tiling import RowBatch
+from dalr_stream.numerics.statistics.cross import joint_rows
+from dalr_stream.streaming.fold_sink import FoldSink
+
+
+class JointSink:
+    """Joins the rows of a batch to those of the second network, and folds both under the name of the pair."""
+
+    def __init__(self, folds: FoldSink, second: SecondNetwork, names: Mapping[str, str]) -> None:
+        """Fold under `names`: stream of x -> stream of the joint rows."""
+        self._folds = folds
+        self._second = second
+        self._names = names
+
+    @property
+    def held(self) -> Sequence[int]:
+        """Samples of each batch that the folds hold already."""
+        return self._folds.held
+
+    def skip(self, batch: int, samples: int, digest: str) -> bool:
+        """Tell whether the folds hold this batch already."""
+        return self._folds.skip(batch, samples, digest)
+
+    def write(self, batch: RowBatch) -> None:
+        """Fold the rows of one batch beside those of the second network."""
+        others = self._second.rows() if batch.samples else {}
+        rows = {self._names[name]: _joined(name, x, others[name]) for name, x in batch.rows.items()}
+        counts = {self._names[name]: numbers for name, numbers in batch.counts.items()}
+        self._folds.write(dataclasses.replace(batch, rows=rows, counts=counts))
+
+    def finish(self) -> None:
+        """Tell the folds that there are no more batches."""
+        self._folds.finish()
+
+
+def _joined(layer: str, inputs: Any, outputs: Any) -> Any:
+    if inputs.shape[0] != outputs.shape[0]:
+        raise InvalidInputError(
+            f"layer '{layer}': both networks must give as many rows, the compressed one reads {inputs.shape[0]} "
+            f"and the original gives {outputs.shape[0]}"
+        )
+    if isinstance(inputs, torch.Tensor):
+        return torch.cat([inputs, outputs], dim=1)
+    return joint_rows(inputs, outputs)

@@ -1,0 +1,215 @@
+"""Sizes for all layers within a budget: candidates are predicted from moments, measured whole, and the best is taken.
+
+Shares of energy of different layers are not one unit: a hundredth of one layer's energy may be what the network lives
+by. So each layer is cut alone, once in each form, and what that does to the network's *outputs* on a few batches is the
+scale of its curve; then losses may be compared, added up and shared out, factor pairs against selections too. They do
+not quite add up over depth, which is why nothing is trusted: every candidate is built and measured whole, among them
+the plain ones, the same share or the same energy everywhere, so the choice is never worse than they are.
+
+    forms      each layer as a factor pair and with fewer nodes         numerics.sizes.families
+    scales     one network for each form: one layer cut
+    plans      which layers take which form                             numerics.sizes.families.plans
+    rules      which sizes, within the budget                           numerics.sizes.allocation
+    candidates plans x rules, each one whole network: the best is taken
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+from torch import nn
+
+from dalr_stream.errors import InvalidInputError, NonFiniteError
+from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.sizes.allocation import common_energy, common_share, within_budget
+from dalr_stream.numerics.sizes.families import Forms, in_forms, plans
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are, cost
+from dalr_stream.progress import Progress, Silent
+
+LEAST_LOSS = 1e-6
+"""A share of energy from which a scale may be taken: below it the curve is rounding."""
+
+Sizes = Mapping[str, tuple[Family, int]]
+"""Layer -> its form and size; layers as they are left out."""
+Networks = Callable[[Sizes], nn.Module]
+"""Gives the network with layers of these sizes."""
+Measure = Callable[[nn.Module], float]
+Layers = Sequence[SizedLayer]
+"""Each in the form that a plan gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to keep the budget."""
+
+    plan: str
+    """Which layers are factored and which lose nodes, in words."""
+    rule: str
+    """By which the sizes were decided, in words."""
+    sizes: Sizes
+    predicted: float
+    """Sum of what the layers lose alone, in the unit of `distance`."""
+    distance: float
+    """Of the network's outputs from the original's, measured."""
+    score: float | None = None
+    """On validation, where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeChoice:
+    """Every candidate, the chosen one first."""
+
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> Candidate:
+        """The candidate of the best score, or of the smallest distance."""
+        return self.candidates[0]
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """Spearman's, of predicted and measured distances; None for fewer than three candidates."""
+        pairs = [(one.predicted, one.distance) for one in self.candidates]
+        if len(pairs) < 3 or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+            return None
+        return float(stats.spearmanr(pairs).statistic)
+
+
+def choose_sizes(
+    layers: Sequence[Forms],
+    share: float,
+    networks: Networks,
+    distance: Measure,
+    *,
+    score: Measure | None = None,
+    higher: bool = True,
+    progress: Progress | None = None,
+) -> SizeChoice:
+    """Return the candidates that keep at most `share` of the layers' cost, the best of them first.
+
+    Parameters
+    ----------
+    layers
+        In the network's order, each in the forms that were solved for it; losses are shares of energy.
+    share
+        Of the cost of all layers as they are, in 0..1.
+    networks
+        Builds the network with some layers smaller.
+    distance
+        How far a network's outputs are from the original's, as `OutputDistance` measures it.
+    score
+        Where it is given it chooses, and the distance among equals.
+    higher
+        Whether more of the score is better.
+
+    Raises InvalidInputError where the smallest sizes cost more than the budget, NonFiniteError where a network's
+    outputs are not finite. Cost: a network for each form of each layer, and one for each candidate, at most 16.
+    """
+    require_affordable(layers, share)
+    watch = progress or Silent()
+    scaled = _in_one_unit(layers, share, networks, distance, watch)
+    whole = [layer.unchanged for layer in layers]
+    budget = share * float(cost(whole, as_they_are(whole)))
+    wanted = list(_different(_candidates(layers, scaled, share, budget)))
+    measured = []
+    with watch.track("compress: candidates", len(wanted), "networks") as advance:
+        for candidate in wanted:
+            small = networks(candidate.sizes)
+            known = dataclasses.replace(candidate, distance=distance(small), score=score(small) if score else None)
+            measured.append(known)
+            advance(1)
+    return SizeChoice(tuple(sorted(measured, key=lambda one: (_badness(one.score, higher), one.distance))))
+
+
+def require_affordable(layers: Sequence[Forms], share: float) -> None:
+    """Raise InvalidInputError where the smallest sizes cost more than `share` of all layers, in every plan."""
+    whole = [layer.unchanged for layer in layers]
+    budget = share * float(cost(whole, as_they_are(whole)))
+    found = [_least(in_forms(layers, plan)) for plan in plans(layers, share).values()]
+    if all(least > budget for _, least in found):
+        sizes, least = min(found, key=lambda one: one[1])
+        smallest = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InvalidInputError(
+            f"budget: the smallest sizes ({smallest}) cost {least:,.0f} and the budget is {budget:,.0f}: raise it, or "
+            "leave layers out"
+        )
+
+
+def _least(plan: Layers) -> tuple[dict[str, int], float]:
+    """Return the smallest sizes of a plan's layers, and what they cost."""
+    sizes = {layer.name: int(layer.sizes[0]) for layer in plan}
+    return sizes, float(cost(plan, sizes))
+
+
+def networks_to_measure(forms: int, plans_at_most: int) -> int:
+    """Return how many networks are built at most, for so many forms of layers: what is said before anything long."""
+    return forms + len(RULES) * plans_at_most
+
+
+def _badness(score: float | None, higher: bool) -> float:  # noqa: FBT001  # one of two plain values
+    return 0.0 if score is None else -score if higher else score
+
+
+def _in_one_unit(
+    layers: Sequence[Forms], share: float, networks: Networks, distance: Measure, progress: Progress
+) -> list[Forms]:
+    """Return the layers with losses in the unit of `distance`: each form of each layer is cut alone, once."""
+    forms = sum(len(layer.solved) for layer in layers)
+    with progress.track("compress: one layer at a time", forms, "networks") as advance:
+
+        def in_unit(form: SizedLayer | None) -> SizedLayer | None:
+            if form is None:
+                return None
+            size = _typical(form, share)
+            advance(1)
+            if size == form.whole:
+                return form.in_units(0.0)
+            return form.in_units(_alone(form, size, networks, distance) / max(form.loss(size), LEAST_LOSS))
+
+        return [Forms(layer.unchanged, in_unit(layer.factored), in_unit(layer.selected)) for layer in layers]
+
+
+def _alone(form: SizedLayer, size: int, networks: Networks, distance: Measure) -> float:
+    try:
+        return distance(networks({form.name: (form.family, size)}))
+    except NonFiniteError as error:
+        raise NonFiniteError(f"layer '{form.name}' at size {size}: {error}") from None
+
+
+def _typical(form: SizedLayer, share: float) -> int:
+    """Return the size at which a layer is cut alone: about what the budget leaves it, where that loses something."""
+    largest = form.at_share(share)
+    losing = form.sizes[(form.losses >= LEAST_LOSS) & (form.sizes <= largest)]
+    return int(losing[-1] if losing.size else form.sizes[0])
+
+
+RULES: Mapping[str, Callable[[Layers, Layers, float], dict[str, int]]] = {
+    "what the outputs lose": lambda scaled, _, budget: within_budget(scaled, budget),
+    "shares of energy": lambda _, raw, budget: within_budget(raw, budget),
+    "the same share of each": lambda _, raw, budget: common_share(raw, budget),
+    "the same energy of each": lambda _, raw, budget: common_energy(raw, budget),
+}
+"""Sizes within a budget: from layers with losses in the unit of the outputs, and the same with shares of energy."""
+
+
+def _candidates(layers: Sequence[Forms], scaled: Sequence[Forms], share: float, budget: float) -> Iterator[Candidate]:
+    """Yield what is to be measured; a plan whose smallest sizes cost too much is passed over."""
+    for words, plan in plans(scaled, share).items():
+        ours, raw = in_forms(scaled, plan), in_forms(layers, plan)
+        if _least(raw)[1] > budget:
+            continue
+        for rule, sizes_by in RULES.items():
+            sizes = sizes_by(ours, raw, budget)
+            smaller = {one.name: (one.family, sizes[one.name]) for one in ours if sizes[one.name] != one.whole}
+            yield Candidate(words, rule, smaller, sum(one.loss(sizes[one.name]) for one in ours), float("nan"))
+
+
+def _different(candidates: Iterator[Candidate]) -> Iterator[Candidate]:
+    seen: list[Sizes] = []
+    for candidate in candidates:
+        if candidate.sizes not in seen:
+            seen.append(candidate.sizes)
+            yield candidate

@@ -1,0 +1,89 @@
+"""Each layer in the forms that were solved for it, with whom it shares channels: what sizes are chosen among."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
+from dalr_stream.numerics.lowrank.grouped import Factors, GroupedPair
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
+from dalr_stream.numerics.sizes.families import Forms
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.numerics.sizes.sized_layer import Source, factor_layer, selection_layer, unchanged_layer
+from dalr_stream.numerics.statistics.channels import ChannelGroup
+from dalr_stream.numerics.statistics.grouped import InputMoments
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedLayer:
+    """What was solved for one layer; None where a family was not, or does not apply."""
+
+    shape: LayerShape
+    factors: Factors | None = None
+    inputs: InputMoments | None = None
+    """On which the factors' losses are measured; needed with factors."""
+    selection: ChannelSelection | None = None
+    positions: float = 1.0
+    """Rows a sample where multiply-adds are counted; 1 where weights are."""
+    restore_ridge: float = 1e-3
+    """By which the nodes that a selection keeps restore the others."""
+
+    def at_size(self, family: Family, size: int, layer: str) -> LowRankLayer | GroupedPair | SelectedNodes:
+        """Return what takes the layer's place at a rank, or with so many nodes; `layer` is its name."""
+        if family is Family.SELECTION and self.selection is not None:
+            return self.selection.at_size(size, ridge=self.restore_ridge, layer=layer)
+        if family is Family.LOW_RANK and self.factors is not None:
+            return self.factors.at_rank(size, layer=layer)
+        raise InvalidInputError(f"layer '{layer}': nothing of the family {family} was solved")
+
+    def method(self, family: Family) -> Method:
+        """Return the method of a family that was solved."""
+        solution = self.factors if family is Family.LOW_RANK else self.selection
+        if solution is None:
+            raise InvalidInputError(f"nothing of the family {family} was solved")
+        return solution.method
+
+
+def forms_of(layers: Mapping[str, SolvedLayer], structure: Structure | None = None) -> list[Forms]:
+    """Return the forms of each layer; without a structure nothing is selected.
+
+    Layers whose nodes are tied share one selection: that of the first of them.
+    """
+    groups = {} if structure is None else _groups(layers, structure)
+    reads: dict[str, list[Source]] = {name: [] for name in layers}
+    for first, group in groups.items():
+        for reader in group.readers:
+            if reader.span.layer in reads:
+                outputs = layers[reader.span.layer].shape.outputs
+                reads[reader.span.layer].append(Source(first, reader.weights // outputs))
+    follows = {name: first for first, group in groups.items() for name in group.producers if name != first}
+    forms = []
+    for name, one in layers.items():
+        sources, rows = reads[name], one.positions
+        factored = selected = None
+        if one.factors is not None and one.inputs is not None:
+            factored = factor_layer(name, one.factors, one.inputs, reads=sources, positions=rows)
+        if one.selection is not None and name in groups:
+            selected = selection_layer(name, one.selection, one.shape, reads=sources, positions=rows)
+        whole = unchanged_layer(name, one.shape, reads=sources, positions=rows, follows=follows.get(name))
+        forms.append(Forms(whole, factored, selected))
+    return forms
+
+
+def _groups(layers: Mapping[str, SolvedLayer], structure: Structure) -> dict[str, ChannelGroup]:
+    """Return the groups of channels that can be selected, each by the first of its layers with a selection."""
+    groups: dict[str, ChannelGroup] = {}
+    tied: set[str] = set()
+    for name, layer in layers.items():
+        if layer.selection is None or name in tied:
+            continue
+        try:
+            groups[name] = group = structure.group_of(name)
+        except UnsupportedLayerError:
+            continue
+        tied.update(group.producers)
+    return groups

@@ -1,0 +1,140 @@
+"""`sizes`: the best network within a budget, in one call from statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dalr_stream.engine.sizes.choice import Measure, SizeChoice, Sizes, choose_sizes
+from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
+from dalr_stream.engine.solve import solve_low_rank, solve_selection
+from dalr_stream.engine.statistics import Statistics
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.measure.output_distance import OutputDistance
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.surgery.compress import Replacement, compress
+from dalr_stream.numerics.layer import Layer
+from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.progress import Progress
+
+BOTH = (Method.DALR_ANCHORED_AFFINE, Method.SPECTRAL)
+
+
+@dataclass(frozen=True, slots=True)
+class SizePlan:
+    """What takes the place of each layer, and what it was chosen among."""
+
+    replacements: Mapping[str, Replacement]
+    """As `compress` takes them; layers that stay as they are left out."""
+    choice: SizeChoice
+    """Every candidate that was measured, the chosen one first."""
+
+
+def sizes(  # noqa: PLR0913  # each is a choice of the user's
+    model: nn.Module,
+    statistics: Statistics,
+    distance: OutputDistance,
+    share: float,
+    *,
+    structure: Structure | None = None,
+    methods: Sequence[Method | str] = BOTH,
+    ridge: Ridge | float = DEFAULT_RIDGE,
+    multiple_of: int = 1,
+    score: Measure | None = None,
+    higher: bool = True,
+    progress: Progress | None = None,
+) -> SizePlan:
+    """Return the best network that keeps at most `share` of the layers' weights, factored and with fewer nodes.
+
+    Each layer is cut alone once by each method, which shows what its error does to the network's outputs. Sizes are
+    shared out by that and by plain rules, and every candidate is measured whole.
+
+    Parameters
+    ----------
+    model
+        The network; it is left as it is.
+    statistics
+        Of the layers to compress, from `accumulate`.
+    distance
+        `OutputDistance(model, batches)`: how far another network's outputs are from this one's, without labels.
+    share
+        Of the weights of these layers, in 0..1.
+    structure
+        `watch(..., example=batch).structure`; without it nothing is selected.
+    methods
+        At most one of each family.
+    ridge
+        The ridge of the DALR methods; a number is relative.
+    multiple_of
+        Use only sizes that are multiples of it, and layers as they are.
+    score
+        Called with a network: it chooses among the candidates, and the distance among equals.
+    higher
+        Whether more of the score is better.
+    progress
+        Receives progress, for example from `show_progress()`; silent by default.
+
+    Returns
+    -------
+    SizePlan
+        `compress(model, plan.replacements, example=structure)` builds the network.
+
+    Raises
+    ------
+    InvalidInputError
+        Where two methods are of one family, or the smallest sizes cost more than the budget.
+    NonFiniteError
+        Where a network's outputs are not finite.
+
+    See Also
+    --------
+    dalr_stream.numerics.within_budget : sizes from loss curves alone, without a network.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).eval()
+    >>> batches = [torch.randn(50, 8) for _ in range(4)]
+    >>> layers = ds.watch(model, ["0", "2"], example=batches[0])
+    >>> plan = ds.sizes(
+    ...     model,
+    ...     ds.accumulate(model, batches, layers),
+    ...     ds.OutputDistance(model, batches),
+    ...     0.5,
+    ...     structure=layers.structure,
+    ... )
+    >>> small = ds.compress(model, plan.replacements, example=layers.structure)
+    >>> sum(p.numel() for p in small.parameters() if p.dim() == 2) <= 0.5 * (8 * 32 + 32 * 4)
+    True
+    """
+    named = [parse_choice(Method, method, "method") for method in methods]
+    if len({method.family for method in named}) < len(named):
+        raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
+    solved = {name: _solved(layer, named, structure, ridge) for name, layer in statistics.items()}
+
+    def replacements(chosen: Sizes) -> dict[str, Replacement]:
+        return {name: solved[name].at_size(family, size, name) for name, (family, size) in chosen.items()}
+
+    def networks(chosen: Sizes) -> nn.Module:
+        return compress(model, replacements(chosen), example=structure)
+
+    layers = [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)]
+    choice = choose_sizes(layers, share, networks, distance, score=score, higher=higher, progress=progress)
+    return SizePlan(replacements(choice.chosen.sizes), choice)
+
+
+def _solved(layer: Layer, methods: Sequence[Method], structure: Structure | None, ridge: Ridge | float) -> SolvedLayer:
+    by_family = {method.family: method for method in methods}
+    low_rank, selection = by_family.get(Family.LOW_RANK), by_family.get(Family.SELECTION)
+    selectable = structure is not None and layer.nodes is not None
+    return SolvedLayer(
+        LayerShape(layer.weight.shape[0], layer.weight.shape[1], groups=layer.groups),
+        None if low_rank is None else solve_low_rank(layer, low_rank, ridge),
+        layer.known_inputs,
+        solve_selection(layer, selection) if selection is not None and selectable else None,
+    )

@@ -1,0 +1,176 @@
+"""Takes rows inside the hooks of one forward pass, as tensors, of all calls of each layer.
+
+A layer that is called several times, by every block of an ALBERT or by two towers, applies one matrix to the rows of
+all of its calls. So they are rows of one record: of each sample those of the first call, then those of the second, and
+so on. How often it is called is found out on the first batch, and holds for all that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.capture.batches import call, first_argument, require_mask_passed_on
+from dalr_stream.network.capture.masks import BatchMasks
+from dalr_stream.network.capture.proof import CaptureProof
+from dalr_stream.network.capture.reading import Reading
+from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
+from dalr_stream.network.layers.groups import channels_of, part_of
+from dalr_stream.network.layers.kinds import (
+    CONVOLUTIONS,
+    require_real,
+    require_supported,
+    rows_entering,
+    rows_leaving,
+    rows_of_channels,
+    way_of_reading,
+)
+from dalr_stream.network.layers.spec import LayerSpec, module_of
+from dalr_stream.numerics.rows.streams import Side, module_name
+
+Calls = dict[str, list[Taken]]
+"""By stream: what was taken at each call of the layer, in their order."""
+
+
+class RowTaker:
+    """Takes the rows of a network's layers batch after batch; on the first one it is proved whose they are."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[LayerSpec], rule: RowRule, *, paired: bool = False) -> None:
+        """`paired` takes outputs where the inputs are taken, as `RowRule.most_of` says."""
+        self._model = model
+        self._layers = layers
+        self._rule = rule
+        self._paired = paired
+        self._times: dict[str, int] | None = None
+        self._proof = CaptureProof(model, layers) if rule.prove else None
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """What was found out and one may not expect: rows that are not in sample order, or of several calls."""
+        orders = {} if self._proof is None else self._proof.proved
+        turned = [stream for stream, calls in orders.items() if any(order and order.turns for order in calls)]
+        if turned:
+            yield f"capture: rows come position after position, and are taken by sample, of {', '.join(turned)}"
+        often = [f"'{stream}' ({times} calls)" for stream, times in (self._times or {}).items() if times > 1]
+        if often:
+            yield f"capture: the rows of all calls in a forward pass are taken together of {', '.join(often)}"
+        tables = [stream for stream, calls in orders.items() if any(order and order.of_every_sample for order in calls)]
+        if tables:
+            yield f"capture: each sample is taken to read all rows of a table, which have none, of {', '.join(tables)}"
+
+    def take(self, batch: Any, samples: int, first_sample: int, masks: BatchMasks | None) -> dict[str, Taken]:
+        """Return the chosen rows of each layer in one batch, by stream; raises InvalidInputError where a proof fails.
+
+        `first_sample` is the number of the batch's first sample within its domain.
+        """
+        if self._times is None:
+            require_mask_passed_on(self._model, batch)
+        proof = self._proof
+        orders = None if proof is None else proof.orders(batch, samples)
+        chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
+        if proof is None:
+            return self._pooled(self._calls(batch, chooser), samples)
+        by_stream = {layer.stream: chooser.mask_of(layer.stream) for layer in self._layers}
+        with proof.observing(batch, by_stream) as observed:
+            calls = self._calls(batch, chooser)
+        proof.settle(observed, by_stream, {} if masks is None else masks.padding)
+        return self._pooled(calls, samples)
+
+    def _calls(self, batch: Any, chooser: BatchRows) -> Calls:
+        """Run the network; raises UnsupportedLayerError for a layer that it does not call as often as it should."""
+        with _watched(self._model, self._layers, chooser) as calls:
+            call(self._model, batch)
+        times = {stream: len(taken) for stream, taken in calls.items()}
+        for layer in self._layers:
+            if not times[layer.stream]:
+                raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
+            before = times[layer.stream] if self._times is None else self._times[layer.stream]
+            if before != times[layer.stream]:
+                raise UnsupportedLayerError(
+                    f"layer '{layer.name}': is called {times[layer.stream]} times in a forward pass of this batch, and "
+                    f"was called {before} times in the first one: let the network call it as often for every batch, or "
+                    "leave the layer out"
+                )
+        self._times = times
+        return calls
+
+    def _pooled(self, calls: Calls, samples: int) -> dict[str, Taken]:
+        """Return the rows of all calls of each layer; layers that took the very same ones get the very same."""
+        pooled: dict[tuple[int, ...], Taken] = {}
+        for taken in calls.values():
+            pooled.setdefault(_identities(taken), _together(taken, samples))
+        return {layer.stream: pooled[_identities(calls[layer.stream])] for layer in self._layers}
+
+
+def _identities(taken: Sequence[Taken]) -> tuple[int, ...]:
+    return tuple(map(id, taken))
+
+
+def _together(calls: Sequence[Taken], samples: int) -> Taken:
+    """Return the rows of several calls as those of one: sample after sample, and call after call within each."""
+    if len(calls) == 1:
+        return calls[0]
+    rows = torch.cat([taken.rows for taken in calls])
+    counts = [np.full(samples, len(taken.rows) // samples) if taken.counts is None else taken.counts for taken in calls]
+    owners = np.concatenate([np.repeat(np.arange(samples), count) for count in counts])
+    order = torch.from_numpy(np.argsort(owners, kind="stable")).to(rows.device)
+    same_for_each = all(taken.counts is None for taken in calls)
+    return Taken(rows[order], None if same_for_each else np.sum(counts, axis=0, dtype=np.int64))
+
+
+@contextmanager
+def _watched(model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows) -> Iterator[Calls]:
+    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
+    watch = _Watch(chooser, layers)
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(watch.hook(layer, model).remove)
+        yield watch.calls
+
+
+class _Watch:
+    """Takes rows inside the hooks of one forward pass; layers that read one tensor get the same `Taken`.
+
+    See `reading` for when they do; in inference mode none do.
+    """
+
+    def __init__(self, chooser: BatchRows, layers: Sequence[LayerSpec]) -> None:
+        self.calls: Calls = {layer.stream: [] for layer in layers}
+        self._chooser = chooser
+        self._reads: dict[Reading, Taken] = {}
+
+    def hook(self, layer: LayerSpec, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        module = module_of(model, module_name(layer.name))
+        part = part_of(layer.name, module)
+        if layer.side is not Side.OUTPUTS or not isinstance(part, CONVOLUTIONS):  # what any of them gives is rows
+            require_supported(layer.name, part)
+        calls = self.calls[layer.stream]
+
+        def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
+            require_real(layer.stream, tensor)
+            by_channel = layer.side is Side.CHANNELS
+            reading = Reading.of(tensor, ("channels", layer.channels) if by_channel else way_of_reading(part))
+            rows = (
+                rows_of_channels(layer.name, part, tensor, layer.channels)
+                if by_channel
+                else rows_entering(layer.name, part, tensor)
+            )
+            taken = self._chooser.take(layer.stream, rows, len(calls))
+            before = self._reads.setdefault(reading, taken)
+            calls.append(before if before.same_as(taken) else taken)
+
+        def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
+            given = channels_of(layer.name, module, outputs)
+            require_real(layer.stream, given)
+            calls.append(self._chooser.take(layer.stream, rows_leaving(part, given), len(calls)))
+
+        if layer.side is Side.OUTPUTS:
+            return module.register_forward_hook(leaving)
+        return module.register_forward_pre_hook(entering, with_kwargs=True)

@@ -1,0 +1,165 @@
+"""One of several layers as a rule for sizes sees it: the sizes it may have, what it loses at each, what each costs.
+
+The loss of a layer is a share: of its outputs' energy tr(Z Z') for a factor pair, of its nodes' energy tr(Sigma) for a
+selection (1 - retention). `in_units` turns it into what was measured of the whole network, one unit for all layers and
+for both families. The last size of a layer is always the layer as it is, which loses nothing; a factor pair above
+break-even never appears, because it costs more than that.
+
+Sizes are counted in weights, or in multiply-adds where a layer's positions a sample are given. A layer whose inputs
+are nodes of another one gets narrower when nodes of that one go, and so does one whose nodes go with another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.lowrank.grouped import Factors
+from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.selection.nodes import ChannelSelection
+from dalr_stream.numerics.sizes.losses import lost_energy
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.numerics.statistics.grouped import InputMoments
+from dalr_stream.numerics.types import Indices, Vector
+
+RESOLUTION = 1e-12
+"""Shares closer than this are one: of energy, whose curves carry a few EPSILON x the trace, and of costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A layer whose nodes are inputs of another one."""
+
+    layer: str
+    inputs: int = 1
+    """Inputs for each of its nodes: more than one for the kernel of a convolution, or for a flattened image."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SizedLayer:
+    """The sizes that one layer may have, what it loses at each, and how it is counted."""
+
+    name: str
+    shape: LayerShape
+    family: Family
+    sizes: Indices = field(repr=False)
+    """(s,) ascending ranks, or numbers of kept nodes; the last is `whole`, the layer as it is."""
+    losses: Vector = field(repr=False)
+    """(s,): share of the energy that is lost, or the loss that was measured; non-increasing, the last is 0."""
+    reads: tuple[Source, ...] = ()
+    """The layers whose nodes are inputs of this one."""
+    positions: float = 1.0
+    """Rows a sample where multiply-adds are counted; 1 where weights are."""
+    follows: str | None = None
+    """The layer with whose outputs this one's go, tied by an addition or a product."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", parse_choice(Family, self.family, "family"))
+        ascending = self.sizes.size > 0 and self.sizes[0] >= 1 and bool((np.diff(self.sizes) > 0).all())
+        if not ascending or self.sizes[-1] != self.whole or self.losses.shape != self.sizes.shape:
+            raise InvalidInputError(
+                f"layer '{self.name}': sizes must ascend from at least 1 to {self.whole}, one loss each, "
+                f"got {self.sizes.tolist()[:5]} and {self.losses.size} losses"
+            )
+
+    @property
+    def whole(self) -> int:
+        """The size that stands for the layer as it is."""
+        return self.shape.max_rank if self.family is Family.LOW_RANK else self.shape.outputs
+
+    def loss(self, size: int) -> float:
+        """Return what is lost at one of the sizes."""
+        return float(self.losses[np.searchsorted(self.sizes, size)])
+
+    def cost(self, size: int | Indices, inputs: int | Indices, outputs: int | Indices | None = None) -> Vector:
+        """Weights times positions at a size, with `inputs` of the inputs left, and `outputs` where others decide."""
+        m = np.asarray(self.shape.outputs if outputs is None else outputs, np.float64)
+        d, k = np.asarray(inputs, np.float64), np.asarray(size, np.float64)
+        smaller = k * (m + self.shape.groups * d) if self.family is Family.LOW_RANK else k * d
+        return self.positions * np.where(k == self.whole, m * d, smaller)
+
+    def at_share(self, share: float) -> int:
+        """Return the largest size that costs at most this share of the layer; the smallest where none does."""
+        costs = self.cost(self.sizes, self.shape.inputs)
+        affordable = np.flatnonzero(costs <= share * costs[-1] * (1 + RESOLUTION))
+        return int(self.sizes[affordable[-1] if affordable.size else 0])
+
+    def multiples_of(self, step: int) -> SizedLayer:
+        """Return the layer with only multiples of `step` as sizes, and itself as it is."""
+        if step < 1:
+            raise InvalidInputError(f"layer '{self.name}': sizes are rounded to multiples of at least 1, got {step}")
+        stay = (self.sizes % step == 0) | (self.sizes == self.whole)
+        return replace(self, sizes=self.sizes[stay], losses=self.losses[stay])
+
+    def in_units(self, scale: float) -> SizedLayer:
+        """Return the layer with `scale` times the losses: those of the whole network for a share of the layer's."""
+        if not 0.0 <= scale < np.inf:
+            raise InvalidInputError(f"layer '{self.name}': a scale of losses must be 0 or more, got {scale}")
+        return replace(self, losses=scale * self.losses)
+
+
+def factor_layer(
+    name: str, factors: Factors, moments: InputMoments, *, reads: Sequence[Source] = (), positions: float = 1.0
+) -> SizedLayer:
+    """Return a layer at the ranks that cost less than it does; `moments` are of its inputs."""
+    shape = LayerShape(factors.outputs, factors.inputs, groups=len(factors.parts))
+    ranks = np.arange(1, min(shape.break_even_rank, shape.max_rank - 1) + 1)
+    return _sized(name, shape, Family.LOW_RANK, ranks, lost_energy(factors, moments)[ranks], reads, positions)
+
+
+def selection_layer(
+    name: str, selection: ChannelSelection, shape: LayerShape, *, reads: Sequence[Source] = (), positions: float = 1.0
+) -> SizedLayer:
+    """Return a layer of `shape` at every number of nodes that its selection can keep."""
+    sizes = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
+    return _sized(name, shape, Family.SELECTION, sizes, 1.0 - selection.retention[sizes - 1], reads, positions)
+
+
+def unchanged_layer(
+    name: str, shape: LayerShape, *, reads: Sequence[Source] = (), positions: float = 1.0, follows: str | None = None
+) -> SizedLayer:
+    """Return a layer that has no size but its own; it gets narrower with the layers that it reads or follows."""
+    whole = np.array([shape.max_rank])
+    return SizedLayer(name, shape, Family.LOW_RANK, whole, np.zeros(1), tuple(reads), positions, follows)
+
+
+def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:
+    """Return what all layers cost together at these sizes; an array of sizes for one of them gives as many costs."""
+    gone = {layer.name: layer.whole - sizes[layer.name] for layer in layers if layer.family is Family.SELECTION}
+    costs = (layer.cost(sizes[layer.name], _inputs_left(layer, gone), _outputs_left(layer, gone)) for layer in layers)
+    return np.asarray(sum(costs, start=np.zeros(())))
+
+
+def _inputs_left(layer: SizedLayer, gone: Mapping[str, int | Indices]) -> int | Indices:
+    """Return how many inputs a layer has left once `gone` nodes of the layers that it reads are removed."""
+    removed = (source.inputs * gone[source.layer] for source in layer.reads if source.layer in gone)
+    return layer.shape.inputs - sum(removed)
+
+
+def _outputs_left(layer: SizedLayer, gone: Mapping[str, int | Indices]) -> int | Indices | None:
+    """Return how many outputs a layer has left where those of another decide."""
+    return None if layer.follows is None else layer.shape.outputs - gone.get(layer.follows, 0)
+
+
+def as_they_are(layers: Sequence[SizedLayer]) -> dict[str, int]:
+    """Return the sizes that leave every layer as it is."""
+    return {layer.name: layer.whole for layer in layers}
+
+
+def _sized(
+    name: str,
+    shape: LayerShape,
+    family: Family,
+    sizes: Indices,
+    losses: Vector,
+    reads: Sequence[Source],
+    positions: float,
+) -> SizedLayer:
+    """Add the layer as it is; rounding must not make a larger size look worse than a smaller one."""
+    whole = shape.max_rank if family is Family.LOW_RANK else shape.outputs
+    falling = np.minimum.accumulate(np.clip(losses, 0.0, 1.0))
+    return SizedLayer(name, shape, family, np.append(sizes, whole), np.append(falling, 0.0), tuple(reads), positions)

@@ -1,0 +1,124 @@
+"""A share of the weights or of the multiply-adds, shared out among layers and families: see `engine.sizes.choice`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from dalr_stream.engine.sizes.choice import (
+    Networks,
+    Sizes,
+    choose_sizes,
+    networks_to_measure,
+    require_affordable,
+)
+from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
+from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.errors import ConfigError, InvalidInputError
+from dalr_stream.network.measure.output_distance import OutputDistance
+from dalr_stream.network.surgery.compress import Replacement, compress
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.selection.nodes import ChannelSelection
+from dalr_stream.numerics.sizes.families import PLANS, Forms
+from dalr_stream.progress import Progress
+from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.named_sizes import named_layers
+from dalr_stream.workflow.steps.scores.scoring import score_on
+from dalr_stream.workflow.steps.sizes.compression import Choice
+
+
+def within_budget(
+    project: Project, store: StoreView, progress: Progress
+) -> tuple[dict[str, Replacement], dict[str, Method], Choice]:
+    """Return what takes the place of each layer, by which method, and how that was chosen.
+
+    Raises ConfigError where the smallest sizes cost more than the budget.
+    """
+    section = project.config.compress
+    methods = _methods(project, store, project.layers)
+    solved = {layer: _solved(project, store, layer, named) for layer, named in methods.items()}
+    layers = [layer.multiples_of(section.multiple_of or 1) for layer in forms_of(solved, project.structure)]
+    progress.note(f"compress: {section.rule} {section.share:.4g}: {networks_in_words(project, store)}")
+
+    def replacements(sizes: Sizes) -> dict[str, Replacement]:
+        return {name: solved[name].at_size(family, size, name) for name, (family, size) in sizes.items()}
+
+    def networks(sizes: Sizes) -> nn.Module:
+        return compress(project.network, replacements(sizes), example=project.structure or project.code.first_batch)
+
+    with project.code.importing():
+        chosen, choice = _choose(project, layers, networks, progress)
+    return replacements(chosen), {name: solved[name].method(family) for name, (family, _) in chosen.items()}, choice
+
+
+def networks_in_words(project: Project, store: StoreView) -> str:
+    """Say how many networks are measured at most; `store` may be a prospect."""
+    methods = _methods(project, store, project.layers_in(store))
+    forms = sum(map(len, methods.values()))
+    selects = any(method.family is Family.SELECTION for named in methods.values() for method in named)
+    networks = networks_to_measure(forms, len(PLANS) if selects else 1)
+    section = project.config.compress
+    return f"at most {networks:,} networks, measured on {section.samples:,} samples of '{project.config.solve.target}'"
+
+
+def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:
+    """Return how often a sample takes the layer's multiply-adds; the rows that were kept may be a choice of them."""
+    drawn = project.config.capture.most_per_sample is not None
+    if drawn or store.record(layer).kind in {"Conv1d", "Conv2d"}:
+        return project.positions[layer]
+    moments = store.inputs(project.config.solve.target, layer)
+    return moments.count / moments.samples
+
+
+def _methods(project: Project, store: StoreView, layers: Sequence[str]) -> dict[str, list[Method]]:
+    """Return the methods by which each layer may be compressed, one of a family at most."""
+    named, methods = named_layers(project, layers), {}
+    for layer in layers:
+        own = named[layer].method if layer in named else project.config.compress.method
+        applicable = project.methods(store, layer)
+        wanted = [method for method in project.config.methods_within_budget(own) if method in applicable]
+        methods[layer] = wanted if own is None else wanted[:1]
+    return methods
+
+
+def _solved(project: Project, store: StoreView, layer: str, methods: Sequence[Method]) -> SolvedLayer:
+    factors = selection = None
+    for solution in store.solutions(layer, methods).values():
+        if isinstance(solution, ChannelSelection):
+            selection = solution
+        else:
+            factors = solution
+    return SolvedLayer(
+        store.shape(layer),
+        factors,
+        None if factors is None else store.inputs(project.config.solve.target, layer),
+        selection,
+        rows_a_sample(project, store, layer) if project.config.compress.rule == "macs" else 1.0,
+        project.config.solve.restore_ridge,
+    )
+
+
+def _choose(project: Project, layers: list[Forms], networks: Networks, progress: Progress) -> tuple[Sizes, Choice]:
+    section, validation = project.config.compress, project.config.validation
+    try:
+        require_affordable(layers, section.share)
+    except InvalidInputError as error:
+        unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
+        steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
+        raise ConfigError(f"compress.{section.rule}, in {unit}: {error}{steps}") from None
+    batches = project.code.batches(project.config.solve.target)
+    distance = OutputDistance(
+        project.network, batches, samples=section.samples, rows=project.code.rows, distance=section.distance
+    )
+    score = None if validation is None else score_on(project, "validation", validation)
+    choice = choose_sizes(
+        layers,
+        section.share,
+        networks,
+        distance,
+        score=score,
+        higher=score is None or score.scale.higher,
+        progress=progress,
+    )
+    return choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples)

@@ -1,0 +1,175 @@
+"""Sizes chosen among measured candidates: against networks that are no more than the loss they stand for."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import dalr_stream as ds
+from dalr_stream.engine.sizes.choice import choose_sizes, networks_to_measure
+from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
+from dalr_stream.errors import InvalidInputError, NonFiniteError
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.sizes.families import Forms
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer, Source, unchanged_layer
+
+M, D = 16, 8
+
+
+def curve(name, shape, family, decay, reads=()):
+    whole = shape.max_rank if family is Family.LOW_RANK else shape.outputs
+    top = shape.break_even_rank if family is Family.LOW_RANK else whole - 1
+    sizes = np.append(np.arange(1, top + 1), whole)
+    return SizedLayer(name, shape, family, sizes, np.append(decay ** np.arange(1, top + 1), 0.0), tuple(reads))
+
+
+def blocks(decays):
+    """For each pair of decays a wide layer with nodes to select, and one that reads it."""
+    forms = []
+    for number, (low, nodes) in enumerate(decays):
+        wide, narrow = LayerShape(M, D), LayerShape(D, M)
+        first, second = f"{number}.wide", f"{number}.narrow"
+        reads = [Source(first)]
+        forms += [
+            Forms(
+                unchanged_layer(first, wide),
+                curve(first, wide, Family.LOW_RANK, low),
+                curve(first, wide, Family.SELECTION, nodes),
+            ),
+            Forms(unchanged_layer(second, narrow, reads=reads), curve(second, narrow, Family.LOW_RANK, low, reads)),
+        ]
+    return forms
+
+
+class Adding:
+    """A network is its sizes; its distance the sum of what its layers lose, each weighed as the outputs would."""
+
+    def __init__(self, forms, weights):
+        self.losses = {(form.name, form.family): form for layer in forms for form in layer.solved}
+        self.weights = weights
+        self.built = 0
+
+    def networks(self, sizes):
+        self.built += 1
+        return sizes
+
+    def distance(self, sizes):
+        each = (self.weights[name] * self.losses[name, family].loss(k) for name, (family, k) in sizes.items())
+        return float(sum(each))
+
+
+decay = st.tuples(st.floats(0.5, 0.95), st.floats(0.5, 0.95))
+
+
+@given(st.lists(decay, min_size=1, max_size=3), st.floats(0.35, 0.9), st.data())
+def test_where_losses_add_up_the_prediction_is_the_measurement(decays, share, data):
+    forms = blocks(decays)
+    weights = {layer.name: data.draw(st.floats(0.1, 10.0)) for layer in forms}
+    network = Adding(forms, weights)
+    choice = choose_sizes(forms, share, network.networks, network.distance)
+    assert network.built <= networks_to_measure(sum(len(layer.solved) for layer in forms), 4)
+    for candidate in choice.candidates:
+        assert candidate.predicted == pytest.approx(candidate.distance, rel=1e-9)
+        inputs = {layer.name: layer.unchanged.shape.inputs for layer in forms}
+        for name, (family, k) in candidate.sizes.items():
+            if family is Family.SELECTION:
+                inputs[name.replace("wide", "narrow")] = k
+        weights_left = 0
+        for layer in forms:
+            m, d = layer.unchanged.shape.outputs, inputs[layer.name]
+            family, k = candidate.sizes.get(layer.name, (None, 0))
+            weights_left += {None: m * d, Family.LOW_RANK: k * (m + d), Family.SELECTION: k * d}[family]
+        assert weights_left <= share * 2 * M * D * len(decays) + 1e-9
+    distances = [candidate.distance for candidate in choice.candidates]
+    assert choice.chosen.distance == min(distances)
+    if len({round(d, 12) for d in distances}) > 2:
+        assert choice.rank_correlation == pytest.approx(1.0)
+
+
+def test_a_score_chooses_and_the_distance_among_equals():
+    forms = blocks([(0.7, 0.8), (0.9, 0.6)])
+    network = Adding(forms, {layer.name: 1.0 for layer in forms})
+
+    def score(sizes):
+        return float(all(family is Family.LOW_RANK for family, _ in sizes.values()))
+
+    choice = choose_sizes(forms, 0.5, network.networks, network.distance, score=score)
+    assert choice.chosen.plan == "factor pairs"
+    equals = [one.distance for one in choice.candidates if one.score == 1.0]
+    assert choice.chosen.distance == min(equals)
+    worse = choose_sizes(forms, 0.5, network.networks, network.distance, score=score, higher=False)
+    assert worse.chosen.score == 0.0
+
+
+def test_a_layer_that_breaks_the_outputs_is_named():
+    forms = blocks([(0.7, 0.8)])
+
+    def distance(_):
+        raise NonFiniteError("not finite")
+
+    with pytest.raises(NonFiniteError, match=r"layer '0\.wide' at size 2: not finite"):
+        choose_sizes(forms, 0.5, lambda sizes: sizes, distance)
+
+
+def test_a_budget_below_the_smallest_sizes_is_refused():
+    forms = blocks([(0.7, 0.8)])
+    network = Adding(forms, {layer.name: 1.0 for layer in forms})
+    with pytest.raises(InvalidInputError, match=r"smallest sizes \(0.wide 1, 0.narrow 8\) cost 16 and the budget is 3"):
+        choose_sizes(forms, 0.01, network.networks, network.distance)
+
+
+class Gated(nn.Module):
+    """A gated feed-forward layer: two layers whose outputs are multiplied, and one that reads the products."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.gate(x)) * self.up(x))
+
+
+def test_layers_of_one_group_lose_their_nodes_together():
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(200, 6)
+    layers = ds.watch(model, ["gate", "up", "down"], example=x)
+    statistics = ds.accumulate(model, [x], layers)
+    solved = {}
+    for name, layer in statistics.items():
+        nodes = None if layer.nodes is None else ds.spectral(layer)
+        solved[name] = SolvedLayer(LayerShape(*layer.weight.shape), ds.dalr(layer), layer.inputs, nodes)
+    gate, up, down = forms_of(solved, layers.structure)
+    assert up.unchanged.follows == "gate"
+    assert up.selected is None
+    assert gate.selected is not None
+    assert down.unchanged.reads == (Source("gate"),)
+    assert [form.selected for form in forms_of(solved)] == [None, None, None]
+
+    def networks(sizes):
+        forms = {Family.LOW_RANK: lambda one, k: one.factors.at_rank(k)}
+        forms[Family.SELECTION] = lambda one, k: one.selection.at_size(k)
+        replaced = {name: forms[family](solved[name], k) for name, (family, k) in sizes.items()}
+        return ds.compress(model, replaced, example=layers.structure)
+
+    def distance(small):
+        with torch.no_grad():
+            return float((small(x) - model(x)).square().sum() / model(x).square().sum())
+
+    choice = choose_sizes([gate, up, down], 0.5, networks, distance)
+    for candidate in choice.candidates:
+        small = networks(candidate.sizes)
+        assert sum(p.numel() for p in small.parameters() if p.dim() == 2) <= 0.5 * 3 * 6 * 12
+    assert {one.plan for one in choice.candidates} >= {"factor pairs", "selections"}
+
+
+def test_a_structure_of_another_network_selects_nothing_it_does_not_know():
+    model, x = Gated().eval(), torch.randn(20, 6)
+    alone = nn.Sequential(nn.Linear(6, 12)).eval()
+    layer = ds.accumulate(model, [x], ds.watch(model, ["gate"], example=x))["gate"]
+    known = {"0": SolvedLayer(LayerShape(12, 6), ds.dalr(layer), layer.inputs, ds.spectral(layer))}
+    (only,) = forms_of(known, Structure.of(alone, x))
+    assert only.selected is None

@@ -1,0 +1,98 @@
+"""Distances of two networks' outputs against sums by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dalr_stream.errors import InvalidInputError, NonFiniteError
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.measure.output_distance import OutputDistance
+
+
+class Two(nn.Module):
+    """Gives a mapping of two tensors, flags, and something that is no tensor."""
+
+    def __init__(self, shift=0.0):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+
+    def forward(self, ids, mask=None):  # noqa: ARG002  # only the rows' rule looks at it
+        hidden = torch.stack([ids.float(), ids.float() ** 2], dim=-1) + self.shift
+        return {"hidden": hidden, "pooled": hidden.sum(1), "flags": ids > 2, "cache": SimpleNamespace()}
+
+
+class Scores(nn.Module):
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def batches(count=3, samples=4):
+    rng = torch.Generator().manual_seed(0)
+    return [{"ids": torch.randint(1, 9, (samples, 5), generator=rng)} for _ in range(count)]
+
+
+def test_every_tensor_counts_by_its_own_energy():
+    rows = torch.cat([batch["ids"] for batch in batches()])[:10]
+    with torch.no_grad():
+        first, other = Two()(rows), Two(0.5)(rows)
+    expected = np.mean(
+        [float(((first[k] - other[k]) ** 2).sum() / (first[k] ** 2).sum()) for k in ("hidden", "pooled")]
+    )
+    distance = OutputDistance(Two(), batches(), samples=10)
+    assert distance(Two(0.5)) == pytest.approx(expected, rel=1e-6)
+    assert distance(Two()) == 0.0
+    assert distance.samples == 10
+    assert OutputDistance(Two(), batches(), samples=10, kept_bytes=0)(Two(0.5)) == distance(Two(0.5))
+    assert OutputDistance(Two(), batches(6, 2), samples=10).samples == 10
+
+
+def test_positions_that_a_mask_leaves_out_do_not_count():
+    given = batches(1)
+    given[0]["mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    keep = given[0]["mask"].bool()
+    with torch.no_grad():
+        first, other = Two()(**given[0]), Two(0.5)(**given[0])
+    hidden = float(((first["hidden"] - other["hidden"])[keep] ** 2).sum() / (first["hidden"][keep] ** 2).sum())
+    pooled = float(((first["pooled"] - other["pooled"]) ** 2).sum() / (first["pooled"] ** 2).sum())
+    distance = OutputDistance(Two(), given, samples=4, rows=RowRule(mask="mask"))
+    assert distance(Two(0.5)) == pytest.approx((hidden + pooled) / 2, rel=1e-6)
+
+
+def test_divergence_is_of_the_classes_probabilities():
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    p, q = torch.softmax(x.double(), 1), torch.softmax(x.double() * 0.5, 1)
+    expected = float((p * (p / q).log()).sum(1).mean())
+    assert OutputDistance(Scores(), [x], samples=6, distance="kl")(Scores(0.5)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_are_refused(value):
+    with pytest.raises(NonFiniteError, match="outputs of the compressed network are not finite"):
+        OutputDistance(Scores(), [torch.ones(2, 3)], samples=2)(Scores(value))
+
+
+def test_nothing_to_compare_is_said():
+    class Classes(nn.Module):
+        def forward(self, x):
+            return x.argmax(1)
+
+    with pytest.raises(InvalidInputError, match="hold no floating-point tensor"):
+        OutputDistance(Classes(), [torch.ones(2, 3)], samples=2)(Classes())
+    with pytest.raises(InvalidInputError, match="the loader gave no sample"):
+        OutputDistance(Scores(), [], samples=2)
+    with pytest.raises(InvalidInputError, match=r"distance must be one of .* got 'cosine'"):
+        OutputDistance(Scores(), [torch.ones(2, 3)], samples=2, distance="cosine")
+
+
+def test_outputs_that_are_all_zero_are_far_from_any_others():
+    zero, one = Scores(0.0), Scores(1.0)
+    distance = OutputDistance(zero, [torch.ones(2, 3)], samples=2)
+    assert distance(zero) == 0.0
+    assert distance(one) > 0.0
