@@ -43,7 +43,7 @@ ROUNDS = 4
 """How many remedies may follow one another."""
 
 
-# --- kinds of damage: each changes something below `out` and says what, or returns None where it cannot ---------------
+# kinds of damage: each changes something below `out` and says what, or returns None where it cannot
 
 
 def one_bit(draw, path, _other):
@@ -83,7 +83,6 @@ def folder_deleted(draw, path, _other):
 
 
 def swapped(draw, path, _other):
-    """With another file of the same name, or the same kind."""
     out = next(folder for folder in path.parents if folder.name == "out")
     rivals = sorted(out.rglob(path.name)) if path.parent != out else sorted(out.glob(f"*{path.suffix}"))
     rivals = [rival for rival in rivals if rival.is_file() and rival.read_bytes() != path.read_bytes()]
@@ -128,9 +127,6 @@ KINDS = {
     "folders swapped": folders_swapped,
     "of another run": of_another_run,
 }
-
-
-# --- what a message says to do ------------------------------------------------------------------------------------
 
 
 def remedy_of(message, file):
