@@ -33,14 +33,14 @@ from dalr_stream.numerics.layer import Layer as Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors as LowRankFactors
 from dalr_stream.numerics.lowrank.ridge import Ridge as Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr as dalr
-from dalr_stream.numerics.lowrank.solvers import truncated_svd as truncated_svd
+from dalr_stream.numerics.lowrank.truncated import truncated_svd as truncated_svd
 from dalr_stream.numerics.methods import Method as Method
 from dalr_stream.numerics.rows.sampling import HoldoutRule as HoldoutRule
 from dalr_stream.numerics.selection.greedy import momasp as momasp
-from dalr_stream.numerics.selection.greedy import prune_by_max as prune_by_max
-from dalr_stream.numerics.selection.greedy import prune_by_mean as prune_by_mean
 from dalr_stream.numerics.selection.greedy import spectral as spectral
 from dalr_stream.numerics.selection.nodes import ChannelSelection as ChannelSelection
+from dalr_stream.numerics.selection.ranking import prune_by_max as prune_by_max
+from dalr_stream.numerics.selection.ranking import prune_by_mean as prune_by_mean
 from dalr_stream.numerics.statistics.moments import Moments as Moments
 from dalr_stream.report.record import Results as Results
 from dalr_stream.streaming.cluster import open_cluster as open_cluster

@@ -14,8 +14,8 @@ RENAMED = {
     "accumulate_stream": Renamed(
         "dalr_stream.accumulate(model, batches, layers)", "dalr_stream.engine.direct", "accumulate_stream"
     ),
-    "by_max": Renamed("dalr_stream.prune_by_max", "dalr_stream.numerics.selection.greedy", "prune_by_max"),
-    "by_mean": Renamed("dalr_stream.prune_by_mean", "dalr_stream.numerics.selection.greedy", "prune_by_mean"),
+    "by_max": Renamed("dalr_stream.prune_by_max", "dalr_stream.numerics.selection.ranking", "prune_by_max"),
+    "by_mean": Renamed("dalr_stream.prune_by_mean", "dalr_stream.numerics.selection.ranking", "prune_by_mean"),
     "left_out": Renamed("dalr_stream.unsupported_layers", "dalr_stream.network.layers.spec", "unsupported_layers"),
     "with_readers": Renamed(
         "dalr_stream.watch(model, patterns, example=batch)", "dalr_stream.network.structure.readers", "with_readers"

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from dalr_stream.numerics.rows.tiling import Tiler
 from dalr_stream.numerics.statistics.fold_rule import Strip
-from dalr_stream.numerics.statistics.folding import CpuFold, FoldState, LaneFold, Workspace, merge_all
+from dalr_stream.numerics.statistics.folding import CpuFold, FoldState, LaneFold, Workspace
+from dalr_stream.numerics.statistics.merging import merge_all
 
 MEAN_TOLERANCE = 1e-12  # relative to the standard error, besides the rounding of the mean itself at each update
 SCATTER_TOLERANCE = 1e-12  # relative to sqrt(C_ii C_jj), DESIGN.md section 3

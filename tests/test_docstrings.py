@@ -73,6 +73,11 @@ def fields(value):
     return [field.name for field in dataclasses.fields(value) if not field.name.startswith("_")]
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_public_function_describes_its_parameters_and_result_and_has_an_example(name):
+    assert undescribed(FUNCTIONS[name], FUNCTIONS[name].__doc__) == []
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_public_method_of_a_public_class_has_a_docstring(name):
     methods = {key: value for key, value in vars(CLASSES[name]).items() if not key.startswith("_")}

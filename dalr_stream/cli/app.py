@@ -4,6 +4,7 @@
     dalr-stream evaluate|report|verify RUN.toml
     dalr-stream merge OUT.zarr STORE.zarr...
     dalr-stream diff STORE.zarr DOMAIN_A DOMAIN_B
+    dalr-stream keys [SECTION]
 
 A verb of the first two lines takes a run file and `--set section.key=value`; `verify` takes a store too. A failure that
 the package raises on purpose is printed as one line, without a traceback, and the exit code is 1. torch and the rest
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from dalr_stream.cli import keys as cli_keys
 from dalr_stream.cli import stores as cli_stores
 from dalr_stream.cli.console import console_for
 from dalr_stream.cli.options import (
@@ -252,6 +254,7 @@ def report(file: RunFile, overrides: Overrides = None) -> None:
 app.command()(cli_stores.verify)
 app.command()(cli_stores.merge)
 app.command()(cli_stores.diff)
+app.command()(cli_keys.keys)
 
 
 def _dry_run(opened: Run) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batches, require_layers
 from dalr_stream.network.capture.loaders import can_resume
+from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
@@ -130,6 +131,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
     to_rows: ToRows = to_host,
     title: str,
     progress: Progress,
+    onward: OnwardPass | None = None,
 ) -> None:
     """Send the rows of `layers` to `sink`; see `network.capture.capture_rows`."""
     held = len(sink.held)
@@ -151,6 +153,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
             rows=rows,
             to_rows=to_rows,
             note=progress.note,
+            onward=onward,
             probed=sink.probed,
             batch_done=lambda _samples, _spared: advance(1),
         )

@@ -33,6 +33,7 @@ from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairR
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.hooks import batch_identities, capture_rows, require_batches, require_layers
+from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.paired import SecondNetwork
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
@@ -145,6 +146,18 @@ def pair_load(layer: LayerSpec, rows: int = 0) -> LayerLoad:
     return LayerLoad(stream_name(layer.name, Pairing.OUTPUTS), layer.inputs + layer.outputs, rows)
 
 
+def narrowest_pair_load(layer: LayerSpec, rows: int = 0) -> LayerLoad:
+    """Return the same for a layer whose outputs may follow from its inputs: those are watched where they are fewer."""
+    if not is_wider_out(layer):
+        return pair_load(layer, rows)
+    return LayerLoad(stream_name(layer.name, Pairing.INPUTS), 2 * layer.inputs, rows)
+
+
+def is_wider_out(layer: LayerSpec) -> bool:
+    """Tell whether a layer gives more features than it reads."""
+    return layer.outputs > layer.inputs
+
+
 def known_batches(batches: Iterable[Any], rule: RowRule) -> tuple[BatchRecord, ...]:
     """Load the batches and return what identifies each; no network is run."""
     require_repeatable(batches, "batches")
@@ -163,6 +176,9 @@ class PairedRows:
     """Of the compressed network: what x is, by stream."""
     targets: Mapping[str, LayerSpec]
     """Of the original: what z is, by the same names."""
+    onward: OnwardPass | None = None
+    """How the compressed network is run on from an earlier pass."""
+    original_onward: OnwardPass | None = None
 
     @classmethod
     def of_outputs(
@@ -236,7 +252,8 @@ class PairedRows:
         """Run both networks on every batch that is not folded yet."""
         names = {name: pair.stream for name, pair in self.pairs.items() if pair.stream in streams}
         to_rows = rows_for(folding)
-        second = SecondNetwork(self.original, {name: self.targets[name] for name in names}, self.rule, to_rows)
+        targets = {name: self.targets[name] for name in names}
+        second = SecondNetwork(self.original, targets, self.rule, to_rows, self.original_onward)
         joint = JointSink(sink, second, names)
         followed = second.follow(self.batches, sink.held)
         total = len(self.batches) if isinstance(self.batches, Sized) else None
@@ -250,6 +267,7 @@ class PairedRows:
                 rows=self.rule,
                 to_rows=to_rows,
                 batch_done=lambda _samples, _spared: advance(1),
+                onward=self.onward,
             )
 
     def view(self, joint: LayerMoments) -> LayerCrossMoments:

@@ -25,6 +25,7 @@ from dalr_stream.engine.statistics import Statistics, Weights, stored_weights
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import require_batches, require_layers
+from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import tensor_digest
@@ -128,6 +129,8 @@ class NetworkRows:
     batches: Iterable[Any]
     layers: Sequence[LayerSpec]
     rule: RowRule
+    onward: OnwardPass | None = None
+    """How the network is run on from an earlier pass."""
 
     @property
     def streams(self) -> Sequence[str]:
@@ -167,5 +170,13 @@ class NetworkRows:
         layers = [layer for layer in self.layers if layer.stream in streams]
         to_rows = rows_for(folding)
         one_pass(
-            self.model, self.batches, layers, sink, rows=self.rule, to_rows=to_rows, title=TITLE, progress=progress
+            self.model,
+            self.batches,
+            layers,
+            sink,
+            rows=self.rule,
+            to_rows=to_rows,
+            title=TITLE,
+            progress=progress,
+            onward=self.onward,
         )

@@ -10,6 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dalr_stream.engine.layer_moments import LayerMoments, OnDemand
 from dalr_stream.errors import FingerprintMismatchError, LayerNotFoundError, StoreNotFoundError
@@ -20,6 +24,8 @@ from dalr_stream.storage.contents import LayerRecord
 from dalr_stream.storage.manifest import Manifest
 
 _BETWEEN = ":"
+Weights = tuple[NDArray[Any], NDArray[Any] | None]
+"""Weight (m, d) and bias (m,) of a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,19 @@ class LayerCrossMoments(Mapping[str, CrossMoments]):
             OnDemand(those_in(joint.shards), parts),
         )
 
+    def with_outputs_through(self, layers: Mapping[str, Weights]) -> LayerCrossMoments:
+        """Return moments of what `layers` give where those known are of what they read, by their weights."""
+        if not layers:
+            return self
+
+        def through(known: Mapping[str, CrossMoments], name: str) -> CrossMoments:
+            return _given_by(known[name], layers[name]) if name in layers else known[name]
+
+        return LayerCrossMoments(
+            OnDemand(tuple(self.training), partial(through, self.training)),
+            OnDemand(tuple(self.heldout), partial(through, self.heldout)),
+        )
+
     def __getitem__(self, layer: str) -> CrossMoments:
         try:
             return self.training[layer]
@@ -68,6 +87,12 @@ class LayerCrossMoments(Mapping[str, CrossMoments]):
 
     def __len__(self) -> int:
         return len(self.training)
+
+
+def _given_by(read: CrossMoments, weights: Weights) -> CrossMoments:
+    weight, bias = weights
+    wide = weight.astype(np.float64)
+    return read.with_outputs_through(wide, np.zeros(len(wide)) if bias is None else bias.astype(np.float64))
 
 
 @dataclass(frozen=True, slots=True)

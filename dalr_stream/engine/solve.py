@@ -12,11 +12,13 @@ from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
-from dalr_stream.numerics.lowrank.solvers import dalr, truncated_svd
+from dalr_stream.numerics.lowrank.solvers import dalr
+from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.methods import DalrOptions, Family, Method
 from dalr_stream.numerics.options import parse_choice
-from dalr_stream.numerics.selection.greedy import momasp, prune_by_max, prune_by_mean, spectral
+from dalr_stream.numerics.selection.greedy import momasp, spectral
 from dalr_stream.numerics.selection.nodes import ChannelSelection
+from dalr_stream.numerics.selection.ranking import prune_by_max, prune_by_mean
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments

@@ -8,8 +8,8 @@ from dalr_stream.numerics.methods import Family as Family
 from dalr_stream.numerics.methods import Form as Form
 from dalr_stream.numerics.methods import Variant as Variant
 from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank as jackknife_low_rank
-from dalr_stream.numerics.resampling.jackknife import jackknife_selection as jackknife_selection
 from dalr_stream.numerics.resampling.ridge_choice import choose_ridge as choose_ridge
+from dalr_stream.numerics.resampling.selection_jackknife import jackknife_selection as jackknife_selection
 from dalr_stream.numerics.resampling.sufficiency import sufficiency as sufficiency
 from dalr_stream.numerics.rows.streams import Side as Side
 from dalr_stream.numerics.selection.shift import MomentShift as MomentShift
@@ -29,5 +29,5 @@ from dalr_stream.numerics.sizes.sized_layer import factor_layer as factor_layer
 from dalr_stream.numerics.sizes.sized_layer import selection_layer as selection_layer
 from dalr_stream.numerics.sizes.sized_layer import unchanged_layer as unchanged_layer
 from dalr_stream.numerics.statistics.cross import CrossMoments as CrossMoments
-from dalr_stream.numerics.statistics.folding import merge_all as merge_all
 from dalr_stream.numerics.statistics.grouped import GroupedMoments as GroupedMoments
+from dalr_stream.numerics.statistics.merging import merge_all as merge_all

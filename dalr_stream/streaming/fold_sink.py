@@ -19,14 +19,8 @@ from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.tiling import RowBatch, Rows, Samples, Tile, Tiler, rows_per_sample, shared_rows
 from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
-from dalr_stream.numerics.statistics.folding import (
-    LaneFold,
-    LaneState,
-    SplitMoments,
-    Workspace,
-    join_partitions,
-    merge_all,
-)
+from dalr_stream.numerics.statistics.folding import LaneFold, LaneState, SplitMoments, Workspace, join_partitions
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
 from dalr_stream.storage.contents import BatchRecord, DomainRecord, RowsRecord
 from dalr_stream.streaming.folding import Folding

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
-from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, merge_all
+from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress
 from dalr_stream.storage.checkpoints import Checkpoints

@@ -19,7 +19,8 @@ from dask.delayed import delayed
 
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.statistics.fold_rule import Strip, strips
-from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_strips, merge_all
+from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_strips
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.folding import Threads, Workers

@@ -17,6 +17,7 @@ import networks
 import remembering
 import scaling
 import selecting
+import sequential
 import solving
 from rich.console import Console
 from rich.table import Table
@@ -122,6 +123,15 @@ def _solve_wide(quick: bool) -> Table:
 @section("ranks", "64 ranks and 8 ridges of a 1,024 x 1,024 layer")
 def _ranks(quick: bool) -> Table:
     return ratios(solving.many_ranks(*((60, 24, 32, 1) if quick else (4096, 1024, 1024, 3))))
+
+
+@section("sequential", "layer after layer, the 12 feed-forward layers of a transformer of MiniLM's shape")
+def _sequential(quick: bool) -> Table:
+    size = sequential.Size(24, 2, 2, 12, 8, 4, 4) if quick else sequential.Size()
+    raced, difference = sequential.in_turn(size, 1 if quick else 3)
+    table = ratios(raced)
+    table.caption = f"{size.words}; the last states of both differ by {difference:.0e} of the largest"
+    return table
 
 
 @section("networks", "whole networks: seconds to trace, to find and prove every group of channels, and to narrow all")

@@ -23,6 +23,7 @@ def test_every_section_prints_its_table():
         "find all up to date, by batches",
         "MoMaSP subset, first 8",
         "ResNet-50",
+        "a script that keeps the states between blocks",
     ):
         assert words in done.stdout
 

@@ -39,8 +39,7 @@ BASES = {
 OTHER = "seed"
 """Another run, whose files are put in place of a run's own."""
 STORES = ("store.zarr", "passes", "cross.zarr")
-ROUNDS = 4
-"""How many remedies may follow one another."""
+ROUNDS = 4  # remedies may follow one another
 
 
 # kinds of damage: each changes something below `out` and says what, or returns None where it cannot

@@ -28,7 +28,7 @@ def data(n=300, seed=1):
 
 
 class Calls:
-    """Counts how often networks run on each of some batches while it is entered; not on what looks like none."""
+    """Counts how often networks begin on each of some batches while it is entered; not on what looks like none."""
 
     def __init__(self, batches, *models):
         self._batches = batches
@@ -36,13 +36,13 @@ class Calls:
         self.of = [0] * len(batches)
 
     def __enter__(self):
-        self._hooks = [model.register_forward_hook(self._called) for model in self._models]
+        self._hooks = [model.register_forward_pre_hook(self._called) for model in self._models]
         return self
 
     def __exit__(self, *_):
         for hook in self._hooks:
             hook.remove()
 
-    def _called(self, _, inputs, __):
+    def _called(self, _, inputs):
         for number, batch in enumerate(self._batches):
             self.of[number] += torch.equal(inputs[0], batch)

@@ -28,7 +28,8 @@ from dalr_stream.errors import (
 )
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
+from dalr_stream.numerics.statistics.folding import SplitMoments
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.storage.records.moments import moments_path, save_moments, shard_path
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import delete_activations

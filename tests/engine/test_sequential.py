@@ -99,8 +99,9 @@ LOW_RANK = ["dalr_anchored_affine", "dalr_optimal_affine", "dalr_published", "da
 
 @pytest.mark.parametrize("method", LOW_RANK)
 @pytest.mark.parametrize("middle", ["same", "spectral"])
-def test_every_output_is_the_twins(method, middle):
-    model, x = network(9, 10, 8, 6), data()
+@pytest.mark.parametrize("last", [6, 14], ids=["narrower", "wider"])  # than what it reads
+def test_every_output_is_the_twins(method, middle, last):
+    model, x = network(9, 10, 8, last), data()
     plan = {"0": (method, 4), "2": (method if middle == "same" else middle, 5), "4": (method, 3)}
     choices = {name: choice(*chosen, restore_ridge=0.0) for name, chosen in reversed(plan.items())}
     found = quietly(ds.compress_sequentially, model, x.split(50), choices, folding=ALL)

@@ -19,7 +19,8 @@ from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.statistics.fold_rule import Strip
-from dalr_stream.numerics.statistics.folding import LaneState, merge_all
+from dalr_stream.numerics.statistics.folding import LaneState
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.storage.records.moments import load_moments
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.storage.store import ActivationStore

@@ -10,13 +10,15 @@ from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows
 from dalr_stream.numerics.lowrank.grouped import GroupedFactors, factors_of
 from dalr_stream.numerics.lowrank.ridge import Ridge
-from dalr_stream.numerics.lowrank.solvers import dalr, dalr_sweep, truncated_svd
+from dalr_stream.numerics.lowrank.solvers import dalr, dalr_sweep
+from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.methods import Form, Variant
 from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank
 from dalr_stream.numerics.resampling.ridge_choice import choose_ridge
-from dalr_stream.numerics.selection.greedy import momasp, prune_by_max, prune_by_mean, spectral
-from dalr_stream.numerics.statistics.folding import merge_all
+from dalr_stream.numerics.selection.greedy import momasp, spectral
+from dalr_stream.numerics.selection.ranking import prune_by_max, prune_by_mean
 from dalr_stream.numerics.statistics.grouped import GroupedMoments
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.moments import Moments
 
 M, D, N, SHARDS = 5, 7, 80, 4

@@ -11,7 +11,7 @@ import dalr_stream as ds
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError, NonFiniteError
-from dalr_stream.network.saved import checkpoint
+from dalr_stream.network.saved.weights import save_weights
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.record import Results
@@ -174,7 +174,7 @@ def test_another_network_is_refused_and_replaced_only_when_asked(finished, finis
 def test_solutions_for_another_network_are_neither_put_in_nor_evaluated(finished, finished_file):
     weights = finished.project.weights
     model = finished.project.code.build()
-    checkpoint.save_weights(model, weights)
+    save_weights(model, weights)
     other, _ = opened(finished_file, "compress.fc1.size=3")
     with pytest.raises(FingerprintMismatchError, match="was made from the network with fingerprint"):
         other.compress()

@@ -8,7 +8,8 @@
 
 Compressed all at once (`compress`), every layer is solved for inputs that it no longer gets. Here each makes up, as far
 as its rank allows, for what the layers before it lost. The price is a pass over the data for each layer, two networks a
-pass; neighbours that read the very same tensor (Q, K and V) share one.
+pass; neighbours that read the very same tensor (Q, K and V) share one. A pass goes on from where the one before left
+both networks, so that each layer is run about once in either (`onward_passes`).
 
 A layer's own weight at its turn is that of the network as compressed so far: where an earlier selection narrowed its
 inputs to J, that is W A_J, and what `anchored` shrinks towards. Its target is the original's output all the same. A
@@ -24,11 +25,13 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import pair_load
+from dalr_stream.engine.cross import narrowest_pair_load
 from dalr_stream.engine.fold_passes import direct_plan
-from dalr_stream.engine.sequential.pass_moments import PassMoments
+from dalr_stream.engine.sequential.onward_passes import KEPT_BYTES, OnwardPasses
+from dalr_stream.engine.sequential.pass_moments import KnownMoments, PassMoments
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.errors import InvalidInputError, RankError
+from dalr_stream.network.capture.onward import Room
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.groups import parts_of
@@ -119,8 +122,10 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
 
     Notes
     -----
-    Cost: one pass for each layer, through both networks; layers that read the same tensor share one. Memory: three
-    networks, and the lanes of a pass's layers, d + m wide each; for a selection, twice as wide as what reads its nodes.
+    Cost: one pass for each layer, through what lies between it and the layer before in both networks; layers that read
+    the same tensor share one. Memory: three networks; the lanes of a pass's layers, d + min(d, m) wide each, for a
+    selection twice as wide as what reads its nodes; and what is kept between the passes, `KEPT_BYTES` or what the
+    memory limit leaves.
 
     Examples
     --------
@@ -150,32 +155,38 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     rows: RowRule | None = None,
     folding: Folding | None = None,
     begun: SequentialCompression | None = None,
+    known: KnownMoments | None = None,
     progress: Progress | None = None,
 ) -> Iterator[SequentialCompression]:
     """Yield what there is at the start and after each pass; arguments and errors as for `compress_sequentially`.
 
     Anything yielded may be kept and given back as `begun`: what it has is not done again, and the rest comes out the
-    same.
+    same. `known` is where moments of what the original reads may lie already: the first pass takes those.
     """
     folding, progress = folding or Folding(), progress or Silent()
     target = SameEveryPass(batches)
     _require_sound(model, choices, folding, has_source=source is not None)
     _require_prunable(model, choices, target)
-    moments = PassMoments(model, rows or RowRule(), progress, None if store is None else Path(store))
+    first, rule = target.first(), rows or RowRule()
+    passes = _passes(order_of_execution(model, first, list(choices)), choices)
+    room = _room(model, passes, choices, folding)
+    selected = [name for name, choice in choices.items() if choice.selects]
+    onward = OnwardPasses(model, target, passes, selected, rule, Room(room), progress.note)
+    moments = PassMoments(model, rule, progress, onward, None if store is None else Path(store), known)
     one_pass = SequentialPass(
         model, choices, target, None if source is None else SameEveryPass(source, "source"), folding, moments
     )
-    passes = _passes(order_of_execution(model, target.first(), list(choices)), choices)
-    _require_fits(model, passes, choices, folding)
     state = SequentialCompression(model, passes) if begun is None else begun
     progress.note(f"layer after layer: {in_words(state.left)}")
     yield state
     for group in state.left:
+        onward.begin(group)
         solved = one_pass.solve(group, state.network)
         for name, (_, outcome) in solved.items():
             progress.note(f"layer '{name}': {outcome}")
         replacements = {name: replacement for name, (replacement, _) in solved.items()}
-        small = compress(state.network, replacements, example=target.first())
+        small = compress(state.network, replacements, example=first)
+        onward.end(state.network, small)
         done = {**state.layers, **{name: outcome for name, (_, outcome) in solved.items()}}
         state = SequentialCompression(small, passes, done)
         if not state.left and begun is None:
@@ -230,16 +241,22 @@ def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding
             raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
 
 
-def _require_fits(
+def _room(
     model: nn.Module, passes: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice], folding: Folding
-) -> None:
-    """Raise MemoryLimitError where the cross moments of one layer alone do not fit, before the passes that lead to it.
+) -> int:
+    """Return how much the memory limit leaves for what is kept between passes.
+
+    Raises MemoryLimitError where the cross moments of one layer alone do not fit, before the passes that lead to it.
 
     Those of the first pass are moments of inputs alone. An earlier selection may narrow a layer: this is at most.
     """
     later = [name for group in passes[1:] for name in group if not choices[name].selects]
-    if later:
-        direct_plan([pair_load(layer) for layer in select_layers(model, later)], folding).require()
+    if not later:
+        return KEPT_BYTES
+    needed = direct_plan([narrowest_pair_load(layer) for layer in select_layers(model, later)], folding)
+    needed.require()
+    limit = folding.memory_limit_bytes
+    return KEPT_BYTES if limit is None else min(KEPT_BYTES, limit - needed.peak_bytes)
 
 
 def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass) -> None:

@@ -10,6 +10,7 @@ them, start from what is kept and run no network; those after it have other inpu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +18,32 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import PairedRows, known_batches
+from dalr_stream.engine.cross import PairedRows, is_wider_out, known_batches
 from dalr_stream.engine.direct import NetworkRows
 from dalr_stream.engine.fold_passes import fold_in_memory, fold_into, kept_record
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.layers.spec import LayerSpec, select_layers, weights_of
+from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress
 from dalr_stream.storage.contents import BatchRecord, NetworkRecord
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.streaming.folding import Folding
 
+TARGET = "target"
 _NAME = 16
 """Digits of a fingerprint in a folder's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownMoments:
+    """Where moments of what the original reads may lie, by which rule they were folded."""
+
+    root: Path
+    domain: str
+    folding: Folding
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +53,10 @@ class PassMoments:
     original: nn.Module
     rule: RowRule
     progress: Progress
+    onward: OnwardPasses
     folder: Path | None = None
+    known: KnownMoments | None = None
+    """Of what the original reads of the target."""
     _used: set[str] = field(default_factory=set)
     _seen: dict[str, tuple[BatchRecord, ...]] = field(default_factory=dict)
     """The batches of each domain, once they were gone through."""
@@ -49,14 +65,24 @@ class PassMoments:
         self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding, domain: str
     ) -> LayerMoments:
         """Return the moments of what `layers` read in the network as compressed so far."""
-        return self._joint(NetworkRows(current, batches, layers, self.rule), folding, domain)
+        feed = NetworkRows(current, batches, layers, self.rule)
+        known = self._known(feed) if current is self.original and domain == TARGET else None
+        return self._joint(feed, folding, domain) if known is None else known
 
     def beside_outputs(
         self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding
     ) -> LayerCrossMoments:
-        """Return the moments of what `layers` read there, beside what they give in the original."""
+        """Return the moments of what `layers` read there, beside what they give in the original.
+
+        A layer that gives more features than it reads is watched there for what it reads, X: it gives W X + b.
+        """
         feed = PairedRows.of_outputs(self.original, current, batches, layers, self.rule)
-        return feed.view(self._joint(feed, folding, "target"))
+        names = list(dict.fromkeys(module_name(layer.name) for layer in layers))
+        read = [layer for layer in select_layers(self.original, names) if is_wider_out(layer)]
+        feed = dataclasses.replace(feed, targets={**feed.targets, **{layer.stream: layer for layer in read}})
+        joint = feed.view(self._joint(feed, folding, TARGET))
+        maps = {layer.stream: weights_of(self.original, layer.name) for layer in read}
+        return joint.with_outputs_through(maps)
 
     def beside(
         self,
@@ -69,7 +95,7 @@ class PassMoments:
         """Return the moments of what `layers` read there, beside `targets` in the original, by the same streams."""
         by_stream = {layer.stream: layer for layer in layers}
         feed = PairedRows(self.original, current, batches, self.rule, by_stream, targets)
-        return feed.view(self._joint(feed, folding, "target"))
+        return feed.view(self._joint(feed, folding, TARGET))
 
     def drop_others(self) -> None:
         """Remove what no pass of this sequence has used: the folder then has one sequence's moments."""
@@ -80,17 +106,38 @@ class PassMoments:
 
     def _joint(self, feed: NetworkRows | PairedRows, folding: Folding, domain: str) -> LayerMoments:
         if self.folder is None:
-            return LayerMoments.of(fold_in_memory(feed, folding, self.progress))
+            return LayerMoments.of(fold_in_memory(self._onward(feed, domain), folding, self.progress))
         network = feed.network()
         root = self.folder / _name(network)
         self._used.add(root.name)
         record = kept_record(root, domain, feed, network, folding)
         if record is None or record.batches != self._batches(feed, domain):
-            record = fold_into(root, domain, feed, network, folding, self.progress)
+            record = fold_into(root, domain, self._onward(feed, domain), network, folding, self.progress)
             self._seen[domain] = record.batches
         else:
             self.progress.note(f"moments of {_words(feed.streams)} are kept from an earlier pass: none is needed")
         return LayerMoments.stored(root, domain, {name: record.home(name) for name in feed.streams}, folding.shards)
+
+    def _known(self, feed: NetworkRows) -> LayerMoments | None:
+        """Return the moments that another accumulation has left, of the same rows of the same batches."""
+        if self.known is None:
+            return None
+        root, domain, folding = self.known.root, self.known.domain, self.known.folding
+        record = kept_record(root, domain, feed, feed.network(), folding)
+        if record is None or record.batches != self._batches(feed, TARGET):
+            return None
+        self.progress.note(f"moments of {_words(feed.streams)} are those of '{root}': no pass is needed")
+        return LayerMoments.stored(root, domain, {name: record.home(name) for name in feed.streams}, folding.shards)
+
+    def _onward(self, feed: NetworkRows | PairedRows, domain: str) -> NetworkRows | PairedRows:
+        """Let networks that run on the target go on from where the pass before left them."""
+        if isinstance(feed, PairedRows):
+            now = self.onward.of_compressed(feed.layers.values(), feed.targets)
+            then = self.onward.of_original(feed.targets.values())
+            return dataclasses.replace(feed, onward=now, original_onward=then)
+        if domain != TARGET:
+            return feed
+        return dataclasses.replace(feed, onward=self.onward.of_compressed(feed.layers))
 
     def _batches(self, feed: NetworkRows | PairedRows, domain: str) -> tuple[BatchRecord, ...]:
         """Return what identifies a domain's batches; every pass gets the same, so they are loaded for it once."""

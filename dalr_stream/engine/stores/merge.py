@@ -28,7 +28,8 @@ from dalr_stream.errors import (
 )
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS
-from dalr_stream.numerics.statistics.folding import SplitMoments, merge_all
+from dalr_stream.numerics.statistics.folding import SplitMoments
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import DomainRecord, LayerRecord, NetworkRecord
 from dalr_stream.storage.durable import readable, remove_folder

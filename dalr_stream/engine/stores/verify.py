@@ -10,7 +10,7 @@ from typing import Any
 from dalr_stream.engine.stores.merge import sum_of_shards
 from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.rows.streams import layer_of_stream
-from dalr_stream.numerics.statistics.folding import merge_all
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.progress import Advance, Progress, Silent
 from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.layout import links

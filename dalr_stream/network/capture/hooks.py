@@ -27,6 +27,7 @@ from dalr_stream.network.capture.batches import (
 )
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.masks import BatchMasks
+from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.probe import probe_of
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule, Taken
@@ -53,6 +54,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     batch_done: BatchDone | None = None,
     to_rows: ToRows = to_host,
     note: Callable[[str], None] | None = None,
+    onward: OnwardPass | None = None,
     probed: Callable[[Probe], None] | None = None,
 ) -> None:
     """Send what `layers` read, or give, to `sink`, batch after batch.
@@ -77,6 +79,8 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
     note
         Called with what was found out that one may not expect: layers called several times, or not in sample order.
+    onward
+        Runs the network on from where an earlier pass left it, as far as the last of `layers`; nothing is proved then.
     probed
         Called with what the network gives for a made-up sample, before the first batch that is run is written: another
         network than before shows there, whatever makes it another. One forward pass of one sample.
@@ -99,7 +103,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     for samples in held[:first]:
         batch_done(samples, True)  # noqa: FBT003  # a Callable has no keywords
     seen = sum(held[:first])
-    taker = RowTaker(model, layers, rule)
+    taker = RowTaker(model, layers, rule, onward=onward)
     with without_gradients():
         for number, batch in enumerate(beginning_at(batches, first) if first else batches, start=first):
             samples = samples_in(batch)

@@ -15,6 +15,7 @@ from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import ToRows
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
+from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taking import RowTaker
@@ -27,7 +28,12 @@ class SecondNetwork:
     """A network whose layers' rows are wanted beside the batches that another network runs on."""
 
     def __init__(
-        self, model: nn.Module, layers: Mapping[str, LayerSpec], rule: RowRule, to_rows: ToRows = to_host
+        self,
+        model: nn.Module,
+        layers: Mapping[str, LayerSpec],
+        rule: RowRule,
+        to_rows: ToRows = to_host,
+        onward: OnwardPass | None = None,
     ) -> None:
         """Rows of `layers` go by their keys, in the form that `to_rows` makes; what a layer gives includes its bias.
 
@@ -38,7 +44,7 @@ class SecondNetwork:
         self._model = model
         self._layers = layers
         self._rule = rule
-        self._taker = RowTaker(model, list(layers.values()), rule, paired=True)
+        self._taker = RowTaker(model, list(layers.values()), rule, paired=True, onward=onward)
         self._to_rows = to_rows
         self._batch: Any = None
         self._first_sample = 0

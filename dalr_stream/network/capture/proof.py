@@ -81,10 +81,19 @@ class CaptureProof:
         """The orders that are proved so far."""
         return self._orders or {}
 
+    @property
+    def padding_is_proved(self) -> bool:
+        """Whether a batch with padding has been gone through."""
+        return not self._padding_is_open
+
+    def is_open(self, masks: Masks) -> bool:
+        """Tell whether something is still to be proved by a batch with these masks."""
+        return self._before is not None or self._is_due(masks)
+
     @contextmanager
     def observing(self, batch: Any, masks: Masks) -> Iterator[Observed]:
         """Observe a forward pass over `batch`, which may overwrite it, where something is still to be proved by it."""
-        if self._before is None and not self._is_due(masks):
+        if not self.is_open(masks):
             yield {}
             return
         self._batch = inputs_copied(batch)

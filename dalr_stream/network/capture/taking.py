@@ -7,7 +7,7 @@ so on. How often it is called is found out on the first batch, and holds for all
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.batches import call, first_argument, require_mask_passed_on
 from dalr_stream.network.capture.masks import BatchMasks
+from dalr_stream.network.capture.onward import ForwardRun, OnwardPass
 from dalr_stream.network.capture.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
@@ -41,14 +42,26 @@ Calls = dict[str, list[Taken]]
 class RowTaker:
     """Takes the rows of a network's layers batch after batch; on the first one it is proved whose they are."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[LayerSpec], rule: RowRule, *, paired: bool = False) -> None:
-        """`paired` takes outputs where the inputs are taken, as `RowRule.most_of` says."""
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[LayerSpec],
+        rule: RowRule,
+        *,
+        paired: bool = False,
+        onward: OnwardPass | None = None,
+    ) -> None:
+        """`paired` takes outputs where the inputs are taken, as `RowRule.most_of` says.
+
+        `onward` runs the network on from an earlier pass, and has what is proved of it.
+        """
         self._model = model
         self._layers = layers
         self._rule = rule
         self._paired = paired
         self._times: dict[str, int] | None = None
-        self._proof = CaptureProof(model, layers) if rule.prove else None
+        self._onward = onward
+        self._proof = CaptureProof(model, layers) if rule.prove and onward is None else None
 
     @property
     def notes(self) -> Iterator[str]:
@@ -72,8 +85,11 @@ class RowTaker:
         if self._times is None:
             require_mask_passed_on(self._model, batch)
         proof = self._proof
-        orders = None if proof is None else proof.orders(batch, samples)
+        known = None if self._onward is None else self._onward.orders
+        orders = known if proof is None else proof.orders(batch, samples)
         chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
+        if self._onward is not None:
+            return self._onward.take(lambda run: self._pooled(self._calls(batch, chooser, run), samples), first_sample)
         if proof is None:
             return self._pooled(self._calls(batch, chooser), samples)
         by_stream = {layer.stream: chooser.mask_of(layer.stream) for layer in self._layers}
@@ -82,10 +98,10 @@ class RowTaker:
         proof.settle(observed, by_stream, {} if masks is None else masks.padding)
         return self._pooled(calls, samples)
 
-    def _calls(self, batch: Any, chooser: BatchRows) -> Calls:
+    def _calls(self, batch: Any, chooser: BatchRows, run: ForwardRun | None = None) -> Calls:
         """Run the network; raises UnsupportedLayerError for a layer that it does not call as often as it should."""
-        with _watched(self._model, self._layers, chooser) as calls:
-            call(self._model, batch)
+        with _watched(self._model, self._layers, chooser, None if run is None else self._until_all(run)) as calls:
+            (run or call)(self._model, batch)
         times = {stream: len(taken) for stream, taken in calls.items()}
         for layer in self._layers:
             if not times[layer.stream]:
@@ -99,6 +115,17 @@ class RowTaker:
                 )
         self._times = times
         return calls
+
+    def _until_all(self, run: ForwardRun) -> Callable[[Calls], None] | None:
+        """Return what tells `run` that all rows are there; None where it is not known how often layers are called."""
+        orders = (self._onward.orders if self._onward else None) or {}
+        times = self._times or {layer.stream: len(orders.get(layer.stream, ())) for layer in self._layers}
+
+        def taken(calls: Calls) -> None:
+            if all(len(calls[stream]) == number for stream, number in times.items()):
+                run.rows_taken()
+
+        return taken if all(times.values()) else None
 
     def _pooled(self, calls: Calls, samples: int) -> dict[str, Taken]:
         """Return the rows of all calls of each layer; layers that took the very same ones get the very same."""
@@ -125,9 +152,14 @@ def _together(calls: Sequence[Taken], samples: int) -> Taken:
 
 
 @contextmanager
-def _watched(model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows) -> Iterator[Calls]:
-    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends."""
-    watch = _Watch(chooser, layers)
+def _watched(
+    model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows, taken: Callable[[Calls], None] | None = None
+) -> Iterator[Calls]:
+    """Collect the chosen rows of each layer during one forward pass; the hooks are gone when the block ends.
+
+    `taken` is told after each of them what there is so far.
+    """
+    watch = _Watch(chooser, layers, taken)
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(watch.hook(layer, model).remove)
@@ -140,8 +172,9 @@ class _Watch:
     See `reading` for when they do; in inference mode none do.
     """
 
-    def __init__(self, chooser: BatchRows, layers: Sequence[LayerSpec]) -> None:
+    def __init__(self, chooser: BatchRows, layers: Sequence[LayerSpec], taken: Callable[[Calls], None] | None) -> None:
         self.calls: Calls = {layer.stream: [] for layer in layers}
+        self._taken = taken
         self._chooser = chooser
         self._reads: dict[Reading, Taken] = {}
 
@@ -164,13 +197,18 @@ class _Watch:
             )
             taken = self._chooser.take(layer.stream, rows, len(calls))
             before = self._reads.setdefault(reading, taken)
-            calls.append(before if before.same_as(taken) else taken)
+            self._keep(calls, before if before.same_as(taken) else taken)
 
         def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
             given = channels_of(layer.name, module, outputs)
             require_real(layer.stream, given)
-            calls.append(self._chooser.take(layer.stream, rows_leaving(part, given), len(calls)))
+            self._keep(calls, self._chooser.take(layer.stream, rows_leaving(part, given), len(calls)))
 
         if layer.side is Side.OUTPUTS:
             return module.register_forward_hook(leaving)
         return module.register_forward_pre_hook(entering, with_kwargs=True)
+
+    def _keep(self, calls: list[Taken], taken: Taken) -> None:
+        calls.append(taken)
+        if self._taken is not None:
+            self._taken(self.calls)

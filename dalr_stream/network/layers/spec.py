@@ -77,17 +77,44 @@ class LayerSpec:
 def select_layers(
     model: nn.Module, patterns: Iterable[Pattern], *, side: Side | str = Side.INPUTS
 ) -> tuple[LayerSpec, ...]:
-    """Return the layers that the patterns match, in the network's order, each once.
+    r"""Return the layers that the patterns match, in the network's order, each once.
 
     Each group of a convolution is a layer of its own, `name@group0`, `name@group1`, ... What a pattern matches besides
     and cannot be compressed stays out; `unsupported_layers` says why.
 
-    `side="outputs"` watches what the layers give, W x + b with the bias in it, in place of what they read: m features
-    instead of d, which is all that anchored DALR needs. Their rows and moments go by `name@outputs`; to watch both
-    sides of some layers, add the two results.
+    Parameters
+    ----------
+    model
+        The network.
+    patterns
+        Names, globs (`"features.*"`), regular expressions (`r"re:fc\d"`) or module classes, one or several.
+    side
+        "inputs", what the layers read; or "outputs", what they give, W x + b with the bias in it: m features instead of
+        d, which is all that anchored DALR needs. Rows and moments of outputs go by `name@outputs`; to watch both sides
+        of some layers, add the two results.
 
-    Raises LayerNotFoundError for a pattern that matches no module, and UnsupportedLayerError for one that matches
-    only modules which cannot be compressed.
+    Returns
+    -------
+    tuple of LayerSpec
+        One for each layer, or each group of a convolution.
+
+    Raises
+    ------
+    LayerNotFoundError
+        For a pattern that matches no module, with the nearest names.
+    UnsupportedLayerError
+        For a pattern that matches only modules which cannot be compressed.
+
+    See Also
+    --------
+    dalr_stream.watch : these layers, and the readers of their channels.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> [(layer.name, layer.inputs, layer.outputs) for layer in ds.network.select_layers(model, ["*"])]
+    [('0', 4, 8), ('2', 8, 2)]
     """
     modules = {name: module for name, module in model.named_modules() if name}
     side = parse_choice(Side, side, "side")
@@ -164,7 +191,33 @@ def module_of(model: nn.Module, name: str) -> nn.Module:
 
 
 def weights_of(model: nn.Module, name: str) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:
-    """Return weight (m, d) and bias (m,) of a layer as numpy arrays; bias None where the layer has none."""
+    """Return weight and bias of a layer as numpy arrays.
+
+    Parameters
+    ----------
+    model
+        The network.
+    name
+        Of the layer, or of a group of a convolution.
+
+    Returns
+    -------
+    tuple
+        Weight (m, d), of a convolution with d = channels times kernel positions; bias (m,), None where there is none.
+
+    Raises
+    ------
+    LayerNotFoundError
+        Where there is no layer of that name.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8))
+    >>> weight, bias = ds.network.weights_of(model, "0")
+    >>> weight.shape, bias.shape
+    ((8, 4), (8,))
+    """
     module = layer_of(model, name)
     bias: Any = module.bias
     return to_numpy(matrix_of(module)), None if bias is None else to_numpy(bias)

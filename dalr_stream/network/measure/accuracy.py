@@ -16,8 +16,29 @@ from dalr_stream.network.capture.reading import without_gradients
 def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     """Return the share of samples whose largest score is their label, in 0..1.
 
-    Batches are (inputs, labels), or mappings with `labels`; scores are the outputs, or their `logits`. Raises
-    InvalidInputError for anything else.
+    Parameters
+    ----------
+    model
+        Gives class scores (N, classes), or an object with `logits`.
+    batches
+        (inputs, labels), or mappings with `labels`; labels are class numbers (N,).
+
+    Returns
+    -------
+    float
+        Correct samples / all samples.
+
+    Raises
+    ------
+    InvalidInputError
+        For batches or labels of another form, and a loader that gives no samples.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> scores = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> ds.network.accuracy(torch.nn.Identity(), [(scores, torch.tensor([0, 0]))])
+    0.5
     """
     right = total = 0
     with without_gradients():

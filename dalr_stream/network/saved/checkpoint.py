@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors import safe_open
+from safetensors.torch import save_model
 from torch import nn
 
 from dalr_stream.errors import (
@@ -34,14 +31,15 @@ from dalr_stream.errors import (
 )
 from dalr_stream.network.saved.model_card import is_pretrained, readme
 from dalr_stream.network.saved.refusal import forget_refusal, refuse_from_pretrained
+from dalr_stream.network.saved.weights import as_os_error, load_weights
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import SurgeryPlan
-from dalr_stream.storage.durable import make_folder, new_file, new_folder, remove_folder
+from dalr_stream.storage.durable import new_folder, remove_folder
 from dalr_stream.storage.json_record import digest_of
 
-MADE_FROM, DIGEST, BESIDE = "made_from", "digest", "beside_sha256"
+DIGEST, BESIDE = "digest", "beside_sha256"
 WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
 
 
@@ -189,61 +187,6 @@ def require_unchanged(folder: Path) -> None:
 def weights_digest(folder: Path) -> str:
     """Return the SHA-256 of the weights in `folder`, as it was saved; raises as `load`."""
     return str(_plan(folder)["weights_sha256"])
-
-
-def save_weights(model: nn.Module, path: Path, *, made_from: str | None = None) -> None:
-    """Write a network's weights as safetensors, in place of those that are there; `made_from` goes into the header."""
-    make_folder(path.parent)
-    with new_file(path) as temporary, as_os_error():
-        save_model(model, str(temporary), None if made_from is None else {MADE_FROM: made_from})
-
-
-@contextmanager
-def as_os_error() -> Iterator[None]:
-    """Raise what the operating system refused safetensors as the OSError it was: its own error has it in words only."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-
-def weights_made_from(path: Path) -> str | None:
-    """Return what `save_weights` was given; raises StoreNotFoundError, and StoreDamagedError for half a file."""
-    if not path.exists():
-        raise StoreNotFoundError(f"there are no weights at '{path}'")
-    try:
-        with safe_open(path, framework="pt") as file:
-            made_from: str | None = (file.metadata() or {}).get(MADE_FROM)
-    except (SafetensorError, OSError) as error:
-        raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
-    return made_from
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load weights into `model`, strictly: every tensor there, none left over, every shape right."""
-    if not path.exists():
-        raise StoreNotFoundError(f"there are no weights at '{path}'")
-    try:
-        load_model(model, path)
-    except (SafetensorError, OSError) as error:
-        raise StoreDamagedError(f"'{path}' is not a readable safetensors file: {error}") from error
-    except RuntimeError as error:
-        raise FingerprintMismatchError(
-            f"'{path}' does not fit the network that was built: {_first_mismatch(str(error))}"
-        ) from error
-
-
-def _first_mismatch(message: str) -> str:
-    """Return the first of what torch says does not fit, a line for each kind, and how many more there are."""
-    head, *lines = message.splitlines()
-    mismatches: list[str] = []
-    for line in map(str.strip, lines):
-        keys = re.findall('"([^"]+)"', line)
-        mismatches += [f"{line.partition(' key')[0].lower()} '{key}'" for key in keys] or [line.removesuffix(".")]
-    return (mismatches or [head])[0] + (f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else "")
 
 
 def remove_remnant(folder: Path) -> None:

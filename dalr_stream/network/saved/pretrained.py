@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
-from dalr_stream.network.saved.checkpoint import WEIGHTS, load_weights
+from dalr_stream.network.saved.checkpoint import WEIGHTS
+from dalr_stream.network.saved.weights import load_weights
 
 INDEX = f"{WEIGHTS}.index.json"
 

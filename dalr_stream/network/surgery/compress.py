@@ -133,7 +133,24 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Return the number of parameters, each shared one counted once."""
+    """Return the number of parameters, each shared one counted once.
+
+    Parameters
+    ----------
+    model
+        Any network.
+
+    Returns
+    -------
+    int
+        Weights and biases, trainable or not; buffers are no parameters.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> ds.network.parameter_count(torch.nn.Linear(4, 8))
+    40
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 

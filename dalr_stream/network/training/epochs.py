@@ -19,7 +19,7 @@ from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError
 from dalr_stream.network.layers.identity import tensor_digest
-from dalr_stream.network.saved.checkpoint import as_os_error
+from dalr_stream.network.saved.weights import as_os_error
 from dalr_stream.storage.durable import make_folder, new_file
 
 Trained = dict[str, nn.Parameter]

@@ -41,22 +41,47 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
     max_rank: int | None = None,
     root: bool = False,
 ) -> LowRankFactors:
-    """Return what `dalr` does, from the rows that the moments would be of.
+    """Return what `dalr` does, from the rows themselves instead of their moments.
 
     Parameters
     ----------
+    weight, bias, ridge, variant, affine, max_rank
+        As for `dalr`.
     rows
         The layer's inputs in blocks (t, d), t >= 1, every row of them on the target: a list of arrays, or anything
-        else that can be gone through twice, with the same rows each time.
+        else that can be gone through twice, with the same rows each time, such as `Store.rows`.
     root
         `published` and `optimal` by the square-root route, for layers so ill-conditioned that their moments lose them.
 
-    Other options as for `dalr`. The route and why it was taken are in the diagnostics. Equal to `dalr` on the same
-    rows to 1e-8 in the product at relative ridges of 1e-6 and more, below that in the objective.
+    Returns
+    -------
+    LowRankFactors
+        The factors of every rank; the route, and why it was taken, are in the diagnostics.
 
-    Raises InvalidInputError as `dalr` does, and where `rows` can be gone through only once.
-    Cost of the dual: n^2 d + 2 n m d operations, one eigendecomposition of order min(m, d), 2 n K d. Memory: two n x n
-    and three n x m in float64, and before those the rows.
+    Raises
+    ------
+    InvalidInputError
+        As `dalr` does, and where `rows` can be gone through only once.
+
+    See Also
+    --------
+    dalr : from moments.
+
+    Notes
+    -----
+    Equal to `dalr` on the same rows to 1e-8 in the product at relative ridges of 1e-6 and more, below that in the
+    objective. Cost of the dual: n^2 d + 2 n m d operations, one eigendecomposition of order min(m, d), 2 n K d. Memory:
+    two n x n and three n x m in float64, and before those the rows.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rng = np.random.default_rng(0)
+    >>> weight, blocks = rng.normal(size=(10, 6)), [rng.normal(size=(50, 6)) for _ in range(4)]
+    >>> one = ds.numerics.dalr_from_rows(weight, None, blocks).at_rank(2)
+    >>> other = ds.dalr(weight, None, ds.Moments.of(np.concatenate(blocks))).at_rank(2)
+    >>> np.allclose(one.up @ one.down, other.up @ other.down)
+    True
     """
     lam = Ridge.of(ridge)
     options, original = DalrOptions.of(variant, affine=affine), AffineMap.as_given(weight, bias)

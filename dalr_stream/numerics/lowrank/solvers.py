@@ -1,6 +1,6 @@
-"""Low-rank layers: truncated SVD, and domain-adaptive low rank (DALR).
+"""Low-rank layers: domain-adaptive low rank (DALR), at one ridge or several.
 
-All of them solve a rank-constrained regression of a layer's outputs Z on its inputs X from moments alone: no data, no
+Each solves a rank-constrained regression of a layer's outputs Z on its inputs X from moments alone: no data, no
 inverse, every rank from one decomposition; `regression` has the three variants. The moments are those of the inputs,
 where Z = W X; of the outputs alone, which is all that `anchored` needs then; or of both from two runs, where X comes
 from an already compressed network and Z from the original one. A layer with more outputs than inputs is first turned
@@ -18,9 +18,8 @@ from typing import overload
 from numpy.typing import ArrayLike
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.diagnostics import Diagnostics, Route
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.linalg.psd import numerical_rank, symmetric_eigen, tail_sums, thin_svd
+from dalr_stream.numerics.linalg.psd import symmetric_eigen
 from dalr_stream.numerics.linalg.ridge_factor import EigenFactor, RidgeFactor, factor_ridge
 from dalr_stream.numerics.lowrank.assembly import assemble, warn_of_few_rows
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
@@ -28,77 +27,9 @@ from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
 from dalr_stream.numerics.lowrank.problem import AnyMoments, Problem, problems_of
 from dalr_stream.numerics.lowrank.regression import Fit, Sums, anchored, anchored_across, regression
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
-from dalr_stream.numerics.methods import DalrOptions, Method, Variant
+from dalr_stream.numerics.methods import DalrOptions, Variant
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.statistics.cross import CrossMoments
-
-
-@overload
-def truncated_svd(weight: Layer, *, compensate_bias: bool = False, side: Side | str | None = None) -> Factors: ...
-@overload
-def truncated_svd(
-    weight: ArrayLike,
-    bias: ArrayLike | None,
-    moments: AnyMoments | None = None,
-    *,
-    compensate_bias: bool = False,
-    side: Side | str | None = None,
-) -> LowRankFactors: ...
-def truncated_svd(
-    weight: ArrayLike | Layer,
-    bias: ArrayLike | None = None,
-    moments: AnyMoments | None = None,
-    *,
-    compensate_bias: bool = False,
-    side: Side | str | None = None,
-) -> Factors:
-    """Truncate the SVD of the weight, at every rank (section 4.1); with Eq. 4's bias where `compensate_bias`.
-
-    W ~ U_k diag(s_k) V_k' whatever the data; the compensated bias is mean(y) - W_k mean(x).
-
-    Parameters
-    ----------
-    weight
-        (m, d), any float dtype; solved in float64. Or a `Layer`, which brings bias and moments.
-    bias
-        (m,), or None for none.
-    moments, side
-        As for `dalr`. Needed for the compensated bias alone.
-
-    Returns the factors of every rank; `GroupedFactors` for a layer in several groups.
-    Raises InvalidInputError where shapes disagree, a value is not finite, or moments are missing.
-    Cost: one SVD, about 6 m d min(m, d) operations and more.
-    """
-    problems = problems_of(weight, bias, moments, side)
-    return factors_of([_truncated(problem, compensate_bias=compensate_bias) for problem in problems])
-
-
-def _truncated(problem: Problem, *, compensate_bias: bool) -> LowRankFactors:
-    weight = problem.original.weight
-    if problem.moments is not None or compensate_bias:
-        problem.checked_moments()
-    fitted = problem.fitted_rows(adjusts_bias=compensate_bias)
-    svd = thin_svd(weight)
-    return LowRankFactors(
-        method=Method.SVD_BC if compensate_bias else Method.SVD,
-        weight=weight,
-        basis=svd.left,
-        down=svd.values[:, None] * svd.right,
-        center=fitted.center,
-        offset=fitted.offset,
-        objective=tail_sums(svd.values**2, 0.0),
-        diagnostics=Diagnostics(
-            fitted.count,
-            fitted.samples,
-            weight.shape[1],
-            numerical_rank(svd.values),
-            0.0,
-            Route.SVD.value,
-            source=fitted.source,
-            reason="the weight alone decides",
-            condition=float(svd.values[0] / svd.values[-1]) if svd.values[-1] > 0.0 else None,
-        ),
-    )
 
 
 @overload
@@ -163,18 +94,53 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
         Which side of the layer `moments` are of; means nothing with cross moments. By default its inputs, and for a
         `Layer` of which only the outputs are known those.
     max_rank
-        K, where only ranks up to it are asked for: saves time and memory. Larger than min(m, d) is the same as none.
+        K, where only ranks up to it are asked for: saves time and memory. Above min(m, d) it has no effect.
 
-    Fewer rows than features leave S singular: `published` and `optimal` then fit the sample perfectly at a small
-    ridge, so FewSamplesWarning is given and noted. `anchored` needs no such warning: what the data do not determine
-    stays as it was in W. Singular S at ridge 0 gives the solution of minimum norm (for `anchored` the one nearest to
-    W); the route is in the diagnostics.
+    Returns
+    -------
+    LowRankFactors or GroupedFactors
+        The factors of every rank; `GroupedFactors` for a layer in several groups, each solved by itself.
 
-    Returns the factors of every rank; `GroupedFactors` for a layer in several groups, each solved by itself.
-    Raises InvalidInputError where shapes disagree, a value is not finite, there are no rows, or options conflict, and
-    RankError for a `max_rank` below 1.
-    Cost: one eigendecomposition of order min(m, d), 2 m d^2 + 2 m^2 d operations; `published` and `optimal` about
-    4 m d^2 + d^3 / 3 more; from outputs 2 m^2 d alone. Memory: S and a few m x d.
+    Raises
+    ------
+    InvalidInputError
+        Where shapes disagree, a value is not finite, there are no rows, or options conflict.
+    RankError
+        For a `max_rank` below 1.
+
+    Warns
+    -----
+    FewSamplesWarning
+        Where fewer rows than features leave S singular: `published` and `optimal` then fit the sample perfectly at a
+        small ridge. `anchored` needs no such warning: what the data do not determine stays as it was in W.
+
+    See Also
+    --------
+    truncated_svd : the baseline, which sees no data.
+    dalr_stream.numerics.dalr_sweep : several ridges at the cost of little more than one.
+    dalr_stream.numerics.dalr_from_rows : from the rows, where they are fewer than features.
+
+    Notes
+    -----
+    Singular S at ridge 0 gives the solution of minimum norm (for `anchored` the one nearest to W); the route is in
+    the diagnostics. Cost: one eigendecomposition of order min(m, d), 2 m d^2 + 2 m^2 d operations; `published` and
+    `optimal` about 4 m d^2 + d^3 / 3 more; from outputs 2 m^2 d alone. Memory: S and a few m x d.
+
+    Source: Masana et al., Domain-adaptive deep network compression, ICCV 2017, section 4.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rng = np.random.default_rng(0)
+    >>> weight, bias, inputs = rng.normal(size=(10, 6)), rng.normal(size=10), rng.normal(size=(200, 6))
+    >>> moments = ds.Moments.of(inputs)
+    >>> factors = ds.dalr(weight, bias, moments, ridge=1e-3)
+    >>> pair = factors.at_rank(2)
+    >>> pair.down.shape, pair.up.shape, pair.bias.shape
+    ((2, 6), (10, 2), (10,))
+    >>> errors = factors.errors(moments)  # squared, at ranks 0 to 6
+    >>> bool(errors[2] < errors[1] < errors[0])
+    True
     """
     options = DalrOptions.of(variant, affine=affine, compensate_bias=compensate_bias)
     problems = problems_of(weight, bias, moments, side)
@@ -218,10 +184,40 @@ def dalr_sweep(  # noqa: PLR0913  # the options of dalr
 ) -> tuple[Factors, ...]:
     """Return what `dalr` does at each of several `ridges`, from one decomposition of the inputs' moments.
 
-    Options as for `dalr`; of a `Layer` it is `dalr_sweep(layer, ridges=[1e-4, 1e-3])`. What does not depend on the
-    ridge is computed once: the eigenvectors of S, which serve every lambda, and the products with W. One
-    eigendecomposition of order min(m, d) a ridge is left. The route is by eigenvalues, so results equal those of `dalr`
-    to rounding, not to the bit.
+    Parameters
+    ----------
+    weight, bias, moments, variant, affine, side, max_rank
+        As for `dalr`; of a `Layer` it is `dalr_sweep(layer, ridges=[1e-4, 1e-3])`.
+    ridges
+        At least one; a number is relative.
+
+    Returns
+    -------
+    tuple of LowRankFactors or GroupedFactors
+        The factors of every rank, one record for each ridge in the given order.
+
+    Raises
+    ------
+    InvalidInputError
+        For no ridges, and as `dalr` does.
+
+    See Also
+    --------
+    choose_ridge : the ridge with the least error on unseen rows.
+
+    Notes
+    -----
+    What does not depend on the ridge is computed once: the eigenvectors of S, which serve every lambda, and the
+    products with W. One eigendecomposition of order min(m, d) is left for each ridge. The route is by eigenvalues, so
+    results equal those of `dalr` to rounding, not to the bit.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rng = np.random.default_rng(0)
+    >>> layer = ds.Layer("fc", rng.normal(size=(10, 6)), None, inputs=ds.Moments.of(rng.normal(size=(200, 6))))
+    >>> [factors.diagnostics.ridge > 0 for factors in ds.numerics.dalr_sweep(layer, ridges=[1e-4, 1e-2])]
+    [True, True]
     """
     if not ridges:
         raise InvalidInputError("a sweep needs at least one ridge, got none")

@@ -16,17 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors
-from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.losses import outputs_energy, relative, relative_errors, squared_errors
-from dalr_stream.numerics.statistics.folding import merge_all
 from dalr_stream.numerics.statistics.grouped import InputMoments
-from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.types import Counts, Vector
 
 M = TypeVar("M", bound=InputMoments)
@@ -39,7 +36,7 @@ def leave_one_out(shards: Sequence[M]) -> Iterator[M]:
     Raises InvalidInputError for fewer than two shards.
     """
     g = len(shards)
-    _require_two(g)
+    require_two(g)
     for out in range(g):
         yield merge_all(shards[number] for number in range(g) if number != out)
 
@@ -113,20 +110,45 @@ def jackknife_low_rank(
     ----------
     shards
         g >= 2 records of one layer's training rows; empty ones are ignored. Or a `Layer`, which brings its shards
-        and its held-out rows: `ds.numerics.jackknife_low_rank(layer, ds.dalr)`.
+        and its held-out rows: `jackknife_low_rank(layer, ds.dalr)`.
     solve
         Moments to factors, the same way each time: `lambda moments: ds.dalr(weight, bias, moments)`. Of a `Layer`, the
         layer with fewer rows to factors.
     heldout
         Moments of rows that are in no shard.
 
-    Raises InvalidInputError for fewer than two shards with rows. Cost: g + 1 solutions.
+    Returns
+    -------
+    LowRankJackknife
+        Errors at every rank on training, left-out and held-out rows, each with its standard error.
+
+    Raises
+    ------
+    InvalidInputError
+        For fewer than two shards with rows.
+
+    See Also
+    --------
+    sufficiency : whether the samples are enough.
+
+    Notes
+    -----
+    Cost: g + 1 solutions.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rng = np.random.default_rng(0)
+    >>> weight, shards = rng.normal(size=(10, 6)), [ds.Moments.of(rng.normal(size=(50, 6))) for _ in range(4)]
+    >>> jackknife = ds.numerics.jackknife_low_rank(shards, lambda moments: ds.dalr(weight, None, moments))
+    >>> bool(jackknife.unseen[2] > jackknife.training[2])  # at rank 2
+    True
     """
     if isinstance(shards, Layer):
         layer = shards
         return jackknife_low_rank(layer.shards, lambda moments: solve(layer.with_inputs(moments)), layer.heldout)
     nonempty, counts = nonempty_shards(shards)
-    _require_two(len(nonempty))
+    require_two(len(nonempty))
     total = merge_all(iter(nonempty))
     whole = solve(total)
     training = relative_errors(whole, total)
@@ -181,43 +203,8 @@ def _left_out(whole: Factors, factors: Factors, shard: M, rest: M, heldout: M | 
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SelectionJackknife:
-    """How far one selection holds when a shard is left out; every curve has one value per size, k = 1..s."""
-
-    counts: Counts
-    common: Vector = field(repr=False)
-    """Share of the first k nodes that are among the first k without any one of the shards, whichever."""
-    jaccard: Vector = field(repr=False)
-    """Nodes in both over nodes in either, of the first k with all shards and without one: the mean over shards."""
-    retention: Vector = field(repr=False)
-    retention_error: Vector = field(repr=False)
-
-
-def jackknife_selection(shards: Sequence[Moments], solve: Callable[[Moments], ChannelSelection]) -> SelectionJackknife:
-    """Select from all shards and without each of them, and measure how much the selection moves.
-
-    As `jackknife_low_rank`; `solve` may be `ds.spectral`, or `lambda target: ds.momasp(target, source)`.
-    """
-    nonempty, counts = nonempty_shards(shards)
-    _require_two(len(nonempty))
-    whole = solve(merge_all(iter(nonempty)))
-    without = [solve(rest) for rest in leave_one_out(nonempty)]
-    size, place = whole.order.size, _places(whole)
-    later = [np.maximum(place, _places(other)) for other in without]
-    sizes = np.arange(1, size + 1)
-    in_both = np.array([_within(places, size) for places in later])
-    retention = np.array([other.retention for other in without])
-    return SelectionJackknife(
-        counts,
-        _within(np.max(later, axis=0), size) / sizes,
-        (in_both / (2 * sizes - in_both)).mean(axis=0),
-        whole.retention,
-        standard_error(whole.retention, retention, counts),
-    )
-
-
-def _require_two(shards: int) -> None:
+def require_two(shards: int) -> None:
+    """Raise InvalidInputError where there are fewer than two shards."""
     if shards < 2:
         raise InvalidInputError(f"leaving one out takes at least two shards, got {shards}: fold with shards=8, say")
 
@@ -239,16 +226,3 @@ def _sines_squared(whole: LowRankFactors, other: LowRankFactors) -> Vector:
     cosines = (whole.basis.T @ other.basis) ** 2
     within = np.concatenate([[0.0], np.diagonal(cosines.cumsum(axis=0).cumsum(axis=1))])
     return np.asarray(np.maximum(np.arange(within.size) - within, 0.0))
-
-
-def _places(selection: ChannelSelection) -> NDArray[np.int64]:
-    """(d,): when each node was taken, from 0; d for those that were not."""
-    places = np.full(selection.nodes, selection.nodes, np.int64)
-    places[selection.order] = np.arange(selection.order.size)
-    return places
-
-
-def _within(places: NDArray[np.int64], size: int) -> Vector:
-    """(s,): nodes whose place is among the first k, k = 1..s."""
-    taken = np.bincount(places, minlength=size + 1)[:size]
-    return np.asarray(np.cumsum(taken), dtype=np.float64)

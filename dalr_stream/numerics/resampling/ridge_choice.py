@@ -107,8 +107,32 @@ def choose_ridge(  # noqa: PLR0913  # two forms, of a layer and of moments alone
     grid
         Relative ridges >= 0.
 
-    Raises InvalidInputError for an empty grid, an impossible rank, and unless judged by exactly one kind of rows.
+    Returns
+    -------
+    RidgeChoice
+        `.ridge`, and the error at every ridge of the grid.
+
+    Raises
+    ------
+    InvalidInputError
+        For an empty grid, an impossible rank, and unless judged by exactly one kind of rows.
+
+    See Also
+    --------
+    dalr_sweep : the solutions at several ridges.
+
+    Notes
+    -----
     Cost: one solution per ridge; with g shards, g of them.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rng = np.random.default_rng(0)
+    >>> training, heldout = (ds.Moments.of(rng.normal(size=(n, 6))) for n in (200, 50))
+    >>> layer = ds.Layer("fc", rng.normal(size=(10, 6)), None, inputs=training, heldout=heldout)
+    >>> ds.numerics.choose_ridge(layer, grid=[1e-4, 1e-2]).grid
+    (0.0001, 0.01)
     """
     if isinstance(solve, Layer):
         return _choose_for(solve, DalrOptions.of(variant, affine=affine), rank, grid)

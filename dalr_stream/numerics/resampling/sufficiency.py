@@ -67,9 +67,37 @@ RULE = (
 
 
 def sufficiency(jackknife: LowRankJackknife, largest_rank: int) -> Sufficiency:
-    """Judge the number of samples at ranks 1 to `largest_rank`, the break-even rank, say.
+    """Judge whether the samples are enough, at ranks 1 to `largest_rank`.
 
-    Raises InvalidInputError where that is not a rank of the solution.
+    Parameters
+    ----------
+    jackknife
+        From `jackknife_low_rank`.
+    largest_rank
+        The last rank that matters: the break-even rank, say.
+
+    Returns
+    -------
+    Sufficiency
+        `.enough`, the rank that decides, and the errors expected with twice the samples and with any number of them.
+
+    Raises
+    ------
+    InvalidInputError
+        Where that is not a rank of the solution.
+
+    See Also
+    --------
+    jackknife_low_rank : what it judges by.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rng = np.random.default_rng(0)
+    >>> weight, shards = rng.normal(size=(10, 6)), [ds.Moments.of(rng.normal(size=(500, 6))) for _ in range(4)]
+    >>> jackknife = ds.numerics.jackknife_low_rank(shards, lambda moments: ds.dalr(weight, None, moments))
+    >>> ds.numerics.sufficiency(jackknife, largest_rank=3).enough
+    True
     """
     if not 1 <= largest_rank < jackknife.training.size:
         raise InvalidInputError(f"largest_rank must lie in 1..{jackknife.training.size - 1}, got {largest_rank}")

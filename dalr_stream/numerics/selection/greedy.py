@@ -1,4 +1,4 @@
-"""Which nodes to keep: spectral pruning, MoMaSP, and the two baselines that rank single nodes.
+"""Which nodes to keep: spectral pruning and MoMaSP.
 
 Spectral pruning adds, greedily, the node that lets a linear map restore the most of all nodes (momasp.md, 3.1):
 
@@ -21,11 +21,11 @@ import numpy as np
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Diagnostics, Route
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.linalg.psd import tail_sums
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread, usable_cores
 from dalr_stream.numerics.methods import Form, Method
 from dalr_stream.numerics.options import parse_choice
-from dalr_stream.numerics.selection.nodes import ChannelSelection
+from dalr_stream.numerics.selection.node_moments import both_domains, nodes_of, require_rows
+from dalr_stream.numerics.selection.nodes import ChannelSelection, retention_of
 from dalr_stream.numerics.selection.penalties import LIVE_SHARE, Penalty, penalty
 from dalr_stream.numerics.selection.residual import EXPLAINED, GAIN_TOLERANCE, SchurResidual
 from dalr_stream.numerics.statistics.moments import Moments
@@ -62,10 +62,38 @@ def spectral(moments: Moments | Layer, *, affine: bool = False, limit: int | Non
         Stop after this many nodes; by default all d are ordered. A limited selection is the beginning of the full one,
         bit for bit.
 
-    Raises InvalidInputError for moments of no rows and a limit outside 1..d.
-    Cost: some d^2 per step, 3/2 d^3 operations and 16 d^2 bytes in full.
+    Returns
+    -------
+    ChannelSelection
+        Nested subsets of the nodes, with their retention at every size.
+
+    Raises
+    ------
+    InvalidInputError
+        For moments of no rows, and a limit outside 1..d.
+
+    See Also
+    --------
+    momasp : prefers nodes that respond alike on two domains.
+
+    Notes
+    -----
+    Cost: d^2 operations a step, up to a small factor; 3/2 d^3 operations and 16 d^2 bytes in full.
+
+    Examples
+    --------
+    Node 2 repeats node 0, so it explains nothing more and comes last:
+
+    >>> import numpy as np, dalr_stream as ds
+    >>> nodes = np.random.default_rng(0).normal(size=(100, 3)) * [3.0, 2.0, 0.0]
+    >>> nodes[:, 2] = nodes[:, 0]
+    >>> selection = ds.spectral(ds.Moments.of(nodes))
+    >>> selection.order.tolist()
+    [0, 1, 2]
+    >>> selection.at_size(2).restore.round(6).tolist()
+    [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
     """
-    return _greedy(_nodes_of(moments), Method.SPECTRAL, affine=affine, limit=limit, regulariser=None, notes=())
+    return _greedy(nodes_of(moments), Method.SPECTRAL, affine=affine, limit=limit, regulariser=None, notes=())
 
 
 def momasp(
@@ -97,11 +125,37 @@ def momasp(
     affine, limit
         As in `spectral`.
 
-    Raises InvalidInputError where widths differ, there are no rows, or an option lies outside its range.
+    Returns
+    -------
+    ChannelSelection
+        Nested subsets of the nodes, with their retention on the target at every size.
+
+    Raises
+    ------
+    InvalidInputError
+        Where widths differ, there are no rows, or an option lies outside its range.
+
+    See Also
+    --------
+    spectral : without a source domain.
+    dalr_stream.numerics.diff : which nodes moved between the domains.
+
+    Notes
+    -----
     Cost: as `spectral`, and d^2 once (`node`) or d per step (`subset`).
+
+    Examples
+    --------
+    Nodes 0 and 1 vary alike on the target, but node 0 had another mean on the source:
+
+    >>> import numpy as np, dalr_stream as ds
+    >>> nodes = np.random.default_rng(0).normal(size=(1000, 2)) * [1.1, 1.0]
+    >>> target, source = ds.Moments.of(nodes), ds.Moments.of(nodes + [2.0, 0.0])
+    >>> ds.spectral(target).order.tolist(), ds.momasp(target, source, strength=3.0).order.tolist()
+    ([0, 1], [1, 0])
     """
     form = parse_choice(Form, form, "form")
-    target, source = _both_domains(target, source)
+    target, source = both_domains(target, source)
     if not 0.0 <= strength < np.inf:
         raise InvalidInputError(f"strength must be a finite number >= 0, got {strength}")
     if target.features != source.features:
@@ -122,43 +176,6 @@ def momasp(
     return _greedy(target, form.method, affine=affine, limit=limit, regulariser=regulariser, notes=notes)
 
 
-def prune_by_mean(moments: Moments | Layer) -> ChannelSelection:
-    """Rank nodes by mean activation, largest first; pruned nodes are restored as zero (DALR, section 5.3)."""
-    nodes = _nodes_of(moments)
-    return _ranking(nodes, Method.PRUNE_MEAN, nodes.mean)
-
-
-def prune_by_max(moments: Moments | Layer) -> ChannelSelection:
-    """Rank nodes by their largest activation; pruned nodes are restored as zero (DALR, section 5.3).
-
-    Raises InvalidInputError where the maxima are unknown, as they are after a subtraction of moments.
-    """
-    nodes = _nodes_of(moments)
-    if np.isnan(nodes.maximum).any():
-        raise InvalidInputError(
-            "pruning by maximum needs the largest activations, which a subtraction of moments forgets: "
-            "add up the records that stay instead"
-        )
-    return _ranking(nodes, Method.PRUNE_MAX, nodes.maximum)
-
-
-def _ranking(moments: Moments, method: Method, score: Vector) -> ChannelSelection:
-    """Order by `score`, descending; retention is the share of tr(Sigma) on the nodes kept, nothing being restored."""
-    _require_rows(moments)
-    d = moments.features
-    order = np.argsort(-score, kind="stable").astype(np.int64)
-    energy = moments.variance + moments.mean**2
-    return ChannelSelection(
-        method=method,
-        order=order,
-        factor=None,
-        retention=_retention(energy[order], left=0.0, size=d),
-        center=np.zeros(d),
-        not_live=np.zeros(0, np.int64),
-        diagnostics=Diagnostics(moments.count, moments.samples, d, None, 0.0, Route.RANKING.value),
-    )
-
-
 def _greedy(
     moments: Moments,
     method: Method,
@@ -169,7 +186,7 @@ def _greedy(
     notes: tuple[str, ...],
 ) -> ChannelSelection:
     """Take nodes one by one (Algorithm 1) until the limit, or until nothing explains anything more."""
-    _require_rows(moments)
+    require_rows(moments)
     d = moments.features
     size = d if limit is None else limit
     if not 1 <= size <= d:
@@ -190,7 +207,7 @@ def _greedy(
         method=method,
         order=order,
         factor=residual.factor,
-        retention=_retention(gains, left, size),
+        retention=retention_of(gains, left, size),
         center=moments.mean.copy() if affine else np.zeros(d),
         not_live=not_live,
         diagnostics=Diagnostics(
@@ -234,33 +251,3 @@ def _choose(residual: SchurResidual, candidates: Mask, regulariser: _Regulariser
         scores[positions] -= regulariser.term(gains[positions], residual.nodes[positions])
     tied = scores >= scores.max() - GAIN_TOLERANCE * gains.max()
     return int(np.argmax(tied)), scores
-
-
-def _retention(gains: Vector, left: float, size: int) -> Vector:
-    """Cumulated share of the whole at sizes 1..size: what is not explained yet is added up from the tail.
-
-    Exactly 1 once nothing is left: then a retention of 1 is reached at the rank, not at d.
-    """
-    tail = tail_sums(np.maximum(gains, 0.0), left)
-    retention = np.ones(size)
-    if tail[0] > 0.0:
-        retention[: gains.size] = 1.0 - tail[1:] / tail[0]
-    return retention
-
-
-def _nodes_of(moments: Moments | Layer) -> Moments:
-    return moments.known_nodes if isinstance(moments, Layer) else moments
-
-
-def _both_domains(target: Moments | Layer, source: Moments | Layer | None) -> tuple[Moments, Moments]:
-    """Return the moments of the nodes on the target and on the source."""
-    if source is None and isinstance(target, Layer):
-        return target.known_nodes, target.known_source_nodes
-    if source is None:
-        raise InvalidInputError("momasp compares two domains: the moments of the nodes on the source are needed")
-    return _nodes_of(target), _nodes_of(source)
-
-
-def _require_rows(moments: Moments) -> None:
-    if moments.count == 0:
-        raise InvalidInputError("moments must come from at least one row, got none: accumulate some first")

@@ -14,6 +14,7 @@ import scipy.linalg
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Diagnostics
+from dalr_stream.numerics.linalg.psd import tail_sums
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.options import integer_within
@@ -133,3 +134,15 @@ class ChannelSelection:
                 f"({self.retention[-1]:.6f}): raise the limit"
             )
         return self.at_size(k, ridge=ridge, layer=layer)
+
+
+def retention_of(gains: Vector, left: float, size: int) -> Vector:
+    """Cumulated share of the whole at sizes 1..size: what is not explained yet is added up from the tail.
+
+    Exactly 1 once nothing is left: then a retention of 1 is reached at the rank, not at d.
+    """
+    tail = tail_sums(np.maximum(gains, 0.0), left)
+    retention = np.ones(size)
+    if tail[0] > 0.0:
+        retention[: gains.size] = 1.0 - tail[1:] / tail[0]
+    return retention

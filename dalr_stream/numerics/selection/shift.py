@@ -62,9 +62,38 @@ class MomentShift:
 
 
 def diff(target: Moments, source: Moments) -> MomentShift:
-    """Return how far each feature moved from `source` to `target`. Cost: d^2, and 2 d^2 doubles.
+    """Return how far each feature moved from `source` to `target`.
 
-    Raises InvalidInputError where one is of no rows, or of another width.
+    Parameters
+    ----------
+    target, source
+        Moments of the same features on two domains.
+
+    Returns
+    -------
+    MomentShift
+        The shift of each feature's mean and covariances.
+
+    Raises
+    ------
+    InvalidInputError
+        Where one is of no rows, or of another width.
+
+    See Also
+    --------
+    momasp : avoids nodes that moved.
+
+    Notes
+    -----
+    Cost: d^2 operations, and 2 d^2 doubles.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rows = np.random.default_rng(0).normal(size=(100, 3))
+    >>> shift = ds.numerics.diff(ds.Moments.of(rows + [0.0, 0.0, 5.0]), ds.Moments.of(rows))
+    >>> shift.top(1).tolist()
+    [2]
     """
     if target.features != source.features:
         raise InvalidInputError(

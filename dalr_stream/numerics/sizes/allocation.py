@@ -20,16 +20,67 @@ BISECTIONS = 50
 
 
 def uniform(layers: Sequence[SizedLayer], ratio: float) -> dict[str, int]:
-    """Return in every layer the largest size of at most `ratio` of the full rank or of all nodes, 0 < ratio <= 1.
+    """Return in every layer the largest size of at most `ratio` of the full rank or of all nodes.
 
     The smallest size where none is so small. Ratios above a layer's break-even leave it as it is.
+
+    Parameters
+    ----------
+    layers
+        From `factor_layer`, `selection_layer` or `unchanged_layer`.
+    ratio
+        The same for every layer, 0 < ratio <= 1.
+
+    Returns
+    -------
+    dict
+        Size by layer: a rank, or a number of kept nodes.
+
+    Raises
+    ------
+    InvalidInputError
+        For a ratio outside its range.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> weight, moments = np.diag([8.0, 4.0, 2.0, 1.0, 0.5, 0.25]), ds.Moments.of(np.eye(6))
+    >>> layer = ds.numerics.factor_layer("fc", ds.dalr(weight, None, moments, affine=False), moments)
+    >>> ds.numerics.uniform([layer], 0.4)
+    {'fc': 2}
     """
     _require_share(ratio, "ratio")
     return {layer.name: _at_ratio(layer, ratio) for layer in layers}
 
 
 def by_energy(layers: Sequence[SizedLayer], share: float) -> dict[str, int]:
-    """Return in every layer the smallest size that keeps `share` of the energy, 0 < share <= 1."""
+    """Return in every layer the smallest size that keeps `share` of the energy.
+
+    Parameters
+    ----------
+    layers
+        From `factor_layer`, `selection_layer` or `unchanged_layer`.
+    share
+        Of each layer's own energy, 0 < share <= 1.
+
+    Returns
+    -------
+    dict
+        Size by layer: a rank, or a number of kept nodes.
+
+    Raises
+    ------
+    InvalidInputError
+        For a share outside its range.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> weight, moments = np.diag([8.0, 4.0, 2.0, 1.0, 0.5, 0.25]), ds.Moments.of(np.eye(6))
+    >>> layer = ds.numerics.factor_layer("fc", ds.dalr(weight, None, moments, affine=False), moments)
+    >>> ds.numerics.by_energy([layer], 0.9)
+    {'fc': 2}
+    """
     _require_share(share, "energy")
     return {layer.name: int(layer.sizes[np.argmax(layer.losses <= 1.0 - share + RESOLUTION)]) for layer in layers}
 
@@ -38,18 +89,96 @@ def common_share(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]:
     """Return the same share of its own weights in every layer, the largest that costs at most `budget` together.
 
     Of a selection that is a share of the nodes, of a factor pair one of the break-even rank.
+
+    Parameters
+    ----------
+    layers
+        From `factor_layer`, `selection_layer` or `unchanged_layer`.
+    budget
+        Weights that all layers may have together, or multiply-adds where `positions` count.
+
+    Returns
+    -------
+    dict
+        Size by layer: a rank, or a number of kept nodes.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the smallest sizes cost more than `budget`.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> weight, moments = np.diag([8.0, 4.0, 2.0, 1.0, 0.5, 0.25]), ds.Moments.of(np.eye(6))
+    >>> layer = ds.numerics.factor_layer("fc", ds.dalr(weight, None, moments, affine=False), moments)
+    >>> ds.numerics.common_share([layer], budget=24)
+    {'fc': 2}
     """
     return _largest_within(layers, budget, lambda share: {layer.name: layer.at_share(share) for layer in layers})
 
 
 def common_energy(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]:
-    """Return the same share of its own energy in every layer, the largest that costs at most `budget` together."""
+    """Return the same share of its own energy in every layer, the largest that costs at most `budget` together.
+
+    Parameters
+    ----------
+    layers
+        From `factor_layer`, `selection_layer` or `unchanged_layer`.
+    budget
+        Weights that all layers may have together, or multiply-adds where `positions` count.
+
+    Returns
+    -------
+    dict
+        Size by layer: a rank, or a number of kept nodes.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the smallest sizes cost more than `budget`.
+
+    See Also
+    --------
+    by_energy : for a given share.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> weight, moments = np.diag([8.0, 4.0, 2.0, 1.0, 0.5, 0.25]), ds.Moments.of(np.eye(6))
+    >>> layer = ds.numerics.factor_layer("fc", ds.dalr(weight, None, moments, affine=False), moments)
+    >>> ds.numerics.common_energy([layer], budget=24)
+    {'fc': 2}
+    """
     return _largest_within(layers, budget, lambda share: by_energy(layers, max(share, RESOLUTION)))
 
 
 def within_budget(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]:
     """Return sizes that cost at most `budget` together and keep the sum of losses small.
 
+    Parameters
+    ----------
+    layers
+        From `factor_layer`, `selection_layer` or `unchanged_layer`.
+    budget
+        Weights that all layers may have together, or multiply-adds where `positions` count.
+
+    Returns
+    -------
+    dict
+        Size by layer: a rank, or a number of kept nodes.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the smallest sizes cost more than `budget`.
+
+    See Also
+    --------
+    dalr_stream.sizes : measures candidates on the whole network.
+
+    Notes
+    -----
     Greedy from the smallest sizes: the step to a larger size that saves most loss for its cost, among those that the
     budget still allows, until it allows none. With no budget in the way these are the steps along each curve's lower
     convex hull. Where no layer reads another's nodes the sum of losses is above the smallest possible by less than the
@@ -58,7 +187,16 @@ def within_budget(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]
     A layer's best step never improves as sizes grow and the budget shrinks, so it is looked up again only when it is
     first in the queue. Cost: (steps taken) x (sizes of one layer).
 
-    Raises InvalidInputError where the smallest sizes cost more than `budget`.
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> layers = []
+    >>> for name, spread in (("steep", [8.0, 1.0, 0.5, 0.25, 0.1, 0.1]), ("flat", [2.0, 2.0, 1.5, 1.0, 1.0, 1.0])):
+    ...     moments = ds.Moments.of(np.eye(6))
+    ...     factors = ds.dalr(np.diag(spread), None, moments, affine=False)
+    ...     layers.append(ds.numerics.factor_layer(name, factors, moments))
+    >>> ds.numerics.within_budget(layers, budget=48)  # a rank costs 12 in each, a whole layer 36
+    {'steep': 1, 'flat': 6}
     """
     sizes = {layer.name: int(layer.sizes[0]) for layer in layers}
     least = _require_affordable(layers, sizes, budget)

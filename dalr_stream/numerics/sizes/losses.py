@@ -37,7 +37,32 @@ def lost_energy(factors: Factors, moments: InputMoments) -> Vector:
 
 
 def relative_errors(factors: Factors, moments: InputMoments) -> Vector:
-    """(K + 1,): ||Y - Yhat|| / ||Y - b|| at ranks 0..K (Eq. 13); zeros where the outputs never move."""
+    """Return ||Y - Yhat|| / ||Y - b|| at every rank (Eq. 13).
+
+    Parameters
+    ----------
+    factors
+        From `dalr`, `truncated_svd` or `solve`.
+    moments
+        Of the layer's inputs: the training rows, or held-out ones.
+
+    Returns
+    -------
+    numpy.ndarray
+        (K + 1,), at ranks 0..K; zeros where the outputs never move.
+
+    See Also
+    --------
+    LowRankFactors.errors : the squared errors themselves.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> moments = ds.Moments.of(np.eye(2))
+    >>> factors = ds.truncated_svd(np.diag([4.0, 3.0]), None)
+    >>> ds.numerics.relative_errors(factors, moments).round(6).tolist()
+    [1.0, 0.6, 0.0]
+    """
     return relative(squared_errors(factors, moments), outputs_energy(factors, moments))
 
 

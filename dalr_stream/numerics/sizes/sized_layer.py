@@ -105,7 +105,34 @@ class SizedLayer:
 def factor_layer(
     name: str, factors: Factors, moments: InputMoments, *, reads: Sequence[Source] = (), positions: float = 1.0
 ) -> SizedLayer:
-    """Return a layer at the ranks that cost less than it does; `moments` are of its inputs."""
+    """Return a layer at the ranks that cost less than it does.
+
+    Parameters
+    ----------
+    name
+        The layer's name.
+    factors
+        From `dalr`, `truncated_svd` or `solve`.
+    moments
+        Of its inputs: they decide what each rank loses.
+    reads
+        The layers whose nodes are inputs of this one.
+    positions
+        Rows per sample where multiply-adds are to be counted; 1 for weights.
+
+    Returns
+    -------
+    SizedLayer
+        Its sizes are ranks, and the whole layer.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> moments = ds.Moments.of(np.eye(6))
+    >>> factors = ds.truncated_svd(np.diag([8.0, 4.0, 2.0, 1.0, 0.5, 0.25]), None)
+    >>> ds.numerics.factor_layer("fc", factors, moments).sizes.tolist()
+    [1, 2, 3, 6]
+    """
     shape = LayerShape(factors.outputs, factors.inputs, groups=len(factors.parts))
     ranks = np.arange(1, min(shape.break_even_rank, shape.max_rank - 1) + 1)
     return _sized(name, shape, Family.LOW_RANK, ranks, lost_energy(factors, moments)[ranks], reads, positions)
@@ -114,7 +141,34 @@ def factor_layer(
 def selection_layer(
     name: str, selection: ChannelSelection, shape: LayerShape, *, reads: Sequence[Source] = (), positions: float = 1.0
 ) -> SizedLayer:
-    """Return a layer of `shape` at every number of nodes that its selection can keep."""
+    """Return a layer at every number of nodes that its selection can keep.
+
+    Parameters
+    ----------
+    name
+        The layer's name.
+    selection
+        From `spectral`, `momasp` or `solve`.
+    shape
+        Of the layer, with what each node weighs in its readers: `Store.shape(name)`.
+    reads
+        The layers whose nodes are inputs of this one.
+    positions
+        Rows per sample where multiply-adds are to be counted; 1 for weights.
+
+    Returns
+    -------
+    SizedLayer
+        Its sizes are numbers of kept nodes.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> selection = ds.prune_by_mean(ds.Moments.of(np.eye(4)))
+    >>> layer = ds.numerics.selection_layer("fc", selection, ds.numerics.LayerShape(outputs=4, inputs=6))
+    >>> layer.sizes.tolist(), layer.losses.round(6).tolist()
+    ([1, 2, 3, 4], [0.75, 0.5, 0.25, 0.0])
+    """
     sizes = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
     return _sized(name, shape, Family.SELECTION, sizes, 1.0 - selection.retention[sizes - 1], reads, positions)
 
@@ -122,13 +176,67 @@ def selection_layer(
 def unchanged_layer(
     name: str, shape: LayerShape, *, reads: Sequence[Source] = (), positions: float = 1.0, follows: str | None = None
 ) -> SizedLayer:
-    """Return a layer that has no size but its own; it gets narrower with the layers that it reads or follows."""
+    """Return a layer that has no size but its own; it gets narrower with the layers that it reads or follows.
+
+    Parameters
+    ----------
+    name
+        The layer's name.
+    shape
+        Of the layer.
+    reads
+        The layers whose nodes are inputs of this one.
+    positions
+        Rows per sample where multiply-adds are to be counted; 1 for weights.
+    follows
+        The layer with whose outputs this one's go, tied by an addition or a product.
+
+    Returns
+    -------
+    SizedLayer
+        Its only size is the whole layer.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> ds.numerics.unchanged_layer("fc", ds.numerics.LayerShape(outputs=10, inputs=6)).sizes.tolist()
+    [6]
+    """
     whole = np.array([shape.max_rank])
     return SizedLayer(name, shape, Family.LOW_RANK, whole, np.zeros(1), tuple(reads), positions, follows)
 
 
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:
-    """Return what all layers cost together at these sizes; an array of sizes for one of them gives as many costs."""
+    """Return what all layers cost together at these sizes.
+
+    Parameters
+    ----------
+    layers
+        From `factor_layer`, `selection_layer` or `unchanged_layer`.
+    sizes
+        Size by layer; for one of them it may be an array of sizes.
+
+    Returns
+    -------
+    numpy.ndarray
+        Weights times positions: one number, or one for each size of that array.
+
+    Examples
+    --------
+    Keeping 5 of a layer's 10 nodes halves it, and the layer that reads them:
+
+    >>> import numpy as np, dalr_stream as ds
+    >>> selection = ds.prune_by_mean(ds.Moments.of(np.eye(10)))
+    >>> shape = ds.numerics.LayerShape(outputs=10, inputs=6, next_outputs=4)
+    >>> first = ds.numerics.selection_layer("first", selection, shape)
+    >>> last = ds.numerics.unchanged_layer(
+    ...     "last", ds.numerics.LayerShape(outputs=4, inputs=10), reads=[ds.numerics.Source("first")]
+    ... )
+    >>> float(ds.numerics.cost([first, last], {"first": 10, "last": 4}))
+    100.0
+    >>> float(ds.numerics.cost([first, last], {"first": 5, "last": 4}))
+    50.0
+    """
     gone = {layer.name: layer.whole - sizes[layer.name] for layer in layers if layer.family is Family.SELECTION}
     costs = (layer.cost(sizes[layer.name], _inputs_left(layer, gone), _outputs_left(layer, gone)) for layer in layers)
     return np.asarray(sum(costs, start=np.zeros(())))
@@ -146,7 +254,24 @@ def _outputs_left(layer: SizedLayer, gone: Mapping[str, int | Indices]) -> int |
 
 
 def as_they_are(layers: Sequence[SizedLayer]) -> dict[str, int]:
-    """Return the sizes that leave every layer as it is."""
+    """Return the sizes that leave every layer as it is.
+
+    Parameters
+    ----------
+    layers
+        From `factor_layer`, `selection_layer` or `unchanged_layer`.
+
+    Returns
+    -------
+    dict
+        Size by layer.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> ds.numerics.as_they_are([ds.numerics.unchanged_layer("fc", ds.numerics.LayerShape(outputs=10, inputs=6))])
+    {'fc': 6}
+    """
     return {layer.name: layer.whole for layer in layers}
 
 

@@ -113,6 +113,31 @@ class CrossMoments:
         scatter, nonzero = joint.scatter[np.ix_(features, features)], joint.nonzero[features]
         return CrossMoments(Moments(joint.count, joint.samples, mean, scatter, max_abs, maximum, nonzero), width)
 
+    def with_outputs_through(self, weight: Matrix, bias: Vector) -> CrossMoments:
+        """Moments of X and W Z + b, weight (m', m) and bias (m',): Z was what a layer reads, and this is what it gives.
+
+        Of the outputs, which nobody saw, `max_abs` and `maximum` are NaN, and every one counts as non-zero. A new
+        record of d + m' features. Cost: m' m (d + m + m').
+        """
+        d, joint, m = self.input_features, self.joint, len(weight)
+        scatter = np.empty((d + m, d + m))
+        scatter[:d, :d] = joint.scatter[:d, :d]
+        scatter[d:, :d] = weight @ self.cross_scatter
+        scatter[:d, d:] = scatter[d:, :d].T
+        given = weight @ joint.scatter[d:, d:] @ weight.T
+        scatter[d:, d:] = (given + given.T) / 2
+        unknown = np.full(m, np.nan)
+        through = Moments(
+            joint.count,
+            joint.samples,
+            np.concatenate([joint.mean[:d], weight @ joint.mean[d:] + bias]),
+            scatter,
+            np.concatenate([joint.max_abs[:d], unknown]),
+            np.concatenate([joint.maximum[:d], unknown]),
+            np.concatenate([joint.nonzero[:d], np.full(m, joint.count)]),
+        )
+        return CrossMoments(through, d)
+
     def cross_scatter_about(self, inputs: Vector, outputs: Vector) -> Matrix:
         """(m, d): sum of (z - outputs)(x - inputs)' for any centres (d,) and (m,). A new array."""
         d = self.input_features

@@ -13,10 +13,10 @@ A `FoldState` is the one mutable thing of the package's mathematics, and it is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_k_single, mi
 from dalr_stream.numerics.rows.tiling import Rows, Tile
 from dalr_stream.numerics.statistics.centring import Chosen, centre, describe_non_finite
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.moments import Moments, pooled_mean, require_finite_sums
 from dalr_stream.numerics.types import Matrix, Vector
 
@@ -261,36 +262,6 @@ class LaneFold:
     def freeze(self) -> SplitMoments:
         """Return both records and give up the accumulators."""
         return self.state().moments()
-
-
-class Summand(Protocol):
-    """A record that is added to others of its kind."""
-
-    def __add__(self, other: Any, /) -> Any: ...
-
-
-Addable = TypeVar("Addable", bound=Summand)
-
-
-def merge_all(records: Iterable[Addable]) -> Addable:
-    """Add up records in a fixed pairwise tree: ((0 + 1) + (2 + 3)) + ((4 + 5) + ...
-
-    The records are taken one at a time and added as soon as the tree allows, as a binary counter carries: of r records
-    that are made on the way, at most log2(r) + 2 are held.
-    """
-    subtrees: list[tuple[int, Addable]] = []
-    for record in records:
-        size, total = 1, record
-        while subtrees and subtrees[-1][0] == size:
-            total = subtrees.pop()[1] + total
-            size *= 2
-        subtrees.append((size, total))
-    if not subtrees:
-        raise InvalidInputError("merge_all: needs at least one record")
-    _, total = subtrees.pop()
-    while subtrees:
-        total = subtrees.pop()[1] + total
-    return total
 
 
 def join_partitions(rule: FoldRule, partitions: Sequence[SplitMoments]) -> SplitMoments:

@@ -37,7 +37,9 @@ def _read_percent(value: Any) -> float:
     return share
 
 
-Percent = Annotated[float, BeforeValidator(_read_percent)]
+Percent = Annotated[
+    float, BeforeValidator(_read_percent), Field(json_schema_extra={"in_words": "share, e.g. 25% or 0.25"})
+]
 """A share, written `25%` or 0.25."""
 SomePercent = Annotated[Percent, Field(gt=0.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -61,9 +63,10 @@ class ChoiceSection(BaseModel):
     Beside a rule for all layers, a method alone: the rule decides the size.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     method: Method
+    """One of solve.methods."""
     size: Positive | None = None
     """Rank, or number of kept nodes."""
     retention: float | None = Field(default=None, gt=0.0, le=1.0)
@@ -84,7 +87,7 @@ class CompressSection(BaseModel):
     A percentage of weights or multiply-adds is of those of the compressed layers, not of the whole network.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     __pydantic_extra__: dict[str, ChoiceSection]
 
     params: SomePercent | None = None

@@ -24,7 +24,11 @@ def _read_range(value: Any) -> Any:
     return tuple(None if math.isinf(end) else float(end) for end in value)
 
 
-Range = Annotated[tuple[float | None, float | None], BeforeValidator(_read_range)]
+Range = Annotated[
+    tuple[float | None, float | None],
+    BeforeValidator(_read_range),
+    Field(json_schema_extra={"in_words": "two numbers, e.g. [1, inf]"}),
+]
 
 
 class LabelledSection(DataSection):

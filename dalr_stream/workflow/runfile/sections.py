@@ -39,7 +39,11 @@ def _read_mask(value: Any) -> Any:
     return value
 
 
-Masks = Annotated[str | dict[str, str], BeforeValidator(_read_mask)]
+Masks = Annotated[
+    str | dict[str, str],
+    BeforeValidator(_read_mask),
+    Field(json_schema_extra={"in_words": "key of the batch, module:function, or a table of these"}),
+]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -58,7 +62,7 @@ def _bytes_can_be_read(text: str) -> str:
     return text
 
 
-Bytes = Annotated[str, AfterValidator(_bytes_can_be_read)]
+Bytes = Annotated[str, AfterValidator(_bytes_can_be_read), Field(json_schema_extra={"in_words": "bytes, e.g. 8GiB"})]
 """A number of bytes, written `8GiB`."""
 
 
@@ -85,13 +89,14 @@ def _ridge(value: Any) -> float | RidgeFrom:
 class Section(BaseModel):
     """Part of a run file; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
 
 
 class RunSection(Section):
     """What the run is called and where its artefacts go."""
 
     name: str = Field(min_length=1)
+    """Title of the report."""
     output: Path = Path("runs")
     """Folder of the artefacts, relative to the run file."""
     seed: int = Field(default=0, ge=0)
@@ -108,6 +113,7 @@ class NetworkSection(Section):
     build: Factory
     """`build(**options) -> nn.Module`."""
     options: Options = {}
+    """Keyword arguments of `build`."""
     weights: Path | None = None
     """A safetensors file, or a folder that `save_pretrained` of transformers wrote; relative to the run file."""
     train: Factory | None = None
@@ -115,6 +121,7 @@ class NetworkSection(Section):
     start: Path | None = None
     """A file that training starts from, such as published weights, relative to the run file: `train(start=path)`."""
     train_options: Options = {}
+    """More keyword arguments of `train`."""
     device: str | None = Field(default=None, pattern=DEVICE)
     """Where forward passes run, `cpu`, `cuda` or `cuda:1`: in capture, evaluation and fine-tuning. By default where
     `build` puts the network. `train` gets the network as it is built and may put it where it likes."""
@@ -136,7 +143,9 @@ class DataSection(Section):
     """A loader: `batches(*, seed, **options)` gives a re-iterable of batches. Loaders never download by themselves."""
 
     batches: Factory
+    """`batches(*, seed, **options)` returns a re-iterable of batches with a length."""
     options: Options = {}
+    """Its keyword arguments, beside the seed."""
 
 
 class CaptureSection(Section):
@@ -202,13 +211,18 @@ class SolveSection(Section):
     """What is solved from the moments."""
 
     methods: tuple[Method, ...] = tuple(Method)
+    """What is solved for each layer; a selection is left out where nodes of a layer cannot go."""
     target: str = "target"
     """The domain whose moments decide."""
     source: str | None = None
     """The domain MoMaSP compares with."""
     heldout: str | None = None
     """A domain whose rows measure the error and decide nothing; by default the held-out share of the target."""
-    ridge: Annotated[float | RidgeFrom, BeforeValidator(_ridge)] = 1e-3
+    ridge: Annotated[
+        float | RidgeFrom,
+        BeforeValidator(_ridge),
+        Field(json_schema_extra={"in_words": 'number, "heldout" or "shards"'}),
+    ] = 1e-3
     """Relative to the mean diagonal of the matrix being solved; or `heldout` or `shards`: for each layer and method the
     one of `numerics.ridge_choice.GRID` with the least error on held-out rows, or on shards left out one by one."""
     ridge_absolute: float | None = Field(default=None, ge=0.0)
@@ -240,13 +254,17 @@ class FinetuneSection(DataSection):
     """
 
     epochs: Positive = 10
+    """Passes over the batches; each is kept, so that a killed fine-tuning resumes after the last."""
     rate: float = Field(default=1e-4, gt=0.0, allow_inf_nan=False)
+    """Learning rate."""
     weight_decay: float = Field(default=5e-4, ge=0.0, allow_inf_nan=False)
+    """Of the optimiser."""
     layers: tuple[str, ...] = ()
     """Patterns of what is trained, by the original layers' names; none: every fully connected layer."""
     loss: Annotated[str, Field(pattern=LOSS)] = "cross_entropy"
     """`loss(outputs, labels)`: the mean over a batch."""
     dropout: bool = False
+    """Leave the network's dropout on."""
 
 
 class ReportSection(Section):

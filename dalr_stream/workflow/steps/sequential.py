@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import pair_load
+from dalr_stream.engine.cross import narrowest_pair_load
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.output_errors import output_errors
 from dalr_stream.engine.sequential.compress import SequentialCompression, sequential_passes
+from dalr_stream.engine.sequential.pass_moments import KnownMoments
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning, StoreDamagedError, StoreNotFoundError
@@ -48,7 +49,7 @@ def compress_in_sequence(
     ranks that add parameters were warned of when those were solved.
     """
     choices = {layer: _choice(project, store, layer, size) for layer, size in compression.layers.items()}
-    begun = _resumed(project, choices, fingerprint)
+    begun, target = _resumed(project, choices, fingerprint), project.config.solve.target
     if begun is not None:
         progress.note(f"compress: resuming after {', '.join(begun.layers)}")
     with project.code.importing(), warnings.catch_warnings():
@@ -56,13 +57,14 @@ def compress_in_sequence(
         warnings.simplefilter("ignore", ParameterIncreaseWarning)
         for state in sequential_passes(
             project.network,
-            project.code.batches(project.config.solve.target),
+            project.code.batches(target),
             choices,
             source=_source(project),
             store=project.pass_moments,
             rows=project.code.rows,
             folding=_folding(project),
             begun=begun,
+            known=KnownMoments(project.store, target, project.folding(target)),
             progress=progress,
         ):
             if state.left and state.layers:
@@ -89,7 +91,7 @@ def sequence_cost(project: Project, network: nn.Module) -> MemoryPlan | None:
     """
     if project.config.compress.order is not Order.SEQUENTIAL:
         return None
-    loads = [pair_load(layer) for layer in project.watched_in(network) if layer.side is Side.INPUTS]
+    loads = [narrowest_pair_load(layer) for layer in project.watched_in(network) if layer.side is Side.INPUTS]
     return direct_plan(loads, _folding(project))
 
 

@@ -19,7 +19,8 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.resampling.jackknife import SelectionJackknife, jackknife_low_rank, jackknife_selection
+from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank
+from dalr_stream.numerics.resampling.selection_jackknife import SelectionJackknife, jackknife_selection
 from dalr_stream.numerics.resampling.sufficiency import RULE, sufficiency
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.grouped import InputMoments

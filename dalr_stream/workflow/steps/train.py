@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.saved.pretrained import weights_file
+from dalr_stream.network.saved.weights import save_weights, weights_made_from
 from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.fingerprints import code_print, file_digest, file_print
@@ -47,7 +47,7 @@ def made_from(project: Project) -> str:
 
 def _artefacts(project: Project) -> Iterator[Artefact]:
     """Yield the weights and the record of their digest; those of 0.1 have none."""
-    if checkpoint.weights_made_from(project.weights) is not None:
+    if weights_made_from(project.weights) is not None:
         yield json_record(project.weights_record, WEIGHTS)
         yield file_with_digest(project.weights, read_stamped(project.weights_record, WEIGHTS)["sha256"])
 
@@ -58,7 +58,7 @@ def _train(session: Session, fingerprint: str) -> None:
         model = code.build()
         train = code.trainer(str(project.config.network.train))
         train(model, seed=project.config.run.seed, report=session.progress.note, **code.train_options)
-    checkpoint.save_weights(model.eval(), project.weights, made_from=fingerprint)
+    save_weights(model.eval(), project.weights, made_from=fingerprint)
     write_stamped(project.weights_record, WEIGHTS, fingerprint, {"sha256": file_digest(project.weights)})
 
 

@@ -13,7 +13,8 @@ from dalr_stream.errors import (
     StoreDamagedError,
     StoreNotFoundError,
 )
-from dalr_stream.network.saved.checkpoint import load, load_weights, require_unchanged, save, save_weights
+from dalr_stream.network.saved.checkpoint import load, require_unchanged, save
+from dalr_stream.network.saved.weights import load_weights, save_weights
 from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.numerics.selection.greedy import spectral
 from dalr_stream.storage.json_record import digest_of

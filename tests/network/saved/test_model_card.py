@@ -14,7 +14,7 @@ from dalr_stream.network.layers.spec import weights_of
 from dalr_stream.network.saved.checkpoint import load, save
 from dalr_stream.network.surgery.compress import compress, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.origin import Origin
-from dalr_stream.numerics.lowrank.solvers import truncated_svd
+from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.selection.greedy import spectral
 
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 from torch import nn
 
-from dalr_stream.network.saved.checkpoint import save, save_weights
+from dalr_stream.network.saved.checkpoint import save
+from dalr_stream.network.saved.weights import save_weights
 
 SCRIPT = """
 import resource, signal, sys
@@ -16,7 +17,8 @@ import torch
 from torch import nn
 import dalr_stream as ds
 from dalr_stream.errors import DiskSpaceError, StoreError
-from dalr_stream.network.saved.checkpoint import save, save_weights
+from dalr_stream.network.saved.checkpoint import save
+from dalr_stream.network.saved.weights import save_weights
 
 write = {"weights": save_weights, "network": save}[sys.argv[1]]
 target = Path(sys.argv[2])

@@ -18,7 +18,7 @@ from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.layers.pair import FactorPair
 from dalr_stream.network.surgery import compress as surgery
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
-from dalr_stream.numerics.lowrank.solvers import truncated_svd
+from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.selection.greedy import spectral
 
 FLOAT32 = {"rtol": 2e-4, "atol": 2e-4}  # three layers of float32 against float64

@@ -12,7 +12,7 @@ from torch import nn
 from dalr_stream.errors import ParameterIncreaseWarning
 from dalr_stream.network.layers.spec import weights_of
 from dalr_stream.network.surgery.compress import compress
-from dalr_stream.numerics.lowrank.solvers import truncated_svd
+from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.selection.greedy import spectral
 from dalr_stream.numerics.statistics.moments import Moments
 

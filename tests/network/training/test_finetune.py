@@ -27,7 +27,7 @@ from dalr_stream.network.saved.checkpoint import load, save
 from dalr_stream.network.surgery.compress import compress
 from dalr_stream.network.training.finetune import FineTuning, finetune
 from dalr_stream.network.training.trainable import trained_parameters
-from dalr_stream.numerics.lowrank.solvers import truncated_svd
+from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.selection.greedy import spectral
 
 DRAWN = torch.Generator().manual_seed(5)

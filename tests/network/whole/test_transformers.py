@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
-from dalr_stream.network.saved.checkpoint import load_weights, save_weights
 from dalr_stream.network.saved.pretrained import load_pretrained
+from dalr_stream.network.saved.weights import load_weights, save_weights
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE
 from dalr_stream.network.surgery.plan import SurgeryPlan
 

@@ -11,7 +11,8 @@ from strategies import KINDS, make_rows
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError, ParameterIncreaseWarning
 from dalr_stream.numerics.lowrank.ridge import Ridge
-from dalr_stream.numerics.lowrank.solvers import dalr, truncated_svd
+from dalr_stream.numerics.lowrank.solvers import dalr
+from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments

@@ -11,8 +11,8 @@ from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank
 from dalr_stream.numerics.resampling.ridge_choice import choose_ridge
 from dalr_stream.numerics.sizes.losses import lost_energy, relative_errors
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.numerics.statistics.folding import merge_all
 from dalr_stream.numerics.statistics.grouped import GroupedMoments, moments_of
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.moments import Moments
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")

@@ -15,7 +15,8 @@ from strategies import KINDS, layers, make_rows
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError, ParameterIncreaseWarning, RankError
 from dalr_stream.numerics.diagnostics import Diagnostics
 from dalr_stream.numerics.lowrank.ridge import Ridge
-from dalr_stream.numerics.lowrank.solvers import dalr, dalr_sweep, truncated_svd
+from dalr_stream.numerics.lowrank.solvers import dalr, dalr_sweep
+from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.methods import Method, Variant
 from dalr_stream.numerics.statistics.moments import Moments
 

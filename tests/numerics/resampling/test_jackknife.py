@@ -10,14 +10,10 @@ from hypothesis import strategies as st
 
 import dalr_stream as ds
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError
-from dalr_stream.numerics.resampling.jackknife import (
-    jackknife_low_rank,
-    jackknife_selection,
-    leave_one_out,
-    standard_error,
-)
+from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank, leave_one_out, standard_error
+from dalr_stream.numerics.resampling.selection_jackknife import jackknife_selection
 from dalr_stream.numerics.resampling.sufficiency import sufficiency
-from dalr_stream.numerics.statistics.folding import merge_all
+from dalr_stream.numerics.statistics.merging import merge_all
 
 M, D = 6, 9
 

@@ -7,7 +7,7 @@ import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.resampling.ridge_choice import GRID, choose_ridge
-from dalr_stream.numerics.statistics.folding import merge_all
+from dalr_stream.numerics.statistics.merging import merge_all
 
 M, D, N = 8, 30, 10
 

@@ -13,8 +13,9 @@ from threadpoolctl import threadpool_limits
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.numerics.methods import Form, Method
 from dalr_stream.numerics.selection import residual
-from dalr_stream.numerics.selection.greedy import momasp, prune_by_max, prune_by_mean, spectral
+from dalr_stream.numerics.selection.greedy import momasp, spectral
 from dalr_stream.numerics.selection.penalties import LIVE_SHARE
+from dalr_stream.numerics.selection.ranking import prune_by_max, prune_by_mean
 from dalr_stream.numerics.statistics.moments import Moments
 
 SMALL = {"max_rows": 12, "max_features": 6}

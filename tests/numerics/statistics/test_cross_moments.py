@@ -178,3 +178,18 @@ def test_a_subtraction_says_how_indefinite_it_left_the_scatter():
     lost = (Moments.of(1e-3 * rng.normal(size=(5, 6))) + large) - large
     assert lost.psd_margin < -1e-3
     assert Moments.empty(3).psd_margin == Moments.of(np.ones((4, 3))).psd_margin == 0.0
+
+
+@given(paired_blocks(1))
+def test_what_a_layer_gives_follows_from_what_it_reads(blocks):
+    ((x, z),) = blocks
+    assume(len(x) > 0)
+    weight, bias = np.random.default_rng(0).normal(size=(z.shape[1] + 3, z.shape[1])), np.arange(z.shape[1] + 3.0)
+    outputs = z @ weight.T + bias
+    through = CrossMoments.of(x, z).with_outputs_through(weight, bias)
+    seen = CrossMoments.of(x, outputs)
+    size = 1e-12 * (1.0 + max(np.abs(x).max(), np.abs(z).max(), np.abs(outputs).max())) ** 2 * len(x)
+    assert (np.abs(through.joint.mean - seen.joint.mean) <= size).all()
+    assert (np.abs(through.joint.scatter - seen.joint.scatter) <= 100 * size).all()
+    assert through.inputs.same_bits(CrossMoments.of(x, z).inputs)
+    assert np.isnan(through.outputs.maximum).all()

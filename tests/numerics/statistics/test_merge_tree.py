@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.statistics.folding import (
-    SplitMoments,
-    merge_all,
-)
+from dalr_stream.numerics.statistics.folding import SplitMoments
+from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.moments import Moments
 
 

@@ -1,0 +1,287 @@
+"""Passes over the same batches, each of which runs the network on from where the one before left it.
+
+A pass that needs a layer's rows runs the network from its inputs to that layer, and no further. The next one needs a
+later layer's. So what the modules before the first of them gave is kept of each batch, as long as there is room, and
+takes the place of running them: the same operations on the same values, so the rows are the same to the bit.
+
+It is tried, before the first pass, on a few samples at every place where a pass will begin, after other samples have
+gone through (a module may leave something behind for later ones), and on the first batch of every pass once more.
+Where it does not hold, every pass begins at the inputs, and that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.capture.batches import call, few_samples, first_argument, inputs_copied, samples_in
+from dalr_stream.network.capture.calls import Call, ForwardCalls, calls_through, is_in
+from dalr_stream.network.capture.disturbed import with_sample_replaced
+from dalr_stream.network.capture.given import Form, Spent, UsedError, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.order import Orders
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.row_rule import Taken
+
+SAMPLES = 2
+"""Of the first batch, that a network is tried on."""
+Done = Mapping[Call, bool]
+"""Calls that are done at some place, and whether what they gave is used after it."""
+
+
+class EnoughError(BaseException):
+    """All rows that are wanted are taken: the rest of a forward pass is not needed."""
+
+
+@dataclass(slots=True)
+class Room:
+    """Memory for what is kept, of several networks together."""
+
+    free_bytes: int
+    refused: bool = False
+    """Whether something did not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What the calls before a place gave for one batch; of what is not used any more, its form."""
+
+    given: Mapping[Call, Any]
+    held_bytes: int
+
+    def reaches(self, layers: Collection[str]) -> bool:
+        """Tell whether these layers are still to be called."""
+        return not any(is_in(layer, [way[-1][0]]) for way in self.given for layer in layers)
+
+
+@dataclass(slots=True)
+class Stream:
+    """What is kept of one network's pass over the batches, by the number of each one's first sample."""
+
+    room: Room
+    states: dict[int, _State] = field(default_factory=dict)
+
+    def keep(self, key: int, given: Mapping[Call, Any] | None) -> None:
+        """Put what was given in the place of what was kept of a batch, where there is room; None for nothing."""
+        before = self.states.pop(key, None)
+        if before is not None:
+            self.room.free_bytes += before.held_bytes
+        if given is None:
+            return
+        held = sum(tensor.nbytes for tensor in tensors_in(tuple(given.values())))
+        if held > self.room.free_bytes:
+            self.room.refused = True
+            return
+        self.room.free_bytes -= held
+        self.states[key] = _State(given, held)
+
+    def forget(self) -> None:
+        """Begin at the inputs again."""
+        for key in list(self.states):
+            self.keep(key, None)
+
+    def same_as(self, other: Stream) -> None:
+        """Begin where another one has got to; what both keep is in memory once and is counted twice."""
+        for key, state in other.states.items():
+            self.keep(key, state.given)
+
+
+@dataclass(slots=True)
+class OnwardPass:
+    """One pass of a network over the batches, to the rows of some layers."""
+
+    layers: Collection[str]
+    """Whose rows are wanted."""
+    stream: Stream
+    keep: Done | None
+    """What is kept for the next pass; None for nothing."""
+    orders: Orders | None
+    """What is proved of the order of the rows."""
+    note: Callable[[str], None]
+    tried: bool = False
+
+    def take(self, rows: Callable[[ForwardRun], dict[str, Taken]], key: int) -> dict[str, Taken]:
+        """Return the rows of the batch that begins with sample `key`; `rows` takes them from a forward pass."""
+        state = self.stream.states.get(key)
+        if state is None or not state.reaches(self.layers):
+            return self._rows(rows, key, {})
+        try:
+            onward = self._rows(rows, key, state.given)
+        except UsedError:
+            return self._from_the_inputs(rows, key, "what was not kept is used in one of the batches")
+        if self.tried:
+            return onward
+        self.tried = True
+        whole = self._rows(rows, key, {})
+        if onward.keys() != whole.keys() or not all(_same(one.rows, whole[name].rows) for name, one in onward.items()):
+            return self._from_the_inputs(rows, key, "from what was kept it gives other rows")
+        return whole
+
+    def _rows(
+        self, rows: Callable[[ForwardRun], dict[str, Taken]], key: int, given: Mapping[Call, Any]
+    ) -> dict[str, Taken]:
+        run = ForwardRun(given, self.keep or {})
+        taken = rows(run)
+        self.stream.keep(key, run.kept if self.keep is not None and run.is_complete else None)
+        return taken
+
+    def _from_the_inputs(
+        self, rows: Callable[[ForwardRun], dict[str, Taken]], key: int, reason: str
+    ) -> dict[str, Taken]:
+        self.note(f"rows of {', '.join(self.layers)}: the network runs from its inputs again: {reason}")
+        self.stream.forget()
+        self.keep = None
+        return self._rows(rows, key, {})
+
+
+class ForwardRun:
+    """Runs a network on one batch, as far as is needed: some calls give what is known, and others are remembered."""
+
+    def __init__(self, given: Mapping[Call, Any], keep: Done) -> None:
+        self.kept: dict[Call, Any] = {}
+        self._given = given
+        self._keep = keep
+        self._handed, self._own = _Handed(), _Own()
+        self._rows_taken = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that is to be kept is there."""
+        return len(self.kept) == len(self._keep)
+
+    def __call__(self, model: nn.Module, batch: Any) -> None:
+        """Run it; the batch is left as it is."""
+        with suppress(EnoughError), calls_through(model, self._through) if self._given or self._keep else nullcontext():
+            call(model, inputs_copied(batch))
+
+    def rows_taken(self) -> None:
+        """End the forward pass, now or as soon as what is to be kept is there too."""
+        self._rows_taken = True
+        self._end_where_complete()
+
+    def _through(self, way: Call, forward: Callable[[], Any]) -> Any:
+        given = way in self._given
+        value = mapped(self._given[way], self._handed.out) if given else forward()
+        if way in self._keep and (given or is_plain(value)):
+            source, change = (self._given[way], _as_it_is) if given else (value, self._own.copy)
+            self.kept[way] = mapped(source, change if self._keep[way] else _form)
+            self._end_where_complete()
+        return value
+
+    def _end_where_complete(self) -> None:
+        if self._rows_taken and self.is_complete:
+            raise EnoughError
+
+
+class _Own:
+    """Copies of what modules give, which may be overwritten afterwards; of one tensor a single one."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        known = self._copies.get(id(tensor))
+        if known is not None and known[1] == tensor._version:  # noqa: SLF001  # torch has no public name for it
+            return known[2]
+        copied = tensor.clone()
+        self._copies[id(tensor)] = tensor, tensor._version, copied  # noqa: SLF001
+        return copied
+
+
+class _Handed:
+    """What is handed out for one batch: a copy, as the network may overwrite it; of one tensor a single one."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, torch.Tensor] = {}
+
+    def out(self, kept: torch.Tensor | Form) -> torch.Tensor:
+        if isinstance(kept, Form):
+            return Spent.of(kept)
+        if id(kept) not in self._copies:
+            self._copies[id(kept)] = kept.clone()
+        return self._copies[id(kept)]
+
+
+def require_onward(model: nn.Module, batch: Any, places: Sequence[Collection[str]]) -> list[Done]:
+    """Return, for each place, the calls that are done before the first of its layers, and whether they are used later.
+
+    `places` follow one another; each names all layers whose rows are taken from it on, or that change. Raises
+    UnsupportedLayerError, with the reason, where the network cannot be run on from one of them to the same numbers.
+    Cost: as many forward passes of two samples, and three.
+    """
+    few = few_samples(batch, SAMPLES)
+    try:
+        calls = ForwardCalls.of(model, few)
+        done = [calls.done_before(names) for names in places]
+        reason = _differs(model, few, places, done)
+    except UsedError:
+        reason = "one asks for numbers that were not kept"
+    except Exception as error:  # noqa: BLE001  # whatever a network does when it is called so is a reason not to
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        raise UnsupportedLayerError(reason)
+    return done
+
+
+def _differs(model: nn.Module, few: Any, places: Sequence[Collection[str]], done: Sequence[Done]) -> str:
+    """Return what comes out otherwise; nothing where all is the same."""
+    keep: dict[Call, bool] = {}
+    for one in done:
+        keep |= {way: used or keep.get(way, False) for way, used in one.items()}
+    expected, kept = _numbers_at(model, few, places[0], {}, keep)
+    other = with_sample_replaced(few, samples_in(few))
+    for names, one in zip(places, done, strict=True):
+        if other is not None:
+            _numbers_at(model, other.batch, names, {}, {})
+        given = {way: kept[way] if used else mapped(kept[way], _form) for way, used in one.items()}
+        found, _ = _numbers_at(model, few, names, given, {})
+        for name in found.keys() | {key for key in expected if is_in(key[0], names)}:
+            if name not in found or name not in expected or not _same(found[name], expected[name]):
+                return f"'{name[0]}' comes out otherwise"
+    return ""
+
+
+Numbers = dict[tuple[str, int], torch.Tensor]
+"""What a layer reads and gives in each of its calls."""
+
+
+def _numbers_at(
+    model: nn.Module, batch: Any, names: Collection[str], given: Mapping[Call, Any], keep: Done
+) -> tuple[Numbers, dict[Call, Any]]:
+    numbers: Numbers = {}
+
+    def note(name: str, tensor: torch.Tensor) -> None:
+        numbers[name, sum(known == name for known, _ in numbers)] = tensor.clone()
+
+    with ExitStack() as stack, without_gradients():
+        for name in names:
+            module = model.get_submodule(name)
+            stack.callback(
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs, name=name: note(name, first_argument(args, kwargs)), with_kwargs=True
+                ).remove
+            )
+            stack.callback(module.register_forward_hook(lambda _, __, out, name=name: note(name, out)).remove)
+        run = ForwardRun(given, keep)
+        run(model, batch)
+    return numbers, run.kept
+
+
+def _as_it_is(kept: torch.Tensor | Form) -> torch.Tensor | Form:
+    return kept
+
+
+def _form(kept: torch.Tensor | Form) -> Form:
+    return kept if isinstance(kept, Form) else Form.of(kept)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two tensors are the same to the bit, but for which NaN it is."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
