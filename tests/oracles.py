@@ -6,6 +6,8 @@ sees the rows; agreeing with these is what its tests are about.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
 PINV_CUTOFF = 1e-11
@@ -187,4 +189,40 @@ def greedy_spectral(sigma):
         candidates = [j for j in range(len(sigma)) if j not in taken]
         scores = [information_retention_by_pinv(sigma, [*taken, j]) for j in candidates]
         taken.append(candidates[int(np.argmax(scores))])
+    return taken
+
+
+def sum_by_names(records, *, most, beginning=""):
+    """The sum of records by name: in the order of the names where they are few, else of those that begin alike."""
+    if len(records) <= most:
+        return pairwise_sum([records[name] for name in sorted(records)])
+    place = len(beginning)
+    signs = sorted({name[place] for name in records})
+    groups = [{name: record for name, record in records.items() if name[place] == sign} for sign in signs]
+    return pairwise_sum(
+        [sum_by_names(group, most=most, beginning=beginning + sign) for sign, group in zip(signs, groups, strict=True)]
+    )
+
+
+def pairwise_sum(records):
+    """((0 + 1) + (2 + 3)) + ((4 + 5) + ...: on the left the largest power of two below the whole."""
+    if len(records) == 1:
+        return records[0]
+    half = 1
+    while 2 * half < len(records):
+        half *= 2
+    return pairwise_sum(records[:half]) + pairwise_sum(records[half:])
+
+
+def exact_greedy_spectral(moments, limit):
+    """Algorithm 1 in rational numbers, on C + m m' of the moments as they stand."""
+    d = moments.features
+    mean = [Fraction(value) for value in moments.mean]
+    r = [[Fraction(moments.scatter[i, j]) / moments.count + mean[i] * mean[j] for j in range(d)] for i in range(d)]
+    taken = []
+    while len(taken) < limit:
+        left = [j for j in range(d) if j not in taken and r[j][j] > 0]
+        p = max(left, key=lambda j: (sum(value * value for value in r[j]) / r[j][j], -j))
+        r = [[r[i][j] - r[i][p] * r[p][j] / r[p][p] for j in range(d)] for i in range(d)]
+        taken.append(p)
     return taken

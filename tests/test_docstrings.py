@@ -79,6 +79,16 @@ def test_a_public_function_describes_its_parameters_and_result_and_has_an_exampl
 
 
 @pytest.mark.parametrize("name", CLASSES)
+def test_a_public_class_describes_its_fields_or_what_it_is_made_with(name):
+    value = CLASSES[name]
+    found = sections(value.__doc__)
+    assert described(found.get("Attributes", "")) == fields(value)
+    if not fields(value) and "__init__" in vars(value):
+        found |= sections(value.__init__.__doc__ or "")
+        assert described(found.get("Parameters", "")) == parameters(value.__init__)
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_every_public_method_of_a_public_class_has_a_docstring(name):
     methods = {key: value for key, value in vars(CLASSES[name]).items() if not key.startswith("_")}
     made = {key: value for key, value in methods.items() if isinstance(value, property | classmethod | staticmethod)}

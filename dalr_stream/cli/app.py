@@ -25,6 +25,7 @@ from dalr_stream.cli import keys as cli_keys
 from dalr_stream.cli import stores as cli_stores
 from dalr_stream.cli.console import console_for
 from dalr_stream.cli.options import (
+    AnyBlas,
     AsJson,
     ByMethod,
     DryRun,
@@ -81,19 +82,20 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917  # every parameter is an option of its own
     file: RunFile,
     overrides: Overrides = None,
     fresh: Fresh = False,
     memory: Memory = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    any_blas: AnyBlas = False,
     dry_run: DryRun = False,
 ) -> None:
     """Do every step whose inputs have changed."""
     from dalr_stream.report.terminal import print_headline
 
-    opened = open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh)
+    opened = open_run(file, with_machine(overrides, memory, workers, scheduler, any_blas=any_blas), fresh=fresh)
     if dry_run:
         _dry_run(opened)
         return
@@ -144,9 +146,10 @@ def accumulate(
     memory: Memory = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    any_blas: AnyBlas = False,
 ) -> None:
     """Turn activations into moments."""
-    open_run(file, with_machine(overrides, memory, workers, scheduler), fresh=fresh).accumulate()
+    open_run(file, with_machine(overrides, memory, workers, scheduler, any_blas=any_blas), fresh=fresh).accumulate()
 
 
 @app.command()

@@ -32,6 +32,10 @@ Workers = Annotated[
 Scheduler = Annotated[
     str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Fold on a dask cluster: accumulate.scheduler.")
 ]
+AnyBlas = Annotated[
+    bool,
+    typer.Option("--any-blas", help="Accept workers that round otherwise, and record it: accumulate.any_blas."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 ByMethod = Annotated[
     str | None, typer.Option("--method", metavar="NAME", help="Method to compress with, e.g. svd: compress.method.")
@@ -78,9 +82,14 @@ def open_run(
 
 
 def with_machine(
-    overrides: list[str] | None, memory: str | None, workers: int | None = None, scheduler: str | None = None
+    overrides: list[str] | None,
+    memory: str | None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    *,
+    any_blas: bool = False,
 ) -> list[str]:
     """Return the overrides, and after them the options about the machine as the keys of the run file that they are."""
-    options = {"memory_limit": memory, "workers": workers, "scheduler": scheduler}
+    options = {"memory_limit": memory, "workers": workers, "scheduler": scheduler, "any_blas": any_blas or None}
     given = [f"accumulate.{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     return [*(overrides or []), *given]

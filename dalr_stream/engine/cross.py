@@ -42,7 +42,8 @@ from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of
 from dalr_stream.numerics.rows.streams import Pairing, Side, stream_name
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.contents import BatchRecord, LayerRecord, NetworkRecord
+from dalr_stream.storage.batches import Batches, BatchRecord
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
@@ -158,10 +159,10 @@ def is_wider_out(layer: LayerSpec) -> bool:
     return layer.outputs > layer.inputs
 
 
-def known_batches(batches: Iterable[Any], rule: RowRule) -> tuple[BatchRecord, ...]:
+def known_batches(batches: Iterable[Any], rule: RowRule) -> Batches:
     """Load the batches and return what identifies each; no network is run."""
     require_repeatable(batches, "batches")
-    return tuple(BatchRecord(samples, digest) for samples, digest in batch_identities(batches, rule))
+    return Batches.of(BatchRecord(samples, digest) for samples, digest in batch_identities(batches, rule))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from dalr_stream.engine.from_store import moments_provenance
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.progress import Progress
+from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.checkpoints import Checkpoints
-from dalr_stream.storage.contents import BatchRecord, DomainRecord, NetworkRecord
+from dalr_stream.storage.contents import DomainRecord, NetworkRecord
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of
@@ -60,14 +61,14 @@ class RowFeed(Protocol):
 def fold_in_memory(feed: RowFeed, folding: Folding, progress: Progress) -> dict[str, SplitMoments]:
     """Return the moments of every stream; nothing is written, so nothing can be resumed."""
     moments: dict[str, SplitMoments] = {}
-    first_pass: Sequence[BatchRecord] = ()
+    first_pass = Batches()
     for group in feed.groups(folding):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
             sink = FoldSink(folding, executor, first_pass=first_pass, backend=backend_of(folding))
             feed.send(group, sink, folding, progress)
             moments |= dict(sink.freeze())
             moments |= {name: moments[home] for name, home in sink.record().shared.items()}
-            first_pass = sink.batches
+            first_pass = sink.batches.batches
     return {name: moments[name] for name in feed.streams}
 
 

@@ -34,19 +34,27 @@ Streams = Mapping[str, LayerRecord]
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Statistics(Mapping[str, Layer]):
-    """The layers of a network by name, each with its weights and its moments on one domain.
+    """The layers of a network by name, each with its weights and its moments on one domain: a mapping to `Layer`.
 
     A convolution of several groups is one layer. A layer that was watched for its outputs alone is here too; one whose
     channels alone were watched, for the layers before it, is not: `moments` gives what is known of any stream.
+
+    Attributes
+    ----------
+    watched
+        What was recorded, by the name of its stream.
+    by_stream
+        The moments themselves, by the name of their stream.
+    weights
+        Called with the name of a layer, or of one group of a convolution, it gives its weights.
+    source
+        Statistics of the same layers on a source domain, where the two are to be compared.
     """
 
     watched: Streams
     by_stream: LayerMoments
-    """The moments themselves, by the name of their stream."""
     weights: Callable[[str], Weights]
-    """Gives the weights of a layer, or of one group of a convolution."""
     source: Statistics | None = None
-    """Of the same layers on a source domain, where they are to be compared."""
 
     def __getitem__(self, layer: str) -> Layer:
         if layer not in self:
@@ -72,7 +80,13 @@ class Statistics(Mapping[str, Layer]):
         return f"{type(self).__name__} of {', '.join(self)}"
 
     def moments(self, stream: str) -> Moments:
-        """Return the training moments of one stream: `fc1`, `fc1@outputs`, `conv2@channels`, `conv3@group0`."""
+        """Return the training moments of one stream: `fc1`, `fc1@outputs`, `conv2@channels`, `conv3@group0`.
+
+        Raises
+        ------
+        LayerNotFoundError
+            Where no stream of that name was recorded.
+        """
         return self.by_stream[stream]
 
     @property

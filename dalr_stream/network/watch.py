@@ -12,7 +12,8 @@ from typing import Any, overload
 
 from torch import nn
 
-from dalr_stream.network.layers.spec import LayerSpec, Pattern, select_layers
+from dalr_stream.network.layers.patterns import Pattern
+from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.rows.streams import Side

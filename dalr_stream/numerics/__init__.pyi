@@ -25,9 +25,9 @@ from dalr_stream.numerics.sizes.sized_layer import SizedLayer as SizedLayer
 from dalr_stream.numerics.sizes.sized_layer import Source as Source
 from dalr_stream.numerics.sizes.sized_layer import as_they_are as as_they_are
 from dalr_stream.numerics.sizes.sized_layer import cost as cost
-from dalr_stream.numerics.sizes.sized_layer import factor_layer as factor_layer
-from dalr_stream.numerics.sizes.sized_layer import selection_layer as selection_layer
-from dalr_stream.numerics.sizes.sized_layer import unchanged_layer as unchanged_layer
+from dalr_stream.numerics.sizes.solved_layers import factor_layer as factor_layer
+from dalr_stream.numerics.sizes.solved_layers import selection_layer as selection_layer
+from dalr_stream.numerics.sizes.solved_layers import unchanged_layer as unchanged_layer
 from dalr_stream.numerics.statistics.cross import CrossMoments as CrossMoments
 from dalr_stream.numerics.statistics.grouped import GroupedMoments as GroupedMoments
 from dalr_stream.numerics.statistics.merging import merge_all as merge_all

@@ -23,25 +23,48 @@ Weight = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A layer's weights and moments: what `dalr`, `spectral`, `momasp` and the other solvers start from."""
+    """A layer's weights and moments: what `dalr`, `spectral`, `momasp` and the other solvers start from.
+
+    Attributes
+    ----------
+    name
+        The layer's name, which messages give.
+    weight
+        (m, d); of a convolution in several groups, the matrices of its groups one below the other.
+    bias
+        (m,), or None where the layer has none.
+    inputs
+        Training moments of what the layer, or each group of it, reads: d features. None where only outputs are
+        known.
+    outputs
+        Training moments of y = W x + b, of the layer or of each group of it. None where they were not accumulated.
+    nodes
+        Training moments of its channels as their readers read them: m features. None where they cannot be selected.
+    source_nodes
+        The same channels on the source domain, which MoMaSP compares; None where there is no source.
+    heldout
+        What `inputs` would be on rows that no solution is fitted to; None without held-out rows.
+    shards
+        Records that `inputs` is the sum of, to leave one out; may be read from disk one by one. Empty without them.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rng = np.random.default_rng(0)
+    >>> layer = ds.Layer("fc", rng.normal(size=(10, 6)), None, inputs=ds.Moments.of(rng.normal(size=(200, 6))))
+    >>> ds.dalr(layer).max_rank
+    6
+    """
 
     name: str
     weight: Weight = field(repr=False)
-    """(m, d); of a convolution in several groups, the matrices of its groups one below the other."""
     bias: Weight | None = field(repr=False)
-    """(m,), or None where the layer has none."""
     inputs: InputMoments | None = None
-    """Training moments of what the layer, or each group of it, reads: d features. None where only outputs are known."""
     outputs: InputMoments | None = None
-    """Training moments of y = W x + b, of the layer or of each group of it. None where they were not accumulated."""
     nodes: Moments | None = None
-    """Training moments of its channels as their readers read them: m features. None where they cannot be selected."""
     source_nodes: Moments | None = None
-    """The same channels on the source domain, which MoMaSP compares; None where there is no source."""
     heldout: InputMoments | None = None
-    """What `inputs` would be on rows that no solution is fitted to; None without held-out rows."""
     shards: Sequence[InputMoments] = field(default=(), repr=False)
-    """Records that `inputs` is the sum of, to leave one out; may be read from disk one by one. Empty without them."""
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or 0 in self.weight.shape:

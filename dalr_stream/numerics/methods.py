@@ -15,14 +15,32 @@ from dalr_stream.numerics.options import parse_choice
 
 
 class Family(StrEnum):
-    """What a method does to the network."""
+    """What a method does to the network.
+
+    Attributes
+    ----------
+    LOW_RANK
+        Replaces a layer by a pair of factors.
+    SELECTION
+        Keeps some of a layer's nodes, and shrinks the layers that read them.
+    """
 
     LOW_RANK = "low_rank"
     SELECTION = "selection"
 
 
 class Variant(StrEnum):
-    """Which of the rank-constrained regressions of `regression`."""
+    """Which rank-constrained regression `dalr` solves.
+
+    Attributes
+    ----------
+    PUBLISHED
+        The formulas of the DALR paper as printed.
+    OPTIMAL
+        The minimiser of the regularised objective.
+    ANCHORED
+        Shrinks towards W: what the data leave undetermined stays as it is in W.
+    """
 
     PUBLISHED = "published"
     OPTIMAL = "optimal"
@@ -30,7 +48,15 @@ class Variant(StrEnum):
 
 
 class Form(StrEnum):
-    """Which regulariser of MoMaSP: Eq. 4, of a node alone, or Eq. 3, of the subset it would join."""
+    """Which regulariser of MoMaSP.
+
+    Attributes
+    ----------
+    NODE
+        Eq. 4, of a node alone.
+    SUBSET
+        Eq. 3, of the subset that the node would join.
+    """
 
     NODE = "node"
     SUBSET = "subset"
@@ -75,7 +101,46 @@ class DalrOptions:
 
 
 class Method(StrEnum):
-    """One way to compress a layer. The value is its name in run files; `label` its name in print."""
+    """One way to compress a layer. The value is its name in run files; `label` its name in print.
+
+    Attributes
+    ----------
+    SVD
+        Truncated SVD of the weight, which sees no data.
+    SVD_BC
+        The same, with the bias that keeps the mean output.
+    DALR_PUBLISHED
+        DALR as printed.
+    DALR_PUBLISHED_BC
+        The same, with the compensated bias of Eq. 4.
+    DALR_PUBLISHED_AFFINE
+        DALR as printed, on centred moments, with the optimal bias.
+    DALR_OPTIMAL
+        The minimiser of the regularised objective, on raw moments.
+    DALR_OPTIMAL_AFFINE
+        The same on centred moments, with the optimal bias.
+    DALR_ANCHORED
+        The regression that shrinks towards W, on raw moments.
+    DALR_ANCHORED_AFFINE
+        The same on centred moments, with the optimal bias.
+    PRUNE_MEAN
+        Keep the nodes of the largest mean activation.
+    PRUNE_MAX
+        Keep the nodes of the largest activation.
+    SPECTRAL
+        Keep the nodes that explain the most of all nodes.
+    MOMASP_NODE
+        The same, preferring nodes that respond alike on two domains, each judged alone.
+    MOMASP_SUBSET
+        The same, judged with the nodes that are kept already.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> method = ds.Method("dalr_anchored_affine")
+    >>> method.label, method.family.value
+    ('DALR anchored, affine', 'low_rank')
+    """
 
     SVD = "svd"
     SVD_BC = "svd_bc"

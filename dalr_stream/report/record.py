@@ -16,6 +16,7 @@ from typing import Any
 from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.report.published_record import PublishedTable
 from dalr_stream.report.scale import Scale
+from dalr_stream.report.stability_record import Stability
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,55 +96,6 @@ class HeadlineRow:
 
 
 @dataclass(frozen=True, slots=True)
-class SelectionStability:
-    """How far one selection holds when a shard of the training samples is left out; curves of sizes 1..m."""
-
-    method: str
-    answer: str
-    """In words."""
-    common: tuple[float, ...]
-    """Share of the first k nodes that are chosen whichever shard is left out."""
-    jaccard: tuple[float, ...]
-    retention_error: tuple[float, ...]
-    """Standard error of the retention."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stability:
-    """What leaving out shards of the training samples says of one low-rank method; curves of ranks 0..K."""
-
-    shards: int
-    method: str
-    enough: bool
-    """Whether the calibration set is large enough."""
-    answer: str
-    """In words, with figures."""
-    rule: str
-    """By which it was judged."""
-    training_error: tuple[float, ...]
-    """Standard error of the error on training rows."""
-    unseen: tuple[float, ...]
-    """Error on the shards left out."""
-    unseen_error: tuple[float, ...]
-    heldout_error: tuple[float, ...] | None
-    """Standard error of the error on held-out rows, as far as it comes of the training samples."""
-    turn: tuple[float, ...]
-    """Standard error of the subspace: root mean square sine of the principal angles."""
-    selection: SelectionStability | None = None
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Stability:
-        """Make one of what `dataclasses.asdict` gave and JSON brought back."""
-        selection = plain["selection"]
-        return cls(
-            **{
-                **_with_tuples(plain),
-                "selection": None if selection is None else SelectionStability(**_with_tuples(selection)),
-            }
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class LayerResults:
     """Everything found out about one layer."""
 
@@ -204,36 +156,53 @@ class NetworkSize:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """One whole run."""
+    """Everything that one run found out: what the report shows.
+
+    Attributes
+    ----------
+    name
+        Name of the run.
+    provenance
+        Versions, fingerprints, seeds, row counts, the resolved configuration: nested mappings of plain values.
+    metric
+        The metric's name in print. What is called accuracy in this record is its value, whatever it is.
+    baseline_accuracy
+        The metric of the uncompressed network, on the test split.
+    layers
+        One record for each layer: its curves at every rank and size.
+    sizes
+        The uncompressed network first, then each network the run saved.
+    decisions
+        What the run decided or was warned of: dead features, few samples, ranks above break-even.
+    caveats
+        What this run does not show, in the words of whoever wrote the run file.
+    profile
+        Measured latency of the saved network beside the original's, where it was profiled.
+    published
+        Tables of papers that this run is to be compared with.
+    scale
+        Direction and range of the metric.
+    """
 
     name: str
     provenance: Mapping[str, Any]
-    """Versions, fingerprints, seeds, row counts, the resolved configuration: nested mappings of plain values."""
     metric: str
-    """Its name in print. What is called accuracy in this record is its value, whatever it is."""
     baseline_accuracy: float
-    """Of the uncompressed network, on the test split."""
     layers: tuple[LayerResults, ...]
     sizes: tuple[NetworkSize, ...]
-    """The uncompressed network first, then each network the run saved."""
     decisions: tuple[str, ...] = ()
-    """What the run decided or was warned of: dead features, few samples, ranks above break-even."""
     caveats: tuple[str, ...] = field(default=())
-    """What this run does not show, in the words of whoever wrote the run file."""
     profile: NetworkProfile | None = None
-    """Measured latency of the saved network beside the original's, where it was profiled."""
     published: tuple[PublishedTable, ...] = ()
-    """Tables of papers that this run is to be compared with."""
     scale: Scale = field(default_factory=Scale)
-    """Direction and range of the metric."""
 
     def write(self, path: Path) -> None:
-        """Write the record as JSON."""
+        """Write the record to `path` as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read what `write` wrote; the two are inverse to each other."""
+        """Return the record that `write` wrote to `path`."""
         return _results(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -281,7 +250,3 @@ def _accuracy_curves(plain: Iterable[Any]) -> tuple[AccuracyCurve, ...]:
 def _error_curve(plain: dict[str, Any]) -> ErrorCurve:
     heldout = plain["heldout"]
     return ErrorCurve(plain["method"], tuple(plain["training"]), None if heldout is None else tuple(heldout))
-
-
-def _with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

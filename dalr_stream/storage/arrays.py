@@ -30,8 +30,11 @@ def create_array(
     dimensions: Sequence[str],
     chunk_rows: int | None = None,
     attributes: Mapping[str, Any] | None = None,
+    on_its_way: bool = False,
 ) -> zarr.Array[Any]:
     """Make an array in place of what is at `path`; its chunks span full rows, in zstd of level 1 with a checksum.
+
+    `on_its_way` as in `metadata.write_metadata`.
 
     Whoever makes it syncs the folder it is in. Floats that were never written read as NaN, so a lost chunk is loud.
     """
@@ -52,15 +55,20 @@ def create_array(
     if path.exists():
         shutil.rmtree(path)
     path.mkdir()
-    write_metadata(path, json.loads(files[FILE].to_bytes()))
+    write_metadata(path, json.loads(files[FILE].to_bytes()), on_its_way=on_its_way)
     return zarr.open_array(path, mode="r+")
 
 
 def write_array(folder: Path, spec: ArraySpec, values: NDArray[Any]) -> None:
-    """Write one whole array of a record."""
+    """Write one whole array of a record that is on its way."""
     attributes = {"meaning": spec.meaning}
     array = create_array(
-        folder / spec.name, values.shape, values.dtype, dimensions=spec.dimensions, attributes=attributes
+        folder / spec.name,
+        values.shape,
+        values.dtype,
+        dimensions=spec.dimensions,
+        attributes=attributes,
+        on_its_way=True,
     )
     rows = array.chunks[0]
     for first in range(0, values.shape[0] if values.size else 0, rows):  # all at once would hold many chunks twice

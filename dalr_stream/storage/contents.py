@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from dalr_stream.numerics.rows.probe import Probe, disagreeing
 from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.streams import SIDES, Side, require_name
 from dalr_stream.numerics.statistics.channels import ChannelReader
+from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.schema import MAX_FEATURES, require_count
 
@@ -108,35 +107,11 @@ class RowsRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """One batch of the network's input."""
-
-    samples: int
-    digest: str
-
-    def __post_init__(self) -> None:
-        require_count(self.samples, "samples")
-
-
-class Batches(tuple[BatchRecord, ...]):  # noqa: SLOT001  # keeps its digest beside its members
-    """A domain's batches in order; what every layer's fingerprint begins with is digested once for all of them."""
-
-    @cached_property
-    def digested(self) -> Any:
-        """SHA-256 of the beginning of what `digest_of` would be given: keys are sorted, and `batches` comes first."""
-        text = json.dumps([batch.digest for batch in self], separators=(",", ":"))
-        return hashlib.sha256(f'{{"batches":{text},'.encode())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Batches, (tuple(self),)  # a digest cannot be sent to another process
-
-
-@dataclass(frozen=True, slots=True)
 class DomainRecord:
     """One domain: its batches in order, and the rows they became."""
 
     complete: bool = False
-    batches: tuple[BatchRecord, ...] = ()
+    batches: Batches = field(default_factory=Batches)
     layers: Mapping[str, RowsRecord] = field(default_factory=dict)
     shards: Mapping[str, DomainRecord] = field(default_factory=dict)
     """What this domain was merged from, by `shard_name`, ascending; empty where it was captured here. A merged domain
@@ -149,7 +124,6 @@ class DomainRecord:
     """Layers that read the very tensor that one of `layers` reads, and that one: its rows and moments are theirs."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "batches", Batches(self.batches))
         require_names("layer", self.layers, self.shared, self.shared.values())
         require_names("shard", self.shards)
         lost = set(self.shared.values()) - set(self.layers)
@@ -167,7 +141,7 @@ class DomainRecord:
             )
             for layer, rows in first.layers.items()
         }
-        batches = tuple(batch for shard in ordered.values() for batch in shard.batches)
+        batches = Batches.joined(shard.batches for shard in ordered.values())
         return cls(
             complete=True, batches=batches, layers=layers, shards=ordered, choice=first.choice, shared=first.shared
         )
@@ -189,7 +163,7 @@ class DomainRecord:
     @property
     def samples(self) -> int:
         """Samples in all batches seen."""
-        return sum(batch.samples for batch in self.batches)
+        return int(self.batches.samples.sum())
 
     @property
     def committed_samples(self) -> int:
@@ -200,10 +174,15 @@ class DomainRecord:
         """Digest of the rows of one layer: equal digests, equal rows."""
         if self.shards:
             return digest_of({"shards": [shard.fingerprint(layer) for shard in self.shards.values()]})
-        rest = {"choice": self.choice, "rows": dataclasses.asdict(self.layers[self.home(layer)])}
-        digest = cast("Batches", self.batches).digested.copy()
+        rest = {"choice": self.choice, "rows": plain_fields(self.layers[self.home(layer)])}
+        digest = self.batches.digested.copy()
         digest.update(json.dumps(rest, sort_keys=True, separators=(",", ":"))[1:].encode())
         return str(digest.hexdigest())
+
+
+def plain_fields(record: Any) -> dict[str, Any]:
+    """Return the fields of a record by name, as they are: `asdict` would copy each digest of each tile."""
+    return {part.name: getattr(record, part.name) for part in dataclasses.fields(record)}
 
 
 def require_names(what: str, *names: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ LOCK = "writer.lock"
 GROUP = "zarr.json"
 UNFINISHED = "unfinished"
 """Checkpoints of accumulations."""
-KINDS = {"activations": 2, "weights": 0, "moments": 2, "shards": 3, "solutions": 1, UNFINISHED: 2}
+KINDS = {"activations": 2, "weights": 0, "moments": 2, "shards": 3, "sums": 3, "solutions": 1, UNFINISHED: 2}
 """The folders at the root, and how many levels below each of them writers make temporary names. The chunks of
 activations lie deeper: whoever writes an array clears it, so a sweep never lists them."""
 _AT_ROOT = {MANIFEST, LOCK, GROUP, *KINDS}

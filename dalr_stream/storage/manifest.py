@@ -24,22 +24,23 @@ from dalr_stream.errors import (
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader
+from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.contents import (
-    BatchRecord,
     DomainRecord,
     LayerRecord,
     NetworkRecord,
     RowsRecord,
+    plain_fields,
     require_names,
 )
 from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import MANIFEST
-from dalr_stream.storage.schema import SCHEMA_VERSION, require_count
+from dalr_stream.storage.schema import READABLE, SCHEMA_VERSION, require_count
 
 FILE = MANIFEST
 _PLAIN = {"int": int, "str": str, "bool": bool}
-_Record = TypeVar("_Record", "NetworkRecord", "LayerRecord", "RowsRecord", "BatchRecord", "DomainRecord")
+_Record = TypeVar("_Record", "NetworkRecord", "LayerRecord", "RowsRecord", "DomainRecord")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,14 @@ class Manifest:
         """Return the manifest with one domain replaced."""
         return dataclasses.replace(self, domains={**self.domains, name: domain})
 
+    def plain(self) -> dict[str, Any]:
+        """Return it in plain values, as they are written."""
+        domains = {name: _plain_domain(domain) for name, domain in self.domains.items()}
+        return {"network": dataclasses.asdict(self.network), "domains": domains, "schema": self.schema}
+
     def write(self, root: Path) -> None:
         """Commit: after this returns, what the manifest says holds through a power cut."""
-        write_file(root / FILE, _sealed(dataclasses.asdict(self)))
+        write_file(root / FILE, _sealed(self.plain()))
 
     @classmethod
     def read(cls, root: Path) -> Manifest:
@@ -81,7 +87,7 @@ class Manifest:
         remedy = f"delete '{root}' and capture again"
         body = _unsealed(path, data, remedy)
         try:
-            if body["schema"] != SCHEMA_VERSION:
+            if body["schema"] not in READABLE:
                 raise FingerprintMismatchError(
                     f"'{root}' has schema version {body['schema']}, this version reads {SCHEMA_VERSION}: "
                     "capture again, or use the version that wrote it"
@@ -89,6 +95,13 @@ class Manifest:
             return _manifest(body)
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise StoreDamagedError(f"'{path}' is damaged: it does not describe a store ({error}); {remedy}") from error
+
+
+def _plain_domain(record: DomainRecord) -> dict[str, Any]:
+    layers = {name: plain_fields(rows) for name, rows in record.layers.items()}
+    shards = {name: _plain_domain(shard) for name, shard in record.shards.items()}
+    batches = record.batches.plain()
+    return {**plain_fields(record), "batches": batches, "layers": layers, "shards": shards}
 
 
 def _sealed(body: Any) -> bytes:
@@ -116,14 +129,14 @@ def _manifest(body: dict[str, Any]) -> Manifest:
     probes = tuple(
         Probe(**{**probe, "numbers": tuple(map(float, probe["numbers"]))}) for probe in network.get("probes", ())
     )
-    return Manifest(_record(NetworkRecord, network, layers=layers, probes=probes), domains, body["schema"])
+    return Manifest(_record(NetworkRecord, network, layers=layers, probes=probes), domains)
 
 
 def _domain(body: dict[str, Any]) -> DomainRecord:
     layers = {
         name: _record(RowsRecord, rows, tile_digests=_tile_digests(rows)) for name, rows in body["layers"].items()
     }
-    batches = tuple(_record(BatchRecord, batch) for batch in body["batches"])
+    batches = Batches.of_plain(body["batches"])
     shards = {name: _domain(shard) for name, shard in body["shards"].items()}
     return _record(DomainRecord, body, layers=layers, batches=batches, shards=shards)
 

@@ -42,14 +42,20 @@ def require_group(folder: Path) -> None:
         raise StoreDamagedError(f"'{folder}': its metadata are not those of a group")
 
 
-def write_metadata(folder: Path, document: Mapping[str, Any]) -> None:
-    """Write the document of a group or array with its digest; it outlives a power cut."""
-    write_file(folder / FILE, _sealed(document))
+def write_metadata(folder: Path, document: Mapping[str, Any], *, on_its_way: bool = False) -> None:
+    """Write the document of a group or array with its digest; it outlives a power cut.
+
+    `on_its_way`: within a `new_folder`, which syncs each of its files once before the whole takes its place.
+    """
+    if on_its_way:
+        (folder / FILE).write_bytes(_sealed(document))
+    else:
+        write_file(folder / FILE, _sealed(document))
 
 
-def write_group(folder: Path, attributes: Mapping[str, Any]) -> None:
-    """Write the document of a group with these attributes."""
-    write_metadata(folder, {**_GROUP, "attributes": dict(attributes)})
+def write_group(folder: Path, attributes: Mapping[str, Any], *, on_its_way: bool = False) -> None:
+    """Write the document of a group with these attributes, as `write_metadata` does."""
+    write_metadata(folder, {**_GROUP, "attributes": dict(attributes)}, on_its_way=on_its_way)
 
 
 def make_group(root: Path, path: Path = Path()) -> None:

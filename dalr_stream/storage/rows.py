@@ -68,11 +68,13 @@ def digest_of_tile(tile: Tile, record: RowsRecord) -> int:
 
 
 class RowsWriter:
-    """Batches of rows in, chunks out; `record` says what is safely on disk after `sync`."""
+    """Batches of rows in, chunks out."""
 
     def __init__(self, root: Path, domain: str, layer: str, record: RowsRecord, samples_before: int) -> None:
         """Go on from `record`, with the batch that begins with sample number `samples_before`."""
-        self.record = record
+        self.form = dataclasses.replace(record, tile_digests=())
+        """What is written, less the digests: a tuple of them for each tile would cost their square."""
+        self._digests = list(record.tile_digests)
         self._path = root / rows_path(domain, layer)
         varying = record.rows_per_sample == VARYING
         self._paths = [self._path, *([_samples_path(self._path)] if varying else [])]
@@ -84,6 +86,11 @@ class RowsWriter:
         self._drop, last = self._committed_from(samples_before)
         self._tiler = Tiler(height, first_tile=record.rows // height, sample_before=last)
         self._unsynced: list[int] = []
+
+    @property
+    def record(self) -> RowsRecord:
+        """What is written; safely on disk after `sync`."""
+        return dataclasses.replace(self.form, tile_digests=tuple(self._digests))
 
     def push(self, rows: Rows, samples: Samples) -> bool:
         """Take a batch's rows, less those already on disk; True where a tile became full."""
@@ -117,23 +124,23 @@ class RowsWriter:
         return wrote
 
     def _write(self, tile: Tile) -> None:
-        first, rows = self.record.rows, self.record.rows + tile.rows.shape[0]
+        first, rows = self.form.rows, self.form.rows + tile.rows.shape[0]
         for path, values in zip(self._paths, (tile.rows, tile.samples), strict=False):
             set_rows(path, rows)  # not zarr's resize, which would leave all tiles to a file that was never synced
             zarr.open_array(path, mode="r+")[first:rows] = values
-        digests = (*self.record.tile_digests, digest_of_tile(tile, self.record))
-        whole = int(tile.samples[-1]) if self.record.rows_per_sample == VARYING else 0
-        self.record = dataclasses.replace(self.record, rows=rows, tile_digests=digests, whole_samples=whole)
+        self._digests.append(digest_of_tile(tile, self.form))
+        whole = int(tile.samples[-1]) if self.form.rows_per_sample == VARYING else 0
+        self.form = dataclasses.replace(self.form, rows=rows, whole_samples=whole)
         self._unsynced.append(tile.number)
 
     def _committed_from(self, sample: int) -> tuple[int, int]:
         """Return how many committed rows come from `sample` on, and the sample of the last committed row."""
-        rows, per_sample = self.record.rows, self.record.rows_per_sample
+        rows, per_sample = self.form.rows, self.form.rows_per_sample
         if rows == 0:
             return 0, -1
         if per_sample != VARYING:
             return max(rows - sample * per_sample, 0), (rows - 1) // per_sample
-        height = tile_rows(self.record.features)
+        height = tile_rows(self.form.features)
         after, stop = 0, rows
         while stop:  # backwards: the batch to replay begins near the end
             first = (stop - 1) // height * height
@@ -145,10 +152,10 @@ class RowsWriter:
         return after, int(_read(_samples_path(self._path), rows - 1, rows)[0])
 
     def _create(self, root: Path) -> None:
-        folder, height = self._path.parent, tile_rows(self.record.features)
+        folder, height = self._path.parent, tile_rows(self.form.features)
         make_group(root, folder.relative_to(root))
-        shapes = (0, self.record.features), (0,)
-        dtypes = np.dtype(self.record.dtype), np.dtype(np.int64)
+        shapes = (0, self.form.features), (0,)
+        dtypes = np.dtype(self.form.dtype), np.dtype(np.int64)
         names = f"{self._path.name}.row", f"{self._path.name}.feature"
         for path, shape, dtype in zip(self._paths, shapes, dtypes, strict=False):
             dimensions = names[: len(shape)]
@@ -160,13 +167,11 @@ class RowsWriter:
             for chunk in (path / "c").iterdir():
                 if chunk.is_symlink():
                     raise link_error(chunk)
-                if chunk.name.isdecimal():
-                    litter = int(chunk.name) >= len(self.record.tile_digests)
-                else:  # zarr's own temporary files: those of samples lie here, and not in a folder each
-                    litter = is_zarr_litter(chunk.name)
-                if litter:
+                number = int(chunk.name) if chunk.name.isdecimal() else -1
+                # zarr's own temporary files too: those of samples lie here, and not in a folder each
+                if number >= len(self._digests) or is_zarr_litter(chunk.name):
                     shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
-            set_rows(path, self.record.rows)
+            set_rows(path, self.form.rows)
 
 
 def _samples(path: Path, record: RowsRecord, first: int, stop: int) -> Samples:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from dalr_stream.errors import InvalidInputError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+READABLE = (3, SCHEMA_VERSION)
+"""Schema 3 had an object a batch in the manifest, see `batches`; the first write brings a store to this one."""
 TRAINING, HELDOUT = PARTS = "training", "heldout"
 """The two records of a layer's moments: of the training rows, and of the held-out rows that measure the error."""
 MAX_CHUNK_BYTES = 32 * 2**20

@@ -85,6 +85,7 @@ class _RecordWriter:
             np.dtype(np.float64),
             dimensions=SCATTER.dimensions,
             attributes={"meaning": SCATTER.meaning},
+            on_its_way=True,
         )
         self._last: FoldState | None = None
 

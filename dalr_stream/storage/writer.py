@@ -24,7 +24,8 @@ from dalr_stream.errors import (
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.tiling import RowBatch, rows_per_sample, shared_rows
-from dalr_stream.storage.contents import BatchRecord, DomainRecord, NetworkRecord, RowsRecord
+from dalr_stream.storage.batches import BatchLog, BatchRecord
+from dalr_stream.storage.contents import DomainRecord, NetworkRecord, RowsRecord
 from dalr_stream.storage.durable import explained
 from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import Manifest
@@ -88,8 +89,8 @@ class ActivationWriter:
             self._record = DomainRecord(choice=choice)  # their moments stay, the rows start anew
         self._shared = self._record.shared if self._record.layers else None  # the first batch shows it
         self._known = self._record.batches
-        self._batches = list(self._known)
-        self._ends = np.cumsum([batch.samples for batch in self._known], dtype=np.int64)
+        self._batches = BatchLog(self._known)
+        self._ends = np.cumsum(self._known.samples, dtype=np.int64)
         self._passed = 0
         self._samples = 0
         self._layers: dict[str, RowsWriter] = {}
@@ -109,7 +110,7 @@ class ActivationWriter:
     @property
     def held(self) -> Sequence[int]:
         """Samples of each batch that need not be loaded again; none of a complete domain, which is compared whole."""
-        return [] if self.complete else [batch.samples for batch in self._known[: self.committed_batches]]
+        return [] if self.complete else self._known.samples[: self.committed_batches].tolist()
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Compare a batch to the one captured before under its number; True where it need not be run again."""
@@ -212,7 +213,7 @@ class ActivationWriter:
     def _layer(self, name: str, batch: RowBatch) -> RowsWriter:
         rows = batch.rows[name]
         layer = self._layers.get(name)
-        known = self._record.layers.get(name) if layer is None else layer.record
+        known = self._record.layers.get(name) if layer is None else layer.form
         per_sample = rows_per_sample(name, batch, None if known is None else known.rows_per_sample)
         if known is None:
             known = RowsRecord(rows.shape[1], rows.dtype.name, per_sample)
@@ -231,6 +232,6 @@ class ActivationWriter:
         layers = {name: layer.record for name, layer in self._layers.items()}
         every = {**self._record.layers, **layers}
         shared = self._shared or {}
-        self._record = DomainRecord(complete, tuple(self._batches), every, choice=self._choice, shared=shared)
+        self._record = DomainRecord(complete, self._batches.batches, every, choice=self._choice, shared=shared)
         self._manifest = self._manifest.with_domain(self._domain, self._record)
         self._manifest.write(self._root)

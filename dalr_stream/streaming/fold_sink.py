@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError, NonFiniteError
@@ -21,8 +20,9 @@ from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.numerics.statistics.folding import LaneFold, LaneState, SplitMoments, Workspace, join_partitions
 from dalr_stream.numerics.statistics.merging import merge_all
+from dalr_stream.storage.batches import Batches, BatchLog, BatchRecord
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
-from dalr_stream.storage.contents import BatchRecord, DomainRecord, RowsRecord
+from dalr_stream.storage.contents import DomainRecord, RowsRecord, plain_fields
 from dalr_stream.streaming.folding import Folding
 
 INDEX = "index"
@@ -41,7 +41,7 @@ class FoldSink:
         executor: ThreadPoolExecutor,
         *,
         checkpoints: Checkpoints | None = None,
-        first_pass: Sequence[BatchRecord] = (),
+        first_pass: Batches | None = None,
         backend: Backend | None = None,
         probed: Callable[[Probe], None] | None = None,
     ) -> None:
@@ -54,7 +54,7 @@ class FoldSink:
         self._executor = executor
         self._workspace = Workspace()
         self._checkpoints = checkpoints
-        self._first_pass = tuple(first_pass)
+        self._first_pass = first_pass
         self._pace = folding.pace()
         self._backend = backend or Backend()
         self._folds: dict[str, _LayerFold] = {}
@@ -63,21 +63,23 @@ class FoldSink:
         self._samples = 0
         self._passed = 0
         self._slot = 0
-        self.batches: list[BatchRecord] = []
+        self.batches = BatchLog()
         """Every batch folded so far, also in the runs before this one."""
         self.ended = False
         """Whether an earlier run folded all batches and wrote the moments."""
         self._resume()
-        self._require_first_pass(self.batches, whole=self.ended)
+        self._require_first_pass(self.batches.batches, whole=self.ended)
 
     @property
     def held(self) -> Sequence[int]:
         """Samples of each batch folded before."""
-        return [batch.samples for batch in self.batches]
+        counts: list[int] = self.batches.batches.samples.tolist()
+        return counts
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Compare a batch to the one folded before under its number; True where it need not be run again."""
-        self._require_first_pass([BatchRecord(samples, digest)], after=batch)
+        if self._first_pass:
+            self._require_first_pass(Batches.of([BatchRecord(samples, digest)]), after=batch)
         if batch >= len(self.batches):
             return False
         known = self.batches[batch]
@@ -110,7 +112,7 @@ class FoldSink:
 
     def finish(self) -> None:
         """Fold the last, shorter tiles."""
-        self._require_first_pass((), after=self._passed, whole=True)
+        self._require_first_pass(Batches(), after=self._passed, whole=True)
         if self._passed < len(self.batches):
             raise FingerprintMismatchError(
                 f"{len(self.batches)} batches were folded before the run was stopped, and now the loader ended after "
@@ -131,19 +133,19 @@ class FoldSink:
     def record(self) -> DomainRecord:
         """Return what is known of the rows that were folded: all but the rows."""
         shared = self._shared or {}
-        return DomainRecord(complete=True, batches=tuple(self.batches), layers=dict(self._rows), shared=shared)
+        return DomainRecord(complete=True, batches=self.batches.batches, layers=dict(self._rows), shared=shared)
 
     def keep_end(self) -> None:
         """Record that this pass is complete and its moments are in the store."""
         if self._checkpoints is not None:
             self._checkpoints.save(INDEX, SavedFold(values={"ended": True, **self._progress()}))
 
-    def _require_first_pass(self, batches: Sequence[BatchRecord], *, after: int = 0, whole: bool = False) -> None:
+    def _require_first_pass(self, batches: Batches, *, after: int = 0, whole: bool = False) -> None:
         """Compare batches from number `after` on with those of the first pass; `whole`: none may be left over."""
         if not self._first_pass:
             return
         stop = len(self._first_pass) if whole else after + len(batches)
-        if self._first_pass[after:stop] != tuple(batches):
+        if self._first_pass[after:stop] != batches:
             raise FingerprintMismatchError(
                 "the layers are folded in several passes, and one of them has other batches than the first (from batch "
                 f"{after} on): turn off shuffling and random augmentation, or raise the memory limit so that one pass "
@@ -181,8 +183,8 @@ class FoldSink:
     def _progress(self) -> dict[str, Any]:
         return {
             "slot": self._slot,
-            "batches": [asdict(batch) for batch in self.batches],
-            "rows": {name: asdict(rows) for name, rows in self._rows.items()},
+            "batches": self.batches.batches.plain(),
+            "rows": {name: plain_fields(rows) for name, rows in self._rows.items()},
             "shared": None if self._shared is None else dict(self._shared),
         }
 
@@ -190,7 +192,7 @@ class FoldSink:
         index = self._checkpoints.load(INDEX) if self._checkpoints else None
         if self._checkpoints is None or index is None:
             return
-        batches = [BatchRecord(**batch) for batch in index.values["batches"]]
+        batches = BatchLog(Batches.of_plain(index.values["batches"]))
         rows = {name: RowsRecord(**{**known, "tile_digests": ()}) for name, known in index.values["rows"].items()}
         self.ended, slot = index.values["ended"], index.values["slot"]
         folds = {}
@@ -201,7 +203,7 @@ class FoldSink:
             folds[name] = self._new(self._folding.rule(known.features), saved)
         self._folds, self._rows, self._slot, self.batches = folds, rows, slot, batches
         self._shared = index.values["shared"]
-        self._samples = sum(batch.samples for batch in batches)
+        self._samples = int(batches.batches.samples.sum())
 
 
 @contextmanager

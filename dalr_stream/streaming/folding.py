@@ -21,11 +21,18 @@ MOST_READERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """Run on this machine's threads; `workers` defaults to the cores this process may use."""
+    """Fold on this machine's threads.
+
+    Attributes
+    ----------
+    workers
+        Threads that fold; by default as many as this process may use cores.
+    readers
+        Threads beside each of them that read and unpack rows of a store ahead of the fold.
+    """
 
     workers: int = field(default_factory=usable_cores)
     readers: int = 1
-    """Threads beside each of them that read and unpack rows of a store ahead of the fold."""
 
 
 Workers = Threads | Cluster
@@ -33,28 +40,47 @@ Workers = Threads | Cluster
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """How rows become moments: what is held out, who folds, and within which memory."""
+    """How rows become moments: what is held out, who folds, and within which memory.
+
+    Attributes
+    ----------
+    holdout
+        Which samples are held out: a tenth by default.
+    workers
+        Threads of this process, all cores by default, or a cluster. No bit depends on it.
+    memory_limit_bytes
+        Memory limit for folding on threads, beyond what the process holds already; see `plan`.
+    pace
+        When checkpoints are written.
+    precision
+        Precision of the products; `single` is the fast mode, see `numerics.Precision` for what it costs.
+    device
+        Where torch folds: `cuda`, `cuda:1` or `cpu`; or `cupy`, where CuPy folds what lies in a store. By default
+        numpy does, in this process's memory.
+    shards
+        Also keep the moments of this many random parts of the training samples: what a jackknife leaves out one by
+        one. From a store each is folded in a pass of its own over the rows; directly all of them are held at once.
+    any_blas
+        Accept workers whose BLAS is another build, or chose another kernel for another CPU, and record that bits
+        may depend on who folded what. By default they are refused.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> folding = ds.Folding(holdout=ds.HoldoutRule(share=0.2), workers=ds.Threads(2), memory_limit_bytes=2**30)
+    >>> folding.threads.workers
+    2
+    """
 
     holdout: HoldoutRule = field(default_factory=HoldoutRule)
-    """A seeded share of the samples is held out: a tenth by default."""
     workers: Workers = field(default_factory=Threads)
-    """Threads of this process, all cores by default, or a cluster. No bit depends on it."""
     memory_limit_bytes: int | None = None
-    """For folding on threads, beyond what the process holds already; see `plan`."""
     pace: Callable[[], Pace] = Pace
-    """When checkpoints are written."""
     precision: Precision | str = Precision.DOUBLE
-    """Of products; `single` is the fast mode, see `numerics.precision` for what it costs."""
     device: str | None = None
-    """Where torch folds: `cuda`, `cuda:1` or `cpu`; or `cupy`, where CuPy folds what lies in a store. By default numpy
-    does, in this process's memory."""
     shards: int = 1
-    """Keep the training samples, split at random, as so many records beside their sum: what a jackknife leaves out one
-    by one. From a store each is folded in a pass of its own over the rows; directly all of them are held at once."""
 
     any_blas: bool = False
-    """Accept workers whose BLAS is another build, or chose another kernel for another CPU, and record that bits may
-    depend on who folded what. By default they are refused."""
 
     def __post_init__(self) -> None:
         parse_choice(Precision, self.precision, "precision")

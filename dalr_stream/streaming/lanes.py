@@ -140,7 +140,7 @@ def _require_same_blas(expected: str) -> None:
         raise ResourceError(
             f"cluster: worker '{platform.node()}' takes products with {blas_build()}, this run with {expected}: "
             "bits would depend on who folds what; use workers of one installation and kind of CPU, give all the same "
-            "OPENBLAS_CORETYPE, or accept it with any_blas=True, which is recorded"
+            "OPENBLAS_CORETYPE, or accept it with any_blas=True (--any-blas, accumulate.any_blas), which is recorded"
         )
 
 

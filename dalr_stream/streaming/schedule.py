@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from dask.base import compute
 from dask.delayed import delayed
@@ -53,10 +54,12 @@ def accumulate_layer(task: LaneTask, workers: Workers, watch: Watch | None = Non
         return _on_cluster(opened, task, workers, watch)
     if task.rule.lanes == 1:
         return next(accumulate_strips(task, [Strip(0, task.rule.features)], workers, watch)).moments()
-    fold = delayed(_fold_and_freeze, pure=True)
     key = f"fold-{task.domain}-{task.layer}-{opened.fingerprint[:16]}"
     with one_blas_thread(), _together(workers.workers, watch) as (pool, watched):
-        lanes = [fold(lane, watched, dask_key_name=f"{key}-{lane.name}") for lane in _lanes(task)]
+        lanes = [
+            delayed(partial(_fold_and_freeze, lane, watched))(dask_key_name=f"{key}-{lane.name}")  # not as arguments:
+            for lane in _lanes(task)  # dask would look for its own in each of them, down to the digest of every tile
+        ]
         folded: tuple[SplitMoments, ...] = compute(*lanes, scheduler="threads", pool=pool)
         return merge_all(folded)
 

@@ -45,13 +45,25 @@ from dalr_stream.workflow.steps.step_log import StepLog
 class Run:
     """The steps of one run file.
 
-    run = Run.open("birds.toml", set=["solve.ridge=1e-2"])
-    run.all()
-    run.results.layers
+    Parameters
+    ----------
+    project
+        The run file with the Python it names; `Run.open` makes it.
+    progress
+        Receives progress, for example from `show_progress()`; silent by default.
+    fresh
+        Do what is asked for again, and let a store made from other weights or data be replaced.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> run = ds.Run.open("birds.toml", set=["solve.ridge=1e-2"])  # doctest: +SKIP
+    >>> page = run.all()  # doctest: +SKIP
+    >>> run.results.baseline_accuracy  # doctest: +SKIP
+    0.934
     """
 
     def __init__(self, project: Project, *, progress: Progress | None = None, fresh: bool = False) -> None:
-        """`fresh` does what is asked for again, and lets a store made from other weights or data be replaced."""
         self.project = project
         self._progress: Progress = Journal(progress or Silent(), project.output / JOURNAL)
         self._session = Session(project, self._progress, fresh=fresh)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import accumulating
 import capturing
 import devices
+import growing
 import networks
 import remembering
 import scaling
@@ -100,6 +101,14 @@ def _scale(quick: bool) -> Table:
     return table
 
 
+@section("scale-memory", "peak memory of a fresh process, and how it grows with batches of one row of 16 features")
+def _scale_memory(quick: bool) -> Table:
+    table = _table("what", "MiB at the peak", "bytes a batch")
+    for line in growing.slopes(*((100, 200) if quick else (20_000, 100_000))):
+        table.add_row(line.what, f"{line.peak_mib:.1f}", f"{line.bytes_a_batch:,.0f}")
+    return table
+
+
 @section("select", "greedy orders of 4,096 nodes, bars in seconds; the formula as written at d = 128")
 def _select(quick: bool) -> Table:
     return ratios(
@@ -128,7 +137,7 @@ def _ranks(quick: bool) -> Table:
 @section("sequential", "layer after layer, the 12 feed-forward layers of a transformer of MiniLM's shape")
 def _sequential(quick: bool) -> Table:
     size = sequential.Size(24, 2, 2, 12, 8, 4, 4) if quick else sequential.Size()
-    raced, difference = sequential.in_turn(size, 1 if quick else 3)
+    raced, difference = sequential.in_turn(size, 1 if quick else 2)
     table = ratios(raced)
     table.caption = f"{size.words}; the last states of both differ by {difference:.0e} of the largest"
     return table

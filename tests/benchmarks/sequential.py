@@ -36,7 +36,7 @@ class Size:
     blocks: int = 6
     heads: int = 12
     sentences: int = 400
-    longest: int = 40
+    longest: int = 128
     batch: int = 32
     rank: int = 96
 

@@ -15,7 +15,8 @@ from dalr_stream.network.structure.graph import Structure
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.families import Forms
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.numerics.sizes.sized_layer import SizedLayer, Source, unchanged_layer
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer, Source
+from dalr_stream.numerics.sizes.solved_layers import unchanged_layer
 
 M, D = 16, 8
 

@@ -237,7 +237,8 @@ def test_an_unfinished_capture_is_named_with_what_is_there(store):
 
 def test_moments_of_other_rows_are_named_stale(store):
     def other_digest(plain):
-        plain["domains"]["source"]["batches"][0]["digest"] = "0" * 64
+        batches = plain["domains"]["source"]["batches"]
+        batches["digests"] = "0" * 64 + batches["digests"][64:]
 
     rewritten(store, other_digest)
     stale = {finding.part for finding in verify_store(store).findings}

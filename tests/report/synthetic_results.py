@@ -21,10 +21,9 @@ from dalr_stream.report.record import (
     NetworkSize,
     Results,
     RetentionCurve,
-    SelectionStability,
     Spectra,
-    Stability,
 )
+from dalr_stream.report.stability_record import SelectionStability, Stability
 
 BASELINE = 0.9739
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)

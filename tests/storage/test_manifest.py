@@ -13,12 +13,14 @@ from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, Stor
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader, ChannelSpan
-from dalr_stream.storage.contents import BatchRecord, DomainRecord, LayerRecord, NetworkRecord, RowsRecord
+from dalr_stream.storage.batches import Batches, BatchRecord
+from dalr_stream.storage.contents import DomainRecord, LayerRecord, NetworkRecord, RowsRecord
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.manifest import FILE, Manifest
 
 signs = st.characters(codec="utf-8", exclude_characters="/\\\0")
 names = st.text(signs, min_size=1, max_size=8).filter(lambda name: name not in {".", ".."})
+words = names.filter(lambda name: " " not in name)
 counts = st.integers(0, 2**40)
 readers = st.builds(ChannelReader, st.builds(ChannelSpan, names, counts, st.integers(1, 2**40)), names, counts, counts)
 reading = st.lists(readers, max_size=3).map(tuple)
@@ -38,7 +40,7 @@ def rows_records(draw):
 
 captured = {
     "complete": st.booleans(),
-    "batches": st.lists(st.builds(BatchRecord, counts, names), max_size=4).map(tuple),
+    "batches": st.lists(st.builds(BatchRecord, counts, words), max_size=4).map(Batches.of),
     "layers": st.dictionaries(names, rows_records(), max_size=3),
     "choice": names,
 }
@@ -58,7 +60,7 @@ EXAMPLE = Manifest(
     NetworkRecord(
         "f" * 64, {"fc6": LayerRecord("Linear", 3, 5, "w", (ChannelReader(ChannelSpan("fc7"), "fc7", 0, 4),), 4)}
     ),
-    {"target": DomainRecord(True, (BatchRecord(4, "d"),), {"fc6": RowsRecord(3, "float32", 1, 4, (77,))})},
+    {"target": DomainRecord(True, Batches.of([BatchRecord(4, "d")]), {"fc6": RowsRecord(3, "float32", 1, 4, (77,))})},
 )
 
 
@@ -99,8 +101,8 @@ def _sealed(folder, body):
 
 
 def _plain():
-    rows = dataclasses.asdict(EXAMPLE)["domains"]["target"]["layers"]["fc6"]
-    return rows, json.loads(json.dumps(dataclasses.asdict(EXAMPLE)))
+    body = json.loads(json.dumps(EXAMPLE.plain()))
+    return body["domains"]["target"]["layers"]["fc6"], body
 
 
 @pytest.mark.parametrize("name", ["../../victim", "..", ".", "", "a/b", "/etc", "a\\b", "a\0b"])
@@ -136,7 +138,7 @@ def test_a_sealed_manifest_that_lacks_a_part_is_damage(tmp_path, key):
         Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize("body", [[1], 1, "x", {"schema": 3, "network": {}}, {"schema": 3, "network": 1}])
+@pytest.mark.parametrize("body", [[1], 1, "x", {"schema": 4, "network": {}}, {"schema": 4, "network": 1}])
 def test_a_sealed_body_of_another_kind_is_damage(tmp_path, body):
     _sealed(tmp_path, body)
     with pytest.raises(StoreDamagedError, match="does not describe a store"):
@@ -149,7 +151,15 @@ def test_a_sealed_body_of_another_kind_is_damage(tmp_path, body):
         (("network", "layers"), [1]),
         (("network", "layers", "fc6", "inputs"), "3"),
         (("domains", "target", "complete"), 1),
-        (("domains", "target", "batches", 0, "samples"), None),
+        (("domains", "target", "batches"), None),
+        (("domains", "target", "batches"), [{"samples": 4}]),
+        (("domains", "target", "batches"), [{"samples": "4", "digest": "d"}]),
+        (("domains", "target", "batches", "samples"), [[4, 2]]),
+        (("domains", "target", "batches", "samples"), [[4, -1]]),
+        (("domains", "target", "batches", "samples"), [4]),
+        (("domains", "target", "batches", "digests"), "d d"),
+        (("domains", "target", "batches", "digests"), " d"),
+        (("domains", "target", "batches", "digests"), 7),
         (("domains", "target", "layers", "fc6", "rows"), 4.0),
         (("domains", "target", "layers", "fc6", "tile_digests"), 7),
         (("domains", "target", "layers", "fc6"), {}),
@@ -179,7 +189,7 @@ def test_a_store_of_another_schema_is_refused_and_both_versions_named(tmp_path):
     EXAMPLE.write(tmp_path)
     body = json.loads((tmp_path / FILE).read_text())["manifest"] | {"schema": 99}
     (tmp_path / FILE).write_text(json.dumps({"digest": digest_of(body), "manifest": body}))
-    with pytest.raises(FingerprintMismatchError, match="schema version 99, this version reads 3"):
+    with pytest.raises(FingerprintMismatchError, match="schema version 99, this version reads 4"):
         Manifest.read(tmp_path)
 
 
@@ -200,7 +210,7 @@ def test_where_there_is_no_store_none_is_read(tmp_path, root, message):
 def test_rows_are_the_same_when_their_digests_are():
     def domain(choice="every row", **change):
         rows = RowsRecord(**{"features": 3, "dtype": "float32", "rows_per_sample": 1, "rows": 4, **change})
-        return DomainRecord(True, (BatchRecord(4, "d"),), {"fc6": rows}, choice=choice).fingerprint("fc6")
+        return DomainRecord(True, Batches.of([BatchRecord(4, "d")]), {"fc6": rows}, choice=choice).fingerprint("fc6")
 
     assert domain(tile_digests=(1, 2)) == domain(tile_digests=(1, 2))
     assert domain(tile_digests=(1, 2), choice="some rows") != domain(tile_digests=(1, 2))

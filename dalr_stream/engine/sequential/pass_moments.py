@@ -28,7 +28,8 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers, weights_of
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress
-from dalr_stream.storage.contents import BatchRecord, NetworkRecord
+from dalr_stream.storage.batches import Batches
+from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.streaming.folding import Folding
 
@@ -58,7 +59,7 @@ class PassMoments:
     known: KnownMoments | None = None
     """Of what the original reads of the target."""
     _used: set[str] = field(default_factory=set)
-    _seen: dict[str, tuple[BatchRecord, ...]] = field(default_factory=dict)
+    _seen: dict[str, Batches] = field(default_factory=dict)
     """The batches of each domain, once they were gone through."""
 
     def alone(
@@ -139,7 +140,7 @@ class PassMoments:
             return feed
         return dataclasses.replace(feed, onward=self.onward.of_compressed(feed.layers))
 
-    def _batches(self, feed: NetworkRows | PairedRows, domain: str) -> tuple[BatchRecord, ...]:
+    def _batches(self, feed: NetworkRows | PairedRows, domain: str) -> Batches:
         """Return what identifies a domain's batches; every pass gets the same, so they are loaded for it once."""
         if domain not in self._seen:
             self._seen[domain] = known_batches(feed.batches, feed.rule)

@@ -39,18 +39,33 @@ from dalr_stream.streaming.folding import Folding
 
 @dataclass(frozen=True, slots=True)
 class LayerChoice:
-    """By which method one layer is compressed, and to which size."""
+    """How one layer is compressed by `compress_sequentially`: the method and the size.
+
+    Attributes
+    ----------
+    method
+        `Method`, or its value as in run files.
+    size
+        Rank, or number of kept nodes.
+    ridge
+        The ridge of the DALR methods; a number is relative.
+    strength
+        The strength of MoMaSP's regulariser.
+    restore_ridge
+        The ridge of the matrix that restores pruned nodes, relative to the mean diagonal of Sigma.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> ds.LayerChoice("spectral", size=64).selects
+    True
+    """
 
     method: Method | str
-    """Or its value, as in run files."""
     size: int
-    """Rank, or number of kept nodes."""
     ridge: Ridge | float = DEFAULT_RIDGE
-    """Of DALR; a number is relative."""
     strength: float = 1.0
-    """Of MoMaSP's regulariser."""
     restore_ridge: float = 1e-3
-    """Of the matrix that puts pruned nodes back, relative to the mean diagonal of Sigma."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", parse_choice(Method, self.method, "method"))

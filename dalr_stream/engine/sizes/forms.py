@@ -13,7 +13,8 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.sizes.families import Forms
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.numerics.sizes.sized_layer import Source, factor_layer, selection_layer, unchanged_layer
+from dalr_stream.numerics.sizes.sized_layer import Source
+from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer, unchanged_layer
 from dalr_stream.numerics.statistics.channels import ChannelGroup
 from dalr_stream.numerics.statistics.grouped import InputMoments
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
-from dalr_stream.network.layers.spec import match_names
+from dalr_stream.network.layers.patterns import match_names
 from dalr_stream.numerics.selection.shift import MomentShift, diff
 
 

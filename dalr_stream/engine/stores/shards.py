@@ -7,7 +7,7 @@ called the same wherever it lies, in the store that captured it or beside the su
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,11 @@ class Shard:
     domain: str
     root: Path
     """The store it lies in."""
+    name: str
+    """Digest of the rows it came from."""
     record: DomainRecord = field(repr=False)
     merged: bool
     """Whether it lies there as one of several, not as the domain itself."""
-
-    @property
-    def name(self) -> str:
-        """Digest of the rows it came from."""
-        return self.record.shard_name
 
     @property
     def origin(self) -> str:
@@ -75,30 +72,32 @@ def shards_in(store: ActivationStore, domain: str | None) -> Iterator[Shard]:
         if not record.complete:
             raise StoreError(f"'{store.root}': domain '{name}' is not complete: run the capture again, it goes on")
         if record.shards:
-            yield from (Shard(name, store.root, shard, merged=True) for shard in record.shards.values())
+            yield from (Shard(name, store.root, key, shard, merged=True) for key, shard in record.shards.items())
         else:
-            yield Shard(name, store.root, record, merged=False)
+            yield Shard(name, store.root, record.shard_name, record, merged=False)
 
 
-def require_addable(shards: Sequence[Shard], network: str) -> None:
+def require_addable(shards: Sequence[Shard], network: str, added: Collection[str] = ()) -> None:
     """Raise where the `shards` of one domain are not made by one rule from the same layers of rows counted once.
 
-    Also reads every record whole, so that a damaged one is found before anything is written.
+    Also reads every record whole, so that a damaged one is found before anything is written. Those named in `added`
+    were found addable to one another before: of them only the first says by which rule, and their rows are compared.
     """
     _require_rows_once(shards)
     rules: dict[str, Any] = {}
+    reference = next((shard for shard in shards if shard.name in added), None)
     for shard in shards:
         _require_same_layers(shards[0], shard)
-        for layer in shard.record.layers:
+        for layer in shard.record.layers if shard is reference or shard.name not in added else ():
             rule = _rule(shard, layer, network)
             if rules.setdefault(layer, rule) != rule:
                 raise FingerprintMismatchError(
                     f"domain '{shard.domain}', layer '{layer}': {shards[0].origin} was accumulated by {rules[layer]}, "
                     f"{shard.origin} by {rule}: accumulate both with the same holdout and shards"
                 )
-            for part in PARTS:
+            for part in PARTS if shard is not reference else ():
                 check_record(shard.root, shard.path(layer, part))
-    _require_moments_once(shards)
+    _require_moments_once(shards, added)
 
 
 def _require_rows_once(shards: Sequence[Shard]) -> None:
@@ -150,37 +149,52 @@ def _equal_tiles(shards: Sequence[Shard]) -> Iterator[tuple[Shard, Shard, str, i
                 matches[key] = tile
 
 
-def _require_moments_once(shards: Sequence[Shard]) -> None:
+def _require_moments_once(shards: Sequence[Shard], added: Collection[str]) -> None:
     """Refuse shards whose moments agree in every layer: the same rows, in batches of other sizes.
 
     The batch size changes the last bits of what a network computes, and so of moments; other rows change far more.
-    Only shards of equal counts are compared, by their means.
+    Only shards of equal counts are compared, by their means, and not those `added` before among themselves.
     """
-    by_counts: dict[tuple[int, ...], list[Shard]] = {}
+    by_rows: dict[tuple[int, ...], list[Shard]] = {}
     for shard in shards:
-        counts = tuple(
-            moments_count(shard.path(layer, part)) for layer in sorted(shard.record.layers) for part in PARTS
-        )
-        by_counts.setdefault(counts, []).append(shard)
-    for counts, alike in by_counts.items():
-        if len(alike) > 1 and any(counts):
-            _require_other_means(alike)
+        rows = tuple(shard.record.layers[layer].rows for layer in sorted(shard.record.layers))
+        by_rows.setdefault(rows, []).append(shard)
+    for rows, alike in by_rows.items():
+        if len(alike) > 1 and any(rows) and any(shard.name not in added for shard in alike):
+            _require_other_means(alike, added)
 
 
-def _require_other_means(shards: Sequence[Shard]) -> None:
+def _require_other_means(shards: Sequence[Shard], added: Collection[str]) -> None:
     """Compare each shard to those whose means in one layer add up to the same; sorted, these are neighbours."""
-    parts = [(layer, part) for layer in sorted(shards[0].record.layers) for part in PARTS]
-    sums = [[float(values.sum()) for values in load_mean(shard.path(*parts[0]))] for shard in shards]
+    layers = shards[0].record.layers
+    parts = [(layer, part) for layer in sorted(layers, key=lambda name: -layers[name].rows) for part in PARTS]
+    sums = [_sum_of_mean(shard, *parts[0]) for shard in shards]
     ordered = sorted(zip(sums, shards, strict=True), key=lambda pair: pair[0])
-    for number, ((total, scale), shard) in enumerate(ordered):
-        for (next_total, _), other in ordered[number + 1 :]:
-            if next_total - total > SAME_MEAN * scale:
+    for number, ((count, total, scale), shard) in enumerate(ordered):
+        for (next_count, next_total, _), other in ordered[number + 1 :]:
+            if next_count > count or next_total - total > SAME_MEAN * scale:
                 break
-            if all(_same_mean(shard.path(*part), other.path(*part)) for part in parts):
+            known = shard.name in added and other.name in added
+            if not known and _same_moments(shard, other, parts):
                 raise InvalidInputError(
                     f"domain '{shard.domain}': the moments of {shard.origin} and of {other.origin} agree in every "
                     f"layer, so their rows are the same, and would count twice: {_APART}"
                 )
+
+
+def _sum_of_mean(shard: Shard, layer: str, part: str) -> tuple[int, float, float]:
+    """Return the rows behind a record, and the sums of its mean and of its largest |x|."""
+    path = shard.path(layer, part)
+    mean, scale = load_mean(path)
+    return moments_count(path), float(mean.sum()), float(scale.sum())
+
+
+def _same_moments(shard: Shard, other: Shard, parts: Sequence[tuple[str, str]]) -> bool:
+    """Tell whether two shards have equal counts and means in every layer, of any rows at all."""
+    counts = [[moments_count(one.path(*part)) for part in parts] for one in (shard, other)]
+    if counts[0] != counts[1] or not any(counts[0]):
+        return False
+    return all(_same_mean(shard.path(*part), other.path(*part)) for part in parts)
 
 
 def _same_mean(one: Path, other: Path) -> bool:

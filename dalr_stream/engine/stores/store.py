@@ -71,14 +71,21 @@ def open_store(path: str | Path) -> Store:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Store:
-    """A store on disk: the layers and domains it knows, their moments, and what was solved from them."""
+    """A store on disk, from `open_store`: its layers and domains, their moments, and what was solved from them.
+
+    Nothing is changed on disk, and no record is read before it is asked for.
+
+    Attributes
+    ----------
+    view
+        The store as the steps of a run see it.
+    """
 
     view: StoreView
-    """The same as the steps of a run see it."""
 
     @property
     def root(self) -> Path:
-        """Where it lies."""
+        """The folder of the store."""
         return self.view.root
 
     @property
@@ -93,14 +100,39 @@ class Store:
         return tuple(self.view.manifest.domains)
 
     def moments(self, domain: str = "target") -> LayerMoments:
-        """Return the moments of a domain by stream; `.heldout` has those of the held-out rows, `.shards` the parts."""
+        """Return the moments of a domain by stream; `.heldout` has those of the held-out rows, `.shards` the parts.
+
+        Raises
+        ------
+        StoreNotFoundError
+            Where there is no such domain.
+        """
         self._require("domain", domain, self.domains)
         return self.view.statistics(domain).by_stream
 
     def layer(self, name: str, *, target: str = "target", source: str | None = None) -> Layer:
         """Return a layer with its weights and its moments on a domain, for any solver.
 
-        With a `source` domain it has `source_nodes` too, which MoMaSP compares.
+        Parameters
+        ----------
+        name
+            The layer, one of `layers`.
+        target
+            The domain to solve on.
+        source
+            Another domain, for MoMaSP: the layer then has `source_nodes` too.
+
+        Returns
+        -------
+        Layer
+            What `dalr`, `spectral` and `solve` take.
+
+        Raises
+        ------
+        LayerNotFoundError
+            Where there is no such layer.
+        StoreNotFoundError
+            Where there is no such domain, or it has no moments of the layer.
         """
         self._require("layer", name, self.layers, LayerNotFoundError)
         for domain in (target, *([] if source is None else [source])):
@@ -108,12 +140,24 @@ class Store:
         return self.view.layer(name, target, source)
 
     def shape(self, layer: str) -> LayerShape:
-        """Return the layer's shape, and what pruning its nodes saves in the layers that read them: sizes to weights."""
+        """Return the layer's shape, and what pruning its nodes saves in the layers that read them.
+
+        Raises
+        ------
+        LayerNotFoundError
+            Where there is no such layer.
+        """
         self._require("layer", layer, self.layers, LayerNotFoundError)
         return self.view.shape(layer)
 
     def cross(self, domain: str = "target") -> LayerCrossMoments:
-        """Return the cross moments of a domain by layer, where the store is of two networks (`accumulate_cross`)."""
+        """Return the cross moments of a domain by layer, where the store is of two networks (`accumulate_cross`).
+
+        Raises
+        ------
+        StoreNotFoundError
+            Where there is no such domain.
+        """
         self._require("domain", domain, self.domains)
         return LayerCrossMoments.of(self.view.statistics(domain).by_stream, pairs_in(self.view.manifest.network.layers))
 
@@ -122,20 +166,39 @@ class Store:
         return stored_weights(self.root, self.view.manifest.network.layers, layer)
 
     def methods(self, layer: str) -> tuple[Method, ...]:
-        """Return the methods that the layer was solved by."""
+        """Return the methods by which the layer was solved.
+
+        Raises
+        ------
+        LayerNotFoundError
+            Where there is no such layer.
+        """
         self._require("layer", layer, self.layers, LayerNotFoundError)
         return tuple(one for one in Method if all(path.is_dir() for path in self.view.solution_paths(layer, one)))
 
     def solution(self, layer: str, method: Method | str) -> Solution:
-        """Return every rank of the factors, or every size of the selection, that a run solved for a layer."""
+        """Return every rank of the factors, or every size of the selection, that a run solved for a layer.
+
+        Raises
+        ------
+        StoreNotFoundError
+            Where the layer was not solved by that method; names those it was solved by.
+        InvalidInputError
+            Where there is no method of that name.
+        """
         named = parse_choice(Method, method, "method")
         self._require(f"solution of layer '{layer}' by", named.value, [one.value for one in self.methods(layer)])
         return self.view.solutions(layer, [named])[named]
 
     def rows(self, layer: str, *, domain: str = "target", holdout: HoldoutRule | None = None) -> StoredRows:
-        """Return the training rows of a stream, where its activations were kept: what `dalr_from_rows` goes through.
+        """Return the training rows of a stream, where its activations were kept, for `dalr_from_rows`.
 
         Rows are held out by the rule that the moments were accumulated by, or by `holdout`.
+
+        Raises
+        ------
+        StoreNotFoundError
+            Where there is no such domain, or it has no rows of the stream.
         """
         self._require("domain", domain, self.domains)
         opened = ActivationStore(self.root)

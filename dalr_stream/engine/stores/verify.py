@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.engine.stores.merge import sum_of_shards
+from dalr_stream.engine.stores.sums import Addition, Branch
 from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.rows.streams import layer_of_stream
+from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.progress import Advance, Progress, Silent
 from dalr_stream.storage.contents import DomainRecord
@@ -20,7 +23,7 @@ from dalr_stream.storage.records.catalogue import check_record, records
 from dalr_stream.storage.records.moments import features_of_moments, load_moments, moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of, provenance_of
 from dalr_stream.storage.records.weights import load_layer_weights, weights_path
-from dalr_stream.storage.schema import HELDOUT, TRAINING
+from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore
 
 
@@ -171,16 +174,28 @@ class _Checked:
     def _sum(self, store: ActivationStore, domain: str, layer: str) -> None:
         """Add a merged layer's shards up again."""
         try:
-            total = sum_of_shards(store.root, store.manifest, domain, layer)
-            for part, expected in ((TRAINING, total.training), (HELDOUT, total.heldout)):
-                path = moments_path(store.root, domain, layer, part)
-                if not load_moments(path).same_bits(expected):
-                    self.wrong(path.relative_to(self._root), "is not the sum of its shards: merge again")
-                    return
+            tree = Branch.of_store(store.root, domain, store.domain(domain))
+            total, _ = Addition(layer, {}, partial(self._branch, layer), reuse=False).total(tree)
+            paths = [moments_path(store.root, domain, layer, part) for part in PARTS]
+            if _others(paths, total):  # stores of schema 3 added more than 16 shards up in one row
+                total = merge_all(shard.load(layer) for shard in tree.shards.values())
+            if self._not_the_sum(_others(paths, total)):
+                return
         except StoreError as error:
             self.wrong(f"{domain}/{layer}", error)
         else:
             self.whole.append(f"{domain}/{layer}: the sum of {len(store.domain(domain).shards)} shards")
+
+    def _branch(self, layer: str, branch: Branch, expected: SplitMoments, _: object) -> None:
+        """Compare a branch of a sum, where it is kept; one that is not whole is found with the other records."""
+        paths = [branch.path(layer, part) for part in PARTS]
+        with suppress(StoreDamagedError, StoreNotFoundError):
+            self._not_the_sum(_others(paths, expected))
+
+    def _not_the_sum(self, paths: Sequence[Path]) -> bool:
+        for path in paths:
+            self.wrong(path.relative_to(self._root), "is not the sum of its shards: merge again")
+        return bool(paths)
 
     def _dealt(self, root: Path, domain: str, layer: str) -> None:
         """Add up again the shards that a layer's training samples were split into, where there are some."""
@@ -204,9 +219,16 @@ class _Checked:
         return True
 
 
+def _others(paths: Sequence[Path], split: SplitMoments) -> list[Path]:
+    """Return the records, of both parts, that are not those of `split`."""
+    return [path for path in paths if not load_moments(path).same_bits(getattr(split, path.name))]
+
+
 def _folders(root: Path) -> list[Path]:
     return [
-        root / name for name in ("activations", "weights", "moments", "shards", "solutions") if (root / name).is_dir()
+        root / name
+        for name in ("activations", "weights", "moments", "shards", "sums", "solutions")
+        if (root / name).is_dir()
     ]
 
 

@@ -80,8 +80,8 @@ class _Span:
     begun: int
     ended: int | None = None
     plain: bool = False
-    users: set[Call] = field(default_factory=set)
-    """The calls within which what it gave is used."""
+    uses: set[tuple[Call, tuple[Call, ...]]] = field(default_factory=set)
+    """The calls within which what it gave is used, each with those that had passed it on."""
 
 
 class ForwardCalls:
@@ -125,7 +125,8 @@ class ForwardCalls:
 
     def _is_used(self, way: Call, done: Collection[Call]) -> bool:
         return any(
-            not any(user[:depth] in done for depth in range(1, len(user) + 1)) for user in self._spans[way].users
+            not any(user[:depth] in done for depth in range(1, len(user) + 1)) and not any(one in done for one in later)
+            for user, later in self._spans[way].uses
         )
 
     def _followed(self, way: Call, forward: Callable[[], Any]) -> Any:
@@ -135,18 +136,18 @@ class ForwardCalls:
         given = forward()
         self._open.pop()
         span.ended, span.plain = self._step(), is_plain(given)
-        return mapped(given, lambda tensor: self._following(tensor, span)) if span.plain else given
+        return mapped(given, lambda tensor: self._following(tensor, way)) if span.plain else given
 
-    def _following(self, tensor: torch.Tensor, span: _Span) -> Followed:
-        before = tensor.told if isinstance(tensor, Followed) else None
-        plain = tensor.as_subclass(torch.Tensor) if before is not None else tensor
+    def _following(self, tensor: torch.Tensor, way: Call) -> Followed:
+        givers = (*(tensor.givers if isinstance(tensor, Followed) else ()), way)
 
-        def told(used: Followed) -> None:
-            span.users.add(self._open[-1])
-            if before is not None:
-                before(used)
+        def told() -> None:
+            for number, giver in enumerate(givers):
+                self._spans[giver].uses.add((self._open[-1], givers[number + 1 :]))
 
-        return Followed.of(plain, told)
+        followed = Followed.of(tensor, told)
+        followed.givers = givers
+        return followed
 
     def _step(self) -> int:
         self._now += 1

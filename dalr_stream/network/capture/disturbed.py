@@ -34,7 +34,7 @@ def with_sample_replaced(batch: Any, samples: int, *, but: Container[str] = ()) 
     """
     whole = inputs_of(batch)
     inputs = {k: v for k, v in whole.items() if k not in but} if isinstance(whole, Mapping) else whole
-    sample = samples // 2
+    sample = max(samples // 2 - samples % 2, 0)  # never the one that stays in its place when all are turned round
     for other in [number for number in range(samples) if number != sample]:
         changed = _map(inputs, samples, partial(_with_row_of, number=sample, other=other))
         if not _same(inputs, changed):

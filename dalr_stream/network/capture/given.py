@@ -34,12 +34,15 @@ class UsedError(BaseException):
 class Followed(torch.Tensor):
     """A tensor whose uses are told; what is computed from it is a tensor like any other."""
 
-    told: Callable[[Followed], None]
+    told: Callable[[], None]
+    givers: tuple[Any, ...]
+    """The calls that gave it, or passed it on, in order."""
 
     @classmethod
-    def of(cls, tensor: torch.Tensor, told: Callable[[Followed], None]) -> Followed:
+    def of(cls, tensor: torch.Tensor, told: Callable[[], None]) -> Followed:
         """Return the same numbers in the same memory."""
-        followed = tensor.as_subclass(cls)
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001  # torch documents it so
+            followed = tensor.as_subclass(torch.Tensor).as_subclass(cls)
         followed.told = told
         return followed
 
@@ -50,7 +53,7 @@ class Followed(torch.Tensor):
             if not _asks(func):
                 for tensor in tensors_in((args, kwargs)):
                     if isinstance(tensor, Followed):
-                        tensor.told(tensor)
+                        tensor.told()
             return func(*_plain(args), **_plain(kwargs or {}))
 
 
@@ -119,7 +122,8 @@ def _can_be_copied(tensor: torch.Tensor) -> bool:
     if tensor.layout is not torch.strided or tensor.is_quantized:
         return False
     begins_evenly = tensor.storage_offset() * tensor.element_size() % ALIGNED_BYTES == 0
-    return begins_evenly and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+    with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001  # to look at it is no use of it
+        return begins_evenly and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _asks(func: Any) -> bool:

@@ -84,7 +84,7 @@ def _hook(layer: LayerSpec, module: nn.Module, observed: Observed) -> Any:
     def see(tensor: torch.Tensor) -> None:
         require_real(layer.stream, tensor)
         rows = _rows(layer, part, channels_of(layer.name, module, tensor))
-        observed.setdefault(layer.stream, []).append(Seen(rows.leading, _projections(rows)))
+        observed.setdefault(layer.stream, []).append(Seen(rows.leading, projections(rows)))
 
     if layer.side is Side.OUTPUTS:
         return lambda _module, _arguments, outputs: see(outputs)
@@ -102,7 +102,8 @@ def _rows(layer: LayerSpec, part: nn.Module, tensor: torch.Tensor) -> LayerRows:
     return rows_entering(layer.name, part, tensor)
 
 
-def _projections(rows: LayerRows) -> torch.Tensor:
+def projections(rows: LayerRows) -> torch.Tensor:
+    """(rows, 4): random projections of rows."""
     flat = rows.tensor.reshape(int(np.prod(rows.leading)), -1)
     wide = flat if flat.dtype == torch.float64 else flat.float()
     generator = torch.Generator().manual_seed(flat.shape[1])

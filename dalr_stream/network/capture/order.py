@@ -30,6 +30,9 @@ class RowOrder:
     of_every_sample: bool = False
     """Every row is of each sample: those of a table, of positions say, that a layer reads beside its samples' own."""
 
+    routed: bool = False
+    """A router decides which rows there are: see `routed`."""
+
     def numbers(self, leading: tuple[int, ...], samples: int) -> NDArray[np.int64]:
         """(N, P): the flat number of each row of each sample."""
         rows = np.arange(math.prod(leading), dtype=np.int64)
@@ -58,6 +61,11 @@ def order_of_call(orders: Orders | None, stream: str, number: int) -> RowOrder |
     """Return the order of a layer's rows at call `number`; samples come first where nothing is proved."""
     calls = (orders or {}).get(stream, ())
     return calls[number] if number < len(calls) else RowOrder()
+
+
+def is_routed(orders: Orders | None, stream: str) -> bool:
+    """Tell whether a router decides which rows a layer gets."""
+    return any(order is not None and order.routed for order in (orders or {}).get(stream, ()))
 
 
 def require_order(stream: str, order: RowOrder | None, leading: tuple[int, ...], samples: int) -> RowOrder:

@@ -2,20 +2,22 @@
 
     once more       the same rows, or something random, or with a memory, is on in the network
     one changed     with one sample replaced by another, only its rows change: this shows in which order rows come, and
-                    finds layers that mix samples, are given rows by a router, or read a table that has no samples
+                    finds layers that mix samples, are given rows by a router, or read a table that has no samples. Rows
+                    that a router sends, or that come in another order, are looked up then: see `routed`
     padding changed where a mask is given: what stands where it says padding reaches no row that counts. A layer that it
                     does not reach at all, and that other inputs do, a decoder's with the mask of the encoder, has
                     another one's mask
 
 All of it holds for each call of a layer that is called several times. Cost: three forward passes of one batch, a fourth
-to tell encoder and decoder apart; the padding waits for the first batch that has some.
+to tell encoder and decoder apart, and four where a router is at work; the padding waits for the first batch that has
+some.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +26,25 @@ from torch import nn
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.network.capture.batches import call, inputs_copied
-from dalr_stream.network.capture.disturbed import with_other_padding, with_sample_replaced
+from dalr_stream.network.capture.disturbed import Replaced, with_other_padding, with_sample_replaced
 from dalr_stream.network.capture.observed import Calls, Observed, Seen, differ, observed_pass
-from dalr_stream.network.capture.order import Orders, RowOrder, order_of_call, possible_orders
+from dalr_stream.network.capture.order import Orders, RowOrder, is_routed, order_of_call, possible_orders
+from dalr_stream.network.capture.reading import same_draws
+from dalr_stream.network.capture.refusals import called, refuse, refuse_padding, refuse_routed
+from dalr_stream.network.capture.routed_proof import (
+    RoutedRows,
+    counted,
+    kinds_of,
+    may_be_routed,
+    of_others,
+    routed_pass,
+)
 from dalr_stream.network.capture.unrepeatable import what_differs
 from dalr_stream.network.layers.spec import LayerSpec
 
 SAMPLE_PASSES, PADDING_PASSES = 2, 1
 """Forward passes that a proof takes beside those that count."""
 _SEED = 0x9E3779B9
-REMEDY = "or leave the layer out; prove=False (`capture.prove = false`) takes the rows as they come, unproved"
 
 
 Masks = Mapping[str, torch.Tensor | None]
@@ -65,16 +76,42 @@ class CaptureProof:
             changed = with_sample_replaced(batch, samples)
             if changed is not None:
                 after = self._run(changed.batch)
-                try:
-                    self._orders = {
-                        stream: _orders(stream, self._before[stream], after.get(stream, []), samples, changed.sample)
-                        for stream in (layer.stream for layer in self._layers)
-                        if stream in self._before
-                    }
-                except InvalidInputError:
+                self._orders, refused = {}, dict[str, InvalidInputError]()
+                for stream, before in self._before.items():
+                    try:
+                        self._orders[stream] = _orders(stream, before, after.get(stream, []), samples, changed.sample)
+                    except InvalidInputError as error:
+                        refused[stream] = error
+                if refused:
                     self._require_repeatable(batch, self._run(batch))  # what is random mixes samples in appearance
-                    raise
+                    self._orders |= self._routed(batch, changed, samples, refused)
         return self._orders
+
+    def _routed(
+        self, batch: Any, changed: Replaced, samples: int, refused: Mapping[str, InvalidInputError]
+    ) -> dict[str, tuple[RowOrder | None, ...]]:
+        """Return the order of layers that are routed to; raises the first of `refused` that is not.
+
+        Cost: two forward passes more.
+        """
+        first = next(iter(refused.values()))
+        kinds = kinds_of(layer.name for layer in self._layers if layer.stream in refused)
+        if not all(may_be_routed(self._model, layer) for layer in self._layers if layer.stream in refused):
+            raise first
+        alike = [layer for layer in self._layers if kinds_of([layer.name]) <= kinds]  # also one that no row reached
+        try:
+            before, after = (self._run_routed(one, alike, samples) for one in (batch, changed.batch))
+        except InvalidInputError as error:
+            raise first from error
+        for layer in alike:
+            if not before[layer.stream].same_as(after[layer.stream], of_others(changed.sample)):
+                raise refused.get(layer.stream, first)
+        return {layer.stream: (RowOrder(routed=True),) for layer in alike}
+
+    def _run_routed(self, batch: Any, layers: Sequence[LayerSpec], samples: int) -> dict[str, RoutedRows]:
+        with same_draws(self._model), routed_pass(self._model, layers, samples) as seen:
+            call(self._model, inputs_copied(batch))
+        return seen
 
     @property
     def proved(self) -> Orders:
@@ -114,30 +151,45 @@ class CaptureProof:
             return
         self._padding_is_open = False
         after = self._run(changed)
+        self._require_routed_alike(batch, changed, masks)
         strange = [
             stream
             for stream, mask in masks.items()
             if mask is not None
             and stream in observed
+            and not is_routed(self._orders, stream)
             and not self._is_reached(stream, observed[stream], after.get(stream, []), mask.numpy())
         ]
         others = with_sample_replaced(batch, len(next(iter(padding.values()))), but=padding) if strange else None
         seen = self._run(others.batch) if others is not None else {}
         for stream in strange:
             if stream in seen and differ(observed[stream], seen[stream]):
-                _refuse(
+                refuse(
                     f"'{stream}'",
                     "its rows change with other inputs than those that the mask speaks of, and not with what stands in "
                     "their padding: it is not this layer's mask: give layers masks of their own, mask={pattern: mask}",
                 )
 
+    def _require_routed_alike(self, batch: Any, changed: Any, masks: Masks) -> None:
+        """Raise InvalidInputError where padding reaches rows of layers that are routed to; two forward passes more."""
+        masked = {stream: mask for stream, mask in masks.items() if mask is not None}
+        layers = [layer for layer in self._layers if layer.stream in masked and is_routed(self._orders, layer.stream)]
+        if not layers:
+            return
+        samples = len(next(iter(masked.values())))
+        before, after = (self._run_routed(one, layers, samples) for one in (batch, changed))
+        for layer in layers:
+            unchanged = counted(masked[layer.stream])
+            if not before[layer.stream].same_as(after[layer.stream], unchanged):
+                refuse_padding(f"'{layer.stream}'")
+
     def _is_reached(self, stream: str, before: Calls, after: Calls, mask: NDArray[np.bool_]) -> bool:
         """Tell whether what stands in the padding reaches rows that do not count, at any call of a layer."""
         if [seen.leading for seen in after] != [seen.leading for seen in before]:
-            _refuse(f"'{stream}'", "it gives another number of rows when what stands in the padding is changed")
+            refuse(f"'{stream}'", "it gives another number of rows when what stands in the padding is changed")
         reached = [
             _is_reached(
-                _call(stream, number, len(before)),
+                called(stream, number, len(before)),
                 seen,
                 now,
                 mask,
@@ -152,7 +204,7 @@ class CaptureProof:
         before = self._before or {}
         for stream, seen in observed.items():
             if stream in before and differ(seen, before[stream]):
-                _refuse(
+                refuse(
                     f"'{stream}'",
                     f"the same batch gave other rows the second time: {what_differs(self._model, batch)}; while rows "
                     "are taken nothing may be random, or depend on earlier batches: turn it off",
@@ -184,13 +236,13 @@ class CaptureProof:
 def _orders(stream: str, before: Calls, after: Calls, samples: int, sample: int) -> tuple[RowOrder | None, ...]:
     """Return the order of a layer's rows at each of its calls; raises InvalidInputError where there is none."""
     if len(after) != len(before):
-        _refuse_routed(f"'{stream}'", sum(len(seen.projections) for seen in before), after)
+        refuse_routed(f"'{stream}'", sum(len(seen.projections) for seen in before), after)
     orders = tuple(
-        _order(_call(stream, number, len(before)), seen, here, samples, sample)
+        _order(called(stream, number, len(before)), seen, here, samples, sample)
         for number, (seen, here) in enumerate(zip(before, after, strict=True))
     )
     if all(order is not None and order.of_every_sample for order in orders):
-        _refuse(
+        refuse(
             f"'{stream}'",
             f"none of its rows, of shape {before[0].leading}, changes with a sample: they are a table's, of positions "
             "say, and no sample's",
@@ -201,7 +253,7 @@ def _orders(stream: str, before: Calls, after: Calls, samples: int, sample: int)
 def _order(layer: str, seen: Seen, here: Seen, samples: int, sample: int) -> RowOrder | None:
     """Return the order of the rows of one call."""
     if here.leading != seen.leading:
-        _refuse_routed(layer, len(seen.projections), [here])
+        refuse_routed(layer, len(seen.projections), [here])
     changed = seen.changed(here)
     if not changed.any() and seen.leading[:1] != (samples,):
         return RowOrder(of_every_sample=True)
@@ -212,7 +264,7 @@ def _order(layer: str, seen: Seen, here: Seen, samples: int, sample: int) -> Row
     )
     order = next(fitting, None)
     if order is None:
-        _refuse(
+        refuse(
             layer,
             f"with one of {samples} samples replaced, rows of others change too: samples are mixed before it, or its "
             "rows are not in the order of samples",
@@ -230,25 +282,5 @@ def _is_reached(layer: str, before: Seen, after: Seen, mask: NDArray[np.bool_], 
     counted = mask if masked else np.ones(numbers.shape, np.bool_)
     changed = before.changed(after)
     if changed[numbers[counted]].any():
-        _refuse(
-            layer,
-            "rows that count change with what stands in the padding: the network is not given the mask, or does not "
-            "leave padding out by it, or it is not this layer's mask",
-        )
+        refuse_padding(layer)
     return bool(counted.all() or changed[numbers[~counted]].any())
-
-
-def _call(stream: str, number: int, calls: int) -> str:
-    return f"'{stream}'" if calls == 1 else f"'{stream}', call {number + 1} of {calls}"
-
-
-def _refuse(layer: str, reason: str) -> NoReturn:
-    raise InvalidInputError(f"layer {layer}: {reason}, {REMEDY}")
-
-
-def _refuse_routed(layer: str, rows: int, after: Calls) -> NoReturn:
-    _refuse(
-        layer,
-        f"it gave {rows} rows for a batch and {sum(len(seen.projections) for seen in after)} with one sample replaced: "
-        "rows are packed, or sent to it by a router, so that whose they are is not known",
-    )

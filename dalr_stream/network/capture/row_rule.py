@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.masks import BatchMasks, Mask, by_pattern, mask_words
-from dalr_stream.network.capture.order import Orders, RowOrder, order_of_call, require_order
+from dalr_stream.network.capture.order import Orders, RowOrder, is_routed, order_of_call, require_order
+from dalr_stream.network.capture.routed import Places
 from dalr_stream.network.layers.kinds import LayerRows
 from dalr_stream.numerics.rows.sampling import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.rows.streams import layer_of_stream, module_name
@@ -35,23 +36,41 @@ MOST_PATCHES = 16
 
 @dataclass(frozen=True, slots=True)
 class RowRule:
-    """Which rows are watched; by default every one."""
+    """Which rows of each layer are recorded; by default every one.
+
+    Attributes
+    ----------
+    mask
+        A key of the batch's inputs, which are a mapping then (all of it goes to the network), or a function of the
+        batch: (N, T), True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may
+        have none that count. A mapping gives each pattern of layers a mask of its own, `{"encoder.*":
+        "attention_mask", "decoder.*": "decoder_attention_mask"}`: the first pattern that matches decides, and
+        layers that none matches have no mask.
+    most_per_sample
+        Record at most this many rows of each sample in each layer, chosen at random among those that count, so that
+        a long sample weighs no more than one of this length.
+    seed
+        Seed of that choice.
+    most_patches
+        The same for what convolutions read, whose patches overlap and are too many to keep; None for all of them. A
+        smaller `most_per_sample` holds there too.
+    prove
+        Prove on the first batch which rows belong to which sample; costs three forward passes more.
+
+    Examples
+    --------
+    Count the tokens that the attention mask keeps, at most 64 of each text:
+
+    >>> import dalr_stream as ds
+    >>> ds.RowRule(mask="attention_mask", most_per_sample=64).words
+    "rows that mask 'attention_mask' keeps, at most 64 a sample by seed 0"
+    """
 
     mask: Mask | None = None
-    """A key of the batch's inputs, which are a mapping then (all of it goes to the network), or a function of the
-    batch: (N, T), True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may have none
-    that count. A mapping gives each pattern of layers a mask of its own, `{"encoder.*": "attention_mask", "decoder.*":
-    "decoder_attention_mask"}`: the first pattern that matches decides, and layers that none matches have no mask."""
     most_per_sample: int | None = None
-    """At most so many rows of each sample in each layer, chosen among those that count; a longer sample then weighs no
-    more than one of this length."""
     seed: int = 0
-    """Of that choice."""
     most_patches: int | None = MOST_PATCHES
-    """The same for what convolutions read, whose patches overlap and are far too many to keep; None for all of them.
-    A smaller `most_per_sample` holds there too."""
     prove: bool = True
-    """Prove on the first batch whose rows are whose (see `network.capture.proof`): three forward passes more."""
 
     def __post_init__(self) -> None:
         for name in ("most_per_sample", "most_patches"):
@@ -161,6 +180,30 @@ class BatchRows:
         if numbers is None:
             return Taken(rows.take(None), None)
         return Taken(rows.take(torch.from_numpy(numbers).to(rows.tensor.device)), self._counts[known])
+
+    def take_routed(self, stream: str, rows: LayerRows, places: Places) -> Taken:
+        """Copy the watched rows of a layer that a router sends them to, in the order of samples and positions."""
+        keep = np.zeros((self._samples, places.positions), np.bool_)
+        keep.ravel()[places.numbers] = True
+        mask = self.mask_of(stream)
+        if mask is not None:
+            keep &= self._masked(stream, keep.shape, mask.numpy())
+        most = self._rule.most_of(rows, paired=self._paired)
+        if most is not None:
+            keep = at_most(keep, most, seed=self._rule.seed, first_sample=self._first)
+        order = np.argsort(places.numbers, kind="stable")
+        order = order[keep.ravel()[places.numbers[order]]]
+        counts = np.bincount(places.numbers[order] // places.positions, minlength=self._samples).astype(np.int64)
+        return Taken(rows.take(None)[torch.from_numpy(order).to(rows.tensor.device)], counts)
+
+    def is_routed(self, stream: str) -> bool:
+        """Tell whether a router decides which rows a layer gets."""
+        return is_routed(self._orders, stream)
+
+    @property
+    def samples(self) -> int:
+        """Of the batch."""
+        return self._samples
 
     def _numbers_of(self, leading: tuple[int, ...], order: RowOrder, keep: Keep | None) -> NDArray[np.int64] | None:
         """Return the flat numbers of the rows that are taken, sample after sample; None for all as they are."""

@@ -21,6 +21,7 @@ from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.onward import ForwardRun, OnwardPass
 from dalr_stream.network.capture.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
+from dalr_stream.network.capture.routed import Routes
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
 from dalr_stream.network.layers.groups import channels_of, part_of
 from dalr_stream.network.layers.kinds import (
@@ -60,6 +61,8 @@ class RowTaker:
         self._rule = rule
         self._paired = paired
         self._times: dict[str, int] | None = None
+        self._routed: dict[str, int] = {}
+        """Rows so far of the layers that a router sends them to."""
         self._onward = onward
         self._proof = CaptureProof(model, layers) if rule.prove and onward is None else None
 
@@ -73,6 +76,11 @@ class RowTaker:
         often = [f"'{stream}' ({times} calls)" for stream, times in (self._times or {}).items() if times > 1]
         if often:
             yield f"capture: the rows of all calls in a forward pass are taken together of {', '.join(often)}"
+        if self._routed:
+            yield f"capture: a router decides which rows of each sample reach {', '.join(self._routed)}"
+        unreached = [stream for stream, rows in self._routed.items() if not rows]
+        if unreached:
+            yield f"capture: no row reached {', '.join(unreached)}: more samples may, or leave them out"
         tables = [stream for stream, calls in orders.items() if any(order and order.of_every_sample for order in calls)]
         if tables:
             yield f"capture: each sample is taken to read all rows of a table, which have none, of {', '.join(tables)}"
@@ -89,9 +97,13 @@ class RowTaker:
         orders = known if proof is None else proof.orders(batch, samples)
         chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
         if self._onward is not None:
+            for layer in self._layers:
+                require_not_routed(layer.stream, chooser)
             return self._onward.take(lambda run: self._pooled(self._calls(batch, chooser, run), samples), first_sample)
         if proof is None:
             return self._pooled(self._calls(batch, chooser), samples)
+        for layer in self._layers if self._paired else ():
+            require_not_routed(layer.stream, chooser)
         by_stream = {layer.stream: chooser.mask_of(layer.stream) for layer in self._layers}
         with proof.observing(batch, by_stream) as observed:
             calls = self._calls(batch, chooser)
@@ -104,6 +116,10 @@ class RowTaker:
             (run or call)(self._model, batch)
         times = {stream: len(taken) for stream, taken in calls.items()}
         for layer in self._layers:
+            if chooser.is_routed(layer.stream):
+                calls[layer.stream] = [self._of_expert(layer, calls[layer.stream], chooser.samples)]
+                times[layer.stream] = 1
+                continue
             if not times[layer.stream]:
                 raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
             before = times[layer.stream] if self._times is None else self._times[layer.stream]
@@ -115,6 +131,16 @@ class RowTaker:
                 )
         self._times = times
         return calls
+
+    def _of_expert(self, layer: LayerSpec, calls: Sequence[Taken], samples: int) -> Taken:
+        """Return the rows of a layer that is routed to, where there are any, and take note of how many."""
+        if calls:
+            taken = _together(calls, samples)
+        else:
+            weight: Any = module_of(self._model, module_name(layer.name)).weight
+            taken = Taken(weight.new_zeros((0, layer.features)).detach(), np.zeros(samples, np.int64))
+        self._routed[layer.stream] = self._routed.get(layer.stream, 0) + len(taken.rows)
+        return taken
 
     def _until_all(self, run: ForwardRun) -> Callable[[Calls], None] | None:
         """Return what tells `run` that all rows are there; None where it is not known how often layers are called."""
@@ -133,6 +159,15 @@ class RowTaker:
         for taken in calls.values():
             pooled.setdefault(_identities(taken), _together(taken, samples))
         return {layer.stream: pooled[_identities(calls[layer.stream])] for layer in self._layers}
+
+
+def require_not_routed(stream: str, chooser: BatchRows) -> None:
+    """Raise UnsupportedLayerError for a layer whose rows in two networks do not belong together: a router chooses."""
+    if chooser.is_routed(stream):
+        raise UnsupportedLayerError(
+            f"layer '{stream}': a router decides which rows reach it, and may send others where the network is "
+            "compressed before it: solve it from its inputs alone, all layers at once"
+        )
 
 
 def _identities(taken: Sequence[Taken]) -> tuple[int, ...]:
@@ -159,8 +194,10 @@ def _watched(
 
     `taken` is told after each of them what there is so far.
     """
-    watch = _Watch(chooser, layers, taken)
-    with ExitStack() as stack:
+    watch = _Watch(
+        chooser, layers, Routes(model, (layer.name for layer in layers if chooser.is_routed(layer.stream))), taken
+    )
+    with watch.routes.watching(), ExitStack() as stack:
         for layer in layers:
             stack.callback(watch.hook(layer, model).remove)
         yield watch.calls
@@ -172,8 +209,15 @@ class _Watch:
     See `reading` for when they do; in inference mode none do.
     """
 
-    def __init__(self, chooser: BatchRows, layers: Sequence[LayerSpec], taken: Callable[[Calls], None] | None) -> None:
+    def __init__(
+        self,
+        chooser: BatchRows,
+        layers: Sequence[LayerSpec],
+        routes: Routes,
+        taken: Callable[[Calls], None] | None = None,
+    ) -> None:
         self.calls: Calls = {layer.stream: [] for layer in layers}
+        self.routes = routes
         self._taken = taken
         self._chooser = chooser
         self._reads: dict[Reading, Taken] = {}
@@ -184,6 +228,8 @@ class _Watch:
         if layer.side is not Side.OUTPUTS or not isinstance(part, CONVOLUTIONS):  # what any of them gives is rows
             require_supported(layer.name, part)
         calls = self.calls[layer.stream]
+        if self._chooser.is_routed(layer.stream):
+            return module.register_forward_hook(self._routed(layer, part), with_kwargs=True)
 
         def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
@@ -207,6 +253,18 @@ class _Watch:
         if layer.side is Side.OUTPUTS:
             return module.register_forward_hook(leaving)
         return module.register_forward_pre_hook(entering, with_kwargs=True)
+
+    def _routed(self, layer: LayerSpec, part: nn.Module) -> Any:
+        """Return the hook of a layer that a router sends rows to; what it shares with others is not looked for."""
+        calls = self.calls[layer.stream]
+
+        def left(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], outputs: torch.Tensor) -> None:
+            read = first_argument(arguments, keywords)
+            places = self.routes.places(layer.name, read, self._chooser.samples)
+            rows = rows_leaving(part, outputs) if layer.side is Side.OUTPUTS else rows_entering(layer.name, part, read)
+            self._keep(calls, self._chooser.take_routed(layer.stream, rows, places))
+
+        return left
 
     def _keep(self, calls: list[Taken], taken: Taken) -> None:
         calls.append(taken)

@@ -6,9 +6,6 @@ a module class. A pattern that matches nothing is an error with the nearest name
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,29 +26,44 @@ from dalr_stream.network.layers.kinds import (
     require_supported,
     why_not,
 )
+from dalr_stream.network.layers.patterns import Pattern, listed, matches, nearest
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.streams import Side, module_name, require_name, stream_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup
 
-Pattern = str | type[nn.Module]
-
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """A layer that can be watched and compressed: y = W x + b with W outputs x inputs, at every position."""
+    """A layer that can be watched and compressed: y = W x + b with W outputs x inputs, at every position.
+
+    Attributes
+    ----------
+    name
+        Name of the module; of one group of a convolution, `name@group0` and so on.
+    kind
+        Class of the module.
+    inputs
+        Inputs d: columns of the weight as a matrix.
+    outputs
+        Outputs m: rows of the weight.
+    side
+        What of the layer is recorded.
+    channels
+        Number of channels recorded, where `side` is channels.
+    group
+        The layers pruned together with the channels that this one gives, where that is known and possible.
+    unprunable
+        Why its channels cannot be pruned; empty where they can be, or nothing is known.
+    """
 
     name: str
     kind: str
     inputs: int
     outputs: int
     side: Side = Side.INPUTS
-    """What of it is watched."""
     channels: int = 0
-    """How many are watched, where channels are."""
     group: ChannelGroup | None = None
-    """What is pruned together with the channels it gives, where that is known and possible."""
     unprunable: str = ""
-    """Why it is not possible."""
 
     @property
     def stream(self) -> str:
@@ -119,8 +131,8 @@ def select_layers(
     modules = {name: module for name, module in model.named_modules() if name}
     side = parse_choice(Side, side, "side")
     supported: set[str] = set()
-    for pattern in _listed(patterns):
-        supported |= _supported(pattern, _matches(pattern, modules), modules)
+    for pattern in listed(patterns):
+        supported |= _supported(pattern, matches(pattern, modules), modules)
     return tuple(
         _spec(part, part_of(part, module), side)
         for name, module in modules.items()
@@ -161,7 +173,7 @@ def unsupported_layers(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[s
     ("layer '1' is left out: it is a Bilinear",)
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    matched = {name for pattern in _listed(patterns) for name in _matches(pattern, modules)}
+    matched = {name for pattern in listed(patterns) for name in matches(pattern, modules)}
     reasons = {name: why_not(module) for name, module in modules.items() if name in matched and has_weights(module)}
     return tuple(f"layer '{name}' is left out: {reason}" for name, reason in reasons.items() if reason)
 
@@ -186,7 +198,7 @@ def module_of(model: nn.Module, name: str) -> nn.Module:
     """Return the module called `name`; raises LayerNotFoundError with the nearest names."""
     names = [known for known, _ in model.named_modules() if known]
     if name not in names:
-        raise LayerNotFoundError(f"there is no layer '{name}'; nearest: {_nearest(name, names)}")
+        raise LayerNotFoundError(f"there is no layer '{name}'; nearest: {nearest(name, names)}")
     return model.get_submodule(name)
 
 
@@ -237,40 +249,6 @@ def to_numpy(tensor: torch.Tensor, *, copy: bool = True) -> NDArray[np.floating]
 def to_host(rows: Any) -> NDArray[Any]:
     """Return rows, array or tensor, as an array: half precision widens without loss, and nothing else is copied."""
     return to_numpy(rows, copy=False) if isinstance(rows, torch.Tensor) else np.asarray(rows)
-
-
-def match_names(pattern: str, names: Iterable[str]) -> list[str]:
-    """Return the names that a name, a glob or a `re:` pattern matches; raises LayerNotFoundError where none does."""
-    names = list(names)
-    if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern[3:])
-        except re.error as error:
-            raise LayerNotFoundError(f"pattern '{pattern}' is not a regular expression: {error}") from None
-        matched = [name for name in names if expression.fullmatch(name)]
-    else:
-        matched = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
-    if not matched:
-        raise LayerNotFoundError(f"pattern '{pattern}' matches no layer; nearest: {_nearest(pattern, names)}")
-    return matched
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5])
-
-
-def _listed(patterns: Iterable[Pattern]) -> list[Pattern]:
-    return [patterns] if isinstance(patterns, str | type) else list(patterns)
-
-
-def _matches(pattern: Pattern, modules: dict[str, nn.Module]) -> list[str]:
-    if isinstance(pattern, str):
-        return match_names(pattern, modules)
-    matched = [name for name, module in modules.items() if isinstance(module, pattern)]
-    if not matched:
-        kinds = sorted({type(module).__name__ for module in modules.values()})
-        raise LayerNotFoundError(f"no module is a {pattern.__name__}: the network has {', '.join(kinds)}")
-    return matched
 
 
 def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Module]) -> set[str]:

@@ -33,7 +33,36 @@ class Distance(StrEnum):
 
 
 class OutputDistance:
-    """Called with a network that takes the same inputs: the distance of its outputs, 0 for the same."""
+    """How far the outputs of other networks are from this one's: call it with a network, and it returns the distance.
+
+    Parameters
+    ----------
+    model
+        The network whose outputs are the reference, in eval mode.
+    batches
+        What it is run on, as for `accumulate`; labels are not needed.
+    samples
+        How many samples, from the first on, are used.
+    rows
+        Its mask says which positions count; by default all do.
+    distance
+        "energy", ||Y - Y~||^2 / ||Y||^2; or "kl", the divergence of class probabilities in nats.
+    kept_bytes
+        Keep at most this much of the reference outputs; the rest is computed again for each other network.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the loader gives no sample.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 3)).eval()
+    >>> distance = ds.OutputDistance(model, [torch.randn(32, 6)])
+    >>> distance(model)
+    0.0
+    """
 
     def __init__(
         self,
@@ -45,10 +74,6 @@ class OutputDistance:
         distance: Distance | str = Distance.ENERGY,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        """Take the first `samples` samples; positions that the mask of `rows` leaves out do not count.
-
-        Raises InvalidInputError where the loader gives no sample.
-        """
         self._model = model
         self._rows = rows or RowRule()
         self._distance = parse_choice(Distance, distance, "distance")

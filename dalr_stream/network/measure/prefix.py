@@ -34,10 +34,30 @@ Values = Mapping[str, Any]
 
 
 class Cut:
-    """A network parted before the first of some layers or parameters, in the order of a forward pass."""
+    """A network parted before the first of some layers or parameters, in the order of a forward pass.
+
+    Parameters
+    ----------
+    model
+        The network, of one input and traceable by torch.fx.
+    names
+        Layers or parameters; the cut is before the first of them.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        Where torch.fx cannot trace the network, it takes several inputs, or a forward pass uses none of the names.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> cut, batch = ds.network.Cut(model, "2"), torch.randn(4, 6)
+    >>> torch.equal(cut.tail(model)(**cut.values(batch)), model(batch))
+    True
+    """
 
     def __init__(self, model: nn.Module, *names: str) -> None:
-        """Trace `model`; raises UnsupportedLayerError where torch.fx cannot, or the network takes several inputs."""
         graph = _trace(model)
         nodes = list(graph.nodes)
         taken = [str(node.target) for node in nodes if node.op == "placeholder"]
@@ -130,10 +150,25 @@ class KeptBatches:
 
 
 class PrefixCache:
-    """The values that cross a cut, by the digest of the network's input."""
+    """The values that cross a cut, by the digest of the network's input.
+
+    Parameters
+    ----------
+    cut
+        Where the network is parted.
+    limit_bytes
+        Keep at most this much; what does not fit is computed again.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> cache, batch = ds.network.PrefixCache(ds.network.Cut(model, "2")), torch.randn(4, 6)
+    >>> torch.equal(cache.attach(model)(batch), model(batch))
+    True
+    """
 
     def __init__(self, cut: Cut, limit_bytes: int = CACHE_BYTES) -> None:
-        """Keep at most `limit_bytes` of values."""
         self._cut = cut
         self._kept: dict[str, Values] = {}
         self._room = limit_bytes

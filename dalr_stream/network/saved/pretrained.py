@@ -56,6 +56,13 @@ def weights_file(path: Path) -> Path:
     return path / INDEX if (path / INDEX).exists() else path / WEIGHTS
 
 
+def weights_files(path: Path) -> list[Path]:
+    """Return every file that weights at `path` lie in, and the index where there are several."""
+    head = weights_file(path)
+    stem, ending = WEIGHTS.split(".")
+    return [head, *sorted(path.glob(f"{stem}-*.{ending}"))] if head.name == INDEX else [head]
+
+
 def _require_whole(facts: dict[str, Any], path: Path) -> None:
     """Raise where transformers would go on with fresh weights in place of some, or leave some out."""
     words = {"missing_keys": "missing", "unexpected_keys": "left over", "mismatched_keys": "of another shape"}

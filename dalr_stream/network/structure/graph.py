@@ -43,15 +43,37 @@ EXAMPLES = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Structure:
-    """A network's channel groups, found and proved when they are asked for."""
+    """A network's channel groups, found and proved when they are asked for. Made with `Structure.of`.
+
+    Attributes
+    ----------
+    model
+        The network.
+    example
+        The samples that it was traced on.
+    dependencies
+        Torch-Pruning's dependency graph; None where there is none.
+    calls
+        How often each module was called.
+    untraceable
+        Why there is none; empty where there is.
+    known
+        What was found of each layer so far: its group, or the error that says why it has none.
+
+    Examples
+    --------
+    >>> import torch, dalr_stream as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> group = ds.network.Structure.of(model, torch.randn(2, 6)).group_of("0")
+    >>> [reader.span.layer for reader in group.readers]
+    ['2']
+    """
 
     model: nn.Module
     example: Any
     dependencies: tp.DependencyGraph | None
     calls: Mapping[str, int]
-    """How often each module was called."""
     untraceable: str = ""
-    """Why there are no dependencies."""
     known: dict[str, ChannelGroup | UnsupportedLayerError] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -76,7 +98,10 @@ class Structure:
     def group_of(self, name: str) -> ChannelGroup:
         """Return what is pruned together with the channels that layer `name` gives.
 
-        Raises UnsupportedLayerError where they cannot be pruned, with the reason.
+        Raises
+        ------
+        UnsupportedLayerError
+            Where they cannot be pruned, with the reason.
         """
         if name not in self.known:
             try:

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -32,6 +31,7 @@ from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonF
 from dalr_stream.network.capture.batches import call, digest_of_inputs, samples_in
 from dalr_stream.network.layers.identity import digest_of_member, fingerprint, identity_of
 from dalr_stream.network.training.epochs import Epochs, EpochsFile, Trained
+from dalr_stream.network.training.seeding import own_generator, seed
 from dalr_stream.network.training.trainable import only_trained
 from dalr_stream.storage.json_record import digest_of
 
@@ -60,19 +60,39 @@ def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class FineTuning:
-    """How a network is fine-tuned."""
+    """How a network is fine-tuned by `finetune`.
+
+    Attributes
+    ----------
+    epochs
+        How often the batches are gone through, 1 or more.
+    rate
+        Learning rate of Adam.
+    weight_decay
+        Added to the gradient: `weight_decay` times the weight.
+    layers
+        Patterns of modules, all of whose parameters are trained: names, globs or `re:...`. The name of a layer that
+        became a factor pair stands for the pair. Empty: every fully connected layer. Parameters shared with such a
+        layer are trained with it.
+    dropout
+        Whether dropout modules drop. Dropout that is not a module of its own never does.
+    loss
+        Called with outputs and labels, it gives a scalar: the mean over the batch.
+    seed
+        Decides what the loader and the network draw from torch's generator.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> ds.FineTuning(epochs=3, layers=("classifier.*",)).rate
+    0.0001
+    """
 
     epochs: int = 10
     rate: float = 1e-4
-    """Learning rate of Adam."""
     weight_decay: float = 5e-4
-    """Added to the gradient: `weight_decay` times the weight."""
     layers: tuple[str, ...] = ()
-    """Patterns of modules, all of whose parameters are trained: a name, a glob or `re:...`. The name of a layer that
-    became a factor pair is the pair's. None: every fully connected layer. What such a layer shares is trained with it.
-    """
     dropout: bool = False
-    """Whether dropout modules drop. Dropout that is not a module of its own never does."""
     loss: Loss = cross_entropy
     seed: int = 0
 
@@ -87,10 +107,10 @@ class FineTuning:
             raise InvalidInputError(f"fine-tuning: layers must be a sequence of patterns, got '{self.layers}'")
 
     def made_from(self, model: nn.Module) -> str:
-        """Return the digest of what decides the result, the batches left out.
+        """Return the digest of what decides the result, except for the batches.
 
-        A loss goes by its name, with a module's settings and tensors and the arguments of a `functools.partial`. What a
-        function of one's own has closed over is not seen: give it as arguments of a partial.
+        A loss is identified by its name, with a module's settings and tensors and the arguments of a
+        `functools.partial`. What your own function has closed over is not seen: pass it as arguments of a partial.
         """
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "loss"}
         return digest_of([fingerprint(model), facts, identity_of(self.loss)])
@@ -163,7 +183,7 @@ def finetune(
     tuned = copy.deepcopy(model)
     with (
         only_trained(tuned, options.layers, dropout=options.dropout) as trained,
-        _own_generator(tuned),
+        own_generator(tuned),
         torch.enable_grad(),
     ):
         descent = torch.optim.Adam(trained.values(), lr=options.rate, weight_decay=options.weight_decay)
@@ -183,19 +203,9 @@ def finetune(
     return tuned
 
 
-def _own_generator(model: nn.Module) -> Any:
-    """Keep the caller's random numbers as they are, on every device of the network."""
-    return torch.random.fork_rng(devices=sorted({p.device.index for p in model.parameters() if p.is_cuda}))
-
-
-def _seed(*numbers: int) -> None:
-    """Seed torch by a few numbers; any other of them, another seed."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
-
-
 def _pairs(batches: Iterable[Any], options: FineTuning, epoch: int) -> Iterator[tuple[Any, Any]]:
     """Yield the batches of one epoch; what the loader draws on the way is decided by the epoch's number alone."""
-    _seed(options.seed, epoch)
+    seed(options.seed, epoch)
     if isinstance(batches, Numbered):
         batches.set_epoch(epoch)
     for batch in batches:
@@ -225,8 +235,8 @@ def _epoch(
     for number, (inputs, labels) in enumerate(pairs):
         samples = samples_in(inputs)
         if samples:
-            with _own_generator(model):  # what the network draws must not move what the loader draws
-                _seed(options.seed, epoch, number)
+            with own_generator(model):  # what the network draws must not move what the loader draws
+                seed(options.seed, epoch, number)
                 loss = _loss(model, inputs, labels, options, f"epoch {epoch + 1}, batch {number}")
             descent.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch annotates it in part

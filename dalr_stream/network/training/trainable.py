@@ -9,7 +9,7 @@ from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, why_not
-from dalr_stream.network.layers.spec import match_names
+from dalr_stream.network.layers.patterns import match_names
 from dalr_stream.network.training.epochs import Trained
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)

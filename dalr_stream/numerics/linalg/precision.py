@@ -27,12 +27,18 @@ LARGEST_EXPONENT = 1000
 
 
 class Precision(StrEnum):
-    """Of the products of rows."""
+    """Precision of the products of rows.
+
+    Attributes
+    ----------
+    DOUBLE
+        float64 throughout.
+    SINGLE
+        float32 products of each tile, float64 sums: the fast mode.
+    """
 
     DOUBLE = "double"
-    """float64 throughout."""
     SINGLE = "single"
-    """float32 products of each tile, float64 sums: the fast mode."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -77,21 +77,35 @@ class LowRankLayer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRankFactors:
-    """Every rank of one decomposition: W (x - center) ~ U_k U_k'M (x - center), with U = basis and U'M = down."""
+    """Every rank of one decomposition: W (x - center) ~ U_k U_k'M (x - center), with U = basis and U'M = down.
+
+    Attributes
+    ----------
+    method
+        The method that solved it.
+    weight
+        (m, d): the original weight W.
+    basis
+        (m, K): U, K <= min(m, d) orthonormal columns; fewer where only small ranks were asked for.
+    down
+        (K, d): U'M.
+    center
+        (d,): zeros, or the training mean of the inputs where the bias is adjusted.
+    offset
+        (m,): b + W center.
+    objective
+        (K + 1,): the method's own objective on its training moments, at ranks 0..K.
+    diagnostics
+        Rows, numerical rank, ridge and route of the solution, and what was noted on the way.
+    """
 
     method: Method
     weight: Matrix = field(repr=False)
-    """(m, d): the original weight W."""
     basis: Matrix = field(repr=False)
-    """(m, K): U, K <= min(m, d) orthonormal columns; fewer where only small ranks were asked for."""
     down: Matrix = field(repr=False)
-    """(K, d): U'M."""
     center: Vector = field(repr=False)
-    """(d,): zeros, or the training mean of the inputs where the bias is adjusted."""
     offset: Vector = field(repr=False)
-    """(m,): b + W center."""
     objective: Vector = field(repr=False)
-    """(K + 1,): the method's own objective on its training moments, at ranks 0..K."""
     diagnostics: Diagnostics
 
     def __post_init__(self) -> None:
@@ -136,9 +150,29 @@ class LowRankFactors:
     def at_rank(self, k: int, *, layer: str | None = None, balanced: bool = False) -> LowRankLayer:
         """Return the factors of rank `k`, views of this record, and the bias that goes with them.
 
-        `balanced` shares the scale between the two, as `LowRankLayer.balanced` says: new arrays.
-        Raises RankError outside 1..K. Warns ParameterIncreaseWarning where k (m + d) > m d. `layer` names
-        the layer in those messages. Cost: k (m + d) for the bias.
+        Parameters
+        ----------
+        k
+            The rank, 1..K.
+        layer
+            Names the layer in messages.
+        balanced
+            Share the scale between the two factors, as `LowRankLayer.balanced` does: new arrays.
+
+        Returns
+        -------
+        LowRankLayer
+            `.down` (k, d), `.up` (m, k) and `.bias` (m,), for `compress`.
+
+        Raises
+        ------
+        RankError
+            Outside 1..K.
+
+        Warns
+        -----
+        ParameterIncreaseWarning
+            Where k (m + d) > m d.
         """
         prefix = "" if layer is None else f"layer {layer!r}: "
         k = integer_within(k, self.max_rank, f"{prefix}rank")
@@ -154,21 +188,29 @@ class LowRankFactors:
         return pair.balanced() if balanced else pair
 
     def errors(self, moments: Moments | CrossMoments, *, side: Side | str = Side.INPUTS) -> Vector:
-        """Squared error ||y - y_k||^2 summed over the rows of `moments`, at k = 0..K: (K + 1,).
+        """Return the squared error ||y - y_k||^2 summed over the rows of `moments`, at k = 0..K: (K + 1,).
 
-        Training or held-out moments of the layer's inputs; of its outputs alone (`side="outputs"`, truncated SVD and
-        anchored only); or cross moments, where y is another run's. The module has the formulas and the resolution.
-
-        Raises InvalidInputError where `moments` are of another width, of no rows, or do not decide the errors.
         Cost: 4 m d^2 operations, no data; 2 m^2 K from the outputs.
+
+        Parameters
+        ----------
+        moments
+            Training or held-out moments of the layer's inputs; of its outputs alone (truncated SVD and anchored only);
+            or cross moments, where y is another run's.
+        side
+            "inputs" or "outputs": what `moments` are of.
+
+        Raises
+        ------
+        InvalidInputError
+            Where `moments` are of another width, of no rows, or do not decide the errors.
         """
         return _error_curve(self, moments, parse_choice(Side, side, "side"))
 
     def error_bound(self, moments: Moments | CrossMoments, *, side: Side | str = Side.INPUTS) -> Vector:
-        """(K + 1,): the least squared error of any map of rank 0..K about the same centres on these moments.
+        """Return the least squared error of any map of rank 0..K about the same centres on these moments: (K + 1,).
 
-        Where `errors(moments)` is on it nothing is left to be won at that rank. Cost: eigenvalues of order m, 4/3 m^3
-        operations, and the products that form the matrix.
+        Where `errors(moments)` equals it, nothing is left to gain. Cost: eigenvalues of order m, 4/3 m^3 operations.
         """
         return _least_error_curve(self, moments, parse_choice(Side, side, "side"))
 

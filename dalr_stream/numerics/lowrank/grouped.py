@@ -41,7 +41,13 @@ class GroupedPair:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupedFactors:
-    """Every rank of the decompositions of all groups."""
+    """Every rank of the decompositions of all groups of a convolution.
+
+    Attributes
+    ----------
+    parts
+        The factors of each group, all of one shape, rank and method.
+    """
 
     parts: tuple[LowRankFactors, ...]
 

@@ -15,6 +15,19 @@ class Ridge:
     """The lambda of Eq. 7, made with `Ridge.relative` or `Ridge.absolute`.
 
     Wherever a ridge is asked for, a bare number is a relative one: `ridge=1e-3` is `ridge=Ridge.relative(1e-3)`.
+
+    Attributes
+    ----------
+    value
+        The share, or lambda itself, >= 0.
+    is_relative
+        Whether `value` is a share of the mean diagonal of the matrix being solved.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> ds.Ridge.of(1e-3) == ds.Ridge.relative(1e-3)
+    True
     """
 
     value: float
@@ -26,19 +39,22 @@ class Ridge:
 
     @classmethod
     def relative(cls, share: float) -> Ridge:
-        """`share` x the mean diagonal of the matrix being solved: means the same for any number of samples."""
+        """Return `share` x the mean diagonal of the matrix being solved: means the same for any number of samples."""
         return cls(float(share), is_relative=True)
 
     @classmethod
     def absolute(cls, value: float) -> Ridge:
-        """`value` itself, on unnormalised sums, as in the authors' code: its meaning changes with n."""
+        """Return `value` itself, on unnormalised sums, as in the authors' code: its meaning changes with n."""
         return cls(float(value), is_relative=False)
 
     @classmethod
     def of(cls, ridge: Ridge | float) -> Ridge:
         """Return the ridge itself, or for a bare number the relative ridge of that share.
 
-        Raises InvalidInputError for anything else, and for a number that is negative or not finite.
+        Raises
+        ------
+        InvalidInputError
+            For anything else, and for a number that is negative or not finite.
         """
         if isinstance(ridge, Ridge):
             return ridge

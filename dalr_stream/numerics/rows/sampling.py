@@ -23,9 +23,20 @@ _POSITION_BITS = 32  # tells 2^32 positions of 2^32 samples apart
 
 @dataclass(frozen=True, slots=True)
 class HoldoutRule:
-    """Which samples are held out: a hash of seed and sample number, so any order agrees.
+    """Which samples are held out: decided by a hash of seed and sample number, whatever the order.
 
-    `share` lies in [0, 1); 0 holds out none.
+    Attributes
+    ----------
+    share
+        Share of the samples to hold out, in [0, 1); 0 holds out none.
+    seed
+        Seed of the hash.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> ds.HoldoutRule(share=0.25).mask(np.arange(8)).tolist()
+    [False, False, True, False, True, False, True, False]
     """
 
     share: float = 0.1

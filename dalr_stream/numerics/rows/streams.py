@@ -18,14 +18,21 @@ _IN_NO_FOLDER = "/\\\0"
 
 
 class Side(StrEnum):
-    """What of a layer is watched."""
+    """What of a layer is recorded.
+
+    Attributes
+    ----------
+    INPUTS
+        What the layer reads, X.
+    OUTPUTS
+        What the module returns, Y = W X + b: the bias is in it, so the moments of Z = Y - b have the mean less b.
+    CHANNELS
+        What the layer reads, one row per position and one feature per channel: selections are solved from it.
+    """
 
     INPUTS = "inputs"
-    """What the layer reads, X."""
     OUTPUTS = "outputs"
-    """What the module returns, Y = W X + b: the bias is in it, so the moments of Z = Y - b have the mean less b."""
     CHANNELS = "channels"
-    """What the layer reads, one row per position and one feature per channel: selections are solved from it."""
 
 
 class Pairing(StrEnum):

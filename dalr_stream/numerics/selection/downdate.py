@@ -1,11 +1,18 @@
 """What a few steps of a pivoted factorisation take from R and from R R, without touching either.
 
-Taking node p subtracts l l' from R. With l = R_:p / sqrt(R_pp) and w = (R R)_:p / sqrt(R_pp) - ||l||^2 l / 2
+R is A + v v': what is left of the covariance, and of the mean, which are kept apart. Of features whose mean is 1e5
+times their spread the sum has lost what tells one from another: 10 of its 16 digits. Taking node p subtracts
+R_:p R_p: / R_pp from R, and that is (the Schur complement of [[A, v], [v', -1]], by blocks), with l = A_:p / sqrt(A_pp)
+and c = v_p / sqrt(A_pp)
 
-    R - l l',        (R - l l')^2 = R R - l w' - w l'
+    A - l l',        s (v - c l) in place of v,        s = 1 / sqrt(1 + c^2)
 
-so a step needs one column of R and one of R R, and after some steps both are R_0 - L L' and R_0 R_0 - L W' - W L'.
-The second one's diagonal holds the squared norms of all columns of R, which are what greedy selection compares.
+With h = A l and w = h - ||l||^2 l / 2
+
+    (A - l l')^2 = A A - l w' - w l',        A v becomes s (A v - c h - (l'v) l + c ||l||^2 l)
+
+so a step needs one column of A and one of A A, and after some steps both are A_0 - L L' and A_0 A_0 - L W' - W L'.
+Greedy selection compares ||R_:j||^2 / R_jj, in which ||R_:j||^2 = ||A_:j||^2 + 2 v_j (A v)_j + v_j^2 ||v||^2.
 """
 
 from __future__ import annotations
@@ -15,60 +22,131 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dalr_stream.numerics.types import Indices, Matrix, Vector
+from dalr_stream.numerics.types import Indices, Mask, Matrix, Vector
+
+
+@dataclass(slots=True, eq=False)
+class MeanPart:
+    """v, by position among the same nodes as a `Downdate`."""
+
+    values: Vector
+    """(s,): v."""
+    image: Vector
+    """(s,): A v."""
+    squared: float
+    """||v||^2 over all nodes, not these alone."""
+
+    @classmethod
+    def none(cls, size: int) -> MeanPart:
+        """Of a centred matrix."""
+        return cls(np.zeros(size), np.zeros(size), 0.0)
+
+    def among(self, positions: Indices) -> MeanPart:
+        """Return the same of these nodes alone."""
+        return MeanPart(self.values[positions], self.image[positions], self.squared)
+
+    def take(self, position: int, pivot: float, step: Vector, pushed: Vector, length: float) -> None:
+        """Follow a step l of A, of squared length `length`, at the node of `pivot` A_pp; `pushed` is A l."""
+        root = np.sqrt(pivot)
+        c, along = self.values[position] / root, self.image[position] / root
+        s = 1.0 / np.sqrt(1.0 + c * c)
+        self.image = s * (self.image - c * pushed + (c * length - along) * step)
+        self.values = s * (self.values - c * step)
+        self.squared = max(s * s * (self.squared - 2.0 * c * along + c * c * length), 0.0)
+        self.values[position] = self.image[position] = 0.0
+
+    def forget(self) -> None:
+        """Take a node of which the mean alone is left: it explains the mean of all."""
+        self.values, self.image, self.squared = np.zeros_like(self.values), np.zeros_like(self.image), 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gains:
+    """What each node would explain, less what any of them would: the means' share may be 1e10 times the difference."""
+
+    values: Vector
+    """(s,): ||R_:j||^2 / R_jj - ||v||^2; 0 for nodes that were not asked for."""
+    magnitude: Vector
+    """(s,): what `values` are sums and differences of, added up: their rounding is a share of it."""
+    shared: float
+    """||v||^2."""
 
 
 @dataclass(slots=True, eq=False)
 class Downdate:
     """The steps so far, and the diagonals they lead to; `take` adds one.
 
-    Everything goes by position among s nodes, which may be some of those that R_0 is about.
+    Everything goes by position among s nodes, which may be some of those that A_0 is about.
     """
 
     diagonal: Vector
-    """(s,): R_jj now."""
+    """(s,): A_jj now."""
     norms: Vector
-    """(s,): ||R_:j||^2 now."""
+    """(s,): ||A_:j||^2 now."""
     left: Matrix
     """(s, room), Fortran order: L, of which the first `steps` columns are set."""
     right: Matrix
     """W, alike."""
+    mean: MeanPart
+    """v."""
     steps: int = 0
 
     @classmethod
-    def start(cls, diagonal: Vector, norms: Vector, room: int) -> Downdate:
-        """No steps yet, and room for `room` of them."""
+    def start(cls, diagonal: Vector, norms: Vector, room: int, mean: MeanPart | None = None) -> Downdate:
+        """No steps yet, and room for `room` of them; without a mean R is A."""
         left, right = (np.zeros((diagonal.size, room), order="F") for _ in range(2))
-        return cls(diagonal, norms, left, right)
+        return cls(diagonal, norms, left, right, mean or MeanPart.none(diagonal.size))
 
     def among(self, positions: Indices) -> Downdate:
         """Return the same steps as these nodes alone see them."""
         left, right = (np.asfortranarray(matrix[positions]) for matrix in (self.left, self.right))
-        return Downdate(self.diagonal[positions], self.norms[positions], left, right, self.steps)
+        mean = self.mean.among(positions)
+        return Downdate(self.diagonal[positions], self.norms[positions], left, right, mean, self.steps)
+
+    @property
+    def remaining(self) -> Vector:
+        """(s,): R_jj now."""
+        return self.diagonal + self.mean.values**2
+
+    def gains(self, slack: Vector, where: Mask) -> Gains:
+        """||R_:j||^2 / R_jj of the nodes `where`; `slack` is added to R_jj."""
+        v, own, norms = self.mean.values, self.diagonal + slack, np.maximum(self.norms, 0.0)
+        shared = self.mean.squared
+        if shared == 0.0:
+            values = np.divide(norms, own, out=np.zeros(v.size), where=where)
+            return Gains(values, values, 0.0)
+        own = np.maximum(self.diagonal, 0.0) + slack  # what is left of A_jj may be rounding, of either sign
+        whole, both, alone = own + v * v, 2.0 * v * self.mean.image, own * shared
+        values, magnitude = np.zeros(v.size), np.zeros(v.size)
+        np.divide(norms + both - alone, whole, out=values, where=where)
+        np.divide(norms + np.abs(both) + alone, whole, out=magnitude, where=where)
+        return Gains(values, magnitude, shared)
 
     def column(self, position: int, before: Vector) -> Vector:
-        """R_:p, from what that column was `before` the first step. Cost: s multiply-adds per step."""
+        """A_:p, from what that column was `before` the first step. Cost: s multiply-adds per step."""
         left = self.left[:, : self.steps]
         now: Vector = before - left @ left[position]
         return now
 
-    def gain(self, position: int) -> float:
-        """||R_:p||^2 / R_pp, which is ||l||^2."""
+    def length(self, position: int) -> float:
+        """||l||^2: ||A_:p||^2 / A_pp."""
         return float(self.norms[position] / self.diagonal[position])
 
-    def take(self, position: int, column: Vector, squared: Vector, gain: float, gone: Sequence[int] = ()) -> Vector:
+    def take(self, position: int, column: Vector, squared: Vector, length: float, gone: Sequence[int] = ()) -> Vector:
         """Take the node at `position`; return l. Cost: 2 s multiply-adds per step.
 
-        `column` is R_:p now, `squared` (R_0 R_0)_:p, and `gain` ||l||^2 over all nodes, not these alone. Nodes `gone`
+        `column` is A_:p now, `squared` (A_0 A_0)_:p, and `length` ||l||^2 over all nodes, not these alone. Nodes `gone`
         have no entries left on paper: theirs in l and w are set to zero.
         """
         left, right = self.left[:, : self.steps], self.right[:, : self.steps]
-        root = np.sqrt(column[position])
+        pivot = float(column[position])
+        root = np.sqrt(pivot)
         step: Vector = column / root
-        image = (squared - left @ right[position] - right @ left[position]) / root
-        image -= (0.5 * gain) * step
+        pushed = (squared - left @ right[position] - right @ left[position]) / root
         if gone:
-            step[gone] = image[gone] = 0.0
+            step[gone] = pushed[gone] = 0.0
+        self.mean.take(position, pivot, step, pushed, length)
+        image = pushed - (0.5 * length) * step
         self.diagonal -= step * step
         self.norms -= 2.0 * step * image
         self.left[:, self.steps], self.right[:, self.steps] = step, image

@@ -195,13 +195,13 @@ def _greedy(
     # A step is too short to be shared: threads wait longer for one another than they work. What is not too short the
     # residual shares itself, in parts that do not depend on how many threads there are.
     with one_blas_thread(), ThreadPoolExecutor(usable_cores()) as executor:
-        residual = SchurResidual(moments.covariance if affine else moments.second_moment, size, executor)
+        residual = SchurResidual(moments.covariance, None if affine else moments.mean, size, executor)
         taken, gains = _take_all(residual, live, regulariser, size)
     exhausted = not residual.open.any()
     idle = np.setdiff1d(np.arange(d), taken)
     last = idle[np.argsort(~live[idle], kind="stable")] if exhausted else idle[:0]
     order = np.concatenate([taken, last])[:size]
-    left = 0.0 if exhausted else float(residual.diagonal[residual.open].sum())
+    left = 0.0 if exhausted else float(residual.remaining[residual.open].sum())
     not_live = idle[: idle.size if exhausted else 0] if regulariser is None else np.flatnonzero(~live)
     return ChannelSelection(
         method=method,
@@ -249,5 +249,5 @@ def _choose(residual: SchurResidual, candidates: Mask, regulariser: _Regulariser
     if regulariser is not None:
         positions = np.flatnonzero(candidates)
         scores[positions] -= regulariser.term(gains[positions], residual.nodes[positions])
-    tied = scores >= scores.max() - GAIN_TOLERANCE * gains.max()
+    tied = scores >= scores.max() - residual.tie
     return int(np.argmax(tied)), scores

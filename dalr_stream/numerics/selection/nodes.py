@@ -43,22 +43,34 @@ class SelectedNodes:
 class ChannelSelection:
     """Nested subsets of d nodes: the first k of `order`, for every k.
 
-    With a `limit` the order, and all that goes by size, ends there.
+    With a `limit` the order, and everything that goes by size, ends there.
+
+    Attributes
+    ----------
+    method
+        The method that ordered them.
+    order
+        (s,): nodes in the order they are taken; s = d, or the limit.
+    factor
+        (d, r): columns of the pivoted Cholesky factor of Sigma; column j is zero at the nodes taken before the
+        j-th. r, at most s, is the rank found. None for pure pruning, which restores nothing.
+    retention
+        (s,): share of tr(Sigma) explained (Eq. 2) at sizes 1..s, non-decreasing, at most 1.
+    center
+        (d,): mean of the target where affine, else zeros.
+    not_live
+        Ascending: nodes that vary too little on the target to be compared (MoMaSP), or that explained nothing more
+        when their turn came (spectral). They come last.
+    diagnostics
+        Rows, numerical rank and route of the solution, and what was noted on the way.
     """
 
     method: Method
     order: Indices = field(repr=False)
-    """(s,): nodes in the order they are taken; s = d, or the limit."""
     factor: Matrix | None = field(repr=False)
-    """(d, r): columns of the pivoted Cholesky factor of Sigma; column j is zero at the nodes taken before the j-th.
-    r, at most s, is the rank found. None for pure pruning, which restores nothing."""
     retention: Vector = field(repr=False)
-    """(s,): share of tr(Sigma) explained (Eq. 2) at sizes 1..s, non-decreasing, at most 1."""
     center: Vector = field(repr=False)
-    """(d,): mean of the target where affine, else zeros."""
     not_live: Indices = field(repr=False)
-    """Ascending: nodes that vary too little on the target to be compared (MoMaSP), or that explained nothing more
-    when their turn came (spectral). They come last."""
     diagnostics: Diagnostics
 
     def __post_init__(self) -> None:
@@ -80,15 +92,33 @@ class ChannelSelection:
     def at_size(self, k: int, *, ridge: float = 0.0, layer: str | None = None) -> SelectedNodes:
         """Keep the first `k` nodes of the order.
 
-        A_J = Sigma_FJ Sigma_JJ^-1 = L_F L_J^-1 with L the first k columns of the factor: one triangular solve.
-        Kept nodes that depend on the others have columns that are zero outside their own row.
+        Parameters
+        ----------
+        k
+            Nodes to keep, 1..s.
+        ridge
+            Relative to the mean diagonal of Sigma. Above 0, A_J = Sigma_FJ (Sigma_JJ + ridge I)^-1 for the nodes that
+            went. At 0, A_J fits the sample exactly once as many nodes are kept as there are rows, and other rows badly
+            from a little before.
+        layer
+            Names the layer in messages.
 
-        A `ridge` > 0, relative to the mean diagonal of Sigma, makes it A_J = Sigma_FJ (Sigma_JJ + ridge I)^-1 for the
-        nodes that went. Without one A_J fits the sample exactly once as many nodes are kept as there are rows, and
-        other rows badly from a little before.
+        Returns
+        -------
+        SelectedNodes
+            `.kept` (k,), and `.restore` (d, k), which puts the others back: for `compress`.
 
-        Raises RankError outside 1..s, InvalidInputError for a negative ridge; `layer` names the layer in the message.
-        Cost: d k^2 operations.
+        Raises
+        ------
+        RankError
+            Outside 1..s.
+        InvalidInputError
+            For a negative ridge.
+
+        Notes
+        -----
+        A_J = Sigma_FJ Sigma_JJ^-1 = L_F L_J^-1 with L the first k columns of the factor: one triangular solve. Kept
+        nodes that depend on the others have columns that are zero outside their own row. Cost: d k^2 operations.
         """
         prefix = "" if layer is None else f"layer {layer!r}: "
         k = integer_within(k, self.order.size, f"{prefix}number of kept nodes")
@@ -122,7 +152,17 @@ class ChannelSelection:
     def at_retention(self, alpha: float, *, ridge: float = 0.0, layer: str | None = None) -> SelectedNodes:
         """Keep the fewest nodes of the order that retain `alpha` of the information, 0 < alpha <= 1.
 
-        Raises InvalidInputError outside that range, or where a limited order ends before.
+        `ridge` and `layer` are as for `at_size`.
+
+        Returns
+        -------
+        SelectedNodes
+            As `at_size`.
+
+        Raises
+        ------
+        InvalidInputError
+            Outside that range, or where a limited order ends before.
         """
         prefix = "" if layer is None else f"layer {layer!r}: "
         if not 0.0 < alpha <= 1.0:

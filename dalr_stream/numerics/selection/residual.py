@@ -22,7 +22,7 @@ from concurrent.futures import Executor
 import numpy as np
 
 from dalr_stream.numerics.linalg.psd import EPSILON
-from dalr_stream.numerics.selection.downdate import Downdate
+from dalr_stream.numerics.selection.downdate import Downdate, Gains, MeanPart
 from dalr_stream.numerics.types import Indices, Mask, Matrix, Vector
 
 BLOCK = 128
@@ -57,34 +57,44 @@ were zero on paper stood at 3e-12 of Sigma_jj, above the fixed share; the sum ke
 GAIN_TOLERANCE = 1e-10
 """Gains closer than this share of the largest are a tie: their difference may be rounding."""
 
+CONTENDERS = 1e-3
+"""Nodes whose gains are within this share of the largest, with what all would explain alike, say how large the terms
+are whose differences are compared. Those of a node without a mean, beside others of 1e5, are of another kind."""
+
 
 class SchurResidual:
-    """R of a symmetric positive semi-definite Sigma (d, d), which it overwrites; nodes are taken one by one.
+    """R of Sigma = C + m m', with C (d, d) symmetric positive semi-definite, which it overwrites; nodes go one by one.
 
-    Everything by node (`diagonal`, `open`, gains) goes by *position* among the nodes still here; `nodes` maps
+    Everything by node (`remaining`, `open`, gains) goes by *position* among the nodes still here; `nodes` maps
     positions to nodes, ascending. Positions change in `take`. Sigma is scaled to a trace of 1.
 
     At most `most` nodes are taken. `executor` shares what is large; BLAS should be held at one thread.
     """
 
-    def __init__(self, sigma: Matrix, most: int, executor: Executor) -> None:
-        d = sigma.shape[0]
-        self.trace = float(np.trace(sigma))
+    def __init__(self, covariance: Matrix, mean: Vector | None, most: int, executor: Executor) -> None:
+        """`mean` is m; none for a centred selection."""
+        d = covariance.shape[0]
+        m = np.zeros(d) if mean is None else mean
+        self.trace = float(np.trace(covariance) + m @ m)
         if self.trace > 0.0:
-            sigma /= self.trace
+            covariance /= self.trace
+            m = m / np.sqrt(self.trace)
         self.nodes: Indices = np.arange(d)
-        self._matrix, self._executor = sigma, executor
+        self._matrix, self._executor = covariance, executor
         self._factor = np.zeros((d, most), order="F")
         self._steps = self._looked_at = 0
-        self._start_block(np.einsum("ij,ij->i", sigma, sigma))
-        self._own = self.diagonal.copy()
-        self._rounding = SIGMA_ROUNDING * self._own
-        self.open: Mask = self.diagonal > 0.0
+        self._start_block(np.einsum("ij,ij->i", covariance, covariance), m, covariance @ m)
+        self._own = np.diagonal(covariance).copy()
+        self._slack = SIGMA_ROUNDING * self._own
+        self._rounding = self._slack + (SIGMA_ROUNDING * m) ** 2
+        self.open: Mask = self.remaining > 0.0
+        self.tie = 0.0
+        """How far from the largest of the last `gains` one may lie that is the same but for rounding."""
 
     @property
-    def diagonal(self) -> Vector:
+    def remaining(self) -> Vector:
         """R_jj by position."""
-        return self._block.diagonal
+        return self._block.remaining
 
     @property
     def factor(self) -> Matrix:
@@ -94,15 +104,33 @@ class SchurResidual:
     def gains(self, candidates: Mask) -> Vector:
         """Share of the trace each candidate would explain, as far as it is sure; zero at other positions.
 
-        What is rounding in Sigma_jj counts against node j. Where all gains are the same on paper, as before the last
+        Less what they would all explain alike, see `Downdate.gains`: to be compared with one another only.
+
+        What is rounding in C_jj counts against node j. Where all gains are the same on paper, as before the last
         pick of rank-deficient input, the largest would otherwise belong to a node of which next to nothing is left.
         """
-        gains = self._estimates(candidates)
+        gains = self._block.gains(self._slack, candidates)
         doubtful = self._doubtful(candidates, gains)
         if doubtful.size:
             self._recompute(doubtful)
-            gains = self._estimates(candidates)
-        return gains
+            gains = self._block.gains(self._slack, candidates)
+        self.tie = self._tie(candidates, gains)
+        return gains.values
+
+    def _tie(self, candidates: Mask, gains: Gains) -> float:
+        """Return how far from the largest gain one may lie that is the same but for rounding.
+
+        Where the mean alone is left, what is left of C_jj is rounding, and counts as such.
+        """
+        if gains.shared == 0.0:
+            return GAIN_TOLERANCE * float(gains.values.max())
+        values = np.where(candidates, gains.values, -np.inf)
+        best = float(values.max())
+        largest = best + gains.shared
+        near = np.flatnonzero(values >= best - CONTENDERS * largest)
+        slack = self._slack[near]
+        rounding = gains.shared * float((slack / (self.remaining[near] + slack)).min())
+        return GAIN_TOLERANCE * min(float(gains.magnitude[near].max()), largest) + rounding
 
     def take(self, position: int, scores: Vector) -> float:
         """Take the node at `position`, which must be open; return the share of the trace it explains.
@@ -110,40 +138,58 @@ class SchurResidual:
         `scores` (s,) by position are those it was chosen by, -inf where a node may not be taken. They say who is likely
         to follow, and change nothing else.
         """
-        if position not in self._squared:
-            self._look_ahead(position, scores)
         column = self._block.column(position, self._matrix[position])
-        pivot = float(column[position])
-        explained = float(column @ column / pivot)
-        step = self._block.take(position, column, self._squared.pop(position), explained, self._taken)
+        column[self._taken] = 0.0
+        pivot, mean = float(column[position]), self._block.mean
+        in_sigma = column + mean.values[position] * mean.values
+        root = np.sqrt(in_sigma[position])
+        if pivot > max(EXPLAINED * self._own[position], self._rounding[position]):
+            self._step(position, column, pivot, scores)
+        else:  # the others' covariance has explained it, but not that it is no zero
+            in_sigma, root = mean.values[position] * mean.values, abs(mean.values[position])
+            mean.forget()
+            self._doubt_of_image[:] = 0.0
+        in_sigma[self._taken] = 0.0
         self._taken.append(position)
-        spread = 2.0 * EPSILON * np.sqrt(self._norms_before[position] / pivot)
-        self._doubt += spread * np.abs(step) * np.sqrt(self._norms_before)
-        self._rounding += step * step * (self._rounding[position] / pivot)
-        self.open &= self.diagonal > np.maximum(EXPLAINED * self._own, self._rounding)
+        self.open &= self.remaining > np.maximum(EXPLAINED * self._own, self._rounding)
         self.open[position] = False
-        self._factor[self.nodes, self._steps] = step * np.sqrt(self.trace)
+        in_sigma /= root
+        self._factor[self.nodes, self._steps] = in_sigma * np.sqrt(self.trace)
         self._steps += 1
         self._end_block_if_due()
-        return explained
+        return float(in_sigma @ in_sigma)
 
-    def _estimates(self, candidates: Mask) -> Vector:
-        gains = np.zeros(self.nodes.size)
-        np.divide(self._block.norms, self.diagonal + SIGMA_ROUNDING * self._own, out=gains, where=candidates)
-        return np.maximum(gains, 0.0, out=gains)
+    def _step(self, position: int, column: Vector, pivot: float, scores: Vector) -> None:
+        """Take the node from A and v."""
+        if position not in self._squared:
+            self._look_ahead(position, scores)
+        mean, before = self._block.mean, self._norms_before
+        weight = abs(mean.values[position]) / np.sqrt(pivot + mean.values[position] ** 2)
+        length = float(column @ column / pivot)
+        step = self._block.take(position, column, self._squared.pop(position), length, self._taken)
+        mean.squared = float(mean.values @ mean.values)
+        spread = EPSILON * np.sqrt(before[position] / pivot) * np.sqrt(before)
+        self._doubt += 2.0 * spread * np.abs(step)
+        self._doubt_of_image += weight * spread
+        self._rounding += step * step * (self._rounding[position] / pivot)
 
-    def _doubtful(self, candidates: Mask, gains: Vector) -> Indices:
+    def _doubtful(self, candidates: Mask, gains: Gains) -> Indices:
         """Positions of candidates whose gains might be wrong by more than the tolerance."""
-        return np.flatnonzero(candidates & (self._doubt > GAIN_TOLERANCE * gains.max() * self.diagonal))
+        doubt = self._doubt
+        if gains.shared > 0.0:
+            doubt = doubt + 2.0 * np.abs(self._block.mean.values) * self._doubt_of_image
+        return np.flatnonzero(candidates & (doubt > self._tie(candidates, gains) * self.remaining))
 
     def _recompute(self, positions: Indices) -> None:
-        """Take norms from the columns themselves: s b operations per column."""
-        left = self._block.left[:, : self._block.steps]
+        """Take norms and A v from the columns themselves: s b operations per column."""
+        left, mean = self._block.left[:, : self._block.steps], self._block.mean
         for chunk in np.array_split(positions, -(-positions.size // BLOCK)):
             columns = self._matrix[chunk] - left[chunk] @ left.T
             columns[:, self._taken] = 0.0
             self._block.norms[chunk] = np.einsum("ij,ij->i", columns, columns)
+            mean.image[chunk] = columns @ mean.values
         self._doubt[positions] = EPSILON * self._block.norms[positions]
+        self._doubt_of_image[positions] = EPSILON * np.sqrt(self._block.norms[positions] * mean.squared)
 
     def _look_ahead(self, position: int, scores: Vector) -> None:
         """Make (R_0 R_0)_:p for the node at `position` and for those likely to follow it, reading R_0 once."""
@@ -172,26 +218,29 @@ class SchurResidual:
         ranked = np.argsort(-np.where(np.arange(scores.size) == position, np.inf, scores), kind="stable")
         reach = self._reach()
         players = ranked[: min(PLAYERS * reach, np.count_nonzero(scores > -np.inf))]
-        off, floor = (self._estimates(self.open) - scores)[players], EXPLAINED * self._own[players]
+        off = (self._block.gains(self._slack, self.open).values - scores)[players]
+        floor, slack = EXPLAINED * self._own[players], np.zeros(players.size)
         rows = self._matrix[players]
         small, squared = rows[:, players], rows @ rows.T
         block, played = self._block.among(players), [0]
         for _ in range(reach - 1):
             p = played[-1]
-            block.take(p, block.column(p, small[p]), squared[p], block.gain(p))
+            block.take(p, block.column(p, small[p]), squared[p], block.length(p))
             off[p] = np.inf
             here = (off < np.inf) & (block.diagonal > floor)
             if not here.any():
                 break
-            gains = np.divide(block.norms, block.diagonal, out=np.zeros(players.size), where=here)
-            played.append(int(np.argmax(np.where(here, gains - off, -np.inf))))
+            played.append(int(np.argmax(np.where(here, block.gains(slack, here).values - off, -np.inf))))
         return [int(p) for p in players[played]]
 
     def _end_block_if_due(self) -> None:
         """Bring R up to date where the block is full, or where that is cheaper than recomputing many norms."""
         if self._steps == self._factor.shape[1] or not self.open.any():
             return
-        if self._block.steps == BLOCK or self._doubtful(self.open, self._estimates(self.open)).size > BLOCK:
+        if (
+            self._block.steps == BLOCK
+            or self._doubtful(self.open, self._block.gains(self._slack, self.open)).size > BLOCK
+        ):
             self._end_block()
 
     def _end_block(self) -> None:
@@ -201,25 +250,28 @@ class SchurResidual:
         """
         keep = np.delete(np.arange(self.nodes.size), self._taken)
         left = self._block.left[keep, : self._block.steps]
-        matrix, norms = self._matrix.reshape(-1)[: keep.size**2].reshape(keep.size, keep.size), np.empty(keep.size)
+        matrix = self._matrix.reshape(-1)[: keep.size**2].reshape(keep.size, keep.size)
+        mean, norms, image = self._block.mean.values[keep], np.empty(keep.size), np.empty(keep.size)
 
-        def update(part: slice) -> tuple[slice, Matrix, Vector]:
+        def update(part: slice) -> tuple[slice, Matrix, Vector, Vector]:
             rows = self._matrix[keep[part]].take(keep, axis=1)
             rows -= left[part] @ left.T
-            return part, rows, np.einsum("ij,ij->i", rows, rows)
+            return part, rows, np.einsum("ij,ij->i", rows, rows), rows @ mean
 
         parts = [slice(first, first + ROWS) for first in range(0, keep.size, ROWS)]
         for wave in range(0, len(parts), WAVE):
-            for part, rows, squares in self._executor.map(update, parts[wave : wave + WAVE]):
-                matrix[part], norms[part] = rows, squares
+            for part, rows, squares, images in self._executor.map(update, parts[wave : wave + WAVE]):
+                matrix[part], norms[part], image[part] = rows, squares, images
         self._matrix = matrix
         self.nodes, self.open = self.nodes[keep], self.open[keep]
-        self._own, self._rounding = self._own[keep], self._rounding[keep]
-        self._start_block(norms)
+        self._own, self._slack, self._rounding = self._own[keep], self._slack[keep], self._rounding[keep]
+        self._start_block(norms, mean, image)
 
-    def _start_block(self, norms: Vector) -> None:
-        self._block = Downdate.start(np.diagonal(self._matrix).copy(), norms, BLOCK)
+    def _start_block(self, norms: Vector, mean: Vector, image: Vector) -> None:
+        part = MeanPart(mean, image, float(mean @ mean))
+        self._block = Downdate.start(np.diagonal(self._matrix).copy(), norms, BLOCK, part)
         self._norms_before = norms.copy()
         self._doubt = EPSILON * norms
+        self._doubt_of_image = EPSILON * np.sqrt(norms * part.squared)
         self._taken: list[int] = []
         self._squared: dict[int, Vector] = {}

@@ -28,21 +28,30 @@ class Shift(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MomentShift:
-    """How far each of d features moved from the source to the target."""
+    """How far each of d features moved from the source to the target.
+
+    Attributes
+    ----------
+    target_mean
+        (d,): mean on the target.
+    source_mean
+        (d,): mean on the source.
+    mean_gap
+        (d,): (target mean - source mean) / pooled standard deviation, with the pooled variance (S_target,jj +
+        S_source,jj) / (n_target + n_source) within the domains. For a feature that is constant on both: 0 where it
+        is the same constant, else +-inf.
+    covariance_shift
+        (d,): || S_j: o (C_source - C_target)_j: ||, S_ij = (C_target,ii C_target,jj)^(-1/4), covariances about the
+        mean (Eq. 4). 0 for features that are not live.
+    live
+        (d,): features that vary enough on the target for covariances to be compared in its units.
+    """
 
     target_mean: Vector = field(repr=False)
-    """(d,)"""
     source_mean: Vector = field(repr=False)
-    """(d,)"""
     mean_gap: Vector = field(repr=False)
-    """(d,): (target mean - source mean) / pooled standard deviation, with the pooled variance
-    (S_target,jj + S_source,jj) / (n_target + n_source) within the domains. For a feature that is constant on both:
-    0 where it is the same constant, else +-inf."""
     covariance_shift: Vector = field(repr=False)
-    """(d,): || S_j: o (C_source - C_target)_j: ||, S_ij = (C_target,ii C_target,jj)^(-1/4), covariances about the mean
-    (Eq. 4). 0 for features that are not live."""
     live: NDArray[np.bool_] = field(repr=False)
-    """(d,): features that vary enough on the target for covariances to be compared in its units."""
 
     @property
     def features(self) -> int:

@@ -11,16 +11,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Shape of a layer and of what reads it."""
+    """Shape of a layer and of what reads it.
+
+    Attributes
+    ----------
+    outputs
+        m: outputs of the layer.
+    inputs
+        d: inputs of the layer, or of each group of it.
+    next_outputs
+        C: weights of each node in its readers and in layers tied to this one; 0 where nothing reads them one by
+        one.
+    groups
+        g, of a convolution: its outputs are those of all groups, its inputs those of each, and so is its rank.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> shape = ds.numerics.LayerShape(outputs=10, inputs=6, next_outputs=4)
+    >>> shape.parameters, shape.break_even_rank, shape.equal_parameters(3)
+    (60, 3, 8)
+    """
 
     outputs: int
-    """m"""
     inputs: int
-    """d"""
     next_outputs: int = 0
-    """C, weights of each node in its readers and in layers tied to this one; 0 where nothing reads them one by one."""
     groups: int = 1
-    """g, of a convolution: its outputs are those of all groups, its inputs those of each, and so is its rank."""
 
     @property
     def max_rank(self) -> int:

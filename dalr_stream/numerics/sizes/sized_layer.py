@@ -17,13 +17,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.options import parse_choice
-from dalr_stream.numerics.selection.nodes import ChannelSelection
-from dalr_stream.numerics.sizes.losses import lost_energy
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.types import Indices, Vector
 
 RESOLUTION = 1e-12
@@ -32,30 +28,52 @@ RESOLUTION = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A layer whose nodes are inputs of another one."""
+    """A layer whose nodes are inputs of another one.
+
+    Attributes
+    ----------
+    layer
+        Its name.
+    inputs
+        Inputs for each of its nodes: more than one for the kernel of a convolution, or for a flattened image.
+    """
 
     layer: str
     inputs: int = 1
-    """Inputs for each of its nodes: more than one for the kernel of a convolution, or for a flattened image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SizedLayer:
-    """The sizes that one layer may have, what it loses at each, and how it is counted."""
+    """The sizes that one layer may have, what it loses at each, and how it is counted.
+
+    Attributes
+    ----------
+    name
+        The layer's name.
+    shape
+        Its shape, and what its nodes weigh in their readers.
+    family
+        Whether its sizes are ranks or numbers of kept nodes.
+    sizes
+        (s,): ascending ranks, or numbers of kept nodes; the last is `whole`, the layer as it is.
+    losses
+        (s,): share of the energy that is lost, or the loss that was measured; non-increasing, the last is 0.
+    reads
+        The layers whose nodes are inputs of this one.
+    positions
+        Rows per sample where multiply-adds are counted; 1 where weights are.
+    follows
+        The layer with whose outputs this one's go, tied by an addition or a product.
+    """
 
     name: str
     shape: LayerShape
     family: Family
     sizes: Indices = field(repr=False)
-    """(s,) ascending ranks, or numbers of kept nodes; the last is `whole`, the layer as it is."""
     losses: Vector = field(repr=False)
-    """(s,): share of the energy that is lost, or the loss that was measured; non-increasing, the last is 0."""
     reads: tuple[Source, ...] = ()
-    """The layers whose nodes are inputs of this one."""
     positions: float = 1.0
-    """Rows a sample where multiply-adds are counted; 1 where weights are."""
     follows: str | None = None
-    """The layer with whose outputs this one's go, tied by an addition or a product."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", parse_choice(Family, self.family, "family"))
@@ -100,110 +118,6 @@ class SizedLayer:
         if not 0.0 <= scale < np.inf:
             raise InvalidInputError(f"layer '{self.name}': a scale of losses must be 0 or more, got {scale}")
         return replace(self, losses=scale * self.losses)
-
-
-def factor_layer(
-    name: str, factors: Factors, moments: InputMoments, *, reads: Sequence[Source] = (), positions: float = 1.0
-) -> SizedLayer:
-    """Return a layer at the ranks that cost less than it does.
-
-    Parameters
-    ----------
-    name
-        The layer's name.
-    factors
-        From `dalr`, `truncated_svd` or `solve`.
-    moments
-        Of its inputs: they decide what each rank loses.
-    reads
-        The layers whose nodes are inputs of this one.
-    positions
-        Rows per sample where multiply-adds are to be counted; 1 for weights.
-
-    Returns
-    -------
-    SizedLayer
-        Its sizes are ranks, and the whole layer.
-
-    Examples
-    --------
-    >>> import numpy as np, dalr_stream as ds
-    >>> moments = ds.Moments.of(np.eye(6))
-    >>> factors = ds.truncated_svd(np.diag([8.0, 4.0, 2.0, 1.0, 0.5, 0.25]), None)
-    >>> ds.numerics.factor_layer("fc", factors, moments).sizes.tolist()
-    [1, 2, 3, 6]
-    """
-    shape = LayerShape(factors.outputs, factors.inputs, groups=len(factors.parts))
-    ranks = np.arange(1, min(shape.break_even_rank, shape.max_rank - 1) + 1)
-    return _sized(name, shape, Family.LOW_RANK, ranks, lost_energy(factors, moments)[ranks], reads, positions)
-
-
-def selection_layer(
-    name: str, selection: ChannelSelection, shape: LayerShape, *, reads: Sequence[Source] = (), positions: float = 1.0
-) -> SizedLayer:
-    """Return a layer at every number of nodes that its selection can keep.
-
-    Parameters
-    ----------
-    name
-        The layer's name.
-    selection
-        From `spectral`, `momasp` or `solve`.
-    shape
-        Of the layer, with what each node weighs in its readers: `Store.shape(name)`.
-    reads
-        The layers whose nodes are inputs of this one.
-    positions
-        Rows per sample where multiply-adds are to be counted; 1 for weights.
-
-    Returns
-    -------
-    SizedLayer
-        Its sizes are numbers of kept nodes.
-
-    Examples
-    --------
-    >>> import numpy as np, dalr_stream as ds
-    >>> selection = ds.prune_by_mean(ds.Moments.of(np.eye(4)))
-    >>> layer = ds.numerics.selection_layer("fc", selection, ds.numerics.LayerShape(outputs=4, inputs=6))
-    >>> layer.sizes.tolist(), layer.losses.round(6).tolist()
-    ([1, 2, 3, 4], [0.75, 0.5, 0.25, 0.0])
-    """
-    sizes = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
-    return _sized(name, shape, Family.SELECTION, sizes, 1.0 - selection.retention[sizes - 1], reads, positions)
-
-
-def unchanged_layer(
-    name: str, shape: LayerShape, *, reads: Sequence[Source] = (), positions: float = 1.0, follows: str | None = None
-) -> SizedLayer:
-    """Return a layer that has no size but its own; it gets narrower with the layers that it reads or follows.
-
-    Parameters
-    ----------
-    name
-        The layer's name.
-    shape
-        Of the layer.
-    reads
-        The layers whose nodes are inputs of this one.
-    positions
-        Rows per sample where multiply-adds are to be counted; 1 for weights.
-    follows
-        The layer with whose outputs this one's go, tied by an addition or a product.
-
-    Returns
-    -------
-    SizedLayer
-        Its only size is the whole layer.
-
-    Examples
-    --------
-    >>> import dalr_stream as ds
-    >>> ds.numerics.unchanged_layer("fc", ds.numerics.LayerShape(outputs=10, inputs=6)).sizes.tolist()
-    [6]
-    """
-    whole = np.array([shape.max_rank])
-    return SizedLayer(name, shape, Family.LOW_RANK, whole, np.zeros(1), tuple(reads), positions, follows)
 
 
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:
@@ -273,18 +187,3 @@ def as_they_are(layers: Sequence[SizedLayer]) -> dict[str, int]:
     {'fc': 6}
     """
     return {layer.name: layer.whole for layer in layers}
-
-
-def _sized(
-    name: str,
-    shape: LayerShape,
-    family: Family,
-    sizes: Indices,
-    losses: Vector,
-    reads: Sequence[Source],
-    positions: float,
-) -> SizedLayer:
-    """Add the layer as it is; rounding must not make a larger size look worse than a smaller one."""
-    whole = shape.max_rank if family is Family.LOW_RANK else shape.outputs
-    falling = np.minimum.accumulate(np.clip(losses, 0.0, 1.0))
-    return SizedLayer(name, shape, family, np.append(sizes, whole), np.append(falling, 0.0), tuple(reads), positions)

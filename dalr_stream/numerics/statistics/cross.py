@@ -24,12 +24,25 @@ class CrossMoments:
 
     Views share the joint record's memory unless documented as new arrays. Z is whatever was folded: where it
     includes a bias b, so do its mean and everything about zero; `cross_scatter_about(c, b)` takes it off again.
+
+    Attributes
+    ----------
+    joint
+        Moments of the rows [x | z], d + m features.
+    input_features
+        d: how many of the joint features are inputs; they come first.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> inputs = np.array([[1.0], [2.0], [3.0]])
+    >>> moments = ds.numerics.CrossMoments.of(inputs, 2.0 * inputs)
+    >>> moments.cross_gram.tolist(), moments.squared_error(np.array([[2.0]]), np.zeros(1))
+    ([[28.0]], 0.0)
     """
 
     joint: Moments
-    """Of the rows [x | z], d + m features."""
     input_features: int
-    """d: how many of the joint features are inputs; they come first."""
 
     def __post_init__(self) -> None:
         if not 0 < self.input_features < self.joint.features:
@@ -40,10 +53,20 @@ class CrossMoments:
 
     @classmethod
     def of(cls, inputs: ArrayLike, outputs: ArrayLike, *, samples: int | None = None) -> CrossMoments:
-        """Moments of `inputs` (n, d) and `outputs` (n, m), n >= 0, taken as one block; `samples` defaults to n.
+        """Return the moments of `inputs` (n, d) and `outputs` (n, m), n >= 0, taken as one block.
 
-        Raises InvalidInputError where the rows do not pair up, NonFiniteError where one holds NaN or Inf (the feature
-        it names counts through [x | z]). Cost: n (d + m)^2 multiply-adds, 16 n (d + m) bytes.
+        `samples` defaults to n.
+
+        Raises
+        ------
+        InvalidInputError
+            Where the rows do not pair up.
+        NonFiniteError
+            Where one holds NaN or Inf; the feature it names counts through [x | z].
+
+        Notes
+        -----
+        Cost: n (d + m)^2 multiply-adds, 16 n (d + m) bytes.
         """
         joined = joint_rows(np.asarray(inputs), np.asarray(outputs))
         return cls(Moments.of(joined, samples=samples), np.asarray(inputs).shape[1])

@@ -18,7 +18,13 @@ from dalr_stream.numerics.types import Vector
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupedMoments:
-    """Moments of rows of which only those of each group with itself are known."""
+    """Moments of rows of which only those of each group with itself are known.
+
+    Attributes
+    ----------
+    parts
+        The moments of each group, in the order of the groups.
+    """
 
     parts: tuple[Moments, ...]
 

@@ -26,26 +26,45 @@ from dalr_stream.numerics.types import Matrix, Vector, real_array
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Moments of `count` rows of d features, float64 whatever the rows were.
+    """Moments of `count` rows of d features, in float64 whatever the rows were.
 
-    `max_abs` and `maximum` are NaN where they are unknown (after a subtraction). Two records are compared with
-    `same_bits`; `==` is identity.
+    Records are added with `+`, in any order and grouping, and subtracted with `-`. Two are compared with `same_bits`;
+    `==` is identity.
+
+    Attributes
+    ----------
+    count
+        Rows.
+    samples
+        Independent samples the rows came from; fewer than rows where a sample gives several.
+    mean
+        (d,): mean of the rows.
+    scatter
+        (d, d): sum of (x - mean)(x - mean)', symmetric.
+    max_abs
+        (d,): largest |x|; NaN where it is unknown, after a subtraction.
+    maximum
+        (d,): largest x; NaN where it is unknown.
+    nonzero
+        (d,): rows in which the feature is not zero.
+
+    Examples
+    --------
+    >>> import dalr_stream as ds
+    >>> both = ds.Moments.of([[1.0, 2.0], [3.0, 6.0]]) + ds.Moments.of([[5.0, 7.0]])
+    >>> both.count, both.mean.tolist()
+    (3, [3.0, 5.0])
+    >>> both.gram.tolist()
+    [[35.0, 55.0], [55.0, 89.0]]
     """
 
     count: int
-    """Rows."""
     samples: int
-    """Independent samples the rows came from; fewer than rows where a sample gives several."""
     mean: Vector
-    """(d,)"""
     scatter: Matrix
-    """(d, d): sum of (x - mean)(x - mean)', symmetric."""
     max_abs: Vector = field(repr=False)
-    """(d,): largest |x|."""
     maximum: Vector = field(repr=False)
-    """(d,): largest x."""
     nonzero: NDArray[np.int64] = field(repr=False)
-    """(d,): rows in which the feature is not zero."""
 
     def __post_init__(self) -> None:
         d = self.mean.size
@@ -67,9 +86,16 @@ class Moments:
 
     @classmethod
     def of(cls, rows: ArrayLike, *, samples: int | None = None) -> Moments:
-        """Moments of `rows` (n, d), n >= 0, taken as one block; `samples` defaults to n.
+        """Return the moments of `rows` (n, d), n >= 0, taken as one block; `samples` defaults to n.
 
-        Raises NonFiniteError where a row holds NaN or Inf. Cost: n d^2 multiply-adds, 8 n d bytes.
+        Raises
+        ------
+        NonFiniteError
+            Where a row holds NaN or Inf.
+
+        Notes
+        -----
+        Cost: n d^2 multiply-adds, 8 n d bytes.
         """
         block = real_array(rows, "moments: rows")
         if block.ndim != 2:

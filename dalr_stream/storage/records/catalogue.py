@@ -14,7 +14,7 @@ from dalr_stream.storage.records.record import (
 
 def check_record(root: Path, path: Path) -> None:
     """Read a whole record and compare every array to its digest; raises StoreDamagedError."""
-    if path.relative_to(root).parts[0] in {"moments", "shards"}:
+    if path.relative_to(root).parts[0] in {"moments", "shards", "sums"}:
         load_moments(path)
         return
     specs = {spec.name: spec for spec in (*schema.WEIGHTS, *schema.LOW_RANK, *schema.SELECTION)}
@@ -23,7 +23,7 @@ def check_record(root: Path, path: Path) -> None:
 
 def records(root: Path) -> list[Path]:
     """Return the folders of every record of a store, shards of merged ones too; damaged ones are among them."""
-    depths = {"weights": 1, "moments": 3, "shards": 4, "solutions": 2}
+    depths = {"weights": 1, "moments": 3, "shards": 4, "sums": 4, "solutions": 2}
     return sorted(path for kind, depth in depths.items() for path in _folders_below(root / kind, depth))
 
 

@@ -40,6 +40,21 @@ def shard_path(root: Path, domain: str, shard: str, layer: str, part: str) -> Pa
     return root / "shards" / domain / shard / layer / part
 
 
+def branches_path(root: Path, domain: str) -> Path:
+    """Return the folder of the sums of some of a merged domain's shards."""
+    return root / "sums" / domain
+
+
+def branch_name(beginning: str) -> str:
+    """Return the folder of the sum of the shards whose names begin so."""
+    return f"@{beginning}"
+
+
+def branch_path(root: Path, domain: str, beginning: str, layer: str, part: str) -> Path:
+    """Return the folder of one moment record of that sum."""
+    return branches_path(root, domain) / branch_name(beginning) / layer / part
+
+
 def save_moments(path: Path, moments: Moments, provenance: Provenance) -> None:
     """Write one moment record, replacing the one that was there; one of no rows has no scatter on disk."""
     with new_folder(path) as folder:

@@ -85,7 +85,8 @@ def seal_record(
     folder: Path, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance, name: Name
 ) -> None:
     """Write a record's plain values, its arrays' digests, what travels along, and its name."""
-    write_group(folder, {**values, "digests": dict(digests), "provenance": dict(provenance), _NAME: list(name)})
+    document = {**values, "digests": dict(digests), "provenance": dict(provenance), _NAME: list(name)}
+    write_group(folder, document, on_its_way=True)
 
 
 def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:

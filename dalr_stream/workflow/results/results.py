@@ -28,9 +28,9 @@ from dalr_stream.report.record import (
     Results,
     RetentionCurve,
     Spectra,
-    Stability,
 )
 from dalr_stream.report.scale import ACCURACY, Scale
+from dalr_stream.report.stability_record import Stability
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.runfile.project import Project

@@ -21,7 +21,8 @@ from dalr_stream.errors import ConfigError, StoreNotFoundError
 from dalr_stream.network.capture.batches import call, refusals_explained
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.spec import LayerSpec, match_names, select_layers, unsupported_layers
+from dalr_stream.network.layers.patterns import match_names
+from dalr_stream.network.layers.spec import LayerSpec, select_layers, unsupported_layers
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
@@ -207,6 +208,7 @@ class Project:
             precision=section.precision,
             device=section.device,
             shards=self.config.shards(domain),
+            any_blas=section.any_blas,
         )
 
     @contextmanager

@@ -185,6 +185,9 @@ class AccumulateSection(Section):
     """Fold in this many worker processes of this machine instead."""
     scheduler: str | None = None
     """Fold on the workers of this dask.distributed scheduler instead, e.g. `tcp://host:8786`."""
+    any_blas: bool = False
+    """Accept workers whose BLAS is another build, or chose another kernel for another CPU, and checkpoints that such a
+    one left. The moments then say `any` for their BLAS: bits may depend on who folded what. By default refused."""
     precision: Precision = Precision.DOUBLE
     """Of products: `single` is the fast mode, float32 products and float64 sums."""
     device: str | None = Field(default=None, pattern=FOLD_DEVICE)

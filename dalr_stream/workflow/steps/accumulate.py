@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
@@ -12,7 +14,6 @@ from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import forget_domain, forget_moments
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore
-from dalr_stream.streaming.folding import but_for_blas
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture, train
 from dalr_stream.workflow.steps.session import Session
@@ -58,12 +59,18 @@ def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
     record, network = store.domain(domain), store.manifest.network.fingerprint
     folding, parts = project.folding(domain), (*PARTS, *shard_parts(project.config.shards(domain)))
     for layer in {record.home(layer): None for layer in record.names}:
-        expected = provenance_of(moments_path(project.store, domain, layer, TRAINING)) or {}
+        training = provenance_of(moments_path(project.store, domain, layer, TRAINING)) or {}
+        expected = training
         if not record.shards:  # a merged store's moments were folded elsewhere
             rule = folding.rule(record.layers[layer].features)
-            anew = moments_provenance(network, record, layer, rule)
-            expected = expected if but_for_blas(expected) == but_for_blas(anew) else anew
+            made_from = moments_provenance(network, record, layer, dataclasses.replace(rule, blas=_blas_of(training)))
+            expected = {**training, **made_from}
         yield from (store_record(moments_path(project.store, domain, layer, part), expected) for part in parts)
+
+
+def _blas_of(made_from: Mapping[str, Any]) -> str:
+    """Return the BLAS that a record names: moments folded by any are as good."""
+    return str((made_from.get("rule") or {}).get("blas", ""))
 
 
 def _fold_stored(session: Session, domain: str) -> None:

@@ -9,10 +9,12 @@ from, so a store and a run file are enough to solve, on another machine and with
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import StoreNotFoundError
+from dalr_stream.storage.durable import readable
 from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 
@@ -37,9 +39,19 @@ def file_digest(path: Path) -> str:
 
 
 def file_print(path: Path, key: str) -> str:
-    """Return what identifies a file cheaply: its name, size and time of change; `key` is the run file's key."""
+    """Return what identifies a file: its name and the SHA-256 of its bytes; `key` is the run file's key.
+
+    Size and time of change would not do: `rsync -t`, or an archive unpacked over it, can leave both as they were. A
+    process reads a file once, and again when the file system says that something of it changed, which nobody can set.
+    """
     try:
         stat = path.stat()
     except FileNotFoundError:
         raise StoreNotFoundError(f"{key}: there is no file '{path.resolve()}': put it there, or name another") from None
-    return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
+    with readable(path):
+        return f"{path.name}:{_digest_as_of(path.resolve(), stat.st_ino, stat.st_size, stat.st_ctime_ns)}"
+
+
+@cache
+def _digest_as_of(path: Path, *_: int) -> str:
+    return file_digest(path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, LayerNotFoundError, ParameterIncreaseWarning
-from dalr_stream.network.layers.spec import match_names
+from dalr_stream.network.layers.patterns import match_names
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection

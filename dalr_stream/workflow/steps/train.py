@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dalr_stream.network.saved.pretrained import weights_file
+from dalr_stream.network.saved.pretrained import weights_files
 from dalr_stream.network.saved.weights import save_weights, weights_made_from
 from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.project import Project
@@ -37,7 +37,7 @@ def made_from(project: Project) -> str:
     section, seed = project.config.network, project.config.run.seed
     files = {"weights": section.weights, "start": section.start}
     weights = [
-        None if file is None else file_print(weights_file(project.folder / file), f"network.{key}")
+        [file_print(part, f"network.{key}") for part in weights_files(project.folder / file)] if file else None
         for key, file in files.items()
     ]
     settings = section.model_dump(mode="json", exclude={"layers", "outputs", "device"})

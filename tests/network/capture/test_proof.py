@@ -152,10 +152,9 @@ def test_a_first_batch_of_one_row_a_sample_does_not_show_the_order_of_later_ones
     ("mix", "reason"),
     [
         (lambda x: x - x.mean(0), "rows of others change too"),
-        (lambda x: x.flip(0), "rows of others change too"),
         (lambda x: functional.batch_norm(x.mT, None, None, training=True).mT, "rows of others change too"),
         (lambda x: x.repeat(1, 4, 1).unflatten(1, (2, -1)).transpose(0, 1).flatten(0, 2), "rows of others change too"),
-        (lambda x: x[x[..., 0] > 0], "rows are packed, or sent to it by a router|rows of others change too"),
+        (lambda x: 2 * x[x[..., 0] > 0], "rows are packed, or sent to it by a router|rows of others change too"),
         (lambda x: torch.arange(42.0).reshape(7, 6) + 0 * x.sum(), "none of its rows.* changes with a sample"),
         (lambda x: torch.arange(72.0).reshape(12, 6) + 0 * x.sum(), "none of its rows.* changes with a sample"),
     ],
@@ -163,6 +162,25 @@ def test_a_first_batch_of_one_row_a_sample_does_not_show_the_order_of_later_ones
 def test_a_layer_whose_rows_belong_to_no_sample_is_refused_by_name(mix, reason):
     with pytest.raises(InvalidInputError, match=rf"layer 'fc': .*({reason}).*prove=False"):
         moments(Reads(mix), [drawn(4, 3, WIDTH)])
+
+
+@pytest.mark.parametrize("samples", [4, 7])
+@pytest.mark.parametrize(
+    ("pick", "whose"),
+    [
+        (lambda x: x.flip(0), lambda x: torch.ones(x.shape[:2], dtype=torch.bool)),
+        (lambda x: x[x[..., 0] > 0], lambda x: x[..., 0] > 0),
+        (lambda x: x.flatten(0, 1).flip(0)[(x[..., 0] > 0).flatten().flip(0)], lambda x: x[..., 0] > 0),
+    ],
+    ids=["turned round", "packed", "packed and turned round"],
+)
+def test_rows_in_any_order_are_looked_up_in_what_a_module_around_reads(pick, whose, samples, tmp_path):
+    x = drawn(samples, 3, WIDTH)
+    net = Reads(pick).eval()
+    store = ds.capture(net, [x], select_layers(net, ["fc"]), tmp_path, domain="t")
+    tile = store.read_tile("t", "fc", 0)
+    np.testing.assert_array_equal(tile.rows, x[whose(x)])
+    np.testing.assert_array_equal(tile.samples, np.repeat(np.arange(samples), whose(x).sum(1)))
 
 
 def test_a_layer_that_reads_what_is_the_same_for_every_sample_is_watched():

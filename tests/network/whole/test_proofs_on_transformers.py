@@ -180,12 +180,14 @@ def test_the_mask_of_the_encoder_is_not_that_of_the_decoder():
         accumulate_stream(net, [batch], layers, rows=ds.RowRule(mask="attention_mask"))
 
 
-def test_an_expert_whose_rows_a_router_chooses_is_refused():
+def test_each_token_is_measured_at_the_expert_that_a_router_sends_it_to():
     config = hf.SwitchTransformersConfig(**T5, num_experts=2, **SEQUENCES)
-    net = built(lambda: hf.SwitchTransformersForConditionalGeneration(config))
-    for expert in select_layers(net, ["decoder.*.experts.*.wi"]):
-        with pytest.raises(InvalidInputError, match=f"layer '{expert.name}': "):
-            accumulate_stream(net, [text(decoder=True)], [expert])
+    net, batch = built(lambda: hf.SwitchTransformersForConditionalGeneration(config)), text(decoder=True)
+    experts = select_layers(net, ["decoder.*.experts.*.wi"])
+    found = accumulate_stream(net, [batch], experts, rows=ds.RowRule(mask="decoder_attention_mask"), folding=ALL_ROWS)
+    counts = [found[expert.stream].count for expert in experts]
+    assert sum(counts) == len(experts) // 2 * batch["decoder_attention_mask"].sum()
+    assert min(counts) > 0
 
 
 def test_padding_that_reaches_its_neighbours_is_told():

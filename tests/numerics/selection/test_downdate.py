@@ -26,7 +26,7 @@ def test_both_diagonals_and_the_columns_are_those_of_the_matrix(d, seed, told):
     downdate = Downdate.start(np.diagonal(before).copy(), np.sum(before**2, axis=0), d)
     for step, (p, r) in enumerate(zip(order, after, strict=True)):
         taken = downdate.take(
-            p, downdate.column(p, before[p]), (before @ before)[p], downdate.gain(p), order[:step] if told else ()
+            p, downdate.column(p, before[p]), (before @ before)[p], downdate.length(p), order[:step] if told else ()
         )
         scale = np.trace(before)
         np.testing.assert_allclose(downdate.diagonal, np.diagonal(r), atol=1e-9 * scale)
@@ -40,11 +40,11 @@ def test_some_nodes_see_the_same_steps():
     before = np.cov(rng.normal(size=(40, 9)), rowvar=False)
     squared = before @ before
     whole = Downdate.start(np.diagonal(before).copy(), np.diagonal(squared).copy(), 3)
-    whole.take(4, whole.column(4, before[4]), squared[4], whole.gain(4))
+    whole.take(4, whole.column(4, before[4]), squared[4], whole.length(4))
     some = np.array([7, 2, 5])
     part = whole.among(some)
-    part.take(1, part.column(1, before[2, some]), squared[2, some], part.gain(1))
+    part.take(1, part.column(1, before[2, some]), squared[2, some], part.length(1))
     assert whole.steps == 1
-    whole.take(2, whole.column(2, before[2]), squared[2], whole.gain(2))
+    whole.take(2, whole.column(2, before[2]), squared[2], whole.length(2))
     np.testing.assert_allclose(part.diagonal, whole.diagonal[some], atol=1e-14)
     np.testing.assert_allclose(part.norms, whole.norms[some], atol=1e-14)

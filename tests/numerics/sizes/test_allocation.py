@@ -15,15 +15,8 @@ from dalr_stream.numerics.selection.greedy import spectral
 from dalr_stream.numerics.sizes.allocation import by_energy, common_energy, common_share, uniform, within_budget
 from dalr_stream.numerics.sizes.losses import lost_energy
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.numerics.sizes.sized_layer import (
-    SizedLayer,
-    Source,
-    as_they_are,
-    cost,
-    factor_layer,
-    selection_layer,
-    unchanged_layer,
-)
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer, Source, as_they_are, cost
+from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer, unchanged_layer
 from dalr_stream.numerics.statistics.moments import Moments
 
 

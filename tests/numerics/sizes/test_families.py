@@ -12,7 +12,8 @@ from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.allocation import within_budget
 from dalr_stream.numerics.sizes.families import MOST_TOGETHER, Forms, in_forms, plans
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.numerics.sizes.sized_layer import SizedLayer, Source, as_they_are, cost, unchanged_layer
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer, Source, as_they_are, cost
+from dalr_stream.numerics.sizes.solved_layers import unchanged_layer
 
 LOW, NODES = Family.LOW_RANK, Family.SELECTION
 

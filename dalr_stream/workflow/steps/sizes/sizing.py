@@ -15,7 +15,8 @@ from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.sizes.allocation import by_energy, uniform
-from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are, factor_layer, selection_layer
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are
+from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer
 from dalr_stream.progress import Progress
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
