@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.errors import FewSamplesWarning, InvalidInputError
+from dalr_stream.errors import FewSamplesWarning, InvalidInputError, OutlierFeaturesWarning
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors
@@ -122,6 +122,7 @@ def solve_again(layer: Layer, method: Method, inputs: InputMoments, ridge: Ridge
     """Solve from other rows of the same layer, in silence: too few samples are warned of where all of them are used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)
+        warnings.simplefilter("ignore", OutlierFeaturesWarning)
         return solve_low_rank(layer.with_inputs(inputs), method, ridge)
 
 

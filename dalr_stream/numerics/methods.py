@@ -37,7 +37,7 @@ class Variant(StrEnum):
     PUBLISHED
         The formulas of the DALR paper as printed.
     OPTIMAL
-        The minimiser of the regularised objective.
+        The minimiser of Eq. 7, the regularised objective.
     ANCHORED
         Shrinks towards W: what the data leave undetermined stays as it is in W.
     """
@@ -108,21 +108,21 @@ class Method(StrEnum):
     SVD
         Truncated SVD of the weight, which sees no data.
     SVD_BC
-        The same, with the bias that keeps the mean output.
+        Truncated SVD, with the bias that keeps the mean output.
     DALR_PUBLISHED
-        DALR as printed.
+        DALR as printed in the paper.
     DALR_PUBLISHED_BC
-        The same, with the compensated bias of Eq. 4.
+        DALR as printed, with the compensated bias of Eq. 4.
     DALR_PUBLISHED_AFFINE
         DALR as printed, on centred moments, with the optimal bias.
     DALR_OPTIMAL
-        The minimiser of the regularised objective, on raw moments.
+        The minimiser of Eq. 7, on raw moments.
     DALR_OPTIMAL_AFFINE
-        The same on centred moments, with the optimal bias.
+        The minimiser of Eq. 7 on centred moments, with the optimal bias.
     DALR_ANCHORED
         The regression that shrinks towards W, on raw moments.
     DALR_ANCHORED_AFFINE
-        The same on centred moments, with the optimal bias.
+        The regression that shrinks towards W on centred moments, with the optimal bias.
     PRUNE_MEAN
         Keep the nodes of the largest mean activation.
     PRUNE_MAX
@@ -130,9 +130,9 @@ class Method(StrEnum):
     SPECTRAL
         Keep the nodes that explain the most of all nodes.
     MOMASP_NODE
-        The same, preferring nodes that respond alike on two domains, each judged alone.
+        Spectral pruning that prefers nodes which respond alike on two domains, each judged alone (Eq. 4).
     MOMASP_SUBSET
-        The same, judged with the nodes that are kept already.
+        Spectral pruning that prefers nodes which respond alike on two domains, judged with those kept already (Eq. 3).
 
     Examples
     --------

@@ -112,7 +112,10 @@ class Run:
         self._bring(self._of(train.NAME))
 
     def capture(self) -> None:
-        """Stream each domain's activations into the store, training first where there are no weights."""
+        """Stream each domain's activations into the store, training first where there are no weights.
+
+        Raises ConfigError where the run file says to keep no activations.
+        """
         if not self.project.config.capture.keep_activations:
             raise ConfigError(
                 "capture.keep_activations: is false, so rows are folded as they come and none are kept: run "
@@ -133,12 +136,15 @@ class Run:
         self._bring(self._of(compress.NAME) or self._of(solve.NAME))
 
     def finetune(self) -> None:
-        """Fine-tune the compressed network as [finetune] says, and save it; killed, it resumes after the last epoch."""
+        """Fine-tune the compressed network as [finetune] says, and save it; if killed, it resumes after the last epoch.
+
+        Raises ConfigError where the run file has no such section; `evaluate` and `score` likewise with [evaluate].
+        """
         _ = self.project.finetune_section
         self._bring(self._of(finetune.NAME))
 
     def evaluate(self) -> Evaluation:
-        """Score every method at every size, and the saved networks, on the test split."""
+        """Score every method at every size, and the saved networks, on the test split; return the scores."""
         _ = self.project.evaluate_section
         self._bring(self._of(evaluate.NAME))
         return Evaluation.read(self.project.evaluation, evaluate.made_from(self.project))
@@ -174,16 +180,16 @@ class Run:
 
     @property
     def store(self) -> Store:
-        """Moments, solutions and rows, once there are some."""
+        """The store with moments, solutions and rows; raises StoreNotFoundError before there is one."""
         return open_store(self.project.store)
 
     def batches(self, domain: str) -> Iterable[Any]:
-        """Return what the loader of a domain gives."""
+        """Return what the loader of a domain gives, as the run file names it."""
         with self.project.code.importing():
             return self.project.code.batches(domain)
 
     def score(self, network: nn.Module) -> float:
-        """Score a network as [evaluate] does: by its metric, on its batches."""
+        """Return the score of a network as [evaluate] measures it: by its metric, on its batches."""
         with self.project.code.importing():
             return self._scoring(network)
 

@@ -5,7 +5,7 @@ later layer's. So what the modules before the first of them gave is kept of each
 takes the place of running them: the same operations on the same values, so the rows are the same to the bit.
 
 It is tried, before the first pass, on a few samples at every place where a pass will begin, after other samples have
-gone through (a module may leave something behind for later ones), and on the first batch of every pass once more.
+gone through (a module may leave something behind for later ones), and on the whole first batch of some passes.
 Where it does not hold, every pass begins at the inputs, and that is said.
 """
 

@@ -121,7 +121,7 @@ class Taken:
     rows: torch.Tensor
     """(n, d): a copy, on the layer's device and of its dtype."""
     counts: Samples | None
-    """(N,): rows of each sample, where a mask lets them differ."""
+    """(N,): rows of each sample, where these may differ: under a mask, and of sequences, whose lengths may."""
 
     def same_as(self, other: Taken) -> bool:
         """Tell whether both are the same rows: memory can be overwritten without torch taking note of it."""
@@ -175,11 +175,22 @@ class BatchRows:
         if known not in self._numbers:
             keep = self._keep(stream, rows.leading, most, order, None if mask is None else mask.numpy())
             self._numbers[known] = self._numbers_of(rows.leading, order, keep)
-            self._counts[known] = None if mask is None or keep is None else keep.sum(axis=1, dtype=np.int64)
+            self._counts[known] = self._counts_of(rows, keep, masked=mask is not None)
         numbers = self._numbers[known]
         if numbers is None:
-            return Taken(rows.take(None), None)
+            return Taken(rows.take(None), self._counts[known])
         return Taken(rows.take(torch.from_numpy(numbers).to(rows.tensor.device)), self._counts[known])
+
+    def _counts_of(self, rows: LayerRows, keep: Keep | None, *, masked: bool) -> Samples | None:
+        """(N,): rows of each sample, where another batch may have others: under a mask, or of longer sequences."""
+        each, rest = divmod(math.prod(rows.leading), self._samples)
+        pictures = rows.of_patches or rows.given_for_patches or (each == 1 and len(rows.leading) == 1)
+        if not masked and (pictures or rest):
+            return None
+        if keep is None:
+            return None if masked else np.full(self._samples, each, np.int64)
+        counts: Samples = keep.sum(axis=1, dtype=np.int64)
+        return counts
 
     def take_routed(self, stream: str, rows: LayerRows, places: Places) -> Taken:
         """Copy the watched rows of a layer that a router sends them to, in the order of samples and positions."""

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.layers.own_forward import is_linear
 from dalr_stream.network.layers.pair import FactorPair
 
 SUPPORTED = "a Linear layer, a convolution in 1 or 2 dimensions, not depthwise, or a Conv1D of transformers"
@@ -79,7 +80,13 @@ def why_not(module: nn.Module) -> str | None:
         return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "it is the output of a MultiheadAttention, which reads its weight without calling it"
-    return None if known is not None or is_transposed(module) else f"it is a {type(module).__name__}"
+    return None if known is not None or is_transposed(module) else f"it is a {_class_of(module)}"
+
+
+def _class_of(module: nn.Module) -> str:
+    """Return the name of a module's class, with where it is from if torch has another one of that name."""
+    kind = type(module)
+    return kind.__name__ if getattr(nn, kind.__name__, kind) is kind else f"{kind.__module__}.{kind.__name__}"
 
 
 def _unreadable(weight: Any) -> str | None:
@@ -99,7 +106,8 @@ def _computes_otherwise(module: nn.Module) -> bool:
     """Tell a layer whose class computes in a way of its own."""
     kind = next(kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind))
     names = ("forward", "_conv_forward") if kind in CONVOLUTIONS else ("forward",)
-    return any(getattr(type(module), name) is not getattr(kind, name) for name in names)
+    own = any(getattr(type(module), name) is not getattr(kind, name) for name in names)
+    return own and not (isinstance(module, nn.Linear) and is_linear(module))
 
 
 def has_weights(module: nn.Module) -> bool:
@@ -109,7 +117,7 @@ def has_weights(module: nn.Module) -> bool:
 
 def _fused_weights(module: nn.Module) -> list[str]:
     """Return the weights that are several matrices, as transformers keeps those of all experts of a layer."""
-    if type(module).__module__.startswith("torch."):  # of these it is known what they hold
+    if isinstance(module, _WEIGHTED) or type(module).__module__.startswith("torch."):  # it is known what they hold
         return []
     return [
         f"'{name}' of {' x '.join(map(str, parameter.shape))}"

@@ -31,7 +31,8 @@ from dalr_stream.errors import (
 )
 from dalr_stream.network.saved.model_card import is_pretrained, readme
 from dalr_stream.network.saved.refusal import forget_refusal, refuse_from_pretrained
-from dalr_stream.network.saved.weights import as_os_error, load_weights
+from dalr_stream.network.saved.ties import tied_parameters, untie
+from dalr_stream.network.saved.weights import as_os_error, load_weights, require_tensors_alone
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
@@ -39,7 +40,7 @@ from dalr_stream.network.surgery.plan import SurgeryPlan
 from dalr_stream.storage.durable import new_folder, remove_folder
 from dalr_stream.storage.json_record import digest_of
 
-DIGEST, BESIDE = "digest", "beside_sha256"
+DIGEST, TIED, BESIDE = "digest", "tied", "beside_sha256"
 WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
 
 
@@ -84,6 +85,7 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
     """
     folder = Path(folder)
     _require_own(folder)
+    require_tensors_alone(model)
     plan: SurgeryPlan = getattr(model, PLAN_ATTRIBUTE, SurgeryPlan())
     origin, where_from = Origin.of(model), dict(provenance or {})
     facts: dict[str, Any] = {"parameters": parameter_count(model), "bytes": parameter_bytes(model)}
@@ -99,7 +101,8 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
         facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
         beside = sorted(path for path in fresh.iterdir() if path.name != WEIGHTS)
         facts[BESIDE] = {path.name: _file_digest(path) for path in beside}
-        plain = json.loads(json.dumps({"plan": plan.to_plain(), **facts, "provenance": where_from}))
+        told = {"plan": plan.to_plain(), TIED: tied_parameters(model), **facts, "provenance": where_from}
+        plain = json.loads(json.dumps(told))
         text = json.dumps({**plain, DIGEST: digest_of(plain)}, indent=1)
         (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
     return folder
@@ -150,8 +153,11 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
             f"load: needs a function that makes the original network, got a {type(build).__name__}: give its class, or "
             "lambda: the network as it was before compression"
         )
-    plan = SurgeryPlan.from_plain(_verified(folder)["plan"])
+    plain = _verified(folder)
+    plan = SurgeryPlan.from_plain(plain["plan"])
     model = build()
+    if TIED in plain:
+        untie(model, plain[TIED])
     origin, before = Origin.of(model), modules_by_name(model)
     try:
         plan.apply(model)

@@ -16,6 +16,7 @@ from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved.checkpoint import WEIGHTS
+from dalr_stream.network.saved.pickled import pickled_beside
 from dalr_stream.network.saved.weights import load_weights
 
 INDEX = f"{WEIGHTS}.index.json"
@@ -32,7 +33,9 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
         load_weights(model, weights_file(path))
         return
     if not weights_file(path).exists():
-        raise StoreNotFoundError(f"there are no weights at '{path / WEIGHTS}': save_pretrained writes them")
+        raise StoreNotFoundError(
+            f"there are no weights at '{path / WEIGHTS}': save_pretrained writes them{pickled_beside(path / WEIGHTS)}"
+        )
     try:
         loaded, facts = kind.from_pretrained(
             path,

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.network.saved.pickled import conversion, is_pickled, pickled_beside
 from dalr_stream.storage.durable import make_folder, new_file
 
 MADE_FROM = "made_from"
@@ -41,9 +43,20 @@ def save_weights(model: nn.Module, path: Path, *, made_from: str | None = None) 
     >>> ds.network.save_weights(torch.nn.Linear(4, 8), Path("weights.safetensors"))
     >>> ds.network.load_weights(torch.nn.Linear(4, 8), Path("weights.safetensors"))
     """
+    require_tensors_alone(model)
     make_folder(path.parent)
     with new_file(path) as temporary, as_os_error():
         save_model(model, str(temporary), None if made_from is None else {MADE_FROM: made_from})
+
+
+def require_tensors_alone(model: nn.Module) -> None:
+    """Raise InvalidInputError where the state of a network is not all tensors: nothing else can be saved."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise InvalidInputError(
+                f"'{name}' of the network's state is a {type(value).__name__}, and files of weights hold tensors "
+                "alone: let get_extra_state give a tensor, or hold it as an attribute that the constructor sets"
+            )
 
 
 @contextmanager
@@ -84,6 +97,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ------
     StoreNotFoundError
         Where there is no such file.
+    InvalidInputError
+        For a file of `torch.save`, with how to convert it: unpickling could run code.
     StoreDamagedError
         Where it is not a readable safetensors file.
     FingerprintMismatchError
@@ -104,7 +119,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     True
     """
     if not path.exists():
-        raise StoreNotFoundError(f"there are no weights at '{path}'")
+        raise StoreNotFoundError(f"there are no weights at '{path}'{pickled_beside(path)}")
+    if is_pickled(path):
+        raise InvalidInputError(f"'{path}' is a file of torch.save, which is not read: {conversion(path)}")
     try:
         load_model(model, path)
     except (SafetensorError, OSError) as error:

@@ -32,6 +32,7 @@ from dalr_stream.network.layers.kinds import (
 )
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import layer_of
+from dalr_stream.network.structure.coupled import Coupled, NotFollowedError, coupled_with
 from dalr_stream.network.structure.idle import count_calls, idle_readers
 from dalr_stream.network.structure.proof import quiet, require_proof
 from dalr_stream.numerics.rows.streams import Side, stream_name
@@ -152,11 +153,17 @@ class _Group:
             self._refuse(f"it is a {type(root).__name__} of {root.groups} groups")
         if root not in graph.module2node:
             self._refuse("it is called 0 times, or nothing comes of what it gives")
-        prune = graph.get_pruner_of_module(root).prune_out_channels
-        for item in graph.get_pruning_group(root, prune, idxs=list(range(channels))):
-            self._sort_in(item, channels, gives=graph.is_out_channel_pruning_fn(item.dep.handler))
+        try:
+            members = coupled_with(graph, root, channels)
+        except NotFollowedError as error:
+            self._refuse(str(error))
+        for one in members:
+            self._sort_in(one, channels)
         if not self._readers:
-            self._refuse("no layer reads them: they are the network's own output, or nothing comes of them")
+            self._refuse(
+                "no layer reads them, as far as operations can be followed: they are the network's own output, or "
+                "nothing comes of them"
+            )
         spans = (*self._carriers, *(reader.span for reader in self._readers))
         self._require_no_idle_reader({channels, *(channels * span.block for span in spans)})
         for member in self._producers | {span.layer for span in spans}:
@@ -171,9 +178,9 @@ class _Group:
             tuple(sorted(self._readers, key=lambda reader: order[reader.span.layer])),
         )
 
-    def _sort_in(self, item: Any, channels: int, *, gives: bool) -> None:
+    def _sort_in(self, item: Coupled, channels: int) -> None:
         """Tell what one member of the group does with the channels."""
-        module = item.dep.target.module
+        module = item.module
         name = self._names.get(module, "")
         if type(module).__module__.startswith("torch_pruning"):  # an operation: the proof says whether it is harmless
             if type(module).__name__ == "_OutputOp":
@@ -184,19 +191,19 @@ class _Group:
             self._carriers.append(self._span(name, item, channels))
         elif channels_given(module) is None:
             self._refuse(f"'{name}' ({type(module).__name__}) reads them")
-        elif gives:
-            self._require_whole(self._span(name, item, channels))
+        elif item.gives:
+            self._require_whole(self._span(name, item, channels), module, channels)
             self._producers.add(name)
         else:
             self._readers.append(self._reader(name, module, self._span(name, item, channels)))
 
-    def _span(self, name: str, item: Any, channels: int) -> ChannelSpan:
+    def _span(self, name: str, item: Coupled, channels: int) -> ChannelSpan:
         """Return where the channels lie in a module; UnsupportedLayerError where that is not block after block."""
-        places = np.array([np.array(item.idxs), np.array(item.root_idxs)])
-        places = places[:, np.lexsort(places)]  # by channel, then by feature
-        block, rest = divmod(places.shape[1], channels)
-        start = int(places[0].min())
-        if rest or not np.array_equal(places[0], start + np.arange(places.shape[1])):
+        features, _ = item.places
+        block, rest = divmod(len(features), channels)
+        start = int(features.min())
+        width = (channels_given(item.module) if item.gives else None) or channels_read(item.module)
+        if rest or start + len(features) > width or not np.array_equal(features, start + np.arange(len(features))):
             self._refuse(f"'{name}' holds them in another order, or not all of them: they are split or shuffled before")
         return ChannelSpan(name, start, block)
 
@@ -220,8 +227,8 @@ class _Group:
                 "setting it to None"
             )
 
-    def _require_whole(self, span: ChannelSpan) -> None:
-        if (span.start, span.block) != (0, 1):
+    def _require_whole(self, span: ChannelSpan, module: nn.Module, channels: int) -> None:
+        if (span.start, span.block) != (0, 1) or channels_given(module) != channels:
             self._refuse(f"'{span.layer}', which is tied to it, gives other channels beside them")
 
     def _require_sound(self, name: str) -> None:

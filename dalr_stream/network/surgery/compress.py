@@ -7,7 +7,6 @@ Sequential that has the settings of the layer it replaced), so it traces, export
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import few_samples
 from dalr_stream.network.layers.groups import in_order
 from dalr_stream.network.layers.identity import require_numbers
@@ -25,8 +24,14 @@ from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.obstacles import require_finite_weights, require_range, require_replaceable
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import EXAMPLES, Structure
+from dalr_stream.network.surgery.copying import copied
 from dalr_stream.network.surgery.equivalence import require_as_before
-from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_held_once, require_released
+from dalr_stream.network.surgery.holders import (
+    modules_by_name,
+    replaced_modules,
+    require_held_once,
+    require_released,
+)
 from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
@@ -108,7 +113,7 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
 
 def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], example: Any) -> nn.Module:
     require_replaceable(model, (module_name(name) for name in replacements))
-    small = _copy(model)
+    small = copied(model)
     before = modules_by_name(small)
     steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before
     for name, factors in _by_module(replacements).items():
@@ -173,13 +178,6 @@ def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
             "goes through the network: give one, example=batch"
         )
     return Structure.of(model, example)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:  # of tensors that are results of others, such as a weight under weight_norm
-        raise UnsupportedLayerError(f"compress: the network cannot be copied: {error}") from error
 
 
 def _by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:

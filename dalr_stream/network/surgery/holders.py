@@ -9,6 +9,7 @@ be there, nor a tensor in the memory of its parameters.
 from __future__ import annotations
 
 import gc
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from dalr_stream.errors import UnsupportedLayerError
 
 _CLOSED = (type, ModuleType, FrameType, CodeType, str, bytes)
 """What is not looked into: a class or a Python module is no part of one network."""
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
 
 
@@ -70,6 +72,16 @@ def replaced_modules(before: Mapping[str, nn.Module], network: nn.Module) -> lis
     return [(name, module) for name, module in before.items() if module not in here]
 
 
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return what a module holds beside its submodules, parameters and buffers, by name."""
+    return {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
+
+
+def locks_in(network: nn.Module) -> list[Any]:
+    """Return the locks that a network holds, directly or not, such as those of an event or a condition."""
+    return [member for held in _reachable(network) for _, member in _members(held.thing) if isinstance(member, _LOCKS)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     """Something that can be reached, and the attribute of a module through which."""
@@ -98,11 +110,8 @@ def _members(thing: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(thing, torch.Tensor):
         return ()
     if isinstance(thing, nn.Module):
-        own = {
-            name: value for name, value in vars(thing).items() if name not in ("_modules", "_parameters", "_buffers")
-        }
         parts = (*thing._modules.items(), *thing._parameters.items(), *thing._buffers.items())  # noqa: SLF001
-        return (*own.items(), *parts)
+        return (*own_attributes(thing).items(), *parts)
     if isinstance(thing, FunctionType):
         closed_over = [cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell)]
         held = [*closed_over, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), vars(thing)]

@@ -6,18 +6,21 @@ becomes `LowRankFactors`.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 
-from dalr_stream.errors import FewSamplesWarning
+from dalr_stream.errors import FewSamplesWarning, OutlierFeaturesWarning
 from dalr_stream.numerics.diagnostics import Diagnostics
 from dalr_stream.numerics.linalg.psd import EPSILON, column_signs
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
 from dalr_stream.numerics.lowrank.regression import Fit
+from dalr_stream.numerics.lowrank.ridge import Ridge, outliers_in_words
 from dalr_stream.numerics.methods import DalrOptions, Variant
-from dalr_stream.numerics.types import Matrix
+from dalr_stream.numerics.types import Matrix, Vector
 
 INDEFINITE = -10.0
 """x order x EPSILON: a margin below that is not rounding of a sum of squares."""
@@ -66,6 +69,15 @@ def warn_of_few_rows(count: int, features: int, variant: Variant) -> None:
     if count < features and variant is not Variant.ANCHORED:
         note = f"{_few(count, features, variant)}; variant 'anchored' keeps to the weight instead"
         warnings.warn(note, FewSamplesWarning, stacklevel=3)
+
+
+def noting_outliers(original: AffineMap, fitted: FittedRows, diagonal: Vector, ridges: Iterable[Ridge]) -> FittedRows:
+    """Warn of features whose scale a relative ridge does not follow, and note them."""
+    note = outliers_in_words(diagonal) if any(ridge.is_relative and ridge.value for ridge in ridges) else ""
+    if not note:
+        return fitted
+    warnings.warn(original.prefix + note, OutlierFeaturesWarning, stacklevel=4)
+    return dataclasses.replace(fitted, notes=(*fitted.notes, note))
 
 
 def _notes(fitted: FittedRows, features: int, variant: Variant) -> tuple[str, ...]:

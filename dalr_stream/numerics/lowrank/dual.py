@@ -22,7 +22,7 @@ from dalr_stream.numerics.diagnostics import Route
 from dalr_stream.numerics.linalg.psd import require_finite, symmetric_eigen, tail_sums
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, mirror_lower
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
-from dalr_stream.numerics.lowrank.assembly import assemble
+from dalr_stream.numerics.lowrank.assembly import assemble, noting_outliers
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
 from dalr_stream.numerics.lowrank.regression import Fit, facts
@@ -45,14 +45,15 @@ def solve_dual(
 ) -> LowRankFactors:
     """Solve through the n x n Gram; `held` is emptied once that is made, and the layer is widened last."""
     turn, reached = original.reach()
-    gram, outputs, mean = _first_pass(held, reached, affine=options.affine)
+    gram, outputs, mean, diagonal = _first_pass(held, reached, affine=options.affine)
     held.clear()
-    lam = ridge.of_mean(float(np.trace(gram)) / mean.size)
+    lam = ridge.of_diagonal(diagonal)
     solved = _solve(gram, outputs, lam, most, options.variant, full=most == min(reached.shape))
     down = _second_pass(rows, solved.dual, mean)
     fit = dataclasses.replace(solved.fit, down=down, error=solved.fit.error - lam * float(np.vdot(down, down)))
     n, original = len(gram), original.widened()
     fitted = FittedRows("inputs", n, n, mean, original.bias + original.weight @ mean)
+    fitted = noting_outliers(original, fitted, diagonal, [ridge])
     return assemble(original, options, fitted, lam, fit, turn)
 
 
@@ -65,10 +66,13 @@ class _Solved:
     """(n, K)"""
 
 
-def _first_pass(held: Sequence[Rows], weight: Matrix, *, affine: bool) -> tuple[Matrix, Matrix, Vector]:
-    """Return the Gram (n, n) and the outputs (n, p) of the rows about their mean (d,), which is zero unless affine."""
+def _first_pass(held: Sequence[Rows], weight: Matrix, *, affine: bool) -> tuple[Matrix, Matrix, Vector, Vector]:
+    """Return the Gram (n, n) and the outputs (n, p) of the rows about their mean (d,), which is zero unless affine.
+
+    And the squares of each feature (d,) about it.
+    """
     n, (p, d) = sum(map(len, held)), weight.shape
-    gram, outputs, mean = np.zeros((n, n)), np.zeros((n, p)), np.zeros(d)
+    gram, outputs, mean, diagonal = np.zeros((n, n)), np.zeros((n, p)), np.zeros(d), np.zeros(d)
     for start in range(0, d, BLOCK_FEATURES):
         some = slice(start, min(start + BLOCK_FEATURES, d))
         block = np.empty((some.stop - start, n))
@@ -79,10 +83,11 @@ def _first_pass(held: Sequence[Rows], weight: Matrix, *, affine: bool) -> tuple[
         if affine:
             mean[some] = block.mean(axis=1)
             block -= mean[some, None]
+        diagonal[some] = np.einsum("ij,ij->i", block, block)
         _add_gram(gram, block)
         _add_product(outputs, block.T, np.asarray(weight[:, some], np.float64).T)
     mirror_lower(gram)
-    return gram, outputs, mean
+    return gram, outputs, mean, diagonal
 
 
 def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Variant, *, full: bool) -> _Solved:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.lowrank.assembly import assemble, warn_of_few_rows
+from dalr_stream.numerics.lowrank.assembly import assemble, noting_outliers, warn_of_few_rows
 from dalr_stream.numerics.lowrank.dual import checked_block, solve_dual
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
@@ -126,7 +126,7 @@ def _by_outputs(
 ) -> LowRankFactors:
     """Solve anchored from the moments of Z = W X, with the scale of S from the rows: one pass."""
     d, outputs = original.weight.shape[1], None
-    count, total, squares, shift = 0, np.zeros(d), 0.0, np.zeros(d)
+    count, total, squares, shift = 0, np.zeros(d), np.zeros(d), np.zeros(d)
     for block in rows:
         x = np.asarray(checked_block(block, d), dtype=np.float64)
         if count == 0:
@@ -134,19 +134,20 @@ def _by_outputs(
         here = Moments.of(x @ original.weight.T)
         outputs = here if outputs is None else outputs + here
         x = x - shift
-        count, total, squares = count + len(x), total + x.sum(axis=0), squares + float(np.vdot(x, x))
+        count, total, squares = count + len(x), total + x.sum(axis=0), squares + np.einsum("ij,ij->j", x, x)
     if outputs is None:
         raise InvalidInputError("rows: at least one is needed, got none")
     mean = shift + total / count
-    trace = squares - float(np.vdot(total, total)) / count
+    diagonal = squares - total * total / count
     if not options.affine:
-        trace += count * float(np.vdot(mean, mean))
-    lam = ridge.of_mean(max(trace, 0.0) / d)
+        diagonal += count * mean * mean
+    lam = ridge.of_diagonal(np.maximum(diagonal, 0.0))
     turn, reached = original.reach()
     z = outputs.scatter if options.affine else outputs.gram
     fit = anchored(Sums(reached, z if turn is None else turn.T @ z @ turn), lam, most)
     center = mean if options.affine else np.zeros(d)
     fitted = FittedRows("inputs", count, count, center, original.bias + original.weight @ center)
+    fitted = noting_outliers(original, fitted, diagonal, [ridge])
     return assemble(original, options, fitted, lam, fit, turn)
 
 
@@ -157,9 +158,11 @@ def _by_root(
     d = original.weight.shape[1]
     root = root_of_rows((checked_block(block, d) for block in rows), affine=options.affine)
     turn, reached = original.reach()
-    lam = ridge.of_mean(float(np.vdot(root.triangle, root.triangle)) / d)
+    diagonal = np.einsum("ij,ij->j", root.triangle, root.triangle)
+    lam = ridge.of_diagonal(diagonal)
     center = root.mean if options.affine else np.zeros(d)
     fitted = FittedRows("inputs", root.count, root.count, center, original.bias + original.weight @ center)
+    fitted = noting_outliers(original, fitted, diagonal, [ridge])
     return assemble(original, options, fitted, lam, rooted_regression(reached, root, lam, most, options.variant), turn)
 
 

@@ -25,6 +25,7 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Route
 from dalr_stream.numerics.linalg.psd import Eigen, orient, symmetric_eigen, tail_sums
 from dalr_stream.numerics.linalg.ridge_factor import SAFE_RECIPROCAL_CONDITION, RidgeFactor
+from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.types import Matrix, Vector
 
@@ -63,13 +64,12 @@ class Sums:
             raise InvalidInputError("this regression needs the moments between inputs and outputs of two runs")
         return self.cross
 
-    @property
-    def ridge_scale(self) -> float:
-        """Mean diagonal of S; where S is not known, its mean as W weighs it, tr(W S W') / tr(W W')."""
+    def lam(self, ridge: Ridge) -> float:
+        """Return lambda; where S is not known, by its mean as W weighs it, tr(W S W') / tr(W W')."""
         if self.inputs is not None:
-            return float(np.mean(np.diagonal(self.inputs)))
+            return ridge.of_diagonal(np.diagonal(self.inputs))
         size = _squares(self.weight)
-        return float(np.trace(self.outputs)) / size if size > 0.0 else 0.0
+        return ridge.of_scale(float(np.trace(self.outputs)) / size if size > 0.0 else 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,13 +1,21 @@
-"""The ridge of a regression, relative or absolute."""
+"""The ridge of a regression, relative or absolute.
+
+A relative ridge is a share of the mean second moment of the features. A single feature of a thousand times the others'
+scale, as transformers have them, would make that mean its own: a ridge of 1e-3 of it is eight times the others' moments
+at 128 features, and shrinks all of them to nothing. So no feature counts more than `MOST_OF_MEDIAN` times the median.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.linalg.psd import EPSILON
+from dalr_stream.numerics.types import Indices, Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,10 @@ class Ridge:
 
     @classmethod
     def relative(cls, share: float) -> Ridge:
-        """Return `share` x the mean diagonal of the matrix being solved: means the same for any number of samples."""
+        """Return `share` x the mean diagonal of the matrix being solved: means the same for any number of samples.
+
+        In that mean no feature counts more than `MOST_OF_MEDIAN` times the median of those that vary.
+        """
         return cls(float(share), is_relative=True)
 
     @classmethod
@@ -64,9 +75,51 @@ class Ridge:
             )
         return cls.relative(float(ridge))
 
-    def of_mean(self, mean: float) -> float:
-        """Return the lambda to add to a matrix whose mean diagonal is `mean`."""
-        return self.value * mean if self.is_relative else self.value
+    def of_diagonal(self, diagonal: Vector) -> float:
+        """Return the lambda to add to a matrix of this diagonal."""
+        return self.of_scale(float(_bounded(diagonal).mean()))
+
+    def of_scale(self, scale: float) -> float:
+        """Return the lambda to add to a matrix of which no more is known than the scale of its diagonal."""
+        return self.value * scale if self.is_relative else self.value
 
 
 DEFAULT_RIDGE = Ridge.relative(1e-3)
+MOST_OF_MEDIAN = 1000.0
+"""Trained networks are far below where no channel stands out, 6 and 3 in those of pipelines/digits/default_ridge.py,
+and channels that do are far beyond: a thousand times the scale is a million times the moment."""
+_SHOWN = 3
+
+
+def outlying_features(diagonal: Vector) -> Indices:
+    """Return the features that are beyond `MOST_OF_MEDIAN` times the median, the largest first."""
+    beyond = np.flatnonzero(diagonal > _most(diagonal))
+    return beyond[np.argsort(-diagonal[beyond], kind="stable")]
+
+
+def outliers_in_words(diagonal: Vector) -> str:
+    """Name the outlying features and what is done about them; empty where there are none."""
+    found = outlying_features(diagonal)
+    if not found.size:
+        return ""
+    times = diagonal[found[:_SHOWN]] / (_most(diagonal) / MOST_OF_MEDIAN)
+    listed = ", ".join(f"{number} ({ratio:.1e} times)" for number, ratio in zip(found, times, strict=False))
+    if found.size > _SHOWN:
+        listed += f" and {found.size - _SHOWN} more"
+    return (
+        f"{found.size} of {diagonal.size} features have more than {MOST_OF_MEDIAN:g} times the median second moment: "
+        f"{listed}; in the mean that a relative ridge is a share of each counts as {MOST_OF_MEDIAN:g} times"
+    )
+
+
+def _most(diagonal: Vector) -> float:
+    """Return the most that a feature counts for; infinite where all of them are zero.
+
+    Features that are constant, but for rounding beside the largest one, have no part in the median.
+    """
+    live = diagonal[diagonal > EPSILON * diagonal.size * diagonal.max(initial=0.0)]
+    return MOST_OF_MEDIAN * float(np.median(live)) if live.size else math.inf
+
+
+def _bounded(diagonal: Vector) -> Vector:
+    return np.minimum(diagonal, _most(diagonal))

@@ -15,13 +15,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import overload
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.psd import symmetric_eigen
 from dalr_stream.numerics.linalg.ridge_factor import EigenFactor, RidgeFactor, factor_ridge
-from dalr_stream.numerics.lowrank.assembly import assemble, warn_of_few_rows
+from dalr_stream.numerics.lowrank.assembly import assemble, noting_outliers, warn_of_few_rows
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
 from dalr_stream.numerics.lowrank.problem import AnyMoments, Problem, problems_of
@@ -81,8 +82,9 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
         when nothing of order d is formed; or `CrossMoments`, of inputs in one run and outputs in another.
     ridge
         A number r, or `Ridge.relative(r)`, is r x the mean diagonal of S, the inputs' moments, for all three
-        variants. From outputs alone that is not known: it is r x tr(Z Z') / tr(W W') there, the mean of S as W weighs
-        it. `Ridge.absolute(l)` is l itself.
+        variants. A feature of more than 1,000 times their median counts as that in the mean, and is warned of. From
+        outputs alone S is not known: it is r x tr(Z Z') / tr(W W') there, its mean as W weighs it.
+        `Ridge.absolute(l)` is l itself.
     variant
         `Variant` or its value.
     affine
@@ -247,10 +249,12 @@ def _solved(
     if options.variant is Variant.ANCHORED and sums.cross is None:
         sums = dataclasses.replace(sums, own=reached @ reached.T)
     fitted = problem.fitted_rows(adjusts_bias=options.adjusts_bias, own=sums.own if turn is None else None)
+    if sums.inputs is not None:
+        fitted = noting_outliers(original, fitted, np.diagonal(sums.inputs), ridges)
     factored = _factoring(sums, options, len(ridges))
     solutions = []
     for ridge in ridges:
-        lam = ridge.of_mean(sums.ridge_scale)
+        lam = sums.lam(ridge)
         fit = _fit(sums, lam, most, factored, options.variant)
         solutions.append(assemble(original, options, fitted, lam, fit, turn))
     return tuple(solutions)

@@ -14,7 +14,7 @@ from typing import TypeVar, overload
 
 import numpy as np
 
-from dalr_stream.errors import FewSamplesWarning, InvalidInputError
+from dalr_stream.errors import FewSamplesWarning, InvalidInputError, OutlierFeaturesWarning
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.lowrank.ridge import Ridge
@@ -158,6 +158,7 @@ def _choose_for(layer: Layer, options: DalrOptions, rank: int | None, grid: Iter
     def solve(moments: InputMoments, ridge: Ridge) -> Factors:
         with warnings.catch_warnings():  # given where all rows are solved from
             warnings.simplefilter("ignore", FewSamplesWarning)
+            warnings.simplefilter("ignore", OutlierFeaturesWarning)
             return dalr(layer.with_inputs(moments), ridge=ridge, variant=options.variant, affine=options.affine)
 
     if layer.heldout is not None and layer.heldout.count:

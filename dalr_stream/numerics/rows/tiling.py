@@ -207,10 +207,13 @@ def rows_per_sample(layer: str, batch: RowBatch, before: int | None) -> int:
         if counts.shape != (batch.samples,) or int(counts.sum()) != rows or counts.min() < 0:
             raise InvalidInputError(f"layer '{layer}': counts must add up to its {rows} rows, got {counts.tolist()}")
         here, rest = VARYING, 0
+        if before and (counts == before).all():  # as a store of an earlier version began
+            here = before
     else:
         here, rest = divmod(rows, batch.samples)
         if rows == 0:
             raise InvalidInputError(f"layer '{layer}': every sample must give a row, {batch.samples} samples gave none")
+        here = VARYING if before == VARYING else here
     if rest or before not in (None, here):
         raise InvalidInputError(
             f"layer '{layer}': every sample must give the same number of rows, {batch.samples} samples gave {rows}"

@@ -20,6 +20,7 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, StoreNotFoundError
 from dalr_stream.network.capture.batches import call, refusals_explained
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.patterns import match_names
 from dalr_stream.network.layers.spec import LayerSpec, select_layers, unsupported_layers
@@ -79,14 +80,26 @@ class Project:
     @cached_property
     def network(self) -> nn.Module:
         """The trained, uncompressed network, in eval mode."""
-        weights = self.weights
-        if self.config.network.weights is not None:
-            weights = self.folder / self.config.network.weights
+        section, weights = self.config.network, self.weights
+        if section.has_own_weights:
+            return self._built_with_weights()
+        if section.weights is not None:
+            weights = self.folder / section.weights
         elif not weights.exists():
             raise StoreNotFoundError(f"there are no weights at '{weights}': run train first")
         model = self.code.placed()
         load_pretrained(model, weights)
         return model.eval()
+
+    def _built_with_weights(self) -> nn.Module:
+        """Return what the factory gives; raises ConfigError where it gives other weights the next time."""
+        model = self.code.placed().eval()
+        if not self.store.exists() and fingerprint(self.code.placed().eval()) != fingerprint(model):
+            raise ConfigError(
+                f"network.build: '{self.config.network.build}' gives other weights each time it is called, so they are "
+                "not those of one network: name a file as 'weights', or a function that trains as 'train'"
+            )
+        return model
 
     @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
@@ -106,7 +119,8 @@ class Project:
 
     def stand_in(self) -> nn.Module:
         """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
-        has_weights = self.config.network.weights is not None or self.weights.exists()
+        section = self.config.network
+        has_weights = section.has_own_weights or section.weights is not None or self.weights.exists()
         return self.network if has_weights else self.code.placed().eval()
 
     @property

@@ -111,7 +111,7 @@ class NetworkSection(Section):
     """Where the network comes from, and which of its layers are compressed."""
 
     build: Factory
-    """`build(**options) -> nn.Module`."""
+    """`build(**options) -> nn.Module`; with its weights, where there is neither `weights` nor `train`."""
     options: Options = {}
     """Keyword arguments of `build`."""
     weights: Path | None = None
@@ -130,10 +130,15 @@ class NetworkSection(Section):
     outputs: tuple[str, ...] = ()
     """Patterns of layers whose outputs are watched as well: their moments are kept as those of `name@outputs`."""
 
+    @property
+    def has_own_weights(self) -> bool:
+        """Whether `build` returns the network with its weights."""
+        return self.weights is None and self.train is None
+
     @model_validator(mode="after")
     def _one_source(self) -> NetworkSection:
-        if (self.weights is None) == (self.train is None):
-            raise ValueError("needs exactly one of 'weights' (a safetensors file) and 'train' (module:function)")
+        if self.weights is not None and self.train is not None:
+            raise ValueError("takes one of 'weights' (a safetensors file) and 'train' (module:function), not both")
         if self.start is not None and self.train is None:
             raise ValueError("'start' is what 'train' starts from: name the function, or give the file as 'weights'")
         return self

@@ -22,7 +22,13 @@ from dalr_stream.engine.sequential.compress import SequentialCompression, sequen
 from dalr_stream.engine.sequential.pass_moments import KnownMoments
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
 from dalr_stream.engine.stores.store_view import StoreView
-from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning, StoreDamagedError, StoreNotFoundError
+from dalr_stream.errors import (
+    FewSamplesWarning,
+    OutlierFeaturesWarning,
+    ParameterIncreaseWarning,
+    StoreDamagedError,
+    StoreNotFoundError,
+)
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.progress import Progress
@@ -54,6 +60,7 @@ def compress_in_sequence(
         progress.note(f"compress: resuming after {', '.join(begun.layers)}")
     with project.code.importing(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)
+        warnings.simplefilter("ignore", OutlierFeaturesWarning)
         warnings.simplefilter("ignore", ParameterIncreaseWarning)
         for state in sequential_passes(
             project.network,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.saved.pretrained import weights_files
 from dalr_stream.network.saved.weights import save_weights, weights_made_from
 from dalr_stream.storage.json_record import RecordKind, digest_of
@@ -17,7 +18,7 @@ WEIGHTS = RecordKind("weights", 1, "run train")
 
 
 def steps(session: Session) -> Iterator[Step]:
-    """Yield the step; nothing where the run file names weights."""
+    """Yield the step; nothing where the network has its weights already."""
     project = session.project
     if project.config.network.train is not None:
         yield Step(
@@ -40,6 +41,8 @@ def made_from(project: Project) -> str:
         [file_print(part, f"network.{key}") for part in weights_files(project.folder / file)] if file else None
         for key, file in files.items()
     ]
+    if section.has_own_weights:
+        weights.append([fingerprint(project.network)])
     settings = section.model_dump(mode="json", exclude={"layers", "outputs", "device"})
     code = code_print(project, section.build, section.train)
     return digest_of({"network": settings, "weights": weights, "seed": seed, "code": code})
@@ -52,14 +55,14 @@ def _artefacts(project: Project) -> Iterator[Artefact]:
         yield file_with_digest(project.weights, read_stamped(project.weights_record, WEIGHTS)["sha256"])
 
 
-def _train(session: Session, fingerprint: str) -> None:
+def _train(session: Session, stamp: str) -> None:
     project, code = session.project, session.project.code
     with code.importing():
         model = code.build()
         train = code.trainer(str(project.config.network.train))
         train(model, seed=project.config.run.seed, report=session.progress.note, **code.train_options)
-    save_weights(model.eval(), project.weights, made_from=fingerprint)
-    write_stamped(project.weights_record, WEIGHTS, fingerprint, {"sha256": file_digest(project.weights)})
+    save_weights(model.eval(), project.weights, made_from=stamp)
+    write_stamped(project.weights_record, WEIGHTS, stamp, {"sha256": file_digest(project.weights)})
 
 
 def _check(project: Project) -> None:

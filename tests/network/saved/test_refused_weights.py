@@ -3,12 +3,18 @@
 import os
 import subprocess
 import sys
+from contextlib import chdir
 
 import pytest
+import safetensors.torch
+import torch
 from torch import nn
 
+from dalr_stream.errors import InvalidInputError, StoreNotFoundError
 from dalr_stream.network.saved.checkpoint import save
-from dalr_stream.network.saved.weights import save_weights
+from dalr_stream.network.saved.pickled import is_pickled
+from dalr_stream.network.saved.pretrained import load_pretrained
+from dalr_stream.network.saved.weights import load_weights, save_weights
 
 SCRIPT = """
 import resource, signal, sys
@@ -63,3 +69,44 @@ def test_a_networks_files_have_the_rights_that_the_umask_leaves(tmp_path, umask)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 2
     assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin"])
+def test_pickled_weights_are_not_read_and_the_line_converts_them(tmp_path, name, legacy):
+    net, path = nn.Linear(3, 2), tmp_path / name
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(InvalidInputError, match=rf"{name}' is a file of torch.save, which is not read: conv") as told:
+        load_weights(nn.Linear(3, 2), path)
+    command = str(told.value).partition("with ")[2].rpartition(", and name that")[0]
+    with chdir(tmp_path):
+        eval(command, {"safetensors": safetensors, "torch": torch})  # noqa: S307  # what the message tells to type
+    loaded = nn.Linear(3, 2)
+    load_weights(loaded, tmp_path / "weights.safetensors")
+    assert torch.equal(loaded.weight, net.weight)
+
+
+def test_a_folder_with_pickled_weights_alone_says_so(tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(StoreNotFoundError, match=r"'pytorch_model.bin' there is not read: convert it once"):
+        load_pretrained(nn.Linear(3, 2), tmp_path)
+
+
+@pytest.mark.parametrize("header", [640, 0x8A0280])
+def test_safetensors_are_not_taken_for_pickles(tmp_path, header):
+    (tmp_path / "w").write_bytes(header.to_bytes(8, "little") + b" " * 8)
+    assert not is_pickled(tmp_path / "w")
+
+
+@pytest.mark.parametrize("write", [save, save_weights])
+def test_a_state_that_is_no_tensor_is_named_before_anything_is_written(tmp_path, write):
+    class Counted(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+        def set_extra_state(self, state):
+            assert state
+
+    with pytest.raises(InvalidInputError, match=r"'0\._extra_state' of the network's state is a dict"):
+        write(nn.Sequential(Counted(3, 2)), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()

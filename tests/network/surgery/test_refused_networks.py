@@ -60,6 +60,39 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Clamped(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.clamp(-6, 6))
+
+
+class Halved(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.bfloat16().to(x.dtype))
+
+
+class Noisy(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1e-3 * torch.randn(self.out_features)
+
+
+class Mixing(nn.Linear):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+class WithMore(nn.Linear):
+    def forward(self, x, scale):
+        return super().forward(x) * scale
+
+
+class ByHand(nn.Linear):
+    """As Falcon's."""
+
+    def forward(self, x):
+        hidden = x @ self.weight.T
+        return hidden if self.bias is None else hidden + self.bias
+
+
 class Standardised(nn.Conv2d):
     def _conv_forward(self, x, weight, bias):
         return super()._conv_forward(x, weight - weight.mean(), bias)
@@ -75,12 +108,17 @@ class Standardised(nn.Conv2d):
         (nn.LSTM(3, 4), "it is a LSTM"),
         (nn.LayerNorm(3), "it is a LayerNorm"),
         (Scaled(3, 4), "it is a Scaled, which does not compute what a Linear does"),
+        (Clamped(3, 4), "it is a Clamped, which does not compute what a Linear does"),
+        (Halved(3, 4), "it is a Halved, which does not compute what a Linear does"),
+        (Noisy(3, 4), "it is a Noisy, which does not compute what a Linear does"),
+        (Mixing(3, 4), "it is a Mixing, which does not compute what a Linear does"),
+        (WithMore(3, 4), "it is a WithMore, which does not compute what a Linear does"),
         (Standardised(3, 4, 1), "it is a Standardised, which does not compute what a Conv2d does"),
         (nn.MultiheadAttention(4, 2).out_proj, "it is the output of a MultiheadAttention, which reads its weight"),
     ],
 )
 def test_other_kinds_of_modules_are_named_with_the_reason(module, reason):
-    model = nn.Sequential(nn.ReLU(), module)
+    model = nn.Sequential(nn.ReLU(), module).eval()
     with pytest.raises(UnsupportedLayerError, match=rf"matches nothing that is a Linear layer.*'1' \({reason}"):
         ds.network.select_layers(model, ["1"])
     with pytest.raises(UnsupportedLayerError, match=f"layer '1': must be a Linear layer.* {reason}"):
@@ -91,8 +129,17 @@ def test_a_subclass_that_computes_the_same_is_compressed(net):
     class Named(nn.Linear):
         pass
 
-    net.a = Named(6, 5)
-    assert isinstance(ds.compress(net, {"a": pair(net, "a")}).a, nn.Sequential)
+    for kind in (Named, ByHand):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            net.a = kind(6, 5).eval()
+            assert isinstance(ds.compress(net.to(dtype), {"a": pair(net, "a")}).a, nn.Sequential)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch is about to move its quantisation elsewhere
+def test_a_quantised_layer_is_named_by_its_whole_class():
+    made = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 4)).eval())
+    with pytest.raises(UnsupportedLayerError, match=r"'0' \(it is a torch.ao.nn.quantized.dynamic.*Linear\)"):
+        ds.network.select_layers(made, ["0"])
 
 
 # --- shared -------------------------------------------------------------------------------------------------------

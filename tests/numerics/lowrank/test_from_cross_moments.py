@@ -17,6 +17,10 @@ from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::dalr_stream.errors.OutlierFeaturesWarning"  # features of many scales are drawn
+)
+
 TINY = 1e-300
 RIDGES = st.sampled_from([Ridge.relative(0.0), Ridge.relative(1e-3), Ridge.relative(0.5), Ridge.absolute(10.0)])
 

@@ -17,6 +17,10 @@ from dalr_stream.numerics.lowrank.square_root import root_of_rows
 from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.statistics.moments import Moments
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::dalr_stream.errors.OutlierFeaturesWarning"  # features of many scales are drawn
+)
+
 TINY = 1e-300
 REGRESSIONS = st.sampled_from([Variant.PUBLISHED, Variant.OPTIMAL])
 

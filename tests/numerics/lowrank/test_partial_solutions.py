@@ -16,6 +16,10 @@ from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::dalr_stream.errors.OutlierFeaturesWarning"  # features of many scales are drawn
+)
+
 TINY = 1e-300
 AFFINE = st.booleans()
 

@@ -20,6 +20,10 @@ from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.methods import Method, Variant
 from dalr_stream.numerics.statistics.moments import Moments
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::dalr_stream.errors.OutlierFeaturesWarning"  # features of many scales are drawn
+)
+
 TINY = 1e-300
 
 

@@ -15,6 +15,10 @@ from dalr_stream.numerics.resampling.selection_jackknife import jackknife_select
 from dalr_stream.numerics.resampling.sufficiency import sufficiency
 from dalr_stream.numerics.statistics.merging import merge_all
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::dalr_stream.errors.OutlierFeaturesWarning"  # features of many scales are drawn
+)
+
 M, D = 6, 9
 
 

@@ -67,7 +67,7 @@ def test_options_that_are_no_table_are_refused(run_file):
             "accumulate.memory_limit=plenty",
             r"accumulate\.memory_limit: must read like 8GiB, 500MB or 1024, got 'plenty'",
         ),
-        ('network.weights="w.safetensors"', "exactly one of 'weights'"),
+        ('network.weights="w.safetensors"', "one of 'weights' .* and 'train' .*, not both"),
         ("evaluate.cache=plenty", r"evaluate\.cache: must read like 8GiB, 500MB or 1024, got 'plenty'"),
         ("report.publisht=1", r"unknown key 'report\.publisht'; nearest: 'published'"),
         ('compress.fc1.method="momasp_node"', None),

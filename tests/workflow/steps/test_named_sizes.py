@@ -60,3 +60,4 @@ def test_many_layers_are_named_by_method_and_few_one_by_one():
     )
     alike = {f"fc{number}": LayerSize(Method.SVD, 40) for number in range(5)}
     assert str(Compression("as named", alike)) == "SVD in 5 of 5 layers, 40"
+    assert str(Compression("params 0.5", alike, asked=7)) == "SVD in 5 of 7 layers, 40"

@@ -140,6 +140,8 @@ class Compression:
     """Where the layers were compressed one after the other."""
     choice: Choice | None = None
     """Where a budget was shared out."""
+    asked: int = 0
+    """Layers that were to be compressed, those that stay as they are included; 0 where nobody counted."""
 
     def __str__(self) -> str:
         if not self.layers:
@@ -156,10 +158,11 @@ class Compression:
         if len(self.layers) <= FEW:
             return "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
         sizes: dict[Method, list[int]] = {}
+        asked = max(self.asked, len(self.layers))
         for layer in self.layers.values():
             sizes.setdefault(layer.method, []).append(layer.size)
         return "; ".join(
-            f"{method.label} in {len(ranks)} of {len(self.layers)} layers, "
+            f"{method.label} in {len(ranks)} of {asked} layers, "
             + " to ".join(map(str, sorted({min(ranks), max(ranks)})))
             for method, ranks in sizes.items()
         )
@@ -176,4 +179,4 @@ class Compression:
         search = None if plain["search"] is None else Search.from_plain(plain["search"])
         gain = None if plain["gain"] is None else SequenceGain.from_plain(plain["gain"])
         choice = None if plain["choice"] is None else Choice.from_plain(plain["choice"])
-        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain, choice)
+        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain, choice, plain.get("asked", 0))

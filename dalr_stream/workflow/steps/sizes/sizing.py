@@ -57,7 +57,7 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
         layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
         for layer, record in replaced.items()
     }
-    return replaced, Compression(rule, layers, tuple(notes), search, choice=choice)
+    return replaced, Compression(rule, layers, tuple(notes), search, choice=choice, asked=len(project.layers))
 
 
 def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
