@@ -103,8 +103,7 @@ def accumulate_cross(  # noqa: PLR0913  # those of accumulate, and a second netw
 
     Notes
     -----
-    Memory: every layer's lanes at once, of width d + m each. Under a memory limit layers are done in groups, with one
-    pass for each.
+    Memory: every layer's lanes at once, of width d + m each; under a memory limit, one group of layers at a time.
 
     Examples
     --------

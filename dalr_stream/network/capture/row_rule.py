@@ -1,6 +1,6 @@
-"""Which rows of a layer are watched: those a mask keeps, and of these at most so many a sample.
+"""Which rows of a layer are watched: those that a mask keeps, and at most a given number of these per sample.
 
-A layer reads or gives a tensor (N, ..., d): N samples, T positions each, a row a position. A mask (N, T) speaks of
+A layer reads or gives a tensor (N, ..., d): N samples of T positions, one row per position. A mask (N, T) speaks of
 positions, so it holds for layers that have N x T rows, in whatever order these are proved to come; a layer with one row
 a sample, such as the head after pooling, is not masked. Anything else is an error: a mask that fits nothing would be
 wrong in silence.

@@ -222,6 +222,10 @@ def weights_of(model: nn.Module, name: str) -> tuple[NDArray[np.floating], NDArr
     LayerNotFoundError
         Where there is no layer of that name.
 
+    See Also
+    --------
+    Store.weights : the same from a store, without the network.
+
     Examples
     --------
     >>> import torch, dalr_stream as ds

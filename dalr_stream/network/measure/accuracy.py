@@ -33,6 +33,10 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     InvalidInputError
         For batches or labels of another form, and a loader that gives no samples.
 
+    See Also
+    --------
+    dalr_stream.OutputDistance : how far outputs moved, without labels.
+
     Examples
     --------
     >>> import torch, dalr_stream as ds

@@ -150,6 +150,10 @@ def parameter_count(model: nn.Module) -> int:
     int
         Weights and biases, trainable or not; buffers are no parameters.
 
+    See Also
+    --------
+    dalr_stream.profile : multiply-adds and seconds.
+
     Examples
     --------
     >>> import torch, dalr_stream as ds

@@ -8,7 +8,7 @@ for the selections of section 5.3, whose dropout layers are narrower; the text n
 What is not trained stays as it is, bit for bit: the other parameters are frozen, and every module is in eval mode, so
 batch norm keeps its statistics. The order of the batches is the loader's; what it draws from torch's generator is
 seeded anew for each epoch, and what the network draws for each batch, so the epochs that follow depend on the number of
-those that are done and on nothing else. With a checkpoint after each epoch, an interrupted call goes on to the same
+those that are done and on nothing else. With a checkpoint after each epoch, an interrupted call resumes to the same
 bits. On a GPU that holds as far as its kernels are deterministic.
 """
 
@@ -217,7 +217,7 @@ def _pairs(batches: Iterable[Any], options: FineTuning, epoch: int) -> Iterator[
 
 
 def _digested(pairs: Iterator[tuple[Any, Any]], digest: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the batches, each after `digest` has it: what is compared when a checkpoint is gone on from."""
+    """Yield the batches, each after `digest` has it: what is compared when a checkpoint is resumed."""
     for inputs, labels in pairs:
         digest.update(_digest(inputs, labels))
         yield inputs, labels

@@ -69,7 +69,7 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     side: Side | str | None = None,
     max_rank: int | None = None,
 ) -> Factors:
-    """Domain-adaptive low rank: the best replacement of the weight at every rank, on the rows that `moments` describe.
+    """Return the best low-rank replacement of a weight at every rank, on the rows that `moments` describe (DALR).
 
     Parameters
     ----------

@@ -74,7 +74,7 @@ def sufficiency(jackknife: LowRankJackknife, largest_rank: int) -> Sufficiency:
     jackknife
         From `jackknife_low_rank`.
     largest_rank
-        The last rank that matters: the break-even rank, say.
+        The last rank that matters, such as the break-even rank.
 
     Returns
     -------

@@ -50,7 +50,7 @@ class _Regulariser:
 
 
 def spectral(moments: Moments | Layer, *, affine: bool = False, limit: int | None = None) -> ChannelSelection:
-    """Spectral pruning: the order in which nodes explain the most of all nodes.
+    """Order nodes so that the first k, for every k, explain the most of all nodes (spectral pruning).
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def momasp(
     affine: bool = False,
     limit: int | None = None,
 ) -> ChannelSelection:
-    """Moment Matching Spectral Pruning: prefer nodes that respond alike on source and target (Eqs. 3-5).
+    """Order nodes as `spectral` does, preferring those that respond alike on source and target (MoMaSP, Eqs. 3-5).
 
     Sigma comes from the target alone. A candidate's score is V_j - strength x std(V) x R_j / max R, with the
     (population) standard deviation and the maximum over live candidates that still explain something.

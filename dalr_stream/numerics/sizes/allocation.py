@@ -73,6 +73,10 @@ def by_energy(layers: Sequence[SizedLayer], share: float) -> dict[str, int]:
     InvalidInputError
         For a share outside its range.
 
+    See Also
+    --------
+    common_energy : the largest share within a budget.
+
     Examples
     --------
     >>> import numpy as np, dalr_stream as ds
@@ -106,6 +110,10 @@ def common_share(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]:
     ------
     InvalidInputError
         Where the smallest sizes cost more than `budget`.
+
+    See Also
+    --------
+    within_budget : sizes that differ by what each layer loses.
 
     Examples
     --------

@@ -135,6 +135,10 @@ def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Ve
     numpy.ndarray
         Weights times positions: one number, or one for each size of that array.
 
+    See Also
+    --------
+    within_budget : sizes whose cost stays within a budget.
+
     Examples
     --------
     Keeping 5 of a layer's 10 nodes halves it, and the layer that reads them:

@@ -39,6 +39,10 @@ def factor_layer(
     SizedLayer
         Its sizes are ranks, and the whole layer.
 
+    See Also
+    --------
+    within_budget : chooses the sizes of several layers.
+
     Examples
     --------
     >>> import numpy as np, dalr_stream as ds
@@ -75,6 +79,10 @@ def selection_layer(
     SizedLayer
         Its sizes are numbers of kept nodes.
 
+    See Also
+    --------
+    within_budget : chooses the sizes of several layers.
+
     Examples
     --------
     >>> import numpy as np, dalr_stream as ds
@@ -109,6 +117,10 @@ def unchanged_layer(
     -------
     SizedLayer
         Its only size is the whole layer.
+
+    See Also
+    --------
+    within_budget : chooses the sizes of several layers.
 
     Examples
     --------
