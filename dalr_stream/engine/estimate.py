@@ -20,7 +20,7 @@ from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.measure.memory import forward_memory
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import same_as_before
-from dalr_stream.storage.checkpoints import FOLDER as CHECKPOINTS
+from dalr_stream.storage.layout import UNFINISHED as CHECKPOINTS
 from dalr_stream.storage.rows import rows_exist, rows_path
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.cost import LayerLoad

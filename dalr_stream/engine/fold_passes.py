@@ -24,6 +24,7 @@ from dalr_stream.storage.contents import DomainRecord, NetworkRecord
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of
+from dalr_stream.storage.removal import forget_checkpoints
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.cost import LayerLoad
@@ -118,7 +119,8 @@ def kept_record(
 ) -> DomainRecord | None:
     """Return what a store knows of the rows, where it has the moments of every stream by this rule; else None.
 
-    Whether they are of the same batches is not compared here: `DomainRecord.batches` has their digests.
+    Whether they are of the same batches is not compared here: `DomainRecord.batches` has their digests. Checkpoints
+    that a fold left beside them, killed once they were kept, are removed.
     """
     try:
         manifest = Manifest.read(root)
@@ -137,6 +139,7 @@ def kept_record(
         kept = (but_for_blas(origin_of(moments_path(root, domain, home, part))) for part in parts)
         if any(one != but_for_blas(expected) for one in kept):
             return None
+    forget_checkpoints(root, domain)
     return record
 
 

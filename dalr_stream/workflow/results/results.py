@@ -39,10 +39,12 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress, evaluate, finetune, solve
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.finetune import FineTuned
-from dalr_stream.workflow.steps.profile import read_profile
+from dalr_stream.workflow.steps.profile import profile_problem, read_profile
 from dalr_stream.workflow.steps.provenance import provenance
 from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.stability import read_stability
+
+NO_PROFILE = "no timings are shown: their record is damaged, run profile again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def results(project: Project) -> Results:
     tuned: tuple[str, ...] = ()
     if project.config.finetune is not None:
         tuned = (str(FineTuned.read(project.finetuning, finetune.made_from(project))),)
+    untimed = (NO_PROFILE,) if profile_problem(project) else ()
     layers = [
         dataclasses.replace(_findings(project, store, layer, evaluation), stability=stability[layer])
         for layer in project.layers
@@ -101,7 +104,7 @@ def results(project: Project) -> Results:
         baseline_accuracy=evaluation.baseline,
         layers=tuple(layer_results(layer, evaluation.baseline, section.drop, section.scale) for layer in layers),
         sizes=evaluation.sizes,
-        decisions=(*evaluation.left_out, *decisions(layers), *saved, *tuned),
+        decisions=(*evaluation.left_out, *decisions(layers), *saved, *tuned, *untimed),
         caveats=project.config.run.caveats,
         profile=read_profile(project),
     )
