@@ -18,10 +18,14 @@ test soak: export OMP_NUM_THREADS = 1
 test: check docs
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# What `make test` samples, in full: 500 kills, a crash and a failure at every operation, each case, newly drawn examples.
+# Supervisors that kill and damage at random, and print what they found: of stores, and of whole runs.
+RANDOM := tests/crash/test_kills.py tests/crash/test_run_kills.py tests/crash/test_damage.py
+
+# What `make test` samples, in full: twice 500 kills, 1,000 damaged files, a crash and a failure at every operation, each
+# case, newly drawn examples.
 soak: $(READY)
-	$(BIN)/python -m pytest --hypothesis-profile=soak -rP tests/crash/test_kills.py
-	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile=soak --ignore=tests/crash/test_kills.py
+	$(BIN)/python -m pytest --hypothesis-profile=soak -rP $(RANDOM)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile=soak $(addprefix --ignore=,$(RANDOM))
 
 # Speed and memory as tables, each ratio within one run; half an hour, on a machine that does nothing else.
 bench: $(READY)

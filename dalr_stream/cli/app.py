@@ -125,16 +125,16 @@ def layers(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) 
 @app.command()
 def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None) -> None:
     """Print what a run will cost, before it starts."""
-    from dalr_stream.workflow.dry_run import trials
-    from dalr_stream.workflow.results.tables import cost_table
+    from dalr_stream.workflow.run_cost import cost_of
 
-    project = open_run(file, with_machine(overrides, memory)).project
-    network, console = project.stand_in(), console_for()
-    plan = project.estimate(network)
-    console.print(cost_table(plan))
-    if networks := trials(project, network):
-        console.print(networks, highlight=False)
-    plan.require()
+    project, console = open_run(file, with_machine(overrides, memory)).project, console_for()
+    cost = cost_of(project, project.stand_in())
+    for table in cost.tables:
+        console.print(table)
+    for line in cost.lines:
+        console.print(line, highlight=False)
+    for require in cost.refusals:
+        require()
 
 
 @app.command()
@@ -276,10 +276,8 @@ def _dry_run(opened: Run) -> None:
         console.print(reason, soft_wrap=True, highlight=False, markup=False)
     for table in dry_run_tables(outlook):
         console.print(table)
-    if outlook.passes:
-        console.print(outlook.passes, highlight=False)
-    if outlook.trials:
-        console.print(outlook.trials, highlight=False)
+    for line in [] if outlook.cost is None else outlook.cost.lines:
+        console.print(line, highlight=False)
     outlook.require()
 
 

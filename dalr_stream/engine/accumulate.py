@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.engine.statistics import Statistics, stored_weights
+from dalr_stream.engine.statistics import Statistics
+from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.progress import Progress
-from dalr_stream.storage.manifest import Manifest
 from dalr_stream.streaming.folding import Folding
 
 if TYPE_CHECKING:
@@ -138,5 +138,4 @@ def _from_store(
     root: Path, domain: str, streams: Sequence[str] | None, folding: Folding | None, progress: Progress | None
 ) -> Statistics:
     moments = accumulate_stored(root, domain=domain, layers=streams, folding=folding, progress=progress)
-    watched = Manifest.read(root).network.layers
-    return Statistics(watched, moments, partial(stored_weights, root, watched))
+    return replace(StoreView.open(root).statistics(domain), by_stream=moments)

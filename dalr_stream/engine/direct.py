@@ -8,7 +8,7 @@ activations stay on that device from the hook to the sums.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 
 from dalr_stream.engine.backend import rows_for
 from dalr_stream.engine.capture import keep_weights, network_record, one_pass, watched_streams
-from dalr_stream.engine.estimate import load_of, taken_of
+from dalr_stream.engine.estimate import BatchMemory, load_of, taken_of
 from dalr_stream.engine.fold_passes import fitting, fold_in_memory, fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.statistics import Statistics, Weights, stored_weights
@@ -154,15 +154,22 @@ class NetworkRows:
         """Part the layers into passes that fit; layers that read the same tensor stay together, and count once."""
         require_layers(self.layers)
         require_batches(self.batches)
-        groups = fitting([load_of(layer, 0) for layer in self.layers], folding)
-        if len(groups) == 1:
+        if folding.memory_limit_bytes is None:
+            return [self.streams]
+        groups = fitting([load_of(layer, 0, BatchMemory()) for layer in self.layers], folding)
+        if isinstance(self.batches, Iterator):  # looking at the first would lose it
+            if len(groups) > 1:
+                require_repeatable(self.batches, "batches")
             return groups
-        require_repeatable(self.batches, "batches")
         first = next(iter(self.batches), None)
         if first is None or samples_in(first) == 0:
             return groups
-        shared = same_as_before(taken_of(self.model, first, self.layers, self.rule))
-        groups = fitting([load_of(layer, 0) for layer in self.layers if layer.stream not in shared], folding)
+        taken = taken_of(self.model, first, self.layers, self.rule)
+        probe, shared = BatchMemory.of(self.model, first, taken), same_as_before(taken)
+        loads = [load_of(layer, 0, probe) for layer in self.layers if layer.stream not in shared]
+        groups = fitting(loads, folding, probe.forward_bytes)
+        if len(groups) > 1:
+            require_repeatable(self.batches, "batches")
         return [[name for name in self.streams if shared.get(name, name) in homes] for homes in groups]
 
     def send(self, streams: Collection[str], sink: FoldSink, folding: Folding, progress: Progress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule, Taken
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.measure.memory import forward_memory
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import same_as_before
-from dalr_stream.storage.checkpoints import FOLDER as CHECKPOINTS
+from dalr_stream.storage.layout import UNFINISHED as CHECKPOINTS
 from dalr_stream.storage.rows import rows_exist, rows_path
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.cost import LayerLoad
@@ -50,7 +52,8 @@ def estimate(
     """
     rule = rows or RowRule()
     readers: list[dict[str, str]] = []
-    total = dict.fromkeys((layer.stream for layer in layers), 0)
+    counts: dict[str, dict[str, int]] = {}
+    probe = BatchMemory()
     for domain, batches in loaders.items():
         if not isinstance(batches, Sized):
             raise InvalidInputError(f"domains.{domain}.batches: the loader has no length: give it __len__")
@@ -59,12 +62,13 @@ def estimate(
             raise InvalidInputError(f"domains.{domain}.batches: the loader is empty: check the data set and its split")
         with refusals_explained(first, f"domain '{domain}', batch 0"):
             taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
+            probe = probe.larger(BatchMemory.of(model, first, taken))
         readers.append(same_as_before(taken))
-        for name, of_layer in taken.items():
-            total[name] += of_layer.rows.shape[0] * len(batches)
+        counts[domain] = {name: of_layer.rows.shape[0] * len(batches) for name, of_layer in taken.items()}
     shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
-    loads = [load_of(layer, total[layer.stream]) for layer in layers if layer.stream not in shared]
-    return plan(
+    total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
+    loads = [load_of(layer, total[layer.stream], probe) for layer in layers if layer.stream not in shared]
+    found = plan(
         loads,
         threads=folding.threads.workers,
         readers=folding.threads.readers,
@@ -73,12 +77,36 @@ def estimate(
         domains=len(loaders),
         direct=direct,
         memory_limit_bytes=folding.memory_limit_bytes,
+        forward_bytes=probe.forward_bytes,
     )
+    return replace(found, rows=counts)
 
 
-def load_of(layer: LayerSpec, rows: int) -> LayerLoad:
+@dataclass(frozen=True, slots=True)
+class BatchMemory:
+    """What a batch takes: the network's forward pass, and the rows that are taken of it, by stream."""
+
+    forward_bytes: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: Any, taken: Mapping[str, Taken]) -> BatchMemory:
+        """Look at a batch whose rows were taken; nothing where it has no samples."""
+        if not taken:
+            return cls()
+        rows = {name: of_layer.rows.nbytes for name, of_layer in taken.items()}
+        return cls(forward_memory(model, batch).peak_bytes, rows)
+
+    def larger(self, other: BatchMemory) -> BatchMemory:
+        """Return what holds for both."""
+        rows = {name: max(self.rows.get(name, 0), other.rows.get(name, 0)) for name in {**self.rows, **other.rows}}
+        return BatchMemory(max(self.forward_bytes, other.forward_bytes), rows)
+
+
+def load_of(layer: LayerSpec, rows: int, probe: BatchMemory) -> LayerLoad:
     """Return what the plan needs to know of a watched layer; `outputs` where these could be watched instead."""
-    return LayerLoad(layer.stream, layer.features, rows, outputs=layer.outputs if layer.side is Side.INPUTS else None)
+    outputs = layer.outputs if layer.side is Side.INPUTS else None
+    return LayerLoad(layer.stream, layer.features, rows, outputs=outputs, batch_bytes=probe.rows.get(layer.stream, 0))
 
 
 def require_disk(needed: MemoryPlan, folder: Path, held_bytes: int = 0) -> None:

@@ -24,6 +24,7 @@ from dalr_stream.storage.contents import DomainRecord, NetworkRecord
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of
+from dalr_stream.storage.removal import forget_checkpoints
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.cost import LayerLoad
@@ -118,7 +119,8 @@ def kept_record(
 ) -> DomainRecord | None:
     """Return what a store knows of the rows, where it has the moments of every stream by this rule; else None.
 
-    Whether they are of the same batches is not compared here: `DomainRecord.batches` has their digests.
+    Whether they are of the same batches is not compared here: `DomainRecord.batches` has their digests. Checkpoints
+    that a fold left beside them, killed once they were kept, are removed.
     """
     try:
         manifest = Manifest.read(root)
@@ -137,17 +139,18 @@ def kept_record(
         kept = (but_for_blas(origin_of(moments_path(root, domain, home, part))) for part in parts)
         if any(one != but_for_blas(expected) for one in kept):
             return None
+    forget_checkpoints(root, domain)
     return record
 
 
-def fitting(loads: Sequence[LayerLoad], folding: Folding) -> tuple[tuple[str, ...], ...]:
+def fitting(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0) -> tuple[tuple[str, ...], ...]:
     """Return the streams of each pass, so that what is folded at once fits; raises MemoryLimitError."""
-    cost = direct_plan(loads, folding)
+    cost = direct_plan(loads, folding, forward_bytes)
     cost.require()
     return cost.groups
 
 
-def direct_plan(loads: Sequence[LayerLoad], folding: Folding) -> MemoryPlan:
+def direct_plan(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0) -> MemoryPlan:
     """Return what folding rows as they are made costs."""
     return plan(
         loads,
@@ -157,6 +160,7 @@ def direct_plan(loads: Sequence[LayerLoad], folding: Folding) -> MemoryPlan:
         shards=folding.shards,
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
+        forward_bytes=forward_bytes,
     )
 
 

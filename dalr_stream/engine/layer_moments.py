@@ -12,19 +12,21 @@ from dalr_stream.errors import LayerNotFoundError
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.records.moments import load_moments, moments_count, moments_path, shard_parts
+from dalr_stream.storage.records.stored_moments import open_moments
 from dalr_stream.storage.schema import HELDOUT, TRAINING
 
+K = TypeVar("K", bound=str)
 V_co = TypeVar("V_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class OnDemand(Mapping[str, V_co]):
+class OnDemand(Mapping[K, V_co]):
     """Values by name, each fetched whenever it is asked for; none is held."""
 
-    names: Collection[str]
-    fetch: Callable[[str], V_co]
+    names: Collection[K]
+    fetch: Callable[[K], V_co]
 
-    def __getitem__(self, name: str) -> V_co:
+    def __getitem__(self, name: K) -> V_co:
         if name not in self.names:
             raise KeyError(name)
         return self.fetch(name)
@@ -32,7 +34,7 @@ class OnDemand(Mapping[str, V_co]):
     def __contains__(self, name: object) -> bool:
         return name in self.names
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[K]:
         return iter(self.names)
 
     def __len__(self) -> int:
@@ -67,7 +69,7 @@ class LayerMoments(Mapping[str, Moments]):
         """
 
         def read(part: str, name: str) -> Moments:
-            return load_moments(moments_path(root, domain, homes[name], part))
+            return open_moments(moments_path(root, domain, homes[name], part))
 
         heldout = [name for name in homes if moments_count(moments_path(root, domain, homes[name], HELDOUT))]
         by_layer = {

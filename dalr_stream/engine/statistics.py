@@ -8,7 +8,7 @@ Nothing is read or added up before a solver asks for it: a record in a store sta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dalr_stream.storage.records.weights import load_layer_weights
 
 Weights = tuple[NDArray[Any], NDArray[Any] | None]
 """Weight (m, d) and bias (m,) of a layer."""
+Rows = Iterable[NDArray[Any]]
 Streams = Mapping[str, LayerRecord]
 """What was watched: the layer behind each stream, by the stream's name."""
 
@@ -49,12 +50,15 @@ class Statistics(Mapping[str, Layer]):
         Called with the name of a layer, or of one group of a convolution, it gives its weights.
     source
         Statistics of the same layers on a source domain, where the two are to be compared.
+    rows
+        The training rows of each stream of which some are kept; None where they are others by now.
     """
 
     watched: Streams
     by_stream: LayerMoments
     weights: Callable[[str], Weights]
     source: Statistics | None = None
+    rows: Mapping[str, Rows | None] = field(default_factory=dict)
 
     def __getitem__(self, layer: str) -> Layer:
         if layer not in self:
@@ -65,6 +69,8 @@ class Statistics(Mapping[str, Layer]):
         there = {} if self.source is None else _fetchers(layer, parts, self.source.watched, self.source.by_stream)
         if "nodes" in there:
             fetch["source_nodes"] = there["nodes"]
+        if all(part in self.rows for part in parts):
+            fetch["rows"] = partial(_rows, self.rows, parts)
         return _Deferred.layer(layer, _stacked(map(self.weights, parts)), fetch)
 
     def __contains__(self, layer: object) -> bool:
@@ -144,6 +150,12 @@ def _joined(known: Mapping[str, Moments], parts: Sequence[str]) -> InputMoments:
     return moments_of([known[part] for part in parts])
 
 
+def _rows(kept: Mapping[str, Rows | None], parts: Sequence[str]) -> tuple[Rows, ...]:
+    """Return the rows of each group; none where they are others of one."""
+    rows = [own for part in parts if (own := kept[part]) is not None]
+    return tuple(rows) if len(rows) == len(parts) else ()
+
+
 def _shards(known: Mapping[str, Sequence[Moments]], parts: Sequence[str]) -> Sequence[InputMoments]:
     if len(parts) == 1:
         return known[parts[0]]
@@ -165,8 +177,8 @@ class _Deferred(Layer):
         """Return the layer; the fields that `fetch` has are empty slots, for which Python asks `__getattr__`."""
         layer = cls(name, *weights)
         object.__setattr__(layer, "_fetch", fetch)
-        for field in fetch:
-            object.__delattr__(layer, field)
+        for name_of_field in fetch:
+            object.__delattr__(layer, name_of_field)
         return layer
 
     def __getattr__(self, field: str) -> Any:

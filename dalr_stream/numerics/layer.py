@@ -6,7 +6,7 @@ copies nothing and computes nothing; what is not known is None, and the solver t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,10 @@ class Layer:
         What `inputs` would be on rows that no solution is fitted to; None without held-out rows.
     shards
         Records that `inputs` is the sum of, to leave one out; may be read from disk one by one. Empty without them.
+    rows
+        The training rows that `inputs` is of, for each group, in blocks (t, d) that can be gone through again and
+        again; empty where they were not kept. `published` and `optimal` are solved from them where they are fewer
+        than d.
 
     Examples
     --------
@@ -65,6 +69,7 @@ class Layer:
     source_nodes: Moments | None = None
     heldout: InputMoments | None = None
     shards: Sequence[InputMoments] = field(default=(), repr=False)
+    rows: tuple[Iterable[NDArray[Any]], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or 0 in self.weight.shape:
@@ -81,6 +86,10 @@ class Layer:
         self._require_width("heldout", self.heldout, d * groups)
         for name in ("outputs", "nodes", "source_nodes"):
             self._require_width(name, getattr(self, name), m)
+        if self.rows and len(self.rows) != groups:
+            raise InvalidInputError(
+                f"layer '{self.name}': rows must be given for each of its {groups} groups, got {len(self.rows)}"
+            )
         if m % groups:
             raise InvalidInputError(f"layer '{self.name}': {m} outputs cannot be split into {groups} groups")
 
@@ -102,12 +111,13 @@ class Layer:
             [None] * g if self.inputs is None else self.inputs.parts,
             [None] * g if self.outputs is None else self.outputs.parts,
         )
-        parts = enumerate(zip(*columns, strict=True))
-        return tuple(Layer(group_name(self.name, number), *part) for number, part in parts)
+        rows: list[tuple[Iterable[NDArray[Any]], ...]] = [(own,) for own in self.rows] or [()] * g
+        parts = enumerate(zip(zip(*columns, strict=True), rows, strict=True))
+        return tuple(Layer(group_name(self.name, number), *part, rows=own) for number, (part, own) in parts)
 
     def with_inputs(self, inputs: InputMoments) -> Layer:
-        """Return the same weights with these training moments, and nothing else known."""
-        return Layer(self.name, self.weight, self.bias, inputs)
+        """Return the same weights with these training moments, the rows where they are of these, and nothing else."""
+        return Layer(self.name, self.weight, self.bias, inputs, rows=self.rows if inputs is self.inputs else ())
 
     @property
     def known_inputs(self) -> InputMoments:

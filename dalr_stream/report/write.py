@@ -16,9 +16,10 @@ removed at the end; files this package did not write are never touched.
 from __future__ import annotations
 
 import csv
+import re
 import shutil
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from dalr_stream.report.cells import Table
 from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
@@ -31,11 +32,13 @@ from dalr_stream.report.series import layer_series
 from dalr_stream.report.speed import speed_tables
 from dalr_stream.report.style import drawing
 from dalr_stream.report.tables import accuracy_table, headline_table, size_table
+from dalr_stream.storage.durable import sync
 
 PAGE = "report.html"
 INVENTORY = "files.txt"
 DPI = 150
 _STAGING = ".report-unfinished"
+_OWN = re.compile(r"report\.html|results\.json|figures/[^/\0]+\.png|tables/[^/\0]+\.csv")
 
 
 def write_report(results: Results, folder: Path) -> Path:
@@ -90,25 +93,30 @@ def _write_figures(results: Results, drawn: Sequence[Sequence[Drawn | LeftOut]],
 
 
 def _publish(staging: Path, folder: Path) -> None:
-    files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+    """Move a report into place; until all is done, the inventory names the files of the earlier one as well."""
+    files = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
     earlier = _inventory(folder)
-    (staging / INVENTORY).write_text("".join(f"{name}\n" for name in files), encoding="utf-8", newline="\n")
-    for name in sorted([*files, INVENTORY], key=lambda name: (name == PAGE, name)):
+    _keep_inventory(files | earlier, staging, folder)
+    for name in sorted(files, key=lambda name: (name == PAGE, name)):
         (folder / name).parent.mkdir(exist_ok=True)
         (staging / name).replace(folder / name)
-    for name in earlier - set(files):
+    for name in earlier - files:
         (folder / name).unlink(missing_ok=True)
+    _keep_inventory(files, staging, folder)
     shutil.rmtree(staging)
 
 
+def _keep_inventory(files: Iterable[str], staging: Path, folder: Path) -> None:
+    """Write the inventory so that it outlives a power cut: what it lost, no later report would remove."""
+    text = "".join(f"{name}\n" for name in sorted(files))
+    (staging / INVENTORY).write_text(text, encoding="utf-8", newline="\n")
+    sync(staging / INVENTORY)
+    (staging / INVENTORY).replace(folder / INVENTORY)
+    sync(folder)
+
+
 def _inventory(folder: Path) -> set[str]:
-    """Return the files of the report that stands in `folder`; names that lead out of it are not believed."""
+    """Return the files of the report that stands in `folder`; names that no report has are not believed."""
     listing = folder / INVENTORY
-    if not listing.is_file():
-        return set()
-    names = listing.read_text(encoding="utf-8").splitlines()
-    return {
-        name
-        for name in names
-        if name and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-    }
+    names = listing.read_text(encoding="utf-8", errors="replace").splitlines() if listing.is_file() else []
+    return {name for name in names if _OWN.fullmatch(name)}

@@ -23,10 +23,9 @@ from dalr_stream.errors import StoreDamagedError
 from dalr_stream.numerics.statistics.folding import FoldState, LaneState
 from dalr_stream.storage import schema
 from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.layout import UNFINISHED, remove_empty
 from dalr_stream.storage.records.record import Arrays, load_record, origin_of, save_record
 from dalr_stream.storage.schema import PARTS
-
-FOLDER = "unfinished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,8 @@ class Checkpoints:
 
     def __init__(self, root: Path, domain: str, layer: str, made_from: Mapping[str, Any]) -> None:
         """`made_from` is what the moments that will come of it are made from."""
-        self._folder = root / FOLDER / domain / layer
+        self._root = root
+        self._folder = root / UNFINISHED / domain / layer
         self.made_from = dict(made_from)
 
     @property
@@ -89,6 +89,7 @@ class Checkpoints:
     def drop(self) -> None:
         """Remove all of them."""
         remove_folder(self._folder)
+        remove_empty(self._root)
 
 
 def _vectors(state: FoldState) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from dalr_stream.errors import StoreError
@@ -20,7 +21,9 @@ from dalr_stream.storage.durable import OUTGOING, TEMPORARY, readable, sync
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
 GROUP = "zarr.json"
-KINDS = {"activations": 2, "weights": 0, "moments": 2, "shards": 3, "sums": 3, "solutions": 1, "unfinished": 2}
+UNFINISHED = "unfinished"
+"""Checkpoints of accumulations."""
+KINDS = {"activations": 2, "weights": 0, "moments": 2, "shards": 3, "sums": 3, "solutions": 1, UNFINISHED: 2}
 """The folders at the root, and how many levels below each of them writers make temporary names. The chunks of
 activations lie deeper: whoever writes an array clears it, so a sweep never lists them."""
 _AT_ROOT = {MANIFEST, LOCK, GROUP, *KINDS}
@@ -80,6 +83,14 @@ def sweep(root: Path) -> None:
             elif is_zarr_litter(name) and folder != root and (folder / name).is_file():
                 (folder / name).unlink(missing_ok=True)
         sync(folder)  # names that the killed writer made and had no time to sync
+    remove_empty(root)
+
+
+def remove_empty(root: Path) -> None:
+    """Remove the folders in which there are no checkpoints any more."""
+    for folder in reversed(list(_below(root / UNFINISHED, 1))):
+        with suppress(OSError):  # there are some
+            folder.rmdir()
 
 
 def _clear(litter: Path, name: Path) -> None:

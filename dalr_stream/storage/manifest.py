@@ -84,7 +84,8 @@ class Manifest:
             raise StoreNotFoundError(f"{problem}: name the folder of a store, or capture to it first") from None
         except OSError as error:
             raise StoreError(f"'{path}' cannot be read ({error}): check the disk and your rights") from error
-        body = _unsealed(path, data)
+        remedy = f"delete '{root}' and capture again"
+        body = _unsealed(path, data, remedy)
         try:
             if body["schema"] not in READABLE:
                 raise FingerprintMismatchError(
@@ -93,7 +94,7 @@ class Manifest:
                 )
             return _manifest(body)
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise StoreDamagedError(f"'{path}' is damaged: it does not describe a store ({error})") from error
+            raise StoreDamagedError(f"'{path}' is damaged: it does not describe a store ({error}); {remedy}") from error
 
 
 def _plain_domain(record: DomainRecord) -> dict[str, Any]:
@@ -107,14 +108,14 @@ def _sealed(body: Any) -> bytes:
     return json.dumps({"digest": digest_of(body), "manifest": body}).encode()
 
 
-def _unsealed(path: Path, data: bytes) -> Any:
+def _unsealed(path: Path, data: bytes, remedy: str) -> Any:
     """Return the body of what `_sealed` gave; raises StoreDamagedError."""
     try:
         body = json.loads(data)["manifest"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreDamagedError(f"'{path}' is damaged: it cannot be read as a manifest ({error})") from None
+        raise StoreDamagedError(f"'{path}' is damaged: it cannot be read as a manifest ({error}); {remedy}") from None
     if data != _sealed(body):
-        raise StoreDamagedError(f"'{path}' is damaged: its digest does not match its contents")
+        raise StoreDamagedError(f"'{path}' is damaged: its digest does not match its contents; {remedy}")
     return body
 
 

@@ -30,10 +30,16 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(data)
         del document["attributes"][_DIGEST]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreDamagedError(f"'{folder}': its metadata cannot be read ({error!r}); make it again") from error
+        raise StoreDamagedError(f"'{folder}': its metadata cannot be read ({error!r})") from error
     if data != _sealed(document):
-        raise StoreDamagedError(f"'{folder}': its metadata do not match their digest; make it again")
+        raise StoreDamagedError(f"'{folder}': its metadata do not match their digest")
     return document
+
+
+def require_group(folder: Path) -> None:
+    """Raise StoreDamagedError where a folder is not the plain group that `make_group` makes of it."""
+    if read_metadata(folder) != _GROUP:
+        raise StoreDamagedError(f"'{folder}': its metadata are not those of a group")
 
 
 def write_metadata(folder: Path, document: Mapping[str, Any], *, on_its_way: bool = False) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dalr_stream.numerics.rows.streams import require_name
 from dalr_stream.storage.durable import explained, remove_folder, sync
-from dalr_stream.storage.layout import KINDS
+from dalr_stream.storage.layout import KINDS, UNFINISHED, remove_empty
 from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import FILE as MANIFEST
 from dalr_stream.storage.manifest import Manifest
@@ -50,5 +50,13 @@ def forget_moments(root: Path, domain: str) -> None:
     if not (root / MANIFEST).exists():
         return
     with locked(root):
-        for kind in ("moments", "unfinished"):
+        for kind in ("moments", UNFINISHED):
             remove_folder(root / kind / domain)
+
+
+def forget_checkpoints(root: Path, domain: str) -> None:
+    """Remove the checkpoints of one domain's folds, where there are any."""
+    if (root / UNFINISHED / domain).is_dir():
+        with locked(root):
+            remove_folder(root / UNFINISHED / domain)
+            remove_empty(root)

@@ -21,9 +21,10 @@ from dalr_stream.storage.summary import StoreSummary
 class ActivationStore:
     """A store opened for reading: shows as one line, or in a notebook as a table, what it holds now."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, manifest: Manifest | None = None) -> None:
+        """`manifest` is the store's, where it was read already."""
         self.root = Path(root)
-        self.manifest = Manifest.read(self.root)
+        self.manifest = manifest or Manifest.read(self.root)
 
     def __repr__(self) -> str:
         return f"<{self._summary()}>"
@@ -65,7 +66,7 @@ class ActivationStore:
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """Training rows (t, d) of a layer on a domain, in the order they were captured.
+    """Training rows (t, d) of a layer on a domain, or the held-out ones, in the order they were captured.
 
     Each pass reads the tiles anew and raises StoreDamagedError where one does not match its digest. Moments outlive the
     activations, these rows do not: after `delete_activations` going through them raises StoreNotFoundError.
@@ -75,10 +76,12 @@ class StoredRows:
     domain: str
     layer: str
     holdout: HoldoutRule = field(default_factory=HoldoutRule)
+    heldout: bool = False
+    """Whether those that are held out are meant."""
 
     def __iter__(self) -> Iterator[Rows]:
         for number in range(self.store.tiles(self.domain, self.layer)):
             tile = self.store.read_tile(self.domain, self.layer, number)
-            training = tile.rows[~self.holdout.mask(tile.samples)]
-            if len(training):
-                yield training
+            rows = tile.rows[self.holdout.mask(tile.samples) == self.heldout]
+            if len(rows):
+                yield rows

@@ -25,10 +25,8 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import create_array, write_array
 from dalr_stream.storage.durable import new_folder, readable
-from dalr_stream.storage.records.moments import fill_moments, name_of_moments
+from dalr_stream.storage.records.moments import SCATTER, VECTORS, fill_moments, name_of_moments
 from dalr_stream.storage.records.record import Name, digest_of_array, load_record, seal_record
-
-SCATTER = next(spec for spec in schema.MOMENTS if spec.name == "scatter")
 
 
 def save_strips(
@@ -53,7 +51,7 @@ def load_strip(path: Path, strip: Strip) -> FoldState:
     The vectors are compared to their digests, the chunks of the matrix to their own checksums. Raises
     StoreDamagedError, StoreNotFoundError.
     """
-    arrays, values = load_record(path, [spec for spec in schema.MOMENTS if spec is not SCATTER])
+    arrays, values = load_record(path, VECTORS)
     if values["count"] == 0:
         return FoldState.empty(strip)
     try:

@@ -64,7 +64,8 @@ def open_writer(root: Path, domain: str, network: NetworkRecord, choice: str = E
                 f"'{root}': domain '{domain}' was merged from other stores and takes no rows: capture to a store of "
                 "its own, then merge that too"
             )
-        make_group(root)
+        rows = Path("activations") / domain
+        make_group(root, rows if (root / rows).is_dir() else Path())  # damaged ones are written anew
         layers = {**manifest.network.layers, **network.layers}
         manifest = dataclasses.replace(manifest, network=dataclasses.replace(manifest.network, layers=layers))
         yield ActivationWriter(root, domain, manifest, frozenset(network.layers), choice)

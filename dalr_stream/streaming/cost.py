@@ -35,6 +35,8 @@ class LayerLoad:
     """Bytes of one activation."""
     outputs: int | None = None
     """Width of the layer's outputs, where they could be watched instead."""
+    batch_bytes: int = 0
+    """Rows of one batch on their way from the network to a tile."""
     beside_tile_bytes: int = 0
     """What reading a tile from a store holds besides it: the two tiles that one of joint rows is cut from."""
 
@@ -58,6 +60,8 @@ class LayerCost:
     """Memory this layer holds for a whole pass when it is folded directly."""
     multiply_adds: int
     """Of the rank-k updates, the dominant cost of accumulation: rows d^2 / 2."""
+    capture_bytes: int = 0
+    """Memory for a batch of its rows, and for a tile that is being filled: what streaming them into a store takes."""
     partitions: int = 1
     """Parts of the rows folded in turn: each shard and the held-out rows, where shards are kept."""
     checkpoint_bytes: int = 0
@@ -123,8 +127,9 @@ def layer_cost(
         moments_bytes=_FLOAT64 * d * d * records.count * domains,
         strips=cut,
         store_bytes=max(folding, summing),
-        direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + _tile_bytes(load),
+        direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + tile_bytes(load) + load.batch_bytes,
         multiply_adds=load.rows * d * d // 2,
+        capture_bytes=tile_bytes(load) + load.batch_bytes,
         partitions=records.partitions,
         checkpoint_bytes=_checkpoint_bytes(load, records),
         sum_strips=summed,
@@ -150,7 +155,7 @@ def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, read
     """Accumulators, and what comes and goes beside them: tiles, then matrices being joined, then chunks being saved."""
     lanes = lane_count(load.features)
     record = _FLOAT64 * strip.cells
-    tiles = (1 + TILES_READ_AHEAD * readers) * _tile_bytes(load) + readers * load.beside_tile_bytes
+    tiles = (1 + TILES_READ_AHEAD * readers) * tile_bytes(load) + readers * load.beside_tile_bytes
     working = min(lanes, threads) * (tiles + turn_bytes(load, parts - 1, strip.stop))
     working += threads * SINGLE_BLOCK_BYTES  # of float32 products; those of float64 need none
     joining = ORDERS_OF_JOINING * record if lanes > 1 else 0
@@ -161,10 +166,11 @@ def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, read
 def turn_bytes(load: LayerLoad, heldout_share: float, columns: int | None = None) -> int:
     """One tile in float64, and its training and held-out rows where they are parted."""
     rows = tile_rows(load.features)
-    return _FLOAT64 * (rows + 1) * (columns or load.features) + (_tile_bytes(load) if heldout_share else 0)
+    return _FLOAT64 * (rows + 1) * (columns or load.features) + (tile_bytes(load) if heldout_share else 0)
 
 
-def _tile_bytes(load: LayerLoad) -> int:
+def tile_bytes(load: LayerLoad) -> int:
+    """Return the bytes of a full tile."""
     return tile_rows(load.features) * load.features * load.itemsize
 
 
@@ -179,3 +185,8 @@ def _strips(
         return (whole,)
     beside = needed - parts * _FLOAT64 * whole.cells
     return strips(d, max(0, memory_limit_bytes - beside) // (_FLOAT64 * parts))
+
+
+def in_mib(count: int) -> str:
+    """Return bytes in words."""
+    return f"{count / 2**20:,.0f} MiB"

@@ -10,13 +10,25 @@ fit even so is refused, with the alternatives and their figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.numerics.linalg.rank_k import BLOCK_COLUMNS, SINGLE_BLOCK_BYTES
 from dalr_stream.numerics.statistics.fold_rule import lane_count, strips
-from dalr_stream.streaming.cost import KeptRecords, LayerCost, LayerLoad, layer_cost, store_bytes_of, turn_bytes
+from dalr_stream.streaming.cost import (
+    KeptRecords,
+    LayerCost,
+    LayerLoad,
+    in_mib,
+    layer_cost,
+    store_bytes_of,
+    tile_bytes,
+    turn_bytes,
+)
+
+TILES_WRITTEN = 2
+"""A tile put together from batches, and its packed form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,10 @@ class MemoryPlan:
     memory_limit_bytes: int | None
     alternatives: tuple[str, ...]
     """Other ways to run the layer that needs most, with their figures."""
+    forward_bytes: int = 0
+    """What a forward pass of the network holds beside it, where that was looked at."""
+    rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Rows of each stream on each domain, by the domain's name, where loaders told."""
 
     @property
     def disk_bytes(self) -> int:
@@ -63,6 +79,12 @@ class MemoryPlan:
         return self.shared_bytes + max((sum(held[name] for name in group) for group in self.groups), default=0)
 
     @property
+    def capture_bytes(self) -> int:
+        """Memory while rows are streamed into a store: a forward pass, its rows, and a tile of every layer."""
+        widest = max((layer.capture_bytes for layer in self.layers), default=0)
+        return self.forward_bytes + sum(layer.capture_bytes for layer in self.layers) + TILES_WRITTEN * widest
+
+    @property
     def multiply_adds(self) -> int:
         """Of all rank-k updates."""
         return sum(layer.multiply_adds for layer in self.layers)
@@ -74,8 +96,8 @@ class MemoryPlan:
             return
         worst = max(self.layers, key=_direct if self.direct else _from_store)
         raise MemoryLimitError(
-            f"layer '{worst.name}': folding {worst.features:,} features needs {_mib(self.peak_bytes)} "
-            f"{'directly' if self.direct else 'from a store'}, the limit is {_mib(limit)}: "
+            f"layer '{worst.name}': folding {worst.features:,} features needs {in_mib(self.peak_bytes)} "
+            f"{'directly' if self.direct else 'from a store'}, the limit is {in_mib(limit)}: "
             + "; ".join((*self.alternatives, "or raise the limit"))
         )
 
@@ -90,15 +112,19 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
     domains: int = 1,
     direct: bool = False,
     memory_limit_bytes: int | None = None,
+    forward_bytes: int = 0,
 ) -> MemoryPlan:
     """Return the cost of capturing and accumulating `loads` on `domains` domains with `threads` threads.
 
     Each of them has `readers` others that read a store ahead of it.
-    `shards` are counted on every domain, an upper bound where only some of them keep any.
+    `shards` are counted on every domain, an upper bound where only some of them keep any. `forward_bytes` are what a
+    forward pass holds.
     """
     records = KeptRecords(heldout_share > 0, shards)
     layers = tuple(layer_cost(load, domains, threads, records, memory_limit_bytes, readers=readers) for load in loads)
-    shared = max((turn_bytes(load, heldout_share) + threads * SINGLE_BLOCK_BYTES for load in loads), default=0)
+    working = threads * SINGLE_BLOCK_BYTES
+    shared = max((turn_bytes(load, heldout_share) + tile_bytes(load) + working for load in loads), default=0)
+    shared = max(shared, forward_bytes)  # a batch goes through the network before its rows are folded
     return MemoryPlan(
         layers,
         direct,
@@ -106,6 +132,7 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
         shared,
         memory_limit_bytes,
         _alternatives(loads, layers, records, direct=direct, threads=threads, heldout_share=heldout_share),
+        forward_bytes,
     )
 
 
@@ -137,22 +164,22 @@ def _alternatives(
     load, cost = max(zip(loads, layers, strict=True), key=lambda pair: (_direct if direct else _from_store)(pair[1]))
     remedies = []
     if direct:
-        remedies.append(f"capture to a store first ({_mib(cost.store_bytes)} in {cost.passes} passes over the rows)")
+        remedies.append(f"capture to a store first ({in_mib(cost.store_bytes)} in {cost.passes} passes over the rows)")
     elif lane_count(load.features) == 1:
         narrowest = strips(load.features, 0)
         least = max(store_bytes_of(load, strip, records.at_once, threads) for strip in narrowest)
-        remedies.append(f"the narrowest strips of {BLOCK_COLUMNS} rows need {_mib(least)}")
+        remedies.append(f"the narrowest strips of {BLOCK_COLUMNS} rows need {in_mib(least)}")
     if records.shards > 1:
         whole = plan([load], threads=threads, heldout_share=heldout_share, direct=direct)
-        remedies.append(f"keep no shards ({_mib(whole.peak_bytes)} uncut)")
+        remedies.append(f"keep no shards ({in_mib(whole.peak_bytes)} uncut)")
     elif heldout_share:
         bare = plan([load], threads=threads, heldout_share=0.0, direct=direct)
-        remedies.append(f"keep no held-out share ({_mib(bare.peak_bytes)} uncut)")
+        remedies.append(f"keep no held-out share ({in_mib(bare.peak_bytes)} uncut)")
     if load.outputs is not None and load.outputs < load.features:
         outputs = LayerLoad(load.name, load.outputs, load.rows, load.itemsize)
         narrow = plan([outputs], threads=threads, heldout_share=heldout_share, direct=direct)
         remedies.append(
-            f"watch its {load.outputs:,} outputs alone, which anchored DALR needs ({_mib(narrow.peak_bytes)})"
+            f"watch its {load.outputs:,} outputs alone, which anchored DALR needs ({in_mib(narrow.peak_bytes)})"
         )
     return tuple(remedies)
 
@@ -163,7 +190,3 @@ def _direct(layer: LayerCost) -> int:
 
 def _from_store(layer: LayerCost) -> int:
     return layer.store_bytes
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"

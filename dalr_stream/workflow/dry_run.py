@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
 
 from dalr_stream.engine.estimate import held_on_disk, require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError
@@ -21,13 +20,11 @@ from dalr_stream.network.capture.batches import form_of, samples_in
 from dalr_stream.network.layers.spec import unsupported_layers
 from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.streaming.plan import MemoryPlan
-from dalr_stream.workflow.results.tables import cost_table, new_table
+from dalr_stream.workflow.results.tables import new_table
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.run_cost import RunCost, cost_of
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
-from dalr_stream.workflow.steps.scores.scoring import networks_to_try
-from dalr_stream.workflow.steps.sequential import sequence_cost
-from dalr_stream.workflow.steps.sizes.budget import networks_in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +49,16 @@ class DryRun:
     network: str = ""
     left_out: tuple[str, ...] = ()
     """Which layers that are asked for cannot be compressed, and why."""
-    plan: MemoryPlan | None = None
-    passes: str = ""
-    """What the moments cost that layers compressed one after the other are solved from, in words; else empty."""
-    trials: str = ""
-    """How many networks will be scored and fine-tuned, in words."""
+    cost: RunCost | None = None
+    """What it would take; None where a loader or the network is missing."""
     steps: list[tuple[str, bool]] = field(default_factory=list)
     """Each step of the run in order, and whether it would be done; what has not changed would be skipped."""
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def plan(self) -> MemoryPlan | None:
+        """What capturing and accumulating would take."""
+        return None if self.cost is None else self.cost.plan
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -93,43 +92,20 @@ def dry_run(project: Project) -> DryRun:
     if network is not None and {facts.key for facts in outlook.loaders} >= sections.keys():
         with outlook.collecting():
             outlook.left_out = unsupported_layers(network, config.network.layers)
-            outlook.plan = project.estimate(network)
-            outlook.plan.require()
-            require_disk(outlook.plan, project.output, held_on_disk(project.store, config.domains))
-            outlook.trials = trials(project, network)
-            outlook.passes = passes_in_words(sequence_cost(project, network))
+            outlook.cost = cost_of(project, network)
+        if outlook.cost is not None:
+            held = held_on_disk(project.store, config.domains)
+            for refusal in outlook.cost.refusals:
+                with outlook.collecting():
+                    refusal()
+            with outlook.collecting():
+                require_disk(outlook.cost.plan, project.output, held)
     for check in run.checks:
         with outlook.collecting():
             check()
     with outlook.collecting():
         outlook.steps = list(run.outlook())
     return outlook
-
-
-def trials(project: Project, network: nn.Module) -> str:
-    """Say how many networks will be measured, scored and fine-tuned, any weights will do; empty where none are."""
-    config, parts, tried = project.config, [], 0
-    if config.compress.within_budget:
-        parts.append(f"compress: {networks_in_words(project, project.prospect(network))}")
-    if config.evaluate is not None:
-        tried = networks_to_try(project, network)
-        parts.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")
-    if config.finetune is not None:
-        tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
-        parts.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
-    return "; ".join(parts)
-
-
-def passes_in_words(cost: MemoryPlan | None) -> str:
-    """Say what the passes of compressing layer after layer cost; nothing where there are none."""
-    if cost is None or not cost.layers:
-        return ""
-    most = max(layer.direct_bytes for layer in cost.layers) + cost.shared_bytes
-    kept = sum(layer.moments_bytes for layer in cost.layers)
-    return (
-        f"layer after layer: a pass for each, folding peaks at {most / 2**20:,.0f} MiB a layer, and all passes keep "
-        f"{kept / 2**20:,.0f} MiB of moments at most"
-    )
 
 
 def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:
@@ -166,4 +142,5 @@ def dry_run_tables(outlook: DryRun) -> list[Table]:
     steps = new_table("step", "")
     for name, done in outlook.steps:
         steps.add_row(name, "would run" if done else "up to date")
-    return [loaders, *([] if outlook.plan is None else [cost_table(outlook.plan)]), *([steps] if outlook.steps else [])]
+    costs = [] if outlook.cost is None else outlook.cost.tables
+    return [loaders, *costs, *([steps] if outlook.steps else [])]

@@ -2,42 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dalr_stream.engine.stores.verify import Finding, Verification, verify_store
+from dalr_stream.errors import StoreError
 from dalr_stream.progress import Progress, Silent
+from dalr_stream.storage.manifest import Manifest
 from dalr_stream.workflow.order import steps_of
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps import accumulate, compress
+from dalr_stream.workflow.steps.profile import FILE as PROFILE
+from dalr_stream.workflow.steps.profile import profile_problem
 from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.step import Step
 from dalr_stream.workflow.steps.step_log import FILE, StepLog
 
 
 def verify_run(project: Project, *, progress: Progress | None = None) -> Verification:
     """Read a run's stores, and the records and networks of its steps, and return what is whole and what is not.
 
-    A step is compared with what it was made from, whatever the run file says by now. Changes nothing. Raises as
-    `engine.stores.verify.verify_store`.
+    A step is compared with what it was made from, whatever the run file says by now. Rows that are not there, or whose
+    capture was stopped, are no finding where the moments made of them are whole: they may be deleted. Changes nothing.
+    Raises as `engine.stores.verify.verify_store`.
     """
-    whole: list[str] = []
-    findings: list[Finding] = []
+    found = _Found()
     for root in project.stores:
-        of_store, where = verify_store(root, progress=progress), _prefix(project, root)
-        whole += [f"{where}{line}" for line in of_store.whole]
-        findings += [Finding(f"{where}{finding.part}", finding.problem) for finding in of_store.findings]
+        found.store(project, root, progress)
     log = StepLog(project.output, {})
-    if log.damage:
-        findings.append(Finding(FILE, log.damage))
-    for step in steps_of(Session(project, Silent())):
-        made_from = log.made_from(step.name)
-        if log.unfinished(step.name):
-            findings.append(Finding(step.name, f"was stopped midway: run {step.verb} again"))
-        elif made_from is not None:
-            problems = [Finding(step.name, f"{problem}: run {step.verb} again") for problem in step.problems(made_from)]
-            findings += problems
-            whole += [] if problems else [f"{step.name}: all that it left is there"]
-    return Verification(project.output, tuple(whole), tuple(findings))
+    for name, problem in {FILE: log.damage, PROFILE: profile_problem(project)}.items():
+        if problem:
+            found.findings.append(Finding(name, problem))
+    found.steps(steps_of(Session(project, Silent())), log)
+    return Verification(project.output, tuple(found.whole), tuple(found.findings))
 
 
-def _prefix(project: Project, root: Path) -> str:
-    """Return what names a store beside the run's own in front of its parts."""
-    return "" if root == project.store else f"{root.relative_to(project.output)}/"
+class _Found:
+    """Gathers what was found so far."""
+
+    def __init__(self) -> None:
+        self.whole: list[str] = []
+        self.findings: list[Finding] = []
+
+    def store(self, project: Project, root: Path, progress: Progress | None) -> None:
+        """Look at one store; those that a step made for itself are made again whole."""
+        if root == project.store:
+            of_run = verify_store(root, progress=progress)
+            self.whole += of_run.whole
+            self.findings += of_run.findings
+            return
+        name = str(root.relative_to(project.output))
+        if _only_begun(project, root):
+            self.whole.append(f"{name}: a pass that was stopped, of which nothing counts")
+            return
+        of_step = verify_store(root, progress=progress)
+        self.whole += [f"{name}/{line}" for line in of_step.whole]
+        if of_step.findings:
+            verb = accumulate.VERB if root == project.cross else compress.NAME
+            self.findings.append(Finding(name, f"{of_step.findings[0]}; delete '{root}', which {verb} makes again"))
+
+    def steps(self, steps: Sequence[Step], log: StepLog) -> None:
+        """Look at what each step left."""
+        of_steps = {step.name: list(_problems(step, log)) for step in steps}
+        for step in steps:
+            problems = of_steps[step.name]
+            needing = [other.name for other in steps if step.name in other.needs]
+            if problems and step.on_demand and not any(of_steps[name] for name in needing):
+                self.whole.append(f"{step.name}: {problems[0]}; no step needs it now")
+            elif problems:
+                self.findings += [Finding(step.name, f"{problem}: run {step.verb} again") for problem in problems]
+            elif log.made_from(step.name) is not None:
+                self.whole.append(f"{step.name}: all that it left is there")
+
+
+def _problems(step: Step, log: StepLog) -> Iterator[str]:
+    """Yield what is wrong with what a step left, by what the log says that it was made from, in words."""
+    made_from = log.made_from(step.name)
+    if log.unfinished(step.name):
+        yield "was stopped midway"
+    elif made_from is not None:
+        yield from step.problems(made_from)
+
+
+def _only_begun(project: Project, root: Path) -> bool:
+    """Tell whether a store is of a pass of `sequential` that has no domain yet: a step reads none of its moments."""
+    try:
+        return root.parent == project.pass_moments and not Manifest.read(root).domains
+    except StoreError:
+        return False

@@ -92,6 +92,22 @@ def _memory(quick: bool) -> Table:
     return table
 
 
+@section(
+    "memory-solving", "peak memory of solving 4,096 x 25,088 from 5,994 rows within 6 GiB, by a method of each route"
+)
+def _memory_solving(quick: bool) -> Table:
+    table = _table("method", "rows kept", "route", "solving", "curves", "planned", "planned / measured")
+    shape = (24, 64, 40, 2**30) if quick else (4096, 25_088, 5994, 6 * 2**30)
+    for line in remembering.solving(*shape):
+        most = max(line.solving, line.curves)
+        measured = [f"{value:,.0f} MiB" if value else "" for value in (line.solving, line.curves)]
+        last = "refused:" + line.refused if line.refused else f"{line.planned / most:.2f}" if most else ""
+        table.add_row(
+            line.method, "yes" if line.kept else "no", line.route, *measured, f"{line.planned:,.0f} MiB", last
+        )
+    return table
+
+
 @section("scale", "what a store costs beside its arithmetic, in CPU seconds, as batches, layers and shards grow")
 def _scale(quick: bool) -> Table:
     table = _table("what", "of", "seconds", "ms each")

@@ -10,6 +10,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "streaming"))
 from peak_memory import increment_of, projected, tall_store
+from peak_solving import measured_of, solved_layer, solved_store, solving_increment
+
+from dalr_stream.errors import MemoryLimitError
+from dalr_stream.numerics.methods import Method
+from dalr_stream.streaming.solving_cost import solving_cost
+from dalr_stream.streaming.solving_plan import SolvingPlan
+
+METHODS = ("svd", "dalr_anchored_affine", "dalr_published", "dalr_optimal_affine", "spectral", "momasp_node")
+"""One of each route."""
 
 
 @dataclass(frozen=True)
@@ -35,4 +44,41 @@ def peaks(widths: Sequence[int], tiles: Sequence[int]) -> list[Held]:
                 for share in (0.0,) if d > 8192 else (0.0, 0.1):
                     measured, planned = increment_of(store, share=share), projected(d, share=share)
                     found.append(Held(d, count, share, measured / 2**20, planned / 2**20))
+    return found
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A line of the table of solving; MiB beyond what the process held before."""
+
+    method: str
+    kept: bool
+    route: str
+    solving: float
+    curves: float
+    planned: float
+    refused: str = ""
+    """What a limit says where the method does not fit; nothing is measured then."""
+
+
+def solving(outputs: int, inputs: int, rows: int, limit: int) -> list[Solved]:
+    """Solve a layer by one method of each route from a store with its rows, and say what is refused without them."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        solved_store(root / "warm-solve", 16, 64, 300)
+        store = solved_store(root / "solved", outputs, inputs, rows, memory_limit_bytes=limit)
+        for kept in (True, False):
+            for method in map(Method, METHODS):
+                layer = solved_layer(outputs, inputs, rows, kept=kept)
+                cost, refused = solving_cost(layer, method), ""
+                try:
+                    SolvingPlan.of([(layer, [method])], limit).require()
+                except MemoryLimitError as error:
+                    refused = str(error).partition(": solving")[2]
+                measured = dict.fromkeys(("solve", "curves"), 0.0)
+                if kept and not refused:
+                    measured |= {what: solving_increment(store, method.value, what) for what in measured_of(method)}
+                mib = (value / 2**20 for value in (*measured.values(), cost.peak_bytes))
+                found.append(Solved(method.value, kept, cost.route.value, *mib, refused))
     return found

@@ -23,6 +23,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from supervised import wait
 from torch import nn
 
 import dalr_stream as ds
@@ -36,7 +37,6 @@ TOKENS, WIDTH = 64, 8
 TILES = 10
 """A tile has 4096 rows at these widths: so many tiles of the first layers, and a shorter one."""
 BATCHES = (37, 1, 64, 5, 90, 23)
-POLL_SECONDS = 0.0005
 
 
 class Pooled(nn.Module):
@@ -92,17 +92,6 @@ def started(work, root):
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
-
-
-def wait(child, until=None):
-    """Return the child's exit code, or None where `until` came first."""
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG if until is not None else 0)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= until:
-            return None
-        time.sleep(POLL_SECONDS)
 
 
 def prints(root):

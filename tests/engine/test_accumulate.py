@@ -14,7 +14,7 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.network.watch import watch
-from dalr_stream.storage.records.moments import load_moments
+from dalr_stream.storage.records.stored_moments import open_moments
 
 
 def build():
@@ -98,8 +98,8 @@ def test_an_unknown_layer_is_named_with_those_there_are(statistics):
 def test_records_in_a_store_are_read_when_they_are_asked_for_and_once(tmp_path, monkeypatch):
     model, read = build(), []
     statistics = ds.accumulate(model, BATCHES, watched(model), store=tmp_path)
-    load = load_moments
-    monkeypatch.setattr("dalr_stream.engine.layer_moments.load_moments", lambda path: read.append(path) or load(path))
+    load = open_moments
+    monkeypatch.setattr("dalr_stream.engine.layer_moments.open_moments", lambda path: read.append(path) or load(path))
     layer = statistics["3"]
     assert "3" in statistics
     assert repr(layer) == "Layer '3', 12 x 128, with inputs, heldout, nodes"

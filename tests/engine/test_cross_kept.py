@@ -244,3 +244,13 @@ def test_torch_folds_joint_rows_on_a_device(original, compressed, layers):
     by_torch = accumulate_cross(original, compressed, batches, layers, folding=dataclasses.replace(HELD, device="cpu"))
     by_numpy = accumulate_cross(original, compressed, batches, layers, folding=HELD)
     np.testing.assert_allclose(by_torch["2"].joint.scatter, by_numpy["2"].joint.scatter, rtol=1e-9, atol=1e-9)
+
+
+def test_checkpoints_that_were_left_beside_kept_moments_go(original, compressed, layers, tmp_path):
+    """Killed once the moments were kept, and before the checkpoints were removed: nobody needs them."""
+    kept = accumulate_cross(original, compressed, data().split(70), layers, store=tmp_path / "c", folding=HELD)
+    left = tmp_path / "c/unfinished/target/@direct-0/index"
+    left.mkdir(parents=True)
+    again = accumulate_cross(original, compressed, data().split(70), layers, store=tmp_path / "c", folding=HELD)
+    assert same(kept, again)
+    assert not (tmp_path / "c/unfinished").exists()

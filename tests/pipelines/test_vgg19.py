@@ -396,7 +396,7 @@ def test_a_dry_run_counts_the_pictures_and_plans_the_steps(picture_folder, start
     assert all(done for _, done in found.steps)
     assert [name for name, _ in found.steps][-5:] == ["solve", "compress", "finetune", "evaluate", "report"]
     tried = sum(len(sizes) for sizes in by_hand_sizes(project).values())
-    assert found.trials == (
+    assert found.cost.trials == (
         f"evaluate: {tried} networks, and the 3 of the run; fine-tune: {tried + 1} of these, 2 epochs each"
     )
     assert not (tmp_path / "run").exists()

@@ -202,3 +202,30 @@ def test_a_kill_while_files_are_moved_leaves_each_file_whole_and_the_old_page(le
     assert found["report.html"] == old["report.html"]
     write_report(changed(), lean)
     assert contents(lean) == new
+
+
+def test_files_of_a_report_that_was_killed_while_it_was_moved_go_with_the_next(lean, monkeypatch):
+    """Those that only the killed one has: they are in the inventory before they are in the folder."""
+    expected = contents(lean)
+    replace = Path.replace
+
+    def killed(self, target):
+        if self.name == write.PAGE:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_report(SMALL, lean)
+    assert len(contents(lean)) > len(expected) + 1
+    write_report(LEAN, lean)
+    assert contents(lean) == expected
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 90, b"\xff\xfe figures/a.png", b"", b"tables\nfigures/../../x\n"])
+def test_a_damaged_inventory_is_replaced(lean, damage):
+    expected = contents(lean)
+    (lean / "files.txt").write_bytes(damage)
+    write_report(LEAN, lean)
+    assert contents(lean) == expected

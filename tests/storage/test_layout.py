@@ -277,3 +277,13 @@ def test_a_capture_of_another_network_changes_no_byte(tmp_path):
     with pytest.raises(DalrStreamError, match="fingerprint"):
         capture(tmp_path, batches_of(rows_for(50), [10]), net=network("b" * 64))
     assert tree(tmp_path) == {**before, "zarr.json": b"changed"}
+
+
+def test_folders_in_which_there_are_no_checkpoints_any_more_go(tmp_path):
+    captured(tmp_path)
+    (tmp_path / "unfinished/target").mkdir(parents=True)
+    lay(tmp_path, {"unfinished/source/fc6/lane-0/zarr.json": "a checkpoint"})
+    with locked(tmp_path):
+        pass
+    assert not (tmp_path / "unfinished/target").exists()
+    assert (tmp_path / "unfinished/source/fc6/lane-0").is_dir()

@@ -48,6 +48,17 @@ def tall_store(root, features, tiles):
     return root
 
 
+def baseline():
+    """Return what this process holds now, and forget its peak."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status("VmRSS")
+
+
+def peak_above(before):
+    """Return the most it held since, beyond that."""
+    return _status("VmHWM") - before
+
+
 def _status(name):
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
@@ -63,11 +74,10 @@ def _main(root, share, threads):
     warm = np.ones((256, 256))
     np.linalg.cholesky(warm @ warm + np.eye(256))
     _fold(Path(root).with_name("warm"), Folding(), int(threads))
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = baseline()
     found = _fold(Path(root), Folding(HoldoutRule(float(share))), int(threads))
     assert found.training.count
-    sys.stdout.write(str(_status("VmHWM") - before))
+    sys.stdout.write(str(peak_above(before)))
 
 
 if __name__ == "__main__":

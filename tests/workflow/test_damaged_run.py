@@ -44,7 +44,7 @@ AT_ONCE = [
     ["network.json", "stability.json", "compression.json", "finetuning.json", "evaluation.json", "report.json"],
     ["network.safetensors", "compressed/plan.json", "finetuned/plan.json", "report/report.html"],
     ["compressed/model.safetensors", "finetuned/model.safetensors", "report/results.json"],
-    ["report/files.txt"],
+    ["report/files.txt", "compressed/README.md", "finetuned/README.md"],
     ["report/tables/sizes.csv"],
     ["steps.json"],
 ]

@@ -104,8 +104,10 @@ def test_disk_is_told_in_units_that_show_it(monkeypatch, tmp_path, rows, needed)
 
 
 def test_a_run_that_would_not_fit_is_a_problem(run_file):
-    (problem,) = dry_run(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
-    assert "the limit is 0 MiB" in problem
+    folding, solving = dry_run(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
+    assert "folding 16 features needs" in folding
+    assert "solving 16 x 12 by" in solving
+    assert all("the limit is 0 MiB" in problem for problem in (folding, solving))
 
 
 BAD_PYTHON = [
@@ -175,3 +177,29 @@ def test_the_command_line_prints_it_and_fails_where_something_is_missing(run_fil
     wrong = cli("run", run_file, "--dry-run", "--set", "domains.source.batches=tiny_run:empty")
     assert wrong.returncode == 1
     assert "1 problem; nothing was written" in wrong.stderr
+
+
+def test_every_step_of_the_run_has_its_memory_in_the_estimate_too(run_file):
+    plain = dry_run(opened(run_file)).cost
+    named = [step.step for step in plain.memory]
+    assert named == ["structure proof", "capture", "accumulate", "solve", "compress", "evaluate", "report"]
+    assert all(step.peak_bytes > 0 and step.what for step in plain.memory)
+    more = [
+        "finetune.batches='tiny_run:target'",
+        "capture.keep_activations=false",
+        "compress={ratio=0.5, method='svd', order='sequential'}",
+        "solve.methods=['svd']",
+    ]
+    other = dry_run(opened(run_file, *more)).cost
+    named = [step.step for step in other.memory]
+    assert named == ["accumulate", "solve", "compress", "compress in turn", "finetune", "evaluate", "report"]
+    shown = cli("estimate", run_file, *[part for override in more for part in ("--set", override)])
+    assert shown.returncode == 0, shown.stderr
+    assert "layer after layer: a pass for each" in shown.stdout
+    for words in (*named, "peak memory of solving", "16 x 12"):
+        assert words in shown.stdout
+
+
+def test_steps_above_the_limit_are_marked(run_file):
+    shown = cli("estimate", run_file, "--memory", "20MiB")
+    assert "the cache, one solution, over the limit" in " ".join(shown.stdout.split())

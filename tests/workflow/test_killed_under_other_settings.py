@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_run_file import write_run
 
+from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.workflow.run import Run
 
 FEW = 'solve.methods=["svd", "dalr_anchored_affine", "momasp_node"]'
@@ -96,3 +97,16 @@ def test_rows_that_were_folded_directly_since_are_not_taken_for_those_of_before(
     again = opened(file)
     again.all()
     assert again.results.layers == expected
+
+
+@pytest.mark.usefixtures("unsynced")
+def test_moments_of_rows_that_were_replaced_since_are_made_again(few_folder, tmp_path, contents):
+    """Other data, captured and not accumulated: the rows are of the one setting, the moments of the other."""
+    expected = made(contents, Run.open(few_folder / "run.toml", set=[FEW]))
+    file = shutil.copytree(few_folder, tmp_path / "copy") / "run.toml"
+    opened(file, SETTINGS["capture"], fresh=True).capture()
+    with pytest.raises(FingerprintMismatchError, match="--fresh"):
+        opened(file).all()
+    again = opened(file, fresh=True)
+    again.all()
+    assert {name for name, data in made(contents, again).items() if data != expected.get(name)} == set()

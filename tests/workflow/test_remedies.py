@@ -113,6 +113,17 @@ def test_what_was_deleted_from_the_store_is_made_again(done_folder, other_folder
     assert {name for name in {*left, *expected} if left.get(name) != expected.get(name)} == set()
 
 
+@pytest.mark.usefixtures("unsynced")
+def test_a_damaged_manifest(done_folder, other_folder, tmp_path, contents):
+    copy = shutil.copytree(done_folder, tmp_path / "copy")
+    damaged(copy / "out/store.zarr/manifest.json", "cut")
+    with pytest.raises(StoreError, match=r"manifest\.json' is damaged: .*; delete '.*store\.zarr' and capture again"):
+        opened(copy / "run.toml", OTHER).all()
+    run_as_told(copy / "run.toml")
+    left, expected = made(copy, contents), made(other_folder, contents)
+    assert {name for name in {*left, *expected} if left.get(name) != expected.get(name)} == set()
+
+
 def without(name):
     def remove(run):
         path = run.project.output / name
@@ -134,11 +145,6 @@ def held_out_of_other_rows(run):
     save_moments(path, load_moments(path), {**provenance_of(path), "rows": "others"})
 
 
-def profiled_and_cut(run):
-    run.profile((1,))
-    cut("profile.json")(run)
-
-
 def results_of(run):
     return run.results
 
@@ -149,7 +155,6 @@ NAMED = [
     (without("compressed"), Run.profile, "run compress first", Run.compress),
     (cut("evaluation.json"), results_of, "run evaluate again, which replaces it", Run.evaluate),
     (held_out_of_other_rows, Run.report, "accumulate again", Run.accumulate),
-    (profiled_and_cut, Run.report, "run profile again, which replaces it", Run.profile),
 ]
 
 

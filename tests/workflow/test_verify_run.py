@@ -1,9 +1,13 @@
+import dataclasses
+import shutil
+
 import pytest
 from commands import cli
 
 from dalr_stream.errors import StoreDamagedError
+from dalr_stream.storage.manifest import Manifest
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.steps import accumulate
+from dalr_stream.workflow.steps import accumulate, capture
 from dalr_stream.workflow.steps.step_log import StepLog
 from dalr_stream.workflow.verify import verify_run
 
@@ -50,3 +54,48 @@ def test_the_command_line_lists_them(finished_file):
     assert "WRONG accumulate source: was stopped midway: run accumulate again" in done.stdout
     assert "WRONG evaluate: there is no '" in done.stdout
     assert "solve: all that it left is there" in done.stdout
+
+
+def test_rows_that_nobody_needs_may_lack(finished_file):
+    """Their capture was stopped, or they were deleted: the moments that were made of them are whole."""
+    run = Run.open(finished_file)
+    StepLog(run.project.output, {}).begin(capture.name_of("source"))
+    shutil.rmtree(run.project.store / "activations/test")
+    verification = verify_run(run.project)
+    verification.require()
+    assert "capture source: was stopped midway; no step needs it now" in verification.whole
+    run.all()
+    verify_run(run.project).require()
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "activations/zarr.json", "activations/test/zarr.json"])
+@pytest.mark.parametrize("harm", ["cut", "that of an array"])
+def test_a_damaged_group_is_found_and_written_anew(finished_file, contents, name, harm):
+    run = Run.open(finished_file)
+    before, path = contents(run.project.store), run.project.store / name
+    array = (run.project.store / "activations/test/fc1/zarr.json").read_bytes()
+    path.write_bytes(path.read_bytes()[:-9] if harm == "cut" else array)
+    found = [str(finding) for finding in verify_run(run.project).findings]
+    assert any(line.startswith(name) and "the next capture writes it anew" in line for line in found)
+    run.capture()
+    verify_run(run.project).require()
+    assert contents(run.project.store) == before
+
+
+def test_a_store_of_a_pass_is_whole_or_of_no_account_or_goes(finished_file):
+    run = Run.open(finished_file, set=['compress.order="sequential"'])
+    run.compress()
+    verify_run(run.project).require()
+    first, second = sorted(run.project.pass_moments.iterdir())[:2]
+    manifest = Manifest.read(first)
+    dataclasses.replace(manifest, domains={}).write(first)  # as it is before the moments are all kept
+    shutil.rmtree(next((first / "moments").glob("*/*/training")))
+    weights = next((second / "weights").iterdir())
+    shutil.rmtree(weights)
+    verification = verify_run(run.project)
+    assert f"passes/{first.name}: a pass that was stopped, of which nothing counts" in verification.whole
+    (finding,) = verification.findings
+    assert str(finding).endswith(f"delete '{second}', which compress makes again")
+    shutil.rmtree(second)
+    Run.open(finished_file, set=['compress.order="sequential"'], fresh=True).compress()
+    verify_run(run.project).require()

@@ -25,11 +25,13 @@ from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.contents import DomainRecord, LayerRecord
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.records.moments import load_moments, moments_count, moments_path, shard_parts, shard_path
+from dalr_stream.storage.records.moments import moments_count, moments_path, shard_parts, shard_path
 from dalr_stream.storage.records.record import provenance_of
-from dalr_stream.storage.records.solutions import Solution, load_solution, solution_path
+from dalr_stream.storage.records.solutions import Solution, load_diagnostics, load_solution, solution_path
+from dalr_stream.storage.records.stored_moments import open_moments
+from dalr_stream.storage.rows import rows_exist
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.storage.store import ActivationStore
+from dalr_stream.storage.store import ActivationStore, StoredRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,6 @@ class StoreView:
     def inputs(self, domain: str, layer: str) -> InputMoments:
         """Return the training moments of what a layer, or each of its groups, reads."""
         return moments_of([self.moments(domain, part) for part in self.parts(layer)])
-
-    def inputs_of_all(self, domain: str, layer: str) -> InputMoments:
-        """Return what `all_rows` does, of a layer or of its groups."""
-        return moments_of([self.all_rows(domain, part) for part in self.parts(layer)])
 
     def inputs_heldout(self, target: str, domain: str | None, layer: str) -> InputMoments | None:
         """Return what `heldout` does, of a layer or of its groups."""
@@ -129,13 +127,22 @@ class StoreView:
             raise FingerprintMismatchError(
                 f"'{path}' is not the sum of the shards that the store now holds: a merge was killed; merge again"
             )
-        moments = load_moments(path)
+        moments = open_moments(path, partial(self.rows, domain, layer, part))
         if record is not None and moments.features != record.layers[record.home(layer)].features:
             raise StoreDamagedError(
                 f"'{path}' has {moments.features} features, the rows of '{layer}' on '{domain}' have "
                 f"{record.layers[record.home(layer)].features}: accumulate again"
             )
         return moments
+
+    def rows(self, domain: str, layer: str, part: str = TRAINING) -> StoredRows | None:
+        """Return the rows that a moment record is of; None where they are not here, or are others by now."""
+        record, made_from = self.manifest.domains.get(domain), provenance_of(self._path(domain, layer, part)) or {}
+        if not self._has_rows(domain, layer) or record is None or made_from.get("rows") != record.fingerprint(layer):
+            return None
+        return StoredRows(
+            ActivationStore(self.root, self.manifest), domain, layer, self.holdout(domain, layer), part == HELDOUT
+        )
 
     def moments_provenance(self, domains: Sequence[str]) -> list[Any]:
         """Return what every moment record of these domains was made from: what solutions depend on."""
@@ -201,11 +208,18 @@ class StoreView:
             OnDemand([name for name in streams if self._has_shards(domain, name)], partial(self.shards, domain)),
         )
         watched = self.manifest.network.layers
-        return Statistics(watched, moments, partial(stored_weights, self.root, watched))
+        weights = partial(stored_weights, self.root, watched)
+        rows = OnDemand([name for name in streams if self._has_rows(domain, name)], partial(self.rows, domain))
+        return Statistics(watched, moments, weights, rows=rows)
 
     def solutions(self, layer: str, methods: Sequence[Method]) -> dict[Method, Solution]:
         """Return the layer's solutions, by method."""
         return {method: self._solution(layer, method) for method in methods}
+
+    def notes(self, layer: str, method: Method) -> tuple[str, ...]:
+        """Return what was noted on the way to a solution, each note once; its arrays are not read."""
+        parts = (load_diagnostics(self.root, part, method) for part in self.parts(layer))
+        return tuple(dict.fromkeys(note for part in parts for note in part.notes))
 
     def solution_paths(self, layer: str, method: Method) -> list[Path]:
         """Return where a solution of a layer lies: a record for each of its parts."""
@@ -217,6 +231,10 @@ class StoreView:
     def _has_heldout(self, domain: str, stream: str) -> bool:
         path = self._path(domain, stream, HELDOUT)
         return path.is_dir() and moments_count(path) > 0
+
+    def _has_rows(self, domain: str, stream: str) -> bool:
+        record = self.manifest.domains.get(domain)
+        return record is not None and not record.shards and rows_exist(self.root, domain, record.home(stream))
 
     def _has_shards(self, domain: str, stream: str) -> bool:
         record, made_from = self.manifest.domains.get(domain), provenance_of(self._path(domain, stream, TRAINING)) or {}

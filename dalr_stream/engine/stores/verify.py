@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dalr_stream.engine.stores.sums import Addition, Branch
 from dalr_stream.errors import StoreDamagedError, StoreError, StoreNotFoundError
@@ -17,7 +18,7 @@ from dalr_stream.progress import Advance, Progress, Silent
 from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.layout import links
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.metadata import read_metadata
+from dalr_stream.storage.metadata import require_group
 from dalr_stream.storage.records.catalogue import check_record, records
 from dalr_stream.storage.records.moments import features_of_moments, load_moments, moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of, provenance_of
@@ -108,7 +109,7 @@ class _Checked:
         around = [self._root / "activations"] if domains else []
         for folder in (self._root, *around, *domains):
             try:
-                read_metadata(folder)
+                require_group(folder)
             except StoreDamagedError as error:
                 self.wrong(folder.relative_to(self._root) / "zarr.json", f"{error}: the next capture writes it anew")
             except StoreError as error:
@@ -255,8 +256,16 @@ def _mismatches(root: Path, path: Path, manifest: Manifest) -> Iterator[str]:
     other = path.with_name(HELDOUT if part == TRAINING else TRAINING)
     if not other.is_dir():
         yield f"its other part, '{other.name}', is not there: accumulate again"
-    elif (other / "zarr.json").is_file() and provenance_of(other) != provenance:
+    elif not _same_provenance(other, provenance):
         yield f"was made from other rows or by another rule than '{other.name}' beside it: accumulate again"
+
+
+def _same_provenance(other: Path, provenance: Mapping[str, Any]) -> bool:
+    """Tell whether the other part of moments says the same of itself; a damaged one has a finding of its own."""
+    try:
+        return not (other / "zarr.json").is_file() or provenance_of(other) == provenance
+    except StoreDamagedError:
+        return True
 
 
 def _weights_of_another(root: Path, layer: str, manifest: Manifest) -> Iterator[str]:

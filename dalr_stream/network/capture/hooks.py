@@ -119,6 +119,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
                     if probe is not None:
                         once(probe)
                 sink.write(_row_batch(samples, digest, taken, number, to_rows))
+                taken = {}  # else they would be there until those of the next batch are too
             seen += samples
             batch_done(samples, skipped)
     if seen == 0:

@@ -40,7 +40,7 @@ from dalr_stream.network.surgery.plan import SurgeryPlan
 from dalr_stream.storage.durable import new_folder, remove_folder
 from dalr_stream.storage.json_record import digest_of
 
-DIGEST, TIED = "digest", "tied"
+DIGEST, TIED, BESIDE = "digest", "tied", "beside_sha256"
 WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
 
 
@@ -93,16 +93,18 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
     with new_folder(folder) as fresh:
         with as_os_error():
             save_model(model, str(fresh / WEIGHTS))
-        facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
-        told = {"plan": plan.to_plain(), TIED: tied_parameters(model), **facts, "provenance": where_from}
-        plain = json.loads(json.dumps(told))
-        text = json.dumps({**plain, DIGEST: digest_of(plain)}, indent=1)
-        (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
         (fresh / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
         if is_pretrained(model):
             cast("Any", model.config).save_pretrained(fresh)
             if plan.steps:
                 refuse_from_pretrained(fresh / CONFIG)
+        facts["weights_sha256"] = _file_digest(fresh / WEIGHTS)
+        beside = sorted(path for path in fresh.iterdir() if path.name != WEIGHTS)
+        facts[BESIDE] = {path.name: _file_digest(path) for path in beside}
+        told = {"plan": plan.to_plain(), TIED: tied_parameters(model), **facts, "provenance": where_from}
+        plain = json.loads(json.dumps(told))
+        text = json.dumps({**plain, DIGEST: digest_of(plain)}, indent=1)
+        (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
     return folder
 
 
@@ -176,6 +178,18 @@ def provenance(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def require_unchanged(folder: Path) -> None:
+    """Raise StoreDamagedError where the page or the config beside the weights is not what was saved.
+
+    `load` does not ask: a network whose page was rewritten is the same network.
+    """
+    for name, digest in _plan(folder).get(BESIDE, {}).items():  # networks of before have none
+        if not (folder / name).is_file():
+            raise StoreDamagedError(f"'{folder / name}' is not there; save it again")
+        if _file_digest(folder / name) != digest:
+            raise StoreDamagedError(f"'{folder / name}' is not what was saved; save it again")
+
+
 def weights_digest(folder: Path) -> str:
     """Return the SHA-256 of the weights in `folder`, as it was saved; raises as `load`."""
     return str(_plan(folder)["weights_sha256"])
@@ -197,7 +211,7 @@ def _require_own(folder: Path) -> None:
     if foreign:
         raise InvalidInputError(
             f"'{folder}' holds other files, which saving would replace, '{foreign[0]}' for one: choose a folder of its "
-            "own"
+            "own, or move them elsewhere"
         )
 
 

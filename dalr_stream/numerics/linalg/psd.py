@@ -38,6 +38,10 @@ PARTIAL_UP_TO = 0.125
 all of them in less time: at order 4,096 in 5.6 s, where evr took 3.3 s for 256 and 7.4 s for 1,024."""
 
 
+_ROWS_AT_ONCE = 256
+"""Looked at for NaN and Inf: a mask of all of them would be an eighth of a matrix."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Eigen:
     """The K largest eigenvalues, descending, and eigenvectors (p, K), each with its largest entry positive."""
@@ -76,12 +80,13 @@ class Singular:
     right: Matrix
 
 
-def symmetric_eigen(matrix: Matrix, most: int | None = None) -> Eigen:
+def symmetric_eigen(matrix: Matrix, most: int | None = None, *, overwrite: bool = False) -> Eigen:
     """Eigenvalues, descending, and eigenvectors of a symmetric matrix (p, p); the `most` largest, all by default.
 
     Only the lower triangle is read. Fewer than all are computed alone where they are at most `PARTIAL_UP_TO` of them.
     Raises InvalidInputError where it holds NaN or Inf. Cost: about 9 p^3 operations and 3 p^2 doubles for all,
-    4/3 p^3 + 2 p^2 K operations and p^2 doubles for the largest K.
+    4/3 p^3 + 2 p^2 K operations and p^2 doubles for the largest K; the matrix itself is among them where it may be
+    overwritten and lies in columns (Fortran order).
     """
     require_finite(matrix, "matrix")
     p = len(matrix)
@@ -90,7 +95,7 @@ def symmetric_eigen(matrix: Matrix, most: int | None = None) -> Eigen:
     options = {"driver": "evr", "subset_by_index": [p - wanted, p - 1]} if partial else {"driver": "evd"}
     try:
         with threads_for(p):
-            values, vectors = scipy.linalg.eigh(matrix, check_finite=False, **options)
+            values, vectors = scipy.linalg.eigh(matrix, check_finite=False, overwrite_a=overwrite, **options)
     except scipy.linalg.LinAlgError as failure:
         raise InvalidInputError(f"eigenvalues of a matrix of order {p} did not converge") from failure
     trace = float(values.sum())
@@ -134,7 +139,9 @@ def thin_svd(weight: Matrix) -> Singular:
     except scipy.linalg.LinAlgError as failure:
         raise InvalidInputError(f"singular values of a {weight.shape} matrix did not converge") from failure
     signs = column_signs(left)
-    return Singular(left * signs, values, right * signs[:, None])
+    left *= signs
+    right *= signs[:, None]
+    return Singular(left, values, right)
 
 
 def thin_qr(matrix: Matrix) -> tuple[Matrix, Matrix]:
@@ -168,9 +175,10 @@ def threads_for(order: int) -> AbstractContextManager[None]:
 
 def require_finite(matrix: NDArray[np.generic], name: str) -> None:
     """Raise InvalidInputError where `matrix` holds NaN or Inf."""
-    finite = np.isfinite(matrix)
-    if not finite.all():
-        bad = matrix.size - int(finite.sum())
+    rows = np.atleast_2d(matrix.T if matrix.flags.f_contiguous else matrix)
+    runs = (rows[first : first + _ROWS_AT_ONCE] for first in range(0, len(rows), _ROWS_AT_ONCE))
+    bad = sum(run.size - int(np.count_nonzero(np.isfinite(run))) for run in runs)
+    if bad:
         raise InvalidInputError(f"{name} must be finite, got {bad} NaN or Inf among {matrix.size} entries")
 
 

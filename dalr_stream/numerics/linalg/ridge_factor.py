@@ -7,7 +7,9 @@ below rounding, everywhere else. Which of the two it was is part of the answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -48,11 +50,17 @@ class RidgeFactor(Protocol):
     def half(self, right: Matrix) -> Matrix:
         """H' B (r, k) for a right-hand side B (d, k): `pull_back` makes it the solution (S + ridge I)^-1 B."""
 
-    def half_fit(self, weight: Matrix) -> Matrix:
-        """Y = H' S W' (r, m), so that Y'Y = W S (S + ridge I)^-1 S W'."""
+    def half_fit(self, weight: Matrix, times: Times) -> Matrix:
+        """Y = H' S W' (r, m), so that Y'Y = W S (S + ridge I)^-1 S W'; `times` makes B S of a B."""
 
-    def pull_back(self, half: Matrix) -> Matrix:
-        """H Y (d, k): for Y = half_fit(W) the transpose of the ridge regression W S (S + ridge I)^-1."""
+    def pull_back(self, half: Matrix, *, overwrite: bool = False) -> Matrix:
+        """H Y (d, k): for Y = half_fit(W) the transpose of the ridge regression W S (S + ridge I)^-1.
+
+        `overwrite` may take the memory of Y for it.
+        """
+
+
+Times = Callable[[Matrix], Matrix]
 
 
 def factor_ridge(matrix: Matrix, ridge: float) -> RidgeFactor:
@@ -61,25 +69,33 @@ def factor_ridge(matrix: Matrix, ridge: float) -> RidgeFactor:
     The rule: Cholesky, where it succeeds and LAPACK's estimate of 1 / condition is at least
     SAFE_RECIPROCAL_CONDITION; otherwise eigenvalues, with those of S below rounding taken for zero, which at ridge 0
     gives the solution of minimum norm. Cost: d^3 / 3 operations for Cholesky, and 9 d^3 more where that is refused.
+    Memory: d^2 doubles, and 3 d^2 where it is refused.
     """
-    require_finite(matrix, "moments")
-    shifted = np.array(matrix.T, order="F")  # symmetric, and already in columns: turning it would take longer
+    return factor_ridge_of(partial(np.array, matrix, order="C"), ridge)
+
+
+def factor_ridge_of(make: Callable[[], Matrix], ridge: float) -> RidgeFactor:
+    """Do what `factor_ridge` does with the matrix that `make` makes, C order, anew each time: it is overwritten."""
+    shifted = make().T  # symmetric, and already in columns: turning it would take longer
+    require_finite(shifted, "moments")
+    trace = float(np.trace(shifted))
     shifted.flat[:: len(shifted) + 1] += ridge
     norm = lapack.dlange("1", shifted)
     lower, failed = lapack.dpotrf(shifted, lower=1, clean=0, overwrite_a=1)
     reciprocal = 0.0 if failed else float(lapack.dpocon(lower, norm, uplo="L")[0])
     if reciprocal >= SAFE_RECIPROCAL_CONDITION:
-        return CholeskyFactor(matrix, lower, ridge, 1.0 / reciprocal)
+        return CholeskyFactor(lower, trace, ridge, 1.0 / reciprocal)
     del shifted, lower
-    return EigenFactor.of(symmetric_eigen(matrix), ridge)
+    return EigenFactor.of(symmetric_eigen(make().T, overwrite=True), ridge)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CholeskyFactor:
     """H = L^-T with S + ridge I = L L'; only the lower triangle of `lower` means anything."""
 
-    matrix: Matrix
     lower: Matrix
+    trace: float
+    """Of S."""
     ridge: float
     condition: float
 
@@ -96,7 +112,6 @@ class CholeskyFactor:
     @property
     def margin(self) -> float:
         """By inverse iteration from a fixed start, `_INVERSE_STEPS` solves. Cost: 2 d^2 operations each."""
-        trace = float(np.trace(self.matrix))
         vector = np.cos(np.arange(1.0, len(self.lower) + 1))
         smallest = 0.0
         for _ in range(_INVERSE_STEPS):
@@ -105,19 +120,19 @@ class CholeskyFactor:
             solved = blas.dtrsv(self.lower, blas.dtrsv(self.lower, vector, lower=1), lower=1, trans=1)
             smallest = 1.0 / float(np.vdot(vector, solved))
             vector = solved
-        return (smallest - self.ridge) / trace if trace > 0.0 else 0.0
+        return (smallest - self.ridge) / self.trace if self.trace > 0.0 else 0.0
 
     def half(self, right: Matrix) -> Matrix:
         """L^-1 B. Cost: k d^2 operations."""
         return _solve_triangle(self.lower, right, turned=False)
 
-    def half_fit(self, weight: Matrix) -> Matrix:
+    def half_fit(self, weight: Matrix, times: Times) -> Matrix:
         """Y = L^-1 S W'. Cost: 3 m d^2 operations."""
-        return self.half(self.matrix @ weight.T)
+        return _solve_triangle(self.lower, times(weight).T, turned=False, overwrite=True)
 
-    def pull_back(self, half: Matrix) -> Matrix:
+    def pull_back(self, half: Matrix, *, overwrite: bool = False) -> Matrix:
         """L^-T Y. Cost: k d^2 operations."""
-        return _solve_triangle(self.lower, half, turned=True)
+        return _solve_triangle(self.lower, half, turned=True, overwrite=overwrite)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,21 +169,21 @@ class EigenFactor:
         """diag(s + ridge)^-1/2 V' B. Cost: 2 k d r operations."""
         return (self.vectors.T @ right) / np.sqrt(self.values + self.ridge)[:, None]
 
-    def half_fit(self, weight: Matrix) -> Matrix:
+    def half_fit(self, weight: Matrix, times: Times) -> Matrix:  # noqa: ARG002  # not by products with S
         """Y = diag(s / sqrt(s + ridge)) V' W': S W' itself would bring rounding back along weak directions."""
         scale = self.values / np.sqrt(self.values + self.ridge)
         return scale[:, None] * (self.vectors.T @ weight.T)
 
-    def pull_back(self, half: Matrix) -> Matrix:
+    def pull_back(self, half: Matrix, *, overwrite: bool = False) -> Matrix:  # noqa: ARG002  # a product
         """V diag(s + ridge)^-1/2 Y. Cost: 2 k d r operations."""
         return self.vectors @ (half / np.sqrt(self.values + self.ridge)[:, None])
 
 
-def _solve_triangle(lower: Matrix, right: Matrix, *, turned: bool) -> Matrix:
-    """L^-1 B, or L^-T B where `turned`, in the memory order of B (d, k): B is copied once, and never turned."""
-    if right.flags.c_contiguous:
-        columns = np.array(right.T, order="F")
+def _solve_triangle(lower: Matrix, right: Matrix, *, turned: bool, overwrite: bool = False) -> Matrix:
+    """L^-1 B, or L^-T B where `turned`, in the memory order of B (d, k): B is never turned, and copied at most once."""
+    if right.flags.c_contiguous and not right.flags.f_contiguous:
+        columns = np.array(right.T, order="F", copy=True if not overwrite else None)
         solved = blas.dtrsm(1.0, lower, columns, side=1, lower=1, trans_a=not turned, overwrite_b=1)
         return cast("Matrix", solved.T)
-    solved = np.array(right, order="F")
+    solved = np.array(right, order="F", copy=True if not overwrite else None)
     return cast("Matrix", blas.dtrsm(1.0, lower, solved, lower=1, trans_a=turned, overwrite_b=1))

@@ -37,7 +37,7 @@ def assemble(
         method=options.method,
         weight=original.weight,
         basis=np.multiply(basis, signs, order="C"),  # as they are read back: products have the same bits then
-        down=np.multiply(fit.down, signs[:, None], order="C"),
+        down=np.multiply(fit.down, signs[:, None], out=fit.down),
         center=fitted.center,
         offset=fitted.offset,
         objective=fit.objective,

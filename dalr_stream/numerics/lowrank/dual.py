@@ -28,33 +28,65 @@ from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
 from dalr_stream.numerics.lowrank.regression import Fit, facts
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import DalrOptions, Variant
+from dalr_stream.numerics.statistics.products import BLOCK_FEATURES
 from dalr_stream.numerics.types import Matrix, Vector
 
 Rows = NDArray[Any]
-
-BLOCK_FEATURES = 1024
-"""Features whose rows are in float64 at a time while the Gram is made: 50 MB for 6,000 rows."""
 
 WHOLE_UP_TO = 8192
 """Rows up to which one call of BLAS adds to the Gram, at 177 GFLOP/s where the blocks of `rank_k` reach 153: they are
 for many lanes, and for orders at which OpenBLAS 0.3.30 crashes in the one call (seen at 25,088)."""
 
 
-def solve_dual(
-    original: AffineMap, options: DalrOptions, held: list[Rows], rows: Iterable[ArrayLike], ridge: Ridge, most: int
+def dual_of(
+    original: AffineMap, options: DalrOptions, rows: Iterable[ArrayLike], ridge: Ridge, most: int, *, samples: int
+) -> LowRankFactors:
+    """Solve from rows that are known to be fewer than features, and to come from so many samples."""
+    d = original.weight.shape[1]
+    held = held_rows(rows, d)
+    if held is None:
+        raise InvalidInputError(f"{original.prefix}rows: fewer than the {d} features were expected, there are more")
+    return solve_dual(original, options, held, rows, ridge, most, samples=samples)
+
+
+def solve_dual(  # the layer, its rows twice, and how to solve
+    original: AffineMap,
+    options: DalrOptions,
+    held: list[Rows],
+    rows: Iterable[ArrayLike],
+    ridge: Ridge,
+    most: int,
+    *,
+    samples: int | None = None,
 ) -> LowRankFactors:
     """Solve through the n x n Gram; `held` is emptied once that is made, and the layer is widened last."""
     turn, reached = original.reach()
     gram, outputs, mean, diagonal = _first_pass(held, reached, affine=options.affine)
     held.clear()
     lam = ridge.of_diagonal(diagonal)
+    n, zero = len(gram), np.zeros(mean.size)
     solved = _solve(gram, outputs, lam, most, options.variant, full=most == min(reached.shape))
-    down = _second_pass(rows, solved.dual, mean)
+    del gram, outputs
+    down = _second_pass(rows, solved.dual, mean if options.affine else zero)
     fit = dataclasses.replace(solved.fit, down=down, error=solved.fit.error - lam * float(np.vdot(down, down)))
-    n, original = len(gram), original.widened()
-    fitted = FittedRows("inputs", n, n, mean, original.bias + original.weight @ mean)
+    original, centre = original.widened(), mean if options.adjusts_bias else zero
+    fitted = FittedRows("inputs", n, samples or n, centre, original.bias + original.weight @ centre)
     fitted = noting_outliers(original, fitted, diagonal, [ridge])
     return assemble(original, options, fitted, lam, fit, turn)
+
+
+def held_rows(rows: Iterable[ArrayLike], features: int) -> list[Rows] | None:
+    """Return the blocks of fewer rows than features; None as soon as there are as many."""
+    held: list[Rows] = []
+    count = 0
+    for block in rows:
+        held.append(checked_block(block, features))
+        count += len(held[-1])
+        if count >= features:
+            return None
+    if count == 0:
+        raise InvalidInputError("rows: at least one is needed, got none")
+    return held
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -67,9 +99,9 @@ class _Solved:
 
 
 def _first_pass(held: Sequence[Rows], weight: Matrix, *, affine: bool) -> tuple[Matrix, Matrix, Vector, Vector]:
-    """Return the Gram (n, n) and the outputs (n, p) of the rows about their mean (d,), which is zero unless affine.
+    """Return the Gram (n, n) and the outputs (n, p) of the rows, about their mean if affine, and that mean (d,).
 
-    And the squares of each feature (d,) about it.
+    And the squares of each feature (d,), about the same.
     """
     n, (p, d) = sum(map(len, held)), weight.shape
     gram, outputs, mean, diagonal = np.zeros((n, n)), np.zeros((n, p)), np.zeros(d), np.zeros(d)
@@ -80,8 +112,8 @@ def _first_pass(held: Sequence[Rows], weight: Matrix, *, affine: bool) -> tuple[
         for rows in held:
             block[:, at : at + len(rows)] = rows[:, some].T
             at += len(rows)
+        mean[some] = block.mean(axis=1)
         if affine:
-            mean[some] = block.mean(axis=1)
             block -= mean[some, None]
         diagonal[some] = np.einsum("ij,ij->i", block, block)
         _add_gram(gram, block)
@@ -102,8 +134,8 @@ def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Varian
         half = np.ascontiguousarray(factor.half(outputs))
         blas.dsyrk(-lam, half.T, 1.0, target.T, lower=0, overwrite_c=1)  # the lower triangle: no more is read
         del half
-    eigen = symmetric_eigen(target, most)
-    dual = factor.pull_back(factor.half(outputs @ eigen.vectors))
+    whole, eigen = float(np.trace(target)), symmetric_eigen(target, most)
+    dual = factor.pull_back(factor.half(outputs @ eigen.vectors), overwrite=True)
     seen = gram @ dual
     explained = np.einsum("ij,ij->j", seen, seen) + lam * np.einsum("ij,ij->j", dual, seen)
     if full:
@@ -117,7 +149,7 @@ def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Varian
         down=np.zeros((0, 0)),
         objective=tail_sums(explained, last),
         error=last,
-        error_bound=0.0 if full else max(0.0, float(np.trace(target)) - captured),
+        error_bound=0.0 if full else max(0.0, whole - captured),
         route=Route.DUAL,
         reason=f"{len(gram)} rows are fewer than the features: the Gram of the rows; {reason}",
         rank=rank,

@@ -20,13 +20,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from dalr_stream.errors import InvalidInputError, ParameterIncreaseWarning
 from dalr_stream.numerics.diagnostics import Diagnostics
 from dalr_stream.numerics.linalg.psd import symmetric_values, tail_sums
-from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
+from dalr_stream.numerics.linalg.ridge_factor import factor_ridge_of
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.options import integer_within, parse_choice
 from dalr_stream.numerics.rows.streams import Side
@@ -254,13 +255,13 @@ def _least_error_curve(factors: LowRankFactors, moments: Moments | CrossMoments,
     left = 0.0
     if isinstance(moments, CrossMoments):
         total = moments.outputs.scatter_about(factors.offset)
-        y = factor_ridge(moments.inputs.scatter_about(factors.center), 0.0).half(
+        y = factor_ridge_of(partial(moments.inputs.scatter_about, factors.center), 0.0).half(
             moments.cross_scatter_about(factors.center, factors.offset).T
         )
         fitted = y.T @ y
         left = max(float(np.trace(total) - np.trace(fitted)), 0.0)
     elif side is Side.INPUTS:
-        fitted = factors.weight @ moments.scatter_about(factors.center) @ factors.weight.T
+        fitted = moments.products.congruence(factors.weight, factors.center)
     else:
         fitted = moments.scatter_about(factors.offset)
     values = np.maximum(symmetric_values(fitted), 0.0)
@@ -269,12 +270,15 @@ def _least_error_curve(factors: LowRankFactors, moments: Moments | CrossMoments,
 
 def _on_inputs(factors: LowRankFactors, moments: Moments) -> Vector:
     """Y = W X: err(k) = tr(D_k S D_k') with D_k = W - U_k U_k'M. Cost: 4 m d^2 operations."""
-    scatter = moments.scatter_about(factors.center)
-    residual = factors.weight - factors.basis @ factors.down
-    last = float(np.vdot(residual @ scatter, residual))
-    target = factors.basis.T @ factors.weight
-    steps = np.einsum("ij,ij->i", factors.down @ scatter, 2.0 * target - factors.down)
-    return tail_sums(steps, last)
+    products, centre = moments.products, factors.center
+    residual = factors.basis @ factors.down
+    np.subtract(factors.weight, residual, out=residual)
+    last = float(products.forms(residual, residual, centre).sum())
+    del residual
+    twice = factors.basis.T @ factors.weight
+    twice *= 2.0
+    twice -= factors.down
+    return tail_sums(products.forms(factors.down, twice, centre), last)
 
 
 def _on_outputs(factors: LowRankFactors, moments: Moments) -> Vector:
@@ -293,7 +297,7 @@ def _on_outputs(factors: LowRankFactors, moments: Moments) -> Vector:
 def _on_cross(factors: LowRankFactors, moments: CrossMoments) -> Vector:
     """Y of another run. Cost: 2 K d (m + d) operations."""
     between = factors.basis.T @ moments.cross_scatter_about(factors.center, factors.offset)
-    fitted = factors.down @ moments.inputs.scatter_about(factors.center)
+    fitted = moments.inputs.products.times(factors.down, factors.center)
     steps = np.einsum("ij,ij->i", 2.0 * between - fitted, factors.down)
     total = moments.outputs.scatter_about(factors.offset)
     return tail_sums(steps, float(np.trace(total) - steps.sum()))

@@ -10,14 +10,13 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from functools import reduce
 from operator import add
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.lowrank.assembly import assemble, noting_outliers, warn_of_few_rows
-from dalr_stream.numerics.lowrank.dual import checked_block, solve_dual
+from dalr_stream.numerics.lowrank.dual import checked_block, held_rows, solve_dual
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
 from dalr_stream.numerics.lowrank.regression import Sums, anchored
@@ -26,8 +25,6 @@ from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.lowrank.square_root import root_of_rows, rooted_regression
 from dalr_stream.numerics.methods import DalrOptions, Variant
 from dalr_stream.numerics.statistics.moments import Moments
-
-Rows = NDArray[Any]
 
 
 def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
@@ -94,7 +91,7 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
         return _by_outputs(original.widened(), options, rows, lam, most)
     if root:
         factors = _by_root(original.widened(), options, rows, lam, most)
-    elif (held := _held(rows, d)) is None:
+    elif (held := held_rows(rows, d)) is None:
         return _by_moments(original.widened(), options, rows, lam, most)
     else:
         factors = solve_dual(original, options, held, rows, lam, most)
@@ -164,17 +161,3 @@ def _by_root(
     fitted = FittedRows("inputs", root.count, root.count, center, original.bias + original.weight @ center)
     fitted = noting_outliers(original, fitted, diagonal, [ridge])
     return assemble(original, options, fitted, lam, rooted_regression(reached, root, lam, most, options.variant), turn)
-
-
-def _held(rows: Iterable[ArrayLike], features: int) -> list[Rows] | None:
-    """Return the blocks of fewer rows than features; None as soon as there are as many."""
-    held: list[Rows] = []
-    count = 0
-    for block in rows:
-        held.append(checked_block(block, features))
-        count += len(held[-1])
-        if count >= features:
-            return None
-    if count == 0:
-        raise InvalidInputError("rows: at least one is needed, got none")
-    return held

@@ -6,18 +6,19 @@ Weight, bias and moments come one by one, or together as a `Layer`, which may ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.psd import require_finite, thin_qr
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
 from dalr_stream.numerics.lowrank.factors import require_moments_of
-from dalr_stream.numerics.lowrank.regression import Sums
+from dalr_stream.numerics.lowrank.regression import InputSums, Sums
 from dalr_stream.numerics.methods import DalrOptions, Variant
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.streams import Side
@@ -46,14 +47,15 @@ class AffineMap:
 
     @classmethod
     def as_given(cls, weight: ArrayLike, bias: ArrayLike | None, prefix: str = "") -> AffineMap:
-        """Do the same, but leave a float32 weight as it is, for solvers that widen it block by block."""
+        """Do the same, but leave a float32 weight as it is, where it is, for solvers that widen it block by block."""
         if getattr(weight, "requires_grad", False) or getattr(bias, "requires_grad", False):
             raise InvalidInputError(
                 f"{prefix}weight and bias must be arrays, got a torch parameter that requires grad: "
                 "weights_of(model, name) gives both"
             )
         given = real_array(weight, f"{prefix}weight")
-        w: Any = np.array(given, dtype=np.float32 if given.dtype == np.float32 else np.float64, order="C")
+        narrow = given.dtype == np.float32
+        w: Any = np.asarray(given, order="C") if narrow else np.array(given, dtype=np.float64, order="C")
         if w.ndim != 2 or 0 in w.shape:
             raise InvalidInputError(f"{prefix}weight must be a matrix of outputs x inputs, got shape {w.shape}")
         b = np.zeros(w.shape[0]) if bias is None else np.array(real_array(bias, f"{prefix}bias"), dtype=np.float64)
@@ -106,6 +108,18 @@ class Problem:
     """Of the layer's inputs or outputs, or of both from two runs. None where the weight alone decides."""
     side: Side
     """Which of the two `moments` are of; means nothing with cross moments."""
+    rows: Iterable[NDArray[Any]] | None = None
+    """The rows that moments of the inputs are of, where they are at hand."""
+
+    def widened(self) -> Problem:
+        """Return the same with the weight in float64."""
+        return replace(self, original=self.original.widened())
+
+    def few_rows(self, options: DalrOptions) -> Iterable[NDArray[Any]] | None:
+        """Return the rows where they are at hand, fewer than features, and the variant has an inverse to save."""
+        if options.variant is Variant.ANCHORED or self.side is not Side.INPUTS:
+            return None
+        return self.rows if self.checked_moments().count < self.original.weight.shape[1] else None
 
     def checked_moments(self) -> AnyMoments:
         """Return `moments`; raises InvalidInputError where they are None or do not fit the weight."""
@@ -137,11 +151,12 @@ class Problem:
         if isinstance(moments, CrossMoments):
             x, y = moments.inputs, moments.outputs
             if options.affine:
-                return Sums(weight, y.scatter, x.scatter, moments.cross_scatter)
-            between = moments.cross_scatter_about(np.zeros(x.features), bias)
-            return Sums(weight, y.scatter_about(bias), x.gram, between)
+                return Sums(weight, y.scatter, InputSums.of(x, x.mean), moments.cross_scatter)
+            zero = np.zeros(x.features)
+            return Sums(weight, y.scatter_about(bias), InputSums.of(x, zero), moments.cross_scatter_about(zero, bias))
         if self.side is Side.INPUTS:
-            return Sums.of_inputs(reached, moments.scatter if options.affine else moments.gram)
+            centre = moments.mean if options.affine else np.zeros(moments.features)
+            return Sums.of_inputs(reached, InputSums.of(moments, centre))
         outputs = moments.scatter if options.affine else moments.scatter_about(bias)
         return Sums(reached, outputs if turn is None else turn.T @ outputs @ turn)
 
@@ -174,7 +189,7 @@ def problems_of(
     """
     parsed = None if side is None else parse_choice(Side, side, "side")
     if not isinstance(weight, Layer):
-        return [Problem(AffineMap.of(weight, bias), moments, parsed or Side.INPUTS)]
+        return [Problem(AffineMap.as_given(weight, bias), moments, parsed or Side.INPUTS)]
     if bias is not None or moments is not None:
         raise InvalidInputError(f"layer '{weight.name}': has a bias and moments of its own, so none go beside it")
     return [_problem_of(part, parsed) for part in weight.parts]
@@ -186,7 +201,8 @@ def _problem_of(part: Layer, side: Side | None) -> Problem:
         side = Side.OUTPUTS if part.inputs is None and part.outputs is not None else Side.INPUTS
     known = part.outputs if side is Side.OUTPUTS else part.inputs
     moments = None if known is None else known.parts[0]
-    return Problem(AffineMap.of(part.weight, part.bias, prefix), moments, side)
+    rows = part.rows[0] if part.rows and side is Side.INPUTS else None
+    return Problem(AffineMap.as_given(part.weight, part.bias, prefix), moments, side, rows)
 
 
 def _inputs_behind(weight: Matrix, z: Vector, own: Matrix | None) -> Vector:

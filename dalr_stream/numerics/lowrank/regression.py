@@ -27,7 +27,33 @@ from dalr_stream.numerics.linalg.psd import Eigen, orient, symmetric_eigen, tail
 from dalr_stream.numerics.linalg.ridge_factor import SAFE_RECIPROCAL_CONDITION, RidgeFactor
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Variant
+from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.numerics.statistics.products import symmetric
 from dalr_stream.numerics.types import Matrix, Vector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputSums:
+    """S = X X' about a centre, of which only `matrix` forms it."""
+
+    moments: Moments
+    centre: Vector
+    """(d,): the mean where affine, else zeros."""
+    diagonal: Vector
+    """(d,): of S."""
+
+    @classmethod
+    def of(cls, moments: Moments, centre: Vector) -> InputSums:
+        """Look at the diagonal once: of a matrix on disk that is a pass over it."""
+        return cls(moments, centre, moments.products.diagonal(centre))
+
+    def times(self, left: Matrix) -> Matrix:
+        """(k, d): left S."""
+        return self.moments.products.times(left, self.centre)
+
+    def matrix(self) -> Matrix:
+        """(d, d): S, a new array each time."""
+        return self.moments.scatter_about(self.centre)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,20 +64,20 @@ class Sums:
     """(p, d): W."""
     outputs: Matrix
     """(p, p): Z Z'."""
-    inputs: Matrix | None = None
-    """(d, d): S = X X'. None where the outputs alone are known."""
+    inputs: InputSums | None = None
+    """S = X X' (d, d). None where the outputs alone are known."""
     cross: Matrix | None = None
     """(p, d): Z X' of two runs. None where Z = W X."""
     own: Matrix | None = None
     """(p, p): W W', where it is already there."""
 
     @classmethod
-    def of_inputs(cls, weight: Matrix, inputs: Matrix) -> Sums:
+    def of_inputs(cls, weight: Matrix, inputs: InputSums) -> Sums:
         """Z = W X. Cost: 2 p d^2 operations."""
-        return cls(weight, _symmetric(weight @ inputs @ weight.T), inputs)
+        return cls(weight, inputs.moments.products.congruence(weight, inputs.centre), inputs)
 
     @property
-    def known_inputs(self) -> Matrix:
+    def known_inputs(self) -> InputSums:
         """S; raises InvalidInputError where it is not known."""
         if self.inputs is None:
             raise InvalidInputError("this regression needs the moments of the layer's inputs")
@@ -67,7 +93,7 @@ class Sums:
     def lam(self, ridge: Ridge) -> float:
         """Return lambda; where S is not known, by its mean as W weighs it, tr(W S W') / tr(W W')."""
         if self.inputs is not None:
-            return ridge.of_diagonal(np.diagonal(self.inputs))
+            return ridge.of_diagonal(self.inputs.diagonal)
         size = _squares(self.weight)
         return ridge.of_scale(float(np.trace(self.outputs)) / size if size > 0.0 else 0.0)
 
@@ -130,9 +156,9 @@ def anchored_across(sums: Sums, lam: float, most: int, factor: RidgeFactor) -> F
     eigendecomposition of order p.
     """
     w, s, between = sums.weight, sums.known_inputs, sums.known_cross
-    m = w + factor.pull_back(factor.half((between - w @ s).T)).T
-    seen = m @ s
-    matrix, own = _symmetric(seen @ m.T), m @ m.T
+    m = w + factor.pull_back(factor.half((between - s.times(w)).T)).T
+    seen = s.times(m)
+    matrix, own = symmetric(seen @ m.T), m @ m.T
     left = float(np.trace(sums.outputs) - 2.0 * np.vdot(m, between) + np.vdot(seen, m)) + lam * _squares(w - m)
     matrix += lam * own
     eigen, notes = _ordered(matrix, own, most)
@@ -152,12 +178,13 @@ def regression(sums: Sums, lam: float, most: int, factor: RidgeFactor, variant: 
 
     Cost: about 6 p d^2 operations and one eigendecomposition of order p.
     """
-    y = factor.half_fit(sums.weight) if sums.cross is None else factor.half(sums.cross.T)
-    target = _symmetric(y.T @ y) if variant is Variant.OPTIMAL else sums.outputs
+    y = factor.half_fit(sums.weight, sums.known_inputs.times) if sums.cross is None else factor.half(sums.cross.T)
+    target = symmetric(y.T @ y) if variant is Variant.OPTIMAL else sums.outputs
     eigen = symmetric_eigen(target, most)
-    half = y @ eigen.vectors
-    down = np.ascontiguousarray(factor.pull_back(half).T)
+    half = (eigen.vectors.T @ y.T).T  # in columns, where `pull_back` works in place
+    del y
     explained = np.einsum("ij,ij->j", half, half)
+    down = np.ascontiguousarray(factor.pull_back(half, overwrite=True).T)
     full = sums.cross is None and eigen.values.size == min(sums.weight.shape)
     if full:
         last = lam * float(np.vdot(down, eigen.vectors.T @ sums.weight)) if lam else 0.0
@@ -195,7 +222,7 @@ def _ordered(matrix: Matrix, own: Matrix, most: int) -> tuple[Eigen, tuple[str, 
     notes: tuple[str, ...] = ()
     idle = eigen.vectors[:, r:]
     if idle.shape[1] > 1 and own.any():
-        turned = orient(idle @ symmetric_eigen(_symmetric(idle.T @ own @ idle)).vectors)
+        turned = orient(idle @ symmetric_eigen(symmetric(idle.T @ own @ idle)).vectors)
         eigen = Eigen(eigen.values, np.concatenate([eigen.vectors[:, :r], turned], axis=1), eigen.margin)
         notes = (f"{idle.shape[1]} output directions do not move on these inputs: ordered by the weight alone",)
     return eigen.largest(most), notes
@@ -215,8 +242,3 @@ def _condition(eigen: Eigen) -> float:
 def _squares(matrix: Matrix) -> float:
     """||A||^2."""
     return float(np.vdot(matrix, matrix))
-
-
-def _symmetric(matrix: Matrix) -> Matrix:
-    """Half of `matrix` and its transpose: products that are symmetric on paper are so only to rounding."""
-    return 0.5 * (matrix + matrix.T)

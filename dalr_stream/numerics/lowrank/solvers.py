@@ -15,14 +15,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import overload
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.psd import symmetric_eigen
-from dalr_stream.numerics.linalg.ridge_factor import EigenFactor, RidgeFactor, factor_ridge
+from dalr_stream.numerics.linalg.ridge_factor import EigenFactor, RidgeFactor, factor_ridge_of
 from dalr_stream.numerics.lowrank.assembly import assemble, noting_outliers, warn_of_few_rows
+from dalr_stream.numerics.lowrank.dual import dual_of
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
 from dalr_stream.numerics.lowrank.problem import AnyMoments, Problem, problems_of
@@ -125,8 +125,12 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     Notes
     -----
     Singular S at ridge 0 gives the solution of minimum norm (for `anchored` the one nearest to W); the route is in
-    the diagnostics. Cost: one eigendecomposition of order min(m, d), 2 m d^2 + 2 m^2 d operations; `published` and
-    `optimal` about 4 m d^2 + d^3 / 3 more; from outputs 2 m^2 d alone. Memory: S and a few m x d.
+    the diagnostics. `published` and `optimal` solve a `Layer` that has its rows, fewer of them than features, from
+    these (see `lowrank.dual`): nothing of order d x d is formed then.
+
+    Cost: one eigendecomposition of order min(m, d), 2 m d^2 + 2 m^2 d operations; `published` and `optimal` about
+    4 m d^2 + d^3 / 3 more; from outputs 2 m^2 d alone. Memory: a few m x d; for `published` and `optimal` S too, and
+    three times that where Cholesky is refused.
 
     Source: Masana et al., Domain-adaptive deep network compression, ICCV 2017, section 4.
 
@@ -242,6 +246,11 @@ def _solved(
     problem: Problem, options: DalrOptions, max_rank: int | None, ridges: tuple[Ridge, ...]
 ) -> tuple[LowRankFactors, ...]:
     """Solve for each ridge."""
+    rows = problem.few_rows(options)
+    if rows is not None:
+        most, samples = problem.original.ranks(max_rank), problem.checked_moments().samples
+        return tuple(dual_of(problem.original, options, rows, ridge, most, samples=samples) for ridge in ridges)
+    problem = problem.widened()
     original = problem.original
     most = original.ranks(max_rank)
     turn, reached = (None, original.weight) if isinstance(problem.moments, CrossMoments) else original.reach()
@@ -250,7 +259,7 @@ def _solved(
         sums = dataclasses.replace(sums, own=reached @ reached.T)
     fitted = problem.fitted_rows(adjusts_bias=options.adjusts_bias, own=sums.own if turn is None else None)
     if sums.inputs is not None:
-        fitted = noting_outliers(original, fitted, np.diagonal(sums.inputs), ridges)
+        fitted = noting_outliers(original, fitted, sums.inputs.diagonal, ridges)
     factored = _factoring(sums, options, len(ridges))
     solutions = []
     for ridge in ridges:
@@ -270,6 +279,6 @@ def _factoring(sums: Sums, options: DalrOptions, ridges: int) -> Callable[[float
     """Return a function that factors S + lam I: by itself for one ridge, from one eigendecomposition for several."""
     s = sums.inputs
     if s is None or (options.variant is Variant.ANCHORED and sums.cross is None) or ridges == 1:
-        return lambda lam: factor_ridge(sums.known_inputs, lam)
-    eigen = symmetric_eigen(s)
+        return lambda lam: factor_ridge_of(sums.known_inputs.matrix, lam)
+    eigen = symmetric_eigen(s.matrix().T, overwrite=True)
     return lambda lam: EigenFactor.of(eigen, lam)

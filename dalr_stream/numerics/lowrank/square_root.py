@@ -64,7 +64,7 @@ def root_of_rows(rows: Iterable[ArrayLike], *, affine: bool = True) -> Root:
 def rooted_regression(weight: Matrix, root: Root, lam: float, most: int, variant: Variant) -> Fit:
     """Solve published or optimal with Z = W X as `regression` does, with singular values in place of eigenvalues."""
     factor = root.factor(lam)
-    y = factor.half_fit(weight)
+    y = factor.half_fit(weight, lambda left: (left @ root.triangle.T) @ root.triangle)
     z = np.sqrt(factor.values)[:, None] * (factor.vectors.T @ weight.T)
     fitted = y if variant is Variant.OPTIMAL else z
     p = len(weight)

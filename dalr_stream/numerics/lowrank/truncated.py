@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import overload
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from dalr_stream.numerics.diagnostics import Diagnostics, Route
@@ -79,7 +80,7 @@ def truncated_svd(
     [[3.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
     problems = problems_of(weight, bias, moments, side)
-    return factors_of([_truncated(problem, compensate_bias=compensate_bias) for problem in problems])
+    return factors_of([_truncated(problem.widened(), compensate_bias=compensate_bias) for problem in problems])
 
 
 def _truncated(problem: Problem, *, compensate_bias: bool) -> LowRankFactors:
@@ -92,7 +93,7 @@ def _truncated(problem: Problem, *, compensate_bias: bool) -> LowRankFactors:
         method=Method.SVD_BC if compensate_bias else Method.SVD,
         weight=weight,
         basis=svd.left,
-        down=svd.values[:, None] * svd.right,
+        down=np.multiply(svd.right, svd.values[:, None], out=svd.right),
         center=fitted.center,
         offset=fitted.offset,
         objective=tail_sums(svd.values**2, 0.0),

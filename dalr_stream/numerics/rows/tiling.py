@@ -78,13 +78,19 @@ class Tiler:
         self._pending = 0
 
     def push(self, rows: Rows, samples: Samples) -> Iterator[Tile]:
-        """Take rows (n, d), n >= 0, and the sample of each; yield each tile that is now full."""
+        """Take rows (n, d), n >= 0, and the sample of each; yield each tile that is now full.
+
+        What is left of a batch is copied, so that it does not keep the whole of it in memory.
+        """
+        whole = rows.shape[0]
         while rows.shape[0]:
             room = self._height - self._pending
             self._hold(rows[:room], samples[:room])
             rows, samples = rows[room:], samples[room:]
             if self._pending == self._height:
                 yield self._take()
+        if 0 < self._pending < whole:
+            self._rows = [self._join(self._rows)]
 
     def flush(self) -> Iterator[Tile]:
         """Yield the rest, where there is one."""

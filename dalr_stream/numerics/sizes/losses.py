@@ -25,7 +25,8 @@ def squared_errors(factors: Factors, moments: InputMoments) -> Vector:
 def outputs_energy(factors: Factors, moments: InputMoments) -> float:
     """||Y - b||^2, tr(W X X' W'): the scale of squared errors."""
     pairs = zip(factors.parts, moments.parts, strict=True)
-    return sum(float(np.vdot(part.weight @ seen.gram, part.weight)) for part, seen in pairs)
+    zero = np.zeros(factors.inputs)
+    return sum(float(seen.products.forms(part.weight, part.weight, zero).sum()) for part, seen in pairs)
 
 
 def lost_energy(factors: Factors, moments: InputMoments) -> Vector:

@@ -7,7 +7,6 @@ the store, for a surgery plan, and to find the moments that decide it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -87,4 +86,4 @@ def channel_moments(readers: Sequence[ChannelReader], channels: int, moments: Se
             )
         parts[reader.stream, reader.first] = stream.features_between(reader.first, reader.first + channels)
     samples = max(part.samples for part in parts.values())  # the same ones at every place
-    return dataclasses.replace(reduce(add, parts.values()), samples=samples)
+    return reduce(add, parts.values()).with_samples(samples)

@@ -21,6 +21,7 @@ from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.psd import psd_margin
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, mirror_lower, one_blas_thread
 from dalr_stream.numerics.statistics.centring import centre, describe_non_finite
+from dalr_stream.numerics.statistics.products import ByBlocks, Products, by_matrix
 from dalr_stream.numerics.types import Matrix, Vector, real_array
 
 
@@ -127,6 +128,10 @@ class Moments:
         scatter, nonzero = self.scatter[part, part].copy(), self.nonzero[part].copy()
         return Moments(self.count, self.samples, mean, scatter, max_abs, maximum, nonzero)
 
+    def with_samples(self, samples: int) -> Moments:
+        """Return the same rows, said to come from so many samples."""
+        return Moments(self.count, samples, self.mean, self.scatter, self.max_abs, self.maximum, self.nonzero)
+
     def __add__(self, other: Moments) -> Moments:
         """Moments of both sets of rows together. Commutative to the bit. Cost: d^2."""
         if not isinstance(other, Moments):
@@ -224,16 +229,22 @@ class Moments:
 
     def scatter_about(self, centre: Vector) -> Matrix:
         """(d, d): sum of (x - centre)(x - centre)' = scatter + n delta delta'. A new array."""
-        delta = self.mean - centre
-        about = np.outer(delta * self.count, delta)
-        about += self.scatter
-        return about
+        return self._by_blocks.matrix(centre)
+
+    @property
+    def products(self) -> Products:
+        """Products with the scatter about any centre, for which no other d x d is formed."""
+        return self._by_blocks
 
     def same_bits(self, other: Moments) -> bool:
         """Tell whether both records hold exactly the same numbers."""
         counts = (self.count, self.samples) == (other.count, other.samples)
         pairs = zip(self._arrays(), other._arrays(), strict=True)
         return counts and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+    @property
+    def _by_blocks(self) -> ByBlocks:
+        return by_matrix(self.count, self.mean, self.scatter)
 
     def _arrays(self) -> tuple[NDArray[np.generic], ...]:
         return self.mean, self.scatter, self.max_abs, self.maximum, self.nonzero

@@ -24,6 +24,10 @@ from dalr_stream.storage.records.record import (
 )
 from dalr_stream.storage.schema import require_count
 
+SCATTER = next(spec for spec in schema.MOMENTS if spec.name == "scatter")
+VECTORS = tuple(spec for spec in schema.MOMENTS if spec is not SCATTER)
+"""What of a record is read without its matrix."""
+
 
 def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
     """Return the folder of one moment record; `part` is `training`, `heldout`, or one of `shard_parts`."""

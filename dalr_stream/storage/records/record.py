@@ -148,7 +148,10 @@ def attributes(path: Path) -> dict[str, Any]:
 def _attributes_now(path: Path) -> dict[str, Any]:
     if not folder_there(path):
         raise StoreNotFoundError(f"there is no record at '{path}': run the step that makes it")
-    attributes: dict[str, Any] = read_metadata(path)["attributes"]
+    try:
+        attributes: dict[str, Any] = read_metadata(path)["attributes"]
+    except StoreDamagedError as error:
+        raise StoreDamagedError(f"{error}; {REMEDY}") from error
     name = attributes.get(_NAME, [])  # records of 0.1 carry none
     if name and tuple(name) != path.parts[-len(name) :]:
         raise StoreDamagedError(f"'{path}' holds the record of '{'/'.join(name)}', moved here; {REMEDY}")

@@ -16,6 +16,7 @@ from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.storage import schema
 from dalr_stream.storage.records.record import (
     Provenance,
+    attributes,
     load_record,
     save_record,
 )
@@ -43,6 +44,11 @@ def save_solution(root: Path, layer: str, solution: Solution, provenance: Proven
     arrays = {spec.name: array for spec in specs if (array := getattr(solution, spec.name)) is not None}
     values = {"method": solution.method.value, "diagnostics": dataclasses.asdict(solution.diagnostics)}
     save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance, names=2)
+
+
+def load_diagnostics(root: Path, layer: str, method: Method) -> Diagnostics:
+    """Read how a solution came about, without its arrays."""
+    return Diagnostics(**attributes(solution_path(root, layer, method))["diagnostics"])
 
 
 def load_solution(root: Path, layer: str, method: Method) -> LowRankFactors | ChannelSelection:

@@ -13,7 +13,7 @@ from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import evaluate
 from dalr_stream.workflow.steps.fingerprints import file_digest, file_print
-from dalr_stream.workflow.steps.profile import read_profile
+from dalr_stream.workflow.steps.profile import profile_problem, read_profile
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.step import Artefact, Step, file_with_digest, json_record, read_stamped, write_stamped
 
@@ -30,7 +30,7 @@ def steps(session: Session) -> Iterator[Step]:
         (evaluate.NAME,),
         lambda: made_from(project),
         lambda: _artefacts(project),
-        lambda stamp: _report(project, stamp),
+        lambda stamp: _report(session, stamp),
         lambda: _check(project),
     )
 
@@ -40,7 +40,8 @@ def made_from(project: Project) -> str:
     config, profile = project.config, read_profile(project)
     published = config.report.published
     beside = None if published is None else file_print(project.folder / published, "report.published")
-    shown = [config.plain(), beside, None if profile is None else asdict(profile)]
+    timed = profile_problem(project) != "" if profile is None else asdict(profile)
+    shown = [config.plain(), beside, timed or None]
     return digest_of([evaluate.made_from(project), *shown])
 
 
@@ -56,7 +57,10 @@ def _check(project: Project) -> None:
         Published.read(project.folder / project.config.report.published)
 
 
-def _report(project: Project, fingerprint: str) -> None:
+def _report(session: Session, fingerprint: str) -> None:
+    project = session.project
+    if problem := profile_problem(project):
+        session.progress.note(f"report: no timings are shown: {problem}")
     shown, folder = results(project), project.report_folder
     with explained(folder):
         write_report(shown, folder)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dalr_stream.engine.layer_moments import OnDemand
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.numerics.linalg.psd import symmetric_eigen, thin_svd
 from dalr_stream.numerics.lowrank.grouped import Factors
@@ -16,8 +17,8 @@ from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.losses import relative_errors
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader
-from dalr_stream.numerics.statistics.grouped import InputMoments
-from dalr_stream.numerics.types import Vector
+from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
+from dalr_stream.numerics.types import Counts, Vector
 from dalr_stream.report.record import (
     AccuracyCurve,
     AccuracyPoint,
@@ -32,15 +33,26 @@ from dalr_stream.report.record import (
 from dalr_stream.report.scale import ACCURACY, Scale
 from dalr_stream.report.stability_record import Stability
 from dalr_stream.storage.records.solutions import Solution
+from dalr_stream.storage.schema import HELDOUT
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress, evaluate, finetune, solve
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.finetune import FineTuned
-from dalr_stream.workflow.steps.profile import read_profile
+from dalr_stream.workflow.steps.profile import profile_problem, read_profile
 from dalr_stream.workflow.steps.provenance import provenance
 from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.stability import read_stability
+
+NO_PROFILE = "no timings are shown: their record is damaged, run profile again"
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """How many rows there are, and in how many of them each input is not zero, (d,), group after group."""
+
+    rows: int
+    nonzero: Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +64,14 @@ class LayerFindings:
     next_layer: str | None
     unprunable: str
     """Why no selection of its nodes was solved; empty where some were."""
-    domains: Mapping[str, InputMoments]
+    domains: Mapping[str, RowCounts]
     """Every row of each domain, for the activity; in the order they are shown."""
     training: InputMoments
     heldout: InputMoments | None
     solutions: Mapping[Method, Solution]
+    """Each read when it is asked for: those of a wide layer are gigabytes together."""
+    notes: Mapping[Method, tuple[str, ...]]
+    """What was decided on the way to each."""
     curves: tuple[AccuracyCurve, ...]
     stability: Stability | None = None
     finetuned: tuple[AccuracyCurve, ...] = ()
@@ -76,6 +91,7 @@ def results(project: Project) -> Results:
     tuned: tuple[str, ...] = ()
     if project.config.finetune is not None:
         tuned = (str(FineTuned.read(project.finetuning, finetune.made_from(project))),)
+    untimed = (NO_PROFILE,) if profile_problem(project) else ()
     layers = [
         dataclasses.replace(_findings(project, store, layer, evaluation), stability=stability[layer])
         for layer in project.layers
@@ -88,7 +104,7 @@ def results(project: Project) -> Results:
         baseline_accuracy=evaluation.baseline,
         layers=tuple(layer_results(layer, evaluation.baseline, section.drop, section.scale) for layer in layers),
         sizes=evaluation.sizes,
-        decisions=(*evaluation.left_out, *decisions(layers), *saved, *tuned),
+        decisions=(*evaluation.left_out, *decisions(layers), *saved, *tuned, *untimed),
         caveats=project.config.run.caveats,
         profile=read_profile(project),
     )
@@ -100,8 +116,15 @@ def results(project: Project) -> Results:
 
 def layer_results(findings: LayerFindings, baseline: float, drop: float, scale: Scale = ACCURACY) -> LayerResults:
     """Return the layer's part of the report; `baseline` is the uncompressed score, `drop` the loss allowed."""
-    selections = [s for s in findings.solutions.values() if isinstance(s, ChannelSelection)]
-    low_rank = [s for s in findings.solutions.values() if not isinstance(s, ChannelSelection)]
+    curves: list[ErrorCurve] = []
+    retention: list[RetentionCurve] = []
+    spectra = Spectra((), ())
+    for solution in findings.solutions.values():
+        if isinstance(solution, ChannelSelection):
+            retention.append(RetentionCurve(solution.method.value, _plain(solution.retention)))
+            continue
+        spectra = spectra if curves else _spectra(solution, findings.training)
+        curves.append(error_curve(solution, findings.training, findings.heldout))
     return LayerResults(
         name=findings.name,
         outputs=findings.shape.outputs,
@@ -110,11 +133,11 @@ def layer_results(findings: LayerFindings, baseline: float, drop: float, scale: 
         next_layer=findings.next_layer,
         next_outputs=findings.shape.next_outputs,
         drop=drop,
-        activity=tuple(activity(domain, moments) for domain, moments in findings.domains.items()),
-        error_curves=tuple(error_curve(factors, findings.training, findings.heldout) for factors in low_rank),
+        activity=tuple(activity(domain, counts) for domain, counts in findings.domains.items()),
+        error_curves=tuple(curves),
         accuracy_curves=findings.curves,
-        retention_curves=tuple(RetentionCurve(s.method.value, _plain(s.retention)) for s in selections),
-        spectra=_spectra(low_rank[0], findings.training) if low_rank else Spectra((), ()),
+        retention_curves=tuple(retention),
+        spectra=spectra,
         headline=headline(findings.curves, scale.worst(baseline, drop), scale),
         stability=findings.stability,
         finetuned_curves=findings.finetuned,
@@ -126,24 +149,24 @@ def decisions(layers: Sequence[LayerFindings]) -> Iterator[str]:
     for layer in layers:
         if layer.unprunable:
             yield f"no selections were solved: {layer.unprunable}"
-        for domain, moments in layer.domains.items():
-            dead = int((moments.nonzero == 0).sum())
+        for domain, counts in layer.domains.items():
+            dead = int((counts.nonzero == 0).sum())
             if dead:
-                yield f"layer '{layer.name}': {dead} of {moments.features} inputs never fire on '{domain}'"
+                yield f"layer '{layer.name}': {dead} of {counts.nonzero.size} inputs never fire on '{domain}'"
         notes: dict[str, list[str]] = {}
-        for method, solution in layer.solutions.items():
-            for note in solution.diagnostics.notes:
+        for method, own in layer.notes.items():
+            for note in own:
                 notes.setdefault(note, []).append(method.label)
         for note, labels in notes.items():
             yield f"layer '{layer.name}', {'; '.join(labels)}: {note}"
 
 
-def activity(domain: str, moments: InputMoments) -> DomainActivity:
+def activity(domain: str, counts: RowCounts) -> DomainActivity:
     """Return the activation rates in descending order, and the share of features that carries half of them."""
-    rates = np.sort(moments.active_rate)[::-1]
+    rates = np.sort(counts.nonzero / counts.rows)[::-1]
     total = np.cumsum(rates)
     needed = int(np.searchsorted(total, 0.5 * total[-1])) + 1 if total[-1] > 0 else rates.size
-    return DomainActivity(domain, moments.count, _plain(rates), needed / rates.size)
+    return DomainActivity(domain, counts.rows, _plain(rates), needed / rates.size)
 
 
 def error_curve(factors: Factors, training: InputMoments, heldout: InputMoments | None) -> ErrorCurve:
@@ -160,19 +183,26 @@ def headline(curves: Sequence[AccuracyCurve], needed: float, scale: Scale = ACCU
 
 
 def _findings(project: Project, store: StoreView, layer: str, evaluation: Evaluation) -> LayerFindings:
-    section = project.config.solve
+    section, methods = project.config.solve, project.methods(store, layer)
     return LayerFindings(
         name=layer,
         shape=store.shape(layer),
         next_layer=_in_words(store.readers(layer)),
         unprunable=store.record(layer).unprunable,
-        domains={domain: store.inputs_of_all(domain, layer) for domain in project.config.domains},
+        domains={domain: _row_counts(store, domain, layer) for domain in project.config.domains},
         training=store.inputs(section.target, layer),
         heldout=store.inputs_heldout(section.target, section.heldout, layer),
-        solutions=store.solutions(layer, project.methods(store, layer)),
+        notes={method: store.notes(layer, method) for method in methods},
+        solutions=OnDemand(methods, lambda method: store.solutions(layer, [method])[method]),
         curves=evaluation.curves[layer],
         finetuned=evaluation.finetuned.get(layer, ()),
     )
+
+
+def _row_counts(store: StoreView, domain: str, layer: str) -> RowCounts:
+    """Count training and held-out rows together: no matrix is added up for it."""
+    parts = [store.inputs(domain, layer), moments_of([store.moments(domain, p, HELDOUT) for p in store.parts(layer)])]
+    return RowCounts(sum(part.count for part in parts), np.sum([part.nonzero for part in parts], axis=0))
 
 
 def _in_words(readers: Sequence[ChannelReader]) -> str | None:
@@ -199,7 +229,9 @@ def _smallest(points: Sequence[AccuracyPoint], needed: float, scale: Scale) -> A
 
 def _spectra(factors: Factors, training: InputMoments) -> Spectra:
     weights = [part.weight for part in factors.parts]
-    grams = [weight @ seen.gram @ weight.T for weight, seen in zip(weights, training.parts, strict=True)]
+    zero = np.zeros(factors.inputs)
+    pairs = zip(weights, training.parts, strict=True)
+    grams = [seen.products.congruence(weight, zero) for weight, seen in pairs]
     singular = np.concatenate([thin_svd(weight).values for weight in weights])
     outputs = np.concatenate([symmetric_eigen(gram).values for gram in grams])
     return Spectra(_plain(np.sort(singular)[::-1]), _plain(np.sqrt(np.maximum(np.sort(outputs)[::-1], 0.0))))

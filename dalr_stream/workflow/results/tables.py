@@ -16,8 +16,11 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.numerics.rows.streams import Side, layer_of_stream, module_name
 from dalr_stream.numerics.selection.shift import MomentShift
 from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.streaming.solving_cost import solving_cost
+from dalr_stream.streaming.solving_plan import SolvingPlan
 from dalr_stream.workflow.results.inspect import ENOUGH, LayerCost, SizePoint
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.step_memory import StepMemory
 
 L = TypeVar("L")
 
@@ -98,6 +101,30 @@ def cost_table(plan: MemoryPlan) -> Table:
     disk = _mib(plan.disk_bytes - moments)
     adds = f"{plan.multiply_adds:.2e}"
     table.add_row("total", "", f"{rows:,}", disk, _mib(moments), _mib(plan.peak_bytes), "", adds, "")
+    return table
+
+
+def solving_table(plan: SolvingPlan) -> Table:
+    """Return what solving each layer will hold: the method that takes most, its route, and the range over all."""
+    table = new_table("layer", "outputs x inputs", "rows", "methods", "solving at most", "by", "route", "at least")
+    table.title = Text("peak memory of solving, in MiB; one solution is made at a time", justify="left")
+    for layer, methods in plan.layers:
+        costs = sorted((solving_cost(layer, method) for method in methods), key=lambda cost: cost.peak_bytes)
+        if costs:
+            most, shape = costs[-1], f"{layer.groups * layer.outputs:,} x {layer.inputs:,}"
+            where = (_mib(most.peak_bytes), most.method.value, most.route.value, _mib(costs[0].peak_bytes))
+            table.add_row(_with_groups(layer.name, layer.groups), shape, f"{layer.rows:,}", f"{len(costs)}", *where)
+    return table
+
+
+def memory_table(steps: Sequence[StepMemory], limit: int | None) -> Table:
+    """Return what each step holds at its peak; those above a limit are marked."""
+    table = new_table("step", "memory", "")
+    table.title = Text("peak memory in MiB, beside the process, the network and a batch", justify="left")
+    table.columns[2].justify = "left"
+    for step in steps:
+        over = ", over the limit" if limit is not None and step.peak_bytes > limit else ""
+        table.add_row(step.step, _mib(step.peak_bytes), step.what + over)
     return table
 
 

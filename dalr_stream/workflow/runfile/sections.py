@@ -183,7 +183,7 @@ class AccumulateSection(Section):
     shards: Positive = 1
     """Keep the target's training samples, assigned at random, as this many records: error bars come from them."""
     memory_limit: Bytes | None = None
-    """Memory limit for accumulation, e.g. `8GiB`: more passes where it is short, refused where it cannot be met."""
+    """Memory limit for folding and solving, e.g. `8GiB`: more passes where it is short, refused where nothing fits."""
     threads: Positive | None = None
     """Threads that fold in this process; all cores by default."""
     workers: Positive | None = None

@@ -64,7 +64,7 @@ def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
         if not record.shards:  # a merged store's moments were folded elsewhere
             rule = folding.rule(record.layers[layer].features)
             made_from = moments_provenance(network, record, layer, dataclasses.replace(rule, blas=_blas_of(training)))
-            expected = {**training, **made_from, "rows": training.get("rows")}
+            expected = {**training, **made_from}
         yield from (store_record(moments_path(project.store, domain, layer, part), expected) for part in parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dalr_stream.engine.capture import capture
@@ -14,6 +15,7 @@ from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import GROUP, MANIFEST
+from dalr_stream.storage.metadata import require_group
 from dalr_stream.storage.records.weights import weights_path
 from dalr_stream.storage.removal import forget_domain, forget_store
 from dalr_stream.storage.rows import rows_path
@@ -22,6 +24,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import train
 from dalr_stream.workflow.steps.fingerprints import code_print
 from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.solving_plan import planned_solving
 from dalr_stream.workflow.steps.step import Artefact, Step, store_record
 
 VERB = "capture"
@@ -64,7 +67,8 @@ def made_from(project: Project, domain: str) -> str:
 
 def domain_artefacts(project: Project) -> Iterator[Artefact]:
     """Yield what recording a domain leaves beside rows or moments: the manifest, and the weights of its layers."""
-    yield from (Artefact(project.store / name) for name in (MANIFEST, GROUP))
+    yield Artefact(project.store / MANIFEST)
+    yield _group(project.store)
     streams = StoreView.open(project.store).manifest.network.layers
     yield from (store_record(weights_path(project.store, layer)) for layer in map(layer_of_stream, streams))
 
@@ -74,7 +78,13 @@ def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
     record = ActivationStore(project.store).domain(domain)
     if not record.complete or any(rows.rows and not rows.tile_digests for rows in record.layers.values()):
         raise StoreNotFoundError(f"'{project.store}' holds no rows of all of '{domain}'")  # they were folded directly
+    yield from (_group(project.store / "activations" / name) for name in ("", domain))
     yield from (Artefact(project.store / rows_path(domain, layer)) for layer in record.layers)
+
+
+def _group(folder: Path) -> Artefact:
+    """Return a folder of the store: other zarr readers walk through it."""
+    return Artefact(folder / GROUP, lambda: require_group(folder))
 
 
 def _capture(session: Session, domain: str) -> None:
@@ -137,12 +147,15 @@ def _require_room(session: Session) -> None:
     project = session.project
     cost = project.estimate()
     cost.require()
+    solving = planned_solving(project, project.network, cost)
+    solving.require()
     held = held_on_disk(project.store, project.config.domains, replaced=session.fresh)
     require_disk(cost, project.output, held)
     for reason in project.unsupported_layers:
         session.progress.note(reason)
     session.progress.note(
         f"cost: at most {cost.disk_peak_bytes / 2**20:,.0f} MiB of disk, {cost.checkpoint_bytes / 2**20:,.0f} of them "
-        f"for checkpoints; folding peaks at {cost.peak_bytes / 2**20:,.0f} MiB"
+        f"for checkpoints; folding peaks at {cost.peak_bytes / 2**20:,.0f} MiB, solving at "
+        f"{solving.peak_bytes / 2**20:,.0f} MiB"
     )
     session.room_checked = True

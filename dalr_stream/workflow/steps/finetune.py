@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.errors import StoreDamagedError
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.training.finetune import FineTuning, finetune
 from dalr_stream.network.training.trainable import trained_parameters
@@ -126,7 +127,14 @@ def _fine_tuned(session: Session, section: FinetuneSection, unfinished: Path) ->
             losses.append(loss)
             advance(1)
 
-        network = finetune(small, batches, options, checkpoint=unfinished, epoch_done=epoch_done)
+        try:
+            network = finetune(small, batches, options, checkpoint=unfinished, epoch_done=epoch_done)
+        except StoreDamagedError as error:
+            if losses or not unfinished.is_file():
+                raise
+            session.progress.note(f"finetune: {error}; this is done")
+            unfinished.unlink()
+            network = finetune(small, batches, options, checkpoint=unfinished, epoch_done=epoch_done)
     return network, FineTuned(_in_words(section, small), tuple(losses))
 
 

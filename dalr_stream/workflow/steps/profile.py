@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dalr_stream.errors import InvalidInputError, StoreNotFoundError
+from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.measure.profile import Stopwatch, profile
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.numerics.latency import NetworkProfile
@@ -41,12 +41,26 @@ def profile_run(
 
 
 def read_profile(project: Project) -> NetworkProfile | None:
-    """Return what `profile_run` kept; None where the saved network was never profiled, or another one was."""
+    """Return what `profile_run` kept; None where the saved network was never profiled, or another one was.
+
+    And where the record is damaged: `profile_problem` says so.
+    """
     try:
         plain = read_record(project.output / FILE, PROFILE)
-    except StoreNotFoundError:
+    except (StoreNotFoundError, StoreDamagedError, FingerprintMismatchError):
         return None
     return NetworkProfile.of_plain(plain["profile"]) if plain["weights_sha256"] == _weights(project) else None
+
+
+def profile_problem(project: Project) -> str:
+    """Return what is wrong with the record of a profile, in words; empty where nothing is."""
+    try:
+        read_record(project.output / FILE, PROFILE)
+    except (StoreDamagedError, FingerprintMismatchError) as error:
+        return str(error)
+    except StoreNotFoundError:
+        pass
+    return ""
 
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:

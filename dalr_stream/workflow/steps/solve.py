@@ -13,6 +13,7 @@ from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.progress import Progress
+from dalr_stream.report.stability_record import Stability
 from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.lock import locked
@@ -25,6 +26,7 @@ from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps import accumulate
 from dalr_stream.workflow.steps.ridge import solve_as_asked
 from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.solving_plan import solving_from
 from dalr_stream.workflow.steps.stability import STABILITY, layer_stability, write_stability
 from dalr_stream.workflow.steps.step import Artefact, Step, json_record, store_record
 
@@ -64,23 +66,19 @@ def _solve(session: Session, fingerprint: str) -> None:
     project, section = session.project, session.project.config.solve
     store = StoreView.open(project.store)
     _require_one_rule(project, store)
+    solving_from(project, store).require()
     facts = {"made_from": fingerprint, "configuration": project.config.plain()}
     count = len(project.wanted(store))
+    stability: dict[str, Stability | None] = {}
     with locked(project.store), session.progress.track(NAME, count, "solutions") as advance:
-        layers = {layer: store.layer(layer, section.target, section.source) for layer in project.layers}
-        for layer, problem in layers.items():
+        for layer in project.layers:  # one at a time: a layer holds its moments and weights once they were asked for
+            problem = store.layer(layer, section.target, section.source)
             with _warnings_noted(layer, session.progress):
                 for method in project.methods(store, layer):
                     save_solution(project.store, layer, _solution(store, section, layer, problem, method), facts)
                     advance(1)
-        stability = {
-            layer: layer_stability(
-                store, section, layer, problem, store.solutions(layer, project.methods(store, layer))
-            )
-            for layer, problem in layers.items()
-        }
-        for layer, answer in stability.items():
-            if answer is not None:
+            stability[layer] = layer_stability(store, section, layer, problem, project.methods(store, layer))
+            if (answer := stability[layer]) is not None:
                 session.progress.note(f"layer '{layer}': {answer.answer}")
         write_stability(project.stability, fingerprint, stability)
 

@@ -28,7 +28,6 @@ from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.report.claims import SPEAKERS
 from dalr_stream.report.stability_record import SelectionStability, Stability
 from dalr_stream.storage.json_record import RecordKind
-from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps.ridge import ridge_of
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
@@ -42,14 +41,14 @@ def layer_stability(
     section: SolveSection,
     layer: str,
     problem: Layer,
-    solutions: dict[Method, Solution],
+    methods: Sequence[Method],
 ) -> Stability | None:
     """Return what leaving out shards says of one layer; None without shards, or without a low-rank method."""
     shards = store.inputs_shards(section.target, layer)
-    speaker = next((method for method in SPEAKERS if method in solutions), None)
+    speaker = next((method for method in SPEAKERS if method in methods), None)
     if sum(shard.count > 0 for shard in shards) < 2 or speaker is None:
         return None
-    ridge = ridge_of(section, solutions[speaker])
+    ridge = ridge_of(section, store.solutions(layer, [speaker])[speaker])
 
     def solve(moments: InputMoments) -> Factors:
         return solve_again(problem, speaker, moments, ridge)
@@ -67,7 +66,7 @@ def layer_stability(
         unseen_error=_plain(jackknife.unseen_error),
         heldout_error=None if jackknife.heldout_error is None else _plain(jackknife.heldout_error),
         turn=_plain(jackknife.turn),
-        selection=_selection(store, section, layer, problem, solutions),
+        selection=_selection(store, section, layer, problem, methods),
     )
 
 
@@ -76,9 +75,9 @@ def _selection(
     section: SolveSection,
     layer: str,
     problem: Layer,
-    solutions: dict[Method, Solution],
+    methods: Sequence[Method],
 ) -> SelectionStability | None:
-    method = next((method for method in SELECTIONS if method in solutions), None)
+    method = next((method for method in SELECTIONS if method in methods), None)
     if method is None:
         return None
 

@@ -78,6 +78,7 @@ def saved_network(folder: Path) -> Artefact:
 
     def made_from() -> str | None:
         stamp: str | None = checkpoint.provenance(folder).get("made_from")
+        checkpoint.require_unchanged(folder)
         return stamp
 
     return Artefact(folder, made_from)

@@ -13,7 +13,7 @@ from dalr_stream.errors import (
     StoreDamagedError,
     StoreNotFoundError,
 )
-from dalr_stream.network.saved.checkpoint import load, save
+from dalr_stream.network.saved.checkpoint import load, require_unchanged, save
 from dalr_stream.network.saved.weights import load_weights, save_weights
 from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.numerics.selection.greedy import spectral
@@ -123,6 +123,18 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "empty").mkdir()
     save(compressed(), tmp_path / "empty")
+
+
+def test_a_page_that_is_not_what_was_saved_is_told_and_the_network_loads_all_the_same(saved):
+    require_unchanged(saved)
+    page = saved / "README.md"
+    page.write_text(page.read_text() + "and more")
+    with pytest.raises(StoreDamagedError, match=r"README\.md' is not what was saved; save it again"):
+        require_unchanged(saved)
+    page.unlink()
+    with pytest.raises(StoreDamagedError, match=r"README\.md' is not there; save it again"):
+        require_unchanged(saved)
+    assert same(load(saved, Net), compressed())
 
 
 # --- refused ------------------------------------------------------------------------------------------------------

@@ -196,6 +196,21 @@ def test_killed_midway_the_same_command_goes_on_to_the_same_bits(tuned_file, con
     assert (output / "finetuning.json").read_bytes() == record
 
 
+def test_a_damaged_checkpoint_is_a_line_and_the_training_begins_anew(tuned_file, contents):
+    output = tuned_file.parent / "out"
+    assert command_line(tuned_file, TINY_BATCHES_TO_LIVE="7").returncode == -signal.SIGKILL
+    (checkpoint,) = (output / "unfinished").iterdir()
+    data = checkpoint.read_bytes()
+    checkpoint.write_bytes(data[:-3] + b"..." if len(data) % 2 else data[: len(data) // 2])
+    again = command_line(tuned_file)
+    assert again.returncode == 0, again.stderr
+    assert f"finetune: '{checkpoint}' is" in again.stderr.replace("\n", " ")
+    damaged = contents(output / "finetuned")
+    (output / "finetuning.json").unlink()
+    opened(tuned_file, *DEADLY_SETTING)[0].finetune()
+    assert contents(output / "finetuned")["model.safetensors"] == damaged["model.safetensors"]
+
+
 # --- refused ------------------------------------------------------------------------------------------------------
 
 

@@ -190,7 +190,7 @@ def test_killed_midway_it_goes_on_after_the_last_network(tuned_file):
 def test_the_cost_is_said_before(tuned_file):
     found = dry_run(opened(tuned_file, *TUNED).project)
     found.require()
-    assert found.trials == "evaluate: 6 networks, and the 3 of the run; fine-tune: 7 of these, 2 epochs each"
+    assert found.cost.trials == "evaluate: 6 networks, and the 3 of the run; fine-tune: 7 of these, 2 epochs each"
     assert [facts.key for facts in found.loaders][-2:] == ["finetune", "evaluate"]
     assert [name for name, done in found.steps if done] == ["solve", "compress", "finetune", "evaluate", "report"]
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from notes import Notes
 from typer.testing import CliRunner
 
 from dalr_stream.cli.app import app
@@ -13,6 +14,7 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.profile import parse_batch_sizes, profile_run, read_profile
+from dalr_stream.workflow.verify import verify_run
 
 QUICK = Stopwatch(turns=3, warm_up=1, least_seconds=0.0)
 
@@ -68,6 +70,26 @@ def test_a_profile_of_other_weights_is_not_shown(finished_file):
     assert read_profile(changed) is None
     assert shown(changed).profile is None
     assert not (changed.report_folder / "tables/latency.csv").exists()
+
+
+def test_without_a_profile_that_is_damaged_the_report_is_made_and_says_so(finished_file):
+    project = project_of(finished_file)
+    profile_run(project, (1,), stopwatch=QUICK)
+    Run(project).report()
+    record = project.output / "profile.json"
+    record.write_bytes(record.read_bytes()[:-9])
+    assert [finding.part for finding in verify_run(project).findings if "run profile again" in str(finding)] == [
+        "profile.json"
+    ]
+    notes = Notes()
+    page = Run(project, progress=notes).report()
+    assert any(note.startswith("report: no timings are shown: ") and "damaged" in note for note in notes.said)
+    assert "their record is damaged, run profile again" in page.read_text()
+    assert shown(project).profile is None
+    found = Run(project).profile((1,), stopwatch=QUICK)
+    assert "their record is damaged" not in Run(project).report().read_text()
+    assert shown(project).profile == found
+    verify_run(project).require()
 
 
 def test_profiling_makes_no_step_stale_but_the_report(finished_file, contents):

@@ -22,15 +22,17 @@ import itertools
 import os
 import random
 import shutil
+import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
-LOCK = "writer.lock"
-"""Not part of what a store holds."""
+LOCKS = {"writer.lock", "run.lock"}
+"""Not part of what a store or a run holds."""
 CREATE, WRITE, SYNC, RENAME = "create", "write", "sync", "rename"
 LINK, UNLINK, MKDIR, RMDIR = "link", "unlink", "mkdir", "rmdir"
 
@@ -55,6 +57,7 @@ class Disk:
         self._turn = threading.RLock()
         self._descriptors = {}
         self._real = {name: getattr(os, name) for name in (*self._SIMPLE, *self._TWO, "open", "fsync", "close")}
+        self._real["serialize_file"] = safetensors.torch.serialize_file
         self._open = io.open
 
     _SIMPLE = {"mkdir": MKDIR, "rmdir": RMDIR, "unlink": UNLINK, "remove": UNLINK}  # noqa: RUF012  # a table
@@ -62,7 +65,10 @@ class Disk:
 
     @contextmanager
     def recording(self):
-        """Note what happens inside the block. Nothing is really synced: the model says what that means."""
+        """Note what happens inside the block. Nothing is really synced: the model says what that means.
+
+        safetensors writes by itself, in Rust: here its bytes go through Python, one write a file.
+        """
         with pytest.MonkeyPatch.context() as patch:
             for name, kind in self._SIMPLE.items():
                 patch.setattr(os, name, self._one(name, kind))
@@ -72,6 +78,7 @@ class Disk:
                 patch.setattr(os, name, getattr(self, f"_os_{name}"))
             patch.setattr(io, "open", self._io_open)
             patch.setattr(builtins, "open", self._io_open)
+            patch.setattr(safetensors.torch, "serialize_file", self._serialize_file)
             patch.setattr(shutil, "_use_fd_functions", False)  # names, not descriptors, when a tree is removed
             yield self
 
@@ -88,7 +95,7 @@ class Disk:
         if isinstance(path, int):
             return None
         path = Path(os.fsdecode(path)).absolute()
-        inside = path.is_relative_to(self.root) and path.name != LOCK
+        inside = path.is_relative_to(self.root) and path.name not in LOCKS
         return path.relative_to(self.root).as_posix() if inside else None
 
     def _one(self, name, kind):
@@ -128,8 +135,15 @@ class Disk:
         below = self._name(file)
         if below is None or not set(mode) & set("wax+"):
             return self._open(file, mode, *arguments, **options)
-        assert mode == "wb", f"'{file}': mode '{mode}' is not modelled"
-        return self.done(Operation(CREATE, below), lambda: _Noted(self, file, below))
+        if "a" in mode and Path(file).exists():
+            return _noted(self, file, below, mode, *arguments, **options)
+        return self.done(Operation(CREATE, below), lambda: _noted(self, file, below, mode, *arguments, **options))
+
+    def _serialize_file(self, tensors, filename, metadata=None):
+        with tempfile.TemporaryDirectory() as folder:
+            self._real["serialize_file"](tensors, Path(folder, "tensors"), metadata=metadata)
+            data = Path(folder, "tensors").read_bytes()
+        Path(filename).write_bytes(data)
 
     def opened(self, descriptor, below):
         self._descriptors[descriptor] = below
@@ -138,13 +152,23 @@ class Disk:
         self._descriptors.pop(descriptor, None)
 
 
+def _noted(disk, path, below, mode, buffering=-1, *text, **named_text):
+    """Return what `open` would, over a file that notes each write; one that is written as it is has no buffer."""
+    raw = _Noted(disk, path, below, mode.replace("b", "").replace("t", ""))
+    if mode in ("wb", "xb") or buffering == 0:
+        return raw
+    buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+    return buffered if "b" in mode else io.TextIOWrapper(buffered, *text, **named_text)
+
+
 class _Noted(io.FileIO):
-    def __init__(self, disk, path, below):
-        super().__init__(path, "wb")
+    def __init__(self, disk, path, below, mode):
+        super().__init__(path, mode)
         self._disk, self._below = disk, below
         disk.opened(self.fileno(), below)
 
     def write(self, data):
+        assert self.tell() == os.fstat(self.fileno()).st_size, f"'{self._below}': only writes at the end are modelled"
         note = Operation(WRITE, self._below, data=bytes(data))
         return self._disk.done(note, lambda: super(_Noted, self).write(data))
 
@@ -236,7 +260,7 @@ class Model:
 
 
 def _read(folder):
-    names = {path.name: _read(path) if path.is_dir() else None for path in folder.iterdir() if path.name != LOCK}
+    names = {path.name: _read(path) if path.is_dir() else None for path in folder.iterdir() if path.name not in LOCKS}
     for name, node in names.items():
         if node is None:
             data = (folder / name).read_bytes()
@@ -313,6 +337,17 @@ def failing_from(number, code):
 
     def before(operation):
         if next(count) >= number and operation.kind not in frees:
+            raise OSError(code, os.strerror(code), operation.path)
+
+    return before
+
+
+def failing_once(number, code):
+    """Return a `before` for `Disk`: operation `number` fails, and the next ones work."""
+    count = itertools.count()
+
+    def before(operation):
+        if next(count) == number:
             raise OSError(code, os.strerror(code), operation.path)
 
     return before

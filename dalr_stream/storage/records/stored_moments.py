@@ -1,0 +1,126 @@
+"""Moments whose matrix stays on disk: solvers and error curves ask for products with it, which read it block by block.
+
+At 25,088 features a matrix takes 5 GB, its vectors less than a megabyte.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError
+from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.numerics.statistics.products import FEW_ROWS, ByBlocks, ByRows, Products, block_rows
+from dalr_stream.numerics.types import Matrix
+from dalr_stream.storage import schema
+from dalr_stream.storage.durable import readable
+from dalr_stream.storage.metadata import read_metadata
+from dalr_stream.storage.records.moments import SCATTER, VECTORS, features_of_moments, load_moments
+from dalr_stream.storage.records.record import REMEDY, attributes, load_record
+from dalr_stream.storage.schema import require_count
+
+Rows = Iterable[NDArray[Any]]
+
+
+def open_moments(path: Path, rows: Callable[[], Rows | None] = lambda: None) -> Moments:
+    """Return a moment record whose matrix is read when it is needed, a block at a time; of one block, at once.
+
+    `rows` gives those it is of, where they are kept: products are taken with them where they are few. Raises
+    StoreNotFoundError, and StoreDamagedError where the vectors do not match their digests, or a product finds that
+    the matrix does not.
+    """
+    values, features = attributes(path), features_of_moments(path)
+    if not features or block_rows(features) == features or not values.get("count"):
+        return load_moments(path)
+    arrays, values = load_record(path, VECTORS)
+    try:
+        count, samples = (require_count(values[name]) for name in ("count", "samples"))
+        return StoredMoments.on_disk(path, count, samples, arrays, values["digests"][SCATTER.name], rows())
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreDamagedError(f"'{path}' holds no moments ({error}); {REMEDY}") from error
+
+
+class StoredMoments(Moments):
+    """Moments with their scatter on disk; whoever asks for all of it gets it, and it is kept from then on."""
+
+    __slots__ = ("_digest", "_path", "_rows")
+    _path: Path
+    _digest: int
+    _rows: Rows | None
+
+    @classmethod
+    def on_disk(
+        cls,
+        path: Path,
+        count: int,
+        samples: int,
+        vectors: dict[str, NDArray[Any]],
+        digest: int,
+        rows: Rows | None,
+    ) -> StoredMoments:
+        """Return the record at `path`; `digest` is that of its scatter."""
+        nothing = np.broadcast_to(np.zeros(()), (vectors["mean"].size,) * 2)
+        record = cls(count, samples, scatter=nothing, **vectors)
+        object.__delattr__(record, "scatter")
+        for name, value in (("_path", path), ("_digest", digest), ("_rows", rows)):
+            object.__setattr__(record, name, value)
+        return record
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "scatter":
+            raise AttributeError(f"moments have no attribute '{name}'")
+        matrix = np.empty((self.features,) * 2)
+        first = 0
+        for block in _blocks(self._path, self._digest, self.features):
+            matrix[first : first + len(block)] = block
+            first += len(block)
+        matrix.setflags(write=False)
+        object.__setattr__(self, "scatter", matrix)
+        return matrix
+
+    @property
+    def products(self) -> Products:
+        """By the rows where they are kept and few, else by the matrix."""
+        if self._rows is not None and self.count < FEW_ROWS * self.features:
+            return ByRows(self._rows)
+        return self._by_blocks
+
+    @property
+    def _by_blocks(self) -> ByBlocks:
+        return ByBlocks(self.count, self.mean, partial(_blocks, self._path, self._digest, self.features))
+
+
+def _blocks(path: Path, expected: int, features: int) -> Iterator[Matrix]:
+    """Yield the scatter of a record, the next block read while one is worked with; the digest is compared last."""
+    height, digest = block_rows(features), 0
+    read = partial(_read_rows, path, height)
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, 0)
+        for first in range(0, features, height):
+            block = coming.result()
+            if first + height < features:
+                coming = reader.submit(read, first + height)
+            digest = zlib.crc32(block.reshape(-1).data.cast("B"), digest)
+            yield block
+    if digest != expected:
+        if attributes(path)["digests"].get(SCATTER.name) != expected:
+            raise FingerprintMismatchError(f"'{path}' was replaced since it was opened: open the store again")
+        raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' does not match its digest; {REMEDY}")
+
+
+def _read_rows(path: Path, height: int, first: int) -> Matrix:
+    try:
+        read_metadata(path / SCATTER.name)
+        with readable(path):
+            stored = cast("Any", zarr.open_array(path / SCATTER.name, mode="r"))
+            return np.ascontiguousarray(stored[first : first + height])
+    except (StoreDamagedError, *schema.DECODE_ERRORS) as error:
+        raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' is damaged ({error}); {REMEDY}") from error
