@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from dalr_stream.cli.app import app
 from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.starter import write_starter
+from dalr_stream.workflow.steps.sizes.compression import Compression
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +37,8 @@ def test_the_plain_starter_runs_to_its_report(tmp_path):
     page = run.all()
     assert page.is_file()
     assert run.results.metric == "agreement"
-    found = json.loads((tmp_path / "first" / "runs" / "compression.json").read_text())["content"]
-    assert found["choice"]["trials"]
+    found = Compression.read(run.project.compression)
+    assert found.choice.trials
     assert run.results.sizes[1].accuracy > 0.9
 
 
