@@ -151,6 +151,8 @@ class LowRankFactors:
     def at_rank(self, k: int, *, layer: str | None = None, balanced: bool = False) -> LowRankLayer:
         """Return the factors of rank `k`, views of this record, and the bias that goes with them.
 
+        Warns ParameterIncreaseWarning where k (m + d) > m d.
+
         Parameters
         ----------
         k
@@ -169,11 +171,6 @@ class LowRankFactors:
         ------
         RankError
             Outside 1..K.
-
-        Warns
-        -----
-        ParameterIncreaseWarning
-            Where k (m + d) > m d.
         """
         prefix = "" if layer is None else f"layer {layer!r}: "
         k = integer_within(k, self.max_rank, f"{prefix}rank")
