@@ -20,7 +20,7 @@ import sentences_data
 import sentences_network
 from dalr_stream.network import Replacement
 
-LAYERS = ["encoder.layer.*.intermediate.dense", "encoder.layer.*.output.dense"]
+LAYERS = [r"re:encoder\.layer\.\d+\.(intermediate|output)\.dense"]
 ROWS = ds.RowRule(mask="attention_mask")
 BUDGETS = (0.5, 0.3, 0.2)
 SEED = 0
