@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import Row
 
+from dalr_stream.cli.console import console_for
 from dalr_stream.numerics import Precision
 
 SECTIONS: dict[str, tuple[str, Callable[[bool], Table]]] = {}
@@ -193,7 +194,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     options = parser.parse_args(arguments)
     if unknown := set(options.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
-    console = console or Console()
+    console = console or console_for()
     for name in options.sections or SECTIONS:
         title, make = SECTIONS[name]
         console.print(f"\n{name}: {title}", highlight=False)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from zoo_case import Architecture
 from zoo_exports import compiled, exported, generated
-from zoo_rows import SINGLE, apart, counted, read_by, rows_of, run, tensors_of
+from zoo_rows import SINGLE, apart, counted, read_by, routed_positions, rows_of, run, tensors_of
 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
@@ -129,7 +129,8 @@ def measured(one: Architecture, net: nn.Module, layers: list[Any], found: Found)
     for name, record in moments.items():
         layer, _, group = name.partition("@group")
         module = net.get_submodule(layer)
-        calls = [counted(one, layer, rows_of(module, tensor, int(group or 0))) for tensor in read[layer]]
+        routed = routed_positions(net, one.batch, layer)
+        calls = [counted(one, layer, rows_of(module, tensor, int(group or 0)), routed) for tensor in read[layer]]
         rows = torch.cat(calls).double().numpy()
         if record.count != len(rows):
             found.errors.append(f"moments: '{name}' has {record.count} rows, by hand {len(rows)}")

@@ -92,9 +92,28 @@ def two(size: tuple[int, ...], fill: int = 1) -> tuple[int, int]:
     return size if len(size) == 2 else (fill, size[0])  # type: ignore[return-value]
 
 
-def counted(one: Architecture, layer: str, rows: torch.Tensor) -> torch.Tensor:
+EXPERT = re.compile(r"((?P<block>.+)\.experts\.[^.]+)(\..+)?")
+"""A layer of an expert, the expert, and the block that sends it some of the rows that it reads."""
+
+
+def routed_positions(net: nn.Module, batch: Any, layer: str) -> list[int] | None:
+    """Return which of its block's rows an expert was sent, in order, found by comparing them; None of other layers."""
+    found = EXPERT.fullmatch(layer)
+    if found is None:
+        return None
+    expert, block = found[1], found["block"]
+    read = read_by(net, batch, [expert, block])
+    if not read[expert]:
+        return []
+    given = read[block][0].flatten(0, -2)
+    return [int((given == row).all(1).nonzero()[0, 0]) for row in read[expert][0].flatten(0, -2)]
+
+
+def counted(one: Architecture, layer: str, rows: torch.Tensor, routed: list[int] | None = None) -> torch.Tensor:
     """(n, d): the rows that count of those of one call; a mask speaks of layers with a row for each position."""
     mask = mask_of(one, layer)
+    if mask is not None and routed is not None:
+        return rows.flatten(0, -2)[mask.flatten()[routed]]
     if mask is None or (rows.ndim == 2 and rows.shape[0] == mask.shape[0]):
         return rows.flatten(0, -2)
     if rows.ndim == 3 and rows.shape[:2] == mask.T.shape != mask.shape:  # time first

@@ -126,7 +126,7 @@ class SchurResidual:
             return GAIN_TOLERANCE * float(gains.values.max())
         values = np.where(candidates, gains.values, -np.inf)
         best = float(values.max())
-        largest = best + gains.shared
+        largest = max(best + gains.shared, 0.0)  # all that is left may be rounding, below zero
         near = np.flatnonzero(values >= best - CONTENDERS * largest)
         slack = self._slack[near]
         rounding = gains.shared * float((slack / (self.remaining[near] + slack)).min())
