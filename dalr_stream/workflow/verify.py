@@ -57,9 +57,11 @@ class _Found:
             return
         of_step = verify_store(root, progress=progress)
         self.whole += [f"{name}/{line}" for line in of_step.whole]
-        if of_step.findings:
-            verb = accumulate.VERB if root == project.cross else compress.NAME
-            self.findings.append(Finding(name, f"{of_step.findings[0]}; delete '{root}', which {verb} makes again"))
+        verb = accumulate.VERB if root == project.cross else compress.NAME
+        self.findings += [
+            Finding(f"{name}/{finding.part}", f"{finding.problem}; delete '{root}', which {verb} makes again")
+            for finding in of_step.findings
+        ]
 
     def steps(self, steps: Sequence[Step], log: StepLog) -> None:
         """Look at what each step left."""

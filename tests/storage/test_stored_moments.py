@@ -1,12 +1,15 @@
 """Wide moments stay on disk: the same bits as from memory, by products; damage and replacement are found."""
 
+import shutil
+
 import numpy as np
 import pytest
 
-from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError
+from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.statistics.products import ByRows
-from dalr_stream.storage.records.moments import load_moments, save_moments
+from dalr_stream.storage.records.moments import features_of_moments, load_moments, save_moments
+from dalr_stream.storage.records.record import REMEDY
 from dalr_stream.storage.records.stored_moments import StoredMoments, open_moments
 
 WIDTH = 2100  # more than one chunk
@@ -68,4 +71,42 @@ def test_damage_and_replacement_are_told_apart(record, tmp_path):
         opened.products.times(left, opened.mean)
     chunk.write_bytes(b"nothing")
     with pytest.raises(StoreDamagedError, match="'scatter' is damaged"):
+        _ = opened.scatter
+
+
+def product_of(path):
+    opened = open_moments(path)
+    return opened.products.times(np.ones((1, WIDTH)), opened.mean)
+
+
+@pytest.fixture
+def copied(record, tmp_path):
+    return shutil.copytree(record, tmp_path / "target" / "fc" / "training")
+
+
+@pytest.mark.parametrize("kind", ["deleted", "cut", "flipped"])
+@pytest.mark.parametrize("name", ["zarr.json", "mean/zarr.json", "mean/c/0", "scatter/zarr.json", "scatter/c/1/0"])
+def test_damage_names_the_record_and_what_to_do(copied, name, kind):
+    path = copied / name
+    data = path.read_bytes()
+    path.unlink()
+    if kind != "deleted":
+        half = len(data) // 2
+        path.write_bytes(data[:half] if kind == "cut" else data[:half] + bytes([data[half] ^ 4]) + data[half + 1 :])
+    with pytest.raises(StoreDamagedError) as error:
+        product_of(copied)
+    assert str(error.value).startswith(f"'{copied}")
+    assert str(error.value).endswith(REMEDY)
+    shutil.rmtree(copied)
+    with pytest.raises(StoreNotFoundError, match="run the step that makes it"):
+        features_of_moments(copied)
+
+
+def test_a_record_that_goes_or_gives_way_between_two_reads_is_no_damage(copied):
+    opened = open_moments(copied)
+    save_moments(copied, Moments.of(ROWS[:, :9]), {})
+    with pytest.raises(FingerprintMismatchError, match="was replaced since it was opened"):
+        opened.products.times(np.ones((1, WIDTH)), opened.mean)
+    shutil.rmtree(copied)
+    with pytest.raises(StoreNotFoundError, match="run the step that makes it"):
         _ = opened.scatter

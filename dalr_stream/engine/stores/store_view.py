@@ -105,13 +105,7 @@ class StoreView:
 
     def moments(self, domain: str, layer: str, part: str = TRAINING) -> Moments:
         """Return one moment record, checked to come from the network of this store."""
-        path = self._path(domain, layer, part)
-        made_from = (provenance_of(path) or {}).get("network")
-        if made_from is None:
-            ActivationStore(self.root).domain(domain)  # which names those there are
-            raise StoreNotFoundError(
-                f"'{self.root}': no moments of layer '{layer}' on '{domain}': run accumulate first"
-            )
+        path, made_from = self._path(domain, layer, part), self._made_from(domain, layer, part)
         if provenance_of(path) != provenance_of(self._path(domain, layer, TRAINING)):
             raise FingerprintMismatchError(
                 f"'{path}' and the training part beside it were made from other rows: an accumulation was killed "
@@ -134,6 +128,21 @@ class StoreView:
                 f"{record.layers[record.home(layer)].features}: accumulate again"
             )
         return moments
+
+    def training_rows(self, domain: str, layer: str) -> int:
+        """Return the rows behind a layer's training moments, without reading their arrays."""
+        self._made_from(domain, layer, TRAINING)
+        return moments_count(self._path(domain, layer, TRAINING))
+
+    def _made_from(self, domain: str, layer: str, part: str) -> str:
+        """Return the fingerprint of the network that a moment record was made from; it is there."""
+        made_from = (provenance_of(self._path(domain, layer, part)) or {}).get("network")
+        if made_from is None:
+            ActivationStore(self.root).domain(domain)  # which names those there are
+            raise StoreNotFoundError(
+                f"'{self.root}': no moments of layer '{layer}' on '{domain}': run accumulate first"
+            )
+        return str(made_from)
 
     def rows(self, domain: str, layer: str, part: str = TRAINING) -> StoredRows | None:
         """Return the rows that a moment record is of; None where they are not here, or are others by now."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +11,6 @@ from dalr_stream.errors import StoreDamagedError
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.durable import new_folder
-from dalr_stream.storage.metadata import read_metadata
 from dalr_stream.storage.records.record import (
     REMEDY,
     Name,
@@ -21,6 +18,7 @@ from dalr_stream.storage.records.record import (
     attributes,
     fill,
     load_record,
+    shape_of_array,
 )
 from dalr_stream.storage.schema import require_count
 
@@ -96,9 +94,9 @@ def moments_count(path: Path) -> int:
 
 
 def features_of_moments(path: Path) -> int:
-    """Return the features of one moment record, from the head of its mean alone; StoreDamagedError."""
-    shape: Sequence[Any] = read_metadata(path / "mean").get("shape", ())
-    return shape[0] if len(shape) == 1 and type(shape[0]) is int else 0
+    """Return the features of one moment record, from its mean's metadata; StoreNotFoundError, StoreDamagedError."""
+    shape = shape_of_array(path, "mean")
+    return shape[0] if len(shape) == 1 else 0
 
 
 def load_mean(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

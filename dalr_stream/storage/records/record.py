@@ -9,7 +9,8 @@ over another is damage, although its digests agree.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -127,17 +128,34 @@ def _load(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any
     for spec in specs:
         if spec.name not in digests:
             continue
-        try:
+        with reading(path, spec.name):
             read_metadata(path / spec.name)
-            with readable(path / spec.name):
-                array = np.asarray(cast("Any", zarr.open_array(path / spec.name, mode="r"))[...])
-        except (StoreDamagedError, *schema.DECODE_ERRORS) as error:
-            message = f"'{path}': array '{spec.name}' is damaged ({error}); {REMEDY}"
-            raise StoreDamagedError(message) from error
+            array = np.asarray(cast("Any", zarr.open_array(path / spec.name, mode="r"))[...])
         if digest_of_array(array) != digests[spec.name]:
             raise StoreDamagedError(f"'{path}': array '{spec.name}' does not match its digest; {REMEDY}")
         arrays[spec.name] = array
     return arrays, values
+
+
+@contextmanager
+def reading(path: Path, array: str) -> Iterator[None]:
+    """Name the record, the array and the remedy where the array turns out to be damaged, or cannot be read."""
+    try:
+        with readable(path / array):
+            yield
+    except (StoreDamagedError, *schema.DECODE_ERRORS) as error:
+        raise StoreDamagedError(f"'{path}': array '{array}' is damaged ({error}); {REMEDY}") from error
+
+
+def shape_of_array(path: Path, array: str) -> tuple[int, ...]:
+    """Return the shape of one of a record's arrays, from its metadata alone; StoreNotFoundError, StoreDamagedError."""
+    return _settled(path, partial(_shape_now, path, array))
+
+
+def _shape_now(path: Path, array: str) -> tuple[int, ...]:
+    _attributes_now(path)
+    with reading(path, array):
+        return tuple(read_metadata(path / array)["shape"])
 
 
 def attributes(path: Path) -> dict[str, Any]:

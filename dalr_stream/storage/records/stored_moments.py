@@ -20,11 +20,9 @@ from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.statistics.products import FEW_ROWS, ByBlocks, ByRows, Products, block_rows
 from dalr_stream.numerics.types import Matrix
-from dalr_stream.storage import schema
-from dalr_stream.storage.durable import readable
 from dalr_stream.storage.metadata import read_metadata
 from dalr_stream.storage.records.moments import SCATTER, VECTORS, features_of_moments, load_moments
-from dalr_stream.storage.records.record import REMEDY, attributes, load_record
+from dalr_stream.storage.records.record import REMEDY, attributes, load_record, reading
 from dalr_stream.storage.schema import require_count
 
 Rows = Iterable[NDArray[Any]]
@@ -99,9 +97,21 @@ class StoredMoments(Moments):
 
 
 def _blocks(path: Path, expected: int, features: int) -> Iterator[Matrix]:
-    """Yield the scatter of a record, the next block read while one is worked with; the digest is compared last."""
+    """Yield the scatter of a record, the next block read while one is worked with; the digest is compared last.
+
+    Raises StoreNotFoundError where the record went, and FingerprintMismatchError where another took its place.
+    """
+    try:
+        yield from _blocks_now(path, expected, features)
+    except StoreDamagedError:
+        if attributes(path)["digests"].get(SCATTER.name) != expected:
+            raise FingerprintMismatchError(f"'{path}' was replaced since it was opened: open the store again") from None
+        raise
+
+
+def _blocks_now(path: Path, expected: int, features: int) -> Iterator[Matrix]:
     height, digest = block_rows(features), 0
-    read = partial(_read_rows, path, height)
+    read = partial(_read_rows, path, features)
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(read, 0)
         for first in range(0, features, height):
@@ -111,16 +121,13 @@ def _blocks(path: Path, expected: int, features: int) -> Iterator[Matrix]:
             digest = zlib.crc32(block.reshape(-1).data.cast("B"), digest)
             yield block
     if digest != expected:
-        if attributes(path)["digests"].get(SCATTER.name) != expected:
-            raise FingerprintMismatchError(f"'{path}' was replaced since it was opened: open the store again")
         raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' does not match its digest; {REMEDY}")
 
 
-def _read_rows(path: Path, height: int, first: int) -> Matrix:
-    try:
-        read_metadata(path / SCATTER.name)
-        with readable(path):
-            stored = cast("Any", zarr.open_array(path / SCATTER.name, mode="r"))
-            return np.ascontiguousarray(stored[first : first + height])
-    except (StoreDamagedError, *schema.DECODE_ERRORS) as error:
-        raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' is damaged ({error}); {REMEDY}") from error
+def _read_rows(path: Path, features: int, first: int) -> Matrix:
+    with reading(path, SCATTER.name):
+        shape = read_metadata(path / SCATTER.name)["shape"]
+        if shape != [features, features]:
+            raise StoreDamagedError(f"of shape {shape} for {features} features")
+        stored = cast("Any", zarr.open_array(path / SCATTER.name, mode="r"))
+        return np.ascontiguousarray(stored[first : first + block_rows(features)])

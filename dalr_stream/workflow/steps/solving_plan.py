@@ -8,9 +8,6 @@ from torch import nn
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.numerics.rows.streams import Side, stream_name
-from dalr_stream.storage.contents import DomainRecord
-from dalr_stream.storage.records.moments import moments_count, moments_path
-from dalr_stream.storage.schema import TRAINING
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.streaming.solving_cost import SolvedLayer
 from dalr_stream.streaming.solving_plan import SolvingPlan
@@ -35,9 +32,7 @@ def solving_from(project: Project, store: StoreView) -> SolvingPlan:
     target = project.config.solve.target
 
     def rows(part: str) -> tuple[int, bool]:
-        home = store.manifest.domains.get(target, DomainRecord()).home(part)
-        count = moments_count(moments_path(store.root, target, home, TRAINING))
-        return count, store.rows(target, part) is not None
+        return store.training_rows(target, part), store.rows(target, part) is not None
 
     return _plan(project, store, rows)
 
