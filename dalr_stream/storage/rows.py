@@ -1,9 +1,9 @@
-"""One layer's rows on one domain, on disk: a tile a chunk, and beside it the sample of each row where samples differ.
+"""One layer's rows on one domain, on disk: a tile a chunk, and where samples may differ the sample of each row.
 
     activations/<domain>/<layer>            rows x features
-    activations/<domain>/<layer>@sample     rows; only where samples give different numbers of rows
+    activations/<domain>/<layer>@sample     rows; only of sequences, and under a mask or a router
 
-Where every sample gives the same number of rows, the sample of a row follows from its number.
+Elsewhere every sample gives the same number of rows, and the sample of a row follows from its number.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ def read_tile(root: Path, domain: str, layer: str, record: RowsRecord, number: i
     tile = Tile.of(number, rows, samples[-rows.shape[0] :], int(samples[0]) if first else -1)
     if digest_of_tile(tile, record) != record.tile_digests[number]:
         raise StoreDamagedError(f"{name} is damaged: its digest does not match; {remedy}")
+    if record.rows_per_sample == VARYING and stop == record.rows and tile.samples[-1] != record.whole_samples:
+        last = f"it ends with rows of sample {tile.samples[-1]}, its layer with those of {record.whole_samples}"
+        raise StoreDamagedError(f"{name} is damaged: {last}; {remedy}")
     return tile
 
 

@@ -84,7 +84,8 @@ def name_of(path, root):
     """Return what a message must name: the record, or layer and domain of a tile, or the file."""
     parts = path.relative_to(root).parts
     if parts[0] == "activations" and len(parts) > 3:
-        return [f"{parts[1]}/{parts[2]}", f"layer '{parts[2]}' on '{parts[1]}'"]
+        layer = parts[2].removesuffix("@sample")  # which sample each row is of, beside the rows
+        return [f"{parts[1]}/{layer}", f"layer '{layer}' on '{parts[1]}'"]
     depth = {"weights": 2, "moments": 4, "solutions": 3}.get(parts[0])
     return ["/".join(parts[:depth] if depth else parts)]
 
@@ -220,19 +221,35 @@ def rewritten(store, change):
     manifest._manifest(plain).write(store)
 
 
-def test_a_layer_that_saw_fewer_samples_than_the_others_is_named(store):
-    def shorten(plain):
-        rows = plain["domains"]["target"]["layers"]["2"]
-        rows["rows"] = 4096
-        rows["tile_digests"] = rows["tile_digests"][:1]
+def shorten(plain):
+    rows = plain["domains"]["target"]["layers"]["2"]
+    rows["rows"] = 4096
+    rows["tile_digests"] = rows["tile_digests"][:1]
 
+
+def test_a_layer_that_saw_fewer_samples_than_the_others_is_named(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+    rows = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0))
+    ds.capture(model, rows.split(2500), ds.network.select_layers(model, ["*"]), tmp_path, domain="target")
+    assert verify_store(tmp_path).findings == ()
+    rewritten(tmp_path, shorten)
+    assert [str(finding) for finding in verify_store(tmp_path).findings] == [
+        "target/2: saw 4096 of 5000 samples in 4096 rows: capture the domain again"
+    ]
+
+
+def test_sequences_that_end_before_the_sample_that_the_manifest_names_are_named_and_not_read(store):
     rewritten(store, shorten)
-    assert any("target/2: saw 20 of 40 samples" in str(finding) for finding in verify_store(store).findings)
+    ends = "tile 0 of layer '2' on 'target' is damaged: it ends with rows of sample 20, its layer with those of 39"
+    assert any(ends in str(finding) for finding in verify_store(store).findings)
+    with pytest.raises(StoreDamagedError, match=ends):
+        ActivationStore(store).read_tile("target", "2", 0)
 
 
 def test_an_unfinished_capture_is_named_with_what_is_there(store):
     rewritten(store, lambda plain: plain["domains"]["target"].update(complete=False))
-    assert "target: not complete, 40 samples are committed" in str(verify_store(store).findings[0])
+    # what is there of the last sequence need not be all of it
+    assert "target: not complete, 39 samples are committed" in str(verify_store(store).findings[0])
 
 
 def test_moments_of_other_rows_are_named_stale(store):
@@ -265,6 +282,6 @@ def test_two_parts_that_do_not_belong_together_and_lost_records_are_named(store)
 
 def test_a_sealed_store_is_plain_zarr(store):
     group = zarr.open_group(store / "activations", mode="r")
-    assert set(group["target"].array_keys()) == {"0", "2"}
+    assert set(group["target"].array_keys()) == {"0", "0@sample", "2", "2@sample"}
     save_layer_weights(store, "9", np.ones((2, 3)), None, {})
     assert zarr.open_group(store / "weights/9", mode="r")["weight"].attrs["meaning"].startswith("W")

@@ -9,7 +9,7 @@ import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.rows.tiling import RowBatch, rows_per_sample
+from dalr_stream.numerics.rows.tiling import VARYING, RowBatch, rows_per_sample
 
 LENGTHS = (5, 1, 7, 2, 7, 3)
 
@@ -42,6 +42,22 @@ def test_at_most_so_many_of_each_text(tmp_path):
     layers = ds.network.select_layers(model, ["1"])
     store = ds.capture(model, texts(), layers, tmp_path, domain="text", rows=ds.RowRule(most_per_sample=3))
     assert store.rows("text", "1").rows == sum(min(length, 3) for length in LENGTHS)
+
+
+def test_only_of_sequences_the_sample_of_each_row_is_kept(tmp_path):
+    torch.manual_seed(0)
+    one_row = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    pictures = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(18, 2)).eval()
+    for number, (model, given, expected) in enumerate((
+        (one_row, torch.randn(8, 6), {"0": 1, "2": 1}),
+        (pictures, torch.randn(8, 2, 5, 5), {"0": 9, "2": 9, "4": 1}),
+        (one_row, torch.randn(8, 4, 6), {"0": VARYING, "2": VARYING}),
+    )):  # fmt: skip
+        root, layers = tmp_path / str(number), ds.network.select_layers(model, ["*"])
+        store = ds.capture(model, given.split(5), layers, root, domain="d")
+        assert {name: store.rows("d", name).rows_per_sample for name in expected} == expected
+        kept = {path.name for path in (root / "activations/d").glob("*@sample")}
+        assert kept == {f"{name}@sample" for name, each in expected.items() if each == VARYING}
 
 
 def batch(rows, samples, counts=None):

@@ -79,6 +79,7 @@ def test_counts_say_which_rows_are_whose_where_samples_differ():
     with pytest.raises(InvalidInputError, match="earlier ones 2 each"):
         rows_per_sample("fc6", batch, 2)
     with pytest.raises(InvalidInputError, match="earlier ones as many as they have each"):
-        rows_per_sample("fc6", batch_of(4, 12), VARYING)
+        rows_per_sample("fc6", batch_of(4, 10), VARYING)
+    assert rows_per_sample("fc6", batch_of(4, 12), VARYING) == VARYING  # without counts, the same number each
     with pytest.raises(InvalidInputError, match="counts must add up to its 5 rows"):
         rows_per_sample("fc6", RowBatch(2, "", batch.rows, {"fc6": np.array([2, 2])}), None)
