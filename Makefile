@@ -45,7 +45,7 @@ check: $(READY)
 
 # The site, in build/site: a broken link or an unknown name is an error.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file .mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file .mkdocs.yml
 
 # Three seeds of the main job, and the table of the README.
 seeds: $(READY)
