@@ -192,6 +192,8 @@ class _Group:
         elif channels_given(module) is None:
             self._refuse(f"'{name}' ({type(module).__name__}) reads them")
         elif item.gives:
+            if isinstance(module, CONVOLUTIONS) and module.groups != 1:
+                self._refuse(f"'{name}', which is tied to it, is a {type(module).__name__} of {module.groups} groups")
             self._require_whole(self._span(name, item, channels), module, channels)
             self._producers.add(name)
         else:

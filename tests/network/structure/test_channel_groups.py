@@ -252,6 +252,13 @@ def test_a_grouped_convolution_gives_no_channels_to_be_chosen():
         group(net, "groups")
 
 
+def test_nor_do_channels_that_are_tied_to_those_of_a_grouped_convolution():
+    """As where squeeze and excitation weighs what such a convolution gives."""
+    net = Images(lambda net, x: net.b(torch.sigmoid(net.c(x)) * net.groups(net.a(x))))
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'c': .* 'groups', which is tied to it, is a Conv2d of 2"):
+        group(net, "c")
+
+
 def test_the_network_is_left_as_it_was():
     net = Net(lambda net, x: net.b(net.batch(net.drop(net.a(x))))).train()
     net.b.weight.requires_grad_(False)
