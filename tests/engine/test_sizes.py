@@ -116,6 +116,18 @@ def test_a_layer_that_breaks_the_outputs_is_named():
         choose_sizes(forms, 0.5, lambda sizes: sizes, distance)
 
 
+def test_a_candidate_that_breaks_the_outputs_is_named():
+    forms = blocks([(0.7, 0.8)])
+
+    def distance(sizes):
+        if len(sizes) > 1:
+            raise NonFiniteError("not finite")
+        return 0.5
+
+    with pytest.raises(NonFiniteError, match="factor pairs by what the outputs lose: not finite"):
+        choose_sizes(forms, 0.5, lambda sizes: sizes, distance)
+
+
 def test_a_budget_below_the_smallest_sizes_is_refused():
     forms = blocks([(0.7, 0.8)])
     network = Adding(forms, {layer.name: 1.0 for layer in forms})

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from scipy import stats
@@ -118,8 +119,9 @@ def choose_sizes(
     with watch.track("compress: candidates", len(wanted), "networks") as advance:
         for candidate in wanted:
             small = networks(candidate.sizes)
-            known = dataclasses.replace(candidate, distance=distance(small), score=score(small) if score else None)
-            measured.append(known)
+            with _named(f"{candidate.plan} by {candidate.rule}"):
+                gap = distance(small)
+            measured.append(dataclasses.replace(candidate, distance=gap, score=score(small) if score else None))
             advance(1)
     return SizeChoice(tuple(sorted(measured, key=lambda one: (_badness(one.score, higher), one.distance))))
 
@@ -167,16 +169,20 @@ def _in_one_unit(
             advance(1)
             if size == form.whole:
                 return form.in_units(0.0)
-            return form.in_units(_alone(form, size, networks, distance) / max(form.loss(size), LEAST_LOSS))
+            with _named(f"layer '{form.name}' at size {size}"):
+                alone = distance(networks({form.name: (form.family, size)}))
+            return form.in_units(alone / max(form.loss(size), LEAST_LOSS))
 
         return [Forms(layer.unchanged, in_unit(layer.factored), in_unit(layer.selected)) for layer in layers]
 
 
-def _alone(form: SizedLayer, size: int, networks: Networks, distance: Measure) -> float:
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say which network's outputs are not finite."""
     try:
-        return distance(networks({form.name: (form.family, size)}))
+        yield
     except NonFiniteError as error:
-        raise NonFiniteError(f"layer '{form.name}' at size {size}: {error}") from None
+        raise NonFiniteError(f"{what}: {error}") from None
 
 
 def _typical(form: SizedLayer, share: float) -> int:

@@ -34,7 +34,7 @@ class SolvedLayer:
     """By which the nodes that a selection keeps restore the others."""
 
     def at_size(self, family: Family, size: int, layer: str) -> LowRankLayer | GroupedPair | SelectedNodes:
-        """Return what takes the layer's place at a rank, or with so many nodes; `layer` is its name."""
+        """Return what takes the layer's place at a rank, or with that many nodes kept; `layer` is its name."""
         if family is Family.SELECTION and self.selection is not None:
             return self.selection.at_size(size, ridge=self.restore_ridge, layer=layer)
         if family is Family.LOW_RANK and self.factors is not None:

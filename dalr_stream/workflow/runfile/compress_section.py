@@ -105,7 +105,7 @@ class CompressSection(BaseModel):
     and `macs`, and is `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a selection is
     named, a layer none of whose nodes can go is factored."""
     samples: Positive = 128
-    """Of the target: `params` and `macs` measure on so many what each layer's compression does to the outputs."""
+    """Samples of the target on which `params` and `macs` measure what compression does to the outputs."""
     distance: Distance = Distance.ENERGY
     """In what that is measured: `energy`, ||Y - Y~||^2 / ||Y||^2, or `kl`, nats, of networks that give logits."""
     order: Order = Order.PARALLEL

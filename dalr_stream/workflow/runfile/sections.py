@@ -231,8 +231,9 @@ class SolveSection(Section):
         BeforeValidator(_ridge),
         Field(json_schema_extra={"in_words": 'number, "heldout" or "shards"'}),
     ] = 1e-3
-    """Relative to the mean diagonal of the matrix being solved; or `heldout` or `shards`: for each layer and method the
-    one of `numerics.ridge_choice.GRID` with the least error on held-out rows, or on shards left out one by one."""
+    """Relative to the mean diagonal of the matrix being solved, to which no feature adds more than 1,000 times the
+    median. Or `heldout` or `shards`: for each layer and method the ridge of a grid, 1e-6 to 10, with the least error on
+    held-out rows, or on shards left out one by one."""
     ridge_absolute: float | None = Field(default=None, ge=0.0)
     """On unnormalised sums, as in the authors' code; replaces `ridge`."""
     strength: float = Field(default=1.0, ge=0.0)
@@ -258,7 +259,7 @@ class SolveSection(Section):
 class FinetuneSection(DataSection):
     """Labelled batches, never the test split, and how the compressed network is fine-tuned on them.
 
-    The setting is MoMaSP's; `network.finetune.FineTuning` says what each key does. The batch size is the loader's.
+    The setting is MoMaSP's; The batch size is the loader's.
     """
 
     epochs: Positive = 10
@@ -279,4 +280,5 @@ class ReportSection(Section):
     """What the report shows beside what the run found."""
 
     published: Path | None = None
-    """Published numbers, a TOML file as `workflow.published` reads it, relative to the run file."""
+    """A TOML file of published numbers, shown under the run's own; relative to the run file. Those in
+    `pipelines/vgg19/published` are examples."""
