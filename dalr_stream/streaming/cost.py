@@ -20,8 +20,8 @@ TILES_READ_AHEAD = 3
 """Per reader: the next tile, and its bytes before and while they are unpacked."""
 CHUNKS_BEING_SAVED = 3
 """A record leaves memory a chunk at a time: the chunk, its packed form, and the one it is merged with in a strip."""
-ORDERS_OF_JOINING = 2
-"""Joining two lanes makes the new matrix and the rank-one term between them."""
+ORDERS_OF_JOINING = 1
+"""Joining two lanes makes a new matrix; the rank-one term between them is added a few rows at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class KeptRecords:
 
     @property
     def summing(self) -> int:
-        """Matrices held while shards are added in the tree, the rank-one term between two of them counted."""
+        """Matrices held while shards are added in the tree, the one being made counted."""
         return self.shards.bit_length() + 1 + ORDERS_OF_JOINING if self.shards > 1 else 0
 
 

@@ -125,9 +125,10 @@ class SequentialPass:
         layers = [(moments[part], *weights_of(current, part)) for part in parts]
         solved = [factor_by(choice.by, weight, bias, inputs, choice.ridge) for inputs, weight, bias in layers]
         pair = factors_of(solved).at_rank(choice.size, layer=name)  # says so where it has no such rank
-        judging = moments.heldout if parts[0] in moments.heldout else moments
-        pairs = zip(solved, layers, parts, strict=True)
-        squares = [_squared_errors(one, layer[2], choice.size, judging[part]) for one, layer, part in pairs]
+        heldout = parts[0] in moments.heldout
+        judging = [moments.heldout[part] if heldout else layer[0] for part, layer in zip(parts, layers, strict=True)]
+        pairs = zip(solved, layers, judging, strict=True)
+        squares = [_squared_errors(one, layer[2], choice.size, seen) for one, layer, seen in pairs]
         before, after, whole = np.sum(squares, axis=0)
         inherited, error = relative(np.array([before, after]), float(whole))
         return pair, LayerOutcome(choice, float(inherited), float(error))
@@ -199,5 +200,5 @@ def _squared_errors(
     if isinstance(moments, Moments):
         return np.array([0.0, error, outputs_energy(factors, moments)])
     own = np.zeros(factors.outputs) if bias is None else bias.astype(np.float64)
-    whole = np.trace(moments.outputs.scatter_about(own))
+    whole = moments.outputs.products.diagonal(own).sum()
     return np.array([moments.squared_error(factors.weight, own), error, whole])

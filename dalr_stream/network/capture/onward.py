@@ -212,7 +212,7 @@ def require_onward(model: nn.Module, batch: Any, places: Sequence[Collection[str
 
     `places` follow one another; each names all layers whose rows are taken from it on, or that change. Raises
     UnsupportedLayerError, with the reason, where the network cannot be run on from one of them to the same numbers.
-    Cost: as many forward passes of two samples, and three.
+    Cost: three forward passes of two samples, and for each place what comes after it.
     """
     few = few_samples(batch, SAMPLES)
     try:
@@ -229,15 +229,18 @@ def require_onward(model: nn.Module, batch: Any, places: Sequence[Collection[str
 
 
 def _differs(model: nn.Module, few: Any, places: Sequence[Collection[str]], done: Sequence[Done]) -> str:
-    """Return what comes out otherwise; nothing where all is the same."""
+    """Return what comes out otherwise; nothing where all is the same.
+
+    From the last place to the first: what modules before a place may leave behind is then of the other samples still.
+    """
     keep: dict[Call, bool] = {}
     for one in done:
         keep |= {way: used or keep.get(way, False) for way, used in one.items()}
     expected, kept = _numbers_at(model, few, places[0], {}, keep)
     other = with_sample_replaced(few, samples_in(few))
-    for names, one in zip(places, done, strict=True):
-        if other is not None:
-            _numbers_at(model, other.batch, names, {}, {})
+    if other is not None:
+        _numbers_at(model, other.batch, (), {}, {})
+    for names, one in reversed(list(zip(places, done, strict=True))):
         given = {way: kept[way] if used else mapped(kept[way], _form) for way, used in one.items()}
         found, _ = _numbers_at(model, few, names, given, {})
         for name in found.keys() | {key for key in expected if is_in(key[0], names)}:

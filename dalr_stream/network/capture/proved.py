@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.network.capture.batches import call, inputs_copied, refusals_explained, samples_in
+from dalr_stream.network.capture.batches import call, few_samples, inputs_copied, refusals_explained, samples_in
 from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.proof import CaptureProof
@@ -20,23 +20,33 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import layer_of_stream, module_name
 
+FEW = 8
+"""Samples of a batch that the proof is made on: what is proved holds of each sample, however many there are."""
+
 
 def prove(model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule) -> Orders | None:
     """Return the order of each layer's rows, by stream; None where the rule asks for no proof.
 
-    Goes through the first batch with several samples and, where there is a mask, the first one with padding; raises as
-    `CaptureProof` does. No row is kept.
+    Goes through a few samples of the first batch with several and, where there is a mask, of the first one with
+    padding; all of them where few do not call every layer, as a router may have it. Raises as `CaptureProof` does. No
+    row is kept.
     """
     if not rule.prove:
         return None
+    few = _orders(model, batches, layers, rule, FEW)
+    return few if few.keys() >= {layer.stream for layer in layers} else _orders(model, batches, layers, rule, None)
+
+
+def _orders(
+    model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule, most: int | None
+) -> Orders:
     proof = CaptureProof(model, layers)
     with without_gradients():
-        for number, batch in enumerate(batches):
-            samples = samples_in(batch)
-            if not samples:
+        for number, whole in enumerate(batches):
+            if not samples_in(whole):
                 continue
-            masks = rule.masks_of(batch, samples)
-            of_layers = {layer.stream: _of(layer.stream, masks) for layer in layers}
+            batch, samples, masks = _part(whole, rule, most)
+            of_layers = _by_stream(layers, masks)
             with refusals_explained(batch, f"capture: batch {number}"):
                 proof.orders(batch, samples)
                 if proof.is_open(of_layers):
@@ -48,5 +58,22 @@ def prove(model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec],
     return proof.proved
 
 
-def _of(stream: str, masks: BatchMasks | None) -> Any:
-    return None if masks is None else masks.of_layer(module_name(layer_of_stream(stream)))
+def _part(batch: Any, rule: RowRule, most: int | None) -> tuple[Any, int, BatchMasks | None]:
+    """Return the first samples of a batch, where they have padding if others have; else the batch; and their masks."""
+    samples = samples_in(batch)
+    masks = rule.masks_of(batch, samples)
+    if most is None or samples <= most:
+        return batch, samples, masks
+    few = few_samples(batch, most)
+    their_masks = rule.masks_of(few, most)
+    return (few, most, their_masks) if _padded(masks) <= _padded(their_masks) else (batch, samples, masks)
+
+
+def _padded(masks: BatchMasks | None) -> set[str]:
+    """Return the keys of the inputs that have padding."""
+    return set() if masks is None else {key for key, padding in masks.padding.items() if bool(padding.any())}
+
+
+def _by_stream(layers: Sequence[LayerSpec], masks: BatchMasks | None) -> dict[str, Any]:
+    of_layers = {layer.stream: module_name(layer_of_stream(layer.stream)) for layer in layers}
+    return {stream: None if masks is None else masks.of_layer(name) for stream, name in of_layers.items()}

@@ -167,6 +167,17 @@ def add_rank_k_single(scatter: NDArray[np.float64], scaled: ScaledRows, executor
     _each_block(partial(_add_single_block, scatter, scaled), scatter, executor)
 
 
+def add_rank_one(
+    scatter: NDArray[np.float64], factor: float, left: NDArray[np.float64], right: NDArray[np.float64]
+) -> None:
+    """Add `factor` left right' to `scatter` (h, d), in place, a few rows at a time: nothing of its size is made."""
+    for first in range(0, len(scatter), _ROWS_IN_CACHE):
+        rows = slice(first, first + _ROWS_IN_CACHE)
+        term = np.multiply.outer(left[rows], right)
+        term *= factor
+        scatter[rows] += term
+
+
 def mirror_lower(matrix: NDArray[np.float64]) -> None:
     """Copy the lower triangle onto the upper one, in place, in squares that stay in cache (a quarter of the time)."""
     d = matrix.shape[0]

@@ -296,5 +296,5 @@ def _on_cross(factors: LowRankFactors, moments: CrossMoments) -> Vector:
     between = factors.basis.T @ moments.cross_scatter_about(factors.center, factors.offset)
     fitted = moments.inputs.products.times(factors.down, factors.center)
     steps = np.einsum("ij,ij->i", 2.0 * between - fitted, factors.down)
-    total = moments.outputs.scatter_about(factors.offset)
-    return tail_sums(steps, float(np.trace(total) - steps.sum()))
+    total = moments.outputs.products.diagonal(factors.offset).sum()
+    return tail_sums(steps, float(total - steps.sum()))

@@ -23,7 +23,7 @@ import numpy as np
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Route
-from dalr_stream.numerics.linalg.psd import Eigen, orient, symmetric_eigen, tail_sums
+from dalr_stream.numerics.linalg.psd import Eigen, orient, symmetric_eigen, tail_sums, thin_qr
 from dalr_stream.numerics.linalg.ridge_factor import SAFE_RECIPROCAL_CONDITION, RidgeFactor
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Variant
@@ -153,20 +153,21 @@ def anchored_across(sums: Sums, lam: float, most: int, factor: RidgeFactor) -> F
     """Minimise ||Z - C X||^2 + lam ||W - C||^2 where Z is another run's; `factor` is that of S + lam I.
 
     Objective: what M leaves, and the tail of the eigenvalues of M (S + lam I) M'. Cost: 6 p d^2 operations and one
-    eigendecomposition of order p.
+    eigendecomposition of order min(p, d).
     """
     w, s, between = sums.weight, sums.known_inputs, sums.known_cross
     m = w + factor.pull_back(factor.half((between - s.times(w)).T)).T
-    seen = s.times(m)
-    matrix, own = symmetric(seen @ m.T), m @ m.T
-    left = float(np.trace(sums.outputs) - 2.0 * np.vdot(m, between) + np.vdot(seen, m)) + lam * _squares(w - m)
+    turn, reached = _within_reach(m, most)
+    seen = s.times(reached)
+    matrix, own = symmetric(seen @ reached.T), reached @ reached.T
+    left = float(np.trace(sums.outputs) - 2.0 * np.vdot(m, between) + np.vdot(seen, reached)) + lam * _squares(w - m)
     matrix += lam * own
     eigen, notes = _ordered(matrix, own, most)
-    down = eigen.vectors.T @ m
+    basis, down = _turned(turn, eigen.vectors), eigen.vectors.T @ reached
     objective = left + _tail(eigen, 0.0 if eigen.values.size == min(w.shape) else float(np.trace(matrix)))
-    distance = _squares(w) - float(np.vdot(down, 2.0 * eigen.vectors.T @ w - down))
+    distance = _squares(w) - float(np.vdot(down, 2.0 * basis.T @ w - down))
     error = float(objective[-1]) - lam * distance
-    return Fit(eigen.vectors, down, objective, error, None, *facts(factor), notes)
+    return Fit(basis, down, objective, error, None, *facts(factor), notes)
 
 
 def regression(sums: Sums, lam: float, most: int, factor: RidgeFactor, variant: Variant) -> Fit:
@@ -176,22 +177,24 @@ def regression(sums: Sums, lam: float, most: int, factor: RidgeFactor, variant: 
 
         ||Z - C X||^2 + lam ||C||^2 = tr(Z Z') - sum_{i<=k} ||Y u_i||^2,     at full rank lam tr(M W') where Z = W X
 
-    Cost: about 6 p d^2 operations and one eigendecomposition of order p.
+    Cost: about 6 p d^2 operations and one eigendecomposition of order p, or of min(p, d) for optimal.
     """
     y = factor.half_fit(sums.weight, sums.known_inputs.times) if sums.cross is None else factor.half(sums.cross.T)
-    target = symmetric(y.T @ y) if variant is Variant.OPTIMAL else sums.outputs
+    turn, reached = _within_reach(y.T, most) if variant is Variant.OPTIMAL else (None, y.T)
+    target = symmetric(reached @ reached.T) if variant is Variant.OPTIMAL else sums.outputs
     eigen = symmetric_eigen(target, most)
-    half = (eigen.vectors.T @ y.T).T  # in columns, where `pull_back` works in place
-    del y
+    basis = _turned(turn, eigen.vectors)
+    half = (eigen.vectors.T @ reached).T  # in columns, where `pull_back` works in place
+    del y, reached
     explained = np.einsum("ij,ij->j", half, half)
     down = np.ascontiguousarray(factor.pull_back(half, overwrite=True).T)
     full = sums.cross is None and eigen.values.size == min(sums.weight.shape)
     if full:
-        last = lam * float(np.vdot(down, eigen.vectors.T @ sums.weight)) if lam else 0.0
+        last = lam * float(np.vdot(down, basis.T @ sums.weight)) if lam else 0.0
     else:
         last = float(np.trace(sums.outputs)) - float(explained.sum())
     return Fit(
-        eigen.vectors,
+        basis,
         down,
         tail_sums(explained, last),
         last - lam * _squares(down),
@@ -207,6 +210,18 @@ def facts(factor: RidgeFactor) -> tuple[Route, str, int | None, float, float]:
         Route.EIGEN: f"S + ridge I is singular or 1 / condition is below {SAFE_RECIPROCAL_CONDITION:g}",
     }[factor.route]
     return factor.route, reason, factor.rank, factor.condition, factor.margin
+
+
+def _within_reach(m: Matrix, most: int) -> tuple[Matrix | None, Matrix]:
+    """Return Q (p, d) and T (d, d) with M = Q T where M (p, d) has p > d, and d >= `most`; else None and M.
+
+    All that M gives lies in the span of Q, so eigenvectors of order d are enough.
+    """
+    return thin_qr(m) if m.shape[0] > m.shape[1] >= most else (None, m)
+
+
+def _turned(turn: Matrix | None, vectors: Matrix) -> Matrix:
+    return vectors if turn is None else turn @ vectors
 
 
 def _ordered(matrix: Matrix, own: Matrix, most: int) -> tuple[Eigen, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.precision import Precision, scaled
-from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_k_single, mirror_lower
+from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_k_single, add_rank_one, mirror_lower
 from dalr_stream.numerics.rows.tiling import Rows, Tile
 from dalr_stream.numerics.statistics.centring import Chosen, centre, describe_non_finite
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
@@ -76,7 +76,7 @@ class FoldState:
         delta = self.mean - other.mean
         scatter = self.scatter + other.scatter
         with np.errstate(over="ignore", invalid="ignore"):  # the record made of it refuses what overflowed
-            scatter += (self.count * other.count / n) * np.outer(delta[-len(scatter) :], delta)
+            add_rank_one(scatter, self.count * other.count / n, delta[-len(scatter) :], delta)
         return FoldState(
             n,
             self.samples + other.samples,

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.psd import psd_margin
-from dalr_stream.numerics.linalg.rank_k import add_rank_k, mirror_lower, one_blas_thread
+from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_one, mirror_lower, one_blas_thread
 from dalr_stream.numerics.statistics.centring import centre, describe_non_finite
 from dalr_stream.numerics.statistics.products import ByBlocks, Products, by_matrix
 from dalr_stream.numerics.types import Matrix, Vector, real_array
@@ -146,7 +146,7 @@ class Moments:
         delta = self.mean - other.mean
         scatter = self.scatter + other.scatter
         with np.errstate(over="ignore", invalid="ignore"):  # the record made of it refuses what overflowed
-            scatter += (self.count * other.count / n) * np.outer(delta, delta)
+            add_rank_one(scatter, self.count * other.count / n, delta, delta)
         return Moments(
             n,
             self.samples + other.samples,
@@ -177,7 +177,7 @@ class Moments:
         mean = self.mean + (self.mean - other.mean) * (other.count / n)
         delta = mean - other.mean
         scatter = self.scatter - other.scatter
-        scatter -= (n * other.count / self.count) * np.outer(delta, delta)
+        add_rank_one(scatter, -(n * other.count / self.count), delta, delta)
         unknown = np.full(self.features, np.nan)
         nonzero = self.nonzero - other.nonzero
         return Moments(n, self.samples - other.samples, mean, scatter, unknown, unknown.copy(), nonzero)
