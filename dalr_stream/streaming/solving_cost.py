@@ -118,7 +118,7 @@ def _route(layer: SolvedLayer, method: Method) -> Route:
     options = method.dalr_options
     if options is None:
         return Route.SVD
-    if options.variant is Variant.ANCHORED:
+    if options.variant.shrinks_to_weight:
         return Route.OUTPUTS
     return Route.DUAL if layer.rows_kept and layer.rows < layer.inputs else Route.CHOLESKY
 

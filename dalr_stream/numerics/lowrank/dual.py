@@ -63,7 +63,7 @@ def solve_dual(  # the layer, its rows twice, and how to solve
     turn, reached = original.reach()
     gram, outputs, mean, diagonal = _first_pass(held, reached, affine=options.affine)
     held.clear()
-    lam = ridge.of_diagonal(diagonal)
+    lam = ridge.of_matrix(diagonal, lambda: float(np.vdot(gram, gram)), samples or len(gram))
     n, zero = len(gram), np.zeros(mean.size)
     solved = _solve(gram, outputs, lam, most, options.variant, full=most == min(reached.shape))
     del gram, outputs
@@ -72,7 +72,7 @@ def solve_dual(  # the layer, its rows twice, and how to solve
     original, centre = original.widened(), mean if options.adjusts_bias else zero
     fitted = FittedRows("inputs", n, samples or n, centre, original.bias + original.weight @ centre)
     fitted = noting_outliers(original, fitted, diagonal, [ridge])
-    return assemble(original, options, fitted, lam, fit, turn)
+    return assemble(original, options, fitted.noting(ridge), lam, fit, turn)
 
 
 def held_rows(rows: Iterable[ArrayLike], features: int) -> list[Rows] | None:
