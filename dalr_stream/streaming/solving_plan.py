@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from dalr_stream.errors import MemoryLimitError
-from dalr_stream.numerics.methods import Family, Method, Variant
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.streaming.cost import in_mib
 from dalr_stream.streaming.solving_cost import SolvedLayer, SolvingCost, solving_cost
 

@@ -13,7 +13,6 @@ Records are validated when made, and their arrays are never changed. Nothing her
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,6 +28,7 @@ from dalr_stream.numerics.lowrank.curves import (
     least_errors,
     least_errors_on_cross,
 )
+from dalr_stream.numerics.lowrank.widths import require_gradients_of, require_moments_of
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.options import integer_within, parse_choice
 from dalr_stream.numerics.rows.streams import Side
@@ -207,9 +207,7 @@ class LowRankFactors:
         """
         parsed = parse_choice(Side, side, "side")
         require_moments_of(self.weight, moments, parsed)
-        if isinstance(moments, Moments) and parsed is Side.OUTPUTS:
-            return _on_outputs(self, moments)
-        return _error_curve(self, moments, None)
+        return _error_curve(self, moments, parsed, None)
 
     def losses(self, moments: Moments | CrossMoments, gradients: Moments) -> Vector:
         """Return what the network's loss rises by, in nats for a sample, at k = 0..K: (K + 1,).
@@ -230,7 +228,7 @@ class LowRankFactors:
         """
         require_moments_of(self.weight, moments, Side.INPUTS)
         require_gradients_of(self.weight, gradients)
-        return _error_curve(self, moments, gradients.second_moment) / (2.0 * moments.samples)
+        return _error_curve(self, moments, Side.INPUTS, gradients.second_moment) / (2.0 * moments.samples)
 
     def error_bound(self, moments: Moments | CrossMoments, *, side: Side | str = Side.INPUTS) -> Vector:
         """Return the least squared error of any map of rank 0..K about the same centres on these moments: (K + 1,).
@@ -240,37 +238,7 @@ class LowRankFactors:
         return _least_error_curve(self, moments, parse_choice(Side, side, "side"))
 
 
-def require_moments_of(weight: Matrix, moments: Moments | CrossMoments, side: Side, prefix: str = "") -> None:
-    """Raise where `moments` are not those of the layer with this `weight` (m, d), or of no rows; `prefix` names it."""
-    m, d = weight.shape
-    if side not in (Side.INPUTS, Side.OUTPUTS):
-        raise InvalidInputError(f"{prefix}side must be 'inputs' or 'outputs', got '{side.value}'")
-    if isinstance(moments, Mapping):
-        names = " or ".join(f"moments['{name}']" for name in moments)
-        raise InvalidInputError(f"{prefix}moments must be of one layer, got a mapping: say {names}")
-    if isinstance(moments, CrossMoments):
-        width = f"{moments.input_features} inputs and {moments.output_features} outputs"
-        fits = (moments.output_features, moments.input_features) == (m, d)
-    else:
-        width = f"{moments.features} {'features' if side is Side.INPUTS else side.value}"
-        fits = moments.features == (d if side is Side.INPUTS else m)
-    if not fits:
-        raise InvalidInputError(f"{prefix}moments of {width} do not fit a weight of shape {weight.shape}")
-    if moments.count == 0:
-        raise InvalidInputError(f"{prefix}moments must come from at least one row, got none: accumulate some first")
-
-
-def require_gradients_of(weight: Matrix, gradients: Moments, prefix: str = "") -> None:
-    """Raise where `gradients` are not those by the outputs of the layer with this `weight`, or of no rows."""
-    if gradients.features != len(weight):
-        raise InvalidInputError(
-            f"{prefix}gradients by {gradients.features} outputs do not fit a weight of shape {weight.shape}"
-        )
-    if gradients.count == 0:
-        raise InvalidInputError(f"{prefix}gradients must come from at least one row, got none: accumulate some first")
-
-
-def _error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, metric: Matrix | None) -> Vector:
+def _error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, side: Side, metric: Matrix | None) -> Vector:
     """(K + 1,): the squared error at ranks 0..K, summed over the rows of `moments`, in a metric of the outputs."""
     pair = Pair(factors.basis, factors.down, factors.method.orthonormal, metric)
     if isinstance(moments, CrossMoments):
@@ -279,6 +247,8 @@ def _error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, metri
         return errors_on_cross(pair, between, fitted, moments.outputs.scatter_about(factors.offset))
     if factors.diagnostics.source == "cross":
         raise InvalidInputError("these factors were solved against another run's outputs: errors need cross moments")
+    if side is Side.OUTPUTS:
+        return _on_outputs(factors, moments)
     return errors_on_inputs(pair, factors.weight, moments.products, factors.center)
 
 

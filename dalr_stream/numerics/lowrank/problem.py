@@ -17,10 +17,10 @@ from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.psd import require_finite, thin_qr
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
-from dalr_stream.numerics.lowrank.factors import require_gradients_of, require_moments_of
 from dalr_stream.numerics.lowrank.output_metric import DEFAULT_GRADIENT_RIDGE, OutputMetric
 from dalr_stream.numerics.lowrank.regression import InputSums, Sums
 from dalr_stream.numerics.lowrank.ridge import Ridge
+from dalr_stream.numerics.lowrank.widths import require_gradients_of, require_moments_of
 from dalr_stream.numerics.methods import DalrOptions, Variant
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.streams import Side

@@ -9,7 +9,7 @@ moment at a rho that n, d, tr(S) and tr(S^2) decide (the oracle approximating es
 
     rho = min(1, ((1 - 2/d) tr(S^2) + tr(S)^2) / ((n + 1 - 2/d) (tr(S^2) - tr(S)^2 / d)))
 
-and up to scale that is S + lambda I with lambda = rho / (1 - rho) tr(S) / d. n counts samples: the rows of one are alike.
+and up to scale that is S + lambda I with lambda = rho / (1 - rho) tr(S) / d. n counts samples: rows of one are alike.
 
 Source of shrinkage: Chen, Wiesel, Eldar and Hero, Shrinkage algorithms for MMSE covariance estimation, IEEE
 Transactions on Signal Processing 58 (2010), Eq. 23.
@@ -97,8 +97,8 @@ class Ridge:
             return cls.shrinkage()
         if isinstance(ridge, bool) or not isinstance(ridge, Real):
             raise InvalidInputError(
-                f"ridge must be a number, which is relative, '{SHRINKAGE}' or a Ridge, got {ridge!r}: 1e-3 is "
-                "Ridge.relative(1e-3)"
+                f"ridge must be a number, which is relative, or a Ridge, got {ridge!r}: 1e-3 is Ridge.relative(1e-3), "
+                f"'{SHRINKAGE}' is Ridge.shrinkage()"
             )
         return cls.relative(float(ridge))
 

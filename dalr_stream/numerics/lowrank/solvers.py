@@ -133,12 +133,13 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     Notes
     -----
     Singular S at ridge 0 gives the solution of minimum norm (for `anchored` the one nearest to W); the route is in
-    the diagnostics. `weighted` minimises tr(G (W - C)(S + lambda I)(W - C)'): `anchored` is its case G = I. `published` and `optimal` solve a `Layer` that has its rows, fewer of them than features, from
-    these (see `lowrank.dual`): nothing of order d x d is formed then.
+    the diagnostics. `published` and `optimal` solve a `Layer` that has its rows, fewer of them than features, from
+    these (see `lowrank.dual`): nothing of order d x d is formed then. `weighted` minimises, with G = E[g g'],
+    tr((G + gamma I)(W - C)(S + lambda I)(W - C)'), of which `anchored` is the case G = I.
 
     Cost: one eigendecomposition of order min(m, d), 2 m d^2 + 2 m^2 d operations; `published` and `optimal` about
-    4 m d^2 + d^3 / 3 more, `weighted` 9 m^3 + 4 m^2 d; from outputs 2 m^2 d alone. Memory: a few m x d; for `published` and `optimal` S too, and
-    three times that where Cholesky is refused.
+    4 m d^2 + d^3 / 3 more, `weighted` 9 m^3 + 4 m^2 d; from outputs 2 m^2 d alone. Memory: a few m x d; for `published`
+    and `optimal` S too, and three times that where Cholesky is refused.
 
     Source: Masana et al., Domain-adaptive deep network compression, ICCV 2017, section 4; `weighted`: Generalized
     Fisher-Weighted SVD, arXiv 2505.17974, with a ridge on both sides.

@@ -1,4 +1,4 @@
-"""One problem of a layer's weight and moments solved, at one ridge or several: the routes, and what they have in common.
+"""One weight and its moments solved, at one ridge or several: the routes, and what they have in common.
 
 `weighted` is `anchored` with F W in place of W and F Y in place of Y, where F'F is the metric of the loss; what it
 finds is brought back by F^-1. All else goes by the same lines: turning a tall weight, ridges, outliers, records.
