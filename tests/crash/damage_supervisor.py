@@ -218,8 +218,8 @@ class Case:
 
 def may_be_gone(name, found):
     """Tell whether a run is whole without a file or folder: one of a pass, or of activations deleted layer by layer."""
-    store, kind, *rest = Path(name).parts + ("",)
-    return store == "passes" or (kind == "activations" and "/".join((store, kind, *rest[:2])).rstrip("/") not in found)
+    store, *rest = Path(name).parts
+    return store == "passes" or (rest[:1] == ["activations"] and "/".join((store, *rest[:3])) not in found)
 
 
 @dataclasses.dataclass

@@ -263,7 +263,7 @@ ANOTHER = [(path, other) for path in RECORDS for other in FOLDERS if path != oth
 
 
 @pytest.mark.parametrize(("path", "other"), ANOTHER)
-@pytest.mark.parametrize("change", [nameless, lambda root: None], ids=["of 0.1", "named"])
+@pytest.mark.parametrize("change", [nameless, lambda _root: None], ids=["of 0.1", "named"])
 def test_a_folder_of_another_kind_in_the_place_of_a_record_is_damage(store, tmp_path, path, other, change):
     change(store)
     shutil.copytree(store / other, tmp_path / "other")
