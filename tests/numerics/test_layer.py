@@ -218,6 +218,7 @@ def test_what_a_layer_lacks_is_named_with_the_layer():
         ({"outputs": Moments.of(rows(0, D))}, f"outputs must have {M} features .* got {D}"),
         ({"nodes": Moments.of(rows(0, D))}, f"nodes must have {M} features .* got {D}"),
         ({"source_nodes": Moments.of(rows(0, D))}, f"source_nodes must have {M} features .* got {D}"),
+        ({"gradients": Moments.of(rows(0, D))}, f"gradients must have {M} features .* got {D}"),
         ({"weight": np.ones(D)}, r"weight must be a matrix of outputs x inputs, got shape \(7,\)"),
         ({"bias": np.ones(D)}, r"bias must have 5 entries, one per output, got shape \(7,\)"),
     ],
@@ -231,6 +232,20 @@ def test_outputs_that_do_not_split_into_the_groups_of_the_inputs_are_refused():
     inputs = GroupedMoments((Moments.of(rows(0, D)), Moments.of(rows(1, D))))
     with pytest.raises(InvalidInputError, match="layer 'conv': 5 outputs cannot be split into 2 groups"):
         Layer("conv", np.ones((M, D)), None, inputs)
+
+
+def test_gradients_are_given_for_each_group_and_go_with_it():
+    by_outputs = [Moments.of(rows(20 + number, M)) for number in range(GROUPS)]
+    given = dataclasses.replace(grouped_layer(), gradients=GroupedMoments(tuple(by_outputs)))
+    assert [part.gradients for part in given.parts] == by_outputs
+    assert given.with_inputs(given.inputs).gradients is given.gradients
+    with pytest.raises(InvalidInputError, match=f"layer 'conv': gradients must be given for each of its {GROUPS} "):
+        dataclasses.replace(given, gradients=Moments.of(rows(20, GROUPS * M)))
+
+
+def test_a_layer_without_gradients_says_what_to_do_where_they_are_asked_for():
+    with pytest.raises(InvalidInputError, match=r"layer 'fc6': .* gradients are needed .* watch\(..., gradients="):
+        _ = layer().known_gradients
 
 
 def test_other_inputs_leave_nothing_else_known_that_might_not_belong_to_them():

@@ -73,7 +73,8 @@ class LayerSpec:
     @property
     def features(self) -> int:
         """Width of the watched rows."""
-        return {Side.INPUTS: self.inputs, Side.OUTPUTS: self.outputs, Side.CHANNELS: self.channels}[self.side]
+        widths = {Side.INPUTS: self.inputs, Side.CHANNELS: self.channels}
+        return widths.get(self.side, self.outputs)
 
     @property
     def parameters(self) -> int:

@@ -216,8 +216,8 @@ class LowRankFactors:
 def require_moments_of(weight: Matrix, moments: Moments | CrossMoments, side: Side, prefix: str = "") -> None:
     """Raise where `moments` are not those of the layer with this `weight` (m, d), or of no rows; `prefix` names it."""
     m, d = weight.shape
-    if side is Side.CHANNELS:
-        raise InvalidInputError(f"{prefix}side must be 'inputs' or 'outputs': from channels selections are solved")
+    if side not in (Side.INPUTS, Side.OUTPUTS):
+        raise InvalidInputError(f"{prefix}side must be 'inputs' or 'outputs', got '{side.value}'")
     if isinstance(moments, Mapping):
         names = " or ".join(f"moments['{name}']" for name in moments)
         raise InvalidInputError(f"{prefix}moments must be of one layer, got a mapping: say {names}")
