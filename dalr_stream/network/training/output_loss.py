@@ -45,7 +45,8 @@ class OutputLoss:
     >>> import torch, dalr_stream as ds
     >>> model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
     >>> batches = [torch.randn(32, 6) for _ in range(4)]
-    >>> small = ds.compress(model, {"0": ds.dalr(ds.accumulate(model, batches, ["0"])["0"]).at_rank(2)})
+    >>> statistics = ds.accumulate(model, batches, ds.watch(model, ["0"]))
+    >>> small = ds.compress(model, {"0": ds.dalr(statistics["0"]).at_rank(2)})
     >>> losses = []
     >>> options = ds.FineTuning(epochs=5, rate=1e-2, loss=ds.OutputLoss(model, distance="kl"), train="factors")
     >>> small = ds.finetune(small, batches, options, epoch_done=lambda _, loss: losses.append(loss))
