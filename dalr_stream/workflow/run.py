@@ -59,7 +59,7 @@ class Run:
     >>> import dalr_stream as ds
     >>> run = ds.Run.open("birds.toml", set=["solve.ridge=1e-2"])  # doctest: +SKIP
     >>> page = run.all()  # doctest: +SKIP
-    >>> run.results.baseline_accuracy  # doctest: +SKIP
+    >>> run.results.baseline_score  # doctest: +SKIP
     0.934
     """
 

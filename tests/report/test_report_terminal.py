@@ -24,7 +24,7 @@ def test_wide_terminals_get_every_column():
         if row.layer_parameters is None or row.method == "svd":
             continue
         found = [line.split() for line in lines if f"{row.layer_parameters:,}" in line]
-        assert any(f"{row.pair_parameters:,}" in cells and f"{100 * row.accuracy:.2f}" in cells for cells in found)
+        assert any(f"{row.pair_parameters:,}" in cells and f"{100 * row.score:.2f}" in cells for cells in found)
     assert any(line.split() == ["pruning", "(mean)", "not", "reached"] for line in lines)
 
 

@@ -13,7 +13,7 @@ Records are validated when made, and their arrays are never changed. Nothing her
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -41,12 +41,15 @@ from dalr_stream.numerics.types import Matrix, Vector
 class LowRankLayer:
     """Two small layers for one: y ~ up (down x) + bias."""
 
-    down: Matrix = field(repr=False)
+    down: Matrix
     """(k, d): the first layer, without bias."""
-    up: Matrix = field(repr=False)
+    up: Matrix
     """(m, k): the second layer."""
-    bias: Vector = field(repr=False)
+    bias: Vector
     """(m,)"""
+
+    def __repr__(self) -> str:
+        return f"LowRankLayer of rank {self.rank}, {self.up.shape[0]} x {self.down.shape[1]}"
 
     @property
     def parts(self) -> tuple[LowRankLayer]:
@@ -103,12 +106,12 @@ class LowRankFactors:
     """
 
     method: Method
-    weight: Matrix = field(repr=False)
-    basis: Matrix = field(repr=False)
-    down: Matrix = field(repr=False)
-    center: Vector = field(repr=False)
-    offset: Vector = field(repr=False)
-    objective: Vector = field(repr=False)
+    weight: Matrix
+    basis: Matrix
+    down: Matrix
+    center: Vector
+    offset: Vector
+    objective: Vector
     diagnostics: Diagnostics
 
     def __post_init__(self) -> None:
@@ -124,6 +127,9 @@ class LowRankFactors:
                 )
         for name in ("weight", *expected):
             getattr(self, name).setflags(write=False)
+
+    def __repr__(self) -> str:
+        return f"LowRankFactors by {self.method.value}, {self.outputs} x {self.inputs}, ranks 1 to {self.max_rank}"
 
     @property
     def parts(self) -> tuple[LowRankFactors]:
