@@ -17,12 +17,12 @@ from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.runfile.compress_section import Positive
 
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
-FACTORY, METRIC, LOSS = rf"^{_FUNCTION}$", rf"^(accuracy|{_FUNCTION})$", rf"^(cross_entropy|{_FUNCTION})$"
+FACTORY, METRIC, LOSS = rf"^{_FUNCTION}$", rf"^(accuracy|{_FUNCTION})$", rf"^(cross_entropy|outputs|{_FUNCTION})$"
 DEVICE, FOLD_DEVICE = r"^(cpu|cuda(:\d+)?)$", r"^(cpu|cupy|cuda(:\d+)?)$"
 PATTERNS = {
     FACTORY: "must read like module:function",
     METRIC: 'must be "accuracy" or module:function',
-    LOSS: 'must be "cross_entropy" or module:function',
+    LOSS: 'must be "cross_entropy", "outputs" or module:function',
     DEVICE: "must be cpu, cuda or cuda:1",
     FOLD_DEVICE: "must be cpu, cuda, cuda:1 or cupy",
 }
@@ -254,26 +254,6 @@ class SolveSection(Section):
         if self.ridge_absolute is not None:
             return Ridge.absolute(self.ridge_absolute)
         return self.ridge if isinstance(self.ridge, RidgeFrom) else Ridge.relative(self.ridge)
-
-
-class FinetuneSection(DataSection):
-    """Labelled batches, never the test split, and how the compressed network is fine-tuned on them.
-
-    The setting is MoMaSP's; The batch size is the loader's.
-    """
-
-    epochs: Positive = 10
-    """Passes over the batches; each is kept, so that a killed fine-tuning resumes after the last."""
-    rate: float = Field(default=1e-4, gt=0.0, allow_inf_nan=False)
-    """Learning rate."""
-    weight_decay: float = Field(default=5e-4, ge=0.0, allow_inf_nan=False)
-    """Of the optimiser."""
-    layers: tuple[str, ...] = ()
-    """Patterns of what is trained, by the original layers' names; none: every fully connected layer."""
-    loss: Annotated[str, Field(pattern=LOSS)] = "cross_entropy"
-    """`loss(outputs, labels)`: the mean over a batch."""
-    dropout: bool = False
-    """Leave the network's dropout on."""
 
 
 class ReportSection(Section):
