@@ -19,7 +19,7 @@ from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.batches import call, first_argument, require_mask_passed_on
 from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.onward import ForwardRun, OnwardPass
-from dalr_stream.network.capture.proof import CaptureProof
+from dalr_stream.network.capture.proofs.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
 from dalr_stream.network.capture.routed import Routes
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
