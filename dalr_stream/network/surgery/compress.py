@@ -35,6 +35,7 @@ from dalr_stream.network.surgery.holders import (
 from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
+from dalr_stream.network.surgery.refusal import refuse_own_saves
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import GroupedPair
 from dalr_stream.numerics.rows.streams import group_name, module_name
@@ -134,6 +135,8 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
         require_as_before(model, small, map(module_name, replacements), {}, batch)
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
+    if steps:
+        refuse_own_saves(small)
     return small
 
 
