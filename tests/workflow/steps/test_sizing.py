@@ -280,7 +280,7 @@ def test_the_command_line_decides_for_once_and_the_run_file_stays(finished_file)
     explicit = saved()
     assert invoke("compress", finished_file, "--params", "50%", "--multiple-of", "2").exit_code == 0
     changed = Compression.read(finished_file.parent / "out/compression.json")
-    assert changed.rule == "params 0.5"
+    assert changed.rule == "params 50%"
     assert invoke("compress", finished_file).exit_code == 0
     assert saved() == explicit
     refused = invoke("compress", finished_file, "--params", "50%", "--macs", "50%")
