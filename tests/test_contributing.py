@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,12 @@ def test_functions_that_the_page_about_layers_names_are_there():
     rows = re.findall(r"^\| [^|]+\? \| (.+) \|$", text, re.MULTILINE)
     assert len(rows) == 7
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} <= set(defined(kinds.body))
+
+
+def test_each_file_in_changes_is_of_a_kind_that_the_changelog_has():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["towncrier"]
+    kinds = "|".join(kind["directory"] for kind in settings["type"])
+    assert settings["filename"] == "CHANGELOG.md"
+    for path in (ROOT / "changes").glob("*.md"):
+        assert path.name == "README.md" or re.fullmatch(rf"\+?[\w.-]+\.({kinds})\.md", path.name), path.name
+        assert path.read_text(encoding="utf-8").strip()
