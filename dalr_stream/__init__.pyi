@@ -27,8 +27,9 @@ from dalr_stream.network.measure.profile import profile as profile
 from dalr_stream.network.saved.checkpoint import load as load
 from dalr_stream.network.saved.checkpoint import save as save
 from dalr_stream.network.surgery.compress import compress as compress
-from dalr_stream.network.training.finetune import FineTuning as FineTuning
 from dalr_stream.network.training.finetune import finetune as finetune
+from dalr_stream.network.training.output_loss import OutputLoss as OutputLoss
+from dalr_stream.network.training.setting import FineTuning as FineTuning
 from dalr_stream.network.watch import watch as watch
 from dalr_stream.numerics.layer import Layer as Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors as LowRankFactors

@@ -191,6 +191,5 @@ class _Deferred(Layer):
         object.__setattr__(self, field, value)
         return value
 
-    def __repr__(self) -> str:
-        outputs, inputs = self.weight.shape
-        return f"Layer '{self.name}', {outputs} x {inputs}, with {', '.join(self._fetch) or 'no moments'}"
+    def _known(self) -> Iterable[str]:
+        return self._fetch

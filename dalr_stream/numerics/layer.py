@@ -7,7 +7,7 @@ copies nothing and computes nothing; what is not known is None, and the solver t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -64,15 +64,15 @@ class Layer:
     """
 
     name: str
-    weight: Weight = field(repr=False)
-    bias: Weight | None = field(repr=False)
+    weight: Weight
+    bias: Weight | None
     inputs: InputMoments | None = None
     outputs: InputMoments | None = None
     nodes: Moments | None = None
     source_nodes: Moments | None = None
     heldout: InputMoments | None = None
-    shards: Sequence[InputMoments] = field(default=(), repr=False)
-    rows: tuple[Iterable[NDArray[Any]], ...] = field(default=(), repr=False)
+    shards: Sequence[InputMoments] = ()
+    rows: tuple[Iterable[NDArray[Any]], ...] = ()
     gradients: InputMoments | None = None
 
     def __post_init__(self) -> None:
@@ -101,6 +101,15 @@ class Layer:
             )
         if m % groups:
             raise InvalidInputError(f"layer '{self.name}': {m} outputs cannot be split into {groups} groups")
+
+    def __repr__(self) -> str:
+        m, d = self.weight.shape
+        return f"Layer '{self.name}', {m} x {d}, with {', '.join(self._known()) or 'no moments'}"
+
+    def _known(self) -> Iterable[str]:
+        """Name what is known beyond the weights, without reading it."""
+        beyond = (one.name for one in fields(Layer) if one.name not in {"name", "weight", "bias"})
+        return [name for name in beyond if (value := getattr(self, name)) is not None and value != ()]
 
     @property
     def groups(self) -> int:

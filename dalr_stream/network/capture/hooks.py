@@ -28,7 +28,7 @@ from dalr_stream.network.capture.batches import (
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.onward import OnwardPass
-from dalr_stream.network.capture.probe import probe_of
+from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taken import Taken
@@ -75,8 +75,12 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         Says which batches it holds already; those are not run again.
     rows
         Which of those rows are watched; all of them by default. Whose rows they are, and that they are the same each
+    <<<<<<< HEAD
         time, is proved on the first batch, in three forward passes more; see `network.capture.proof`. And which
         gradients, where layers are watched for them: a backward pass a draw.
+    =======
+        time, is proved on the first batch, in three forward passes more; see `network.capture.proofs.proof`.
+    >>>>>>> main
     to_rows
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
     note

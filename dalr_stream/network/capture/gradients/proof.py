@@ -15,11 +15,11 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import call, inputs_copied
-from dalr_stream.network.capture.disturbed import with_sample_replaced
 from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.gradients.ends import End, end_of
-from dalr_stream.network.capture.observed import ROUNDING
 from dalr_stream.network.capture.order import Orders
+from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
+from dalr_stream.network.capture.proofs.observed import ROUNDING
 from dalr_stream.network.capture.reading import same_draws
 
 

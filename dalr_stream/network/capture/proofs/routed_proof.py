@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.network.capture.batches import first_argument
-from dalr_stream.network.capture.observed import ROUNDING, projections
+from dalr_stream.network.capture.proofs.observed import ROUNDING, projections
 from dalr_stream.network.capture.routed import Routes
 from dalr_stream.network.layers.groups import part_of
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, rows_entering, rows_leaving
