@@ -19,6 +19,7 @@ from dalr_stream.engine.stores.merge import merge as merge
 from dalr_stream.engine.stores.store import Store as Store
 from dalr_stream.engine.stores.store import open_store as open_store
 from dalr_stream.errors import DalrStreamError as DalrStreamError
+from dalr_stream.network.capture.gradient_rule import GradientRule as GradientRule
 from dalr_stream.network.capture.row_rule import RowRule as RowRule
 from dalr_stream.network.layers.spec import unsupported_layers as unsupported_layers
 from dalr_stream.network.measure.output_distance import OutputDistance as OutputDistance
@@ -26,8 +27,9 @@ from dalr_stream.network.measure.profile import profile as profile
 from dalr_stream.network.saved.checkpoint import load as load
 from dalr_stream.network.saved.checkpoint import save as save
 from dalr_stream.network.surgery.compress import compress as compress
-from dalr_stream.network.training.finetune import FineTuning as FineTuning
 from dalr_stream.network.training.finetune import finetune as finetune
+from dalr_stream.network.training.output_loss import OutputLoss as OutputLoss
+from dalr_stream.network.training.setting import FineTuning as FineTuning
 from dalr_stream.network.watch import watch as watch
 from dalr_stream.numerics.layer import Layer as Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors as LowRankFactors

@@ -63,7 +63,7 @@ def quick_runs():
 
     from dalr_stream.report import plots
 
-    figures = ("activation_rates", "reconstruction_errors", "accuracy_against_pair", "accuracy_against_layer")
+    figures = ("activation_rates", "reconstruction_errors", "score_against_pair", "score_against_layer")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         for name in (*figures, "spectra", "retention"):

@@ -18,16 +18,16 @@ def test_the_python_session_of_the_readme_runs(tmp_path, monkeypatch):
 
 def test_the_session_of_the_page_about_the_engine_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "statistics.md").read_text(encoding="utf-8")
     names = {}
-    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "engine.md", "exec"), names)  # noqa: S102
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "statistics.md", "exec"), names)  # noqa: S102
     assert len(names["both"].shards) == 2
     assert len(names["without"].shards) == 1
     assert "target (1,200 samples, 1 layer, 1 with moments)" in capsys.readouterr().out
 
 
 def test_the_session_of_the_page_about_the_solvers_runs(capsys):
-    page = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "solvers.md").read_text(encoding="utf-8")
     names = {}
     exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "solvers.md", "exec"), names)  # noqa: S102
     assert "enough" in capsys.readouterr().out
@@ -41,7 +41,7 @@ def test_the_session_of_the_page_about_the_solvers_runs(capsys):
 
 def test_the_session_of_the_page_about_networks_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "networks.md").read_text(encoding="utf-8")
     names = {}
     exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "networks.md", "exec"), names)  # noqa: S102
     small = names["small"]

@@ -101,9 +101,9 @@ class Statistics(Mapping[str, Layer]):
 
 
 def layer_names(streams: Sequence[str], watched: Streams) -> tuple[str, ...]:
-    """Return the layers whose inputs or outputs are among the streams, a convolution of several groups once."""
+    """Return the layers with streams other than channels alone, a convolution of several groups once."""
     read = dict.fromkeys(module_name(name) for name in streams if watched[name].side == Side.INPUTS.value)
-    given = [layer_of_stream(name) for name in streams if watched[name].side == Side.OUTPUTS.value]
+    given = [layer_of_stream(name) for name in streams if watched[name].side in (Side.OUTPUTS, Side.GRADIENTS)]
     return tuple(dict.fromkeys([*read, *(layer for layer in given if module_name(layer) not in read)]))
 
 
@@ -140,6 +140,9 @@ def _fetchers(layer: str, parts: Sequence[str], watched: Streams, known: LayerMo
         fetch["shards"] = partial(_shards, known.shards, parts)
     if (outputs := stream_name(layer, Side.OUTPUTS)) in known:
         fetch["outputs"] = partial(known.__getitem__, outputs)
+    gradients = [stream_name(part, Side.GRADIENTS) for part in parts]
+    if all(stream in known for stream in gradients):
+        fetch["gradients"] = partial(_joined, known, gradients)
     record = watched.get(parts[0])
     if record is not None and record.readers and all(reader.stream in known for reader in record.readers):
         fetch["nodes"] = partial(_nodes, known, record.readers, record.outputs * len(parts))
@@ -188,6 +191,5 @@ class _Deferred(Layer):
         object.__setattr__(self, field, value)
         return value
 
-    def __repr__(self) -> str:
-        outputs, inputs = self.weight.shape
-        return f"Layer '{self.name}', {outputs} x {inputs}, with {', '.join(self._fetch) or 'no moments'}"
+    def _known(self) -> Iterable[str]:
+        return self._fetch

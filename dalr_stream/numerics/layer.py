@@ -7,7 +7,7 @@ copies nothing and computes nothing; what is not known is None, and the solver t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,9 @@ class Layer:
         The training rows that `inputs` is of, for each group, in blocks (t, d) that can be gone through again and
         again; empty where they were not kept. `published` and `optimal` are solved from them where they are fewer
         than d.
+    gradients
+        Training moments of the gradients of a loss by y, of the layer or of each group of it: m features, of which
+        `second_moment` is G = E[g g^T]. None where they were not accumulated.
 
     Examples
     --------
@@ -61,15 +64,16 @@ class Layer:
     """
 
     name: str
-    weight: Weight = field(repr=False)
-    bias: Weight | None = field(repr=False)
+    weight: Weight
+    bias: Weight | None
     inputs: InputMoments | None = None
     outputs: InputMoments | None = None
     nodes: Moments | None = None
     source_nodes: Moments | None = None
     heldout: InputMoments | None = None
-    shards: Sequence[InputMoments] = field(default=(), repr=False)
-    rows: tuple[Iterable[NDArray[Any]], ...] = field(default=(), repr=False)
+    shards: Sequence[InputMoments] = ()
+    rows: tuple[Iterable[NDArray[Any]], ...] = ()
+    gradients: InputMoments | None = None
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or 0 in self.weight.shape:
@@ -84,8 +88,13 @@ class Layer:
         groups = self.groups
         self._require_width("inputs", self.inputs, d * groups)
         self._require_width("heldout", self.heldout, d * groups)
-        for name in ("outputs", "nodes", "source_nodes"):
+        for name in ("outputs", "nodes", "source_nodes", "gradients"):
             self._require_width(name, getattr(self, name), m)
+        if self.gradients is not None and len(self.gradients.parts) != groups:
+            raise InvalidInputError(
+                f"layer '{self.name}': gradients must be given for each of its {groups} groups, got "
+                f"{len(self.gradients.parts)}"
+            )
         if self.rows and len(self.rows) != groups:
             raise InvalidInputError(
                 f"layer '{self.name}': rows must be given for each of its {groups} groups, got {len(self.rows)}"
@@ -93,11 +102,20 @@ class Layer:
         if m % groups:
             raise InvalidInputError(f"layer '{self.name}': {m} outputs cannot be split into {groups} groups")
 
+    def __repr__(self) -> str:
+        m, d = self.weight.shape
+        return f"Layer '{self.name}', {m} x {d}, with {', '.join(self._known()) or 'no moments'}"
+
+    def _known(self) -> Iterable[str]:
+        """Name what is known beyond the weights, without reading it."""
+        beyond = (one.name for one in fields(Layer) if one.name not in {"name", "weight", "bias"})
+        return [name for name in beyond if (value := getattr(self, name)) is not None and value != ()]
+
     @property
     def groups(self) -> int:
         """Groups of a convolution, of which each reads channels of its own; 1 for other layers."""
-        grouped = self.inputs if self.inputs is not None else self.outputs
-        return 1 if grouped is None else len(grouped.parts)
+        known = (moments for moments in (self.inputs, self.outputs, self.gradients) if moments is not None)
+        return next((len(grouped.parts) for grouped in known), 1)
 
     @property
     def parts(self) -> tuple[Layer, ...]:
@@ -112,12 +130,17 @@ class Layer:
             [None] * g if self.outputs is None else self.outputs.parts,
         )
         rows: list[tuple[Iterable[NDArray[Any]], ...]] = [(own,) for own in self.rows] or [()] * g
-        parts = enumerate(zip(zip(*columns, strict=True), rows, strict=True))
-        return tuple(Layer(group_name(self.name, number), *part, rows=own) for number, (part, own) in parts)
+        gradients = [None] * g if self.gradients is None else self.gradients.parts
+        parts = enumerate(zip(zip(*columns, strict=True), rows, gradients, strict=True))
+        return tuple(
+            Layer(group_name(self.name, number), *part, rows=own, gradients=by_outputs)
+            for number, (part, own, by_outputs) in parts
+        )
 
     def with_inputs(self, inputs: InputMoments) -> Layer:
-        """Return the same weights with these training moments, the rows where they are of these, and nothing else."""
-        return Layer(self.name, self.weight, self.bias, inputs, rows=self.rows if inputs is self.inputs else ())
+        """Return weights and gradients with these training moments, the rows where they are of these, nothing else."""
+        rows = self.rows if inputs is self.inputs else ()
+        return Layer(self.name, self.weight, self.bias, inputs, rows=rows, gradients=self.gradients)
 
     @property
     def known_inputs(self) -> InputMoments:
@@ -148,6 +171,16 @@ class Layer:
                 "accumulate one, or give the source's layer"
             )
         return self.source_nodes
+
+    @property
+    def known_gradients(self) -> InputMoments:
+        """`gradients`; raises InvalidInputError where they are None."""
+        if self.gradients is None:
+            raise InvalidInputError(
+                f"layer '{self.name}': the moments of its gradients are needed and not known: accumulate them too, "
+                "watch(..., gradients=[...])"
+            )
+        return self.gradients
 
     def _require_width(self, name: str, moments: InputMoments | None, features: int) -> None:
         if moments is not None and moments.features != features:

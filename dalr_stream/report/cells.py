@@ -129,6 +129,6 @@ def bytes_text(count: int) -> str:
 
 
 def signed_points(change: float) -> str:
-    """Return a change of accuracy in percentage points, with its sign."""
+    """Return a change of a share in percentage points, with its sign."""
     text = f"{100 * change:+.2f}"
     return "0.00" if float(text) == 0 else text.replace("-", MINUS)

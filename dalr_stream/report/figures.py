@@ -42,8 +42,8 @@ class LeftOut:
 
 def layer_figures(results: Results, layer: LayerResults) -> Iterator[Drawn | LeftOut]:
     """Yield the figures of a layer in the order of the page."""
-    yield _accuracy(results, layer)
-    yield _accuracy_both(results, layer)
+    yield _score(results, layer)
+    yield _score_both(results, layer)
     yield _errors(layer)
     yield _activity(layer)
     yield _spectra(layer)
@@ -51,13 +51,13 @@ def layer_figures(results: Results, layer: LayerResults) -> Iterator[Drawn | Lef
 
 
 def _has(layer: LayerResults, family: Family) -> bool:
-    return any(method_named(curve.method, layer.name).family is family for curve in layer.accuracy_curves)
+    return any(method_named(curve.method, layer.name).family is family for curve in layer.score_curves)
 
 
-def _accuracy(results: Results, layer: LayerResults) -> Drawn | LeftOut:
+def _score(results: Results, layer: LayerResults) -> Drawn | LeftOut:
     title = f"{_begun(results.metric)} against the size of the layer"
     if not _has(layer, Family.LOW_RANK):
-        return LeftOut("accuracy", title, f"No low-rank network of {layer.name} was evaluated.")
+        return LeftOut("score", title, f"No low-rank network of {layer.name} was evaluated.")
     bracket = " The arrow spans the two sizes the headline compares." if plots.bracketed(layer) else ""
     caption = (
         f"Low-rank methods only, by the weights left in {layer.name}; further left and "
@@ -65,16 +65,16 @@ def _accuracy(results: Results, layer: LayerResults) -> Drawn | LeftOut:
         f"The band is the allowed loss of {results.scale.drop_text(layer.drop)}; the upper panel is a close look at it."
         f"{bracket} Corresponds to Tables 3 to 8 of DALR."
     )
-    return Drawn("accuracy", title, caption, plots.accuracy_against_layer(results, layer), "points")
+    return Drawn("score", title, caption, plots.score_against_layer(results, layer), "points")
 
 
-def _accuracy_both(results: Results, layer: LayerResults) -> Drawn | LeftOut:
+def _score_both(results: Results, layer: LayerResults) -> Drawn | LeftOut:
     title = f"{_begun(results.metric)} against the size of both layers"
     if not layer.next_layer:
         reason = f"{layer.name} has no next layer for a selection to shrink, so there is no selection to compare with."
-        return LeftOut("accuracy_both", title, reason)
+        return LeftOut("score_both", title, reason)
     if not _has(layer, Family.SELECTION):
-        return LeftOut("accuracy_both", title, f"No selection of nodes of {layer.name} was evaluated.")
+        return LeftOut("score_both", title, f"No selection of nodes of {layer.name} was evaluated.")
     floor = percent_text(layer.outputs * layer.next_outputs / layer.pair_parameters, 1)
     caption = (
         f"All methods at equal weight: a selection removes nodes of {layer.name} and with them inputs of "
@@ -82,7 +82,7 @@ def _accuracy_both(results: Results, layer: LayerResults) -> Drawn | LeftOut:
         f"below {floor} %. The upper panel is a close look at the allowed loss. Corresponds to Tables 3 to 8 of DALR "
         "and Tables 3 to 5 of MoMaSP."
     )
-    return Drawn("accuracy_both", title, caption, plots.accuracy_against_pair(results, layer), "points")
+    return Drawn("score_both", title, caption, plots.score_against_pair(results, layer), "points")
 
 
 def _begun(metric: str) -> str:
@@ -145,6 +145,7 @@ def _retention(layer: LayerResults) -> Drawn | LeftOut:
         return LeftOut("retention", title, f"There is no retention curve for {layer.name}: {why}.")
     caption = (
         "The share of the second moment of all nodes that the kept ones explain linearly: r(J) of Eq. 2 of MoMaSP. The "
-        "vertical axis is stretched towards 100 %. High retention is not yet high accuracy: compare the figures above."
+        "vertical axis is stretched towards 100 %. High retention does not yet mean a good score: compare the figures "
+        "above."
     )
     return Drawn("retention", title, caption, plots.retention(layer), "retention")

@@ -26,7 +26,7 @@ from dalr_stream.report.record import LayerResults, Results
 from dalr_stream.report.speed import speed_tables
 from dalr_stream.report.style import css_name, drawing, inks
 from dalr_stream.report.svg import inline_svg
-from dalr_stream.report.tables import accuracy_table, headline_table, size_table
+from dalr_stream.report.tables import headline_table, score_table, size_table
 
 _HERE = Path(__file__).parent
 
@@ -53,7 +53,7 @@ class Section:
     layer: LayerResults
     claim: Claim
     headline: Table
-    accuracy: Table
+    scores: Table
     pictures: tuple[Picture, ...]
 
 
@@ -67,7 +67,7 @@ def sections(results: Results, drawn: Sequence[Sequence[Drawn | LeftOut]]) -> tu
         for entry in figures:
             number += isinstance(entry, Drawn)
             pictures.append(_picture(entry, slug, layer, number))
-        tables = headline_table(results, layer), accuracy_table(results, layer)
+        tables = headline_table(results, layer), score_table(results, layer)
         made.append(Section(slug, layer, claim(layer, results.metric, results.scale), *tables, tuple(pictures)))
     return tuple(made)
 
@@ -108,7 +108,7 @@ def render_sections(results: Results, made: Sequence[Section]) -> str:
         speed=tuple(speed_tables(results)),
         published=published_tables(results),
         overview=overview_table(results) if many_layers(results) else None,
-        baseline=results.scale.text(results.baseline_accuracy),
+        baseline=results.scale.text(results.baseline_score),
         style=_stylesheet(),
     )
 

@@ -20,14 +20,14 @@ from dalr_stream.numerics.methods import Family
 from dalr_stream.report import axes as frame
 from dalr_stream.report.cells import TIMES, percent_text
 from dalr_stream.report.claims import compared
-from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, LayerResults, Results
+from dalr_stream.report.record import LayerResults, Results, ScoreCurve, ScorePoint
 from dalr_stream.report.series import cumulative_energy
 from dalr_stream.report.style import BAND, BASELINE, MUTED, SERIES, TEXT, method_named
 
 ERROR_FLOOR = 1e-4
 """Errors below this share of the largest are off the logarithmic axis, where they would flatten all others."""
 CLOSE_LOOK = 5.0
-"""The upper panel of an accuracy figure shows this many times the allowed loss."""
+"""The upper panel of a figure of scores shows this many times the allowed loss."""
 LEAST_ROOM = 0.2
 """Percentage points that count as the loss allowed where less is."""
 SPECTRUM_FLOOR = 1e-6
@@ -119,34 +119,33 @@ def errors_below_axis(layer: LayerResults) -> float | None:
     return lowest if min(drawn) < lowest else None
 
 
-def accuracy_against_pair(results: Results, layer: LayerResults) -> Figure:
-    """Draw test accuracy against the parameters left in this layer and the next one, all methods (Tables 3-8)."""
-    if not layer.accuracy_curves:
-        raise InvalidInputError(f"layer {layer.name!r}: accuracy needs one evaluated method at least, got none")
+def score_against_pair(results: Results, layer: LayerResults) -> Figure:
+    """Draw the score against the parameters left in this layer and the next one, all methods (Tables 3-8)."""
+    if not layer.score_curves:
+        raise InvalidInputError(f"layer {layer.name!r}: scores need one evaluated method at least, got none")
     shares = [
-        [100 * point.pair_parameters / layer.pair_parameters for point in curve.points]
-        for curve in layer.accuracy_curves
+        [100 * point.pair_parameters / layer.pair_parameters for point in curve.points] for curve in layer.score_curves
     ]
     following = f" and {layer.next_layer}" if layer.next_layer else ""
-    return _accuracy(results, layer, layer.accuracy_curves, shares, f"parameters left in {layer.name}{following}")
+    return _score(results, layer, layer.score_curves, shares, f"parameters left in {layer.name}{following}")
 
 
-def accuracy_against_layer(results: Results, layer: LayerResults) -> Figure:
-    """Draw test accuracy against the parameters left in this layer alone, low-rank methods only (Tables 3-8).
+def score_against_layer(results: Results, layer: LayerResults) -> Figure:
+    """Draw the score against the parameters left in this layer alone, low-rank methods only (Tables 3-8).
 
     A bracket spans the sizes the headline compares: the default DALR's and plain SVD's.
     """
-    curves = [c for c in layer.accuracy_curves if method_named(c.method, layer.name).family is Family.LOW_RANK]
+    curves = [c for c in layer.score_curves if method_named(c.method, layer.name).family is Family.LOW_RANK]
     if not curves:
         raise InvalidInputError(f"layer {layer.name!r}: this figure needs one evaluated low-rank method, got none")
     shares = [[100 * _own_parameters(point, layer) / layer.layer_parameters for point in c.points] for c in curves]
-    figure = _accuracy(results, layer, curves, shares, f"parameters left in {layer.name}")
+    figure = _score(results, layer, curves, shares, f"parameters left in {layer.name}")
     if bracketed(layer):
         _bracket(figure.axes[0], layer)  # the lower panel, which was made first
     return figure
 
 
-def _own_parameters(point: AccuracyPoint, layer: LayerResults) -> int:
+def _own_parameters(point: ScorePoint, layer: LayerResults) -> int:
     if point.layer_parameters is None:
         raise InvalidInputError(f"layer {layer.name!r}: a factor pair has layer_parameters, got None at {point.size}")
     return point.layer_parameters
@@ -175,36 +174,36 @@ def _bracket(axes: Axes, layer: LayerResults) -> None:
     axes.text(math.sqrt(low * high), 0.09, text, transform=across, ha="center", va="bottom")
 
 
-def _accuracy(
+def _score(
     results: Results,
     layer: LayerResults,
-    curves: Sequence[AccuracyCurve],
+    curves: Sequence[ScoreCurve],
     shares: Sequence[Sequence[float]],
     xlabel: str,
 ) -> Figure:
     figure, upper, lower = frame.stacked(5.4)
     scale = results.scale
-    baseline = scale.factor * results.baseline_accuracy
-    worst = scale.factor * scale.worst(results.baseline_accuracy, layer.drop)
+    baseline = scale.factor * results.baseline_score
+    worst = scale.factor * scale.worst(results.baseline_score, layer.drop)
     for axes in (upper, lower):
         axes.axhspan(*sorted((worst, baseline)), color=BAND.light, linewidth=0, zorder=0)
         axes.axhline(baseline, color=BASELINE.light, linewidth=1.2, zorder=2, label="uncompressed")
         for curve, share in zip(curves, shares, strict=True):
             method = method_named(curve.method, layer.name)
-            values = [scale.factor * point.accuracy for point in curve.points]
+            values = [scale.factor * point.score for point in curve.points]
             frame.curve(axes, share, values, method, label=method.label)
         if scale.is_share:
             frame.per_cent(axes.yaxis)
         axes.set_ylabel(results.metric)
     drawn = [value for share in shares for value in share if value > 0]
     frame.log_x(lower, 0.9 * min(drawn, default=1), 1.12 * max(drawn, default=100), suffix=" %")
-    values = [baseline, *(scale.factor * point.accuracy for curve in curves for point in curve.points)]
+    values = [baseline, *(scale.factor * point.score for curve in curves for point in curve.points)]
     room = (worst - baseline) if abs(worst - baseline) > LEAST_ROOM or not scale.is_share else -LEAST_ROOM
     best = max(values, key=scale.goodness)
     upper.set_ylim(*sorted((baseline + CLOSE_LOOK * room, best - 0.25 * room)))
     lower.set_xlabel(xlabel)
     base = Line2D(
-        [], [], color=BASELINE.light, linewidth=1.2, label=f"uncompressed, {scale.text(results.baseline_accuracy)}"
+        [], [], color=BASELINE.light, linewidth=1.2, label=f"uncompressed, {scale.text(results.baseline_score)}"
     )
     band = Patch(color=BAND.light, linewidth=0, label=f"within {scale.drop_text(layer.drop)} of it")
     methods = frame.method_entries(method_named(curve.method, layer.name) for curve in curves)

@@ -44,7 +44,7 @@ class ErrorCurve:
 
 
 @dataclass(frozen=True, slots=True)
-class AccuracyPoint:
+class ScorePoint:
     """One compressed network, evaluated on the test split."""
 
     size: int
@@ -53,16 +53,16 @@ class AccuracyPoint:
     """k(m + d), for a factor pair; None for a selection, which changes two layers."""
     pair_parameters: int
     """Weights left in this layer and the next one together."""
-    accuracy: float
-    """In 0..1; of another metric, its value."""
+    score: float
+    """The metric's value on the test split; of a share, such as accuracy, in 0..1."""
 
 
 @dataclass(frozen=True, slots=True)
-class AccuracyCurve:
-    """Test accuracy of one method against size; points in ascending order of size."""
+class ScoreCurve:
+    """Score of one method against size; points in ascending order of size."""
 
     method: str
-    points: tuple[AccuracyPoint, ...]
+    points: tuple[ScorePoint, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class HeadlineRow:
     size: int | None
     layer_parameters: int | None
     pair_parameters: int | None
-    accuracy: float | None
+    score: float | None
     svd_ratio: float | None
     """Parameters plain SVD needs, divided by what this method needs: on the layer alone for factor pairs, on
     the layer and the next one together for selections."""
@@ -110,7 +110,7 @@ class LayerResults:
     """The loss that the headline allows: 0.01 is one point of a share, and 1 % of any other metric's value."""
     activity: tuple[DomainActivity, ...]
     error_curves: tuple[ErrorCurve, ...]
-    accuracy_curves: tuple[AccuracyCurve, ...]
+    score_curves: tuple[ScoreCurve, ...]
     retention_curves: tuple[RetentionCurve, ...]
     spectra: Spectra
     headline: tuple[HeadlineRow, ...]
@@ -118,8 +118,8 @@ class LayerResults:
     """None where the store keeps no shards."""
     groups: int = 1
     """Of a convolution: inputs and ranks are those of each."""
-    finetuned_curves: tuple[AccuracyCurve, ...] = ()
-    """As `accuracy_curves`, each network fine-tuned after its compression; empty where none was."""
+    finetuned_curves: tuple[ScoreCurve, ...] = ()
+    """As `score_curves`, each network fine-tuned after its compression; empty where none was."""
 
     @property
     def in_groups(self) -> str:
@@ -149,7 +149,7 @@ class NetworkSize:
     label: str
     parameters: int
     bytes: int
-    accuracy: float | None
+    score: float | None
     macs: Mapping[str, float] = field(default_factory=dict)
     """Multiply-adds a sample of each layer that is counted, the mean over the test split; empty where not counted."""
 
@@ -165,9 +165,9 @@ class Results:
     provenance
         Versions, fingerprints, seeds, row counts, the resolved configuration: nested mappings of plain values.
     metric
-        The metric's name in print. What is called accuracy in this record is its value, whatever it is.
-    baseline_accuracy
-        The metric of the uncompressed network, on the test split.
+        The metric's name in print; every score in this record is its value.
+    baseline_score
+        The uncompressed network's score on the test split.
     layers
         One record for each layer: its curves at every rank and size.
     sizes
@@ -187,7 +187,7 @@ class Results:
     name: str
     provenance: Mapping[str, Any]
     metric: str
-    baseline_accuracy: float
+    baseline_score: float
     layers: tuple[LayerResults, ...]
     sizes: tuple[NetworkSize, ...]
     decisions: tuple[str, ...] = ()
@@ -229,8 +229,8 @@ def _layer(plain: dict[str, Any]) -> LayerResults:
                 DomainActivity(**{**row, "active_rate": tuple(row["active_rate"])}) for row in plain["activity"]
             ),
             "error_curves": tuple(_error_curve(curve) for curve in plain["error_curves"]),
-            "accuracy_curves": _accuracy_curves(plain["accuracy_curves"]),
-            "finetuned_curves": _accuracy_curves(plain.get("finetuned_curves", ())),
+            "score_curves": _score_curves(plain["score_curves"]),
+            "finetuned_curves": _score_curves(plain.get("finetuned_curves", ())),
             "retention_curves": tuple(
                 RetentionCurve(curve["method"], tuple(curve["retention"])) for curve in plain["retention_curves"]
             ),
@@ -241,9 +241,9 @@ def _layer(plain: dict[str, Any]) -> LayerResults:
     )
 
 
-def _accuracy_curves(plain: Iterable[Any]) -> tuple[AccuracyCurve, ...]:
+def _score_curves(plain: Iterable[Any]) -> tuple[ScoreCurve, ...]:
     return tuple(
-        AccuracyCurve(curve["method"], tuple(AccuracyPoint(**point) for point in curve["points"])) for curve in plain
+        ScoreCurve(curve["method"], tuple(ScorePoint(**point) for point in curve["points"])) for curve in plain
     )
 
 

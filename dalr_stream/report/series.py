@@ -24,9 +24,9 @@ def cumulative_energy(singular_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def layer_series(layer: LayerResults, metric: str = "accuracy") -> Iterator[Table]:
-    """Yield accuracy points, error curves, activation rates, spectra and retention curves; empty ones are left out."""
-    if layer.accuracy_curves:
-        yield _accuracy_points(layer, metric)
+    """Yield scores, error curves, activation rates, spectra and retention curves; empty ones are left out."""
+    if layer.score_curves:
+        yield _score_points(layer, metric)
     errors: dict[str, Sequence[float] | None] = {}
     for curve in layer.error_curves:
         errors[f"{curve.method}_training"] = curve.training
@@ -77,10 +77,10 @@ def _columns(stability: Stability | SelectionStability, names: str) -> dict[str,
     return {f"{stability.method}_{name}": getattr(stability, name) for name in names.split()}
 
 
-def _accuracy_points(layer: LayerResults, metric: str) -> Table:
+def _score_points(layer: LayerResults, metric: str) -> Table:
     rows: list[list[Value]] = [
-        [curve.method, point.size, point.layer_parameters, point.pair_parameters, point.accuracy]
-        for curve in layer.accuracy_curves
+        [curve.method, point.size, point.layer_parameters, point.pair_parameters, point.score]
+        for curve in layer.score_curves
         for point in curve.points
     ]
     return _plain("points", ["method", "size", "layer_parameters", "pair_parameters", key_of(metric)], rows)

@@ -1,10 +1,10 @@
-"""The tables of a report: the headline, accuracy against size, the whole network before and after.
+"""The tables of a report: the headline, scores against size, the whole network before and after.
 
-The accuracy table has the layout of DALR's Tables 3-8: a column a rank, a row a method.
+The table of scores has the layout of DALR's Tables 3-8: a column a rank, a row a method.
 
 Selections have no rank. They stand in the column of the factor pairs they match in size: of the sizes that were
 evaluated, the largest whose two layers together weigh at most k(m + d) + m C, the weight of the factor pair and the
-untouched next layer, C being the next layer's outputs. Their own number of kept nodes is set small beside the accuracy.
+untouched next layer, C being the next layer's outputs. Their own number of kept nodes is set small beside the score.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dalr_stream.report.cells import (
     percent_text,
     ratio_text,
 )
-from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, HeadlineRow, LayerResults, Results
+from dalr_stream.report.record import HeadlineRow, LayerResults, Results, ScoreCurve, ScorePoint
 from dalr_stream.report.scale import Scale, key_of
 from dalr_stream.report.style import method_named
 
@@ -33,7 +33,7 @@ FINETUNED = "fine-tuned"
 """Follows the method where its networks were fine-tuned after compression."""
 
 
-def matched_point(curve: AccuracyCurve, layer: LayerResults, rank: int) -> AccuracyPoint | None:
+def matched_point(curve: ScoreCurve, layer: LayerResults, rank: int) -> ScorePoint | None:
     """Return the point of a selection that weighs as much as factors of that rank, or just less; None if none does.
 
     `pair_parameters <= k(m + d) + m C`, `m` and `d` the layer's outputs and inputs, `C` the next layer's outputs.
@@ -55,8 +55,8 @@ def sizes_tried(layer: LayerResults) -> tuple[int, ...]:
     return tuple(sorted({point.size for curve in curves for point in curve.points}))
 
 
-def accuracy_table(results: Results, layer: LayerResults) -> Table:
-    """Return test accuracy in per cent, in the layout of DALR's Tables 3-8.
+def score_table(results: Results, layer: LayerResults) -> Table:
+    """Return the score at every size, in the layout of DALR's Tables 3-8.
 
     Columns are the ranks tried. Where only selections were tried, columns are their own sizes.
     """
@@ -78,19 +78,19 @@ def accuracy_table(results: Results, layer: LayerResults) -> Table:
         else:
             rows.append(Row(method.label, method.value, tuple(cells), note_label=noted, method=method))
     scale = results.scale
-    baseline = Cell(scale.number(results.baseline_accuracy), results.baseline_accuracy)
+    baseline = Cell(scale.number(results.baseline_score), results.baseline_score)
     rows.append(Row("uncompressed", "uncompressed", (baseline,) * len(sizes), RowKind.REFERENCE))
     return Table(
-        name="accuracy",
+        name="scores",
         caption=f"{layer.name}: {results.metric}{' in per cent' if scale.is_share else ''}",
         corner=Column(word, word.replace(" ", "_")),
         columns=tuple(Column(str(size), str(size)) for size in sizes),
         rows=tuple(rows),
-        footnote=_accuracy_footnote(layer),
+        footnote=_score_footnote(layer),
     )
 
 
-def _with_finetuned(layer: LayerResults) -> list[tuple[Method, bool, AccuracyCurve]]:
+def _with_finetuned(layer: LayerResults) -> list[tuple[Method, bool, ScoreCurve]]:
     """Return the curves in order, each with its method and followed by that of the same networks fine-tuned."""
     tuned = {curve.method: curve for curve in layer.finetuned_curves}
     found = []
@@ -102,7 +102,7 @@ def _with_finetuned(layer: LayerResults) -> list[tuple[Method, bool, AccuracyCur
     return found
 
 
-def _accuracy_footnote(layer: LayerResults) -> str:
+def _score_footnote(layer: LayerResults) -> str:
     said = ["Bold: best of its column."]
     if ranks_tried(layer) and sizes_tried(layer):
         said.append(
@@ -118,12 +118,12 @@ def _family(method: str, layer: LayerResults) -> Family:
     return method_named(method, layer.name).family
 
 
-def _in_order(layer: LayerResults) -> list[AccuracyCurve]:
+def _in_order(layer: LayerResults) -> list[ScoreCurve]:
     order = list(Method)
-    return sorted(layer.accuracy_curves, key=lambda curve: order.index(method_named(curve.method, layer.name)))
+    return sorted(layer.score_curves, key=lambda curve: order.index(method_named(curve.method, layer.name)))
 
 
-def _of_family(layer: LayerResults, family: Family) -> list[AccuracyCurve]:
+def _of_family(layer: LayerResults, family: Family) -> list[ScoreCurve]:
     return [curve for curve in _in_order(layer) if _family(curve.method, layer) is family]
 
 
@@ -142,9 +142,7 @@ def _scales(layer: LayerResults, sizes: Sequence[int], *, by_rank: bool) -> list
     ]
 
 
-def _cells(
-    curve: AccuracyCurve, layer: LayerResults, sizes: Sequence[int], *, by_rank: bool, scale: Scale
-) -> list[Cell]:
+def _cells(curve: ScoreCurve, layer: LayerResults, sizes: Sequence[int], *, by_rank: bool, scale: Scale) -> list[Cell]:
     matched = by_rank and _family(curve.method, layer) is Family.SELECTION
     own = {point.size: point for point in curve.points}
     cells: list[Cell] = []
@@ -153,7 +151,7 @@ def _cells(
         if point is None:
             cells.append(Cell(BLANK))
         else:
-            cells.append(Cell(scale.number(point.accuracy), point.accuracy, point.size if matched else None))
+            cells.append(Cell(scale.number(point.score), point.score, point.size if matched else None))
     return cells
 
 
@@ -185,7 +183,7 @@ def headline_table(results: Results, layer: LayerResults) -> Table:
         if all(members.values()):
             rows.append(Row(label, family.value, kind=RowKind.GROUP))
         rows += _headline_rows(layer, members[family], len(columns), results.scale)
-    allowed = results.scale.text(results.scale.worst(results.baseline_accuracy, layer.drop))
+    allowed = results.scale.text(results.scale.worst(results.baseline_score, layer.drop))
     return Table(
         name="headline",
         caption=f"{layer.name}: smallest size with {results.metric} of {results.scale.at_least} {allowed}",
@@ -248,7 +246,7 @@ def _reached(  # what a row is of, and how it is printed
         Cell(f"{word} {size:,}", size),
         *_weight(row.layer_parameters, layer.layer_parameters),
         *(_weight(row.pair_parameters, layer.pair_parameters) if layer.next_layer else ()),
-        Cell(BLANK) if row.accuracy is None else Cell(scale.number(row.accuracy), row.accuracy),
+        Cell(BLANK) if row.score is None else Cell(scale.number(row.score), row.score),
         ratio,
     )
 
@@ -261,9 +259,9 @@ def _weight(parameters: int | None, whole: int) -> tuple[Cell, Cell]:
 
 
 def size_table(results: Results) -> Table:
-    """Return parameters, bytes and accuracy of the uncompressed network and of each network the run saved."""
+    """Return parameters, bytes and score of the uncompressed network and of each network the run saved."""
     before = results.sizes[0] if results.sizes else None
-    scale, baseline = results.scale, results.baseline_accuracy
+    scale, baseline = results.scale, results.baseline_score
     rows = []
     for size in results.sizes:
         share, weight = size.parameters / results.sizes[0].parameters, size.bytes / results.sizes[0].bytes
@@ -274,10 +272,10 @@ def size_table(results: Results) -> Table:
             Cell(percent_text(weight), weight),
             *(
                 (Cell(BLANK), Cell(BLANK))
-                if size.accuracy is None
+                if size.score is None
                 else (
-                    Cell(scale.number(size.accuracy), size.accuracy),
-                    Cell(scale.change(baseline, size.accuracy), size.accuracy - baseline),
+                    Cell(scale.number(size.score), size.score),
+                    Cell(scale.change(baseline, size.score), size.score - baseline),
                 )
             ),
         )

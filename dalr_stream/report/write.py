@@ -31,7 +31,7 @@ from dalr_stream.report.record import Results
 from dalr_stream.report.series import layer_series
 from dalr_stream.report.speed import speed_tables
 from dalr_stream.report.style import drawing
-from dalr_stream.report.tables import accuracy_table, headline_table, size_table
+from dalr_stream.report.tables import headline_table, score_table, size_table
 from dalr_stream.storage.durable import sync
 
 PAGE = "report.html"
@@ -77,7 +77,7 @@ def _named_tables(results: Results) -> Iterator[tuple[str, Table]]:
     for slug, layer in zip(names, results.layers, strict=True):
         for table in (
             headline_table(results, layer),
-            accuracy_table(results, layer),
+            score_table(results, layer),
             *layer_series(layer, results.metric),
         ):
             yield f"{slug}-{table.name}", table

@@ -155,6 +155,10 @@ class DomainRecord:
         """Return the layer under whose name the rows and moments of `layer` lie: mostly its own."""
         return self.shared.get(layer, layer)
 
+    def has(self, layer: str) -> bool:
+        """Tell whether rows of a layer were recorded: a capture that just began has a domain without layers."""
+        return self.home(layer) in self.layers
+
     @property
     def shard_name(self) -> str:
         """What this domain is called once merged with others: equal names, equal rows in every layer."""

@@ -26,7 +26,7 @@ from dalr_stream.storage import schema
 from dalr_stream.storage.arrays import create_array, write_array
 from dalr_stream.storage.durable import new_folder, readable
 from dalr_stream.storage.records.moments import SCATTER, VECTORS, fill_moments, name_of_moments
-from dalr_stream.storage.records.record import Name, digest_of_array, load_record, seal_record
+from dalr_stream.storage.records.record import Name, digest_of_array, holding, load_record, seal_record
 
 
 def save_strips(
@@ -52,7 +52,10 @@ def load_strip(path: Path, strip: Strip) -> FoldState:
     StoreDamagedError, StoreNotFoundError.
     """
     arrays, values = load_record(path, VECTORS)
-    if values["count"] == 0:
+    with holding(path, "moments"):
+        count, samples = values["count"], values["samples"]
+        vectors = [arrays[name][: strip.stop] for name in ("mean", "maximum", "max_abs", "nonzero") if count]
+    if count == 0:
         return FoldState.empty(strip)
     try:
         with readable(path):
@@ -60,8 +63,8 @@ def load_strip(path: Path, strip: Strip) -> FoldState:
             scatter = np.ascontiguousarray(stored[strip.first : strip.stop, : strip.stop])
     except schema.DECODE_ERRORS as error:
         raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' is damaged ({error}): accumulate again") from error
-    mean, maximum, max_abs, nonzero = (arrays[name][: strip.stop] for name in ("mean", "maximum", "max_abs", "nonzero"))
-    return FoldState(values["count"], values["samples"], mean, scatter, maximum, -max_abs, nonzero)
+    mean, maximum, max_abs, nonzero = vectors
+    return FoldState(count, samples, mean, scatter, maximum, -max_abs, nonzero)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""MoMaSP's section 4 on printed and handwritten digits: the tables of docs/adaptation.md.
+"""MoMaSP's section 4 on printed and handwritten digits: the tables of docs/results/adaptation.md.
 
     python pipelines/adaptation/experiment.py [SEED ...] [--pair svhn mnist]
 

@@ -1,4 +1,4 @@
-"""The papers' claims on the digits networks, over several seeds: the figures of docs/claims.md.
+"""The papers' claims on the digits networks, over several seeds: the figures of docs/results/claims.md.
 
     python pipelines/digits/claims.py [SEED ...]
 

@@ -1,4 +1,4 @@
-"""Three seeds of the main job, and the spread of what it claims: the table of the README.
+"""Three seeds of the main job, and the spread of what it claims: the table of docs/results/digits.md.
 
     python pipelines/digits/seeds.py [SEED ...]
 
@@ -47,7 +47,7 @@ def cell(size: int | None, svd_ratio: float | None) -> str:
 def main(seeds: Sequence[int]) -> None:
     """Print the tables."""
     found = [run_seed(seed) for seed in seeds]
-    baselines = ", ".join(f"{one.baseline_accuracy:.2%}" for one in found)
+    baselines = ", ".join(f"{one.baseline_score:.2%}" for one in found)
     print(f"\nuncompressed accuracy, seeds {', '.join(map(str, seeds))}: {baselines}\n")
     for layer in range(len(found[0].layers)):
         print(table(found, layer) + "\n")

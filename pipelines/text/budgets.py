@@ -3,8 +3,9 @@
     python pipelines/text/budgets.py
 
 Does what is not done yet of `run.toml` up to the moments, then solves, sizes and scores from there: the tables of
-`docs/text.md`. Within each budget the sizes of all layers are shared out by what each layer loses on the rows that its
-method was solved from. Plain SVD's are too, so it learns here where ranks are needed, which it would not by itself.
+`docs/results/text.md`. Within each budget the sizes of all layers are shared out by what each layer loses on the rows
+that its method was solved from. Plain SVD's are too, so it learns here where ranks are needed, which it would not by
+itself.
 """
 
 from __future__ import annotations

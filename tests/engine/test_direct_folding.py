@@ -9,8 +9,8 @@ import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.stores.store_view import StoreView
-from dalr_stream.network.capture.probe import PROBE_PASSES
-from dalr_stream.network.capture.proof import SAMPLE_PASSES
+from dalr_stream.network.capture.proofs.probe import PROBE_PASSES
+from dalr_stream.network.capture.proofs.proof import SAMPLE_PASSES
 from dalr_stream.numerics.linalg.precision import error_bound
 from dalr_stream.storage.records.moments import moments_path
 from dalr_stream.storage.records.record import provenance_of

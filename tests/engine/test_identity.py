@@ -257,6 +257,21 @@ def test_moments_of_an_impossible_count_are_damaged(store, key, count):
     assert "target" in repr(ActivationStore(store))
 
 
+RECORDS = ("weights/0", "moments/target/2/training", "solutions/0/svd")
+FOLDERS = (*RECORDS, "weights", "weights/0/weight", "moments/target")
+ANOTHER = [(path, other) for path in RECORDS for other in FOLDERS if path != other]
+
+
+@pytest.mark.parametrize(("path", "other"), ANOTHER)
+@pytest.mark.parametrize("change", [nameless, lambda _root: None], ids=["of 0.1", "named"])
+def test_a_folder_of_another_kind_in_the_place_of_a_record_is_damage(store, tmp_path, path, other, change):
+    change(store)
+    shutil.copytree(store / other, tmp_path / "other")
+    shutil.rmtree(store / path)
+    shutil.copytree(tmp_path / "other", store / path)
+    assert any(f"{store / path}'" in str(finding) for finding in verify_store(store).findings)
+
+
 @pytest.mark.parametrize("change", ["no tiles", "half of the rows"])
 def test_rows_that_cannot_be_those_of_the_samples_are_not_folded(tmp_path, change):
     model = nn.Sequential(nn.Linear(5, 4)).eval()

@@ -9,7 +9,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.engine.stores.merge import merge
 from dalr_stream.errors import FingerprintMismatchError
-from dalr_stream.network.capture.probe import probe_of
+from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.layers.spec import select_layers
 from dalr_stream.numerics.rows.probe import Probe

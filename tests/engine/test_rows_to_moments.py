@@ -16,8 +16,8 @@ from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
-from dalr_stream.network.capture.probe import PROBE_PASSES
-from dalr_stream.network.capture.proof import PADDING_PASSES, SAMPLE_PASSES
+from dalr_stream.network.capture.proofs.probe import PROBE_PASSES
+from dalr_stream.network.capture.proofs.proof import PADDING_PASSES, SAMPLE_PASSES
 from dalr_stream.numerics.rows import tiling
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.store import ActivationStore

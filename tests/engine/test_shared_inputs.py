@@ -17,7 +17,7 @@ from dalr_stream.engine.stores.merge import merge
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
-from dalr_stream.network.capture.proof import SAMPLE_PASSES
+from dalr_stream.network.capture.proofs.proof import SAMPLE_PASSES
 from dalr_stream.storage.store import ActivationStore, StoredRows
 from dalr_stream.streaming.lanes import Pace
 from dalr_stream.workflow.run import Run

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from strategies import PLAIN_VARIANTS
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError, RankError
 from dalr_stream.numerics.layer import Layer
@@ -68,7 +69,7 @@ def assert_same_selection(left, right):
     assert (left.method, left.diagnostics) == (right.method, right.diagnostics)
 
 
-@pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.parametrize("variant", PLAIN_VARIANTS)
 @pytest.mark.parametrize("affine", [False, True])
 def test_dalr_of_a_layer_is_dalr_of_its_parts(variant, affine):
     given = layer()
@@ -176,9 +177,12 @@ def test_enums_are_taken_by_their_values_and_others_are_refused_with_a_list():
     assert_same_factors(dalr(given, variant="published"), dalr(given, variant=Variant.PUBLISHED))
     assert_same_selection(momasp(given, form="subset"), momasp(given, form=Form.SUBSET))
     cases = [
-        (lambda: dalr(given, variant="anchor"), "'published', 'optimal', 'anchored', got 'anchor'"),
-        (lambda: dalr_sweep(given, ridges=[1.0], variant="anchor"), "'published', 'optimal', 'anchored', got 'anchor'"),
-        (lambda: choose_ridge(given, variant="anchor"), "'published', 'optimal', 'anchored', got 'anchor'"),
+        (lambda: dalr(given, variant="anchor"), "'published', 'optimal', 'anchored', 'weighted', got 'anchor'"),
+        (
+            lambda: dalr_sweep(given, ridges=[1.0], variant="anchor"),
+            "'published', 'optimal', 'anchored', 'weighted', got 'anchor'",
+        ),
+        (lambda: choose_ridge(given, variant="anchor"), "'published', 'optimal', 'anchored', 'weighted', got 'anchor'"),
         (lambda: momasp(given, form="edge"), "form must be one of 'node', 'subset', got 'edge'"),
         (lambda: dalr(given, side="input"), "side must be one of 'inputs', 'outputs', .* got 'input'"),
     ]
@@ -218,6 +222,7 @@ def test_what_a_layer_lacks_is_named_with_the_layer():
         ({"outputs": Moments.of(rows(0, D))}, f"outputs must have {M} features .* got {D}"),
         ({"nodes": Moments.of(rows(0, D))}, f"nodes must have {M} features .* got {D}"),
         ({"source_nodes": Moments.of(rows(0, D))}, f"source_nodes must have {M} features .* got {D}"),
+        ({"gradients": Moments.of(rows(0, D))}, f"gradients must have {M} features .* got {D}"),
         ({"weight": np.ones(D)}, r"weight must be a matrix of outputs x inputs, got shape \(7,\)"),
         ({"bias": np.ones(D)}, r"bias must have 5 entries, one per output, got shape \(7,\)"),
     ],
@@ -231,6 +236,20 @@ def test_outputs_that_do_not_split_into_the_groups_of_the_inputs_are_refused():
     inputs = GroupedMoments((Moments.of(rows(0, D)), Moments.of(rows(1, D))))
     with pytest.raises(InvalidInputError, match="layer 'conv': 5 outputs cannot be split into 2 groups"):
         Layer("conv", np.ones((M, D)), None, inputs)
+
+
+def test_gradients_are_given_for_each_group_and_go_with_it():
+    by_outputs = [Moments.of(rows(20 + number, M)) for number in range(GROUPS)]
+    given = dataclasses.replace(grouped_layer(), gradients=GroupedMoments(tuple(by_outputs)))
+    assert [part.gradients for part in given.parts] == by_outputs
+    assert given.with_inputs(given.inputs).gradients is given.gradients
+    with pytest.raises(InvalidInputError, match=f"layer 'conv': gradients must be given for each of its {GROUPS} "):
+        dataclasses.replace(given, gradients=Moments.of(rows(20, GROUPS * M)))
+
+
+def test_a_layer_without_gradients_says_what_to_do_where_they_are_asked_for():
+    with pytest.raises(InvalidInputError, match=r"layer 'fc6': .* gradients are needed .* watch\(..., gradients="):
+        _ = layer().known_gradients
 
 
 def test_other_inputs_leave_nothing_else_known_that_might_not_belong_to_them():

@@ -175,7 +175,7 @@ class TestThroughTheRunFile:
         found = Results.read(finished.project.report_folder / "results.json")
         assert [layer.name for layer in found.layers] == LAYERS
         for layer in found.layers:
-            assert [curve.method for curve in layer.accuracy_curves] == ["svd", "dalr_anchored_affine"]
+            assert [curve.method for curve in layer.score_curves] == ["svd", "dalr_anchored_affine"]
             assert all(curve.heldout is not None for curve in layer.error_curves)
         before, after = Evaluation.read(finished.project.evaluation).sizes
         assert after.parameters < before.parameters

@@ -49,4 +49,4 @@ def test_fine_tuning_gives_back_much_of_what_a_hard_compression_took(tmp_path):
     run.accumulate()
     whole, compressed, tuned = run.evaluate().sizes
     assert tuned.parameters == compressed.parameters < whole.parameters
-    assert tuned.accuracy > compressed.accuracy + 0.1
+    assert tuned.score > compressed.score + 0.1

@@ -145,7 +145,7 @@ def test_a_target_domain_runs_through_to_its_report(name, more, picture_folder, 
     results = Results.read(page.parent / "results.json")
     assert [layer.name for layer in results.layers] == ["classifier.0", "classifier.3"]
     for layer in results.layers:
-        for curves in (layer.accuracy_curves, layer.finetuned_curves):
+        for curves in (layer.score_curves, layer.finetuned_curves):
             assert [curve.method for curve in curves] == list(project.config.solve.methods)
         assert {activity.domain for activity in layer.activity} == {"target", "source", "test"}
         assert all(curve.heldout is not None for curve in layer.error_curves)
@@ -165,22 +165,22 @@ def ours_stands_beside_the_published_number_of_the_same_layer_method_and_size(re
     table = results.published[2]
     assert table.title.startswith("MoMaSP, Table 4")
     svd = next(row for row in table.rows if row.label == "SVD")
-    curve = next(c for c in results.layers[1].accuracy_curves if c.method == "svd")
-    ours = {point.size: point.accuracy for point in curve.points}
+    curve = next(c for c in results.layers[1].score_curves if c.method == "svd")
+    ours = {point.size: point.score for point in curve.points}
     assert svd.published[:2] == pytest.approx((0.041, 0.126))
     assert svd.ours == (ours[4], ours[8], None, None, None, None)
     kept = [as_heavy_as(results.layers[1], rank) for rank in (4, 8)]
     for after, curves in {
-        "": results.layers[1].accuracy_curves,
+        "": results.layers[1].score_curves,
         ", fine-tuned": results.layers[1].finetuned_curves,
     }.items():
-        tuned = {c.method: {point.size: point.accuracy for point in c.points} for c in curves}
+        tuned = {c.method: {point.size: point.score for point in c.points} for c in curves}
         rows = {row.label: row.ours for row in table.rows}
         assert rows[f"SVD{after}"][:2] == (tuned["svd"][4], tuned["svd"][8])
         assert rows[f"MoMaSP (node){after}"][:2] == (tuned["momasp_node"][kept[0]], tuned["momasp_node"][kept[1]])
     baseline = table.rows[-1]
     assert baseline.published[0] == pytest.approx(0.615)
-    assert baseline.ours[0] == results.baseline_accuracy
+    assert baseline.ours[0] == results.baseline_score
 
 
 def as_heavy_as(layer, rank):
@@ -206,7 +206,7 @@ def test_joint_search_scores_on_pictures_that_nothing_else_sees(picture_folder, 
     ours = table.rows[-1].ours
     before, after = (size.parameters for size in results.sizes)
     weights = sum(layer.layer_parameters for layer in results.layers)
-    assert ours == (pytest.approx(1 - (before - after) / weights), results.baseline_accuracy, results.sizes[1].accuracy)
+    assert ours == (pytest.approx(1 - (before - after) / weights), results.baseline_score, results.sizes[1].score)
 
 
 @pytest.mark.parametrize(
@@ -223,12 +223,12 @@ def test_the_rows_of_the_whole_network(method, layers, picture_folder, start, tm
     more = (f'solve.methods=["{method}"]', f"compress.method={method}")
     project = tiny("whole", picture_folder, start, tmp_path / "run", *layers, *more)
     results = Results.read(Run(project).all().parent / "results.json")
-    assert not any(layer.accuracy_curves for layer in results.layers)
+    assert not any(layer.score_curves for layer in results.layers)
     before, after, tuned = results.sizes
     assert after.parameters == tuned.parameters < before.parameters
     rows = results.published[0].rows[-2:]
     for row, size in zip(rows, (after, tuned), strict=True):
-        assert row.ours == (size.parameters, size.parameters / before.parameters, size.accuracy)
+        assert row.ours == (size.parameters, size.parameters / before.parameters, size.score)
     sequential = project.config.compress.order is Order.SEQUENTIAL
     assert [row.label.partition(":")[0] for row in rows] == ["compressed", "fine-tuned"]
     assert all(("one after the other" in row.label) == sequential for row in rows)

@@ -12,8 +12,6 @@ import math
 
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.record import (
-    AccuracyCurve,
-    AccuracyPoint,
     DomainActivity,
     ErrorCurve,
     HeadlineRow,
@@ -21,6 +19,8 @@ from dalr_stream.report.record import (
     NetworkSize,
     Results,
     RetentionCurve,
+    ScoreCurve,
+    ScorePoint,
     Spectra,
 )
 from dalr_stream.report.stability_record import SelectionStability, Stability
@@ -40,6 +40,7 @@ HALF_WAY = {
     Method.DALR_OPTIMAL_AFFINE: 2.7,
     Method.DALR_ANCHORED: 2.9,
     Method.DALR_ANCHORED_AFFINE: 1.9,
+    Method.DALR_WEIGHTED_AFFINE: 1.95,
     Method.PRUNE_MEAN: 14.0,
     Method.PRUNE_MAX: 17.0,
     Method.SPECTRAL: 2.4,
@@ -65,25 +66,23 @@ def error_curve(method: Method, length: int, *, heldout: bool) -> ErrorCurve:
     return ErrorCurve(method.value, tuple(training), tuple(kept_apart) if heldout else None)
 
 
-def low_rank_curve(method: Method, m: int, d: int, C: int) -> AccuracyCurve:
+def low_rank_curve(method: Method, m: int, d: int, C: int) -> ScoreCurve:
     points = [
-        AccuracyPoint(k, k * (m + d), k * (m + d) + m * C, accuracy(method, k, 0.1))
-        for k in RANKS
-        if k * (m + d) < m * d
+        ScorePoint(k, k * (m + d), k * (m + d) + m * C, accuracy(method, k, 0.1)) for k in RANKS if k * (m + d) < m * d
     ]
-    return AccuracyCurve(method.value, tuple(points))
+    return ScoreCurve(method.value, tuple(points))
 
 
-def selection_curve(method: Method, m: int, d: int, C: int) -> AccuracyCurve:
+def selection_curve(method: Method, m: int, d: int, C: int) -> ScoreCurve:
     sizes = {min((k * (m + d) + m * C) // (d + C), m) for k in RANKS if k * (m + d) < m * d}
     sizes |= {8, 16, 32}
-    points = [AccuracyPoint(s, None, s * (d + C), accuracy(method, s / 12, 0.1)) for s in sorted(sizes)]
-    return AccuracyCurve(method.value, tuple(points))
+    points = [ScorePoint(s, None, s * (d + C), accuracy(method, s / 12, 0.1)) for s in sorted(sizes)]
+    return ScoreCurve(method.value, tuple(points))
 
 
-def headline(curves: tuple[AccuracyCurve, ...], drop: float) -> tuple[HeadlineRow, ...]:
+def headline(curves: tuple[ScoreCurve, ...], drop: float) -> tuple[HeadlineRow, ...]:
     reached = {
-        curve.method: next((point for point in curve.points if point.accuracy >= BASELINE - drop), None)
+        curve.method: next((point for point in curve.points if point.score >= BASELINE - drop), None)
         for curve in curves
     }
     svd = reached.get("svd")
@@ -97,9 +96,7 @@ def headline(curves: tuple[AccuracyCurve, ...], drop: float) -> tuple[HeadlineRo
             ratio = svd.layer_parameters / point.layer_parameters
         elif svd is not None:
             ratio = svd.pair_parameters / point.pair_parameters
-        rows.append(
-            HeadlineRow(method, point.size, point.layer_parameters, point.pair_parameters, point.accuracy, ratio)
-        )
+        rows.append(HeadlineRow(method, point.size, point.layer_parameters, point.pair_parameters, point.score, ratio))
     return tuple(rows)
 
 
@@ -149,7 +146,7 @@ def layer(
         drop=drop,
         activity=(activity("source", 5000, d, 2.2), activity("target", 297, d, 9.5)),
         error_curves=tuple(error_curve(method, smaller, heldout=heldout) for method in LOW_RANK),
-        accuracy_curves=curves,
+        score_curves=curves,
         retention_curves=tuple(
             RetentionCurve(
                 method.value,
@@ -184,7 +181,7 @@ def results(*layers: LayerResults, **changes: object) -> Results:
             "versions": {"python": "3.11.9", "numpy": "2.1.3", "torch": "2.5.1", "zarr": "3.0.8"},
         },
         metric="test accuracy",
-        baseline_accuracy=BASELINE,
+        baseline_score=BASELINE,
         layers=layers or (layer("fc6", 512, 1024, "fc7", 512), layer("fc7", 512, 512, "fc8", 10)),
         sizes=(
             NetworkSize("uncompressed", 816_330, 3_268_120, BASELINE),

@@ -21,7 +21,7 @@ def bare(name, *, readers=True):
     whole = synthetic.layer(name, 48, 64, "next", 32) if readers else synthetic.layer(name, 48, 64, None, 0)
     spectra = dataclasses.replace(whole.spectra, weight=(), outputs=())
     return dataclasses.replace(
-        whole, activity=(), error_curves=(), accuracy_curves=(), retention_curves=(), spectra=spectra
+        whole, activity=(), error_curves=(), score_curves=(), retention_curves=(), spectra=spectra
     )
 
 

@@ -179,7 +179,7 @@ def test_provenance_is_a_nested_definition_table(odd_page, outline):
 
 def test_layers_named_like_parts_of_the_page_do_not_clash():
     named = [synthetic.layer(name, 24, 32, None, 0) for name in ("layer", "accuracy", "headline", "sizes")]
-    lean = [dataclasses.replace(layer, accuracy_curves=layer.accuracy_curves[:1], error_curves=()) for layer in named]
+    lean = [dataclasses.replace(layer, score_curves=layer.score_curves[:1], error_curves=()) for layer in named]
     ids = Outline(render_page(synthetic.results(*lean))).ids
     assert len(set(ids)) == len(ids)
 
@@ -204,7 +204,7 @@ def test_a_layer_of_which_nothing_is_known_still_gives_a_page():
         synthetic.layer("a", 48, 64, None, 0),
         activity=(),
         error_curves=(),
-        accuracy_curves=(),
+        score_curves=(),
         retention_curves=(),
         spectra=dataclasses.replace(synthetic.layer("a", 48, 64, None, 0).spectra, weight=(), outputs=()),
         headline=(),

@@ -89,33 +89,33 @@ def test_the_axis_of_errors_says_where_it_cuts():
 @pytest.mark.parametrize("layer", RESULTS.layers, ids=lambda layer: layer.name)
 def test_accuracy_against_both_layers(layer):
     upper, lower = sorted(
-        plots.accuracy_against_pair(RESULTS, layer).axes, key=lambda axes: axes.get_position().y0, reverse=True
+        plots.score_against_pair(RESULTS, layer).axes, key=lambda axes: axes.get_position().y0, reverse=True
     )
     for axes in (upper, lower):
-        assert len(layer.accuracy_curves) == 14
-        for curve in layer.accuracy_curves:
+        assert len(layer.score_curves) == len(Method)
+        for curve in layer.score_curves:
             x, y = data_of(axes, Method(curve.method).label)
             assert x == [100 * point.pair_parameters / layer.pair_parameters for point in curve.points]
-            assert y == [100 * point.accuracy for point in curve.points]
-        assert set(data_of(axes, "uncompressed")[1]) == {100 * RESULTS.baseline_accuracy}
+            assert y == [100 * point.score for point in curve.points]
+        assert set(data_of(axes, "uncompressed")[1]) == {100 * RESULTS.baseline_score}
         assert axes.get_xscale() == "log"
         (band,) = axes.patches
-        assert band.get_y() == pytest.approx(100 * (RESULTS.baseline_accuracy - layer.drop))
+        assert band.get_y() == pytest.approx(100 * (RESULTS.baseline_score - layer.drop))
         assert band.get_height() == pytest.approx(100 * layer.drop)
-    accuracies = [100 * point.accuracy for curve in layer.accuracy_curves for point in curve.points]
+    accuracies = [100 * point.score for curve in layer.score_curves for point in curve.points]
     assert lower.get_ylim()[0] < min(accuracies) < upper.get_ylim()[0]
     assert max(accuracies) < upper.get_ylim()[1]
 
 
 def test_accuracy_against_the_layer_has_low_rank_methods_only_and_brackets_the_headline():
-    figure = plots.accuracy_against_layer(RESULTS, FC6)
+    figure = plots.score_against_layer(RESULTS, FC6)
     rows = {row.method: row for row in FC6.headline}
     ends = [100 * rows[name].layer_parameters / FC6.layer_parameters for name in ("dalr_anchored_affine", "svd")]
     drawn = {line.get_xdata()[0] for axes in figure.axes for line in axes.get_lines() if line.get_label() == "headline"}
     assert drawn == set(ends)
     labels = {label for axes in figure.axes for label in lines_of(axes)}
     assert labels == {method.label for method in synthetic.LOW_RANK} | {"uncompressed", "headline"}
-    for curve in FC6.accuracy_curves[:9]:
+    for curve in FC6.score_curves[: len(synthetic.LOW_RANK)]:
         x, _ = data_of(figure.axes[0], Method(curve.method).label)
         assert x == [100 * point.layer_parameters / FC6.layer_parameters for point in curve.points]
 
@@ -123,7 +123,7 @@ def test_accuracy_against_the_layer_has_low_rank_methods_only_and_brackets_the_h
 def test_no_bracket_where_svd_is_not_reached():
     rows = tuple(dataclasses.replace(row, size=None) if row.method == "svd" else row for row in FC6.headline)
     layer = dataclasses.replace(FC6, headline=rows)
-    figure = plots.accuracy_against_layer(RESULTS, layer)
+    figure = plots.score_against_layer(RESULTS, layer)
     assert not plots.bracketed(layer)
     assert "headline" not in lines_of(figure.axes[0])
 
@@ -156,8 +156,8 @@ def test_a_method_looks_the_same_in_every_figure():
     seen: dict[str, set[tuple[str, str]]] = {}
     figures = [
         plots.reconstruction_errors(FC7),
-        plots.accuracy_against_pair(RESULTS, FC7),
-        plots.accuracy_against_layer(RESULTS, FC7),
+        plots.score_against_pair(RESULTS, FC7),
+        plots.score_against_layer(RESULTS, FC7),
         plots.retention(FC7),
     ]
     for axes in itertools.chain.from_iterable(figure.axes for figure in figures):
@@ -169,7 +169,7 @@ def test_a_method_looks_the_same_in_every_figure():
 
 
 def test_legends_name_every_method_drawn():
-    texts = texts_of(plots.accuracy_against_pair(RESULTS, FC6))
+    texts = texts_of(plots.score_against_pair(RESULTS, FC6))
     assert [text for text in texts if text in {m.label for m in Method}] == [method.label for method in Method]
 
 
@@ -182,8 +182,8 @@ def test_legend_keys_are_not_clipped_away_by_the_axes_they_were_copied_from():
 
 def test_missing_pieces_are_left_out_with_a_reason():
     entries = {entry.name: entry for entry in layer_figures(RESULTS, ALONE)}
-    assert {name for name, entry in entries.items() if isinstance(entry, LeftOut)} == {"accuracy_both", "retention"}
-    assert "no next layer" in entries["accuracy_both"].reason
+    assert {name for name, entry in entries.items() if isinstance(entry, LeftOut)} == {"score_both", "retention"}
+    assert "no next layer" in entries["score_both"].reason
     assert "No rows were kept apart" in entries["errors"].caption
     assert "Only one domain" in entries["activity"].caption
 
@@ -193,7 +193,7 @@ def test_a_layer_of_which_nothing_was_measured_has_no_figure():
         FC6,
         activity=(),
         error_curves=(),
-        accuracy_curves=(),
+        score_curves=(),
         retention_curves=(),
         spectra=dataclasses.replace(FC6.spectra, weight=(0.0,), outputs=()),
         headline=(),
@@ -204,24 +204,24 @@ def test_a_layer_of_which_nothing_was_measured_has_no_figure():
     for draw in (plots.activation_rates, plots.reconstruction_errors, plots.spectra, plots.retention):
         with pytest.raises(InvalidInputError, match="layer 'fc6'"):
             draw(bare)
-    for draw in (plots.accuracy_against_layer, plots.accuracy_against_pair):
+    for draw in (plots.score_against_layer, plots.score_against_pair):
         with pytest.raises(InvalidInputError, match="layer 'fc6'"):
             draw(RESULTS, bare)
 
 
 def test_a_factor_pair_without_its_own_parameters_is_an_error():
-    point = dataclasses.replace(FC6.accuracy_curves[0].points[0], layer_parameters=None)
-    curve = dataclasses.replace(FC6.accuracy_curves[0], points=(point,))
+    point = dataclasses.replace(FC6.score_curves[0].points[0], layer_parameters=None)
+    curve = dataclasses.replace(FC6.score_curves[0], points=(point,))
     with pytest.raises(InvalidInputError, match="layer_parameters"):
-        plots.accuracy_against_layer(RESULTS, dataclasses.replace(FC6, accuracy_curves=(curve,)))
+        plots.score_against_layer(RESULTS, dataclasses.replace(FC6, score_curves=(curve,)))
 
 
 def test_captions_name_the_papers_and_every_figure_is_drawn():
     entries = list(layer_figures(RESULTS, FC6))
     assert all(isinstance(entry, Drawn) for entry in entries)
     assert [entry.name for entry in entries] == [
-        "accuracy",
-        "accuracy_both",
+        "score",
+        "score_both",
         "errors",
         "activity",
         "spectra",

@@ -14,7 +14,7 @@ STABLE = synthetic.results(
         dataclasses.replace(
             layer,
             stability=synthetic.stability(8, 12, enough=number == 0, selected=number == 0),
-            finetuned_curves=layer.accuracy_curves[:2],
+            finetuned_curves=layer.score_curves[:2],
         )
         for number, layer in enumerate(WHOLE.layers)
     )
@@ -32,6 +32,6 @@ def test_the_file_is_plain_json_with_every_number(tmp_path):
     WHOLE.write(tmp_path / "results.json")
     plain = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert plain["layers"][0]["error_curves"][0]["heldout"] == list(WHOLE.layers[0].error_curves[0].heldout)
-    assert plain["layers"][1]["accuracy_curves"][3]["points"][2]["accuracy"] == (
-        WHOLE.layers[1].accuracy_curves[3].points[2].accuracy
+    assert plain["layers"][1]["score_curves"][3]["points"][2]["score"] == (
+        WHOLE.layers[1].score_curves[3].points[2].score
     )

@@ -8,10 +8,10 @@ import synthetic_results as synthetic
 
 from dalr_stream.report.claims import claim
 from dalr_stream.report.page import render_page
-from dalr_stream.report.plots import accuracy_against_layer, accuracy_against_pair
+from dalr_stream.report.plots import score_against_layer, score_against_pair
 from dalr_stream.report.record import Results
 from dalr_stream.report.scale import ACCURACY, Scale
-from dalr_stream.report.tables import accuracy_table, headline_table, size_table
+from dalr_stream.report.tables import headline_table, score_table, size_table
 
 PERPLEXITY = Scale(higher=False, lowest=1.0, highest=None)
 BASELINE = 12.5
@@ -19,7 +19,7 @@ BASELINE = 12.5
 
 def worse(point):
     """A perplexity in place of an accuracy: the worse, the higher."""
-    return dataclasses.replace(point, accuracy=BASELINE + 40 * (synthetic.BASELINE - point.accuracy))
+    return dataclasses.replace(point, score=BASELINE + 40 * (synthetic.BASELINE - point.score))
 
 
 def of_perplexity():
@@ -27,21 +27,21 @@ def of_perplexity():
     layers = [
         dataclasses.replace(
             layer,
-            accuracy_curves=tuple(
-                dataclasses.replace(curve, points=tuple(map(worse, curve.points))) for curve in layer.accuracy_curves
+            score_curves=tuple(
+                dataclasses.replace(curve, points=tuple(map(worse, curve.points))) for curve in layer.score_curves
             ),
         )
         for layer in whole.layers
     ]
     sizes = [
-        dataclasses.replace(size, accuracy=value) for size, value in zip(whole.sizes, (12.5, 13.0, None), strict=True)
+        dataclasses.replace(size, score=value) for size, value in zip(whole.sizes, (12.5, 13.0, None), strict=True)
     ]
     return dataclasses.replace(
         whole,
         layers=tuple(layers),
         sizes=tuple(sizes),
         metric="perplexity",
-        baseline_accuracy=BASELINE,
+        baseline_score=BASELINE,
         scale=PERPLEXITY,
     )
 
@@ -88,7 +88,7 @@ def test_a_report_of_a_perplexity_says_nothing_of_accuracy_or_per_cent():
     table = headline_table(results, layer)
     assert table.caption == "fc6: smallest size with perplexity of at most 12.62"
     assert "perplexity" in [column.title for column in table.columns]
-    assert accuracy_table(results, layer).caption == "fc6: perplexity"
+    assert score_table(results, layer).caption == "fc6: perplexity"
     sizes = size_table(results)
     assert [column.key for column in sizes.columns][-2:] == ["perplexity", "perplexity_change"]
     assert [cell.text for cell in sizes.rows[1].cells][-2:] == ["13", "+0.5"]
@@ -102,7 +102,7 @@ def test_a_report_of_a_perplexity_says_nothing_of_accuracy_or_per_cent():
 
 def test_the_best_of_a_column_is_the_lowest_where_less_is_better():
     results = of_perplexity()
-    body = [row for row in accuracy_table(results, results.layers[0]).rows if row.method]
+    body = [row for row in score_table(results, results.layers[0]).rows if row.method]
     for number in range(len(body[0].cells)):
         cells = [row.cells[number] for row in body if isinstance(row.cells[number].value, float)]
         assert {cell.value for cell in cells if cell.best} == {min(cell.value for cell in cells)}
@@ -110,7 +110,7 @@ def test_the_best_of_a_column_is_the_lowest_where_less_is_better():
 
 def test_the_band_of_a_figure_lies_above_the_uncompressed_network_where_less_is_better():
     results = of_perplexity()
-    for draw in (accuracy_against_pair, accuracy_against_layer):
+    for draw in (score_against_pair, score_against_layer):
         figure = draw(results, results.layers[0])
         upper = figure.axes[-1] if figure.axes[0].get_xlabel() else figure.axes[0]
         low, high = upper.get_ylim()

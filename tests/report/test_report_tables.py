@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.cells import BLANK, RowKind, bytes_text, count_text, ratio_text, signed_points
-from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
+from dalr_stream.report.record import NetworkSize, ScoreCurve, ScorePoint
 from dalr_stream.report.series import cumulative_energy, layer_series
-from dalr_stream.report.tables import NOT_REACHED, accuracy_table, headline_table, matched_point, size_table
+from dalr_stream.report.tables import NOT_REACHED, headline_table, matched_point, score_table, size_table
 
 RESULTS = synthetic.results()
 FC6, FC7 = RESULTS.layers
@@ -41,50 +41,50 @@ def naive_match(points, budget):
 )
 def test_a_selection_is_matched_at_equal_parameters(m, d, C, rank, sizes):
     layer = dataclasses.replace(FC6, outputs=m, inputs=d, next_outputs=C)
-    points = tuple(AccuracyPoint(size, None, size * (d + C), 0.5) for size in sorted(sizes))
-    found = matched_point(AccuracyCurve("spectral", points), layer, rank)
+    points = tuple(ScorePoint(size, None, size * (d + C), 0.5) for size in sorted(sizes))
+    found = matched_point(ScoreCurve("spectral", points), layer, rank)
     assert found == naive_match(points, rank * (m + d) + m * C)
 
 
 def test_a_selection_of_exactly_the_same_weight_matches():
     layer = dataclasses.replace(FC6, outputs=10, inputs=10, next_outputs=10)
-    points = tuple(AccuracyPoint(size, None, 20 * size, 0.5) for size in (7, 8, 9))
-    found = matched_point(AccuracyCurve("spectral", points), layer, 3)
+    points = tuple(ScorePoint(size, None, 20 * size, 0.5) for size in (7, 8, 9))
+    found = matched_point(ScoreCurve("spectral", points), layer, 3)
     assert (found.size, found.pair_parameters) == (8, 3 * (10 + 10) + 10 * 10)
 
 
 @pytest.mark.parametrize("layer", RESULTS.layers, ids=lambda layer: layer.name)
 def test_accuracy_table_holds_every_low_rank_point_in_its_column(layer):
-    table = accuracy_table(RESULTS, layer)
+    table = score_table(RESULTS, layer)
     ranks = [int(column.key) for column in table.columns]
-    assert ranks == sorted({p.size for c in layer.accuracy_curves[:9] for p in c.points})
-    for curve in layer.accuracy_curves[:9]:
+    assert ranks == sorted({p.size for c in layer.score_curves[: len(synthetic.LOW_RANK)] for p in c.points})
+    for curve in layer.score_curves[: len(synthetic.LOW_RANK)]:
         cells = row_of(table, curve.method).cells
-        assert [cell.value for cell in cells] == [point.accuracy for point in curve.points]
-        assert [cell.text for cell in cells] == [f"{100 * point.accuracy:.2f}" for point in curve.points]
+        assert [cell.value for cell in cells] == [point.score for point in curve.points]
+        assert [cell.text for cell in cells] == [f"{100 * point.score:.2f}" for point in curve.points]
         assert all(cell.note is None for cell in cells)
 
 
 @pytest.mark.parametrize("layer", RESULTS.layers, ids=lambda layer: layer.name)
 def test_accuracy_table_sets_selections_by_weight_and_says_how_many_nodes(layer):
-    table = accuracy_table(RESULTS, layer)
+    table = score_table(RESULTS, layer)
     m, d, C = layer.outputs, layer.inputs, layer.next_outputs
-    for curve in layer.accuracy_curves[9:]:
+    for curve in layer.score_curves[len(synthetic.LOW_RANK) :]:
         for column, cell in zip(table.columns, row_of(table, curve.method).cells, strict=True):
             point = naive_match(curve.points, int(column.key) * (m + d) + m * C)
-            assert (cell.value, cell.note) == (point.accuracy, point.size)
+            assert (cell.value, cell.note) == (point.score, point.size)
 
 
 def test_a_selection_that_is_always_heavier_leaves_its_cells_blank():
-    heavy = AccuracyCurve("spectral", (AccuracyPoint(512, None, FC6.pair_parameters, 0.97),))
-    layer = dataclasses.replace(FC6, accuracy_curves=(FC6.accuracy_curves[0], heavy))
-    cells = row_of(accuracy_table(RESULTS, layer), "spectral").cells
+    heavy = ScoreCurve("spectral", (ScorePoint(512, None, FC6.pair_parameters, 0.97),))
+    layer = dataclasses.replace(FC6, score_curves=(FC6.score_curves[0], heavy))
+    cells = row_of(score_table(RESULTS, layer), "spectral").cells
     assert {cell.text for cell in cells} == {BLANK}
     assert {cell.value for cell in cells} == {None}
 
 
 def test_scales_are_the_papers_shares():
-    table = accuracy_table(RESULTS, FC6)
+    table = score_table(RESULTS, FC6)
     params, both = row_of(table, "params"), row_of(table, "params_both")
     assert [cell.value for cell in params.cells] == [k * (512 + 1024) / (512 * 1024) for k in synthetic.RANKS]
     assert params.cells[0].text == "0.29"
@@ -95,18 +95,18 @@ def test_scales_are_the_papers_shares():
 def test_vgg19_fc6_at_rank_32_has_the_share_of_dalrs_table_3():
     vgg = dataclasses.replace(
         synthetic.layer("fc6", 4096, 25088, None, 0),
-        accuracy_curves=(AccuracyCurve("svd", (AccuracyPoint(32, 32 * 29184, 32 * 29184, 0.1683),)),),
+        score_curves=(ScoreCurve("svd", (ScorePoint(32, 32 * 29184, 32 * 29184, 0.1683),)),),
     )
-    table = accuracy_table(RESULTS, vgg)
+    table = score_table(RESULTS, vgg)
     assert row_of(table, "params").cells[0].text == "0.91"
     assert row_of(table, "svd").cells[0].text == "16.83"
 
 
 def test_the_uncompressed_line_and_the_best_of_each_column():
-    table = accuracy_table(RESULTS, FC6)
-    assert {cell.value for cell in row_of(table, "uncompressed").cells} == {RESULTS.baseline_accuracy}
+    table = score_table(RESULTS, FC6)
+    assert {cell.value for cell in row_of(table, "uncompressed").cells} == {RESULTS.baseline_score}
     bodies = [row for row in table.rows if row.kind is RowKind.BODY]
-    assert len(bodies) == 14
+    assert len(bodies) == len(Method)
     for index in range(len(table.columns)):
         column = [row.cells[index] for row in bodies]
         assert [cell.value for cell in column if cell.best] == [
@@ -116,14 +116,14 @@ def test_the_uncompressed_line_and_the_best_of_each_column():
 
 def better(curve):
     """The same networks, each a point better."""
-    points = tuple(dataclasses.replace(point, accuracy=point.accuracy + 0.01) for point in curve.points)
+    points = tuple(dataclasses.replace(point, score=point.score + 0.01) for point in curve.points)
     return dataclasses.replace(curve, points=points)
 
 
 def test_fine_tuned_networks_stand_under_their_own_as_they_were():
-    tuned = (better(FC6.accuracy_curves[0]), better(FC6.accuracy_curves[-1]))
+    tuned = (better(FC6.score_curves[0]), better(FC6.score_curves[-1]))
     layer = dataclasses.replace(FC6, finetuned_curves=tuned)
-    table, plain = accuracy_table(RESULTS, layer), accuracy_table(RESULTS, FC6)
+    table, plain = score_table(RESULTS, layer), score_table(RESULTS, FC6)
     labels = [row.label for row in table.rows]
     assert [label for label in labels if "fine-tuned" in label] == ["SVD, fine-tuned", "MoMaSP (subset), fine-tuned"]
     for name, key in (("SVD", "svd"), ("MoMaSP (subset)", "momasp_subset")):
@@ -136,12 +136,12 @@ def test_fine_tuned_networks_stand_under_their_own_as_they_were():
 
 
 def test_without_low_rank_methods_the_columns_are_numbers_of_nodes():
-    layer = dataclasses.replace(FC6, accuracy_curves=FC6.accuracy_curves[9:])
-    table = accuracy_table(RESULTS, layer)
-    curve = layer.accuracy_curves[2]
+    layer = dataclasses.replace(FC6, score_curves=FC6.score_curves[len(synthetic.LOW_RANK) :])
+    table = score_table(RESULTS, layer)
+    curve = layer.score_curves[2]
     assert table.corner.title == "nodes kept"
     assert [column.key for column in table.columns] == [str(point.size) for point in curve.points]
-    assert [cell.value for cell in row_of(table, curve.method).cells] == [point.accuracy for point in curve.points]
+    assert [cell.value for cell in row_of(table, curve.method).cells] == [point.score for point in curve.points]
     assert row_of(table, "params_both").cells[0].value == curve.points[0].pair_parameters / layer.pair_parameters
 
 
@@ -159,7 +159,7 @@ def test_headline_table_holds_the_records_rows():
             own,
             row.pair_parameters,
             row.pair_parameters / FC6.pair_parameters,
-            row.accuracy,
+            row.score,
             row.svd_ratio,
         ]
     assert {row.size is None for row in FC6.headline} == {True, False}, "the builder must give both kinds"
@@ -186,7 +186,7 @@ def test_headline_without_svd_has_no_ratios():
         dataclasses.replace(row, svd_ratio=None)
         if row.method != "svd"
         else dataclasses.replace(
-            row, size=None, layer_parameters=None, pair_parameters=None, accuracy=None, svd_ratio=None
+            row, size=None, layer_parameters=None, pair_parameters=None, score=None, svd_ratio=None
         )
         for row in FC6.headline
     )
@@ -200,7 +200,7 @@ def test_a_layer_without_consumer_has_no_columns_for_two_layers():
     keys = [column.key for column in headline_table(RESULTS, layer).columns]
     assert keys == ["size", "layer_parameters", "layer_share", "test_accuracy", "svd_ratio"]
     assert not [row for row in headline_table(RESULTS, layer).rows if row.kind is RowKind.GROUP]
-    assert not [row for row in accuracy_table(RESULTS, layer).rows if row.key == "params_both"]
+    assert not [row for row in score_table(RESULTS, layer).rows if row.key == "params_both"]
 
 
 def test_size_table_compares_with_the_first_network():
@@ -211,8 +211,8 @@ def test_size_table_compares_with_the_first_network():
         after.parameters / before.parameters,
         after.bytes,
         after.bytes / before.bytes,
-        after.accuracy,
-        after.accuracy - RESULTS.baseline_accuracy,
+        after.score,
+        after.score - RESULTS.baseline_score,
     ]
     assert [cell.text for cell in row_of(table, last.label).cells][-2:] == [BLANK, BLANK]
     assert [row.kind for row in table.rows] == [RowKind.REFERENCE, RowKind.BODY, RowKind.BODY]
@@ -225,10 +225,10 @@ def test_networks_of_one_label_keep_their_own_rows():
 
 
 def test_records_spread_cells_and_set_notes_below():
-    records = accuracy_table(RESULTS, FC7).records()
+    records = score_table(RESULTS, FC7).records()
     assert len({len(line) for line in records}) == 1
     (kept,) = [line for line in records if line[0] == "spectral:nodes kept"]
-    assert kept[1:] == [cell.note for cell in row_of(accuracy_table(RESULTS, FC7), "spectral").cells]
+    assert kept[1:] == [cell.note for cell in row_of(score_table(RESULTS, FC7), "spectral").cells]
     headline = headline_table(RESULTS, FC7).records()
     assert len({len(line) for line in headline}) == 1
     assert [line[0] for line in headline[1:]] == [method.value for method in Method]
@@ -273,9 +273,9 @@ def test_cumulative_energy_of_nothing_is_empty():
 
 
 def test_an_unknown_method_is_named_with_the_layer_and_the_known_ones():
-    layer = dataclasses.replace(FC6, accuracy_curves=(AccuracyCurve("svdd", FC6.accuracy_curves[0].points),))
+    layer = dataclasses.replace(FC6, score_curves=(ScoreCurve("svdd", FC6.score_curves[0].points),))
     with pytest.raises(InvalidInputError, match=r"layer 'fc6': method must be one of svd, .*; got 'svdd'"):
-        accuracy_table(RESULTS, layer)
+        score_table(RESULTS, layer)
 
 
 def test_texts():

@@ -20,13 +20,11 @@ from dalr_stream.report.write import write_report
 
 SMALL = synthetic.results(synthetic.layer("classifier.0", 48, 64, "classifier.3", 32))
 LEAN = synthetic.results(
-    dataclasses.replace(
-        SMALL.layers[0], error_curves=(), accuracy_curves=SMALL.layers[0].accuracy_curves[:2], headline=()
-    )
+    dataclasses.replace(SMALL.layers[0], error_curves=(), score_curves=SMALL.layers[0].score_curves[:2], headline=())
 )
 """Has fewer and lighter figures: for tests of how files are put in place."""
-FIGURES = ("accuracy", "accuracy_both", "activity", "errors", "retention", "spectra")
-TABLES = ("accuracy", "activity", "domains", "errors", "headline", "points", "retention", "spectra")
+FIGURES = ("activity", "errors", "retention", "score", "score_both", "spectra")
+TABLES = ("activity", "domains", "errors", "headline", "points", "retention", "scores", "spectra")
 
 # Writes LEAN with another name and baseline, and is killed as the sixth file is about to be moved into place.
 KILLED = """
@@ -49,7 +47,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def changed():
-    return dataclasses.replace(LEAN, baseline_accuracy=LEAN.baseline_accuracy / 2, name="another run")
+    return dataclasses.replace(LEAN, baseline_score=LEAN.baseline_score / 2, name="another run")
 
 
 def contents(folder):
@@ -135,16 +133,16 @@ def test_csv_of_accuracy_points_and_of_the_headline(folder):
     (layer,) = SMALL.layers
     _, lines = read_csv(folder / "tables" / "classifier.0-points.csv")
     assert [(line[0], int(line[1]), line[2], int(line[3]), float(line[4])) for line in lines] == [
-        (c.method, p.size, "" if p.layer_parameters is None else str(p.layer_parameters), p.pair_parameters, p.accuracy)
-        for c in layer.accuracy_curves
+        (c.method, p.size, "" if p.layer_parameters is None else str(p.layer_parameters), p.pair_parameters, p.score)
+        for c in layer.score_curves
         for p in c.points
     ]
     header, lines = read_csv(folder / "tables" / "classifier.0-headline.csv")
     rows = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
     for row in layer.headline:
-        for field in ("size", "layer_parameters", "pair_parameters", "accuracy", "svd_ratio"):
+        for field in ("size", "layer_parameters", "pair_parameters", "score", "svd_ratio"):
             value = getattr(row, field)
-            head = "test_accuracy" if field == "accuracy" else field
+            head = "test_accuracy" if field == "score" else field
             assert rows[row.method][head] == ("" if value is None else repr(value))
 
 

@@ -12,6 +12,7 @@ from tiny_run_file import write_run
 
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.verify import verify_run
 
 FEW = 'solve.methods=["svd", "dalr_anchored_affine", "momasp_node"]'
 SETTINGS = {
@@ -110,3 +111,22 @@ def test_moments_of_rows_that_were_replaced_since_are_made_again(few_folder, tmp
     again = opened(file, fresh=True)
     again.all()
     assert {name for name, data in made(contents, again).items() if data != expected.get(name)} == set()
+
+
+@pytest.mark.usefixtures("unsynced")
+def test_a_capture_killed_over_moments_that_were_folded_directly(few_folder, tmp_path, monkeypatch):
+    """The moments are those of the rows, which were not kept; a capture that just began has none of them yet."""
+    expected = opened(few_folder / "run.toml").results.layers
+    folded = shutil.copytree(few_folder, tmp_path / "folded")
+    opened(folded / "run.toml", "capture.keep_activations=false", fresh=True).all()
+    for place in range(0, 16, 3):
+        file = shutil.copytree(folded, tmp_path / f"at-{place}") / "run.toml"
+        with monkeypatch.context() as patch:
+            killed_at(patch, place)
+            with pytest.raises(KilledError):
+                opened(file).capture()
+        opened(file).solve()
+        again = opened(file)
+        again.all()
+        assert verify_run(again.project).findings == ()
+        assert again.results.layers == expected

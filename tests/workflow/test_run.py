@@ -41,10 +41,10 @@ def test_a_run_ends_in_a_report_that_holds_every_method_of_every_layer(finished)
     results = Results.read(finished.project.report_folder / "results.json")
     assert [layer.name for layer in results.layers] == ["fc1", "fc2"]
     for layer in results.layers:
-        assert [curve.method for curve in layer.accuracy_curves] == [method.value for method in Method]
+        assert [curve.method for curve in layer.score_curves] == [method.value for method in Method]
         assert all(curve.heldout is not None for curve in layer.error_curves)
         assert {activity.domain for activity in layer.activity} == {"target", "source", "test"}
-    assert results.baseline_accuracy > 0.8
+    assert results.baseline_score > 0.8
     assert results.caveats == ("it is tiny",)
     assert (finished.project.report_folder / "report.html").exists()
 
@@ -121,8 +121,8 @@ def test_the_report_shows_the_errors_and_accuracies_measured_on_the_rows(finishe
     small = ds.compress(finished.project.network, {"fc1": record})
     labels = torch.cat([batch[1] for batch in finished.project.code.batches("test")])
     accuracy = float((small(inputs).argmax(1) == labels).float().mean())
-    accuracies = next(curve for curve in layer.accuracy_curves if curve.method == "dalr_optimal_affine")
-    assert next(point for point in accuracies.points if point.size == 4).accuracy == pytest.approx(accuracy)
+    accuracies = next(curve for curve in layer.score_curves if curve.method == "dalr_optimal_affine")
+    assert next(point for point in accuracies.points if point.size == 4).score == pytest.approx(accuracy)
 
 
 def test_the_saved_network_loads_and_gives_what_was_evaluated(finished):
@@ -131,7 +131,7 @@ def test_the_saved_network_loads_and_gives_what_was_evaluated(finished):
     evaluation = json.loads(finished.project.evaluation.read_text())["content"]["content"]
     inputs, labels = finished.project.code.batches("test")[0]
     accuracy = float((small(inputs).argmax(1) == labels).float().mean())
-    assert accuracy == pytest.approx(evaluation["sizes"][1]["accuracy"])
+    assert accuracy == pytest.approx(evaluation["sizes"][1]["score"])
     assert small.fc1[0].weight.shape == (4, 12)
     assert small.fc2.weight.shape == (6, 16)
     assert small.fc3.weight.shape == (3, 6)
@@ -242,7 +242,7 @@ def test_a_metric_of_ones_own_is_used(run_file):
     run.all()
     inputs, _ = run.project.code.batches("test")[0]
     share = float((run.project.network(inputs).argmax(1) == 0).float().mean())
-    assert results(run.project).baseline_accuracy == pytest.approx(share)
+    assert results(run.project).baseline_score == pytest.approx(share)
     assert results(run.project).metric == "share of first"
 
 
@@ -254,9 +254,9 @@ def test_a_metric_of_which_less_is_better_goes_by_its_own_name_and_direction(run
     run.all()
     found = results(run.project)
     layer = found.layers[0]
-    (row,), points = layer.headline, layer.accuracy_curves[0].points
-    assert found.baseline_accuracy >= 1.0
-    good = [point for point in points if point.accuracy <= 1.5 * found.baseline_accuracy]
+    (row,), points = layer.headline, layer.score_curves[0].points
+    assert found.baseline_score >= 1.0
+    good = [point for point in points if point.score <= 1.5 * found.baseline_score]
     assert row.size == min((point.size for point in good), default=None)
     page = next(run.project.output.glob("report/*.html")).read_text()
     assert "Uncompressed perplexity: " in page

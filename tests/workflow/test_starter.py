@@ -39,7 +39,7 @@ def test_the_plain_starter_runs_to_its_report(tmp_path):
     assert run.results.metric == "agreement"
     found = Compression.read(run.project.compression)
     assert found.choice.trials
-    assert run.results.sizes[1].accuracy > 0.9
+    assert run.results.sizes[1].score > 0.9
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_starter_of_an_encoder_runs_to_its_report(tmp_path, saved):
     run = Run.open(tmp_path / "encoder" / "run.toml")
     assert run.project.config.network.layers == ("encoder.layer.*",)
     assert run.all().is_file()
-    assert 0.0 < run.results.sizes[1].accuracy <= 1.0
+    assert 0.0 < run.results.sizes[1].score <= 1.0
 
 
 def test_what_exists_is_not_overwritten(tmp_path):

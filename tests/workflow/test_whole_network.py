@@ -134,7 +134,7 @@ def test_the_saved_network_is_the_one_of_the_records(project):
 
 def test_the_report_has_curves_for_channels_and_comes_back(project):
     found = results(project)
-    methods = {layer.name: [curve.method for curve in layer.accuracy_curves] for layer in found.layers}
+    methods = {layer.name: [curve.method for curve in layer.score_curves] for layer in found.layers}
     assert "momasp_node" in methods["conv1"]
     assert "momasp_node" not in methods["conv2"]
     assert [size.label.split(":")[0] for size in found.sizes] == ["uncompressed", "compressed", "fine-tuned"]

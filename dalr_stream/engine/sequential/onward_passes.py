@@ -19,7 +19,7 @@ from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.onward import Done, OnwardPass, Room, Stream, require_onward
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.passes import SameEveryPass
-from dalr_stream.network.capture.proved import prove
+from dalr_stream.network.capture.proofs.proved import prove
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure

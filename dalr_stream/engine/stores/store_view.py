@@ -122,7 +122,7 @@ class StoreView:
                 f"'{path}' is not the sum of the shards that the store now holds: a merge was killed; merge again"
             )
         moments = open_moments(path, partial(self.rows, domain, layer, part))
-        if record is not None and moments.features != record.layers[record.home(layer)].features:
+        if record is not None and record.has(layer) and moments.features != record.layers[record.home(layer)].features:
             raise StoreDamagedError(
                 f"'{path}' has {moments.features} features, the rows of '{layer}' on '{domain}' have "
                 f"{record.layers[record.home(layer)].features}: accumulate again"
@@ -147,7 +147,7 @@ class StoreView:
     def rows(self, domain: str, layer: str, part: str = TRAINING) -> StoredRows | None:
         """Return the rows that a moment record is of; None where they are not here, or are others by now."""
         record, made_from = self.manifest.domains.get(domain), provenance_of(self._path(domain, layer, part)) or {}
-        if not self._has_rows(domain, layer) or record is None or made_from.get("rows") != record.fingerprint(layer):
+        if record is None or not self._has_rows(domain, layer) or made_from.get("rows") != record.fingerprint(layer):
             return None
         return StoredRows(
             ActivationStore(self.root, self.manifest), domain, layer, self.holdout(domain, layer), part == HELDOUT
@@ -243,7 +243,9 @@ class StoreView:
 
     def _has_rows(self, domain: str, stream: str) -> bool:
         record = self.manifest.domains.get(domain)
-        return record is not None and not record.shards and rows_exist(self.root, domain, record.home(stream))
+        if record is None or not record.has(stream) or record.shards:
+            return False
+        return rows_exist(self.root, domain, record.home(stream))
 
     def _has_shards(self, domain: str, stream: str) -> bool:
         record, made_from = self.manifest.domains.get(domain), provenance_of(self._path(domain, stream, TRAINING)) or {}

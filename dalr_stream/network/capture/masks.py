@@ -17,7 +17,6 @@ import torch
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import inputs_of
-from dalr_stream.network.capture.disturbed import MASK, padding_of
 from dalr_stream.network.layers.identity import tensor_digest
 
 MaskOf = Callable[[Any], torch.Tensor]
@@ -25,6 +24,8 @@ Source = str | MaskOf
 """A key of the inputs, or a function of the batch."""
 Mask = Source | Mapping[str, Source | None]
 EVERY_LAYER = "*"
+_ATTENTION = "attention_mask"
+_DECODER = "decoder_"
 
 
 def by_pattern(mask: Mask | None) -> dict[str, Source | None]:
@@ -134,16 +135,29 @@ def _padding(source: Source, mask: torch.Tensor, batch: Any) -> dict[str, torch.
     of the batch that the network is not given.
     """
     if isinstance(source, str):
-        return padding_of(batch, source, mask)
+        return _padding_of(batch, source, mask)
     inputs = inputs_of(batch)
     if isinstance(inputs, Mapping):
-        attention = inputs.get(MASK)
+        attention = inputs.get(_ATTENTION)
         if isinstance(attention, torch.Tensor) and attention.shape == mask.shape:
-            return padding_of(batch, MASK, mask | (attention.cpu() != 0))
+            return _padding_of(batch, _ATTENTION, mask | (attention.cpu() != 0))
         return {}
     others = batch[1:] if isinstance(batch, tuple | list) else ()
     member = any(
         isinstance(other, torch.Tensor) and other.shape == mask.shape and torch.equal(other.cpu() != 0, mask)
         for other in others
     )
-    return padding_of(batch, "", mask) if member else {}
+    return _padding_of(batch, "", mask) if member else {}
+
+
+def _padding_of(batch: Any, key: str, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return, by the keys of the inputs that a mask speaks of, where they hold padding.
+
+    An encoder's `attention_mask` does not speak of what goes to the decoder, whose own is `decoder_attention_mask`.
+    """
+    inputs = inputs_of(batch)
+    if not isinstance(inputs, Mapping):
+        return {"": ~mask}
+    of_decoder = key.startswith(_DECODER)
+    both = not key.endswith(_ATTENTION)
+    return {name: ~mask for name in inputs if both or name.startswith(_DECODER) == of_decoder}

@@ -2,7 +2,7 @@
 
 A layer that gets (N, T, d), or (N T, d) reshaped from it, has its rows sample after sample. One that gets (T, N, d), as
 torch's recurrent and attention layers do by default, or (T N, d), has the first position of every sample, then the
-second. Only a batch with one sample changed tells these apart: see `proof`.
+second. Only a batch with one sample changed tells these apart: see `proofs.proof`.
 
 A layer that is called several times may at some calls read a table that has no samples, of relative positions say.
 Each sample reads all of it, as one that comes alone does, so that the rows do not depend on the size of a batch.

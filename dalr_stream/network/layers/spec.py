@@ -50,6 +50,9 @@ class LayerSpec:
         What of the layer is recorded.
     channels
         Number of channels recorded, where `side` is channels.
+    repeats
+        Places that a sample's features have all of these channels in, one after another: of a flattened image that had
+        its channels last.
     group
         The layers pruned together with the channels that this one gives, where that is known and possible.
     unprunable
@@ -62,6 +65,7 @@ class LayerSpec:
     outputs: int
     side: Side = Side.INPUTS
     channels: int = 0
+    repeats: int = 1
     group: ChannelGroup | None = None
     unprunable: str = ""
 
@@ -73,7 +77,13 @@ class LayerSpec:
     @property
     def features(self) -> int:
         """Width of the watched rows."""
-        return {Side.INPUTS: self.inputs, Side.OUTPUTS: self.outputs, Side.CHANNELS: self.channels}[self.side]
+        widths = {Side.INPUTS: self.inputs, Side.CHANNELS: self.channels}
+        return widths.get(self.side, self.outputs)
+
+    @property
+    def at_outputs(self) -> bool:
+        """Whether the watched rows stand where the layer's outputs do."""
+        return self.side in (Side.OUTPUTS, Side.GRADIENTS)
 
     @property
     def parameters(self) -> int:
@@ -102,8 +112,8 @@ def select_layers(
         Names, globs (`"features.*"`), regular expressions (`r"re:fc\d"`) or module classes, one or several.
     side
         "inputs", what the layers read; or "outputs", what they give, W x + b with the bias in it: m features instead of
-        d, which is all that anchored DALR needs. Rows and moments of outputs go by `name@outputs`; to watch both sides
-        of some layers, add the two results.
+        d, which is all that anchored DALR needs; or "gradients", of a loss by those outputs (`RowRule.gradients`). Rows
+        and moments go by `name@outputs` and `name@gradients`; to watch several sides of some layers, add the results.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Fine-tuning: a compressed network learns from labels what its compression lost.
+"""Fine-tuning: a compressed network learns what its compression lost, from labels or from the original's outputs.
 
 MoMaSP's setting is the default (section 5.1): Adam at 1e-4, weight decay 5e-4, fully connected layers alone. The batch
 size is the loader's, 50 in the paper; the paper leaves the number of epochs to its supplement, and ten is our choice.
@@ -15,105 +15,24 @@ bits. On a GPU that holds as far as its kernels are deterministic.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError
-from dalr_stream.network.capture.batches import call, digest_of_inputs, samples_in
-from dalr_stream.network.layers.identity import digest_of_member, fingerprint, identity_of
+from dalr_stream.network.capture.batches import call, digest_of_inputs, inputs_copied, samples_in
+from dalr_stream.network.layers.identity import digest_of_member
 from dalr_stream.network.training.epochs import Epochs, EpochsFile, Trained
 from dalr_stream.network.training.seeding import own_generator, seed
+from dalr_stream.network.training.setting import FineTuning
 from dalr_stream.network.training.trainable import only_trained
-from dalr_stream.storage.json_record import digest_of
 
-Loss = Callable[[Any, Any], torch.Tensor]
-"""`loss(outputs, labels)`, a scalar: the mean over the batch."""
 EpochDone = Callable[[int, float], None]
 """Called with the number of an epoch, from 1, and the mean loss of its samples."""
-
-
-IGNORED = -100
-"""The label of samples that torch's cross entropy leaves out."""
-
-
-def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross entropy of class scores, or of the `logits` of what a transformers model gives."""
-    scores = getattr(outputs, "logits", outputs)
-    if scores.ndim > 1 and not labels.is_floating_point():
-        outside = labels[(labels >= scores.shape[1]) | (labels < 0) & (labels != IGNORED)]
-        if outside.numel():
-            raise InvalidInputError(
-                f"fine-tuning: the network gives scores of the classes 0..{scores.shape[1] - 1}, and among the labels "
-                f"is {int(outside[0])}: look at the labels, or at the network's last layer"
-            )
-    return functional.cross_entropy(scores, labels)
-
-
-@dataclass(frozen=True, slots=True)
-class FineTuning:
-    """How a network is fine-tuned by `finetune`.
-
-    Attributes
-    ----------
-    epochs
-        How often the batches are gone through, 1 or more.
-    rate
-        Learning rate of Adam.
-    weight_decay
-        Added to the gradient: `weight_decay` times the weight.
-    layers
-        Patterns of modules, all of whose parameters are trained: names, globs or `re:...`. The name of a layer that
-        became a factor pair stands for the pair. Empty: every fully connected layer. Parameters shared with such a
-        layer are trained with it.
-    dropout
-        Whether dropout modules drop. Dropout that is not a module of its own never does.
-    loss
-        Called with outputs and labels, it gives a scalar: the mean over the batch.
-    seed
-        Decides what the loader and the network draw from torch's generator.
-
-    Examples
-    --------
-    >>> import dalr_stream as ds
-    >>> ds.FineTuning(epochs=3, layers=("classifier.*",)).rate
-    0.0001
-    """
-
-    epochs: int = 10
-    rate: float = 1e-4
-    weight_decay: float = 5e-4
-    layers: tuple[str, ...] = ()
-    dropout: bool = False
-    loss: Loss = cross_entropy
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InvalidInputError(f"fine-tuning: epochs must be at least 1, got {self.epochs}")
-        if not 0.0 < self.rate < math.inf:
-            raise InvalidInputError(f"fine-tuning: rate must be a number above 0, got {self.rate}")
-        if not 0.0 <= self.weight_decay < math.inf:
-            raise InvalidInputError(f"fine-tuning: weight_decay must be a number >= 0, got {self.weight_decay}")
-        if isinstance(self.layers, str):
-            raise InvalidInputError(f"fine-tuning: layers must be a sequence of patterns, got '{self.layers}'")
-
-    def made_from(self, model: nn.Module) -> str:
-        """Return the digest of what decides the result, except for the batches.
-
-        A loss is identified by its name, with a module's settings and tensors and the arguments of a
-        `functools.partial`. What your own function has closed over is not seen: pass it as arguments of a partial.
-        """
-        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "loss"}
-        return digest_of([fingerprint(model), facts, identity_of(self.loss)])
 
 
 @runtime_checkable
@@ -139,7 +58,8 @@ def finetune(
     model
         From `compress` or `load`, or any other network.
     batches
-        Re-iterable, of pairs (inputs, labels); inputs as `capture` takes them. Never the test split.
+        Re-iterable, of pairs (inputs, labels); inputs as `capture` takes them. Towards the original's outputs, with an
+        `OutputLoss`, batches as `capture` takes them. Never the test split.
     options
         The setting of the MoMaSP paper by default.
     checkpoint
@@ -159,7 +79,7 @@ def finetune(
     NonFiniteError
         For a loss or weights that are NaN or Inf; names epoch and batch.
     InvalidInputError
-        For a loader that gives nothing, or no pairs.
+        For a loader that gives nothing, or no pairs; for outputs that cannot be compared with the original's.
     LayerNotFoundError, UnsupportedLayerError
         For patterns that match nothing, or nothing that can be trained.
     FingerprintMismatchError, StoreDamagedError
@@ -168,6 +88,7 @@ def finetune(
     See Also
     --------
     FineTuning : the options.
+    OutputLoss : a loss without labels.
 
     Examples
     --------
@@ -182,11 +103,11 @@ def finetune(
     options, epoch_done = options or FineTuning(), epoch_done or _ignore_epoch
     tuned = copy.deepcopy(model)
     with (
-        only_trained(tuned, options.layers, dropout=options.dropout) as trained,
+        only_trained(tuned, options.layers, options.train, dropout=options.dropout) as trained,
         own_generator(tuned),
         torch.enable_grad(),
     ):
-        descent = torch.optim.Adam(trained.values(), lr=options.rate, weight_decay=options.weight_decay)
+        descent = torch.optim.Adam(trained.values(), lr=options.rate, weight_decay=options.decay)
         epochs_file = None if checkpoint is None else EpochsFile(Path(checkpoint), options.made_from(model))
         done = Epochs() if epochs_file is None else epochs_file.restore(trained, descent)
         _go_through_again(batches, options, done)
@@ -204,16 +125,22 @@ def finetune(
 
 
 def _pairs(batches: Iterable[Any], options: FineTuning, epoch: int) -> Iterator[tuple[Any, Any]]:
-    """Yield the batches of one epoch; what the loader draws on the way is decided by the epoch's number alone."""
+    """Yield the batches of one epoch as inputs and labels; without labels, as inputs and the batch itself.
+
+    What the loader draws on the way is decided by the epoch's number alone.
+    """
     seed(options.seed, epoch)
     if isinstance(batches, Numbered):
         batches.set_epoch(epoch)
     for batch in batches:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
+        if options.without_labels:
+            yield inputs_copied(batch), batch
+        elif isinstance(batch, tuple | list) and len(batch) == 2:
+            yield batch[0], batch[1]
+        else:
             raise InvalidInputError(
                 f"fine-tuning: batches must be (inputs, labels) pairs, got {type(batch).__name__}: give the labels too"
             )
-        yield batch[0], batch[1]
 
 
 def _digested(pairs: Iterator[tuple[Any, Any]], digest: Any) -> Iterator[tuple[Any, Any]]:

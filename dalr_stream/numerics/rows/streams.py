@@ -1,4 +1,4 @@
-"""Names of streams of rows: inputs by the layer's name, the others as `name@outputs` and `name@channels`.
+"""Names of streams of rows: inputs by the layer's name, the others as `name@outputs`, `name@channels` and so on.
 
 Rows of two networks side by side, [x | z], are a stream too: `name@cross` and the other members of `Pairing`.
 
@@ -28,11 +28,14 @@ class Side(StrEnum):
         What the module returns, Y = W X + b: the bias is in it, so the moments of Z = Y - b have the mean less b.
     CHANNELS
         What the layer reads, one row per position and one feature per channel: selections are solved from it.
+    GRADIENTS
+        The gradient of a loss by Y, a row where Y has one.
     """
 
     INPUTS = "inputs"
     OUTPUTS = "outputs"
     CHANNELS = "channels"
+    GRADIENTS = "gradients"
 
 
 class Pairing(StrEnum):

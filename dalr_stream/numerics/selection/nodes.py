@@ -7,7 +7,7 @@ when made, and their arrays are never changed. Choosing the nodes is `greedy`'s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
@@ -25,13 +25,16 @@ from dalr_stream.numerics.types import Indices, Matrix, Vector
 class SelectedNodes:
     """A subset of nodes, and how to put the others back: phi ~ restore phi[kept] + offset."""
 
-    kept: Indices = field(repr=False)
+    kept: Indices
     """(k,) ascending: the order the nodes have in the layer."""
-    restore: Matrix = field(repr=False)
+    restore: Matrix
     """(d, k): A_J, its columns in the order of `kept`; the row of a kept node is a unit row."""
-    offset: Vector = field(repr=False)
+    offset: Vector
     """(d,): center - restore center[kept]; zeros unless affine."""
     retention: float
+
+    def __repr__(self) -> str:
+        return f"SelectedNodes: {self.size} of {self.offset.size}"
 
     @property
     def size(self) -> int:
@@ -66,11 +69,11 @@ class ChannelSelection:
     """
 
     method: Method
-    order: Indices = field(repr=False)
-    factor: Matrix | None = field(repr=False)
-    retention: Vector = field(repr=False)
-    center: Vector = field(repr=False)
-    not_live: Indices = field(repr=False)
+    order: Indices
+    factor: Matrix | None
+    retention: Vector
+    center: Vector
+    not_live: Indices
     diagnostics: Diagnostics
 
     def __post_init__(self) -> None:
@@ -83,6 +86,9 @@ class ChannelSelection:
             array.setflags(write=False)
         if self.factor is not None:
             self.factor.setflags(write=False)
+
+    def __repr__(self) -> str:
+        return f"ChannelSelection by {self.method.value} of {self.nodes} nodes, sizes 1 to {self.order.size}"
 
     @property
     def nodes(self) -> int:

@@ -158,5 +158,6 @@ def _units(centred: Any, xp: Any) -> Any:
     """(d,): powers of two that bring each feature's largest value near 1; see `numerics.precision`."""
     largest = xp.maximum(xp.max(centred, axis=0), -xp.min(centred, axis=0))
     safe = xp.where(largest > 0.0, largest, xp.ones_like(largest))
-    exponents = xp.clip(xp.ceil(xp.log2(safe)), -float(LARGEST_EXPONENT), float(LARGEST_EXPONENT))
+    bound = xp.full_like(safe, float(LARGEST_EXPONENT))
+    exponents = xp.minimum(xp.maximum(xp.ceil(xp.log2(safe)), -bound), bound)  # CuPy's clip would wait for the device
     return xp.exp2(exponents) if hasattr(xp, "exp2") else 2.0**exponents

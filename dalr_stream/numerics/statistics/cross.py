@@ -51,6 +51,10 @@ class CrossMoments:
                 f"features, so that at least one is an output, got {self.input_features}"
             )
 
+    def __repr__(self) -> str:
+        outputs = self.joint.features - self.input_features
+        return f"CrossMoments of {self.joint.count:,} rows, {self.input_features} inputs, {outputs} outputs"
+
     @classmethod
     def of(cls, inputs: ArrayLike, outputs: ArrayLike, *, samples: int | None = None) -> CrossMoments:
         """Return the moments of `inputs` (n, d) and `outputs` (n, m), n >= 0, taken as one block.

@@ -12,7 +12,7 @@ the bit and associative to rounding. This module does no input and no output and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,9 +63,9 @@ class Moments:
     samples: int
     mean: Vector
     scatter: Matrix
-    max_abs: Vector = field(repr=False)
-    maximum: Vector = field(repr=False)
-    nonzero: NDArray[np.int64] = field(repr=False)
+    max_abs: Vector
+    maximum: Vector
+    nonzero: NDArray[np.int64]
 
     def __post_init__(self) -> None:
         d = self.mean.size
@@ -76,6 +76,9 @@ class Moments:
         require_finite_sums(self.scatter.diagonal(), "moments")
         for array in (self.mean, self.scatter, self.max_abs, self.maximum, self.nonzero):
             array.setflags(write=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {self.count:,} rows, {self.features} features"
 
     @classmethod
     def empty(cls, features: int) -> Moments:
@@ -230,6 +233,10 @@ class Moments:
     def scatter_about(self, centre: Vector) -> Matrix:
         """(d, d): sum of (x - centre)(x - centre)' = scatter + n delta delta'. A new array."""
         return self._by_blocks.matrix(centre)
+
+    def squares_about(self, centre: Vector) -> float:
+        """tr(S^2), the sum of squares of `scatter_about(centre)`, which is not formed. Cost: 2 d^2 operations."""
+        return self._by_blocks.squares(centre)
 
     @property
     def products(self) -> Products:

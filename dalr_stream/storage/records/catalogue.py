@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalr_stream.storage import schema
 from dalr_stream.storage.durable import TEMPORARY, readable
 from dalr_stream.storage.records.moments import load_moments
-from dalr_stream.storage.records.record import (
-    load_record,
-)
+from dalr_stream.storage.records.solutions import check_solution
+from dalr_stream.storage.records.weights import load_layer_weights
 
 
 def check_record(root: Path, path: Path) -> None:
     """Read a whole record and compare every array to its digest; raises StoreDamagedError."""
-    if path.relative_to(root).parts[0] in {"moments", "shards", "sums"}:
+    kind, *name = path.relative_to(root).parts
+    if kind == "weights":
+        load_layer_weights(root, name[0])
+    elif kind == "solutions":
+        check_solution(path)
+    else:
         load_moments(path)
-        return
-    specs = {spec.name: spec for spec in (*schema.WEIGHTS, *schema.LOW_RANK, *schema.SELECTION)}
-    load_record(path, list(specs.values()))
 
 
 def records(root: Path) -> list[Path]:

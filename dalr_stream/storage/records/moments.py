@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.errors import StoreDamagedError
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
 from dalr_stream.storage.durable import new_folder
 from dalr_stream.storage.records.record import (
-    REMEDY,
     Name,
     Provenance,
     attributes,
     fill,
+    holding,
     load_record,
     shape_of_array,
 )
@@ -78,19 +77,15 @@ def name_of_moments(path: Path) -> Name:
 def load_moments(path: Path) -> Moments:
     """Read one moment record; raises StoreNotFoundError and StoreDamagedError."""
     arrays, values = load_record(path, schema.MOMENTS)
-    try:
+    with holding(path, "moments"):
         count, samples = (require_count(values[name]) for name in ("count", "samples"))
         return Moments(count, samples, **arrays) if count else Moments.empty(arrays["mean"].size)
-    except (LookupError, TypeError, ValueError) as error:
-        raise StoreDamagedError(f"'{path}' holds no moments ({error}); {REMEDY}") from error
 
 
 def moments_count(path: Path) -> int:
     """Return the rows behind one moment record, without reading its arrays."""
-    try:
+    with holding(path, "moments"):
         return require_count(attributes(path)["count"])
-    except (LookupError, ValueError) as error:
-        raise StoreDamagedError(f"'{path}' holds no moments ({error}); {REMEDY}") from error
 
 
 def features_of_moments(path: Path) -> int:

@@ -147,6 +147,15 @@ def reading(path: Path, array: str) -> Iterator[None]:
         raise StoreDamagedError(f"'{path}': array '{array}' is damaged ({error}); {REMEDY}") from error
 
 
+@contextmanager
+def holding(path: Path, what: str) -> Iterator[None]:
+    """Name the record and the remedy where it lacks a value or an array of `what` it should hold."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreDamagedError(f"'{path}' holds no {what} ({error}); {REMEDY}") from error
+
+
 def shape_of_array(path: Path, array: str) -> tuple[int, ...]:
     """Return the shape of one of a record's arrays, from its metadata alone; StoreNotFoundError, StoreDamagedError."""
     return _settled(path, partial(_shape_now, path, array))
@@ -170,6 +179,8 @@ def _attributes_now(path: Path) -> dict[str, Any]:
         attributes: dict[str, Any] = read_metadata(path)["attributes"]
     except StoreDamagedError as error:
         raise StoreDamagedError(f"{error}; {REMEDY}") from error
+    if not all(isinstance(attributes.get(part), dict) for part in ("digests", "provenance")):
+        raise StoreDamagedError(f"'{path}' is a folder of another kind, not a record; {REMEDY}")
     name = attributes.get(_NAME, [])  # records of 0.1 carry none
     if name and tuple(name) != path.parts[-len(name) :]:
         raise StoreDamagedError(f"'{path}' holds the record of '{'/'.join(name)}', moved here; {REMEDY}")

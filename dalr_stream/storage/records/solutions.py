@@ -15,8 +15,10 @@ from dalr_stream.numerics.rows.streams import group_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.storage import schema
 from dalr_stream.storage.records.record import (
+    Arrays,
     Provenance,
     attributes,
+    holding,
     load_record,
     save_record,
 )
@@ -48,16 +50,34 @@ def save_solution(root: Path, layer: str, solution: Solution, provenance: Proven
 
 def load_diagnostics(root: Path, layer: str, method: Method) -> Diagnostics:
     """Read how a solution came about, without its arrays."""
-    return Diagnostics(**attributes(solution_path(root, layer, method))["diagnostics"])
+    path = solution_path(root, layer, method)
+    with holding(path, "solution"):
+        return Diagnostics(**attributes(path)["diagnostics"])
 
 
 def load_solution(root: Path, layer: str, method: Method) -> LowRankFactors | ChannelSelection:
     """Read a solution back, bit for bit."""
+    path = solution_path(root, layer, method)
+    arrays, diagnostics = _load(path, method)
+    with holding(path, "solution"):
+        if method.family is Family.SELECTION:
+            factor = arrays.pop("factor", None)
+            return ChannelSelection(method=method, diagnostics=diagnostics, factor=factor, **arrays)
+        weight, _ = load_layer_weights(root, layer)
+        return LowRankFactors(method=method, weight=weight.astype(np.float64), diagnostics=diagnostics, **arrays)
+
+
+def check_solution(path: Path) -> None:
+    """Read everything that a solution's record holds, and nothing else; raises StoreDamagedError."""
+    with holding(path, "solution"):
+        _load(path, Method(path.name))
+
+
+def _load(path: Path, method: Method) -> tuple[Arrays, Diagnostics]:
     specs = schema.LOW_RANK if method.family is Family.LOW_RANK else schema.SELECTION
-    arrays, values = load_record(solution_path(root, layer, method), specs)
-    diagnostics = Diagnostics(**values["diagnostics"])
-    if method.family is Family.SELECTION:
-        factor = arrays.pop("factor", None)
-        return ChannelSelection(method=method, diagnostics=diagnostics, factor=factor, **arrays)
-    weight, _ = load_layer_weights(root, layer)
-    return LowRankFactors(method=method, weight=weight.astype(np.float64), diagnostics=diagnostics, **arrays)
+    arrays, values = load_record(path, specs)
+    with holding(path, "solution"):
+        missing = {spec.name for spec in specs} - arrays.keys() - {"factor"}
+        if missing:
+            raise LookupError(f"without {', '.join(sorted(missing))}")
+        return arrays, Diagnostics(**values["diagnostics"])

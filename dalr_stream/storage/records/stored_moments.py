@@ -22,7 +22,7 @@ from dalr_stream.numerics.statistics.products import FEW_ROWS, ByBlocks, ByRows,
 from dalr_stream.numerics.types import Matrix
 from dalr_stream.storage.metadata import read_metadata
 from dalr_stream.storage.records.moments import SCATTER, VECTORS, features_of_moments, load_moments
-from dalr_stream.storage.records.record import REMEDY, attributes, load_record, reading
+from dalr_stream.storage.records.record import REMEDY, attributes, holding, load_record, reading
 from dalr_stream.storage.schema import require_count
 
 Rows = Iterable[NDArray[Any]]
@@ -39,11 +39,9 @@ def open_moments(path: Path, rows: Callable[[], Rows | None] = lambda: None) -> 
     if not features or block_rows(features) == features or not values.get("count"):
         return load_moments(path)
     arrays, values = load_record(path, VECTORS)
-    try:
+    with holding(path, "moments"):
         count, samples = (require_count(values[name]) for name in ("count", "samples"))
         return StoredMoments.on_disk(path, count, samples, arrays, values["digests"][SCATTER.name], rows())
-    except (LookupError, TypeError, ValueError) as error:
-        raise StoreDamagedError(f"'{path}' holds no moments ({error}); {REMEDY}") from error
 
 
 class StoredMoments(Moments):

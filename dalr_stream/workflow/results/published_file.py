@@ -82,13 +82,13 @@ class AccuracyTable(_Part):
         columns = tuple(PublishedColumn(str(size)) for size in self.sizes)
         layer = next((found for found in results.layers if found.name == self.layer), None)
         rows = [PublishedRow(row.label, _shares(row.values), self._ours(row, layer)) for row in self.rows]
-        whole = (self.baseline / 100,) * len(columns), (results.baseline_accuracy,) * len(columns)
+        whole = (self.baseline / 100,) * len(columns), (results.baseline_score,) * len(columns)
         return PublishedTable(self.title, "dim kept", columns, (*rows, PublishedRow("uncompressed", *whole)))
 
     def _ours(self, row: AccuracyRow, layer: LayerResults | None) -> tuple[float | None, ...] | None:
         if layer is None:
             return None
-        curves = layer.finetuned_curves if row.finetuned else layer.accuracy_curves
+        curves = layer.finetuned_curves if row.finetuned else layer.score_curves
         curve = next((curve for curve in curves if curve.method == row.method.value), None)
         if curve is None:
             return None
@@ -96,7 +96,7 @@ class AccuracyTable(_Part):
             points = [matched_point(curve, layer, size) for size in self.sizes]
         else:
             points = [next((point for point in curve.points if point.size == size), None) for size in self.sizes]
-        return tuple(None if point is None else point.accuracy for point in points)
+        return tuple(None if point is None else point.score for point in points)
 
 
 class NetworkRow(_Part):
@@ -189,6 +189,6 @@ def _measured(column: str, size: NetworkSize, results: Results) -> float | None:
     return {
         "parameters": float(size.parameters),
         "network_share": size.parameters / before.parameters,
-        "original": results.baseline_accuracy,
-        "accuracy": size.accuracy,
+        "original": results.baseline_score,
+        "accuracy": size.score,
     }[column]

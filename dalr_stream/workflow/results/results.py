@@ -20,14 +20,14 @@ from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.types import Counts, Vector
 from dalr_stream.report.record import (
-    AccuracyCurve,
-    AccuracyPoint,
     DomainActivity,
     ErrorCurve,
     HeadlineRow,
     LayerResults,
     Results,
     RetentionCurve,
+    ScoreCurve,
+    ScorePoint,
     Spectra,
 )
 from dalr_stream.report.scale import ACCURACY, Scale
@@ -72,9 +72,9 @@ class LayerFindings:
     """Each read when it is asked for: those of a wide layer are gigabytes together."""
     notes: Mapping[Method, tuple[str, ...]]
     """What was decided on the way to each."""
-    curves: tuple[AccuracyCurve, ...]
+    curves: tuple[ScoreCurve, ...]
     stability: Stability | None = None
-    finetuned: tuple[AccuracyCurve, ...] = ()
+    finetuned: tuple[ScoreCurve, ...] = ()
 
 
 def results(project: Project) -> Results:
@@ -101,7 +101,7 @@ def results(project: Project) -> Results:
         provenance=provenance(project.config, store),
         metric=section.metric_words,
         scale=section.scale,
-        baseline_accuracy=evaluation.baseline,
+        baseline_score=evaluation.baseline,
         layers=tuple(layer_results(layer, evaluation.baseline, section.drop, section.scale) for layer in layers),
         sizes=evaluation.sizes,
         decisions=(*evaluation.left_out, *decisions(layers), *saved, *tuned, *untimed),
@@ -135,7 +135,7 @@ def layer_results(findings: LayerFindings, baseline: float, drop: float, scale: 
         drop=drop,
         activity=tuple(activity(domain, counts) for domain, counts in findings.domains.items()),
         error_curves=tuple(curves),
-        accuracy_curves=findings.curves,
+        score_curves=findings.curves,
         retention_curves=tuple(retention),
         spectra=spectra,
         headline=headline(findings.curves, scale.worst(baseline, drop), scale),
@@ -175,7 +175,7 @@ def error_curve(factors: Factors, training: InputMoments, heldout: InputMoments 
     return ErrorCurve(factors.method.value, _plain(relative_errors(factors, training)), on_heldout)
 
 
-def headline(curves: Sequence[AccuracyCurve], needed: float, scale: Scale = ACCURACY) -> tuple[HeadlineRow, ...]:
+def headline(curves: Sequence[ScoreCurve], needed: float, scale: Scale = ACCURACY) -> tuple[HeadlineRow, ...]:
     """Return, per method, the smallest tried size whose score is as good as `needed`."""
     smallest = {curve.method: _smallest(curve.points, needed, scale) for curve in curves}
     svd = smallest.get(Method.SVD.value)
@@ -211,7 +211,7 @@ def _in_words(readers: Sequence[ChannelReader]) -> str | None:
     return " and ".join(names[:2]) + (f" and {len(names) - 2} others" if len(names) > 2 else "") if names else None
 
 
-def _headline_row(method: str, point: AccuracyPoint | None, svd: AccuracyPoint | None) -> HeadlineRow:
+def _headline_row(method: str, point: ScorePoint | None, svd: ScorePoint | None) -> HeadlineRow:
     if point is None:
         return HeadlineRow(method, None, None, None, None, None)
     ratio = None
@@ -220,11 +220,11 @@ def _headline_row(method: str, point: AccuracyPoint | None, svd: AccuracyPoint |
             ratio = svd.layer_parameters / point.layer_parameters
         else:
             ratio = svd.pair_parameters / point.pair_parameters
-    return HeadlineRow(method, point.size, point.layer_parameters, point.pair_parameters, point.accuracy, ratio)
+    return HeadlineRow(method, point.size, point.layer_parameters, point.pair_parameters, point.score, ratio)
 
 
-def _smallest(points: Sequence[AccuracyPoint], needed: float, scale: Scale) -> AccuracyPoint | None:
-    return next((point for point in points if scale.reaches(point.accuracy, needed)), None)
+def _smallest(points: Sequence[ScorePoint], needed: float, scale: Scale) -> ScorePoint | None:
+    return next((point for point in points if scale.reaches(point.score, needed)), None)
 
 
 def _spectra(factors: Factors, training: InputMoments) -> Spectra:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dalr_stream.network.measure.output_distance import Distance
+from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Family, Method
 
 RULES = ("params", "macs", "energy", "ratio", "max_drop")
@@ -107,7 +107,8 @@ class CompressSection(BaseModel):
     samples: Positive = 128
     """Samples of the target on which `params` and `macs` measure what compression does to the outputs."""
     distance: Distance = Distance.ENERGY
-    """In what that is measured: `energy`, ||Y - Y~||^2 / ||Y||^2, or `kl`, nats, of networks that give logits."""
+    """In what that is measured: `energy`, ||Y - Y~||^2 / ||Y||^2, `kl`, nats, of networks that give logits, or
+    `cosine`, 1 - cosine of each row, of embeddings."""
     order: Order = Order.PARALLEL
     """`sequential` takes a pass over the data for each layer. Sizes are decided from the original's statistics."""
     multiple_of: Positive | None = None
@@ -132,6 +133,11 @@ class CompressSection(BaseModel):
     def share(self) -> float:
         """What the rule was given."""
         return float(getattr(self, self.rule)) if self.rule else 1.0
+
+    @property
+    def in_words(self) -> str:
+        """The rule and what it was given: params 25%."""
+        return f"{self.rule} {100 * self.share:.4g}%"
 
     @property
     def wanted(self) -> bool:

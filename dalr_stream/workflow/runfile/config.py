@@ -19,13 +19,13 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.streaming.folding import CUPY
 from dalr_stream.workflow.runfile.compress_section import CompressSection, Order, with_sizes
+from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
 from dalr_stream.workflow.runfile.messages import explain, require_current_keys
 from dalr_stream.workflow.runfile.sections import (
     AccumulateSection,
     CaptureSection,
     DataSection,
-    FinetuneSection,
     NetworkSection,
     ReportSection,
     RunSection,
@@ -150,7 +150,7 @@ class RunConfig(Section):
         training, test = self.finetune, self.evaluate
         if test and test.finetune and training is None:
             raise ValueError(
-                "evaluate.finetune: networks are fine-tuned on labelled batches that are not the test split: add a "
+                "evaluate.finetune: networks are fine-tuned on batches that are not the test split: add a "
                 '[finetune] section that names them, batches = "module:function"'
             )
         if training and not self.compress.wanted:
@@ -160,7 +160,7 @@ class RunConfig(Section):
         if training and test and (training.batches, training.options) == (test.batches, test.options):
             raise ValueError(
                 f"finetune.batches: '{training.batches}' is the test split of [evaluate], and the network would learn "
-                "the data that judges it: name other labelled batches"
+                "the data that judges it: name other batches"
             )
         return self
 
@@ -176,6 +176,17 @@ class RunConfig(Section):
                 "solve.source: MoMaSP compares two domains; name the source, or leave MoMaSP out of solve.methods"
             )
         return self
+
+    def with_sizes(self, sizes: Mapping[str, Any]) -> RunConfig:
+        """Return the same with other keys in [compress]; a rule among them replaces what decided the sizes.
+
+        Raises ConfigError as `load_config` does.
+        """
+        section = with_sizes(self.compress.model_dump(exclude_unset=True), sizes)
+        try:
+            return RunConfig.model_validate({**dict(self), "compress": section})
+        except ValidationError as error:
+            raise ConfigError(explain(error, RunConfig)) from None
 
     def plain(self) -> dict[str, Any]:
         """Return the resolved configuration as JSON-like values."""

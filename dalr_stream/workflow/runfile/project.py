@@ -37,8 +37,8 @@ from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Folding, Threads, Workers
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.runfile.config import RunConfig
+from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection
-from dalr_stream.workflow.runfile.sections import FinetuneSection
 from dalr_stream.workflow.runfile.user_code import UserCode
 
 
@@ -188,7 +188,7 @@ class Project:
     def finetune_section(self) -> FinetuneSection:
         """The [finetune] section; raises ConfigError where the run file has none."""
         if self.config.finetune is None:
-            raise ConfigError("finetune: the run file has no [finetune] section that names labelled batches")
+            raise ConfigError("finetune: the run file has no [finetune] section that names batches")
         return self.config.finetune
 
     @property

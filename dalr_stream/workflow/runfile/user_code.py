@@ -16,10 +16,11 @@ from dalr_stream.network.capture.batches import holds_batches
 from dalr_stream.network.capture.masks import Mask, MaskOf
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.torch_library import usable_device
-from dalr_stream.network.training.finetune import Loss, cross_entropy
+from dalr_stream.network.training.setting import Loss, cross_entropy
 from dalr_stream.workflow.runfile.config import RunConfig
+from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
-from dalr_stream.workflow.runfile.sections import DataSection, FinetuneSection
+from dalr_stream.workflow.runfile.sections import DataSection
 from dalr_stream.workflow.runfile.user_modules import UserModules, require_takes
 
 
@@ -143,7 +144,7 @@ class UserCode:
         return metric
 
     def loss(self, section: FinetuneSection) -> Loss:
-        """Return the loss that fine-tuning minimises."""
+        """Return the loss of labels that fine-tuning minimises."""
         if section.loss == "cross_entropy":
             return cross_entropy
         loss: Loss = self.resolve(section.loss, "finetune.loss")

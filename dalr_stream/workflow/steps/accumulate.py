@@ -8,6 +8,7 @@ from typing import Any
 
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
+from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import provenance_of
@@ -57,6 +58,8 @@ def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
     yield from capture.domain_artefacts(project)
     store = ActivationStore(project.store)
     record, network = store.domain(domain), store.manifest.network.fingerprint
+    if not record.complete:
+        raise StoreNotFoundError(f"the rows of '{domain}' in '{project.store}' are not complete")
     folding, parts = project.folding(domain), (*PARTS, *shard_parts(project.config.shards(domain)))
     for layer in {record.home(layer): None for layer in record.names}:
         training = provenance_of(moments_path(project.store, domain, layer, TRAINING)) or {}

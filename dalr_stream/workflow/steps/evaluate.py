@@ -12,7 +12,7 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
-from dalr_stream.report.record import AccuracyCurve, AccuracyPoint, NetworkSize
+from dalr_stream.report.record import NetworkSize, ScoreCurve, ScorePoint
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection
@@ -27,7 +27,7 @@ from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.step import Step, json_record, read_stamped, write_stamped
 
 NAME = "evaluate"
-EVALUATION = RecordKind("evaluation", 1, "run evaluate")
+EVALUATION = RecordKind("evaluation", 2, "run evaluate")
 
 
 def steps(session: Session) -> Iterator[Step]:
@@ -54,9 +54,9 @@ def made_from(project: Project) -> str:
 def measure(label: str, model: nn.Module, score: Score) -> NetworkSize:
     """Return what a network weighs, how well it does, and what its layers computed for that, a sample."""
     with watched_calls(model) as calls:
-        accuracy = score(model)
+        value = score(model)
     macs = {name: count / calls.samples for name, count in calls.macs.items() if calls.samples}
-    return NetworkSize(label, parameter_count(model), parameter_bytes(model), accuracy, macs)
+    return NetworkSize(label, parameter_count(model), parameter_bytes(model), value, macs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Evaluation:
 
     metric: str
     baseline: float
-    """Accuracy of the uncompressed network."""
+    """Score of the uncompressed network."""
     curves: Curves
     sizes: tuple[NetworkSize, ...]
     """The uncompressed network, then those the run saves: the compressed one, and the same fine-tuned."""
@@ -84,7 +84,7 @@ class Evaluation:
         plain = read_stamped(path, EVALUATION, fingerprint)
         curves, finetuned = (
             {
-                layer: tuple(AccuracyCurve(c["method"], tuple(AccuracyPoint(**p) for p in c["points"])) for c in layers)
+                layer: tuple(ScoreCurve(c["method"], tuple(ScorePoint(**p) for p in c["points"])) for c in layers)
                 for layer, layers in plain[key].items()
             }
             for key in ("curves", "finetuned")
@@ -109,7 +109,7 @@ def _evaluate(session: Session, fingerprint: str) -> None:
     with project.code.importing():
         sizes = tuple(measure(label, model, score) for label, model in _networks(project).items())
         curves, finetuned = _curves(session, store, section, score, fingerprint)
-    baseline = float(sizes[0].accuracy or 0.0)
+    baseline = float(sizes[0].score or 0.0)
     evaluation = Evaluation(section.metric, baseline, curves, sizes, project.unsupported_layers, finetuned)
     evaluation.write(project.evaluation, fingerprint)
     remove_folder(project.unfinished)

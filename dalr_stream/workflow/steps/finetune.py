@@ -12,12 +12,14 @@ from torch import nn
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import StoreDamagedError
 from dalr_stream.network.saved import checkpoint
-from dalr_stream.network.training.finetune import FineTuning, finetune
-from dalr_stream.network.training.trainable import trained_parameters
+from dalr_stream.network.training.finetune import finetune
+from dalr_stream.network.training.output_loss import OutputLoss
+from dalr_stream.network.training.setting import FineTuning, Loss
+from dalr_stream.network.training.trainable import Train, trained_parameters
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import RecordKind, digest_of
+from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import FinetuneSection
 from dalr_stream.workflow.steps import compress, solve
 from dalr_stream.workflow.steps.fingerprints import code_print
 from dalr_stream.workflow.steps.provenance import saved_provenance
@@ -90,14 +92,22 @@ def options_of(project: Project, section: FinetuneSection) -> FineTuning:
         rate=section.rate,
         weight_decay=section.weight_decay,
         layers=section.layers,
+        train=section.train,
         dropout=section.dropout,
-        loss=project.code.loss(section),
+        loss=_loss_of(project, section),
         seed=project.config.run.seed,
     )
 
 
+def _loss_of(project: Project, section: FinetuneSection) -> Loss:
+    if section.without_labels:
+        return OutputLoss(project.network, distance=section.distance, rows=project.code.rows)
+    return project.code.loss(section)
+
+
 def _check(project: Project, section: FinetuneSection) -> None:
-    options_of(project, section)
+    if not section.without_labels:  # whose loss is the network's, which may have no weights yet
+        project.code.loss(section)
 
 
 def _finetune(session: Session, fingerprint: str) -> None:
@@ -135,14 +145,22 @@ def _fine_tuned(session: Session, section: FinetuneSection, unfinished: Path) ->
             session.progress.note(f"finetune: {error}; this is done")
             unfinished.unlink()
             network = finetune(small, batches, options, checkpoint=unfinished, epoch_done=epoch_done)
-    return network, FineTuned(_in_words(section, small), tuple(losses))
+    return network, FineTuned(_in_words(section, options, small), tuple(losses))
 
 
-def _in_words(section: FinetuneSection, small: nn.Module) -> str:
-    trained = sum(parameter.numel() for parameter in trained_parameters(small, section.layers).values())
-    layers = f"layers {', '.join(section.layers)}" if section.layers else "fully connected layers"
+def _in_words(section: FinetuneSection, options: FineTuning, small: nn.Module) -> str:
+    trained = trained_parameters(small, section.layers, section.train).values()
+    labels = f"without labels, towards the original's outputs by {section.distance}"
     return (
-        f"fine-tuned after compression on '{section.batches}': Adam, {section.epochs} epochs at rate "
-        f"{section.rate:g}, weight decay {section.weight_decay:g} (in the gradient), {layers} only "
-        f"({trained:,} parameters), dropout {'on' if section.dropout else 'off'}, loss {section.loss}"
+        f"fine-tuned after compression on '{section.batches}'{f' {labels}' if section.without_labels else ''}: Adam, "
+        f"{section.epochs} epochs at rate {section.rate:g}, weight decay {options.decay:g} (in the gradient), "
+        f"{_trained_in_words(section)} only ({sum(parameter.numel() for parameter in trained):,} parameters), dropout "
+        f"{'on' if section.dropout else 'off'}, loss {section.loss}"
     )
+
+
+def _trained_in_words(section: FinetuneSection) -> str:
+    named = f"layers {', '.join(section.layers)}"
+    if section.train is Train.FACTORS:
+        return f"factors and biases of {named}" if section.layers else "factors and biases"
+    return named if section.layers else {Train.ALL: "all layers"}.get(section.train, "fully connected layers")

@@ -87,8 +87,8 @@ def test_nothing_to_compare_is_said():
         OutputDistance(Classes(), [torch.ones(2, 3)], samples=2)(Classes())
     with pytest.raises(InvalidInputError, match="the loader gave no sample"):
         OutputDistance(Scores(), [], samples=2)
-    with pytest.raises(InvalidInputError, match=r"distance must be one of .* got 'cosine'"):
-        OutputDistance(Scores(), [torch.ones(2, 3)], samples=2, distance="cosine")
+    with pytest.raises(InvalidInputError, match=r"distance must be one of .* got 'hamming'"):
+        OutputDistance(Scores(), [torch.ones(2, 3)], samples=2, distance="hamming")
 
 
 def test_outputs_that_are_all_zero_are_far_from_any_others():

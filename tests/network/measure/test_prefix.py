@@ -4,7 +4,8 @@ from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.measure.prefix import Cut, KeptBatches, PrefixCache
-from dalr_stream.network.training.finetune import FineTuning, finetune
+from dalr_stream.network.training.finetune import finetune
+from dalr_stream.network.training.setting import FineTuning
 from dalr_stream.network.training.trainable import require_all_trained, trained_parameters
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError, UnsupportedLayerError
-from dalr_stream.network.capture.proof import SAMPLE_PASSES
+from dalr_stream.network.capture.proofs.proof import SAMPLE_PASSES
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.selection.greedy import spectral

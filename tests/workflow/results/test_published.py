@@ -48,7 +48,7 @@ def tables(finished_file):
 
 
 def found(results, layer, method):
-    curves = next(one for one in results.layers if one.name == layer).accuracy_curves
+    curves = next(one for one in results.layers if one.name == layer).score_curves
     return {point.size: point for curve in curves if curve.method == method for point in curve.points}
 
 
@@ -57,16 +57,16 @@ def test_ours_is_of_the_same_layer_method_and_size(tables):
     svd, tuned, pruned, momasp, whole = published["fc1"].rows
     ours = found(results, "fc1", "svd")
     assert svd.published == pytest.approx((0.1, 0.205, 0.3))
-    assert svd.ours == (ours[2].accuracy, None, ours[4].accuracy)  # the run tried 1, 2, 4 and 8
+    assert svd.ours == (ours[2].score, None, ours[4].score)  # the run tried 1, 2, 4 and 8
     assert (tuned.label, tuned.ours) == ("SVD, fine-tuned", None)
     kept = found(results, "fc1", "prune_mean")
-    assert pruned.ours[0] == kept[2].accuracy
+    assert pruned.ours[0] == kept[2].score
     layer = results.layers[0]
     budgets = [k * (layer.outputs + layer.inputs) + layer.outputs * layer.next_outputs for k in (2, 3, 4)]
     nodes = found(results, "fc1", "momasp_node").values()
     heaviest = [max((p for p in nodes if p.pair_parameters <= b), key=lambda p: p.pair_parameters) for b in budgets]
-    assert momasp.ours == tuple(point.accuracy for point in heaviest)
-    assert whole.ours == (results.baseline_accuracy,) * 3
+    assert momasp.ours == tuple(point.score for point in heaviest)
+    assert whole.ours == (results.baseline_score,) * 3
 
 
 def test_a_layer_that_is_not_compressed_here_stays_as_printed(tables):
@@ -85,8 +85,8 @@ def test_saved_networks_stand_below_the_published_ones(tables):
         after.parameters,
         after.parameters / before.parameters,
         pytest.approx(1 - (before.parameters - after.parameters) / weights),
-        results.baseline_accuracy,
-        after.accuracy,
+        results.baseline_score,
+        after.score,
     )
 
 

@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 
-from dalr_stream.report.record import AccuracyCurve, AccuracyPoint
+from dalr_stream.report.record import ScoreCurve, ScorePoint
 from dalr_stream.workflow.results.results import RowCounts, activity, headline
 
 
 def curve(method, accuracies, *, selection=False):
     points = [
-        AccuracyPoint(size, None if selection else 30 * size, 20 * size + 100, accuracy)
+        ScorePoint(size, None if selection else 30 * size, 20 * size + 100, accuracy)
         for size, accuracy in accuracies.items()
     ]
-    return AccuracyCurve(method, tuple(points))
+    return ScoreCurve(method, tuple(points))
 
 
 def test_the_headline_takes_the_smallest_size_within_the_drop_and_its_ratio_to_svd():
@@ -25,7 +25,7 @@ def test_the_headline_takes_the_smallest_size_within_the_drop_and_its_ratio_to_s
     )
     assert [row.size for row in rows] == [8, 2, 4, None]
     assert [row.svd_ratio for row in rows] == pytest.approx([1.0, 4.0, 260 / 180, None])
-    assert rows[3].accuracy is None
+    assert rows[3].score is None
 
 
 def test_there_is_no_ratio_where_svd_does_not_get_there():

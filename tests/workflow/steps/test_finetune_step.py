@@ -81,7 +81,7 @@ def test_a_run_scores_the_compressed_network_with_and_without_fine_tuning(tuned_
     assert kinds == ["uncompressed", "compressed", "fine-tuned"]
     for size, folder in zip(results.sizes[1:], (run.project.compressed, run.project.finetuned), strict=True):
         model = ds.load(folder, run.project.code.build)
-        assert size.accuracy == pytest.approx(accuracy(model, run.project.code.batches("test")))
+        assert size.score == pytest.approx(accuracy(model, run.project.code.batches("test")))
         assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert any(
         decision.startswith(

@@ -124,24 +124,24 @@ def test_every_network_is_scored_as_it_is_and_fine_tuned(tuned_file):
     results = Results.read(run.project.report_folder / "results.json")
     assert [layer.name for layer in results.layers] == ["fc1", "fc2"]
     for layer in results.layers:
-        plain, tuned = layer.accuracy_curves, layer.finetuned_curves
+        plain, tuned = layer.score_curves, layer.finetuned_curves
         assert [c.method for c in tuned] == [c.method for c in plain] == ["svd", "momasp_node"]
         for curve in tuned:
             for point in curve.points:
                 found = by_hand(run.project, layer.name, Method(curve.method), point.size)
-                assert point.accuracy == found, (layer.name, curve.method, point.size)
+                assert point.score == found, (layer.name, curve.method, point.size)
         for before, after in zip(plain, tuned, strict=True):
             assert [(p.size, p.pair_parameters) for p in before.points] == [
                 (p.size, p.pair_parameters) for p in after.points
             ]
-    (table,) = run.project.report_folder.glob("tables/*fc1*accuracy.csv")
+    (table,) = run.project.report_folder.glob("tables/*fc1*scores.csv")
     keys = [line.partition(",")[0] for line in table.read_text().splitlines()]
     assert keys[3:5] == ["svd", "svd_finetuned"]
     svd, momasp = results.published[0].rows[:2]
     assert (svd.label, momasp.label) == ("SVD, fine-tuned", "MoMaSP (node), fine-tuned")
     points = {curve.method: curve.points for curve in results.layers[0].finetuned_curves}
-    assert svd.ours == (points["svd"][0].accuracy,)
-    assert momasp.ours == (max(points["momasp_node"], key=lambda point: point.size).accuracy,)
+    assert svd.ours == (points["svd"][0].score,)
+    assert momasp.ours == (max(points["momasp_node"], key=lambda point: point.size).score,)
     assert "SVD, fine-tuned" in (run.project.report_folder / "report.html").read_text()
     assert not run.project.unfinished.exists()
 

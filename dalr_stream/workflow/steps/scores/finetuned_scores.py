@@ -17,7 +17,8 @@ from torch import nn
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.measure.prefix import Cut, KeptBatches
-from dalr_stream.network.training.finetune import FineTuning, Numbered, finetune
+from dalr_stream.network.training.finetune import Numbered, finetune
+from dalr_stream.network.training.setting import FineTuning
 from dalr_stream.network.training.trainable import require_all_trained, touched
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, Score
 
@@ -37,11 +38,12 @@ class FinetunedScores:
         """Return the score of networks that are compressed in `layer`, each fine-tuned by itself."""
         model, options = self.evaluator.model, self.options
         try:
-            trained = touched(model, options.layers, dropout=options.dropout)
+            _require_labels(options)
+            trained = touched(model, options.layers, options.train, dropout=options.dropout)
             cut = Cut(model, *self.evaluator.changed_with(layer), *trained)
             if cut.place not in self._last:
                 cut.require_same(model, next(iter(self.batches)))
-                require_all_trained(model, cut.tail(model), options.layers)
+                require_all_trained(model, cut.tail(model), options.layers, options.train)
         except UnsupportedLayerError as error:
             self.evaluator.note_whole_passes(error)
             return lambda small: self.evaluator.score(finetune(small, self.batches, options))
@@ -61,3 +63,9 @@ class FinetunedScores:
             return score(finetune(cut.tail(small), batches, options))
 
         return tuned
+
+
+def _require_labels(options: FineTuning) -> None:
+    """Raise UnsupportedLayerError where the original network is run on the batches too: it needs them whole."""
+    if options.without_labels:
+        raise UnsupportedLayerError('with loss = "outputs" the original network is run on the same batches')

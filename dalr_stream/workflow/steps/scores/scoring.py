@@ -28,7 +28,7 @@ from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.progress import Progress
-from dalr_stream.report.record import AccuracyCurve, AccuracyPoint
+from dalr_stream.report.record import ScoreCurve, ScorePoint
 from dalr_stream.report.scale import ACCURACY, Scale
 from dalr_stream.storage.json_record import RecordKind, read_record, write_record
 from dalr_stream.storage.records.solutions import Solution
@@ -40,7 +40,7 @@ SCORES = RecordKind("scores", 1, "run evaluate")
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 Score = Callable[[nn.Module], float]
-Curves = Mapping[str, tuple[AccuracyCurve, ...]]
+Curves = Mapping[str, tuple[ScoreCurve, ...]]
 """Layer name -> one curve a method."""
 
 
@@ -145,8 +145,8 @@ class Evaluator:
         scores: KeptScores,
         *,
         tuned: Callable[[str], Score] | None = None,
-    ) -> dict[str, tuple[AccuracyCurve, ...]]:
-        """Return, for each layer, the accuracy curve of each of its methods.
+    ) -> dict[str, tuple[ScoreCurve, ...]]:
+        """Return, for each layer, how each of its methods scores against size.
 
         Scores that are kept already are not found again. `tuned` gives the score of networks compressed in a layer
         where they are to be fine-tuned first.
@@ -157,7 +157,7 @@ class Evaluator:
             for layer, applicable in methods.items()
             for method in applicable
         }
-        drawn: dict[str, list[AccuracyCurve]] = {layer: [] for layer in methods}
+        drawn: dict[str, list[ScoreCurve]] = {layer: [] for layer in methods}
         with self.progress.track(title, sum(map(len, sizes.values())), "networks") as advance:
             for layer, applicable in methods.items():
                 score = from_layer(layer)
@@ -169,7 +169,7 @@ class Evaluator:
                         value = scores.once(f"{title} {layer} {method.value} {size}", scored)
                         points.append(_point(solution, size, store.shape(layer), value))
                         advance(1)
-                    drawn[layer].append(AccuracyCurve(method.value, tuple(points)))
+                    drawn[layer].append(ScoreCurve(method.value, tuple(points)))
         return {layer: tuple(curves) for layer, curves in drawn.items()}
 
     def _scored(self, score: Score, layer: str, solution: Solution, size: int) -> float:
@@ -197,10 +197,10 @@ class Evaluator:
             self.progress.note(reason)
 
 
-def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> AccuracyPoint:
+def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> ScorePoint:
     if isinstance(solution, ChannelSelection):
-        return AccuracyPoint(size, None, shape.selection_pair_parameters(size), value)
-    return AccuracyPoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)
+        return ScorePoint(size, None, shape.selection_pair_parameters(size), value)
+    return ScorePoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)
 
 
 class KeptScores:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dalr_stream.engine.sequential.compress import in_words
 from dalr_stream.engine.sizes.choice import SizeChoice
-from dalr_stream.network.measure.output_distance import Distance
+from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.overview import FEW
 from dalr_stream.storage.json_record import RecordKind
@@ -22,6 +22,7 @@ from dalr_stream.workflow.steps.step import read_stamped, write_stamped
 UNITS = {
     Distance.ENERGY: "||Y - Y~||^2 / ||Y||^2 of the network's outputs",
     Distance.KL: "KL divergence of the network's outputs, nats",
+    Distance.COSINE: "1 - cosine of the rows of the network's outputs",
 }
 
 COMPRESSION = RecordKind("compression", 2, "run compress")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.capture.observed import Calls
+from dalr_stream.network.capture.proofs.observed import Calls
 
 REMEDY = "or leave the layer out; prove=False (`capture.prove = false`) takes the rows as they come, unproved"
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.network.capture.batches import first_argument
-from dalr_stream.network.capture.observed import ROUNDING, projections
+from dalr_stream.network.capture.proofs.observed import ROUNDING, projections
 from dalr_stream.network.capture.routed import Routes
 from dalr_stream.network.layers.groups import part_of
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, rows_entering, rows_leaving
@@ -72,7 +72,7 @@ def _hook(layer: LayerSpec, part: nn.Module, routes: Routes, samples: int, seen:
     def left(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], outputs: torch.Tensor) -> None:
         read = first_argument(arguments, keywords)
         places = routes.places(layer.name, read, samples)
-        rows = rows_leaving(part, outputs) if layer.side is Side.OUTPUTS else rows_entering(layer.name, part, read)
+        rows = rows_leaving(part, outputs) if layer.at_outputs else rows_entering(layer.name, part, read)
         seen.numbers.append(places.numbers)
         seen.projections.append(projections(rows))
         seen.positions = places.positions

@@ -15,8 +15,6 @@ import torch
 from dalr_stream.network.capture.batches import inputs_of
 
 Change = Callable[[torch.Tensor], torch.Tensor]
-MASK = "attention_mask"
-_DECODER = "decoder_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +62,6 @@ def with_other_padding(batch: Any, padding: Mapping[str, torch.Tensor]) -> Any:
     else:
         changed = change("", inputs)
     return None if _same(inputs, changed) else changed
-
-
-def padding_of(batch: Any, key: str, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return, by the keys of the inputs that a mask speaks of, where they hold padding.
-
-    An encoder's `attention_mask` does not speak of what goes to the decoder, whose own is `decoder_attention_mask`.
-    """
-    inputs = inputs_of(batch)
-    if not isinstance(inputs, Mapping):
-        return {"": ~mask}
-    of_decoder = key.startswith(_DECODER)
-    both = not key.endswith(MASK)
-    return {name: ~mask for name in inputs if both or name.startswith(_DECODER) == of_decoder}
 
 
 def _map(inputs: Any, samples: int, change: Change) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 from dalr_stream.network.capture.batches import call, few_samples, inputs_copied, refusals_explained, samples_in
 from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.order import Orders
-from dalr_stream.network.capture.proof import CaptureProof
+from dalr_stream.network.capture.proofs.proof import CaptureProof
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec

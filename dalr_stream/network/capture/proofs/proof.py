@@ -26,12 +26,11 @@ from torch import nn
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.network.capture.batches import call, inputs_copied
-from dalr_stream.network.capture.disturbed import Replaced, with_other_padding, with_sample_replaced
-from dalr_stream.network.capture.observed import Calls, Observed, Seen, differ, observed_pass
 from dalr_stream.network.capture.order import Orders, RowOrder, is_routed, order_of_call, possible_orders
-from dalr_stream.network.capture.reading import same_draws
-from dalr_stream.network.capture.refusals import called, refuse, refuse_padding, refuse_routed
-from dalr_stream.network.capture.routed_proof import (
+from dalr_stream.network.capture.proofs.disturbed import Replaced, with_other_padding, with_sample_replaced
+from dalr_stream.network.capture.proofs.observed import Calls, Observed, Seen, differ, observed_pass
+from dalr_stream.network.capture.proofs.refusals import called, refuse, refuse_padding, refuse_routed
+from dalr_stream.network.capture.proofs.routed_proof import (
     RoutedRows,
     counted,
     kinds_of,
@@ -39,7 +38,8 @@ from dalr_stream.network.capture.routed_proof import (
     of_others,
     routed_pass,
 )
-from dalr_stream.network.capture.unrepeatable import what_differs
+from dalr_stream.network.capture.proofs.unrepeatable import what_differs
+from dalr_stream.network.capture.reading import same_draws
 from dalr_stream.network.layers.spec import LayerSpec
 
 SAMPLE_PASSES, PADDING_PASSES = 2, 1
