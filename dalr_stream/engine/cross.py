@@ -12,7 +12,7 @@ read the trace alone, would take 60 % off the product where m = 4 d, a quarter w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,8 @@ from torch import nn
 
 from dalr_stream.engine.backend import rows_for
 from dalr_stream.engine.capture import keep_weights
-from dalr_stream.engine.fold_passes import (
-    direct_plan,
-    fitting,
-    fold_in_memory,
-    fold_into,
-    kept_record,
-)
+from dalr_stream.engine.cross_cost import PairMemory, pair_load
+from dalr_stream.engine.fold_passes import direct_plan, fitting, fold_in_memory, fold_into, kept_record
 from dalr_stream.engine.joint_sink import JointSink
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.layer_moments import LayerMoments
@@ -131,31 +126,21 @@ def accumulate_cross(  # noqa: PLR0913  # those of accumulate, and a second netw
 
 
 def estimate_cross(
-    compressed: nn.Module, layers: Sequence[LayerSpec], *, rows: int = 0, folding: Folding | None = None
+    compressed: nn.Module,
+    layers: Sequence[LayerSpec],
+    *,
+    rows: int = 0,
+    folding: Folding | None = None,
+    batch: PairMemory | None = None,
 ) -> MemoryPlan:
     """Return memory, disk and passes of `accumulate_cross`, `rows` rows of each layer: arithmetic alone.
 
+    `batch` is what one takes, where that was looked at.
+
     The limit of `folding` parts the layers into passes, `MemoryPlan.groups`; `require` refuses what fits in none.
     """
-    loads = [pair_load(_as_it_is(compressed, layer), rows) for layer in layers]
-    return direct_plan(loads, folding or Folding())
-
-
-def pair_load(layer: LayerSpec, rows: int = 0) -> LayerLoad:
-    """Return what the plan needs to know of a layer's inputs beside its outputs."""
-    return LayerLoad(stream_name(layer.name, Pairing.OUTPUTS), layer.inputs + layer.outputs, rows)
-
-
-def narrowest_pair_load(layer: LayerSpec, rows: int = 0) -> LayerLoad:
-    """Return the same for a layer whose outputs may follow from its inputs: those are watched where they are fewer."""
-    if not is_wider_out(layer):
-        return pair_load(layer, rows)
-    return LayerLoad(stream_name(layer.name, Pairing.INPUTS), 2 * layer.inputs, rows)
-
-
-def is_wider_out(layer: LayerSpec) -> bool:
-    """Tell whether a layer gives more features than it reads."""
-    return layer.outputs > layer.inputs
+    loads = [pair_load(_as_it_is(compressed, layer), rows, batch) for layer in layers]
+    return direct_plan(loads, folding or Folding(), 0 if batch is None else batch.forward_bytes)
 
 
 def known_batches(batches: Iterable[Any], rule: RowRule) -> Batches:
@@ -179,6 +164,8 @@ class PairedRows:
     onward: OnwardPass | None = None
     """How the compressed network is run on from an earlier pass."""
     original_onward: OnwardPass | None = None
+    batch: PairMemory | None = None
+    """What a batch takes, where that was looked at; else it is, where a limit asks for it."""
 
     @classmethod
     def of_outputs(
@@ -236,17 +223,27 @@ class PairedRows:
         """Write the compressed network's."""
         keep_weights(self.compressed, list(self.layers.values()), root, network.fingerprint)
 
-    def loads(self, rows: int) -> list[LayerLoad]:
-        """Return what the plan needs to know of the joint streams."""
-        return [LayerLoad(pair.stream, pair.features, rows) for pair in self.pairs.values()]
-
     def groups(self, folding: Folding) -> Sequence[Collection[str]]:
         """Part the streams into passes that fit."""
         require_batches(self.batches)
-        groups = fitting(self.loads(0), folding)
+        if folding.memory_limit_bytes is None:
+            return [self.streams]
+        batch = self._one_batch() if self.batch is None else self.batch
+        loads = [
+            LayerLoad(pair.stream, pair.features, 0, batch_bytes=batch.batch_bytes(name, pair.features))
+            for name, pair in self.pairs.items()
+        ]
+        groups = fitting(loads, folding, batch.forward_bytes)
         if len(groups) > 1:
             require_repeatable(self.batches, "batches")
         return groups
+
+    def _one_batch(self) -> PairMemory:
+        """Look at the first batch, where it is not lost by that."""
+        if isinstance(self.batches, Iterator):
+            return PairMemory()
+        first = next(iter(self.batches), None)
+        return PairMemory.of((self.compressed, self.original), first, list(self.layers.values()), self.rule)
 
     def send(self, streams: Collection[str], sink: FoldSink, folding: Folding, progress: Progress) -> None:
         """Run both networks on every batch that is not folded yet."""

@@ -72,7 +72,7 @@ def test_shards_are_added_in_strips_where_they_do_not_fit_and_refused_where_not_
     )
     assert len(whole.layers[0].sum_strips) == 1
     assert len(cut.layers[0].sum_strips) > 1
-    assert max(strip.cells for strip in cut.layers[0].sum_strips) * 8 * 7 <= 400 * MIB
+    assert max(strip.cells for strip in cut.layers[0].sum_strips) * 8 * 6 <= 400 * MIB
     for fits in (whole, cut):
         fits.require()
     with pytest.raises(MemoryLimitError, match=r"layer 'fc6': .* keep no shards \([0-9,]+ MiB uncut\)"):

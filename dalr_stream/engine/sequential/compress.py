@@ -25,10 +25,10 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import narrowest_pair_load
-from dalr_stream.engine.fold_passes import direct_plan
-from dalr_stream.engine.sequential.onward_passes import KEPT_BYTES, OnwardPasses
+from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.engine.sequential.pass_moments import KnownMoments, PassMoments
+from dalr_stream.engine.sequential.pass_plan import SequencePlan, plan_passes, watched_in_passes
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.network.capture.onward import Room
@@ -36,7 +36,7 @@ from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.spec import layer_of, select_layers
+from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import compress
 from dalr_stream.numerics.rows.streams import module_name
@@ -169,10 +169,10 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     _require_prunable(model, choices, target)
     first, rule = target.first(), (rows or RowRule()).of_layers(())
     passes = _passes(order_of_execution(model, first, list(choices)), choices)
-    room = _room(model, passes, choices, folding)
+    plan, batch = _planned(model, passes, choices, folding, rule, first)
     selected = [name for name, choice in choices.items() if choice.selects]
-    onward = OnwardPasses(model, target, passes, selected, rule, Room(room), progress.note)
-    moments = PassMoments(model, rule, progress, onward, None if store is None else Path(store), known)
+    onward = OnwardPasses(model, target, passes, selected, rule, Room(plan.room_bytes), progress.note)
+    moments = PassMoments(model, rule, progress, onward, None if store is None else Path(store), known, batch)
     one_pass = SequentialPass(
         model, choices, target, None if source is None else SameEveryPass(source, "source"), folding, moments
     )
@@ -241,22 +241,30 @@ def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding
             raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
 
 
-def _room(
-    model: nn.Module, passes: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice], folding: Folding
-) -> int:
-    """Return how much the memory limit leaves for what is kept between passes.
+def _planned(
+    model: nn.Module,
+    passes: Sequence[Sequence[str]],
+    choices: Mapping[str, LayerChoice],
+    folding: Folding,
+    rule: RowRule,
+    first: Any,
+) -> tuple[SequencePlan, PairMemory | None]:
+    """Return what the passes hold, and what a batch takes where a limit asks for it.
 
-    Raises MemoryLimitError where the cross moments of one layer alone do not fit, before the passes that lead to it.
-
-    Those of the first pass are moments of inputs alone. An earlier selection may narrow a layer: this is at most.
+    Raises MemoryLimitError where a layer does not fit, before the passes that lead to it.
     """
-    later = [name for group in passes[1:] for name in group if not choices[name].selects]
-    if not later:
-        return KEPT_BYTES
-    needed = direct_plan([narrowest_pair_load(layer) for layer in select_layers(model, later)], folding)
-    needed.require()
-    limit = folding.memory_limit_bytes
-    return KEPT_BYTES if limit is None else min(KEPT_BYTES, limit - needed.peak_bytes)
+    selects = any(choice.selects for choice in choices.values())
+    structure = Structure.of(model, first) if selects else None
+    batch = None
+    if folding.memory_limit_bytes is not None:
+        selected = [name for name, choice in choices.items() if choice.selects]
+        watched = [*watched_in_passes(model, list(choices), None), *watched_in_passes(model, selected, structure)]
+        distinct = {layer.stream: layer for layer in watched}
+        batch = PairMemory.of([model], first, list(distinct.values()), rule)
+    methods = {name: (choice.by,) for name, choice in choices.items()}
+    plan = plan_passes(model, passes, methods, structure, folding, batch)
+    plan.require()
+    return plan, batch
 
 
 def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass) -> None:

@@ -9,14 +9,16 @@ layers that give its channels, those that carry them and those that read them; a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.onward import Done, OnwardPass, Room, Stream, require_onward
+from dalr_stream.network.capture.onward import Done, OnwardPass, Room, Stream, held_of_sample, require_onward
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
@@ -25,9 +27,7 @@ from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import readers_of
 from dalr_stream.numerics.rows.streams import Side, module_name
-
-KEPT_BYTES = 2**30
-"""The most that is kept of what modules gave, of both networks; less where a memory limit leaves less."""
+from dalr_stream.streaming.cost import in_mib
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,11 @@ class OnwardPasses:
             self._now.forget()
         if self.room.refused:
             self.room.refused = False
-            self.note("what is kept between the passes has no room for all batches: the others run from their inputs")
+            self.note(
+                "what is kept between the passes has no room for all batches: "
+                f"{len(self._now.states)} of the compressed network's and {len(self._then.states)} of the original's "
+                f"are kept, in {in_mib(self.room.held_bytes)}; the others run from their inputs, to the same bits"
+            )
 
     def _pass(self, stream: Stream, layers: Iterable[LayerSpec], place: int, orders: Orders | None) -> OnwardPass:
         """Return a pass that leaves the network at a place: at none for the last one."""
@@ -101,33 +105,55 @@ class OnwardPasses:
 
     def _proved(self) -> _Proved:
         if self._known is None:
-            specs, touched = self._touched()
+            specs, touched = _touched(self.original, self.batches.first(), self.passes, self.selected)
             orders = prove(self.original, self.batches, specs, self.rule)
             self._known = _Proved(self._done(touched) if len(self.passes) > 1 else None, orders)
         return self._known
 
     def _done(self, touched: Sequence[Collection[str]]) -> Sequence[Done] | None:
-        places = [set[str]().union(*touched[number:]) for number in range(len(touched))]
         try:
-            return require_onward(self.original, self.batches.first(), places)
+            return require_onward(self.original, self.batches.first(), _places(touched))
         except UnsupportedLayerError as error:
             self.note(f"each pass runs both networks from their inputs; they cannot go on from kept values: {error}")
             return None
 
-    def _touched(self) -> tuple[list[LayerSpec], list[set[str]]]:
-        """Return what is read in the original, and by pass the layers that it reads or changes."""
-        structure = Structure.of(self.original, self.batches.first()) if self.selected else None
-        specs: dict[str, LayerSpec] = {}
-        touched: list[set[str]] = []
-        for group in self.passes:
-            if structure is not None and group[0] in self.selected:
-                specs |= {spec.stream: spec for spec in readers_of(structure, group)}
-                touched.append({name for layer in group for name in _of_group(structure, layer)})
-            else:
-                for side in (Side.INPUTS, Side.OUTPUTS):
-                    specs |= {spec.stream: spec for spec in select_layers(self.original, list(group), side=side)}
-                touched.append(set(group))
-        return list(specs.values()), touched
+
+def kept_of_sample(model: nn.Module, batch: Any, passes: Sequence[Sequence[str]], selected: Collection[str]) -> int:
+    """Return the most that is kept of one sample between two passes, of both networks; 0 where nothing can be.
+
+    Cost: a few forward passes of two samples.
+    """
+    if len(passes) < 2:
+        return 0
+    _, touched = _touched(model, batch, passes, selected)
+    try:
+        held = held_of_sample(model, batch, _places(touched))
+    except UnsupportedLayerError:
+        return 0
+    return max(one + other for one, other in itertools.pairwise(held))
+
+
+def _places(touched: Sequence[Collection[str]]) -> list[set[str]]:
+    """Return, for each pass, the layers that it or a later one reads or changes."""
+    return [set[str]().union(*touched[number:]) for number in range(len(touched))]
+
+
+def _touched(
+    model: nn.Module, batch: Any, passes: Sequence[Sequence[str]], selected: Collection[str]
+) -> tuple[list[LayerSpec], list[set[str]]]:
+    """Return what is read in the original, and by pass the layers that it reads or changes."""
+    structure = Structure.of(model, batch) if selected else None
+    specs: dict[str, LayerSpec] = {}
+    touched: list[set[str]] = []
+    for group in passes:
+        if structure is not None and group[0] in selected:
+            specs |= {spec.stream: spec for spec in readers_of(structure, group)}
+            touched.append({name for layer in group for name in _of_group(structure, layer)})
+        else:
+            for side in (Side.INPUTS, Side.OUTPUTS):
+                specs |= {spec.stream: spec for spec in select_layers(model, list(group), side=side)}
+            touched.append(set(group))
+    return list(specs.values()), touched
 
 
 def _of_group(structure: Structure, layer: str) -> set[str]:

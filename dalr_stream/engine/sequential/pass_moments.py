@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import PairedRows, is_wider_out, known_batches
+from dalr_stream.engine.cross import PairedRows, known_batches
+from dalr_stream.engine.cross_cost import PairMemory, is_wider_out
 from dalr_stream.engine.direct import NetworkRows
 from dalr_stream.engine.fold_passes import fold_in_memory, fold_into, kept_record
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair
@@ -58,6 +59,8 @@ class PassMoments:
     folder: Path | None = None
     known: KnownMoments | None = None
     """Of what the original reads of the target."""
+    batch: PairMemory | None = None
+    """What a batch takes, where that was looked at."""
     _used: set[str] = field(default_factory=set)
     _seen: dict[str, Batches] = field(default_factory=dict)
     """The batches of each domain, once they were gone through."""
@@ -135,7 +138,7 @@ class PassMoments:
         if isinstance(feed, PairedRows):
             now = self.onward.of_compressed(feed.layers.values(), feed.targets)
             then = self.onward.of_original(feed.targets.values())
-            return dataclasses.replace(feed, onward=now, original_onward=then)
+            return dataclasses.replace(feed, onward=now, original_onward=then, batch=self.batch)
         if domain != TARGET:
             return feed
         return dataclasses.replace(feed, onward=self.onward.of_compressed(feed.layers))

@@ -43,8 +43,13 @@ class Room:
     """Memory for what is kept, of several networks together."""
 
     free_bytes: int
+    held_bytes: int = 0
     refused: bool = False
     """Whether something did not fit."""
+
+    def take(self, size: int) -> None:
+        """Count so much as held; below zero, as given back."""
+        self.free_bytes, self.held_bytes = self.free_bytes - size, self.held_bytes + size
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +75,14 @@ class Stream:
         """Put what was given in the place of what was kept of a batch, where there is room; None for nothing."""
         before = self.states.pop(key, None)
         if before is not None:
-            self.room.free_bytes += before.held_bytes
+            self.room.take(-before.held_bytes)
         if given is None:
             return
         held = sum(tensor.nbytes for tensor in tensors_in(tuple(given.values())))
         if held > self.room.free_bytes:
             self.room.refused = True
             return
-        self.room.free_bytes -= held
+        self.room.take(held)
         self.states[key] = _State(given, held)
 
     def forget(self) -> None:
@@ -146,8 +151,7 @@ class ForwardRun:
         self.kept: dict[Call, Any] = {}
         self._given = given
         self._keep = keep
-        self._handed, self._own = _Handed(), _Own()
-        self._rows_taken = False
+        self._handed, self._own, self._rows_taken = _Handed(), _Own(), False
 
     @property
     def is_complete(self) -> bool:
@@ -226,6 +230,14 @@ def require_onward(model: nn.Module, batch: Any, places: Sequence[Collection[str
     if reason:
         raise UnsupportedLayerError(reason)
     return done
+
+
+def held_of_sample(model: nn.Module, batch: Any, places: Sequence[Collection[str]]) -> list[int]:
+    """Return, for each place, the bytes of one sample that are kept there; raises as `require_onward` does."""
+    done, few = require_onward(model, batch, places), few_samples(batch, SAMPLES)
+    _, kept = _numbers_at(model, few, (), {}, dict.fromkeys({way for one in done for way in one}, True))
+    sizes = {way: sum(tensor.nbytes for tensor in tensors_in((value,))) for way, value in kept.items()}
+    return [sum(sizes[way] for way, used in one.items() if used) // samples_in(few) for one in done]
 
 
 def _differs(model: nn.Module, few: Any, places: Sequence[Collection[str]], done: Sequence[Done]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import narrowest_pair_load
+from dalr_stream.engine.cross_cost import narrowest_pair_load
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.output_errors import output_errors
 from dalr_stream.engine.sequential.compress import SequentialCompression, sequential_passes

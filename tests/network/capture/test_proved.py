@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.capture.proved import FEW, prove
+from dalr_stream.network.capture.proofs.proved import FEW, prove
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import select_layers
 

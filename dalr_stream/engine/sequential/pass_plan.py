@@ -1,0 +1,165 @@
+"""What compressing layer after layer holds, before the first pass: sums, solving from them, networks, and what is kept.
+
+    a pass      the lanes of its layers and a batch of both networks; then its records, and one layer solved from them
+    networks    the one compressed so far, and the one that is made of it
+    kept        what modules gave, for the passes that go on from there: within what a memory limit leaves
+
+Layers of a pass are folded together where that fits. What is kept comes last: a batch without room is run from its
+inputs in each pass, to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dalr_stream.engine.cross_cost import PairMemory, narrowest_pair_load
+from dalr_stream.engine.fold_passes import direct_plan
+from dalr_stream.errors import MemoryLimitError
+from dalr_stream.network.layers.groups import parts_of
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers
+from dalr_stream.network.measure.memory import weights_bytes
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.readers import readers_of
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.streaming.cost import LayerLoad, in_mib
+from dalr_stream.streaming.cross_solving_cost import TurnedLayer, pass_solving_bytes
+from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.plan import MemoryPlan
+
+KEPT_BYTES = 2**30
+"""The most that is kept of what modules gave, of both networks; less where a memory limit leaves less."""
+NETWORKS = 2
+"""The one compressed so far, and the one that is made of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassCost:
+    """What one pass holds."""
+
+    layers: tuple[str, ...]
+    folding: MemoryPlan
+    solving_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Folding, or solving after it."""
+        return max(self.folding.peak_bytes, self.solving_bytes)
+
+    def require(self, limit: int) -> None:
+        """Raise MemoryLimitError, with the alternatives, where folding or solving does not fit."""
+        self.folding.require()
+        if self.solving_bytes > limit:
+            raise MemoryLimitError(
+                f"layer '{self.layers[0]}': solving at its turn, from moments of two networks, needs "
+                f"{in_mib(self.solving_bytes)}, the limit is {in_mib(limit)}: compress all layers at once "
+                "(compress.order = 'parallel'), leave the layer out, or raise the limit"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePlan:
+    """What all passes hold."""
+
+    passes: tuple[PassCost, ...]
+    networks_bytes: int
+    memory_limit_bytes: int | None
+
+    @property
+    def pass_bytes(self) -> int:
+        """Of the pass that takes most."""
+        return max((one.peak_bytes for one in self.passes), default=0)
+
+    @property
+    def room_bytes(self) -> int:
+        """What is left for what is kept between passes."""
+        limit = self.memory_limit_bytes
+        return KEPT_BYTES if limit is None else max(0, min(KEPT_BYTES, limit - self.networks_bytes - self.pass_bytes))
+
+    @property
+    def moments_bytes(self) -> int:
+        """Disk for the moments of all passes."""
+        return sum(layer.moments_bytes for one in self.passes for layer in one.folding.layers)
+
+    def peak_bytes(self, kept_bytes: int) -> int:
+        """Return the most that is held, where so much would be kept with room for all of it."""
+        return self.networks_bytes + self.pass_bytes + min(self.room_bytes, kept_bytes)
+
+    def require(self) -> None:
+        """Raise MemoryLimitError where a pass does not fit."""
+        for one in self.passes:
+            if self.memory_limit_bytes is not None:
+                one.require(self.memory_limit_bytes)
+
+
+def plan_passes(
+    model: nn.Module,
+    passes: Sequence[Sequence[str]],
+    methods: Mapping[str, Sequence[Method]],
+    structure: Structure | None,
+    folding: Folding,
+    batch: PairMemory | None = None,
+) -> SequencePlan:
+    """Return what the passes hold at most; `structure` is needed where a method selects, `batch` is what one takes.
+
+    An earlier selection may narrow a layer: it is counted as it is in the original.
+    """
+    costs = []
+    for number, group in enumerate(passes):
+        turned = [_turned(model, name, tuple(methods[name]), structure, paired=number > 0) for name in group]
+        loads = [load for layer in turned for load in _loads(model, layer, structure, batch)]
+        fold = direct_plan(loads, folding, 0 if batch is None else batch.forward_bytes)
+        costs.append(PassCost(tuple(group), fold, pass_solving_bytes(turned, 1 + (folding.holdout.share > 0))))
+    return SequencePlan(tuple(costs), NETWORKS * weights_bytes(model), folding.memory_limit_bytes)
+
+
+def watched_in_passes(model: nn.Module, names: Sequence[str], structure: Structure | None) -> list[LayerSpec]:
+    """Return what may be read in either network: the layers' inputs, and what reads their channels."""
+    specs = {layer.stream: layer for layer in select_layers(model, list(names))}
+    if structure is not None:
+        specs |= {spec.stream: spec for name in names for spec in _readers(structure, name)}
+    return list(specs.values())
+
+
+def _turned(
+    model: nn.Module, name: str, methods: tuple[Method, ...], structure: Structure | None, *, paired: bool
+) -> TurnedLayer:
+    layer = layer_of(model, name)
+    outputs, inputs = matrix_of(layer).shape
+    groups = len(parts_of(name, layer))
+    selects = structure is not None and any(method.family is Family.SELECTION for method in methods)
+    readers = tuple(spec.features for spec in _readers(structure, name)) if structure is not None and selects else ()
+    return TurnedLayer(name, outputs // groups, inputs, methods, groups, readers, paired)
+
+
+def _loads(
+    model: nn.Module, layer: TurnedLayer, structure: Structure | None, batch: PairMemory | None
+) -> list[LayerLoad]:
+    """Return the streams that a pass folds for a layer; where it may be either form, those that take more."""
+    factors = [narrowest_pair_load(spec, 0, batch) for spec in select_layers(model, [layer.name])]
+    if not layer.paired:
+        factors = [
+            LayerLoad(spec.stream, spec.inputs, 0, batch_bytes=_batch(batch, spec, 1))
+            for spec in select_layers(model, [layer.name])
+        ]
+    if structure is None or not layer.readers:
+        return factors
+    times = 1 + layer.paired
+    nodes = [
+        LayerLoad(spec.stream, times * spec.features, 0, batch_bytes=_batch(batch, spec, times))
+        for spec in _readers(structure, layer.name)
+    ]
+    if all(method.family is Family.SELECTION for method in layer.methods):
+        return nodes
+    return max(factors, nodes, key=lambda loads: sum(load.features**2 for load in loads))
+
+
+def _batch(batch: PairMemory | None, spec: LayerSpec, times: int) -> int:
+    return 0 if batch is None else batch.batch_bytes(spec.stream, times * spec.features)
+
+
+def _readers(structure: Structure, name: str) -> tuple[LayerSpec, ...]:
+    return readers_of(structure, [name])
