@@ -146,7 +146,7 @@ class Downdate:
         """||l||^2: ||A_:p||^2 / A_pp."""
         return float(self.norms[position] / self.diagonal[position])
 
-    def take(  # noqa: PLR0913  # what is known of the column, each once
+    def take(  # what is known of the column, each once
         self,
         position: int,
         column: Vector,

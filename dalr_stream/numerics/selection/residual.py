@@ -23,7 +23,7 @@ import numpy as np
 
 from dalr_stream.numerics.linalg.psd import EPSILON
 from dalr_stream.numerics.selection.downdate import Downdate, Gains, MeanPart
-from dalr_stream.numerics.selection.seen import Seen, SeenBy
+from dalr_stream.numerics.selection.seen import doubts, seen_by
 from dalr_stream.numerics.types import Indices, Mask, Matrix, Vector
 
 BLOCK = 128
@@ -76,7 +76,7 @@ class SchurResidual:
     def __init__(
         self, covariance: Matrix, mean: Vector | None, most: int, executor: Executor, metric: Matrix | None = None
     ) -> None:
-        """`mean` is m; none for a centred selection. `metric` (d, d) is M, with tr(M Sigma) > 0; none for I."""
+        """`mean` is m; none for a centred selection. `metric` (d, d) is M; none for I."""
         d = covariance.shape[0]
         m = np.zeros(d) if mean is None else mean
         self.trace = float(np.trace(covariance) + m @ m)
@@ -87,10 +87,8 @@ class SchurResidual:
         self._matrix, self._executor = covariance, executor
         self._factor = np.zeros((d, most), order="F")
         self._steps = self._looked_at = 0
-        self._seen = Seen()
-        if metric is not None:
-            whole = float(np.vdot(metric, covariance) + m @ metric @ m)
-            self._seen = SeenBy(covariance, metric / whole, BLOCK)
+        self._seen, self.notes = seen_by(metric, covariance, m, BLOCK)
+        self.energy = self.trace * self._seen.energy
         seen = self._seen.start(m)
         self._start_block(np.einsum("ij,ij->i", covariance, self._seen.whole(covariance)), m, covariance @ seen, seen)
         self._own = np.diagonal(covariance).copy()
@@ -207,8 +205,8 @@ class SchurResidual:
             seen = self._seen.columns(chunk, columns, left[chunk])
             self._block.norms[chunk] = np.einsum("ij,ij->i", columns, seen)
             mean.image[chunk] = columns @ mean.seen
-            doubts = _doubts(columns, seen, self._block.norms[chunk], mean)
-            self._doubt[chunk], self._doubt_of_image[chunk] = doubts
+            found = doubts(columns, seen, self._block.norms[chunk], mean)
+            self._doubt[chunk], self._doubt_of_image[chunk] = found
 
     def _look_ahead(self, position: int, scores: Vector) -> None:
         """Make (R_0 R_0)_:p for the node at `position` and for those likely to follow it, reading R_0 once."""
@@ -295,15 +293,7 @@ class SchurResidual:
         whole = self._seen.whole(self._matrix)
         part = MeanPart(mean, image, float(mean @ seen), None if whole is self._matrix else seen)
         self._block = Downdate.start(np.diagonal(self._matrix).copy(), norms, BLOCK, part)
-        self._doubt, self._doubt_of_image = _doubts(self._matrix, whole, norms, part)
+        self._doubt, self._doubt_of_image = doubts(self._matrix, whole, norms, part)
         self._norms_before = self._doubt / EPSILON
         self._taken: list[int] = []
         self._squared: dict[int, Vector] = {}
-
-
-def _doubts(columns: Matrix, seen: Matrix, norms: Vector, mean: MeanPart) -> tuple[Vector, Vector]:
-    """Return the rounding of the products of columns with themselves, which are `norms`, and with the mean."""
-    if seen is columns:
-        return EPSILON * norms, EPSILON * np.sqrt(norms * mean.squared)
-    lengths, theirs = (np.sqrt(np.einsum("ij,ij->i", rows, rows)) for rows in (columns, seen))
-    return EPSILON * lengths * theirs, EPSILON * lengths * float(np.linalg.norm(mean.seen))
