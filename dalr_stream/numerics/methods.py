@@ -188,6 +188,11 @@ class Method(StrEnum):
         return self in _FORMS
 
     @property
+    def restores(self) -> bool:
+        """Whether it is a selection that puts back the nodes that go, from those that stay."""
+        return self is Method.SPECTRAL or self in _FORMS
+
+    @property
     def keeps_weight(self) -> bool:
         """Whether the product at full rank is the weight itself, so that W_k = U_k U_k'W."""
         return self in _KEEP_WEIGHT
