@@ -47,7 +47,7 @@ check: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file .mkdocs.yml
 
-# Three seeds of the main job, and the table of the README.
+# Three seeds of the main job, and the table of docs/results/digits.md.
 seeds: $(READY)
 	$(BIN)/python pipelines/digits/seeds.py
 

@@ -71,6 +71,47 @@ def squared_error(weight, bias, up, down, new_bias, x):
     return np.sum((y - (up @ (down @ x) + new_bias[:, None])) ** 2)
 
 
+# --- weighted by the gradients of the loss, and shrinkage ---------------------------------------------------------
+
+
+def symmetric_root(matrix, power):
+    """matrix^power by its eigenvalues, of a positive definite matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return vectors @ np.diag(np.maximum(values, 0.0) ** power) @ vectors.T
+
+
+def weighted(weight, inputs, gradients, k):
+    """C = G^-1/2 SVD_k(G^1/2 W A^1/2) A^-1/2 (Generalized Fisher-Weighted SVD), A (d, d) and G (m, m) regular."""
+    u, s, v = np.linalg.svd(symmetric_root(gradients, 0.5) @ weight @ symmetric_root(inputs, 0.5))
+    best = u[:, :k] @ np.diag(s[:k]) @ v[:k]
+    return symmetric_root(gradients, -0.5) @ best @ symmetric_root(inputs, -0.5)
+
+
+def weighted_loss(gap, inputs, gradients):
+    """tr(G dW A dW')."""
+    return np.trace(gradients @ gap @ inputs @ gap.T)
+
+
+def weighted_by_turns(weight, inputs, gradients, start, rounds):
+    """The same minimum from a random start: U and V of C = U V' by turns, each the least squares of the other."""
+    v = start
+    for _ in range(rounds):
+        u = weight @ inputs @ v @ np.linalg.inv(v.T @ inputs @ v)
+        v = weight.T @ gradients @ u @ np.linalg.inv(u.T @ gradients @ u)
+    return u @ v.T
+
+
+def oas(x, centred):
+    """Oracle approximating shrinkage (Chen et al. 2010, Eq. 23) of X d x n: returns rho and the shrunk covariance."""
+    d, n = x.shape
+    s = second_order(x, centred)
+    target = np.trace(s) / d * np.eye(d)
+    above = (1 - 2 / d) * np.trace(s @ s) + np.trace(s) ** 2
+    below = (n + 1 - 2 / d) * (np.trace(s @ s) - np.trace(s) ** 2 / d)
+    rho = min(above / below, 1.0)
+    return rho, (1 - rho) * s + rho * target
+
+
 # --- two runs, two domains ------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from dalr_stream.numerics.methods import Variant
+
+PLAIN_VARIANTS = [variant for variant in Variant if variant is not Variant.WEIGHTED]
+"""Those that need no gradients."""
+
 KINDS = (
     "generic",
     "rank_deficient",

@@ -54,7 +54,9 @@ def test_the_verb_prints_keys_and_json():
     assert "[solve]" not in shown.output
     facts = json.loads(CliRunner().invoke(app, ["keys", "--json"]).stdout)
     (solve,) = [section for section in facts if section["name"] == "solve"]
-    assert {"name": "methods", "type": "list of methods", "default": "all of them"}.items() <= solve["keys"][0].items()
+    assert {"name": "methods", "type": "list of methods", "default": "all that need no gradients"}.items() <= (
+        solve["keys"][0].items()
+    )
 
 
 def test_every_method_has_a_row():

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import (
@@ -20,11 +21,13 @@ from rich.progress import (
 from rich.progress import Progress as RichBars
 from rich.text import Text
 
-from dalr_stream.progress import Advance, Progress
+from dalr_stream.progress import Advance, Progress, seconds_in_words
 
 _SECONDS_BETWEEN_LINES = 10.0
 PIPED_COLUMNS = 500
 """More than any table needs."""
+QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+"""Whether the command that runs was asked to show no progress."""
 
 
 class Lines:
@@ -49,10 +52,12 @@ class Lines:
             now = time.monotonic()
             if now - last >= _SECONDS_BETWEEN_LINES:
                 last = now
-                self._write(f"{title}: {_amount(done, total)} {unit}, {done / (now - begun):,.0f} {unit}/s")
+                self._write(
+                    ", ".join([f"{title}: {_amount(done, total)} {unit}", *_pace(done, total, now - begun, unit)])
+                )
 
         yield advance
-        self._write(f"{title}: {done:,} {unit} in {time.monotonic() - begun:.1f} s")
+        self._write(f"{title}: {done:,} {unit} in {seconds_in_words(time.monotonic() - begun)}")
 
 
 class Bars:
@@ -80,11 +85,30 @@ class _Rate(ProgressColumn):
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f} {self._unit}/s")
+        return Text("" if not task.speed else rate_in_words(task.speed, self._unit))
 
 
-def for_console(console: Console) -> Progress:
-    """Return bars on a terminal, plain lines elsewhere."""
+class Warnings:
+    """Only what warns: what `--quiet` leaves."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+
+    def note(self, message: str) -> None:
+        """Write the message, if it is a warning."""
+        if message.startswith("warning: "):
+            self._write(message)
+
+    @contextmanager
+    def track(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:  # noqa: ARG002  # protocol
+        """Follow nothing."""
+        yield lambda _: None
+
+
+def for_console(console: Console, *, quiet: bool = False) -> Progress:
+    """Return bars on a terminal, plain lines elsewhere; warnings alone where it is to be quiet."""
+    if quiet:
+        return Warnings(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     if console.is_terminal:
         return Bars(console)
     return Lines(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
@@ -92,6 +116,23 @@ def for_console(console: Console) -> Progress:
 
 def _amount(done: int, total: int | None) -> str:
     return f"{done:,}" if total is None else f"{done:,} of {total:,}"
+
+
+def _pace(done: int, total: int | None, seconds: float, unit: str) -> Iterator[str]:
+    """Yield how fast it goes, and how long the rest will take where its amount is known."""
+    if done > 0:
+        yield rate_in_words(done / seconds, unit)
+        if total is not None and total > done:
+            yield f"about {seconds_in_words((total - done) * seconds / done)} left"
+
+
+def rate_in_words(rate: float, unit: str) -> str:
+    """Return a number of units a second: `12 batches/s`; of slow ones the seconds of each: `4.2 s a network`."""
+    return f"{rate:,.0f} {unit}/s" if rate >= 1 else f"{seconds_in_words(1 / rate)} a {_singular(unit)}"
+
+
+def _singular(unit: str) -> str:
+    return unit.removesuffix("es") if unit.endswith(("ches", "sses")) else unit.removesuffix("s")
 
 
 def show_progress() -> Progress:
@@ -111,6 +152,11 @@ def show_progress() -> Progress:
     Statistics of 0
     """
     return for_console(console_for(stderr=True))
+
+
+def command_progress() -> Progress:
+    """Return where a verb reports: what `show_progress` gives, warnings alone after `--quiet`."""
+    return for_console(console_for(stderr=True), quiet=QUIET.get())
 
 
 def console_for(*, stderr: bool = False) -> Console:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dalr_stream.cli.console import show_progress
+from dalr_stream.cli.console import command_progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,16 +41,19 @@ ByMethod = Annotated[
     str | None, typer.Option("--method", metavar="NAME", help="Method to compress with, e.g. svd: compress.method.")
 ]
 _OWN = "to keep, e.g. 25%; other layers do not count"
+_SHARES = "SHARE[,SHARE...]"
 Params = Annotated[
-    str | None, typer.Option(metavar="SHARE", help=f"Fraction of the compressed layers' weights {_OWN}.")
+    str | None, typer.Option(metavar=_SHARES, help=f"Fraction of the compressed layers' weights {_OWN}.")
 ]
 Macs = Annotated[
-    str | None, typer.Option(metavar="SHARE", help=f"Fraction of the compressed layers' multiply-adds {_OWN}.")
+    str | None, typer.Option(metavar=_SHARES, help=f"Fraction of the compressed layers' multiply-adds {_OWN}.")
 ]
-Energy = Annotated[str | None, typer.Option(metavar="SHARE", help="Fraction of each layer's output energy to keep.")]
+Energy = Annotated[str | None, typer.Option(metavar=_SHARES, help="Fraction of each layer's output energy to keep.")]
 Ratio = Annotated[
-    str | None, typer.Option(metavar="SHARE", help="Fraction of the full rank, or of the nodes, to keep in each layer.")
+    str | None,
+    typer.Option(metavar=_SHARES, help="Fraction of the full rank, or of the nodes, to keep in each layer."),
 ]
+Evaluate = Annotated[bool, typer.Option("--evaluate", help="Score the network on [evaluate] too, beside the original.")]
 MaxDrop = Annotated[
     str | None,
     typer.Option(metavar="SHARE", help="Search for the smallest sizes whose validation score is at most SHARE worse."),
@@ -78,7 +81,7 @@ def open_run(
     from dalr_stream.workflow.runfile.project import Project
 
     config = load_config(file, overrides or [], sizes)
-    return Run(Project(config, file.resolve().parent), progress=show_progress(), fresh=fresh)
+    return Run(Project(config, file.resolve().parent), progress=command_progress(), fresh=fresh)
 
 
 def with_machine(

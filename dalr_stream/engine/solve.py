@@ -11,6 +11,7 @@ from dalr_stream.errors import FewSamplesWarning, InvalidInputError, OutlierFeat
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors
+from dalr_stream.numerics.lowrank.output_metric import DEFAULT_GRADIENT_RIDGE
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.lowrank.truncated import truncated_svd
@@ -29,8 +30,9 @@ def solve(
     method: Method | str,
     *,
     source: Layer | None = None,
-    ridge: Ridge | float = DEFAULT_RIDGE,
+    ridge: Ridge | float | str = DEFAULT_RIDGE,
     strength: float = 1.0,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
 ) -> Factors | ChannelSelection:
     """Return every rank, or every size, of one method, by its name in run files.
 
@@ -46,6 +48,8 @@ def solve(
         The ridge of the DALR methods; a number is relative.
     strength
         The strength of MoMaSP's regulariser.
+    gradient_ridge
+        The ridge of the gradients' second moment, for the weighted methods; a number is relative.
 
     Returns
     -------
@@ -74,19 +78,29 @@ def solve(
     """
     named = parse_choice(Method, method, "method")
     if named.family is Family.LOW_RANK:
-        return solve_low_rank(layer, named, ridge)
+        return solve_low_rank(layer, named, ridge, gradient_ridge)
     if source is None or not named.needs_source:
         return solve_selection(layer, named, strength)
     return select_by(named, layer.known_nodes, source.known_nodes, strength)
 
 
-def solve_low_rank(layer: Layer, method: Method, ridge: Ridge | float = DEFAULT_RIDGE) -> Factors:
+def solve_low_rank(
+    layer: Layer,
+    method: Method,
+    ridge: Ridge | float | str = DEFAULT_RIDGE,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
+) -> Factors:
     """Return every rank of one low-rank method; each group of a convolution is solved by itself."""
     if method in (Method.SVD, Method.SVD_BC):
         return truncated_svd(layer, compensate_bias=method is Method.SVD_BC)
     options = _dalr_options(method)
     return dalr(
-        layer, ridge=ridge, variant=options.variant, affine=options.affine, compensate_bias=options.compensate_bias
+        layer,
+        ridge=ridge,
+        variant=options.variant,
+        affine=options.affine,
+        compensate_bias=options.compensate_bias,
+        gradient_ridge=gradient_ridge,
     )
 
 
@@ -118,12 +132,18 @@ def _dalr_options(method: Method) -> DalrOptions:
     return method.dalr_options
 
 
-def solve_again(layer: Layer, method: Method, inputs: InputMoments, ridge: Ridge | float) -> Factors:
+def solve_again(
+    layer: Layer,
+    method: Method,
+    inputs: InputMoments,
+    ridge: Ridge | float,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
+) -> Factors:
     """Solve from other rows of the same layer, in silence: too few samples are warned of where all of them are used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSamplesWarning)
         warnings.simplefilter("ignore", OutlierFeaturesWarning)
-        return solve_low_rank(layer.with_inputs(inputs), method, ridge)
+        return solve_low_rank(layer.with_inputs(inputs), method, ridge, gradient_ridge)
 
 
 def solve_selection(layer: Layer, method: Method, strength: float = 1.0) -> ChannelSelection:

@@ -48,9 +48,11 @@ class Diagnostics:
     """Smallest eigenvalue over the trace of the moments that were factored (with the ridge's term for anchored): below
     0 by more than rounding where they are no sum of squares. None where only the largest were computed."""
     error: float | None = None
-    """Plain squared error on the training moments at the largest rank held."""
+    """Squared error on the training moments at the largest rank held, plain, or of `weighted` in its metric."""
     error_bound: float | None = None
     """What no factors of that rank, of the same centres, can be below; see `LowRankFactors.error_bound`."""
+    gradient_ridge: float | None = None
+    """The gamma that was added to G = E[g g'], of `weighted`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(self.notes))

@@ -40,11 +40,19 @@ class Variant(StrEnum):
         The minimiser of Eq. 7, the regularised objective.
     ANCHORED
         Shrinks towards W: what the data leave undetermined stays as it is in W.
+    WEIGHTED
+        The same in the metric of the layer's output gradients: what the loss hardly feels may be wrong.
     """
 
     PUBLISHED = "published"
     OPTIMAL = "optimal"
     ANCHORED = "anchored"
+    WEIGHTED = "weighted"
+
+    @property
+    def shrinks_to_weight(self) -> bool:
+        """Whether the ridge draws towards W, so that few rows do no harm and full rank gives W back."""
+        return self in (Variant.ANCHORED, Variant.WEIGHTED)
 
 
 class Form(StrEnum):
@@ -82,6 +90,8 @@ class DalrOptions:
         """Parse the options of `dalr`; raises InvalidInputError where they conflict."""
         parsed = parse_choice(Variant, variant, "variant")
         centred = parsed is not Variant.PUBLISHED if affine is None else affine
+        if parsed is Variant.WEIGHTED and not centred:
+            raise InvalidInputError("variant 'weighted' is affine, got affine=False: leave affine out")
         if compensate_bias and (centred or parsed is not Variant.PUBLISHED):
             raise InvalidInputError(
                 f"compensate_bias goes with the published variant and affine=False, got variant={parsed.value!r}, "
@@ -123,6 +133,8 @@ class Method(StrEnum):
         The regression that shrinks towards W, on raw moments.
     DALR_ANCHORED_AFFINE
         The regression that shrinks towards W on centred moments, with the optimal bias.
+    DALR_WEIGHTED_AFFINE
+        The same in the metric of the loss, from the moments of the layer's output gradients.
     PRUNE_MEAN
         Keep the nodes of the largest mean activation.
     PRUNE_MAX
@@ -151,6 +163,7 @@ class Method(StrEnum):
     DALR_OPTIMAL_AFFINE = "dalr_optimal_affine"
     DALR_ANCHORED = "dalr_anchored"
     DALR_ANCHORED_AFFINE = "dalr_anchored_affine"
+    DALR_WEIGHTED_AFFINE = "dalr_weighted_affine"
     PRUNE_MEAN = "prune_mean"
     PRUNE_MAX = "prune_max"
     SPECTRAL = "spectral"
@@ -193,8 +206,18 @@ class Method(StrEnum):
         return self is Method.SPECTRAL or self in _FORMS
 
     @property
+    def needs_gradients(self) -> bool:
+        """Whether it weighs errors by the gradients of the loss."""
+        return self in _BY_GRADIENTS
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether the columns of its factors' basis are orthonormal."""
+        return self is not Method.DALR_WEIGHTED_AFFINE
+
+    @property
     def keeps_weight(self) -> bool:
-        """Whether the product at full rank is the weight itself, so that W_k = U_k U_k'W."""
+        """Whether W_k = U_k U_k'W, so that the moments of the outputs alone decide its errors."""
         return self in _KEEP_WEIGHT
 
 
@@ -202,6 +225,7 @@ _SELECTIONS = frozenset(
     {Method.PRUNE_MEAN, Method.PRUNE_MAX, Method.SPECTRAL, Method.MOMASP_NODE, Method.MOMASP_SUBSET}
 )
 _KEEP_WEIGHT = frozenset({Method.SVD, Method.SVD_BC, Method.DALR_ANCHORED, Method.DALR_ANCHORED_AFFINE})
+_BY_GRADIENTS = frozenset({Method.DALR_WEIGHTED_AFFINE})
 _DALR = {
     Method.DALR_PUBLISHED: DalrOptions(Variant.PUBLISHED, affine=False),
     Method.DALR_PUBLISHED_BC: DalrOptions(Variant.PUBLISHED, affine=False, compensate_bias=True),
@@ -210,6 +234,7 @@ _DALR = {
     Method.DALR_OPTIMAL_AFFINE: DalrOptions(Variant.OPTIMAL, affine=True),
     Method.DALR_ANCHORED: DalrOptions(Variant.ANCHORED, affine=False),
     Method.DALR_ANCHORED_AFFINE: DalrOptions(Variant.ANCHORED, affine=True),
+    Method.DALR_WEIGHTED_AFFINE: DalrOptions(Variant.WEIGHTED, affine=True),
 }
 _METHOD_OF = {options: method for method, options in _DALR.items()}
 _FORMS = {form.method: form for form in Form}
@@ -223,6 +248,7 @@ _LABELS = {
     Method.DALR_OPTIMAL_AFFINE: "DALR optimal, affine",
     Method.DALR_ANCHORED: "DALR anchored",
     Method.DALR_ANCHORED_AFFINE: "DALR anchored, affine",
+    Method.DALR_WEIGHTED_AFFINE: "DALR weighted, affine",
     Method.PRUNE_MEAN: "pruning (mean)",
     Method.PRUNE_MAX: "pruning (max)",
     Method.SPECTRAL: "spectral pruning",

@@ -17,6 +17,7 @@ from dalr_stream.report.style import method_named
 
 SPEAKERS: tuple[Method, ...] = (
     Method.DALR_ANCHORED_AFFINE,
+    Method.DALR_WEIGHTED_AFFINE,
     Method.DALR_ANCHORED,
     Method.DALR_OPTIMAL_AFFINE,
     Method.DALR_PUBLISHED,

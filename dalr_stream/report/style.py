@@ -77,6 +77,7 @@ LOOKS: Mapping[Method, Look] = MappingProxyType(
         Method.DALR_OPTIMAL_AFFINE: Look(Ink("#55b1bd", "#2f7f8c"), ">"),
         Method.DALR_ANCHORED: Look(Ink("#6a78c9", "#7f8de0"), "h"),
         Method.DALR_ANCHORED_AFFINE: Look(Ink("#17368f", "#a9c2ff"), "D", emphasised=True),
+        Method.DALR_WEIGHTED_AFFINE: Look(Ink("#7a62b8", "#8f78cf"), "*"),
         Method.PRUNE_MEAN: Look(Ink("#7d8430", "#a3aa55"), "4"),
         Method.PRUNE_MAX: Look(Ink("#a2a758", "#777c3c"), "3"),
         Method.SPECTRAL: Look(Ink("#0b9a72", "#35cf8f"), "P", emphasised=True),

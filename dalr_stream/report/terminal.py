@@ -27,23 +27,24 @@ def print_headline(results: Results, console: Console) -> None:
     Names from the record are printed as they are: square brackets in them are not markup.
     """
     if many_layers(results):
-        _print(overview_table(results), console)
+        print_table(overview_table(results), console)
     for layer in () if many_layers(results) else results.layers:
-        _print(headline_table(results, layer), console)
+        print_table(headline_table(results, layer), console)
         console.print(Text(claim(layer, results.metric, results.scale).sentence))
         console.print()
     if len(results.sizes) > 1:
-        _print(size_table(results), console)
+        print_table(size_table(results), console)
 
 
 def print_profile(profile: NetworkProfile, console: Console) -> None:
     """Print what was measured, and what is slower than what it replaces, with the remedies."""
-    _print(latency_table(profile), console)
+    print_table(latency_table(profile), console)
     for line in profile.words:
         console.print(Text(line))
 
 
-def _print(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
+    """Print a table, without its spare columns where it would be too wide."""
     whole = terminal_table(table)
     fits = console.measure(whole, options=console.options.update(width=_UNBOUNDED)).maximum <= console.width
     console.print(whole if fits else terminal_table(table, narrow=True))

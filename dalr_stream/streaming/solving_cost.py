@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dalr_stream.numerics.diagnostics import Route
-from dalr_stream.numerics.methods import Family, Method, Variant
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.products import BLOCK_BYTES, BLOCK_FEATURES, FEW_ROWS, block_rows
 
@@ -94,6 +94,8 @@ def solving_cost(layer: SolvedLayer, method: Method) -> SolvingCost:
     solving = layer.weight_bytes + by_route.get(route, _matrix_bytes)(layer)
     if layer.outputs > layer.inputs and route is not Route.SVD:
         solving += TURNED * _FLOAT64 * layer.outputs * layer.inputs
+    if method.needs_gradients:
+        solving = max(_gradient_bytes(layer), solving + _metric_bytes(layer))
     saving = layer.weight_bytes + layer.factors_bytes + CHUNKS_SAVED * min(BLOCK_BYTES, layer.wide)
     others = (layer.groups - 1) * (_FLOAT64 * layer.outputs * layer.inputs + layer.factors_bytes)
     again = layer.factors_bytes + _FLOAT64 * layer.outputs * layer.inputs if layer.chooses_ridge else 0
@@ -118,7 +120,7 @@ def _route(layer: SolvedLayer, method: Method) -> Route:
     options = method.dalr_options
     if options is None:
         return Route.SVD
-    if options.variant is Variant.ANCHORED:
+    if options.variant.shrinks_to_weight:
         return Route.OUTPUTS
     return Route.DUAL if layer.rows_kept and layer.rows < layer.inputs else Route.CHOLESKY
 
@@ -135,6 +137,18 @@ def _svd_bytes(layer: SolvedLayer) -> int:
 def _anchored_bytes(layer: SolvedLayer) -> int:
     products = 3 * layer.small + _reading_bytes(layer)
     return max(products, (SPECTRUM + 1) * layer.small, layer.wide + SPECTRUM * layer.small)
+
+
+def _gradient_bytes(layer: SolvedLayer) -> int:
+    """Count the gradients' record, their second moment, and its eigendecomposition, beside the weight."""
+    record = max(_record_bytes(layer.outputs), _block_bytes(layer.outputs))
+    return layer.weight_bytes + record + (1 + EIGEN) * _FLOAT64 * layer.outputs**2
+
+
+def _metric_bytes(layer: SolvedLayer) -> int:
+    """Count the metric's vectors, the gradients' record where it stays, and the weight as the loss sees it."""
+    square = _FLOAT64 * layer.outputs**2
+    return square + _record_bytes(layer.outputs) + 2 * _FLOAT64 * layer.outputs * layer.inputs
 
 
 def _matrix_bytes(layer: SolvedLayer) -> int:

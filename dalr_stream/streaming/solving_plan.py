@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from dalr_stream.errors import MemoryLimitError
-from dalr_stream.numerics.methods import Family, Method, Variant
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.streaming.cost import in_mib
 from dalr_stream.streaming.solving_cost import SolvedLayer, SolvingCost, solving_cost
 
@@ -59,7 +59,7 @@ def alternatives(layer: SolvedLayer, method: Method, limit: int) -> tuple[str, .
     others: dict[str, int] = {}
     if method.family is Family.LOW_RANK:
         options = method.dalr_options
-        if options is not None and options.variant is not Variant.ANCHORED:
+        if options is not None and not options.variant.shrinks_to_weight:
             if not layer.rows_kept and layer.rows < layer.inputs:
                 kept = solving_cost(replace(layer, rows_kept=True), method).peak_bytes
                 others["keep the rows (capture.keep_activations = true), which are fewer than features"] = kept

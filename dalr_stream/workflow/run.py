@@ -18,12 +18,13 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.stores.store import Store, open_store
-from dalr_stream.errors import ConfigError, FingerprintMismatchError
+from dalr_stream.errors import ConfigError
 from dalr_stream.network.measure.profile import Stopwatch
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.report.record import Results
+from dalr_stream.report.size_curve import SizeCurve
 from dalr_stream.report.write import PAGE
 from dalr_stream.workflow.journal import FILE as JOURNAL
 from dalr_stream.workflow.journal import Journal
@@ -33,12 +34,13 @@ from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run_folder import one_command
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.size_curve import size_curve
 from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
 from dalr_stream.workflow.steps.scores.scoring import Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.step import AGAIN, CHANGED, NOT_DONE, Step
+from dalr_stream.workflow.steps.step import AGAIN, CHANGED, NOT_DONE, Step, require_whole_moments
 from dalr_stream.workflow.steps.step_log import StepLog
 
 
@@ -134,6 +136,18 @@ class Run:
     def compress(self) -> None:
         """Save the network that the run file's [compress] section describes."""
         self._bring(self._of(compress.NAME) or self._of(solve.NAME))
+
+    def size_curve(self, shares: Sequence[str] = (), *, rule: str = "params", evaluate: bool = True) -> SizeCurve:
+        """Compress to several budgets, show the whole network's quality against its size, and return it.
+
+        Shares read like "30%"; without them it is about the one network that [compress] describes. Table, picture and
+        networks go to `sizes` in the run's output; a killed call resumes. `evaluate` scores on [evaluate] too.
+        """
+        if evaluate:
+            _ = self.project.evaluate_section
+        self._bring(self._of(solve.NAME) if shares else self._of(compress.NAME) or self._of(solve.NAME))
+        with one_command(self.project):
+            return size_curve(self._session, rule, shares, evaluate=evaluate)
 
     def finetune(self) -> None:
         """Fine-tune the compressed network as [finetune] says, and save it; if killed, it resumes after the last epoch.
@@ -234,7 +248,7 @@ class Run:
             log = self._log()
             if log.damage:
                 self._progress.note(f"{log.damage}: every step is done again")
-            self._require_whole_moments(log, needed)
+            require_whole_moments(self._steps, log, needed)
             for step in self._steps:
                 demanded = not step.on_demand or (step.name in names and not whole) or self._wanted(step, log)
                 if step.name in needed and demanded:
@@ -257,15 +271,6 @@ class Run:
     def _reason(self, step: Step, log: StepLog) -> str | None:
         """Return why a step is to be done, in words; None where it is not."""
         return AGAIN if self._session.fresh and step.again else step.stale(log)
-
-    def _require_whole_moments(self, log: StepLog, needed: set[str]) -> None:
-        """Refuse to start from moments that were being replaced when a command was stopped."""
-        for step in self._steps:
-            starts = [later.name for later in self._steps if later.from_store and step.name in later.needs]
-            if log.unfinished(step.name) and step.name not in needed and not needed.isdisjoint(starts):
-                raise FingerprintMismatchError(
-                    f"'{step.name}' was stopped midway, so its moments are of two settings: run {step.verb} first"
-                )
 
     def _wanted(self, step: Step, log: StepLog) -> bool:
         """Tell whether a step that is done on demand is demanded: one that needs it is stale."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.table import Table
 from torch import nn
 
 from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.streaming.solving_cost import solving_cost
 from dalr_stream.streaming.solving_plan import SolvingPlan
 from dalr_stream.workflow.results.tables import cost_table, memory_table, solving_table
 from dalr_stream.workflow.runfile.project import Project
@@ -43,6 +45,19 @@ class RunCost:
         """Layer by layer, and step by step."""
         limit = self.solving.memory_limit_bytes
         return [cost_table(self.plan), solving_table(self.solving), memory_table(self.memory, limit)]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the same as plain values, sizes in bytes."""
+        solving = {
+            layer.name: max(solving_cost(layer, m).peak_bytes for m in ms) for layer, ms in self.solving.layers if ms
+        }
+        return {
+            "layers": [asdict(layer) for layer in self.plan.layers],
+            "disk_bytes": self.plan.disk_bytes,
+            "peak_bytes": {step.step: step.peak_bytes for step in self.memory},
+            "solving_peak_bytes": solving,
+            "notes": self.lines,
+        }
 
     @property
     def lines(self) -> list[str]:

@@ -70,8 +70,17 @@ def command_line() -> Iterator[str]:
     yield "# The command line"
     yield ""
     yield MADE
+    yield ""
+    yield (
+        "`dalr-stream --help` lists the verbs, `dalr-stream VERB --help` explains one. "
+        "`dalr-stream --install-completion` lets your shell complete verbs and options. Results go to standard output, "
+        "progress to standard error; `--json` prints results for other programs, `--quiet` keeps warnings and errors "
+        "alone. A verb first does the steps that it needs and that are out of date, skips the others, and resumes "
+        "where an earlier command was stopped."
+    )
     verbs: Any = typer.main.get_command(app)
-    for name, command in verbs.commands.items():
+    for name in verbs.list_commands(None):
+        command = verbs.commands[name]
         context = command.make_context(f"dalr-stream {name}", [], resilient_parsing=True, terminal_width=200)
         yield ""
         yield f"## `dalr-stream {name}`"

@@ -7,7 +7,9 @@ from commands import cli
 from typer.testing import CliRunner
 
 from dalr_stream.cli import app as commands
+from dalr_stream.cli import steps
 from dalr_stream.cli.options import with_machine
+from dalr_stream.cli.verbs import GROUPS
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
@@ -46,10 +48,10 @@ def test_every_verb_of_a_run_in_turn(run_file):
     evaluated = cli("evaluate", run_file, *FEW)
     assert "rank" in evaluated.stdout
     report = cli("report", run_file, *FEW)
-    assert report.stdout == f"{run_file.parent / 'out' / 'report' / 'report.html'}\n"
+    assert report.stdout == f"{(run_file.parent / 'out' / 'report' / 'report.html').as_uri()}\n"
     again = cli("run", run_file, *FEW)
     assert "evaluate: up to date, skipped" in again.stderr
-    assert "report:" in again.stdout
+    assert f"report: {report.stdout}" in again.stdout
     verified = cli("verify", run_file, *FEW)
     assert "target/fc1: 90 rows in 1 tile" in verified.stdout
     assert {r.returncode for r in (layers, estimate, solved, compressed, evaluated, report, again, verified)} == {0}
@@ -104,7 +106,7 @@ def test_an_interruption_is_one_line_and_a_code(run_file, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "open_run", interrupted)
+    monkeypatch.setattr(steps, "open_run", interrupted)
     done = CliRunner().invoke(commands.app, ["run", str(run_file)])
     assert done.exit_code == 130
     assert done.stderr == "Interrupted. Run the same command again to resume.\n"
@@ -159,3 +161,35 @@ def test_names_are_whole_where_no_terminal_reads_them(run_file, monkeypatch):
     assert (facts[0]["outputs"], facts[0]["inputs"], facts[0]["weights"]) == (16, 12, 192)
     assert all(fact["layer"] in shown for fact in facts)
     assert "…" not in shown
+
+
+def test_help_has_every_verb_under_a_heading_and_each_can_be_quiet():
+    shown = CliRunner().invoke(commands.app, ["--help"]).output
+    assert "\nMore:" not in shown
+    assert all(f"\n{heading}:" in shown for heading in GROUPS)
+    assert "--install-completion" in shown
+    for verb in (verb for verbs in GROUPS.values() for verb in verbs):
+        assert "--quiet" in CliRunner().invoke(commands.app, [verb, "--help"]).output, verb
+
+
+def test_a_quiet_command_says_nothing_on_the_way(finished_file):
+    done = cli("run", finished_file, *FEW, "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "report: file://" in done.stdout
+
+
+def test_what_other_programs_read_is_json(finished_file, tmp_path):
+    facts = json.loads(cli("estimate", finished_file, *FEW, "--json").stdout)
+    assert facts["peak_bytes"]["accumulate"] > 0
+    assert {layer["name"] for layer in facts["layers"]} >= {"fc1", "fc2"}
+    whole = json.loads(cli("verify", finished_file, *FEW, "--json").stdout)
+    assert whole["wrong"] == []
+    scores = json.loads(cli("evaluate", finished_file, *FEW, "--json").stdout)
+    assert scores["metric"] == "accuracy"
+    store = finished_file.parent / "out" / "store.zarr"
+    (layer, *_) = json.loads(cli("diff", store, "target", "source", "--top", "2", "--json").stdout)
+    assert [set(one) for one in layer["features"]] == [
+        {"feature", "target_mean", "source_mean", "gap", "covariance_shift"}
+    ] * 2
+    shards = json.loads(cli("merge", tmp_path / "all.zarr", store, "--json").stdout)
+    assert {one["domain"] for one in shards} == {"target", "source", "test"}

@@ -186,3 +186,16 @@ def test_a_structure_of_another_network_selects_nothing_it_does_not_know():
     known = {"0": SolvedLayer(LayerShape(12, 6), ds.dalr(layer), layer.inputs, ds.spectral(layer))}
     (only,) = forms_of(known, Structure.of(alone, x))
     assert only.selected is None
+
+
+def test_several_shares_are_a_plan_for_each_and_are_refused_together():
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(200, 6)
+    layers = ds.watch(model, ["gate", "up", "down"], example=x)
+    statistics, distance = ds.accumulate(model, [x], layers), ds.OutputDistance(model, [x])
+    plans = ds.sizes(model, statistics, distance, [0.5, 0.7], structure=layers.structure)
+    for share, plan in zip((0.5, 0.7), plans, strict=True):
+        alone = ds.sizes(model, statistics, distance, share, structure=layers.structure)
+        assert alone.choice.candidates == plan.choice.candidates
+    with pytest.raises(InvalidInputError, match="budget: the smallest sizes"):
+        ds.sizes(model, statistics, distance, [0.5, 0.01], structure=layers.structure)

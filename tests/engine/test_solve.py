@@ -21,8 +21,9 @@ def rows(seed, features):
 
 def layer(seed=0):
     rng = np.random.default_rng(7)
-    nodes = ds.Moments.of(rows(seed + 1, M))
-    return ds.Layer("fc6", rng.normal(size=(M, D)), rng.normal(size=M), ds.Moments.of(rows(seed, D)), nodes=nodes)
+    nodes, gradients = ds.Moments.of(rows(seed + 1, M)), ds.Moments.of(rows(seed + 2, M))
+    weight, bias = rng.normal(size=(M, D)), rng.normal(size=M)
+    return ds.Layer("fc6", weight, bias, ds.Moments.of(rows(seed, D)), nodes=nodes, gradients=gradients)
 
 
 def by_hand(method, given, source):
@@ -60,7 +61,8 @@ def test_a_method_by_name_is_the_verb_it_stands_for(method):
 def test_the_table_of_methods_is_its_own_inverse():
     named = {method: method.dalr_options for method in Method if method.dalr_options is not None}
     assert {options.method for options in named.values()} == set(named)
-    assert len(set(named.values())) == len(named) == len(Variant) * 2 + 1  # affine or not, and published with BC
+    both = len(set(Variant) - {Variant.WEIGHTED}) * 2  # affine or not
+    assert len(set(named.values())) == len(named) == both + 2  # published with BC, and weighted
     assert all(options.method is method for method, options in named.items())
     assert {method.form for method in Method} == {None, *Form}
     assert all(form.method.form is form for form in Form)

@@ -40,6 +40,7 @@ HALF_WAY = {
     Method.DALR_OPTIMAL_AFFINE: 2.7,
     Method.DALR_ANCHORED: 2.9,
     Method.DALR_ANCHORED_AFFINE: 1.9,
+    Method.DALR_WEIGHTED_AFFINE: 1.95,
     Method.PRUNE_MEAN: 14.0,
     Method.PRUNE_MAX: 17.0,
     Method.SPECTRAL: 2.4,

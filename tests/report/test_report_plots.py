@@ -92,7 +92,7 @@ def test_accuracy_against_both_layers(layer):
         plots.score_against_pair(RESULTS, layer).axes, key=lambda axes: axes.get_position().y0, reverse=True
     )
     for axes in (upper, lower):
-        assert len(layer.score_curves) == 14
+        assert len(layer.score_curves) == len(Method)
         for curve in layer.score_curves:
             x, y = data_of(axes, Method(curve.method).label)
             assert x == [100 * point.pair_parameters / layer.pair_parameters for point in curve.points]
@@ -115,7 +115,7 @@ def test_accuracy_against_the_layer_has_low_rank_methods_only_and_brackets_the_h
     assert drawn == set(ends)
     labels = {label for axes in figure.axes for label in lines_of(axes)}
     assert labels == {method.label for method in synthetic.LOW_RANK} | {"uncompressed", "headline"}
-    for curve in FC6.score_curves[:9]:
+    for curve in FC6.score_curves[: len(synthetic.LOW_RANK)]:
         x, _ = data_of(figure.axes[0], Method(curve.method).label)
         assert x == [100 * point.layer_parameters / FC6.layer_parameters for point in curve.points]
 

@@ -57,8 +57,8 @@ def test_a_selection_of_exactly_the_same_weight_matches():
 def test_accuracy_table_holds_every_low_rank_point_in_its_column(layer):
     table = score_table(RESULTS, layer)
     ranks = [int(column.key) for column in table.columns]
-    assert ranks == sorted({p.size for c in layer.score_curves[:9] for p in c.points})
-    for curve in layer.score_curves[:9]:
+    assert ranks == sorted({p.size for c in layer.score_curves[: len(synthetic.LOW_RANK)] for p in c.points})
+    for curve in layer.score_curves[: len(synthetic.LOW_RANK)]:
         cells = row_of(table, curve.method).cells
         assert [cell.value for cell in cells] == [point.score for point in curve.points]
         assert [cell.text for cell in cells] == [f"{100 * point.score:.2f}" for point in curve.points]
@@ -69,7 +69,7 @@ def test_accuracy_table_holds_every_low_rank_point_in_its_column(layer):
 def test_accuracy_table_sets_selections_by_weight_and_says_how_many_nodes(layer):
     table = score_table(RESULTS, layer)
     m, d, C = layer.outputs, layer.inputs, layer.next_outputs
-    for curve in layer.score_curves[9:]:
+    for curve in layer.score_curves[len(synthetic.LOW_RANK) :]:
         for column, cell in zip(table.columns, row_of(table, curve.method).cells, strict=True):
             point = naive_match(curve.points, int(column.key) * (m + d) + m * C)
             assert (cell.value, cell.note) == (point.score, point.size)
@@ -106,7 +106,7 @@ def test_the_uncompressed_line_and_the_best_of_each_column():
     table = score_table(RESULTS, FC6)
     assert {cell.value for cell in row_of(table, "uncompressed").cells} == {RESULTS.baseline_score}
     bodies = [row for row in table.rows if row.kind is RowKind.BODY]
-    assert len(bodies) == 14
+    assert len(bodies) == len(Method)
     for index in range(len(table.columns)):
         column = [row.cells[index] for row in bodies]
         assert [cell.value for cell in column if cell.best] == [
@@ -136,7 +136,7 @@ def test_fine_tuned_networks_stand_under_their_own_as_they_were():
 
 
 def test_without_low_rank_methods_the_columns_are_numbers_of_nodes():
-    layer = dataclasses.replace(FC6, score_curves=FC6.score_curves[9:])
+    layer = dataclasses.replace(FC6, score_curves=FC6.score_curves[len(synthetic.LOW_RANK) :])
     table = score_table(RESULTS, layer)
     curve = layer.score_curves[2]
     assert table.corner.title == "nodes kept"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from torch import nn
 
-from dalr_stream.engine.sizes.choice import Measure, SizeChoice, Sizes, choose_sizes
+from dalr_stream.engine.sizes.choice import Measure, SizeChoice, Sizes, choose_sizes, require_affordable
 from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
 from dalr_stream.engine.solve import solve_low_rank, solve_selection
 from dalr_stream.engine.statistics import Statistics
@@ -35,7 +36,8 @@ class SizePlan:
     """Every candidate that was measured, the chosen one first."""
 
 
-def sizes(  # noqa: PLR0913  # each is a choice of the user's
+@overload
+def sizes(
     model: nn.Module,
     statistics: Statistics,
     distance: OutputDistance,
@@ -49,7 +51,42 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     score: Measure | None = None,
     higher: bool = True,
     progress: Progress | None = None,
-) -> SizePlan:
+) -> SizePlan: ...
+
+
+@overload
+def sizes(
+    model: nn.Module,
+    statistics: Statistics,
+    distance: OutputDistance,
+    share: Sequence[float],
+    *,
+    layers: Sequence[str] = (),
+    structure: Structure | None = None,
+    methods: Sequence[Method | str] = BOTH,
+    ridge: Ridge | float = DEFAULT_RIDGE,
+    multiple_of: int = 1,
+    score: Measure | None = None,
+    higher: bool = True,
+    progress: Progress | None = None,
+) -> tuple[SizePlan, ...]: ...
+
+
+def sizes(  # noqa: PLR0913  # each is a choice of the user's
+    model: nn.Module,
+    statistics: Statistics,
+    distance: OutputDistance,
+    share: float | Sequence[float],
+    *,
+    layers: Sequence[str] = (),
+    structure: Structure | None = None,
+    methods: Sequence[Method | str] = BOTH,
+    ridge: Ridge | float = DEFAULT_RIDGE,
+    multiple_of: int = 1,
+    score: Measure | None = None,
+    higher: bool = True,
+    progress: Progress | None = None,
+) -> SizePlan | tuple[SizePlan, ...]:
     """Return the best network that keeps at most `share` of the layers' weights, factored and with fewer nodes.
 
     Each layer is cut alone once by each method, which shows what its error does to the network's outputs. Sizes are
@@ -64,7 +101,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     distance
         `OutputDistance(model, batches)`: how far another network's outputs are from this one's, without labels.
     share
-        Of the weights of the layers to compress, in 0..1.
+        Of the weights of the layers to compress, in 0..1; or several, for a plan of each. Layers are solved once.
     layers
         Those to compress; without names all that the statistics have, also those that were watched as readers.
     structure
@@ -84,8 +121,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
 
     Returns
     -------
-    SizePlan
-        `compress(model, plan.replacements, example=structure)` builds the network.
+    SizePlan or tuple of SizePlan
+        `compress(model, plan.replacements, example=structure)` builds the network; a plan for each share of several.
 
     Raises
     ------
@@ -114,11 +151,19 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     >>> small = ds.compress(model, plan.replacements, example=layers.structure)
     >>> sum(p.numel() for p in small.parameters() if p.dim() == 2) <= 0.5 * (8 * 32 + 32 * 4)
     True
+
+    Quality against size; `print` any measure of your own beside it:
+
+    >>> plans = ds.sizes(model, ds.accumulate(model, batches, layers), ds.OutputDistance(model, batches), [0.3, 0.6])
+    >>> [plan.choice.chosen.distance > 0 for plan in plans]
+    [True, True]
     """
     named = [parse_choice(Method, method, "method") for method in methods]
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
     solved = {name: _solved(statistics[name], named, structure, ridge) for name in layers or statistics}
+
+    forms = [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)]
 
     def replacements(chosen: Sizes) -> dict[str, Replacement]:
         return {name: solved[name].at_size(family, size, name) for name, (family, size) in chosen.items()}
@@ -126,9 +171,15 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     def networks(chosen: Sizes) -> nn.Module:
         return compress(model, replacements(chosen), example=structure)
 
-    forms = [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)]
-    choice = choose_sizes(forms, share, networks, distance, score=score, higher=higher, progress=progress)
-    return SizePlan(replacements(choice.chosen.sizes), choice)
+    def plan(one: float) -> SizePlan:
+        choice = choose_sizes(forms, one, networks, distance, score=score, higher=higher, progress=progress)
+        return SizePlan(replacements(choice.chosen.sizes), choice)
+
+    if not isinstance(share, Sequence):
+        return plan(share)
+    for one in share:
+        require_affordable(forms, one)
+    return tuple(map(plan, share))
 
 
 def _solved(layer: Layer, methods: Sequence[Method], structure: Structure | None, ridge: Ridge | float) -> SolvedLayer:

@@ -242,15 +242,13 @@ class _Watch:
         def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
             require_real(layer.stream, tensor)
-            by_channel = layer.side is Side.CHANNELS
-            reading = Reading.of(tensor, ("channels", layer.channels) if by_channel else way_of_reading(part))
-            rows = (
-                rows_of_channels(layer.name, part, tensor, layer.channels)
-                if by_channel
-                else rows_entering(layer.name, part, tensor)
-            )
+            if layer.side is Side.CHANNELS:
+                way: tuple[Any, ...] = ("channels", layer.channels, layer.repeats)
+                rows = rows_of_channels(layer.name, part, tensor, layer.channels, layer.repeats)
+            else:
+                way, rows = way_of_reading(part), rows_entering(layer.name, part, tensor)
             taken = self._chooser.take(layer.stream, rows, len(calls))
-            before = self._reads.setdefault(reading, taken)
+            before = self._reads.setdefault(Reading.of(tensor, way), taken)
             self._keep(calls, before if before.same_as(taken) else taken)
 
         def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:

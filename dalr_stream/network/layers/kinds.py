@@ -174,17 +174,20 @@ def rows_leaving(module: nn.Module, tensor: torch.Tensor) -> LayerRows:
     return LayerRows(tensor.detach().movedim(1, -1), tensor.ndim - 1, given_for_patches=True)
 
 
-def rows_of_channels(name: str, module: nn.Module, tensor: torch.Tensor, channels: int) -> LayerRows:
-    """Return what a layer reads as rows of `channels`, a row a position: images, flattened ones too."""
+def rows_of_channels(name: str, module: nn.Module, tensor: torch.Tensor, channels: int, repeats: int = 1) -> LayerRows:
+    """Return what a layer reads as rows of `channels`, a row a position: images, flattened ones too.
+
+    Features are `repeats` places of all channels, each with the positions of one channel after those of another.
+    """
     images = tensor.detach()
-    if isinstance(module, CONVOLUTIONS):
-        last = images.movedim(1, -1)
-    elif images.ndim == 2 and images.shape[1] % channels == 0:
-        last = images.view(len(images), channels, -1).movedim(1, -1)
-    else:
+    last = images.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else images
+    if last.shape[-1] % (repeats * channels):
         raise UnsupportedLayerError(
-            f"layer '{name}': must read samples x flattened channels, {channels} of them, got {tuple(images.shape)}"
+            f"layer '{name}': must read flattened channels, {repeats} times {channels} of them, got "
+            f"{tuple(images.shape)}"
         )
+    if last.shape[-1] != channels:
+        last = last.reshape(*last.shape[:-1], repeats, channels, -1).movedim(-2, -1).flatten(-3, -2)
     return LayerRows(last, last.ndim - 1, of_patches=last.ndim > 2)
 
 

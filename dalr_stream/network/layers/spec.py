@@ -50,6 +50,9 @@ class LayerSpec:
         What of the layer is recorded.
     channels
         Number of channels recorded, where `side` is channels.
+    repeats
+        Places that a sample's features have all of these channels in, one after another: of a flattened image that had
+        its channels last.
     group
         The layers pruned together with the channels that this one gives, where that is known and possible.
     unprunable
@@ -62,6 +65,7 @@ class LayerSpec:
     outputs: int
     side: Side = Side.INPUTS
     channels: int = 0
+    repeats: int = 1
     group: ChannelGroup | None = None
     unprunable: str = ""
 

@@ -29,19 +29,25 @@ from dalr_stream.errors import (
     StoreNotFoundError,
     UnsupportedLayerError,
 )
-from dalr_stream.network.saved.model_card import is_pretrained, readme
-from dalr_stream.network.saved.refusal import forget_refusal, refuse_from_pretrained
+from dalr_stream.network.saved.model_card import readme
 from dalr_stream.network.saved.ties import tied_parameters, untie
 from dalr_stream.network.saved.weights import as_os_error, load_weights, require_tensors_alone
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import SurgeryPlan
+from dalr_stream.network.surgery.refusal import (
+    CONFIG,
+    forget_refusal,
+    is_pretrained,
+    refuse_from_pretrained,
+    refuse_own_saves,
+)
 from dalr_stream.storage.durable import new_folder, remove_folder
 from dalr_stream.storage.json_record import digest_of
 
 DIGEST, TIED, BESIDE = "digest", "tied", "beside_sha256"
-WEIGHTS, PLAN, README, CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
+WEIGHTS, PLAN, README = "model.safetensors", "plan.json", "README.md"
 
 
 def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -169,6 +175,8 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     setattr(model, ORIGIN_ATTRIBUTE, origin)
     load_weights(model, folder / WEIGHTS)
     forget_refusal(model)
+    if plan.steps:
+        refuse_own_saves(model)
     return model.eval()
 
 

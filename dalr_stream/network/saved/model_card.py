@@ -11,6 +11,7 @@ from torch import nn
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
 from dalr_stream.network.surgery.origin import Origin
 from dalr_stream.network.surgery.plan import SurgeryPlan
+from dalr_stream.network.surgery.refusal import is_pretrained
 
 _LONG = "configuration"
 """The run file, every default filled in: it is in `plan.json`, a page of it would hide the rest."""
@@ -29,11 +30,6 @@ def readme(model: nn.Module, origin: Origin, plan: SurgeryPlan, provenance: Mapp
         _loading(model),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def is_pretrained(model: nn.Module) -> bool:
-    """Tell a transformers model by its looks: the library is not imported for it."""
-    return hasattr(model, "save_pretrained") and hasattr(getattr(model, "config", None), "save_pretrained")
 
 
 def _totals(model: nn.Module, origin: Origin) -> Iterator[str]:

@@ -34,6 +34,7 @@ from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.coupled import Coupled, NotFollowedError, coupled_with
 from dalr_stream.network.structure.idle import count_calls, idle_readers
+from dalr_stream.network.structure.places import spans_seen
 from dalr_stream.network.structure.proof import quiet, require_proof
 from dalr_stream.numerics.rows.streams import Side, stream_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, ChannelSpan
@@ -106,8 +107,7 @@ class Structure:
         """
         if name not in self.known:
             try:
-                group = _Group(self, name).resolved()
-                require_proof(self.model, name, group, self.example)
+                group = self._proved(_Group(self, name))
                 self.known.update(dict.fromkeys(group.producers, group))
             except UnsupportedLayerError as error:
                 self.known[name] = error
@@ -121,6 +121,22 @@ class Structure:
             raise group_or_error
         return group_or_error
 
+    def _proved(self, found: _Group) -> ChannelGroup:
+        """Return a group with its proof, where need be with its channels where they are seen to lie.
+
+        Operations may lay them out otherwise than the graph knows. Raises UnsupportedLayerError where neither holds.
+        """
+        try:
+            group = found.resolved(found.spans)
+            require_proof(self.model, found.name, group, self.example)
+        except UnsupportedLayerError:
+            seen = spans_seen(self.model, found.channels, found.producers, found.spans, self.example)
+            if seen is None or seen == found.spans:
+                raise
+            group = found.resolved(seen)
+            require_proof(self.model, found.name, group, self.example)
+        return group
+
     def changed_with(self, name: str) -> tuple[str, ...]:
         """Return the modules that may change when layer `name` is compressed: all of its group, where it has one."""
         try:
@@ -132,23 +148,27 @@ class Structure:
 
 
 class _Group:
-    """One group as Torch-Pruning sees it, put into our terms."""
+    """One group as Torch-Pruning sees it, put into our terms; raises UnsupportedLayerError where it is none."""
 
     def __init__(self, structure: Structure, name: str) -> None:
         self._structure = structure
-        self._name = name
+        self.name = name
         self._names: dict[Any, str] = {module: name for name, module in structure.model.named_modules()}
         self._names |= {parameter: name for name, parameter in structure.model.named_parameters()}
-        self._producers: set[str] = set()
-        self._carriers: list[ChannelSpan] = []
-        self._readers: list[ChannelReader] = []
+        self.producers: set[str] = set()
+        self._carriers: set[str] = set()
+        self.spans: dict[str, ChannelSpan] = {}
+        """Where carriers and readers hold the channels, as the graph has it; the first features where it has it not."""
+        self._irregular = ""
+        """One of those where it has it not."""
+        self.channels = self._collect()
 
-    def resolved(self) -> ChannelGroup:
-        """Return the group; raises UnsupportedLayerError."""
-        root, graph = layer_of(self._structure.model, self._name), self._structure.dependencies
+    def _collect(self) -> int:
+        """Sort the members in, and return the number of channels."""
+        root, graph = layer_of(self._structure.model, self.name), self._structure.dependencies
         if graph is None:
             self._refuse(self._structure.untraceable)
-        channels = matrix_of(root).shape[0]
+        channels = int(matrix_of(root).shape[0])
         if isinstance(root, CONVOLUTIONS) and root.groups != 1:
             self._refuse(f"it is a {type(root).__name__} of {root.groups} groups")
         if root not in graph.module2node:
@@ -159,23 +179,29 @@ class _Group:
             self._refuse(str(error))
         for one in members:
             self._sort_in(one, channels)
-        if not self._readers:
+        if not self.spans.keys() - self._carriers:
             self._refuse(
                 "no layer reads them, as far as operations can be followed: they are the network's own output, or "
                 "nothing comes of them"
             )
-        spans = (*self._carriers, *(reader.span for reader in self._readers))
-        self._require_no_idle_reader({channels, *(channels * span.block for span in spans)})
-        for member in self._producers | {span.layer for span in spans}:
+        self._require_no_idle_reader({channels, *(channels * span.block for span in self.spans.values())})
+        for member in self.producers | self.spans.keys():
             self._require_sound(member)
-        for member in self._producers | {reader.span.layer for reader in self._readers}:
+        for member in self.producers | (self.spans.keys() - self._carriers):
             layer_of(self._structure.model, member)  # of a kind that can be narrowed
+        return channels
+
+    def resolved(self, spans: Mapping[str, ChannelSpan]) -> ChannelGroup:
+        """Return the group where carriers and readers hold its channels at `spans`."""
+        if spans is self.spans and self._irregular:
+            self._refuse_order(self._irregular)
         order = {name: number for number, name in enumerate(self._names.values())}
+        here = sorted(spans.values(), key=lambda span: order[span.layer])
         return ChannelGroup(
-            channels,
-            tuple(sorted(self._producers, key=order.__getitem__)),
-            tuple(sorted(self._carriers, key=lambda span: order[span.layer])),
-            tuple(sorted(self._readers, key=lambda reader: order[reader.span.layer])),
+            self.channels,
+            tuple(sorted(self.producers, key=order.__getitem__)),
+            tuple(span for span in here if span.layer in self._carriers),
+            tuple(self._reader(span) for span in here if span.layer not in self._carriers),
         )
 
     def _sort_in(self, item: Coupled, channels: int) -> None:
@@ -188,37 +214,43 @@ class _Group:
         elif isinstance(module, nn.Parameter):
             self._refuse(f"the parameter '{name}' is added to them, or multiplies them")
         elif carries_channels(module):
-            self._carriers.append(self._span(name, item, channels))
+            self._carriers.add(name)
+            self.spans[name] = self._span(name, item, channels) or self._first_features(name)
         elif channels_given(module) is None:
             self._refuse(f"'{name}' ({type(module).__name__}) reads them")
         elif item.gives:
             if isinstance(module, CONVOLUTIONS) and module.groups != 1:
                 self._refuse(f"'{name}', which is tied to it, is a {type(module).__name__} of {module.groups} groups")
-            self._require_whole(self._span(name, item, channels), module, channels)
-            self._producers.add(name)
+            span = self._span(name, item, channels) or self._refuse_order(name)
+            self._require_whole(span, module, channels)
+            self.producers.add(name)
         else:
-            self._readers.append(self._reader(name, module, self._span(name, item, channels)))
+            self.spans[name] = self._span(name, item, channels) or self._first_features(name)
 
-    def _span(self, name: str, item: Coupled, channels: int) -> ChannelSpan:
-        """Return where the channels lie in a module; UnsupportedLayerError where that is not block after block."""
-        features, _ = item.places
-        block, rest = divmod(len(features), channels)
-        start = int(features.min())
+    def _span(self, name: str, item: Coupled, channels: int) -> ChannelSpan | None:
+        """Return where the channels lie in a module; None where that is in no regular order."""
+        features, owners = item.places
         width = (channels_given(item.module) if item.gives else None) or channels_read(item.module)
-        if rest or start + len(features) > width or not np.array_equal(features, start + np.arange(len(features))):
-            self._refuse(f"'{name}' holds them in another order, or not all of them: they are split or shuffled before")
-        return ChannelSpan(name, start, block)
+        regular = features.max() < width and np.array_equal(owners, np.arange(channels).repeat(len(owners) // channels))
+        return ChannelSpan.at(name, features.reshape(channels, -1)) if regular else None
 
-    def _reader(self, name: str, module: Any, span: ChannelSpan) -> ChannelReader:
-        convolution = isinstance(module, CONVOLUTIONS)
-        if convolution and module.groups != 1:
+    def _first_features(self, name: str) -> ChannelSpan:
+        self._irregular = self._irregular or name
+        return ChannelSpan(name)
+
+    def _reader(self, span: ChannelSpan) -> ChannelReader:
+        name, module = span.layer, layer_of(self._structure.model, span.layer)
+        if isinstance(module, CONVOLUTIONS) and module.groups != 1:
             self._refuse(f"'{name}', which reads them, is a {type(module).__name__} of {module.groups} groups")
-        per_feature = module.weight.numel() // channels_read(module)
-        whole = not convolution and span.block == 1
-        if span.start % span.block or channels_read(module) % span.block:
-            self._refuse(f"'{name}' reads blocks of {span.block} from feature {span.start} on: not in whole channels")
+        width, each = channels_read(module), span.block * span.repeats
+        place = span.stride if span.repeats > 1 else width
+        if span.start % span.block or place % span.block or place * span.repeats != width or span.start >= place:
+            self._refuse(
+                f"'{name}' reads blocks of {span.block} from feature {span.start} of {width} on: not in whole channels"
+            )
+        whole = each == 1 and not isinstance(module, CONVOLUTIONS)
         stream = stream_name(name, Side.INPUTS if whole else Side.CHANNELS)
-        return ChannelReader(span, stream, span.start // span.block, per_feature * span.block)
+        return ChannelReader(span, stream, span.start // span.block, matrix_of(module).numel() // width * each)
 
     def _require_no_idle_reader(self, widths: Container[int]) -> None:
         """Raise where a layer as wide as the channels runs in training, or on other inputs, and not on the example."""
@@ -230,7 +262,7 @@ class _Group:
             )
 
     def _require_whole(self, span: ChannelSpan, module: nn.Module, channels: int) -> None:
-        if (span.start, span.block) != (0, 1) or channels_given(module) != channels:
+        if span != ChannelSpan(span.layer) or channels_given(module) != channels:
             self._refuse(f"'{span.layer}', which is tied to it, gives other channels beside them")
 
     def _require_sound(self, name: str) -> None:
@@ -239,8 +271,11 @@ class _Group:
             self._refuse(f"'{name}' is not called")
         require_replaceable(self._structure.model, [name])
 
+    def _refuse_order(self, name: str) -> NoReturn:
+        self._refuse(f"'{name}' holds them in another order, or not all of them: they are split or shuffled before")
+
     def _refuse(self, reason: str) -> NoReturn:
-        raise UnsupportedLayerError(f"layer '{self._name}': its channels cannot be pruned: {reason}")
+        raise UnsupportedLayerError(f"layer '{self.name}': its channels cannot be pruned: {reason}")
 
 
 class _TransposedLinear(tp.BasePruningFunc):  # type: ignore[misc]  # the library is not typed

@@ -111,9 +111,9 @@ class _Proof:
 
     def _require_read_each_time(self, span: ChannelSpan) -> None:
         """Raise UnsupportedLayerError where a reader is called several times, and not always on the channels."""
-        module = self._model.get_submodule(span.layer)
+        module, here = self._model.get_submodule(span.layer), span.places(self._group.channels).ravel()
         clean, disturbed = (
-            [channels_last(module, read)[..., span.start :] for read in known[span.layer]]
+            [channels_last(module, read)[..., here] for read in known[span.layer]]
             for known in (self._clean, self._disturbed)
         )
         arrives = [not bool(same(a, b).all()) for a, b in zip(disturbed, clean, strict=True)]
@@ -131,7 +131,7 @@ class _Proof:
                 module = model.get_submodule(reader.span.layer)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             for seed, producer in enumerate(self._group.producers):
-                hook = _disturbing(disturbing, seed)
+                hook = disturbing_hook(disturbing, seed)
                 stack.callback(model.get_submodule(producer).register_forward_hook(hook).remove)
             with without_gradients(), suppress(_AllRead):
                 return [tensor.clone() for tensor in tensors_in(call(model, self._example))]
@@ -163,8 +163,7 @@ class _Proof:
             self._refuse(f"how often '{span.layer}' is called depends on them")
         features, clean, all_disturbed = (channels_last(module, known[len(calls) - 1]) for known in (calls, *before))
         disturbed = torch.zeros(features.shape[-1], dtype=torch.bool)
-        stop = span.start + span.block * self._group.channels
-        disturbed[span.start : stop] = disturbing.repeat_interleave(span.block)
+        disturbed[torch.from_numpy(span.places(self._group.channels))] = disturbing[:, None]
         disturbed = disturbed.to(features.device)
         if not bool(torch.where(disturbed, same(features, all_disturbed), same(features, clean)).all()):
             self._refuse(f"on the way to '{span.layer}' they are mixed with others")
@@ -173,7 +172,7 @@ class _Proof:
         raise UnsupportedLayerError(f"layer '{self._name}': its channels cannot be pruned: {reason}")
 
 
-def _disturbing(channels: torch.Tensor, seed: int) -> Any:
+def disturbing_hook(channels: torch.Tensor, seed: int) -> Any:
     """Return a hook that moves the marked `channels` beyond 0: up in even samples, down in odd ones."""
 
     def hook(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:

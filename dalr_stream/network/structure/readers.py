@@ -10,6 +10,7 @@ from dalr_stream.network.layers.kinds import channels_read
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.numerics.rows.streams import Side, module_name
+from dalr_stream.numerics.statistics.channels import ChannelReader
 
 
 def with_readers(layers: Sequence[LayerSpec], structure: Structure) -> tuple[LayerSpec, ...]:
@@ -22,12 +23,13 @@ def with_readers(layers: Sequence[LayerSpec], structure: Structure) -> tuple[Lay
     watched = {layer.stream: layer for layer in known}
     for layer in known:
         for reader in () if layer.group is None else layer.group.readers:
-            if reader.stream not in watched:
-                (spec,) = select_layers(structure.model, [reader.span.layer])
-                if reader.stream != spec.stream:
-                    channels = channels_read(structure.model.get_submodule(spec.name)) // reader.span.block
-                    spec = dataclasses.replace(spec, side=Side.CHANNELS, channels=channels)
-                watched[reader.stream] = spec
+            spec = _spec_of(reader, structure)
+            before = watched.setdefault(reader.stream, spec)
+            if (before.channels, before.repeats) != (spec.channels, spec.repeats):
+                raise UnsupportedLayerError(
+                    f"layer '{layer.name}': '{spec.name}' reads its channels in blocks of another size than others, "
+                    "and their rows cannot be watched together: leave the layer out, or watch it alone"
+                )
     return tuple(watched.values())
 
 
@@ -39,6 +41,16 @@ def readers_of(structure: Structure, layers: Sequence[str]) -> tuple[LayerSpec, 
     streams = {reader.stream for name in layers for reader in structure.group_of(name).readers}
     watched = with_readers(select_layers(structure.model, layers), structure)
     return tuple(layer for layer in watched if layer.stream in streams)
+
+
+def _spec_of(reader: ChannelReader, structure: Structure) -> LayerSpec:
+    """Return what is to be watched of one reader."""
+    (spec,) = select_layers(structure.model, [reader.span.layer])
+    if reader.stream == spec.stream:
+        return spec
+    span, width = reader.span, channels_read(structure.model.get_submodule(spec.name))
+    channels = width // (span.block * span.repeats)
+    return dataclasses.replace(spec, side=Side.CHANNELS, channels=channels, repeats=span.repeats)
 
 
 def _with_groups(layers: Sequence[LayerSpec], structure: Structure) -> list[LayerSpec]:

@@ -7,7 +7,6 @@ Sequential that has the settings of the layer it replaced), so it traces, export
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.capture.batches import few_samples
 from dalr_stream.network.layers.groups import in_order
 from dalr_stream.network.layers.identity import require_numbers
-from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.kinds import channels_read, matrix_of
 from dalr_stream.network.layers.obstacles import require_finite_weights, require_range, require_replaceable
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import EXAMPLES, Structure
@@ -35,6 +34,7 @@ from dalr_stream.network.surgery.holders import (
 from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
+from dalr_stream.network.surgery.refusal import refuse_own_saves
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import GroupedPair
 from dalr_stream.numerics.rows.streams import group_name, module_name
@@ -134,6 +134,8 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
         require_as_before(model, small, map(module_name, replacements), {}, batch)
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
+    if steps:
+        refuse_own_saves(small)
     return small
 
 
@@ -215,8 +217,8 @@ class _Keeper:
     def __init__(self, small: nn.Module, structure: Structure) -> None:
         self._small = small
         self._structure = structure
-        self._gone: dict[str, list[tuple[int, int]]] = {}
-        """By layer: where spans began in the original, and how many features each of them lost."""
+        self._stay: dict[str, NDArray[np.bool_]] = {}
+        """By layer: which of the features that it had in the original are left."""
         self._narrowed: dict[str, str] = {}
         self._kept: dict[str, tuple[ChannelGroup, NDArray[np.int64]]] = {}
 
@@ -231,8 +233,8 @@ class _Keeper:
                     "select them once"
                 )
             self._narrowed[producer] = name
-        carriers = tuple(self._here(span) for span in group.carriers)
-        readers = tuple(self._here(reader.span) for reader in group.readers)
+        carriers = tuple(self._here(span, group.channels) for span in group.carriers)
+        readers = tuple(self._here(reader.span, group.channels) for reader in group.readers)
         moved = bool(record.offset.any())
         biases = tuple(
             moved or layer_of(self._small, first_layer(self._small, span.layer)).bias is not None for span in readers
@@ -241,9 +243,9 @@ class _Keeper:
         step.narrow(self._small, record.kept, record.restore, record.offset)
         for span in readers:
             require_finite_weights(span.layer, layer_of(self._small, first_layer(self._small, span.layer)))
-        lost = group.channels - record.size
         for span in (*group.carriers, *(reader.span for reader in group.readers)):
-            self._gone.setdefault(span.layer, []).append((span.start, lost * span.block))
+            gone = np.delete(span.places(group.channels), record.kept, axis=0)
+            self._features(span.layer)[gone] = False
         self._kept[name] = group, record.kept
         return step
 
@@ -257,10 +259,19 @@ class _Keeper:
         changed = {*map(module_name, replaced), *members}
         require_as_before(self._structure.model, self._small, changed, self._kept, self._structure.example)
 
-    def _here(self, span: ChannelSpan) -> ChannelSpan:
+    def _here(self, span: ChannelSpan, channels: int) -> ChannelSpan:
         """Return where a span of the original lies now that other channels of the same module are gone."""
-        before = sum(lost for start, lost in self._gone.get(span.layer, []) if start < span.start)
-        return dataclasses.replace(span, start=span.start - before)
+        places = (np.cumsum(self._features(span.layer)) - 1)[span.places(channels)]
+        here = ChannelSpan.at(span.layer, places)
+        if here is None:
+            raise UnsupportedLayerError(
+                f"layer '{span.layer}': its channels lie in no regular order once others are gone: select those alone"
+            )
+        return here
+
+    def _features(self, layer: str) -> NDArray[np.bool_]:
+        width = channels_read(self._structure.model.get_submodule(layer))
+        return self._stay.setdefault(layer, np.ones(width, np.bool_))
 
 
 def _require_shape(layer: str, got: tuple[int, ...], needed: tuple[int, ...]) -> None:

@@ -72,11 +72,10 @@ class _Check:
         """The channels that a layer still gives."""
         for group, kept in selections.values():
             self._kept |= dict.fromkeys(group.producers, kept)
-            left = np.isin(np.arange(group.channels), kept)
             for span in (reader.span for reader in group.readers):
                 whole = np.ones(channels_read(self._changed[span.layer]), np.bool_)
-                here = slice(span.start, span.start + group.channels * span.block)
-                self._stay.setdefault(span.layer, whole)[here] = left.repeat(span.block)
+                gone = np.delete(span.places(group.channels), kept, axis=0)
+                self._stay.setdefault(span.layer, whole)[gone] = False
 
     def run(self, network: nn.Module, example: Any, *, compare: bool = False) -> list[torch.Tensor]:
         """Return the network's outputs; remember the calls of its changed layers, or `compare` them."""

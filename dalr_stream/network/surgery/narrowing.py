@@ -58,19 +58,20 @@ def map_inputs(module: nn.Module, span: ChannelSpan, restore: Matrix, offset: Ma
             f"layer '{span.layer}': an offset cannot be folded into a convolution that pads its input: solve the "
             "selection with affine=False"
         )
+    channels, left = restore.shape
     wide = matrix_of(module).detach().double().cpu().numpy()
-    outputs, channels = wide.shape[0], restore.shape[0]
-    taps = wide.shape[1] // _inputs_of(old) * span.block  # of one channel: of the kernel, or of the flattened image
-    first, stop = (span.start // span.block * taps, (span.start // span.block + channels) * taps)
-    read = wide[:, first:stop].reshape(outputs, channels, taps)
-    mapped = np.einsum("mct,ck->mkt", read, restore, optimize=True).reshape(outputs, -1)
-    weight = np.concatenate([wide[:, :first], mapped, wide[:, stop:]], axis=1)
+    wide = wide.reshape(len(wide), _inputs_of(old), -1)  # outputs x inputs x taps of the kernel
+    here, there = span.places(channels), span.narrowed(channels - left).places(left)
+    read = wide[:, here].reshape(len(wide), channels, -1)
+    mapped = np.einsum("mct,ck->mkt", read, restore, optimize=True)
+    weight = np.empty((len(wide), _inputs_of(old) - here.size + there.size, wide.shape[2]))
+    weight[:, there] = mapped.reshape(len(wide), *there.shape, -1)
+    weight[:, np.delete(np.arange(weight.shape[1]), there)] = np.delete(wide, here.ravel(), axis=1)
     shift = np.einsum("mct,c->m", read, offset)
     if old.bias is not None:
         shift = shift + old.bias.detach().double().cpu().numpy()
-    fewer = (channels - restore.shape[1]) * span.block
-    narrow = _like(module, inputs=_inputs_of(old) - fewer, outputs=outputs, bias=bias)
-    fill(narrow, torch.from_numpy(weight), torch.from_numpy(shift))
+    narrow = _like(module, inputs=weight.shape[1], outputs=len(wide), bias=bias)
+    fill(narrow, torch.from_numpy(weight.reshape(len(wide), -1)), torch.from_numpy(shift))
     return narrow
 
 

@@ -96,10 +96,8 @@ class KeepNodes:
             replace(model, name, keep_outputs(layer_of(model, name), kept))
         for span in self.carriers:
             module = _carrier(model, span.layer)
-            features = np.arange(channels_read(module))
-            own = span.start + (kept[:, None] * span.block + np.arange(span.block)).ravel()
-            stop = span.start + self.channels * span.block
-            stay = np.concatenate([features[: span.start], own, features[stop:]])
+            gone = np.delete(span.places(self.channels), kept, axis=0)
+            stay = np.delete(np.arange(channels_read(module)), gone)
             replace(model, span.layer, keep_carried(module, stay))
         for span, bias in zip(self.readers, self.reader_bias, strict=True):
             name = first_layer(model, span.layer)
@@ -113,7 +111,7 @@ class KeepNodes:
         modules = [(span, _carrier(model, span.layer)) for span in self.carriers]
         modules += [(span, layer_of(model, first_layer(model, span.layer))) for span in self.readers]
         for span, module in modules:
-            self._require(span.layer, span.start + span.block * self.channels <= channels_read(module))
+            self._require(span.layer, span.stop(self.channels) <= channels_read(module))
 
     def _require(self, name: str, fits: bool) -> None:  # noqa: FBT001  # what is asked of the layer
         if not fits:

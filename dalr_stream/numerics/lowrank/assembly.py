@@ -16,6 +16,7 @@ from dalr_stream.errors import FewSamplesWarning, OutlierFeaturesWarning
 from dalr_stream.numerics.diagnostics import Diagnostics
 from dalr_stream.numerics.linalg.psd import EPSILON, column_signs
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
+from dalr_stream.numerics.lowrank.output_metric import OutputMetric
 from dalr_stream.numerics.lowrank.problem import AffineMap, FittedRows
 from dalr_stream.numerics.lowrank.regression import Fit
 from dalr_stream.numerics.lowrank.ridge import Ridge, outliers_in_words
@@ -27,11 +28,22 @@ INDEFINITE = -10.0
 
 
 def assemble(
-    original: AffineMap, options: DalrOptions, fitted: FittedRows, lam: float, fit: Fit, turn: Matrix | None
+    original: AffineMap,
+    options: DalrOptions,
+    fitted: FittedRows,
+    lam: float,
+    fit: Fit,
+    turn: Matrix | None,
+    metric: OutputMetric | None = None,
 ) -> LowRankFactors:
-    """Return the factors of a fit; `turn` is the Q of `AffineMap.reach`."""
+    """Return the factors of a fit; `turn` is the Q of `AffineMap.reach`, `metric` the one that it was solved in."""
     basis = fit.basis if turn is None else turn @ fit.basis
     signs = column_signs(basis)
+    if metric is not None:
+        basis = metric.back(basis)
+        lengths = np.linalg.norm(basis, axis=0)
+        basis, signs = basis / lengths, column_signs(basis)
+        fit = dataclasses.replace(fit, down=fit.down * lengths[:, None], notes=(*metric.notes, *fit.notes))
     d = original.weight.shape[1]
     return LowRankFactors(
         method=options.method,
@@ -60,13 +72,14 @@ def assemble(
             psd_margin=fit.margin,
             error=float(fit.error),
             error_bound=fit.error_bound,
+            gradient_ridge=None if metric is None else metric.gamma,
         ),
     )
 
 
 def warn_of_few_rows(count: int, features: int, variant: Variant) -> None:
     """Warn where a sample of n < d rows is fitted perfectly; called from the public functions."""
-    if count < features and variant is not Variant.ANCHORED:
+    if count < features and not variant.shrinks_to_weight:
         note = f"{_few(count, features, variant)}; variant 'anchored' keeps to the weight instead"
         warnings.warn(note, FewSamplesWarning, stacklevel=3)
 
@@ -83,7 +96,7 @@ def noting_outliers(original: AffineMap, fitted: FittedRows, diagonal: Vector, r
 def _notes(fitted: FittedRows, features: int, variant: Variant) -> tuple[str, ...]:
     """Say what the number of rows means for the solution."""
     notes = []
-    if fitted.count < features and variant is not Variant.ANCHORED:
+    if fitted.count < features and not variant.shrinks_to_weight:
         notes.append(_few(fitted.count, features, variant))
     if fitted.count == 1:
         notes.append("one row: its covariance is zero, so an affine fit has nothing to go by but the weight")

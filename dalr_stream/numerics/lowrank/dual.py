@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def solve_dual(  # the layer, its rows twice, and how to solve
     turn, reached = original.reach()
     gram, outputs, mean, diagonal = _first_pass(held, reached, affine=options.affine)
     held.clear()
-    lam = ridge.of_diagonal(diagonal)
+    lam = ridge.of_matrix(diagonal, partial(_squares, gram), samples or len(gram))
     n, zero = len(gram), np.zeros(mean.size)
     solved = _solve(gram, outputs, lam, most, options.variant, full=most == min(reached.shape))
     del gram, outputs
@@ -72,7 +73,7 @@ def solve_dual(  # the layer, its rows twice, and how to solve
     original, centre = original.widened(), mean if options.adjusts_bias else zero
     fitted = FittedRows("inputs", n, samples or n, centre, original.bias + original.weight @ centre)
     fitted = noting_outliers(original, fitted, diagonal, [ridge])
-    return assemble(original, options, fitted, lam, fit, turn)
+    return assemble(original, options, fitted.noting(ridge), lam, fit, turn)
 
 
 def held_rows(rows: Iterable[ArrayLike], features: int) -> list[Rows] | None:
@@ -120,6 +121,11 @@ def _first_pass(held: Sequence[Rows], weight: Matrix, *, affine: bool) -> tuple[
         _add_product(outputs, block.T, np.asarray(weight[:, some], np.float64).T)
     mirror_lower(gram)
     return gram, outputs, mean, diagonal
+
+
+def _squares(gram: Matrix) -> float:
+    """||X'X||^2, which is ||X X'||^2."""
+    return float(np.vdot(gram, gram))
 
 
 def _solve(gram: Matrix, outputs: Matrix, lam: float, most: int, variant: Variant, *, full: bool) -> _Solved:

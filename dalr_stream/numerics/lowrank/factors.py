@@ -1,16 +1,11 @@
 """Low-rank factors: one decomposition that holds every rank, and its squared error at every rank on any moments.
 
-Every low-rank method of the package is an orthonormal basis U (m, K) and a regression M (m, d), with W ~ U_k U_k'M:
-rank k is the first k columns, so nothing is solved again when another rank is asked for. With x, y about the centres c
-and o that the factors were solved with,
-
-    err(k) = ||Y - U_k U_k'M X||^2,      err(k - 1) - err(k) = 2 u_k' M X Y' u_k - u_k' M X X' M' u_k
-
-so one product with the moments gives the error at every rank, without data. err(K) is formed directly and the rest
-added from the tail: prefix sums lose small errors to cancellation. What is known of X and Y decides how: X alone where
-Y = W X, Y alone where besides M = W, or both from two runs. Held-out moments are taken about the training centres:
-their own would understate the error. Resolution: a few EPSILON x err(0), so a value may lie below zero by that much;
-nothing is clamped.
+Every low-rank method of the package is a basis U (m, K) and rows D (K, d), with W ~ U_k D_k: rank k is the first k of
+both, so nothing is solved again when another rank is asked for. U is orthonormal and D = U'M with a regression M (m,
+d), but for `weighted`, whose U is so in the metric of the loss. One product with the moments gives the error at every
+rank, without data (`curves`). What is known of X and Y decides how: X alone where Y = W X, Y alone where besides M = W,
+or both from two runs. Held-out moments are taken about the training centres: their own would understate the error.
+Resolution: a few EPSILON x err(0), so a value may lie below zero by that much; nothing is clamped.
 
 Records are validated when made, and their arrays are never changed. Nothing here solves anything.
 """
@@ -18,7 +13,6 @@ Records are validated when made, and their arrays are never changed. Nothing her
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,8 +20,15 @@ import numpy as np
 
 from dalr_stream.errors import InvalidInputError, ParameterIncreaseWarning
 from dalr_stream.numerics.diagnostics import Diagnostics
-from dalr_stream.numerics.linalg.psd import symmetric_values, tail_sums
-from dalr_stream.numerics.linalg.ridge_factor import factor_ridge_of
+from dalr_stream.numerics.lowrank.curves import (
+    Pair,
+    errors_on_cross,
+    errors_on_inputs,
+    errors_on_outputs,
+    least_errors,
+    least_errors_on_cross,
+)
+from dalr_stream.numerics.lowrank.widths import require_gradients_of, require_moments_of
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.options import integer_within, parse_choice
 from dalr_stream.numerics.rows.streams import Side
@@ -43,7 +44,7 @@ class LowRankLayer:
     down: Matrix
     """(k, d): the first layer, without bias."""
     up: Matrix
-    """(m, k): the second layer, orthonormal columns."""
+    """(m, k): the second layer."""
     bias: Vector
     """(m,)"""
 
@@ -66,7 +67,7 @@ class LowRankLayer:
         return self.down.size + self.up.size
 
     def balanced(self) -> LowRankLayer:
-        """Return the same product with its scale shared, for storage in half precision; `up` is orthonormal no more.
+        """Return the same product with its scale shared, for storage in half precision.
 
         Column i of `up` and row i of `down` get the same norm, and then both matrices the same largest row norm, so
         that neither comes near the ends of the range before the other. The product changes by rounding alone.
@@ -81,7 +82,7 @@ class LowRankLayer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRankFactors:
-    """Every rank of one decomposition: W (x - center) ~ U_k U_k'M (x - center), with U = basis and U'M = down.
+    """Every rank of one decomposition: W (x - center) ~ U_k D_k (x - center), with U = basis and D = down.
 
     Attributes
     ----------
@@ -90,9 +91,10 @@ class LowRankFactors:
     weight
         (m, d): the original weight W.
     basis
-        (m, K): U, K <= min(m, d) orthonormal columns; fewer where only small ranks were asked for.
+        (m, K): U, K <= min(m, d) columns of length 1, orthonormal but for `weighted`; fewer where only small ranks
+        were asked for.
     down
-        (K, d): U'M.
+        (K, d): D.
     center
         (d,): zeros, or the training mean of the inputs where the bias is adjusted.
     offset
@@ -209,7 +211,30 @@ class LowRankFactors:
         InvalidInputError
             Where `moments` are of another width, of no rows, or do not decide the errors.
         """
-        return _error_curve(self, moments, parse_choice(Side, side, "side"))
+        parsed = parse_choice(Side, side, "side")
+        require_moments_of(self.weight, moments, parsed)
+        return _error_curve(self, moments, parsed, None)
+
+    def losses(self, moments: Moments | CrossMoments, gradients: Moments) -> Vector:
+        """Return what the network's loss rises by, in nats for a sample, at k = 0..K: (K + 1,).
+
+        To second order: 1/2 tr(G (W - W_k) S (W - W_k)') / samples, with G = E[g g'] and S the scatter of `moments`.
+
+        Parameters
+        ----------
+        moments
+            Training or held-out moments of the layer's inputs, or cross moments, as for `errors`.
+        gradients
+            Of the gradients of the loss by the layer's outputs: `Layer.gradients`.
+
+        Raises
+        ------
+        InvalidInputError
+            As for `errors`, and where `gradients` are of another width or of no rows.
+        """
+        require_moments_of(self.weight, moments, Side.INPUTS)
+        require_gradients_of(self.weight, gradients)
+        return _error_curve(self, moments, Side.INPUTS, gradients.second_moment) / (2.0 * moments.samples)
 
     def error_bound(self, moments: Moments | CrossMoments, *, side: Side | str = Side.INPUTS) -> Vector:
         """Return the least squared error of any map of rank 0..K about the same centres on these moments: (K + 1,).
@@ -219,69 +244,18 @@ class LowRankFactors:
         return _least_error_curve(self, moments, parse_choice(Side, side, "side"))
 
 
-def require_moments_of(weight: Matrix, moments: Moments | CrossMoments, side: Side, prefix: str = "") -> None:
-    """Raise where `moments` are not those of the layer with this `weight` (m, d), or of no rows; `prefix` names it."""
-    m, d = weight.shape
-    if side not in (Side.INPUTS, Side.OUTPUTS):
-        raise InvalidInputError(f"{prefix}side must be 'inputs' or 'outputs', got '{side.value}'")
-    if isinstance(moments, Mapping):
-        names = " or ".join(f"moments['{name}']" for name in moments)
-        raise InvalidInputError(f"{prefix}moments must be of one layer, got a mapping: say {names}")
+def _error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, side: Side, metric: Matrix | None) -> Vector:
+    """(K + 1,): the squared error at ranks 0..K, summed over the rows of `moments`, in a metric of the outputs."""
+    pair = Pair(factors.basis, factors.down, factors.method.orthonormal, metric)
     if isinstance(moments, CrossMoments):
-        width = f"{moments.input_features} inputs and {moments.output_features} outputs"
-        fits = (moments.output_features, moments.input_features) == (m, d)
-    else:
-        width = f"{moments.features} {'features' if side is Side.INPUTS else side.value}"
-        fits = moments.features == (d if side is Side.INPUTS else m)
-    if not fits:
-        raise InvalidInputError(f"{prefix}moments of {width} do not fit a weight of shape {weight.shape}")
-    if moments.count == 0:
-        raise InvalidInputError(f"{prefix}moments must come from at least one row, got none: accumulate some first")
-
-
-def _error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, side: Side) -> Vector:
-    """(K + 1,): the squared error at ranks 0..K, summed over the rows of `moments`."""
-    require_moments_of(factors.weight, moments, side)
-    if isinstance(moments, CrossMoments):
-        return _on_cross(factors, moments)
+        between = moments.cross_scatter_about(factors.center, factors.offset)
+        fitted = moments.inputs.products.times(factors.down, factors.center)
+        return errors_on_cross(pair, between, fitted, moments.outputs.scatter_about(factors.offset))
     if factors.diagnostics.source == "cross":
         raise InvalidInputError("these factors were solved against another run's outputs: errors need cross moments")
-    return _on_inputs(factors, moments) if side is Side.INPUTS else _on_outputs(factors, moments)
-
-
-def _least_error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, side: Side) -> Vector:
-    """(K + 1,): the least that any map of rank 0..K, about the same centres, leaves on these moments.
-
-    Least squares, and the tail of the eigenvalues of what it fits (Izenman 1975). One decomposition, eigenvalues only.
-    """
-    require_moments_of(factors.weight, moments, side)
-    left = 0.0
-    if isinstance(moments, CrossMoments):
-        total = moments.outputs.scatter_about(factors.offset)
-        y = factor_ridge_of(partial(moments.inputs.scatter_about, factors.center), 0.0).half(
-            moments.cross_scatter_about(factors.center, factors.offset).T
-        )
-        fitted = y.T @ y
-        left = max(float(np.trace(total) - np.trace(fitted)), 0.0)
-    elif side is Side.INPUTS:
-        fitted = moments.products.congruence(factors.weight, factors.center)
-    else:
-        fitted = moments.scatter_about(factors.offset)
-    values = np.maximum(symmetric_values(fitted), 0.0)
-    return tail_sums(values, left)[: factors.max_rank + 1]
-
-
-def _on_inputs(factors: LowRankFactors, moments: Moments) -> Vector:
-    """Y = W X: err(k) = tr(D_k S D_k') with D_k = W - U_k U_k'M. Cost: 4 m d^2 operations."""
-    products, centre = moments.products, factors.center
-    residual = factors.basis @ factors.down
-    np.subtract(factors.weight, residual, out=residual)
-    last = float(products.forms(residual, residual, centre).sum())
-    del residual
-    twice = factors.basis.T @ factors.weight
-    twice *= 2.0
-    twice -= factors.down
-    return tail_sums(products.forms(factors.down, twice, centre), last)
+    if side is Side.OUTPUTS:
+        return _on_outputs(factors, moments)
+    return errors_on_inputs(pair, factors.weight, moments.products, factors.center)
 
 
 def _on_outputs(factors: LowRankFactors, moments: Moments) -> Vector:
@@ -291,16 +265,17 @@ def _on_outputs(factors: LowRankFactors, moments: Moments) -> Vector:
             f"{factors.method.value}: its errors need the moments of the layer's inputs; those of its outputs are "
             "enough for truncated SVD and the anchored variant alone"
         )
-    scatter = moments.scatter_about(factors.offset)
-    steps = np.einsum("ij,ij->j", factors.basis, scatter @ factors.basis)
-    square = factors.max_rank == factors.outputs  # U U' is then the identity
-    return tail_sums(steps, 0.0 if square else float(np.trace(scatter) - steps.sum()))
+    return errors_on_outputs(factors.basis, moments.scatter_about(factors.offset))
 
 
-def _on_cross(factors: LowRankFactors, moments: CrossMoments) -> Vector:
-    """Y of another run. Cost: 2 K d (m + d) operations."""
-    between = factors.basis.T @ moments.cross_scatter_about(factors.center, factors.offset)
-    fitted = moments.inputs.products.times(factors.down, factors.center)
-    steps = np.einsum("ij,ij->i", 2.0 * between - fitted, factors.down)
-    total = moments.outputs.scatter_about(factors.offset)
-    return tail_sums(steps, float(np.trace(total) - steps.sum()))
+def _least_error_curve(factors: LowRankFactors, moments: Moments | CrossMoments, side: Side) -> Vector:
+    """(K + 1,): the least that any map of rank 0..K, about the same centres, leaves on these moments."""
+    require_moments_of(factors.weight, moments, side)
+    most = factors.max_rank
+    if isinstance(moments, CrossMoments):
+        between = moments.cross_scatter_about(factors.center, factors.offset)
+        own = partial(moments.inputs.scatter_about, factors.center)
+        return least_errors_on_cross(own, between, moments.outputs.scatter_about(factors.offset), most)
+    if side is Side.INPUTS:
+        return least_errors(moments.products.congruence(factors.weight, factors.center), 0.0, most)
+    return least_errors(moments.scatter_about(factors.offset), 0.0, most)

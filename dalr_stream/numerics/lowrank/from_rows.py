@@ -85,6 +85,8 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
     most, d = original.ranks(max_rank), original.weight.shape[1]
     if isinstance(rows, Iterator):
         raise InvalidInputError("rows are gone through twice: give a list, or an object whose __iter__ begins anew")
+    if options.variant is Variant.WEIGHTED:
+        raise InvalidInputError("variant 'weighted' is solved from moments: dalr(..., gradients=...)")
     if options.variant is Variant.ANCHORED:
         if root:
             raise InvalidInputError("the square-root route is for published and optimal: anchored has no inverse")
@@ -156,8 +158,8 @@ def _by_root(
     root = root_of_rows((checked_block(block, d) for block in rows), affine=options.affine)
     turn, reached = original.reach()
     diagonal = np.einsum("ij,ij->j", root.triangle, root.triangle)
-    lam = ridge.of_diagonal(diagonal)
+    lam = ridge.of_matrix(diagonal, root.squares, root.count)
     center = root.mean if options.affine else np.zeros(d)
     fitted = FittedRows("inputs", root.count, root.count, center, original.bias + original.weight @ center)
-    fitted = noting_outliers(original, fitted, diagonal, [ridge])
+    fitted = noting_outliers(original, fitted, diagonal, [ridge]).noting(ridge)
     return assemble(original, options, fitted, lam, rooted_regression(reached, root, lam, most, options.variant), turn)

@@ -98,6 +98,11 @@ class GroupedFactors:
         pairs = zip(self.parts, moments.parts, strict=True)
         return np.asarray(sum(part.errors(group) for part, group in pairs))
 
+    def losses(self, moments: GroupedMoments, gradients: GroupedMoments) -> Vector:
+        """(K + 1,): nats for a sample, as `LowRankFactors.losses`, of each group by itself, all together."""
+        groups = zip(self.parts, moments.parts, gradients.parts, strict=True)
+        return np.asarray(sum(part.losses(*own) for part, *own in groups))
+
     def at_rank(self, k: int, *, layer: str | None = None, balanced: bool = False) -> GroupedPair:
         """Return what `LowRankFactors.at_rank` does, for each group; messages and their numbers are of one group."""
         group = None if layer is None else f"{layer}{GROUP}*"

@@ -17,8 +17,10 @@ from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.psd import require_finite, thin_qr
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
-from dalr_stream.numerics.lowrank.factors import require_moments_of
+from dalr_stream.numerics.lowrank.output_metric import DEFAULT_GRADIENT_RIDGE, OutputMetric
 from dalr_stream.numerics.lowrank.regression import InputSums, Sums
+from dalr_stream.numerics.lowrank.ridge import Ridge
+from dalr_stream.numerics.lowrank.widths import require_gradients_of, require_moments_of
 from dalr_stream.numerics.methods import DalrOptions, Variant
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.streams import Side
@@ -98,6 +100,12 @@ class FittedRows:
     """(m,)"""
     notes: tuple[str, ...] = ()
 
+    def noting(self, ridge: Ridge) -> FittedRows:
+        """Return the same, saying how a ridge came about that is no number of the caller's."""
+        if not ridge.is_shrinkage:
+            return self
+        return replace(self, notes=(*self.notes, f"ridge by shrinkage, from {self.samples} samples"))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
@@ -110,6 +118,9 @@ class Problem:
     """Which of the two `moments` are of; means nothing with cross moments."""
     rows: Iterable[NDArray[Any]] | None = None
     """The rows that moments of the inputs are of, where they are at hand."""
+    gradients: Moments | None = None
+    """Of the gradients of the loss by the outputs, for `weighted`."""
+    gradient_ridge: Ridge = DEFAULT_GRADIENT_RIDGE
 
     def widened(self) -> Problem:
         """Return the same with the weight in float64."""
@@ -117,7 +128,7 @@ class Problem:
 
     def few_rows(self, options: DalrOptions) -> Iterable[NDArray[Any]] | None:
         """Return the rows where they are at hand, fewer than features, and the variant has an inverse to save."""
-        if options.variant is Variant.ANCHORED or self.side is not Side.INPUTS:
+        if options.variant.shrinks_to_weight or self.side is not Side.INPUTS:
             return None
         return self.rows if self.checked_moments().count < self.original.weight.shape[1] else None
 
@@ -133,13 +144,41 @@ class Problem:
 
     def require_decidable(self, options: DalrOptions) -> None:
         """Raise InvalidInputError where the moments do not fit the layer or do not decide this variant."""
-        outputs_alone = self.side is Side.OUTPUTS and not isinstance(self.moments, CrossMoments)
-        if outputs_alone and options.variant is not Variant.ANCHORED:
+        if self._outputs_alone and options.variant is not Variant.ANCHORED:
             raise InvalidInputError(
                 f"{self.original.prefix}moments of the outputs alone decide the anchored variant, not "
                 f"{options.variant.value!r}: that needs those of the inputs, or the rows (dalr_from_rows)"
             )
         self.checked_moments()
+        if options.variant is Variant.WEIGHTED:
+            require_gradients_of(self.original.weight, self._known_gradients, self.original.prefix)
+
+    def require_known_inputs(self, ridges: Iterable[Ridge]) -> None:
+        """Raise InvalidInputError where a ridge asks for S and the outputs alone are known."""
+        if self._outputs_alone and any(ridge.is_shrinkage for ridge in ridges):
+            raise InvalidInputError(
+                f"{self.original.prefix}ridge 'shrinkage' needs the moments of the inputs, got those of the outputs "
+                "alone: give a number"
+            )
+
+    def metric(self, options: DalrOptions) -> OutputMetric | None:
+        """Return the metric of the outputs; None where it is I. Cost: an eigendecomposition of order m."""
+        if options.variant is not Variant.WEIGHTED:
+            return None
+        return OutputMetric.of(self._known_gradients, self.gradient_ridge)
+
+    @property
+    def _outputs_alone(self) -> bool:
+        return self.side is Side.OUTPUTS and not isinstance(self.moments, CrossMoments)
+
+    @property
+    def _known_gradients(self) -> Moments:
+        if self.gradients is None:
+            raise InvalidInputError(
+                f"{self.original.prefix}variant 'weighted' needs the moments of the gradients by its outputs, got "
+                "none: accumulate them too, watch(..., gradients=[...]), or give gradients="
+            )
+        return self.gradients
 
     def sums(self, options: DalrOptions, turn: Matrix | None, reached: Matrix) -> Sums:
         """Second moments about the means where affine, else of X about zero and of Y about the bias: Z about zero.
@@ -181,7 +220,12 @@ class Problem:
 
 
 def problems_of(
-    weight: ArrayLike | Layer, bias: ArrayLike | None, moments: AnyMoments | None, side: Side | str | None
+    weight: ArrayLike | Layer,
+    bias: ArrayLike | None,
+    moments: AnyMoments | None,
+    side: Side | str | None,
+    gradients: Moments | None = None,
+    gradient_ridge: Ridge = DEFAULT_GRADIENT_RIDGE,
 ) -> list[Problem]:
     """Return one problem for each group of a `Layer`; one where weight, bias and moments were given.
 
@@ -189,10 +233,11 @@ def problems_of(
     """
     parsed = None if side is None else parse_choice(Side, side, "side")
     if not isinstance(weight, Layer):
-        return [Problem(AffineMap.as_given(weight, bias), moments, parsed or Side.INPUTS)]
-    if bias is not None or moments is not None:
+        given = AffineMap.as_given(weight, bias)
+        return [Problem(given, moments, parsed or Side.INPUTS, None, gradients, gradient_ridge)]
+    if bias is not None or moments is not None or gradients is not None:
         raise InvalidInputError(f"layer '{weight.name}': has a bias and moments of its own, so none go beside it")
-    return [_problem_of(part, parsed) for part in weight.parts]
+    return [replace(_problem_of(part, parsed), gradient_ridge=gradient_ridge) for part in weight.parts]
 
 
 def _problem_of(part: Layer, side: Side | None) -> Problem:
@@ -202,7 +247,8 @@ def _problem_of(part: Layer, side: Side | None) -> Problem:
     known = part.outputs if side is Side.OUTPUTS else part.inputs
     moments = None if known is None else known.parts[0]
     rows = part.rows[0] if part.rows and side is Side.INPUTS else None
-    return Problem(AffineMap.as_given(part.weight, part.bias, prefix), moments, side, rows)
+    gradients = None if part.gradients is None else part.gradients.parts[0]
+    return Problem(AffineMap.as_given(part.weight, part.bias, prefix), moments, side, rows, gradients)
 
 
 def _inputs_behind(weight: Matrix, z: Vector, own: Matrix | None) -> Vector:

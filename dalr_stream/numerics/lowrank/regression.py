@@ -25,6 +25,7 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Route
 from dalr_stream.numerics.linalg.psd import Eigen, orient, symmetric_eigen, tail_sums
 from dalr_stream.numerics.linalg.ridge_factor import SAFE_RECIPROCAL_CONDITION, RidgeFactor
+from dalr_stream.numerics.lowrank.output_metric import OutputMetric
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.statistics.moments import Moments
@@ -90,10 +91,15 @@ class Sums:
             raise InvalidInputError("this regression needs the moments between inputs and outputs of two runs")
         return self.cross
 
+    def in_metric(self, metric: OutputMetric) -> Sums:
+        """Return F W and the sums of F Z, of two runs."""
+        weight, cross = metric.into(self.weight), metric.into(self.known_cross)
+        return Sums(weight, metric.around(self.outputs), self.inputs, cross)
+
     def lam(self, ridge: Ridge) -> float:
         """Return lambda; where S is not known, by its mean as W weighs it, tr(W S W') / tr(W W')."""
-        if self.inputs is not None:
-            return ridge.of_diagonal(self.inputs.diagonal)
+        if (s := self.inputs) is not None:
+            return ridge.of_matrix(s.diagonal, lambda: s.moments.squares_about(s.centre), s.moments.samples)
         size = _squares(self.weight)
         return ridge.of_scale(float(np.trace(self.outputs)) / size if size > 0.0 else 0.0)
 

@@ -1,13 +1,24 @@
-"""The ridge of a regression, relative or absolute.
+"""The ridge of a regression: relative, absolute, or the one that shrinkage to a multiple of I amounts to.
 
 A relative ridge is a share of the mean second moment of the features. A single feature of a thousand times the others'
 scale, as transformers have them, would make that mean its own: a ridge of 1e-3 of it is eight times the others' moments
 at 128 features, and shrinks all of them to nothing. So no feature counts more than `MOST_OF_MEDIAN` times the median.
+
+Shrinkage asks the sample itself how far S can be trusted: (1 - rho) S + rho (tr S / d) I is nearest to the true second
+moment at a rho that n, d, tr(S) and tr(S^2) decide (the oracle approximating estimator, for rows that are normal):
+
+    rho = min(1, ((1 - 2/d) tr(S^2) + tr(S)^2) / ((n + 1 - 2/d) (tr(S^2) - tr(S)^2 / d)))
+
+and up to scale that is S + lambda I with lambda = rho / (1 - rho) tr(S) / d. n counts samples: rows of one are alike.
+
+Source of shrinkage: Chen, Wiesel, Eldar and Hero, Shrinkage algorithms for MMSE covariance estimation, IEEE
+Transactions on Signal Processing 58 (2010), Eq. 23.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
@@ -15,14 +26,19 @@ import numpy as np
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.linalg.psd import EPSILON
+from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.types import Indices, Vector
+
+SHRINKAGE = "shrinkage"
+"""The name of that ridge, where a number could stand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ridge:
-    """The lambda of Eq. 7, made with `Ridge.relative` or `Ridge.absolute`.
+    """The lambda of Eq. 7, made with `Ridge.relative`, `Ridge.absolute` or `Ridge.shrinkage`.
 
-    Wherever a ridge is asked for, a bare number is a relative one: `ridge=1e-3` is `ridge=Ridge.relative(1e-3)`.
+    Wherever a ridge is asked for, a bare number is a relative one: `ridge=1e-3` is `ridge=Ridge.relative(1e-3)`, and
+    `ridge="shrinkage"` is `Ridge.shrinkage()`.
 
     Attributes
     ----------
@@ -30,6 +46,8 @@ class Ridge:
         The share, or lambda itself, >= 0.
     is_relative
         Whether `value` is a share of the mean diagonal of the matrix being solved.
+    is_shrinkage
+        Whether the moments themselves decide; `value` is 0 then, and means nothing.
 
     Examples
     --------
@@ -40,6 +58,7 @@ class Ridge:
 
     value: float
     is_relative: bool
+    is_shrinkage: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.value < np.inf:
@@ -59,8 +78,13 @@ class Ridge:
         return cls(float(value), is_relative=False)
 
     @classmethod
-    def of(cls, ridge: Ridge | float) -> Ridge:
-        """Return the ridge itself, or for a bare number the relative ridge of that share.
+    def shrinkage(cls) -> Ridge:
+        """Return the ridge by which the sample's own size and spread shrink S to a multiple of I: nothing to tune."""
+        return cls(0.0, is_relative=False, is_shrinkage=True)
+
+    @classmethod
+    def of(cls, ridge: Ridge | float | str) -> Ridge:
+        """Return the ridge itself, for a bare number the relative ridge of that share, "shrinkage" by its name.
 
         Raises
         ------
@@ -69,11 +93,27 @@ class Ridge:
         """
         if isinstance(ridge, Ridge):
             return ridge
+        if ridge == SHRINKAGE:
+            return cls.shrinkage()
         if isinstance(ridge, bool) or not isinstance(ridge, Real):
             raise InvalidInputError(
-                f"ridge must be a number, which is relative, or a Ridge, got {ridge!r}: 1e-3 is Ridge.relative(1e-3)"
+                f"ridge must be a number, which is relative, or a Ridge, got {ridge!r}: 1e-3 is Ridge.relative(1e-3), "
+                f"'{SHRINKAGE}' is Ridge.shrinkage()"
             )
         return cls.relative(float(ridge))
+
+    def of_moments(self, moments: Moments, centre: Vector) -> float:
+        """Return the lambda to add to the scatter about `centre`. Cost: d^2 operations for shrinkage."""
+        diagonal = moments.products.diagonal(centre)
+        return self.of_matrix(diagonal, lambda: moments.squares_about(centre), moments.samples)
+
+    def of_matrix(self, diagonal: Vector, squares: Callable[[], float], samples: int) -> float:
+        """Return the lambda to add to a matrix of this diagonal, from `samples`; `squares` gives tr(S^2)."""
+        if not self.is_shrinkage:
+            return self.of_diagonal(diagonal)
+        trace, d = float(diagonal.sum()), diagonal.size
+        rho = min(shrinkage_share(trace, squares(), samples, d), MOST_SHRINKAGE)
+        return rho / (1.0 - rho) * trace / d
 
     def of_diagonal(self, diagonal: Vector) -> float:
         """Return the lambda to add to a matrix of this diagonal."""
@@ -81,7 +121,25 @@ class Ridge:
 
     def of_scale(self, scale: float) -> float:
         """Return the lambda to add to a matrix of which no more is known than the scale of its diagonal."""
+        if self.is_shrinkage:
+            raise InvalidInputError("ridge 'shrinkage' needs the moments of the layer's inputs: give a number here")
         return self.value * scale if self.is_relative else self.value
+
+
+MOST_SHRINKAGE = 1.0 - 1e-6
+"""A rho of 1 would be an infinite ridge; at this one lambda is a million times the mean moment."""
+
+
+def shrinkage_share(trace: float, squares: float, samples: int, features: int) -> float:
+    """Return rho in 0..1 from tr(S), tr(S^2), n and d (Chen et al. 2010, Eq. 23); 0 where S is a multiple of I.
+
+    The units of S do not matter: rho is the same for sums and for means.
+    """
+    spread = squares - trace**2 / features
+    if spread <= EPSILON * features * squares:
+        return 0.0
+    part = 2.0 / features
+    return min(((1.0 - part) * squares + trace**2) / ((samples + 1.0 - part) * spread), 1.0)
 
 
 DEFAULT_RIDGE = Ridge.relative(1e-3)

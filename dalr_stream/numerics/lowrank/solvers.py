@@ -11,38 +11,36 @@ Source: Masana et al., Domain-adaptive deep network compression, ICCV 2017, sect
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import overload
 
 from numpy.typing import ArrayLike
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.layer import Layer
-from dalr_stream.numerics.linalg.psd import symmetric_eigen
-from dalr_stream.numerics.linalg.ridge_factor import EigenFactor, RidgeFactor, factor_ridge_of
-from dalr_stream.numerics.lowrank.assembly import assemble, noting_outliers, warn_of_few_rows
-from dalr_stream.numerics.lowrank.dual import dual_of
+from dalr_stream.numerics.lowrank.assembly import warn_of_few_rows
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, factors_of
-from dalr_stream.numerics.lowrank.problem import AnyMoments, Problem, problems_of
-from dalr_stream.numerics.lowrank.regression import Fit, Sums, anchored, anchored_across, regression
+from dalr_stream.numerics.lowrank.output_metric import DEFAULT_GRADIENT_RIDGE
+from dalr_stream.numerics.lowrank.problem import AnyMoments, problems_of
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
+from dalr_stream.numerics.lowrank.solving import require_decidable, solved
 from dalr_stream.numerics.methods import DalrOptions, Variant
 from dalr_stream.numerics.rows.streams import Side
-from dalr_stream.numerics.statistics.cross import CrossMoments
+from dalr_stream.numerics.statistics.moments import Moments
 
 
 @overload
 def dalr(
     weight: Layer,
     *,
-    ridge: Ridge | float = DEFAULT_RIDGE,
+    ridge: Ridge | float | str = DEFAULT_RIDGE,
     variant: Variant | str = Variant.ANCHORED,
     affine: bool | None = None,
     compensate_bias: bool = False,
     side: Side | str | None = None,
     max_rank: int | None = None,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
 ) -> Factors: ...
 @overload
 def dalr(
@@ -50,24 +48,28 @@ def dalr(
     bias: ArrayLike | None,
     moments: AnyMoments,
     *,
-    ridge: Ridge | float = DEFAULT_RIDGE,
+    ridge: Ridge | float | str = DEFAULT_RIDGE,
     variant: Variant | str = Variant.ANCHORED,
     affine: bool | None = None,
     compensate_bias: bool = False,
     side: Side | str | None = None,
     max_rank: int | None = None,
+    gradients: Moments | None = None,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
 ) -> LowRankFactors: ...
 def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of what was watched
     weight: ArrayLike | Layer,
     bias: ArrayLike | None = None,
     moments: AnyMoments | None = None,
     *,
-    ridge: Ridge | float = DEFAULT_RIDGE,
+    ridge: Ridge | float | str = DEFAULT_RIDGE,
     variant: Variant | str = Variant.ANCHORED,
     affine: bool | None = None,
     compensate_bias: bool = False,
     side: Side | str | None = None,
     max_rank: int | None = None,
+    gradients: Moments | None = None,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
 ) -> Factors:
     """Return the best low-rank replacement of a weight at every rank, on the rows that `moments` describe (DALR).
 
@@ -81,14 +83,15 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
         Of the layer's inputs on the target domain; of its outputs y = W x + b with `side="outputs"`, `anchored` only,
         when nothing of order d is formed; or `CrossMoments`, of inputs in one run and outputs in another.
     ridge
-        A number r, or `Ridge.relative(r)`, is r x the mean diagonal of S, the inputs' moments, for all three
-        variants. A feature of more than 1,000 times their median counts as that in the mean, and is warned of. From
+        A number r, or `Ridge.relative(r)`, is r x the mean diagonal of S, the inputs' moments, for all variants. A
+        feature of more than 1,000 times their median counts as that in the mean, and is warned of. From
         outputs alone S is not known: it is r x tr(Z Z') / tr(W W') there, its mean as W weighs it.
-        `Ridge.absolute(l)` is l itself.
+        `Ridge.absolute(l)` is l itself; "shrinkage", or `Ridge.shrinkage()`, what the moments decide by themselves.
     variant
         `Variant` or its value.
     affine
-        Centre the moments and give each rank its optimal bias. By default all but `published`, printed without.
+        Centre the moments and give each rank its optimal bias. By default all but `published`, printed without;
+        `weighted` is never without.
     compensate_bias
         Eq. 4's bias on raw moments, "DALR + BC" of the tables: with `published` and without `affine` only, as
         affine contains it.
@@ -97,6 +100,11 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
         `Layer` of which only the outputs are known those.
     max_rank
         K, where only ranks up to it are asked for: saves time and memory. Above min(m, d) it has no effect.
+    gradients
+        Moments of the gradients of the loss by the layer's outputs, for `weighted`; a `Layer` brings its own.
+    gradient_ridge
+        Of G, their second moment, for `weighted`: relative to its mean diagonal, or as `ridge`. What an error counts
+        in directions that no gradient was seen in.
 
     Returns
     -------
@@ -114,7 +122,7 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     -----
     FewSamplesWarning
         Where fewer rows than features leave S singular: `published` and `optimal` then fit the sample perfectly at a
-        small ridge. `anchored` needs no such warning: what the data do not determine stays as it was in W.
+        small ridge. `anchored` and `weighted` need no such warning: what the data do not determine stays as in W.
 
     See Also
     --------
@@ -126,13 +134,15 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     -----
     Singular S at ridge 0 gives the solution of minimum norm (for `anchored` the one nearest to W); the route is in
     the diagnostics. `published` and `optimal` solve a `Layer` that has its rows, fewer of them than features, from
-    these (see `lowrank.dual`): nothing of order d x d is formed then.
+    these (see `lowrank.dual`): nothing of order d x d is formed then. `weighted` minimises, with G = E[g g'],
+    tr((G + gamma I)(W - C)(S + lambda I)(W - C)'), of which `anchored` is the case G = I.
 
     Cost: one eigendecomposition of order min(m, d), 2 m d^2 + 2 m^2 d operations; `published` and `optimal` about
-    4 m d^2 + d^3 / 3 more; from outputs 2 m^2 d alone. Memory: a few m x d; for `published` and `optimal` S too, and
-    three times that where Cholesky is refused.
+    4 m d^2 + d^3 / 3 more, `weighted` 9 m^3 + 4 m^2 d; from outputs 2 m^2 d alone. Memory: a few m x d; for `published`
+    and `optimal` S too, and three times that where Cholesky is refused.
 
-    Source: Masana et al., Domain-adaptive deep network compression, ICCV 2017, section 4.
+    Source: Masana et al., Domain-adaptive deep network compression, ICCV 2017, section 4; `weighted`: Generalized
+    Fisher-Weighted SVD, arXiv 2505.17974, with a ridge on both sides.
 
     Examples
     --------
@@ -149,50 +159,55 @@ def dalr(  # noqa: PLR0913  # each keyword is one decision of the papers, or of 
     True
     """
     options = DalrOptions.of(variant, affine=affine, compensate_bias=compensate_bias)
-    problems = problems_of(weight, bias, moments, side)
-    rows, features = _require_decidable(problems, options)
+    problems = problems_of(weight, bias, moments, side, gradients, Ridge.of(gradient_ridge))
+    rows, features = require_decidable(problems, options)
     warn_of_few_rows(rows, features, options.variant)
-    return factors_of([_solved(problem, options, max_rank, (Ridge.of(ridge),))[0] for problem in problems])
+    return factors_of([solved(problem, options, max_rank, (Ridge.of(ridge),))[0] for problem in problems])
 
 
 @overload
 def dalr_sweep(
     weight: Layer,
     *,
-    ridges: Sequence[Ridge | float],
+    ridges: Sequence[Ridge | float | str],
     variant: Variant | str = Variant.ANCHORED,
     affine: bool | None = None,
     side: Side | str | None = None,
     max_rank: int | None = None,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
 ) -> tuple[Factors, ...]: ...
 @overload
 def dalr_sweep(
     weight: ArrayLike,
     bias: ArrayLike | None,
     moments: AnyMoments,
-    ridges: Sequence[Ridge | float],
+    ridges: Sequence[Ridge | float | str],
     *,
     variant: Variant | str = Variant.ANCHORED,
     affine: bool | None = None,
     side: Side | str | None = None,
     max_rank: int | None = None,
+    gradients: Moments | None = None,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
 ) -> tuple[LowRankFactors, ...]: ...
 def dalr_sweep(  # noqa: PLR0913  # the options of dalr
     weight: ArrayLike | Layer,
     bias: ArrayLike | None = None,
     moments: AnyMoments | None = None,
-    ridges: Sequence[Ridge | float] = (),
+    ridges: Sequence[Ridge | float | str] = (),
     *,
     variant: Variant | str = Variant.ANCHORED,
     affine: bool | None = None,
     side: Side | str | None = None,
     max_rank: int | None = None,
+    gradients: Moments | None = None,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
 ) -> tuple[Factors, ...]:
     """Return what `dalr` does at each of several `ridges`, from one decomposition of the inputs' moments.
 
     Parameters
     ----------
-    weight, bias, moments, variant, affine, side, max_rank
+    weight, bias, moments, variant, affine, side, max_rank, gradients, gradient_ridge
         As for `dalr`; of a `Layer` it is `dalr_sweep(layer, ridges=[1e-4, 1e-3])`.
     ridges
         At least one; a number is relative.
@@ -228,57 +243,8 @@ def dalr_sweep(  # noqa: PLR0913  # the options of dalr
     if not ridges:
         raise InvalidInputError("a sweep needs at least one ridge, got none")
     options, lambdas = DalrOptions.of(variant, affine=affine), tuple(map(Ridge.of, ridges))
-    problems = problems_of(weight, bias, moments, side)
-    rows, features = _require_decidable(problems, options)
+    problems = problems_of(weight, bias, moments, side, gradients, Ridge.of(gradient_ridge))
+    rows, features = require_decidable(problems, options)
     warn_of_few_rows(rows, features, options.variant)
-    by_group = [_solved(problem, options, max_rank, lambdas) for problem in problems]
+    by_group = [solved(problem, options, max_rank, lambdas) for problem in problems]
     return tuple(factors_of(groups) for groups in zip(*by_group, strict=True))
-
-
-def _require_decidable(problems: Sequence[Problem], options: DalrOptions) -> tuple[int, int]:
-    """Raise where moments do not decide the variant; return their rows and the features of the weight."""
-    for problem in problems:
-        problem.require_decidable(options)
-    return problems[0].checked_moments().count, problems[0].original.weight.shape[1]
-
-
-def _solved(
-    problem: Problem, options: DalrOptions, max_rank: int | None, ridges: tuple[Ridge, ...]
-) -> tuple[LowRankFactors, ...]:
-    """Solve for each ridge."""
-    rows = problem.few_rows(options)
-    if rows is not None:
-        most, samples = problem.original.ranks(max_rank), problem.checked_moments().samples
-        return tuple(dual_of(problem.original, options, rows, ridge, most, samples=samples) for ridge in ridges)
-    problem = problem.widened()
-    original = problem.original
-    most = original.ranks(max_rank)
-    turn, reached = (None, original.weight) if isinstance(problem.moments, CrossMoments) else original.reach()
-    sums = problem.sums(options, turn, reached)
-    if options.variant is Variant.ANCHORED and sums.cross is None:
-        sums = dataclasses.replace(sums, own=reached @ reached.T)
-    fitted = problem.fitted_rows(adjusts_bias=options.adjusts_bias, own=sums.own if turn is None else None)
-    if sums.inputs is not None:
-        fitted = noting_outliers(original, fitted, sums.inputs.diagonal, ridges)
-    factored = _factoring(sums, options, len(ridges))
-    solutions = []
-    for ridge in ridges:
-        lam = sums.lam(ridge)
-        fit = _fit(sums, lam, most, factored, options.variant)
-        solutions.append(assemble(original, options, fitted, lam, fit, turn))
-    return tuple(solutions)
-
-
-def _fit(sums: Sums, lam: float, most: int, factored: Callable[[float], RidgeFactor], variant: Variant) -> Fit:
-    if variant is not Variant.ANCHORED:
-        return regression(sums, lam, most, factored(lam), variant)
-    return anchored(sums, lam, most) if sums.cross is None else anchored_across(sums, lam, most, factored(lam))
-
-
-def _factoring(sums: Sums, options: DalrOptions, ridges: int) -> Callable[[float], RidgeFactor]:
-    """Return a function that factors S + lam I: by itself for one ridge, from one eigendecomposition for several."""
-    s = sums.inputs
-    if s is None or (options.variant is Variant.ANCHORED and sums.cross is None) or ridges == 1:
-        return lambda lam: factor_ridge_of(sums.known_inputs.matrix, lam)
-    eigen = symmetric_eigen(s.matrix().T, overwrite=True)
-    return lambda lam: EigenFactor.of(eigen, lam)

@@ -33,6 +33,11 @@ class Root:
     triangle: Matrix
     """(r, d), r <= d: R'R = sum of (x - centre)(x - centre)'."""
 
+    def squares(self) -> float:
+        """||R'R||^2."""
+        gram = self.triangle @ self.triangle.T
+        return float(np.vdot(gram, gram))
+
     def factor(self, lam: float) -> EigenFactor:
         """Factor R'R + lam I; singular values above max(r, d) x EPSILON x the largest are kept. Cost: 6 r d^2."""
         svd = thin_svd(self.triangle)

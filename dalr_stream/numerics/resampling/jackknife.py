@@ -19,12 +19,13 @@ import numpy as np
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.layer import Layer
+from dalr_stream.numerics.linalg.psd import thin_qr
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.sizes.losses import outputs_energy, relative, relative_errors, squared_errors
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.merging import merge_all
-from dalr_stream.numerics.types import Counts, Vector
+from dalr_stream.numerics.types import Counts, Matrix, Vector
 
 M = TypeVar("M", bound=InputMoments)
 
@@ -223,6 +224,11 @@ def nonempty_shards(shards: Sequence[M]) -> tuple[Sequence[M], Counts]:
 
 def _sines_squared(whole: LowRankFactors, other: LowRankFactors) -> Vector:
     """(K + 1,): sum of squared sines of the principal angles between the two first k columns: k - ||U_k' V_k||^2."""
-    cosines = (whole.basis.T @ other.basis) ** 2
+    cosines = (_spanning(whole).T @ _spanning(other)) ** 2
     within = np.concatenate([[0.0], np.diagonal(cosines.cumsum(axis=0).cumsum(axis=1))])
     return np.asarray(np.maximum(np.arange(within.size) - within, 0.0))
+
+
+def _spanning(factors: LowRankFactors) -> Matrix:
+    """(m, K): orthonormal columns, the first k of which span what the first k of the basis do, for every k."""
+    return factors.basis if factors.method.orthonormal else thin_qr(factors.basis)[0]

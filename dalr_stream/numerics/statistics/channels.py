@@ -8,34 +8,70 @@ the store, for a surgery plan, and to find the moments that decide it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any
 
+import numpy as np
+
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.numerics.types import Indices
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelSpan:
     """Where a module holds the channels: channel c is its features start + c block ... start + (c + 1) block - 1.
 
-    A block is more than one feature where a linear layer reads a flattened image; the start is not 0 after a
-    concatenation.
+    And those again in each of `repeats` places, `stride` features apart. A block is more than one feature where a
+    linear layer reads a flattened image; places are more than one where that image had its channels last, and the
+    start is not 0 after a concatenation.
     """
 
     layer: str
     start: int = 0
     block: int = 1
+    repeats: int = 1
+    stride: int = 0
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(value, int) and not isinstance(value, bool) for value in (self.start, self.block))
-        if not isinstance(self.layer, str) or not numbers or self.start < 0 or self.block < 1:
+        numbers = (self.start, self.block, self.repeats, self.stride)
+        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in numbers)
+        if not isinstance(self.layer, str) or not whole or min(numbers) < 0 or min(self.block, self.repeats) < 1:
             raise InvalidInputError(
-                f"layer '{self.layer}': its channels must start at 0 or later, in blocks of 1 feature or more, got "
-                f"start {self.start!r} and block {self.block!r}"
+                f"layer '{self.layer}': its channels must start at 0 or later, in blocks of 1 feature or more, once or "
+                f"more often, got start {self.start!r}, block {self.block!r}, repeats {self.repeats!r} and stride "
+                f"{self.stride!r}"
             )
+
+    @classmethod
+    def at(cls, layer: str, places: Indices) -> ChannelSpan | None:
+        """Return the span of given `places`, (C, features of a channel) ascending in each; None where it is no span."""
+        channels, each = places.shape
+        start = int(places[0, 0])
+        gaps = np.flatnonzero(np.diff(places[0]) > 1)
+        run = int(gaps[0]) + 1 if gaps.size else each
+        block = min(run, int(places[1, 0]) - start) if channels > 1 else run
+        if block < 1 or each % block:
+            return None
+        stride = int(places[0, block]) - start if block < each else 0
+        span = cls(layer, start, block, each // block, stride)
+        return span if np.array_equal(span.places(channels), places) else None
+
+    def places(self, channels: int) -> Indices:
+        """(C, features of a channel): the features that each of `channels` channels is, ascending."""
+        here = self.start + self.stride * np.arange(self.repeats)[:, None] + np.arange(self.block)
+        places: Indices = self.block * np.arange(channels)[:, None] + here.ravel()
+        return places
+
+    def stop(self, channels: int) -> int:
+        """Return the feature after the last one of `channels` channels."""
+        return self.start + (self.repeats - 1) * self.stride + channels * self.block
+
+    def narrowed(self, lost: int) -> ChannelSpan:
+        """Return where the channels lie when `lost` of them are gone, and nothing else."""
+        return replace(self, stride=self.stride - lost * self.block if self.repeats > 1 else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,10 @@ class Moments:
         """(d, d): sum of (x - centre)(x - centre)' = scatter + n delta delta'. A new array."""
         return self._by_blocks.matrix(centre)
 
+    def squares_about(self, centre: Vector) -> float:
+        """tr(S^2), the sum of squares of `scatter_about(centre)`, which is not formed. Cost: 2 d^2 operations."""
+        return self._by_blocks.squares(centre)
+
     @property
     def products(self) -> Products:
         """Products with the scatter about any centre, for which no other d x d is formed."""

@@ -91,6 +91,14 @@ class ByBlocks:
             total[columns] += np.diagonal(block[:, columns])
         return total
 
+    def squares(self, centre: Vector) -> float:
+        """||S||^2: with S = B + n delta delta' it is ||B||^2 + 2 n delta'B delta + n^2 ||delta||^4, all of one sign."""
+        delta = self.mean - centre
+        moved, total = self.count * float(delta @ delta), 0.0
+        for columns, block in self._numbered():
+            total += float(np.vdot(block, block)) + 2.0 * self.count * float(delta[columns] @ (block @ delta))
+        return total + moved**2
+
     def matrix(self, centre: Vector) -> Matrix:
         """(d, d): S itself, a new array."""
         delta = self.mean - centre

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -160,12 +161,37 @@ def layer_cost_table(costs: Sequence[LayerCost]) -> Table:
     return table
 
 
+def shard_facts(merged: Merged) -> list[dict[str, Any]]:
+    """Return what a merged store is the sum of, as plain values; names are as `--without` takes them."""
+    return [
+        {"domain": one.domain, "shard": one.name, "samples": one.record.samples, "from": str(one.root)}
+        for one in merged.shards
+    ]
+
+
 def shard_table(merged: Merged) -> Table:
-    """Return what a merged store is the sum of; names are as `--without` takes them."""
+    """Return the same as a table."""
     table = new_table("domain", "shard", "samples", "from")
-    for shard in merged.shards:
-        table.add_row(Text(shard.domain), shard.name, f"{shard.record.samples:,}", Text(str(shard.root)))
+    for fact in shard_facts(merged):
+        table.add_row(Text(fact["domain"]), fact["shard"], f"{fact['samples']:,}", Text(fact["from"]))
     return table
+
+
+def shift_facts(shift: MomentShift, top: int = 10) -> list[dict[str, float | None]]:
+    """Return the `top` features whose means moved most, as plain values; a gap that is not finite is None."""
+    columns = {
+        "target_mean": shift.target_mean,
+        "source_mean": shift.source_mean,
+        "gap": shift.mean_gap,
+        "covariance_shift": shift.covariance_shift,
+    }
+    return [
+        {"feature": int(j), **{name: _finite(values[j]) for name, values in columns.items()}} for j in shift.top(top)
+    ]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def shift_table(layer: str, shift: MomentShift, sides: tuple[str, str], top: int = 10) -> Group:

@@ -135,6 +135,11 @@ class CompressSection(BaseModel):
         return float(getattr(self, self.rule)) if self.rule else 1.0
 
     @property
+    def in_words(self) -> str:
+        """The rule and what it was given: params 25%."""
+        return f"{self.rule} {100 * self.share:.4g}%"
+
+    @property
     def wanted(self) -> bool:
         """Tell whether a compressed network is saved at all."""
         return bool(self.rule or self.layers)

@@ -177,6 +177,17 @@ class RunConfig(Section):
             )
         return self
 
+    def with_sizes(self, sizes: Mapping[str, Any]) -> RunConfig:
+        """Return the same with other keys in [compress]; a rule among them replaces what decided the sizes.
+
+        Raises ConfigError as `load_config` does.
+        """
+        section = with_sizes(self.compress.model_dump(exclude_unset=True), sizes)
+        try:
+            return RunConfig.model_validate({**dict(self), "compress": section})
+        except ValidationError as error:
+            raise ConfigError(explain(error, RunConfig)) from None
+
     def plain(self) -> dict[str, Any]:
         """Return the resolved configuration as JSON-like values."""
         plain = self.model_dump(mode="json")

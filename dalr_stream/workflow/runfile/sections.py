@@ -67,23 +67,29 @@ Bytes = Annotated[str, AfterValidator(_bytes_can_be_read), Field(json_schema_ext
 
 
 class RidgeFrom(StrEnum):
-    """Which rows choose a ridge."""
+    """What chooses a ridge: rows that the solution has not seen, or shrinkage, the moments themselves."""
 
     HELDOUT = "heldout"
     SHARDS = "shards"
+    SHRINKAGE = "shrinkage"
 
 
-def _ridge(value: Any) -> float | RidgeFrom:
-    """Return a ridge, or what chooses it; one validator for both, so that a wrong value is one message."""
-    if value in list(RidgeFrom):
-        return RidgeFrom(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"must be a number >= 0, 'heldout' or 'shards', got {value!r}")
-    return number
+def _ridge(*choosers: RidgeFrom) -> BeforeValidator:
+    """Return a parser of a ridge, or of what chooses it: one for both, so that a wrong value is one message."""
+
+    def parse(value: Any) -> float | RidgeFrom:
+        if value in list(choosers):
+            return RidgeFrom(value)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if not 0.0 <= number < math.inf:
+            *others, last = (f"'{chooser.value}'" for chooser in choosers)
+            raise ValueError(f"must be {', '.join(['a number >= 0', *others])} or {last}, got {value!r}")
+        return number
+
+    return BeforeValidator(parse)
 
 
 class Section(BaseModel):
@@ -218,8 +224,9 @@ class AccumulateSection(Section):
 class SolveSection(Section):
     """What is solved from the moments."""
 
-    methods: tuple[Method, ...] = tuple(Method)
-    """What is solved for each layer; a selection is left out where nodes of a layer cannot go."""
+    methods: tuple[Method, ...] = tuple(method for method in Method if not method.needs_gradients)
+    """What is solved for each layer; a selection is left out where nodes of a layer cannot go. The weighted methods
+    need `network.gradients`."""
     target: str = "target"
     """The domain whose moments decide."""
     source: str | None = None
@@ -228,12 +235,20 @@ class SolveSection(Section):
     """A domain whose rows measure the error and decide nothing; by default the held-out share of the target."""
     ridge: Annotated[
         float | RidgeFrom,
-        BeforeValidator(_ridge),
-        Field(json_schema_extra={"in_words": 'number, "heldout" or "shards"'}),
+        _ridge(*RidgeFrom),
+        Field(json_schema_extra={"in_words": 'number, "heldout", "shards" or "shrinkage"'}),
     ] = 1e-3
     """Relative to the mean diagonal of the matrix being solved, to which no feature adds more than 1,000 times the
     median. Or `heldout` or `shards`: for each layer and method the ridge of a grid, 1e-6 to 10, with the least error on
-    held-out rows, or on shards left out one by one."""
+    held-out rows, or on shards left out one by one. Or `shrinkage`: the one that the moments and the number of samples
+    decide (oracle approximating shrinkage)."""
+    gradient_ridge: Annotated[
+        float | RidgeFrom,
+        _ridge(RidgeFrom.SHRINKAGE),
+        Field(json_schema_extra={"in_words": 'number or "shrinkage"'}),
+    ] = 1e-2
+    """Of the second moment of gradients, for the weighted methods, relative to its mean diagonal: what an error counts
+    in directions in which no gradient was seen."""
     ridge_absolute: float | None = Field(default=None, ge=0.0)
     """On unnormalised sums, as in the authors' code; replaces `ridge`."""
     strength: float = Field(default=1.0, ge=0.0)
@@ -253,7 +268,14 @@ class SolveSection(Section):
         """The ridge as the solvers take it, or what is to choose it."""
         if self.ridge_absolute is not None:
             return Ridge.absolute(self.ridge_absolute)
-        return self.ridge if isinstance(self.ridge, RidgeFrom) else Ridge.relative(self.ridge)
+        if isinstance(self.ridge, RidgeFrom) and self.ridge is not RidgeFrom.SHRINKAGE:
+            return self.ridge
+        return Ridge.of(self.ridge)
+
+    @property
+    def gradient_ridge_rule(self) -> Ridge:
+        """The ridge of the gradients' second moment."""
+        return Ridge.of(self.gradient_ridge)
 
 
 class ReportSection(Section):

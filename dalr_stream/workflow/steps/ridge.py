@@ -31,9 +31,10 @@ def solve_as_asked(store: StoreView, section: SolveSection, layer: str, problem:
     """
     rule = section.ridge_rule
     if isinstance(rule, Ridge) or not method.takes_ridge:
-        return solve_low_rank(problem, method, rule if isinstance(rule, Ridge) else DEFAULT_RIDGE)
+        ridge = rule if isinstance(rule, Ridge) else DEFAULT_RIDGE
+        return solve_low_rank(problem, method, ridge, section.gradient_ridge_rule)
     choice = _choice(store, section, layer, problem, method)
-    factors = solve_low_rank(problem, method, choice.ridge)
+    factors = solve_low_rank(problem, method, choice.ridge, section.gradient_ridge_rule)
     notes = (choice.note, HELDOUT_CHOSE) if rule is RidgeFrom.HELDOUT else (choice.note,)
     return factors_of([_recorded(part, choice, notes) for part in factors.parts])
 
@@ -57,7 +58,7 @@ def _recorded(factors: LowRankFactors, choice: RidgeChoice, more_notes: tuple[st
 
 def _choice(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> RidgeChoice:
     def solve(moments: InputMoments, ridge: Ridge) -> Factors:
-        return solve_again(problem, method, moments, ridge)
+        return solve_again(problem, method, moments, ridge, section.gradient_ridge_rule)
 
     if section.ridge is RidgeFrom.HELDOUT:
         heldout = store.inputs_heldout(section.target, section.heldout, layer)

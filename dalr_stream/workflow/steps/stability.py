@@ -51,7 +51,7 @@ def layer_stability(
     ridge = ridge_of(section, store.solutions(layer, [speaker])[speaker])
 
     def solve(moments: InputMoments) -> Factors:
-        return solve_again(problem, speaker, moments, ridge)
+        return solve_again(problem, speaker, moments, ridge, section.gradient_ridge_rule)
 
     jackknife = jackknife_low_rank(shards, solve, store.inputs_heldout(section.target, section.heldout, layer))
     judged = sufficiency(jackknife, max(store.shape(layer).break_even_rank, 1))

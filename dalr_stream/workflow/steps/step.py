@@ -6,7 +6,7 @@ undamaged, and says the same of itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,3 +138,16 @@ class Step:
                     yield problem
         except _WRONG as error:  # what would say what to look for is not there itself
             yield str(error)
+
+
+def require_whole_moments(steps: Sequence[Step], log: StepLog, needed: set[str]) -> None:
+    """Refuse to start from moments that were being replaced when a command was stopped; `needed` will be done anyway.
+
+    Raises FingerprintMismatchError.
+    """
+    for step in steps:
+        starts = [later.name for later in steps if later.from_store and step.name in later.needs]
+        if log.unfinished(step.name) and step.name not in needed and not needed.isdisjoint(starts):
+            raise FingerprintMismatchError(
+                f"'{step.name}' was stopped midway, so its moments are of two settings: run {step.verb} first"
+            )

@@ -123,7 +123,7 @@ def test_a_watched_side_knows_its_name_and_its_width(net):
     assert (layer.name, layer.stream, layer.features) == ("mix", "mix@outputs", 5)
     (layer,) = select_layers(net, ["mix"])
     assert (layer.stream, layer.features) == ("mix", WIDTH)
-    with pytest.raises(InvalidInputError, match="side must be one of 'inputs', 'outputs', 'channels', got"):
+    with pytest.raises(InvalidInputError, match="side must be one of 'inputs', 'outputs', 'channels', 'gradients'"):
         select_layers(net, ["mix"], side="output")
 
 

@@ -1,7 +1,10 @@
 """Networks of the transformers library: which rows count, what compression gives, and how it is kept and read back."""
 
+import copy
 import json
+import pickle
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -183,6 +186,9 @@ def test_save_pretrained_of_a_compressed_network_is_loaded_with_its_plan(build, 
     assert torch.equal(scores(loaded, inputs), scores(small, inputs))
 
 
+REFUSED = r"compressed by dalr_stream, .* dalr_stream\.save\(network, folder\), .* dalr_stream\.load\(folder, build\)"
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("auto", [True, False])
 @all_networks
@@ -191,8 +197,7 @@ def test_from_pretrained_refuses_a_saved_folder_and_says_how_to_load_it(build, p
     model, factors = factors_of(build, patterns)
     small = ds.compress(model, {name: found.at_rank(4) for name, found in factors.items()})
     folder = ds.save(small, tmp_path / "small")
-    reason = r"compressed by dalr_stream, .*: load it with dalr_stream.load\(folder, build"
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(ValueError, match=REFUSED):
         (transformers.AutoModel if auto else type(model)).from_pretrained(folder)
     loaded = ds.load(folder, lambda: type(model)(transformers.AutoConfig.from_pretrained(folder)))
     inputs = inputs_for(build, 99)
@@ -200,6 +205,51 @@ def test_from_pretrained_refuses_a_saved_folder_and_says_how_to_load_it(build, p
     again = ds.save(loaded, tmp_path / "again")
     assert (again / "config.json").read_text() == (folder / "config.json").read_text()
     assert not hasattr(loaded.config, "transformers_weights")
+
+
+REFUSING = {
+    "itself": lambda small, _: small,
+    "a copy": lambda small, _: copy.deepcopy(small),
+    "loaded": lambda small, folder: ds.load(ds.save(small, folder), bert),
+    "pickled": lambda small, _: pickle.loads(pickle.dumps(small)),  # noqa: S301
+    "compressed again": lambda small, _: ds.compress(small, {}),
+    "a part": lambda small, _: small.bert,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("which", REFUSING.values(), ids=REFUSING)
+def test_from_pretrained_refuses_what_a_compressed_network_saved_itself(which, tmp_path):
+    """As trainers do for their checkpoints."""
+    model, factors = factors_of(bert, BERT)
+    small = which(ds.compress(model, {name: found.at_rank(4) for name, found in factors.items()}), tmp_path / "kept")
+    small.save_pretrained(tmp_path / "own", max_shard_size="8KB")
+    with pytest.raises(ValueError, match=REFUSED):
+        type(small).from_pretrained(tmp_path / "own")
+    model.save_pretrained(tmp_path / "original")
+    inputs = inputs_for(bert, 99)
+    assert torch.equal(scores(type(model).from_pretrained(tmp_path / "original"), inputs), scores(model, inputs))
+
+
+def test_other_libraries_save_no_compressed_network_as_their_own(tmp_path):
+    """What PyTorchModelHubMixin saves, its `from_pretrained` loads with random layers for those that it lacks."""
+
+    class Net(torch.nn.Module, huggingface_hub.PyTorchModelHubMixin):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.fc(x)
+
+    model = Net().eval()
+    fc = ds.accumulate(model, [torch.randn(32, 6)], ds.watch(model, ["fc"]))["fc"]
+    small = ds.compress(model, {"fc": ds.dalr(fc).at_rank(2)})
+    with pytest.raises(InvalidInputError, match=REFUSED):
+        small.save_pretrained(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+    assert ds.load(ds.save(small, tmp_path / "small"), Net).fc[0].out_features == 2
+    ds.compress(model, {}).save_pretrained(tmp_path / "whole")
 
 
 def test_a_network_that_was_saved_as_it_is_may_be_loaded_by_anyone(tmp_path):

@@ -16,7 +16,8 @@ from dalr_stream.numerics.statistics.moments import Moments
 RNG = np.random.default_rng(3)
 ROWS = np.maximum(RNG.normal(size=(30, 50)) + 1.0, 0.0)
 WEIGHT, BIAS = RNG.normal(size=(12, 50)), RNG.normal(size=12)
-INVERTING = [m for m in Method if m.dalr_options and "anchored" not in m.value]
+INVERTING = [m for m in Method if m.dalr_options and not m.dalr_options.variant.shrinks_to_weight]
+GRADIENTS = Moments.of(RNG.normal(size=(40, 12)))
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,8 @@ def _quiet():
 
 def layer(rows, *, kept, weight=WEIGHT):
     blocks = tuple(np.array_split(rows, 4))
-    return Layer("fc", weight, BIAS, Moments.of(rows, samples=10), rows=(blocks,) if kept else ())
+    gradients = GRADIENTS if weight is WEIGHT else None
+    return Layer("fc", weight, BIAS, Moments.of(rows, samples=10), rows=(blocks,) if kept else (), gradients=gradients)
 
 
 @pytest.mark.parametrize("method", [m for m in Method if m.family is Family.LOW_RANK])

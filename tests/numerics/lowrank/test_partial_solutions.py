@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import KINDS, layers, make_rows
+from strategies import KINDS, PLAIN_VARIANTS, layers, make_rows
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError, ParameterIncreaseWarning, RankError
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr, dalr_sweep
 from dalr_stream.numerics.lowrank.truncated import truncated_svd
-from dalr_stream.numerics.methods import Variant
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
 
@@ -92,7 +91,7 @@ def test_outputs_decide_the_anchored_variant_only():
         dalr(weight, None, y, variant="optimal", side="outputs")
     with pytest.raises(InvalidInputError, match="4 features do not fit a weight"):
         dalr(weight, None, y)
-    with pytest.raises(InvalidInputError, match="side must be one of 'inputs', 'outputs', 'channels', got 'out'"):
+    with pytest.raises(InvalidInputError, match=r"side must be one of 'inputs', 'outputs', .* got 'out'"):
         dalr(weight, None, y, side="out")
     optimal = dalr(weight, None, Moments.of(rows), variant="optimal")
     with pytest.raises(
@@ -105,7 +104,7 @@ def test_outputs_decide_the_anchored_variant_only():
 
 
 @settings(max_examples=100)
-@given(layers(), st.sampled_from([0.0, 1e-3]), AFFINE, st.sampled_from(list(Variant)), st.integers(1, 14), AFFINE)
+@given(layers(), st.sampled_from([0.0, 1e-3]), AFFINE, st.sampled_from(PLAIN_VARIANTS), st.integers(1, 14), AFFINE)
 def test_the_first_ranks_alone_are_those_of_all(layer, relative, affine, variant, most, crossed):
     """Same objectives and errors at ranks 0..K; the factors are K wide."""
     rows, weight, bias = layer
@@ -130,7 +129,7 @@ def test_the_first_ranks_alone_are_those_of_all(layer, relative, affine, variant
 def test_a_large_partial_solve_takes_the_partial_driver_and_agrees():
     rng = np.random.default_rng(3)
     rows, weight = rng.normal(size=(300, 80)) * np.linspace(1, 5, 80), rng.normal(size=(60, 80))
-    for variant in Variant:
+    for variant in PLAIN_VARIANTS:
         whole = dalr(weight, None, Moments.of(rows), variant=variant)
         part = dalr(weight, None, Moments.of(rows), variant=variant, max_rank=12)
         np.testing.assert_allclose(product(part, 12), product(whole, 12), atol=1e-10)
@@ -149,7 +148,7 @@ def test_a_largest_rank_below_one_is_refused(wrong):
 
 
 @settings(max_examples=60)
-@given(layers(), AFFINE, st.sampled_from(list(Variant)), AFFINE)
+@given(layers(), AFFINE, st.sampled_from(PLAIN_VARIANTS), AFFINE)
 def test_a_sweep_equals_separate_solves(layer, affine, variant, crossed):
     rows, weight, bias = layer
     moments = CrossMoments.of(rows, np.tanh(rows @ weight.T)) if crossed else Moments.of(rows)

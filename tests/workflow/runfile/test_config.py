@@ -12,7 +12,7 @@ from dalr_stream.workflow.runfile.sections import parse_bytes
 
 def test_defaults_are_filled_in_and_travel(run_file):
     plain = load_config(run_file).plain()
-    assert plain["solve"]["methods"] == [method.value for method in Method]
+    assert plain["solve"]["methods"] == [method.value for method in Method if not method.needs_gradients]
     assert plain["solve"]["ridge"] == 1e-3
     assert plain["capture"]["keep_activations"] is True
     assert plain["accumulate"]["heldout_share"] == 0.1
@@ -51,8 +51,8 @@ def test_options_that_are_no_table_are_refused(run_file):
         ("sovle.ridge=1", r"unknown key 'sovle'; nearest: 'solve'"),
         ("domains.target.bathces=1", r"unknown key 'domains\.target\.bathces'; nearest: 'batches'"),
         ("compress.fc1.mehtod=1", r"unknown key 'compress\.fc1\.mehtod'; nearest: 'method'"),
-        ("solve.ridge=-1", r"solve\.ridge: must be a number >= 0, 'heldout' or 'shards', got -1"),
-        ("solve.ridge=best", r"solve\.ridge: must be a number >= 0, 'heldout' or 'shards', got 'best'"),
+        ("solve.ridge=-1", r"solve\.ridge: must be a number >= 0, 'heldout', 'shards' or 'shrinkage', got -1"),
+        ("solve.ridge=best", r"solve\.ridge: must be a number >= 0, 'heldout', 'shards' or 'shrinkage', got 'best'"),
         ("solve.restore_ridge=-1", r"solve\.restore_ridge: must be greater than or equal to 0, got -1"),
         ("accumulate.shards=0", r"accumulate\.shards: .* got 0"),
         ('solve.methods=["svdd"]', r"solve\.methods\.0: must be 'svd', 'svd_bc', .*, got 'svdd'"),

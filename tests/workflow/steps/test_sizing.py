@@ -280,7 +280,7 @@ def test_the_command_line_decides_for_once_and_the_run_file_stays(finished_file)
     explicit = saved()
     assert invoke("compress", finished_file, "--params", "50%", "--multiple-of", "2").exit_code == 0
     changed = Compression.read(finished_file.parent / "out/compression.json")
-    assert changed.rule == "params 0.5"
+    assert changed.rule == "params 50%"
     assert invoke("compress", finished_file).exit_code == 0
     assert saved() == explicit
     refused = invoke("compress", finished_file, "--params", "50%", "--macs", "50%")
@@ -293,7 +293,7 @@ def test_solve_lists_solutions_as_json_and_nothing_else(finished_file):
     assert "up to date" in done.stderr
     run = opened(finished_file)
     assert {(fact["layer"], fact["method"]) for fact in facts} == {
-        (layer, method.value) for layer in SHAPES for method in Method
+        (layer, method.value) for layer in SHAPES for method in Method if not method.needs_gradients
     }
     report = {
         (layer.name, curve.method): curve for layer in results(run.project).layers for curve in layer.error_curves

@@ -96,7 +96,7 @@ def _rows(layer: LayerSpec, part: nn.Module, tensor: torch.Tensor) -> LayerRows:
     if layer.side is Side.OUTPUTS:
         return rows_leaving(part, tensor)
     if layer.side is Side.CHANNELS:
-        return rows_of_channels(layer.name, part, tensor, layer.channels)
+        return rows_of_channels(layer.name, part, tensor, layer.channels, layer.repeats)
     if isinstance(part, CONVOLUTIONS) and tensor.ndim == len(part.kernel_size) + 2:
         return LayerRows(tensor.detach().movedim(1, -1), tensor.ndim - 1)
     return rows_entering(layer.name, part, tensor)

@@ -39,7 +39,7 @@ def within_budget(
     methods = _methods(project, store, project.layers)
     solved = {layer: _solved(project, store, layer, named) for layer, named in methods.items()}
     layers = [layer.multiples_of(section.multiple_of or 1) for layer in forms_of(solved, project.structure)]
-    progress.note(f"compress: {section.rule} {section.share:.4g}: {networks_in_words(project, store)}")
+    progress.note(f"compress: {section.in_words}: {networks_in_words(project, store)}")
 
     def replacements(sizes: Sizes) -> dict[str, Replacement]:
         return {name: solved[name].at_size(family, size, name) for name, (family, size) in sizes.items()}
@@ -54,12 +54,16 @@ def within_budget(
 
 def networks_in_words(project: Project, store: StoreView) -> str:
     """Say how many networks are measured at most; `store` may be a prospect."""
+    networks, section = networks_at_most(project, store), project.config.compress
+    return f"at most {networks:,} networks, measured on {section.samples:,} samples of '{project.config.solve.target}'"
+
+
+def networks_at_most(project: Project, store: StoreView) -> int:
+    """Return how many networks are measured at most within a budget."""
     methods = _methods(project, store, project.layers_in(store))
     forms = sum(map(len, methods.values()))
     selects = any(method.family is Family.SELECTION for named in methods.values() for method in named)
-    networks = networks_to_measure(forms, len(PLANS) if selects else 1)
-    section = project.config.compress
-    return f"at most {networks:,} networks, measured on {section.samples:,} samples of '{project.config.solve.target}'"
+    return networks_to_measure(forms, len(PLANS) if selects else 1)
 
 
 def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:

@@ -39,11 +39,11 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
         replaced, notes = choices(project, store)
         methods = {layer: named.method for layer, named in named_layers(project, project.layers).items()}
     elif section.within_budget:
-        rule = f"{section.rule} {section.share:.4g}"
+        rule = section.in_words
         replaced, methods, choice = within_budget(project, store, progress)
         notes = []
     else:
-        rule, method = f"{section.rule} {section.share:.4g}", project.config.compress_method
+        rule, method = section.in_words, project.config.compress_method
         solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}
         if section.rule == "max_drop":
             search = _search(project, store, solutions, progress)
