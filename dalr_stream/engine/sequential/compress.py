@@ -178,7 +178,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     seen = SameEveryPass(batches)
     require_sound(model, choices, folding, has_source=source is not None)
     groups = require_prunable(model, choices, seen)
-    first, rule = seen.first(), rows or RowRule()
+    first, rule = seen.first(), (rows or RowRule()).of_layers(())
     targets = targets_of(model, first, choices, groups, parse_choice(Target, target, "target"))
     passes = passes_of(order_of_execution(model, first, list(choices)), choices)
     room = room_of(model, passes, choices, targets, folding)

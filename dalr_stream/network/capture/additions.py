@@ -83,7 +83,7 @@ class Additions(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._followed: dict[int, _Followed] = {}
+        self._followed: dict[int, list[_Followed]] = {}
 
     def follow(self, output: torch.Tensor, added: Added) -> None:
         """Follow what a layer gave in one call."""
@@ -104,10 +104,9 @@ class Additions(TorchFunctionMode):
         if operands is not None:
             return self._sum(func, args, kwargs, [(one, _other(one, operands)) for one in reading])
         result = func(*args, **kwargs)
+        self._followed.pop(id(result), None)  # one of them, which was overwritten or is handed on
         for one in reading:
             onward = _onward(name, one, result, args, kwargs)
-            if result is one.tensor:  # which was overwritten, or is handed on
-                self._followed.pop(id(one.tensor))
             if onward is None:
                 one.added.otherwise(name)
             else:
@@ -118,18 +117,18 @@ class Additions(TorchFunctionMode):
         for one, other in reading:
             one.added.before(one.in_its_units(other))
         result = func(*args, **kwargs)
+        self._followed.pop(id(result), None)  # one of them, in whose place the sum is now
         for one, _ in reading:
-            if result is one.tensor:  # in whose place the sum is now
-                self._followed.pop(id(result))
             one.added.after(one.in_its_units(result))
         return result
 
     def _keep(self, one: _Followed) -> None:
-        self._followed[id(one.tensor)] = one  # the tensor lives as long as this, so no other has its id
+        self._followed.setdefault(id(one.tensor), []).append(one)  # no other tensor has its id while it is here
 
     def _among(self, value: Any) -> list[_Followed]:
-        found = {id(tensor): self._followed.get(id(tensor)) for tensor in tensors_in(value)} if self._followed else {}
-        return [one for one in found.values() if one is not None]
+        if not self._followed:
+            return []
+        return [one for known in dict.fromkeys(map(id, tensors_in(value))) for one in self._followed.get(known, ())]
 
 
 def _operands(args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
