@@ -14,7 +14,8 @@ from torch import nn
 from dalr_stream.errors import DiskSpaceError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.capture.batches import refusals_explained, samples_in
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import RowRule, Taken
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.measure.memory import forward_memory
