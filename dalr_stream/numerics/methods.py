@@ -211,6 +211,11 @@ class Method(StrEnum):
         return self in _FORMS
 
     @property
+    def restores(self) -> bool:
+        """Whether it is a selection that puts back the nodes that go, from those that stay."""
+        return self is Method.SPECTRAL or self in _FORMS
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether it weighs errors by the gradients of the loss."""
         return self is Method.DALR_WEIGHTED_AFFINE or self.metric is Metric.LOSS
