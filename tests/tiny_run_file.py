@@ -64,6 +64,10 @@ def validation(*, seed, samples=60):
     return _batches(seed + 3000, samples, 0.0, 25)
 
 
+def big(*, seed):
+    return _batches(seed, 200_000, 0.0, 200_000)
+
+
 def with_nan(*, seed):
     batches = target(seed=seed)
     batches[1][0][3, 4] = float("nan")

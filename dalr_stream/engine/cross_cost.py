@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.estimate import BatchMemory, taken_of
+from dalr_stream.engine.estimate import taken_of
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.measure.memory import forward_memory
 from dalr_stream.numerics.rows.streams import Pairing, stream_name
 from dalr_stream.streaming.cost import LayerLoad
 
@@ -36,17 +37,21 @@ class PairMemory:
         if batch is None or not samples_in(batch):
             return cls()
         taken = taken_of(first, batch, layers, rule)
-        forward = max(BatchMemory.of(model, batch, taken).forward_bytes for model in (first, *others))
+        forward = max(forward_memory(model, batch).peak_bytes for model in (first, *others))
         return cls(forward, {name: one.rows.shape[0] for name, one in taken.items()})
 
-    def batch_bytes(self, stream: str, features: int) -> int:
-        """Return what the joint rows of a batch take, `features` wide, on their way to a tile."""
-        return COPIES * _FLOAT32 * self.rows.get(stream, 0) * features
+    def batch_bytes(self, stream: str, features: int, beside: int = 0) -> int:
+        """Return what the joint rows of a batch take, `features` wide, on their way to a tile.
+
+        `beside` are those of a stream that z is to mend, in either network.
+        """
+        return COPIES * _FLOAT32 * self.rows.get(stream, 0) * (features + beside)
 
 
-def pair_load(layer: LayerSpec, rows: int = 0, batch: PairMemory | None = None) -> LayerLoad:
-    """Return what the plan needs to know of a layer's inputs beside its outputs."""
-    return _load(layer, Pairing.OUTPUTS, layer.inputs + layer.outputs, rows, batch)
+def pair_load(layer: LayerSpec, rows: int = 0, batch: PairMemory | None = None, *, mends: bool = False) -> LayerLoad:
+    """Return what the plan needs to know of a layer's inputs beside its outputs, or what is to mend a stream."""
+    pairing = Pairing.STREAM if mends else Pairing.OUTPUTS
+    return _load(layer, pairing, layer.inputs + layer.outputs, rows, batch, layer.outputs if mends else 0)
 
 
 def narrowest_pair_load(layer: LayerSpec, rows: int = 0, batch: PairMemory | None = None) -> LayerLoad:
@@ -61,6 +66,8 @@ def is_wider_out(layer: LayerSpec) -> bool:
     return layer.outputs > layer.inputs
 
 
-def _load(layer: LayerSpec, pairing: Pairing, features: int, rows: int, batch: PairMemory | None) -> LayerLoad:
-    taken = 0 if batch is None else batch.batch_bytes(layer.stream, features)
+def _load(  # what a load is made of
+    layer: LayerSpec, pairing: Pairing, features: int, rows: int, batch: PairMemory | None, beside: int = 0
+) -> LayerLoad:
+    taken = 0 if batch is None else batch.batch_bytes(layer.stream, features, beside)
     return LayerLoad(stream_name(layer.name, pairing), features, rows, batch_bytes=taken)

@@ -36,16 +36,18 @@ class TurnedLayer:
     """Features of what is watched of those that read its channels, for a selection."""
     paired: bool = True
     """Whether rows of two networks lie side by side; the first pass reads those of the original alone."""
+    mends: bool = False
+    """Whether it is solved towards a stream: all that it gives is watched then."""
 
     @property
     def is_wider_out(self) -> bool:
         """Whether it is watched for what it reads in both networks: it gives W X + b."""
-        return self.outputs > self.inputs
+        return self.outputs > self.inputs and self.paired and not self.mends
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Features of the joint rows that are folded for it."""
-        beside = min(self.inputs, self.outputs) if self.paired else 0
+        beside = 0 if not self.paired else self.inputs if self.is_wider_out else self.outputs
         pair = (self.inputs + beside,) * self.groups
         selects = [method for method in self.methods if method.family is Family.SELECTION]
         factors = pair if len(selects) < len(self.methods) else ()
@@ -66,7 +68,7 @@ def _of_method(layer: TurnedLayer, method: Method, records: int) -> int:
     if method.family is Family.SELECTION:
         return _selecting(layer, method, records)
     m, d, p = layer.outputs, layer.inputs, min(layer.outputs, layer.inputs)
-    through = layer.paired and layer.is_wider_out
+    through = layer.is_wider_out
     formed = records * layer.groups * _FLOAT64 * (d + m) ** 2 if through else 0
     forming = FORMED * _FLOAT64 * m**2 if through else 0
     weights = layer.groups * (_FLOAT32 + _FLOAT64) * m * d

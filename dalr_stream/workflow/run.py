@@ -11,7 +11,7 @@ reported from another setting's solutions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from dalr_stream.workflow.run_folder import one_command
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.size_curve import size_curve
+from dalr_stream.workflow.step_memory import require_step, require_steps
 from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
@@ -70,6 +71,7 @@ class Run:
         self._progress: Progress = Journal(progress or Silent(), project.output / JOURNAL)
         self._session = Session(project, self._progress, fresh=fresh)
         self._session.check_all_steps = self._check
+        self._session.check_memory = partial(require_steps, self.project)
         self._steps = steps_of(self._session)
 
     @classmethod
@@ -226,7 +228,7 @@ class Run:
 
         What a step would be made from is not known where moments that it starts from are to be made anew.
         """
-        log, would, unknown = self._log(), set[str](), set[str]()
+        log, would, unknown = StepLog(self.project.output, self.project.config.plain()), set[str](), set[str]()
         for step in self._steps:
             if not unknown.isdisjoint(step.needs) or (step.from_store and not would.isdisjoint(step.needs)):
                 unknown.add(step.name)
@@ -245,7 +247,7 @@ class Run:
         names = {step.name for step in asked}
         needed = self._needed(names, whole=whole)
         with one_command(self.project), self._session.opened():
-            log = self._log()
+            log = StepLog(self.project.output, self.project.config.plain())
             if log.damage:
                 self._progress.note(f"{log.damage}: every step is done again")
             require_whole_moments(self._steps, log, needed)
@@ -263,6 +265,8 @@ class Run:
             return
         if reason not in (NOT_DONE, CHANGED, AGAIN):
             self._progress.note(f"{step.name}: {reason}: done again")
+        if not self._session.room_checked:
+            require_step(self.project, step.verb)
         fingerprint = step.made_from()
         log.begin(step.name)
         step.do(fingerprint)
@@ -290,9 +294,6 @@ class Run:
     def _check(self) -> None:
         for check in self.checks:
             check()
-
-    def _log(self) -> StepLog:
-        return StepLog(self.project.output, self.project.config.plain())
 
     @property
     def _page(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -14,9 +15,9 @@ from dalr_stream.streaming.solving_cost import solving_cost
 from dalr_stream.streaming.solving_plan import SolvingPlan
 from dalr_stream.workflow.results.tables import cost_table, memory_table, solving_table
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.sequence_cost import SequenceCost, sequence_cost
 from dalr_stream.workflow.step_memory import StepMemory, step_memory
 from dalr_stream.workflow.steps.scores.scoring import networks_to_try
-from dalr_stream.workflow.steps.sequential import sequence_cost
 from dalr_stream.workflow.steps.sizes.budget import networks_in_words
 from dalr_stream.workflow.steps.solving_plan import planned_solving
 
@@ -30,15 +31,18 @@ class RunCost:
     solving: SolvingPlan
     memory: tuple[StepMemory, ...]
     """What each step holds at its peak."""
-    passes: str
-    """What the moments cost that layers compressed one after the other are solved from, in words; else empty."""
+    sequence: SequenceCost | None
+    """What the passes cost, where layers are compressed one after the other."""
     trials: str
     """How many networks will be measured, scored and fine-tuned, in words."""
 
     @property
     def refusals(self) -> tuple[Callable[[], None], ...]:
         """What refuses a run that would not fit in memory."""
-        return self.plan.require, self.solving.require
+        limit = self.solving.memory_limit_bytes
+        passes = () if self.sequence is None else (self.sequence.plan.require,)
+        steps = () if limit is None else tuple(partial(step.require, limit) for step in self.memory)
+        return self.plan.require, self.solving.require, *passes, *steps
 
     @property
     def tables(self) -> list[Table]:
@@ -62,15 +66,17 @@ class RunCost:
     @property
     def lines(self) -> list[str]:
         """What tables do not say."""
-        return [line for line in (self.passes, self.trials) if line]
+        passes = "" if self.sequence is None else self.sequence.in_words
+        return [line for line in (passes, self.trials) if line]
 
 
 def cost_of(project: Project, network: nn.Module) -> RunCost:
     """Return what a run of this project takes; any weights will do."""
     plan = project.estimate(network)
     solving = planned_solving(project, network, plan)
-    memory = tuple(step_memory(project, network, plan, solving))
-    return RunCost(plan, solving, memory, passes_in_words(sequence_cost(project, network)), trials(project, network))
+    sequence = sequence_cost(project, network)
+    memory = tuple(step_memory(project, network, plan, solving, sequence))
+    return RunCost(plan, solving, memory, sequence, trials(project, network))
 
 
 def trials(project: Project, network: nn.Module) -> str:
@@ -85,15 +91,3 @@ def trials(project: Project, network: nn.Module) -> str:
         tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
         parts.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
     return "; ".join(parts)
-
-
-def passes_in_words(cost: MemoryPlan | None) -> str:
-    """Say what the passes of compressing layer after layer cost; nothing where there are none."""
-    if cost is None or not cost.layers:
-        return ""
-    most = max(layer.direct_bytes for layer in cost.layers) + cost.shared_bytes
-    kept = sum(layer.moments_bytes for layer in cost.layers)
-    return (
-        f"layer after layer: a pass for each, folding peaks at {most / 2**20:,.0f} MiB a layer, and all passes keep "
-        f"{kept / 2**20:,.0f} MiB of moments at most"
-    )

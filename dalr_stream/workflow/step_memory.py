@@ -1,8 +1,9 @@
-"""What every step of a run holds at its peak, beside the process and the network: for `estimate` and dry runs.
+"""What every step of a run holds at its peak, beside the process and the network: for `estimate`, dry runs and a limit.
 
 Folding and solving are arithmetic, and held against measurements. Where the network runs, what a forward pass holds is
-looked at on one batch; gradients, optimisers and copies of the network are counted from its weights. `--memory` bounds
-folding and solving; the others take what the network and the loaders' batches make them take.
+looked at on one batch; gradients, optimisers and copies of the network are counted from its weights. `--memory` is for
+all of them: folding and solving find other ways where it is short, a step that has none is refused with what would take
+less, before anything is recorded. Libraries belong to the process, the one that draws the report among them.
 """
 
 from __future__ import annotations
@@ -12,22 +13,26 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.errors import MemoryLimitError
 from dalr_stream.network.capture.batches import few_samples, refusals_explained
 from dalr_stream.network.measure.memory import ForwardMemory, forward_memory, weights_bytes
 from dalr_stream.network.structure.graph import EXAMPLES
+from dalr_stream.streaming.cost import in_mib
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.streaming.solving_cost import curves_bytes, solution_bytes
 from dalr_stream.streaming.solving_plan import SolvingPlan
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
-from dalr_stream.workflow.steps.sequential import sequence_cost
+from dalr_stream.workflow.sequence_cost import SequenceCost, sequence_cost
+from dalr_stream.workflow.steps import cross
+from dalr_stream.workflow.steps.solving_plan import solving_from
 
 ACCURACY = "accuracy"
+FROM_STORE = ("compress", "finetune", "evaluate")
+"""The verbs that may start from what an earlier command left."""
 ADAM = 3
 """Beside the weights that are trained: gradients, and the two means of Adam."""
-
-FIGURES = 64 * 2**20
-"""matplotlib, and one figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,43 +43,108 @@ class StepMemory:
     peak_bytes: int
     what: str
     """What it is made of, in words."""
+    remedies: tuple[str, ...] = ()
+    """What would take less; none for a step that is kept to a limit by a plan of its own."""
+
+    def require(self, limit: int) -> None:
+        """Raise MemoryLimitError, with what would take less, where the step does not fit."""
+        if self.remedies and self.peak_bytes > limit:
+            raise MemoryLimitError(
+                f"step '{self.step}': {self.what} take {in_mib(self.peak_bytes)}, the limit is {in_mib(limit)}: "
+                + "; ".join((*self.remedies, "or raise the limit"))
+            )
 
 
-def step_memory(project: Project, network: nn.Module, cost: MemoryPlan, solving: SolvingPlan) -> list[StepMemory]:
+def step_memory(
+    project: Project, network: nn.Module, cost: MemoryPlan, solving: SolvingPlan, sequence: SequenceCost | None
+) -> list[StepMemory]:
     """Return the peak of each step that the run file asks for, in order; any weights will do."""
     with project.code.importing():
-        return list(_steps(project, network, cost, solving))
+        later = (*_compress(project, network, solving, sequence), *_finetune(project, network))
+        return [*_moments(project, network, cost, solving), *later, *_evaluate(project, network, solving, cost)]
 
 
-def _steps(project: Project, network: nn.Module, cost: MemoryPlan, solving: SolvingPlan) -> Iterator[StepMemory]:
-    config, weights, layers = project.config, weights_bytes(network), [layer for layer, _ in solving.layers]
+def require_steps(project: Project, cost: MemoryPlan, solving: SolvingPlan) -> None:
+    """Raise MemoryLimitError where a step of the run does not fit in its memory limit."""
+    limit, network = project.config.accumulate.memory_limit_bytes, project.network
+    if limit is not None:
+        for step in step_memory(project, network, cost, solving, sequence_cost(project, network)):
+            step.require(limit)
+
+
+def require_step(project: Project, verb: str) -> None:
+    """Raise MemoryLimitError where a step that starts from what the store has does not fit in the run's limit."""
+    limit = project.config.accumulate.memory_limit_bytes
+    if limit is not None and verb in FROM_STORE:
+        for step in _of_verb(project, verb, solving_from(project, StoreView.open(project.store))):
+            step.require(limit)
+
+
+def _of_verb(project: Project, verb: str, solving: SolvingPlan) -> list[StepMemory]:
+    network = project.network
+    with project.code.importing():
+        if verb == "compress":
+            return list(_compress(project, network, solving, sequence_cost(project, network)))
+        if verb == "finetune":
+            return list(_finetune(project, network))
+        return list(_evaluate(project, network, solving, None))
+
+
+def _moments(project: Project, network: nn.Module, cost: MemoryPlan, solving: SolvingPlan) -> Iterator[StepMemory]:
+    config = project.config
     if config.selects:
         few = forward_memory(network, few_samples(project.code.first_batch, EXAMPLES))
-        yield StepMemory("structure proof", 2 * few.total_bytes, f"{EXAMPLES} samples there and back, with gradients")
+        words, factors = f"{EXAMPLES} samples there and back", "solve by factor pairs alone (solve.methods)"
+        yield StepMemory("structure proof", 2 * few.total_bytes, f"{words}, with gradients", (factors,))
+    passes = "a forward pass and one back" if config.network.gradients else "a forward pass"
+    smaller = "smaller batches (in the options of [domains])"
     if config.capture.keep_activations:
-        yield StepMemory("capture", cost.capture_bytes, "a forward pass, its rows, and a tile of each layer")
-    yield StepMemory("accumulate", cost.peak_bytes, "sums and tiles" + (", a forward pass" if cost.direct else ""))
+        words = f"{passes}, its rows, and a tile of each layer"
+        direct = "fold rows as they come (capture.keep_activations = false)"
+        yield StepMemory("capture", cost.capture_bytes, words, (smaller, direct))
+    yield StepMemory("accumulate", cost.peak_bytes, "sums and tiles" + (f", {passes}" if cost.direct else ""))
+    if config.accumulate.cross is not None:
+        peak = weights_bytes(network) + cross.planned(project, network).peak_bytes
+        words = "the second network, sums of both side by side, a batch and a forward pass"
+        yield StepMemory(cross.NAME, peak, words, (smaller, "leave accumulate.cross out"))
     yield StepMemory("solve", solving.peak_bytes, f"the largest of {len(solving.costs):,} solutions and its curves")
-    if config.compress.wanted:
+
+
+def _compress(
+    project: Project, network: nn.Module, solving: SolvingPlan, sequence: SequenceCost | None
+) -> Iterator[StepMemory]:
+    weights, layers = weights_bytes(network), [layer for layer, _ in solving.layers]
+    fewer = "compress fewer layers (network.layers)"
+    if project.config.compress.wanted:
         held = sum(map(solution_bytes, layers)) + max(map(curves_bytes, layers), default=0)
-        yield StepMemory("compress", weights + held, "a copy of the network, a solution of each layer")
-    sequence = sequence_cost(project, network)
-    if sequence is not None and sequence.layers:
-        most = max(layer.direct_bytes for layer in sequence.layers) + sequence.shared_bytes
-        most += weights + 2 * cost.forward_bytes
-        yield StepMemory("compress in turn", most, "a copy of the network, two forward passes, a layer's cross sums")
-    if config.finetune is not None:
-        total = _forward(project, network, "finetune", config.finetune).total_bytes
+        yield StepMemory("compress", weights + held, "a copy of the network, a solution of each layer", (fewer,))
+        if sequence is not None:
+            words = "three copies of the network, a pass of both networks, what is kept between passes"
+            at_once = "compress all layers at once (compress.order = 'parallel')"
+            yield StepMemory("compress in turn", weights + sequence.peak_bytes, words, (at_once, fewer))
+
+
+def _finetune(project: Project, network: nn.Module) -> Iterator[StepMemory]:
+    section, weights = project.config.finetune, weights_bytes(network)
+    if section is not None:
+        total = _forward(project, network, "finetune", section).total_bytes
         words = "a copy of the network, gradients, Adam's means, a forward pass as it is kept"
-        yield StepMemory("finetune", (1 + ADAM) * weights + total, words)
-    if config.evaluate is not None:
-        peak = cost.forward_bytes  # a metric of one's own may take batches of any kind
-        if config.evaluate.metric == ACCURACY:
-            peak = _forward(project, network, "evaluate", config.evaluate).peak_bytes
-        most = weights + peak + config.evaluate.cache_bytes + max(map(solution_bytes, layers), default=0)
-        yield StepMemory("evaluate", most, "a copy of the network, a forward pass, the cache, one solution")
-        most = FIGURES + max(map(curves_bytes, layers), default=0)
-        yield StepMemory("report", most, "one solution and its curves, the library that draws")
+        remedies = ("smaller batches (finetune.options)", "leave [finetune] out")
+        yield StepMemory("finetune", (1 + ADAM) * weights + total, words, remedies)
+
+
+def _evaluate(
+    project: Project, network: nn.Module, solving: SolvingPlan, cost: MemoryPlan | None
+) -> Iterator[StepMemory]:
+    section, layers = project.config.evaluate, [layer for layer, _ in solving.layers]
+    if section is not None:
+        peak = 0 if cost is None else cost.forward_bytes  # a metric of one's own may take batches of any kind
+        if section.metric == ACCURACY:
+            peak = _forward(project, network, "evaluate", section).peak_bytes
+        most = weights_bytes(network) + peak + project.cache_of(section) + max(map(solution_bytes, layers), default=0)
+        words = "a copy of the network, a forward pass, the cache, one solution"
+        yield StepMemory("evaluate", most, words, ("smaller batches (evaluate.options)", "a smaller evaluate.cache"))
+        yield StepMemory("report", max(map(curves_bytes, layers), default=0), "one solution and its curves")
 
 
 def _forward(project: Project, network: nn.Module, key: str, section: DataSection) -> ForwardMemory:

@@ -7,7 +7,7 @@ import pytest
 from commands import cli
 
 from dalr_stream.engine.estimate import require_disk
-from dalr_stream.errors import ConfigError, DalrStreamError, DiskSpaceError
+from dalr_stream.errors import ConfigError, DalrStreamError, DiskSpaceError, MemoryLimitError
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.plan import plan
 from dalr_stream.workflow.dry_run import dry_run
@@ -104,10 +104,16 @@ def test_disk_is_told_in_units_that_show_it(monkeypatch, tmp_path, rows, needed)
 
 
 def test_a_run_that_would_not_fit_is_a_problem(run_file):
-    folding, solving = dry_run(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
+    folding, solving, *steps = dry_run(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
     assert "folding 16 features needs" in folding
     assert "solving 16 x 12 by" in solving
-    assert all("the limit is 0 MiB" in problem for problem in (folding, solving))
+    assert [step.partition("'")[2].partition("'")[0] for step in steps] == [
+        "structure proof",
+        "capture",
+        "compress",
+        "evaluate",
+    ]
+    assert all("the limit is 0 MiB" in problem and "or raise the limit" in problem for problem in (folding, *steps))
 
 
 BAD_PYTHON = [
@@ -195,11 +201,34 @@ def test_every_step_of_the_run_has_its_memory_in_the_estimate_too(run_file):
     assert named == ["accumulate", "solve", "compress", "compress in turn", "finetune", "evaluate", "report"]
     shown = cli("estimate", run_file, *[part for override in more for part in ("--set", override)])
     assert shown.returncode == 0, shown.stderr
-    assert "layer after layer: a pass for each" in shown.stdout
+    assert "layer after layer: 3 passes at most; a pass peaks at" in shown.stdout
     for words in (*named, "peak memory of solving", "16 x 12"):
         assert words in shown.stdout
 
 
-def test_steps_above_the_limit_are_marked(run_file):
-    shown = cli("estimate", run_file, "--memory", "20MiB")
-    assert "the cache, one solution, over the limit" in " ".join(shown.stdout.split())
+def test_steps_above_the_limit_are_marked_and_refused_with_what_would_take_less(run_file):
+    finetune = "finetune.batches='tiny_run:big'"
+    shown = cli("estimate", run_file, "--memory", "30MiB", "--set", finetune)
+    assert "as it is kept, over the limit" in " ".join(shown.stdout.split())
+    assert shown.returncode == 1
+    assert "step 'finetune': " in shown.stderr
+    assert "smaller batches (finetune.options); leave [finetune] out; or raise the limit" in shown.stderr
+
+
+def test_the_cache_of_scores_takes_a_share_of_the_limit_at_most(run_file):
+    project = opened(run_file, "accumulate.memory_limit=20MiB")
+    assert project.cache_of(project.evaluate_section) == 5 * 2**20
+    project = opened(run_file, "accumulate.memory_limit=20MiB", "evaluate.cache=1MiB")
+    assert project.cache_of(project.evaluate_section) == 2**20
+
+
+@pytest.mark.parametrize("verb", ["all", "finetune"])
+def test_a_step_that_does_not_fit_is_refused_before_it_and_all_before_anything_is_recorded(run_file, verb):
+    asked = ["finetune.batches='tiny_run:big'", "accumulate.memory_limit=30MiB"]
+    if verb != "all":
+        Run(opened(run_file)).compress()
+    run = Run(opened(run_file, *asked))
+    with pytest.raises(MemoryLimitError, match=r"step 'finetune': .* the limit is 30 MiB: smaller batches"):
+        getattr(run, verb)()
+    assert run.project.store.exists() == (verb != "all")
+    assert not run.project.finetuned.exists()

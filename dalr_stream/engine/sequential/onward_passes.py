@@ -50,6 +50,8 @@ class OnwardPasses:
     passes: Sequence[Sequence[str]]
     selected: Collection[str]
     """The layers whose nodes are selected; the others become factor pairs."""
+    mending: Collection[str]
+    """The layers that are solved towards a stream, readers of selections among them: their outputs are watched."""
     rule: RowRule
     room: Room
     note: Callable[[str], None]
@@ -105,7 +107,8 @@ class OnwardPasses:
 
     def _proved(self) -> _Proved:
         if self._known is None:
-            specs, touched = _touched(self.original, self.batches.first(), self.passes, self.selected)
+            first = self.batches.first()
+            specs, touched = _touched(self.original, first, self.passes, self.selected, self.mending)
             orders = prove(self.original, self.batches, specs, self.rule)
             self._known = _Proved(self._done(touched) if len(self.passes) > 1 else None, orders)
         return self._known
@@ -125,7 +128,7 @@ def kept_of_sample(model: nn.Module, batch: Any, passes: Sequence[Sequence[str]]
     """
     if len(passes) < 2:
         return 0
-    _, touched = _touched(model, batch, passes, selected)
+    _, touched = _touched(model, batch, passes, selected, ())
     try:
         held = held_of_sample(model, batch, _places(touched))
     except UnsupportedLayerError:
@@ -139,7 +142,7 @@ def _places(touched: Sequence[Collection[str]]) -> list[set[str]]:
 
 
 def _touched(
-    model: nn.Module, batch: Any, passes: Sequence[Sequence[str]], selected: Collection[str]
+    model: nn.Module, batch: Any, passes: Sequence[Sequence[str]], selected: Collection[str], mending: Collection[str]
 ) -> tuple[list[LayerSpec], list[set[str]]]:
     """Return what is read in the original, and by pass the layers that it reads or changes."""
     structure = Structure.of(model, batch) if selected else None
@@ -147,7 +150,10 @@ def _touched(
     touched: list[set[str]] = []
     for group in passes:
         if structure is not None and group[0] in selected:
-            specs |= {spec.stream: spec for spec in readers_of(structure, group)}
+            readers = readers_of(structure, group)
+            mended = [spec.name for spec in readers if spec.name in mending]
+            given = select_layers(model, mended, side=Side.OUTPUTS) if mended else ()
+            specs |= {spec.stream: spec for spec in (*readers, *given)}
             touched.append({name for layer in group for name in _of_group(structure, layer)})
         else:
             for side in (Side.INPUTS, Side.OUTPUTS):

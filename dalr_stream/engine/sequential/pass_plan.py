@@ -10,12 +10,12 @@ inputs in each pass, to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from dalr_stream.engine.cross_cost import PairMemory, narrowest_pair_load
+from dalr_stream.engine.cross_cost import PairMemory, narrowest_pair_load, pair_load
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.network.layers.groups import parts_of
@@ -95,71 +95,75 @@ class SequencePlan:
                 one.require(self.memory_limit_bytes)
 
 
-def plan_passes(
-    model: nn.Module,
-    passes: Sequence[Sequence[str]],
-    methods: Mapping[str, Sequence[Method]],
-    structure: Structure | None,
-    folding: Folding,
-    batch: PairMemory | None = None,
-) -> SequencePlan:
-    """Return what the passes hold at most; `structure` is needed where a method selects, `batch` is what one takes.
+@dataclass(frozen=True, slots=True)
+class PassesOf:
+    """Which passes a network is to go through, and what is made of each layer."""
+
+    model: nn.Module
+    passes: Sequence[Sequence[str]]
+    methods: Mapping[str, Sequence[Method]]
+    """That each layer may be compressed by; what takes most is counted."""
+    structure: Structure | None = None
+    """Of the model, where a method selects."""
+    mending: Collection[str] = ()
+    """The layers that are solved towards a stream."""
+
+
+def plan_passes(of: PassesOf, folding: Folding, batch: PairMemory | None = None) -> SequencePlan:
+    """Return what the passes hold at most; `batch` is what one takes, where that was looked at.
 
     An earlier selection may narrow a layer: it is counted as it is in the original.
     """
     costs = []
-    for number, group in enumerate(passes):
-        turned = [_turned(model, name, tuple(methods[name]), structure, paired=number > 0) for name in group]
-        loads = [load for layer in turned for load in _loads(model, layer, structure, batch)]
+    for number, group in enumerate(of.passes):
+        turned = [_turned(of, name, paired=number > 0) for name in group]
+        loads = [load for layer in turned for load in _loads(of, layer, batch)]
         fold = direct_plan(loads, folding, 0 if batch is None else batch.forward_bytes)
         costs.append(PassCost(tuple(group), fold, pass_solving_bytes(turned, 1 + (folding.holdout.share > 0))))
-    return SequencePlan(tuple(costs), NETWORKS * weights_bytes(model), folding.memory_limit_bytes)
+    return SequencePlan(tuple(costs), NETWORKS * weights_bytes(of.model), folding.memory_limit_bytes)
 
 
-def watched_in_passes(model: nn.Module, names: Sequence[str], structure: Structure | None) -> list[LayerSpec]:
-    """Return what may be read in either network: the layers' inputs, and what reads their channels."""
+def watched_in_passes(
+    model: nn.Module, names: Sequence[str], selected: Sequence[str], structure: Structure | None
+) -> list[LayerSpec]:
+    """Return what may be read in either network: the layers' inputs, and what reads the channels of those selected."""
     specs = {layer.stream: layer for layer in select_layers(model, list(names))}
-    if structure is not None:
-        specs |= {spec.stream: spec for name in names for spec in _readers(structure, name)}
+    if structure is not None and selected:
+        specs |= {spec.stream: spec for spec in readers_of(structure, selected)}
     return list(specs.values())
 
 
-def _turned(
-    model: nn.Module, name: str, methods: tuple[Method, ...], structure: Structure | None, *, paired: bool
-) -> TurnedLayer:
-    layer = layer_of(model, name)
+def _turned(of: PassesOf, name: str, *, paired: bool) -> TurnedLayer:
+    layer, methods = layer_of(of.model, name), tuple(of.methods[name])
     outputs, inputs = matrix_of(layer).shape
     groups = len(parts_of(name, layer))
-    selects = structure is not None and any(method.family is Family.SELECTION for method in methods)
-    readers = tuple(spec.features for spec in _readers(structure, name)) if structure is not None and selects else ()
-    return TurnedLayer(name, outputs // groups, inputs, methods, groups, readers, paired)
+    readers = tuple(spec.features for spec in _readers(of, name, methods))
+    return TurnedLayer(name, outputs // groups, inputs, methods, groups, readers, paired, name in of.mending)
 
 
-def _loads(
-    model: nn.Module, layer: TurnedLayer, structure: Structure | None, batch: PairMemory | None
-) -> list[LayerLoad]:
+def _loads(of: PassesOf, layer: TurnedLayer, batch: PairMemory | None) -> list[LayerLoad]:
     """Return the streams that a pass folds for a layer; where it may be either form, those that take more."""
-    factors = [narrowest_pair_load(spec, 0, batch) for spec in select_layers(model, [layer.name])]
+    specs, readers = select_layers(of.model, [layer.name]), _readers(of, layer.name, layer.methods)
     if not layer.paired:
-        factors = [
-            LayerLoad(spec.stream, spec.inputs, 0, batch_bytes=_batch(batch, spec, 1))
-            for spec in select_layers(model, [layer.name])
-        ]
-    if structure is None or not layer.readers:
-        return factors
-    times = 1 + layer.paired
-    nodes = [
-        LayerLoad(spec.stream, times * spec.features, 0, batch_bytes=_batch(batch, spec, times))
-        for spec in _readers(structure, layer.name)
-    ]
-    if all(method.family is Family.SELECTION for method in layer.methods):
+        factors = [_repeated(spec, 1, batch) for spec in specs]
+    elif layer.mends:
+        factors = [pair_load(spec, 0, batch, mends=True) for spec in specs]
+    else:
+        factors = [narrowest_pair_load(spec, 0, batch) for spec in specs]
+    nodes = [_repeated(spec, 1 + layer.paired, batch) for spec in readers]
+    if nodes and all(method.family is Family.SELECTION for method in layer.methods):
         return nodes
     return max(factors, nodes, key=lambda loads: sum(load.features**2 for load in loads))
 
 
-def _batch(batch: PairMemory | None, spec: LayerSpec, times: int) -> int:
-    return 0 if batch is None else batch.batch_bytes(spec.stream, times * spec.features)
+def _repeated(spec: LayerSpec, times: int, batch: PairMemory | None) -> LayerLoad:
+    """Return a load of the same stream of one network or of both."""
+    features = times * spec.features
+    return LayerLoad(
+        spec.stream, features, 0, batch_bytes=0 if batch is None else batch.batch_bytes(spec.stream, features)
+    )
 
 
-def _readers(structure: Structure, name: str) -> tuple[LayerSpec, ...]:
-    return readers_of(structure, [name])
+def _readers(of: PassesOf, name: str, methods: Sequence[Method]) -> tuple[LayerSpec, ...]:
+    selects = of.structure is not None and any(method.family is Family.SELECTION for method in methods)
+    return readers_of(of.structure, [name]) if of.structure is not None and selects else ()

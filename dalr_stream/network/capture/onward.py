@@ -74,8 +74,7 @@ class Stream:
     def keep(self, key: int, given: Mapping[Call, Any] | None) -> None:
         """Put what was given in the place of what was kept of a batch, where there is room; None for nothing."""
         before = self.states.pop(key, None)
-        if before is not None:
-            self.room.take(-before.held_bytes)
+        self.room.take(0 if before is None else -before.held_bytes)
         if given is None:
             return
         held = sum(tensor.nbytes for tensor in tensors_in(tuple(given.values())))
@@ -149,8 +148,7 @@ class ForwardRun:
 
     def __init__(self, given: Mapping[Call, Any], keep: Done) -> None:
         self.kept: dict[Call, Any] = {}
-        self._given = given
-        self._keep = keep
+        self._given, self._keep = given, keep
         self._handed, self._own, self._rows_taken = _Handed(), _Own(), False
 
     @property

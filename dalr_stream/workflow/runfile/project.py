@@ -38,8 +38,11 @@ from dalr_stream.streaming.folding import Folding, Threads, Workers
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.runfile.config import RunConfig
 from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
-from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection
+from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
 from dalr_stream.workflow.runfile.user_code import UserCode
+
+CACHE_SHARE = 4
+"""Of a memory limit, a fourth is the most that scoring keeps of what comes before a layer."""
 
 
 class Project:
@@ -103,7 +106,7 @@ class Project:
 
     @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
-        """The layers to compress, those whose inputs decide which of their nodes to keep, and the outputs asked for."""
+        """The layers to compress, those whose inputs decide which nodes to keep, outputs and gradients asked for."""
         return self.watched_in(self.network)
 
     def watched_in(self, network: nn.Module) -> tuple[LayerSpec, ...]:
@@ -111,7 +114,8 @@ class Project:
         section = self.config.network
         inputs = self._with_readers(network, select_layers(network, section.layers))
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
-        return inputs + outputs
+        gradients = select_layers(network, section.gradients, side=Side.GRADIENTS) if section.gradients else ()
+        return inputs + outputs + gradients
 
     def prospect(self, network: nn.Module) -> StoreView:
         """Return the store that capturing such a network would make: its layers and their readers, nothing else."""
@@ -210,6 +214,11 @@ class Project:
                 rows=self.code.rows,
                 direct=not self.config.capture.keep_activations,
             )
+
+    def cache_of(self, section: LabelledSection) -> int:
+        """Return what scoring may keep of what comes before a layer: of a memory limit a fourth at most."""
+        limit = self.config.accumulate.memory_limit_bytes
+        return section.cache_bytes if limit is None else min(section.cache_bytes, limit // CACHE_SHARE)
 
     def folding(self, domain: str, workers: Workers | None = None) -> Folding:
         """Return how a domain's rows become moments; on this process's threads where no workers are named."""

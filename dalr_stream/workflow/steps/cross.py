@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import nn
 
-from dalr_stream.engine.cross import accumulate_cross
+from dalr_stream.engine.cross import accumulate_cross, estimate_cross
+from dalr_stream.engine.cross_cost import PairMemory
 from dalr_stream.errors import ConfigError, LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers
@@ -22,7 +23,8 @@ from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.records.moments import moments_path
 from dalr_stream.storage.removal import forget_store
 from dalr_stream.storage.schema import PARTS
-from dalr_stream.streaming.folding import CUPY
+from dalr_stream.streaming.folding import CUPY, Folding
+from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import accumulate, capture, train
 from dalr_stream.workflow.steps.session import Session
@@ -50,6 +52,21 @@ def made_from(project: Project) -> str:
     """Return the fingerprint of the cross moments."""
     target = project.config.solve.target
     return digest_of([accumulate.made_from(project, target), checkpoint.weights_digest(_folder(project))])
+
+
+def planned(project: Project, network: nn.Module) -> MemoryPlan:
+    """Return what they cost, were no layer compressed in the other network; any weights will do."""
+    target = project.config.solve.target
+    layers = select_layers(network, project.config.network.layers)
+    first = next(iter(project.code.batches(target)))
+    batch = PairMemory.of([network], first, layers, project.code.rows)
+    return estimate_cross(network, layers, folding=_folding(project), batch=batch)
+
+
+def _folding(project: Project) -> Folding:
+    """Return how rows are folded; CuPy folds what lies in a store."""
+    folding = project.folding(project.config.solve.target)
+    return dataclasses.replace(folding, device=None) if folding.device == CUPY else folding
 
 
 def _check(project: Project) -> None:
@@ -100,9 +117,6 @@ def _accumulate(session: Session) -> None:
         session.progress.note(f"cross moments: left out are {', '.join(others)}, which are compressed in the other")
     if session.fresh and project.cross.is_dir():
         forget_store(project.cross)
-    folding = project.folding(target)
-    if folding.device == CUPY:  # folds what lies in a store
-        folding = dataclasses.replace(folding, device=None)
     with project.code.importing(), capture.naming_fresh():
         accumulate_cross(
             project.network,
@@ -112,6 +126,6 @@ def _accumulate(session: Session) -> None:
             store=project.cross,
             domain=target,
             rows=project.code.rows,
-            folding=folding,
+            folding=_folding(project),
             progress=session.progress,
         )

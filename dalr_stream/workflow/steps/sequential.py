@@ -15,12 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross_cost import narrowest_pair_load
-from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.output_errors import output_errors
 from dalr_stream.engine.sequential.compress import SequentialCompression, sequential_passes
 from dalr_stream.engine.sequential.pass_moments import KnownMoments
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
+from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import (
     FewSamplesWarning,
@@ -30,12 +29,9 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.network.saved import checkpoint
-from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.progress import Progress
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.streaming.folding import CUPY, Folding
-from dalr_stream.streaming.plan import MemoryPlan
-from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.ridge import ridge_of
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerGain, LayerSize, SequenceGain
@@ -66,10 +62,11 @@ def compress_in_sequence(
             project.network,
             project.code.batches(target),
             choices,
+            target=project.config.compress.target,
             source=_source(project),
             store=project.pass_moments,
             rows=project.code.rows,
-            folding=_folding(project),
+            folding=folding_of(project),
             begun=begun,
             known=KnownMoments(project.store, target, project.folding(target)),
             progress=progress,
@@ -91,17 +88,6 @@ def forget_pass_moments(project: Project) -> None:
     remove_folder(project.pass_moments)
 
 
-def sequence_cost(project: Project, network: nn.Module) -> MemoryPlan | None:
-    """Return what the moments of the passes cost at most, were every watched layer compressed; None in another order.
-
-    Any weights will do. A pass has one layer, or those that read the same tensor.
-    """
-    if project.config.compress.order is not Order.SEQUENTIAL:
-        return None
-    loads = [narrowest_pair_load(layer) for layer in project.watched_in(network) if layer.side is Side.INPUTS]
-    return direct_plan(loads, _folding(project))
-
-
 def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> LayerChoice:
     """Return the options the layer was solved with; a ridge that rows chose is not chosen again."""
     section = project.config.solve
@@ -109,7 +95,7 @@ def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> 
     return LayerChoice(size.method, size.size, ridge, section.strength, section.restore_ridge)
 
 
-def _folding(project: Project) -> Folding:
+def folding_of(project: Project) -> Folding:
     """Return how the target's rows become cross moments: whole, and by numpy where CuPy folds what lies in a store."""
     folding = project.folding(project.config.solve.target)
     return dataclasses.replace(folding, shards=1, device=None if folding.device == CUPY else folding.device)
@@ -135,7 +121,9 @@ def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -
         )
         for network in (parallel, state.network)
     )
-    return SequenceGain(state.passes, measured_on, tuple(LayerGain(name, before[name], after[name]) for name in names))
+    gains = tuple(LayerGain(name, before[name], after[name]) for name in names)
+    towards = tuple(name for name, outcome in state.layers.items() if outcome.target is Target.STREAM)
+    return SequenceGain(state.passes, measured_on, gains, towards)
 
 
 def _measured(project: Project, state: SequentialCompression) -> list[str]:
@@ -151,7 +139,7 @@ def _readers(project: Project, name: str) -> list[str]:
 
 
 def _keep(project: Project, state: SequentialCompression, fingerprint: str) -> None:
-    layers = {name: (outcome.inherited, outcome.error) for name, outcome in state.layers.items()}
+    layers = {name: (outcome.inherited, outcome.error, outcome.target) for name, outcome in state.layers.items()}
     facts = {"made_from": fingerprint, "passes": state.passes, "layers": layers}
     checkpoint.save(state.network, project.sequence, provenance=facts)
 
@@ -167,5 +155,9 @@ def _resumed(project: Project, choices: Mapping[str, LayerChoice], fingerprint: 
     return SequentialCompression(
         checkpoint.load(project.sequence, project.code.placed),
         tuple(tuple(group) for group in facts["passes"]),
-        {name: LayerOutcome(choices[name], *errors) for name, errors in facts["layers"].items()},
+        {name: _outcome(choices[name], *kept) for name, kept in facts["layers"].items()},
     )
+
+
+def _outcome(choice: LayerChoice, inherited: float, error: float, target: str) -> LayerOutcome:
+    return LayerOutcome(choice, inherited, error, Target(target))

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from dalr_stream.progress import Progress
 from dalr_stream.streaming.cluster import Cluster
+from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.streaming.solving_plan import SolvingPlan
 from dalr_stream.workflow.runfile.project import Project
 
 
@@ -22,6 +24,8 @@ class Session:
         """Whether the cost was checked against memory and disk."""
         self.check_all_steps: Callable[[], None] = lambda: None
         """Refuses what would stop a later step; the run, which has the list of steps, puts it here."""
+        self.check_memory: Callable[[MemoryPlan, SolvingPlan], None] = lambda _cost, _solving: None
+        """Refuses a run of which a step does not fit in memory; from the run, too."""
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
 

@@ -132,7 +132,7 @@ class Evaluator:
     def of(cls, project: Project, section: LabelledSection, score: Scoring, progress: Progress) -> Evaluator:
         """Return the evaluator of a project's network, by a section's ranks and cache."""
         ridge = project.config.solve.restore_ridge
-        return cls(project.network, section.ranks, score, ridge, progress, project.structure, section.cache_bytes)
+        return cls(project.network, section.ranks, score, ridge, progress, project.structure, project.cache_of(section))
 
     def compressed(self, replacements: Mapping[str, Replacement]) -> nn.Module:
         """Return the network with these replacements."""

@@ -1,0 +1,124 @@
+"""What a sequence does before its first pass: which passes there are, towards what, within which memory.
+
+Whatever can be known to fail is refused here, before any pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.sequential.pass_plan import PassesOf, SequencePlan, plan_passes, watched_in_passes
+from dalr_stream.engine.sequential.sequential_pass import LayerChoice
+from dalr_stream.engine.sequential.targets import StreamTargets, Target
+from dalr_stream.errors import InvalidInputError, RankError
+from dalr_stream.network.capture.passes import SameEveryPass
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.groups import parts_of
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.spec import layer_of
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.statistics.channels import ChannelGroup
+from dalr_stream.streaming.folding import Folding
+
+
+def passes_of(order: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice]) -> tuple[tuple[str, ...], ...]:
+    """Return the layers of each pass. A selection has one of its own: what reads its nodes comes later, after others.
+
+    The order within a group is that of execution, and the layers on either side of a selection read the same tensor
+    still: they may share a pass before it.
+    """
+    passes: list[tuple[str, ...]] = []
+    for group in order:
+        together = tuple(name for name in group if not choices[name].selects)
+        passes += [together] if together else []
+        passes += [(name,) for name in group if choices[name].selects]
+    return tuple(passes)
+
+
+def planned(  # all that decides what the passes hold
+    model: nn.Module,
+    passes: Sequence[Sequence[str]],
+    choices: Mapping[str, LayerChoice],
+    targets: StreamTargets,
+    folding: Folding,
+    rule: RowRule,
+    example: Any,
+) -> tuple[SequencePlan, PairMemory | None]:
+    """Return what the passes hold, and what a batch takes where a limit asks for it.
+
+    Raises MemoryLimitError where a layer does not fit, before the passes that lead to it.
+    """
+    selected = [name for name, choice in choices.items() if choice.selects]
+    structure = Structure.of(model, example) if selected else None
+    batch = None
+    if folding.memory_limit_bytes is not None:
+        batch = PairMemory.of([model], example, watched_in_passes(model, list(choices), selected, structure), rule)
+    methods = {name: (choice.by,) for name, choice in choices.items()}
+    mending = [name for name in choices if targets.mends(name)]
+    plan = plan_passes(PassesOf(model, passes, methods, structure, mending), folding, batch)
+    plan.require()
+    return plan, batch
+
+
+def targets_of(
+    model: nn.Module,
+    example: Any,
+    choices: Mapping[str, LayerChoice],
+    groups: Mapping[str, ChannelGroup],
+    target: Target,
+) -> StreamTargets:
+    """Return which layers are solved towards a stream: none where outputs are the target."""
+    if target is Target.OUTPUTS:
+        return StreamTargets()
+    factored = [name for name in choices if name not in groups]
+    restored = {name: group for name, group in groups.items() if choices[name].by.restores}
+    return StreamTargets.found(model, example, factored, restored)
+
+
+def require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding: Folding, *, has_source: bool) -> None:
+    """Raise for whatever can be known to fail without a batch."""
+    training = [name or "the network" for name, module in model.named_modules() if module.training]
+    if training:
+        raise InvalidInputError(
+            f"the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
+        )
+    if not choices:
+        raise InvalidInputError("layer after layer: needs at least one layer, got none")
+    if folding.shards > 1:
+        raise InvalidInputError(f"cross moments are kept whole: leave out shards={folding.shards}")
+    for name, choice in choices.items():
+        if not isinstance(choice, LayerChoice):
+            raise InvalidInputError(
+                f"layer '{name}': takes one LayerChoice(method, size), a factor pair or a selection and not both, got "
+                f"{choice!r}"
+            )
+        if module_name(name) != name:
+            raise InvalidInputError(
+                f"layer '{name}': it is a group of a convolution: choose for '{module_name(name)}', all of its groups "
+                "together"
+            )
+        _require_size(name, choice, layer_of(model, name))
+        if choice.by.needs_source and not has_source:
+            raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
+
+
+def require_prunable(
+    model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass
+) -> dict[str, ChannelGroup]:
+    """Return the group of each layer whose nodes are selected; raises where one cannot be pruned."""
+    selected = [name for name, choice in choices.items() if choice.selects]
+    structure = Structure.of(model, target.first()) if selected else None
+    return {} if structure is None else {name: structure.group_of(name) for name in selected}
+
+
+def _require_size(name: str, choice: LayerChoice, layer: nn.Module) -> None:
+    outputs, inputs = matrix_of(layer).shape
+    most = outputs if choice.selects else min(outputs // len(parts_of(name, layer)), inputs)
+    if not isinstance(choice.size, int) or isinstance(choice.size, bool) or not 1 <= choice.size <= most:
+        what = "number of kept nodes" if choice.selects else "rank"
+        raise RankError(f"layer '{name}': {what} must lie in 1..{most}, got {choice.size}")
