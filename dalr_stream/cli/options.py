@@ -24,7 +24,7 @@ Overrides = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option("--memory", metavar="SIZE", help="Limit for folding and solving, e.g. 8GiB: accumulate.memory_limit."),
+    typer.Option("--memory", metavar="SIZE", help="Memory limit for every step, e.g. 8GiB: accumulate.memory_limit."),
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", metavar="N", help="Fold in N worker processes: accumulate.workers.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import accumulating
 import capturing
@@ -106,6 +107,16 @@ def _memory_solving(quick: bool) -> Table:
         table.add_row(
             line.method, "yes" if line.kept else "no", line.route, *measured, f"{line.planned:,.0f} MiB", last
         )
+    return table
+
+
+@section("memory-sequential", "peak memory of compressing layer after layer")
+def _memory_sequential(quick: bool) -> Table:
+    table = _table("what", "measured", "planned", "planned / measured")
+    shape = (64, 2, None) if quick else (384, 6, Path(__file__).parents[2] / "pipelines" / "digits" / "run.toml")
+    for line in remembering.in_turn(*shape):
+        figures = (f"{line.measured:,.0f} MiB", f"{line.planned:,.0f} MiB")
+        table.add_row(line.what, *figures, f"{line.planned / line.measured:.2f}")
     return table
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "streaming"))
 from peak_memory import increment_of, projected, tall_store
+from peak_sequential import in_turn_peaks, run_peaks
 from peak_solving import measured_of, solved_layer, solved_store, solving_increment
 
 from dalr_stream.errors import MemoryLimitError
@@ -44,6 +45,31 @@ def peaks(widths: Sequence[int], tiles: Sequence[int]) -> list[Held]:
                 for share in (0.0,) if d > 8192 else (0.0, 0.1):
                     measured, planned = increment_of(store, share=share), projected(d, share=share)
                     found.append(Held(d, count, share, measured / 2**20, planned / 2**20))
+    return found
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """A line of the table of compressing layer after layer; MiB beyond what the process held before."""
+
+    what: str
+    measured: float
+    planned: float
+
+
+def in_turn(width: int, blocks: int, digits: Path | None) -> list[InTurn]:
+    """Compress a transformer's feed-forward layers, without a limit and within a smaller one, and a run file's layers."""
+    shape = f"{2 * blocks} layers of a transformer {width} wide, random weights, 20,000 rows"
+    found = []
+    whole = in_turn_peaks(width, blocks, 1000, 20, 0)
+    limit = int(0.9 * whole[1] / 2**20)
+    for what, peaks in (
+        (shape, whole),
+        (f"the same within {limit:,} MiB", in_turn_peaks(width, blocks, 1000, 20, limit)),
+    ):
+        found.append(InTurn(what, *(value / 2**20 for value in peaks)))
+    if digits is not None:
+        found.append(InTurn("the digits run", *(value / 2**20 for value in run_peaks(digits))))
     return found
 
 

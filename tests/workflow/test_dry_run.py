@@ -107,12 +107,7 @@ def test_a_run_that_would_not_fit_is_a_problem(run_file):
     folding, solving, *steps = dry_run(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
     assert "folding 16 features needs" in folding
     assert "solving 16 x 12 by" in solving
-    assert [step.partition("'")[2].partition("'")[0] for step in steps] == [
-        "structure proof",
-        "capture",
-        "compress",
-        "evaluate",
-    ]
+    assert [step.partition("'")[2].partition("'")[0] for step in steps] == ["capture", "compress", "evaluate"]
     assert all("the limit is 0 MiB" in problem and "or raise the limit" in problem for problem in (folding, *steps))
 
 
@@ -201,7 +196,7 @@ def test_every_step_of_the_run_has_its_memory_in_the_estimate_too(run_file):
     assert named == ["accumulate", "solve", "compress", "compress in turn", "finetune", "evaluate", "report"]
     shown = cli("estimate", run_file, *[part for override in more for part in ("--set", override)])
     assert shown.returncode == 0, shown.stderr
-    assert "layer after layer: 3 passes at most; a pass peaks at" in shown.stdout
+    assert "layer after layer: 2 passes at most; a pass peaks at" in shown.stdout
     for words in (*named, "peak memory of solving", "16 x 12"):
         assert words in shown.stdout
 
@@ -222,13 +217,18 @@ def test_the_cache_of_scores_takes_a_share_of_the_limit_at_most(run_file):
     assert project.cache_of(project.evaluate_section) == 2**20
 
 
-@pytest.mark.parametrize("verb", ["all", "finetune"])
-def test_a_step_that_does_not_fit_is_refused_before_it_and_all_before_anything_is_recorded(run_file, verb):
-    asked = ["finetune.batches='tiny_run:big'", "accumulate.memory_limit=30MiB"]
-    if verb != "all":
-        Run(opened(run_file)).compress()
-    run = Run(opened(run_file, *asked))
+TOO_BIG = ("finetune.batches='tiny_run:big'", "accumulate.memory_limit=30MiB")
+
+
+def test_a_step_that_does_not_fit_is_refused_before_anything_is_recorded(run_file):
+    run = Run(opened(run_file, *TOO_BIG))
     with pytest.raises(MemoryLimitError, match=r"step 'finetune': .* the limit is 30 MiB: smaller batches"):
-        getattr(run, verb)()
-    assert run.project.store.exists() == (verb != "all")
+        run.all()
+    assert not run.project.store.exists()
+
+
+def test_a_step_by_itself_is_refused_too(finished_file):
+    run = Run(opened(finished_file, *TOO_BIG))
+    with pytest.raises(MemoryLimitError, match="step 'finetune'"):
+        run.finetune()
     assert not run.project.finetuned.exists()

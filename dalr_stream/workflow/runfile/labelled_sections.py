@@ -45,7 +45,7 @@ class LabelledSection(DataSection):
     """Of each layer by itself; none where only the networks that the run saves are of interest."""
     cache: Bytes = "256MiB"
     """What may be kept of the values that enter the compressed layers, of each loader's batches, instead of loading and
-    computing them for every network."""
+    computing them for every network. Of `accumulate.memory_limit` a fourth at most."""
 
     @model_validator(mode="after")
     def _direction_is_said(self) -> LabelledSection:
