@@ -192,8 +192,8 @@ class AccumulateSection(Section):
     shards: Positive = 1
     """Keep the target's training samples, assigned at random, as this many records: error bars come from them."""
     memory_limit: Bytes | None = None
-    """Memory limit for every step, e.g. `8GiB`: folding takes more passes and scoring keeps less where it is short; what
-    does not fit even so is refused before anything is recorded, with what would take less."""
+    """Memory limit for every step, e.g. `8GiB`: folding takes more passes and scoring keeps less where it is short.
+    What does not fit is refused before anything is recorded, with what would take less."""
     threads: Positive | None = None
     """Threads that fold in this process; all cores by default."""
     workers: Positive | None = None
