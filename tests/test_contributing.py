@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,27 @@ def test_every_other_place_it_names_is_there():
     ):
         inside = ROOT / "dalr_stream" / path
         assert any(place.exists() for place in (ROOT / path, inside, ROOT / "dalr_stream/numerics" / path)), path
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "developing").glob("*.md")), ids=lambda page: page.stem)
+def test_every_file_that_a_page_for_developers_names_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\b((?:dalr_stream|tests|docs)/[\w/.-]*\w)", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_functions_that_the_page_about_layers_names_are_there():
+    text = (ROOT / "docs" / "developing" / "kind-of-layer.md").read_text(encoding="utf-8")
+    kinds = ast.parse((ROOT / "dalr_stream" / "network" / "layers" / "kinds.py").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| [^|]+\? \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 7
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} <= set(defined(kinds.body))
+
+
+def test_each_file_in_changes_is_of_a_kind_that_the_changelog_has():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["towncrier"]
+    kinds = "|".join(kind["directory"] for kind in settings["type"])
+    assert settings["filename"] == "CHANGELOG.md"
+    for path in (ROOT / "changes").glob("*.md"):
+        assert path.name == "README.md" or re.fullmatch(rf"\+?[\w.-]+\.({kinds})\.md", path.name), path.name
+        assert path.read_text(encoding="utf-8").strip()

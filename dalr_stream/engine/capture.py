@@ -92,7 +92,7 @@ def capture(
     """
     root = Path(store)
     progress = progress or Silent()
-    rows = rows or RowRule()
+    rows = (rows or RowRule()).of_layers(layers)
     require_batches(batches)
     network = network_record(model, layers)
     with open_writer(root, domain, network, rows.words) as writer:

@@ -205,7 +205,7 @@ class PairedRows:
                     "compressed network: its nodes were pruned, so pair the layers that read them"
                 )
             targets[stream] = dataclasses.replace(targets[stream], outputs=outputs)
-        return cls(original, compressed, batches, rows or RowRule(), now, targets)
+        return cls(original, compressed, batches, (rows or RowRule()).of_layers(()), now, targets)
 
     @property
     def pairs(self) -> dict[str, PairRecord]:

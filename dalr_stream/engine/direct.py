@@ -93,7 +93,7 @@ def accumulate_stream(
     Raises as `capture` does, MemoryLimitError with the alternatives where one layer alone does not fit, and where
     several passes are needed InvalidInputError for what allows one only, FingerprintMismatchError where two differ.
     """
-    feed = NetworkRows(model, batches, layers, rows or RowRule())
+    feed = NetworkRows(model, batches, layers, (rows or RowRule()).of_layers(layers))
     return LayerMoments.of(fold_in_memory(feed, folding or Folding(), progress or Silent()))
 
 
@@ -116,7 +116,7 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
     checkpoint.
     """
     root, folding = Path(store), folding or Folding()
-    feed = NetworkRows(model, batches, layers, rows or RowRule())
+    feed = NetworkRows(model, batches, layers, (rows or RowRule()).of_layers(layers))
     record = fold_into(root, domain, feed, feed.network(), folding, progress or Silent())
     return LayerMoments.stored(root, domain, {stream: record.home(stream) for stream in feed.streams}, folding.shards)
 
@@ -165,7 +165,7 @@ class NetworkRows:
         if first is None or samples_in(first) == 0:
             return groups
         taken = taken_of(self.model, first, self.layers, self.rule)
-        probe, shared = BatchMemory.of(self.model, first, taken), same_as_before(taken)
+        probe, shared = BatchMemory.of(self.model, first, taken, self.layers, self.rule), same_as_before(taken)
         loads = [load_of(layer, 0, probe) for layer in self.layers if layer.stream not in shared]
         groups = fitting(loads, folding, probe.forward_bytes)
         if len(groups) > 1:

@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from torch import nn
 
-from dalr_stream.network.layers.patterns import Pattern
+from dalr_stream.network.layers.patterns import Pattern, listed
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
@@ -52,6 +52,7 @@ def watch(
     *,
     example: Any = None,
     outputs: Iterable[Pattern] = (),
+    gradients: Iterable[Pattern] = (),
 ) -> WatchedLayers:
     r"""Return the layers to record so that those the patterns match can be compressed.
 
@@ -68,11 +69,14 @@ def watch(
     outputs
         Patterns of layers whose outputs are recorded as well, as `name@outputs`: targets for regression, and all that
         anchored DALR needs where a layer has many more inputs than outputs.
+    gradients
+        Patterns of layers for which the gradients of a loss by their outputs are recorded as well, as
+        `name@gradients`. They need no labels, and a backward pass of each batch; `RowRule.gradients` says which.
 
     Returns
     -------
     WatchedLayers
-        A sequence of `LayerSpec` in the network's order, readers and outputs after the layers themselves.
+        A sequence of `LayerSpec` in the network's order, readers, outputs and gradients after the layers themselves.
 
     Raises
     ------
@@ -97,13 +101,21 @@ def watch(
     ('0',)
 
     Layer '2' is watched because it reads what '0' gives: a selection of the nodes of '0' is solved from its moments.
+
+    Gradients beside inputs, of a network that gives class scores:
+
+    >>> layers = ds.watch(model, ["0", "2"], gradients=["0", "2"])
+    >>> statistics = ds.accumulate(model, [torch.randn(32, 4) for _ in range(4)], layers)
+    >>> statistics["0"].gradients.second_moment.shape
+    (8, 8)
     """
     specs = select_layers(model, patterns)
     structure = None
     if example is not None:
         structure = example if isinstance(example, Structure) else Structure.of(model, example)
         specs = with_readers(specs, structure)
-    given = [outputs] if isinstance(outputs, str | type) else list(outputs)
-    if given:
-        specs += select_layers(model, given, side=Side.OUTPUTS)
+    for side, given in ((Side.OUTPUTS, outputs), (Side.GRADIENTS, gradients)):
+        wanted = listed(given)
+        if wanted:
+            specs += select_layers(model, wanted, side=side)
     return WatchedLayers(specs, structure)

@@ -1,4 +1,6 @@
-"""Writes the pages of this folder that are made from the code itself; a test says when they are out of date.
+"""Writes the pages of this folder that are made from the code itself, and the notebook that is made from a tutorial.
+
+A test says when they are out of date.
 
 python docs/reference/generate.py
 """
@@ -6,6 +8,8 @@ python docs/reference/generate.py
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +128,26 @@ def python() -> Iterator[str]:
                 yield "      heading_level: 3"
 
 
+TUTORIAL = HERE.parent / "tutorials" / "first-network.md"
+
+
+def notebook(page: Path = TUTORIAL) -> str:
+    """Return a page as a notebook: its text and its Python blocks, as cells without outputs."""
+    parts = re.split(r"```python\n(.*?)```\n", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    cells: list[dict[str, Any]] = []
+    for number, part in enumerate(parts):
+        if not (text := part.strip("\n")):
+            continue
+        cell = {"id": f"cell-{number}", "metadata": {}, "source": text.splitlines(keepends=True)}
+        if number % 2:
+            cell |= {"cell_type": "code", "execution_count": None, "outputs": []}
+        else:
+            cell["cell_type"] = "markdown"
+        cells.append(dict(sorted(cell.items())))
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    return json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}, indent=1) + "\n"
+
+
 PAGES = {"python.md": python, "run-file.md": run_file, "errors.md": error_classes, "command-line.md": command_line}
 
 
@@ -136,6 +160,7 @@ def main() -> None:
     """Write the pages."""
     for name in PAGES:
         (HERE / name).write_text(page(name), encoding="utf-8")
+    TUTORIAL.with_suffix(".ipynb").write_text(notebook(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     target = SameEveryPass(batches)
     _require_sound(model, choices, folding, has_source=source is not None)
     _require_prunable(model, choices, target)
-    first, rule = target.first(), rows or RowRule()
+    first, rule = target.first(), (rows or RowRule()).of_layers(())
     passes = _passes(order_of_execution(model, first, list(choices)), choices)
     room = _room(model, passes, choices, folding)
     selected = [name for name, choice in choices.items() if choice.selects]

@@ -30,7 +30,8 @@ from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import RowRule, Taken
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.spec import LayerSpec, to_host
@@ -74,7 +75,12 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         Says which batches it holds already; those are not run again.
     rows
         Which of those rows are watched; all of them by default. Whose rows they are, and that they are the same each
+    <<<<<<< HEAD
+        time, is proved on the first batch, in three forward passes more; see `network.capture.proof`. And which
+        gradients, where layers are watched for them: a backward pass a draw.
+    =======
         time, is proved on the first batch, in three forward passes more; see `network.capture.proofs.proof`.
+    >>>>>>> main
     to_rows
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
     note
@@ -108,11 +114,11 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         for number, batch in enumerate(beginning_at(batches, first) if first else batches, start=first):
             samples = samples_in(batch)
             masks = rule.masks_of(batch, samples)
-            digest = _digest(batch, masks)
+            digest = _digest(batch, masks, rule)
             skipped = sink.skip(number, samples, digest)
             if not skipped:
                 with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
-                    taken = taker.take(batch, samples, seen, masks) if samples else {}
+                    taken = taker.take(batch, samples, seen, masks, number=number) if samples else {}
                 if probed is not None and samples and rule.prove:
                     probe, once = probe_of(model, batch, samples), probed
                     probed = None
@@ -151,7 +157,7 @@ def batch_identities(batches: Iterable[Any], rule: RowRule) -> Iterator[tuple[in
     """Yield the samples and the digest of each batch, as a sink is given them, and run no network."""
     for batch in batches:
         samples = samples_in(batch)
-        yield samples, _digest(batch, rule.masks_of(batch, samples))
+        yield samples, _digest(batch, rule.masks_of(batch, samples), rule)
 
 
 def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:
@@ -180,7 +186,8 @@ def _ignore_batch(samples: int, skipped: bool) -> None:  # noqa: FBT001  # a Bat
     """Take no note of a batch."""
 
 
-def _digest(batch: Any, masks: BatchMasks | None) -> str:
-    """SHA-256 of what decides the rows of a batch: what the network sees, and the masks; labels do not count."""
-    seen = digest_of_inputs(batch)
+def _digest(batch: Any, masks: BatchMasks | None, rule: RowRule) -> str:
+    """SHA-256 of what decides the rows of a batch: what the network sees, the masks, and labels where these count."""
+    by_labels = rule.gradients is not None and rule.gradients.by_labels
+    seen = digest_of_inputs({"": batch} if by_labels else batch)
     return seen if masks is None else hashlib.sha256(f"{seen}:{masks.digest}".encode()).hexdigest()

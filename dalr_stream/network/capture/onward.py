@@ -26,7 +26,7 @@ from dalr_stream.network.capture.given import Form, Spent, UsedError, is_plain, 
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import Taken
+from dalr_stream.network.capture.taken import Taken
 
 SAMPLES = 2
 """Of the first batch, that a network is tried on."""

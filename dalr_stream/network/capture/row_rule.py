@@ -14,7 +14,8 @@ Rows are chosen on the layer's own tensor, which is copied once, while the netwo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,15 @@ import torch
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.masks import BatchMasks, Mask, by_pattern, mask_words
 from dalr_stream.network.capture.order import Orders, RowOrder, is_routed, order_of_call, require_order
 from dalr_stream.network.capture.routed import Places
+from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.layers.kinds import LayerRows
+from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.sampling import EVERY_ROW, Keep, at_most
-from dalr_stream.numerics.rows.streams import layer_of_stream, module_name
+from dalr_stream.numerics.rows.streams import Side, layer_of_stream, module_name
 from dalr_stream.numerics.rows.tiling import Samples
 
 MOST_PATCHES = 16
@@ -55,7 +59,11 @@ class RowRule:
         The same for what convolutions read, whose patches overlap and are too many to keep; None for all of them. A
         smaller `most_per_sample` holds there too.
     prove
-        Prove on the first batch which rows belong to which sample; costs three forward passes more.
+        Prove on the first batch which rows belong to which sample; costs three forward passes more, and where
+        gradients are watched two forward and backward passes.
+    gradients
+        Which gradients are recorded of layers that are watched for them; `GradientRule()` by default. A gradient row
+        stands where the layer's row does.
 
     Examples
     --------
@@ -71,6 +79,7 @@ class RowRule:
     seed: int = 0
     most_patches: int | None = MOST_PATCHES
     prove: bool = True
+    gradients: GradientRule | None = None
 
     def __post_init__(self) -> None:
         for name in ("most_per_sample", "most_patches"):
@@ -95,7 +104,15 @@ class RowRule:
             parts.append(f"patches by seed {self.seed}")
         if not self.prove:
             parts.append("not proved")
+        if self.gradients is not None:
+            parts.append(self.gradients.words)
         return ", ".join(parts)
+
+    def of_layers(self, layers: Iterable[LayerSpec]) -> RowRule:
+        """Return the rule with gradients where some of the layers are watched for them, and only there."""
+        if all(layer.side is not Side.GRADIENTS for layer in layers):
+            return replace(self, gradients=None)
+        return replace(self, gradients=self.gradients or GradientRule())
 
     def most_of(self, rows: LayerRows, *, paired: bool = False) -> int | None:
         """Return the most rows of a sample to be taken of a layer's rows; None for no limit.
@@ -112,24 +129,6 @@ class RowRule:
         Raises InvalidInputError where there is none, or it is no mask.
         """
         return None if self.mask is None or samples == 0 else BatchMasks.of(self.mask, batch, samples)
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """The watched rows of one layer in one batch."""
-
-    rows: torch.Tensor
-    """(n, d): a copy, on the layer's device and of its dtype."""
-    counts: Samples | None
-    """(N,): rows of each sample, where these may differ: under a mask, and of sequences, whose lengths may."""
-
-    def same_as(self, other: Taken) -> bool:
-        """Tell whether both are the same rows: memory can be overwritten without torch taking note of it."""
-        if self is other:
-            return True
-        one, two = self.counts, other.counts
-        same_counts = one is two or (one is not None and two is not None and np.array_equal(one, two))
-        return same_counts and torch.equal(self.rows, other.rows)
 
 
 class BatchRows:
@@ -157,7 +156,7 @@ class BatchRows:
         self._masks = masks
         self._orders = orders
         self._numbers: dict[tuple[Any, ...], NDArray[np.int64] | None] = {}
-        self._counts: dict[tuple[Any, ...], Samples | None] = {}
+        self._counts: dict[tuple[Any, ...], tuple[Samples | None, Samples | None]] = {}
 
     def mask_of(self, stream: str) -> torch.Tensor | None:
         """(N, T): the positions of a layer that count; None where all do."""
@@ -173,13 +172,25 @@ class BatchRows:
         mask = self.mask_of(stream)
         known = rows.leading, most, order, id(mask)
         if known not in self._numbers:
-            keep = self._keep(stream, rows.leading, most, order, None if mask is None else mask.numpy())
+            keep = self._keep(stream, rows.leading, most, order, mask)
             self._numbers[known] = self._numbers_of(rows.leading, order, keep)
-            self._counts[known] = self._counts_of(rows, keep, masked=mask is not None)
+            before = None if most is None else self._keep(stream, rows.leading, None, order, mask)
+            self._counts[known] = (
+                self._counts_of(rows, keep, masked=mask is not None),
+                None if most is None else self._each(rows.leading, order, before),
+            )
         numbers = self._numbers[known]
         if numbers is None:
-            return Taken(rows.take(None), self._counts[known])
-        return Taken(rows.take(torch.from_numpy(numbers).to(rows.tensor.device)), self._counts[known])
+            return Taken(rows.take(None), *self._counts[known])
+        return Taken(rows.take(torch.from_numpy(numbers).to(rows.tensor.device)), *self._counts[known])
+
+    def _each(self, leading: tuple[int, ...], order: RowOrder, keep: Keep | None) -> Samples:
+        """(N,): rows of each sample that are kept; None keeps all."""
+        if keep is not None:
+            counts: Samples = keep.sum(axis=1, dtype=np.int64)
+            return counts
+        rows = math.prod(leading)
+        return np.full(self._samples, rows if order.of_every_sample else rows // self._samples, np.int64)
 
     def _counts_of(self, rows: LayerRows, keep: Keep | None, *, masked: bool) -> Samples | None:
         """(N,): rows of each sample, where another batch may have others: under a mask, or of longer sequences."""
@@ -200,12 +211,14 @@ class BatchRows:
         if mask is not None:
             keep &= self._masked(stream, keep.shape, mask.numpy())
         most = self._rule.most_of(rows, paired=self._paired)
+        chosen_from = None
         if most is not None:
+            chosen_from = keep.sum(axis=1, dtype=np.int64)
             keep = at_most(keep, most, seed=self._rule.seed, first_sample=self._first)
         order = np.argsort(places.numbers, kind="stable")
         order = order[keep.ravel()[places.numbers[order]]]
         counts = np.bincount(places.numbers[order] // places.positions, minlength=self._samples).astype(np.int64)
-        return Taken(rows.take(None)[torch.from_numpy(order).to(rows.tensor.device)], counts)
+        return Taken(rows.take(None)[torch.from_numpy(order).to(rows.tensor.device)], counts, chosen_from)
 
     def is_routed(self, stream: str) -> bool:
         """Tell whether a router decides which rows a layer gets."""
@@ -215,6 +228,11 @@ class BatchRows:
     def samples(self) -> int:
         """Of the batch."""
         return self._samples
+
+    @property
+    def first_sample(self) -> int:
+        """The number of the first of them within its domain."""
+        return self._first
 
     def _numbers_of(self, leading: tuple[int, ...], order: RowOrder, keep: Keep | None) -> NDArray[np.int64] | None:
         """Return the flat numbers of the rows that are taken, sample after sample; None for all as they are."""
@@ -234,7 +252,7 @@ class BatchRows:
         )
 
     def _keep(
-        self, stream: str, leading: tuple[int, ...], most: int | None, order: RowOrder, mask: Keep | None
+        self, stream: str, leading: tuple[int, ...], most: int | None, order: RowOrder, mask: torch.Tensor | None
     ) -> Keep | None:
         """Return the rows to keep, (N, positions); None for all, the same number of each sample."""
         if mask is None and most is None:
@@ -242,7 +260,7 @@ class BatchRows:
         if order.of_every_sample:
             keep = np.ones((self._samples, math.prod(leading)), np.bool_)
         else:
-            keep = self._all(stream, leading) if mask is None else self._masked(stream, leading, mask)
+            keep = self._all(stream, leading) if mask is None else self._masked(stream, leading, mask.numpy())
         if most is not None:
             keep = at_most(keep, most, seed=self._rule.seed, first_sample=self._first)
         return None if mask is None and bool(keep.all()) else keep

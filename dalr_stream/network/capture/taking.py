@@ -17,12 +17,16 @@ from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.batches import call, first_argument, require_mask_passed_on
+from dalr_stream.network.capture.gradient_rule import GradientRule
+from dalr_stream.network.capture.gradients.ends import End
+from dalr_stream.network.capture.gradients.taking import GradientTaker
 from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.onward import ForwardRun, OnwardPass
 from dalr_stream.network.capture.proofs.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
 from dalr_stream.network.capture.routed import Routes
-from dalr_stream.network.capture.row_rule import BatchRows, RowRule, Taken
+from dalr_stream.network.capture.row_rule import BatchRows, RowRule
+from dalr_stream.network.capture.taken import Taken, together
 from dalr_stream.network.layers.groups import channels_of, part_of
 from dalr_stream.network.layers.kinds import (
     CONVOLUTIONS,
@@ -63,8 +67,11 @@ class RowTaker:
         self._times: dict[str, int] | None = None
         self._routed: dict[str, int] = {}
         """Rows so far of the layers that a router sends them to."""
+        self._number = 0
         self._onward = onward
         self._proof = CaptureProof(model, layers) if rule.prove and onward is None else None
+        by_outputs = [layer for layer in layers if layer.side is Side.GRADIENTS]
+        self._gradients = GradientTaker(model, by_outputs, rule.gradients or GradientRule())
 
     @property
     def notes(self) -> Iterator[str]:
@@ -85,16 +92,22 @@ class RowTaker:
         if tables:
             yield f"capture: each sample is taken to read all rows of a table, which have none, of {', '.join(tables)}"
 
-    def take(self, batch: Any, samples: int, first_sample: int, masks: BatchMasks | None) -> dict[str, Taken]:
+    def take(
+        self, batch: Any, samples: int, first_sample: int, masks: BatchMasks | None, *, number: int = 0
+    ) -> dict[str, Taken]:
         """Return the chosen rows of each layer in one batch, by stream; raises InvalidInputError where a proof fails.
 
-        `first_sample` is the number of the batch's first sample within its domain.
+        `first_sample` is the number of the batch's first sample within its domain, `number` that of the batch, for
+        messages.
         """
+        self._number = number
         if self._times is None:
             require_mask_passed_on(self._model, batch)
         proof = self._proof
         known = None if self._onward is None else self._onward.orders
         orders = known if proof is None else proof.orders(batch, samples)
+        if proof is not None:
+            self._gradients.prove(batch, samples, orders)
         chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
         if self._onward is not None:
             for layer in self._layers:
@@ -112,12 +125,22 @@ class RowTaker:
 
     def _calls(self, batch: Any, chooser: BatchRows, run: ForwardRun | None = None) -> Calls:
         """Run the network; raises UnsupportedLayerError for a layer that it does not call as often as it should."""
-        with _watched(self._model, self._layers, chooser, None if run is None else self._until_all(run)) as calls:
-            (run or call)(self._model, batch)
-        times = {stream: len(taken) for stream, taken in calls.items()}
+        until = None if run is None else self._until_all(run)
+        with self._gradients.following(chooser) as edges, _watched(self._model, self._layers, chooser, until) as calls:
+            returned = (run or call)(self._model, batch)
+            times = {layer.stream: len(calls[layer.stream]) for layer in self._layers}
+            times |= {stream: len(given) for stream, given in edges.items()}
+            self._require_called(times, chooser)
+            calls.update(self._gradients.take(edges, End(returned, batch, chooser.samples), chooser, self._number))
         for layer in self._layers:
             if chooser.is_routed(layer.stream):
                 calls[layer.stream] = [self._of_expert(layer, calls[layer.stream], chooser.samples)]
+        return calls
+
+    def _require_called(self, times: dict[str, int], chooser: BatchRows) -> None:
+        """Raise UnsupportedLayerError for a layer that is not called as often as in the first batch."""
+        for layer in self._layers:
+            if chooser.is_routed(layer.stream):
                 times[layer.stream] = 1
                 continue
             if not times[layer.stream]:
@@ -130,12 +153,11 @@ class RowTaker:
                     "leave the layer out"
                 )
         self._times = times
-        return calls
 
     def _of_expert(self, layer: LayerSpec, calls: Sequence[Taken], samples: int) -> Taken:
         """Return the rows of a layer that is routed to, where there are any, and take note of how many."""
         if calls:
-            taken = _together(calls, samples)
+            taken = together(calls, samples)
         else:
             weight: Any = module_of(self._model, module_name(layer.name)).weight
             taken = Taken(weight.new_zeros((0, layer.features)).detach(), np.zeros(samples, np.int64))
@@ -157,7 +179,7 @@ class RowTaker:
         """Return the rows of all calls of each layer; layers that took the very same ones get the very same."""
         pooled: dict[tuple[int, ...], Taken] = {}
         for taken in calls.values():
-            pooled.setdefault(_identities(taken), _together(taken, samples))
+            pooled.setdefault(_identities(taken), together(taken, samples))
         return {layer.stream: pooled[_identities(calls[layer.stream])] for layer in self._layers}
 
 
@@ -174,18 +196,6 @@ def _identities(taken: Sequence[Taken]) -> tuple[int, ...]:
     return tuple(map(id, taken))
 
 
-def _together(calls: Sequence[Taken], samples: int) -> Taken:
-    """Return the rows of several calls as those of one: sample after sample, and call after call within each."""
-    if len(calls) == 1:
-        return calls[0]
-    rows = torch.cat([taken.rows for taken in calls])
-    counts = [np.full(samples, len(taken.rows) // samples) if taken.counts is None else taken.counts for taken in calls]
-    owners = np.concatenate([np.repeat(np.arange(samples), count) for count in counts])
-    order = torch.from_numpy(np.argsort(owners, kind="stable")).to(rows.device)
-    same_for_each = all(taken.counts is None for taken in calls)
-    return Taken(rows[order], None if same_for_each else np.sum(counts, axis=0, dtype=np.int64))
-
-
 @contextmanager
 def _watched(
     model: nn.Module, layers: Sequence[LayerSpec], chooser: BatchRows, taken: Callable[[Calls], None] | None = None
@@ -199,7 +209,8 @@ def _watched(
     )
     with watch.routes.watching(), ExitStack() as stack:
         for layer in layers:
-            stack.callback(watch.hook(layer, model).remove)
+            if layer.side is not Side.GRADIENTS:
+                stack.callback(watch.hook(layer, model).remove)
         yield watch.calls
 
 

@@ -81,6 +81,11 @@ class LayerSpec:
         return widths.get(self.side, self.outputs)
 
     @property
+    def at_outputs(self) -> bool:
+        """Whether the watched rows stand where the layer's outputs do."""
+        return self.side in (Side.OUTPUTS, Side.GRADIENTS)
+
+    @property
     def parameters(self) -> int:
         """Weights of the layer, without its bias."""
         return self.inputs * self.outputs
@@ -107,8 +112,8 @@ def select_layers(
         Names, globs (`"features.*"`), regular expressions (`r"re:fc\d"`) or module classes, one or several.
     side
         "inputs", what the layers read; or "outputs", what they give, W x + b with the bias in it: m features instead of
-        d, which is all that anchored DALR needs. Rows and moments of outputs go by `name@outputs`; to watch both sides
-        of some layers, add the two results.
+        d, which is all that anchored DALR needs; or "gradients", of a loss by those outputs (`RowRule.gradients`). Rows
+        and moments go by `name@outputs` and `name@gradients`; to watch several sides of some layers, add the results.
 
     Returns
     -------

@@ -9,6 +9,7 @@ from oracles import chosen_positions
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.hooks import capture_rows
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
@@ -350,9 +351,10 @@ def test_a_layer_that_gets_positions_before_samples_is_refused_where_nothing_is_
 def test_images_and_their_windows_may_be_as_wide_as_the_batch():
     net = nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)).eval()
     images = torch.zeros(3, 2, 1, 3, 3)  # six frames of three samples, three pixels wide
+    rule = RowRule(gradients=GradientRule(metric="values", outputs=lambda given: given.reshape(3, -1)))
     for side in Side:
         layers = [LayerSpec("2", "Conv2d", 2, 1, side, 2)]
-        assert len(capture(net, [images], layers).batches) == 1
+        assert len(capture(net, [images], layers, rule).batches) == 1
 
 
 # --- the rule -----------------------------------------------------------------------------------------------------
@@ -365,6 +367,7 @@ def test_a_rule_says_what_it_does_and_no_two_rules_say_the_same():
         RowRule("pad", 4, 7): "rows that mask 'pad' keeps, at most 4 a sample by seed 7",
         RowRule(None, 4): "every row, at most 4 a sample by seed 0",
         RowRule(with_a_name): f"rows that mask {__name__}:with_a_name keeps",
+        RowRule(gradients=GradientRule()): "every row, gradients of classes by 1 random vector a sample by seed 0",
     }
     assert [rule.words for rule in rules] == list(rules.values())
 

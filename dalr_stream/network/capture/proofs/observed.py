@@ -71,7 +71,7 @@ def observed_pass(model: nn.Module, layers: Sequence[LayerSpec]) -> Iterator[Obs
         for layer in layers:
             module = module_of(model, module_name(layer.name))
             hook = _hook(layer, module, observed)
-            if layer.side is Side.OUTPUTS:
+            if layer.at_outputs:
                 stack.callback(module.register_forward_hook(hook).remove)
             else:
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -86,14 +86,14 @@ def _hook(layer: LayerSpec, module: nn.Module, observed: Observed) -> Any:
         rows = _rows(layer, part, channels_of(layer.name, module, tensor))
         observed.setdefault(layer.stream, []).append(Seen(rows.leading, projections(rows)))
 
-    if layer.side is Side.OUTPUTS:
+    if layer.at_outputs:
         return lambda _module, _arguments, outputs: see(outputs)
     return lambda _module, arguments, keywords: see(first_argument(arguments, keywords))
 
 
 def _rows(layer: LayerSpec, part: nn.Module, tensor: torch.Tensor) -> LayerRows:
     """Return a layer's rows; in place of patches, which overlap, the pixels that they are made of."""
-    if layer.side is Side.OUTPUTS:
+    if layer.at_outputs:
         return rows_leaving(part, tensor)
     if layer.side is Side.CHANNELS:
         return rows_of_channels(layer.name, part, tensor, layer.channels, layer.repeats)

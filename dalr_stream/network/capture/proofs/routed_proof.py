@@ -72,7 +72,7 @@ def _hook(layer: LayerSpec, part: nn.Module, routes: Routes, samples: int, seen:
     def left(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], outputs: torch.Tensor) -> None:
         read = first_argument(arguments, keywords)
         places = routes.places(layer.name, read, samples)
-        rows = rows_leaving(part, outputs) if layer.side is Side.OUTPUTS else rows_entering(layer.name, part, read)
+        rows = rows_leaving(part, outputs) if layer.at_outputs else rows_entering(layer.name, part, read)
         seen.numbers.append(places.numbers)
         seen.projections.append(projections(rows))
         seen.positions = places.positions

@@ -1,0 +1,1 @@
+"""Gradients of a loss by what layers give, sample by sample."""
