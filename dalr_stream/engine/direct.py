@@ -165,7 +165,7 @@ class NetworkRows:
         if first is None or samples_in(first) == 0:
             return groups
         taken = taken_of(self.model, first, self.layers, self.rule)
-        probe, shared = BatchMemory.of(self.model, first, taken), same_as_before(taken)
+        probe, shared = BatchMemory.of(self.model, first, taken, self.layers, self.rule), same_as_before(taken)
         loads = [load_of(layer, 0, probe) for layer in self.layers if layer.stream not in shared]
         groups = fitting(loads, folding, probe.forward_bytes)
         if len(groups) > 1:

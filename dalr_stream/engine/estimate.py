@@ -13,12 +13,14 @@ from torch import nn
 
 from dalr_stream.errors import DiskSpaceError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.capture.batches import refusals_explained, samples_in
+from dalr_stream.network.capture.gradient_rule import GradientRule
+from dalr_stream.network.capture.gradients.taking import there_and_back
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec
-from dalr_stream.network.measure.memory import forward_memory
+from dalr_stream.network.measure.memory import forward_memory, memory_of
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import same_as_before
 from dalr_stream.storage.layout import UNFINISHED as CHECKPOINTS
@@ -63,7 +65,7 @@ def estimate(
             raise InvalidInputError(f"domains.{domain}.batches: the loader is empty: check the data set and its split")
         with refusals_explained(first, f"domain '{domain}', batch 0"):
             taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
-            probe = probe.larger(BatchMemory.of(model, first, taken))
+            probe = probe.larger(BatchMemory.of(model, first, taken, layers, rule))
         readers.append(same_as_before(taken))
         counts[domain] = {name: of_layer.rows.shape[0] * len(batches) for name, of_layer in taken.items()}
     shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
@@ -85,18 +87,28 @@ def estimate(
 
 @dataclass(frozen=True, slots=True)
 class BatchMemory:
-    """What a batch takes: the network's forward pass, and the rows that are taken of it, by stream."""
+    """What a batch takes: the network's passes, and the rows that are taken of it, by stream."""
 
     forward_bytes: int = 0
     rows: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, batch: Any, taken: Mapping[str, Taken]) -> BatchMemory:
-        """Look at a batch whose rows were taken; nothing where it has no samples."""
+    def of(
+        cls, model: nn.Module, batch: Any, taken: Mapping[str, Taken], layers: Sequence[LayerSpec], rule: RowRule
+    ) -> BatchMemory:
+        """Look at a batch whose rows were taken of `layers`; nothing where it has no samples.
+
+        Where gradients are taken, the network runs forward and back.
+        """
         if not taken:
             return cls()
         rows = {name: of_layer.rows.nbytes for name, of_layer in taken.items()}
-        return cls(forward_memory(model, batch).peak_bytes, rows)
+        followed = [layer for layer in layers if layer.side is Side.GRADIENTS]
+        if not followed:
+            return cls(forward_memory(model, batch).peak_bytes, rows)
+        gradients, samples = rule.gradients or GradientRule(), samples_in(batch)
+        held = memory_of(model, batch, lambda: there_and_back(model, followed, gradients, batch, samples))
+        return cls(held.peak_bytes, rows)
 
     def larger(self, other: BatchMemory) -> BatchMemory:
         """Return what holds for both."""

@@ -45,7 +45,7 @@ class MemoryPlan:
     alternatives: tuple[str, ...]
     """Other ways to run the layer that needs most, with their figures."""
     forward_bytes: int = 0
-    """What a forward pass of the network holds beside it, where that was looked at."""
+    """What the passes of a batch, forward and where gradients are taken back, hold beside the network, if known."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Rows of each stream on each domain, by the domain's name, where loaders told."""
 
@@ -118,7 +118,7 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
 
     Each of them has `readers` others that read a store ahead of it.
     `shards` are counted on every domain, an upper bound where only some of them keep any. `forward_bytes` are what a
-    forward pass holds.
+    batch's passes through the network hold.
     """
     records = KeptRecords(heldout_share > 0, shards)
     layers = tuple(layer_cost(load, domains, threads, records, memory_limit_bytes, readers=readers) for load in loads)

@@ -51,9 +51,10 @@ def _steps(project: Project, network: nn.Module, cost: MemoryPlan, solving: Solv
     if config.selects:
         few = forward_memory(network, few_samples(project.code.first_batch, EXAMPLES))
         yield StepMemory("structure proof", 2 * few.total_bytes, f"{EXAMPLES} samples there and back, with gradients")
+    passes = "a forward pass and one back" if config.network.gradients else "a forward pass"
     if config.capture.keep_activations:
-        yield StepMemory("capture", cost.capture_bytes, "a forward pass, its rows, and a tile of each layer")
-    yield StepMemory("accumulate", cost.peak_bytes, "sums and tiles" + (", a forward pass" if cost.direct else ""))
+        yield StepMemory("capture", cost.capture_bytes, f"{passes}, its rows, and a tile of each layer")
+    yield StepMemory("accumulate", cost.peak_bytes, "sums and tiles" + (f", {passes}" if cost.direct else ""))
     yield StepMemory("solve", solving.peak_bytes, f"the largest of {len(solving.costs):,} solutions and its curves")
     if config.compress.wanted:
         held = sum(map(solution_bytes, layers)) + max(map(curves_bytes, layers), default=0)

@@ -162,13 +162,16 @@ class BatchRows:
         """(N, T): the positions of a layer that count; None where all do."""
         return None if self._masks is None else self._masks.of_layer(module_name(layer_of_stream(stream)))
 
-    def take(self, stream: str, rows: LayerRows, number: int = 0) -> Taken:
-        """Copy the watched rows of call `number` of a layer, in the order of samples and positions."""
+    def take(self, stream: str, rows: LayerRows, number: int = 0, *, paired: bool | None = None) -> Taken:
+        """Copy the watched rows of call `number` of a layer, in the order of samples and positions.
+
+        `paired` is that of the batch where nothing is said.
+        """
         if stream not in (self._orders or {}):
             self._require_samples_first(stream, rows)
         order = order_of_call(self._orders, stream, number)
         order = require_order(stream, order, rows.leading, self._samples)
-        most = self._rule.most_of(rows, paired=self._paired)
+        most = self._rule.most_of(rows, paired=self._paired if paired is None else paired)
         mask = self.mask_of(stream)
         known = rows.leading, most, order, id(mask)
         if known not in self._numbers:

@@ -32,10 +32,15 @@ class ForwardMemory:
 
 def forward_memory(model: nn.Module, batch: Any) -> ForwardMemory:
     """Run the network on one batch and return what that holds beside parameters, buffers and the batch."""
+    return memory_of(model, batch, lambda: call(model, batch))
+
+
+def memory_of(model: nn.Module, batch: Any, work: Callable[[], object]) -> ForwardMemory:
+    """Do some work on a batch and return what that holds beside parameters, buffers and the batch."""
     leaves = [*model.parameters(), *model.buffers(), *tree_leaves(inputs_of(batch))]
     watch = _Memories([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
     with without_gradients(), watch:
-        call(model, batch)
+        work()
     return ForwardMemory(watch.peak, watch.total)
 
 

@@ -36,8 +36,9 @@ def layer_facts(project: Project, network: nn.Module) -> list[dict[str, Any]]:
     facts: list[dict[str, Any]] = []
     for name, layers in _by_module(watched, lambda layer: layer.stream).items():
         layer, groups = layers[0], len(layers)
-        if layer.side is Side.CHANNELS:
-            facts.append({"layer": name, "kind": layer.kind, "watched_for": "selections"})
+        if layer.side in (Side.CHANNELS, Side.GRADIENTS):
+            why = "selections" if layer.side is Side.CHANNELS else "weighted methods"
+            facts.append({"layer": name, "kind": layer.kind, "watched_for": why})
             continue
         record = records[layer.stream]
         facts.append({

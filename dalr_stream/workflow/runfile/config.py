@@ -20,6 +20,7 @@ from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.streaming.folding import CUPY
 from dalr_stream.workflow.runfile.compress_section import CompressSection, Order, with_sizes
 from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
+from dalr_stream.workflow.runfile.gradients_section import GradientsSection
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
 from dalr_stream.workflow.runfile.messages import explain, require_current_keys
 from dalr_stream.workflow.runfile.sections import (
@@ -44,6 +45,7 @@ class RunConfig(Section):
     network: NetworkSection
     domains: dict[str, DataSection] = Field(min_length=1)
     capture: CaptureSection = CaptureSection()
+    gradients: GradientsSection = GradientsSection()
     accumulate: AccumulateSection = AccumulateSection()
     solve: SolveSection = SolveSection()
     compress: CompressSection = CompressSection()
@@ -58,7 +60,7 @@ class RunConfig(Section):
     def factories(self) -> tuple[str, ...]:
         """Every `module:function` that the run file names."""
         sections = [*self.domains.values(), self.finetune, self.evaluate, self.validation]
-        named = [self.network.build, self.network.train, *self.capture.mask_functions]
+        named = [self.network.build, self.network.train, *self.capture.mask_functions, *self.gradients.functions]
         named += [getattr(section, key, None) for section in sections for key in ("batches", "metric", "loss")]
         return tuple(name for name in named if name and ":" in name)
 
@@ -131,6 +133,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _gradients_are_watched(self) -> RunConfig:
+        needing = [method.value for method in self.solve.methods if method.needs_gradients]
+        if needing and not self.network.gradients:
+            raise ValueError(
+                f"solve.methods: '{needing[0]}' needs the gradients of the layers it is solved for: name these, "
+                'network.gradients = ["*"] say, or leave the method out'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _search_has_batches_of_its_own(self) -> RunConfig:
         validation, test = self.validation, self.evaluate
         if self.compress.max_drop is not None and validation is None:
@@ -171,7 +183,7 @@ class RunConfig(Section):
             if name is not None and name not in self.domains:
                 known = ", ".join(f"'{domain}'" for domain in self.domains)
                 raise ValueError(f"solve.{key}: there is no [domains.{name}]; there is {known}")
-        if self.solve.source is None and {Method.MOMASP_NODE, Method.MOMASP_SUBSET} & set(self.solve.methods):
+        if self.solve.source is None and any(method.needs_source for method in self.solve.methods):
             raise ValueError(
                 "solve.source: MoMaSP compares two domains; name the source, or leave MoMaSP out of solve.methods"
             )

@@ -103,7 +103,7 @@ class Project:
 
     @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
-        """The layers to compress, those whose inputs decide which of their nodes to keep, and the outputs asked for."""
+        """The layers to compress, those whose inputs decide which nodes to keep, outputs and gradients asked for."""
         return self.watched_in(self.network)
 
     def watched_in(self, network: nn.Module) -> tuple[LayerSpec, ...]:
@@ -111,7 +111,8 @@ class Project:
         section = self.config.network
         inputs = self._with_readers(network, select_layers(network, section.layers))
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
-        return inputs + outputs
+        gradients = select_layers(network, section.gradients, side=Side.GRADIENTS) if section.gradients else ()
+        return inputs + outputs + gradients
 
     def prospect(self, network: nn.Module) -> StoreView:
         """Return the store that capturing such a network would make: its layers and their readers, nothing else."""

@@ -135,6 +135,9 @@ class NetworkSection(Section):
     """Patterns: a name, a glob, or `re:...`."""
     outputs: tuple[str, ...] = ()
     """Patterns of layers whose outputs are watched as well: their moments are kept as those of `name@outputs`."""
+    gradients: tuple[str, ...] = ()
+    """Patterns of layers of whose outputs the gradients are watched as well, as `name@gradients`: what the weighted
+    methods need. [gradients] says which gradients. Each batch then takes a backward pass too."""
 
     @property
     def has_own_weights(self) -> bool:
@@ -224,7 +227,7 @@ class AccumulateSection(Section):
 class SolveSection(Section):
     """What is solved from the moments."""
 
-    methods: tuple[Method, ...] = tuple(method for method in Method if not method.needs_gradients)
+    methods: tuple[Method, ...] = tuple(method for method in Method if not method.weighted)
     """What is solved for each layer; a selection is left out where nodes of a layer cannot go. The weighted methods
     need `network.gradients`."""
     target: str = "target"

@@ -13,6 +13,7 @@ from torch import nn
 
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.capture.batches import holds_batches
+from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.masks import Mask, MaskOf
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.torch_library import usable_device
@@ -126,7 +127,25 @@ class UserCode:
         else:
             mask = None if section.mask is None else self._mask(section.mask, "capture.mask")
         seed = self._config.run.seed
-        return RowRule(mask, section.most_per_sample, seed, section.most_patches, prove=section.prove)
+        return RowRule(
+            mask,
+            section.most_per_sample,
+            seed,
+            section.most_patches,
+            prove=section.prove,
+            gradients=self._gradients if self._config.network.gradients else None,
+        )
+
+    @property
+    def _gradients(self) -> GradientRule:
+        """Which gradients are recorded."""
+        section, outputs = self._config.gradients, self._config.gradients.outputs
+        functions: dict[str, Any] = {"outputs": outputs, "loss": None}
+        for key, name, takes in (("outputs", outputs, ["returned"]), ("loss", section.loss, ["returned", "batch"])):
+            if name is not None and ":" in name:
+                functions[key] = self.resolve(name, f"gradients.{key}")
+                require_takes(functions[key], name, f"gradients.{key}", *takes)
+        return section.rule(self._config.run.seed, **functions)
 
     def _mask(self, name: str, key: str) -> str | MaskOf:
         """Return a key of the batch, or the function that `module:function` names."""

@@ -58,10 +58,13 @@ def made_from(project: Project, domain: str) -> str:
     """Return the fingerprint of a domain's rows."""
     config = project.config
     section, rows, network = config.domains[domain], config.capture, config.network
-    data = [section.model_dump(mode="json"), code_print(project, section.batches, *rows.mask_functions)]
+    functions = [*rows.mask_functions, *(config.gradients.functions if network.gradients else ())]
+    data = [section.model_dump(mode="json"), code_print(project, section.batches, *functions)]
     choice: list[Any] = [rows.mask, rows.most_per_sample, rows.most_patches, config.run.seed]
     choice += [] if rows.prove else ["not proved"]
     watched = [network.layers, network.outputs, config.selects, network.device]
+    if network.gradients:
+        watched += [network.gradients, config.gradients.model_dump(mode="json")]
     return digest_of([train.made_from(project), domain, data, watched, choice])
 
 

@@ -3,7 +3,10 @@
 import torch
 from torch import nn
 
-from dalr_stream.network.measure.memory import forward_memory, weights_bytes
+from dalr_stream.network.capture.gradient_rule import GradientRule
+from dalr_stream.network.capture.gradients.taking import there_and_back
+from dalr_stream.network.layers.spec import select_layers
+from dalr_stream.network.measure.memory import forward_memory, memory_of, weights_bytes
 
 FLOAT = 4
 
@@ -35,6 +38,15 @@ class Kept(nn.Module):
 def test_what_is_kept_to_the_end_counts_to_the_end():
     held = forward_memory(Kept().eval(), {"x": torch.zeros(3, 8), "y": torch.ones(3, 8)})
     assert held.peak_bytes == 3 * 3 * 8 * FLOAT  # the stream, the second's output, and that times y
+
+
+def test_the_way_back_holds_what_it_needs_of_the_way_there():
+    """Going back, the first ReLU's output is kept while the gradient by it and by what it read are there."""
+    network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    layers = select_layers(network, ["0"], side="gradients")
+    x = torch.zeros(5, 8)
+    held = memory_of(network, x, lambda: there_and_back(network, layers, GradientRule(metric="values"), x, 5))
+    assert held.peak_bytes >= 5 * 3 * 32 * FLOAT > forward_memory(network, x).peak_bytes
 
 
 def test_parameters_and_buffers():

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
+from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.gradients.edges import Edges, Given, edges_of
 from dalr_stream.network.capture.gradients.ends import End, end_of, require_gradient
@@ -28,7 +29,7 @@ from dalr_stream.network.capture.gradients.proof import require_own_rows, requir
 from dalr_stream.network.capture.gradients.vectors import vectors_of
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.routed import Places
-from dalr_stream.network.capture.row_rule import BatchRows
+from dalr_stream.network.capture.row_rule import BatchRows, RowRule
 from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.layers.groups import channels_of, part_of
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, LayerRows, rows_leaving
@@ -76,15 +77,15 @@ class GradientTaker:
             for layer in self._layers:
                 calls = gradients[layer.stream]
                 _require_finite(layer, calls, batch, draw)
-                rows = [self._rows(layer, call, number, chooser) for number, call in enumerate(calls)]
+                rows = [self._rows(layer, gradient, number, chooser) for number, gradient in enumerate(calls)]
                 taken[layer.stream] += rows if self._rule.clip is None else _clipped(rows, self._rule.clip, samples)
         return taken
 
-    def _rows(self, layer: LayerSpec, call: Gradient, number: int, chooser: BatchRows) -> Taken:
+    def _rows(self, layer: LayerSpec, gradient: Gradient, number: int, chooser: BatchRows) -> Taken:
         """Return the rows of one call that are taken, scaled for those that a limit left out."""
-        rows = rows_by_outputs(self._model, layer, call.tensor)
-        if call.places is not None:
-            taken = chooser.take_routed(layer.stream, rows, call.places)
+        rows = rows_by_outputs(self._model, layer, gradient.tensor)
+        if gradient.places is not None:
+            taken = chooser.take_routed(layer.stream, rows, gradient.places)
         else:
             taken = chooser.take(layer.stream, rows, number)
         if taken.chosen_from is None:
@@ -127,6 +128,13 @@ def backward(
             stream: [Gradient(given.gradient(by_call[id(given)]), given.places) for given in of_layer]
             for stream, of_layer in edges.items()
         }
+
+
+def there_and_back(model: nn.Module, layers: Sequence[LayerSpec], rule: GradientRule, batch: Any, samples: int) -> None:
+    """Run the network on a batch, and back once: for a look at what that takes."""
+    chooser = BatchRows(RowRule(), samples, 0, None)
+    with GradientTaker(model, layers, rule).following(chooser) as edges:
+        next(backward(edges, End(call(model, batch), batch, samples), chooser, rule), None)
 
 
 def rows_by_outputs(model: nn.Module, layer: LayerSpec, tensor: torch.Tensor) -> LayerRows:
@@ -185,10 +193,10 @@ def _scaled(taken: Taken, factors: NDArray[np.float64]) -> Taken:
 
 
 def _require_finite(layer: LayerSpec, calls: Sequence[Gradient], batch: int, draw: int) -> None:
-    for call in calls:
-        if not bool(torch.isfinite(call.tensor).all()):
+    for gradient in calls:
+        if not bool(torch.isfinite(gradient.tensor).all()):
             raise NonFiniteError(
                 f"layer '{layer.stream}', batch {batch}, draw {draw}: gradients must be finite, got "
-                f"{describe_non_finite(to_numpy(call.tensor))}; nothing of this batch was committed: look for overflow "
-                "in half precision, a square root or a logarithm of 0, or bad inputs"
+                f"{describe_non_finite(to_numpy(gradient.tensor))}; nothing of this batch was committed: look for "
+                "overflow in half precision, a square root or a logarithm of 0, or bad inputs"
             )
