@@ -30,7 +30,7 @@ TABLES: dict[str, tuple[Callable[[int], Case], tuple[float, ...]]] = {
 def by_measuring(case: Case, share: float) -> dict[str, int]:
     """Return the ranks that `ds.sizes` finds for the share, of the layers that change."""
     distance = ds.OutputDistance(case.model, case.train, distance="kl")
-    plan = ds.sizes(case.model, case.statistics, distance, share, methods=[DALR])
+    plan = ds.sizes(case.model, case.statistics, distance, share, layers=case.names[:-1], methods=[DALR])
     return {name: record.down.shape[0] for name, record in plan.replacements.items()}
 
 
