@@ -111,7 +111,7 @@ class RowRule:
 
     def of_layers(self, layers: Iterable[LayerSpec]) -> RowRule:
         """Return the rule with gradients where some of the layers are watched for them, and only there."""
-        if all(layer.side is not Side.GRADIENTS for layer in layers):
+        if Side.GRADIENTS not in [getattr(layer, "side", None) for layer in layers]:  # what is no layer is refused later
             return replace(self, gradients=None)
         return replace(self, gradients=self.gradients or GradientRule())
 
@@ -168,13 +168,16 @@ class BatchRows:
         """(N, T): the positions of what the network gives that count; None where all do."""
         return None if self._masks is None else self._masks.of_outputs()
 
-    def take(self, stream: str, rows: LayerRows, number: int = 0) -> Taken:
-        """Copy the watched rows of call `number` of a layer, in the order of samples and positions."""
+    def take(self, stream: str, rows: LayerRows, number: int = 0, *, paired: bool | None = None) -> Taken:
+        """Copy the watched rows of call `number` of a layer, in the order of samples and positions.
+
+        `paired` is that of the batch where nothing is said.
+        """
         if stream not in (self._orders or {}):
             self._require_samples_first(stream, rows)
         order = order_of_call(self._orders, stream, number)
         order = require_order(stream, order, rows.leading, self._samples)
-        most = self._rule.most_of(rows, paired=self._paired)
+        most = self._rule.most_of(rows, paired=self._paired if paired is None else paired)
         mask = of_call(self.masks_of(stream), number)
         known = rows.leading, most, order, id(mask)
         if known not in self._numbers:

@@ -183,7 +183,7 @@ class RunConfig(Section):
             if name is not None and name not in self.domains:
                 known = ", ".join(f"'{domain}'" for domain in self.domains)
                 raise ValueError(f"solve.{key}: there is no [domains.{name}]; there is {known}")
-        if self.solve.source is None and {Method.MOMASP_NODE, Method.MOMASP_SUBSET} & set(self.solve.methods):
+        if self.solve.source is None and any(method.needs_source for method in self.solve.methods):
             raise ValueError(
                 "solve.source: MoMaSP compares two domains; name the source, or leave MoMaSP out of solve.methods"
             )

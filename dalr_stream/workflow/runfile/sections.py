@@ -229,7 +229,7 @@ class AccumulateSection(Section):
 class SolveSection(Section):
     """What is solved from the moments."""
 
-    methods: tuple[Method, ...] = tuple(method for method in Method if not method.needs_gradients)
+    methods: tuple[Method, ...] = tuple(method for method in Method if not method.weighted)
     """What is solved for each layer; a selection is left out where nodes of a layer cannot go. The weighted methods
     need `network.gradients`."""
     target: str = "target"
