@@ -111,7 +111,7 @@ class RowRule:
 
     def of_layers(self, layers: Iterable[LayerSpec]) -> RowRule:
         """Return the rule with gradients where some of the layers are watched for them, and only there."""
-        if Side.GRADIENTS not in [getattr(layer, "side", None) for layer in layers]:  # what is no layer is refused later
+        if Side.GRADIENTS not in [getattr(layer, "side", None) for layer in layers]:
             return replace(self, gradients=None)
         return replace(self, gradients=self.gradients or GradientRule())
 
