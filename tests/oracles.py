@@ -166,6 +166,25 @@ def every_gain(x, subset):
     return np.where(news, np.sum((left @ left.T) ** 2, axis=1) / np.where(news, own, 1.0), 0.0) / np.sum(x**2)
 
 
+def retention_in_metric(x, subset, metric):
+    """tr(M Sigma_FJ Sigma_JJ^-1 Sigma_JF) / tr(M Sigma), on the rows."""
+    fitted = (x @ (basis := row_space(x, subset)).T) @ basis if len(subset) else np.zeros_like(x)
+    return np.sum(fitted * (metric @ fitted)) / np.sum(x * (metric @ x))
+
+
+def every_gain_in_metric(x, subset, metric):
+    """What each node would add to that: R_:j' M R_:j / R_jj over tr(M Sigma), R from what the rows have left."""
+    basis = row_space(x, subset) if len(subset) else np.zeros((0, x.shape[1]))
+    left = x - (x @ basis.T) @ basis
+    left -= (left @ basis.T) @ basis
+    own = np.sum(left**2, axis=1)
+    own[list(subset)] = 0.0
+    news = own > PINV_CUTOFF * np.sum(x**2, axis=1)
+    columns = left @ left.T
+    gains = np.sum(columns * (metric @ columns), axis=0) / np.where(news, own, 1.0)
+    return np.where(news, gains, 0.0) / np.sum(x * (metric @ x))
+
+
 def information_retention_by_pinv(sigma, subset):
     """Eq. 2 as printed, for a regular Sigma."""
     subset = list(subset)

@@ -14,15 +14,23 @@ from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.cross import joint_rows
 from dalr_stream.streaming.fold_sink import FoldSink
 
+_COARSE = (torch.float16, torch.bfloat16)
+
 
 class JointSink:
     """Joins the rows of a batch to those of the second network, and folds both under the name of the pair."""
 
-    def __init__(self, folds: FoldSink, second: SecondNetwork, names: Mapping[str, str]) -> None:
-        """Fold under `names`: stream of x -> stream of the joint rows."""
+    def __init__(
+        self, folds: FoldSink, second: SecondNetwork, names: Mapping[str, str], residuals: Mapping[str, str]
+    ) -> None:
+        """Fold under `names`: stream of x -> stream of the joint rows.
+
+        `residuals`: stream of x -> stream of what its layer's output is added to, where z is to mend that.
+        """
         self._folds = folds
         self._second = second
         self._names = names
+        self._residuals = residuals
 
     @property
     def held(self) -> Sequence[int]:
@@ -36,9 +44,19 @@ class JointSink:
     def write(self, batch: RowBatch) -> None:
         """Fold the rows of one batch beside those of the second network."""
         others = self._second.rows() if batch.samples else {}
-        rows = {self._names[name]: _joined(name, x, others[name]) for name, x in batch.rows.items()}
-        counts = {self._names[name]: numbers for name, numbers in batch.counts.items()}
+        mine = {name: x for name, x in batch.rows.items() if name in self._names}
+        rows = {self._names[name]: _joined(name, x, self._target(name, batch, others)) for name, x in mine.items()}
+        counts = {self._names[name]: numbers for name, numbers in batch.counts.items() if name in self._names}
         self._folds.write(dataclasses.replace(batch, rows=rows, counts=counts))
+
+    def _target(self, name: str, batch: RowBatch, others: Mapping[str, Any]) -> Any:
+        """Return z, or z' where the stream is to be mended."""
+        stream = self._residuals.get(name)
+        if stream is None:
+            return others[name]
+        then, now = others[stream], batch.rows[stream]
+        _require_as_many(name, now, then)
+        return _wide(others[name]) + (_wide(then) - _wide(now))
 
     def finish(self) -> None:
         """Tell the folds that there are no more batches."""
@@ -46,11 +64,20 @@ class JointSink:
 
 
 def _joined(layer: str, inputs: Any, outputs: Any) -> Any:
+    _require_as_many(layer, inputs, outputs)
+    if isinstance(inputs, torch.Tensor):
+        return torch.cat([inputs, outputs], dim=1)
+    return joint_rows(inputs, outputs)
+
+
+def _wide(rows: Any) -> Any:
+    """Return rows in whose type a small difference is more than rounding."""
+    return rows.float() if isinstance(rows, torch.Tensor) and rows.dtype in _COARSE else rows
+
+
+def _require_as_many(layer: str, inputs: Any, outputs: Any) -> None:
     if inputs.shape[0] != outputs.shape[0]:
         raise InvalidInputError(
             f"layer '{layer}': both networks must give as many rows, the compressed one reads {inputs.shape[0]} "
             f"and the original gives {outputs.shape[0]}"
         )
-    if isinstance(inputs, torch.Tensor):
-        return torch.cat([inputs, outputs], dim=1)
-    return joint_rows(inputs, outputs)

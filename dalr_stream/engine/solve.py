@@ -16,6 +16,7 @@ from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.lowrank.truncated import truncated_svd
 from dalr_stream.numerics.methods import DalrOptions, Family, Method
+from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.selection.greedy import momasp, spectral
 from dalr_stream.numerics.selection.nodes import ChannelSelection
@@ -79,9 +80,9 @@ def solve(
     named = parse_choice(Method, method, "method")
     if named.family is Family.LOW_RANK:
         return solve_low_rank(layer, named, ridge, gradient_ridge)
-    if source is None or not named.needs_source:
-        return solve_selection(layer, named, strength)
-    return select_by(named, layer.known_nodes, source.known_nodes, strength)
+    if source is not None and named.form is not None:
+        return momasp(layer, source, form=named.form, strength=strength, metric=named.metric)
+    return solve_selection(layer, named, strength)
 
 
 def solve_low_rank(
@@ -148,14 +149,25 @@ def solve_again(
 
 def solve_selection(layer: Layer, method: Method, strength: float = 1.0) -> ChannelSelection:
     """Return every size of one selection of the layer's nodes."""
-    source = layer.known_source_nodes if method.needs_source else None
-    return select_by(method, layer.known_nodes, source, strength)
+    if method.metric is Metric.NODES:
+        source = layer.known_source_nodes if method.needs_source else None
+        return select_by(method, layer.known_nodes, source, strength)
+    if method.form is None:
+        return spectral(layer, metric=method.metric)
+    return momasp(layer, form=method.form, strength=strength, metric=method.metric)
 
 
 def select_by(
     method: Method, target: Moments, source: Moments | None = None, strength: float = 1.0
 ) -> ChannelSelection:
-    """Return every size of one selection, from the moments of the nodes as their readers see them."""
+    """Return every size of one selection, from the moments of the nodes as their readers see them.
+
+    The metric is the nodes' own: of the readers' a `Layer` knows more (`solve_selection`).
+    """
+    if method.metric is not Metric.NODES:
+        raise InvalidInputError(
+            f"{method.value}: needs the weights of the layers that read the nodes: solve(layer, ...)"
+        )
     if method is Method.PRUNE_MEAN:
         return prune_by_mean(target)
     if method is Method.PRUNE_MAX:

@@ -20,7 +20,7 @@ from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.errors import LayerNotFoundError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.rows.streams import Side, group_name, layer_of_stream, module_name, stream_name
-from dalr_stream.numerics.statistics.channels import ChannelReader, channel_moments
+from dalr_stream.numerics.statistics.channels import ChannelReader, NodeReader, channel_moments
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.contents import LayerRecord
@@ -67,6 +67,8 @@ class Statistics(Mapping[str, Layer]):
         parts = parts_of_layer(layer, self.watched)
         fetch = _fetchers(layer, parts, self.watched, self.by_stream)
         there = {} if self.source is None else _fetchers(layer, parts, self.source.watched, self.source.by_stream)
+        if "nodes" in fetch:
+            fetch["readers"] = partial(_readers, self, parts)
         if "nodes" in there:
             fetch["source_nodes"] = there["nodes"]
         if all(part in self.rows for part in parts):
@@ -167,6 +169,19 @@ def _shards(known: Mapping[str, Sequence[Moments]], parts: Sequence[str]) -> Seq
 
 def _nodes(known: Mapping[str, Moments], readers: Sequence[ChannelReader], channels: int) -> Moments:
     return channel_moments(readers, channels, [known[reader.stream] for reader in readers])
+
+
+def _readers(statistics: Statistics, parts: Sequence[str]) -> tuple[NodeReader, ...]:
+    """Return who reads a layer's channels, with their weights, and the gradients by their outputs where known."""
+    record, known = statistics.watched[parts[0]], statistics.by_stream
+    channels = record.outputs * len(parts)
+
+    def reader_of(reader: ChannelReader) -> NodeReader:
+        weight, _ = statistics.weights(reader.span.layer)
+        gradients = known.training.get(stream_name(reader.span.layer, Side.GRADIENTS))
+        return NodeReader.of(reader, channels, weight, gradients)
+
+    return tuple(map(reader_of, record.readers))
 
 
 class _Deferred(Layer):

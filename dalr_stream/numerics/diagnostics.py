@@ -51,6 +51,10 @@ class Diagnostics:
     """Squared error on the training moments at the largest rank held, plain, or of `weighted` in its metric."""
     error_bound: float | None = None
     """What no factors of that rank, of the same centres, can be below; see `LowRankFactors.error_bound`."""
+    trace: float | None = None
+    """tr(Sigma) for a row, of greedy selections."""
+    energy: float | None = None
+    """tr(M Sigma) for a row, of which their retention is a share; M is I unless a metric was asked for."""
     gradient_ridge: float | None = None
     """The gamma that was added to G = E[g g'], of `weighted`."""
 

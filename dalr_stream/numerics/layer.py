@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.rows.streams import group_name
+from dalr_stream.numerics.statistics.channels import NodeReader
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 
@@ -53,6 +54,9 @@ class Layer:
     gradients
         Training moments of the gradients of a loss by y, of the layer or of each group of it: m features, of which
         `second_moment` is G = E[g g^T]. None where they were not accumulated.
+    readers
+        The layers that read its channels, with their weights for these and their gradients: what an error in a node
+        costs. Empty where they are not known.
 
     Examples
     --------
@@ -74,6 +78,7 @@ class Layer:
     shards: Sequence[InputMoments] = ()
     rows: tuple[Iterable[NDArray[Any]], ...] = ()
     gradients: InputMoments | None = None
+    readers: tuple[NodeReader, ...] = ()
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or 0 in self.weight.shape:
@@ -171,6 +176,16 @@ class Layer:
                 "accumulate one, or give the source's layer"
             )
         return self.source_nodes
+
+    @property
+    def known_readers(self) -> tuple[NodeReader, ...]:
+        """`readers`; raises InvalidInputError where there are none."""
+        if not self.readers:
+            raise InvalidInputError(
+                f"layer '{self.name}': the layers that read its channels are needed and not known: watch them too, "
+                "with an example"
+            )
+        return self.readers
 
     @property
     def known_gradients(self) -> InputMoments:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.options import parse_choice
 
 
@@ -141,8 +142,14 @@ class Method(StrEnum):
         Keep the nodes of the largest activation.
     SPECTRAL
         Keep the nodes that explain the most of all nodes.
+    SPECTRAL_READERS
+        Keep the nodes from which the layers that read them can be given most of what they made of all.
+    SPECTRAL_WEIGHTED
+        The same weighted by what the loss feels of those layers' outputs.
     MOMASP_NODE
         Spectral pruning that prefers nodes which respond alike on two domains, each judged alone (Eq. 4).
+    MOMASP_WEIGHTED
+        The same, weighted as `spectral_weighted` is.
     MOMASP_SUBSET
         Spectral pruning that prefers nodes which respond alike on two domains, judged with those kept already (Eq. 3).
 
@@ -167,7 +174,10 @@ class Method(StrEnum):
     PRUNE_MEAN = "prune_mean"
     PRUNE_MAX = "prune_max"
     SPECTRAL = "spectral"
+    SPECTRAL_READERS = "spectral_readers"
+    SPECTRAL_WEIGHTED = "spectral_weighted"
     MOMASP_NODE = "momasp_node"
+    MOMASP_WEIGHTED = "momasp_weighted"
     MOMASP_SUBSET = "momasp_subset"
 
     @property
@@ -201,9 +211,24 @@ class Method(StrEnum):
         return self in _FORMS
 
     @property
+    def restores(self) -> bool:
+        """Whether it is a selection that puts back the nodes that go, from those that stay."""
+        return self is Method.SPECTRAL or self in _FORMS
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether it weighs errors by the gradients of the loss."""
-        return self in _BY_GRADIENTS
+        return self is Method.DALR_WEIGHTED_AFFINE or self.metric is Metric.LOSS
+
+    @property
+    def metric(self) -> Metric:
+        """In which metric a selection compares what nodes restore."""
+        return _METRICS.get(self, Metric.NODES)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it weighs errors by what comes of them behind the layer."""
+        return self.needs_gradients or self.metric is not Metric.NODES
 
     @property
     def orthonormal(self) -> bool:
@@ -217,10 +242,23 @@ class Method(StrEnum):
 
 
 _SELECTIONS = frozenset(
-    {Method.PRUNE_MEAN, Method.PRUNE_MAX, Method.SPECTRAL, Method.MOMASP_NODE, Method.MOMASP_SUBSET}
+    {
+        Method.PRUNE_MEAN,
+        Method.PRUNE_MAX,
+        Method.SPECTRAL,
+        Method.SPECTRAL_READERS,
+        Method.SPECTRAL_WEIGHTED,
+        Method.MOMASP_NODE,
+        Method.MOMASP_SUBSET,
+        Method.MOMASP_WEIGHTED,
+    }
 )
 _KEEP_WEIGHT = frozenset({Method.SVD, Method.SVD_BC, Method.DALR_ANCHORED, Method.DALR_ANCHORED_AFFINE})
-_BY_GRADIENTS = frozenset({Method.DALR_WEIGHTED_AFFINE})
+_METRICS = {
+    Method.SPECTRAL_READERS: Metric.READERS,
+    Method.SPECTRAL_WEIGHTED: Metric.LOSS,
+    Method.MOMASP_WEIGHTED: Metric.LOSS,
+}
 _DALR = {
     Method.DALR_PUBLISHED: DalrOptions(Variant.PUBLISHED, affine=False),
     Method.DALR_PUBLISHED_BC: DalrOptions(Variant.PUBLISHED, affine=False, compensate_bias=True),
@@ -232,7 +270,7 @@ _DALR = {
     Method.DALR_WEIGHTED_AFFINE: DalrOptions(Variant.WEIGHTED, affine=True),
 }
 _METHOD_OF = {options: method for method, options in _DALR.items()}
-_FORMS = {form.method: form for form in Form}
+_FORMS = {**{form.method: form for form in Form}, Method.MOMASP_WEIGHTED: Form.NODE}
 _LABELS = {
     Method.SVD: "SVD",
     Method.SVD_BC: "SVD + BC",
@@ -247,6 +285,9 @@ _LABELS = {
     Method.PRUNE_MEAN: "pruning (mean)",
     Method.PRUNE_MAX: "pruning (max)",
     Method.SPECTRAL: "spectral pruning",
+    Method.SPECTRAL_READERS: "spectral (readers)",
+    Method.SPECTRAL_WEIGHTED: "spectral (weighted)",
     Method.MOMASP_NODE: "MoMaSP (node)",
     Method.MOMASP_SUBSET: "MoMaSP (subset)",
+    Method.MOMASP_WEIGHTED: "MoMaSP (weighted)",
 }

@@ -81,8 +81,11 @@ LOOKS: Mapping[Method, Look] = MappingProxyType(
         Method.PRUNE_MEAN: Look(Ink("#7d8430", "#a3aa55"), "4"),
         Method.PRUNE_MAX: Look(Ink("#a2a758", "#777c3c"), "3"),
         Method.SPECTRAL: Look(Ink("#0b9a72", "#35cf8f"), "P", emphasised=True),
+        Method.SPECTRAL_READERS: Look(Ink("#57b394", "#1f8a67"), "1"),
+        Method.SPECTRAL_WEIGHTED: Look(Ink("#3c8f78", "#69c9ac"), "2"),
         Method.MOMASP_NODE: Look(Ink("#b5489c", "#e882ce"), "X", emphasised=True),
         Method.MOMASP_SUBSET: Look(Ink("#d193c3", "#99588a"), "p"),
+        Method.MOMASP_WEIGHTED: Look(Ink("#c06fae", "#b872a6"), "+"),
     }
 )
 

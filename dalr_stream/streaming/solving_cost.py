@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from dalr_stream.numerics.diagnostics import Route
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.products import BLOCK_BYTES, BLOCK_FEATURES, FEW_ROWS, block_rows
 
@@ -29,6 +30,8 @@ TURNED = 5
 """Matrices m x d where a layer with more outputs than inputs is turned onto what it can reach, and back."""
 GREEDY, GREEDY_PAIR = 4, 6
 """Matrices of order m of a selection: the moments, Sigma as it is worked on, the factor; and of two domains."""
+IN_METRIC = 3
+"""More of a selection in a metric: M, A M, and A M as it is compacted; a reader's weights are smaller."""
 SMALL_THINGS = 4 * 2**20
 """Vectors, and what threads hold."""
 
@@ -173,6 +176,8 @@ def _selection_bytes(layer: SolvedLayer, method: Method) -> int:
     records = max((_FLOAT64 * width**2 + _block_bytes(width) for width in layer.readers), default=0)
     own = square * (len(layer.readers) + 1 if len(layer.readers) > 1 else 0)
     selecting = square * (GREEDY_PAIR if method.needs_source else GREEDY)
+    if method.metric is not Metric.NODES:
+        selecting += IN_METRIC * square
     return layer.groups * _FLOAT32 * layer.outputs * layer.inputs + max(records + own, selecting) + SMALL_THINGS
 
 

@@ -9,6 +9,7 @@ import oracles
 import pytest
 import torch
 from notes import Notes
+from sequential_twins import RELATIVE, twin_factors
 from torch import nn
 
 import dalr_stream as ds
@@ -26,8 +27,6 @@ from dalr_stream.numerics.lowrank.factors import LowRankLayer
 
 ALL = ds.Folding(ds.HoldoutRule(0.0))
 EXACT = ds.Ridge.relative(0.0)
-RELATIVE = 1e-2
-"""The twin's ridge."""
 TWINS = ds.Ridge.relative(RELATIVE)
 
 
@@ -56,20 +55,6 @@ def quietly(call, *arguments, **options):
 
 
 # --- a twin in numpy ------------------------------------------------------------------------------------------------
-
-
-def twin_factors(method, rank, weight, bias, x, y):
-    """C (m, d) of rank k and its bias, on rows."""
-    affine, lam = method.endswith("affine"), RELATIVE
-    c, o = (x.mean(0), y.mean(0)) if affine else (np.zeros(x.shape[1]), bias)
-    lam *= np.mean(np.sum((x - c) ** 2, axis=0))
-    anchor = weight if "anchored" in method else None
-    rows, targets = oracles.augmented((x - c).T, (y - o).T, lam, anchor)
-    u, m = oracles.reduced_rank_regression(rows, targets)
-    if "published" in method:
-        u = np.linalg.svd((y - o).T, full_matrices=True)[0]
-    product = u[:, :rank] @ u[:, :rank].T @ m
-    return product, o - product @ c
 
 
 def twin(model, x, plan):

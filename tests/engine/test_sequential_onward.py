@@ -103,7 +103,7 @@ def compressed(model, plan, batches=None, *, notes=None, **options):
 
 def from_the_inputs(monkeypatch, *arguments, **options):
     with monkeypatch.context() as patched:
-        patched.setattr("dalr_stream.engine.sequential.compress.KEPT_BYTES", 0)
+        patched.setattr("dalr_stream.engine.sequential.preparation.KEPT_BYTES", 0)
         return compressed(*arguments, **options)
 
 
@@ -240,7 +240,7 @@ def test_a_batch_that_takes_another_way_runs_from_its_inputs(monkeypatch):
 def test_with_little_room_some_batches_run_from_their_inputs_and_that_is_said(monkeypatch):
     _, names = NETWORKS["residual"]
     expected = compressed(made(Residual), plan_of(names))
-    monkeypatch.setattr("dalr_stream.engine.sequential.compress.KEPT_BYTES", 4000)
+    monkeypatch.setattr("dalr_stream.engine.sequential.preparation.KEPT_BYTES", 4000)
     notes = Notes()
     assert same(compressed(made(Residual), plan_of(names), notes=notes), expected)
     assert any("has no room for all batches" in line for line in notes.said)

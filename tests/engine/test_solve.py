@@ -4,11 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 import dalr_stream as ds
 from dalr_stream.engine.solve import factor_by, select_by, solve
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import DalrOptions, Family, Form, Method, Variant
+from dalr_stream.numerics.metric import Metric
+from dalr_stream.numerics.statistics.channels import NodeReader
 
 M, D = 6, 5
 RIDGE, STRENGTH = 1e-2, 2.0
@@ -23,7 +26,9 @@ def layer(seed=0):
     rng = np.random.default_rng(7)
     nodes, gradients = ds.Moments.of(rows(seed + 1, M)), ds.Moments.of(rows(seed + 2, M))
     weight, bias = rng.normal(size=(M, D)), rng.normal(size=M)
-    return ds.Layer("fc6", weight, bias, ds.Moments.of(rows(seed, D)), nodes=nodes, gradients=gradients)
+    reader = NodeReader("fc7", rng.normal(size=(4, M, 1)), ds.Moments.of(rows(seed + 3, 4)))
+    inputs = ds.Moments.of(rows(seed, D))
+    return ds.Layer("fc6", weight, bias, inputs, nodes=nodes, gradients=gradients, readers=(reader,))
 
 
 def by_hand(method, given, source):
@@ -40,6 +45,9 @@ def by_hand(method, given, source):
         Method.PRUNE_MAX: lambda: ds.prune_by_max(given),
         Method.MOMASP_NODE: lambda: ds.momasp(given, source, form="node", strength=STRENGTH),
         Method.MOMASP_SUBSET: lambda: ds.momasp(given, source, form="subset", strength=STRENGTH),
+        Method.SPECTRAL_READERS: lambda: ds.spectral(given, metric="readers"),
+        Method.SPECTRAL_WEIGHTED: lambda: ds.spectral(given, metric="loss"),
+        Method.MOMASP_WEIGHTED: lambda: ds.momasp(given, source, strength=STRENGTH, metric="loss"),
     }
     return plain[method]()
 
@@ -68,7 +76,11 @@ def test_the_table_of_methods_is_its_own_inverse():
     assert all(form.method.form is form for form in Form)
     assert DalrOptions.of("published", affine=None).method is Method.DALR_PUBLISHED
     assert {method for method in Method if method.takes_ridge} == set(named)
-    assert {method for method in Method if method.needs_source} == {form.method for form in Form}
+    plain = {method for method in Method if method.metric is Metric.NODES}
+    assert {method for method in plain if method.needs_source} == {form.method for form in Form}
+    assert {method.value for method in Method if method.needs_gradients} == {
+        "dalr_weighted_affine", "spectral_weighted", "momasp_weighted",
+    }  # fmt: skip
 
 
 def test_what_a_method_cannot_do_is_refused_in_words():
@@ -81,6 +93,8 @@ def test_what_a_method_cannot_do_is_refused_in_words():
         (lambda: factor_by(Method.SPECTRAL, given.weight, None, given.inputs), "spectral: keeps nodes of a layer"),
         (lambda: select_by(Method.SVD, given.nodes, given.nodes), "svd: makes factor pairs"),
         (lambda: select_by(Method.MOMASP_NODE, given.nodes), "momasp_node: needs the moments of a source domain"),
+        (lambda: select_by(Method.SPECTRAL_READERS, given.nodes), "spectral_readers: needs the weights of the layers"),
+        (lambda: solve(given, "momasp_weighted"), "layer 'fc6': the moments of its channels on a source domain"),
     ]
     for call, message in cases:
         with pytest.raises(InvalidInputError, match=message):
@@ -91,3 +105,23 @@ def test_a_number_as_the_ridge_of_a_choice_is_relative():
     assert ds.LayerChoice("dalr_anchored", 4, 0.1) == ds.LayerChoice("dalr_anchored", 4, ds.Ridge.relative(0.1))
     with pytest.raises(InvalidInputError, match=r"ridge must be a finite number >= 0, got -1\.0"):
         ds.LayerChoice("dalr_anchored", 4, -1.0)
+
+
+def test_a_layer_knows_the_weights_that_read_its_nodes_also_from_a_store(tmp_path):
+    torch.manual_seed(0)
+    body = [torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3), torch.nn.ReLU(), torch.nn.Flatten()]
+    model = torch.nn.Sequential(*body, torch.nn.Linear(5 * 4 * 4, 3)).eval()
+    batches = [torch.randn(6, 2, 8, 8) for _ in range(2)]
+    layers = ds.watch(model, ["0", "2"], example=batches[0])
+    ds.accumulate(model, batches, layers, store=tmp_path / "store.zarr")
+    for known in (ds.accumulate(model, batches, layers), ds.open_store(tmp_path / "store.zarr")):
+        first, second = map(known.__getitem__ if isinstance(known, ds.Statistics) else known.layer, ("0", "2"))
+        (conv,), (linear,) = first.readers, second.readers
+        np.testing.assert_array_equal(conv.weight, model[2].weight.detach().flatten(2).numpy())
+        np.testing.assert_array_equal(linear.weight, model[5].weight.detach().reshape(3, 5, 16).numpy())
+        selection = ds.solve(first, "spectral_readers")
+        assert selection.method is Method.SPECTRAL_READERS
+        with pytest.raises(
+            InvalidInputError, match="layer '0': its nodes are read by '2', whose gradients are not known"
+        ):
+            ds.solve(first, "spectral_weighted")

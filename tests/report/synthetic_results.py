@@ -44,8 +44,11 @@ HALF_WAY = {
     Method.PRUNE_MEAN: 14.0,
     Method.PRUNE_MAX: 17.0,
     Method.SPECTRAL: 2.4,
+    Method.SPECTRAL_READERS: 2.3,
+    Method.SPECTRAL_WEIGHTED: 2.2,
     Method.MOMASP_NODE: 1.7,
     Method.MOMASP_SUBSET: 2.0,
+    Method.MOMASP_WEIGHTED: 1.8,
 }
 """Rank, or a twelfth of the kept nodes, at which a method reaches half of the baseline."""
 

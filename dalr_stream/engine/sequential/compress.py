@@ -25,21 +25,17 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import narrowest_pair_load
-from dalr_stream.engine.fold_passes import direct_plan
-from dalr_stream.engine.sequential.onward_passes import KEPT_BYTES, OnwardPasses
+from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.engine.sequential.pass_moments import KnownMoments, PassMoments
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass
-from dalr_stream.errors import InvalidInputError, RankError
+from dalr_stream.engine.sequential.preparation import passes_of, require_prunable, require_sound, room_of, targets_of
+from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass, Solved
+from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.network.capture.onward import Room
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.layers.groups import parts_of
-from dalr_stream.network.layers.kinds import matrix_of
-from dalr_stream.network.layers.spec import layer_of, select_layers
-from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import compress
-from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.network.surgery.refitting import refit
+from dalr_stream.numerics.options import parse_choice
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.streaming.folding import Folding
 
@@ -65,6 +61,7 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     batches: Iterable[Any],
     choices: Mapping[str, LayerChoice],
     *,
+    target: Target | str = Target.OUTPUTS,
     source: Iterable[Any] | None = None,
     store: str | Path | None = None,
     rows: RowRule | None = None,
@@ -87,6 +84,10 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     choices
         Layer name -> `LayerChoice(method, size)`, in any order: low rank on some layers, selections on others. Every
         low-rank method takes cross moments; truncated SVD needs none, and its pass only measures its error.
+    target
+        Towards what layers are solved: "outputs", what each gives in the original; or "stream", where what it gives is
+        added to a residual stream, besides towards what that stream has lost by then. A selection whose nodes such a
+        layer reads has that layer solved. Other layers keep their outputs as target, which is said with the reason.
     source
         Batches of the source domain, where MoMaSP is among the methods.
     store
@@ -107,7 +108,8 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     Raises
     ------
     LayerNotFoundError, UnsupportedLayerError
-        Before any pass: a layer of no known kind, not called exactly once, or whose nodes cannot be pruned.
+        Before any pass: a layer of no known kind, not called exactly once, or whose nodes cannot be pruned; or no layer
+        that writes into a stream, where streams are the target.
     RankError
         Before any pass, for a size that a layer does not have; in a pass, where a selection left a later layer fewer
         inputs than its rank.
@@ -140,7 +142,15 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     2
     """
     *_, last = sequential_passes(
-        model, batches, choices, source=source, store=store, rows=rows, folding=folding, progress=progress
+        model,
+        batches,
+        choices,
+        target=target,
+        source=source,
+        store=store,
+        rows=rows,
+        folding=folding,
+        progress=progress,
     )
     return last
 
@@ -150,6 +160,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     batches: Iterable[Any],
     choices: Mapping[str, LayerChoice],
     *,
+    target: Target | str = Target.OUTPUTS,
     source: Iterable[Any] | None = None,
     store: str | Path | None = None,
     rows: RowRule | None = None,
@@ -164,112 +175,46 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     same. `known` is where moments of what the original reads may lie already: the first pass takes those.
     """
     folding, progress = folding or Folding(), progress or Silent()
-    target = SameEveryPass(batches)
-    _require_sound(model, choices, folding, has_source=source is not None)
-    _require_prunable(model, choices, target)
-    first, rule = target.first(), (rows or RowRule()).of_layers(())
-    passes = _passes(order_of_execution(model, first, list(choices)), choices)
-    room = _room(model, passes, choices, folding)
-    selected = [name for name, choice in choices.items() if choice.selects]
-    onward = OnwardPasses(model, target, passes, selected, rule, Room(room), progress.note)
+    seen = SameEveryPass(batches)
+    require_sound(model, choices, folding, has_source=source is not None)
+    groups = require_prunable(model, choices, seen)
+    first, rule = seen.first(), (rows or RowRule()).of_layers(())
+    targets = targets_of(model, first, choices, groups, parse_choice(Target, target, "target"))
+    passes = passes_of(order_of_execution(model, first, list(choices)), choices)
+    room = room_of(model, passes, choices, targets, folding)
+    onward = OnwardPasses(model, seen, passes, list(groups), targets.layers, rule, Room(room), progress.note)
     moments = PassMoments(model, rule, progress, onward, None if store is None else Path(store), known)
     one_pass = SequentialPass(
-        model, choices, target, None if source is None else SameEveryPass(source, "source"), folding, moments
+        model, choices, seen, None if source is None else SameEveryPass(source, "source"), folding, moments, targets
     )
     state = SequentialCompression(model, passes) if begun is None else begun
     progress.note(f"layer after layer: {in_words(state.left)}")
+    for words in targets.words:
+        progress.note(words)
     yield state
     for group in state.left:
         onward.begin(group)
         solved = one_pass.solve(group, state.network)
-        for name, (_, outcome) in solved.items():
-            progress.note(f"layer '{name}': {outcome}")
-        replacements = {name: replacement for name, (replacement, _) in solved.items()}
-        small = compress(state.network, replacements, example=first)
+        for name, one in solved.items():
+            progress.note(f"layer '{name}': {one.outcome}")
+        small = _with(state.network, solved, first)
         onward.end(state.network, small)
-        done = {**state.layers, **{name: outcome for name, (_, outcome) in solved.items()}}
+        done = {**state.layers, **{name: one.outcome for name, one in solved.items()}}
         state = SequentialCompression(small, passes, done)
         if not state.left and begun is None:
             moments.drop_others()
         yield state
 
 
+def _with(network: nn.Module, solved: Mapping[str, Solved], example: Any) -> nn.Module:
+    """Return a copy of the network with what was solved in place."""
+    small = compress(network, {name: one.replacement for name, one in solved.items()}, example=example)
+    for reader, fit in [pair for one in solved.values() for pair in one.refitted.items()]:
+        refit(small, reader, fit.weight, fit.bias)
+    return small
+
+
 def in_words(passes: Sequence[Sequence[str]]) -> str:
     """Return the number of passes and what each is for: `2 passes over the data: fc6; fc7 + fc8`."""
     named = "; ".join(" + ".join(group) for group in passes)
     return f"{len(passes)} pass{'' if len(passes) == 1 else 'es'} over the data{f': {named}' if named else ''}"
-
-
-def _passes(order: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice]) -> tuple[tuple[str, ...], ...]:
-    """Return the layers of each pass. A selection has one of its own: what reads its nodes comes later, after others.
-
-    The order within a group is that of execution, and the layers on either side of a selection read the same tensor
-    still: they may share a pass before it.
-    """
-    passes: list[tuple[str, ...]] = []
-    for group in order:
-        together = tuple(name for name in group if not choices[name].selects)
-        passes += [together] if together else []
-        passes += [(name,) for name in group if choices[name].selects]
-    return tuple(passes)
-
-
-def _require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding: Folding, *, has_source: bool) -> None:
-    """Raise for whatever can be known to fail without a batch."""
-    training = [name or "the network" for name, module in model.named_modules() if module.training]
-    if training:
-        raise InvalidInputError(
-            f"the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
-        )
-    if not choices:
-        raise InvalidInputError("layer after layer: needs at least one layer, got none")
-    if folding.shards > 1:
-        raise InvalidInputError(f"cross moments are kept whole: leave out shards={folding.shards}")
-    for name, choice in choices.items():
-        if not isinstance(choice, LayerChoice):
-            raise InvalidInputError(
-                f"layer '{name}': takes one LayerChoice(method, size), a factor pair or a selection and not both, got "
-                f"{choice!r}"
-            )
-        if module_name(name) != name:
-            raise InvalidInputError(
-                f"layer '{name}': it is a group of a convolution: choose for '{module_name(name)}', all of its groups "
-                "together"
-            )
-        _require_size(name, choice, layer_of(model, name))
-        if choice.by.needs_source and not has_source:
-            raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
-
-
-def _room(
-    model: nn.Module, passes: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice], folding: Folding
-) -> int:
-    """Return how much the memory limit leaves for what is kept between passes.
-
-    Raises MemoryLimitError where the cross moments of one layer alone do not fit, before the passes that lead to it.
-
-    Those of the first pass are moments of inputs alone. An earlier selection may narrow a layer: this is at most.
-    """
-    later = [name for group in passes[1:] for name in group if not choices[name].selects]
-    if not later:
-        return KEPT_BYTES
-    needed = direct_plan([narrowest_pair_load(layer) for layer in select_layers(model, later)], folding)
-    needed.require()
-    limit = folding.memory_limit_bytes
-    return KEPT_BYTES if limit is None else min(KEPT_BYTES, limit - needed.peak_bytes)
-
-
-def _require_prunable(model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass) -> None:
-    selected = [name for name, choice in choices.items() if choice.selects]
-    if selected:
-        structure = Structure.of(model, target.first())
-        for name in selected:
-            structure.group_of(name)
-
-
-def _require_size(name: str, choice: LayerChoice, layer: nn.Module) -> None:
-    outputs, inputs = matrix_of(layer).shape
-    most = outputs if choice.selects else min(outputs // len(parts_of(name, layer)), inputs)
-    if not isinstance(choice.size, int) or isinstance(choice.size, bool) or not 1 <= choice.size <= most:
-        what = "number of kept nodes" if choice.selects else "rank"
-        raise RankError(f"layer '{name}': {what} must lie in 1..{most}, got {choice.size}")

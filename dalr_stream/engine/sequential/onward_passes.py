@@ -50,6 +50,8 @@ class OnwardPasses:
     passes: Sequence[Sequence[str]]
     selected: Collection[str]
     """The layers whose nodes are selected; the others become factor pairs."""
+    mending: Collection[str]
+    """The layers that are solved towards a stream, readers of selections among them: their outputs are watched."""
     rule: RowRule
     room: Room
     note: Callable[[str], None]
@@ -121,7 +123,10 @@ class OnwardPasses:
         touched: list[set[str]] = []
         for group in self.passes:
             if structure is not None and group[0] in self.selected:
-                specs |= {spec.stream: spec for spec in readers_of(structure, group)}
+                readers = readers_of(structure, group)
+                mending = [spec.name for spec in readers if spec.name in self.mending]
+                given = select_layers(self.original, mending, side=Side.OUTPUTS) if mending else ()
+                specs |= {spec.stream: spec for spec in (*readers, *given)}
                 touched.append({name for layer in group for name in _of_group(structure, layer)})
             else:
                 for side in (Side.INPUTS, Side.OUTPUTS):

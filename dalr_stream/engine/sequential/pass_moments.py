@@ -1,7 +1,7 @@
 """The moments that a pass of sequential compression decides by: made in memory, or kept and used again.
 
     <folder>/<network>/                     what a network reads, alone
-    <folder>/<network>-<original>/          what it reads beside what the original gives: cross moments
+    <folder>/<network>-<original>/          what it reads beside what the original gives, or z': cross moments
 
 Each state of the network, as compressed so far, has a store of its own, named after its fingerprint. A layer's inputs
 depend on that state alone. So where a size, a ridge or a method changes, the passes up to that layer, its own among
@@ -18,15 +18,16 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import PairedRows, is_wider_out, known_batches
+from dalr_stream.engine.cross import is_wider_out, known_batches
 from dalr_stream.engine.direct import NetworkRows
 from dalr_stream.engine.fold_passes import fold_in_memory, fold_into, kept_record
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.paired_rows import PairedRows
 from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers, weights_of
-from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.progress import Progress
 from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.contents import NetworkRecord
@@ -71,16 +72,29 @@ class PassMoments:
         return self._joint(feed, folding, domain) if known is None else known
 
     def beside_outputs(
-        self, current: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], folding: Folding
+        self,
+        current: nn.Module,
+        batches: Iterable[Any],
+        layers: Sequence[LayerSpec],
+        folding: Folding,
+        mending: Collection[str] = (),
     ) -> LayerCrossMoments:
         """Return the moments of what `layers` read there, beside what they give in the original.
 
-        A layer that gives more features than it reads is watched there for what it reads, X: it gives W X + b.
+        A layer that gives more features than it reads is watched there for what it reads, X: it gives W X + b. Of the
+        layers `mending`, what the stream has lost is added to what they give.
         """
         feed = PairedRows.of_outputs(self.original, current, batches, layers, self.rule)
         names = list(dict.fromkeys(module_name(layer.name) for layer in layers))
-        read = [layer for layer in select_layers(self.original, names) if is_wider_out(layer)]
-        feed = dataclasses.replace(feed, targets={**feed.targets, **{layer.stream: layer for layer in read}})
+        others = [name for name in names if name not in mending]
+        read = [layer for layer in (select_layers(self.original, others) if others else ()) if is_wider_out(layer)]
+        residuals = {
+            layer.stream: dataclasses.replace(layer, side=Side.RESIDUAL, outputs=feed.targets[layer.stream].outputs)
+            for layer in layers
+            if module_name(layer.name) in mending
+        }
+        targets = {**feed.targets, **{layer.stream: layer for layer in read}}
+        feed = dataclasses.replace(feed, targets=targets, residuals=residuals)
         joint = feed.view(self._joint(feed, folding, TARGET))
         maps = {layer.stream: weights_of(self.original, layer.name) for layer in read}
         return joint.with_outputs_through(maps)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from torch import nn
 from dalr_stream.engine.layer_cross import LayerCrossMoments
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.sequential.pass_moments import PassMoments
+from dalr_stream.engine.sequential.targets import StreamTargets, Target
 from dalr_stream.engine.solve import factor_by, select_by
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.layers.groups import parts_of
@@ -28,7 +29,13 @@ from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.selection.restoration import joint_cross, restored_towards
+from dalr_stream.numerics.selection.restoration import (
+    RefittedReader,
+    joint_cross,
+    reader_errors,
+    refitted,
+    restored_towards,
+)
 from dalr_stream.numerics.sizes.losses import lost_nodes, lost_towards, outputs_energy, relative
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader
 from dalr_stream.numerics.statistics.cross import CrossMoments
@@ -93,13 +100,24 @@ class LayerOutcome:
     of the original and psi of the network as compressed so far."""
     error: float
     """The same with the factor pair in place; of a selection, ||phi - A psi_J|| / ||phi|| over all its nodes."""
+    target: Target = Target.OUTPUTS
+    """Towards what it was solved. Towards a stream, Y has what that had lost added to it; a selection's errors are then
+    those of what its readers give."""
 
     def __str__(self) -> str:
         label, size = self.choice.by.label, self.choice.size
-        return f"{label}, {size}: error {self.error:.4f}, of which it inherited {self.inherited:.4f}"
+        towards = ", towards the stream" if self.target is Target.STREAM else ""
+        return f"{label}, {size}{towards}: error {self.error:.4f}, of which it inherited {self.inherited:.4f}"
 
 
-Solved = tuple[Replacement, LayerOutcome]
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """What takes a layer's place, and what that loses."""
+
+    replacement: Replacement
+    outcome: LayerOutcome
+    refitted: Mapping[str, RefittedReader] = field(default_factory=dict)
+    """Weight and bias of what reads a selection's nodes, where these are solved for themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +130,7 @@ class SequentialPass:
     source: SameEveryPass | None
     folding: Folding
     moments: PassMoments
+    targets: StreamTargets = field(default_factory=StreamTargets)
 
     def solve(self, group: Sequence[str], current: nn.Module) -> dict[str, Solved]:
         """Return what takes the place of each layer of `group` in `current`, and what it loses."""
@@ -130,18 +149,21 @@ class SequentialPass:
         squares = [_squared_errors(one, layer[2], choice.size, judging[part]) for one, layer, part in pairs]
         before, after, whole = np.sum(squares, axis=0)
         inherited, error = relative(np.array([before, after]), float(whole))
-        return pair, LayerOutcome(choice, float(inherited), float(error))
+        target = Target.STREAM if self._mends(name, current) else Target.OUTPUTS
+        return Solved(pair, LayerOutcome(choice, float(inherited), float(error), target))
+
+    def _mends(self, name: str, current: nn.Module, readers: Collection[str] = ()) -> bool:
+        """Tell whether a layer is solved towards a stream that has lost something by now."""
+        return current is not self.original and self.targets.mends(name, readers)
 
     def _select(self, name: str, current: nn.Module) -> Solved:
         choice, structure = self.choices[name], self.structure_of(current)
         group, layers = structure.group_of(name), readers_of(structure, [name])
+        if self._mends(name, current, [reader.span.layer for reader in group.readers]):
+            return self._select_towards_streams(name, current, group, layers)
         nodes, heldout = self._nodes(name, current, group, layers)
-        source = None
-        if self.source is not None and choice.by.needs_source:
-            every = dataclasses.replace(self.folding, holdout=HoldoutRule(0.0))  # nothing is measured on the source
-            source = group.joint(self.moments.alone(current, self.source, layers, every, "source"))
         now = nodes.inputs if isinstance(nodes, CrossMoments) else nodes
-        solution = select_by(choice.by, now, source, choice.strength)
+        solution = select_by(choice.by, now, self._of_source(group, current, layers, choice), choice.strength)
         nodes_kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
         if isinstance(nodes, CrossMoments) and solution.factor is not None:  # pruning alone restores nothing
             nodes_kept = restored_towards(nodes_kept, nodes, choice.restore_ridge)
@@ -150,7 +172,33 @@ class SequentialPass:
             before, after = lost_towards(nodes_kept, judging)
         else:
             before, after = 0.0, lost_nodes(nodes_kept, judging)
-        return nodes_kept, LayerOutcome(choice, math.sqrt(before), math.sqrt(after))
+        return Solved(nodes_kept, LayerOutcome(choice, math.sqrt(before), math.sqrt(after)))
+
+    def _select_towards_streams(
+        self, name: str, current: nn.Module, group: ChannelGroup, layers: Sequence[LayerSpec]
+    ) -> Solved:
+        """Select by the nodes of the network as compressed so far, and solve what reads them towards its stream."""
+        choice, names = self.choices[name], [layer.name for layer in layers]
+        pairs = self.moments.beside_outputs(current, self.target, layers, self.folding, names)
+        now = group.joint({stream: pairs[stream].inputs for stream in pairs})
+        solution = select_by(choice.by, now, self._of_source(group, current, layers, choice), choice.strength)
+        kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
+        weights = {reader: weights_of(current, reader) for reader in names}
+        readers = {one: refitted(kept, *weights[one], pairs[one], choice.restore_ridge) for one in names}
+        judging = pairs.heldout or pairs
+        squares = [reader_errors(kept, *weights[one], readers[one], judging[one]) for one in names]
+        before, after, whole = np.sum(squares, axis=0)
+        inherited, error = relative(np.array([before, after]), float(whole))
+        return Solved(kept, LayerOutcome(choice, float(inherited), float(error), Target.STREAM), readers)
+
+    def _of_source(
+        self, group: ChannelGroup, current: nn.Module, layers: Sequence[LayerSpec], choice: LayerChoice
+    ) -> Moments | None:
+        """Return the moments of the nodes on the source domain, where the method compares with it."""
+        if self.source is None or not choice.by.needs_source:
+            return None
+        every = dataclasses.replace(self.folding, holdout=HoldoutRule(0.0))  # nothing is measured on the source
+        return group.joint(self.moments.alone(current, self.source, layers, every, "source"))
 
     def _nodes(
         self, name: str, current: nn.Module, group: ChannelGroup, layers: Sequence[LayerSpec]
@@ -179,7 +227,8 @@ class SequentialPass:
         layers = select_layers(current, list(group))
         if current is self.original:
             return self.moments.alone(current, self.target, layers, self.folding, "target")
-        return self.moments.beside_outputs(current, self.target, layers, self.folding)
+        mending = [name for name in group if self.targets.mends(name)]
+        return self.moments.beside_outputs(current, self.target, layers, self.folding, mending)
 
 
 def _in_both(

@@ -50,7 +50,7 @@ class Followed(torch.Tensor):
     def __torch_function__(cls, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Tell that the arguments are used, and compute with plain tensors."""
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001  # torch documents it so
-            if not _asks(func):
+            if not asks(func):
                 for tensor in tensors_in((args, kwargs)):
                     if isinstance(tensor, Followed):
                         tensor.told()
@@ -71,7 +71,7 @@ class Spent(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer what needs no numbers."""
-        if not _asks(func):
+        if not asks(func):
             raise UsedError
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
             return func(*args, **kwargs or {})
@@ -126,7 +126,8 @@ def _can_be_copied(tensor: torch.Tensor) -> bool:
         return begins_evenly and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
-def _asks(func: Any) -> bool:
+def asks(func: Any) -> bool:
+    """Tell whether a function of torch needs no numbers of a tensor."""
     name = getattr(func, "__name__", "")
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", "")

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.capture.additions import Additions, Before
 from dalr_stream.network.capture.batches import call, first_argument, require_mask_passed_on
 from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.gradients.ends import End
 from dalr_stream.network.capture.gradients.taking import GradientTaker
-from dalr_stream.network.capture.masks import BatchMasks
+from dalr_stream.network.capture.masks import BatchMasks, require_a_mask_each
 from dalr_stream.network.capture.onward import ForwardRun, OnwardPass
 from dalr_stream.network.capture.proofs.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
@@ -117,7 +118,7 @@ class RowTaker:
             return self._pooled(self._calls(batch, chooser), samples)
         for layer in self._layers if self._paired else ():
             require_not_routed(layer.stream, chooser)
-        by_stream = {layer.stream: chooser.mask_of(layer.stream) for layer in self._layers}
+        by_stream = {layer.stream: chooser.masks_of(layer.stream) for layer in self._layers}
         with proof.observing(batch, by_stream) as observed:
             calls = self._calls(batch, chooser)
         proof.settle(observed, by_stream, {} if masks is None else masks.padding)
@@ -131,6 +132,9 @@ class RowTaker:
             times = {layer.stream: len(calls[layer.stream]) for layer in self._layers}
             times |= {stream: len(given) for stream, given in edges.items()}
             self._require_called(times, chooser)
+            for layer in self._layers:
+                routed = chooser.is_routed(layer.stream)
+                require_a_mask_each(layer.stream, chooser.masks_of(layer.stream), times[layer.stream], routed=routed)
             calls.update(self._gradients.take(edges, End(returned, batch, chooser.samples), chooser, self._number))
         for layer in self._layers:
             if chooser.is_routed(layer.stream):
@@ -144,7 +148,7 @@ class RowTaker:
                 times[layer.stream] = 1
                 continue
             if not times[layer.stream]:
-                raise UnsupportedLayerError(f"layer '{layer.name}': is never called in a forward pass of this batch")
+                raise UnsupportedLayerError(f"layer '{layer.name}': {_never(layer)} in a forward pass of this batch")
             before = times[layer.stream] if self._times is None else self._times[layer.stream]
             if before != times[layer.stream]:
                 raise UnsupportedLayerError(
@@ -167,7 +171,7 @@ class RowTaker:
     def _until_all(self, run: ForwardRun) -> Callable[[Calls], None] | None:
         """Return what tells `run` that all rows are there; None where it is not known how often layers are called."""
         orders = (self._onward.orders if self._onward else None) or {}
-        times = self._times or {layer.stream: len(orders.get(layer.stream, ())) for layer in self._layers}
+        times = self._times or {layer.stream: len(orders.get(layer.placed_as, ())) for layer in self._layers}
 
         def taken(calls: Calls) -> None:
             if all(len(calls[stream]) == number for stream, number in times.items()):
@@ -181,6 +185,10 @@ class RowTaker:
         for taken in calls.values():
             pooled.setdefault(_identities(taken), together(taken, samples))
         return {layer.stream: pooled[_identities(calls[layer.stream])] for layer in self._layers}
+
+
+def _never(layer: LayerSpec) -> str:
+    return "what it gives is added to no stream" if layer.side is Side.RESIDUAL else "is never called"
 
 
 def require_not_routed(stream: str, chooser: BatchRows) -> None:
@@ -207,7 +215,8 @@ def _watched(
     watch = _Watch(
         chooser, layers, Routes(model, (layer.name for layer in layers if chooser.is_routed(layer.stream))), taken
     )
-    with watch.routes.watching(), ExitStack() as stack:
+    into_a_stream = any(layer.side is Side.RESIDUAL for layer in layers)
+    with watch.routes.watching(), watch.additions.watching(needed=into_a_stream), ExitStack() as stack:
         for layer in layers:
             if layer.side is not Side.GRADIENTS:
                 stack.callback(watch.hook(layer, model).remove)
@@ -229,6 +238,7 @@ class _Watch:
     ) -> None:
         self.calls: Calls = {layer.stream: [] for layer in layers}
         self.routes = routes
+        self.additions = Additions()
         self._taken = taken
         self._chooser = chooser
         self._reads: dict[Reading, Taken] = {}
@@ -236,7 +246,8 @@ class _Watch:
     def hook(self, layer: LayerSpec, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
         module = module_of(model, module_name(layer.name))
         part = part_of(layer.name, module)
-        if layer.side is not Side.OUTPUTS or not isinstance(part, CONVOLUTIONS):  # what any of them gives is rows
+        given = layer.side in (Side.OUTPUTS, Side.RESIDUAL)
+        if not given or not isinstance(part, CONVOLUTIONS):  # what any of them gives is rows
             require_supported(layer.name, part)
         calls = self.calls[layer.stream]
         if self._chooser.is_routed(layer.stream):
@@ -259,6 +270,12 @@ class _Watch:
             require_real(layer.stream, given)
             self._keep(calls, self._chooser.take(layer.stream, rows_leaving(part, given), len(calls)))
 
+        def before(other: torch.Tensor) -> None:
+            rows = rows_leaving(part, channels_of(layer.name, module, other))
+            self._keep(calls, self._chooser.take(layer.placed_as, rows, len(calls), paired=True))
+
+        if layer.side is Side.RESIDUAL:
+            return module.register_forward_hook(lambda _, __, output: self.additions.follow(output, Before(before)))
         if layer.side is Side.OUTPUTS:
             return module.register_forward_hook(leaving)
         return module.register_forward_pre_hook(entering, with_kwargs=True)

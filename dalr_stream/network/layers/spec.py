@@ -75,6 +75,11 @@ class LayerSpec:
         return stream_name(self.name, self.side)
 
     @property
+    def placed_as(self) -> str:
+        """The stream whose rows stand where these do: the outputs for what is added to them, else their own."""
+        return stream_name(self.name, Side.OUTPUTS) if self.side is Side.RESIDUAL else self.stream
+
+    @property
     def features(self) -> int:
         """Width of the watched rows."""
         widths = {Side.INPUTS: self.inputs, Side.CHANNELS: self.channels}

@@ -30,6 +30,7 @@ from dalr_stream.errors import (
     UnsupportedLayerError,
 )
 from dalr_stream.network.saved.model_card import readme
+from dalr_stream.network.saved.settings import require_same_settings, settings_of
 from dalr_stream.network.saved.ties import tied_parameters, untie
 from dalr_stream.network.saved.weights import as_os_error, load_weights, require_tensors_alone
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
@@ -46,7 +47,7 @@ from dalr_stream.network.surgery.refusal import (
 from dalr_stream.storage.durable import new_folder, remove_folder
 from dalr_stream.storage.json_record import digest_of
 
-DIGEST, TIED, BESIDE = "digest", "tied", "beside_sha256"
+DIGEST, TIED, BESIDE, SETTINGS = "digest", "tied", "beside_sha256", "settings"
 WEIGHTS, PLAN, README = "model.safetensors", "plan.json", "README.md"
 
 
@@ -108,6 +109,7 @@ def save(model: nn.Module, folder: str | Path, *, provenance: Mapping[str, Any] 
         beside = sorted(path for path in fresh.iterdir() if path.name != WEIGHTS)
         facts[BESIDE] = {path.name: _file_digest(path) for path in beside}
         told = {"plan": plan.to_plain(), TIED: tied_parameters(model), **facts, "provenance": where_from}
+        told[SETTINGS] = settings_of(model)
         plain = json.loads(json.dumps(told))
         text = json.dumps({**plain, DIGEST: digest_of(plain)}, indent=1)
         (fresh / PLAN).write_text(text + "\n", encoding="utf-8")
@@ -134,7 +136,7 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     StoreNotFoundError, StoreDamagedError
         Where the folder, or a file in it, is missing or damaged.
     FingerprintMismatchError
-        Where the weights do not fit the network that `build` made.
+        Where the weights do not fit the network that `build` made, or it is set otherwise than the saved one was.
     InvalidInputError
         Where `build` is a network rather than a function that makes one.
 
@@ -171,6 +173,8 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     except (LayerNotFoundError, UnsupportedLayerError) as error:
         raise FingerprintMismatchError(f"'{folder}' does not fit the network that was built: {error}") from error
     setattr(model, PLAN_ATTRIBUTE, plan)
+    if SETTINGS in plain:
+        require_same_settings(model, plain[SETTINGS], folder)
     _require_same_dtypes(model, folder / WEIGHTS)
     setattr(model, ORIGIN_ATTRIBUTE, origin)
     load_weights(model, folder / WEIGHTS)

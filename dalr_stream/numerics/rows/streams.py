@@ -30,12 +30,15 @@ class Side(StrEnum):
         What the layer reads, one row per position and one feature per channel: selections are solved from it.
     GRADIENTS
         The gradient of a loss by Y, a row where Y has one.
+    RESIDUAL
+        What Y is added to, the stream before the layer writes into it, in the layer's own units.
     """
 
     INPUTS = "inputs"
     OUTPUTS = "outputs"
     CHANNELS = "channels"
     GRADIENTS = "gradients"
+    RESIDUAL = "residual"
 
 
 class Pairing(StrEnum):
@@ -43,6 +46,8 @@ class Pairing(StrEnum):
 
     OUTPUTS = "cross"
     """What the layer reads in one network beside what it gives in the other."""
+    STREAM = "cross-stream"
+    """What it reads in the one beside what it gives in the other, and what the stream that takes it in has lost."""
     INPUTS = "cross-inputs"
     """What the layer reads in the one beside what it reads in the other."""
     CHANNELS = "cross-channels"

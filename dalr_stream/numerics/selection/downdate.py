@@ -35,6 +35,13 @@ class MeanPart:
     """(s,): A v."""
     squared: float
     """||v||^2 over all nodes, not these alone."""
+    in_metric: Vector | None = None
+    """(s,): M v, where inner products are in a metric; None where they are plain."""
+
+    @property
+    def seen(self) -> Vector:
+        """M v, or v."""
+        return self.values if self.in_metric is None else self.in_metric
 
     @classmethod
     def none(cls, size: int) -> MeanPart:
@@ -45,19 +52,26 @@ class MeanPart:
         """Return the same of these nodes alone."""
         return MeanPart(self.values[positions], self.image[positions], self.squared)
 
-    def take(self, position: int, pivot: float, step: Vector, pushed: Vector, length: float) -> None:
-        """Follow a step l of A, of squared length `length`, at the node of `pivot` A_pp; `pushed` is A l."""
+    def take(
+        self, position: int, pivot: float, step: Vector, pushed: Vector, length: float, seen: Vector | None = None
+    ) -> None:
+        """Follow a step l of A, of squared length `length`, at the node of `pivot` A_pp; `pushed` is A l.
+
+        `seen` is M l, without which M v is not followed.
+        """
         root = np.sqrt(pivot)
         c, along = self.values[position] / root, self.image[position] / root
         s = 1.0 / np.sqrt(1.0 + c * c)
         self.image = s * (self.image - c * pushed + (c * length - along) * step)
         self.values = s * (self.values - c * step)
+        self.in_metric = None if self.in_metric is None or seen is None else s * (self.in_metric - c * seen)
         self.squared = max(s * s * (self.squared - 2.0 * c * along + c * c * length), 0.0)
         self.values[position] = self.image[position] = 0.0
 
     def forget(self) -> None:
         """Take a node of which the mean alone is left: it explains the mean of all."""
         self.values, self.image, self.squared = np.zeros_like(self.values), np.zeros_like(self.image), 0.0
+        self.in_metric = None if self.in_metric is None else np.zeros_like(self.values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +126,7 @@ class Downdate:
         """||R_:j||^2 / R_jj of the nodes `where`; `slack` is added to R_jj."""
         v, own, norms = self.mean.values, self.diagonal + slack, np.maximum(self.norms, 0.0)
         shared = self.mean.squared
-        if shared == 0.0:
+        if shared == 0.0 and not v.any():
             values = np.divide(norms, own, out=np.zeros(v.size), where=where)
             return Gains(values, values, 0.0)
         own = np.maximum(self.diagonal, 0.0) + slack  # what is left of A_jj may be rounding, of either sign
@@ -132,11 +146,20 @@ class Downdate:
         """||l||^2: ||A_:p||^2 / A_pp."""
         return float(self.norms[position] / self.diagonal[position])
 
-    def take(self, position: int, column: Vector, squared: Vector, length: float, gone: Sequence[int] = ()) -> Vector:
+    def take(  # what is known of the column, each once
+        self,
+        position: int,
+        column: Vector,
+        squared: Vector,
+        length: float,
+        gone: Sequence[int] = (),
+        seen: Vector | None = None,
+    ) -> Vector:
         """Take the node at `position`; return l. Cost: 2 s multiply-adds per step.
 
         `column` is A_:p now, `squared` (A_0 A_0)_:p, and `length` ||l||^2 over all nodes, not these alone. Nodes `gone`
-        have no entries left on paper: theirs in l and w are set to zero.
+        have no entries left on paper: theirs in l and w are set to zero. In a metric M all inner products are in it:
+        `squared` is of A_0 M A_0, `length` l'M l, and `seen` M l.
         """
         left, right = self.left[:, : self.steps], self.right[:, : self.steps]
         pivot = float(column[position])
@@ -145,7 +168,7 @@ class Downdate:
         pushed = (squared - left @ right[position] - right @ left[position]) / root
         if gone:
             step[gone] = pushed[gone] = 0.0
-        self.mean.take(position, pivot, step, pushed, length)
+        self.mean.take(position, pivot, step, pushed, length, seen)
         image = pushed - (0.5 * length) * step
         self.diagonal -= step * step
         self.norms -= 2.0 * step * image

@@ -4,6 +4,7 @@ Spectral pruning adds, greedily, the node that lets a linear map restore the mos
 
     r(J) = tr(Sigma_FJ Sigma_JJ^-1 Sigma_JF) / tr(Sigma),     A_J = Sigma_FJ Sigma_JJ^-1
 
+In a metric M of what reads the nodes the same is tr(M Sigma_FJ Sigma_JJ^-1 Sigma_JF) / tr(M Sigma), see `readers`.
 MoMaSP (3.2) subtracts a term for nodes whose moments differ between source and target. Both are exact greedy, not an
 approximation, and nested: one run gives every size and every retention. With strength 0 the second is the first.
 
@@ -17,19 +18,33 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.diagnostics import Diagnostics, Route
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread, usable_cores
 from dalr_stream.numerics.methods import Form, Method
+from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.selection.node_moments import both_domains, nodes_of, require_rows
 from dalr_stream.numerics.selection.nodes import ChannelSelection, retention_of
 from dalr_stream.numerics.selection.penalties import LIVE_SHARE, Penalty, penalty
+from dalr_stream.numerics.selection.readers import metric_of
 from dalr_stream.numerics.selection.residual import EXPLAINED, GAIN_TOLERANCE, SchurResidual
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.numerics.types import Indices, Mask, Vector
+from dalr_stream.numerics.types import Indices, Mask, Matrix, Vector
+
+ROUNDING = f"explained below {EXPLAINED:g} of a node's own moment, ties within {GAIN_TOLERANCE:g}"
+_SELECTIONS = (
+    Method.SPECTRAL,
+    Method.SPECTRAL_READERS,
+    Method.SPECTRAL_WEIGHTED,
+    Method.MOMASP_NODE,
+    Method.MOMASP_SUBSET,
+    Method.MOMASP_WEIGHTED,
+)
+_NAMED = {(method.form, method.metric): method for method in _SELECTIONS}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,13 +64,22 @@ class _Regulariser:
         return self.strength * float(np.std(gains)) * (r / largest)
 
 
-def spectral(moments: Moments | Layer, *, affine: bool = False, limit: int | None = None) -> ChannelSelection:
+def spectral(
+    moments: Moments | Layer,
+    *,
+    metric: Metric | str | ArrayLike = Metric.NODES,
+    affine: bool = False,
+    limit: int | None = None,
+) -> ChannelSelection:
     """Order nodes so that the first k, for every k, explain the most of all nodes (spectral pruning).
 
     Parameters
     ----------
     moments
         Of the nodes themselves, after the nonlinearity, as the next layer sees them; or a `Layer`, which brings them.
+    metric
+        In which errors of nodes are compared: "nodes" as published; of a `Layer` also "readers", by what the outputs of
+        the layers that read them lose, and "loss", weighted by the gradients of these; or a matrix (d, d) of one's own.
     affine
         Centre Sigma, and restore with an offset.
     limit
@@ -70,7 +94,7 @@ def spectral(moments: Moments | Layer, *, affine: bool = False, limit: int | Non
     Raises
     ------
     InvalidInputError
-        For moments of no rows, and a limit outside 1..d.
+        For moments of no rows, a limit outside 1..d, and a metric whose weights or gradients are not known.
 
     See Also
     --------
@@ -78,7 +102,8 @@ def spectral(moments: Moments | Layer, *, affine: bool = False, limit: int | Non
 
     Notes
     -----
-    Cost: d^2 operations a step, up to a small factor; 3/2 d^3 operations and 16 d^2 bytes in full.
+    Cost: d^2 operations a step, up to a small factor; 3/2 d^3 operations and 16 d^2 bytes in full; in a metric 2 d^3
+    and 16 d^2 bytes more. What is restored does not depend on the metric, which nodes are kept does.
 
     Examples
     --------
@@ -93,15 +118,17 @@ def spectral(moments: Moments | Layer, *, affine: bool = False, limit: int | Non
     >>> selection.at_size(2).restore.round(6).tolist()
     [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
     """
-    return _greedy(nodes_of(moments), Method.SPECTRAL, affine=affine, limit=limit, regulariser=None, notes=())
+    weigh = metric_of(moments, metric)
+    return _greedy(nodes_of(moments), _method(None, metric), weigh, affine=affine, limit=limit)
 
 
-def momasp(
+def momasp(  # noqa: PLR0913  # each keyword is one decision of the papers, or of what reads the nodes
     target: Moments | Layer,
     source: Moments | Layer | None = None,
     *,
     form: Form | str = Form.NODE,
     strength: float = 1.0,
+    metric: Metric | str | ArrayLike = Metric.NODES,
     centered: bool = True,
     affine: bool = False,
     limit: int | None = None,
@@ -122,8 +149,8 @@ def momasp(
         lambda of Eq. 5, >= 0; 0 is `spectral`, bit for bit.
     centered
         Take C in the regulariser about the mean; False takes E[phi phi'], which the paper calls covariance too.
-    affine, limit
-        As in `spectral`.
+    metric, affine, limit
+        As in `spectral`; by its name of the target's layer.
 
     Returns
     -------
@@ -155,7 +182,9 @@ def momasp(
     ([0, 1], [1, 0])
     """
     form = parse_choice(Form, form, "form")
+    weigh = metric_of(target, metric)
     target, source = both_domains(target, source)
+    method = _method(form, metric)
     if not 0.0 <= strength < np.inf:
         raise InvalidInputError(f"strength must be a finite number >= 0, got {strength}")
     if target.features != source.features:
@@ -164,26 +193,34 @@ def momasp(
         if moments.count == 0:
             raise InvalidInputError(f"{name} moments must come from at least one row, got none")
     if strength == 0.0:
-        return _greedy(
-            target, form.method, affine=affine, limit=limit, regulariser=None, notes=("strength 0: spectral",)
-        )
+        return _greedy(target, method, weigh, affine=affine, limit=limit, notes=("strength 0: spectral",))
     term, live = penalty(target, source, form=form, centered=centered)
     notes = (
         f"strength {strength:g}, C {'about the mean' if centered else 'about zero'}",
         f"live above tau = {LIVE_SHARE:g} of the median positive variance: {int(live.sum())} of {live.size}",
     )
     regulariser = _Regulariser(term, live, strength)
-    return _greedy(target, form.method, affine=affine, limit=limit, regulariser=regulariser, notes=notes)
+    return _greedy(target, method, weigh, affine=affine, limit=limit, regulariser=regulariser, notes=notes)
+
+
+def _method(form: Form | None, metric: Metric | str | ArrayLike) -> Method:
+    """Return the name of a selection; of a matrix of one's own that of the plain one."""
+    named = Metric(metric) if isinstance(metric, str) else Metric.NODES
+    if (form, named) not in _NAMED:
+        known = ", ".join(f"'{metric}'" for some, metric in _NAMED if some is form)
+        raise InvalidInputError(f"MoMaSP of form '{form}' goes with the metrics {known}, got '{named}'")
+    return _NAMED[form, named]
 
 
 def _greedy(
     moments: Moments,
     method: Method,
+    metric: Matrix | None,
     *,
     affine: bool,
     limit: int | None,
-    regulariser: _Regulariser | None,
-    notes: tuple[str, ...],
+    regulariser: _Regulariser | None = None,
+    notes: tuple[str, ...] = (),
 ) -> ChannelSelection:
     """Take nodes one by one (Algorithm 1) until the limit, or until nothing explains anything more."""
     require_rows(moments)
@@ -195,13 +232,14 @@ def _greedy(
     # A step is too short to be shared: threads wait longer for one another than they work. What is not too short the
     # residual shares itself, in parts that do not depend on how many threads there are.
     with one_blas_thread(), ThreadPoolExecutor(usable_cores()) as executor:
-        residual = SchurResidual(moments.covariance, None if affine else moments.mean, size, executor)
+        mean = None if affine else moments.mean
+        residual = SchurResidual(moments.covariance, mean, size, executor, metric)
         taken, gains = _take_all(residual, live, regulariser, size)
     exhausted = not residual.open.any()
     idle = np.setdiff1d(np.arange(d), taken)
     last = idle[np.argsort(~live[idle], kind="stable")] if exhausted else idle[:0]
     order = np.concatenate([taken, last])[:size]
-    left = 0.0 if exhausted else float(residual.remaining[residual.open].sum())
+    left = 0.0 if exhausted else residual.left
     not_live = idle[: idle.size if exhausted else 0] if regulariser is None else np.flatnonzero(~live)
     return ChannelSelection(
         method=method,
@@ -217,7 +255,9 @@ def _greedy(
             len(taken) if exhausted else None,
             0.0,
             Route.GREEDY.value,
-            (*notes, f"explained below {EXPLAINED:g} of a node's own moment, ties within {GAIN_TOLERANCE:g}"),
+            (*notes, *residual.notes, ROUNDING),
+            trace=residual.trace,
+            energy=residual.energy,
         ),
     )
 

@@ -58,7 +58,8 @@ class ChannelSelection:
         (d, r): columns of the pivoted Cholesky factor of Sigma; column j is zero at the nodes taken before the
         j-th. r, at most s, is the rank found. None for pure pruning, which restores nothing.
     retention
-        (s,): share of tr(Sigma) explained (Eq. 2) at sizes 1..s, non-decreasing, at most 1.
+        (s,): share of tr(Sigma) explained (Eq. 2) at sizes 1..s, non-decreasing, at most 1; in a metric M of
+        tr(M Sigma).
     center
         (d,): mean of the target where affine, else zeros.
     not_live
@@ -151,7 +152,7 @@ class ChannelSelection:
             restore[:, :r] = solved.T
             return restore
         of_taken = columns[taken]
-        trace = float(np.vdot(self.factor, self.factor)) / float(self.retention[-1])
+        trace = self.diagnostics.trace or float(np.vdot(self.factor, self.factor)) / float(self.retention[-1])
         system = factor_ridge(of_taken.T @ of_taken, ridge * trace / self.nodes)
         return columns @ system.pull_back(system.half(of_taken.T))
 

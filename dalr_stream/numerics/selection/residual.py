@@ -23,6 +23,7 @@ import numpy as np
 
 from dalr_stream.numerics.linalg.psd import EPSILON
 from dalr_stream.numerics.selection.downdate import Downdate, Gains, MeanPart
+from dalr_stream.numerics.selection.seen import doubts, seen_by
 from dalr_stream.numerics.types import Indices, Mask, Matrix, Vector
 
 BLOCK = 128
@@ -68,11 +69,14 @@ class SchurResidual:
     Everything by node (`remaining`, `open`, gains) goes by *position* among the nodes still here; `nodes` maps
     positions to nodes, ascending. Positions change in `take`. Sigma is scaled to a trace of 1.
 
-    At most `most` nodes are taken. `executor` shares what is large; BLAS should be held at one thread.
+    At most `most` nodes are taken. `executor` shares what is large; BLAS should be held at one thread. In a metric M
+    all gains are shares of tr(M Sigma), see `seen`.
     """
 
-    def __init__(self, covariance: Matrix, mean: Vector | None, most: int, executor: Executor) -> None:
-        """`mean` is m; none for a centred selection."""
+    def __init__(
+        self, covariance: Matrix, mean: Vector | None, most: int, executor: Executor, metric: Matrix | None = None
+    ) -> None:
+        """`mean` is m; none for a centred selection. `metric` (d, d) is M; none for I."""
         d = covariance.shape[0]
         m = np.zeros(d) if mean is None else mean
         self.trace = float(np.trace(covariance) + m @ m)
@@ -83,7 +87,10 @@ class SchurResidual:
         self._matrix, self._executor = covariance, executor
         self._factor = np.zeros((d, most), order="F")
         self._steps = self._looked_at = 0
-        self._start_block(np.einsum("ij,ij->i", covariance, covariance), m, covariance @ m)
+        self._seen, self.notes = seen_by(metric, covariance, m, BLOCK)
+        self.energy = self.trace * self._seen.energy
+        seen = self._seen.start(m)
+        self._start_block(np.einsum("ij,ij->i", covariance, self._seen.whole(covariance)), m, covariance @ seen, seen)
         self._own = np.diagonal(covariance).copy()
         self._slack = SIGMA_ROUNDING * self._own
         self._rounding = self._slack + (SIGMA_ROUNDING * m) ** 2
@@ -100,6 +107,12 @@ class SchurResidual:
     def factor(self) -> Matrix:
         """(d, r): L, columns in the order of taking, so that Sigma = L L' + R."""
         return self._factor[:, : self._steps]
+
+    @property
+    def left(self) -> float:
+        """What is not explained yet, as a share of the whole."""
+        steps = self._block.left[:, : self._block.steps]
+        return self._seen.left(float(self.remaining[self.open].sum()), steps, self._block.mean.squared)
 
     def gains(self, candidates: Mask) -> Vector:
         """Share of the trace each candidate would explain, as far as it is sure; zero at other positions.
@@ -140,13 +153,15 @@ class SchurResidual:
         """
         column = self._block.column(position, self._matrix[position])
         column[self._taken] = 0.0
+        seen = self._seen.columns(position, column, self._block.left[position, : self._block.steps])
         pivot, mean = float(column[position]), self._block.mean
-        in_sigma = column + mean.values[position] * mean.values
+        own, plain = mean.values[position], seen is column
+        in_sigma, seen_sigma = column + own * mean.values, None if plain else seen + own * mean.seen
         root = np.sqrt(in_sigma[position])
         if pivot > max(EXPLAINED * self._own[position], self._rounding[position]):
-            self._step(position, column, pivot, scores)
+            self._step(position, column, seen, pivot, scores)
         else:  # the others' covariance has explained it, but not that it is no zero
-            in_sigma, root = mean.values[position] * mean.values, abs(mean.values[position])
+            in_sigma, seen_sigma, root = own * mean.values, None if plain else own * mean.seen, abs(own)
             mean.forget()
             self._doubt_of_image[:] = 0.0
         in_sigma[self._taken] = 0.0
@@ -157,17 +172,18 @@ class SchurResidual:
         self._factor[self.nodes, self._steps] = in_sigma * np.sqrt(self.trace)
         self._steps += 1
         self._end_block_if_due()
-        return float(in_sigma @ in_sigma)
+        return float(in_sigma @ (in_sigma if seen_sigma is None else seen_sigma / root))
 
-    def _step(self, position: int, column: Vector, pivot: float, scores: Vector) -> None:
-        """Take the node from A and v."""
+    def _step(self, position: int, column: Vector, seen: Vector, pivot: float, scores: Vector) -> None:
+        """Take the node from A and v; `seen` is M A_:p."""
         if position not in self._squared:
             self._look_ahead(position, scores)
         mean, before = self._block.mean, self._norms_before
         weight = abs(mean.values[position]) / np.sqrt(pivot + mean.values[position] ** 2)
-        length = float(column @ column / pivot)
-        step = self._block.take(position, column, self._squared.pop(position), length, self._taken)
-        mean.squared = float(mean.values @ mean.values)
+        length, seen = float(column @ seen / pivot), seen / np.sqrt(pivot)
+        self._seen.take(seen, self._block.steps)
+        step = self._block.take(position, column, self._squared.pop(position), length, self._taken, seen)
+        mean.squared = max(float(mean.values @ mean.seen), 0.0)
         spread = EPSILON * np.sqrt(before[position] / pivot) * np.sqrt(before)
         self._doubt += 2.0 * spread * np.abs(step)
         self._doubt_of_image += weight * spread
@@ -186,16 +202,17 @@ class SchurResidual:
         for chunk in np.array_split(positions, -(-positions.size // BLOCK)):
             columns = self._matrix[chunk] - left[chunk] @ left.T
             columns[:, self._taken] = 0.0
-            self._block.norms[chunk] = np.einsum("ij,ij->i", columns, columns)
-            mean.image[chunk] = columns @ mean.values
-        self._doubt[positions] = EPSILON * self._block.norms[positions]
-        self._doubt_of_image[positions] = EPSILON * np.sqrt(self._block.norms[positions] * mean.squared)
+            seen = self._seen.columns(chunk, columns, left[chunk])
+            self._block.norms[chunk] = np.einsum("ij,ij->i", columns, seen)
+            mean.image[chunk] = columns @ mean.seen
+            found = doubts(columns, seen, self._block.norms[chunk], mean)
+            self._doubt[chunk], self._doubt_of_image[chunk] = found
 
     def _look_ahead(self, position: int, scores: Vector) -> None:
         """Make (R_0 R_0)_:p for the node at `position` and for those likely to follow it, reading R_0 once."""
         ahead = [p for p in self._foreseen(position, scores) if p not in self._squared]
         size = self.nodes.size
-        rows, products = self._matrix[ahead], np.empty((len(ahead), size))
+        rows, products = self._seen.whole(self._matrix)[ahead], np.empty((len(ahead), size))
 
         def multiply(first: int) -> None:
             part = slice(first, first + PART)
@@ -221,7 +238,8 @@ class SchurResidual:
         off = (self._block.gains(self._slack, self.open).values - scores)[players]
         floor, slack = EXPLAINED * self._own[players], np.zeros(players.size)
         rows = self._matrix[players]
-        small, squared = rows[:, players], rows @ rows.T
+        whole = self._seen.whole(self._matrix)
+        small, squared = rows[:, players], (rows if whole is self._matrix else whole[players]) @ rows.T
         block, played = self._block.among(players), [0]
         for _ in range(reach - 1):
             p = played[-1]
@@ -265,13 +283,17 @@ class SchurResidual:
         self._matrix = matrix
         self.nodes, self.open = self.nodes[keep], self.open[keep]
         self._own, self._slack, self._rounding = self._own[keep], self._slack[keep], self._rounding[keep]
-        self._start_block(norms, mean, image)
+        self._seen.compact(keep, left)
+        seen = self._block.mean.seen[keep]
+        if (whole := self._seen.whole(matrix)) is not matrix:
+            norms, image = np.einsum("ij,ij->i", matrix, whole), matrix @ seen
+        self._start_block(norms, mean, image, seen)
 
-    def _start_block(self, norms: Vector, mean: Vector, image: Vector) -> None:
-        part = MeanPart(mean, image, float(mean @ mean))
+    def _start_block(self, norms: Vector, mean: Vector, image: Vector, seen: Vector) -> None:
+        whole = self._seen.whole(self._matrix)
+        part = MeanPart(mean, image, float(mean @ seen), None if whole is self._matrix else seen)
         self._block = Downdate.start(np.diagonal(self._matrix).copy(), norms, BLOCK, part)
-        self._norms_before = norms.copy()
-        self._doubt = EPSILON * norms
-        self._doubt_of_image = EPSILON * np.sqrt(norms * part.squared)
+        self._doubt, self._doubt_of_image = doubts(self._matrix, whole, norms, part)
+        self._norms_before = self._doubt / EPSILON
         self._taken: list[int] = []
         self._squared: dict[int, Vector] = {}

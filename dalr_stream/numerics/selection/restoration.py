@@ -7,21 +7,29 @@ kept ones of the compressed network psi_J, shrunk towards that A_J, makes up for
     min_A ||phi - A psi_J||^2 + lambda ||A - A_J||^2     A = A_J + E[(phi - A_J psi_J) psi_J'] (Sigma_JJ + lambda I)^-1
 
 which is A_J itself where phi = psi and lambda = 0, and as lambda -> infinity.
+
+What reads the nodes, W phi + b, can be solved itself instead, towards anything that it should give, z: the same
+regression with W A_J in the place of A_J, centred where the reader has a bias:
+
+    min_V,b' ||z - V psi_J - b'||^2 + lambda ||V - W A_J||^2
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
 from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.numerics.statistics.cross import CrossMoments
+from dalr_stream.numerics.types import Matrix, Vector
 
 Readers = Sequence[tuple[ChannelReader, ChannelReader]]
 """Each reader of a group of channels in the compressed network, and the same one in the original."""
@@ -49,3 +57,50 @@ def restored_towards(selected: SelectedNodes, nodes: CrossMoments, ridge: float)
     gap = nodes.cross_gram[:, kept] / nodes.count - selected.restore @ own
     system = factor_ridge(own, ridge * float(np.trace(sigma)) / len(sigma))
     return dataclasses.replace(selected, restore=selected.restore + system.pull_back(system.half(gap.T)).T)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RefittedReader:
+    """What a layer does with the kept nodes alone: weight (m, k) and bias (m,), None where it has none."""
+
+    weight: Matrix
+    bias: Vector | None
+
+
+def refitted(
+    selected: SelectedNodes,
+    weight: NDArray[np.floating],
+    bias: NDArray[np.floating] | None,
+    moments: CrossMoments,
+    ridge: float,
+) -> RefittedReader:
+    """Return the reader (m, d) of all nodes as one of the kept nodes, solved towards the outputs of `moments`.
+
+    `ridge` is relative to the mean diagonal of the inputs' second moment. Cost: m d k + k^3 operations.
+    """
+    kept, d = selected.kept, moments.input_features
+    inputs, count = moments.inputs, moments.count
+    center, level = (inputs.mean, moments.outputs.mean) if bias is not None else (np.zeros(d), np.zeros(len(weight)))
+    own = inputs.scatter_about(center)[np.ix_(kept, kept)] / count
+    start = weight.astype(np.float64) @ selected.restore
+    gap = moments.cross_scatter_about(center, level)[:, kept] / count - start @ own
+    system = factor_ridge(own, ridge * float(np.trace(inputs.second_moment)) / d)
+    solved = start + system.pull_back(system.half(gap.T)).T
+    return RefittedReader(solved, None if bias is None else level - solved @ center[kept])
+
+
+def reader_errors(
+    selected: SelectedNodes,
+    weight: NDArray[np.floating],
+    bias: NDArray[np.floating] | None,
+    reader: RefittedReader,
+    moments: CrossMoments,
+) -> Vector:
+    """(3,): ||.||^2 of what the reader gave before the selection less the outputs, with it, and of the outputs."""
+    zero = np.zeros(len(weight))
+    own = zero if bias is None else bias.astype(np.float64)
+    narrow = np.zeros(weight.shape)
+    narrow[:, selected.kept] = reader.weight
+    before = moments.squared_error(weight.astype(np.float64), own)
+    after = moments.squared_error(narrow, zero if reader.bias is None else reader.bias)
+    return np.array([before, after, float(np.trace(moments.outputs.scatter_about(own)))])

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.numerics.types import Indices
+from dalr_stream.numerics.types import Indices, Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,26 @@ class ChannelReader:
     def of_plain(cls, plain: dict[str, Any]) -> ChannelReader:
         """Read what `dataclasses.asdict` gave."""
         return cls(**{**plain, "span": ChannelSpan(**plain["span"])})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeReader:
+    """What a layer makes of the nodes that it reads: its weights for them, and what the loss feels of its outputs."""
+
+    name: str
+    weight: Matrix
+    """(m, C, t): for each output, node, and tap of a kernel or place of a flattened image."""
+    gradients: InputMoments | None = None
+    """Moments of the gradients of the loss by its m outputs; None where they are not known."""
+
+    @classmethod
+    def of(
+        cls, reader: ChannelReader, channels: int, weight: Matrix, gradients: InputMoments | None = None
+    ) -> NodeReader:
+        """Take from a layer's weight (m, d), which says how many taps there are, the columns of these channels."""
+        taps = reader.weights // len(weight)
+        columns = weight[:, reader.first * taps : (reader.first + channels) * taps]
+        return cls(reader.span.layer, columns.reshape(len(weight), channels, taps), gradients)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Family, Method
 
@@ -111,6 +112,9 @@ class CompressSection(BaseModel):
     `cosine`, 1 - cosine of each row, of embeddings."""
     order: Order = Order.PARALLEL
     """`sequential` takes a pass over the data for each layer. Sizes are decided from the original's statistics."""
+    target: Target = Target.OUTPUTS
+    """Towards what the order `sequential` solves layers: what each gives in the original; or `stream`, where that is
+    added to a residual stream, besides towards what the stream has lost by then."""
     multiple_of: Positive | None = None
     """Use no other sizes than multiples of it, and layers as they are."""
 
@@ -157,6 +161,10 @@ class CompressSection(BaseModel):
                 raise ValueError(f"'{layer}' {ONE_SIZE}")
         if self.layers and given and not self.within_budget:
             raise ValueError(f"{given[0]} takes one method for all layers: give it as 'method'")
+        if self.target is Target.STREAM and self.order is not Order.SEQUENTIAL:
+            raise ValueError(
+                'target = "stream" mends what layers before have lost: add order = "sequential", or leave it out'
+            )
         for key in ("method", "multiple_of", "samples", "distance"):
             if key in self.model_fields_set and getattr(self, key) is not None and not given:
                 rules = ", ".join(f"'{rule}'" for rule in RULES)
@@ -164,7 +172,7 @@ class CompressSection(BaseModel):
         return self
 
 
-KEPT = ("method", "multiple_of", "order", "samples", "distance")
+KEPT = ("method", "multiple_of", "order", "target", "samples", "distance")
 """What a rule given on the command line leaves as the run file says."""
 
 

@@ -115,8 +115,8 @@ def _default(field: Schema, *, required: bool) -> str:
     value = field.get("default")
     if value is None:
         return LEFT_OUT
-    plain = [method.value for method in Method if not method.needs_gradients]
-    return "all that need no gradients" if value == plain else json.dumps(value)
+    plain = [method.value for method in Method if not method.weighted]
+    return "all but the weighted ones" if value == plain else json.dumps(value)
 
 
 def _named(field: Schema) -> str:

@@ -15,12 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import narrowest_pair_load
+from dalr_stream.engine.cross import narrowest_pair_load, pair_load
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.engine.output_errors import output_errors
 from dalr_stream.engine.sequential.compress import SequentialCompression, sequential_passes
 from dalr_stream.engine.sequential.pass_moments import KnownMoments
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
+from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import (
     FewSamplesWarning,
@@ -66,6 +67,7 @@ def compress_in_sequence(
             project.network,
             project.code.batches(target),
             choices,
+            target=project.config.compress.target,
             source=_source(project),
             store=project.pass_moments,
             rows=project.code.rows,
@@ -98,7 +100,8 @@ def sequence_cost(project: Project, network: nn.Module) -> MemoryPlan | None:
     """
     if project.config.compress.order is not Order.SEQUENTIAL:
         return None
-    loads = [narrowest_pair_load(layer) for layer in project.watched_in(network) if layer.side is Side.INPUTS]
+    load = pair_load if project.config.compress.target is Target.STREAM else narrowest_pair_load
+    loads = [load(layer) for layer in project.watched_in(network) if layer.side is Side.INPUTS]
     return direct_plan(loads, _folding(project))
 
 
@@ -135,7 +138,9 @@ def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -
         )
         for network in (parallel, state.network)
     )
-    return SequenceGain(state.passes, measured_on, tuple(LayerGain(name, before[name], after[name]) for name in names))
+    gains = tuple(LayerGain(name, before[name], after[name]) for name in names)
+    towards = tuple(name for name, outcome in state.layers.items() if outcome.target is Target.STREAM)
+    return SequenceGain(state.passes, measured_on, gains, towards)
 
 
 def _measured(project: Project, state: SequentialCompression) -> list[str]:
@@ -151,7 +156,7 @@ def _readers(project: Project, name: str) -> list[str]:
 
 
 def _keep(project: Project, state: SequentialCompression, fingerprint: str) -> None:
-    layers = {name: (outcome.inherited, outcome.error) for name, outcome in state.layers.items()}
+    layers = {name: (outcome.inherited, outcome.error, outcome.target) for name, outcome in state.layers.items()}
     facts = {"made_from": fingerprint, "passes": state.passes, "layers": layers}
     checkpoint.save(state.network, project.sequence, provenance=facts)
 
@@ -167,5 +172,9 @@ def _resumed(project: Project, choices: Mapping[str, LayerChoice], fingerprint: 
     return SequentialCompression(
         checkpoint.load(project.sequence, project.code.placed),
         tuple(tuple(group) for group in facts["passes"]),
-        {name: LayerOutcome(choices[name], *errors) for name, errors in facts["layers"].items()},
+        {name: _outcome(choices[name], *kept) for name, kept in facts["layers"].items()},
     )
+
+
+def _outcome(choice: LayerChoice, inherited: float, error: float, target: str) -> LayerOutcome:
+    return LayerOutcome(choice, inherited, error, Target(target))

@@ -12,7 +12,7 @@ from dalr_stream.workflow.runfile.sections import parse_bytes
 
 def test_defaults_are_filled_in_and_travel(run_file):
     plain = load_config(run_file).plain()
-    assert plain["solve"]["methods"] == [method.value for method in Method if not method.needs_gradients]
+    assert plain["solve"]["methods"] == [method.value for method in Method if not method.weighted]
     assert plain["solve"]["ridge"] == 1e-3
     assert plain["capture"]["keep_activations"] is True
     assert plain["accumulate"]["heldout_share"] == 0.1

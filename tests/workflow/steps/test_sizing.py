@@ -293,7 +293,7 @@ def test_solve_lists_solutions_as_json_and_nothing_else(finished_file):
     assert "up to date" in done.stderr
     run = opened(finished_file)
     assert {(fact["layer"], fact["method"]) for fact in facts} == {
-        (layer, method.value) for layer in SHAPES for method in Method if not method.needs_gradients
+        (layer, method.value) for layer in SHAPES for method in Method if not method.weighted
     }
     report = {
         (layer.name, curve.method): curve for layer in results(run.project).layers for curve in layer.error_curves

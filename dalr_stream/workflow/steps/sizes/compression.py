@@ -52,11 +52,14 @@ class SequenceGain:
     """Which rows, in words."""
     layers: tuple[LayerGain, ...]
     """In the order of execution; a layer that a selection narrowed is measured at what reads its nodes."""
+    towards_stream: tuple[str, ...] = ()
+    """Those that were solved towards a residual stream that had lost something by then."""
 
     def __str__(self) -> str:
         gains = ", ".join(map(str, self.layers))
+        stream = f", towards the residual stream: {', '.join(self.towards_stream)}" if self.towards_stream else ""
         return (
-            f"layers were compressed one after the other, in {in_words(self.passes)}; relative output error on "
+            f"layers were compressed one after the other, in {in_words(self.passes)}{stream}; relative output error on "
             f"{self.measured_on}, all at once -> one after the other: {gains}"
         )
 
@@ -64,7 +67,8 @@ class SequenceGain:
     def from_plain(cls, plain: Mapping[str, Any]) -> SequenceGain:
         """Return the record that `dataclasses.asdict` turned into plain values."""
         layers = tuple(LayerGain(**layer) for layer in plain["layers"])
-        return cls(tuple(tuple(group) for group in plain["passes"]), plain["measured_on"], layers)
+        towards = tuple(plain.get("towards_stream", ()))
+        return cls(tuple(tuple(group) for group in plain["passes"]), plain["measured_on"], layers, towards)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,185 @@
+"""Rows of a layer in one network beside rows of another network, on their way into one fold.
+
+What stands beside what a layer reads, z, is by default what it gives in the original. Where a residual stream takes its
+output in, z may have what the stream has lost by then added to it:
+
+    z' = z + (r of the original - r of the compressed network)      r: the stream before the layer writes into it
+
+so that a layer solved towards z' mends the stream as far as its inputs allow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.backend import rows_for
+from dalr_stream.engine.capture import keep_weights
+from dalr_stream.engine.fold_passes import fitting
+from dalr_stream.engine.joint_sink import JointSink
+from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
+from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.capture.hooks import capture_rows, require_batches, require_layers
+from dalr_stream.network.capture.onward import OnwardPass
+from dalr_stream.network.capture.paired import SecondNetwork
+from dalr_stream.network.capture.passes import require_repeatable
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.identity import fingerprint, tensor_digest
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.spec import LayerSpec, layer_of
+from dalr_stream.numerics.rows.streams import Pairing, Side, stream_name
+from dalr_stream.progress import Progress
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.streaming.cost import LayerLoad
+from dalr_stream.streaming.fold_sink import FoldSink
+from dalr_stream.streaming.folding import Folding
+
+TITLE = "run both and fold"
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRows:
+    """Rows of a layer in one network beside rows of another network: a `RowFeed`."""
+
+    original: nn.Module
+    compressed: nn.Module
+    batches: Iterable[Any]
+    rule: RowRule
+    layers: Mapping[str, LayerSpec]
+    """Of the compressed network: what x is, by stream."""
+    targets: Mapping[str, LayerSpec]
+    """Of the original: what z is, by the same names."""
+    residuals: Mapping[str, LayerSpec] = field(default_factory=dict)
+    """Of either: the stream that takes in what the layer gives, for those whose z is to mend it, by the same names."""
+    onward: OnwardPass | None = None
+    """How the compressed network is run on from an earlier pass."""
+    original_onward: OnwardPass | None = None
+
+    @classmethod
+    def of_outputs(
+        cls,
+        original: nn.Module,
+        compressed: nn.Module,
+        batches: Iterable[Any],
+        layers: Sequence[LayerSpec],
+        rows: RowRule | None,
+    ) -> PairedRows:
+        """Pair what each of `layers` reads in the compressed network with what it gives in the original.
+
+        Raises LayerNotFoundError for a layer that the compressed one lacks, InvalidInputError for one that gives
+        another number of outputs there: its nodes were pruned.
+        """
+        require_layers(layers)
+        now = {layer.stream: as_it_is(compressed, layer) for layer in layers}
+        targets = {layer.stream: dataclasses.replace(layer, side=Side.OUTPUTS) for layer in layers}
+        for stream, layer in now.items():
+            outputs = matrix_of(layer_of(original, layer.name)).shape[0]
+            if layer.outputs != outputs:
+                raise InvalidInputError(
+                    f"layer '{layer.name}': gives {outputs} outputs in the original and {layer.outputs} in the "
+                    "compressed network: its nodes were pruned, so pair the layers that read them"
+                )
+            targets[stream] = dataclasses.replace(targets[stream], outputs=outputs)
+        return cls(original, compressed, batches, (rows or RowRule()).of_layers(()), now, targets)
+
+    @property
+    def pairs(self) -> dict[str, PairRecord]:
+        """The joint stream of each of `layers`."""
+        return {
+            name: PairRecord(self._stream(name), layer.features, self.targets[name].features)
+            for name, layer in self.layers.items()
+        }
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """Of joint rows."""
+        return [pair.stream for pair in self.pairs.values()]
+
+    @property
+    def choice(self) -> str:
+        """The same rows of both."""
+        return self.rule.words
+
+    def network(self) -> NetworkRecord:
+        """Return what identifies both networks and the pairs of streams."""
+        pair = NetworkPair(fingerprint(self.compressed), fingerprint(self.original))
+        pairs = self.pairs
+        layers = {pairs[name].stream: self._layer_record(layer, pairs[name]) for name, layer in self.layers.items()}
+        return NetworkRecord(pair.fingerprint, layers)
+
+    def keep_weights(self, root: Path, network: NetworkRecord) -> None:
+        """Write the compressed network's."""
+        keep_weights(self.compressed, list(self.layers.values()), root, network.fingerprint)
+
+    def loads(self, rows: int) -> list[LayerLoad]:
+        """Return what the plan needs to know of the joint streams."""
+        return [LayerLoad(pair.stream, pair.features, rows) for pair in self.pairs.values()]
+
+    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
+        """Part the streams into passes that fit."""
+        require_batches(self.batches)
+        groups = fitting(self.loads(0), folding)
+        if len(groups) > 1:
+            require_repeatable(self.batches, "batches")
+        return groups
+
+    def send(self, streams: Collection[str], sink: FoldSink, folding: Folding, progress: Progress) -> None:
+        """Run both networks on every batch that is not folded yet."""
+        names = {name: pair.stream for name, pair in self.pairs.items() if pair.stream in streams}
+        to_rows = rows_for(folding)
+        targets = {name: self.targets[name] for name in names}
+        residuals = {name: layer for name, layer in self.residuals.items() if name in names}
+        added = {layer.stream: layer for layer in residuals.values()}
+        second = SecondNetwork(self.original, {**targets, **added}, self.rule, to_rows, self.original_onward)
+        joint = JointSink(sink, second, names, {name: layer.stream for name, layer in residuals.items()})
+        followed = second.follow(self.batches, sink.held)
+        total = len(self.batches) if isinstance(self.batches, Sized) else None
+        layers = [*(self.layers[name] for name in names), *residuals.values()]
+        with progress.track(TITLE, total, "batches") as advance:
+            capture_rows(
+                self.compressed,
+                followed,
+                layers,
+                joint,
+                rows=self.rule,
+                to_rows=to_rows,
+                batch_done=lambda _samples, _spared: advance(1),
+                onward=self.onward,
+            )
+
+    def view(self, joint: LayerMoments) -> LayerCrossMoments:
+        """Return the moments of joint rows as cross moments, by the names of `layers`."""
+        return LayerCrossMoments.of(joint, self.pairs)
+
+    def stored(self, root: Path, domain: str, folding: Folding) -> LayerCrossMoments:
+        """Return those that lie in a store, to be read when they are asked for."""
+        return self.view(LayerMoments.stored(root, domain, {name: name for name in self.streams}, folding.shards))
+
+    def require_own_store(self, root: Path, network: NetworkRecord) -> None:
+        """Raise FingerprintMismatchError where a store is there and is not of these two networks."""
+        pair = NetworkPair.parse(network.fingerprint)
+        assert pair is not None  # noqa: S101  # for the type checker: it was made so
+        pair.require_in(root)
+
+    def _stream(self, name: str) -> str:
+        return stream_name(self.layers[name].name, self._pairing(name))
+
+    def _pairing(self, name: str) -> Pairing:
+        mends = name in self.residuals
+        return Pairing.STREAM if mends else Pairing.of(self.layers[name].side, self.targets[name].side)
+
+    def _layer_record(self, layer: LayerSpec, pair: PairRecord) -> LayerRecord:
+        digest = tensor_digest(matrix_of(layer_of(self.compressed, layer.name)))
+        return LayerRecord(layer.kind, pair.inputs, pair.outputs, digest, side=self._pairing(layer.stream).value)
+
+
+def as_it_is(compressed: nn.Module, layer: LayerSpec) -> LayerSpec:
+    """Return the same layer with the widths that it has in the compressed network."""
+    outputs, inputs = matrix_of(layer_of(compressed, layer.name)).shape
+    return dataclasses.replace(layer, inputs=inputs, outputs=outputs)
