@@ -52,12 +52,12 @@ class Lines:
             now = time.monotonic()
             if now - last >= _SECONDS_BETWEEN_LINES:
                 last = now
-                self._write(
-                    ", ".join([f"{title}: {_amount(done, total)} {unit}", *_pace(done, total, now - begun, unit)])
-                )
+                pace = _pace(done, total, now - begun, unit)
+                self._write(", ".join([f"{title}: {_amount(done, total, unit)}", *pace]))
 
         yield advance
-        self._write(f"{title}: {done:,} {unit} in {seconds_in_words(time.monotonic() - begun)}")
+        if total != 0:
+            self._write(f"{title}: {_amount(done, None, unit)} in {seconds_in_words(time.monotonic() - begun)}")
 
 
 class Bars:
@@ -114,8 +114,9 @@ def for_console(console: Console, *, quiet: bool = False) -> Progress:
     return Lines(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
 
 
-def _amount(done: int, total: int | None) -> str:
-    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
+def _amount(done: int, total: int | None, unit: str) -> str:
+    of = "" if total is None else f" of {total:,}"
+    return f"{done:,}{of} {_singular(unit) if (done if total is None else total) == 1 else unit}"
 
 
 def _pace(done: int, total: int | None, seconds: float, unit: str) -> Iterator[str]:

@@ -19,6 +19,12 @@ FEW = 4
 """Layers whose tables may stand one below the other."""
 
 
+_FOOTNOTE = (
+    "The percentage is of the layer's weights. A selection's nodes are those of the smallest one of all that were "
+    "evaluated. Each layer's own section has every method and the sizes tried."
+)
+
+
 def many_layers(results: Results) -> bool:
     """Tell whether there are more layers than can be shown one after the other."""
     return len(results.layers) > FEW
@@ -32,6 +38,7 @@ def overview_table(results: Results) -> Table:
     rows = [headline_rows(layer) for layer in results.layers]
     compared = {Method.SVD, *map(speaker, rows)}
     low_rank = [method for method in Method if method in compared and any(method in row for row in rows)]
+    tried = any(rows)
     selected = any(method.family is Family.SELECTION for row in rows for method in row)
     columns = [Column("weights", "parameters", spare=True)]
     for method in low_rank:
@@ -41,14 +48,14 @@ def overview_table(results: Results) -> Table:
         columns += [Column("best selection", "selection", spare=True), Column("nodes", "nodes")]
     return Table(
         name="overview",
-        caption=f"All {len(results.layers)} layers: smallest size of each alone within the allowed loss",
+        caption=f"All {len(results.layers)} layers"
+        + (": smallest size of each alone within the allowed loss" if tried else ""),
         corner=Column("layer", "layer"),
         columns=tuple(columns),
         rows=tuple(
             _line(layer, row, low_rank, selected=selected) for layer, row in zip(results.layers, rows, strict=True)
         ),
-        footnote="The percentage is of the layer's weights. A selection's nodes are those of the smallest one of all "
-        "that were evaluated. Each layer's own section has every method and the sizes tried.",
+        footnote=_FOOTNOTE if tried else "No layer was evaluated alone: evaluate.ranks is empty.",
     )
 
 

@@ -29,6 +29,7 @@ from dalr_stream.report.scale import Scale, key_of
 from dalr_stream.report.style import method_named
 
 NOT_REACHED = "not reached"
+NOT_REACHED_REMEDY = "Not reached: no size tried loses that little. Try larger evaluate.ranks, or allow a larger drop."
 FINETUNED = "fine-tuned"
 """Follows the method where its networks were fine-tuned after compression."""
 
@@ -209,6 +210,8 @@ def _headline_columns(results: Results, layer: LayerResults) -> tuple[Column, ..
 def _headline_footnote(layer: LayerResults) -> str:
     tried = {"Ranks": ranks_tried(layer), "Numbers of kept nodes": sizes_tried(layer)}
     said = [f"{what} tried: {_listing(sizes)}." for what, sizes in tried.items() if sizes]
+    if any(row.size is None for row in layer.headline):
+        said.append(NOT_REACHED_REMEDY)
     return " ".join(["Bold: best ratio of its family.", *said])
 
 

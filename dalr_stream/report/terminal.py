@@ -15,7 +15,7 @@ from dalr_stream.report.claims import claim
 from dalr_stream.report.overview import many_layers, overview_table
 from dalr_stream.report.record import Results
 from dalr_stream.report.speed import latency_table
-from dalr_stream.report.tables import headline_table, size_table
+from dalr_stream.report.tables import NOT_REACHED, NOT_REACHED_REMEDY, headline_table, size_table
 
 _UNBOUNDED = 1000
 """Columns: wider than any table here, to learn how wide it would like to be."""
@@ -26,7 +26,7 @@ def print_headline(results: Results, console: Console) -> None:
 
     Names from the record are printed as they are: square brackets in them are not markup.
     """
-    if many_layers(results):
+    if many_layers(results) and any(layer.headline for layer in results.layers):
         print_table(overview_table(results), console)
     for layer in () if many_layers(results) else results.layers:
         print_table(headline_table(results, layer), console)
@@ -74,6 +74,8 @@ def _legend(table: Table) -> Text | None:
     said = [f"{row.label}." for row in table.rows if row.kind is RowKind.GROUP]
     if any(cell.best for row in table.rows for cell in row.cells):
         said.insert(0, "* best ratio of its family.")
+    if any(cell.text == NOT_REACHED for row in table.rows for cell in row.cells):
+        said.append(NOT_REACHED_REMEDY)
     return Text("\n".join(said)) if said else None
 
 

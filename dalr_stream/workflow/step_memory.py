@@ -127,10 +127,11 @@ def _compress(
 def _finetune(project: Project, network: nn.Module) -> Iterator[StepMemory]:
     section, weights = project.config.finetune, weights_bytes(network)
     if section is not None:
-        total = _forward(project, network, "finetune", section).total_bytes
+        passed, original = _forward(project, network, "finetune", section), section.without_labels
         words = "a copy of the network, gradients, Adam's means, a forward pass as it is kept"
-        remedies = ("smaller batches (finetune.options)", "leave [finetune] out")
-        yield StepMemory("finetune", (1 + ADAM) * weights + total, words, remedies)
+        words += ", and one of the original" if original else ""
+        most = (1 + ADAM) * weights + passed.total_bytes + (passed.peak_bytes if original else 0)
+        yield StepMemory("finetune", most, words, ("smaller batches (finetune.options)", "leave [finetune] out"))
 
 
 def _evaluate(

@@ -10,6 +10,7 @@ from dalr_stream.errors import StoreError
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.workflow.order import steps_of
+from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import accumulate, compress
 from dalr_stream.workflow.steps.profile import FILE as PROFILE
@@ -52,6 +53,9 @@ class _Found:
             self.findings += of_run.findings
             return
         name = str(root.relative_to(project.output))
+        if not _used(project, root):
+            self.whole.append(f"{name}: of other settings, not read; no step needs it now")
+            return
         if _only_begun(project, root):
             self.whole.append(f"{name}: a pass that was stopped, of which nothing counts")
             return
@@ -84,6 +88,13 @@ def _problems(step: Step, log: StepLog) -> Iterator[str]:
         yield "was stopped midway"
     elif made_from is not None:
         yield from step.problems(made_from)
+
+
+def _used(project: Project, root: Path) -> bool:
+    """Tell whether the run file has the step that made a store for itself: under other settings it is left there."""
+    if root == project.cross:
+        return project.config.accumulate.cross is not None
+    return project.config.compress.order is Order.SEQUENTIAL
 
 
 def _only_begun(project: Project, root: Path) -> bool:

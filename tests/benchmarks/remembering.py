@@ -58,7 +58,7 @@ class InTurn:
 
 
 def in_turn(width: int, blocks: int, digits: Path | None) -> list[InTurn]:
-    """Compress a transformer's feed-forward layers, without a limit and within a smaller one, and a run file's layers."""
+    """Compress a transformer's feed-forward layers, without a limit and within one, and a run file's layers."""
     shape = f"{2 * blocks} layers of a transformer {width} wide, random weights, 20,000 rows"
     found = []
     whole = in_turn_peaks(width, blocks, 1000, 20, 0)

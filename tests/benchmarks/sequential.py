@@ -1,7 +1,8 @@
 """Layer after layer through a transformer of MiniLM's shape, against a plain script that knows how it is built.
 
 The script keeps the hidden states of both networks between the blocks, so it runs each block once a network, and sums
-what the solver reads: X'X, Z'X and the means. Compared is CPU time, as the engine folds on every core. It solves as the engine does, affine, towards the layer's own weight.
+what the solver reads: X'X, Z'X and the means. It solves as the engine does, affine, towards the layer's own weight.
+Compared is CPU time: the engine folds on every core.
 """
 
 from __future__ import annotations

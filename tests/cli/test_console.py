@@ -53,3 +53,12 @@ def test_quiet_leaves_warnings_alone(capsys):
     with quiet.track("solve", 2, "solutions") as advance:
         advance(2)
     assert capsys.readouterr().err == "warning: layer 'fc1': few samples\n"
+
+
+def test_one_is_no_plural_and_nothing_is_no_line():
+    said = []
+    with Lines(said.append).track("solve", 1, "solutions") as advance:
+        advance(1)
+    with Lines(said.append).track("evaluate", 0, "networks"):
+        pass
+    assert [line.partition(" in ")[0] for line in said] == ["solve: 1 solution"]

@@ -98,3 +98,14 @@ def test_the_terminal_prints_one_table_of_many_layers():
         assert sum(line.strip().startswith(f"blocks.{number} ") for line in lines) == 1
     assert len(lines) < 25
     assert max(map(len, lines)) <= 80
+
+
+def test_layers_that_were_not_evaluated_alone_make_no_table_of_dashes():
+    whole = results(FEW + 1)
+    none = dataclasses.replace(whole, layers=tuple(dataclasses.replace(one, headline=()) for one in whole.layers))
+    table = overview_table(none)
+    assert table.caption == f"All {FEW + 1} layers"
+    assert table.footnote == "No layer was evaluated alone: evaluate.ranks is empty."
+    console = Console(file=io.StringIO(), width=120)
+    print_headline(none, console)
+    assert "blocks.0" not in console.file.getvalue()

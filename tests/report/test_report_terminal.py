@@ -1,5 +1,6 @@
 """The terminal shows the page's rows, at any width, and takes no name for markup."""
 
+import dataclasses
 import io
 
 import pytest
@@ -61,3 +62,11 @@ def test_the_star_and_what_the_ratio_counts_are_said():
     text = " ".join(printed(RESULTS, 120).split())
     assert "* best ratio of its family. Low rank: the ratio counts this layer alone." in text
     assert "Selections: the ratio counts this layer and the next one together." in text
+
+
+def test_what_is_not_reached_comes_with_what_to_try():
+    assert "Not reached: no size tried loses that little. Try larger evaluate.ranks" in printed(RESULTS, 120)
+    layer = dataclasses.replace(
+        RESULTS.layers[0], headline=tuple(row for row in RESULTS.layers[0].headline if row.size is not None)
+    )
+    assert "Not reached" not in printed(synthetic.results(layer), 120)

@@ -96,6 +96,9 @@ def test_a_store_of_a_pass_is_whole_or_of_no_account_or_goes(finished_file):
     assert f"passes/{first.name}: a pass that was stopped, of which nothing counts" in verification.whole
     (finding,) = verification.findings
     assert str(finding).endswith(f"delete '{second}', which compress makes again")
+    at_once = verify_run(Run.open(finished_file).project)
+    assert f"passes/{second.name}: of other settings, not read; no step needs it now" in at_once.whole
+    assert all(finding.part == "compress" for finding in at_once.findings)
     shutil.rmtree(second)
     Run.open(finished_file, set=['compress.order="sequential"'], fresh=True).compress()
     verify_run(run.project).require()

@@ -208,7 +208,10 @@ def _row_counts(store: StoreView, domain: str, layer: str) -> RowCounts:
 def _in_words(readers: Sequence[ChannelReader]) -> str | None:
     """Name the layers that read the channels; None for none."""
     names = [reader.span.layer for reader in readers]
-    return " and ".join(names[:2]) + (f" and {len(names) - 2} others" if len(names) > 2 else "") if names else None
+    if len(names) <= 2:
+        return " and ".join(names) or None
+    others = "1 other" if len(names) == 3 else f"{len(names) - 2} others"
+    return f"{names[0]}, {names[1]} and {others}"
 
 
 def _headline_row(method: str, point: ScorePoint | None, svd: ScorePoint | None) -> HeadlineRow:

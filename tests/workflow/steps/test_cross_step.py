@@ -12,6 +12,7 @@ from dalr_stream.errors import ConfigError, FingerprintMismatchError, StoreNotFo
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.verify import verify_run
 
 HERE = 'accumulate.cross="small"'
 
@@ -52,6 +53,18 @@ def test_they_are_those_of_python_and_skipped_while_fresh(with_small):
     again, said = opened(with_small, HERE)
     again.accumulate()
     assert "accumulate cross: up to date, skipped" in said
+
+
+def test_what_other_settings_left_half_made_is_no_finding(with_small):
+    run, _ = opened(with_small, HERE)
+    run.all()
+    verify_run(run.project).require()
+    shutil.rmtree(next((run.project.cross / "moments").glob("*/*/training")))
+    (finding, *_) = verify_run(run.project).findings
+    assert str(finding).endswith(f"delete '{run.project.cross}', which accumulate makes again")
+    verification = verify_run(opened(with_small)[0].project)
+    assert verification.findings == ()
+    assert "cross.zarr: of other settings, not read; no step needs it now" in verification.whole
 
 
 def test_a_compressed_network_that_changed_is_named_and_fresh_replaces_it(with_small):

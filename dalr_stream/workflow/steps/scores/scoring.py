@@ -160,7 +160,7 @@ class Evaluator:
         drawn: dict[str, list[ScoreCurve]] = {layer: [] for layer in methods}
         with self.progress.track(title, sum(map(len, sizes.values())), "networks") as advance:
             for layer, applicable in methods.items():
-                score = from_layer(layer)
+                score = from_layer(layer) if any(sizes[layer, method] for method in applicable) else self.score
                 for method in applicable:
                     solution = store.solutions(layer, [method])[method]
                     points = []
