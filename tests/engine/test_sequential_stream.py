@@ -153,7 +153,7 @@ def test_moments_towards_a_stream_are_as_wide_as_the_layer_gives():
 
     model, x = Wide().eval(), torch.randn(64, 4)
     choices = {"stem": ds.LayerChoice(DALR, 2), "wide": ds.LayerChoice(DALR, 2)}
-    limit = ds.Folding(workers=ds.Threads(1), memory_limit_bytes=8 * 2**20)
+    limit = ds.Folding(workers=ds.Threads(1), memory_limit_bytes=48 * 2**20)
     ds.compress_sequentially(model, x.split(16), choices, folding=limit)
     with pytest.raises(MemoryLimitError, match="wide"):
         ds.compress_sequentially(model, x.split(16), choices, target="stream", folding=limit)

@@ -71,7 +71,8 @@ def _part(batch: Any, rule: RowRule, most: int | None) -> tuple[Any, int, BatchM
 
 def _padded(masks: BatchMasks | None) -> set[str]:
     """Return the keys of the inputs that have padding."""
-    return set() if masks is None else {key for key, padding in masks.padding.items() if bool(padding.any())}
+    found = {} if masks is None else masks.padding
+    return {key for key, parts in found.items() if any(bool(padding.any()) for padding in parts)}
 
 
 def _by_stream(layers: Sequence[LayerSpec], masks: BatchMasks | None) -> dict[str, Any]:
