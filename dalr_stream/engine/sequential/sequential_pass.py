@@ -91,8 +91,8 @@ class LayerChoice:
         object.__setattr__(self, "gradient_ridge", Ridge.of(self.gradient_ridge))
         if self.by.weighted and self.layer is None:
             raise InvalidInputError(
-                f"{self.by.value} weighs errors by what comes of them: give LayerChoice(..., layer=statistics[name]), the "
-                "layer of the original network with its gradients"
+                f"{self.by.value} weighs errors by what comes of them: give LayerChoice(..., layer=statistics[name]), "
+                "the layer of the original network with its gradients"
             )
 
     @property
