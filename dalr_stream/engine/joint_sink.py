@@ -14,6 +14,8 @@ from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.cross import joint_rows
 from dalr_stream.streaming.fold_sink import FoldSink
 
+_COARSE = (torch.float16, torch.bfloat16)
+
 
 class JointSink:
     """Joins the rows of a batch to those of the second network, and folds both under the name of the pair."""
@@ -54,7 +56,7 @@ class JointSink:
             return others[name]
         then, now = others[stream], batch.rows[stream]
         _require_as_many(name, now, then)
-        return others[name] + (then - now)
+        return _wide(others[name]) + (_wide(then) - _wide(now))
 
     def finish(self) -> None:
         """Tell the folds that there are no more batches."""
@@ -66,6 +68,11 @@ def _joined(layer: str, inputs: Any, outputs: Any) -> Any:
     if isinstance(inputs, torch.Tensor):
         return torch.cat([inputs, outputs], dim=1)
     return joint_rows(inputs, outputs)
+
+
+def _wide(rows: Any) -> Any:
+    """Return rows in whose type a small difference is more than rounding."""
+    return rows.float() if isinstance(rows, torch.Tensor) and rows.dtype in _COARSE else rows
 
 
 def _require_as_many(layer: str, inputs: Any, outputs: Any) -> None:

@@ -65,9 +65,11 @@ def _steps(project: Project, network: nn.Module, cost: MemoryPlan, solving: Solv
         most += weights + 2 * cost.forward_bytes
         yield StepMemory("compress in turn", most, "a copy of the network, two forward passes, a layer's cross sums")
     if config.finetune is not None:
-        total = _forward(project, network, "finetune", config.finetune).total_bytes
+        passed = _forward(project, network, "finetune", config.finetune)
+        original = config.finetune.without_labels  # which is run beside the copy
         words = "a copy of the network, gradients, Adam's means, a forward pass as it is kept"
-        yield StepMemory("finetune", (1 + ADAM) * weights + total, words)
+        most = (1 + ADAM) * weights + passed.total_bytes + (passed.peak_bytes if original else 0)
+        yield StepMemory("finetune", most, words + (", and one of the original" if original else ""))
     if config.evaluate is not None:
         peak = cost.forward_bytes  # a metric of one's own may take batches of any kind
         if config.evaluate.metric == ACCURACY:

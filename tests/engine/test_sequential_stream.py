@@ -1,70 +1,16 @@
 """Layer after layer towards the residual stream: against a twin that holds all rows, and by its laws."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
 from notes import Notes
-from sequential_twins import RELATIVE, TwinBlocks
+from sequential_twins import TwinBlocks
+from stream_blocks import DALR, OPTIMAL, compressed, data, made, plan_of, same
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.sequential.compress import sequential_passes
 from dalr_stream.engine.sequential.targets import Target
-from dalr_stream.engine.stores.verify import verify_store
-from dalr_stream.errors import InvalidInputError, MemoryLimitError, ParameterIncreaseWarning, UnsupportedLayerError
-
-ALL = ds.Folding(ds.HoldoutRule(0.0))
-DALR, OPTIMAL = "dalr_anchored_affine", "dalr_optimal_affine"
-
-
-class Blocks(nn.Module):
-    """Blocks on a stream, added in different ways, with dropout on the way as in an encoder."""
-
-    def __init__(self, blocks=3, width=8):
-        super().__init__()
-        self.stem, self.head = nn.Linear(6, width), nn.Linear(width, 3)
-        self.up = nn.ModuleList(nn.Linear(width, 12) for _ in range(blocks))
-        self.down = nn.ModuleList(nn.Linear(12, width) for _ in range(blocks))
-        self.drop = nn.Dropout(0.2)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for number, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
-            inner = self.drop(down(torch.relu(up(x))))
-            if number == 0:
-                x = inner + x
-            elif number == 1:
-                x = torch.add(x, inner)
-            else:
-                inner += x
-                x = inner
-        return self.head(x)
-
-
-def made(blocks=3, dtype=torch.float64):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Blocks(blocks).to(dtype).eval()
-
-
-def data(n=240, dtype=torch.float64, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(n, 6, generator=generator, dtype=dtype) @ torch.randn(6, 6, generator=generator, dtype=dtype)
-    ) + 0.3
-
-
-def compressed(model, x, plan, *, ridge=RELATIVE, target="stream", folding=ALL, **options):
-    choices = {name: ds.LayerChoice(*choice, ridge=ridge, restore_ridge=ridge) for name, choice in plan.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ParameterIncreaseWarning)
-        return ds.compress_sequentially(model, x.split(50), choices, target=target, folding=folding, **options)
-
-
-def plan_of(method, blocks=3, rank=3):
-    return {f"{part}.{number}": (method, rank) for number in range(blocks) for part in ("up", "down")}
+from dalr_stream.errors import InvalidInputError, MemoryLimitError, UnsupportedLayerError
 
 
 def streams(model, x, name):
@@ -81,12 +27,6 @@ def streams(model, x, name):
     for handle in handles:
         handle.remove()
     return kept["given"].numpy(), kept["before"].numpy()
-
-
-def same(one, other):
-    mine, its = one.network.state_dict(), other.network.state_dict()
-    assert one.layers == other.layers
-    return mine.keys() == its.keys() and all(torch.equal(tensor, its[name]) for name, tensor in mine.items())
 
 
 # --- what is computed ---------------------------------------------------------------------------------------------
@@ -176,54 +116,6 @@ def test_layers_that_write_into_no_stream_are_said_with_the_reason_and_keep_thei
     assert any("DALR anchored, affine, 3, towards the stream: error" in line for line in notes.said)
 
 
-# --- kept, killed, begun again --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _unsynced(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-MIXED = {"stem": (DALR, 3), "up.0": ("spectral", 6), "up.1": (DALR, 3), "down.1": (DALR, 3), "down.2": (OPTIMAL, 3)}
-
-
-def test_kept_or_not_onward_or_from_the_inputs_the_network_is_the_same(tmp_path, monkeypatch):
-    model, x, notes = made(dtype=torch.float32), data(dtype=torch.float32), Notes()
-    found = compressed(model, x, MIXED, folding=None, progress=notes)
-    assert not [line for line in notes.said if "from its inputs" in line]
-    assert same(compressed(model, x, MIXED, folding=None, store=tmp_path / "s"), found)
-    assert all(verify_store(store).findings == () for store in (tmp_path / "s").iterdir())
-    again = Notes()
-    assert same(compressed(model, x, MIXED, folding=None, store=tmp_path / "s", progress=again), found)
-    assert sum("kept from an earlier pass" in line for line in again.said) == len(MIXED)
-    with monkeypatch.context() as patched:
-        patched.setattr("dalr_stream.engine.sequential.preparation.KEPT_BYTES", 0)
-        assert same(compressed(model, x, MIXED, folding=None), found)
-
-
-def test_moments_of_either_target_lie_side_by_side_and_are_not_mistaken(tmp_path):
-    model, x = made(dtype=torch.float32), data(dtype=torch.float32)
-    plans = {target: compressed(model, x, plan_of(DALR), target=target) for target in Target}
-    for target in (*Target, *Target):
-        again = compressed(model, x, plan_of(DALR), target=target, store=tmp_path / "s")
-        assert same(again, plans[target])
-
-
-def test_begun_again_after_any_pass_it_ends_in_the_same_bits():
-    model, x = made(dtype=torch.float32), data(dtype=torch.float32).split(50)
-    choices = {name: ds.LayerChoice(*choice) for name, choice in MIXED.items()}
-    states = list(sequential_passes(model, x, choices, target="stream"))
-    for begun in states[:-1]:
-        *_, last = sequential_passes(model, x, choices, target="stream", begun=begun)
-        assert same(last, states[-1])
-
-
-def test_other_threads_and_batches_fold_to_the_same_bits():
-    model, x = made(dtype=torch.float32), data(dtype=torch.float32)
-    one = compressed(model, x, MIXED, folding=ds.Folding())
-    assert same(compressed(model, x, MIXED, folding=ds.Folding(workers=ds.Threads(1))), one)
-
-
 # --- refused --------------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +129,8 @@ def test_what_cannot_be_is_refused_before_any_pass():
     for choices, reason in (
         ({"0": ds.LayerChoice(DALR, 2)}, "'0': what it gives is added to nothing of its shape: relu reads it"),
         ({"0": ds.LayerChoice("spectral", 2)}, "'0': '2' reads its nodes, and what it gives is added to nothing"),
-        ({"0": ds.LayerChoice("prune_max", 2)}, "pruning restores nothing"),
+        ({"0": ds.LayerChoice("prune_max", 2)}, "truncated SVD and pruning see no target"),
+        ({"2": ds.LayerChoice("svd", 2)}, "truncated SVD and pruning see no target"),
     ):
         message = f'no residual stream takes in what the layers give: {reason}.*take target = "outputs"'
         with pytest.raises(UnsupportedLayerError, match=message):

@@ -199,3 +199,27 @@ def test_several_shares_are_a_plan_for_each_and_are_refused_together():
         assert alone.choice.candidates == plan.choice.candidates
     with pytest.raises(InvalidInputError, match="budget: the smallest sizes"):
         ds.sizes(model, statistics, distance, [0.5, 0.01], structure=layers.structure)
+
+
+def test_where_gradients_are_known_weighted_solutions_and_sizes_by_nats_are_tried_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    x = torch.randn(200, 8)
+    every = ["0", "2", "4"]
+    layers = ds.watch(model, every, example=x, gradients=every)
+    statistics, distance = ds.accumulate(model, [x], layers), ds.OutputDistance(model, [x])
+    plan = ds.sizes(model, statistics, distance, 0.5, structure=layers.structure)
+    plans, rules = ({getattr(one, name) for one in plan.choice.candidates} for name in ("plan", "rule"))
+    assert {"factor pairs", "factor pairs, weighted by gradients"} <= plans
+    assert "nats by gradients" in rules
+    plain = ds.sizes(
+        model, statistics, distance, 0.5, structure=layers.structure, methods=["dalr_anchored_affine", "spectral"]
+    )
+    assert not any("weighted" in one.plan for one in plain.choice.candidates)
+    assert plan.choice.chosen.distance <= plain.choice.chosen.distance
+    assert distance(ds.compress(model, plan.replacements, example=layers.structure)) == pytest.approx(
+        plan.choice.chosen.distance, rel=1e-9
+    )
+    without = ds.watch(model, every, example=x)
+    bare = ds.sizes(model, ds.accumulate(model, [x], without), distance, 0.5, structure=without.structure)
+    assert not any("nats" in one.rule or "weighted" in one.plan for one in bare.choice.candidates)

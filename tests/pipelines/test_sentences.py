@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / "pipelines" / "sentences"
 def pipeline(monkeypatch):
     """The modules of the pipeline, by their names."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("sentences_network", "sentences_data", "sentences_budgets")
+    names = ("sentences_network", "sentences_data", "sentences_budgets", "sentences_in_turn")
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
@@ -48,7 +48,9 @@ def test_embeddings_are_means_over_tokens_of_length_one(pipeline):
     assert near.tolist() == [1, 0, 1]
 
 
-def test_the_table_of_a_tiny_encoder(pipeline, monkeypatch):
+@pytest.fixture
+def encoder():
+    """A tiny encoder, and batches for it."""
     transformers = pytest.importorskip("transformers")
     settings = transformers.BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
@@ -58,9 +60,23 @@ def test_the_table_of_a_tiny_encoder(pipeline, monkeypatch):
     tokens = torch.randint(1, 50, (40, 6))
     mask = (torch.arange(6) < torch.randint(2, 7, (40, 1))).long()
     batches = [{"input_ids": tokens[i : i + 8], "attention_mask": mask[i : i + 8]} for i in range(0, 40, 8)]
-    budgets = pipeline["sentences_budgets"]
+    return model, batches
+
+
+def test_the_table_of_a_tiny_encoder(pipeline, monkeypatch, encoder):
+    (model, batches), budgets = encoder, pipeline["sentences_budgets"]
     monkeypatch.setattr(budgets, "BUDGETS", (0.5,))
     lines = list(budgets.rows(model, batches, budgets.Scores.of(model, batches)))
     cosines = [float(line.split("|")[2].split(",")[0]) for line in lines[2:] if "rank correlation" not in line]
     assert len(cosines) == 5
     assert all(0.0 < cosine <= 1.0 for cosine in cosines)
+
+
+def test_the_table_layer_after_layer_of_a_tiny_encoder(pipeline, monkeypatch, encoder):
+    (model, batches), in_turn = encoder, pipeline["sentences_in_turn"]
+    monkeypatch.setattr(in_turn, "BUDGETS", (0.5,))
+    lines = list(in_turn.rows(model, batches, pipeline["sentences_budgets"].Scores.of(model, batches)))
+    cosines = [float(line.split("|")[2].split(",")[0]) for line in lines[2:]]
+    assert len(cosines) == 8
+    assert all(0.0 < cosine <= 1.0 for cosine in cosines)
+    assert cosines[3] >= cosines[2]

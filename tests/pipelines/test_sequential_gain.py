@@ -19,7 +19,14 @@ def gain():
         patched.syspath_prepend(DIGITS_FOLDER)
         patched.setattr(sys, "path", [*sys.path])
         yield importlib.import_module("sequential_gain")
-    for name in ("sequential_gain", "deeper_networks", "digits_data", "digits_trained", "digits_training"):
+    for name in (
+        "sequential_sizes",
+        "sequential_gain",
+        "deeper_networks",
+        "digits_data",
+        "digits_trained",
+        "digits_training",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -101,3 +108,18 @@ def test_the_table_holds_what_was_measured(gain, cases):
         f"| {int(now.error < before.error)} of 1 "
         f"| {before.by_default:.3f} | {now.by_default:.3f} |"
     )
+
+
+@pytest.mark.parametrize(("kind", "ways"), [("stack", 2), ("residual", 3)])
+def test_sizes_of_either_rule_are_scored_in_every_order(cases, kind, ways):
+    script = importlib.import_module("sequential_sizes")
+    case = cases[kind]
+    lines = script.table("a network", [case], [0.6]).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["common retention", "`ds.sizes`"]
+    left = [float(line.split("|")[2].split()[0]) for line in lines[2:]]
+    assert all(40.0 < share <= 70.0 for share in left)
+    for line, rule in zip(lines[2:], (script.Case.sizes, script.by_measuring), strict=True):
+        sizes = rule(case, 0.6)
+        scores = [script.accuracy(way(sizes), case.test) for way in script.ways(case).values()]
+        assert line.split("|")[3:-1] == [f" {100 * score:.1f} % " for score in scores]
+        assert len(scores) == ways

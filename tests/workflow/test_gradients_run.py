@@ -10,6 +10,7 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture
+from dalr_stream.workflow.steps.sizes.compression import Compression
 
 CODE = """
 
@@ -152,3 +153,16 @@ def test_a_network_without_such_an_output_is_named_before_anything_is_recorded(o
     with pytest.raises(InvalidInputError, match="the network's outputs have no 'logits', they are a Tensor"):
         run.accumulate()
     assert not (run.project.store / "manifest.json").exists()
+
+
+def test_a_budget_is_tried_with_the_weighted_methods_that_are_solved_and_by_nats(opened):
+    run = opened(
+        'solve.methods=["dalr_anchored_affine", "dalr_weighted_affine"]', 'compress.params="60%"', "compress.samples=40"
+    )
+    run.capture()
+    run.accumulate()
+    run.solve()
+    run.compress()
+    choice = Compression.read(run.project.compression).choice
+    assert {trial.plan for trial in choice.trials} == {"factor pairs", "factor pairs, weighted by gradients"}
+    assert {"nats by gradients", "what the outputs lose"} <= {trial.rule for trial in choice.trials}

@@ -55,6 +55,7 @@ MEDIA = {
                       window_size=2),
     "ConvNeXt": vision("ConvNextModel", 32, hidden_sizes=[8, 8], depths=[1, 1], num_stages=2),
     "ResNet": vision("ResNetForImageClassification", 32, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
+    "RegNet": vision("RegNetModel", 32, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4),
     "MobileNetV2": vision("MobileNetV2Model", 32, depth_multiplier=0.25, finegrained_output=False, image_size=32),
     "EfficientNet": vision("EfficientNetModel", 32, image_size=32, in_channels=[8, 8], out_channels=[8, 16],
                            kernel_sizes=[3, 3], strides=[1, 2], num_block_repeats=[1, 1], expand_ratios=[1, 4],

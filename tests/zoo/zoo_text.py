@@ -67,6 +67,13 @@ def routed() -> Any:
     return net
 
 
+def rescaled() -> Any:
+    """RWKV after the rescaling of its weights that it does the first time it runs: saved as it is then."""
+    net = made("RwkvForCausalLM", **SIZES, **SPECIAL, attention_hidden_size=16)
+    net.rwkv.layers_are_rescaled = True
+    return net
+
+
 EXPERTS = {"family": "experts", "experts_implementation": "eager", "num_key_value_heads": 1}
 TEXT = {
     "BERT": encoder("BertForSequenceClassification"),
@@ -115,6 +122,7 @@ TEXT = {
     "Cohere": decoder("CohereForCausalLM", num_key_value_heads=1),
     "StableLM": decoder("StableLmForCausalLM", num_key_value_heads=1),
     "Mamba": decoder("MambaForCausalLM", family="recurrent", state_size=4),
+    "RWKV": Architecture("recurrent", rescaled, {"input_ids": text()["input_ids"]}, generates=True),
     "Mixtral": decoder("MixtralForCausalLM", **EXPERTS, num_local_experts=2),
     "Qwen2-MoE": decoder("Qwen2MoeForCausalLM", **EXPERTS, num_experts=2,
                          num_experts_per_tok=1, moe_intermediate_size=12, shared_expert_intermediate_size=12),

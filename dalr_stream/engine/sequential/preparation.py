@@ -21,6 +21,7 @@ from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import layer_of, select_layers
 from dalr_stream.network.structure.graph import Structure
+from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup
 from dalr_stream.streaming.folding import Folding
@@ -73,10 +74,10 @@ def targets_of(
     groups: Mapping[str, ChannelGroup],
     target: Target,
 ) -> StreamTargets:
-    """Return which layers are solved towards a stream: none where outputs are the target."""
+    """Return which layers are solved towards a stream: none where outputs are the target, nor by what sees no data."""
     if target is Target.OUTPUTS:
         return StreamTargets()
-    factored = [name for name in choices if name not in groups]
+    factored = [name for name in choices if name not in groups and choices[name].by is not Method.SVD]
     restored = {name: group for name, group in groups.items() if choices[name].by.restores}
     return StreamTargets.found(model, example, factored, restored)
 

@@ -53,7 +53,10 @@ class StreamTargets:
         unfit = {name: _unfit(model, group, reasons) for name, group in restored.items()}
         others |= {name: reason for name, reason in unfit.items() if reason}
         if len(others) == len(factored) + len(restored):
-            told = "; ".join(f"'{name}': {reason}" for name, reason in others.items()) or "pruning restores nothing"
+            told = (
+                "; ".join(f"'{name}': {reason}" for name, reason in others.items())
+                or "truncated SVD and pruning see no target"
+            )
             raise UnsupportedLayerError(
                 f'target = "stream": no residual stream takes in what the layers give: {told}: take target = "outputs"'
             )

@@ -9,7 +9,7 @@ the plain ones, the same share or the same energy everywhere, so the choice is n
     forms      each layer as a factor pair and with fewer nodes         numerics.sizes.families
     scales     one network for each form: one layer cut
     plans      which layers take which form                             numerics.sizes.families.plans
-    rules      which sizes, within the budget                           numerics.sizes.allocation
+    rules      which sizes, within the budget; also by nats             numerics.sizes.allocation
     candidates plans x rules, each one whole network: the best is taken
 """
 
@@ -107,7 +107,7 @@ def choose_sizes(
         Whether more of the score is better.
 
     Raises InvalidInputError where the smallest sizes cost more than the budget, NonFiniteError where a network's
-    outputs are not finite. Cost: a network for each form of each layer, and one for each candidate, at most 16.
+    outputs are not finite. Cost: a network for each form of each layer, and one for each candidate, at most 20.
     """
     require_affordable(layers, share)
     watch = progress or Silent()
@@ -123,7 +123,13 @@ def choose_sizes(
                 gap = distance(small)
             measured.append(dataclasses.replace(candidate, distance=gap, score=score(small) if score else None))
             advance(1)
-    return SizeChoice(tuple(sorted(measured, key=lambda one: (_badness(one.score, higher), one.distance))))
+    return best_of([SizeChoice(tuple(measured))], higher=higher)
+
+
+def best_of(choices: Sequence[SizeChoice], *, higher: bool = True) -> SizeChoice:
+    """Return the candidates of several choices as one: by score where there is one, then by distance."""
+    every = (candidate for choice in choices for candidate in choice.candidates)
+    return SizeChoice(tuple(sorted(every, key=lambda one: (_badness(one.score, higher), one.distance))))
 
 
 def require_affordable(layers: Sequence[Forms], share: float) -> None:
@@ -192,13 +198,24 @@ def _typical(form: SizedLayer, share: float) -> int:
     return int(losing[-1] if losing.size else form.sizes[0])
 
 
-RULES: Mapping[str, Callable[[Layers, Layers, float], dict[str, int]]] = {
+def by_nats(layers: Layers, budget: float) -> dict[str, int] | None:
+    """Return sizes by what the loss feels of each layer; None where that is not known of one."""
+    if any(layer.nats is None and layer.sizes.size > 1 for layer in layers):
+        return None
+    return within_budget([layer.in_nats() for layer in layers], budget)
+
+
+RULES: Mapping[str, Callable[[Layers, Layers, float], dict[str, int] | None]] = {
     "what the outputs lose": lambda scaled, _, budget: within_budget(scaled, budget),
+    "nats by gradients": lambda _, raw, budget: by_nats(raw, budget),
     "shares of energy": lambda _, raw, budget: within_budget(raw, budget),
     "the same share of each": lambda _, raw, budget: common_share(raw, budget),
     "the same energy of each": lambda _, raw, budget: common_energy(raw, budget),
 }
-"""Sizes within a budget: from layers with losses in the unit of the outputs, and the same with shares of energy."""
+"""Sizes within a budget: from layers with losses in the unit of the outputs, and the same with shares of energy.
+
+None where a rule needs what is not known of the layers.
+"""
 
 
 def _candidates(layers: Sequence[Forms], scaled: Sequence[Forms], share: float, budget: float) -> Iterator[Candidate]:
@@ -208,7 +225,8 @@ def _candidates(layers: Sequence[Forms], scaled: Sequence[Forms], share: float, 
         if _least(raw)[1] > budget:
             continue
         for rule, sizes_by in RULES.items():
-            sizes = sizes_by(ours, raw, budget)
+            if (sizes := sizes_by(ours, raw, budget)) is None:
+                continue
             smaller = {one.name: (one.family, sizes[one.name]) for one in ours if sizes[one.name] != one.whole}
             yield Candidate(words, rule, smaller, sum(one.loss(sizes[one.name]) for one in ours), float("nan"))
 

@@ -10,13 +10,17 @@ from dalr_stream.network.structure.graph import Structure
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import Factors, GroupedPair
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
+from dalr_stream.numerics.selection.readers import metric_of_readers
 from dalr_stream.numerics.sizes.families import Forms
+from dalr_stream.numerics.sizes.losses import lost_nats_of_nodes
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.sizes.sized_layer import Source
 from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer, unchanged_layer
-from dalr_stream.numerics.statistics.channels import ChannelGroup
+from dalr_stream.numerics.statistics.channels import ChannelGroup, NodeReader
 from dalr_stream.numerics.statistics.grouped import InputMoments
+from dalr_stream.numerics.types import Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,28 @@ class SolvedLayer:
     """Rows a sample where multiply-adds are counted; 1 where weights are."""
     restore_ridge: float = 1e-3
     """By which the nodes that a selection keeps restore the others."""
+    gradients: InputMoments | None = None
+    """By the layer's outputs, where they are known: what the loss feels of its factors."""
+    readers: tuple[NodeReader, ...] = ()
+    """Who reads its nodes, with their gradients: what the loss feels of its selection."""
+
+    @property
+    def nats_of_nodes(self) -> Vector | None:
+        """(m,): what the loss of a sample rises by at each number of kept nodes; None where that is not known."""
+        known = self.readers and all(reader.gradients is not None for reader in self.readers)
+        if self.selection is None or not known:
+            return None
+        metric = metric_of_readers(self.readers, Metric.LOSS, self.selection.method.value)
+        nats = None if metric is None else lost_nats_of_nodes(self.selection, metric)
+        return None if nats is None else nats / self._draws
+
+    @property
+    def _draws(self) -> float:
+        """Gradients of a sample's position: a row of the inputs gives as many rows of gradients."""
+        if self.gradients is None or self.inputs is None or not self.inputs.count:
+            return 1.0
+        x, g = self.inputs, self.gradients
+        return max((g.count / max(g.samples, 1)) / (x.count / max(x.samples, 1)), 1.0)
 
     def at_size(self, family: Family, size: int, layer: str) -> LowRankLayer | GroupedPair | SelectedNodes:
         """Return what takes the layer's place at a rank, or with that many nodes kept; `layer` is its name."""
@@ -67,9 +93,11 @@ def forms_of(layers: Mapping[str, SolvedLayer], structure: Structure | None = No
         sources, rows = reads[name], one.positions
         factored = selected = None
         if one.factors is not None and one.inputs is not None:
-            factored = factor_layer(name, one.factors, one.inputs, reads=sources, positions=rows)
+            felt = one.gradients
+            factored = factor_layer(name, one.factors, one.inputs, gradients=felt, reads=sources, positions=rows)
         if one.selection is not None and name in groups:
-            selected = selection_layer(name, one.selection, one.shape, reads=sources, positions=rows)
+            nats = one.nats_of_nodes
+            selected = selection_layer(name, one.selection, one.shape, nats=nats, reads=sources, positions=rows)
         whole = unchanged_layer(name, one.shape, reads=sources, positions=rows, follows=follows.get(name))
         forms.append(Forms(whole, factored, selected))
     return forms

@@ -8,8 +8,9 @@ from typing import overload
 
 from torch import nn
 
-from dalr_stream.engine.sizes.choice import Measure, SizeChoice, Sizes, choose_sizes, require_affordable
-from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
+from dalr_stream.engine.sizes.choice import Measure, SizeChoice, require_affordable
+from dalr_stream.engine.sizes.forms import SolvedLayer
+from dalr_stream.engine.sizes.menus import Menu, choose_from
 from dalr_stream.engine.solve import solve_low_rank, solve_selection
 from dalr_stream.engine.statistics import Statistics
 from dalr_stream.errors import InvalidInputError
@@ -24,6 +25,8 @@ from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.progress import Progress
 
 BOTH = (Method.DALR_ANCHORED_AFFINE, Method.SPECTRAL)
+WEIGHTED = (Method.DALR_WEIGHTED_AFFINE, Method.SPECTRAL_WEIGHTED)
+WEIGHTED_IN_WORDS = "weighted by gradients"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ def sizes(
     *,
     layers: Sequence[str] = (),
     structure: Structure | None = None,
-    methods: Sequence[Method | str] = BOTH,
+    methods: Sequence[Method | str] = (),
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
@@ -63,7 +66,7 @@ def sizes(
     *,
     layers: Sequence[str] = (),
     structure: Structure | None = None,
-    methods: Sequence[Method | str] = BOTH,
+    methods: Sequence[Method | str] = (),
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
@@ -80,7 +83,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     *,
     layers: Sequence[str] = (),
     structure: Structure | None = None,
-    methods: Sequence[Method | str] = BOTH,
+    methods: Sequence[Method | str] = (),
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
@@ -107,7 +110,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     structure
         `watch(..., example=batch).structure`; without it nothing is selected.
     methods
-        At most one of each family.
+        At most one of each family. Without names `dalr_anchored_affine` and `spectral`; and where the statistics have
+        gradients the same sizes are tried with the weighted ones too.
     ridge
         The ridge of the DALR methods; a number is relative.
     multiple_of
@@ -158,32 +162,55 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     >>> [plan.choice.chosen.distance > 0 for plan in plans]
     [True, True]
     """
-    named = [parse_choice(Method, method, "method") for method in methods]
+    named = [parse_choice(Method, method, "method") for method in methods or BOTH]
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
-    solved = {name: _solved(statistics[name], named, structure, ridge) for name in layers or statistics}
+    known = {name: statistics[name] for name in layers or statistics}
+    menus = [_menu(known, named, structure, ridge, multiple_of)]
+    if not methods and any(map(_is_felt, known.values())):
+        menus.append(_menu(known, WEIGHTED, structure, ridge, multiple_of, f", {WEIGHTED_IN_WORDS}"))
 
-    forms = [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)]
-
-    def replacements(chosen: Sizes) -> dict[str, Replacement]:
-        return {name: solved[name].at_size(family, size, name) for name, (family, size) in chosen.items()}
-
-    def networks(chosen: Sizes) -> nn.Module:
-        return compress(model, replacements(chosen), example=structure)
+    def build(replacements: dict[str, Replacement]) -> nn.Module:
+        return compress(model, replacements, example=structure)
 
     def plan(one: float) -> SizePlan:
-        choice = choose_sizes(forms, one, networks, distance, score=score, higher=higher, progress=progress)
-        return SizePlan(replacements(choice.chosen.sizes), choice)
+        menu, choice = choose_from(menus, one, build, distance, score=score, higher=higher, progress=progress)
+        return SizePlan(menu.replacements(choice.chosen.sizes), choice)
 
     if not isinstance(share, Sequence):
         return plan(share)
     for one in share:
-        require_affordable(forms, one)
+        require_affordable(menus[0].forms, one)
     return tuple(map(plan, share))
 
 
+def _is_felt(layer: Layer) -> bool:
+    """Tell whether gradients are known, by the layer's own outputs or by those of the layers that read its nodes."""
+    return layer.gradients is not None or _reads_are_felt(layer)
+
+
+def _reads_are_felt(layer: Layer) -> bool:
+    return bool(layer.readers) and all(reader.gradients is not None for reader in layer.readers)
+
+
+def _menu(
+    layers: Mapping[str, Layer],
+    methods: Sequence[Method],
+    structure: Structure | None,
+    ridge: Ridge | float,
+    multiple_of: int,
+    words: str = "",
+) -> Menu:
+    solved = {name: _solved(layer, methods, structure, ridge) for name, layer in layers.items()}
+    return Menu.of(solved, structure, multiple_of, words)
+
+
 def _solved(layer: Layer, methods: Sequence[Method], structure: Structure | None, ridge: Ridge | float) -> SolvedLayer:
-    by_family = {method.family: method for method in methods}
+    """Solve by the methods, or by the plain one of the family where the layer's gradients are not known."""
+    plain = {method.family: method for method in BOTH}
+    felt = {Family.LOW_RANK: layer.gradients is not None, Family.SELECTION: _reads_are_felt(layer)}
+    known = [plain[one.family] if one.needs_gradients and not felt[one.family] else one for one in methods]
+    by_family = {method.family: method for method in known}
     low_rank, selection = by_family.get(Family.LOW_RANK), by_family.get(Family.SELECTION)
     selectable = structure is not None and layer.nodes is not None
     return SolvedLayer(
@@ -191,4 +218,6 @@ def _solved(layer: Layer, methods: Sequence[Method], structure: Structure | None
         None if low_rank is None else solve_low_rank(layer, low_rank, ridge),
         layer.known_inputs,
         solve_selection(layer, selection) if selection is not None and selectable else None,
+        gradients=layer.gradients,
+        readers=layer.readers,
     )

@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from dalr_stream.network.capture.given import asks, tensors_in
@@ -29,6 +31,7 @@ _PASSING = frozenset(
     }
 )  # fmt: skip
 """Operations that may leave a tensor's numbers as they are."""
+_BATCH_NORM = signature(functional.batch_norm)
 SMALLEST_SCALE = 1e-2
 """Of a batch norm, relative to its largest: what is divided by less would outweigh all else that is solved for."""
 
@@ -89,6 +92,11 @@ class Additions(TorchFunctionMode):
         """Follow what a layer gave in one call."""
         self._keep(_Followed(output, added))
 
+    def __exit__(self, *error: object) -> None:
+        """Forget what was followed: callbacks of hooks would keep the tensors of a whole pass alive."""
+        self._followed.clear()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch annotates it in part
+
     def watching(self, *, needed: bool) -> AbstractContextManager[Any]:
         """Return what to run the network in: nothing where nothing will be followed."""
         return self if needed else nullcontext()
@@ -106,7 +114,8 @@ class Additions(TorchFunctionMode):
         result = func(*args, **kwargs)
         self._followed.pop(id(result), None)  # one of them, which was overwritten or is handed on
         for one in reading:
-            onward = _onward(name, one, result, args, kwargs)
+            onward = _through_norm(one, result, args, kwargs) if func is functional.batch_norm else None
+            onward = onward or (_as_it_is(one, result) if name in _PASSING else None)
             if onward is None:
                 one.added.otherwise(name)
             else:
@@ -145,34 +154,21 @@ def _other(one: _Followed, operands: tuple[torch.Tensor, torch.Tensor]) -> torch
     return operands[0] if operands[1] is one.tensor else operands[1]
 
 
-def _onward(name: str, one: _Followed, result: Any, args: Any, kwargs: Any) -> _Followed | None:
-    """Return what is followed after an operation; None where that ends."""
-    if not isinstance(result, torch.Tensor) or result.shape != one.tensor.shape:
-        return None
-    if name == "batch_norm":
-        scale = _scale(*args, **kwargs)
-        return None if scale is None else replace(one, tensor=result, scale=_times(one.scale, scale))
-    if name not in _PASSING or not (result is one.tensor or torch.equal(result.to(one.tensor.dtype), one.tensor)):
+def _as_it_is(one: _Followed, result: Any) -> _Followed | None:
+    """Return what is followed after an operation that may leave it as it is; None where it does not."""
+    same_shape = isinstance(result, torch.Tensor) and result.shape == one.tensor.shape
+    if not same_shape or not (result is one.tensor or torch.equal(result.to(one.tensor.dtype), one.tensor)):
         return None
     return replace(one, tensor=result)
 
 
-def _scale(  # torch's own
-    _: torch.Tensor,
-    mean: torch.Tensor | None,
-    variance: torch.Tensor | None,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,  # noqa: ARG001
-    training: bool = False,  # noqa: FBT001, FBT002
-    momentum: float = 0.1,  # noqa: ARG001
-    eps: float = 1e-5,
-) -> torch.Tensor | None:
-    """(channels,): a of a batch norm y = a z + c; None where the batch decides it."""
-    if training or mean is None or variance is None:
+def _through_norm(one: _Followed, result: torch.Tensor, args: Any, kwargs: Any) -> _Followed | None:
+    """Return what is followed after a batch norm y = a z + c; None where the batch decides a."""
+    given = _BATCH_NORM.bind(*args, **kwargs)
+    given.apply_defaults()
+    values = given.arguments
+    if values["training"] or values["running_var"] is None or values["input"] is not one.tensor:
         return None
-    scale = (variance + eps).rsqrt()
-    return scale if weight is None else scale * weight
-
-
-def _times(before: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
-    return scale if before is None else before * scale
+    scale = (values["running_var"] + values["eps"]).rsqrt()
+    scale = scale if values["weight"] is None else scale * values["weight"]
+    return replace(one, tensor=result, scale=scale if one.scale is None else one.scale * scale)

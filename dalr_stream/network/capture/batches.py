@@ -78,7 +78,7 @@ def samples_in(batch: Any) -> int:
     sizes = {name: len(value) for name, value in named.items() if isinstance(value, torch.Tensor) and value.ndim}
     if not sizes:
         raise InvalidInputError("capture: a batch must hold a tensor whose first dimension counts the samples")
-    counting = {name: size for name, size in sizes.items() if not name.endswith("mask")} or sizes
+    counting = {name: size for name, size in sizes.items() if not names_mask(name)} or sizes
     different = set(counting.values()) - {1}
     if len(different) < 2:
         return max(different, default=1)
@@ -90,6 +90,11 @@ def samples_in(batch: Any) -> int:
             "let what belongs to no sample be part of the network, or (1, ...)"
         )
     return known
+
+
+def names_mask(key: str) -> bool:
+    """Tell by its name whether an input is a mask: `attention_mask`, `mask_b`."""
+    return not {"mask", "masks"}.isdisjoint(key.lower().split("_"))
 
 
 def call(model: nn.Module, batch: Any) -> Any:

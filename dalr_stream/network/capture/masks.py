@@ -1,7 +1,8 @@
 """Masks: which positions of each sample count, for every layer or by layer.
 
 A mask is a key of the batch's inputs, or a function of the batch; a mapping gives one to each pattern of layers. The
-first pattern that a layer's name matches decides; a layer that none matches has no mask.
+first pattern that a layer's name matches decides; a layer that none matches has no mask. A layer that is called several
+times in one pass, on inputs of their own, has a list of masks: one for each call, in their order.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,70 +23,110 @@ from dalr_stream.network.layers.identity import tensor_digest
 MaskOf = Callable[[Any], torch.Tensor]
 Source = str | MaskOf
 """A key of the inputs, or a function of the batch."""
-Mask = Source | Mapping[str, Source | None]
+OfCalls = Sequence[Source | None]
+"""One for each call of a layer."""
+Mask = Source | OfCalls | Mapping[str, Source | OfCalls | None]
+LayerMask = torch.Tensor | tuple[torch.Tensor | None, ...] | None
+"""(N, T) for all calls of a layer, or one for each; None where all positions count."""
 EVERY_LAYER = "*"
 _ATTENTION = "attention_mask"
 _DECODER = "decoder_"
 
 
-def by_pattern(mask: Mask | None) -> dict[str, Source | None]:
+def by_pattern(mask: Mask | None) -> dict[str, Source | tuple[Source | None, ...] | None]:
     """Return the source of the mask for each pattern of layers; raises InvalidInputError for what is no mask."""
-    sources: dict[str, Source | None] = {}
-    if isinstance(mask, Mapping):
-        sources = dict(mask)
-    elif mask is not None:
-        sources = {EVERY_LAYER: mask}
+    given: Mapping[str, Any] = mask if isinstance(mask, Mapping) else {} if mask is None else {EVERY_LAYER: mask}
+    sources = {pattern: tuple(one) if isinstance(one, list | tuple) else one for pattern, one in given.items()}
     for source in sources.values():
-        if source is not None and not callable(source) and (not isinstance(source, str) or not source):
-            raise InvalidInputError(
-                f"rows: mask must be a key of the batch or a function of it, or a mapping of these by patterns of "
-                f"layers, got {source!r}"
-            )
+        for one in source if isinstance(source, tuple) and source else (source,):
+            if one is not None and not callable(one) and (not isinstance(one, str) or not one):
+                raise InvalidInputError(
+                    f"rows: mask must be a key of the batch or a function of it, a list of these for the calls of a "
+                    f"layer, or a mapping of these by patterns of layers, got {one!r}"
+                )
     return sources
+
+
+def of_call(mask: LayerMask, number: int) -> torch.Tensor | None:
+    """Return a layer's mask at call `number`; None where it has none."""
+    if not isinstance(mask, tuple):
+        return mask
+    return mask[number] if number < len(mask) else None
 
 
 def mask_words(mask: Mask) -> str:
     """Return a mask in words; a function goes by its name."""
     sources = by_pattern(mask)
     if not isinstance(mask, Mapping):
-        return _name_of(mask)
+        return _name_of(sources[EVERY_LAYER])
     return " and ".join(
         f"{_name_of(source)} of '{pattern}'" for pattern, source in sources.items() if source is not None
     )
+
+
+def require_a_mask_each(stream: str, masks: LayerMask, calls: int, *, routed: bool) -> None:
+    """Raise InvalidInputError for a layer that has masks for other calls than there are."""
+    if isinstance(masks, tuple) and (routed or len(masks) != calls):
+        often = "as often as a router decides" if routed else f"{calls} times"
+        raise InvalidInputError(
+            f"layer '{stream}': has {len(masks)} masks, one for each call, and is called {often} in a forward pass of "
+            "this batch: give as many as there are calls, in their order, or one for all of them"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class BatchMasks:
     """The masks of one batch: (N, T) of booleans on the CPU, by patterns of layers."""
 
-    masks: Mapping[str, torch.Tensor | None]
-    padding: Mapping[str, torch.Tensor]
-    """By the keys of the inputs ("" where they are a tensor): where the network is given padding, (N, T)."""
+    masks: Mapping[str, LayerMask]
+    padding: Mapping[str, tuple[torch.Tensor, ...]]
+    """By the keys of the inputs ("" where they are a tensor): where the network is given padding, (N, T).
+
+    Several where calls have masks of their own, and it is not known which of them speaks of the input.
+    """
 
     @classmethod
     def of(cls, mask: Mask, batch: Any, samples: int) -> BatchMasks:
         """Look the masks of a batch up; raises InvalidInputError where there is none, or it is no mask."""
-        masks: dict[str, torch.Tensor | None] = {}
-        padding: dict[str, torch.Tensor] = {}
+        masks: dict[str, LayerMask] = {}
+        padding: dict[str, tuple[torch.Tensor, ...]] = {}
         for pattern, source in by_pattern(mask).items():
-            masks[pattern] = found = None if source is None else _look_up(source, batch, samples)
-            if source is not None and found is not None:
-                padding = {**_padding(source, found, batch), **padding}
+            several = source if isinstance(source, tuple) else (source,)
+            found = tuple(None if one is None else _look_up(one, batch, samples) for one in several)
+            masks[pattern] = found if isinstance(source, tuple) else found[0]
+            here: dict[str, tuple[torch.Tensor, ...]] = {}
+            for one, its in zip(several, found, strict=True):
+                where = {} if one is None or its is None else _padding(one, its, batch)
+                here |= {key: (*here.get(key, ()), places) for key, places in where.items()}
+            padding = {**here, **padding}
         return cls(masks, padding)
 
-    def of_layer(self, name: str) -> torch.Tensor | None:
+    def of_layer(self, name: str) -> LayerMask:
         """Return the mask of a layer; None where it has none."""
         return next((mask for pattern, mask in self.masks.items() if _matches(pattern, name)), None)
 
+    def of_outputs(self) -> torch.Tensor | None:
+        """Return the mask of what the network gives: that of all layers; None where it has none, or calls have."""
+        mask = self.of_layer("")
+        return None if isinstance(mask, tuple) else mask
+
     def unmasked(self) -> BatchMasks:
         """Return masks of the same shapes that leave nothing out."""
-        return BatchMasks({key: None if m is None else torch.ones_like(m) for key, m in self.masks.items()}, {})
+        whole: dict[str, LayerMask] = {}
+        for key, mask in self.masks.items():
+            whole[key] = tuple(map(_nothing_out, mask)) if isinstance(mask, tuple) else _nothing_out(mask)
+        return BatchMasks(whole, {})
 
     @property
     def digest(self) -> str:
         """What identifies them."""
-        digests = [tensor_digest(mask) for mask in self.masks.values() if mask is not None]
+        several = [mask if isinstance(mask, tuple) else (mask,) for mask in self.masks.values()]
+        digests = [tensor_digest(mask) for masks in several for mask in masks if mask is not None]
         return digests[0] if len(digests) == 1 else hashlib.sha256(":".join(digests).encode()).hexdigest()
+
+
+def _nothing_out(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None else torch.ones_like(mask)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -121,7 +162,11 @@ def _by_key(key: str, batch: Any) -> Any:
     return inputs[key]
 
 
-def _name_of(source: Source | None) -> str:
+def _name_of(source: Source | tuple[Source | None, ...] | None) -> str:
+    if isinstance(source, tuple):
+        return f"for its calls {', '.join(map(_name_of, source))}"
+    if source is None:
+        return "no mask"
     if isinstance(source, str):
         return f"mask '{source}'"
     named: Any = source if hasattr(source, "__qualname__") else type(source)
@@ -132,7 +177,7 @@ def _padding(source: Source, mask: torch.Tensor, batch: Any) -> dict[str, torch.
     """Return where the network is given padding: a function may leave out more, a question or the first token.
 
     Of what it leaves out that is padding which the `attention_mask` leaves out too; or all of it, where it is a member
-    of the batch that the network is not given.
+    of the batch.
     """
     if isinstance(source, str):
         return _padding_of(batch, source, mask)
@@ -141,13 +186,15 @@ def _padding(source: Source, mask: torch.Tensor, batch: Any) -> dict[str, torch.
         attention = inputs.get(_ATTENTION)
         if isinstance(attention, torch.Tensor) and attention.shape == mask.shape:
             return _padding_of(batch, _ATTENTION, mask | (attention.cpu() != 0))
-        return {}
+        key = next((key for key, value in inputs.items() if _is(value, mask)), None)
+        return {} if key is None else _padding_of(batch, key, mask)
     others = batch[1:] if isinstance(batch, tuple | list) else ()
-    member = any(
-        isinstance(other, torch.Tensor) and other.shape == mask.shape and torch.equal(other.cpu() != 0, mask)
-        for other in others
-    )
-    return _padding_of(batch, "", mask) if member else {}
+    return _padding_of(batch, "", mask) if any(_is(other, mask) for other in others) else {}
+
+
+def _is(member: Any, mask: torch.Tensor) -> bool:
+    """Tell whether a member of a batch is the very mask."""
+    return isinstance(member, torch.Tensor) and member.shape == mask.shape and torch.equal(member.cpu() != 0, mask)
 
 
 def _padding_of(batch: Any, key: str, mask: torch.Tensor) -> dict[str, torch.Tensor]:

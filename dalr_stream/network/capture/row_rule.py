@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.gradient_rule import GradientRule
-from dalr_stream.network.capture.masks import BatchMasks, Mask, by_pattern, mask_words
+from dalr_stream.network.capture.masks import BatchMasks, LayerMask, Mask, by_pattern, mask_words, of_call
 from dalr_stream.network.capture.order import Orders, RowOrder, is_routed, order_of_call, require_order
 from dalr_stream.network.capture.routed import Places
 from dalr_stream.network.capture.taken import Taken
@@ -49,7 +49,8 @@ class RowRule:
         batch: (N, T), True or 1 for positions that count, False or 0 for padding. A sample, or a whole batch, may
         have none that count. A mapping gives each pattern of layers a mask of its own, `{"encoder.*":
         "attention_mask", "decoder.*": "decoder_attention_mask"}`: the first pattern that matches decides, and
-        layers that none matches have no mask.
+        layers that none matches have no mask. A list, of masks or in a mapping, is one for each call of layers that
+        are called several times in a pass, in their order.
     most_per_sample
         Record at most this many rows of each sample in each layer, chosen at random among those that count, so that
         a long sample weighs no more than one of this length.
@@ -110,7 +111,7 @@ class RowRule:
 
     def of_layers(self, layers: Iterable[LayerSpec]) -> RowRule:
         """Return the rule with gradients where some of the layers are watched for them, and only there."""
-        if all(layer.side is not Side.GRADIENTS for layer in layers):
+        if Side.GRADIENTS not in [getattr(layer, "side", None) for layer in layers]:
             return replace(self, gradients=None)
         return replace(self, gradients=self.gradients or GradientRule())
 
@@ -158,9 +159,14 @@ class BatchRows:
         self._numbers: dict[tuple[Any, ...], NDArray[np.int64] | None] = {}
         self._counts: dict[tuple[Any, ...], tuple[Samples | None, Samples | None]] = {}
 
-    def mask_of(self, stream: str) -> torch.Tensor | None:
-        """(N, T): the positions of a layer that count; None where all do."""
+    def masks_of(self, stream: str) -> LayerMask:
+        """(N, T): the positions of a layer that count, those of each call where these differ; None where all do."""
         return None if self._masks is None else self._masks.of_layer(module_name(layer_of_stream(stream)))
+
+    @property
+    def mask_of_outputs(self) -> torch.Tensor | None:
+        """(N, T): the positions of what the network gives that count; None where all do."""
+        return None if self._masks is None else self._masks.of_outputs()
 
     def take(self, stream: str, rows: LayerRows, number: int = 0, *, paired: bool | None = None) -> Taken:
         """Copy the watched rows of call `number` of a layer, in the order of samples and positions.
@@ -172,7 +178,7 @@ class BatchRows:
         order = order_of_call(self._orders, stream, number)
         order = require_order(stream, order, rows.leading, self._samples)
         most = self._rule.most_of(rows, paired=self._paired if paired is None else paired)
-        mask = self.mask_of(stream)
+        mask = of_call(self.masks_of(stream), number)
         known = rows.leading, most, order, id(mask)
         if known not in self._numbers:
             keep = self._keep(stream, rows.leading, most, order, mask)
@@ -210,7 +216,7 @@ class BatchRows:
         """Copy the watched rows of a layer that a router sends them to, in the order of samples and positions."""
         keep = np.zeros((self._samples, places.positions), np.bool_)
         keep.ravel()[places.numbers] = True
-        mask = self.mask_of(stream)
+        mask = of_call(self.masks_of(stream), 0)
         if mask is not None:
             keep &= self._masked(stream, keep.shape, mask.numpy())
         most = self._rule.most_of(rows, paired=self._paired)
@@ -289,5 +295,6 @@ class BatchRows:
         raise InvalidInputError(
             f"layer '{stream}': its rows must be those of the mask, (N, T) = {mask.shape}, or one a sample, "
             f"({samples},), got {leading}: give layers masks of their own by patterns, mask={{pattern: mask}}, each a "
-            "key or a function of the batch that returns the positions of these layers, or None for no mask"
+            "key or a function of the batch that returns the positions of these layers, a list of these for the calls "
+            "of a layer, or None for no mask"
         )

@@ -21,7 +21,7 @@ from dalr_stream.network.capture.batches import call, first_argument, require_ma
 from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.gradients.ends import End
 from dalr_stream.network.capture.gradients.taking import GradientTaker
-from dalr_stream.network.capture.masks import BatchMasks
+from dalr_stream.network.capture.masks import BatchMasks, require_a_mask_each
 from dalr_stream.network.capture.onward import ForwardRun, OnwardPass
 from dalr_stream.network.capture.proofs.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
@@ -118,7 +118,7 @@ class RowTaker:
             return self._pooled(self._calls(batch, chooser), samples)
         for layer in self._layers if self._paired else ():
             require_not_routed(layer.stream, chooser)
-        by_stream = {layer.stream: chooser.mask_of(layer.stream) for layer in self._layers}
+        by_stream = {layer.stream: chooser.masks_of(layer.stream) for layer in self._layers}
         with proof.observing(batch, by_stream) as observed:
             calls = self._calls(batch, chooser)
         proof.settle(observed, by_stream, {} if masks is None else masks.padding)
@@ -132,6 +132,9 @@ class RowTaker:
             times = {layer.stream: len(calls[layer.stream]) for layer in self._layers}
             times |= {stream: len(given) for stream, given in edges.items()}
             self._require_called(times, chooser)
+            for layer in self._layers:
+                routed = chooser.is_routed(layer.stream)
+                require_a_mask_each(layer.stream, chooser.masks_of(layer.stream), times[layer.stream], routed=routed)
             calls.update(self._gradients.take(edges, End(returned, batch, chooser.samples), chooser, self._number))
         for layer in self._layers:
             if chooser.is_routed(layer.stream):

@@ -38,7 +38,7 @@ class Comparison:
     def tensors(self, outputs: Any, batch: Any, place: str) -> list[torch.Tensor]:
         """Return what is compared of a network's outputs on a batch; InvalidInputError, naming `place`, for nothing."""
         masks = self.rows.masks_of(batch, samples_in(batch))
-        mask = None if masks is None else masks.of_layer("")
+        mask = None if masks is None else masks.of_outputs()
         tensors = [_counted(tensor, mask) for tensor in _floating(self._compared(outputs))]
         if not tensors:
             raise InvalidInputError(f"{place}: the network's outputs hold no floating-point tensor to compare")

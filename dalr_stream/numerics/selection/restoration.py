@@ -81,10 +81,11 @@ def refitted(
     kept, d = selected.kept, moments.input_features
     inputs, count = moments.inputs, moments.count
     center, level = (inputs.mean, moments.outputs.mean) if bias is not None else (np.zeros(d), np.zeros(len(weight)))
-    own = inputs.scatter_about(center)[np.ix_(kept, kept)] / count
+    moved = (inputs.mean - center)[kept]
+    own = inputs.scatter[np.ix_(kept, kept)] / count + np.outer(moved, moved)
     start = weight.astype(np.float64) @ selected.restore
     gap = moments.cross_scatter_about(center, level)[:, kept] / count - start @ own
-    system = factor_ridge(own, ridge * float(np.trace(inputs.second_moment)) / d)
+    system = factor_ridge(own, ridge * float(inputs.products.diagonal(np.zeros(d)).sum()) / count / d)
     solved = start + system.pull_back(system.half(gap.T)).T
     return RefittedReader(solved, None if bias is None else level - solved @ center[kept])
 
@@ -103,4 +104,4 @@ def reader_errors(
     narrow[:, selected.kept] = reader.weight
     before = moments.squared_error(weight.astype(np.float64), own)
     after = moments.squared_error(narrow, zero if reader.bias is None else reader.bias)
-    return np.array([before, after, float(np.trace(moments.outputs.scatter_about(own)))])
+    return np.array([before, after, float(moments.outputs.products.diagonal(own).sum())])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from dalr_stream.numerics.linalg.psd import tail_sums
 from dalr_stream.numerics.lowrank.grouped import Factors
-from dalr_stream.numerics.selection.nodes import SelectedNodes
+from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.numerics.types import Vector
+from dalr_stream.numerics.types import Matrix, Vector
 
 
 def squared_errors(factors: Factors, moments: InputMoments) -> Vector:
@@ -35,6 +36,26 @@ def lost_energy(factors: Factors, moments: InputMoments) -> Vector:
     Errors below their resolution may be negative: they count as none. Cost: 6 m d^2 operations.
     """
     return share(squared_errors(factors, moments), outputs_energy(factors, moments))
+
+
+def lost_nats(factors: Factors, moments: InputMoments, gradients: InputMoments) -> Vector:
+    """(K + 1,): what the loss of a sample rises by at ranks 0..K, in nats; each group of a convolution by itself."""
+    groups = zip(factors.parts, moments.parts, gradients.parts, strict=True)
+    return np.asarray(sum(part.losses(*own) for part, *own in groups))
+
+
+def lost_nats_of_nodes(selection: ChannelSelection, metric: Matrix) -> Vector | None:
+    """(m,): what the loss of a sample rises by where 1..m nodes are kept; None where nothing is restored.
+
+    `metric` is M of the loss (`selection.readers`). Sigma is L L' with the selection's factor L, and a node explains
+    l'M l of tr(M Sigma). Of an order that was not limited. Cost: 2 m^3 operations.
+    """
+    if selection.factor is None:
+        return None
+    steps = np.einsum("ij,ij->j", selection.factor, metric @ selection.factor)
+    lost = np.zeros(selection.order.size)
+    lost[: steps.size] = tail_sums(steps, 0.0)[1:]
+    return 0.5 * lost
 
 
 def relative_errors(factors: Factors, moments: InputMoments) -> Vector:

@@ -64,6 +64,8 @@ class SizedLayer:
         Rows per sample where multiply-adds are counted; 1 where weights are.
     follows
         The layer with whose outputs this one's go, tied by an addition or a product.
+    nats
+        (s,): what the loss of a sample rises by at each size, from gradients; None where they are not known.
     """
 
     name: str
@@ -74,6 +76,7 @@ class SizedLayer:
     reads: tuple[Source, ...] = ()
     positions: float = 1.0
     follows: str | None = None
+    nats: Vector | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", parse_choice(Family, self.family, "family"))
@@ -111,13 +114,18 @@ class SizedLayer:
         if step < 1:
             raise InvalidInputError(f"layer '{self.name}': sizes are rounded to multiples of at least 1, got {step}")
         stay = (self.sizes % step == 0) | (self.sizes == self.whole)
-        return replace(self, sizes=self.sizes[stay], losses=self.losses[stay])
+        nats = None if self.nats is None else self.nats[stay]
+        return replace(self, sizes=self.sizes[stay], losses=self.losses[stay], nats=nats)
 
     def in_units(self, scale: float) -> SizedLayer:
         """Return the layer with `scale` times the losses: those of the whole network for a share of the layer's."""
         if not 0.0 <= scale < np.inf:
             raise InvalidInputError(f"layer '{self.name}': a scale of losses must be 0 or more, got {scale}")
         return replace(self, losses=scale * self.losses)
+
+    def in_nats(self) -> SizedLayer:
+        """Return the layer with what the loss feels as losses; itself where nothing is known of that."""
+        return self if self.nats is None else replace(self, losses=self.nats)
 
 
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:

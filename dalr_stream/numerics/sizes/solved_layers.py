@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.selection.nodes import ChannelSelection
-from dalr_stream.numerics.sizes.losses import lost_energy
+from dalr_stream.numerics.sizes.losses import lost_energy, lost_nats
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, Source
 from dalr_stream.numerics.statistics.grouped import InputMoments
@@ -17,7 +18,13 @@ from dalr_stream.numerics.types import Indices, Vector
 
 
 def factor_layer(
-    name: str, factors: Factors, moments: InputMoments, *, reads: Sequence[Source] = (), positions: float = 1.0
+    name: str,
+    factors: Factors,
+    moments: InputMoments,
+    *,
+    gradients: InputMoments | None = None,
+    reads: Sequence[Source] = (),
+    positions: float = 1.0,
 ) -> SizedLayer:
     """Return a layer at the ranks that cost less than it does.
 
@@ -29,6 +36,8 @@ def factor_layer(
         From `dalr`, `truncated_svd` or `solve`.
     moments
         Of its inputs: they decide what each rank loses.
+    gradients
+        Moments of the gradients by its outputs: what the loss feels of each rank, `SizedLayer.nats`.
     reads
         The layers whose nodes are inputs of this one.
     positions
@@ -53,11 +62,18 @@ def factor_layer(
     """
     shape = LayerShape(factors.outputs, factors.inputs, groups=len(factors.parts))
     ranks = np.arange(1, min(shape.break_even_rank, shape.max_rank - 1) + 1)
-    return _sized(name, shape, Family.LOW_RANK, ranks, lost_energy(factors, moments)[ranks], reads, positions)
+    layer = _sized(name, shape, Family.LOW_RANK, ranks, lost_energy(factors, moments)[ranks], reads, positions)
+    return layer if gradients is None else _felt(layer, lost_nats(factors, moments, gradients)[ranks])
 
 
 def selection_layer(
-    name: str, selection: ChannelSelection, shape: LayerShape, *, reads: Sequence[Source] = (), positions: float = 1.0
+    name: str,
+    selection: ChannelSelection,
+    shape: LayerShape,
+    *,
+    nats: Vector | None = None,
+    reads: Sequence[Source] = (),
+    positions: float = 1.0,
 ) -> SizedLayer:
     """Return a layer at every number of nodes that its selection can keep.
 
@@ -69,6 +85,8 @@ def selection_layer(
         From `spectral`, `momasp` or `solve`.
     shape
         Of the layer, with what each node weighs in its readers: `Store.shape(name)`.
+    nats
+        (m,): what the loss feels of each number of kept nodes, `SizedLayer.nats`.
     reads
         The layers whose nodes are inputs of this one.
     positions
@@ -92,7 +110,8 @@ def selection_layer(
     ([1, 2, 3, 4], [0.75, 0.5, 0.25, 0.0])
     """
     sizes = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
-    return _sized(name, shape, Family.SELECTION, sizes, 1.0 - selection.retention[sizes - 1], reads, positions)
+    layer = _sized(name, shape, Family.SELECTION, sizes, 1.0 - selection.retention[sizes - 1], reads, positions)
+    return layer if nats is None else _felt(layer, nats[sizes - 1])
 
 
 def unchanged_layer(
@@ -130,6 +149,12 @@ def unchanged_layer(
     """
     whole = np.array([shape.max_rank])
     return SizedLayer(name, shape, Family.LOW_RANK, whole, np.zeros(1), tuple(reads), positions, follows)
+
+
+def _felt(layer: SizedLayer, nats: Vector) -> SizedLayer:
+    """Add what the loss feels, which is nothing of the layer as it is."""
+    falling = np.minimum.accumulate(np.maximum(nats, 0.0))
+    return replace(layer, nats=np.append(falling, 0.0))
 
 
 def _sized(

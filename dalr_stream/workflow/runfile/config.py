@@ -36,6 +36,8 @@ from dalr_stream.workflow.runfile.sections import (
 
 PREFERRED = (Method.DALR_ANCHORED_AFFINE, Method.SPECTRAL)
 """Taken of their family where a run file names no method, if they are solved."""
+WEIGHTED = (Method.DALR_WEIGHTED_AFFINE, Method.SPECTRAL_WEIGHTED)
+"""Tried beside them within a budget, if they are solved."""
 
 
 class RunConfig(Section):
@@ -92,6 +94,11 @@ class RunConfig(Section):
         if selection is not None and selection.family is Family.LOW_RANK:
             return (selection,)
         return tuple(method for method in (selection, self._default(Family.LOW_RANK)) if method is not None)
+
+    def weighted_within_budget(self, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+        """Return the methods tried beside these: of each family the one weighted by gradients, where it is solved."""
+        solved = {method.family: method for method in WEIGHTED if method in self.solve.methods}
+        return tuple(solved.get(method.family, method) for method in methods)
 
     def _default(self, family: Family) -> Method | None:
         """Return the method of a family where none is named: of those that are solved."""

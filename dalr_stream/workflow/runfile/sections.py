@@ -32,17 +32,18 @@ Options = dict[str, Any]
 
 
 def _read_mask(value: Any) -> Any:
-    """Take a name, or a table of names; one validator for both, so that a wrong value is one message."""
+    """Take a name, names for calls, or a table of these; one validator, so that a wrong value is one message."""
     names = value.values() if isinstance(value, dict) else [value]
-    if not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"must be a key of the batch or 'module:function', or a table of these, got {value!r}")
+    flat = [one for name in names for one in (name if isinstance(name, list) and name else [name])]
+    if not all(isinstance(one, str) and one for one in flat):
+        raise ValueError(f"must be a key of the batch or 'module:function', a list or a table of these, got {value!r}")
     return value
 
 
 Masks = Annotated[
-    str | dict[str, str],
+    str | list[str] | dict[str, str | list[str]],
     BeforeValidator(_read_mask),
-    Field(json_schema_extra={"in_words": "key of the batch, module:function, or a table of these"}),
+    Field(json_schema_extra={"in_words": "key of the batch, module:function, or a list or a table of these"}),
 ]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -180,8 +181,9 @@ class CaptureSection(Section):
     @property
     def mask_functions(self) -> tuple[str, ...]:
         """The masks that are `module:function`."""
-        masks = self.mask.values() if isinstance(self.mask, dict) else (self.mask,)
-        return tuple(mask for mask in masks if mask is not None and ":" in mask)
+        masks = self.mask.values() if isinstance(self.mask, dict) else (self.mask or [],)
+        names = (name for mask in masks for name in (mask if isinstance(mask, list) else [mask]))
+        return tuple(name for name in names if ":" in name)
 
 
 class AccumulateSection(Section):

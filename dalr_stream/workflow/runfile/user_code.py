@@ -147,8 +147,10 @@ class UserCode:
                 require_takes(functions[key], name, f"gradients.{key}", *takes)
         return section.rule(self._config.run.seed, **functions)
 
-    def _mask(self, name: str, key: str) -> str | MaskOf:
-        """Return a key of the batch, or the function that `module:function` names."""
+    def _mask(self, name: str | list[str], key: str) -> Any:
+        """Return a key of the batch, the function that `module:function` names, or a list of these."""
+        if isinstance(name, list):
+            return [self._mask(one, key) for one in name]
         if ":" not in name:
             return name
         function: MaskOf = self.resolve(name, key)

@@ -1,7 +1,9 @@
 """Which layers write into a residual stream, however a network adds them, and why others do not."""
 
+import gc
 import itertools
 import re
+import weakref
 
 import pytest
 import torch
@@ -184,3 +186,17 @@ def test_outside_its_block_nothing_is_followed():
         additions.follow(z, Before(told.append))
     z + z.clone()
     assert not told
+
+
+def test_nothing_of_a_pass_is_kept_once_it_is_over():
+    additions, z = Additions(), torch.randn(2, 3)
+    with additions:
+        additions.follow(z, Before(lambda other, mine=additions: (mine, other)))  # a circle, as hooks make it
+        z.clone()
+    gone = weakref.ref(z)
+    gc.disable()
+    try:
+        del z
+        assert gone() is None
+    finally:
+        gc.enable()

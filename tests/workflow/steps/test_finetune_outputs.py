@@ -12,6 +12,7 @@ import dalr_stream as ds
 from dalr_stream.errors import ConfigError
 from dalr_stream.report.record import Results
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.run_cost import cost_of
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.finetune import FineTuned
@@ -136,3 +137,16 @@ def test_it_is_done_again_when_its_settings_change(recovered_file, setting, step
 def test_bad_settings_are_named(recovered_file, overrides, message):
     with pytest.raises(ConfigError, match=message):
         opened(recovered_file, *overrides)[0].finetune()
+
+
+def test_the_estimate_counts_a_forward_pass_of_the_original_too(recovered_file):
+    def finetune_step():
+        run, _ = opened(recovered_file)
+        return next(step for step in cost_of(run.project, run.project.network).memory if step.step == "finetune")
+
+    recovering, text = finetune_step(), recovered_file.read_text()
+    unlabelled = 'batches = "tiny_unlabelled:inputs"\nepochs = 3\nrate = 0.01\nloss = "outputs"\ndistance = "kl"\n'
+    recovered_file.write_text(text.replace(unlabelled, 'batches = "tiny_run:target"\n'))
+    labelled = finetune_step()
+    assert recovering.what == f"{labelled.what}, and one of the original"
+    assert recovering.peak_bytes > labelled.peak_bytes

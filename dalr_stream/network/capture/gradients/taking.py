@@ -116,7 +116,7 @@ def backward(
     require_gradient(values)
     for draw in range(rule.draws):
         draws = SampleDraws(rule.seed, chooser.first_sample, chooser.samples, draw)
-        vector = vectors_of(values, rule, draws, chooser.mask_of(""))
+        vector = vectors_of(values, rule, draws, chooser.mask_of_outputs)
         with _explained():
             found = torch.autograd.grad(
                 values, [given.edge for given in calls], vector, retain_graph=draw + 1 < rule.draws, allow_unused=True

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dalr_stream.network.capture.batches import inputs_of
+from dalr_stream.network.capture.batches import inputs_of, names_mask
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -52,7 +52,7 @@ def with_other_padding(batch: Any, padding: Mapping[str, torch.Tensor]) -> Any:
 
     def change(key: str, tensor: torch.Tensor) -> torch.Tensor:
         where = padding.get(key)
-        if where is None or tensor.shape[:2] != where.shape or _is_mask(key, tensor):
+        if where is None or tensor.shape[:2] != where.shape or _is_mask(key, tensor, where):
             return tensor
         return _with_content(tensor, where.to(tensor.device))
 
@@ -99,10 +99,9 @@ def _with_row_turned(tensor: torch.Tensor, number: int) -> torch.Tensor:
     return changed
 
 
-def _is_mask(key: str, tensor: torch.Tensor) -> bool:
-    if tensor.is_floating_point():
-        return key.endswith("mask")
-    return tensor.dtype == torch.bool or key.endswith("mask")
+def _is_mask(key: str, tensor: torch.Tensor, padding: torch.Tensor) -> bool:
+    says_so = tensor.shape == padding.shape and torch.equal(tensor.cpu(), (~padding.cpu()).to(tensor.dtype))
+    return says_so or tensor.dtype == torch.bool or names_mask(key)
 
 
 def _with_content(tensor: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dalr_stream.network.capture.batches import call, form_of, inputs_of, tensors_in
+from dalr_stream.network.capture.batches import call, form_of, inputs_of, names_mask, tensors_in
 from dalr_stream.network.capture.reading import same_draws, without_gradients
 from dalr_stream.numerics.rows.probe import Probe
 
@@ -99,7 +99,7 @@ def _sample(key: str, tensor: torch.Tensor, samples: int, clip: Clip) -> torch.T
     if not tensor.ndim or len(tensor) not in (1, samples):
         return tensor
     one = clip(tensor[:1])
-    if tensor.dtype == torch.bool or key.endswith("mask"):
+    if tensor.dtype == torch.bool or names_mask(key):
         return torch.ones_like(one)
     if tensor.is_floating_point():
         return torch.randn(one.shape, generator=_generator()).to(one)

@@ -6,7 +6,7 @@
                     that a router sends, or that come in another order, are looked up then: see `routed`
     padding changed where a mask is given: what stands where it says padding reaches no row that counts. A layer that it
                     does not reach at all, and that other inputs do, a decoder's with the mask of the encoder, has
-                    another one's mask
+                    another one's mask; see `padding`
 
 All of it holds for each call of a layer that is called several times. Cost: three forward passes of one batch, a fourth
 to tell encoder and decoder apart, and four where a router is at work; the padding waits for the first batch that has
@@ -21,18 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.network.capture.batches import call, inputs_copied
-from dalr_stream.network.capture.order import Orders, RowOrder, is_routed, order_of_call, possible_orders
-from dalr_stream.network.capture.proofs.disturbed import Replaced, with_other_padding, with_sample_replaced
+from dalr_stream.network.capture.order import Orders, RowOrder, possible_orders
+from dalr_stream.network.capture.proofs.disturbed import Replaced, with_sample_replaced
 from dalr_stream.network.capture.proofs.observed import Calls, Observed, Seen, differ, observed_pass
-from dalr_stream.network.capture.proofs.refusals import called, refuse, refuse_padding, refuse_routed
+from dalr_stream.network.capture.proofs.padding import Masks, Padding, PaddingProof
+from dalr_stream.network.capture.proofs.refusals import called, refuse, refuse_routed
 from dalr_stream.network.capture.proofs.routed_proof import (
     RoutedRows,
-    counted,
     kinds_of,
     may_be_routed,
     of_others,
@@ -45,10 +44,6 @@ from dalr_stream.network.layers.spec import LayerSpec
 SAMPLE_PASSES, PADDING_PASSES = 2, 1
 """Forward passes that a proof takes beside those that count."""
 _SEED = 0x9E3779B9
-
-
-Masks = Mapping[str, torch.Tensor | None]
-"""By stream: (N, T), the positions that count; None for a layer without a mask."""
 
 
 class CaptureProof:
@@ -137,67 +132,17 @@ class CaptureProof:
         with observed_pass(self._model, self._layers) as observed:
             yield observed
 
-    def settle(self, observed: Observed, masks: Masks, padding: Any) -> None:
+    def settle(self, observed: Observed, masks: Masks, padding: Padding) -> None:
         """Raise InvalidInputError where a batch that was observed gives other rows another time, or by its padding.
 
-        `padding` says which positions are padding for the network: a mask (N, T), by the keys of the batch's inputs
-        that it speaks of.
+        `padding` says which positions are padding for the network.
         """
         batch, self._batch = self._batch, None
         self._require_repeatable(batch, observed)
         self._before = None
-        changed = with_other_padding(batch, padding) if batch is not None and self._is_due(masks) else None
-        if changed is None:
-            return
-        self._padding_is_open = False
-        after = self._run(changed)
-        self._require_routed_alike(batch, changed, masks)
-        strange = [
-            stream
-            for stream, mask in masks.items()
-            if mask is not None
-            and stream in observed
-            and not is_routed(self._orders, stream)
-            and not self._is_reached(stream, observed[stream], after.get(stream, []), mask.numpy())
-        ]
-        others = with_sample_replaced(batch, len(next(iter(padding.values()))), but=padding) if strange else None
-        seen = self._run(others.batch) if others is not None else {}
-        for stream in strange:
-            if stream in seen and differ(observed[stream], seen[stream]):
-                refuse(
-                    f"'{stream}'",
-                    "its rows change with other inputs than those that the mask describes, and not with what stands in "
-                    "their padding: it is not this layer's mask: give layers masks of their own, mask={pattern: mask}",
-                )
-
-    def _require_routed_alike(self, batch: Any, changed: Any, masks: Masks) -> None:
-        """Raise InvalidInputError where padding reaches rows of layers that are routed to; two forward passes more."""
-        masked = {stream: mask for stream, mask in masks.items() if mask is not None}
-        layers = [layer for layer in self._layers if layer.stream in masked and is_routed(self._orders, layer.stream)]
-        if not layers:
-            return
-        samples = len(next(iter(masked.values())))
-        before, after = (self._run_routed(one, layers, samples) for one in (batch, changed))
-        for layer in layers:
-            unchanged = counted(masked[layer.stream])
-            if not before[layer.stream].same_as(after[layer.stream], unchanged):
-                refuse_padding(f"'{layer.stream}'")
-
-    def _is_reached(self, stream: str, before: Calls, after: Calls, mask: NDArray[np.bool_]) -> bool:
-        """Tell whether what stands in the padding reaches rows that do not count, at any call of a layer."""
-        if [seen.leading for seen in after] != [seen.leading for seen in before]:
-            refuse(f"'{stream}'", "it gives another number of rows when the content of the padding changes")
-        reached = [
-            _is_reached(
-                called(stream, number, len(before)),
-                seen,
-                now,
-                mask,
-                order_of_call(self._orders, stream, number) or RowOrder(),
-            )
-            for number, (seen, now) in enumerate(zip(before, after, strict=True))
-        ]
-        return any(reached)
+        if batch is not None and self._is_due(masks):
+            proof = PaddingProof(self._run, self._run_routed, self._layers, self._orders)
+            self._padding_is_open = not proof.require(batch, observed, masks, padding)
 
     def _require_repeatable(self, batch: Any, observed: Observed) -> None:
         """Raise InvalidInputError where a batch gives other rows than it gave before."""
@@ -211,7 +156,8 @@ class CaptureProof:
                 )
 
     def _is_due(self, masks: Masks) -> bool:
-        return self._padding_is_open and any(mask is not None and not mask.all() for mask in masks.values())
+        each = [mask if isinstance(mask, tuple) else (mask,) for mask in masks.values()]
+        return self._padding_is_open and any(one is not None and not one.all() for calls in each for one in calls)
 
     def _run(self, batch: Any) -> Observed:
         """Observe a forward pass of the proof's own, with random numbers of its own."""
@@ -270,17 +216,3 @@ def _order(layer: str, seen: Seen, here: Seen, samples: int, sample: int) -> Row
             "rows are not in the order of samples",
         )
     return order if len(seen.projections) > samples else None
-
-
-def _is_reached(layer: str, before: Seen, after: Seen, mask: NDArray[np.bool_], order: RowOrder) -> bool:
-    """Tell whether what stands in the padding reaches rows that do not count; True for a call that has none of them.
-
-    Raises InvalidInputError where it reaches rows that do.
-    """
-    numbers = order.numbers(before.leading, len(mask))
-    masked = numbers.shape == mask.shape and not order.of_every_sample
-    counted = mask if masked else np.ones(numbers.shape, np.bool_)
-    changed = before.changed(after)
-    if changed[numbers[counted]].any():
-        refuse_padding(layer)
-    return bool(counted.all() or changed[numbers[~counted]].any())

@@ -6,21 +6,17 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from dalr_stream.engine.sizes.choice import (
-    Networks,
-    Sizes,
-    choose_sizes,
-    networks_to_measure,
-    require_affordable,
-)
-from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
+from dalr_stream.engine.sizes.choice import Sizes, networks_to_measure, require_affordable
+from dalr_stream.engine.sizes.forms import SolvedLayer
+from dalr_stream.engine.sizes.menus import Menu, choose_from
+from dalr_stream.engine.sizes.sizes import WEIGHTED_IN_WORDS
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.surgery.compress import Replacement, compress
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
-from dalr_stream.numerics.sizes.families import PLANS, Forms
+from dalr_stream.numerics.sizes.families import PLANS
 from dalr_stream.progress import Progress
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import named_layers
@@ -36,20 +32,15 @@ def within_budget(
     Raises ConfigError where the smallest sizes cost more than the budget.
     """
     section = project.config.compress
-    methods = _methods(project, store, project.layers)
-    solved = {layer: _solved(project, store, layer, named) for layer, named in methods.items()}
-    layers = [layer.multiples_of(section.multiple_of or 1) for layer in forms_of(solved, project.structure)]
+    menus = []
+    for words, methods in zip(("", f", {WEIGHTED_IN_WORDS}"), _menus(project, store, project.layers), strict=False):
+        solved = {layer: _solved(project, store, layer, named) for layer, named in methods.items()}
+        menus.append(Menu.of(solved, project.structure, section.multiple_of or 1, words))
     progress.note(f"compress: {section.in_words}: {networks_in_words(project, store)}")
-
-    def replacements(sizes: Sizes) -> dict[str, Replacement]:
-        return {name: solved[name].at_size(family, size, name) for name, (family, size) in sizes.items()}
-
-    def networks(sizes: Sizes) -> nn.Module:
-        return compress(project.network, replacements(sizes), example=project.structure or project.code.first_batch)
-
     with project.code.importing():
-        chosen, choice = _choose(project, layers, networks, progress)
-    return replacements(chosen), {name: solved[name].method(family) for name, (family, _) in chosen.items()}, choice
+        menu, sizes, choice = _choose(project, menus, progress)
+    chosen = {name: menu.solved[name].method(family) for name, (family, _) in sizes.items()}
+    return menu.replacements(sizes), chosen, choice
 
 
 def networks_in_words(project: Project, store: StoreView) -> str:
@@ -60,10 +51,12 @@ def networks_in_words(project: Project, store: StoreView) -> str:
 
 def networks_at_most(project: Project, store: StoreView) -> int:
     """Return how many networks are measured at most within a budget."""
-    methods = _methods(project, store, project.layers_in(store))
-    forms = sum(map(len, methods.values()))
-    selects = any(method.family is Family.SELECTION for named in methods.values() for method in named)
-    return networks_to_measure(forms, len(PLANS) if selects else 1)
+    networks = 0
+    for methods in _menus(project, store, project.layers_in(store)):
+        forms = sum(map(len, methods.values()))
+        selects = any(method.family is Family.SELECTION for named in methods.values() for method in named)
+        networks += networks_to_measure(forms, len(PLANS) if selects else 1)
+    return networks
 
 
 def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:
@@ -75,19 +68,23 @@ def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:
     return moments.count / moments.samples
 
 
-def _methods(project: Project, store: StoreView, layers: Sequence[str]) -> dict[str, list[Method]]:
-    """Return the methods by which each layer may be compressed, one of a family at most."""
-    named, methods = named_layers(project, layers), {}
+def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[dict[str, list[Method]]]:
+    """Return the methods by which each layer may be compressed, one of a family at most; and the weighted ones."""
+    config, named = project.config, named_layers(project, layers)
+    plain: dict[str, list[Method]] = {}
+    weighted: dict[str, list[Method]] = {}
     for layer in layers:
-        own = named[layer].method if layer in named else project.config.compress.method
+        own = named[layer].method if layer in named else config.compress.method
         applicable = project.methods(store, layer)
-        wanted = [method for method in project.config.methods_within_budget(own) if method in applicable]
-        methods[layer] = wanted if own is None else wanted[:1]
-    return methods
+        wanted = tuple(method for method in config.methods_within_budget(own) if method in applicable)
+        plain[layer] = list(wanted if own is None else wanted[:1])
+        weighted[layer] = list(config.weighted_within_budget(wanted)) if own is None else plain[layer]
+    return [plain] if weighted == plain else [plain, weighted]
 
 
 def _solved(project: Project, store: StoreView, layer: str, methods: Sequence[Method]) -> SolvedLayer:
     factors = selection = None
+    known = store.layer(layer, project.config.solve.target, None)
     for solution in store.solutions(layer, methods).values():
         if isinstance(solution, ChannelSelection):
             selection = solution
@@ -100,13 +97,15 @@ def _solved(project: Project, store: StoreView, layer: str, methods: Sequence[Me
         selection,
         rows_a_sample(project, store, layer) if project.config.compress.rule == "macs" else 1.0,
         project.config.solve.restore_ridge,
+        known.gradients,
+        known.readers,
     )
 
 
-def _choose(project: Project, layers: list[Forms], networks: Networks, progress: Progress) -> tuple[Sizes, Choice]:
+def _choose(project: Project, menus: Sequence[Menu], progress: Progress) -> tuple[Menu, Sizes, Choice]:
     section, validation = project.config.compress, project.config.validation
     try:
-        require_affordable(layers, section.share)
+        require_affordable(menus[0].forms, section.share)
     except InvalidInputError as error:
         unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
         steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
@@ -116,13 +115,17 @@ def _choose(project: Project, layers: list[Forms], networks: Networks, progress:
         project.network, batches, samples=section.samples, rows=project.code.rows, distance=section.distance
     )
     score = None if validation is None else score_on(project, "validation", validation)
-    choice = choose_sizes(
-        layers,
+
+    def build(replacements: dict[str, Replacement]) -> nn.Module:
+        return compress(project.network, replacements, example=project.structure or project.code.first_batch)
+
+    menu, choice = choose_from(
+        menus,
         section.share,
-        networks,
+        build,
         distance,
         score=score,
         higher=score is None or score.scale.higher,
         progress=progress,
     )
-    return choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples)
+    return menu, choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples)

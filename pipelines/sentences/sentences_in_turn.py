@@ -1,0 +1,82 @@
+"""The encoder's feed-forward layers at the same share of each: all at once, layer after layer, towards the stream.
+
+    python pipelines/sentences/sentences_in_turn.py
+
+No labels. Factor pairs of every layer, or fewer nodes between the two of each block. The last row of either trains the
+factors and biases of the network above it towards the original's outputs, on the same sentences. All 400 decide;
+scores are those of `sentences_budgets.py`, on sentences that nothing else has seen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+import dalr_stream as ds
+import sentences_data
+import sentences_network
+from sentences_budgets import BUDGETS, LAYERS, ROWS, SEED, Scores, plain
+
+EVERY = ds.Folding(ds.HoldoutRule(0.0))
+METHODS = (ds.Method.DALR_ANCHORED_AFFINE, ds.Method.SPECTRAL)
+EPOCHS, RATE = 3, 3e-4
+"""Of the recovery."""
+
+
+def choices(layers: Iterable[ds.network.LayerSpec], method: ds.Method, share: float) -> dict[str, ds.LayerChoice]:
+    """Return the sizes of `plain`: a share of the break-even rank, or of the nodes of layers that may lose some."""
+    if method is ds.Method.SPECTRAL:
+        return {one.name: ds.LayerChoice(method, int(share * one.outputs)) for one in layers if one.group is not None}
+    return {one.name: ds.LayerChoice(method, int(share * _break_even(one))) for one in layers}
+
+
+def _break_even(layer: ds.network.LayerSpec) -> float:
+    return layer.outputs * layer.inputs / (layer.outputs + layer.inputs)
+
+
+def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
+    """Yield the lines of the table in Markdown, each as soon as it is known."""
+    layers = ds.watch(model, LAYERS, example=next(iter(batches)))
+    statistics = ds.accumulate(model, batches, layers, rows=ROWS, folding=EVERY)
+
+    def at_once(method: ds.Method, share: float) -> nn.Module:
+        return ds.compress(model, plain(statistics, method, share), example=layers.structure)
+
+    @functools.cache  # that towards the stream is what the recovery begins with
+    def in_turn(method: ds.Method, share: float, target: str = "outputs") -> nn.Module:
+        options: dict[str, Any] = {"target": target, "rows": ROWS, "folding": EVERY}
+        return ds.compress_sequentially(model, batches, choices(layers, method, share), **options).network
+
+    def recovered(method: ds.Method, share: float) -> nn.Module:
+        loss = ds.OutputLoss(model, distance="cosine", rows=ROWS)
+        options = ds.FineTuning(epochs=EPOCHS, rate=RATE, loss=loss, train="factors")
+        return ds.finetune(in_turn(method, share, "stream"), batches, options)
+
+    ways: dict[str, Callable[[ds.Method, float], nn.Module]] = {
+        "all at once": at_once,
+        "layer after layer": in_turn,
+        "layer after layer, towards the stream": lambda method, share: in_turn(method, share, "stream"),
+        "and factors and biases trained towards the original's outputs": recovered,
+    }
+    yield "| the feed-forward layers' weights | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"
+    yield "|---|" + "---:|" * len(BUDGETS)
+    for method in METHODS:
+        for words, way in ways.items():
+            found = [scores(way(method, share)) for share in BUDGETS]
+            cells = " | ".join(f"{cosine:.3f}, {same:.0%}" for cosine, same in found)
+            yield f"| {method.label}, {words} | {cells} |"
+
+
+def main() -> None:
+    """Print the table."""
+    model = sentences_network.build()
+    scores = Scores.of(model, sentences_data.unseen(seed=SEED))
+    for line in rows(model, sentences_data.target(seed=SEED), scores):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
