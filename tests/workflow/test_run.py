@@ -277,7 +277,7 @@ def test_a_metric_of_which_less_is_better_goes_by_its_own_name_and_direction(run
         ((*PERPLEXITY[:2], "evaluate.range=[2, 1]"), r"evaluate\.range: must be two numbers, the lower one first, got"),
         (
             (*PERPLEXITY[:2], "evaluate.range=3"),
-            r"evaluate\.range: must be two numbers, \[1, inf\] of a",
+            r"evaluate\.range: must be two numbers, such as \[1, inf\] for a",
         ),
     ],
 )
