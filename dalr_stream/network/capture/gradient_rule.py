@@ -11,8 +11,8 @@ itself gave, no label is needed:
     sampled  v = p - onehot(y), of a label y drawn from p: the same E[v v'], the Fisher information
     labels   the gradient of the user's own loss: the empirical Fisher information, another matrix
 
-Signs in place of normal numbers have the same E[e e'] = I and scatter less about it (Hutchinson 1990): their fourth
-moment is the least there is.
+Signs in place of normal numbers have the same E[e e'] = I, and G scatters less (Hutchinson 1990): of independent
+numbers none have a smaller fourth moment.
 """
 
 from __future__ import annotations
