@@ -25,7 +25,7 @@ from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
 from dalr_stream.progress import seconds_in_words
 from dalr_stream.report.scale import ACCURACY
-from dalr_stream.report.size_curve import SizeCurve, SizedNetwork
+from dalr_stream.report.size_curve import STEM, SizeCurve, SizedNetwork
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
@@ -37,6 +37,8 @@ from dalr_stream.workflow.steps.sizes.budget import networks_at_most
 from dalr_stream.workflow.steps.sizes.compression import UNITS, Compression
 
 FOLDER = "sizes"
+FILES = frozenset({"network", "scores.json", *(f"{STEM}.{kind}" for kind in ("csv", "json", "png"))})
+"""What is written there beside what a run leaves in its own folder."""
 
 
 def at_share(project: Project, rule: str, share: str) -> Project:
