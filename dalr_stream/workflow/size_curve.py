@@ -58,8 +58,8 @@ def size_curve(session: Session, rule: str, shares: Sequence[str], *, evaluate: 
     """
     project = session.project
     _ = project.network, project.structure, project.code.first_batch  # once for all budgets
-    sized = [at_share(project, rule, share) for share in dict.fromkeys(shares)] or [project]
-    sized.sort(key=lambda one: one.config.compress.share)
+    by_share = {one.config.compress.share: one for one in (at_share(project, rule, share) for share in shares)}
+    sized = [by_share[share] for share in sorted(by_share)] or [project]
     session.progress.note(_plan(project, sized, evaluate=evaluate))
     measured = _Measured(project, evaluate=evaluate)
     networks = [measured("uncompressed", project.network, fingerprint=solve.made_from(project))]

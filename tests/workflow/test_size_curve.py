@@ -29,7 +29,7 @@ def run_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def curve(run_file):
-    return Run.open(run_file, set=FEW).size_curve(["50%", "0.3", "70%", "50%"])
+    return Run.open(run_file, set=FEW).size_curve(["50%", "0.3", "70%", "0.5"])
 
 
 def test_it_has_a_network_for_each_budget_smallest_first(run_file, curve):
