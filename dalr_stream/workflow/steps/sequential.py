@@ -109,7 +109,10 @@ def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> 
     """Return the options the layer was solved with; a ridge that rows chose is not chosen again."""
     section = project.config.solve
     ridge = ridge_of(section, store.solutions(layer, [size.method])[size.method])
-    return LayerChoice(size.method, size.size, ridge, section.strength, section.restore_ridge)
+    known = store.layer(layer, section.target, None) if size.method.weighted else None
+    return LayerChoice(
+        size.method, size.size, ridge, section.strength, section.restore_ridge, known, section.gradient_ridge_rule
+    )
 
 
 def _folding(project: Project) -> Folding:
