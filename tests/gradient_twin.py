@@ -7,22 +7,24 @@ import numpy as np
 import torch
 
 
-def bits(seed, sample, draw, words):
-    """The random bits of one draw of a sample, lowest first."""
-    philox = np.random.Philox(counter=[0, 0, 0, draw], key=[seed, sample])
+def bits(seed, sample, draw, position, words):
+    """The random bits of one position of one draw of a sample, lowest first; samples begin a block of four words."""
+    counter = [sample * -(-words // 4), position, 0, 0]
+    philox = np.random.Philox(counter=counter, key=[seed, draw])
     return [(int(word) >> bit) & 1 for word in np.atleast_1d(philox.random_raw(words)) for bit in range(64)]
 
 
 def signs(seed, sample, draw, positions, features):
-    """(T, C): each position begins with a word of its own."""
+    """(T, C): 1 where a bit is 0, -1 where it is 1."""
     words = -(-features // 64)
-    drawn = bits(seed, sample, draw, positions * words)
-    return np.array([[1 - 2 * drawn[t * words * 64 + c] for c in range(features)] for t in range(positions)], float)
+    drawn = [bits(seed, sample, draw, position, words) for position in range(positions)]
+    return np.array([[1 - 2 * bit for bit in row[:features]] for row in drawn], float)
 
 
 def uniform(seed, sample, draw, positions):
-    philox = np.random.Philox(counter=[0, 0, 0, draw], key=[seed, sample])
-    return [int(word) >> 11 for word in np.atleast_1d(philox.random_raw(positions))]
+    """(T,): the highest 53 bits of the first word of each position."""
+    rows = [bits(seed, sample, draw, position, 1)[11:] for position in range(positions)]
+    return [sum(bit << place for place, bit in enumerate(row)) for row in rows]
 
 
 def softmax(o):

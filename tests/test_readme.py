@@ -26,6 +26,16 @@ def test_the_session_of_the_page_about_the_engine_runs(tmp_path, monkeypatch, ca
     assert "target (1,200 samples, 1 layer, 1 with moments)" in capsys.readouterr().out
 
 
+def test_the_session_of_the_page_about_gradients_runs():
+    page = (ROOT / "docs" / "explanation" / "gradients.md").read_text(encoding="utf-8")
+    names = {}
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "gradients.md", "exec"), names)  # noqa: S102
+    layer = names["layer"]
+    assert layer.gradients.second_moment.shape == (48, 48)
+    assert layer.gradients.count == 2 * layer.inputs.count
+    assert names["small"].rank == 8
+
+
 def test_the_session_of_the_page_about_the_solvers_runs(capsys):
     page = (ROOT / "docs" / "explanation" / "solvers.md").read_text(encoding="utf-8")
     names = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -24,6 +25,7 @@ from dalr_stream.numerics.selection.ranking import prune_by_max, prune_by_mean
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.numerics.types import Matrix
 
 
 def solve(
@@ -111,6 +113,8 @@ def factor_by(
     bias: NDArray[np.floating] | None,
     moments: Moments | CrossMoments,
     ridge: Ridge | float = DEFAULT_RIDGE,
+    gradients: Moments | None = None,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
 ) -> LowRankFactors:
     """Return every rank of one low-rank method, from the moments of the layer's inputs or of two runs."""
     if method in (Method.SVD, Method.SVD_BC):
@@ -124,6 +128,8 @@ def factor_by(
         variant=options.variant,
         affine=options.affine,
         compensate_bias=options.compensate_bias,
+        gradients=gradients,
+        gradient_ridge=gradient_ridge,
     )
 
 
@@ -158,13 +164,19 @@ def solve_selection(layer: Layer, method: Method, strength: float = 1.0) -> Chan
 
 
 def select_by(
-    method: Method, target: Moments, source: Moments | None = None, strength: float = 1.0
+    method: Method,
+    target: Moments,
+    source: Moments | None = None,
+    strength: float = 1.0,
+    metric: Matrix | None = None,
 ) -> ChannelSelection:
     """Return every size of one selection, from the moments of the nodes as their readers see them.
 
-    The metric is the nodes' own: of the readers' a `Layer` knows more (`solve_selection`).
+    `metric` (d, d) is M of a method that weighs errors by what reads the nodes.
     """
     if method.metric is not Metric.NODES:
+        if metric is not None:
+            return _in_metric(method, target, source, strength, metric)
         raise InvalidInputError(
             f"{method.value}: needs the weights of the layers that read the nodes: solve(layer, ...)"
         )
@@ -179,3 +191,13 @@ def select_by(
     if source is None:
         raise InvalidInputError(f"{method.value}: needs the moments of a source domain")
     return momasp(target, source, form=method.form, strength=strength)
+
+
+def _in_metric(
+    method: Method, target: Moments, source: Moments | None, strength: float, metric: Matrix
+) -> ChannelSelection:
+    if method.form is None:
+        found = spectral(target, metric=metric)
+    else:
+        found = momasp(target, source, form=method.form, strength=strength, metric=metric)
+    return dataclasses.replace(found, method=method)

@@ -1,4 +1,4 @@
-"""The run's own folder: one command at a time, and what a killed one left of the files made here is cleared.
+"""The run's own folder: one command at a time, and what a killed command left behind is cleared.
 
 The folder may hold other things: only names that this package makes, in the places where it makes them, are removed.
 """

@@ -22,6 +22,20 @@ from dalr_stream.network import Replacement
 
 LAYERS = [r"re:encoder\.layer\.\d+\.(intermediate|output)\.dense"]
 ROWS = ds.RowRule(mask="attention_mask")
+FELT = ds.RowRule(mask="attention_mask", gradients=ds.GradientRule(metric="values", outputs="last_hidden_state"))
+"""With what the encoder's hidden states feel of each layer: one random vector a sentence, no labels."""
+UNIFORM = (
+    ds.Method.SVD,
+    ds.Method.DALR_ANCHORED_AFFINE,
+    ds.Method.DALR_WEIGHTED_AFFINE,
+    ds.Method.SPECTRAL,
+    ds.Method.SPECTRAL_WEIGHTED,
+)
+CHOSEN = {
+    "factor pairs alone": ("dalr_anchored_affine",),
+    "both families": ("dalr_anchored_affine", "spectral"),
+    "both families, plain and weighted": (),
+}
 BUDGETS = (0.5, 0.3, 0.2)
 SEED = 0
 
@@ -64,17 +78,17 @@ def plain(statistics: ds.Statistics, method: ds.Method, share: float) -> dict[st
     found: dict[str, Replacement] = {}
     for name, layer in statistics.items():
         m, d = layer.weight.shape
-        if method is not ds.Method.SPECTRAL:
+        if method.family is ds.numerics.Family.LOW_RANK:
             found[name] = ds.solve(layer, method).at_rank(int(share * m * d / (m + d)))
         elif layer.nodes is not None:
-            found[name] = ds.spectral(layer).at_size(int(share * m), ridge=1e-3)
+            found[name] = ds.solve(layer, method).at_size(int(share * m), ridge=1e-3)
     return found
 
 
 def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     """Yield the lines of the table in Markdown, each as soon as it is known."""
-    layers = ds.watch(model, LAYERS, example=next(iter(batches)))
-    statistics = ds.accumulate(model, batches, layers, rows=ROWS)
+    layers = ds.watch(model, LAYERS, example=next(iter(batches)), gradients=LAYERS)
+    statistics = ds.accumulate(model, batches, layers, rows=FELT)
     distance = ds.OutputDistance(model, batches, rows=ROWS)
 
     def cell(replacements: Mapping[str, Replacement]) -> str:
@@ -83,14 +97,11 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
 
     yield "| the feed-forward layers' weights | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"
     yield "|---|" + "---:|" * len(BUDGETS)
-    for method in (ds.Method.SVD, ds.Method.DALR_ANCHORED_AFFINE, ds.Method.SPECTRAL):
+    for method in UNIFORM:
         cells = (cell(plain(statistics, method, share)) for share in BUDGETS)
         yield f"| {method.label}, the same share of each layer | " + " | ".join(cells) + " |"
-    for words, methods in (("factor pairs alone", ["dalr_anchored_affine"]), ("both families", None)):
-        chosen = {} if methods is None else {"methods": methods}
-        found = [
-            ds.sizes(model, statistics, distance, share, structure=layers.structure, **chosen) for share in BUDGETS
-        ]
+    for words, methods in CHOSEN.items():
+        found = ds.sizes(model, statistics, distance, BUDGETS, structure=layers.structure, methods=methods)
         cells = (cell(plan.replacements) for plan in found)
         yield f"| `ds.sizes`, {words} | " + " | ".join(cells) + " |"
         agreed = " | ".join(f"{plan.choice.rank_correlation or 0.0:.2f}" for plan in found)

@@ -1,4 +1,4 @@
-"""How the passes of sequential compression go on from one another: where each network is left, and begun again.
+"""How each pass of sequential compression resumes where the one before ended.
 
     the network as compressed so far    left before the first layer that this pass, or a later one, reads or changes
     the original                        left before the first one that a later pass reads
@@ -92,7 +92,7 @@ class OnwardPasses:
             self._now.forget()
         if self.room.refused:
             self.room.refused = False
-            self.note("what is kept between the passes has no room for all batches: the others run from their inputs")
+            self.note("not all batches fit into what is kept between passes: the others run from their inputs")
 
     def _pass(self, stream: Stream, layers: Iterable[LayerSpec], place: int, orders: Orders | None) -> OnwardPass:
         """Return a pass that leaves the network at a place: at none for the last one."""
@@ -113,7 +113,7 @@ class OnwardPasses:
         try:
             return require_onward(self.original, self.batches.first(), places)
         except UnsupportedLayerError as error:
-            self.note(f"each pass runs both networks from their inputs; they cannot go on from kept values: {error}")
+            self.note(f"each pass runs both networks from their inputs; they cannot resume from kept values: {error}")
             return None
 
     def _touched(self) -> tuple[list[LayerSpec], list[set[str]]]:

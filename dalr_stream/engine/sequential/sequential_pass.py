@@ -16,6 +16,7 @@ from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.sequential.pass_moments import PassMoments
 from dalr_stream.engine.sequential.targets import StreamTargets, Target
 from dalr_stream.engine.solve import factor_by, select_by
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers, weights_of
@@ -23,12 +24,15 @@ from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import readers_of
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.network.surgery.plan import first_layer
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
+from dalr_stream.numerics.lowrank.output_metric import DEFAULT_GRADIENT_RIDGE
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.selection.readers import metric_of
 from dalr_stream.numerics.selection.restoration import (
     RefittedReader,
     joint_cross,
@@ -40,7 +44,7 @@ from dalr_stream.numerics.sizes.losses import lost_nodes, lost_towards, outputs_
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.numerics.types import Vector
+from dalr_stream.numerics.types import Matrix, Vector
 from dalr_stream.streaming.folding import Folding
 
 
@@ -60,6 +64,11 @@ class LayerChoice:
         The strength of MoMaSP's regulariser.
     restore_ridge
         The ridge of the matrix that restores pruned nodes, relative to the mean diagonal of Sigma.
+    layer
+        The layer in the original network, `statistics[name]`: its gradients, and who reads its nodes, decide the
+        weighted methods. Others do without.
+    gradient_ridge
+        The ridge of the gradients' second moment, for these; a number is relative.
 
     Examples
     --------
@@ -73,15 +82,34 @@ class LayerChoice:
     ridge: Ridge | float = DEFAULT_RIDGE
     strength: float = 1.0
     restore_ridge: float = 1e-3
+    layer: Layer | None = None
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", parse_choice(Method, self.method, "method"))
         object.__setattr__(self, "ridge", Ridge.of(self.ridge))
+        object.__setattr__(self, "gradient_ridge", Ridge.of(self.gradient_ridge))
+        if self.by.weighted and self.layer is None:
+            raise InvalidInputError(
+                f"{self.by.value} weighs errors by what comes of them: give LayerChoice(..., layer=statistics[name]), "
+                "the layer of the original network with its gradients"
+            )
 
     @property
     def by(self) -> Method:
         """The method, whichever way it was given."""
         return Method(self.method)
+
+    def gradients(self, groups: int) -> Sequence[Moments | None]:
+        """Moments of the gradients by the outputs of each group of the layer; None where they are not needed."""
+        if self.layer is None or not self.by.needs_gradients:
+            return [None] * groups
+        return self.layer.known_gradients.parts
+
+    @property
+    def metric(self) -> Matrix | None:
+        """In which a selection compares errors of nodes; None for their own."""
+        return None if self.layer is None else metric_of(self.layer, self.by.metric)
 
     @property
     def selects(self) -> bool:
@@ -142,7 +170,11 @@ class SequentialPass:
     def _factor(self, name: str, current: nn.Module, moments: LayerMoments | LayerCrossMoments) -> Solved:
         choice, parts = self.choices[name], parts_of(name, layer_of(current, name))
         layers = [(moments[part], *weights_of(current, part)) for part in parts]
-        solved = [factor_by(choice.by, weight, bias, inputs, choice.ridge) for inputs, weight, bias in layers]
+        felt = choice.gradients(len(parts))
+        solved = [
+            factor_by(choice.by, weight, bias, inputs, choice.ridge, gradients, choice.gradient_ridge)
+            for (inputs, weight, bias), gradients in zip(layers, felt, strict=True)
+        ]
         pair = factors_of(solved).at_rank(choice.size, layer=name)  # says so where it has no such rank
         judging = moments.heldout if parts[0] in moments.heldout else moments
         pairs = zip(solved, layers, parts, strict=True)
@@ -163,7 +195,8 @@ class SequentialPass:
             return self._select_towards_streams(name, current, group, layers)
         nodes, heldout = self._nodes(name, current, group, layers)
         now = nodes.inputs if isinstance(nodes, CrossMoments) else nodes
-        solution = select_by(choice.by, now, self._of_source(group, current, layers, choice), choice.strength)
+        source = self._of_source(group, current, layers, choice)
+        solution = select_by(choice.by, now, source, choice.strength, choice.metric)
         nodes_kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
         if isinstance(nodes, CrossMoments) and solution.factor is not None:  # pruning alone restores nothing
             nodes_kept = restored_towards(nodes_kept, nodes, choice.restore_ridge)
@@ -181,7 +214,8 @@ class SequentialPass:
         choice, names = self.choices[name], [layer.name for layer in layers]
         pairs = self.moments.beside_outputs(current, self.target, layers, self.folding, names)
         now = group.joint({stream: pairs[stream].inputs for stream in pairs})
-        solution = select_by(choice.by, now, self._of_source(group, current, layers, choice), choice.strength)
+        source = self._of_source(group, current, layers, choice)
+        solution = select_by(choice.by, now, source, choice.strength, choice.metric)
         kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
         weights = {reader: weights_of(current, reader) for reader in names}
         readers = {one: refitted(kept, *weights[one], pairs[one], choice.restore_ridge) for one in names}
@@ -219,7 +253,7 @@ class SequentialPass:
         return joint_cross(readers, group.channels, pairs), heldout
 
     def structure_of(self, current: nn.Module) -> Structure:
-        """Return how the channels of a network hang together."""
+        """Return which channels of a network are coupled."""
         return Structure.of(current, self.target.first())
 
     def _of_inputs_and_targets(self, group: Sequence[str], current: nn.Module) -> LayerMoments | LayerCrossMoments:

@@ -11,8 +11,8 @@ itself gave, no label is needed:
     sampled  v = p - onehot(y), of a label y drawn from p: the same E[v v'], the Fisher information
     labels   the gradient of the user's own loss: the empirical Fisher information, another matrix
 
-Signs in place of normal numbers have the same E[e e'] = I and scatter less about it (Hutchinson 1990): their fourth
-moment is the least there is.
+Signs in place of normal numbers have the same E[e e'] = I, and G scatters less (Hutchinson 1990): of independent
+numbers none have a smaller fourth moment.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class GradientRule:
         for name, kind in (("estimator", Estimator), ("metric", Metric)):
             object.__setattr__(self, name, parse_choice(kind, getattr(self, name), f"gradients: {name}"))
         if self.draws < 1:
-            raise InvalidInputError(f"gradients: draws must be 1 at least, got {self.draws}")
+            raise InvalidInputError(f"gradients: draws must be at least 1, got {self.draws}")
         if self.clip is not None and not 0.0 < self.clip < math.inf:
             raise InvalidInputError(f"gradients: clip must be above 0 and finite, got {self.clip}")
         if self.by_labels and self.draws > 1:

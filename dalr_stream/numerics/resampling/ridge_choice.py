@@ -165,7 +165,7 @@ def _choose_for(layer: Layer, options: DalrOptions, rank: int | None, grid: Iter
         return choose_ridge(solve, layer.known_inputs, heldout=layer.heldout, rank=rank, grid=grid)
     if len(layer.shards) < 2:
         raise InvalidInputError(
-            f"layer '{layer.name}': a ridge is chosen by held-out rows or by two shards at least, the layer has none "
+            f"layer '{layer.name}': a ridge is chosen on held-out rows, or on at least two shards; the layer has none "
             f"of the first and {len(layer.shards)} of the second: accumulate with a held-out share, or with shards=8"
         )
     return choose_ridge(solve, shards=layer.shards, rank=rank, grid=grid)

@@ -109,7 +109,10 @@ def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> 
     """Return the options the layer was solved with; a ridge that rows chose is not chosen again."""
     section = project.config.solve
     ridge = ridge_of(section, store.solutions(layer, [size.method])[size.method])
-    return LayerChoice(size.method, size.size, ridge, section.strength, section.restore_ridge)
+    known = store.layer(layer, section.target, None) if size.method.weighted else None
+    return LayerChoice(
+        size.method, size.size, ridge, section.strength, section.restore_ridge, known, section.gradient_ridge_rule
+    )
 
 
 def _folding(project: Project) -> Folding:
@@ -124,7 +127,7 @@ def _source(project: Project) -> Iterable[Any] | None:
 
 
 def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -> SequenceGain:
-    """Measure both networks on the rows that decide nothing; on all of the target's where there are no such rows."""
+    """Measure both networks on the held-out rows; on all of the target's where there are no such rows."""
     section, names = project.config.solve, _measured(project, state)
     holdout = project.folding(section.target).holdout
     holdout_rule = holdout if section.heldout is None and holdout.share > 0.0 else None
