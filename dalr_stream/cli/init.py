@@ -15,7 +15,7 @@ def init(
         typer.Option("--from-transformers", metavar="DIR", help="A model that save_pretrained of transformers wrote."),
     ] = None,
 ) -> None:
-    """Write a first run file and its Python; it runs as it is."""
+    """Write a first run file and Python that run as they are."""
     from dalr_stream.workflow.starter import write_starter
 
     run_file, *python = write_starter(folder, from_transformers)

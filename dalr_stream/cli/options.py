@@ -34,7 +34,7 @@ Scheduler = Annotated[
 ]
 AnyBlas = Annotated[
     bool,
-    typer.Option("--any-blas", help="Accept workers that round otherwise, and record it: accumulate.any_blas."),
+    typer.Option("--any-blas", help="Accept workers whose BLAS rounds otherwise, and record it: accumulate.any_blas."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 ByMethod = Annotated[
@@ -61,7 +61,7 @@ MaxDrop = Annotated[
 MultipleOf = Annotated[int | None, typer.Option(metavar="N", help="Round sizes to multiples of N, e.g. 8.")]
 Fresh = Annotated[
     bool,
-    typer.Option("--fresh", help="Do it again, but for training; replace a store of other weights or data."),
+    typer.Option("--fresh", help="Redo the work, except training; replace a store made from other weights or data."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the data and the network, print the plan, write nothing.")

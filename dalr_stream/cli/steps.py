@@ -58,7 +58,7 @@ def run(  # noqa: PLR0913, PLR0917  # every parameter is an option of its own
 
 
 def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
-    """Stream activations into the store; resumes by itself."""
+    """Stream activations into the store; resume if interrupted."""
     open_run(file, overrides, fresh=fresh).capture()
 
 

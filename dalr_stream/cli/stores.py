@@ -17,7 +17,7 @@ def verify(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read a whole store or run, compare digests, list damage."""
+    """Check every digest of a store or a run, and list damage."""
     from dalr_stream.engine.stores.verify import verify_store
     from dalr_stream.workflow.verify import verify_run
 
@@ -39,7 +39,7 @@ def verify(
 
 def merge(
     into: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="A new store, or a merged one.", show_default=False)],
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE.zarr...", help="What to add up.", show_default=False)],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE.zarr...", help="Stores to add.", show_default=False)],
     without: Annotated[list[str] | None, typer.Option(metavar="SHARD", help="Leave out a shard, by its name.")] = None,
     domain: Annotated[str | None, typer.Option(metavar="NAME", help="Merge this domain only.")] = None,
     as_json: AsJson = False,
@@ -56,10 +56,14 @@ def merge(
 
 
 def diff(
-    store: Annotated[Path, typer.Argument(metavar="STORE.zarr", help="Where the moments are.", show_default=False)],
-    target: Annotated[str, typer.Argument(metavar="DOMAIN_A", help="Its units are used.", show_default=False)],
-    source: Annotated[str, typer.Argument(metavar="DOMAIN_B", help="Compared with A.", show_default=False)],
-    other: Annotated[Path | None, typer.Option(metavar="STORE.zarr", help="Where DOMAIN_B is, if not there.")] = None,
+    store: Annotated[Path, typer.Argument(metavar="STORE.zarr", help="A store with moments.", show_default=False)],
+    target: Annotated[
+        str, typer.Argument(metavar="DOMAIN_A", help="The reference, in whose units gaps are.", show_default=False)
+    ],
+    source: Annotated[str, typer.Argument(metavar="DOMAIN_B", help="Compared with DOMAIN_A.", show_default=False)],
+    other: Annotated[
+        Path | None, typer.Option(metavar="STORE.zarr", help="The store of DOMAIN_B, if it is another.")
+    ] = None,
     layer: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Layers, as in a run file.")] = None,
     top: Annotated[int, typer.Option(metavar="K", help="Features to list.")] = 10,
     as_json: AsJson = False,

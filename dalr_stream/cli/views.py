@@ -55,7 +55,7 @@ def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None, 
 
 
 def inspect(file: RunFile, overrides: Overrides = None, method: ByMethod = None, as_json: AsJson = False) -> None:
-    """Rank the layers by what compressing saves and costs."""
+    """Rank layers by what compressing them saves and costs."""
     from dataclasses import asdict
 
     from dalr_stream.workflow.results.inspect import layer_costs
@@ -73,7 +73,7 @@ def inspect(file: RunFile, overrides: Overrides = None, method: ByMethod = None,
 def profile(
     file: RunFile,
     overrides: Overrides = None,
-    batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Samples at once.")] = "1,8,64",
+    batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes to time.")] = "1,8,64",
     as_json: AsJson = False,
 ) -> None:
     """Time the saved network beside the original."""

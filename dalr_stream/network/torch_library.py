@@ -65,7 +65,7 @@ def usable_device(name: str) -> torch.device:
         raise InvalidInputError(f"device must be 'cpu' or 'cuda', which know float64, got '{name}'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidInputError(
-            f"device '{name}' is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
+            f"device '{name}' does not exist: torch sees {torch.cuda.device_count()} CUDA devices; "
             "name another, or leave the device out"
         )
     return device

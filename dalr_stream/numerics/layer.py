@@ -152,7 +152,7 @@ class Layer:
         """`inputs`; raises InvalidInputError where they are None."""
         if self.inputs is None:
             raise InvalidInputError(
-                f"layer '{self.name}': the moments of its inputs are needed and not known: accumulate with "
+                f"layer '{self.name}': the moments of its inputs are needed but not known: accumulate with "
                 "side='inputs'"
             )
         return self.inputs
@@ -162,7 +162,7 @@ class Layer:
         """`nodes`; raises InvalidInputError where they are None."""
         if self.nodes is None:
             raise InvalidInputError(
-                f"layer '{self.name}': the moments of its channels are needed and not known: watch the layers that "
+                f"layer '{self.name}': the moments of its channels are needed but not known: watch the layers that "
                 "read them too; a layer without such readers can be factored, but none of its nodes removed"
             )
         return self.nodes
@@ -172,7 +172,7 @@ class Layer:
         """`source_nodes`; raises InvalidInputError where they are None."""
         if self.source_nodes is None:
             raise InvalidInputError(
-                f"layer '{self.name}': the moments of its channels on a source domain are needed and not known: "
+                f"layer '{self.name}': the moments of its channels on a source domain are needed but not known: "
                 "accumulate one, or give the source's layer"
             )
         return self.source_nodes
@@ -182,7 +182,7 @@ class Layer:
         """`readers`; raises InvalidInputError where there are none."""
         if not self.readers:
             raise InvalidInputError(
-                f"layer '{self.name}': the layers that read its channels are needed and not known: watch them too, "
+                f"layer '{self.name}': the layers that read its channels are needed but not known: watch them too, "
                 "with an example"
             )
         return self.readers
@@ -192,7 +192,7 @@ class Layer:
         """`gradients`; raises InvalidInputError where they are None."""
         if self.gradients is None:
             raise InvalidInputError(
-                f"layer '{self.name}': the moments of its gradients are needed and not known: accumulate them too, "
+                f"layer '{self.name}': the moments of its gradients are needed but not known: accumulate them too, "
                 "watch(..., gradients=[...])"
             )
         return self.gradients

@@ -96,11 +96,11 @@ def _errors(layer: LayerResults) -> Drawn | LeftOut:
         return LeftOut("errors", title, f"No low-rank method was solved for {layer.name}.")
     if any(curve.heldout is not None for curve in layer.error_curves):
         rows = (
-            "Solid: rows kept apart, which the solver never saw; dashed: the rows it was given. The gap between the "
-            "two is what the method learnt by heart."
+            "Solid: held-out rows, which the solver never saw; dashed: the rows it was given. The gap between the "
+            "two is overfitting."
         )
     else:
-        rows = "No rows were kept apart in this run, so only the error on the solver's own rows (dashed) is known."
+        rows = "No rows were held out in this run, so only the error on the solver's own rows (dashed) is known."
     end = plots.errors_below_axis(layer)
     cut = "" if end is None else f" Errors below {end:.1g} are off the axis."
     caption = (

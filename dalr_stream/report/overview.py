@@ -1,4 +1,4 @@
-"""All layers of a run on one table, a row each: what opens the page, and the terminal, where layers are many.
+"""All layers of a run in one table, one row each: what opens the page, and the terminal, where layers are many.
 
 Networks with a few compressed layers are told layer by layer. Beyond `FEW` nobody reads so many tables in a row: the
 overview comes first, and each layer's own evidence is folded away until it is asked for.

@@ -13,7 +13,7 @@ _NETWORK = "whole network"
 
 
 def speed_tables(results: Results) -> Iterator[Table]:
-    """Yield the tables that the run has figures for."""
+    """Yield the tables that the run has numbers for."""
     if len(results.sizes) > 1 and all(size.macs for size in results.sizes[:2]):
         yield macs_table(results)
     if results.profile is not None:

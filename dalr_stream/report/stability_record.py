@@ -30,7 +30,7 @@ class Stability:
     enough: bool
     """Whether the calibration set is large enough."""
     answer: str
-    """In words, with figures."""
+    """In words, with numbers."""
     rule: str
     """By which it was judged."""
     training_error: tuple[float, ...]

@@ -1,6 +1,6 @@
 """The tables of a report: the headline, scores against size, the whole network before and after.
 
-The table of scores has the layout of DALR's Tables 3-8: a column a rank, a row a method.
+The table of scores has the layout of DALR's Tables 3-8: a column for each rank, a row for each method.
 
 Selections have no rank. They stand in the column of the factor pairs they match in size: of the sizes that were
 evaluated, the largest whose two layers together weigh at most k(m + d) + m C, the weight of the factor pair and the

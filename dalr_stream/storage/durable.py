@@ -39,10 +39,12 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        again = "and run the same command again: it goes on where it stopped"
+        again = "and run the same command again: it resumes where it stopped"
         if error.errno in _FULL:
             raise DiskSpaceError(f"'{path}': the disk is full ({error.strerror}): free some {again}") from error
-        raise StoreError(f"'{path}' cannot be written ({error}): check the disk and your rights {again}") from error
+        raise StoreError(
+            f"'{path}' cannot be written ({error}): check the disk and your permissions {again}"
+        ) from error
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def readable(path: Path) -> Iterator[None]:
         if error.errno is None or error.errno in _NOT_THERE:
             raise
         raise StoreError(
-            f"'{path}' cannot be read ({error.strerror}): it may well be whole; check the disk and your rights"
+            f"'{path}' cannot be read ({error.strerror}): it may be intact; check the disk and your permissions"
         ) from error
 
 

@@ -51,7 +51,7 @@ def read_record(path: Path, kind: RecordKind) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreNotFoundError(f"there is no '{path}': {kind.remedy} first") from None
     except OSError as error:
-        raise StoreError(f"'{path}' cannot be read ({error.strerror}): check the disk and your rights") from error
+        raise StoreError(f"'{path}' cannot be read ({error.strerror}): check the disk and your permissions") from error
     again = f"{kind.remedy} again, which replaces it"
     try:
         record = json.loads(data)

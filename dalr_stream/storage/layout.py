@@ -48,7 +48,7 @@ def require_store_or_empty(root: Path) -> None:
     """Raise StoreError where `root` is a folder of other things."""
     if root.is_dir() and not (root / MANIFEST).exists() and not is_empty(root):
         raise StoreError(
-            f"'{root}' is a folder of other things: it is not empty and has no {MANIFEST}; name a new folder, or that "
+            f"'{root}' is not a store: it is not empty and has no {MANIFEST}; name a new folder, or that "
             "of a store. Where it was one, delete it and begin again"
         )
     if (root / LOCK).is_symlink():

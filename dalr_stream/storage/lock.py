@@ -1,4 +1,4 @@
-"""One writer a store: whoever holds the lock may write, and clears what a killed writer left."""
+"""One writer per store: whoever holds the lock may write, and clears what a killed writer left."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Manifest:
                 problem = f"there is nothing at '{root}'"
             raise StoreNotFoundError(f"{problem}: name the folder of a store, or capture to it first") from None
         except OSError as error:
-            raise StoreError(f"'{path}' cannot be read ({error}): check the disk and your rights") from error
+            raise StoreError(f"'{path}' cannot be read ({error}): check the disk and your permissions") from error
         remedy = f"delete '{root}' and capture again"
         body = _unsealed(path, data, remedy)
         try:

@@ -1,4 +1,4 @@
-"""One layer's rows on one domain, on disk: a tile a chunk, and where samples may differ the sample of each row.
+"""One layer's rows on one domain, on disk: one tile per chunk, and where samples may differ the sample of each row.
 
     activations/<domain>/<layer>            rows x features
     activations/<domain>/<layer>@sample     rows; only of sequences, and under a mask or a router

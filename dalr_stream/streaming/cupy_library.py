@@ -40,7 +40,7 @@ def cupy_library() -> ArrayLibrary:
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise InvalidInputError(f"device 'cupy' cannot be used here: {error}: leave the device out") from None
     if devices == 0:
-        raise InvalidInputError("device 'cupy' is not there: CuPy sees no CUDA device: leave the device out")
+        raise InvalidInputError("device 'cupy' cannot be used: CuPy sees no CUDA device: leave the device out")
     if os.environ.get("CUPY_TF32", "0") not in {"", "0"}:
         raise InvalidInputError(
             "CUPY_TF32 is set, and float32 products would keep 11 bits only: unset it before folding on 'cupy'"

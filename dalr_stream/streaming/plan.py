@@ -1,11 +1,11 @@
 """What a run will cost, by arithmetic alone, before anything runs: the layers' costs together, under a limit.
 
-The figures follow from the layers' shapes and the fold's rules; nothing is measured and nothing is allocated. Memory
+The numbers follow from the layers' shapes and the fold's rules; nothing is measured and nothing is allocated. Memory
 is what the engine holds *beyond* the process, the network and its input batches, which it cannot know.
 
 Under a limit the plan trades time for memory: folding from a store, a wide matrix is cut into strips, each a pass over
 its rows; folding directly, the layers are done in groups, each a pass of the data through the network. What does not
-fit even so is refused, with the alternatives and their figures.
+fit even so is refused, with the alternatives and what each needs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MemoryPlan:
     """Memory that the layers of a direct run take turns in."""
     memory_limit_bytes: int | None
     alternatives: tuple[str, ...]
-    """Other ways to run the layer that needs most, with their figures."""
+    """Other ways to run the layer that needs most, and what each needs."""
     forward_bytes: int = 0
     """What the passes of a batch, forward and where gradients are taken back, hold beside the network, if known."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class MemoryPlan:
         return sum(layer.multiply_adds for layer in self.layers)
 
     def require(self) -> None:
-        """Raise MemoryLimitError, with the alternatives and their figures, where the run would not fit."""
+        """Raise MemoryLimitError, with the alternatives and what each needs, where the run would not fit."""
         limit = self.memory_limit_bytes
         if limit is None or self.peak_bytes <= limit:
             return

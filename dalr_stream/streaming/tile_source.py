@@ -162,7 +162,7 @@ class OpenStore:
         if not record.complete:
             raise StoreError(
                 f"'{root}': domain '{domain}' is not complete ({record.committed_samples} samples are committed): "
-                "run the capture again, it goes on where it stopped"
+                "run the capture again, it resumes where it stopped"
             )
         if not rows.covers(record.samples):
             raise StoreDamagedError(

@@ -1,4 +1,4 @@
-"""A dry run: everything a run needs is looked at, what it would do is said, and nothing is written.
+"""A dry run: checks everything a run needs, says what it would do, and writes nothing.
 
 Every loader is made and its first batch loaded, the network is built, the files that the run file names are looked for,
 and the cost is worked out. What is wrong is collected, so that one dry run names every missing data set, not the first.

@@ -1,4 +1,4 @@
-"""A log for machines: one JSON object a line, beside what the run made. Progress goes through it to the terminal.
+"""A log for machines: one JSON object per line, beside what the run made. Progress goes through it to the terminal.
 
     {"time": "2026-01-31T12:00:00.000+00:00", "event": "began", "what": "solve", "total": 84, "unit": "solutions"}
 

@@ -1,4 +1,4 @@
-"""The whole way as a run file describes it, a step at a time; what has not changed is not done again.
+"""A whole run as its file describes it, step by step; what has not changed is skipped.
 
     train -> capture -> accumulate -> solve -> compress -> finetune -> evaluate -> report
 
@@ -226,7 +226,7 @@ class Run:
     def outlook(self) -> Iterator[tuple[str, bool]]:
         """Yield each step's name, in order, and whether `all` would do it.
 
-        What a step would be made from is not known where moments that it starts from are to be made anew.
+        What a step would be made from is not known where moments that it starts from will be made again.
         """
         log, would, unknown = StepLog(self.project.output, self.project.config.plain()), set[str](), set[str]()
         for step in self._steps:

@@ -57,7 +57,7 @@ class _Found:
             self.whole.append(f"{name}: of other settings, not read; no step needs it now")
             return
         if _only_begun(project, root):
-            self.whole.append(f"{name}: a pass that was stopped, of which nothing counts")
+            self.whole.append(f"{name}: an interrupted pass, which does not count")
             return
         of_step = verify_store(root, progress=progress)
         self.whole += [f"{name}/{line}" for line in of_step.whole]
@@ -78,14 +78,14 @@ class _Found:
             elif problems:
                 self.findings += [Finding(step.name, f"{problem}: run {step.verb} again") for problem in problems]
             elif log.made_from(step.name) is not None:
-                self.whole.append(f"{step.name}: all that it left is there")
+                self.whole.append(f"{step.name}: everything it left is in place")
 
 
 def _problems(step: Step, log: StepLog) -> Iterator[str]:
     """Yield what is wrong with what a step left, by what the log says that it was made from, in words."""
     made_from = log.made_from(step.name)
     if log.unfinished(step.name):
-        yield "was stopped midway"
+        yield "was interrupted"
     elif made_from is not None:
         yield from step.problems(made_from)
 

@@ -184,7 +184,7 @@ class InTheWay:
 
 IN_THE_WAY = {
     InTheWay.a_file: "a file is in its way",
-    InTheWay.a_folder_of_other_things: "is a folder of other things: it is not empty and has no manifest",
+    InTheWay.a_folder_of_other_things: "is not a store: it is not empty and has no manifest",
     InTheWay.a_captured_store: "holds domain 'target', which no merge made: merge into a new store",
     InTheWay.a_direct_store: "holds domain 'target', which no merge made: merge into a new store",
     InTheWay.merged_from_another_network: "merge captures of the same weights",

@@ -243,7 +243,7 @@ def test_with_little_room_some_batches_run_from_their_inputs_and_that_is_said(mo
     monkeypatch.setattr("dalr_stream.engine.sequential.pass_plan.KEPT_BYTES", 4000)
     notes = Notes()
     assert same(compressed(made(Residual), plan_of(names), notes=notes), expected)
-    assert any("has no room for all batches" in line for line in notes.said)
+    assert any("not all batches fit into" in line for line in notes.said)
 
 
 def test_a_memory_limit_leaves_room_for_what_is_beyond_the_sums():

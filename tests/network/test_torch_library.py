@@ -51,7 +51,7 @@ def test_float32_products_are_float32_inside_and_the_setting_is_left_alone(setti
     [
         ("gpu0", "must be 'cpu', 'cuda' or 'cuda:<number>', got 'gpu0'"),
         ("meta", "must be 'cpu' or 'cuda', which know float64, got 'meta'"),
-        ("cuda:77", r"device 'cuda:77' is not there: torch sees \d+ CUDA devices; name another, or leave"),
+        ("cuda:77", r"device 'cuda:77' does not exist: torch sees \d+ CUDA devices; name another, or leave"),
     ],
 )
 def test_a_device_that_cannot_fold_is_refused(name, message):

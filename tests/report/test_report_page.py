@@ -189,7 +189,7 @@ def test_figures_left_out_say_why(odd_page):
         r'class="left-out"[^>]*><b>Top-1 &lt;i&gt; against the size of both layers</b>: left out\. .*no next', odd_page
     )
     assert "no nodes can be selected" in odd_page
-    assert "No rows were kept apart" in odd_page
+    assert "No rows were held out" in odd_page
 
 
 def test_empty_sections_say_so(odd_page):

@@ -184,7 +184,7 @@ def test_missing_pieces_are_left_out_with_a_reason():
     entries = {entry.name: entry for entry in layer_figures(RESULTS, ALONE)}
     assert {name for name, entry in entries.items() if isinstance(entry, LeftOut)} == {"score_both", "retention"}
     assert "no next layer" in entries["score_both"].reason
-    assert "No rows were kept apart" in entries["errors"].caption
+    assert "No rows were held out" in entries["errors"].caption
     assert "Only one domain" in entries["activity"].caption
 
 

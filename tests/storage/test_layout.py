@@ -137,7 +137,7 @@ def test_a_folder_of_other_things_is_refused_and_no_byte_of_it_changes(tmp_path,
         write(root)
     assert tree(root) == before
     assert not (root / "writer.lock").exists()
-    assert "is a folder of other things" in str(caught.value) or "has no domain" in str(caught.value)
+    assert "is not a store" in str(caught.value) or "has no domain" in str(caught.value)
 
 
 @pytest.mark.parametrize("forget", [forget_domain, forget_moments])
@@ -244,7 +244,7 @@ def test_a_link_in_a_stores_place_is_refused_and_what_it_leads_to_stays(tmp_path
     for write in writers:
         if name == "manifest.json" and broken and write is writers[-1]:
             continue  # no manifest: nothing to forget
-        with pytest.raises(StoreError, match=r"is a link, and a store holds none|is a folder of other things"):
+        with pytest.raises(StoreError, match=r"is a link, and a store holds none|is not a store"):
             write()
         assert tree(outside) == before
         assert place.is_symlink()

@@ -74,7 +74,7 @@ READS = {
 @pytest.mark.parametrize("name", READS)
 def test_what_cannot_be_read_is_not_called_damaged(store, name, number):
     with unreadable(store / name, number):
-        with pytest.raises(StoreError, match=r"cannot be read .*check the disk and your rights") as caught:
+        with pytest.raises(StoreError, match=r"cannot be read .*check the disk and your permissions") as caught:
             READS[name](store)
         problems = "; ".join(map(str, verify_store(store).findings))
     assert type(caught.value) is StoreError

@@ -117,7 +117,7 @@ BAD_PYTHON = [
     ("domains.source.batches=tiny_run:no_seed", "domains.source.options: 'tiny_run:no_seed' takes no 'seed'"),
     (
         "domains.source.batches=tiny_run:nothing_returned",
-        "gone through again, a list or a DataLoader say, got a NoneType",
+        "iterated again, such as a list or a DataLoader, got a NoneType",
     ),
     ("domains.source.batches=tiny_run:once", "domains.source.batches: 'tiny_run:once' must return batches"),
     ("domains.source.batches=tiny_run:wrong_shape", "domain 'source', batch 0: the network refuses 4 x 11 float32: "),

@@ -271,13 +271,13 @@ def test_a_metric_of_which_less_is_better_goes_by_its_own_name_and_direction(run
     [
         (
             PERPLEXITY[:1],
-            r"evaluate.*: higher must be said of a metric of your own: true where more of",
+            r"evaluate.*: higher must be stated for a metric of your own: true where more of",
         ),
-        (("evaluate.higher=false",), "evaluate.*: higher and range are of a metric of your own; of accuracy more is"),
+        (("evaluate.higher=false",), "evaluate.*: higher and range belong to a metric of your own; accuracy lies"),
         ((*PERPLEXITY[:2], "evaluate.range=[2, 1]"), r"evaluate\.range: must be two numbers, the lower one first, got"),
         (
             (*PERPLEXITY[:2], "evaluate.range=3"),
-            r"evaluate\.range: must be two numbers, \[1, inf\] of a",
+            r"evaluate\.range: must be two numbers, such as \[1, inf\] for a",
         ),
     ],
 )

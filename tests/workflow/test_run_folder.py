@@ -74,7 +74,7 @@ def test_moments_of_two_settings_are_refused_until_they_are_accumulated(finished
     run = Run.open(finished_file)
     StepLog(run.project.output, {}).begin(accumulate.name_of("source"))
     for verb in (run.solve, run.report):
-        with pytest.raises(FingerprintMismatchError, match=r"'accumulate source' was stopped midway.*: run accumulate"):
+        with pytest.raises(FingerprintMismatchError, match=r"'accumulate source' was interrupted.*: run accumulate"):
             verb()
     run.accumulate()
     run.report()

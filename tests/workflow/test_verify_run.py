@@ -17,7 +17,9 @@ def test_a_whole_run_is_whole_whatever_the_run_file_says_by_now(finished_file, c
     run = Run.open(finished_file, set=["evaluate.ranks=[2]"])
     verification = verify_run(run.project)
     verification.require()
-    assert {"train: all that it left is there", "report: all that it left is there"} <= set(verification.whole)
+    assert {"train: everything it left is in place", "report: everything it left is in place"} <= set(
+        verification.whole
+    )
     assert contents(finished_file.parent) == before
 
 
@@ -51,9 +53,9 @@ def test_the_command_line_lists_them(finished_file):
     (run.project.output / "evaluation.json").unlink()
     done = cli("verify", finished_file)
     assert done.returncode == 1
-    assert "WRONG accumulate source: was stopped midway: run accumulate again" in done.stdout
+    assert "WRONG accumulate source: was interrupted: run accumulate again" in done.stdout
     assert "WRONG evaluate: there is no '" in done.stdout
-    assert "solve: all that it left is there" in done.stdout
+    assert "solve: everything it left is in place" in done.stdout
 
 
 def test_rows_that_nobody_needs_may_lack(finished_file):
@@ -63,7 +65,7 @@ def test_rows_that_nobody_needs_may_lack(finished_file):
     shutil.rmtree(run.project.store / "activations/test")
     verification = verify_run(run.project)
     verification.require()
-    assert "capture source: was stopped midway; no step needs it now" in verification.whole
+    assert "capture source: was interrupted; no step needs it now" in verification.whole
     run.all()
     verify_run(run.project).require()
 
@@ -76,7 +78,7 @@ def test_a_damaged_group_is_found_and_written_anew(finished_file, contents, name
     array = (run.project.store / "activations/test/fc1/zarr.json").read_bytes()
     path.write_bytes(path.read_bytes()[:-9] if harm == "cut" else array)
     found = [str(finding) for finding in verify_run(run.project).findings]
-    assert any(line.startswith(name) and "the next capture writes it anew" in line for line in found)
+    assert any(line.startswith(name) and "the next capture writes it again" in line for line in found)
     run.capture()
     verify_run(run.project).require()
     assert contents(run.project.store) == before
@@ -93,7 +95,7 @@ def test_a_store_of_a_pass_is_whole_or_of_no_account_or_goes(finished_file):
     weights = next((second / "weights").iterdir())
     shutil.rmtree(weights)
     verification = verify_run(run.project)
-    assert f"passes/{first.name}: a pass that was stopped, of which nothing counts" in verification.whole
+    assert f"passes/{first.name}: an interrupted pass, which does not count" in verification.whole
     (finding,) = verification.findings
     assert str(finding).endswith(f"delete '{second}', which compress makes again")
     at_once = verify_run(Run.open(finished_file).project)

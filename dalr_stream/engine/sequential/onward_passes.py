@@ -1,4 +1,4 @@
-"""How the passes of sequential compression go on from one another: where each network is left, and begun again.
+"""How each pass of sequential compression resumes where the one before ended.
 
     the network as compressed so far    left before the first layer that this pass, or a later one, reads or changes
     the original                        left before the first one that a later pass reads
@@ -93,9 +93,9 @@ class OnwardPasses:
         if self.room.refused:
             self.room.refused = False
             self.note(
-                "what is kept between the passes has no room for all batches: "
+                "not all batches fit into what is kept between passes: "
                 f"{len(self._now.states)} of the compressed network's and {len(self._then.states)} of the original's "
-                f"are kept, in {in_mib(self.room.held_bytes)}; the others run from their inputs, to the same bits"
+                f"do, in {in_mib(self.room.held_bytes)}; the others run from their inputs, to the same bits"
             )
 
     def _pass(self, stream: Stream, layers: Iterable[LayerSpec], place: int, orders: Orders | None) -> OnwardPass:
@@ -117,7 +117,7 @@ class OnwardPasses:
         try:
             return require_onward(self.original, self.batches.first(), _places(touched))
         except UnsupportedLayerError as error:
-            self.note(f"each pass runs both networks from their inputs; they cannot go on from kept values: {error}")
+            self.note(f"each pass runs both networks from their inputs; they cannot resume from kept values: {error}")
             return None
 
 

@@ -133,7 +133,7 @@ class PassMoments:
             record = fold_into(root, domain, self._onward(feed, domain), network, folding, self.progress)
             self._seen[domain] = record.batches
         else:
-            self.progress.note(f"moments of {_words(feed.streams)} are kept from an earlier pass: none is needed")
+            self.progress.note(f"moments of {_words(feed.streams)} were kept from an earlier pass: no pass is needed")
         return LayerMoments.stored(root, domain, {name: record.home(name) for name in feed.streams}, folding.shards)
 
     def _known(self, feed: NetworkRows) -> LayerMoments | None:

@@ -254,7 +254,7 @@ class SequentialPass:
         return joint_cross(readers, group.channels, pairs), heldout
 
     def structure_of(self, current: nn.Module) -> Structure:
-        """Return how the channels of a network hang together."""
+        """Return which channels of a network are coupled."""
         return Structure.of(current, self.target.first())
 
     def _of_inputs_and_targets(self, group: Sequence[str], current: nn.Module) -> LayerMoments | LayerCrossMoments:

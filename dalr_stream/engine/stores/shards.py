@@ -70,7 +70,7 @@ def shards_in(store: ActivationStore, domain: str | None) -> Iterator[Shard]:
     for name in store.manifest.domains if domain is None else (domain,):
         record = store.domain(name)
         if not record.complete:
-            raise StoreError(f"'{store.root}': domain '{name}' is not complete: run the capture again, it goes on")
+            raise StoreError(f"'{store.root}': domain '{name}' is not complete: run the capture again to resume it")
         if record.shards:
             yield from (Shard(name, store.root, key, shard, merged=True) for key, shard in record.shards.items())
         else:

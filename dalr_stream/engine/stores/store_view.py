@@ -195,7 +195,7 @@ class StoreView:
         return moments_path(self.root, domain, record.home(layer), part)
 
     def heldout(self, target: str, domain: str | None, layer: str) -> Moments | None:
-        """Return the moments that measure and decide nothing: of `domain`, or of the target's held-out share."""
+        """Return the held-out moments, which only measure: of `domain`, or of the target's held-out share."""
         heldout = self.all_rows(domain, layer) if domain is not None else self.moments(target, layer, HELDOUT)
         return heldout if heldout.count else None
 

@@ -111,7 +111,7 @@ class _Checked:
             try:
                 require_group(folder)
             except StoreDamagedError as error:
-                self.wrong(folder.relative_to(self._root) / "zarr.json", f"{error}: the next capture writes it anew")
+                self.wrong(folder.relative_to(self._root) / "zarr.json", f"{error}: the next capture writes it again")
             except StoreError as error:
                 self.wrong(folder.relative_to(self._root) / "zarr.json", error)
 
@@ -120,7 +120,7 @@ class _Checked:
         for domain, record in store.manifest.domains.items():
             if not record.complete:
                 samples = record.committed_samples
-                self.wrong(domain, f"not complete, {samples} samples are committed: capture again, it goes on")
+                self.wrong(domain, f"not complete, {samples} samples are committed: capture again to resume")
                 continue
             for layer, rows in record.layers.items():
                 if not rows.covers(record.samples):

@@ -107,7 +107,7 @@ class GradientRule:
         for name, kind in (("estimator", Estimator), ("metric", Metric)):
             object.__setattr__(self, name, parse_choice(kind, getattr(self, name), f"gradients: {name}"))
         if self.draws < 1:
-            raise InvalidInputError(f"gradients: draws must be 1 at least, got {self.draws}")
+            raise InvalidInputError(f"gradients: draws must be at least 1, got {self.draws}")
         if self.clip is not None and not 0.0 < self.clip < math.inf:
             raise InvalidInputError(f"gradients: clip must be above 0 and finite, got {self.clip}")
         if self.by_labels and self.draws > 1:

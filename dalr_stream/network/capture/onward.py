@@ -1,4 +1,4 @@
-"""Passes over the same batches, each of which runs the network on from where the one before left it.
+"""Passes over the same batches, each resuming the network where the pass before left it.
 
 A pass that needs a layer's rows runs the network from its inputs to that layer, and no further. The next one needs a
 later layer's. So what the modules before the first of them gave is kept of each batch, as long as there is room, and

@@ -87,7 +87,7 @@ def require_repeatable(batches: Iterable[Any], name: str) -> None:
     if isinstance(batches, Iterator):  # not by calling iter(), which starts a loader's processes
         raise InvalidInputError(
             f"{name}: several passes go through them, a {type(batches).__name__} allows one: give a list, a "
-            "DataLoader, or an object whose __iter__ begins anew"
+            "DataLoader, or an object whose __iter__ starts over"
         )
 
 

@@ -86,7 +86,7 @@ class RowRule:
         for name in ("most_per_sample", "most_patches"):
             most = getattr(self, name)
             if most is not None and most < 1:
-                raise InvalidInputError(f"rows: {name} must be 1 at least, got {most}")
+                raise InvalidInputError(f"rows: {name} must be at least 1, got {most}")
         by_pattern(self.mask)
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dalr_stream.errors import InvalidInputError
 
@@ -111,8 +112,12 @@ def _numbers_of(config: object) -> dict[str, str]:
 
 
 def require_numbers(model: nn.Module) -> None:
-    """Raise InvalidInputError where a tensor of the network has a shape alone: never loaded, or offloaded elsewhere."""
+    """Raise InvalidInputError where a tensor of the network has no numbers: not loaded, offloaded, or not made."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InvalidInputError(
+                f"network: '{name}' has no shape before a batch went through: run the network once first"
+            )
         if tensor.is_meta:
             raise InvalidInputError(
                 f"network: '{name}' is on the meta device, where it has no numbers: load the weights, or keep them in "
@@ -121,7 +126,9 @@ def require_numbers(model: nn.Module) -> None:
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes; of a quantised one's values."""
+    """SHA-256 of a tensor's dtype, shape and bytes; of a quantised or sparse one's values."""
+    if tensor.layout is not torch.strided:
+        return hashlib.sha256(f"{tensor.layout}:{tensor_digest(tensor.to_dense())}".encode()).hexdigest()
     if tensor.is_quantized:
         return hashlib.sha256(f"{tensor.dtype}:{tensor_digest(tensor.dequantize())}".encode()).hexdigest()
     flat = tensor.detach().cpu().contiguous().reshape(-1)

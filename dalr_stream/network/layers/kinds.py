@@ -97,6 +97,8 @@ def _unreadable(weight: Any) -> str | None:
         return None
     if type(weight) not in (torch.Tensor, nn.Parameter):
         return f"is a {type(weight).__name__}, packed, quantised or sharded: compress the network before that is done"
+    if weight.layout is not torch.strided:
+        return f"is a sparse tensor ({weight.layout}): make it dense first, as nn.Parameter(weight.to_dense())"
     if not weight.is_floating_point():
         return f"holds {weight.dtype} and not real numbers"
     return None

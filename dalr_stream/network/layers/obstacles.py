@@ -88,7 +88,7 @@ def _tied(model: nn.Module, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one is other or (one.data_ptr() == other.data_ptr() != 0 and one.numel() > 0 and other.numel() > 0)
+    return one is other or (_begins_at(one) == _begins_at(other) != 0 and one.numel() > 0 and other.numel() > 0)
 
 
 def _parametrised(module: nn.Module) -> Iterator[tuple[str, str]]:
@@ -102,3 +102,11 @@ def _called(hook: Any) -> str:
     """Return what a hook is called: a function's name, or the class of an object."""
     named = hook if hasattr(hook, "__qualname__") else type(hook)
     return f"'{named.__module__}.{named.__qualname__}'"
+
+
+def _begins_at(tensor: torch.Tensor) -> int:
+    """Return where a tensor's numbers begin; 0 for one without memory of its own, such as a sparse one."""
+    try:
+        return tensor.data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0

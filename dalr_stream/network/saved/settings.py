@@ -60,17 +60,19 @@ def require_same_settings(model: nn.Module, saved: Mapping[str, Any], folder: Pa
 
 def _settings(module: nn.Module) -> dict[str, Any]:
     words = {name: value if len(value) <= _LONGEST else _digest(value) for name, value in settings(module)}
-    return {**words, **dict(_unsaved_buffers(module))}
+    return {**dict(_unsaved_tensors(module)), **words}
 
 
-def _unsaved_buffers(module: nn.Module) -> Iterator[tuple[str, list[float]]]:
-    """Yield the shape of each buffer that the state dict lacks, its size and a projection.
+def _unsaved_tensors(module: nn.Module) -> Iterator[tuple[str, list[float]]]:
+    """Yield the shape of each tensor that the state dict lacks, its size and a projection.
 
-    One that has another shape is not compared: tables may grow as they are used.
+    These are buffers that are not saved, and plain attributes. One that has another shape is not compared: tables may
+    grow as they are used.
     """
     lacking: set[str] = getattr(module, "_non_persistent_buffers_set", set())  # it has no public name
-    for name, buffer in module.named_buffers(recurse=False):
-        if name in lacking and not buffer.is_complex():
+    buffers = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name in lacking}
+    for name, buffer in {**vars(module), **buffers}.items():
+        if isinstance(buffer, torch.Tensor) and not buffer.is_complex() and buffer.layout is torch.strided:
             flat = buffer.detach().cpu().double().reshape(-1).nan_to_num(posinf=1.0, neginf=-1.0)
             direction = torch.randn(flat.numel(), generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64)
             size = float(flat.norm()) / max(flat.numel(), 1) ** 0.5

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved.pickled import conversion, is_pickled, pickled_beside
@@ -50,8 +51,15 @@ def save_weights(model: nn.Module, path: Path, *, made_from: str | None = None) 
 
 
 def require_tensors_alone(model: nn.Module) -> None:
-    """Raise InvalidInputError where the state of a network is not all tensors: nothing else can be saved."""
+    """Raise InvalidInputError where the state of a network is not all plain tensors: nothing else can be saved."""
     for name, value in model.state_dict().items():
+        sparse = isinstance(value, torch.Tensor) and value.layout is not torch.strided
+        if sparse or is_traceable_wrapper_subclass(value):
+            what = "sparse tensor" if sparse else f"{type(value).__name__}, packed, quantised or sharded"
+            raise InvalidInputError(
+                f"'{name}' of the network's state is a {what}, and files of weights hold plain tensors: save the "
+                "network before that is done, and do it again after loading"
+            )
         if not isinstance(value, torch.Tensor):
             raise InvalidInputError(
                 f"'{name}' of the network's state is a {type(value).__name__}, and files of weights hold tensors "

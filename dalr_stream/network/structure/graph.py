@@ -9,25 +9,23 @@ a selection that missed a reader would be wrong in silence.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 import torch_pruning as tp
 from torch import nn
 
 from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
-from dalr_stream.network.capture.batches import call, few_samples, tensors_in
+from dalr_stream.network.capture.batches import few_samples, refusals_explained
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.kinds import (
     CONVOLUTIONS,
     carries_channels,
     channels_given,
     channels_read,
-    is_transposed,
     matrix_of,
 )
 from dalr_stream.network.layers.obstacles import require_replaceable
@@ -36,6 +34,7 @@ from dalr_stream.network.structure.coupled import Coupled, NotFollowedError, cou
 from dalr_stream.network.structure.idle import count_calls, idle_readers
 from dalr_stream.network.structure.places import spans_seen
 from dalr_stream.network.structure.proof import quiet, require_proof
+from dalr_stream.network.structure.tracing import dependencies_of
 from dalr_stream.numerics.rows.streams import Side, stream_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, ChannelSpan
 
@@ -81,21 +80,12 @@ class Structure:
     @classmethod
     def of(cls, model: nn.Module, example: Any) -> Structure:
         """Trace `model` on the first samples of `example`, a batch as `capture` takes it, and leave it as it is."""
+        require_numbers(model)
         few = few_samples(example, EXAMPLES)
-        with quiet(model), without_gradients():
+        with quiet(model), without_gradients(), refusals_explained(few, "example"):
             calls = count_calls(model, few)
-        with quiet(model), torch.inference_mode(mode=False), torch.enable_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # they are refused by name
-            graph = tp.DependencyGraph()
-            try:
-                graph.build_dependency(
-                    model, few, forward_fn=lambda network, batch: tensors_in(call(network, batch)), verbose=False,
-                    customized_pruners={type(m): _TransposedLinear() for m in model.modules() if is_transposed(m)},
-                )  # fmt: skip
-            except Exception as error:  # noqa: BLE001  # the network itself ran: whatever it is comes of tracing
-                reason = f"tracing the network failed ({type(error).__name__}: {error}); low-rank methods need none"
-                return cls(model, few, None, calls, reason)
-        return cls(model, few, graph, calls)
+        graph, reason = dependencies_of(model, few)
+        return cls(model, few, graph, calls, reason)
 
     def group_of(self, name: str) -> ChannelGroup:
         """Return what is pruned together with the channels that layer `name` gives.
@@ -276,19 +266,3 @@ class _Group:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise UnsupportedLayerError(f"layer '{self.name}': its channels cannot be pruned: {reason}")
-
-
-class _TransposedLinear(tp.BasePruningFunc):  # type: ignore[misc]  # the library is not typed
-    """What the graph must know of a Conv1D of transformers."""
-
-    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        raise NotImplementedError  # `narrow` does it
-
-    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        raise NotImplementedError
-
-    def get_out_channels(self, layer: nn.Module) -> int | None:
-        return channels_given(layer)
-
-    def get_in_channels(self, layer: nn.Module) -> int | None:
-        return channels_read(layer)

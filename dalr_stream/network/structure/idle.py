@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from types import CodeType, FunctionType
 from typing import Any
 
+import torch
 from torch import nn
 
 from dalr_stream.network.capture.batches import call
@@ -41,10 +42,12 @@ def idle_readers(
 
 
 def count_calls(model: nn.Module, example: Any) -> Counter[str]:
-    """Count the calls of each module in a forward pass."""
+    """Count the calls of each module in a forward pass; of a scripted one, which takes no hooks, none."""
     calls: Counter[str] = Counter()
     with ExitStack() as stack:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             hook = module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
             stack.callback(hook.remove)
         call(model, example)

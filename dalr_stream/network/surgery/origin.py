@@ -1,6 +1,6 @@
-"""What a compressed network was before, in figures, and what became of each layer.
+"""What a compressed network was before, in numbers, and what became of each layer.
 
-The figures of the original are taken when it is compressed, and again when a saved one is loaded, from the network that
+The original's numbers are taken when it is compressed, and again when a saved one is loaded, from the network that
 is built then; they stay with the compressed network, however often it is compressed. What became of the layers is read
 off the network itself, so it is true of any surgery.
 """
@@ -49,7 +49,7 @@ class Origin:
 
     @classmethod
     def of(cls, model: nn.Module) -> Origin:
-        """Return what is known of the network that `model` was made from; its own figures where it was not."""
+        """Return what is known of the network that `model` was made from; its own numbers where it was not."""
         known: Origin | None = getattr(model, ORIGIN_ATTRIBUTE, None)
         if known is not None:
             return known

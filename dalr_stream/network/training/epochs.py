@@ -92,7 +92,7 @@ class EpochsFile:
         except SafetensorError as error:
             raise StoreDamagedError(f"'{self.path}' is not a readable safetensors file: {error}: remove it") from error
         if facts.pop("digest", None) != _digest(tensors, facts):
-            raise StoreDamagedError(f"'{self.path}' is damaged: it does not match its digest; remove it and begin anew")
+            raise StoreDamagedError(f"'{self.path}' is damaged: it does not match its digest; remove it and start over")
         return tensors, facts
 
 

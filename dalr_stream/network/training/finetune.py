@@ -213,7 +213,7 @@ def _go_through_again(batches: Iterable[Any], options: FineTuning, done: Epochs)
     if digest.hexdigest() != done.batches:
         raise FingerprintMismatchError(
             f"fine-tuning: in epoch {done.count} the loader gives other batches than before the interruption: let it "
-            "draw from its seed, or from torch's generator, alone; or remove the checkpoint and begin anew"
+            "draw from its seed, or from torch's generator, alone; or remove the checkpoint and start over"
         )
 
 

@@ -84,7 +84,7 @@ def dalr_from_rows(  # noqa: PLR0913  # the options of dalr
     options, original = DalrOptions.of(variant, affine=affine), AffineMap.as_given(weight, bias)
     most, d = original.ranks(max_rank), original.weight.shape[1]
     if isinstance(rows, Iterator):
-        raise InvalidInputError("rows are gone through twice: give a list, or an object whose __iter__ begins anew")
+        raise InvalidInputError("rows are iterated twice: give a list, or an object whose __iter__ starts over")
     if options.variant is Variant.WEIGHTED:
         raise InvalidInputError("variant 'weighted' is solved from moments: dalr(..., gradients=...)")
     if options.variant is Variant.ANCHORED:

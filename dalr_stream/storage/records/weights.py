@@ -43,7 +43,7 @@ def load_layer_weights(root: Path, layer: str, digest: str | None = None) -> tup
     if digest is not None and not is_weight_of(weight, digest):
         raise StoreDamagedError(
             f"'{path}': weight {weight.shape} is not the one of layer '{layer}' that the store was made from: delete "
-            "the folder and capture again, which writes it anew"
+            "the folder and capture again, which writes it again"
         )
     return weight, arrays["bias"]
 

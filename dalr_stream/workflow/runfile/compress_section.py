@@ -156,7 +156,9 @@ class CompressSection(BaseModel):
         for layer, choice in self.layers.items():
             sized = choice.size is not None or choice.retention is not None
             if given and sized:
-                raise ValueError(f"{given[0]} decides all layers' sizes, and '{layer}' is given its own: keep either")
+                raise ValueError(
+                    f"{given[0]} decides all layers' sizes, and '{layer}' is given its own: keep one of them"
+                )
             if not given and not sized:
                 raise ValueError(f"'{layer}' {ONE_SIZE}")
         if self.layers and given and not self.within_budget:

@@ -18,7 +18,7 @@ def _read_range(value: Any) -> Any:
         value = [end if bound is None else bound for bound, end in zip(value, (-math.inf, math.inf), strict=True)]
     numbers = isinstance(value, list | tuple) and len(value) == 2
     if not numbers or not all(isinstance(end, int | float) and not isinstance(end, bool) for end in value):
-        raise ValueError(f"must be two numbers, [1, inf] of a perplexity say, got {value!r}")
+        raise ValueError(f"must be two numbers, such as [1, inf] for a perplexity, got {value!r}")
     if not value[0] < value[1]:
         raise ValueError(f"must be two numbers, the lower one first, got {value!r}")
     return tuple(None if math.isinf(end) else float(end) for end in value)
@@ -51,10 +51,12 @@ class LabelledSection(DataSection):
     def _direction_is_said(self) -> LabelledSection:
         if self.metric == "accuracy":
             if self.higher is False or self.range != (0.0, 1.0):
-                raise ValueError("higher and range are of a metric of your own; of accuracy more is better, in 0..1")
+                raise ValueError(
+                    "higher and range belong to a metric of your own; accuracy lies in 0..1, and more is better"
+                )
         elif self.higher is None:
             raise ValueError(
-                f"higher must be said of a metric of your own: true where more of '{self.metric}' is better, false "
+                f"higher must be stated for a metric of your own: true where more of '{self.metric}' is better, false "
                 "where less is, as of a loss or a perplexity"
             )
         return self

@@ -141,7 +141,7 @@ class Project:
 
     @cached_property
     def structure(self) -> Structure | None:
-        """Which channels of the network hang together, as the first samples show; None where none are selected."""
+        """Which channels of the network are coupled, as the first samples show; None where none are selected."""
         return self._structure_of(self.network) if self.config.selects else None
 
     def _structure_of(self, network: nn.Module) -> Structure:

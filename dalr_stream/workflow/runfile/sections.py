@@ -238,7 +238,7 @@ class SolveSection(Section):
     source: str | None = None
     """The domain MoMaSP compares with."""
     heldout: str | None = None
-    """A domain whose rows measure the error and decide nothing; by default the held-out share of the target."""
+    """A domain that is held out: its rows only measure the error. By default the held-out share of the target."""
     ridge: Annotated[
         float | RidgeFrom,
         _ridge(*RidgeFrom),

@@ -102,8 +102,8 @@ class UserCode:
             loader: Iterable[Any] = factory(**options)
         if not holds_batches(loader) or isinstance(loader, GeneratorType):
             raise ConfigError(
-                f"{key}.batches: '{section.batches}' must return batches that can be gone through again, a list or a "
-                f"DataLoader say, got a {type(loader).__name__}"
+                f"{key}.batches: '{section.batches}' must return batches that can be iterated again, such as a list or "
+                f"a DataLoader, got a {type(loader).__name__}"
             )
         return loader
 

@@ -110,7 +110,7 @@ def _source(project: Project) -> Iterable[Any] | None:
 
 
 def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -> SequenceGain:
-    """Measure both networks on the rows that decide nothing; on all of the target's where there are no such rows."""
+    """Measure both networks on the held-out rows; on all of the target's where there are no such rows."""
     section, names = project.config.solve, _measured(project, state)
     holdout = project.folding(section.target).holdout
     holdout_rule = holdout if section.heldout is None and holdout.share > 0.0 else None

@@ -92,7 +92,8 @@ def _require_one_rule(project: Project, store: StoreView) -> None:
         settings = [{key: rule.get(key) for key in _OF_ALL_LAYERS} for rule in rules if rule]
         if any(one != settings[0] for one in settings):
             raise FingerprintMismatchError(
-                f"'{store.root}': the moments of '{domain}' are of two accumulations, by other settings: run accumulate"
+                f"'{store.root}': the moments of '{domain}' come from two accumulations with different settings: "
+                "run accumulate"
             )
 
 

@@ -1,7 +1,7 @@
 """A step of a run: its name, what it needs, what it is made from, what it leaves, and how it is done.
 
-A step is fresh when the log says that it was made from what it would be made from now, and all that it left is there,
-undamaged, and says the same of itself.
+A step is fresh when the log says that it was made from what it would be made from now, and everything it left is in
+place, undamaged, and says the same of itself.
 """
 
 from __future__ import annotations
@@ -149,5 +149,5 @@ def require_whole_moments(steps: Sequence[Step], log: StepLog, needed: set[str])
         starts = [later.name for later in steps if later.from_store and step.name in later.needs]
         if log.unfinished(step.name) and step.name not in needed and not needed.isdisjoint(starts):
             raise FingerprintMismatchError(
-                f"'{step.name}' was stopped midway, so its moments are of two settings: run {step.verb} first"
+                f"'{step.name}' was interrupted, so its moments mix two settings: run {step.verb} first"
             )

@@ -195,7 +195,7 @@ def test_padding_that_reaches_its_neighbours_is_told():
     config = hf.MobileBertConfig(**SIZES, **WORDS, embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8)
     net = built(lambda: hf.MobileBertModel(config))
     layers = select_layers(net, ["embeddings.embedding_transformation"])
-    with pytest.raises(InvalidInputError, match="rows that count change with what stands in the padding"):
+    with pytest.raises(InvalidInputError, match="rows that count change with the content of the padding"):
         accumulate_stream(net, [text()], layers, rows=ds.RowRule(mask="attention_mask"))
 
 

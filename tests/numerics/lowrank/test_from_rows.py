@@ -140,7 +140,7 @@ def test_bad_rows_are_refused_in_words():
     broken = rows.copy()
     broken[1, 1] = np.nan
     cases = [
-        (iter([rows]), {}, "gone through twice"),
+        (iter([rows]), {}, "iterated twice"),
         ([], {}, "at least one is needed"),
         ([], {"variant": "optimal"}, "at least one is needed"),
         ([], {"variant": "optimal", "root": True}, "at least one is needed"),

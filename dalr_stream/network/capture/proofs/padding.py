@@ -60,7 +60,7 @@ class PaddingProof:
             if stream in seen and differ(observed[stream], seen[stream]):
                 refuse(
                     f"'{stream}'",
-                    "its rows change with other inputs than those that the mask speaks of, and not with what stands in "
+                    "its rows change with other inputs than those that the mask describes, and not with what stands in "
                     "their padding: it is not this layer's mask: give layers masks of their own, mask={pattern: mask}",
                 )
         return True
@@ -101,7 +101,7 @@ class PaddingProof:
     def _is_reached(self, stream: str, before: Calls, after: Calls, mask: LayerMask) -> bool:
         """Tell whether what stands in the padding reaches rows that do not count, at any call of a layer."""
         if [seen.leading for seen in after] != [seen.leading for seen in before]:
-            refuse(f"'{stream}'", "it gives another number of rows when what stands in the padding is changed")
+            refuse(f"'{stream}'", "it gives another number of rows when the content of the padding changes")
         reached = [
             _is_reached(
                 called(stream, number, len(before)),

@@ -1,4 +1,4 @@
-"""A probe: what a network gives for one made-up sample, by which captures of other networks are told apart.
+"""A probe: what a network gives for one made-up sample, by which captures of different networks are recognised.
 
 A fingerprint sees weights and settings; what else decides the outputs, a function put in the place of another, a global
 number, an adapter's state in a library's own object, shows in the outputs alone. The sample has the form of the first

@@ -24,7 +24,7 @@ def refuse_padding(layer: str) -> NoReturn:
     """Refuse a layer whose rows depend on what stands in the padding."""
     refuse(
         layer,
-        "rows that count change with what stands in the padding: the network is not given the mask, or does not leave "
+        "rows that count change with the content of the padding: the network is not given the mask, or does not leave "
         "padding out by it, or it is not this layer's mask",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import nn
 
 from dalr_stream.network.capture.batches import call, inputs_copied
@@ -27,6 +28,8 @@ def _calls(model: nn.Module, batch: Any) -> Calls:
     calls: Calls = []
     with ExitStack() as stack:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+                continue
 
             def ended(_: nn.Module, given: Any, keywords: Any, outputs: Any, name: str = name) -> None:
                 calls.append((name, _digest([given, keywords]), _digest(outputs)))

@@ -232,7 +232,7 @@ def test_outputs_are_taken_by_attribute_key_number_or_function():
     [
         ({"estimator": "fisher"}, "gradients: estimator must be one of 'vectors', 'sampled', 'labels', got 'fisher'"),
         ({"metric": "kl"}, "gradients: metric must be one of 'classes', 'values', got 'kl'"),
-        ({"draws": 0}, "draws must be 1 at least, got 0"),
+        ({"draws": 0}, "draws must be at least 1, got 0"),
         ({"clip": 0.0}, "clip must be above 0 and finite, got 0.0"),
         ({"estimator": "labels", "draws": 2}, "labels have one gradient a sample, so draws must be 1, got 2"),
         ({"loss": print}, "a loss is of estimator 'labels' alone, got one beside 'vectors'"),

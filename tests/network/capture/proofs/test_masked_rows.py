@@ -67,14 +67,14 @@ def test_layers_have_masks_of_their_own_by_patterns():
 
 def test_a_network_that_does_not_heed_the_mask_is_refused():
     torch.manual_seed(0)
-    with pytest.raises(InvalidInputError, match=r"layer 'encoder.linear1': rows that count change with what stands in"):
+    with pytest.raises(InvalidInputError, match=r"layer 'encoder.linear1': rows that count change with the content of"):
         moments(Attends(heeds=False).eval(), [texts()], "encoder.linear1", mask="attention_mask")
 
 
 def test_the_padding_is_proved_on_the_first_batch_that_has_some():
     torch.manual_seed(0)
     whole = {key: torch.ones_like(value) if "mask" in key else value for key, value in texts().items()}
-    with pytest.raises(InvalidInputError, match=r"layer 'encoder.linear1': rows that count change with what stands in"):
+    with pytest.raises(InvalidInputError, match=r"layer 'encoder.linear1': rows that count change with the content of"):
         moments(Attends(heeds=False).eval(), [whole, texts()], "encoder.linear1", mask="attention_mask")
 
 
