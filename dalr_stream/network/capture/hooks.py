@@ -75,12 +75,8 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         Says which batches it holds already; those are not run again.
     rows
         Which of those rows are watched; all of them by default. Whose rows they are, and that they are the same each
-    <<<<<<< HEAD
-        time, is proved on the first batch, in three forward passes more; see `network.capture.proof`. And which
+        time, is proved on the first batch, in three forward passes more; see `network.capture.proofs.proof`. And which
         gradients, where layers are watched for them: a backward pass a draw.
-    =======
-        time, is proved on the first batch, in three forward passes more; see `network.capture.proofs.proof`.
-    >>>>>>> main
     to_rows
         What the sink takes as rows: numpy arrays by default, or tensors that stay where they are.
     note
