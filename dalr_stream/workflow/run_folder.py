@@ -15,6 +15,7 @@ import filelock
 
 from dalr_stream.errors import StoreLockedError
 from dalr_stream.storage.durable import INCOMING, OUTGOING, explained, make_folder
+from dalr_stream.workflow import size_curve
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import profile, step_log
 
@@ -43,14 +44,22 @@ def one_command(project: Project) -> Iterator[None]:
 
 
 def _clear(project: Project) -> None:
-    """Put back or remove what lies there under a temporary name of one of the run's own files."""
-    names = "|".join(re.escape(path.name) for path in _own(project))
-    for path in sorted(project.output.glob(f"{OUTGOING}*")):
+    """Put back or remove what lies there, or in a budget's folder, under a temporary name of one of the run's files."""
+    own = {path.name for path in _own(project)}
+    _clear_folder(project.output, own)
+    for folder in (project.output / size_curve.FOLDER, *(project.output / size_curve.FOLDER).glob("*/")):
+        if folder.is_dir() and not folder.is_symlink():
+            _clear_folder(folder, own | size_curve.FILES)
+
+
+def _clear_folder(folder: Path, own: set[str]) -> None:
+    names = "|".join(map(re.escape, sorted(own)))
+    for path in sorted(folder.glob(f"{OUTGOING}*")):
         match = re.fullmatch(rf"{re.escape(OUTGOING)}({names})-[0-9a-f]{{8}}", path.name)
-        if match and not (project.output / match[1]).exists():  # killed between the two renames: it is all there is
-            path.rename(project.output / match[1])
+        if match and not (folder / match[1]).exists():  # killed between the two renames: it is all there is
+            path.rename(folder / match[1])
     litter = re.compile(rf"({re.escape(INCOMING)}|{re.escape(OUTGOING)})({names})-[0-9a-f]{{8}}")
-    for path in project.output.iterdir():
+    for path in folder.iterdir():
         if litter.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -25,7 +25,7 @@ from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
 from dalr_stream.progress import seconds_in_words
 from dalr_stream.report.scale import ACCURACY
-from dalr_stream.report.size_curve import SizeCurve, SizedNetwork
+from dalr_stream.report.size_curve import STEM, SizeCurve, SizedNetwork
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
@@ -37,6 +37,8 @@ from dalr_stream.workflow.steps.sizes.budget import networks_at_most
 from dalr_stream.workflow.steps.sizes.compression import UNITS, Compression
 
 FOLDER = "sizes"
+FILES = frozenset({"network", "scores.json", *(f"{STEM}.{kind}" for kind in ("csv", "json", "png"))})
+"""What is written there beside what a run leaves in its own folder."""
 
 
 def at_share(project: Project, rule: str, share: str) -> Project:
@@ -56,8 +58,8 @@ def size_curve(session: Session, rule: str, shares: Sequence[str], *, evaluate: 
     """
     project = session.project
     _ = project.network, project.structure, project.code.first_batch  # once for all budgets
-    sized = [at_share(project, rule, share) for share in dict.fromkeys(shares)] or [project]
-    sized.sort(key=lambda one: one.config.compress.share)
+    by_share = {one.config.compress.share: one for one in (at_share(project, rule, share) for share in shares)}
+    sized = [by_share[share] for share in sorted(by_share)] or [project]
     session.progress.note(_plan(project, sized, evaluate=evaluate))
     measured = _Measured(project, evaluate=evaluate)
     networks = [measured("uncompressed", project.network, fingerprint=solve.made_from(project))]

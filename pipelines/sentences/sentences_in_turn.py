@@ -2,14 +2,12 @@
 
     python pipelines/sentences/sentences_in_turn.py
 
-No labels. Factor pairs of every layer, or fewer nodes between the two of each block. The last row of either trains the
-factors and biases of the network above it towards the original's outputs, on the same sentences. All 400 decide;
-scores are those of `sentences_budgets.py`, on sentences that nothing else has seen.
+No labels and no fine-tuning. Factor pairs of every layer, or fewer nodes between the two of each block. All 400
+sentences decide; scores are those of `sentences_budgets.py`, on sentences that nothing else has seen.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,8 +20,6 @@ from sentences_budgets import BUDGETS, LAYERS, ROWS, SEED, Scores, plain
 
 EVERY = ds.Folding(ds.HoldoutRule(0.0))
 METHODS = (ds.Method.DALR_ANCHORED_AFFINE, ds.Method.SPECTRAL)
-EPOCHS, RATE = 3, 3e-4
-"""Of the recovery."""
 
 
 def choices(layers: Iterable[ds.network.LayerSpec], method: ds.Method, share: float) -> dict[str, ds.LayerChoice]:
@@ -45,21 +41,14 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
     def at_once(method: ds.Method, share: float) -> nn.Module:
         return ds.compress(model, plain(statistics, method, share), example=layers.structure)
 
-    @functools.cache  # that towards the stream is what the recovery begins with
     def in_turn(method: ds.Method, share: float, target: str = "outputs") -> nn.Module:
         options: dict[str, Any] = {"target": target, "rows": ROWS, "folding": EVERY}
         return ds.compress_sequentially(model, batches, choices(layers, method, share), **options).network
-
-    def recovered(method: ds.Method, share: float) -> nn.Module:
-        loss = ds.OutputLoss(model, distance="cosine", rows=ROWS)
-        options = ds.FineTuning(epochs=EPOCHS, rate=RATE, loss=loss, train="factors")
-        return ds.finetune(in_turn(method, share, "stream"), batches, options)
 
     ways: dict[str, Callable[[ds.Method, float], nn.Module]] = {
         "all at once": at_once,
         "layer after layer": in_turn,
         "layer after layer, towards the stream": lambda method, share: in_turn(method, share, "stream"),
-        "and factors and biases trained towards the original's outputs": recovered,
     }
     yield "| the feed-forward layers' weights | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"
     yield "|---|" + "---:|" * len(BUDGETS)

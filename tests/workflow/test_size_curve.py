@@ -11,6 +11,7 @@ from tiny_run_file import write_run
 import dalr_stream as ds
 from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.run_folder import one_command
 
 FEW = ['solve.methods=["dalr_anchored_affine", "spectral"]', "evaluate.ranks=[]"]
 
@@ -28,7 +29,7 @@ def run_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def curve(run_file):
-    return Run.open(run_file, set=FEW).size_curve(["50%", "0.3", "70%", "50%"])
+    return Run.open(run_file, set=FEW).size_curve(["50%", "0.3", "70%", "0.5"])
 
 
 def test_it_has_a_network_for_each_budget_smallest_first(run_file, curve):
@@ -105,3 +106,18 @@ def test_the_command_prints_a_table_and_where_the_picture_is(run_file):
     assert f"picture: {(run_file.parent / 'out' / 'sizes' / 'sizes.png').as_uri()}" in done.stdout
     facts = json.loads(cli("compress", run_file, *chosen, "--params", "30%,50%", "--json", "-q").stdout)
     assert [one["label"] for one in facts["networks"]] == ["params 30%", "params 50%"]
+
+
+def test_what_a_killed_command_left_in_a_budgets_folder_is_cleared_and_nothing_else(tmp_path):
+    project = Run.open(write_run(tmp_path / "run")).project
+    folder = project.output / "sizes" / "params-30"
+    for name in (".tmp-new-network-0123abcd", ".tmp-old-network-0123abcd", "mine"):
+        (folder / name).mkdir(parents=True)
+    (folder.parent / ".tmp-new-sizes.png-0123abcd").write_text("half")
+    with one_command(project):
+        left = {path.relative_to(folder.parent).as_posix() for path in folder.parent.rglob("*")}
+    assert left == {
+        "params-30",
+        "params-30/network",
+        "params-30/mine",
+    }  # the old network is put back: it is all there is

@@ -135,7 +135,8 @@ class RowTaker:
             for layer in self._layers:
                 routed = chooser.is_routed(layer.stream)
                 require_a_mask_each(layer.stream, chooser.masks_of(layer.stream), times[layer.stream], routed=routed)
-            calls.update(self._gradients.take(edges, End(returned, batch, chooser.samples), chooser, self._number))
+            gradients = self._gradients.take(edges, End(returned, batch, chooser.samples), chooser, self._number)
+        calls |= {stream: [taken] for stream, taken in gradients.items()}
         for layer in self._layers:
             if chooser.is_routed(layer.stream):
                 calls[layer.stream] = [self._of_expert(layer, calls[layer.stream], chooser.samples)]

@@ -21,7 +21,7 @@ from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.methods import DalrOptions, Variant
 from dalr_stream.numerics.resampling.jackknife import leave_one_out, nonempty_shards
-from dalr_stream.numerics.sizes.losses import outputs_energy, relative, squared_errors
+from dalr_stream.numerics.sizes.losses import lost_nats, outputs_energy, relative, squared_errors
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.types import Vector
 
@@ -74,6 +74,7 @@ def choose_ridge(
     *,
     heldout: M | None = None,
     shards: Sequence[M] | None = None,
+    gradients: InputMoments | None = None,
     rank: int | None = None,
     grid: Iterable[float] = GRID,
 ) -> RidgeChoice: ...
@@ -83,6 +84,7 @@ def choose_ridge(  # noqa: PLR0913  # two forms, of a layer and of moments alone
     *,
     heldout: M | None = None,
     shards: Sequence[M] | None = None,
+    gradients: InputMoments | None = None,
     variant: Variant | str = Variant.ANCHORED,
     affine: bool | None = None,
     rank: int | None = None,
@@ -100,6 +102,9 @@ def choose_ridge(  # noqa: PLR0913  # two forms, of a layer and of moments alone
         Solve from `training` and judge by `heldout`: an error reported on those rows afterwards is a little too small.
     shards
         In place of the two: solve without each shard and judge by it, all shards together.
+    gradients
+        Moments of the gradients by the outputs: the ridge is judged by what the loss feels of the errors. A `Layer`
+        brings them for `weighted`.
     variant, affine
         Of `dalr`, where a layer is given.
     rank
@@ -145,13 +150,22 @@ def choose_ridge(  # noqa: PLR0913  # two forms, of a layer and of moments alone
     for rest, unseen in pairs:
         for number, value in enumerate(values):
             factors = solve(rest, Ridge.relative(value))
-            squares[number] = squares[number] + np.maximum(squared_errors(factors, unseen), 0.0)
-            ranks = _ranks(factors, rank)
-        energy += outputs_energy(factors, unseen)
+            left, whole = _errors(factors, unseen, gradients)
+            squares[number], ranks = squares[number] + np.maximum(left, 0.0), _ranks(factors, rank)
+        energy += whole
     errors = tuple(float(relative(curve, energy)[ranks].mean()) for curve in squares)
     best = max(number for number, error in enumerate(errors) if error == min(errors))
     where = "averaged over the ranks to break-even" if rank is None else f"at rank {rank}"
-    return RidgeChoice(Ridge.relative(values[best]), values, errors, f"the error on {judged}, {where}")
+    what = "the error" if gradients is None else "the root of the loss"
+    return RidgeChoice(Ridge.relative(values[best]), values, errors, f"{what} on {judged}, {where}")
+
+
+def _errors(factors: Factors, unseen: InputMoments, gradients: InputMoments | None) -> tuple[Vector, float]:
+    """(K + 1,): squared errors, or nats times samples, on unseen rows; and the size of the outputs in that unit."""
+    if gradients is None:
+        return squared_errors(factors, unseen), outputs_energy(factors, unseen)
+    nats = lost_nats(factors, unseen, gradients) * unseen.parts[0].samples
+    return nats, float(nats[0])
 
 
 def _choose_for(layer: Layer, options: DalrOptions, rank: int | None, grid: Iterable[float]) -> RidgeChoice:
@@ -161,14 +175,15 @@ def _choose_for(layer: Layer, options: DalrOptions, rank: int | None, grid: Iter
             warnings.simplefilter("ignore", OutlierFeaturesWarning)
             return dalr(layer.with_inputs(moments), ridge=ridge, variant=options.variant, affine=options.affine)
 
+    gradients = layer.known_gradients if options.variant is Variant.WEIGHTED else None
     if layer.heldout is not None and layer.heldout.count:
-        return choose_ridge(solve, layer.known_inputs, heldout=layer.heldout, rank=rank, grid=grid)
+        return choose_ridge(solve, layer.known_inputs, heldout=layer.heldout, gradients=gradients, rank=rank, grid=grid)
     if len(layer.shards) < 2:
         raise InvalidInputError(
             f"layer '{layer.name}': a ridge is chosen on held-out rows, or on at least two shards; the layer has none "
             f"of the first and {len(layer.shards)} of the second: accumulate with a held-out share, or with shards=8"
         )
-    return choose_ridge(solve, shards=layer.shards, rank=rank, grid=grid)
+    return choose_ridge(solve, shards=layer.shards, gradients=gradients, rank=rank, grid=grid)
 
 
 def _judges(training: M | None, heldout: M | None, shards: Sequence[M] | None) -> tuple[Iterable[tuple[M, M]], str]:

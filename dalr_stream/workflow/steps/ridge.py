@@ -60,6 +60,7 @@ def _choice(store: StoreView, section: SolveSection, layer: str, problem: Layer,
     def solve(moments: InputMoments, ridge: Ridge) -> Factors:
         return solve_again(problem, method, moments, ridge, section.gradient_ridge_rule)
 
+    gradients = problem.known_gradients if method.needs_gradients else None
     if section.ridge is RidgeFrom.HELDOUT:
         heldout = store.inputs_heldout(section.target, section.heldout, layer)
         if heldout is None:
@@ -67,11 +68,11 @@ def _choice(store: StoreView, section: SolveSection, layer: str, problem: Layer,
                 f"layer '{layer}': solve.ridge = 'heldout' needs held-out rows and there are none: set "
                 "accumulate.heldout_share, or name a domain as solve.heldout"
             )
-        return choose_ridge(solve, problem.known_inputs, heldout=heldout)
+        return choose_ridge(solve, problem.known_inputs, heldout=heldout, gradients=gradients)
     shards = store.inputs_shards(section.target, layer)
     if len(shards) < 2:
         raise InvalidInputError(
             f"layer '{layer}': solve.ridge = 'shards' needs at least two shards, the store has {len(shards)}: set "
             "accumulate.shards = 8, say, or merge captures"
         )
-    return choose_ridge(solve, shards=shards)
+    return choose_ridge(solve, shards=shards, gradients=gradients)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from gradient_twin import gradients, signs
 from torch import nn
 
 import dalr_stream as ds
@@ -205,3 +206,22 @@ def test_a_network_whose_expert_is_compressed_at_full_rank_is_the_original():
     small = ds.compress(net, {"experts.0.up": pair}, example=x)
     with torch.no_grad():
         torch.testing.assert_close(small(x), net(x), atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_of_an_expert_are_those_of_the_tokens_that_reach_it():
+    net, x = Mixture(), drawn(5, 4, WIDTH)
+    layers = select_layers(net, ["experts.*.down"], side="gradients")
+    rows = ds.RowRule(gradients=ds.GradientRule(metric="values"))
+    found = accumulate_stream(net, x.split(2), layers, rows=rows, folding=ALL_ROWS)
+    for number in range(3):
+        expected = []
+        for sample, one in enumerate(x):
+            if sent_to(net, number, one[None]).any():
+                e = signs(0, sample, 0, 4, WIDTH)
+                expected += gradients(net, net.experts[number].down, one[None], lambda o: o, lambda _, e=e: e)
+        rows_of_expert = np.concatenate(expected).astype(float)
+        moments_of_expert = found[f"experts.{number}.down@gradients"]
+        assert moments_of_expert.count == len(rows_of_expert) > 0
+        second_moment = rows_of_expert.T @ rows_of_expert / len(rows_of_expert)
+        np.testing.assert_allclose(moments_of_expert.second_moment, second_moment, atol=1e-6)
+    assert found["experts.3.down@gradients"].count == 0

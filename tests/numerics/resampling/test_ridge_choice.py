@@ -113,3 +113,20 @@ def test_what_cannot_be_judged_is_refused():
         choose_ridge(solve, moments, heldout=moments, grid=[])
     with pytest.raises(InvalidInputError, match=r"rank must lie in 1\.\.8, got 9"):
         choose_ridge(solve, moments, heldout=moments, rank=9)
+
+
+def test_a_weighted_solution_is_judged_by_what_the_loss_feels():
+    weight, bias, rows = problem(3)
+    training, apart = ds.Moments.of(rows(N)), ds.Moments.of(rows(400))
+    seen = np.random.default_rng(4).normal(size=(40, M)) * np.geomspace(1.0, 1e-3, M)
+    gradients = ds.Moments.of(seen)
+    layer = ds.Layer("fc", weight, bias, training, heldout=apart, gradients=gradients)
+    found = choose_ridge(layer, variant="weighted", rank=2)
+    twin = []
+    for value in GRID:
+        curve = ds.dalr(layer, variant="weighted", ridge=value).losses(apart, gradients)
+        twin.append(np.sqrt(curve[2] / curve[0]))
+    np.testing.assert_allclose(found.errors, twin, rtol=1e-9)
+    assert "the root of the loss on held-out rows" in found.note
+    plain = choose_ridge(layer, rank=2)
+    assert "the error on held-out rows" in plain.note

@@ -30,7 +30,7 @@ from dalr_stream.network.capture.gradients.vectors import vectors_of
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.routed import Places
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule
-from dalr_stream.network.capture.taken import Taken
+from dalr_stream.network.capture.taken import Taken, together
 from dalr_stream.network.layers.groups import channels_of, part_of
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, LayerRows, rows_leaving
 from dalr_stream.network.layers.spec import LayerSpec, module_of, to_numpy
@@ -66,8 +66,8 @@ class GradientTaker:
         with edges_of(self._model, self._layers, routed, chooser.samples) as edges:
             yield edges
 
-    def take(self, edges: Edges, end: End, chooser: BatchRows, batch: int) -> dict[str, list[Taken]]:
-        """Return the gradient rows of each layer, by stream, draw after draw and call after call within it.
+    def take(self, edges: Edges, end: End, chooser: BatchRows, batch: int) -> dict[str, Taken]:
+        """Return the gradient rows of each layer, by stream: of a sample draw after draw, and in each call after call.
 
         `batch` is the batch's number. Raises InvalidInputError where no gradient comes back, NonFiniteError.
         """
@@ -79,7 +79,7 @@ class GradientTaker:
                 _require_finite(layer, calls, batch, draw)
                 rows = [self._rows(layer, gradient, number, chooser) for number, gradient in enumerate(calls)]
                 taken[layer.stream] += rows if self._rule.clip is None else _clipped(rows, self._rule.clip, samples)
-        return taken
+        return {stream: together(taken.pop(stream), samples) for stream in list(taken) if taken[stream]}
 
     def _rows(self, layer: LayerSpec, gradient: Gradient, number: int, chooser: BatchRows) -> Taken:
         """Return the rows of one call that are taken, scaled for those that a limit left out."""

@@ -245,3 +245,35 @@ def test_moments_of_many_draws_come_near_what_the_vectors_are_drawn_for():
     for estimator in ("vectors", "sampled"):
         rows = taken(model, [x], "0", estimator=estimator, draws=4000)["0@gradients"].astype(float)
         assert_close(rows.T @ rows / len(rows), np.diag(p) - np.outer(p, p), 0.05)
+
+
+class Turned(nn.Module):
+    """Works on (T, N, d), position after position, and reads the first position alone at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.a(x.transpose(0, 1)))[:2].sum(0))
+
+
+def test_rows_that_come_position_after_position_are_taken_by_sample():
+    """The gradient of most positions is 0: whose rows are whose shows in what the layer gives."""
+    model, x = seeded(Turned()), data(4, 3, 5)
+    rows = taken(model, [x], "a")["a@gradients"]
+    expected = []
+    for sample, one in enumerate(x):
+        e = signs(SEED, sample, 0, 1, 3)
+        vector = lambda o, e=e: class_vectors(np.atleast_2d(o), e)  # noqa: E731  # the twin's argument
+        (found,) = gradients(model, model.a, one[None], lambda o: o, vector)
+        expected.append(found[:, 0])
+    assert_close(rows, np.concatenate(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_have_gradients_near_those_of_float32(dtype):
+    model, x = seeded(Overwriting()), data(6, 5)
+    expected = taken(model, [x], "a")["a@gradients"]
+    found = taken(model.to(dtype), [x.to(dtype)], "a")["a@gradients"]
+    assert_close(found, expected, 0.05 if dtype is torch.bfloat16 else 1e-5)
