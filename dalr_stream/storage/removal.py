@@ -20,6 +20,12 @@ def delete_activations(root: Path) -> None:
             remove_folder(root / "activations")
 
 
+def clear_litter(root: Path) -> None:
+    """Remove what killed writers left in a store under temporary names, as each writer does before it begins."""
+    with locked(root):
+        pass
+
+
 def forget_domain(root: Path, domain: str) -> None:
     """Remove one domain's activations and what the manifest knows of them; moments and solutions stay."""
     require_name(domain, "domain")

@@ -12,6 +12,7 @@ from tiny_run_file import write_run
 
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.steps.step_log import StepLog
 from dalr_stream.workflow.verify import verify_run
 
 FEW = 'solve.methods=["svd", "dalr_anchored_affine", "momasp_node"]'
@@ -130,3 +131,16 @@ def test_a_capture_killed_over_moments_that_were_folded_directly(few_folder, tmp
         again.all()
         assert verify_run(again.project).findings == ()
         assert again.results.layers == expected
+
+
+@pytest.mark.usefixtures("unsynced")
+def test_what_a_killed_fold_left_goes_although_its_moments_are_kept(few_folder, tmp_path, contents):
+    """Killed within a record of other shards: the moments are still those of before, and nothing is to be written."""
+    expected = made(contents, Run.open(few_folder / "run.toml", set=[FEW]))
+    file = shutil.copytree(few_folder, tmp_path / "copy") / "run.toml"
+    litter = file.parent / "out/store.zarr/moments/target/fc1/.tmp-new-shard-0-a35fd30a"
+    shutil.copytree(litter.with_name("training"), litter)
+    StepLog(file.parent / "out", {}).begin("accumulate target")
+    again = opened(file)
+    again.all()
+    assert made(contents, again) == expected

@@ -12,7 +12,7 @@ from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import provenance_of
-from dalr_stream.storage.removal import forget_domain, forget_moments
+from dalr_stream.storage.removal import clear_litter, forget_domain, forget_moments
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.workflow.runfile.project import Project
@@ -80,6 +80,7 @@ def _fold_stored(session: Session, domain: str) -> None:
     project = session.project
     if session.fresh:
         forget_moments(project.store, domain)
+    clear_litter(project.store)  # of a fold that was killed, which leaves nothing to do where its moments are kept
     folding = project.folding(domain, session.cluster())
     accumulate_stored(project.store, domain=domain, folding=folding, progress=session.progress)
 
