@@ -7,7 +7,7 @@ need no network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.layout import MANIFEST
@@ -114,8 +115,17 @@ class Project:
         section = self.config.network
         inputs = self._with_readers(network, select_layers(network, section.layers))
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
-        gradients = select_layers(network, section.gradients, side=Side.GRADIENTS) if section.gradients else ()
-        return inputs + outputs + gradients
+        return inputs + outputs + self._gradients(network, inputs)
+
+    def _gradients(self, network: nn.Module, layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
+        """Watch the gradients asked for, and of what reads the nodes that a selection weighs by the loss."""
+        patterns = list(self.config.network.gradients)
+        if not patterns:
+            return ()
+        if any(method.metric is Metric.LOSS for method in self.config.solve.methods):
+            groups = (layer.group for layer in layers if layer.group is not None)
+            patterns += (reader.span.layer for group in groups for reader in group.readers)
+        return select_layers(network, list(dict.fromkeys(patterns)), side=Side.GRADIENTS)
 
     def prospect(self, network: nn.Module) -> StoreView:
         """Return the store that capturing such a network would make: its layers and their readers, nothing else."""
