@@ -18,7 +18,7 @@ from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, StoreNotFoundError
-from dalr_stream.network.capture.batches import call, refusals_explained
+from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.layers.kinds import matrix_of
@@ -155,8 +155,8 @@ class Project:
         return self._structure_of(self.network) if self.config.selects else None
 
     def _structure_of(self, network: nn.Module) -> Structure:
-        with refusals_explained(self.code.first_batch, f"domain '{next(iter(self.config.domains))}', batch 0"):
-            return Structure.of(network, self.code.first_batch)
+        place = f"domain '{next(iter(self.config.domains))}', batch 0"
+        return Structure.of(network, self.code.first_batch, place=place)
 
     @cached_property
     def positions(self) -> dict[str, float]:
