@@ -170,6 +170,14 @@ def test_a_budget_is_tried_with_the_weighted_methods_that_are_solved_and_by_nats
     assert {"nats by gradients", "what the outputs lose"} <= {trial.rule for trial in choice.trials}
 
 
+def test_weighted_factors_of_every_layer_have_its_gradients(opened):
+    run = opened(watched='network.gradients=["fc1"]')
+    run.all()
+    assert [layer.name for layer in run.project.watched if layer.side is Side.GRADIENTS] == ["fc1", "fc2"]
+    store = StoreView.open(run.project.store)
+    assert all(store.solutions(layer, [Method.DALR_WEIGHTED_AFFINE]) for layer in ("fc1", "fc2"))
+
+
 def test_a_selection_in_the_metric_of_the_loss_records_its_readers_gradients_too(opened):
     weighted = 'solve.methods=["svd", "spectral_weighted"]'
     run = opened(weighted, watched='network.gradients=["fc1"]')

@@ -118,11 +118,14 @@ class Project:
         return inputs + outputs + self._gradients(network, inputs)
 
     def _gradients(self, network: nn.Module, layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
-        """Watch the gradients asked for, and of what reads the nodes that a selection weighs by the loss."""
-        patterns = list(self.config.network.gradients)
+        """Watch the gradients asked for, and all that the weighted methods need: of layers, and of what reads nodes."""
+        section, methods = self.config.network, self.config.solve.methods
+        patterns = list(section.gradients)
         if not patterns:
             return ()
-        if any(method.metric is Metric.LOSS for method in self.config.solve.methods):
+        if Method.DALR_WEIGHTED_AFFINE in methods:
+            patterns += section.layers
+        if any(method.metric is Metric.LOSS for method in methods):
             groups = (layer.group for layer in layers if layer.group is not None)
             patterns += (reader.span.layer for group in groups for reader in group.readers)
         return select_layers(network, list(dict.fromkeys(patterns)), side=Side.GRADIENTS)
