@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import dalr_stream as ds
 
@@ -67,8 +68,8 @@ def scores(domain: str, seed: int) -> Scores:
         chosen = {name: there[name] for name in layers} if elsewhere else layers
         found[words] = [score(plain(chosen, method, share)) for share in BUDGETS]
     for words, methods in (("`ds.sizes`, factor pairs alone", ["dalr_anchored_affine"]), ("`ds.sizes`", None)):
-        options = {} if methods is None else {"methods": methods}
-        plans = [ds.sizes(model, known, distance, share, structure=watched.structure, **options) for share in BUDGETS]
+        options: dict[str, Any] = {} if methods is None else {"methods": methods}
+        plans = ds.sizes(model, known, distance, BUDGETS, layers=list(layers), structure=watched.structure, **options)
         found[words] = [score(plan.replacements) for plan in plans]
     return found
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import pretrained_data
 from dalr_stream.network import accuracy
-from pretrained_network import FEATURES, EfficientNetLite0
+from pretrained_network import EfficientNetLite0
 
 DECAY = 1e-3
 """Of the head's weights, in the loss."""
@@ -24,7 +24,7 @@ def train(
     batches = pretrained_data.DOMAINS[domain][0](seed=seed, samples=samples)
     with torch.no_grad():
         features = torch.cat([model.features(pictures) for pictures, _ in batches]).double()
-    weight = torch.zeros(model.head.out_features, FEATURES, dtype=torch.float64, requires_grad=True)
+    weight = torch.zeros(model.head.weight.shape, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(model.head.out_features, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
 
