@@ -102,7 +102,7 @@ def test_records_in_a_store_are_read_when_they_are_asked_for_and_once(tmp_path, 
     monkeypatch.setattr("dalr_stream.engine.layer_moments.open_moments", lambda path: read.append(path) or load(path))
     layer = statistics["3"]
     assert "3" in statistics
-    assert repr(layer) == "Layer '3', 12 x 128, with inputs, heldout, nodes"
+    assert repr(layer) == "Layer '3', 12 x 128, with inputs, heldout, nodes, readers"
     assert not read
     ds.spectral(layer)
     assert [path.parent.name for path in read] == ["5"]

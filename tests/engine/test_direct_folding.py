@@ -147,7 +147,7 @@ def test_a_run_file_names_precision_and_device(run_file, keep):
 
 
 def test_a_device_that_is_not_there_is_refused(net, batches):
-    with pytest.raises(ds.DalrStreamError, match="device 'cuda:77' is not there"):
+    with pytest.raises(ds.DalrStreamError, match="device 'cuda:77' does not exist"):
         accumulate_stream(net, batches, layers_of(net), folding=ds.Folding(device="cuda:77"))
 
 

@@ -1,5 +1,6 @@
 """Moments of gradients are moments like any other: by either way, interrupted, merged, taken out, verified."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -173,3 +174,20 @@ def test_other_labels_are_other_batches(model, tmp_path):
     ds.capture(model, labelled(0), watched(model), tmp_path, domain="target", rows=rows)
     with pytest.raises(FingerprintMismatchError, match="batch 0 is not the batch captured before"):
         ds.capture(model, labelled(1), watched(model), tmp_path, domain="target", rows=rows)
+
+
+@pytest.mark.gpu
+def test_on_a_cuda_device_they_have_the_same_draws(cuda, model, expected):
+    """Layers round otherwise there: the draws are the same, and so are the moments to float32's rounding."""
+    there = copy.deepcopy(model).to(cuda)
+    found = accumulated(there, folding=dataclasses.replace(FOLDING, device=cuda.type))
+    again = accumulated(there, folding=dataclasses.replace(FOLDING, device=cuda.type))
+    for layer in ("0", "2"):
+        one, other = found[layer].gradients, expected[layer].gradients
+        assert (one.count, one.samples) == (other.count, other.samples)
+        assert one.same_bits(again[layer].gradients)
+        np.testing.assert_allclose(
+            one.second_moment, other.second_moment, rtol=0, atol=1e-4 * np.abs(other.second_moment).max()
+        )
+        weighted = ds.dalr(found[layer], variant="weighted")
+        assert weighted.losses(found[layer].inputs, one)[-1] < 1e-9

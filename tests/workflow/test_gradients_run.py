@@ -4,6 +4,8 @@ import pytest
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.report.record import Results
 from dalr_stream.workflow.results.tables import layer_facts
 from dalr_stream.workflow.run import Run
@@ -166,3 +168,21 @@ def test_a_budget_is_tried_with_the_weighted_methods_that_are_solved_and_by_nats
     choice = Compression.read(run.project.compression).choice
     assert {trial.plan for trial in choice.trials} == {"factor pairs", "factor pairs, weighted by gradients"}
     assert {"nats by gradients", "what the outputs lose"} <= {trial.rule for trial in choice.trials}
+
+
+def test_weighted_factors_of_every_layer_have_its_gradients(opened):
+    run = opened(watched='network.gradients=["fc1"]')
+    run.all()
+    assert [layer.name for layer in run.project.watched if layer.side is Side.GRADIENTS] == ["fc1", "fc2"]
+    store = StoreView.open(run.project.store)
+    assert all(store.solutions(layer, [Method.DALR_WEIGHTED_AFFINE]) for layer in ("fc1", "fc2"))
+
+
+def test_a_selection_in_the_metric_of_the_loss_records_its_readers_gradients_too(opened):
+    weighted = 'solve.methods=["svd", "spectral_weighted"]'
+    run = opened(weighted, watched='network.gradients=["fc1"]')
+    run.all()
+    assert [layer.name for layer in run.project.watched if layer.side is Side.GRADIENTS] == ["fc1", "fc2", "fc3"]
+    assert StoreView.open(run.project.store).solutions("fc1", [Method.SPECTRAL_WEIGHTED])
+    plain = opened('solve.methods=["svd", "spectral"]', watched='network.gradients=["fc1"]')
+    assert [layer.name for layer in plain.project.watched if layer.side is Side.GRADIENTS] == ["fc1"]

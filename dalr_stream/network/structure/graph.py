@@ -78,11 +78,14 @@ class Structure:
     known: dict[str, ChannelGroup | UnsupportedLayerError] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: nn.Module, example: Any) -> Structure:
-        """Trace `model` on the first samples of `example`, a batch as `capture` takes it, and leave it as it is."""
+    def of(cls, model: nn.Module, example: Any, *, place: str = "example") -> Structure:
+        """Trace `model` on the first samples of `example`, a batch as `capture` takes it, and leave it as it is.
+
+        `place` is what messages call the batch.
+        """
         require_numbers(model)
         few = few_samples(example, EXAMPLES)
-        with quiet(model), without_gradients(), refusals_explained(few, "example"):
+        with quiet(model), without_gradients(), refusals_explained(example, place):
             calls = count_calls(model, few)
         graph, reason = dependencies_of(model, few)
         return cls(model, few, graph, calls, reason)

@@ -7,7 +7,7 @@ need no network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, StoreNotFoundError
-from dalr_stream.network.capture.batches import call, refusals_explained
+from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.layers.kinds import matrix_of
@@ -29,6 +29,7 @@ from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.layout import MANIFEST
@@ -114,8 +115,20 @@ class Project:
         section = self.config.network
         inputs = self._with_readers(network, select_layers(network, section.layers))
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
-        gradients = select_layers(network, section.gradients, side=Side.GRADIENTS) if section.gradients else ()
-        return inputs + outputs + gradients
+        return inputs + outputs + self._gradients(network, inputs)
+
+    def _gradients(self, network: nn.Module, layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
+        """Watch the gradients asked for, and all that the weighted methods need: of layers, and of what reads nodes."""
+        section, methods = self.config.network, self.config.solve.methods
+        patterns = list(section.gradients)
+        if not patterns:
+            return ()
+        if Method.DALR_WEIGHTED_AFFINE in methods:
+            patterns += section.layers
+        if any(method.metric is Metric.LOSS for method in methods):
+            groups = (layer.group for layer in layers if layer.group is not None)
+            patterns += (reader.span.layer for group in groups for reader in group.readers)
+        return select_layers(network, list(dict.fromkeys(patterns)), side=Side.GRADIENTS)
 
     def prospect(self, network: nn.Module) -> StoreView:
         """Return the store that capturing such a network would make: its layers and their readers, nothing else."""
@@ -145,8 +158,8 @@ class Project:
         return self._structure_of(self.network) if self.config.selects else None
 
     def _structure_of(self, network: nn.Module) -> Structure:
-        with refusals_explained(self.code.first_batch, f"domain '{next(iter(self.config.domains))}', batch 0"):
-            return Structure.of(network, self.code.first_batch)
+        place = f"domain '{next(iter(self.config.domains))}', batch 0"
+        return Structure.of(network, self.code.first_batch, place=place)
 
     @cached_property
     def positions(self) -> dict[str, float]:

@@ -138,7 +138,8 @@ class NetworkSection(Section):
     """Patterns of layers whose outputs are watched as well: their moments are kept as those of `name@outputs`."""
     gradients: tuple[str, ...] = ()
     """Patterns of layers of whose outputs the gradients are watched as well, as `name@gradients`: what the weighted
-    methods need. [gradients] says which gradients. Each batch then takes a backward pass too."""
+    methods need; with one of these in `solve.methods` all that it needs. [gradients] says which gradients. Each batch
+    then takes a backward pass too."""
 
     @property
     def has_own_weights(self) -> bool:

@@ -298,7 +298,7 @@ REFUSED = {
     "remembering": (Remembering, "'fc2': the same batch gave other rows the second time"),
     "lazy": (changed(lazy), "'fc2.weight' has no shape before a batch went through: run the network once first"),
     "meta": (changed(on_meta), "'fc2.weight' is on the meta device"),
-    "sparse": (changed(sparse), "example: the network refuses 2 x 6 float32: RuntimeError: .*sparse"),
+    "sparse": (changed(sparse), "example: the network refuses 30 x 6 float32: RuntimeError: .*sparse"),
     "scripted": (lambda: torch.jit.script(Net()), "'fc1' \\(it is a RecursiveScriptModule\\)"),
     "exported": (lambda: torch.export.export(Net(), (X,)).module(), "'fc1' \\(it is a Module\\)"),
 }

@@ -206,7 +206,7 @@ def test_without_a_section_there_is_nothing_to_tune_by(finished_file):
 def test_a_device_that_is_not_there_is_named(finished_file):
     count = torch.cuda.device_count()
     project = opened(finished_file, f"network.device=cuda:{count}").project
-    with pytest.raises(ConfigError, match=rf"network.device: device 'cuda:{count}' is not there"):
+    with pytest.raises(ConfigError, match=rf"network.device: device 'cuda:{count}' does not exist"):
         project.network  # noqa: B018  # it is loaded when it is asked for
     with pytest.raises(ConfigError, match=r"network.device: .* got 'gpu'"):
         opened(finished_file, "network.device=gpu")
