@@ -41,7 +41,7 @@ from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
 from dalr_stream.workflow.steps.scores.scoring import Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.step import AGAIN, CHANGED, NOT_DONE, Step, require_whole_moments
+from dalr_stream.workflow.steps.step import AGAIN, CHANGED, NOT_DONE, Step, require_moments
 from dalr_stream.workflow.steps.step_log import StepLog
 
 
@@ -250,7 +250,7 @@ class Run:
             log = StepLog(self.project.output, self.project.config.plain())
             if log.damage:
                 self._progress.note(f"{log.damage}: every step is done again")
-            require_whole_moments(self._steps, log, needed)
+            require_moments(self.project.store, self._steps, log, needed)
             for step in self._steps:
                 demanded = not step.on_demand or (step.name in names and not whole) or self._wanted(step, log)
                 if step.name in needed and demanded:

@@ -62,7 +62,8 @@ def test_every_verb_of_a_run_in_turn(run_file):
     [
         (("run", "absent.toml"), "there is no run file at 'absent.toml'"),
         (("run", "{file}", "--set", "solve.rigde=1"), "unknown key 'solve.rigde'; nearest: 'ridge'"),
-        (("solve", "{file}"), "there is nothing at"),
+        (("solve", "{file}"), "yet: run accumulate first, or run, which does every step"),
+        (("compress", "{file}", "--params", "30%,50%"), "yet: run accumulate first"),
         (("estimate", "{file}", "--set", 'accumulate.memory_limit="1KiB"'), "the limit is 0 MiB"),
     ],
 )

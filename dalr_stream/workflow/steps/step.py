@@ -14,6 +14,7 @@ from typing import Any
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.storage.json_record import RecordKind, digest_of, read_record, write_record
+from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.workflow.steps.fingerprints import file_digest
 from dalr_stream.workflow.steps.step_log import StepLog
@@ -140,14 +141,20 @@ class Step:
             yield str(error)
 
 
-def require_whole_moments(steps: Sequence[Step], log: StepLog, needed: set[str]) -> None:
-    """Refuse to start from moments that were being replaced when a command was stopped; `needed` will be done anyway.
+def require_moments(store: Path, steps: Sequence[Step], log: StepLog, needed: set[str]) -> None:
+    """Refuse to start from moments that are not there, or were being replaced when a command was stopped.
 
-    Raises FingerprintMismatchError.
+    Those that are in `needed` will be done anyway. Raises StoreNotFoundError, FingerprintMismatchError.
     """
     for step in steps:
         starts = [later.name for later in steps if later.from_store and step.name in later.needs]
-        if log.unfinished(step.name) and step.name not in needed and not needed.isdisjoint(starts):
+        if step.name in needed or needed.isdisjoint(starts):
+            continue
+        if not (store / MANIFEST).exists():
+            raise StoreNotFoundError(
+                f"there are no moments at '{store}' yet: run {step.verb} first, or run, which does every step"
+            )
+        if log.unfinished(step.name):
             raise FingerprintMismatchError(
                 f"'{step.name}' was interrupted, so its moments mix two settings: run {step.verb} first"
             )
