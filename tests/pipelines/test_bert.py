@@ -15,7 +15,7 @@ import torch
 import dalr_stream as ds
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
