@@ -61,6 +61,7 @@ class Settings:
     """What is measured: the data sets, and what differs from the defaults of `build` and of `train`."""
 
     pair: Mapping[str, str]
+    """`source` and `target`; `root` where the data sets lie elsewhere."""
     network: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -199,6 +200,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("seeds", nargs="*", type=int)
     parser.add_argument("--repeats", type=int, default=5, help="seeds 0 to N - 1, where none are named")
     parser.add_argument("--pair", nargs=2, default=("glyphs", "digits"), metavar=("SOURCE", "TARGET"))
+    parser.add_argument("--root", help="folder that holds `svhn` and `mnist`, in place of data/")
     parser.add_argument("--width", type=int, help="of the dense layers")
     parser.add_argument("--steps", type=int, help="of the training in all")
     parser.add_argument("--warm-up", type=int, help="the first steps, on the source alone")
@@ -206,7 +208,7 @@ def main(arguments: Sequence[str]) -> None:
     asked = parser.parse_args(arguments)
     training = {"steps": asked.steps, "warm_up": asked.warm_up, "batch_size": asked.batch_size}
     settings = Settings(
-        pair=dict(zip(("source", "target"), asked.pair, strict=True)),
+        pair=_named({"source": asked.pair[0], "target": asked.pair[1], "root": asked.root}),
         network=_named({"width": asked.width}),
         training=_named(training),
     )
@@ -216,7 +218,7 @@ def main(arguments: Sequence[str]) -> None:
     print(table(list(found.values())))
 
 
-def _named(options: Mapping[str, int | None]) -> dict[str, int]:
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -62,7 +62,7 @@ class TestData:
         train = adaptation.data.source_train(seed=0, **PAIR)
         assert torch.bincount(train.labels).tolist() == [60] * 10
         drawn = adaptation.data.source_train(seed=0, samples=50, **PAIR)
-        assert not np.array_equal(drawn.inputs[:, 0].numpy(), adaptation.data.DATA_SETS["glyphs"]("test", 0).pixels)
+        assert not np.array_equal(drawn.inputs[:, 0].numpy(), adaptation.data.DATA_SETS["glyphs"]("test", 0, "").pixels)
 
     def test_the_digits_are_split_once_and_settings_are_chosen_on_training_digits_alone(self, adaptation):
         def pictures(batches):
@@ -286,11 +286,9 @@ FILES = [("run.toml", PAIR), ("svhn_mnist.toml", {"source": "svhn", "target": "m
 def test_the_run_files_run_to_their_report(adaptation, tmp_path, monkeypatch, file, pair):
     monkeypatch.setattr(adaptation.files, "COUNTS", {name: {"train": 40, "test": 20} for name in ("svhn", "mnist")})
     write_official_files(tmp_path)
-    readers = {name: getattr(adaptation.files, name) for name in ("svhn", "mnist")}
-    from_files = {name: lambda split, _, name=name: readers[name](split, tmp_path) for name in readers}
-    monkeypatch.setattr(adaptation.data, "DATA_SETS", {**adaptation.data.DATA_SETS, **from_files})
     settings = [
         f'run.output="{tmp_path / "run"}"',
+        f'options.root="{tmp_path}"',
         "network.options={ channels = [4, 4, 4], width = 24 }",
         "network.train_options={ warm_up = 4, steps = 5, generator_steps = 1 }",
         'solve.methods=["spectral", "momasp_node", "momasp_subset"]',
@@ -298,7 +296,7 @@ def test_the_run_files_run_to_their_report(adaptation, tmp_path, monkeypatch, fi
         "evaluate.ranks=[4]",
     ]
     project = Project(load_config(ADAPTATION / file, settings), ADAPTATION)
-    assert project.config.domains["test"].options == pair
+    assert project.config.domains["test"].options == {**pair, "root": str(tmp_path)}
     report = Run(project).all()
     assert report.exists()
     small = ds.load(project.compressed, project.code.build)
@@ -309,12 +307,16 @@ def test_the_run_files_run_to_their_report(adaptation, tmp_path, monkeypatch, fi
 def write_official_files(folder):
     """Write 40 and 20 pictures of noise as SVHN (MATLAB, colour) and as MNIST (gzipped idx)."""
     rng = np.random.default_rng(0)
+    for name in ("svhn", "mnist"):
+        (folder / name).mkdir()
     for split, count in (("train", 40), ("test", 20)):
         labels = np.arange(count, dtype=np.uint8) % 10
         colours = rng.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
-        scipy.io.savemat(folder / f"{split}_32x32.mat", {"X": colours, "y": np.where(labels == 0, 10, labels)[:, None]})
+        scipy.io.savemat(
+            folder / "svhn" / f"{split}_32x32.mat", {"X": colours, "y": np.where(labels == 0, 10, labels)[:, None]}
+        )
         prefix = "train" if split == "train" else "t10k"
         parts = {"images-idx3": rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), "labels-idx1": labels}
         for kind, values in parts.items():
             header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-            (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+            (folder / "mnist" / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
