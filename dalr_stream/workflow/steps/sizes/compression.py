@@ -14,7 +14,7 @@ from dalr_stream.engine.sequential.compress import in_words
 from dalr_stream.engine.sizes.choice import Candidate, SizeChoice
 from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Method
-from dalr_stream.report.overview import FEW
+from dalr_stream.report.tables.overview import FEW
 from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.workflow.steps.sizes.search import Search
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
