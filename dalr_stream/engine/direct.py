@@ -176,7 +176,7 @@ class NetworkRows:
         require_batches(self.batches)
         if folding.memory_limit_bytes is None:
             return [self.streams]
-        groups = fitting([load_of(layer, 0, BatchMemory()) for layer in self.layers], folding)
+        groups = fitting([load_of(layer, 0, BatchMemory()) for layer in self.layers], folding, batches=self.batches)
         if isinstance(self.batches, Iterator):  # looking at the first would lose it
             if len(groups) > 1:
                 require_repeatable(self.batches, "batches")
@@ -187,7 +187,7 @@ class NetworkRows:
         taken = taken_of(self.model, first, self.layers, self.rule)
         probe, shared = BatchMemory.of(self.model, first, taken, self.layers, self.rule), same_as_before(taken)
         loads = [load_of(layer, 0, probe) for layer in self.layers if layer.stream not in shared]
-        groups = fitting(loads, folding, probe.forward_bytes)
+        groups = fitting(loads, folding, probe.forward_bytes, batches=self.batches)
         if len(groups) > 1:
             require_repeatable(self.batches, "batches")
         return [[name for name in self.streams if shared.get(name, name) in homes] for homes in groups]

@@ -8,7 +8,7 @@ checkpoint, and moments that were made before from the same batches can be used 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -157,15 +157,19 @@ def kept_record(
     return record
 
 
-def fitting(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0) -> tuple[tuple[str, ...], ...]:
+def fitting(
+    loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0, *, batches: object = None
+) -> tuple[tuple[str, ...], ...]:
     """Return the streams of each pass, so that what is folded at once fits; raises MemoryLimitError."""
-    cost = direct_plan(loads, folding, forward_bytes)
+    cost = direct_plan(loads, folding, forward_bytes, batches=batches)
     cost.require()
     return cost.groups
 
 
-def direct_plan(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0) -> MemoryPlan:
-    """Return what folding rows as they are made costs."""
+def direct_plan(
+    loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0, *, batches: object = None
+) -> MemoryPlan:
+    """Return what folding rows as they are made costs; how many segments `batches` have is looked at, where told."""
     return plan(
         loads,
         threads=folding.threads.workers,
@@ -175,6 +179,7 @@ def direct_plan(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
         forward_bytes=forward_bytes,
+        segments=folding.segments(len(batches) if isinstance(batches, Sized) else None),
     )
 
 

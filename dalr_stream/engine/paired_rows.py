@@ -126,7 +126,9 @@ class PairedRows:
         if folding.memory_limit_bytes is None:
             return [self.streams]
         batch = self._one_batch() if self.batch is None else self.batch
-        groups = fitting([self._load(name, batch) for name in self.pairs], folding, batch.forward_bytes)
+        groups = fitting(
+            [self._load(name, batch) for name in self.pairs], folding, batch.forward_bytes, batches=self.batches
+        )
         if len(groups) > 1:
             require_repeatable(self.batches, "batches")
         return groups

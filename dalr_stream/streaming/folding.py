@@ -17,6 +17,8 @@ from dalr_stream.streaming.lanes import Pace
 CUPY = "cupy"
 MOST_READERS = 8
 """Unpacking a tile takes one core some 50 ms, a data centre GPU folds it in 2."""
+MANY_SEGMENTS = 2**16
+"""Counted where a loader has no length: their tree holds some twenty sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,12 @@ class Folding:
         return FoldRule(
             features, self.holdout, Precision(self.precision), engine, self.shards, self.segment_batches, blas
         )
+
+    def segments(self, batches: int | None) -> int:
+        """Return how many segments so many batches have, for plans; 0 where tiles are cut across batches."""
+        if not self.segment_batches:
+            return 0
+        return MANY_SEGMENTS if batches is None else max(-(-batches // self.segment_batches), 1)
 
     @property
     def facts(self) -> dict[str, Any]:

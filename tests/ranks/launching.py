@@ -15,7 +15,9 @@ import dalr_stream as ds
 
 LAYERS = ("0", "2")
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["rank_job", "dalr_stream.engine.direct", "torch.distributed", "zarr"])
+SERVER.set_forkserver_preload(
+    ["rank_job", "dalr_stream.workflow.run", "dalr_stream.workflow.following", "torch.distributed", "zarr"]
+)
 
 
 @dataclass
@@ -28,8 +30,11 @@ class Ended:
     """From the first end of a process that failed to the end of each."""
 
 
-def launch(folder, do, ranks, **settings):
-    """Run `rank_job.main` on `ranks` processes and wait for all of them; `settings` go to the environment."""
+def launch(folder, do, ranks, *, kill=None, **settings):
+    """Run `rank_job.main` on `ranks` processes and wait for all of them; `settings` go to the environment.
+
+    `kill` is a rank and the seconds after which it is killed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -41,6 +46,9 @@ def launch(folder, do, ranks, **settings):
     ]
     for process in started:
         process.start()
+    if kill is not None:
+        started[kill[0]].join(kill[1])
+        started[kill[0]].kill()
     ends = {}
     while len(ends) < ranks:
         ends |= {rank: time.monotonic() for rank, one in enumerate(started) if rank not in ends and not one.is_alive()}

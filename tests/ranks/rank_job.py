@@ -9,12 +9,14 @@ WRAP      "ddp": the network in DistributedDataParallel
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.cli.app import main as command_line
 from dalr_stream.streaming.lanes import Pace
 
 BATCHES, SAMPLES = 23, 40
@@ -58,6 +60,10 @@ def every_round():
 
 def main(root):
     torch.set_num_threads(1)
+    if os.environ["DO"] == "command":
+        sys.argv = ["dalr-stream", *os.environ["ARGUMENTS"].split("|")]
+        command_line()
+        return
     model = network()
     if os.environ.get("WRAP") == "ddp":
         torch.distributed.init_process_group("gloo")

@@ -35,6 +35,7 @@ class QueueLink:
                 message = self.queues.ways[rank, self.rank].get(timeout=0.05)
             except queue.Empty:
                 continue
+            self.traffic.messages += bool(message.arrays)
             self.traffic.array_bytes += sum(array.nbytes for array in message.arrays)
             return message
 

@@ -16,8 +16,10 @@ from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.numerics.statistics.merging import merge_all
+from dalr_stream.numerics.statistics.segments import SegmentSum, SegmentTree
 from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.lock import locked
+from dalr_stream.streaming.cost import sums_alive
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.lanes import Pace
 from dalr_stream.streaming.ranks.segment_sink import SegmentSink
@@ -171,3 +173,18 @@ def test_rows_that_are_not_finite_stop_every_rank():
 def test_segments_are_of_a_batch_at_least():
     with pytest.raises(InvalidInputError, match="segment_batches must be 1 or more, or 0 for none, got -1"):
         Folding(segment_batches=-1)
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def test_no_more_sums_are_alive_than_the_plan_counts(sizes):
+    """Runs of segments, of any lengths, as ranks send them."""
+    tree, first, most = SegmentTree(), 0, 0
+    for size in sizes:
+        own = SegmentTree(SegmentSum(number, 1, {}) for number in range(first, first + size))
+        for one in own.take():
+            tree.push(one)
+        first += size
+        most = max(most, len(list(tree)))
+        assert [one.first for one in tree] == [0, *accumulate(one.size for one in tree)][:-1]
+    assert most + 2 <= sums_alive(first)
+    assert len(list(tree)) == first.bit_count()

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from dalr_stream.engine.ranks.meeting import Place, meeting
 from dalr_stream.engine.ranks.pulse import Pulse
@@ -21,6 +22,7 @@ _WORD_SECONDS = 5.0
 """How long to wait for the reason why a connection was closed."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Ranks:
     """The processes of one job, as one of them sees them; from `open_ranks`.
 
@@ -29,7 +31,7 @@ class Ranks:
     rank
         Number of this process. Rank 0 alone writes the store and has the results.
     ranks
-        How many processes there are.
+        How many processes there are; 1 where no launcher started several.
     traffic
         Bytes of arrays received so far, and the seconds that took.
 
@@ -41,14 +43,11 @@ class Ranks:
     rank 0 of 1
     """
 
-    def __init__(
-        self, rank: int = 0, ranks: int = 1, data: Mapping[int, socket.socket] | None = None, pulse: Pulse | None = None
-    ) -> None:
-        self.rank = rank
-        self.ranks = ranks
-        self.traffic = Traffic()
-        self._data = data or {}
-        self._pulse = pulse
+    rank: int = 0
+    ranks: int = 1
+    traffic: Traffic = field(default_factory=Traffic)
+    _data: Mapping[int, socket.socket] = field(default_factory=dict)
+    _pulse: Pulse | None = None
 
     def __repr__(self) -> str:
         return f"rank {self.rank} of {self.ranks}"
@@ -130,7 +129,7 @@ def open_ranks(*, timeout_seconds: float = 300.0) -> Iterator[Ranks]:
         pulse = Pulse(met.pulses, met.names)
         error: str | None = "interrupted"
         try:
-            yield Ranks(place.rank, place.ranks, met.data, pulse)
+            yield Ranks(place.rank, place.ranks, Traffic(), met.data, pulse)
             error = None
         except Exception as caught:
             error = str(caught) if isinstance(caught, DalrStreamError) else f"{type(caught).__name__}: {caught}"

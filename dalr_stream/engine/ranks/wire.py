@@ -48,6 +48,7 @@ def receive_message(connection: socket.socket, traffic: Traffic, check: Check) -
     _receive(connection, memoryview(header), check)
     facts = json.loads(header)
     arrays = [_array(connection, dtype, shape, check) for dtype, shape in facts["arrays"]]
+    traffic.messages += bool(arrays)
     traffic.array_bytes += sum(array.nbytes for array in arrays)
     traffic.seconds += time.monotonic() - begun
     return Message(facts["facts"], arrays)

@@ -26,6 +26,8 @@ class Traffic:
     """What a rank received so far."""
 
     array_bytes: int = 0
+    messages: int = 0
+    """That had arrays."""
     seconds: float = 0.0
     """While arrays were on their way; waiting for a rank that is not done yet does not count."""
 
