@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dalr_stream as ds
+from activity import half_share
 from claims_solved import LAYERS, RANKS, READER, Solved, Vector, low_rank, useful
 from dalr_stream.errors import FewSamplesWarning
 from dalr_stream.numerics import relative_errors
@@ -26,7 +27,6 @@ PAPER_RANKS = {"fc6": (4, 7, 14, 28, 56, 112), "fc7": (6, 12, 24, 48, 96, 192)}
 MOMASP_RANKS = {"fc6": RANKS, "fc7": (1, 2, 3, 6, 12, 24, 48, 96, 192)}
 """Of fc7 the first six are at the shares in MoMaSP's Tables 3-5, 0.20 to 6.25 %; the rest continue them."""
 AS_PUBLISHED = "mean over the paper's shares (points)"
-HALF = 0.5
 PICKS = (0, 16, 64)
 """Nodes chosen before the candidates are compared."""
 CLOSE = 0.01
@@ -49,12 +49,6 @@ def activation_shift(source: Solved, target: Solved) -> Quantities:
             share = half_share(statistics[layer].active_rate)
             found[f"{layer} inputs: share carrying half of the activations, {name} (%)"] = 100 * share
     return found
-
-
-def half_share(rates: Vector) -> float:
-    """Smallest share of the features that carries half of the activations."""
-    carried = np.cumsum(np.sort(rates)[::-1])
-    return (int(np.searchsorted(carried, HALF * carried[-1])) + 1) / rates.size
 
 
 def dalr_over_svd(source: Solved, target: Solved) -> Quantities:
