@@ -60,7 +60,7 @@ def fold_in_memory(
     for group in feed.groups(folding):
         announce(link, group)
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = new_sink(folding, executor, link, first_pass=first_pass)
+            sink = new_sink(feed, folding, executor, link, first_pass=first_pass)
             feed.send(group, sink, folding, progress)
             moments |= dict(sink.freeze())
             moments |= {name: moments[home] for name, home in sink.record().shared.items()}
@@ -106,6 +106,7 @@ def fold_into(  # where to, what of, how, and with whom
             announce(link, group)
             with ThreadPoolExecutor(folding.threads.workers) as executor:
                 sink = new_sink(
+                    feed,
                     folding,
                     executor,
                     link,

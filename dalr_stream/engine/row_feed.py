@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from dalr_stream.progress import Progress
 from dalr_stream.storage.contents import NetworkRecord
@@ -22,6 +22,10 @@ class RowFeed(Protocol):
     @property
     def streams(self) -> Sequence[str]:
         """Their names, in order."""
+
+    @property
+    def batches(self) -> Iterable[Any]:
+        """What the rows are made of."""
 
     @property
     def choice(self) -> str:

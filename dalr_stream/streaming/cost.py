@@ -141,7 +141,7 @@ def layer_cost(
 
 
 def sums_alive(segments: int) -> int:
-    """Return how many sums the tree over so many segments holds at most, with the one that is folded and one joined."""
+    """Return how many sums are held at most: in the tree, the one being folded or received, and one being joined."""
     return segments.bit_length() + 2
 
 

@@ -51,7 +51,13 @@ class Loader:
 
 def folding():
     segment = int(os.environ.get("SEGMENT", "2"))
-    return ds.Folding(ds.HoldoutRule(0.2, seed=1), ds.Threads(1), pace=every_round, segment_batches=segment)
+    return ds.Folding(
+        ds.HoldoutRule(0.2, seed=1),
+        ds.Threads(1),
+        pace=every_round,
+        device=os.environ.get("DEVICE"),
+        segment_batches=segment,
+    )
 
 
 def every_round():
@@ -64,9 +70,9 @@ def main(root):
         sys.argv = ["dalr-stream", *os.environ["ARGUMENTS"].split("|")]
         command_line()
         return
-    model = network()
-    if os.environ.get("WRAP") == "ddp":
-        torch.distributed.init_process_group("gloo")
+    model, wrap = network().to(os.environ.get("DEVICE", "cpu")), os.environ.get("WRAP")
+    if wrap is not None:
+        torch.distributed.init_process_group(wrap)
         model = nn.parallel.DistributedDataParallel(model)
     layers = ds.watch(model, ["0", "2"])
     with ds.open_ranks(timeout_seconds=60) as ranks:

@@ -65,7 +65,7 @@ def test_ranks_capture_the_store_of_one_process(expected, tmp_path):
 
 
 def test_in_memory_rank_0_has_the_statistics(expected, tmp_path):
-    ended = launch(tmp_path / "memory", "memory", 2, WRAP="ddp")
+    ended = launch(tmp_path / "memory", "memory", 2, WRAP="gloo")
     assert ended.codes == [0, 0], ended.errors
     assert (tmp_path / "memory").read_bytes() == (expected / "memory").read_bytes()
 

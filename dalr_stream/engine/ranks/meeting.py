@@ -23,6 +23,8 @@ from dalr_stream.errors import InvalidInputError, ResourceError
 from dalr_stream.streaming.ranks.link import Message, Traffic
 
 _TOKEN_BYTES = 16
+_HELLO_BYTES = 4096
+_HELLO_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,24 +110,33 @@ def _at_the_store(place: Place, timeout_seconds: float) -> tuple[Meeting, str]:
 
 def _accept(met: Meeting, key: str, place: Place, timeout_seconds: float, stack: ExitStack) -> None:
     token, deadline = secrets.token_hex(_TOKEN_BYTES), time.monotonic() + timeout_seconds
-
-    def in_time() -> None:
-        if time.monotonic() > deadline:
-            raise TimeoutError
-
     server = stack.enter_context(socket.create_server(("", 0), backlog=2 * place.ranks))
-    server.settimeout(timeout_seconds)
     met.store.set(key, f"{server.getsockname()[1]} {token}")
     while len(met.data) < place.ranks - 1 or len(met.pulses) < place.ranks - 1:
+        server.settimeout(max(deadline - time.monotonic(), 0.001))
         connection = stack.enter_context(server.accept()[0])
         _make_ready(connection)
-        hello = receive_message(connection, Traffic(), in_time).facts
+        hello = _hello(connection)
         if not secrets.compare_digest(str(hello.get("token")), token):
-            connection.close()
+            connection.close()  # whoever it is, it is no rank of this job
             continue
         rank = int(hello["rank"])
         (met.pulses if hello["pulse"] else met.data)[rank] = connection
         met.names[rank] = f"rank {rank} on {hello['host']}"
+
+
+def _hello(connection: socket.socket) -> Mapping[str, Any]:
+    """Return what a connection says at once; nothing where it says nothing, or no message."""
+    deadline = time.monotonic() + _HELLO_SECONDS
+
+    def in_time() -> None:
+        if time.monotonic() > deadline:
+            raise ClosedError("it said nothing")
+
+    try:
+        return receive_message(connection, Traffic(), in_time, most_facts_bytes=_HELLO_BYTES).facts
+    except ClosedError:
+        return {}
 
 
 def _connect(met: Meeting, key: str, place: Place, timeout_seconds: float, stack: ExitStack) -> None:

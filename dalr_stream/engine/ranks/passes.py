@@ -6,7 +6,7 @@ do as it says. One process goes the same way, with nobody to tell.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,12 +33,13 @@ def require_segments(folding: Folding, link: Link) -> None:
         )
 
 
-def new_sink(folding: Folding, executor: ThreadPoolExecutor, link: Link, **options: Any) -> Folds:
+def new_sink(feed: RowFeed, folding: Folding, executor: ThreadPoolExecutor, link: Link, **options: Any) -> Folds:
     """Return what folds a pass, by lanes or by segments."""
     backend = backend_of(folding)
     if not folding.segment_batches:
         return FoldSink(folding, executor, backend=backend, **options)
-    return SegmentSink(folding, executor, link=link, backend=backend, **options)
+    length = len(feed.batches) if isinstance(feed.batches, Sized) else None
+    return SegmentSink(folding, executor, link=link, length=length, backend=backend, **options)
 
 
 def require_same_on_all(link: Link, facts: Mapping[str, Any]) -> None:
@@ -66,7 +67,7 @@ def take_part(feed: RowFeed, folding: Folding, link: Link) -> None:
     first_pass = Batches()
     while told := tell(link, None):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = new_sink(folding, executor, link, first_pass=first_pass)
+            sink = new_sink(feed, folding, executor, link, first_pass=first_pass)
             if not sink.ended:
                 feed.send(told[_GROUP], sink, folding, Silent())
             first_pass = sink.batches.batches

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
 
 from dalr_stream.engine.ranks.meeting import Place, meeting
 from dalr_stream.engine.ranks.pulse import Pulse
@@ -33,7 +36,7 @@ class Ranks:
     ranks
         How many processes there are; 1 where no launcher started several.
     traffic
-        Bytes of arrays received so far, and the seconds that took.
+        What this process received so far.
 
     Examples
     --------
@@ -65,16 +68,26 @@ class Ranks:
             raise self._gone(rank) from None
 
     def receive(self, rank: int) -> Message:
-        """Wait for what another rank sends; raises ResourceError where one was lost or stopped."""
+        """Wait for what another rank sends; raises ResourceError where one was lost or stopped.
+
+        Its arrays arrive as they are gone through, which must be before the next message.
+        """
         try:
-            return receive_message(self._data[rank], self.traffic, self.check)
+            message = receive_message(self._data[rank], self.traffic, self.check)
         except ClosedError:
             raise self._gone(rank) from None
+        return Message(message.facts, self._arriving(rank, message.arrays))
 
     def check(self) -> None:
         """Raise ResourceError where a rank was lost, or stopped with an error."""
         if self._pulse is not None and self._pulse.lost is not None:
             raise ResourceError(self._pulse.lost)
+
+    def _arriving(self, rank: int, arrays: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        try:
+            yield from arrays
+        except ClosedError:
+            raise self._gone(rank) from None
 
     def _gone(self, rank: int) -> ResourceError:
         """Return what to raise where a connection was closed: the pulse mostly knows why, or will in a moment."""

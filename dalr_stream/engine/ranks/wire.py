@@ -10,8 +10,7 @@ import json
 import math
 import socket
 import struct
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from dalr_stream.streaming.ranks.link import Message, Traffic
 
 TURN_SECONDS = 0.5
+MOST_FACTS_BYTES = 2**30
 _LENGTH = struct.Struct("!Q")
 Check = Callable[[], None]
 """Called between turns; raises where waiting is in vain."""
@@ -31,27 +31,45 @@ class ClosedError(Exception):
 
 def send_message(connection: socket.socket, message: Message, check: Check) -> None:
     """Send one message; raises ClosedError."""
-    forms = [[array.dtype.str, list(array.shape)] for array in message.arrays]
+    arrays = list(message.arrays)
+    forms = [[array.dtype.str, list(array.shape)] for array in arrays]
     header = json.dumps({"facts": dict(message.facts), "arrays": forms}).encode()
     _send(connection, memoryview(_LENGTH.pack(len(header)) + header), check)
-    for array in message.arrays:
+    for array in arrays:
         if array.size:
             _send(connection, np.ascontiguousarray(array).reshape(-1).data.cast("B"), check)
 
 
-def receive_message(connection: socket.socket, traffic: Traffic, check: Check) -> Message:
-    """Wait for one message and count its arrays; raises ClosedError."""
+def receive_message(
+    connection: socket.socket, traffic: Traffic, check: Check, *, most_facts_bytes: int = MOST_FACTS_BYTES
+) -> Message:
+    """Wait for one message; raises ClosedError. Its arrays arrive as they are asked for, and must be before the next.
+
+    They are counted in `traffic`.
+    """
     length = bytearray(_LENGTH.size)
     _receive(connection, memoryview(length), check)
-    begun = time.monotonic()
-    header = bytearray(*_LENGTH.unpack(length))
+    size: int = _LENGTH.unpack(length)[0]
+    if size > most_facts_bytes:
+        raise ClosedError(f"announced {size} bytes of facts")
+    header = bytearray(size)
     _receive(connection, memoryview(header), check)
-    facts = json.loads(header)
-    arrays = [_array(connection, dtype, shape, check) for dtype, shape in facts["arrays"]]
-    traffic.messages += bool(arrays)
-    traffic.array_bytes += sum(array.nbytes for array in arrays)
-    traffic.seconds += time.monotonic() - begun
-    return Message(facts["facts"], arrays)
+    try:
+        told = json.loads(header)
+        facts, forms = dict(told["facts"]), list(told["arrays"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise ClosedError(f"sent what is no message: {error}") from None
+    traffic.messages += bool(forms)
+    return Message(facts, _arrays(connection, forms, traffic, check))
+
+
+def _arrays(
+    connection: socket.socket, forms: Sequence[tuple[str, list[int]]], traffic: Traffic, check: Check
+) -> Iterator[NDArray[Any]]:
+    for dtype, shape in forms:
+        array = _array(connection, dtype, shape, check)
+        traffic.array_bytes += array.nbytes
+        yield array
 
 
 def _array(connection: socket.socket, dtype: str, shape: list[int], check: Check) -> NDArray[Any]:

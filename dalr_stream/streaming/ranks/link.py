@@ -6,7 +6,7 @@ Rank 0 talks to every other rank, and no other two talk. How bytes get across is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Facts as JSON has them, and arrays of numbers."""
+    """Facts as JSON has them, and arrays of numbers, to be gone through once."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Sequence[NDArray[Any]] = ()
+    arrays: Iterable[NDArray[Any]] = ()
 
 
 @dataclass(slots=True)
@@ -28,8 +28,6 @@ class Traffic:
     array_bytes: int = 0
     messages: int = 0
     """That had arrays."""
-    seconds: float = 0.0
-    """While arrays were on their way; waiting for a rank that is not done yet does not count."""
 
 
 class Link(Protocol):
@@ -51,7 +49,10 @@ class Link(Protocol):
         """Send to another rank; raises ResourceError where one was lost or stopped."""
 
     def receive(self, rank: int) -> Message:
-        """Wait for what another rank sends; raises ResourceError where one was lost or stopped."""
+        """Wait for what another rank sends; raises ResourceError where one was lost or stopped.
+
+        Its arrays may arrive only as they are gone through, which must be before the next message.
+        """
 
     def check(self) -> None:
         """Raise ResourceError where a rank was lost, or stopped with an error."""

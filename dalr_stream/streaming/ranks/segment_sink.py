@@ -40,18 +40,21 @@ class SegmentSink:
     Only rank 0 is given checkpoints, and only there are `freeze` and `record` of all rows.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # those of FoldSink, and who else folds
         self,
         folding: Folding,
         executor: ThreadPoolExecutor,
         *,
         link: Link | None = None,
+        length: int | None = None,
         checkpoints: Checkpoints | None = None,
         first_pass: Batches | None = None,
         backend: Backend | None = None,
         probed: Callable[[Probe], None] | None = None,
     ) -> None:
+        """`length` is how many batches there are, where that is known: then the last round is dealt evenly."""
         self.probed = probed
+        self._length = length
         backend = backend or Backend()
         self._folding = folding
         self._link: Link = link or Alone()
@@ -61,7 +64,7 @@ class SegmentSink:
         self._log = PassLog(first_pass, backend.to_host)
         self._folds: dict[str, LayerLanes] = {}
         self._tree = SegmentTree()
-        self._width = 1
+        self._wanted = self._width = 1
         self._slot = 0
         self.ended = False
         """Whether an earlier run folded all batches and wrote the moments."""
@@ -160,7 +163,8 @@ class SegmentSink:
         worked = self._pace.clock() - self._joined_at
         seconds = sum(self._take(rank, first, ended=ended) for rank in range(1, self._link.ranks))
         if seconds > SHARE_FOR_CHECKPOINTS * worked:
-            self._width *= 2
+            self._wanted *= 2
+        self._width = min(self._wanted, self._left_each())
         tell(self._link, {"width": self._width})
         if self._checkpoints is not None and not ended and self._pace.due():
             begun = self._pace.clock()
@@ -168,17 +172,23 @@ class SegmentSink:
             self._pace.paid(begun)
         self._joined_at = self._pace.clock()
 
+    def _left_each(self) -> int:
+        """Return how many segments are left for each rank, so that a last round leaves none idle."""
+        if self._length is None:
+            return self._wanted
+        left = -(-self._length // self._folding.segment_batches) - self._round_begins
+        return max(-(-left // self._link.ranks), 1)
+
     def _send(self, first: int, *, ended: bool) -> None:
         """Send what this rank folded in the round that began with segment `first`, and hold nothing of it."""
         log, sums = self._log, self._tree.take()
         facts = {"ended": ended, "sums": facts_of(sums), **log.plain(first * self._folding.segment_batches)}
-        self._link.send(0, Message(facts, list(arrays_of(sums))))
+        self._link.send(0, Message(facts, arrays_of(sums)))
         log.rows = {name: replace(known, rows=0) for name, known in log.rows.items()}
         self._width = self._link.receive(0).facts["width"]
 
     def _take(self, rank: int, first: int, *, ended: bool) -> float:
         """Take what a rank folded in a round; return the seconds that receiving and joining it took."""
-        before = self._link.traffic.seconds
         message = self._link.receive(rank)
         begun = self._pace.clock()
         facts = message.facts
@@ -186,7 +196,7 @@ class SegmentSink:
         self._log.add_rows(rank, facts)
         for one in sums_from(facts["sums"], iter(message.arrays)):
             self._tree.push(one)
-        return self._link.traffic.seconds - before + self._pace.clock() - begun
+        return self._pace.clock() - begun
 
     def _require_same_batches(self, rank: int, first: int, theirs: Batches, *, ended: bool) -> None:
         """Raise FingerprintMismatchError where a rank's loader gave it other batches than this one's."""
