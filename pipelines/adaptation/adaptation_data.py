@@ -4,17 +4,18 @@ A run file names the pair once, in [options]: `source` and `target` are each one
 see the source's training rows with labels and the target's training rows without; the target's test rows judge, and are
 seen by nothing else. Settings are chosen on `validation`, the training rows of `digits` split once more. Pictures are
 grey, (n, 1, side, side) in 0..1, and both of a pair have one size: 8 for `glyphs`, `digits` and `validation`, 32 for
-`svhn` and `mnist` (padded by two pixels all round).
+`svhn` and `mnist` (padded by two pixels all round). `root` is the folder that holds these two, in place of data/.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from digit_files import Pictures, handwritten, mnist, svhn
+from digit_files import DATA, Pictures, handwritten, mnist, svhn
 from glyph_atlas import digit_atlas
 from glyph_rendering import GlyphStyle, render_glyphs
 from labelled_batches import Batches
@@ -49,34 +50,40 @@ def side_of(source: str, target: str) -> int:
     return SIDES[source]
 
 
-def source_train(*, seed: int, source: str, target: str, samples: int | None = None) -> Batches:
+def source_train(
+    *, seed: int, source: str, target: str, root: str | None = None, samples: int | None = None
+) -> Batches:
     """Give the source's training rows: all of them, or `samples` drawn by the seed."""
     side_of(source, target)
-    return _drawn(_load(source, "train", seed), seed, samples)
+    return _drawn(_load(source, "train", seed, root), seed, samples)
 
 
-def target_train(*, seed: int, source: str, target: str, samples: int | None = None) -> Batches:
+def target_train(
+    *, seed: int, source: str, target: str, root: str | None = None, samples: int | None = None
+) -> Batches:
     """Give the target's training rows; their labels are for counting alone."""
     side_of(source, target)
-    return _drawn(_load(target, "train", seed), seed, samples)
+    return _drawn(_load(target, "train", seed, root), seed, samples)
 
 
-def target_test(*, seed: int, source: str, target: str) -> Batches:
+def target_test(*, seed: int, source: str, target: str, root: str | None = None) -> Batches:
     """Give the target's test rows."""
     side_of(source, target)
-    return _load(target, "test", seed)
+    return _load(target, "test", seed, root)
 
 
-def target_statistics(*, seed: int, source: str, target: str) -> Batches:
+def target_statistics(*, seed: int, source: str, target: str, root: str | None = None) -> Batches:
     """Give the target's rows for statistics: its training rows, 14,000 of them at most."""
-    rows = target_train(seed=seed, source=source, target=target)
+    rows = target_train(seed=seed, source=source, target=target, root=root)
     return _drawn(rows, seed, min(STATISTICS, len(rows.labels)))
 
 
-def source_statistics(*, seed: int, source: str, target: str, per_target: float = 0.5) -> Batches:
+def source_statistics(
+    *, seed: int, source: str, target: str, root: str | None = None, per_target: float = 0.5
+) -> Batches:
     """Give the source's rows for statistics: `per_target` times as many as the target has (7,000 to 14,000)."""
-    size = len(target_statistics(seed=seed, source=source, target=target).labels)
-    return source_train(seed=seed, source=source, target=target, samples=round(per_target * size))
+    size = len(target_statistics(seed=seed, source=source, target=target, root=root).labels)
+    return source_train(seed=seed, source=source, target=target, root=root, samples=round(per_target * size))
 
 
 def _drawn(rows: Batches, seed: int, samples: int | None) -> Batches:
@@ -88,14 +95,14 @@ def _drawn(rows: Batches, seed: int, samples: int | None) -> Batches:
     return Batches(rows.inputs[picked], rows.labels[picked], rows.batch_size)
 
 
-def _load(name: str, split: str, seed: int) -> Batches:
-    pictures = DATA_SETS[name](split, seed)
+def _load(name: str, split: str, seed: int, root: str | None) -> Batches:
+    pictures = DATA_SETS[name](split, seed, root or DATA)
     margin = (SIDES[name] - pictures.pixels.shape[-1]) // 2
     padded = np.pad(pictures.pixels, ((0, 0), (margin, margin), (margin, margin)))
     return Batches(torch.from_numpy(padded[:, None]), torch.from_numpy(pictures.labels), BATCH)
 
 
-def _glyphs(split: str, seed: int) -> Pictures:
+def _glyphs(split: str, seed: int, _root: str | Path) -> Pictures:
     """Draw printed digits in eight faces, each split from a random stream of its own."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(list(GLYPH_SAMPLES).index(split),)))
     labels = rng.permutation(np.arange(GLYPH_SAMPLES[split], dtype=np.int64) % 10)
@@ -111,10 +118,10 @@ def _validation(split: str) -> Pictures:
     return Pictures(digits.pixels[picked], digits.labels[picked])
 
 
-DATA_SETS: Mapping[str, Callable[[str, int], Pictures]] = {
+DATA_SETS: Mapping[str, Callable[[str, int, str | Path], Pictures]] = {
     "glyphs": _glyphs,
-    "digits": lambda split, _seed: handwritten(split, DIGITS_SPLIT),
-    "validation": lambda split, _seed: _validation(split),
-    "svhn": lambda split, _seed: svhn(split),
-    "mnist": lambda split, _seed: mnist(split),
+    "digits": lambda split, _seed, _root: handwritten(split, DIGITS_SPLIT),
+    "validation": lambda split, _seed, _root: _validation(split),
+    "svhn": lambda split, _seed, root: svhn(split, root),
+    "mnist": lambda split, _seed, root: mnist(split, root),
 }

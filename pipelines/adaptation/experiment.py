@@ -1,9 +1,12 @@
-"""MoMaSP's section 4 on printed and handwritten digits: the tables of docs/results/adaptation.md.
+r"""MoMaSP's section 4 on printed and handwritten digits: the tables of docs/results/adaptation.md.
 
-    python pipelines/adaptation/experiment.py [SEED ...] [--pair svhn mnist]
+    python pipelines/adaptation/experiment.py [SEED ...]
+    python pipelines/adaptation/experiment.py --repeats 10 --pair svhn mnist --width 2048 --steps 20000 --warm-up 2000 \
+        --batch-size 128
 
-Five repetitions by default. A seed decides the weights, the training and the glyphs. Its network and figures are kept
-in `runs/adaptation/<pair>/seed<N>` and not made again; all go to `runs/adaptation/<pair>/adaptation.json`.
+Five repetitions by default, of seeds 0 to 4. A seed decides the weights, the training and the glyphs. Its network and
+figures are kept in `runs/adaptation/<pair>/seed<N>`, named by a digest of settings and code: what was made from the
+same is not made again. All go to `runs/adaptation/<pair>/adaptation.json`.
 Settings were chosen by `experiment.py 100 --pair glyphs validation`, which sees none of the test digits.
 """
 
@@ -13,7 +16,8 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,8 @@ from adaptation_selection import (  # noqa: E402
     specificity,
 )
 from adaptation_training import STEPS, train  # noqa: E402
-from dalr_stream.network import Structure, accuracy, load_weights, save_weights  # noqa: E402
+from dalr_stream.network import Structure, accuracy  # noqa: E402
+from kept_results import digest_of, kept_figures, kept_weights  # noqa: E402
 from labelled_batches import Batches  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "adaptation"
@@ -51,15 +56,32 @@ PUBLISHED_SPECIFICITY = {  # momasp.md, Table 1
 Figures = dict[str, Any]
 
 
-def trained(seed: int, folder: Path, pair: Mapping[str, str], options: Mapping[str, Any]) -> AdaptationNetwork:
-    """Return the adapted network of a seed: read where it was trained before."""
-    network, file = build(**pair), folder / "network.safetensors"
-    if file.exists():
-        load_weights(network, file)
-    else:
-        train(network, seed=seed, report=print, **pair, **options)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(network, file)
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is measured: the data sets, and what differs from the defaults of `build` and of `train`."""
+
+    pair: Mapping[str, str]
+    """`source` and `target`; `root` where the data sets lie elsewhere."""
+    network: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def digest(self, seed: int, *functions: Callable[..., Any]) -> str:
+        """Of these settings, a seed and the code of functions."""
+        return digest_of({"seed": seed, **asdict(self)}, *functions)
+
+
+def trained(seed: int, folder: Path, settings: Settings, *, adapted: bool = True) -> AdaptationNetwork:
+    """Return the network of a seed, adapted or trained on the source alone: read where it was trained before."""
+    network = build(**settings.pair, **settings.network)
+    options = dict(settings.training)
+    if not adapted:
+        options["warm_up"] = options.get("steps", STEPS)
+
+    def teach() -> None:
+        train(network, seed=seed, report=print, **settings.pair, **options)
+
+    name = "adapted" if adapted else "unadapted"
+    kept_weights(folder, settings.digest(seed, build, train), {name: network}, teach)
     network.eval()
     return network
 
@@ -76,24 +98,23 @@ def candidates(found: Statistics) -> Iterator[tuple[str, Selections]]:
         yield f"{form}, alone", found.momasp(form, ALONE)
 
 
-def measure(seed: int, folder: Path, pair: Mapping[str, str], options: Mapping[str, Any]) -> Figures:
+def measure(seed: int, folder: Path, settings: Settings) -> Figures:
     """Return the figures of one repetition: read where they were measured before."""
-    file = folder / "figures.json"
-    if not file.exists():
-        network = trained(seed, folder, pair, options)
-        unadapted = build(**pair)
-        train(unadapted, seed=seed, report=print, **pair, **{**options, "warm_up": options.get("steps", STEPS)})
-        test = target_test(seed=seed, **pair)
-        figures = {
-            "parameters": parameters(network, {}),
-            "baseline": {"unadapted": _percent(unadapted, test), "adapted": _percent(network, test)},
-            **_compressed_figures(
-                network, target_statistics(seed=seed, **pair), source_statistics(seed=seed, **pair), test
-            ),
-        }
-        file.write_text(json.dumps(figures, indent=1) + "\n")
-    found: Figures = json.loads(file.read_text())
+    found: Figures = kept_figures(folder, settings.digest(seed, measure), lambda: _measured(seed, folder, settings))
     return found
+
+
+def _measured(seed: int, folder: Path, settings: Settings) -> Figures:
+    network, unadapted = (trained(seed, folder, settings, adapted=adapted) for adapted in (True, False))
+    target, source, test = (
+        rows(seed=seed, **settings.pair) for rows in (target_statistics, source_statistics, target_test)
+    )
+    return {
+        "settings": asdict(settings),
+        "parameters": parameters(network, {}),
+        "baseline": {"unadapted": _percent(unadapted, test), "adapted": _percent(network, test)},
+        **_compressed_figures(network, target, source, test),
+    }
 
 
 def _compressed_figures(network: AdaptationNetwork, target: Batches, source: Batches, test: Batches) -> Figures:
@@ -176,15 +197,29 @@ def spread(values: Sequence[float | None], digits: int = 1) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("seeds", nargs="*", type=int, default=range(5))
+    parser.add_argument("seeds", nargs="*", type=int)
+    parser.add_argument("--repeats", type=int, default=5, help="seeds 0 to N - 1, where none are named")
     parser.add_argument("--pair", nargs=2, default=("glyphs", "digits"), metavar=("SOURCE", "TARGET"))
+    parser.add_argument("--root", help="folder that holds `svhn` and `mnist`, in place of data/")
+    parser.add_argument("--width", type=int, help="of the dense layers")
+    parser.add_argument("--steps", type=int, help="of the training in all")
+    parser.add_argument("--warm-up", type=int, help="the first steps, on the source alone")
+    parser.add_argument("--batch-size", type=int, help="rows of each domain a step")
     asked = parser.parse_args(arguments)
-    pair = dict(zip(("source", "target"), asked.pair, strict=True))
+    training = {"steps": asked.steps, "warm_up": asked.warm_up, "batch_size": asked.batch_size}
+    settings = Settings(
+        pair=_named({"source": asked.pair[0], "target": asked.pair[1], "root": asked.root}),
+        network=_named({"width": asked.width}),
+        training=_named(training),
+    )
     folder = RUNS / "-".join(asked.pair)
-    found = [measure(seed, folder / f"seed{seed}", pair, {}) for seed in asked.seeds]
-    kept = {str(seed): figures for seed, figures in zip(asked.seeds, found, strict=True)}
-    (folder / "adaptation.json").write_text(json.dumps(kept, indent=1) + "\n")
-    print(table(found))
+    found = {seed: measure(seed, folder / f"seed{seed}", settings) for seed in asked.seeds or range(asked.repeats)}
+    (folder / "adaptation.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(table(list(found.values())))
+
+
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python pipelines/digits/claims.py [SEED ...]
 
 Five seeds by default. A seed decides the glyphs, the training and which digits are the target's 300. Its two networks
-and its figures are kept in `runs/claims/seed<N>` and not made again; all of them go to `runs/claims/claims.json`.
+and its figures are kept in `runs/claims/seed<N>`, named by a digest of settings and code: what was made from the same
+is not made again. All figures go to `runs/claims/claims.json`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -19,6 +21,7 @@ sys.path[:0] = [str(HERE.parent / "shared")]
 
 from claims_measures import CLAIMS, Quantities, solve  # noqa: E402
 from claims_networks import Scale, domains  # noqa: E402
+from kept_results import digest_of, kept_figures  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "claims"
 Measured = dict[str, Quantities]
@@ -26,14 +29,15 @@ Measured = dict[str, Quantities]
 
 def measure(seed: int, folder: Path, scale: Scale) -> Measured:
     """Return every claim's quantities for one seed, by the name of the measure; read where they were measured."""
-    file = folder / "figures.json"
-    if not file.exists():
-        source, target = solve(*domains(seed, folder, scale, print))
-        found = {"baselines": {"source (%)": 100 * source.baseline, "target (%)": 100 * target.baseline}}
-        found |= {claim.__name__: claim(source, target) for claim in CLAIMS}
-        file.write_text(json.dumps(found, indent=1) + "\n")
-    measured: Measured = json.loads(file.read_text())
+    digest = digest_of({"seed": seed, **asdict(scale)}, measure)
+    measured: Measured = kept_figures(folder, digest, lambda: _measured(seed, folder, scale))
     return measured
+
+
+def _measured(seed: int, folder: Path, scale: Scale) -> Measured:
+    source, target = solve(*domains(seed, folder, scale, print))
+    found = {"baselines": {"source (%)": 100 * source.baseline, "target (%)": 100 * target.baseline}}
+    return found | {claim.__name__: claim(source, target) for claim in CLAIMS}
 
 
 def table(seeds: Sequence[Measured]) -> str:

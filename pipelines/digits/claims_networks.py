@@ -6,15 +6,15 @@ Trained once as the main job trains (`digits_training.train`, same seed, same we
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import nn
 
 import digits_training
-from dalr_stream.network import load_weights, save_weights
 from digits_data import GLYPH_CLASSES, Batches, SourceUse, source, source_glyphs, target_test, target_train
 from digits_network import build
+from kept_results import digest_of, kept_weights
 
 TEST_GLYPHS = 2000
 """Fresh glyphs that the source network is judged on."""
@@ -45,20 +45,19 @@ class Scale:
 def domains(seed: int, folder: Path, scale: Scale, report: Callable[[str], None]) -> tuple[Domain, Domain]:
     """Return the source with its own network, and the target with the network that was moved there.
 
-    Weights are read from `folder` where they are there, and trained and written where not.
+    Weights are read from `folder` where they were trained there from the same settings and code, else trained.
     """
     options = dict(scale.network)
-    on_source, on_target = build(outputs=scale.classes, **options), build(**options)
-    files = [folder / f"{name}.safetensors" for name in ("source", "target")]
-    if all(file.exists() for file in files):
-        for network, file in zip((on_source, on_target), files, strict=True):
-            load_weights(network, file)
-    else:
+    networks = {"source": build(outputs=scale.classes, **options), "target": build(**options)}
+
+    def teach() -> None:
         training = {"classes": scale.classes, **dict(scale.training)}
-        on_source = digits_training.train(on_target, seed=seed, report=report, **training)
-        folder.mkdir(parents=True, exist_ok=True)
-        for network, file in zip((on_source, on_target), files, strict=True):
-            save_weights(network, file)
+        on_source = digits_training.train(networks["target"], seed=seed, report=report, **training)
+        networks["source"].load_state_dict(on_source.state_dict())
+
+    trained_by = digest_of({"seed": seed, **asdict(scale)}, digits_training.train, build)
+    kept_weights(folder, trained_by, networks, teach)
+    on_source, on_target = networks["source"], networks["target"]
     fresh = source_glyphs(
         SourceUse.CHECKING, seed, TEST_GLYPHS, classes=scale.classes, faces=digits_training.GLYPH_FACES, batch_size=500
     )

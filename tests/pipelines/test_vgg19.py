@@ -20,7 +20,7 @@ from torch import fx
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.numerics.methods import Family
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.run import Run

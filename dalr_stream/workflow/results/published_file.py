@@ -30,9 +30,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Method
-from dalr_stream.report.published_record import PublishedColumn, PublishedRow, PublishedTable
-from dalr_stream.report.record import LayerResults, NetworkSize, Results
-from dalr_stream.report.tables import FINETUNED, matched_point
+from dalr_stream.report.records.published import PublishedColumn, PublishedRow, PublishedTable
+from dalr_stream.report.records.results import LayerResults, NetworkSize, Results
+from dalr_stream.report.tables.scores import FINETUNED, matched_point
 
 _COLUMNS = {
     "parameters": PublishedColumn("parameters", share=False),

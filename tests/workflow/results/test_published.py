@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dalr_stream.errors import ConfigError
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config

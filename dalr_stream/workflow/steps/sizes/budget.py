@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from dalr_stream.engine.sizes.choice import Sizes, networks_to_measure, require_affordable
+from dalr_stream.engine.sizes.choice import Judge, Sizes, networks_in_turn, networks_to_measure, require_affordable
 from dalr_stream.engine.sizes.forms import SolvedLayer
-from dalr_stream.engine.sizes.menus import Menu, choose_from
+from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
 from dalr_stream.engine.sizes.sizes import WEIGHTED_IN_WORDS
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
@@ -18,18 +18,23 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.families import PLANS
 from dalr_stream.progress import Progress
+from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import named_layers
 from dalr_stream.workflow.steps.scores.scoring import score_on
-from dalr_stream.workflow.steps.sizes.compression import Choice
+from dalr_stream.workflow.steps.sizes.compression import Choice, LayerSize
+
+BuildInTurn = Callable[[Mapping[str, LayerSize]], nn.Module]
+"""Gives the network with layers of these sizes, one compressed after the other."""
 
 
 def within_budget(
-    project: Project, store: StoreView, progress: Progress
+    project: Project, store: StoreView, progress: Progress, in_turn: BuildInTurn | None = None
 ) -> tuple[dict[str, Replacement], dict[str, Method], Choice]:
     """Return what takes the place of each layer, by which method, and how that was chosen.
 
-    Raises ConfigError where the smallest sizes cost more than the budget.
+    With `in_turn` the best candidates are built by it, and chosen among as they then are. Raises ConfigError where the
+    smallest sizes cost more than the budget.
     """
     section = project.config.compress
     menus = []
@@ -38,7 +43,7 @@ def within_budget(
         menus.append(Menu.of(solved, project.structure, section.multiple_of or 1, words))
     progress.note(f"compress: {section.in_words}: {networks_in_words(project, store)}")
     with project.code.importing():
-        menu, sizes, choice = _choose(project, menus, progress)
+        menu, sizes, choice = _choose(project, menus, in_turn, progress)
     chosen = {name: menu.solved[name].method(family) for name, (family, _) in sizes.items()}
     return menu.replacements(sizes), chosen, choice
 
@@ -46,7 +51,12 @@ def within_budget(
 def networks_in_words(project: Project, store: StoreView) -> str:
     """Say how many networks are measured at most; `store` may be a prospect."""
     networks, section = networks_at_most(project, store), project.config.compress
-    return f"at most {networks:,} networks, measured on {section.samples:,} samples of '{project.config.solve.target}'"
+    again = ""
+    if section.order is Order.SEQUENTIAL:
+        again = f", and {networks_in_turn(selects=_selects(_menus(project, store, project.layers_in(store))))} of them "
+        again += "once more with one layer compressed after the other"
+    measured = f"measured on {section.samples:,} samples of '{project.config.solve.target}'"
+    return f"at most {networks:,} networks, {measured}{again}"
 
 
 def networks_at_most(project: Project, store: StoreView) -> int:
@@ -54,9 +64,13 @@ def networks_at_most(project: Project, store: StoreView) -> int:
     networks = 0
     for methods in _menus(project, store, project.layers_in(store)):
         forms = sum(map(len, methods.values()))
-        selects = any(method.family is Family.SELECTION for named in methods.values() for method in named)
-        networks += networks_to_measure(forms, len(PLANS) if selects else 1)
+        networks += networks_to_measure(forms, len(PLANS) if _selects([methods]) else 1)
     return networks
+
+
+def _selects(menus: Sequence[Mapping[str, Sequence[Method]]]) -> bool:
+    named = [method for menu in menus for methods in menu.values() for method in methods]
+    return any(method.family is Family.SELECTION for method in named)
 
 
 def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:
@@ -102,7 +116,9 @@ def _solved(project: Project, store: StoreView, layer: str, methods: Sequence[Me
     )
 
 
-def _choose(project: Project, menus: Sequence[Menu], progress: Progress) -> tuple[Menu, Sizes, Choice]:
+def _choose(
+    project: Project, menus: Sequence[Menu], in_turn: BuildInTurn | None, progress: Progress
+) -> tuple[Menu, Sizes, Choice]:
     section, validation = project.config.compress, project.config.validation
     try:
         require_affordable(menus[0].forms, section.share)
@@ -119,13 +135,16 @@ def _choose(project: Project, menus: Sequence[Menu], progress: Progress) -> tupl
     def build(replacements: dict[str, Replacement]) -> nn.Module:
         return compress(project.network, replacements, example=project.structure or project.code.first_batch)
 
-    menu, choice = choose_from(
-        menus,
-        section.share,
-        build,
-        distance,
-        score=score,
-        higher=score is None or score.scale.higher,
-        progress=progress,
-    )
+    judge = Judge(distance, score, score is None or score.scale.higher)
+    again = None if in_turn is None else _of_menus(in_turn)
+    menu, choice = choose_from(menus, section.share, build, judge, in_turn=again, progress=progress)
     return menu, choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples)
+
+
+def _of_menus(build: BuildInTurn) -> InTurn:
+    """Let what builds a network from the size of each layer build those of menus."""
+
+    def built(menu: Menu, sizes: Sizes) -> nn.Module:
+        return build({name: LayerSize(menu.solved[name].method(of), size) for name, (of, size) in sizes.items()})
+
+    return built

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.cells import BLANK, TIMES, Cell, Column, Row, Table, percent_text, ratio_text
 from dalr_stream.report.claims import headline_rows, smallest_selections, speaker
-from dalr_stream.report.record import HeadlineRow, LayerResults, Results
-from dalr_stream.report.tables import NOT_REACHED
+from dalr_stream.report.records.results import HeadlineRow, LayerResults, Results
+from dalr_stream.report.tables.scores import NOT_REACHED
 
 RowOfMethod = Mapping[Method, HeadlineRow]
 FEW = 4

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dalr_stream.report.cells import BLANK, Cell, Column, Row, RowKind, Table, count_text, percent_text
-from dalr_stream.report.published_record import PublishedColumn, PublishedRow, PublishedTable
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.published import PublishedColumn, PublishedRow, PublishedTable
+from dalr_stream.report.records.results import Results
 
 _FOOTNOTE = "As printed in the paper; under a row stands what this run found, and a dash for what it did not try."
 

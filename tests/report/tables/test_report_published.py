@@ -6,9 +6,9 @@ import dataclasses
 import synthetic_results as synthetic
 
 from dalr_stream.report.cells import BLANK, RowKind
-from dalr_stream.report.published import published_tables
-from dalr_stream.report.published_record import PublishedColumn, PublishedRow, PublishedTable
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.published import PublishedColumn, PublishedRow, PublishedTable
+from dalr_stream.report.records.results import Results
+from dalr_stream.report.tables.published import published_tables
 from dalr_stream.report.write import write_report
 
 ACCURACY = PublishedTable(

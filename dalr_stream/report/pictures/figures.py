@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from dalr_stream.numerics.methods import Family
-from dalr_stream.report import plots
 from dalr_stream.report.cells import percent_text
-from dalr_stream.report.record import DomainActivity, LayerResults, Results
+from dalr_stream.report.pictures import plots
+from dalr_stream.report.records.results import DomainActivity, LayerResults, Results
 from dalr_stream.report.style import method_named
 
 

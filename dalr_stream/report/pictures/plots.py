@@ -17,12 +17,12 @@ from matplotlib.patches import Patch
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Family
-from dalr_stream.report import axes as frame
 from dalr_stream.report.cells import TIMES, percent_text
 from dalr_stream.report.claims import compared
-from dalr_stream.report.record import LayerResults, Results, ScoreCurve, ScorePoint
-from dalr_stream.report.series import cumulative_energy
+from dalr_stream.report.pictures import axes as frame
+from dalr_stream.report.records.results import LayerResults, Results, ScoreCurve, ScorePoint
 from dalr_stream.report.style import BAND, BASELINE, MUTED, SERIES, TEXT, method_named
+from dalr_stream.report.tables.series import cumulative_energy
 
 ERROR_FLOOR = 1e-4
 """Errors below this share of the largest are off the logarithmic axis, where they would flatten all others."""

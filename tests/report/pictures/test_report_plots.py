@@ -11,8 +11,8 @@ from matplotlib.colors import to_hex, to_rgb
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Method
-from dalr_stream.report import plots
-from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
+from dalr_stream.report.pictures import plots
+from dalr_stream.report.pictures.figures import Drawn, LeftOut, layer_figures
 from dalr_stream.report.style import LOOKS, PAPER, drawing, inks
 
 RESULTS = synthetic.results()

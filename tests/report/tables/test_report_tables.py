@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.cells import BLANK, RowKind, bytes_text, count_text, ratio_text, signed_points
-from dalr_stream.report.record import NetworkSize, ScoreCurve, ScorePoint
-from dalr_stream.report.series import cumulative_energy, layer_series
-from dalr_stream.report.tables import NOT_REACHED, headline_table, matched_point, score_table, size_table
+from dalr_stream.report.records.results import NetworkSize, ScoreCurve, ScorePoint
+from dalr_stream.report.tables.scores import NOT_REACHED, headline_table, matched_point, score_table, size_table
+from dalr_stream.report.tables.series import cumulative_energy, layer_series
 
 RESULTS = synthetic.results()
 FC6, FC7 = RESULTS.layers

@@ -8,9 +8,9 @@ import pytest
 import synthetic_results as synthetic
 from rich.console import Console
 
-from dalr_stream.report.overview import FEW, many_layers, overview_table
 from dalr_stream.report.page import render_page
-from dalr_stream.report.record import HeadlineRow
+from dalr_stream.report.records.results import HeadlineRow
+from dalr_stream.report.tables.overview import FEW, many_layers, overview_table
 from dalr_stream.report.terminal import print_headline
 
 TIMES = "\N{MULTIPLICATION SIGN}"

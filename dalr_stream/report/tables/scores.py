@@ -24,8 +24,8 @@ from dalr_stream.report.cells import (
     percent_text,
     ratio_text,
 )
-from dalr_stream.report.record import HeadlineRow, LayerResults, Results, ScoreCurve, ScorePoint
-from dalr_stream.report.scale import Scale, key_of
+from dalr_stream.report.records.results import HeadlineRow, LayerResults, Results, ScoreCurve, ScorePoint
+from dalr_stream.report.records.scale import Scale, key_of
 from dalr_stream.report.style import method_named
 
 NOT_REACHED = "not reached"

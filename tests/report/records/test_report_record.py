@@ -6,7 +6,7 @@ import json
 import pytest
 import synthetic_results as synthetic
 
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 
 WHOLE = synthetic.results()
 STABLE = synthetic.results(

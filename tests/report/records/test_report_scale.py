@@ -8,10 +8,10 @@ import synthetic_results as synthetic
 
 from dalr_stream.report.claims import claim
 from dalr_stream.report.page import render_page
-from dalr_stream.report.plots import score_against_layer, score_against_pair
-from dalr_stream.report.record import Results
-from dalr_stream.report.scale import ACCURACY, Scale
-from dalr_stream.report.tables import headline_table, score_table, size_table
+from dalr_stream.report.pictures.plots import score_against_layer, score_against_pair
+from dalr_stream.report.records.results import Results
+from dalr_stream.report.records.scale import ACCURACY, Scale
+from dalr_stream.report.tables.scores import headline_table, score_table, size_table
 
 PERPLEXITY = Scale(higher=False, lowest=1.0, highest=None)
 BASELINE = 12.5

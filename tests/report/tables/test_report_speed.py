@@ -10,8 +10,8 @@ from synthetic_results import results
 from dalr_stream.numerics.latency import WHOLE, LayerProfile, NetworkProfile
 from dalr_stream.report.cells import TIMES
 from dalr_stream.report.page import render_page
-from dalr_stream.report.record import NetworkSize, Results
-from dalr_stream.report.speed import latency_table, macs_table, short_count, speed_tables
+from dalr_stream.report.records.results import NetworkSize, Results
+from dalr_stream.report.tables.speed import latency_table, macs_table, short_count, speed_tables
 from dalr_stream.report.terminal import print_profile
 
 

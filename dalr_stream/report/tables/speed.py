@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dalr_stream.numerics.latency import RULE, WHOLE, LayerProfile, NetworkProfile, macs_below
 from dalr_stream.report.cells import BLANK, Cell, Column, Row, RowKind, Table, percent_text, ratio_text
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 
 _TOTAL = "all of these"
 _NETWORK = "whole network"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.numerics.latency import NetworkProfile
-from dalr_stream.report.published_record import PublishedTable
-from dalr_stream.report.scale import Scale
-from dalr_stream.report.stability_record import Stability
+from dalr_stream.report.records.published import PublishedTable
+from dalr_stream.report.records.scale import Scale
+from dalr_stream.report.records.stability import Stability
 
 
 @dataclass(frozen=True, slots=True)

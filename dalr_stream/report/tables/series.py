@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from dalr_stream.report.cells import BLANK, Cell, Column, Row, Table, Value
-from dalr_stream.report.record import LayerResults
-from dalr_stream.report.scale import key_of
-from dalr_stream.report.stability_record import SelectionStability, Stability
+from dalr_stream.report.records.results import LayerResults
+from dalr_stream.report.records.scale import key_of
+from dalr_stream.report.records.stability import SelectionStability, Stability
 
 
 def cumulative_energy(singular_values: Sequence[float]) -> tuple[float, ...]:
