@@ -16,7 +16,7 @@ import dalr_stream as ds
 from dalr_stream.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("minilm", "crepe", "antibody", "microbiome")
+NAMES = ("minilm", "crepe", "faces", "antibody", "microbiome")
 AS_SVD = ['compress.method="svd"']
 
 
