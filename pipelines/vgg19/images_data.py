@@ -22,7 +22,7 @@ import images_actions
 import images_cub
 import images_flowers
 from dalr_stream.errors import DatasetError
-from images_batches import SIDE, ImageBatches, Picture
+from images_batches import SIDE, ImageBatches, Normalise, Picture, Resize, Shown
 from images_layout import DATA, DataSet, Expected, Rows, require_file
 
 READERS = {"cub": images_cub, "flowers": images_flowers, "actions": images_actions}
@@ -52,6 +52,8 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
     shuffled: bool = False,
     batch_size: int = 50,
     side: int = SIDE,
+    resize: str = Resize.CROP,
+    normalise: str = Normalise.SPREAD,
     threads: int | None = None,
     expect: Expected = "official",
 ) -> ImageBatches:
@@ -73,8 +75,10 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
         Show each picture a second time, cut to its bounding box: the augmentation of the DALR paper (section 5.1).
     shuffled
         Give them in an order drawn once, the same at every pass: what frozen layers make of a batch stays the same.
-    batch_size, side, threads
+    batch_size, threads
         As `ImageBatches` takes them.
+    side, resize, normalise
+        As `Shown` takes them.
     expect
         The counts that must be found: `official`, or a table of `train`, `test` and `classes`.
     """
@@ -85,10 +89,10 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
     pictures = [found.pictures[row] for row in rows]
     if boxes and any(picture.box is None for picture in pictures):
         raise DatasetError(f"{found.name}: 'boxes' asks for bounding boxes, and it has none: leave it out")
-    shown = [*map(_whole, pictures), *(pictures if boxes else ())]
+    listed = [*map(_whole, pictures), *(pictures if boxes else ())]
     if shuffled:
-        shown = [shown[number] for number in _stream(seed, Draw.ORDER).permutation(len(shown))]
-    return ImageBatches(tuple(shown), batch_size, side, threads)
+        listed = [listed[number] for number in _stream(seed, Draw.ORDER).permutation(len(listed))]
+    return ImageBatches(tuple(listed), batch_size, Shown(side, resize, normalise), threads)
 
 
 def target_validation(  # noqa: PLR0913 - each is an option of the run file
@@ -99,37 +103,44 @@ def target_validation(  # noqa: PLR0913 - each is an option of the run file
     root: str | None = None,
     batch_size: int = 50,
     side: int = SIDE,
+    resize: str = Resize.CROP,
+    normalise: str = Normalise.SPREAD,
     threads: int | None = None,
     expect: Expected = "official",
 ) -> ImageBatches:
     """Give the pictures that `target_train` with the same seed and ``validation`` leaves out; the same options."""
     found = _read(dataset, root, expect)
-    return _whole_batches(found, _validation_rows(found, seed, validation), batch_size, side, threads)
+    rows = _validation_rows(found, seed, validation)
+    return ImageBatches(_whole_pictures(found, rows), batch_size, Shown(side, resize, normalise), threads)
 
 
-def target_test(
+def target_test(  # noqa: PLR0913 - each is an option of the run file
     *,
     dataset: str,
     seed: int,
     root: str | None = None,
     batch_size: int = 50,
     side: int = SIDE,
+    resize: str = Resize.CROP,
+    normalise: str = Normalise.SPREAD,
     threads: int | None = None,
     expect: Expected = "official",
 ) -> ImageBatches:
     """Give the official test pictures, all of them: nothing is drawn by ``seed``. Options as for `target_train`."""
     del seed
     found = _read(dataset, root, expect)
-    return _whole_batches(found, found.test, batch_size, side, threads)
+    return ImageBatches(_whole_pictures(found, found.test), batch_size, Shown(side, resize, normalise), threads)
 
 
-def source(
+def source(  # noqa: PLR0913 - each is an option of the run file
     *,
     seed: int,
     root: str = SOURCE_ROOT,
     samples: int = 4000,
     batch_size: int = 50,
     side: int = SIDE,
+    resize: str = Resize.CROP,
+    normalise: str = Normalise.SPREAD,
     threads: int | None = None,
 ) -> ImageBatches:
     """Give ``samples`` pictures drawn from a folder of class folders (ILSVRC2012's train) or of pictures (its val).
@@ -146,7 +157,7 @@ def source(
             "lower the loader's option 'samples'"
         )
     rows = np.sort(_stream(seed, Draw.SOURCE).choice(len(pictures), samples, replace=False))
-    return ImageBatches(tuple(pictures[row] for row in rows), batch_size, side, threads)
+    return ImageBatches(tuple(pictures[row] for row in rows), batch_size, Shown(side, resize, normalise), threads)
 
 
 def _read(dataset: str, root: str | None, expect: Expected) -> DataSet:
@@ -188,5 +199,5 @@ def _whole(picture: Picture) -> Picture:
     return Picture(picture.path, picture.label)
 
 
-def _whole_batches(found: DataSet, rows: Rows, batch_size: int, side: int, threads: int | None) -> ImageBatches:
-    return ImageBatches(tuple(_whole(found.pictures[row]) for row in rows), batch_size, side, threads)
+def _whole_pictures(found: DataSet, rows: Rows) -> tuple[Picture, ...]:
+    return tuple(_whole(found.pictures[row]) for row in rows)
