@@ -9,7 +9,7 @@ from torch import nn
 
 import dalr_stream as ds
 
-M, D, K = 5, 7, 3
+M, D, K = 5, 7, 2
 
 
 @pytest.fixture
