@@ -12,8 +12,6 @@ split. Draws are by seed, each use from a random stream of its own.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,13 +19,12 @@ import numpy as np
 import images_actions
 import images_cub
 import images_flowers
+import images_imagenet
 from dalr_stream.errors import DatasetError
 from images_batches import SIDE, ImageBatches, Normalise, Picture, Resize, Shown
-from images_layout import DATA, DataSet, Expected, Rows, require_file
+from images_layout import DATA, DataSet, Expected, Rows, pictures_in, require_file
 
-READERS = {"cub": images_cub, "flowers": images_flowers, "actions": images_actions}
-SOURCE_ROOT = "ILSVRC2012"
-SUFFIXES = {".jpeg", ".jpg", ".png"}
+READERS = {"cub": images_cub, "flowers": images_flowers, "actions": images_actions, "imagenet": images_imagenet}
 
 Validation = int | Literal["official"]
 
@@ -47,6 +44,7 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
     seed: int,
     root: str | None = None,
     samples: int | None = None,
+    per_class: int | None = None,
     validation: Validation = 0,
     boxes: bool = False,
     shuffled: bool = False,
@@ -62,13 +60,15 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
     Parameters
     ----------
     dataset
-        `cub`, `flowers` or `actions`.
+        `cub`, `flowers`, `actions` or `imagenet`.
     seed
         Decides `samples`, `validation` and the order of `shuffled`.
     root
         Folder of the data set; relative to the project's `data` folder, where it has a place of its own.
     samples
         Draw so many, each class in its proportion, for the statistics; by default all.
+    per_class
+        Draw so many of each class instead.
     validation
         So many are left to `target_validation`, each class in its proportion; or `official`, the data set's own.
     boxes
@@ -86,6 +86,8 @@ def target_train(  # noqa: PLR0913 - each is an option of the run file
     rows = np.setdiff1d(found.train, _validation_rows(found, seed, validation), assume_unique=True)
     if samples is not None:
         rows = _drawn(found, rows, samples, seed, Draw.SAMPLES, "samples")
+    if per_class is not None:
+        rows = _drawn_of_each(found, rows, per_class, seed)
     pictures = [found.pictures[row] for row in rows]
     if boxes and any(picture.box is None for picture in pictures):
         raise DatasetError(f"{found.name}: 'boxes' asks for bounding boxes, and it has none: leave it out")
@@ -135,7 +137,7 @@ def target_test(  # noqa: PLR0913 - each is an option of the run file
 def source(  # noqa: PLR0913 - each is an option of the run file
     *,
     seed: int,
-    root: str = SOURCE_ROOT,
+    root: str = images_imagenet.ROOT,
     samples: int = 4000,
     batch_size: int = 50,
     side: int = SIDE,
@@ -145,15 +147,17 @@ def source(  # noqa: PLR0913 - each is an option of the run file
 ) -> ImageBatches:
     """Give ``samples`` pictures drawn from a folder of class folders (ILSVRC2012's train) or of pictures (its val).
 
-    Labels number the class folders in the order of their names; they are -1 where there are none.
+    Where the folder has both as folders `train` and `val`, they are drawn from `train`. Labels number the class folders
+    in the order of their names; they are -1 where there are none.
     """
     folder = require_file(DATA / root, "source pictures", "ILSVRC2012_img_val.tar or ILSVRC2012_img_train.tar")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    named = enumerate(classes) if classes else [(-1, folder)]
-    pictures = [Picture(path, label) for label, place in named for path in _pictures_in(place)]
+    inner = next((folder / name for name in ("train", "val") if (folder / name).is_dir()), folder)
+    classes = images_imagenet.class_folders(inner)
+    named = enumerate(classes) if classes else [(-1, inner)]
+    pictures = [Picture(path, label) for label, place in named for path in pictures_in(place)]
     if len(pictures) < samples:
         raise DatasetError(
-            f"source pictures: '{folder}' holds {len(pictures):,} and {samples:,} are asked for: add pictures, or "
+            f"source pictures: '{inner}' holds {len(pictures):,} and {samples:,} are asked for: add pictures, or "
             "lower the loader's option 'samples'"
         )
     rows = np.sort(_stream(seed, Draw.SOURCE).choice(len(pictures), samples, replace=False))
@@ -187,12 +191,18 @@ def _drawn(found: DataSet, rows: Rows, count: int, seed: int, use: Draw, option:
     return np.sort(rows[np.argsort(place, kind="stable")[:count]])
 
 
+def _drawn_of_each(found: DataSet, rows: Rows, count: int, seed: int) -> Rows:
+    """Give ``count`` of the rows of each class, ascending."""
+    labels, rng = found.labels[rows], _stream(seed, Draw.SAMPLES)
+    classes, sizes = np.unique(labels, return_counts=True)
+    if not 1 <= count <= sizes.min():
+        raise DatasetError(f"{found.name}: 'per_class' must lie in 1..{sizes.min()}, its smallest class, got {count}")
+    drawn = [rng.choice(np.flatnonzero(labels == label), count, replace=False) for label in classes]
+    return np.sort(rows[np.concatenate(drawn)])
+
+
 def _stream(seed: int, use: Draw) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(use.value,)))
-
-
-def _pictures_in(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
 def _whole(picture: Picture) -> Picture:

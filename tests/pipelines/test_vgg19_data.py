@@ -18,12 +18,13 @@ from dalr_stream.network.capture.loaders import beginning_at, can_resume
 
 VGG19_FOLDER = Path(__file__).parents[2] / "pipelines" / "vgg19"
 COUNTS = {"cub": tiny_images.CUB, "flowers": tiny_images.FLOWERS, "actions": tiny_images.ACTIONS}
+COUNTS["imagenet"] = tiny_images.IMAGENET
 
 
 @pytest.fixture
 def images(monkeypatch):
     monkeypatch.syspath_prepend(VGG19_FOLDER)
-    names = ("batches", "layout", "cub", "flowers", "actions", "data")
+    names = ("batches", "layout", "cub", "flowers", "actions", "imagenet", "data")
     return SimpleNamespace(**{name: importlib.import_module(f"images_{name}") for name in names})
 
 
@@ -48,6 +49,7 @@ def test_official_counts_are_those_of_the_papers(images):
     assert images.layout.Counts(5994, 5794, 200) == images.cub.OFFICIAL
     assert images.layout.Counts(2040, 6149, 102) == images.flowers.OFFICIAL
     assert images.layout.Counts(4000, 5532, 40) == images.actions.OFFICIAL
+    assert images.layout.Counts(1_281_167, 50_000, 1000) == images.imagenet.OFFICIAL
 
 
 def test_splits_are_the_official_ones_and_labels_start_at_0(images, dataset):
@@ -241,6 +243,7 @@ def test_source_pictures_come_from_class_folders_or_one_folder(images, tmp_path)
         ("cub", "bounding_boxes.txt", "CUB_200_2011.tgz"),
         ("flowers", "setid.mat", "setid.mat"),
         ("actions", "ImageSplits/applauding_test.txt", "Stanford40_ImageSplits.zip"),
+        ("imagenet", "ILSVRC2012_devkit_t12/data/meta.mat", "ILSVRC2012_devkit_t12.tar.gz"),
     ],
 )
 def test_a_missing_index_file_is_named_with_its_place_and_archive(images, tmp_path, dataset, file, archive):
@@ -261,6 +264,10 @@ def test_missing_pictures_are_counted_and_the_first_is_named(images, dataset):
     victims = [p.path for p in images.data.target_test(seed=0, **dataset).pictures[:2]]
     for path in victims:
         path.unlink()
+    if dataset["dataset"] == "imagenet":  # no file names its pictures, but the devkit has a label for each
+        with pytest.raises(DatasetError, match=r"holds 7 pictures and '.*' 9 labels"):
+            images.data.target_train(seed=0, **dataset)
+        return
     with pytest.raises(DatasetError, match=r"2 of \d+ pictures are missing") as caught:
         images.data.target_train(seed=0, **dataset)
     assert str(victims[0]) in str(caught.value)
@@ -287,7 +294,7 @@ def test_splits_that_disagree_are_refused(images, tmp_path):
 
 
 def test_an_unknown_data_set_and_a_validation_it_lacks_are_refused(images, birds):
-    with pytest.raises(DatasetError, match="must be one of cub, flowers, actions, got 'cars'"):
+    with pytest.raises(DatasetError, match="must be one of cub, flowers, actions, imagenet, got 'cars'"):
         images.data.target_test(seed=0, dataset="cars")
     with pytest.raises(DatasetError, match="it has no validation split of its own"):
         images.data.target_train(seed=0, validation="official", **birds)
