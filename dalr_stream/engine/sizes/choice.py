@@ -115,15 +115,19 @@ def choose_sizes(
     whole = [layer.unchanged for layer in layers]
     budget = share * float(cost(whole, as_they_are(whole)))
     wanted = list(_different(_candidates(layers, scaled, share, budget)))
-    measured = []
+
+    def measured(candidate: Candidate) -> Candidate:
+        small = networks(candidate.sizes)  # gone before the next one is built
+        with _named(f"{candidate.plan} by {candidate.rule}"):
+            gap = distance(small)
+        return dataclasses.replace(candidate, distance=gap, score=score(small) if score else None)
+
+    found = []
     with watch.track("compress: candidates", len(wanted), "networks") as advance:
         for candidate in wanted:
-            small = networks(candidate.sizes)
-            with _named(f"{candidate.plan} by {candidate.rule}"):
-                gap = distance(small)
-            measured.append(dataclasses.replace(candidate, distance=gap, score=score(small) if score else None))
+            found.append(measured(candidate))
             advance(1)
-    return best_of([SizeChoice(tuple(measured))], higher=higher)
+    return best_of([SizeChoice(tuple(found))], higher=higher)
 
 
 def best_of(choices: Sequence[SizeChoice], *, higher: bool = True) -> SizeChoice:

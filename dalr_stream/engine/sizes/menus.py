@@ -15,31 +15,40 @@ from dalr_stream.engine.sizes.choice import Measure, SizeChoice, Sizes, best_of,
 from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import Replacement
+from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.families import Forms
 from dalr_stream.progress import Progress
 
 Build = Callable[[dict[str, Replacement]], nn.Module]
+Cut = Callable[[str, Family, int], Replacement]
+"""Gives what takes a layer's place: by its name, as a form of some size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Menu:
-    """One solution of each family for each layer, and what each loses at every size."""
+    """One solution of each family for each layer: what each loses at every size, and where it is cut at one."""
 
-    solved: Mapping[str, SolvedLayer]
     forms: Sequence[Forms]
+    at_size: Cut
     words: str = ""
     """Added to the names of plans; empty for the first of several."""
 
     @classmethod
     def of(
-        cls, solved: Mapping[str, SolvedLayer], structure: Structure | None, multiple_of: int = 1, words: str = ""
+        cls,
+        solved: Mapping[str, SolvedLayer],
+        structure: Structure | None,
+        *,
+        at_size: Cut,
+        multiple_of: int = 1,
+        words: str = "",
     ) -> Menu:
         """Measure the losses, at multiples of some number alone."""
-        return cls(solved, [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)], words)
+        return cls([layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)], at_size, words)
 
     def replacements(self, sizes: Sizes) -> dict[str, Replacement]:
         """Return what takes the place of each layer."""
-        return {name: self.solved[name].at_size(family, size, name) for name, (family, size) in sizes.items()}
+        return {name: self.at_size(name, family, size) for name, (family, size) in sizes.items()}
 
 
 def choose_from(  # the menus, and what they are judged by

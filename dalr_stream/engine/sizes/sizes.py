@@ -202,7 +202,11 @@ def _menu(
     words: str = "",
 ) -> Menu:
     solved = {name: _solved(layer, methods, structure, ridge) for name, layer in layers.items()}
-    return Menu.of(solved, structure, multiple_of, words)
+
+    def at_size(name: str, family: Family, size: int) -> Replacement:
+        return solved[name].at_size(family, size, name)
+
+    return Menu.of(solved, structure, at_size=at_size, multiple_of=multiple_of, words=words)
 
 
 def _solved(layer: Layer, methods: Sequence[Method], structure: Structure | None, ridge: Ridge | float) -> SolvedLayer:

@@ -114,6 +114,10 @@ class Structure:
             raise group_or_error
         return group_or_error
 
+    def refuse(self, name: str, error: UnsupportedLayerError) -> None:
+        """Have no group of layer `name`, nor of those that are tied to it, from now on: they cannot be pruned."""
+        self.known.update(dict.fromkeys(self.group_of(name).producers, error))
+
     def _proved(self, found: _Group) -> ChannelGroup:
         """Return a group with its proof, where need be with its channels where they are seen to lie.
 

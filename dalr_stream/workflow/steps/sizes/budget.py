@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import cast
 
 from torch import nn
 
+from dalr_stream.engine.layer_moments import OnDemand
 from dalr_stream.engine.sizes.choice import Sizes, networks_to_measure, require_affordable
 from dalr_stream.engine.sizes.forms import SolvedLayer
 from dalr_stream.engine.sizes.menus import Menu, choose_from
@@ -14,14 +17,19 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.surgery.compress import Replacement, compress
+from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.families import PLANS
 from dalr_stream.progress import Progress
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.named_sizes import named_layers
+from dalr_stream.workflow.steps.named_sizes import at_size, named_layers
 from dalr_stream.workflow.steps.scores.scoring import score_on
 from dalr_stream.workflow.steps.sizes.compression import Choice
+from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
+
+Methods = Mapping[str, Sequence[Method]]
+"""By layer, at most one of each family."""
 
 
 def within_budget(
@@ -31,16 +39,34 @@ def within_budget(
 
     Raises ConfigError where the smallest sizes cost more than the budget.
     """
-    section = project.config.compress
-    menus = []
-    for words, methods in zip(("", f", {WEIGHTED_IN_WORDS}"), _menus(project, store, project.layers), strict=False):
-        solved = {layer: _solved(project, store, layer, named) for layer, named in methods.items()}
-        menus.append(Menu.of(solved, project.structure, section.multiple_of or 1, words))
+    section, kept = project.config.compress, KeptSolutions(store, project.room_for_solutions)
+    by_menu = _menus(project, store, project.layers)
+    menus = [
+        Menu.of(
+            OnDemand(project.layers, partial(_solved, project, store, kept, methods)),
+            project.structure,
+            at_size=partial(_at_size, kept, methods, project.config.solve.restore_ridge),
+            multiple_of=section.multiple_of or 1,
+            words=words,
+        )
+        for words, methods in zip(("", f", {WEIGHTED_IN_WORDS}"), by_menu, strict=False)
+    ]
     progress.note(f"compress: {section.in_words}: {networks_in_words(project, store)}")
     with project.code.importing():
         menu, sizes, choice = _choose(project, menus, progress)
-    chosen = {name: menu.solved[name].method(family) for name, (family, _) in sizes.items()}
+    methods = by_menu[menus.index(menu)]
+    chosen = {name: _of_family(methods[name], family) for name, (family, _) in sizes.items()}
     return menu.replacements(sizes), chosen, choice
+
+
+def _of_family(methods: Iterable[Method], family: Family) -> Method:
+    return next(method for method in methods if method.family is family)
+
+
+def _at_size(
+    kept: KeptSolutions, methods: Methods, restore_ridge: float, layer: str, family: Family, size: int
+) -> Replacement:
+    return at_size(kept(layer, _of_family(methods[layer], family)), size, layer, restore_ridge)
 
 
 def networks_in_words(project: Project, store: StoreView) -> str:
@@ -68,7 +94,7 @@ def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:
     return moments.count / moments.samples
 
 
-def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[dict[str, list[Method]]]:
+def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[Methods]:
     """Return the methods by which each layer may be compressed, one of a family at most; and the weighted ones."""
     config, named = project.config, named_layers(project, layers)
     plain: dict[str, list[Method]] = {}
@@ -82,19 +108,16 @@ def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[di
     return [plain] if weighted == plain else [plain, weighted]
 
 
-def _solved(project: Project, store: StoreView, layer: str, methods: Sequence[Method]) -> SolvedLayer:
-    factors = selection = None
-    known = store.layer(layer, project.config.solve.target, None)
-    for solution in store.solutions(layer, methods).values():
-        if isinstance(solution, ChannelSelection):
-            selection = solution
-        else:
-            factors = solution
+def _solved(project: Project, store: StoreView, kept: KeptSolutions, methods: Methods, layer: str) -> SolvedLayer:
+    """Return what is known of one layer, for its losses: it is not held."""
+    by_family = {method.family: kept(layer, method) for method in methods[layer]}
+    factors, selection = by_family.get(Family.LOW_RANK), by_family.get(Family.SELECTION)
+    target, known = project.config.solve.target, store.layer(layer, project.config.solve.target, None)
     return SolvedLayer(
         store.shape(layer),
-        factors,
-        None if factors is None else store.inputs(project.config.solve.target, layer),
-        selection,
+        cast("Factors | None", factors),
+        None if factors is None else store.inputs(target, layer),
+        cast("ChannelSelection | None", selection),
         rows_a_sample(project, store, layer) if project.config.compress.rule == "macs" else 1.0,
         project.config.solve.restore_ridge,
         known.gradients,
