@@ -61,7 +61,7 @@ def quick_runs():
     """
     from matplotlib.figure import Figure
 
-    from dalr_stream.report import plots
+    from dalr_stream.report.pictures import plots
 
     figures = ("activation_rates", "reconstruction_errors", "score_against_pair", "score_against_layer")
     with pytest.MonkeyPatch.context() as patch:

@@ -73,7 +73,9 @@ class Statistics(Mapping[str, Layer]):
             fetch["source_nodes"] = there["nodes"]
         if all(part in self.rows for part in parts):
             fetch["rows"] = partial(_rows, self.rows, parts)
-        return _Deferred.layer(layer, _stacked(map(self.weights, parts)), fetch)
+        known = self.watched.get(parts[0])
+        unprunable = "" if known is None else known.unprunable
+        return _Deferred.layer(layer, _stacked(map(self.weights, parts)), unprunable, fetch)
 
     def __contains__(self, layer: object) -> bool:
         return layer in self._names
@@ -191,9 +193,9 @@ class _Deferred(Layer):
     _fetch: Mapping[str, Callable[[], Any]]
 
     @classmethod
-    def layer(cls, name: str, weights: Weights, fetch: Mapping[str, Callable[[], Any]]) -> Layer:
+    def layer(cls, name: str, weights: Weights, unprunable: str, fetch: Mapping[str, Callable[[], Any]]) -> Layer:
         """Return the layer; the fields that `fetch` has are empty slots, for which Python asks `__getattr__`."""
-        layer = cls(name, *weights)
+        layer = cls(name, *weights, unprunable=unprunable)
         object.__setattr__(layer, "_fetch", fetch)
         for name_of_field in fetch:
             object.__delattr__(layer, name_of_field)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.numerics.rows.streams import group_name
 from dalr_stream.numerics.statistics.channels import NodeReader
 from dalr_stream.numerics.statistics.grouped import InputMoments
@@ -57,6 +57,8 @@ class Layer:
     readers
         The layers that read its channels, with their weights for these and their gradients: what an error in a node
         costs. Empty where they are not known.
+    unprunable
+        Why its channels cannot be selected, as `watch` found; empty where they can be, or nobody looked.
 
     Examples
     --------
@@ -79,6 +81,7 @@ class Layer:
     rows: tuple[Iterable[NDArray[Any]], ...] = ()
     gradients: InputMoments | None = None
     readers: tuple[NodeReader, ...] = ()
+    unprunable: str = ""
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or 0 in self.weight.shape:
@@ -113,7 +116,7 @@ class Layer:
 
     def _known(self) -> Iterable[str]:
         """Name what is known beyond the weights, without reading it."""
-        beyond = (one.name for one in fields(Layer) if one.name not in {"name", "weight", "bias"})
+        beyond = (one.name for one in fields(Layer) if one.name not in {"name", "weight", "bias", "unprunable"})
         return [name for name in beyond if (value := getattr(self, name)) is not None and value != ()]
 
     @property
@@ -159,8 +162,9 @@ class Layer:
 
     @property
     def known_nodes(self) -> Moments:
-        """`nodes`; raises InvalidInputError where they are None."""
+        """`nodes`; raises InvalidInputError where they are None, UnsupportedLayerError where they cannot be known."""
         if self.nodes is None:
+            self._require_prunable()
             raise InvalidInputError(
                 f"layer '{self.name}': the moments of its channels are needed but not known: watch the layers that "
                 "read them too; a layer without such readers can be factored, but none of its nodes removed"
@@ -179,8 +183,9 @@ class Layer:
 
     @property
     def known_readers(self) -> tuple[NodeReader, ...]:
-        """`readers`; raises InvalidInputError where there are none."""
+        """`readers`; raises InvalidInputError where there are none, UnsupportedLayerError where there cannot be any."""
         if not self.readers:
+            self._require_prunable()
             raise InvalidInputError(
                 f"layer '{self.name}': the layers that read its channels are needed but not known: watch them too, "
                 "with an example"
@@ -196,6 +201,10 @@ class Layer:
                 "watch(..., gradients=[...])"
             )
         return self.gradients
+
+    def _require_prunable(self) -> None:
+        if self.unprunable:
+            raise UnsupportedLayerError(self.unprunable)
 
     def _require_width(self, name: str, moments: InputMoments | None, features: int) -> None:
         if moments is not None and moments.features != features:

@@ -213,7 +213,7 @@ class Method(StrEnum):
     @property
     def restores(self) -> bool:
         """Whether it is a selection that puts back the nodes that go, from those that stay."""
-        return self is Method.SPECTRAL or self in _FORMS
+        return self.family is Family.SELECTION and self not in _PRUNING
 
     @property
     def needs_gradients(self) -> bool:
@@ -253,6 +253,7 @@ _SELECTIONS = frozenset(
         Method.MOMASP_WEIGHTED,
     }
 )
+_PRUNING = frozenset({Method.PRUNE_MEAN, Method.PRUNE_MAX})
 _KEEP_WEIGHT = frozenset({Method.SVD, Method.SVD_BC, Method.DALR_ANCHORED, Method.DALR_ANCHORED_AFFINE})
 _METRICS = {
     Method.SPECTRAL_READERS: Metric.READERS,

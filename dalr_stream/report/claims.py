@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.cells import BLANK, TIMES, percent_text
-from dalr_stream.report.record import HeadlineRow, LayerResults
-from dalr_stream.report.scale import ACCURACY, Scale
+from dalr_stream.report.records.results import HeadlineRow, LayerResults
+from dalr_stream.report.records.scale import ACCURACY, Scale
 from dalr_stream.report.style import method_named
 
 SPEAKERS: tuple[Method, ...] = (

@@ -18,15 +18,15 @@ import jinja2
 
 from dalr_stream.report.cells import Table
 from dalr_stream.report.claims import Claim, claim
-from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
 from dalr_stream.report.naming import slugs
-from dalr_stream.report.overview import many_layers, overview_table
-from dalr_stream.report.published import published_tables
-from dalr_stream.report.record import LayerResults, Results
-from dalr_stream.report.speed import speed_tables
+from dalr_stream.report.pictures.figures import Drawn, LeftOut, layer_figures
+from dalr_stream.report.pictures.svg import inline_svg
+from dalr_stream.report.records.results import LayerResults, Results
 from dalr_stream.report.style import css_name, drawing, inks
-from dalr_stream.report.svg import inline_svg
-from dalr_stream.report.tables import headline_table, score_table, size_table
+from dalr_stream.report.tables.overview import many_layers, overview_table
+from dalr_stream.report.tables.published import published_tables
+from dalr_stream.report.tables.scores import headline_table, score_table, size_table
+from dalr_stream.report.tables.speed import speed_tables
 
 _HERE = Path(__file__).parent
 

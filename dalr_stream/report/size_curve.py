@@ -15,9 +15,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dalr_stream.report import axes as frame
 from dalr_stream.report.cells import BLANK, Cell, Column, Row, RowKind, Table, bytes_text, count_text, percent_text
-from dalr_stream.report.scale import ACCURACY, Scale, key_of
+from dalr_stream.report.pictures import axes as frame
+from dalr_stream.report.records.scale import ACCURACY, Scale, key_of
 from dalr_stream.report.style import BASELINE, SERIES, drawing
 from dalr_stream.storage.durable import make_folder, new_file, write_file
 

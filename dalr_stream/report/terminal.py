@@ -12,10 +12,10 @@ from rich.text import Text
 from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.report.cells import Cell, Row, RowKind, Table
 from dalr_stream.report.claims import claim
-from dalr_stream.report.overview import many_layers, overview_table
-from dalr_stream.report.record import Results
-from dalr_stream.report.speed import latency_table
-from dalr_stream.report.tables import NOT_REACHED, NOT_REACHED_REMEDY, headline_table, size_table
+from dalr_stream.report.records.results import Results
+from dalr_stream.report.tables.overview import many_layers, overview_table
+from dalr_stream.report.tables.scores import NOT_REACHED, NOT_REACHED_REMEDY, headline_table, size_table
+from dalr_stream.report.tables.speed import latency_table
 
 _UNBOUNDED = 1000
 """Columns: wider than any table here, to learn how wide it would like to be."""

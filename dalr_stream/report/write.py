@@ -22,16 +22,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dalr_stream.report.cells import Table
-from dalr_stream.report.figures import Drawn, LeftOut, layer_figures
 from dalr_stream.report.naming import slugs
-from dalr_stream.report.overview import overview_table
 from dalr_stream.report.page import render_sections, sections
-from dalr_stream.report.published import published_tables
-from dalr_stream.report.record import Results
-from dalr_stream.report.series import layer_series
-from dalr_stream.report.speed import speed_tables
+from dalr_stream.report.pictures.figures import Drawn, LeftOut, layer_figures
+from dalr_stream.report.records.results import Results
 from dalr_stream.report.style import drawing
-from dalr_stream.report.tables import headline_table, score_table, size_table
+from dalr_stream.report.tables.overview import overview_table
+from dalr_stream.report.tables.published import published_tables
+from dalr_stream.report.tables.scores import headline_table, score_table, size_table
+from dalr_stream.report.tables.series import layer_series
+from dalr_stream.report.tables.speed import speed_tables
 from dalr_stream.storage.durable import sync
 
 PAGE = "report.html"

@@ -23,7 +23,7 @@ from dalr_stream.network.measure.profile import Stopwatch
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.numerics.latency import NetworkProfile
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.report.size_curve import SizeCurve
 from dalr_stream.report.write import PAGE
 from dalr_stream.workflow.journal import FILE as JOURNAL

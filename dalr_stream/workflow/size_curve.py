@@ -24,7 +24,7 @@ from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
 from dalr_stream.progress import seconds_in_words
-from dalr_stream.report.scale import ACCURACY
+from dalr_stream.report.records.scale import ACCURACY
 from dalr_stream.report.size_curve import STEM, SizeCurve, SizedNetwork
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.workflow.runfile.compress_section import Order

@@ -128,24 +128,30 @@ def _compress(
     weights, layers = weights_bytes(network), [layer for layer, _ in solving.layers]
     fewer = "compress fewer layers (network.layers)"
     if project.config.compress.wanted:
+        kept = _kept_solutions(project, layers)
         held, smaller = _deciding(project, network, layers)
         words = "a copy of the network, its layers' replacements, solutions as far as they are kept, one more"
-        yield StepMemory(
-            "compress", weights + held, words + (", what is measured" if smaller else ""), (fewer, *smaller)
-        )
+        words += ", what is measured" if smaller else ""
+        yield StepMemory("compress", weights + kept + held, words, (fewer, *smaller))
         if sequence is not None:
             words = "three copies of the network, a pass of both networks, what is kept between passes"
             at_once = "compress all layers at once (compress.order = 'parallel')"
-            yield StepMemory("compress in turn", weights + sequence.peak_bytes, words, (at_once, fewer))
+            tried = kept if project.config.compress.within_budget else 0  # while the best are built in turn
+            yield StepMemory("compress in turn", weights + tried + sequence.peak_bytes, words, (at_once, fewer))
+
+
+def _kept_solutions(project: Project, layers: Sequence[SolvedLayer]) -> int:
+    if project.config.compress.rule is None:
+        return 0
+    solutions = sum(map(solution_bytes, layers)) + sum(map(selection_bytes, layers)) * project.config.selects
+    return min(project.room_for_solutions, solutions)
 
 
 def _deciding(project: Project, network: nn.Module, layers: Sequence[SolvedLayer]) -> tuple[int, tuple[str, ...]]:
-    """Return what deciding the sizes holds beside a copy of the network, and what else would take less."""
+    """Return what else deciding the sizes holds, and what would take less."""
     section, validation = project.config.compress, project.config.validation
-    solutions = sum(map(solution_bytes, layers)) + sum(map(selection_bytes, layers)) * project.config.selects
-    kept = min(project.room_for_solutions, solutions) if section.rule is not None else 0
     one = max(map(curves_bytes, layers), default=0)
-    held, smaller = kept + one + sum(map(replacement_bytes, layers)), list[str]()
+    held, smaller = one + sum(map(replacement_bytes, layers)), list[str]()
     if section.within_budget:
         held += measuring_bytes(network, project.code.batches(project.config.solve.target), section.samples)
         smaller.append("fewer samples (compress.samples), or smaller batches")

@@ -52,9 +52,10 @@ def reset(network: nn.Module) -> None:
 
 
 def build(
-    *, source: str, target: str, channels: tuple[int, int, int] = CHANNELS, width: int = WIDTH
+    *, source: str, target: str, root: str | None = None, channels: tuple[int, int, int] = CHANNELS, width: int = WIDTH
 ) -> AdaptationNetwork:
     """Build the network for a pair of data sets, untrained; the global random state is left as it was."""
+    del root
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         first, second, third = channels

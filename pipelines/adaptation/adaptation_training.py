@@ -45,6 +45,7 @@ def train(  # noqa: PLR0913 - each is an option of the run file
     report: Callable[[str], None],
     source: str,
     target: str,
+    root: str | None = None,
     steps: int = STEPS,
     warm_up: int = 100,
     generator_steps: int = 4,
@@ -63,8 +64,8 @@ def train(  # noqa: PLR0913 - each is an option of the run file
         Decides the starting weights, the data and the order of the rows.
     report
         Takes a line now and then.
-    source, target
-        Names of the data sets.
+    source, target, root
+        Names of the data sets, and the folder that holds them in place of data/.
     steps
         Steps in all: of A, then B and C.
     warm_up
@@ -88,8 +89,8 @@ def train(  # noqa: PLR0913 - each is an option of the run file
         rival = copy.deepcopy(model.classifier)
         for part in (model, rival):
             reset(part)
-        on_source = source_train(seed=seed, source=source, target=target)
-        on_target = target_train(seed=seed, source=source, target=target)
+        on_source = source_train(seed=seed, source=source, target=target, root=root)
+        on_target = target_train(seed=seed, source=source, target=target, root=root)
         learner = _Discrepancy(model.generator, (model.classifier, rival), learning_rate)
         slower = [LinearLR(one, 1.0, 0.0, total_iters=steps) for one in learner.optimisers]
         pairs = zip(_endless(on_source, batch_size), _endless(on_target, batch_size), strict=True)

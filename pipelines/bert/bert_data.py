@@ -2,7 +2,7 @@
 
 Factories named in the run file: `target_train`, `target_test`, `target_validation`, `source`. Texts of a batch are
 padded to its longest one, and the mask says which positions are text. The words come from a tokenizer that is trained
-here on the training texts and kept as JSON beside the run's outputs, or from one of the user's own.
+here on the training texts, or from one of the user's own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from bert_network import HERE, read_config
 from bert_text import Text, sentences, statements
 from dalr_stream.errors import ConfigError
 
-OUTPUTS = HERE.parents[1] / "runs" / "bert"
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]")
 MOST_TOKENS = 32
 VALIDATION = 600
@@ -89,7 +89,7 @@ def batches(texts: Sequence[Text], seed: int, batch_size: int, tokenizer: str | 
     """Turn texts into tokens, at most `MOST_TOKENS` of each.
 
     `tokenizer` is a `tokenizer.json` relative to this file, as the tokenizers library and transformers write it; None
-    for the pipeline's own, which is made where it is not there yet.
+    for the pipeline's own.
     """
     found = _own(seed) if tokenizer is None else _given(HERE / tokenizer)
     found.enable_truncation(MOST_TOKENS)
@@ -106,17 +106,12 @@ def _given(path: Path) -> Tokenizer:
 
 
 def _own(seed: int) -> Tokenizer:
-    path = OUTPUTS / f"tokenizer-{seed}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        _trained(seed).save(str(part))
-        part.replace(path)
-    return Tokenizer.from_file(str(path))
+    return Tokenizer.from_str(_trained(seed, int(read_config("config.json")["vocab_size"])))
 
 
-def _trained(seed: int) -> Tokenizer:
-    """Train byte pairs on the code and on the training side of the prose; as many as the network's embedding has.
+@cache
+def _trained(seed: int, size: int) -> str:
+    """Train byte pairs on the code and on the training side of the prose, `size` of them (a second); return the JSON.
 
     Not BERT's word pieces: the library numbers these in another order in every process.
     """
@@ -124,7 +119,6 @@ def _trained(seed: int) -> Tokenizer:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.decoder = decoders.ByteLevel()
-    size = int(read_config("config.json")["vocab_size"])
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(SPECIAL),
@@ -135,4 +129,4 @@ def _trained(seed: int) -> Tokenizer:
     tokenizer.train_from_iterator((text.words for text in texts), trainer)
     around = [(name, tokenizer.token_to_id(name)) for name in SPECIAL[1:]]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
-    return tokenizer
+    return str(tokenizer.to_str())

@@ -4,15 +4,16 @@
 
 Sizes are those of the largest retention common to all layers, as in `sequential_gain.py`, or those that `ds.sizes`
 finds among factor pairs by the divergence of the class scores on 128 training digits, for the same share of the same
-weights. All layers at once, layer after layer, and layer after layer towards the residual stream where there is one;
-the default ridge. Accuracy on the test digits.
+weights: once measured with all layers at once, and once with the layers compressed the way they then are. All layers at
+once, layer after layer, and layer after layer towards the residual stream where there is one; the default ridge.
+Accuracy on the test digits.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -25,53 +26,82 @@ TABLES: dict[str, tuple[Callable[[int], Case], tuple[float, ...]]] = {
     "8 dense layers": (lambda seed: deeper(dense_stack, seed), (0.50, 0.25, 0.10)),
 }
 """How each network is made from a seed, and which shares of its parameters are to be left."""
+Way = Callable[[Case, Sizes], nn.Module]
+"""How a network is compressed at some sizes."""
 
 
-def by_measuring(case: Case, share: float) -> dict[str, int]:
-    """Return the ranks that `ds.sizes` finds for the share, of the layers that change."""
-    distance = ds.OutputDistance(case.model, case.train, distance="kl")
-    plan = ds.sizes(case.model, case.statistics, distance, share, layers=case.names[:-1], methods=[DALR])
-    return {name: record.down.shape[0] for name, record in plan.replacements.items()}
+def at_once(case: Case, sizes: Sizes) -> nn.Module:
+    """Compress every layer from the original's statistics."""
+    return case.at_once(sizes, DEFAULT)
 
 
-def towards(case: Case, sizes: Sizes, target: str) -> nn.Module:
-    """Compress each layer in the network as compressed so far, towards its outputs or towards the stream."""
+def in_turn(case: Case, sizes: Sizes) -> nn.Module:
+    """Compress each layer in the network as compressed so far, towards its outputs in the original."""
+    return _turned(case, sizes, "outputs")
+
+
+def towards_stream(case: Case, sizes: Sizes) -> nn.Module:
+    """Compress each layer towards that and what the residual stream has lost."""
+    return _turned(case, sizes, "stream")
+
+
+def _turned(case: Case, sizes: Sizes, target: str) -> nn.Module:
     choices = {name: ds.LayerChoice(DALR, size) for name, size in sizes.items()}
     return ds.compress_sequentially(case.model, case.train, choices, target=target, folding=EVERY).network
 
 
-def ways(case: Case) -> dict[str, Callable[[Sizes], nn.Module]]:
+WAYS: dict[str, Way] = {"at once": at_once, "in turn": in_turn, "towards the stream": towards_stream}
+
+
+def measured(case: Case, share: float, way: Way) -> Sizes:
+    """Return the ranks that `ds.sizes` finds for the share, of networks that are compressed this way."""
+
+    def build(choices: Mapping[str, ds.LayerChoice]) -> nn.Module:
+        return way(case, {name: choice.size for name, choice in choices.items()})
+
+    plan = ds.sizes(
+        case.model,
+        case.statistics,
+        ds.OutputDistance(case.model, case.train, distance="kl"),
+        share,
+        layers=case.names[:-1],
+        methods=[DALR],
+        in_turn=None if way is at_once else build,
+    )
+    return {name: choice.size for name, choice in plan.choices.items()}
+
+
+RULES: dict[str, Callable[[Case, float, Way], Sizes]] = {
+    "common retention": lambda case, share, _: case.sizes(share),
+    "`ds.sizes`, measured at once": lambda case, share, _: measured(case, share, at_once),
+    "`ds.sizes`, measured as used": measured,
+}
+
+
+def ways_of(case: Case) -> dict[str, Way]:
     """Return what is done at some sizes, by name; no stream without a convolution."""
-    found: dict[str, Callable[[Sizes], nn.Module]] = {
-        "at once": lambda sizes: case.at_once(sizes, DEFAULT),
-        "in turn": lambda sizes: towards(case, sizes, "outputs"),
-    }
-    if any(isinstance(module, nn.Conv2d) for module in case.model.modules()):
-        found["towards the stream"] = lambda sizes: towards(case, sizes, "stream")
-    return found
+    streams = any(isinstance(module, nn.Conv2d) for module in case.model.modules())
+    return {words: way for words, way in WAYS.items() if streams or way is not towards_stream}
 
 
 def table(title: str, cases: Sequence[Case], shares: Sequence[float]) -> str:
-    """Return the means over the cases in Markdown."""
-    rules: dict[str, Callable[[Case, float], Sizes]] = {"common retention": Case.sizes, "`ds.sizes`": by_measuring}
-    names = list(ways(cases[0]))
+    """Return the means over the cases in Markdown: accuracy, and the share of the parameters that is left."""
+    ways = ways_of(cases[0])
     whole = statistics.mean(accuracy(case.model, case.test) for case in cases)
-    lines = [f"| {title}: {100 * whole:.1f} % uncompressed | parameters left | {' | '.join(names)} |"]
-    lines.append("|---|" + "---:|" * (1 + len(names)))
+    lines = [f"| {title}: {100 * whole:.1f} % uncompressed | of the layers' weights | {' | '.join(ways)} |"]
+    lines.append("|---|" + "---:|" * (1 + len(ways)))
     for share in shares:
-        for words, rule in rules.items():
-            sizes = [rule(case, share) for case in cases]
-            networks = [
-                [way(own) for way in ways(case).values()] for case, own in zip(cases, sizes, strict=True)
-            ]  # by case, then by way
-            left = statistics.mean(case.left(small[0]) for case, small in zip(cases, networks, strict=True))
-            scores = [
-                statistics.mean(accuracy(small[way], case.test) for case, small in zip(cases, networks, strict=True))
-                for way in range(len(names))
-            ]
-            cells = " | ".join(f"{100 * score:.1f} %" for score in scores)
-            lines.append(f"| {words} | {100 * left:.1f} % | {cells} |")
+        for words, rule in RULES.items():
+            cells = [cell([(case, way(case, rule(case, share, way))) for case in cases]) for way in ways.values()]
+            lines.append(f"| {words} | {share:.0%} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def cell(found: Sequence[tuple[Case, nn.Module]]) -> str:
+    """Return the mean accuracy of compressed networks, and of the parameters that they have left."""
+    score = statistics.mean(accuracy(small, case.test) for case, small in found)
+    left = statistics.mean(case.left(small) for case, small in found)
+    return f"{100 * score:.1f} % ({100 * left:.1f} %)"
 
 
 def main(seeds: Sequence[int]) -> None:

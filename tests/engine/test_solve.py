@@ -8,7 +8,7 @@ import torch
 
 import dalr_stream as ds
 from dalr_stream.engine.solve import factor_by, select_by, solve
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.numerics.methods import DalrOptions, Family, Form, Method, Variant
 from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.statistics.channels import NodeReader
@@ -125,3 +125,15 @@ def test_a_layer_knows_the_weights_that_read_its_nodes_also_from_a_store(tmp_pat
             InvalidInputError, match="layer '0': its nodes are read by '2', whose gradients are not known"
         ):
             ds.solve(first, "spectral_weighted")
+
+
+def test_a_selection_that_cannot_be_says_what_was_found_when_the_layer_was_watched(tmp_path):
+    body = [torch.nn.Linear(4, 6), torch.nn.Softmax(-1), torch.nn.Linear(6, 3)]
+    model = torch.nn.Sequential(*body).eval()
+    batches = [torch.randn(20, 4)]
+    layers = ds.watch(model, ["0"], example=batches[0])
+    ds.accumulate(model, batches, layers, store=tmp_path / "store.zarr")
+    for layer in (ds.accumulate(model, batches, layers)["0"], ds.open_store(tmp_path / "store.zarr").layer("0")):
+        for method in ("spectral", "spectral_readers", "prune_mean"):
+            with pytest.raises(UnsupportedLayerError, match="layer '0': its channels cannot be pruned: on the way to"):
+                ds.solve(layer, method)

@@ -15,7 +15,7 @@ import torch
 import dalr_stream as ds
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of the pipeline with a tiny configuration, so that what it keeps lies outside the repository."""
+    """A copy of the pipeline with a tiny configuration."""
     place = tmp_path_factory.mktemp("copy") / "pipelines" / "bert"
     shutil.copytree(BERT_FOLDER, place, ignore=shutil.ignore_patterns("__pycache__"))
     plain = json.loads((place / "config.json").read_text())
@@ -124,10 +124,16 @@ class TestBatches:
         (tokens,) = bert.data.batches([text], 0, 1, None).tokens
         assert bert.data._own(0).decode(list(tokens)).strip().startswith(text.words.lower()[:20])
 
-    def test_the_tokenizer_is_json_and_the_same_when_made_again(self, bert):
-        bert.data._own(0)
-        kept = (bert.data.OUTPUTS / "tokenizer-0.json").read_text()
-        assert json.loads(kept) == json.loads(bert.data._trained(0).to_str())
+    def test_the_tokenizer_is_the_same_when_made_again_and_follows_the_configuration(self, bert, folder):
+        kept = bert.data._own(0)
+        bert.data._trained.cache_clear()
+        assert bert.data._own(0).to_str() == kept.to_str()
+        plain = json.loads((folder / "config.json").read_text())
+        try:
+            (folder / "config.json").write_text(json.dumps({**plain, "vocab_size": 300}))
+            assert bert.data._own(0).get_vocab_size() == 300
+        finally:
+            (folder / "config.json").write_text(json.dumps(plain))
 
     def test_a_tokenizer_of_the_users_own_must_be_there(self, bert):
         with pytest.raises(ConfigError, match=r"no file .*mine\.json"):

@@ -111,15 +111,14 @@ def test_the_table_holds_what_was_measured(gain, cases):
 
 
 @pytest.mark.parametrize(("kind", "ways"), [("stack", 2), ("residual", 3)])
-def test_sizes_of_either_rule_are_scored_in_every_order(cases, kind, ways):
+def test_sizes_of_every_rule_are_scored_in_every_order(cases, kind, ways):
     script = importlib.import_module("sequential_sizes")
     case = cases[kind]
     lines = script.table("a network", [case], [0.6]).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["common retention", "`ds.sizes`"]
-    left = [float(line.split("|")[2].split()[0]) for line in lines[2:]]
-    assert all(40.0 < share <= 70.0 for share in left)
-    for line, rule in zip(lines[2:], (script.Case.sizes, script.by_measuring), strict=True):
-        sizes = rule(case, 0.6)
-        scores = [script.accuracy(way(sizes), case.test) for way in script.ways(case).values()]
-        assert line.split("|")[3:-1] == [f" {100 * score:.1f} % " for score in scores]
-        assert len(scores) == ways
+    assert [line.split("|")[1].strip() for line in lines[2:]] == list(script.RULES)
+    for line, rule in zip(lines[2:], script.RULES.values(), strict=True):
+        small = [way(case, rule(case, 0.6, way)) for way in script.ways_of(case).values()]
+        cells = [f" {100 * script.accuracy(one, case.test):.1f} % ({100 * case.left(one):.1f} %) " for one in small]
+        assert line.split("|")[2:-1] == [" 60% ", *cells]
+        assert all(0.4 < case.left(one) <= 0.7 for one in small)
+        assert len(cells) == ways

@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.report.record import (
+from dalr_stream.report.records.results import (
     DomainActivity,
     ErrorCurve,
     HeadlineRow,
@@ -23,7 +23,7 @@ from dalr_stream.report.record import (
     ScorePoint,
     Spectra,
 )
-from dalr_stream.report.stability_record import SelectionStability, Stability
+from dalr_stream.report.records.stability import SelectionStability, Stability
 
 BASELINE = 0.9739
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)

@@ -6,8 +6,8 @@ import pytest
 import synthetic_results as synthetic
 
 from dalr_stream.report.claims import claim, compared, times_text
-from dalr_stream.report.record import HeadlineRow
-from dalr_stream.report.scale import ACCURACY
+from dalr_stream.report.records.results import HeadlineRow
+from dalr_stream.report.records.scale import ACCURACY
 
 FC6 = synthetic.results().layers[0]
 

@@ -15,7 +15,7 @@ import pytest
 import synthetic_results as synthetic
 
 from dalr_stream.report import write
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.report.write import write_report
 
 SMALL = synthetic.results(synthetic.layer("classifier.0", 48, 64, "classifier.3", 32))
@@ -89,7 +89,7 @@ def test_the_folder_holds_every_file_and_nothing_else(folder):
 
 def test_the_package_draws_without_the_other_rings_and_reads_records_without_drawing():
     script = (
-        "import sys, dalr_stream.report.record; assert 'matplotlib' not in sys.modules\n"
+        "import sys, dalr_stream.report.records.results; assert 'matplotlib' not in sys.modules\n"
         "import dalr_stream.report.write, dalr_stream.report.terminal\n"
         "print([name for name in ('torch', 'dask', 'zarr', 'matplotlib.pyplot') if name in sys.modules])"
     )

@@ -6,7 +6,7 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.streams import Side
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.results.tables import layer_facts
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config

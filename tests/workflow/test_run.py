@@ -14,7 +14,7 @@ from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInp
 from dalr_stream.network.saved.weights import save_weights
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.methods import Method
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.storage.records.moments import moments_path, save_moments
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import delete_activations

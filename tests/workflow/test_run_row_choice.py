@@ -7,7 +7,7 @@ import pytest
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.tables import cost_table, layer_table

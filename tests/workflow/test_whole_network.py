@@ -9,7 +9,7 @@ import dalr_stream as ds
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.numerics.methods import Family
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config

@@ -11,19 +11,23 @@ the plain ones, the same share or the same energy everywhere, so the choice is n
     plans      which layers take which form                             numerics.sizes.families.plans
     rules      which sizes, within the budget; also by nats             numerics.sizes.allocation
     candidates plans x rules, each one whole network: the best is taken
+    in turn    where layers are compressed one after the other, the nearest of each rule are built so and measured again
+
+The sizes that are best at once are not those that are best in turn: what layers lose in turn, later ones make up for,
+down to what a single layer cannot do without.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from scipy import stats
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError, NonFiniteError
+from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.allocation import common_energy, common_share, within_budget
 from dalr_stream.numerics.sizes.families import Forms, in_forms, plans
@@ -58,12 +62,19 @@ class Candidate:
     score: float | None = None
     """On validation, where there is one."""
 
+    @property
+    def factored_alone(self) -> bool:
+        """Tell whether no layer loses nodes."""
+        return all(family is Family.LOW_RANK for family, _ in self.sizes.values())
+
 
 @dataclass(frozen=True, slots=True)
 class SizeChoice:
     """Every candidate, the chosen one first."""
 
     candidates: tuple[Candidate, ...]
+    at_once: tuple[Candidate, ...] = ()
+    """Where candidates are compressed layer after layer, those that they were taken from, measured all at once."""
 
     @property
     def chosen(self) -> Candidate:
@@ -77,6 +88,29 @@ class SizeChoice:
         if len(pairs) < 3 or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
             return None
         return float(stats.spearmanr(pairs).statistic)
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """By what candidates are compared: the distance of their outputs; a score, where there is one, and then that."""
+
+    distance: Measure
+    score: Measure | None = None
+    higher: bool = True
+    """Whether more of the score is better."""
+
+    def measured(self, candidate: Candidate, small: nn.Module) -> Candidate:
+        """Return a candidate with what its network is measured at; raises NonFiniteError, which names it."""
+        with _named(f"{candidate.plan} by {candidate.rule}"):
+            gap = self.distance(small)
+        return dataclasses.replace(candidate, distance=gap, score=self.score(small) if self.score else None)
+
+    def ranked(self, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+        """Return the candidates, the best first."""
+        return tuple(sorted(candidates, key=self._badness))
+
+    def _badness(self, one: Candidate) -> tuple[float, float]:
+        return (0.0 if one.score is None else -one.score if self.higher else one.score), one.distance
 
 
 def choose_sizes(
@@ -110,30 +144,28 @@ def choose_sizes(
     outputs are not finite. Cost: a network for each form of each layer, and one for each candidate, at most 20.
     """
     require_affordable(layers, share)
-    watch = progress or Silent()
+    judge, watch = Judge(distance, score, higher), progress or Silent()
     scaled = _in_one_unit(layers, share, networks, distance, watch)
     whole = [layer.unchanged for layer in layers]
     budget = share * float(cost(whole, as_they_are(whole)))
     wanted = list(_different(_candidates(layers, scaled, share, budget)))
-
-    def measured(candidate: Candidate) -> Candidate:
-        small = networks(candidate.sizes)  # gone before the next one is built
-        with _named(f"{candidate.plan} by {candidate.rule}"):
-            gap = distance(small)
-        return dataclasses.replace(candidate, distance=gap, score=score(small) if score else None)
-
-    found = []
+    measured = []
     with watch.track("compress: candidates", len(wanted), "networks") as advance:
         for candidate in wanted:
-            found.append(measured(candidate))
+            measured.append(judge.measured(candidate, networks(candidate.sizes)))
             advance(1)
-    return best_of([SizeChoice(tuple(found))], higher=higher)
+    return SizeChoice(judge.ranked(measured))
 
 
-def best_of(choices: Sequence[SizeChoice], *, higher: bool = True) -> SizeChoice:
-    """Return the candidates of several choices as one: by score where there is one, then by distance."""
-    every = (candidate for choice in choices for candidate in choice.candidates)
-    return SizeChoice(tuple(sorted(every, key=lambda one: (_badness(one.score, higher), one.distance))))
+def finalists(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return the nearest of each rule with factor pairs alone, and the nearest of those that lose nodes.
+
+    The plain rules are among them with either family: what is chosen of them is never worse than those are.
+    """
+    nearest: dict[tuple[str, bool], Candidate] = {}
+    for one in sorted(candidates, key=lambda one: one.distance):
+        nearest.setdefault((one.rule, one.factored_alone), one)
+    return tuple(nearest.values())
 
 
 def require_affordable(layers: Sequence[Forms], share: float) -> None:
@@ -161,14 +193,18 @@ def networks_to_measure(forms: int, plans_at_most: int) -> int:
     return forms + len(RULES) * plans_at_most
 
 
-def _badness(score: float | None, higher: bool) -> float:  # noqa: FBT001  # one of two plain values
-    return 0.0 if score is None else -score if higher else score
+def networks_in_turn(*, selects: bool) -> int:
+    """Return how many of them are built again layer after layer at most, where that is the order."""
+    return len(RULES) * (1 + selects)
 
 
 def _in_one_unit(
     layers: Sequence[Forms], share: float, networks: Networks, distance: Measure, progress: Progress
 ) -> list[Forms]:
-    """Return the layers with losses in the unit of `distance`: each form of each layer is cut alone, once."""
+    """Return the layers with losses in the unit of `distance`: each form of each layer is cut alone, once.
+
+    Nodes that turn out to be needed, as where the network's own input is added to them, are not selected.
+    """
     forms = sum(len(layer.solved) for layer in layers)
     with progress.track("compress: one layer at a time", forms, "networks") as advance:
 
@@ -179,8 +215,15 @@ def _in_one_unit(
             advance(1)
             if size == form.whole:
                 return form.in_units(0.0)
+            try:
+                small = networks({form.name: (form.family, size)})
+            except UnsupportedLayerError as error:
+                if form.family is Family.LOW_RANK:
+                    raise
+                progress.note(f"compress: {error}: it keeps its nodes")
+                return None
             with _named(f"layer '{form.name}' at size {size}"):
-                alone = distance(networks({form.name: (form.family, size)}))
+                alone = distance(small)
             return form.in_units(alone / max(form.loss(size), LEAST_LOSS))
 
         return [Forms(layer.unchanged, in_unit(layer.factored), in_unit(layer.selected)) for layer in layers]

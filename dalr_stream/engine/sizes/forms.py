@@ -9,7 +9,7 @@ from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import Factors, GroupedPair
-from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.selection.readers import metric_of_readers
@@ -66,6 +66,13 @@ class SolvedLayer:
         if family is Family.LOW_RANK and self.factors is not None:
             return self.factors.at_rank(size, layer=layer)
         raise InvalidInputError(f"layer '{layer}': nothing of the family {family} was solved")
+
+    def method(self, family: Family) -> Method:
+        """Return the method of a family that was solved."""
+        solution = self.factors if family is Family.LOW_RANK else self.selection
+        if solution is None:
+            raise InvalidInputError(f"nothing of the family {family} was solved")
+        return solution.method
 
 
 def forms_of(layers: Mapping[str, SolvedLayer], structure: Structure | None = None) -> list[Forms]:

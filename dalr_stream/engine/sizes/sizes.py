@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 from torch import nn
 
-from dalr_stream.engine.sizes.choice import Measure, SizeChoice, require_affordable
+from dalr_stream.engine.sequential.sequential_pass import LayerChoice
+from dalr_stream.engine.sizes.choice import Judge, Measure, SizeChoice, Sizes, require_affordable
 from dalr_stream.engine.sizes.forms import SolvedLayer
-from dalr_stream.engine.sizes.menus import Menu, choose_from
+from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
 from dalr_stream.engine.solve import solve_low_rank, solve_selection
 from dalr_stream.engine.statistics import Statistics
 from dalr_stream.errors import InvalidInputError
@@ -27,6 +28,8 @@ from dalr_stream.progress import Progress
 BOTH = (Method.DALR_ANCHORED_AFFINE, Method.SPECTRAL)
 WEIGHTED = (Method.DALR_WEIGHTED_AFFINE, Method.SPECTRAL_WEIGHTED)
 WEIGHTED_IN_WORDS = "weighted by gradients"
+BuildInTurn = Callable[[Mapping[str, LayerChoice]], nn.Module]
+"""Gives the network of some choices, with one layer compressed after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class SizePlan:
 
     replacements: Mapping[str, Replacement]
     """As `compress` takes them; layers that stay as they are left out."""
+    choices: Mapping[str, LayerChoice]
+    """The same as `compress_sequentially` takes them."""
     choice: SizeChoice
     """Every candidate that was measured, the chosen one first."""
 
@@ -53,6 +58,7 @@ def sizes(
     multiple_of: int = 1,
     score: Measure | None = None,
     higher: bool = True,
+    in_turn: BuildInTurn | None = None,
     progress: Progress | None = None,
 ) -> SizePlan: ...
 
@@ -71,6 +77,7 @@ def sizes(
     multiple_of: int = 1,
     score: Measure | None = None,
     higher: bool = True,
+    in_turn: BuildInTurn | None = None,
     progress: Progress | None = None,
 ) -> tuple[SizePlan, ...]: ...
 
@@ -88,6 +95,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     multiple_of: int = 1,
     score: Measure | None = None,
     higher: bool = True,
+    in_turn: BuildInTurn | None = None,
     progress: Progress | None = None,
 ) -> SizePlan | tuple[SizePlan, ...]:
     """Return the best network that keeps at most `share` of the layers' weights, factored and with fewer nodes.
@@ -120,13 +128,18 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
         Called with a network: it chooses among the candidates, and the distance among equals.
     higher
         Whether more of the score is better.
+    in_turn
+        Where layers will be compressed one after the other: how a network is made of the choice of each layer. The
+        best candidates are then built and measured so, of each rule one with factor pairs alone and one with
+        selections.
     progress
         Receives progress, for example from `show_progress()`; silent by default.
 
     Returns
     -------
     SizePlan or tuple of SizePlan
-        `compress(model, plan.replacements, example=structure)` builds the network; a plan for each share of several.
+        `compress(model, plan.replacements, example=structure)` builds the network, in turn
+        `compress_sequentially(model, batches, plan.choices)`; a plan for each share of several.
 
     Raises
     ------
@@ -145,10 +158,11 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).eval()
     >>> batches = [torch.randn(50, 8) for _ in range(4)]
     >>> layers = ds.watch(model, ["0", "2"], example=batches[0])
+    >>> distance = ds.OutputDistance(model, batches)
     >>> plan = ds.sizes(
     ...     model,
     ...     ds.accumulate(model, batches, layers),
-    ...     ds.OutputDistance(model, batches),
+    ...     distance,
     ...     0.5,
     ...     structure=layers.structure,
     ... )
@@ -158,9 +172,17 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
 
     Quality against size; `print` any measure of your own beside it:
 
-    >>> plans = ds.sizes(model, ds.accumulate(model, batches, layers), ds.OutputDistance(model, batches), [0.3, 0.6])
+    >>> plans = ds.sizes(model, ds.accumulate(model, batches, layers), distance, [0.3, 0.6])
     >>> [plan.choice.chosen.distance > 0 for plan in plans]
     [True, True]
+
+    Sizes for compressing layer after layer:
+
+    >>> def in_turn(choices):
+    ...     return ds.compress_sequentially(model, batches, choices).network
+    >>> plan = ds.sizes(model, ds.accumulate(model, batches, layers), distance, 0.5, in_turn=in_turn)
+    >>> distance(in_turn(plan.choices)) == plan.choice.chosen.distance
+    True
     """
     named = [parse_choice(Method, method, "method") for method in methods or BOTH]
     if len({method.family for method in named}) < len(named):
@@ -173,9 +195,18 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     def build(replacements: dict[str, Replacement]) -> nn.Module:
         return compress(model, replacements, example=structure)
 
+    def choices(menu: Menu, decided: Sizes) -> dict[str, LayerChoice]:
+        return {
+            name: _choice(known[name], menu.method(name, family), size, ridge)
+            for name, (family, size) in decided.items()
+        }
+
+    judge, again = Judge(distance, score, higher), None if in_turn is None else _of_menus(in_turn, choices)
+
     def plan(one: float) -> SizePlan:
-        menu, choice = choose_from(menus, one, build, distance, score=score, higher=higher, progress=progress)
-        return SizePlan(menu.replacements(choice.chosen.sizes), choice)
+        menu, choice = choose_from(menus, one, build, judge, in_turn=again, progress=progress)
+        decided = choice.chosen.sizes
+        return SizePlan(menu.replacements(decided), choices(menu, decided), choice)
 
     if not isinstance(share, Sequence):
         return plan(share)
@@ -193,6 +224,28 @@ def _reads_are_felt(layer: Layer) -> bool:
     return bool(layer.readers) and all(reader.gradients is not None for reader in layer.readers)
 
 
+def _of_menus(build: BuildInTurn, choices: Callable[[Menu, Sizes], dict[str, LayerChoice]]) -> InTurn:
+    return lambda menu, decided: build(choices(menu, decided))
+
+
+def _choice(layer: Layer, method: Method, size: int, ridge: Ridge | float) -> LayerChoice:
+    """Return how a layer of a plan is compressed in turn."""
+    return LayerChoice(method, size, ridge, layer=layer if method.weighted else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """Solutions in memory."""
+
+    layers: Mapping[str, SolvedLayer]
+
+    def method(self, layer: str, family: Family) -> Method:
+        return self.layers[layer].method(family)
+
+    def at_size(self, layer: str, family: Family, size: int) -> Replacement:
+        return self.layers[layer].at_size(family, size, layer)
+
+
 def _menu(
     layers: Mapping[str, Layer],
     methods: Sequence[Method],
@@ -202,11 +255,7 @@ def _menu(
     words: str = "",
 ) -> Menu:
     solved = {name: _solved(layer, methods, structure, ridge) for name, layer in layers.items()}
-
-    def at_size(name: str, family: Family, size: int) -> Replacement:
-        return solved[name].at_size(family, size, name)
-
-    return Menu.of(solved, structure, at_size=at_size, multiple_of=multiple_of, words=words)
+    return Menu.of(_Solved(solved), solved, structure, multiple_of, words)
 
 
 def _solved(layer: Layer, methods: Sequence[Method], structure: Structure | None, ridge: Ridge | float) -> SolvedLayer:

@@ -19,7 +19,7 @@ from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.types import Counts, Vector
-from dalr_stream.report.record import (
+from dalr_stream.report.records.results import (
     DomainActivity,
     ErrorCurve,
     HeadlineRow,
@@ -30,8 +30,8 @@ from dalr_stream.report.record import (
     ScorePoint,
     Spectra,
 )
-from dalr_stream.report.scale import ACCURACY, Scale
-from dalr_stream.report.stability_record import Stability
+from dalr_stream.report.records.scale import ACCURACY, Scale
+from dalr_stream.report.records.stability import Stability
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.storage.schema import HELDOUT
 from dalr_stream.workflow.results.published_file import Published

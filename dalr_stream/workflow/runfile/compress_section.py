@@ -111,7 +111,7 @@ class CompressSection(BaseModel):
     """In what that is measured: `energy`, ||Y - Y~||^2 / ||Y||^2, `kl`, nats, of networks that give logits, or
     `cosine`, 1 - cosine of each row, of embeddings."""
     order: Order = Order.PARALLEL
-    """`sequential` takes a pass over the data for each layer. Sizes are decided from the original's statistics."""
+    """`sequential` takes a pass over the data for each layer; a budget is then chosen among networks compressed so."""
     target: Target = Target.OUTPUTS
     """Towards what the order `sequential` solves layers: what each gives in the original; or `stream`, where that is
     added to a residual stream, besides towards what the stream has lost by then."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dalr_stream.report.scale import Scale
+from dalr_stream.report.records.scale import Scale
 from dalr_stream.workflow.runfile.compress_section import Positive
 from dalr_stream.workflow.runfile.sections import METRIC, Bytes, DataSection, parse_bytes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import nn
 
@@ -18,9 +18,15 @@ from dalr_stream.workflow.steps import capture, solve
 from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.named_sizes import named_layers, require_choices
 from dalr_stream.workflow.steps.provenance import saved_provenance
-from dalr_stream.workflow.steps.sequential import compress_in_sequence, forget_pass_moments, forget_sequence
+from dalr_stream.workflow.steps.sequential import (
+    choices_of,
+    compress_in_sequence,
+    compressed_in_turn,
+    forget_pass_moments,
+    forget_sequence,
+)
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.sizes.compression import COMPRESSION
+from dalr_stream.workflow.steps.sizes.compression import COMPRESSION, LayerSize
 from dalr_stream.workflow.steps.sizes.sizing import decide
 from dalr_stream.workflow.steps.step import Step, json_record, saved_network
 
@@ -87,7 +93,7 @@ def _compress(session: Session, fingerprint: str) -> None:
     project, note = session.project, session.progress.note
     store = StoreView.open(project.store)
     capture.require_same_network(project, store)
-    replacements, compression = decide(project, store, session.progress)
+    replacements, compression = decide(project, store, session.progress, _in_turn(project, store))
     note(f"compress: {compression.rule}: {compression}")
     for warning in compression.notes:
         note(f"warning: {warning}")
@@ -103,3 +109,10 @@ def _compress(session: Session, fingerprint: str) -> None:
     forget_sequence(project)
     before, after = parameter_count(project.network), parameter_count(small)
     note(f"compress: {before:,} -> {after:,} parameters ({after / before:.1%}), in '{project.compressed}'")
+
+
+def _in_turn(project: Project, store: StoreView) -> Callable[[Mapping[str, LayerSize]], nn.Module] | None:
+    """Return what compresses one layer after the other at some sizes; None where all are compressed at once."""
+    if project.config.compress.order is not Order.SEQUENTIAL:
+        return None
+    return lambda sizes: compressed_in_turn(project, choices_of(project, store, sizes))

@@ -12,7 +12,7 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
-from dalr_stream.report.record import NetworkSize, ScoreCurve, ScorePoint
+from dalr_stream.report.records.results import NetworkSize, ScoreCurve, ScorePoint
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -50,32 +52,58 @@ def compress_in_sequence(
     `parallel` is the network at the same sizes, all layers solved from the original's statistics. Too few samples and
     ranks that add parameters were warned of when those were solved.
     """
-    choices = {layer: _choice(project, store, layer, size) for layer, size in compression.layers.items()}
-    begun, target = _resumed(project, choices, fingerprint), project.config.solve.target
+    choices = choices_of(project, store, compression.layers)
+    begun = _resumed(project, choices, fingerprint)
     if begun is not None:
         progress.note(f"compress: resuming after {', '.join(begun.layers)}")
-    with project.code.importing(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FewSamplesWarning)
-        warnings.simplefilter("ignore", OutlierFeaturesWarning)
-        warnings.simplefilter("ignore", ParameterIncreaseWarning)
-        for state in sequential_passes(
-            project.network,
-            project.code.batches(target),
-            choices,
-            target=project.config.compress.target,
-            source=_source(project),
-            store=project.pass_moments,
-            rows=project.code.rows,
-            folding=folding_of(project),
-            begun=begun,
-            known=KnownMoments(project.store, target, project.folding(target)),
-            progress=progress,
-        ):
+    with project.code.importing(), _warned_of_before():
+        for state in _passes(project, choices, begun=begun, store=project.pass_moments, progress=progress):
             if state.left and state.layers:
                 _keep(project, state, fingerprint)
         gain = _gain(project, state, parallel)
     progress.note(f"compress: {gain}")
     return state.network, dataclasses.replace(compression, gain=gain)
+
+
+def compressed_in_turn(project: Project, choices: Mapping[str, LayerChoice]) -> nn.Module:
+    """Return the network compressed layer after layer, of which nothing is kept: what sizes are chosen by."""
+    with _warned_of_before():
+        *_, last = _passes(project, choices)
+    return last.network
+
+
+def _passes(
+    project: Project,
+    choices: Mapping[str, LayerChoice],
+    *,
+    begun: SequentialCompression | None = None,
+    store: Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[SequentialCompression]:
+    target = project.config.solve.target
+    return sequential_passes(
+        project.network,
+        project.code.batches(target),
+        choices,
+        target=project.config.compress.target,
+        source=_source(project),
+        store=store,
+        rows=project.code.rows,
+        folding=folding_of(project),
+        begun=begun,
+        known=KnownMoments(project.store, target, project.folding(target)),
+        progress=progress,
+    )
+
+
+@contextmanager
+def _warned_of_before() -> Iterator[None]:
+    """Say nothing again of what was warned of when layers were solved all at once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        warnings.simplefilter("ignore", OutlierFeaturesWarning)
+        warnings.simplefilter("ignore", ParameterIncreaseWarning)
+        yield
 
 
 def forget_sequence(project: Project) -> None:
@@ -86,6 +114,11 @@ def forget_sequence(project: Project) -> None:
 def forget_pass_moments(project: Project) -> None:
     """Remove the moments of all passes."""
     remove_folder(project.pass_moments)
+
+
+def choices_of(project: Project, store: StoreView, sizes: Mapping[str, LayerSize]) -> dict[str, LayerChoice]:
+    """Return how each layer is compressed at its turn."""
+    return {layer: _choice(project, store, layer, size) for layer, size in sizes.items()}
 
 
 def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> LayerChoice:

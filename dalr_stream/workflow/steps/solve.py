@@ -13,7 +13,7 @@ from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.progress import Progress
-from dalr_stream.report.stability_record import Stability
+from dalr_stream.report.records.stability import Stability
 from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.lock import locked

@@ -26,7 +26,7 @@ from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.report.claims import SPEAKERS
-from dalr_stream.report.stability_record import SelectionStability, Stability
+from dalr_stream.report.records.stability import SelectionStability, Stability
 from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps.ridge import ridge_of

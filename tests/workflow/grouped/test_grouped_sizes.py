@@ -10,7 +10,7 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, RankError, UnsupportedLayerError
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.surgery.compress import compress
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.inspect import layer_costs
 from dalr_stream.workflow.run import Run

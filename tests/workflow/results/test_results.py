@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dalr_stream.report.record import ScoreCurve, ScorePoint
+from dalr_stream.report.records.results import ScoreCurve, ScorePoint
 from dalr_stream.workflow.results.results import RowCounts, activity, headline
 
 

@@ -10,7 +10,7 @@ from notes import Notes
 
 import dalr_stream as ds
 from dalr_stream.errors import ConfigError
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.run_cost import cost_of
 from dalr_stream.workflow.runfile.config import load_config

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from dalr_stream.cli.app import app
 from dalr_stream.errors import DalrStreamError
 from dalr_stream.network.measure.profile import Stopwatch
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project

@@ -18,7 +18,7 @@ from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.progress import Silent
-from dalr_stream.report.scale import Scale
+from dalr_stream.report.records.scale import Scale
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, Scoring
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 

@@ -175,18 +175,34 @@ def test_what_another_setting_left_behind_is_not_gone_on_with(finished_file, mon
     assert not any("going on" in line for line in said)
 
 
-def test_sizes_by_a_rule_are_those_of_the_parallel_statistics(finished_file):
-    parallel, _ = opened(finished_file, params="50%")
-    parallel.compress()
-    sizes = Compression.read(parallel.project.compression)
-    assert sizes.gain is None
-    run, _ = opened(finished_file, IN_SEQUENCE, params="50%")
+def test_a_budget_is_chosen_among_networks_that_were_compressed_in_turn(finished_file):
+    run, said = opened(finished_file, IN_SEQUENCE, params="50%")
     assert run.project.config.compress.order == "sequential"
     run.compress()
     found = Compression.read(run.project.compression)
-    assert (found.layers, found.rule) == (sizes.layers, sizes.rule)
     assert [layer.layer for layer in found.gain.layers] == list(found.layers)
     assert json.loads(run.project.compression.read_text())["content"]["content"]["gain"]["passes"] == [["fc1"], ["fc2"]]
+    assert any("once more with one layer compressed after the other" in line for line in said)
+    distance = ds.OutputDistance(run.project.network, run.project.code.batches("target"))
+    assert distance(ds.load(run.project.compressed, run.project.code.build)) == found.choice.trials[0].distance
+    assert "compressed layer after layer and measured whole" in str(found.choice)
+    parallel, _ = opened(finished_file, params="50%")
+    parallel.compress()
+    at_once = Compression.read(parallel.project.compression)
+    assert at_once.choice.trials == found.choice.at_once
+    assert at_once.choice.at_once == ()
+    ways = [(trial.plan, trial.rule) for trial in found.choice.trials]
+    assert {rule for _, rule in ways} == {trial.rule for trial in at_once.choice.trials}
+
+
+def test_a_rule_that_measures_nothing_decides_as_it_does_at_once(finished_file):
+    found = {}
+    for order in ((), (IN_SEQUENCE,)):
+        run, _ = opened(finished_file, *order, energy="90%")
+        run.compress()
+        found[order] = Compression.read(run.project.compression)
+    assert found[()].layers == found[IN_SEQUENCE,].layers
+    assert found[()].gain is None
 
 
 def test_a_ridge_that_rows_chose_serves_again(finished_file):

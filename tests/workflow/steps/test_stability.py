@@ -12,7 +12,7 @@ from dalr_stream.numerics.lowrank.solvers import dalr
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.jackknife import jackknife_low_rank
 from dalr_stream.numerics.resampling.ridge_choice import GRID, choose_ridge
-from dalr_stream.report.record import Results
+from dalr_stream.report.records.results import Results
 from dalr_stream.storage.records.solutions import load_solution
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config

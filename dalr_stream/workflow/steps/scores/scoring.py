@@ -28,8 +28,8 @@ from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.progress import Progress
-from dalr_stream.report.record import ScoreCurve, ScorePoint
-from dalr_stream.report.scale import ACCURACY, Scale
+from dalr_stream.report.records.results import ScoreCurve, ScorePoint
+from dalr_stream.report.records.scale import ACCURACY, Scale
 from dalr_stream.storage.json_record import RecordKind, read_record, write_record
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.labelled_sections import LabelledSection

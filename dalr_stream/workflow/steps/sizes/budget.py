@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
 from torch import nn
 
 from dalr_stream.engine.layer_moments import OnDemand
-from dalr_stream.engine.sizes.choice import Sizes, networks_to_measure, require_affordable
+from dalr_stream.engine.sizes.choice import Judge, Sizes, networks_in_turn, networks_to_measure, require_affordable
 from dalr_stream.engine.sizes.forms import SolvedLayer
-from dalr_stream.engine.sizes.menus import Menu, choose_from
+from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
 from dalr_stream.engine.sizes.sizes import WEIGHTED_IN_WORDS
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
@@ -22,57 +23,68 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.families import PLANS
 from dalr_stream.progress import Progress
+from dalr_stream.storage.records.solutions import Solution
+from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import at_size, named_layers
 from dalr_stream.workflow.steps.scores.scoring import score_on
-from dalr_stream.workflow.steps.sizes.compression import Choice
+from dalr_stream.workflow.steps.sizes.compression import Choice, LayerSize
 from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
 
+BuildInTurn = Callable[[Mapping[str, LayerSize]], nn.Module]
+"""Gives the network with layers of these sizes, one compressed after the other."""
 Methods = Mapping[str, Sequence[Method]]
 """By layer, at most one of each family."""
 
 
 def within_budget(
-    project: Project, store: StoreView, progress: Progress
+    project: Project, store: StoreView, progress: Progress, in_turn: BuildInTurn | None = None
 ) -> tuple[dict[str, Replacement], dict[str, Method], Choice]:
     """Return what takes the place of each layer, by which method, and how that was chosen.
 
-    Raises ConfigError where the smallest sizes cost more than the budget.
+    With `in_turn` the best candidates are built by it, and chosen among as they then are. Raises ConfigError where the
+    smallest sizes cost more than the budget.
     """
     section, kept = project.config.compress, KeptSolutions(store, project.room_for_solutions)
-    by_menu = _menus(project, store, project.layers)
-    menus = [
-        Menu.of(
-            OnDemand(project.layers, partial(_solved, project, store, kept, methods)),
-            project.structure,
-            at_size=partial(_at_size, kept, methods, project.config.solve.restore_ridge),
-            multiple_of=section.multiple_of or 1,
-            words=words,
-        )
-        for words, methods in zip(("", f", {WEIGHTED_IN_WORDS}"), by_menu, strict=False)
-    ]
+    menus = []
+    for words, methods in zip(("", f", {WEIGHTED_IN_WORDS}"), _menus(project, store, project.layers), strict=False):
+        solutions = _Stored(kept, methods, project.config.solve.restore_ridge)
+        solved = OnDemand(project.layers, partial(_solved, project, store, solutions))
+        menus.append(Menu.of(solutions, solved, project.structure, section.multiple_of or 1, words))
     progress.note(f"compress: {section.in_words}: {networks_in_words(project, store)}")
     with project.code.importing():
-        menu, sizes, choice = _choose(project, menus, progress)
-    methods = by_menu[menus.index(menu)]
-    chosen = {name: _of_family(methods[name], family) for name, (family, _) in sizes.items()}
+        menu, sizes, choice = _choose(project, menus, in_turn, progress)
+    chosen = {name: menu.method(name, family) for name, (family, _) in sizes.items()}
     return menu.replacements(sizes), chosen, choice
 
 
-def _of_family(methods: Iterable[Method], family: Family) -> Method:
-    return next(method for method in methods if method.family is family)
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Solutions in a store."""
 
+    kept: KeptSolutions
+    methods: Methods
+    restore_ridge: float
 
-def _at_size(
-    kept: KeptSolutions, methods: Methods, restore_ridge: float, layer: str, family: Family, size: int
-) -> Replacement:
-    return at_size(kept(layer, _of_family(methods[layer], family)), size, layer, restore_ridge)
+    def method(self, layer: str, family: Family) -> Method:
+        return next(method for method in self.methods[layer] if method.family is family)
+
+    def at_size(self, layer: str, family: Family, size: int) -> Replacement:
+        return at_size(self.kept(layer, self.method(layer, family)), size, layer, self.restore_ridge)
+
+    def of(self, layer: str) -> dict[Family, Solution]:
+        return {method.family: self.kept(layer, method) for method in self.methods[layer]}
 
 
 def networks_in_words(project: Project, store: StoreView) -> str:
     """Say how many networks are measured at most; `store` may be a prospect."""
     networks, section = networks_at_most(project, store), project.config.compress
-    return f"at most {networks:,} networks, measured on {section.samples:,} samples of '{project.config.solve.target}'"
+    again = ""
+    if section.order is Order.SEQUENTIAL:
+        again = f", and {networks_in_turn(selects=_selects(_menus(project, store, project.layers_in(store))))} of them "
+        again += "once more with one layer compressed after the other"
+    measured = f"measured on {section.samples:,} samples of '{project.config.solve.target}'"
+    return f"at most {networks:,} networks, {measured}{again}"
 
 
 def networks_at_most(project: Project, store: StoreView) -> int:
@@ -80,9 +92,13 @@ def networks_at_most(project: Project, store: StoreView) -> int:
     networks = 0
     for methods in _menus(project, store, project.layers_in(store)):
         forms = sum(map(len, methods.values()))
-        selects = any(method.family is Family.SELECTION for named in methods.values() for method in named)
-        networks += networks_to_measure(forms, len(PLANS) if selects else 1)
+        networks += networks_to_measure(forms, len(PLANS) if _selects([methods]) else 1)
     return networks
+
+
+def _selects(menus: Sequence[Mapping[str, Sequence[Method]]]) -> bool:
+    named = [method for menu in menus for methods in menu.values() for method in methods]
+    return any(method.family is Family.SELECTION for method in named)
 
 
 def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:
@@ -108,9 +124,9 @@ def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[Me
     return [plain] if weighted == plain else [plain, weighted]
 
 
-def _solved(project: Project, store: StoreView, kept: KeptSolutions, methods: Methods, layer: str) -> SolvedLayer:
+def _solved(project: Project, store: StoreView, solutions: _Stored, layer: str) -> SolvedLayer:
     """Return what is known of one layer, for its losses: it is not held."""
-    by_family = {method.family: kept(layer, method) for method in methods[layer]}
+    by_family = solutions.of(layer)
     factors, selection = by_family.get(Family.LOW_RANK), by_family.get(Family.SELECTION)
     target, known = project.config.solve.target, store.layer(layer, project.config.solve.target, None)
     return SolvedLayer(
@@ -125,7 +141,9 @@ def _solved(project: Project, store: StoreView, kept: KeptSolutions, methods: Me
     )
 
 
-def _choose(project: Project, menus: Sequence[Menu], progress: Progress) -> tuple[Menu, Sizes, Choice]:
+def _choose(
+    project: Project, menus: Sequence[Menu], in_turn: BuildInTurn | None, progress: Progress
+) -> tuple[Menu, Sizes, Choice]:
     section, validation = project.config.compress, project.config.validation
     try:
         require_affordable(menus[0].forms, section.share)
@@ -142,13 +160,16 @@ def _choose(project: Project, menus: Sequence[Menu], progress: Progress) -> tupl
     def build(replacements: dict[str, Replacement]) -> nn.Module:
         return compress(project.network, replacements, example=project.structure or project.code.first_batch)
 
-    menu, choice = choose_from(
-        menus,
-        section.share,
-        build,
-        distance,
-        score=score,
-        higher=score is None or score.scale.higher,
-        progress=progress,
-    )
+    judge = Judge(distance, score, score is None or score.scale.higher)
+    again = None if in_turn is None else _of_menus(in_turn)
+    menu, choice = choose_from(menus, section.share, build, judge, in_turn=again, progress=progress)
     return menu, choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples)
+
+
+def _of_menus(build: BuildInTurn) -> InTurn:
+    """Let what builds a network from the size of each layer build those of menus."""
+
+    def built(menu: Menu, sizes: Sizes) -> nn.Module:
+        return build({name: LayerSize(menu.method(name, of), size) for name, (of, size) in sizes.items()})
+
+    return built

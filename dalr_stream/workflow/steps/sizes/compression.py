@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dalr_stream.engine.sequential.compress import in_words
-from dalr_stream.engine.sizes.choice import SizeChoice
+from dalr_stream.engine.sizes.choice import Candidate, SizeChoice
 from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Method
-from dalr_stream.report.overview import FEW
+from dalr_stream.report.tables.overview import FEW
 from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.workflow.steps.sizes.search import Search
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
@@ -94,6 +94,11 @@ class Trial:
     score: float | None
     """On validation, where there is one."""
 
+    @classmethod
+    def of(cls, one: Candidate) -> Trial:
+        """Return what is kept of a candidate."""
+        return cls(one.plan, one.rule, one.predicted, one.distance, one.score)
+
     def __str__(self) -> str:
         score = "" if self.score is None else f", {self.score:.4f} on validation"
         return f"{self.plan} by {self.rule}: {self.predicted:.4g} predicted, {self.distance:.4g} measured{score}"
@@ -109,23 +114,33 @@ class Choice:
     samples: int
     rank_correlation: float | None
     """Of predicted and measured distances."""
+    at_once: tuple[Trial, ...] = ()
+    """Where trials were compressed layer after layer: those that they were taken from, measured all at once."""
 
     @classmethod
     def of(cls, choice: SizeChoice, distance: Distance, samples: int) -> Choice:
         """Return what is kept of a choice."""
-        trials = (Trial(one.plan, one.rule, one.predicted, one.distance, one.score) for one in choice.candidates)
-        return cls(tuple(trials), UNITS[distance], samples, choice.rank_correlation)
+        return cls(
+            tuple(map(Trial.of, choice.candidates)),
+            UNITS[distance],
+            samples,
+            choice.rank_correlation,
+            tuple(map(Trial.of, choice.at_once)),
+        )
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Choice:
         """Return the record that `dataclasses.asdict` turned into plain values."""
-        return cls(**{**plain, "trials": tuple(Trial(**trial) for trial in plain["trials"])})
+        trials = {key: tuple(Trial(**one) for one in plain.get(key, ())) for key in ("trials", "at_once")}
+        return cls(**{**plain, **trials})
 
     def __str__(self) -> str:
         agreement = "" if self.rank_correlation is None else f", rank correlation {self.rank_correlation:.2f}"
         told = "; ".join(map(str, self.trials))
+        before = f", the nearest of {len(self.at_once)} all at once," if self.at_once else ""
+        how = "compressed layer after layer and measured whole" if self.at_once else "measured whole"
         return (
-            f"the best of {len(self.trials)} networks within the budget was kept, each measured whole on "
+            f"the best of {len(self.trials)} networks within the budget{before} was kept, each {how} on "
             f"{self.samples:,} samples ({self.unit}{agreement}): {told}"
         )
 

@@ -24,14 +24,18 @@ from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
-from dalr_stream.workflow.steps.sizes.budget import within_budget
+from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, within_budget
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 
 
-def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict[str, Replacement], Compression]:
+def decide(
+    project: Project, store: StoreView, progress: Progress, in_turn: BuildInTurn | None = None
+) -> tuple[dict[str, Replacement], Compression]:
     """Return what the [compress] section puts in place of each layer, and how that was decided.
+
+    `in_turn` builds the networks that a budget is chosen among where layers are compressed one after the other.
 
     Raises ConfigError for a layer or a method that was not solved, InvalidInputError for a budget that is too small.
     """
@@ -43,7 +47,7 @@ def decide(project: Project, store: StoreView, progress: Progress) -> tuple[dict
         methods = {layer: named.method for layer, named in named_layers(project, project.layers).items()}
     elif section.within_budget:
         rule = section.in_words
-        replaced, methods, choice = within_budget(project, store, progress)
+        replaced, methods, choice = within_budget(project, store, progress, in_turn)
         notes = []
     else:
         rule, method = section.in_words, project.config.compress_method
