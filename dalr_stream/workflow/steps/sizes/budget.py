@@ -1,10 +1,9 @@
-"""A share of the weights or of the multiply-adds, shared out among layers and families: see `engine.sizes.choice`."""
+"""A share of weights, of multiply-adds or of the network, shared out among layers: see `engine.sizes.choice`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import cast
 
 from torch import nn
@@ -30,6 +29,7 @@ from dalr_stream.workflow.steps.named_sizes import at_size, named_layers
 from dalr_stream.workflow.steps.scores.scoring import score_on
 from dalr_stream.workflow.steps.sizes.compression import Choice, LayerSize
 from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
+from dalr_stream.workflow.steps.sizes.whole_network import neighbours, share_of_counted
 
 BuildInTurn = Callable[[Mapping[str, LayerSize]], nn.Module]
 """Gives the network with layers of these sizes, one compressed after the other."""
@@ -46,11 +46,10 @@ def within_budget(
     smallest sizes cost more than the budget.
     """
     section, kept = project.config.compress, KeptSolutions(store, project.room_for_solutions)
-    menus = []
+    menus = list[Menu]()
     for words, methods in zip(("", f", {WEIGHTED_IN_WORDS}"), _menus(project, store, project.layers), strict=False):
         solutions = _Stored(kept, methods, project.config.solve.restore_ridge)
-        solved = OnDemand(project.layers, partial(_solved, project, store, solutions))
-        menus.append(Menu.of(solutions, solved, project.structure, section.multiple_of or 1, words))
+        menus.append(_menu(project, store, solutions, words))
     progress.note(f"compress: {section.in_words}: {networks_in_words(project, store)}")
     with project.code.importing():
         menu, sizes, choice = _choose(project, menus, in_turn, progress)
@@ -72,8 +71,25 @@ class _Stored:
     def at_size(self, layer: str, family: Family, size: int) -> Replacement:
         return at_size(self.kept(layer, self.method(layer, family)), size, layer, self.restore_ridge)
 
+    def families(self, layer: str) -> list[Family]:
+        return [method.family for method in self.methods[layer]]
+
     def of(self, layer: str) -> dict[Family, Solution]:
         return {method.family: self.kept(layer, method) for method in self.methods[layer]}
+
+
+def _menu(project: Project, store: StoreView, solutions: _Stored, words: str) -> Menu:
+    """Return what each layer loses at every size, and beside those to compress the ones that get narrower with them."""
+    section, others = project.config.compress, dict[str, SolvedLayer]()
+    if section.rule == "network":
+        selected = [layer for layer in project.layers if Family.SELECTION in solutions.families(layer)]
+        others = neighbours(project, project.layers, selected)
+
+    def solved(layer: str) -> SolvedLayer:
+        return others[layer] if layer in others else _solved(project, store, solutions, layer)
+
+    layers = OnDemand((*project.layers, *others), solved)
+    return Menu.of(solutions, layers, project.structure, section.multiple_of or 1, words)
 
 
 def networks_in_words(project: Project, store: StoreView) -> str:
@@ -145,8 +161,9 @@ def _choose(
     project: Project, menus: Sequence[Menu], in_turn: BuildInTurn | None, progress: Progress
 ) -> tuple[Menu, Sizes, Choice]:
     section, validation = project.config.compress, project.config.validation
+    share = share_of_counted(project, menus[0]) if section.rule == "network" else section.share
     try:
-        require_affordable(menus[0].forms, section.share)
+        require_affordable(menus[0].forms, share)
     except InvalidInputError as error:
         unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
         steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
@@ -162,7 +179,7 @@ def _choose(
 
     judge = Judge(distance, score, score is None or score.scale.higher)
     again = None if in_turn is None else _of_menus(in_turn)
-    menu, choice = choose_from(menus, section.share, build, judge, in_turn=again, progress=progress)
+    menu, choice = choose_from(menus, share, build, judge, in_turn=again, progress=progress)
     return menu, choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples)
 
 
