@@ -48,7 +48,7 @@ Params = Annotated[
 Macs = Annotated[
     str | None, typer.Option(metavar=_SHARES, help=f"Fraction of the compressed layers' multiply-adds {_OWN}.")
 ]
-Energy = Annotated[str | None, typer.Option(metavar=_SHARES, help="Fraction of each layer's output energy to keep.")]
+Energy = Annotated[str | None, typer.Option(metavar=_SHARES, help="Fraction of the layers' output energy to keep.")]
 Ratio = Annotated[
     str | None,
     typer.Option(metavar=_SHARES, help="Fraction of the full rank, or of the nodes, to keep in each layer."),

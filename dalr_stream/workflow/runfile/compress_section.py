@@ -96,7 +96,8 @@ class CompressSection(BaseModel):
     macs: SomePercent | None = None
     """Keep this share of the layers' multiply-adds: weights x rows a sample."""
     energy: SomePercent | None = None
-    """Keep this share of the outputs' energy, or of the nodes' (retention), in every layer."""
+    """Keep this share of the outputs' energy, or of the nodes' (retention), in every layer; where every layer's
+    gradients are recorded, this share of what the loss feels of all layers together."""
     ratio: SomePercent | None = None
     """Keep this share of the full rank, or of the nodes, in every layer."""
     max_drop: Percent | None = None

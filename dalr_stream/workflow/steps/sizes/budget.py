@@ -39,7 +39,7 @@ def within_budget(
     section = project.config.compress
     menus = []
     for words, methods in zip(("", f", {WEIGHTED_IN_WORDS}"), _menus(project, store, project.layers), strict=False):
-        solved = {layer: _solved(project, store, layer, named) for layer, named in methods.items()}
+        solved = {layer: solved_layer(project, store, layer, named) for layer, named in methods.items()}
         menus.append(Menu.of(solved, project.structure, section.multiple_of or 1, words))
     progress.note(f"compress: {section.in_words}: {networks_in_words(project, store)}")
     with project.code.importing():
@@ -96,7 +96,8 @@ def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[di
     return [plain] if weighted == plain else [plain, weighted]
 
 
-def _solved(project: Project, store: StoreView, layer: str, methods: Sequence[Method]) -> SolvedLayer:
+def solved_layer(project: Project, store: StoreView, layer: str, methods: Sequence[Method]) -> SolvedLayer:
+    """Return what was solved for a layer by at most one method of each family, and what the loss feels of it."""
     factors = selection = None
     known = store.layer(layer, project.config.solve.target, None)
     for solution in store.solutions(layer, methods).values():

@@ -1,20 +1,23 @@
 """Which size each layer of the saved network has: named one by one, or by one rule for all of them.
 
-A share of each layer's energy or of its full rank reads the training moments of the target alone. A share of the
-weights or of the multiply-adds weighs layers and families against one another, and measures (`budget`). A rule for the
-loss of score searches on validation (`search`).
+A share of each layer's energy or of its full rank reads the training moments of the target alone; where gradients of
+every layer are known, a share of energy is one of what the loss feels of all layers. A share of the weights or of the
+multiply-adds weighs layers and families against one another, and measures (`budget`). A rule for the loss of score
+searches on validation (`search`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dalr_stream.engine.sizes.forms import forms_of
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.sizes.allocation import by_energy, uniform
+from dalr_stream.numerics.sizes.nats import by_nats, in_nats
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are
 from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer
 from dalr_stream.progress import Progress
@@ -22,7 +25,7 @@ from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
-from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, within_budget
+from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, solved_layer, within_budget
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 
@@ -53,7 +56,7 @@ def decide(
             search = _search(project, store, solutions, progress)
             sizes = search.sizes
         else:
-            sizes = _by_rule(project, store, solutions)
+            sizes, rule = _by_rule(project, store, solutions)
         small = {layer: solution for layer, solution in solutions.items() if layer in sizes}
         replaced, notes = replacements(small, sizes, project.config.solve.restore_ridge)
         methods = dict.fromkeys(replaced, method)
@@ -77,15 +80,24 @@ def sized_layer(project: Project, store: StoreView, layer: str, solution: Soluti
     return factor_layer(layer, solution, store.inputs(project.config.solve.target, layer))
 
 
-def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> dict[str, int]:
-    """Return the sizes that a share of each layer by itself decides; layers that stay as they are left out."""
+def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> tuple[dict[str, int], str]:
+    """Return the sizes that keep a share, and of what; layers that stay as they are are left out."""
     section = project.config.compress
-    layers = [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()]
+    layers = _felt(project, store, solutions) if section.rule == "energy" else None
+    rule = section.in_words if layers is None else f"{section.in_words} of what the loss feels"
+    by_share = by_nats if layers is not None else by_energy if section.rule == "energy" else uniform
+    layers = layers or [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()]
     if section.multiple_of is not None:
         layers = [layer.multiples_of(section.multiple_of) for layer in layers]
-    sizes = by_energy(layers, section.share) if section.rule == "energy" else uniform(layers, section.share)
-    whole = as_they_are(layers)
-    return {layer: size for layer, size in sizes.items() if size != whole[layer]}
+    sizes, whole = by_share(layers, section.share), as_they_are(layers)
+    return {layer: size for layer, size in sizes.items() if size != whole[layer]}, rule
+
+
+def _felt(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> list[SizedLayer] | None:
+    """Return the layers with their curves in nats; None where gradients are not known of all of them."""
+    solved = {layer: solved_layer(project, store, layer, [one.method]) for layer, one in solutions.items()}
+    layers = [form.solved[0] for form in forms_of(solved, project.structure) if form.solved]
+    return layers if len(layers) == len(solutions) and in_nats(layers) is not None else None
 
 
 def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution], progress: Progress) -> Search:
