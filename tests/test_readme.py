@@ -1,6 +1,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -59,6 +61,17 @@ def test_the_session_of_the_page_about_networks_runs(tmp_path, monkeypatch):
     assert small[6][0].in_features == 64 * small[3].out_channels
     assert (tmp_path / "small" / "plan.json").exists()
     assert names["times"].layers
+
+
+def test_the_session_of_the_page_about_trust_prints_what_the_page_says(capsys):
+    page = (ROOT / "docs" / "explanation" / "trust.md").read_text(encoding="utf-8")
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "trust.md", "exec"), {})  # noqa: S102
+    said, printed = (re.findall(r"(\d\.\d+)", text) for text in (page.partition("prints")[2], capsys.readouterr().out))
+    errors = [float(number) for number in printed]
+    assert len(errors) == 4
+    assert [float(number) for number in said[:4]] == pytest.approx(
+        errors, abs=0.01
+    )  # BLAS and torch differ in last bits
 
 
 def test_every_file_and_command_the_readme_names_exists():

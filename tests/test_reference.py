@@ -23,7 +23,7 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ["python.md", "run-file.md", "errors.md", "command-line.md"])
+@pytest.mark.parametrize("name", ["python.md", "run-file.md", "errors.md", "command-line.md", "store-format.md"])
 def test_a_page_is_what_the_code_says_now(name):
     remedy = "python docs/reference/generate.py"
     assert (REFERENCE / name).read_text(encoding="utf-8") == generator().page(name), remedy

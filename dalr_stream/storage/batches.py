@@ -29,7 +29,9 @@ class BatchRecord:
     """One batch of the network's input."""
 
     samples: int
+    """How many there are in it."""
     digest: str
+    """SHA-256 of what the network sees of it."""
 
     def __post_init__(self) -> None:
         require_count(self.samples, "samples")

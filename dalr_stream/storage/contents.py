@@ -26,9 +26,13 @@ class LayerRecord:
     """A layer of the network the store was made from."""
 
     kind: str
+    """Its class in the network, e.g. `Linear`."""
     inputs: int
+    """d"""
     outputs: int
+    """m"""
     weight_digest: str
+    """SHA-256 of its weight: torch's name of the dtype, shape and bytes."""
     readers: tuple[ChannelReader, ...] = ()
     """Who reads this one's channels; empty where a selection of them is not possible, or nobody asked."""
     next_outputs: int = 0
@@ -52,7 +56,9 @@ class NetworkRecord:
     """The network the store was made from: a digest of its whole state, and the watched streams of rows by name."""
 
     fingerprint: str
+    """SHA-256 of its parameters, buffers and settings."""
     layers: Mapping[str, LayerRecord]
+    """By name of the stream."""
     probes: tuple[Probe, ...] = ()
     """What it gave for made-up samples, one of each form: what a fingerprint does not see shows there."""
 
@@ -77,10 +83,13 @@ class RowsRecord:
     """The committed rows of one layer on one domain."""
 
     features: int
+    """d"""
     dtype: str
+    """As they lie on disk."""
     rows_per_sample: int
-    """`VARYING` (0) where samples give as many as they have."""
+    """0 (`VARYING`) where samples give as many as they have."""
     rows: int = 0
+    """Those that count; an array may be longer after a kill."""
     tile_digests: tuple[int, ...] = ()
     """CRC-32 of each committed tile's bytes, before compression."""
     whole_samples: int = 0
@@ -111,8 +120,11 @@ class DomainRecord:
     """One domain: its batches in order, and the rows they became."""
 
     complete: bool = False
+    """Whether the loader came to its end."""
     batches: Batches = field(default_factory=Batches)
+    """Samples and digest of each, in order."""
     layers: Mapping[str, RowsRecord] = field(default_factory=dict)
+    """By name of the stream."""
     shards: Mapping[str, DomainRecord] = field(default_factory=dict)
     """What this domain was merged from, by `shard_name`, ascending; empty where it was captured here. A merged domain
     has moments and no rows: its `layers` count rows and name no tile."""

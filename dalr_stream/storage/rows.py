@@ -27,7 +27,7 @@ from dalr_stream.storage.contents import RowsRecord
 from dalr_stream.storage.durable import folder_there, readable, sync
 from dalr_stream.storage.layout import is_zarr_litter, link_error
 from dalr_stream.storage.metadata import make_group, read_metadata, set_rows
-from dalr_stream.storage.schema import DECODE_ERRORS
+from dalr_stream.storage.schema import DECODE_ERRORS, LAYER, ROWS, SAMPLES
 
 
 def rows_path(domain: str, layer: str) -> Path:
@@ -159,9 +159,8 @@ class RowsWriter:
         make_group(root, folder.relative_to(root))
         shapes = (0, self.form.features), (0,)
         dtypes = np.dtype(self.form.dtype), np.dtype(np.int64)
-        names = f"{self._path.name}.row", f"{self._path.name}.feature"
-        for path, shape, dtype in zip(self._paths, shapes, dtypes, strict=False):
-            dimensions = names[: len(shape)]
+        for path, spec, shape, dtype in zip(self._paths, (ROWS, SAMPLES), shapes, dtypes, strict=False):
+            dimensions = [name.replace(LAYER, self._path.name) for name in spec.dimensions]
             create_array(path, shape, dtype, dimensions=dimensions, chunk_rows=height)
 
     def _drop_uncommitted(self) -> None:

@@ -6,7 +6,8 @@ refused by name. Symbols: n rows, d inputs, m outputs, K the largest rank, r the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dalr_stream.errors import InvalidInputError
 
@@ -41,6 +42,17 @@ class ArraySpec:
     meaning: str
 
 
+LAYER = "<layer>"
+"""Stands for a layer's name: all layers of a domain lie in one group, so their arrays and dimensions go by it."""
+ROWS = ArraySpec(
+    LAYER,
+    (f"{LAYER}.row", f"{LAYER}.feature"),
+    "float32 or float64; half precision as float32",
+    "the rows, one tile per chunk",
+)
+SAMPLES = ArraySpec(
+    f"{LAYER}@sample", (f"{LAYER}.row",), "int64", "the sample of each row, where samples give unequal numbers of rows"
+)
 WEIGHTS = (
     ArraySpec("weight", ("output", "input"), "float32 or float64", "W, as the network holds it"),
     ArraySpec("bias", ("output",), "float32 or float64", "b; zeros where the layer has none"),
@@ -74,3 +86,63 @@ SELECTION = (
     ArraySpec("center", ("feature",), "float64", "mean for the affine form, else zeros"),
     ArraySpec("not_live", ("dead",), "int64", "nodes not live on the target, taken last"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSpec:
+    """One kind of record: where it lies, what it holds, which verb writes it."""
+
+    path: str
+    meaning: str
+    by: str
+    arrays: tuple[ArraySpec, ...]
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Plain values among its attributes, beside those that every record has."""
+
+
+SEALS = {
+    "digests": "CRC-32 of each array's bytes, uncompressed and in C order",
+    "provenance": "what it was made from: digests of network and rows, the rule of folding, settings of the solver",
+    "name": "the last folders of its path: a record that was moved over another is damage",
+    "digest": "SHA-256 of this `zarr.json` without this value",
+}
+"""Among the attributes of every record; every other `zarr.json` has `digest` alone, or beside an array's `meaning`."""
+_COUNTS = {"count": "rows", "samples": "samples that these rows came from"}
+_SOLUTION = {"method": "its name", "diagnostics": "how it was solved: ridge, route, condition, error, and so on"}
+_LANES = tuple(
+    ArraySpec(f"{part}_{spec.name}{number}", spec.dimensions, spec.dtype, spec.meaning)
+    for part in PARTS
+    for spec, number in ((FOLD_VECTORS, ""), (FOLD_SCATTER, "_<lane>"))
+)
+RECORDS = (
+    RecordSpec("activations/<domain>", "the rows themselves; may be deleted to save disk", "capture", (ROWS, SAMPLES)),
+    RecordSpec("weights/<layer>", "the layer itself: solving needs no network", "capture, accumulate", WEIGHTS),
+    RecordSpec(
+        "moments/<domain>/<layer>/<part>",
+        "moments of the training rows (`training`), the held-out rows (`heldout`), or one shard of the training rows "
+        "(`shard-<n>`)",
+        "accumulate, merge",
+        MOMENTS,
+        _COUNTS,
+    ),
+    RecordSpec(
+        "shards/<domain>/<shard>/<layer>/<part>", "what merged moments are the sum of", "merge", MOMENTS, _COUNTS
+    ),
+    RecordSpec(
+        "sums/<domain>/@<beginning>/<layer>/<part>",
+        "sums of the shards whose names begin alike, where there are many",
+        "merge",
+        MOMENTS,
+        _COUNTS,
+    ),
+    RecordSpec("solutions/<layer>/<method>", "factors of every rank", "solve", LOW_RANK, _SOLUTION),
+    RecordSpec("solutions/<layer>/<method>", "a selection of every size", "solve", SELECTION, _SOLUTION),
+    RecordSpec(
+        "unfinished/<domain>/<layer>/<lane>",
+        "a checkpoint: gone once the moments are kept. A direct run has `@direct-<group>` in place of layer and lane",
+        "accumulate",
+        (*_LANES, *PENDING),
+        {"values": "batch or tile that comes next", "counts": "rows and samples of each lane, by part"},
+    ),
+)
+"""Every kind of record there may be in a store."""

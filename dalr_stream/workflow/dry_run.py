@@ -1,18 +1,22 @@
 """A dry run: checks everything a run needs, says what it would do, and writes nothing.
 
-Every loader is made and its first batch loaded, the network is built, the files that the run file names are looked for,
-and the cost is worked out. What is wrong is collected, so that one dry run names every missing data set, not the first.
+Every loader is made and its first batch loaded, the network is built and scored on one batch by a metric of the user's
+own, the files that the run file names are looked for, and the cost is worked out. What is wrong is collected, so that
+one dry run names every missing data set, not the first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from rich.table import Table
+from torch import nn
 
 from dalr_stream.engine.estimate import held_on_disk, require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError
@@ -23,8 +27,10 @@ from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.results.tables import new_table
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.run_cost import RunCost, cost_of
+from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
+from dalr_stream.workflow.steps.scores.scoring import score_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,14 @@ def dry_run(project: Project) -> DryRun:
     with outlook.collecting():
         network = project.stand_in()
         outlook.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
-    if network is not None and {facts.key for facts in outlook.loaders} >= sections.keys():
+    loaded = {facts.key for facts in outlook.loaders}
+    if network is not None:
+        for key in ("validation", "evaluate"):
+            section = labelled[key]
+            if isinstance(section, LabelledSection) and key in loaded:
+                with outlook.collecting():
+                    _try_metric(project, key, section, network)
+    if network is not None and loaded >= sections.keys():
         with outlook.collecting():
             outlook.left_out = unsupported_layers(network, config.network.layers)
             outlook.cost = cost_of(project, network)
@@ -124,6 +137,23 @@ def _first_batch(project: Project, key: str, section: DataSection, *, labels: bo
     known: int | None = getattr(loader, "samples", None)
     samples = samples_in(batch) * len(loader) if known is None else known
     return LoaderFacts(key, samples, known is not None, len(loader), _in_words(batch))
+
+
+def _try_metric(project: Project, key: str, section: LabelledSection, network: nn.Module) -> None:
+    """Score the network on a section's first batch by a metric of one's own; raises ConfigError where that fails."""
+    if section.metric == "accuracy":
+        return
+    with project.code.importing():
+        scoring = score_on(project, key, section)
+        try:
+            dataclasses.replace(scoring, batches=list(islice(scoring.batches, 1)))(network)
+        except DalrStreamError:
+            raise
+        except Exception as error:  # whatever a metric of one's own raises is a fact of the dry run
+            raise ConfigError(
+                f"{key}.metric: '{section.metric}' fails on the first batch of '{section.batches}' alone: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 def _in_words(batch: Any) -> str:

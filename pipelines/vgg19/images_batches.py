@@ -1,7 +1,10 @@
 """Pictures on disk as batches for a network: decoded in threads, the same at every pass, from any batch on.
 
-Preprocessing is that of torchvision's VGG19 and of both papers' networks, with Pillow alone: RGB, the shorter side to
-256 (bilinear, antialiased), the middle 224 x 224, 0..1, then ImageNet's mean and standard deviation by channel. A
+Two ways to bring a picture to the network's size, with Pillow alone. `crop`, torchvision's for VGG19: the shorter side
+to 256 (bilinear, antialiased), then the middle 224 x 224. `squash`, that of the DALR authors' code: all of the picture
+to 224 x 224 (bicubic, antialiased, as MATLAB's `imresize`), whatever its proportions. And two ways to centre RGB.
+`spread`, what torchvision's weights were trained with: 0..1, then ImageNet's mean and standard deviation by channel.
+`mean`, what MatConvNet's were trained with: 0..255 less ImageNet's mean by channel. MoMaSP's paper names neither. A
 picture with a box is cut to the box before all that. Nothing random happens here: which pictures there are, and in
 which order, is decided by whoever makes the list.
 
@@ -17,11 +20,13 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dalr_stream.errors import DatasetError
@@ -29,6 +34,8 @@ from dalr_stream.errors import DatasetError
 MEAN = (0.485, 0.456, 0.406)
 SPREAD = (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's channels, of values in 0..1: what torchvision's VGG19 was trained with."""
+MEAN_255 = (123.680, 116.779, 103.939)
+"""Mean of values in 0..255: VGG's own, in the authors' code."""
 SIDE = 224
 AHEAD = 2
 """Batches that are decoded in advance."""
@@ -45,27 +52,67 @@ class Picture:
     """x, y, width, height in pixels, of the part to show; None for all of it."""
 
 
-def as_input(image: Image.Image, side: int = SIDE) -> torch.Tensor:
-    """Give a picture as the network takes it: (3, side, side) float32.
+class Resize(StrEnum):
+    """How a picture is brought to the network's size."""
 
-    The shorter side becomes 256/224 of ``side``; sizes are rounded as torchvision's `Resize` and `CenterCrop` round.
-    """
-    image = image.convert("RGB")
-    shorter = side * 256 // SIDE
-    scale = shorter / min(image.size)
-    width, height = (shorter if length == min(image.size) else int(length * scale) for length in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - side) / 2), round((height - side) / 2)
-    pixels = np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
-    normal = (pixels - np.float32(MEAN)) / np.float32(SPREAD)
-    return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))
+    CROP = "crop"
+    SQUASH = "squash"
 
 
-def load(picture: Picture, side: int = SIDE) -> torch.Tensor:
+class Normalise(StrEnum):
+    """How its values are centred."""
+
+    SPREAD = "spread"
+    MEAN = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How pictures are given to the network; names are those of the loaders' options."""
+
+    side: int = SIDE
+    resize: Resize | str = Resize.CROP
+    normalise: Normalise | str = Normalise.SPREAD
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise DatasetError(f"side must be at least 1, got {self.side}")
+        for name, choices in {"resize": Resize, "normalise": Normalise}.items():
+            if getattr(self, name) not in list(choices):
+                known = " or ".join(f"'{choice.value}'" for choice in choices)
+                raise DatasetError(f"{name} must be {known}, got '{getattr(self, name)}'")
+
+    def as_input(self, image: Image.Image) -> torch.Tensor:
+        """Give a picture as the network takes it: (3, side, side) float32."""
+        image = image.convert("RGB")
+        pixels = self._squashed(image) if self.resize == Resize.SQUASH else self._cropped(image)
+        if self.normalise == Normalise.MEAN:
+            pixels = pixels - np.float32(MEAN_255)
+        else:
+            pixels = (pixels / 255 - np.float32(MEAN)) / np.float32(SPREAD)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def _cropped(self, image: Image.Image) -> NDArray[np.float32]:
+        """Make the shorter side 256/224 of ``side`` and cut the middle; sizes are rounded as torchvision rounds."""
+        shorter = self.side * 256 // SIDE
+        scale = shorter / min(image.size)
+        width, height = (shorter if length == min(image.size) else int(length * scale) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - self.side) / 2), round((height - self.side) / 2)
+        return np.asarray(image.crop((left, top, left + self.side, top + self.side)), dtype=np.float32)
+
+    def _squashed(self, image: Image.Image) -> NDArray[np.float32]:
+        """In float, as MATLAB resizes singles: nothing is rounded or cut to 0..255."""
+        size = (self.side, self.side)
+        channels = (Image.fromarray(np.asarray(band, dtype=np.float32)) for band in image.split())
+        return np.stack([np.asarray(one.resize(size, Image.Resampling.BICUBIC)) for one in channels], axis=-1)
+
+
+def load(picture: Picture, shown: Shown) -> torch.Tensor:
     """Read a picture from disk; (3, side, side) float32. Raises DatasetError that names a file that cannot be read."""
     try:
         with Image.open(picture.path) as image:
-            return as_input(image if picture.box is None else image.crop(_within(picture.box, image.size)), side)
+            return shown.as_input(image if picture.box is None else image.crop(_within(picture.box, image.size)))
     except (OSError, UnidentifiedImageError) as error:
         raise DatasetError(f"'{picture.path}' cannot be read as a picture: {error}; unpack its archive again") from None
 
@@ -88,8 +135,8 @@ class ImageBatches:
         In their order.
     batch_size
         Pictures a batch; the last may be shorter.
-    side
-        Side of the inputs in pixels.
+    shown
+        How pictures are given.
     threads
         That decode; by default as many as there are processors, 8 at most.
     first
@@ -98,12 +145,12 @@ class ImageBatches:
 
     pictures: tuple[Picture, ...]
     batch_size: int = 50
-    side: int = SIDE
+    shown: Shown = field(default_factory=Shown)
     threads: int | None = None
     first: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in {"batch_size": self.batch_size, "side": self.side, "threads": self.threads}.items():
+        for name, value in {"batch_size": self.batch_size, "threads": self.threads}.items():
             if value is not None and value < 1:
                 raise DatasetError(f"{name} must be at least 1, got {value}")
 
@@ -124,7 +171,7 @@ class ImageBatches:
         try:
             waiting: deque[list[Future[torch.Tensor]]] = deque()
             for begun, group in enumerate(self._groups()):
-                waiting.append([pool.submit(load, picture, self.side) for picture in group])
+                waiting.append([pool.submit(load, picture, self.shown) for picture in group])
                 if begun >= AHEAD:
                     yield self._finished(waiting, begun - AHEAD)
             while waiting:

@@ -1,8 +1,8 @@
 """What the readers of data sets share: where data sets lie, what they hold, and what to say of one that is not whole.
 
-A reader (`images_cub`, `images_flowers`, `images_actions`) turns one official layout into a `DataSet`: every picture,
-which of them train and which test. It reads index files only, never pixels; counts, splits and the presence of every
-file are checked before anything is computed. Nothing here downloads.
+A reader (`images_cub`, `images_flowers`, `images_actions`, `images_imagenet`) turns one official layout into a
+`DataSet`: every picture, which of them train and which test. It reads index files and folders only, never pixels;
+counts, splits and the presence of every file are checked before anything is computed. Nothing here downloads.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from images_batches import Picture
 
 DATA = Path(__file__).parents[2] / "data"
 """The project's data folder: relative roots are below it."""
+
+SUFFIXES = {".jpeg", ".jpg", ".png"}
 
 Expected = Literal["official"] | Mapping[str, int]
 Rows = NDArray[np.int64]
@@ -91,3 +93,8 @@ def table_of(path: Path, columns: int) -> list[list[str]]:
         if len(line) != columns:
             raise DatasetError(f"'{path}', line {number}: expected {columns} columns, got {len(line)}")
     return lines
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Give the pictures of a folder in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)

@@ -92,6 +92,17 @@ def build(
         )
 
 
+def convolutions_of(model: VGG) -> tuple[int, ...]:
+    """Return the number of convolutions in each block."""
+    counts = [0]
+    for layer in model.features:
+        if isinstance(layer, nn.Conv2d):
+            counts[-1] += 1
+        elif isinstance(layer, nn.MaxPool2d):
+            counts.append(0)
+    return tuple(counts[:-1])
+
+
 def _blocks(channels: Sequence[int], convolutions: Sequence[int]) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for (before, after), count in zip(itertools.pairwise((3, *channels)), convolutions, strict=True):

@@ -35,7 +35,8 @@ def adaptation(monkeypatch):
     monkeypatch.syspath_prepend(ADAPTATION.parent / "shared")
     monkeypatch.syspath_prepend(ADAPTATION)
     names = {"data": "adaptation_data", "network": "adaptation_network", "training": "adaptation_training"}
-    names |= {"selection": "adaptation_selection", "experiment": "experiment", "files": "digit_files"}
+    names |= {"selection": "adaptation_selection", "tables": "adaptation_tables", "pictures": "adaptation_pictures"}
+    names |= {"experiment": "experiment", "files": "digit_files"}
     modules = SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})
     monkeypatch.setattr(modules.data, "GLYPH_SAMPLES", {"train": 600, "test": 50})
     return modules
@@ -80,11 +81,23 @@ class TestData:
 
     @pytest.mark.parametrize(
         ("source", "target", "words"),
-        [("glyphs", "mnist", "pair glyphs with digits"), ("usps", "mnist", "no data set 'usps'; there is glyphs")],
+        [
+            ("glyphs", "mnist", "pair glyphs or mnist-5000 with digits"),
+            ("usps", "mnist", "no data set 'usps'; there is glyphs"),
+        ],
     )
     def test_a_pair_that_does_not_go_together_is_refused(self, adaptation, source, target, words):
         with pytest.raises(ValueError, match=words):
             adaptation.network.build(source=source, target=target)
+
+    def test_the_sample_of_mnist_is_a_source_alone(self, adaptation, monkeypatch):
+        pixels = np.linspace(0, 1, 20 * 28 * 28, dtype=np.float32).reshape(20, 28, 28)
+        sample = adaptation.files.Pictures(pixels, np.arange(20) % 10)
+        monkeypatch.setattr(adaptation.data, "mnist_sample", lambda: sample)
+        found = adaptation.data.source_train(seed=0, source="mnist-5000", target="digits")
+        assert found.inputs.shape == (20, 1, 8, 8)
+        with pytest.raises(ValueError, match="use it as the source"):
+            adaptation.data.target_test(seed=0, source="glyphs", target="mnist-5000")
 
     def test_too_many_samples_are_refused(self, adaptation):
         with pytest.raises(ValueError, match=r"samples must lie in 1\.\.600, got 601"):
@@ -210,6 +223,16 @@ class TestSelection:
         live = np.flatnonzero(shift.live)
         assert alone.order[:3].tolist() == live[np.argsort(penalty[live], kind="stable")][:3].tolist()
 
+    def test_in_turn_the_first_layer_keeps_the_nodes_that_it_keeps_at_once(self, adaptation, tiny):
+        network, target, source = tiny
+        found = adaptation.selection.Statistics.of(network, target, source)
+        sizes = dict(zip(LAYERS, (3, 3, 3, 12, 12), strict=True))
+        chosen = found.spectral("target")
+        small = adaptation.selection.in_turn(network, "spectral", sizes, target, source)
+        kept = sorted(chosen["generator.conv1"].order[:3].tolist())
+        assert torch.equal(small.generator.conv1.weight, network.generator.conv1.weight[kept])
+        assert parameter_count(small) == adaptation.selection.parameters(network, sizes)
+
     def test_specificity_parts_nodes_by_the_domain_that_chose_them(self, adaptation):
         rng = np.random.default_rng(0)
         loud, quiet = rng.exponential(2.0, (200, 1)), rng.exponential(0.1, (200, 1)) * (rng.random((200, 1)) < 0.25)
@@ -222,7 +245,7 @@ class TestSelection:
         same = adaptation.selection.specificity(target, target, 1)
         assert same["on target"]["target"] is None
 
-        assert adaptation.experiment.spread([None, None]) == "no such nodes"
+        assert adaptation.tables.spread([None, None]) == "no such nodes"
 
 
 def tiny_settings(adaptation, **training):
@@ -230,7 +253,9 @@ def tiny_settings(adaptation, **training):
 
 
 def test_the_experiment_gives_every_row_and_reads_what_it_measured(adaptation, tmp_path, monkeypatch):
-    monkeypatch.setattr(adaptation.experiment, "RATES", (0.3, 0.5))
+    for module in (adaptation.experiment, adaptation.tables, adaptation.pictures):
+        monkeypatch.setattr(module, "RATES", (0.3, 0.5))
+    monkeypatch.setattr(adaptation.pictures, "PUBLISHED_RATES", {"target": (94.6, 94.0)})
     monkeypatch.setattr(adaptation.experiment, "STRENGTHS", (1.0,))
     first = adaptation.experiment.measure(0, tmp_path, tiny_settings(adaptation))
     written = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
@@ -238,9 +263,13 @@ def test_the_experiment_gives_every_row_and_reads_what_it_measured(adaptation, t
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written
     names = ["target", "target/source", "target+source", "target, dense layers only"]
     names += [f"{form}, {how}" for form in ("node", "subset") for how in ("strength 1", "alone")]
+    names += [f"{name}, layer after layer" for name in ("target", "node, strength 1", "subset, strength 1")]
     assert list(first["accuracies"]) == names
+    pictures = adaptation.pictures.draw([first, first], tmp_path)
+    assert [path.name for path in pictures] == ["figure-2.png", "figure-3.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert all(0 <= value <= 100 for values in first["accuracies"].values() for value in values)
-    printed = adaptation.experiment.table([first, first])
+    printed = adaptation.tables.table([first, first])
     assert "| *node, strength 1, published* | *95.2*" in printed
     assert "| mean activation rate | source nodes | target nodes | none |" in printed
     for row in (*LAYERS, "generator.conv1, on source", "*first layer, on target, published*"):
@@ -268,6 +297,7 @@ def test_the_command_line_takes_settings_and_repetitions(adaptation, tmp_path, m
     monkeypatch.setattr(adaptation.experiment, "RUNS", tmp_path)
     monkeypatch.setattr(adaptation.experiment, "measure", measure)
     monkeypatch.setattr(adaptation.experiment, "table", str)
+    monkeypatch.setattr(adaptation.experiment, "draw", lambda *_: None)
     options = {"--steps": "9000", "--warm-up": "90", "--width": "64", "--repeats": "2"}
     adaptation.experiment.main(["--pair", "svhn", "mnist", *(word for pair in options.items() for word in pair)])
     assert [(seed, folder) for seed, folder, _ in seen] == [(n, tmp_path / f"svhn-mnist/seed{n}") for n in range(2)]

@@ -20,11 +20,15 @@ DIGITS = Path(__file__).parents[2] / "pipelines" / "digits"
 def claims(monkeypatch):
     monkeypatch.syspath_prepend(DIGITS.parent / "shared")
     monkeypatch.syspath_prepend(DIGITS)
-    names = {"networks": "claims_networks", "measures": "claims_measures", "script": "claims", "data": "digits_data"}
+    names = {"networks": "claims_networks", "solved": "claims_solved", "measures": "claims_measures"}
+    names |= {"script": "claims", "data": "digits_data"}
     modules = SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})
     monkeypatch.setattr(modules.networks, "TEST_GLYPHS", 60)
-    monkeypatch.setattr(modules.measures, "RANKS", (1, 8))
-    monkeypatch.setattr(modules.measures, "FINE_RANKS", (2, 8))
+    for module in (modules.solved, modules.measures):
+        monkeypatch.setattr(module, "RANKS", (1, 8))
+    monkeypatch.setattr(modules.solved, "FINE_RANKS", (2, 8))
+    monkeypatch.setattr(modules.measures, "PAPER_RANKS", {"fc6": (2, 8), "fc7": (2, 8)})
+    monkeypatch.setattr(modules.measures, "MOMASP_RANKS", {"fc6": (1, 8), "fc7": (1, 8)})
     monkeypatch.setattr(modules.measures, "PICKS", (0, 4))
     return modules
 
@@ -33,7 +37,9 @@ def claims(monkeypatch):
 def scale(claims):
     training = {"source_samples": 300, "source_epochs": 1, "target_epochs": 2}
     network = {"first_channels": 2, "second_channels": 4, "width": 24}
-    return claims.networks.Scale(tuple(network.items()), tuple(training.items()), classes=12, statistics=120)
+    return claims.networks.Scale(
+        tuple(network.items()), tuple(training.items()), classes=12, statistics=120, digits="sklearn"
+    )
 
 
 def test_the_two_networks_are_those_of_the_main_job_and_are_read_again(claims, scale, tmp_path):
@@ -91,8 +97,8 @@ def test_candidate_ratios_equal_the_naive_twin(claims):
 
 
 def test_a_sufficient_rank_is_the_start_of_a_run_without_a_drop(claims, monkeypatch):
-    monkeypatch.setattr(claims.measures, "FINE_RANKS", (2, 4, 6, 8))
-    solved = claims.measures.Solved(claims.networks.Domain(torch.nn.Identity(), None, None), {})
+    monkeypatch.setattr(claims.solved, "FINE_RANKS", (2, 4, 6, 8))
+    solved = claims.solved.Solved(claims.networks.Domain(torch.nn.Identity(), None, None), {})
     factors = SimpleNamespace(break_even_rank=8)
     vars(solved)["baseline"] = 0.9  # as cached_property keeps it
     for rank, value in {2: 0.9, 4: 0.85, 6: 0.895, 8: 0.9}.items():
@@ -102,6 +108,29 @@ def test_a_sufficient_rank_is_the_start_of_a_run_without_a_drop(claims, monkeypa
     assert np.isnan(solved.sufficient_rank("fc6", "name", factors))
 
 
-def test_sizes_never_reached_are_left_out_and_counted(claims):
-    assert claims.script.spread([float("nan"), 2.0, 4.0]) == "3.00 +- 1.41 (2 of 3 seeds) | 2.00 .. 4.00 | 2/2"
-    assert claims.script.spread([float("nan")]).startswith("not reached")
+def test_a_gain_over_the_papers_shares_is_of_those_ranks(claims):
+    solved = claims.solved.Solved(claims.networks.Domain(torch.nn.Identity(), None, None), {})
+    factors = SimpleNamespace(break_even_rank=8)
+    for rank, (one, other) in {2: (0.6, 0.5), 8: (0.9, 0.8)}.items():
+        solved._known["fc6", "one", rank], solved._known["fc6", "other", rank] = one, other
+    gain = claims.measures.gain_as_published(solved, "fc6", ("one", factors), ("other", factors))
+    assert gain == pytest.approx(10.0)
+
+
+def test_ranks_of_the_papers_are_at_their_shares_of_the_parameters(monkeypatch):
+    monkeypatch.syspath_prepend(DIGITS.parent / "shared")
+    monkeypatch.syspath_prepend(DIGITS)
+    measures = importlib.import_module("claims_measures")
+    for layer, inputs in (("fc6", 25_088), ("fc7", 4096)):
+        ends = measures.PAPER_RANKS[layer][0], measures.PAPER_RANKS[layer][-1]
+        for ours, published in zip(ends, (32, 1024), strict=True):
+            assert 2 * ours / 768 == pytest.approx(published * (inputs + 4096) / (inputs * 4096), rel=0.15)
+    assert 2 * measures.MOMASP_RANKS["fc7"][5] / 768 == pytest.approx(0.0625)
+
+
+def test_means_come_with_what_they_exclude(claims):
+    nan = float("nan")
+    assert claims.script.spread([nan, 2.0, 4.0]) == "3.00 +- 1.00 (2 of 3 seeds) | -9.71 .. 15.71 | 2/2"
+    assert claims.script.spread([1.0, 2.0, 3.0]) == "2.00 +- 0.58 | -0.48 .. 4.48 | 3/3"
+    assert claims.script.spread([nan]).startswith("not reached")
+    assert claims.script.spread([nan, 2.0]) == "2.00 (1 of 2 seeds) | | 1/1"

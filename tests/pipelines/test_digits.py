@@ -32,7 +32,7 @@ def digits(monkeypatch):
     monkeypatch.syspath_prepend(PIPELINES / "shared")
     monkeypatch.syspath_prepend(PIPELINES / "digits")
     names = {"atlas": "glyph_atlas", "rendering": "glyph_rendering", "data": "digits_data"}
-    names |= {"network": "digits_network", "training": "digits_training"}
+    names |= {"network": "digits_network", "training": "digits_training", "files": "digit_files"}
     return SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})
 
 
@@ -137,6 +137,25 @@ class TestDomains:
         assert pictures(digits.data.target_test(seed=1)) == sorted(pictures(chosen) + pictures(judged))
         assert not torch.equal(chosen.inputs, digits.data.target_validation(seed=2).inputs)
         assert (torch.bincount(chosen.labels, minlength=10) >= 25).all()
+
+    def test_seeds_have_different_digits_of_mnist(self, digits, monkeypatch):
+        labels = np.repeat(np.arange(10), 50)
+        pixels = np.zeros((500, 28, 28), np.float32)
+        pixels[:, 10:14, 10:14] = (np.arange(500) / 500)[:, None, None]
+        monkeypatch.setattr(digits.data, "mnist_sample", lambda: digits.files.Pictures(pixels, labels))
+        seen = []
+        for seed in range(5):
+            halves = [
+                digits.data.target_train(seed=seed, digits="mnist", samples=30),
+                digits.data.target_test(seed=seed, digits="mnist", samples=30),
+            ]
+            assert [torch.bincount(half.labels).tolist() for half in halves] == [[3] * 10, [7] * 10]
+            seen += [tuple(row) for half in halves for row in half.inputs.flatten(1).tolist()]
+        assert len(set(seen)) == 500
+        with pytest.raises(ValueError, match="parts for the seeds 0 to 4, got seed 5"):
+            digits.data.target_train(seed=5, digits="mnist")
+        with pytest.raises(ValueError, match="must be 'sklearn' or 'mnist', got 'usps'"):
+            digits.data.target_train(seed=0, digits="usps")
 
     def test_split_follows_the_seed(self, digits):
         same, again, other = (digits.data.target_train(seed=s) for s in (1, 1, 2))

@@ -33,8 +33,6 @@ TINY = {"channels": [4, 6], "convolutions": [1, 2], "hidden": 16, "pooled": 2}
 SIDE = 32
 FC_ONLY = ('network.layers=["classifier.[03]"]', 'compress.params="60%"')
 DATASETS = {"cub": "cub", "flowers": "flowers", "actions": "actions", "joint": "cub", "whole": "flowers"}
-SAMPLES = {"cub": 9, "joint": 6}
-"""Of the pipelines that draw 4,000 pictures for the statistics."""
 
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -95,7 +93,7 @@ def tiny(name, picture_folder, start, output, *more):
         options = {**section["options"], "side": SIDE}
         options |= {"root": str(picture_folder / "source")} if key == "domains.source" else ours
         if "samples" in options:
-            options["samples"] = 10 if key == "domains.source" else SAMPLES[name]
+            options["samples"] = 10
         if "validation" in options:
             options["validation"] = pictures["validation"] = 6
         settings[f"{key}.options"] = options
@@ -115,9 +113,9 @@ def counted_loads(batches):
     """Count how often each picture is loaded."""
     counts, load = Counter(), batches.load
 
-    def counting(picture, side):
+    def counting(picture, shown):
         counts[picture.path] += 1
-        return load(picture, side)
+        return load(picture, shown)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "load", counting)
@@ -151,7 +149,7 @@ def test_a_target_domain_runs_through_to_its_report(name, more, picture_folder, 
         assert all(curve.heldout is not None for curve in layer.error_curves)
     found = {activity.domain: activity.rows for activity in results.layers[0].activity}
     assert found == {
-        "target": SAMPLES.get(name, COUNTS[name]["train"]),
+        "target": COUNTS[name]["train"],
         "source": 10,
         "test": COUNTS[name]["test"],
     }
@@ -384,7 +382,7 @@ def test_a_dry_run_counts_the_pictures_and_plans_the_steps(picture_folder, start
     found = dry_run(project)
     found.require()
     assert {facts.key: facts.samples for facts in found.loaders} == {
-        "domains.target": 9,
+        "domains.target": 12,
         "domains.source": 10,
         "domains.test": 9,
         "finetune": 12,
@@ -411,6 +409,23 @@ def by_hand_sizes(project):
         for method in project.config.solve.methods:
             found[name, method] = ranks if method.family is Family.LOW_RANK else nodes
     return found
+
+
+def test_figure_2_is_of_the_network_before_any_fine_tuning(vgg, picture_folder, monkeypatch):
+    monkeypatch.syspath_prepend(VGG19_FOLDER.parent / "shared")
+    figure = importlib.import_module("vgg19_figure2")
+    model = vgg.network.build(**TINY, classes=7).eval()
+    root = str(picture_folder / "actions")
+    batches = vgg.data.target_train(dataset="actions", seed=0, root=root, expect=COUNTS["actions"], side=SIDE)
+    found = figure.rates(model, batches)
+    with torch.inference_mode():
+        flat = model.flat(torch.cat([inputs for inputs, _ in batches]))
+        hidden = model.classifier[1](model.classifier[0](flat))
+    for name, values in (("fc6", flat), ("fc7", hidden)):
+        np.testing.assert_allclose(found[name], (values > 0).double().mean(dim=0))
+    even, uneven = np.full(10, 0.3), np.array([0.95, *[0.1] * 9])
+    printed = figure.table({"cub": {"fc6": even, "fc7": uneven}})
+    assert "| cub | 50.00 | 19.13 | 10.00 | 24.93 |" in printed
 
 
 def test_parts_that_are_timed_are_the_whole_network(vgg):

@@ -18,12 +18,13 @@ from dalr_stream.network.capture.loaders import beginning_at, can_resume
 
 VGG19_FOLDER = Path(__file__).parents[2] / "pipelines" / "vgg19"
 COUNTS = {"cub": tiny_images.CUB, "flowers": tiny_images.FLOWERS, "actions": tiny_images.ACTIONS}
+COUNTS["imagenet"] = tiny_images.IMAGENET
 
 
 @pytest.fixture
 def images(monkeypatch):
     monkeypatch.syspath_prepend(VGG19_FOLDER)
-    names = ("batches", "layout", "cub", "flowers", "actions", "data")
+    names = ("batches", "layout", "cub", "flowers", "actions", "imagenet", "data")
     return SimpleNamespace(**{name: importlib.import_module(f"images_{name}") for name in names})
 
 
@@ -48,6 +49,7 @@ def test_official_counts_are_those_of_the_papers(images):
     assert images.layout.Counts(5994, 5794, 200) == images.cub.OFFICIAL
     assert images.layout.Counts(2040, 6149, 102) == images.flowers.OFFICIAL
     assert images.layout.Counts(4000, 5532, 40) == images.actions.OFFICIAL
+    assert images.layout.Counts(1_281_167, 50_000, 1000) == images.imagenet.OFFICIAL
 
 
 def test_splits_are_the_official_ones_and_labels_start_at_0(images, dataset):
@@ -109,16 +111,16 @@ def test_boxes_show_each_bird_twice_and_the_second_time_cut(images, birds):
     whole, cut = batches.pictures[0], batches.pictures[12]
     assert (whole.path, whole.label) == (cut.path, cut.label)
     with Image.open(whole.path) as image:
-        expected = images.batches.as_input(image.crop((5, 4, 25, 28)), 32)
-    assert torch.equal(images.batches.load(cut, 32), expected)
-    assert not torch.equal(images.batches.load(whole, 32), expected)
+        expected = images.batches.Shown(32).as_input(image.crop((5, 4, 25, 28)))
+    assert torch.equal(images.batches.load(cut, images.batches.Shown(32)), expected)
+    assert not torch.equal(images.batches.load(whole, images.batches.Shown(32)), expected)
 
 
 def test_boxes_that_leave_the_picture_are_cut_to_it(images, birds):
     path = images.data.target_train(seed=0, **birds).pictures[0].path
-    shown = images.batches.load(images.batches.Picture(path, 0, (30.0, -3.0, 500.0, 500.0)), 32)
+    shown = images.batches.load(images.batches.Picture(path, 0, (30.0, -3.0, 500.0, 500.0)), images.batches.Shown(32))
     with Image.open(path) as image:
-        assert torch.equal(shown, images.batches.as_input(image.crop((30, 0, *image.size)), 32))
+        assert torch.equal(shown, images.batches.Shown(32).as_input(image.crop((30, 0, *image.size))))
 
 
 def test_data_sets_without_boxes_refuse_them(images, tmp_path):
@@ -130,7 +132,7 @@ def test_data_sets_without_boxes_refuse_them(images, tmp_path):
 def test_inputs_are_resized_cropped_and_normalised_as_torchvision_does(images):
     # a ramp along the longer side: 512 x 256 stays as it is, and the middle 224 columns are 144..367
     ramp = np.tile(np.arange(512, dtype=np.float64) / 2, (256, 1)).astype(np.uint8)
-    shown = images.batches.as_input(Image.fromarray(ramp))
+    shown = images.batches.Shown().as_input(Image.fromarray(ramp))
     assert shown.shape == (3, 224, 224)
     assert shown.dtype == torch.float32
     columns = ramp[0, 144:368].astype(np.float64) / 255
@@ -138,9 +140,58 @@ def test_inputs_are_resized_cropped_and_normalised_as_torchvision_does(images):
         np.testing.assert_allclose(shown[channel, 100].numpy(), (columns - mean) / spread, atol=1e-5)
 
 
+def test_squashed_pictures_are_whole_and_less_the_mean_as_in_the_authors_code(images):
+    # a ramp of 448 x 112: no crop would show its ends, and two columns become one
+    ramp = np.tile(np.arange(448, dtype=np.float64) / 2, (112, 1)).astype(np.uint8)
+    shown = images.batches.Shown(resize="squash", normalise="mean").as_input(Image.fromarray(ramp))
+    assert shown.shape == (3, 224, 224)
+    assert shown.dtype == torch.float32
+    halved = ramp[0].reshape(224, 2).astype(np.float64).mean(axis=1)
+    for channel, mean in enumerate((123.680, 116.779, 103.939)):
+        np.testing.assert_allclose(shown[channel, 100, 4:-4].numpy(), halved[4:-4] - mean, atol=0.3)
+        assert shown[channel, 100, 0] < -mean + 2
+    edge = np.zeros((448, 448), np.uint8)
+    edge[:, 224:] = 255
+    over = images.batches.Shown(resize="squash", normalise="mean").as_input(Image.fromarray(edge))[0, 100] + 123.680
+    assert over.max() > 255.5  # MATLAB's bicubic overshoots at an edge, and singles are not cut
+
+
+def test_squashing_a_square_of_the_right_size_changes_nothing(images):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    shown = images.batches.Shown(resize="squash", normalise="mean").as_input(Image.fromarray(pixels))
+    expected = pixels.transpose(2, 0, 1) - np.float32((123.680, 116.779, 103.939))[:, None, None]
+    np.testing.assert_allclose(shown.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"resize": "pad"}, "resize must be 'crop' or 'squash', got 'pad'"),
+        ({"normalise": "none"}, "normalise must be 'spread' or 'mean', got 'none'"),
+        ({"side": 0}, "side must be at least 1, got 0"),
+    ],
+)
+def test_an_unknown_way_to_show_pictures_is_refused(images, birds, option, words):
+    with pytest.raises(DatasetError, match=words):
+        images.data.target_test(seed=0, **{**birds, **option})
+
+
+def test_every_loader_shows_pictures_as_it_is_told(images, birds, tmp_path):
+    told = {"resize": "squash", "normalise": "mean"}
+    loaders = [images.data.target_train(seed=0, **birds, **told), images.data.target_test(seed=0, **birds, **told)]
+    loaders.append(images.data.target_validation(seed=0, validation=3, **birds, **told))
+    root = tiny_images.source(tmp_path / "train")
+    loaders.append(images.data.source(seed=0, root=str(root), samples=7, side=32, **told))
+    assert all(loader.shown == images.batches.Shown(32, "squash", "mean") for loader in loaders)
+
+
 @pytest.mark.parametrize("size", [(300, 200), (200, 301), (224, 224), (1000, 37)])
 def test_any_picture_becomes_a_square(images, size):
-    assert images.batches.as_input(Image.new("P", size), 32).shape == (3, 32, 32)
+    assert all(
+        images.batches.Shown(32, resize).as_input(Image.new("P", size)).shape == (3, 32, 32)
+        for resize in ("crop", "squash")
+    )
 
 
 def test_batches_start_again_begin_in_the_middle_and_keep_their_order(images, dataset):
@@ -161,7 +212,7 @@ def test_few_pictures_are_decoded_in_advance_and_threads_end_with_the_loop(image
     batches = images.data.target_train(seed=0, **{**birds, "batch_size": 1})
     begun = []
     load = images.batches.load
-    monkeypatch.setattr(images.batches, "load", lambda picture, side: begun.append(picture) or load(picture, side))
+    monkeypatch.setattr(images.batches, "load", lambda picture, shown: begun.append(picture) or load(picture, shown))
     passing = iter(batches)
     next(passing)
     assert len(begun) <= images.batches.AHEAD + 1
@@ -192,6 +243,7 @@ def test_source_pictures_come_from_class_folders_or_one_folder(images, tmp_path)
         ("cub", "bounding_boxes.txt", "CUB_200_2011.tgz"),
         ("flowers", "setid.mat", "setid.mat"),
         ("actions", "ImageSplits/applauding_test.txt", "Stanford40_ImageSplits.zip"),
+        ("imagenet", "ILSVRC2012_devkit_t12/data/meta.mat", "ILSVRC2012_devkit_t12.tar.gz"),
     ],
 )
 def test_a_missing_index_file_is_named_with_its_place_and_archive(images, tmp_path, dataset, file, archive):
@@ -212,6 +264,10 @@ def test_missing_pictures_are_counted_and_the_first_is_named(images, dataset):
     victims = [p.path for p in images.data.target_test(seed=0, **dataset).pictures[:2]]
     for path in victims:
         path.unlink()
+    if dataset["dataset"] == "imagenet":  # no file names its pictures, but the devkit has a label for each
+        with pytest.raises(DatasetError, match=r"holds 7 pictures and '.*' 9 labels"):
+            images.data.target_train(seed=0, **dataset)
+        return
     with pytest.raises(DatasetError, match=r"2 of \d+ pictures are missing") as caught:
         images.data.target_train(seed=0, **dataset)
     assert str(victims[0]) in str(caught.value)
@@ -238,7 +294,7 @@ def test_splits_that_disagree_are_refused(images, tmp_path):
 
 
 def test_an_unknown_data_set_and_a_validation_it_lacks_are_refused(images, birds):
-    with pytest.raises(DatasetError, match="must be one of cub, flowers, actions, got 'cars'"):
+    with pytest.raises(DatasetError, match="must be one of cub, flowers, actions, imagenet, got 'cars'"):
         images.data.target_test(seed=0, dataset="cars")
     with pytest.raises(DatasetError, match="it has no validation split of its own"):
         images.data.target_train(seed=0, validation="official", **birds)

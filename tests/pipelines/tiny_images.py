@@ -12,6 +12,7 @@ CLASSES = 3
 CUB = {"train": 12, "test": 9, "classes": CLASSES}
 FLOWERS = {"train": 15, "test": 6, "classes": CLASSES}
 ACTIONS = {"train": 12, "test": 6, "classes": CLASSES}
+IMAGENET = {"train": 14, "test": 9, "classes": CLASSES}
 
 
 def picture(path: Path, label: int, seed: int, *, grey: bool = False) -> None:
@@ -76,4 +77,25 @@ def source(root: Path) -> Path:
     for number in range(12):
         wnid = f"n0144076{number % 2}"
         picture(root / wnid / f"{wnid}_{number}.JPEG", number % 3, 50 + number)
+    return root
+
+
+def imagenet(root: Path) -> Path:
+    """Class folders of 4, 5 and 5 pictures, and a flat validation folder whose labels the devkit numbers otherwise."""
+    ids = ("n01440764", "n01443537", "n02119789")
+    numbers = {"n02119789": 1, "n01440764": 2, "n01443537": 3}
+    for label, wnid in enumerate(ids):
+        for number in range(4 + (label > 0)):
+            picture(root / "train" / wnid / f"{wnid}_{number}.JPEG", label, 70 + 10 * label + number)
+    labels = [2, 0, 1, 1, 2, 0, 0, 1, 2]
+    for number, label in enumerate(labels, 1):
+        picture(root / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", label, 200 + number)
+    devkit = root / "ILSVRC2012_devkit_t12" / "data"
+    devkit.mkdir(parents=True)
+    truth = "".join(f"{numbers[ids[label]]}\n" for label in labels)
+    (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+    synsets = np.empty((4, 1), dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)])
+    for row, (wnid, number) in enumerate([*numbers.items(), ("n00001740", 1001)]):
+        synsets[row, 0] = (np.array([[number]], np.uint16), wnid, np.array([[0]], np.uint8))
+    savemat(devkit / "meta.mat", {"synsets": synsets})
     return root

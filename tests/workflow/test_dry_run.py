@@ -111,6 +111,17 @@ def test_a_run_that_would_not_fit_is_a_problem(run_file):
     assert all("the limit is 0 MiB" in problem and "or raise the limit" in problem for problem in (folding, *steps))
 
 
+METRICS = """
+
+def perplexity(model, batches):
+    assert len(batches) == 1
+    return 7.5
+
+
+def wrong_member(model, batches):
+    return sum(model(inputs).logits.sum() for inputs, labels in batches)
+"""
+
 BAD_PYTHON = [
     ("network.options.widht=3", "network.options: 'tiny_run:build' takes no 'widht'; it takes 'width'"),
     ("network.train_options.stpes=3", "takes no 'stpes'; it takes 'model', 'seed', 'report', 'steps'"),
@@ -140,6 +151,24 @@ def test_python_that_does_not_fit_the_run_file_is_one_clear_line(run_file, overr
         dry_run(opened(run_file, override)).require()
     with pytest.raises(DalrStreamError, match=re.escape(said)):
         Run(opened(run_file, override)).all()
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("perplexity", r"evaluate\.metric: 'tiny_run:perplexity' gave 7\.5, which must be 0\.\.1: state its range"),
+        (
+            "wrong_member",
+            r"'tiny_run:wrong_member' fails on the first batch of 'tiny_run:test' alone: AttributeError: .*logits",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_be_is_found_before_hours_of_streaming(run_file, metric, said):
+    with (run_file.parent / "tiny_run.py").open("a") as code:
+        code.write(METRICS)
+    section = f"evaluate={{batches='tiny_run:test', higher=false, metric='tiny_run:{metric}'}}"
+    with pytest.raises(ConfigError, match=said):
+        dry_run(opened(run_file, section)).require()
 
 
 def test_an_output_that_is_a_file_is_refused(run_file):

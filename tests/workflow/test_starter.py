@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from dalr_stream.cli.app import app
 from dalr_stream.errors import ConfigError
+from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.starter import write_starter
 from dalr_stream.workflow.steps.sizes.compression import Compression
@@ -64,6 +65,51 @@ def test_the_starter_of_an_encoder_runs_to_its_report(tmp_path, saved):
     assert run.project.config.network.layers == ("encoder.layer.*",)
     assert run.all().is_file()
     assert 0.0 < run.results.sizes[1].score <= 1.0
+
+
+def _smallest(kind, **settings):
+    """Return a network of transformers of one small block."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = getattr(
+        transformers, f"{kind.removesuffix('LMHeadModel').removesuffix('ForCausalLM').removesuffix('Model')}Config"
+    )
+    return getattr(transformers, kind)(config(**settings))
+
+
+def test_the_starter_of_a_decoder_scores_the_next_token_and_needs_no_tokenizer(tmp_path):
+    """`AutoTokenizer` makes an empty tokenizer, without a word, where none was saved: batches of no tokens."""
+    settings = {"vocab_size": 60, "n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    _smallest("GPT2LMHeadModel", bos_token_id=0, eos_token_id=0, **settings).save_pretrained(tmp_path / "model")
+    invoke("init", tmp_path / "decoder", "--from-transformers", tmp_path / "model")
+    run = Run.open(tmp_path / "decoder" / "run.toml")
+    assert run.project.config.network.layers == ("transformer.h.*",)
+    assert run.all().is_file()
+    assert run.results.metric == "perplexity"
+    assert run.results.baseline_score > 1
+    assert Compression.read(run.project.compression).choice.trials
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("ViTModel", {"hidden_size": 16, "intermediate_size": 32, "image_size": 16, "patch_size": 8}),
+        ("LlamaForCausalLM", {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24}),
+    ],
+)
+def test_batches_of_the_starter_are_what_the_network_reads(tmp_path, kind, settings):
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    _smallest(kind, **heads, **settings).save_pretrained(tmp_path / "model")
+    write_starter(tmp_path, tmp_path / "model")
+    dry_run(Run.open(tmp_path / "run.toml").project).require()
+
+
+def test_networks_that_read_something_else_are_refused_with_the_way_out(tmp_path):
+    t5 = {"vocab_size": 30, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    _smallest("T5Model", **t5).save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"reads two sequences.*run `dalr-stream init FOLDER` without"):
+        write_starter(tmp_path / "new", tmp_path / "model")
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_exists_is_not_overwritten(tmp_path):

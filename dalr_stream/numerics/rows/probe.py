@@ -17,6 +17,7 @@ class Probe:
     form: str
     """Of its inputs: probes of other forms say nothing of one another."""
     numbers: tuple[float, ...]
+    """Of its outputs."""
     coarse: bool = False
     """Whether the outputs are in half precision."""
 

@@ -31,10 +31,15 @@ class ChannelSpan:
     """
 
     layer: str
+    """The module."""
     start: int = 0
+    """The first feature of channel 0."""
     block: int = 1
+    """Features of a channel that lie together."""
     repeats: int = 1
+    """Places in which the channels lie."""
     stride: int = 0
+    """Features from one place to the next."""
 
     def __post_init__(self) -> None:
         numbers = (self.start, self.block, self.repeats, self.stride)
@@ -80,6 +85,7 @@ class ChannelReader:
     """A layer that reads the channels: its weight becomes W A_J there."""
 
     span: ChannelSpan
+    """Where it holds them."""
     stream: str
     """The rows, and moments, of what it reads."""
     first: int = 0

@@ -12,7 +12,8 @@
     columns = ["layers_share", "accuracy"]
     rows = [{ label = "birds", values = [6.81, 55.97] }]
 
-A row of the first kind finds ours by layer, method and size. Where selections were matched to factor pairs by their
+A table of the first kind whose numbers are errors says `errors = true`; ours are then 1 - accuracy. A row of it finds
+ours by layer, method and size. Where selections were matched to factor pairs by their
 number of parameters, `match = "parameters"` says so, and ours is the selection that weighs as much as the pair of that
 size, this layer and the next counted together. A row that is `finetuned` finds ours where the run fine-tuned what it
 evaluated (`evaluate.finetune`). Tables of the second kind end in the networks that the run saved; `layers_share` is
@@ -70,6 +71,8 @@ class AccuracyTable(_Part):
     baseline: float
     sizes: tuple[int, ...] = Field(min_length=1)
     rows: tuple[AccuracyRow, ...]
+    errors: bool = False
+    """Whether the numbers are errors, 100 % less the accuracy."""
 
     @model_validator(mode="after")
     def _whole_rows(self) -> AccuracyTable:
@@ -82,7 +85,7 @@ class AccuracyTable(_Part):
         columns = tuple(PublishedColumn(str(size)) for size in self.sizes)
         layer = next((found for found in results.layers if found.name == self.layer), None)
         rows = [PublishedRow(row.label, _shares(row.values), self._ours(row, layer)) for row in self.rows]
-        whole = (self.baseline / 100,) * len(columns), (results.baseline_score,) * len(columns)
+        whole = (self.baseline / 100,) * len(columns), (self._as_printed(results.baseline_score),) * len(columns)
         return PublishedTable(self.title, "dim kept", columns, (*rows, PublishedRow("uncompressed", *whole)))
 
     def _ours(self, row: AccuracyRow, layer: LayerResults | None) -> tuple[float | None, ...] | None:
@@ -96,7 +99,10 @@ class AccuracyTable(_Part):
             points = [matched_point(curve, layer, size) for size in self.sizes]
         else:
             points = [next((point for point in curve.points if point.size == size), None) for size in self.sizes]
-        return tuple(None if point is None else point.score for point in points)
+        return tuple(None if point is None else self._as_printed(point.score) for point in points)
+
+    def _as_printed(self, score: float) -> float:
+        return 1.0 - score if self.errors else score
 
 
 class NetworkRow(_Part):

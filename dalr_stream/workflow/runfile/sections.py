@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +13,7 @@ from dalr_stream.numerics.linalg.precision import Precision
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.runfile.compress_section import Positive
+from dalr_stream.workflow.runfile.ridges import ABSOLUTE, RidgeFrom, ridge_or
 
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 FACTORY, METRIC, LOSS = rf"^{_FUNCTION}$", rf"^(accuracy|{_FUNCTION})$", rf"^(cross_entropy|outputs|{_FUNCTION})$"
@@ -65,32 +64,6 @@ def _bytes_can_be_read(text: str) -> str:
 
 Bytes = Annotated[str, AfterValidator(_bytes_can_be_read), Field(json_schema_extra={"in_words": "bytes, e.g. 8GiB"})]
 """A number of bytes, written `8GiB`."""
-
-
-class RidgeFrom(StrEnum):
-    """What chooses a ridge: rows that the solution has not seen, or shrinkage, the moments themselves."""
-
-    HELDOUT = "heldout"
-    SHARDS = "shards"
-    SHRINKAGE = "shrinkage"
-
-
-def _ridge(*choosers: RidgeFrom) -> BeforeValidator:
-    """Return a parser of a ridge, or of what chooses it: one for both, so that a wrong value is one message."""
-
-    def parse(value: Any) -> float | RidgeFrom:
-        if value in list(choosers):
-            return RidgeFrom(value)
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = -1.0
-        if not 0.0 <= number < math.inf:
-            *others, last = (f"'{chooser.value}'" for chooser in choosers)
-            raise ValueError(f"must be {', '.join(['a number >= 0', *others])} or {last}, got {value!r}")
-        return number
-
-    return BeforeValidator(parse)
 
 
 class Section(BaseModel):
@@ -242,7 +215,7 @@ class SolveSection(Section):
     """A domain that is held out: its rows only measure the error. By default the held-out share of the target."""
     ridge: Annotated[
         float | RidgeFrom,
-        _ridge(*RidgeFrom),
+        ridge_or(*RidgeFrom),
         Field(json_schema_extra={"in_words": 'number, "heldout", "shards" or "shrinkage"'}),
     ] = 1e-3
     """Relative to the mean diagonal of the matrix being solved, to which no feature adds more than 1,000 times the
@@ -251,13 +224,18 @@ class SolveSection(Section):
     decide (oracle approximating shrinkage)."""
     gradient_ridge: Annotated[
         float | RidgeFrom,
-        _ridge(RidgeFrom.SHRINKAGE),
+        ridge_or(RidgeFrom.SHRINKAGE),
         Field(json_schema_extra={"in_words": 'number or "shrinkage"'}),
     ] = 1e-2
     """Of the second moment of gradients, for the weighted methods, relative to its mean diagonal: what an error counts
     in directions in which no gradient was seen."""
-    ridge_absolute: float | None = Field(default=None, ge=0.0)
-    """On unnormalised sums, as in the authors' code; replaces `ridge`."""
+    ridge_absolute: Annotated[
+        float | dict[Method, float] | None,
+        ABSOLUTE,
+        Field(json_schema_extra={"in_words": "number, or a table of numbers by method"}),
+    ] = None
+    """On unnormalised sums, as in the authors' code; replaces `ridge`. As a table, `{ dalr_published = 1000.0 }`, it
+    does so for the methods that it names."""
     strength: float = Field(default=1.0, ge=0.0)
     """Of MoMaSP's regulariser."""
     restore_ridge: float = Field(default=1e-3, ge=0.0)
@@ -266,18 +244,25 @@ class SolveSection(Section):
 
     @model_validator(mode="after")
     def _one_ridge(self) -> SolveSection:
-        if isinstance(self.ridge, RidgeFrom) and self.ridge_absolute is not None:
+        asks, for_all = isinstance(self.ridge, RidgeFrom), isinstance(self.ridge_absolute, float)
+        if asks and for_all:
             raise ValueError(f"'ridge_absolute' replaces 'ridge', which asks for a choice ('{self.ridge}'): give one")
         return self
 
-    @property
-    def ridge_rule(self) -> Ridge | RidgeFrom:
-        """The ridge as the solvers take it, or what is to choose it."""
-        if self.ridge_absolute is not None:
-            return Ridge.absolute(self.ridge_absolute)
+    def ridge_for(self, method: Method) -> Ridge | RidgeFrom:
+        """Return the ridge as the solvers take it, or what is to choose it."""
+        own = self.ridge_absolute
+        absolute = own.get(method) if isinstance(own, dict) else own
+        if absolute is not None:
+            return Ridge.absolute(absolute)
         if isinstance(self.ridge, RidgeFrom) and self.ridge is not RidgeFrom.SHRINKAGE:
             return self.ridge
         return Ridge.of(self.ridge)
+
+    @property
+    def chooses_ridge(self) -> bool:
+        """Tell whether rows choose the ridge of any method."""
+        return any(isinstance(self.ridge_for(method), RidgeFrom) for method in self.methods if method.takes_ridge)
 
     @property
     def gradient_ridge_rule(self) -> Ridge:

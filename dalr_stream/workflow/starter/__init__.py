@@ -10,11 +10,17 @@ import json
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from dalr_stream.errors import ConfigError
+from dalr_stream.workflow.starter.model_folder import ModelFolder
 
-PLAIN, ENCODER = "plain", "transformers"
+PLAIN, TRANSFORMERS = "plain", "transformers"
+WORDS = {
+    "texts": "sentences",
+    "ids": "random token ids",
+    "pictures": "random pictures",
+}
+"""What batches are made from, in words."""
 FILES = ("run.toml", "my_network.py", "my_data.py")
 
 
@@ -36,35 +42,43 @@ def write_starter(folder: Path, transformers: Path | None = None) -> list[Path]:
     Raises
     ------
     ConfigError
-        Where one of the files exists, or there is no `config.json` in `transformers`.
+        Where one of the files exists, there is no `config.json` in `transformers`, or its network reads neither texts
+        nor pictures.
     """
     wanted = [folder / name for name in FILES]
     for path in wanted:
         if path.exists():
             raise ConfigError(f"init: '{path}' exists and is not overwritten: name another folder")
-    names = {"name": folder.resolve().name, "model": "", "blocks": ""}
+    names = {"name": folder.resolve().name}
     if transformers is not None:
-        names |= {"model": json.dumps(str(transformers.resolve())), "blocks": _blocks(transformers)}
+        names |= _names(transformers)
     folder.mkdir(parents=True, exist_ok=True)
-    templates = resources.files(__package__) / (PLAIN if transformers is None else ENCODER)
     for path in wanted:
-        text = (templates / f"{path.name}.txt").read_text(encoding="utf-8")
+        text = _template(PLAIN if transformers is None else TRANSFORMERS, path.name)
         path.write_text(Template(text).substitute(names), encoding="utf-8")
     return wanted
 
 
-def _blocks(folder: Path) -> str:
-    """Return the pattern of the layers in a model's blocks: its longest list of modules."""
-    if not (folder / "config.json").exists():
-        raise ConfigError(f"init: there is no config.json in '{folder}': name what save_pretrained wrote")
-    import torch
-    from torch import nn
-    from transformers import AutoConfig, AutoModel
+def _names(transformers: Path) -> dict[str, str]:
+    """Return what stands in the templates for a network of transformers."""
+    model = ModelFolder.read(transformers)
+    own = ", build" if model.reads == "texts" else "\n\nfrom my_network import build"
+    batches = Template(_template(TRANSFORMERS, f"{model.reads}.py"))
+    measure = "perplexity" if model.decodes else "similarity"
+    pictures = model.reads == "pictures"
+    return {
+        "model": json.dumps(str(transformers.resolve())),
+        "auto": model.auto,
+        "layers": f'layers = ["{model.blocks}"]'.ljust(36),
+        "what": WORDS[model.reads],
+        "mask": "" if pictures else _template(TRANSFORMERS, "mask.toml"),
+        "rows": "patches of each picture" if pictures else "tokens of each text",
+        "distance": _template(TRANSFORMERS, "distance.toml") if model.decodes else "",
+        "evaluate": _template(TRANSFORMERS, f"{measure}.toml"),
+        "batches": batches.substitute(model.numbers, also="" if model.decodes else own).rstrip("\n"),
+        "metric": _template(TRANSFORMERS, f"{measure}.py").rstrip("\n"),
+    }
 
-    build: Any = AutoModel.from_config
-    with torch.device("meta"):
-        model = build(AutoConfig.from_pretrained(folder))
-    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    if not lists:
-        raise ConfigError(f"init: the network of '{folder}' has no list of blocks: write its layers yourself")
-    return f"{max(lists, key=lists.__getitem__)}.*"
+
+def _template(kind: str, name: str) -> str:
+    return (resources.files(__package__) / kind / f"{name}.txt").read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 from dalr_stream._version import __version__
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.workflow.runfile.config import RunConfig
+from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps.sizes.compression import Compression
 
 _LIBRARIES = ("numpy", "scipy", "dask", "zarr", "torch")
@@ -30,15 +31,22 @@ def provenance(config: RunConfig, store: StoreView) -> dict[str, Any]:
 def saved_provenance(config: RunConfig, store: StoreView, compression: Compression, fingerprint: str) -> dict[str, Any]:
     """Return the same for a network that is saved, with what took the place of its layers, the date and the stamp."""
     section = config.solve
-    relative = section.ridge_absolute is None
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "layers": {name: f"{layer.method.label}, size {layer.size}" for name, layer in compression.layers.items()},
         "sizes": compression.rule,
-        "ridge": f"{section.ridge}, relative" if relative else f"{section.ridge_absolute}, absolute",
+        "ridge": _ridge_in_words(section),
         "made_from": fingerprint,
         **provenance(config, store),
     }
+
+
+def _ridge_in_words(section: SolveSection) -> str:
+    own = section.ridge_absolute
+    if isinstance(own, dict):
+        named = (f"{method.label} {value}, absolute" for method, value in own.items())
+        return "; ".join((f"{section.ridge}, relative", *named))
+    return f"{section.ridge}, relative" if own is None else f"{own}, absolute"
 
 
 def _domain(config: RunConfig, store: StoreView, name: str) -> dict[str, Any]:

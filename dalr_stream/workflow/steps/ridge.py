@@ -15,7 +15,8 @@ from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.resampling.ridge_choice import RidgeChoice, choose_ridge
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.storage.records.solutions import Solution
-from dalr_stream.workflow.runfile.sections import RidgeFrom, SolveSection
+from dalr_stream.workflow.runfile.ridges import RidgeFrom
+from dalr_stream.workflow.runfile.sections import SolveSection
 
 HELDOUT_CHOSE = (
     "held-out rows chose the ridge, so the error on them is a little too small: judge by the test metric, or choose by "
@@ -29,7 +30,7 @@ def solve_as_asked(store: StoreView, section: SolveSection, layer: str, problem:
     A choice is recorded in the diagnostics: the ridges tried, the error of each, and by what. Raises InvalidInputError
     where there are no such rows.
     """
-    rule = section.ridge_rule
+    rule = section.ridge_for(method)
     if isinstance(rule, Ridge) or not method.takes_ridge:
         ridge = rule if isinstance(rule, Ridge) else DEFAULT_RIDGE
         return solve_low_rank(problem, method, ridge, section.gradient_ridge_rule)
@@ -44,7 +45,7 @@ def ridge_of(section: SolveSection, solution: Solution) -> Ridge:
 
     The default for methods that no ridge changes.
     """
-    chosen_ridge, rule = solution.diagnostics.chosen_ridge, section.ridge_rule
+    chosen_ridge, rule = solution.diagnostics.chosen_ridge, section.ridge_for(solution.method)
     if chosen_ridge is not None:
         return Ridge.relative(chosen_ridge)
     return rule if isinstance(rule, Ridge) else DEFAULT_RIDGE

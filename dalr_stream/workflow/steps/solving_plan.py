@@ -12,7 +12,6 @@ from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.streaming.solving_cost import SolvedLayer
 from dalr_stream.streaming.solving_plan import SolvingPlan
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.runfile.sections import RidgeFrom
 
 Rows = Callable[[str], tuple[int, bool]]
 """Gives the training rows of a stream on the target, and whether they are kept."""
@@ -58,7 +57,7 @@ def _solved(project: Project, store: StoreView, layer: str, rows: Rows) -> Solve
         kept,
         len(parts),
         config.shards(config.solve.target),
-        chooses_ridge=isinstance(config.solve.ridge_rule, RidgeFrom),
+        chooses_ridge=config.solve.chooses_ridge,
         readers=tuple(
             channels if stream == stream_name(name, Side.CHANNELS) or stream not in widths else widths[stream].inputs
             for name, stream in readers.items()

@@ -118,3 +118,15 @@ def test_a_file_that_is_wrong_is_named_with_the_place(tmp_path, text, message):
     assert message in str(caught.value)
     with pytest.raises(ConfigError, match="there is no file"):
         Published.read(tmp_path / "none.toml")
+
+
+def test_where_errors_were_printed_ours_are_errors_too(finished_file):
+    text = FILE.replace('layer = "fc1"\n', 'layer = "fc1"\nerrors = true\n')
+    (finished_file.parent / "paper.toml").write_text(text)
+    config = load_config(finished_file, ["report.published=paper.toml"])
+    page = Run(Project(config, finished_file.parent)).report()
+    results = Results.read(page.parent / "results.json")
+    svd, *_, whole = results.published[0].rows
+    ours = found(results, "fc1", "svd")
+    assert svd.ours == pytest.approx((1 - ours[2].score, None, 1 - ours[4].score))
+    assert whole.ours[0] == pytest.approx(1 - results.baseline_score)

@@ -7,6 +7,7 @@ from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.runfile.ridges import RidgeFrom
 from dalr_stream.workflow.runfile.sections import parse_bytes
 
 
@@ -21,10 +22,36 @@ def test_defaults_are_filled_in_and_travel(run_file):
 
 def test_a_set_option_replaces_a_key_with_a_toml_value_or_a_bare_word(run_file):
     config = load_config(run_file, ["solve.ridge=0.5", "run.name=other", 'solve.methods=["svd"]', "compress={}"])
-    assert config.solve.ridge_rule == Ridge.relative(0.5)
+    assert config.solve.ridge_for(Method.DALR_PUBLISHED) == Ridge.relative(0.5)
     assert config.run.name == "other"
     assert config.solve.methods == (Method.SVD,)
-    assert load_config(run_file, ["solve.ridge_absolute=1000"]).solve.ridge_rule == Ridge.absolute(1000.0)
+    absolute = load_config(run_file, ["solve.ridge_absolute=1000"]).solve
+    assert absolute.ridge_for(Method.DALR_PUBLISHED) == Ridge.absolute(1000.0)
+
+
+def test_absolute_ridges_by_method_leave_the_others_as_they_are(run_file):
+    config = load_config(run_file, ["solve.ridge_absolute={ dalr_published = 1000 }", "solve.ridge=0.5"])
+    assert config.solve.ridge_for(Method.DALR_PUBLISHED) == Ridge.absolute(1000.0)
+    assert config.solve.ridge_for(Method.DALR_ANCHORED_AFFINE) == Ridge.relative(0.5)
+    assert config.plain()["solve"]["ridge_absolute"] == {"dalr_published": 1000.0}
+    chosen = load_config(run_file, ["solve.ridge_absolute={ dalr_published = 0.0 }", "solve.ridge=heldout"]).solve
+    assert chosen.ridge_for(Method.DALR_PUBLISHED) == Ridge.absolute(0.0)
+    assert chosen.ridge_for(Method.DALR_ANCHORED_AFFINE) is RidgeFrom.HELDOUT
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("{ svd = 1.0 }", "no ridge changes 'svd'"),
+        ("{ dalr_published = -1.0 }", "must be >= 0 and finite, got -1.0"),
+        ("{ dalr_published = inf }", "must be >= 0 and finite, got inf"),
+        ("-1.0", "must be >= 0 and finite"),
+        ("{ dalr = 1.0 }", "solve.ridge_absolute"),
+    ],
+)
+def test_absolute_ridges_that_mean_nothing_are_refused(run_file, value, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(run_file, [f"solve.ridge_absolute={value}"])
 
 
 def test_options_are_handed_to_every_factory_and_a_section_s_own_come_first(run_file):
