@@ -97,9 +97,9 @@ def settings(usual: float) -> Iterator[Setting]:
             yield Setting(f"{NAMES[estimator]}, {draws} a sample", rule)
     yield Setting("true labels", ds.GradientRule("labels"))
     for estimator, words in NAMES.items():
-        for share in (1.0, 0.1):
+        for share, length in ((1.0, "usual"), (0.1, "a tenth of that")):
             rule = ds.GradientRule(estimator, clip=share * usual)
-            yield Setting(f"{words}, clipped at {share:g} of a usual length", rule)
+            yield Setting(f"{words}, no longer than {length}", rule)
     for ridge in (*RIDGES, "shrinkage"):
         yield Setting(f"random vectors, gradients' ridge {ridge}", gradient_ridge=ridge)
     for ridge in (*RIDGES, "shrinkage"):
