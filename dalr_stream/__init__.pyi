@@ -45,6 +45,7 @@ from dalr_stream.numerics.selection.ranking import prune_by_max as prune_by_max
 from dalr_stream.numerics.selection.ranking import prune_by_mean as prune_by_mean
 from dalr_stream.numerics.statistics.moments import Moments as Moments
 from dalr_stream.report.records.results import Results as Results
+from dalr_stream.report.size_curve import SizeCurve as SizeCurve
 from dalr_stream.streaming.cluster import open_cluster as open_cluster
 from dalr_stream.streaming.folding import Folding as Folding
 from dalr_stream.streaming.folding import Threads as Threads

@@ -48,6 +48,12 @@ Params = Annotated[
 Macs = Annotated[
     str | None, typer.Option(metavar=_SHARES, help=f"Fraction of the compressed layers' multiply-adds {_OWN}.")
 ]
+Network = Annotated[
+    str | None, typer.Option(metavar=_SHARES, help="Fraction of the whole network's parameters to keep.")
+]
+SingularValues = Annotated[
+    str | None, typer.Option(metavar=_SHARES, help="Fraction of the sum of each layer's singular values to keep.")
+]
 Energy = Annotated[str | None, typer.Option(metavar=_SHARES, help="Fraction of the layers' output energy to keep.")]
 Ratio = Annotated[
     str | None,

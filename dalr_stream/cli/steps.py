@@ -20,11 +20,13 @@ from dalr_stream.cli.options import (
     MaxDrop,
     Memory,
     MultipleOf,
+    Network,
     Overrides,
     Params,
     Ratio,
     RunFile,
     Scheduler,
+    SingularValues,
     Workers,
     open_run,
     with_machine,
@@ -93,7 +95,9 @@ def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its o
     overrides: Overrides = None,
     params: Params = None,
     macs: Macs = None,
+    network: Network = None,
     energy: Energy = None,
+    singular_values: SingularValues = None,
     ratio: Ratio = None,
     max_drop: MaxDrop = None,
     method: ByMethod = None,
@@ -107,7 +111,8 @@ def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its o
     JSON, in the folder sizes of the run's output. A rule on the command line applies to this command only: write it
     under [compress] to keep it.
     """
-    rules = {"params": params, "macs": macs, "energy": energy, "ratio": ratio, "max_drop": max_drop}
+    rules = {"params": params, "macs": macs, "network": network, "energy": energy}
+    rules |= {"singular_values": singular_values, "ratio": ratio, "max_drop": max_drop}
     lists = {rule: value.split(",") for rule, value in rules.items() if value is not None and "," in value}
     given: dict[str, Any] = {**rules, **{rule: shares[0] for rule, shares in lists.items()}}
     given |= {"method": method, "multiple_of": multiple_of}

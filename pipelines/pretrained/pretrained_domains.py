@@ -1,108 +1,119 @@
-"""An ImageNet network on two target domains: plain rules, statistics of the wrong domain, and what `ds.sizes` finds.
+"""An ImageNet network on two target domains: every method at half and at 30 % of its weights, over five seeds.
 
     python pipelines/pretrained/pretrained_domains.py [SEED ...]
 
-All 1 x 1 convolutions at a share of their weights, all at once; nothing is fine-tuned, and no label decides anything.
-Scores are the shares of test pictures that are classified right: mean and standard deviation over the seeds.
+Prints the tables of docs/results/pretrained.md: means and standard errors over the seeds. A seed's results are kept in
+`runs/pretrained` and not measured again by the same settings and code; the picture is drawn there too.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import dalr_stream as ds
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
 
 import pretrained_data  # noqa: E402
-import pretrained_network  # noqa: E402
-import pretrained_training  # noqa: E402
-from dalr_stream.network import Replacement, accuracy  # noqa: E402
+from kept_results import digest_of, kept_figures  # noqa: E402
+from pretrained_measures import Scale, measure  # noqa: E402
 
-LAYERS = [r"re:blocks\.\d+\.(expand|project)\.conv", "last.conv"]
-BUDGETS = (0.5, 0.3)
-SAMPLES, TEST_SAMPLES = 700, 600
+RUNS = HERE.parents[1] / "runs" / "pretrained"
 SEEDS = (0, 1, 2, 3, 4)
-RULES: dict[str, tuple[ds.Method, bool]] = {
-    "truncated SVD, the same share of each layer": (ds.Method.SVD, False),
-    "SVD + bias compensation, likewise": (ds.Method.SVD_BC, False),
-    "DALR, likewise, statistics of photographs": (ds.Method.DALR_ANCHORED_AFFINE, True),
-    "DALR, likewise, statistics of the domain": (ds.Method.DALR_ANCHORED_AFFINE, False),
-}
-Scores = dict[str, list[float]]
-"""The accuracy of each row of the table, a budget each."""
+Seeds = Sequence[Mapping[str, Any]]
+"""What `measure` gives, of each seed of one domain."""
 
 
-def plain(layers: Mapping[str, ds.Layer], method: ds.Method, share: float) -> dict[str, Replacement]:
-    """Return every layer at the same share of its break-even rank."""
-    found: dict[str, Replacement] = {}
-    for name, layer in layers.items():
-        m, d = layer.weight.shape
-        found[name] = ds.solve(layer, method).at_rank(max(1, int(share * m * d / (m + d))))
-    return found
+def accuracies(by_domain: Mapping[str, Seeds], budgets: Sequence[float]) -> Iterator[str]:
+    """Yield the table of test accuracy in Markdown: a row a method, a column a domain and budget."""
+    columns = [("accuracy", at, f"{share:.0%}") for at, share in enumerate(budgets)]
+    columns.append(("finetuned", 0, f"{budgets[-1]:.0%}, fine-tuned"))
+    yield from _table(by_domain, columns, "weights of the 21 layers")
 
 
-def scores(domain: str, seed: int) -> Scores:
-    """Train the head, stream the domain and the photographs through the network, and score every row of the table."""
-    factory, classes = pretrained_data.DOMAINS[domain]
-    model = pretrained_network.build(classes=classes)
-    pretrained_training.train(model, seed=seed, report=_to_stderr, domain=domain, samples=SAMPLES)
-    target, test = factory(seed=seed, samples=SAMPLES), factory(seed=seed, part="test", samples=TEST_SAMPLES)
-    watched = ds.watch(model, LAYERS, example=next(iter(target)))
-    known = ds.accumulate(model, target, watched)
-    layers = {name: layer for name, layer in known.items() if layer.inputs is not None and name != "head"}
-    there = ds.accumulate(model, pretrained_data.photographs(seed=seed, samples=SAMPLES), watched)
-    distance = ds.OutputDistance(model, target)
-
-    def score(replacements: Mapping[str, Replacement]) -> float:
-        return accuracy(ds.compress(model, replacements, example=watched.structure), test)
-
-    found: Scores = {"uncompressed": [accuracy(model, test)] * len(BUDGETS)}
-    for words, (method, elsewhere) in RULES.items():
-        chosen = {name: there[name] for name in layers} if elsewhere else layers
-        found[words] = [score(plain(chosen, method, share)) for share in BUDGETS]
-    for words, methods in (("`ds.sizes`, factor pairs alone", ["dalr_anchored_affine"]), ("`ds.sizes`", None)):
-        options: dict[str, Any] = {} if methods is None else {"methods": methods}
-        plans = ds.sizes(model, known, distance, BUDGETS, layers=list(layers), structure=watched.structure, **options)
-        found[words] = [score(plan.replacements) for plan in plans]
-    return found
+def agreements(by_domain: Mapping[str, Seeds], budgets: Sequence[float]) -> Iterator[str]:
+    """Yield the table of agreement with the uncompressed network on photographs."""
+    yield from _table(
+        by_domain, [("agreement", at, f"{share:.0%}") for at, share in enumerate(budgets)], "weights of the 21 layers"
+    )
 
 
-def table(by_domain: Mapping[str, Sequence[Scores]]) -> Iterator[str]:
-    """Yield the table in Markdown: a row a rule, a column a domain and budget."""
-    heads = [f"{domain}, {share:.0%}" for domain in by_domain for share in BUDGETS]
-    yield "| weights of the 1 x 1 convolutions | " + " | ".join(heads) + " |"
+def further(by_domain: Mapping[str, Seeds], budgets: Sequence[float]) -> Iterator[str]:
+    """Yield what DALR loses of the features' variance, of each domain and of photographs."""
+    yield "| DALR, its own statistics | " + " | ".join(f"{share:.0%}" for share in budgets) + " |"
+    yield "|---|" + "---:|" * len(budgets)
+    rows = {domain: [one["lost"]["domain"]["lost"] for one in seeds] for domain, seeds in by_domain.items()}
+    rows["photographs"] = [one["lost"]["photographs"]["lost"] for one in next(iter(by_domain.values()))]
+    for words, seeds in rows.items():
+        yield f"| {words} | " + " | ".join(spread(column) for column in zip(*seeds, strict=True)) + " |"
+
+
+def _table(by_domain: Mapping[str, Seeds], columns: Sequence[tuple[str, int, str]], corner: str) -> Iterator[str]:
+    heads = [f"{domain}, {words}" for domain in by_domain for _, _, words in columns]
+    yield f"| {corner} | " + " | ".join(heads) + " |"
     yield "|---|" + "---:|" * len(heads)
-    for words in next(iter(by_domain.values()))[0]:
-        columns = [[seed[words][at] for seed in seeds] for seeds in by_domain.values() for at in range(len(BUDGETS))]
-        yield f"| {words} | " + " | ".join(map(spread, columns)) + " |"
+    for words in next(iter(by_domain.values()))[0]["rows"]:
+        found = [
+            [one["rows"][words][quantity][at] for one in seeds if quantity in one["rows"][words]]
+            for seeds in by_domain.values()
+            for quantity, at, _ in columns
+        ]
+        if any(found):
+            yield f"| {words} | " + " | ".join(map(spread, found)) + " |"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, in per cent."""
+    """Mean and standard error, in per cent."""
+    if not values:
+        return ""
     mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def draw(by_domain: Mapping[str, Seeds], budgets: Sequence[float], file: Path) -> None:
+    """Draw accuracy by method and budget, a panel a domain."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(by_domain), figsize=(9, 3.6), sharey=True, squeeze=False)
+    for panel, (domain, seeds) in zip(panels[0], by_domain.items(), strict=True):
+        rows = [words for words in seeds[0]["rows"] if words != "uncompressed"][::-1]
+        for at, share in enumerate(budgets):
+            means = [100 * statistics.mean(one["rows"][words]["accuracy"][at] for one in seeds) for words in rows]
+            places = [place + 0.38 * (0.5 - at) for place in range(len(rows))]
+            panel.barh(places, means, height=0.36, label=f"{share:.0%} of the weights")
+        whole = 100 * statistics.mean(one["rows"]["uncompressed"]["accuracy"][0] for one in seeds)
+        panel.axvline(whole, color="black", linewidth=1, linestyle="--", label="uncompressed")
+        panel.set_yticks(range(len(rows)), [words.strip("`") for words in rows])
+        panel.set_title(domain)
+        panel.set_xlabel("test accuracy (%)")
+        panel.set_xlim(0, 100)
+    panels[0][-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
 
 
 def main() -> None:
-    """Print the table."""
-    seeds = [int(seed) for seed in sys.argv[1:]] or SEEDS
-    by_domain: dict[str, list[Scores]] = defaultdict(list)
-    for domain in pretrained_data.DOMAINS:
-        for seed in seeds:
-            by_domain[domain].append(scores(domain, seed))
-            _to_stderr("\n".join(f"{domain} {seed}: {words}: {row}" for words, row in by_domain[domain][-1].items()))
-    print("\n".join(table(by_domain)))
+    """Measure what is not kept, print the tables, draw the picture."""
+    seeds, scale = [int(seed) for seed in sys.argv[1:]] or SEEDS, Scale()
+    by_domain: dict[str, list[Any]] = {}
+    for seed in seeds:
+        for domain in pretrained_data.DOMAINS:
+            print(f"{domain}, seed {seed}", file=sys.stderr, flush=True)
+            digest = digest_of({"domain": domain, "seed": seed, **asdict(scale)}, measure)
+            found = kept_figures(RUNS / domain / f"seed{seed}", digest, partial(measure, domain, seed, scale))
+            by_domain.setdefault(domain, []).append(found)
+    for table in (accuracies, agreements, further):
+        print("\n".join(table(by_domain, scale.budgets)) + "\n")
+    draw(by_domain, scale.budgets, RUNS / "accuracy.png")
 
 
 if __name__ == "__main__":

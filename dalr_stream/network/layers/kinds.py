@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.layers.fixed_code import why_fixed
 from dalr_stream.network.layers.own_forward import is_linear
 from dalr_stream.network.layers.pair import FactorPair
 
@@ -61,6 +62,8 @@ class LayerRows:
 
 def why_not(module: nn.Module) -> str | None:
     """Return why a module cannot be compressed; None where it can."""
+    if (fixed := why_fixed(module)) is not None:
+        return fixed
     reason = _unreadable(getattr(module, "weight", None))
     if reason is not None and has_weights(module):
         return f"its weight {reason}"
@@ -78,8 +81,6 @@ def why_not(module: nn.Module) -> str | None:
     known = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
     if known is not None and _computes_otherwise(module):
         return f"it is a {type(module).__name__}, which does not compute what a {known.__name__} does"
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return "it is the output of a MultiheadAttention, which reads its weight without calling it"
     return None if known is not None or is_transposed(module) else f"it is a {_class_of(module)}"
 
 
@@ -114,7 +115,8 @@ def _computes_otherwise(module: nn.Module) -> bool:
 
 def has_weights(module: nn.Module) -> bool:
     """Tell the layers that one might expect to be compressed, whether they can be or not."""
-    return isinstance(module, _WEIGHTED) or is_transposed(module) or bool(_fused_weights(module))
+    known = isinstance(module, _WEIGHTED) or is_transposed(module) or bool(_fused_weights(module))
+    return known or why_fixed(module) is not None
 
 
 def _fused_weights(module: nn.Module) -> list[str]:

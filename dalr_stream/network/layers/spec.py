@@ -273,7 +273,8 @@ def to_host(rows: Any) -> NDArray[Any]:
 def _supported(pattern: Pattern, names: Sequence[str], modules: dict[str, nn.Module]) -> set[str]:
     supported = {name for name in names if why_not(modules[name]) is None}
     if not supported:
-        reasons = ", ".join(f"'{name}' ({why_not(modules[name])})" for name in names[:5])
+        shown_first = sorted(names, key=lambda name: not has_weights(modules[name]))[:5]  # then what holds them
+        reasons = ", ".join(f"'{name}' ({why_not(modules[name])})" for name in shown_first)
         shown = pattern if isinstance(pattern, str) else pattern.__name__
         raise UnsupportedLayerError(f"pattern '{shown}': matches nothing that is {SUPPORTED}: {reasons}")
     return supported

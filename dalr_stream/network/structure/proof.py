@@ -24,7 +24,7 @@ from torch import nn
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.batches import call, first_argument, tensors_in
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.layers.kinds import CONVOLUTIONS
+from dalr_stream.network.layers.kinds import CARRIERS, CONVOLUTIONS
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelSpan
 
 ROUNDING = 1e-5
@@ -72,8 +72,8 @@ def same(actual: torch.Tensor, expected: torch.Tensor, rounding: float = ROUNDIN
 
 
 def channels_last(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    """View what a layer reads or gives with its channels, or features, as the last dimension."""
-    return tensor.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else tensor
+    """View what a layer, or what carries its channels, reads or gives: channels or features as the last dimension."""
+    return tensor.movedim(1, -1) if isinstance(module, (*CONVOLUTIONS, *CARRIERS)) else tensor
 
 
 Reads = dict[str, list[torch.Tensor]]

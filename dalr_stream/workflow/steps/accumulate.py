@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dalr_stream.engine.backend import backend_of
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
-from dalr_stream.errors import StoreNotFoundError
+from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import provenance_of
@@ -43,7 +44,18 @@ def _step(session: Session, domain: str) -> Step:
         lambda: made_from(project, domain),
         lambda: _artefacts(project, domain),
         lambda _: _fold_stored(session, domain) if keeps else _fold_directly(session, domain),
+        lambda: _check(project),
     )
+
+
+def _check(project: Project) -> None:
+    """Raise ConfigError for a device that is not there, before hours of capturing for it."""
+    section = project.config.accumulate
+    if section.device is not None and section.scheduler is None and section.workers is None:
+        try:
+            backend_of(project.folding(project.config.solve.target))
+        except InvalidInputError as error:
+            raise ConfigError(f"accumulate.device: {error}") from None
 
 
 def made_from(project: Project, domain: str) -> str:

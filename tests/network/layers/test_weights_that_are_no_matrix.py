@@ -60,3 +60,25 @@ def test_a_table_of_positions_is_no_weight_that_is_left_out():
             self.places, self.fc = nn.Parameter(torch.zeros(1, 9, 4)), nn.Linear(4, 4)
 
     assert ds.unsupported_layers(nn.Sequential(Tables()), ["*"]) == ()
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(4, 3), nn.GRU(4, 3), nn.LSTMCell(4, 3)])
+def test_recurrent_layers_are_named_among_what_is_left_out(layer):
+    net = nn.ModuleDict({"memory": layer, "fc": nn.Linear(3, 2)})
+    said = f"it is a recurrent layer ({type(layer).__name__}), which reads its weights without calling a layer"
+    assert ds.unsupported_layers(net, ["*"]) == (f"layer 'memory' is left out: {said}",)
+    with pytest.raises(UnsupportedLayerError, match=r"'memory' \(it is a recurrent layer"):
+        select_layers(net, ["memory"])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_layers_of_a_scripted_network_are_named_with_what_to_do():
+    net = nn.Sequential(nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU()), nn.Linear(3, 2))
+    traced = torch.jit.trace(net, torch.zeros(1, 2, 4))
+    said = ds.unsupported_layers(traced, ["*"])
+    assert [one.split(", whose")[0] for one in said] == [
+        "layer '0.0' is left out: it is a scripted Conv1d",
+        "layer '1' is left out: it is a scripted Linear",
+    ]
+    with pytest.raises(UnsupportedLayerError, match=r"'0.0' \(it is a scripted Conv1d.* load its weights into that"):
+        select_layers(traced, ["*"])

@@ -101,8 +101,20 @@ def restored(net, record, batch):
     return given
 
 
+def carried(act):
+    """An image whose channels are carried by a module of their number before they are laid out anew."""
+    net = Net(LAYOUTS["columns first"])
+    net.act = act.double().eval()
+    for tensor in (*net.act.parameters(), *net.act.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.uniform_(0.5, 1.5)
+    return net
+
+
 NETWORKS = {name: (lambda layout=layout: Net(layout)) for name, layout in LAYOUTS.items() if name != "twice"}
 NETWORKS["normed before"] = lambda: Net(LAYOUTS["permute, flatten"], norm=True)
+NETWORKS["normed as an image"] = lambda: carried(nn.BatchNorm2d(CHANNELS))
+NETWORKS["a slope for each channel"] = lambda: carried(nn.PReLU(CHANNELS))
 NETWORKS["tokens one after another"] = lambda: Net(lambda h: h.flatten(1), tokens=True)
 
 

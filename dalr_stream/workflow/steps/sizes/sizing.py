@@ -1,14 +1,16 @@
 """Which size each layer of the saved network has: named one by one, or by one rule for all of them.
 
-A share of each layer's energy or of its full rank reads the training moments of the target alone; where gradients of
-every layer are known, a share of energy is one of what the loss feels of all layers. A share of the weights or of the
-multiply-adds weighs layers and families against one another, and measures (`budget`). A rule for the loss of score
-searches on validation (`search`).
+A share of each layer's energy, singular values or full rank reads the training moments of the target alone; where
+gradients of every layer are known, a share of energy is one of what the loss feels of all layers. A share of weights,
+multiply-adds or the network weighs layers and families against one another, and measures (`budget`). A rule for the
+loss of score searches on validation (`search`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+import numpy as np
 
 from dalr_stream.engine.sizes.forms import forms_of
 from dalr_stream.engine.stores.store_view import StoreView
@@ -20,6 +22,7 @@ from dalr_stream.numerics.sizes.allocation import by_energy, uniform
 from dalr_stream.numerics.sizes.nats import by_nats, in_nats
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are
 from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer
+from dalr_stream.numerics.sizes.spectrum import rank_by_singular_values
 from dalr_stream.progress import Progress
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
@@ -89,7 +92,11 @@ def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solutio
     layers = layers or [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()]
     if section.multiple_of is not None:
         layers = [layer.multiples_of(section.multiple_of) for layer in layers]
-    sizes, whole = by_share(layers, section.share), as_they_are(layers)
+    if section.rule == "singular_values":
+        sizes = {layer.name: _by_singular_values(layer, solutions[layer.name], section.share) for layer in layers}
+    else:
+        sizes = by_share(layers, section.share)
+    whole = as_they_are(layers)
     return {layer: size for layer, size in sizes.items() if size != whole[layer]}, rule
 
 
@@ -98,6 +105,17 @@ def _felt(project: Project, store: StoreView, solutions: Mapping[str, Solution])
     solved = {layer: solved_layer(project, store, layer, [one.method]) for layer, one in solutions.items()}
     layers = [form.solved[0] for form in forms_of(solved, project.structure) if form.solved]
     return layers if len(layers) == len(solutions) and in_nats(layers) is not None else None
+
+
+def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> int:
+    """Return the smallest of a layer's ranks that keeps the share; itself where only ranks above break-even do."""
+    if isinstance(solution, ChannelSelection):
+        raise ConfigError(
+            f"compress.singular_values: layer '{layer.name}' is compressed by '{solution.method.value}', a selection, "
+            "which has none: name a low-rank method as compress.method, or give 'energy'"
+        )
+    wanted = rank_by_singular_values(solution, share)
+    return int(layer.sizes[min(int(np.searchsorted(layer.sizes, wanted)), layer.sizes.size - 1)])
 
 
 def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution], progress: Progress) -> Search:
