@@ -29,6 +29,7 @@ from dalr_stream.cli.options import (
     SingularValues,
     Workers,
     open_run,
+    run_on_ranks,
     with_machine,
 )
 
@@ -50,18 +51,20 @@ def run(  # noqa: PLR0913, PLR0917  # every parameter is an option of its own
     """Do every step whose inputs have changed."""
     from dalr_stream.report.terminal import print_headline
 
-    opened = open_run(file, with_machine(overrides, memory, workers, scheduler, any_blas=any_blas), fresh=fresh)
+    settings = with_machine(overrides, memory, workers, scheduler, any_blas=any_blas)
     if dry_run:
-        _dry_run(opened)
+        _dry_run(open_run(file, settings, fresh=fresh))
         return
-    page, console = opened.all(), console_for()
-    print_headline(opened.results, console)
-    console.print(f"report: {page.as_uri()}", soft_wrap=True, highlight=False)
+    with run_on_ranks(file, settings, fresh=fresh) as opened:
+        page, console = opened.all(), console_for()
+        print_headline(opened.results, console)
+        console.print(f"report: {page.as_uri()}", soft_wrap=True, highlight=False)
 
 
 def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
     """Stream activations into the store; resume if interrupted."""
-    open_run(file, overrides, fresh=fresh).capture()
+    with run_on_ranks(file, overrides, fresh=fresh) as opened:
+        opened.capture()
 
 
 def accumulate(
@@ -74,7 +77,9 @@ def accumulate(
     any_blas: AnyBlas = False,
 ) -> None:
     """Turn activations into moments."""
-    open_run(file, with_machine(overrides, memory, workers, scheduler, any_blas=any_blas), fresh=fresh).accumulate()
+    settings = with_machine(overrides, memory, workers, scheduler, any_blas=any_blas)
+    with run_on_ranks(file, settings, fresh=fresh) as opened:
+        opened.accumulate()
 
 
 def solve(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from dalr_stream.engine.backend import backend_of
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
+from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
+from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import provenance_of
@@ -63,6 +65,7 @@ def made_from(project: Project, domain: str) -> str:
     config = project.config
     rule, section = config.holdout(domain), config.accumulate
     settings = [rule.share, rule.seed, section.precision, section.device, config.shards(domain)]
+    settings += [] if section.segment_batches is None else [section.segment_batches]
     return digest_of([capture.made_from(project, domain), *settings])
 
 
@@ -103,6 +106,12 @@ def _fold_directly(session: Session, domain: str) -> None:
     if session.fresh:
         forget_domain(project.store, domain)
         forget_moments(project.store, domain)
+    session.announce(VERB, domain)
+    fold_domain(project, domain, session.progress, session.ranks)
+
+
+def fold_domain(project: Project, domain: str, progress: Progress, ranks: Ranks) -> None:
+    """Fold a domain's rows as the network makes them: a rank's share of them."""
     with project.code.importing(), capture.naming_fresh():
         accumulate_into(
             project.store,
@@ -112,5 +121,6 @@ def _fold_directly(session: Session, domain: str) -> None:
             domain=domain,
             rows=project.code.rows,
             folding=project.folding(domain),
-            progress=session.progress,
+            progress=progress,
+            ranks=ranks,
         )
