@@ -182,7 +182,11 @@ def test_a_share_of_energy_is_one_of_what_the_loss_feels_of_all_layers(opened, m
         found[share] = Compression.read(run.project.compression)
         assert found[share].rule == f"energy {share} of what the loss feels"
     store = StoreView.open(run.project.store)
-    solved = {name: solved_layer(run.project, store, name, [Method(method)]) for name in run.project.layers}
+    solved = {
+        name: solved_layer(run.project, store, name, {one.method.family: one})
+        for name in run.project.layers
+        for one in store.solutions(name, [Method(method)]).values()
+    }
     forms = {form.name: form.solved[0] for form in forms_of(solved, run.project.structure)}
     assert found["70%"].layers != found["99.9%"].layers
     whole = sum(form.at_stake for form in forms.values())

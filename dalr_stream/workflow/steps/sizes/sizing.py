@@ -9,10 +9,12 @@ loss of score searches on validation (`search`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
-from dalr_stream.engine.sizes.forms import forms_of
+from dalr_stream.engine.layer_moments import OnDemand
+from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
@@ -30,6 +32,7 @@ from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replac
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
 from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, solved_layer, within_budget
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
+from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 
 
@@ -54,14 +57,17 @@ def decide(
         notes = []
     else:
         rule, method = section.in_words, project.config.compress_method
-        solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}
+        for layer in project.layers:
+            require_solved(project, store, layer, method)
+        kept = KeptSolutions(store, project.room_for_solutions)
+        solutions = OnDemand(project.layers, partial(kept, method=method))
         if section.rule == "max_drop":
-            search = _search(project, store, solutions, progress)
+            search = _search(project, store, method, solutions, progress)
             sizes = search.sizes
         else:
             sizes, rule = _by_rule(project, store, solutions)
-        small = {layer: solution for layer, solution in solutions.items() if layer in sizes}
-        replaced, notes = replacements(small, sizes, project.config.solve.restore_ridge)
+        smaller = OnDemand([layer for layer in project.layers if layer in sizes], solutions.fetch)
+        replaced, notes = replacements(smaller, sizes, project.config.solve.restore_ridge)
         methods = dict.fromkeys(replaced, method)
     layers = {
         layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
@@ -86,25 +92,31 @@ def sized_layer(project: Project, store: StoreView, layer: str, solution: Soluti
 def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> tuple[dict[str, int], str]:
     """Return the sizes that keep a share, and of what; layers that stay as they are are left out."""
     section = project.config.compress
-    layers = _felt(project, store, solutions) if section.rule == "energy" else None
-    rule = section.in_words if layers is None else f"{section.in_words} of what the loss feels"
-    by_share = by_nats if layers is not None else by_energy if section.rule == "energy" else uniform
-    layers = layers or [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()]
+    layers, felt = _sized(project, store, solutions)
     if section.multiple_of is not None:
         layers = [layer.multiples_of(section.multiple_of) for layer in layers]
     if section.rule == "singular_values":
         sizes = {layer.name: _by_singular_values(layer, solutions[layer.name], section.share) for layer in layers}
+    elif section.rule == "energy":
+        sizes = (by_nats if felt else by_energy)(layers, section.share)
     else:
-        sizes = by_share(layers, section.share)
-    whole = as_they_are(layers)
+        sizes = uniform(layers, section.share)
+    rule, whole = section.in_words + (" of what the loss feels" if felt else ""), as_they_are(layers)
     return {layer: size for layer, size in sizes.items() if size != whole[layer]}, rule
 
 
-def _felt(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> list[SizedLayer] | None:
-    """Return the layers with their curves in nats; None where gradients are not known of all of them."""
-    solved = {layer: solved_layer(project, store, layer, [one.method]) for layer, one in solutions.items()}
-    layers = [form.solved[0] for form in forms_of(solved, project.structure) if form.solved]
-    return layers if len(layers) == len(solutions) and in_nats(layers) is not None else None
+def _sized(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> tuple[list[SizedLayer], bool]:
+    """Return the layers with what they lose, and whether sizes go by what the loss feels: where it is known of all."""
+    if project.config.compress.rule == "energy":
+        solved = OnDemand(list(solutions), lambda layer: _solved(project, store, layer, solutions[layer]))
+        layers = [form.solved[0] for form in forms_of(solved, project.structure) if form.solved]
+        if len(layers) == len(solutions):
+            return layers, in_nats(layers) is not None
+    return [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()], False
+
+
+def _solved(project: Project, store: StoreView, layer: str, solution: Solution) -> SolvedLayer:
+    return solved_layer(project, store, layer, {solution.method.family: solution})
 
 
 def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> int:
@@ -118,7 +130,9 @@ def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> 
     return int(layer.sizes[min(int(np.searchsorted(layer.sizes, wanted)), layer.sizes.size - 1)])
 
 
-def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution], progress: Progress) -> Search:
+def _search(
+    project: Project, store: StoreView, method: Method, solutions: Mapping[str, Solution], progress: Progress
+) -> Search:
     section = project.config.compress
     validation = project.config.validation
     if validation is None:
@@ -127,10 +141,10 @@ def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution
     candidates = {
         layer: [
             size
-            for size in sizes_to_try(solution.method, store.shape(layer), validation.ranks)
+            for size in sizes_to_try(method, store.shape(layer), validation.ranks)
             if size % step == 0 and size < store.shape(layer).outputs
         ]
-        for layer, solution in solutions.items()
+        for layer in solutions
     }
     score = score_on(project, "validation", validation)
     evaluator = Evaluator.of(project, validation, score, progress)
