@@ -107,11 +107,20 @@ def test_a_run_that_would_not_fit_is_a_problem(run_file):
     folding, solving, *steps = dry_run(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
     assert "folding 16 features needs" in folding
     assert "solving 16 x 12 by" in solving
-    assert [step.partition("'")[2].partition("'")[0] for step in steps] == ["capture", "compress", "evaluate"]
+    named = [step.partition("'")[2].partition("'")[0] for step in steps]
+    assert named == ["structure proof", "capture", "compress", "evaluate"]
     assert all("the limit is 0 MiB" in problem and "or raise the limit" in problem for problem in (folding, *steps))
 
 
 METRICS = """
+
+def without_labels(*, seed):
+    return [inputs for inputs, _ in validation(seed=seed)]
+
+
+def with_labels_among_them(*, seed):
+    return [{"x": inputs, "labels": labels} for inputs, labels in validation(seed=seed)]
+
 
 def perplexity(model, batches):
     assert len(batches) == 1
@@ -169,6 +178,25 @@ def test_a_metric_that_cannot_be_is_found_before_hours_of_streaming(run_file, me
     section = f"evaluate={{batches='tiny_run:test', higher=false, metric='tiny_run:{metric}'}}"
     with pytest.raises(ConfigError, match=said):
         dry_run(opened(run_file, section)).require()
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("finetune={batches='tiny_run:without_labels', loss='outputs'}", ""),
+        ("finetune={batches='tiny_run:with_labels_among_them'}", ""),
+        ("finetune={batches='tiny_run:without_labels'}", r"finetune\.batches: must give .* or set loss = \"outputs\""),
+        (
+            "evaluate={batches='tiny_run:without_labels'}",
+            r"evaluate\.batches: must give .* or name a metric of your own",
+        ),
+    ],
+)
+def test_labels_are_asked_for_where_they_are_needed(run_file, section, said):
+    with (run_file.parent / "tiny_run.py").open("a") as code:
+        code.write(METRICS)
+    problems = "\n".join(dry_run(opened(run_file, section)).problems)
+    assert re.fullmatch(f".*{said}.*" if said else "", problems)
 
 
 def test_an_output_that_is_a_file_is_refused(run_file):
