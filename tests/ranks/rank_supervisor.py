@@ -43,7 +43,7 @@ def _one_killed(draw, store, segment):
     rank = draw.randrange(ranks)
     if draw.random() < 0.5:
         ended = launch(store, "accumulate", ranks, SEGMENT=str(segment), DIE=f"{rank}:{draw.randrange(BATCHES)}")
-        assert ended.codes[rank] == -9
+        assert ended.codes[rank] == -9, ended.errors
         yield "killed at a batch"
     else:
         kill = rank, draw.uniform(0.0, SECONDS)
