@@ -10,6 +10,8 @@ from dalr_stream.engine.capture import capture as capture
 from dalr_stream.engine.cross import accumulate_cross as accumulate_cross
 from dalr_stream.engine.cross_from_stores import accumulate_cross_stored as accumulate_cross_stored
 from dalr_stream.engine.output_errors import output_errors as output_errors
+from dalr_stream.engine.ranks.ranks import Ranks as Ranks
+from dalr_stream.engine.ranks.ranks import open_ranks as open_ranks
 from dalr_stream.engine.sequential.compress import compress_sequentially as compress_sequentially
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice as LayerChoice
 from dalr_stream.engine.sizes.sizes import sizes as sizes
@@ -45,6 +47,7 @@ from dalr_stream.numerics.selection.ranking import prune_by_max as prune_by_max
 from dalr_stream.numerics.selection.ranking import prune_by_mean as prune_by_mean
 from dalr_stream.numerics.statistics.moments import Moments as Moments
 from dalr_stream.report.records.results import Results as Results
+from dalr_stream.report.size_curve import SizeCurve as SizeCurve
 from dalr_stream.streaming.cluster import open_cluster as open_cluster
 from dalr_stream.streaming.folding import Folding as Folding
 from dalr_stream.streaming.folding import Threads as Threads

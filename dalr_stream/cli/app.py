@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
 
 from dalr_stream.cli import init, keys, steps, stores, views
+from dalr_stream.cli.options import other_rank
 from dalr_stream.cli.verbs import Verbs, with_quiet
 from dalr_stream.errors import DalrStreamError
 
@@ -56,10 +58,14 @@ def main() -> None:
     fold beside them and of whatever else the machine does. Whoever sets OMP_WAIT_POLICY keeps it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    rank = other_rank()
+    who = "dalr-stream" if rank is None else f"dalr-stream, rank {rank}"
+    if rank is not None:
+        warnings.showwarning = lambda message, *_, **__: typer.echo(f"{who}: {message}", err=True)
     try:
         app(standalone_mode=True)
     except DalrStreamError as error:
-        typer.echo(f"dalr-stream: {error}", err=True)
+        typer.echo(f"{who}: {error}", err=True)
         sys.exit(1)
 
 

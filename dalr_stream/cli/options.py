@@ -6,6 +6,8 @@ Each option is declared once, so it has one name, one unit and one line of help 
 from __future__ import annotations
 
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ import typer
 from dalr_stream.cli.console import command_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from dalr_stream.workflow.run import Run
 
@@ -48,6 +50,12 @@ Params = Annotated[
 Macs = Annotated[
     str | None, typer.Option(metavar=_SHARES, help=f"Fraction of the compressed layers' multiply-adds {_OWN}.")
 ]
+Network = Annotated[
+    str | None, typer.Option(metavar=_SHARES, help="Fraction of the whole network's parameters to keep.")
+]
+SingularValues = Annotated[
+    str | None, typer.Option(metavar=_SHARES, help="Fraction of the sum of each layer's singular values to keep.")
+]
 Energy = Annotated[str | None, typer.Option(metavar=_SHARES, help="Fraction of each layer's output energy to keep.")]
 Ratio = Annotated[
     str | None,
@@ -75,13 +83,49 @@ def open_run(
     fresh: bool = False,
     sizes: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Return the run that a file describes; progress goes to standard error, results to standard output."""
+    """Return the run that a file describes; progress goes to standard error, results to standard output.
+
+    Of the ranks of a job, the first alone goes on: the others are done.
+    """
     from dalr_stream.workflow.run import Run
     from dalr_stream.workflow.runfile.config import load_config
     from dalr_stream.workflow.runfile.project import Project
 
+    if other_rank() is not None:
+        raise typer.Exit
     config = load_config(file, overrides or [], sizes)
     return Run(Project(config, file.resolve().parent), progress=command_progress(), fresh=fresh)
+
+
+@contextmanager
+def run_on_ranks(file: Path, overrides: list[str] | None, *, fresh: bool = False) -> Iterator[Run]:
+    """Open the run of a file on every rank of a job that torchrun, say, started.
+
+    The block is rank 0's. The others take part in its steps, and leave when it is done.
+    """
+    from dalr_stream.engine.ranks.ranks import open_ranks
+    from dalr_stream.network.torch_library import use_own_device
+    from dalr_stream.workflow.following import dismiss, follow
+    from dalr_stream.workflow.run import Run
+    from dalr_stream.workflow.runfile.config import load_config
+    from dalr_stream.workflow.runfile.project import Project
+
+    project = Project(load_config(file, overrides or []), file.resolve().parent)
+    with open_ranks() as ranks:
+        if ranks.ranks > 1:
+            use_own_device(os.environ)
+        if ranks.first:
+            yield Run(project, progress=command_progress(), fresh=fresh, ranks=ranks)
+            dismiss(ranks)
+            return
+        follow(project, ranks)
+    raise typer.Exit  # the block is not for this rank
+
+
+def other_rank() -> str | None:
+    """Return the number of this rank where it is not the first of a job of several, for messages."""
+    rank = os.environ.get("RANK", "0")
+    return None if rank == "0" or os.environ.get("WORLD_SIZE", "1") == "1" else rank
 
 
 def with_machine(

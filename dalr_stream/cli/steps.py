@@ -20,13 +20,16 @@ from dalr_stream.cli.options import (
     MaxDrop,
     Memory,
     MultipleOf,
+    Network,
     Overrides,
     Params,
     Ratio,
     RunFile,
     Scheduler,
+    SingularValues,
     Workers,
     open_run,
+    run_on_ranks,
     with_machine,
 )
 
@@ -48,18 +51,20 @@ def run(  # noqa: PLR0913, PLR0917  # every parameter is an option of its own
     """Do every step whose inputs have changed."""
     from dalr_stream.report.terminal import print_headline
 
-    opened = open_run(file, with_machine(overrides, memory, workers, scheduler, any_blas=any_blas), fresh=fresh)
+    settings = with_machine(overrides, memory, workers, scheduler, any_blas=any_blas)
     if dry_run:
-        _dry_run(opened)
+        _dry_run(open_run(file, settings, fresh=fresh))
         return
-    page, console = opened.all(), console_for()
-    print_headline(opened.results, console)
-    console.print(f"report: {page.as_uri()}", soft_wrap=True, highlight=False)
+    with run_on_ranks(file, settings, fresh=fresh) as opened:
+        page, console = opened.all(), console_for()
+        print_headline(opened.results, console)
+        console.print(f"report: {page.as_uri()}", soft_wrap=True, highlight=False)
 
 
 def capture(file: RunFile, overrides: Overrides = None, fresh: Fresh = False) -> None:
     """Stream activations into the store; resume if interrupted."""
-    open_run(file, overrides, fresh=fresh).capture()
+    with run_on_ranks(file, overrides, fresh=fresh) as opened:
+        opened.capture()
 
 
 def accumulate(
@@ -72,7 +77,9 @@ def accumulate(
     any_blas: AnyBlas = False,
 ) -> None:
     """Turn activations into moments."""
-    open_run(file, with_machine(overrides, memory, workers, scheduler, any_blas=any_blas), fresh=fresh).accumulate()
+    settings = with_machine(overrides, memory, workers, scheduler, any_blas=any_blas)
+    with run_on_ranks(file, settings, fresh=fresh) as opened:
+        opened.accumulate()
 
 
 def solve(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -93,7 +100,9 @@ def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its o
     overrides: Overrides = None,
     params: Params = None,
     macs: Macs = None,
+    network: Network = None,
     energy: Energy = None,
+    singular_values: SingularValues = None,
     ratio: Ratio = None,
     max_drop: MaxDrop = None,
     method: ByMethod = None,
@@ -107,7 +116,8 @@ def compress(  # noqa: PLR0913, PLR0917  # every parameter is an option of its o
     JSON, in the folder sizes of the run's output. A rule on the command line applies to this command only: write it
     under [compress] to keep it.
     """
-    rules = {"params": params, "macs": macs, "energy": energy, "ratio": ratio, "max_drop": max_drop}
+    rules = {"params": params, "macs": macs, "network": network, "energy": energy}
+    rules |= {"singular_values": singular_values, "ratio": ratio, "max_drop": max_drop}
     lists = {rule: value.split(",") for rule, value in rules.items() if value is not None and "," in value}
     given: dict[str, Any] = {**rules, **{rule: shares[0] for rule, shares in lists.items()}}
     given |= {"method": method, "multiple_of": multiple_of}

@@ -17,6 +17,7 @@ from dalr_stream.streaming.folding import Folding
 if TYPE_CHECKING:
     from torch import nn
 
+    from dalr_stream.engine.ranks.ranks import Ranks
     from dalr_stream.network.capture.row_rule import RowRule
     from dalr_stream.network.layers.spec import LayerSpec
 
@@ -41,6 +42,7 @@ def accumulate(
     rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> Statistics: ...
 def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     source: str | Path | nn.Module,
@@ -52,6 +54,7 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> Statistics:
     """Return the statistics of every watched layer, from a network and its batches or from a store that has its rows.
 
@@ -78,6 +81,10 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
         Held-out share, shards, threads or cluster, memory limit, precision, device.
     progress
         Receives progress, for example from `show_progress()`; silent by default.
+    ranks
+        The processes of this job, from `open_ranks`: each runs the network on its share of the batches and folds their
+        rows, by `Folding.segment_batches`. Rank 0 alone has the statistics and the store; the others get those of no
+        layer.
 
     Returns
     -------
@@ -119,7 +126,7 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     128
     """
     if isinstance(source, str | Path):
-        given = {"batches": batches, "store": store, "rows": rows}
+        given = {"batches": batches, "store": store, "rows": rows, "ranks": ranks}
         if foreign := [name for name, value in given.items() if value is not None]:
             raise InvalidInputError(
                 f"accumulate: '{source}' is a store, and {' and '.join(foreign)} can only be given with a network"
@@ -131,7 +138,9 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     from dalr_stream.engine.direct import from_network  # imports torch, which a store does without
 
     specs = cast("Sequence[LayerSpec]", layers)
-    return from_network(source, batches, specs, store, domain=domain, rows=rows, folding=folding, progress=progress)
+    return from_network(
+        source, batches, specs, store, domain=domain, rows=rows, folding=folding, progress=progress, ranks=ranks
+    )
 
 
 def _from_store(

@@ -8,10 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.ranks.passes import require_same_on_all
+from dalr_stream.engine.ranks.ranks import Ranks
+from dalr_stream.engine.ranks.rows import DealtWriter, SentRows
 from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batches, require_layers
 from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.wrapped import plain_network, require_all_batches
 from dalr_stream.network.layers.identity import fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
@@ -24,7 +28,7 @@ from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import ActivationWriter, open_writer
 
 
-def capture(
+def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller writes
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
@@ -33,6 +37,7 @@ def capture(
     domain: str,
     rows: RowRule | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> ActivationStore:
     """Stream what `layers` read, or give, into the zarr store at `store`, as one domain, and return the store.
 
@@ -57,6 +62,9 @@ def capture(
         Which rows of each layer are kept; all by default, of convolutions a few patches a sample.
     progress
         Receives progress, for example from `show_progress()`; silent by default.
+    ranks
+        The processes of this job, from `open_ranks`: each runs the network on its share of the batches, and rank 0
+        alone writes the store, which is the one that one process writes.
 
     Returns
     -------
@@ -90,15 +98,24 @@ def capture(
     >>> ds.accumulate("birds.zarr")["0"].inputs.features
     6
     """
-    root = Path(store)
+    root, model, link = Path(store), plain_network(model), ranks or Ranks()
     progress = progress or Silent()
     rows = (rows or RowRule()).of_layers(layers)
     require_batches(batches)
+    if link.ranks > 1:
+        require_all_batches(batches, link.ranks)
     network = network_record(model, layers)
+    require_same_on_all(link, {"network": network.fingerprint, "layers": list(network.layers), "choice": rows.words})
+    if not link.first:
+        part = SentRows(link)
+        if not part.over:
+            one_pass(model, batches, layers, part, rows=rows, title="", progress=Silent())
+        return ActivationStore(root)
     with open_writer(root, domain, network, rows.words) as writer:
         keep_weights(model, layers, root, network.fingerprint)
         _tell_resume(writer, domain, progress)
-        one_pass(model, batches, layers, writer, rows=rows, title=f"capture {domain}", progress=progress)
+        sink = writer if link.ranks == 1 else DealtWriter(writer, link)
+        one_pass(model, batches, layers, sink, rows=rows, title=f"capture {domain}", progress=progress)
     return ActivationStore(root)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dalr_stream.engine.backend import backend_of
-from dalr_stream.engine.from_store import moments_provenance
+from dalr_stream.engine.from_store import moments_provenance, require_no_segments
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError
@@ -102,6 +102,7 @@ def accumulate_cross_stored(
     pair = NetworkPair(sides[1].manifest.network.fingerprint, sides[0].manifest.network.fingerprint)
     root = Path(store)
     pair.require_in(root)
+    require_no_segments(folding, root)
     streams = [_JointStream.of(*sides, domain, name) for name in _names(*sides, domain, layers)]
     opened = {stream.name: stream.tiles.open() for stream in streams}
     record = replace(next(iter(opened.values())).record, layers={name: tiles.rows for name, tiles in opened.items()})

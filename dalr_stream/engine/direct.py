@@ -21,6 +21,8 @@ from dalr_stream.engine.capture import keep_weights, network_record, one_pass, w
 from dalr_stream.engine.estimate import BatchMemory, load_of, taken_of
 from dalr_stream.engine.fold_passes import fitting, fold_in_memory, fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.ranks.ranks import Ranks
+from dalr_stream.engine.row_feed import Folds
 from dalr_stream.engine.statistics import Statistics, Weights, stored_weights
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.capture.batches import samples_in
@@ -28,6 +30,7 @@ from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.wrapped import plain_network, require_all_batches
 from dalr_stream.network.layers.identity import tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, weights_of
@@ -35,7 +38,6 @@ from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.rows.tiling import same_as_before
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import LayerRecord, NetworkRecord
-from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
 
 TITLE = "capture and fold"
@@ -51,14 +53,16 @@ def from_network(  # noqa: PLR0913  # those of accumulate
     rows: RowRule | None,
     folding: Folding | None,
     progress: Progress | None,
+    ranks: Ranks | None,
 ) -> Statistics:
     """Do what `accumulate` does with a network: in memory alone, or in a store where one is given."""
+    model = plain_network(model)
     watched = watched_streams(model, layers)
     if store is None:
-        moments = accumulate_stream(model, batches, layers, rows=rows, folding=folding, progress=progress)
+        moments = accumulate_stream(model, batches, layers, rows=rows, folding=folding, progress=progress, ranks=ranks)
         return Statistics(watched, moments, partial(_weights_now, model, watched))
     moments = accumulate_into(
-        store, model, batches, layers, domain=domain, rows=rows, folding=folding, progress=progress
+        store, model, batches, layers, domain=domain, rows=rows, folding=folding, progress=progress, ranks=ranks
     )
     return Statistics(watched, moments, partial(stored_weights, Path(store), watched))
 
@@ -82,6 +86,7 @@ def accumulate_stream(
     rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> LayerMoments:
     """Return the moments of what `layers` read, or give, by stream, folding rows as the network makes them.
 
@@ -93,8 +98,8 @@ def accumulate_stream(
     Raises as `capture` does, MemoryLimitError with the alternatives where one layer alone does not fit, and where
     several passes are needed InvalidInputError for what allows one only, FingerprintMismatchError where two differ.
     """
-    feed = NetworkRows(model, batches, layers, (rows or RowRule()).of_layers(layers))
-    return LayerMoments.of(fold_in_memory(feed, folding or Folding(), progress or Silent()))
+    feed = _feed(model, batches, layers, rows, ranks)
+    return LayerMoments.of(fold_in_memory(feed, folding or Folding(), progress or Silent(), ranks))
 
 
 def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the caller writes
@@ -107,6 +112,7 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
     rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> LayerMoments:
     """Do what `accumulate_stream` does, keep moments and weights in a store, and resume there after a kill.
 
@@ -116,9 +122,23 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
     checkpoint.
     """
     root, folding = Path(store), folding or Folding()
-    feed = NetworkRows(model, batches, layers, (rows or RowRule()).of_layers(layers))
-    record = fold_into(root, domain, feed, feed.network(), folding, progress or Silent())
+    feed = _feed(model, batches, layers, rows, ranks)
+    record = fold_into(root, domain, feed, feed.network(), folding, progress or Silent(), ranks)
+    if ranks is not None and not ranks.first:
+        return LayerMoments({})
     return LayerMoments.stored(root, domain, {stream: record.home(stream) for stream in feed.streams}, folding.shards)
+
+
+def _feed(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    rows: RowRule | None,
+    ranks: Ranks | None,
+) -> NetworkRows:
+    if ranks is not None and ranks.ranks > 1:
+        require_all_batches(batches, ranks.ranks)
+    return NetworkRows(plain_network(model), batches, layers, (rows or RowRule()).of_layers(layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +176,7 @@ class NetworkRows:
         require_batches(self.batches)
         if folding.memory_limit_bytes is None:
             return [self.streams]
-        groups = fitting([load_of(layer, 0, BatchMemory()) for layer in self.layers], folding)
+        groups = fitting([load_of(layer, 0, BatchMemory()) for layer in self.layers], folding, batches=self.batches)
         if isinstance(self.batches, Iterator):  # looking at the first would lose it
             if len(groups) > 1:
                 require_repeatable(self.batches, "batches")
@@ -167,12 +187,12 @@ class NetworkRows:
         taken = taken_of(self.model, first, self.layers, self.rule)
         probe, shared = BatchMemory.of(self.model, first, taken, self.layers, self.rule), same_as_before(taken)
         loads = [load_of(layer, 0, probe) for layer in self.layers if layer.stream not in shared]
-        groups = fitting(loads, folding, probe.forward_bytes)
+        groups = fitting(loads, folding, probe.forward_bytes, batches=self.batches)
         if len(groups) > 1:
             require_repeatable(self.batches, "batches")
         return [[name for name in self.streams if shared.get(name, name) in homes] for homes in groups]
 
-    def send(self, streams: Collection[str], sink: FoldSink, folding: Folding, progress: Progress) -> None:
+    def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
         """Run the network on every batch that is not folded yet."""
         layers = [layer for layer in self.layers if layer.stream in streams]
         to_rows = rows_for(folding)

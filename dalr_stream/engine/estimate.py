@@ -56,11 +56,11 @@ def estimate(
     rule = rows or RowRule()
     readers: list[dict[str, str]] = []
     counts: dict[str, dict[str, int]] = {}
-    probe = BatchMemory()
+    probe, most = BatchMemory(), 0
     for domain, batches in loaders.items():
         if not isinstance(batches, Sized):
             raise InvalidInputError(f"domains.{domain}.batches: the loader has no length: give it __len__")
-        first = next(iter(batches), None)
+        first, most = next(iter(batches), None), max(most, len(batches))
         if first is None:
             raise InvalidInputError(f"domains.{domain}.batches: the loader is empty: check the data set and its split")
         with refusals_explained(first, f"domain '{domain}', batch 0"):
@@ -81,6 +81,7 @@ def estimate(
         direct=direct,
         memory_limit_bytes=folding.memory_limit_bytes,
         forward_bytes=probe.forward_bytes,
+        segments=folding.segments(most),
     )
     return replace(found, rows=counts)
 

@@ -8,13 +8,22 @@ checkpoint, and moments that were made before from the same batches can be used 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from dalr_stream.engine.backend import backend_of
 from dalr_stream.engine.from_store import moments_provenance
+from dalr_stream.engine.ranks.passes import (
+    announce,
+    common_facts,
+    end_of,
+    new_sink,
+    require_same_on_all,
+    require_segments,
+    take_part,
+)
+from dalr_stream.engine.row_feed import Folds, RowFeed
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.progress import Progress
@@ -28,76 +37,81 @@ from dalr_stream.storage.removal import forget_checkpoints
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.cost import LayerLoad
-from dalr_stream.streaming.fold_sink import INDEX, FoldSink
+from dalr_stream.streaming.fold_sink import INDEX
 from dalr_stream.streaming.folding import Folding, but_for_blas
 from dalr_stream.streaming.layer_fold import drop_shards, save_split
 from dalr_stream.streaming.plan import MemoryPlan, plan
+from dalr_stream.streaming.ranks.link import Alone, Link
 
 
-class RowFeed(Protocol):
-    """What makes the rows of some streams, batch after batch."""
-
-    @property
-    def streams(self) -> Sequence[str]:
-        """Their names, in order."""
-
-    @property
-    def choice(self) -> str:
-        """Which rows are taken, in words."""
-
-    def network(self) -> NetworkRecord:
-        """Return what identifies the network, or the two of them, and the streams."""
-
-    def keep_weights(self, root: Path, network: NetworkRecord) -> None:
-        """Write the weights of the streams' layers to a store, where they are not there yet."""
-
-    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
-        """Return the streams of each pass; raises MemoryLimitError where one alone does not fit."""
-
-    def send(self, streams: Collection[str], sink: FoldSink, folding: Folding, progress: Progress) -> None:
-        """Send the rows of these streams to `sink`, in one pass over the batches."""
-
-
-def fold_in_memory(feed: RowFeed, folding: Folding, progress: Progress) -> dict[str, SplitMoments]:
-    """Return the moments of every stream; nothing is written, so nothing can be resumed."""
+def fold_in_memory(
+    feed: RowFeed, folding: Folding, progress: Progress, link: Link | None = None
+) -> dict[str, SplitMoments]:
+    """Return the moments of every stream, on rank 0; nothing is written, so nothing can be resumed."""
+    link = link or Alone()
+    if link.ranks > 1:
+        require_segments(folding, link)
+        require_same_on_all(link, common_facts(feed, feed.network().fingerprint, folding))
+    if link.rank:
+        take_part(feed, folding, link)
+        return {}
     moments: dict[str, SplitMoments] = {}
     first_pass = Batches()
     for group in feed.groups(folding):
+        announce(link, group)
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = FoldSink(folding, executor, first_pass=first_pass, backend=backend_of(folding))
+            sink = new_sink(feed, folding, executor, link, first_pass=first_pass)
             feed.send(group, sink, folding, progress)
             moments |= dict(sink.freeze())
             moments |= {name: moments[home] for name, home in sink.record().shared.items()}
             first_pass = sink.batches.batches
+    end_of(link, progress)
     return {name: moments[name] for name in feed.streams}
 
 
-def fold_into(  # where to, what of, and how
-    root: Path, domain: str, feed: RowFeed, network: NetworkRecord, folding: Folding, progress: Progress
+def fold_into(  # where to, what of, how, and with whom
+    root: Path,
+    domain: str,
+    feed: RowFeed,
+    network: NetworkRecord,
+    folding: Folding,
+    progress: Progress,
+    link: Link | None = None,
 ) -> DomainRecord:
     """Fold every stream into a store and return what is known of the rows; `network` is the feed's.
+
+    Rank 0 alone reads and writes the store; the others return the record of no rows.
 
     Raises FingerprintMismatchError where the store came from another network, the domain from another choice of rows,
     or the batches changed since the checkpoint.
     """
+    link = link or Alone()
+    require_segments(folding, link)
+    require_same_on_all(link, common_facts(feed, network.fingerprint, folding))
+    record = DomainRecord(complete=True, choice=feed.choice)
+    if link.rank:
+        take_part(feed, folding, link)
+        return record
     with open_writer(root, domain, network, feed.choice) as writer:
         for stream in feed.streams:
             path = moments_path(root, domain, stream, TRAINING)
             _require_same_choice(f"'{path}'", origin_of(path), feed.choice)
         feed.keep_weights(root, network)
-        passes, record = [], DomainRecord(complete=True, choice=feed.choice)
+        passes: list[Checkpoints] = []
         for number, group in enumerate(feed.groups(folding)):
             facts = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
             passes.append(Checkpoints(root, domain, f"@direct-{number}", {**facts, "layers": list(group)}))
             stopped = f"'{root}': the fold of '{domain}' that was stopped"
             _require_same_choice(stopped, passes[-1].origin(INDEX), feed.choice)
+            announce(link, group)
             with ThreadPoolExecutor(folding.threads.workers) as executor:
-                sink = FoldSink(
+                sink = new_sink(
+                    feed,
                     folding,
                     executor,
+                    link,
                     checkpoints=passes[-1],
                     first_pass=record.batches,
-                    backend=backend_of(folding),
                     probed=writer.probed,
                 )
                 if not sink.ended:
@@ -108,6 +122,7 @@ def fold_into(  # where to, what of, and how
             folded = sink.record()
             known, shared = {**record.layers, **folded.layers}, {**record.shared, **folded.shared}
             record = dataclasses.replace(record, batches=folded.batches, layers=known, shared=shared)
+        end_of(link, progress)
         writer.commit_record(record)
         for checkpoints in passes:
             checkpoints.drop()
@@ -143,15 +158,19 @@ def kept_record(
     return record
 
 
-def fitting(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0) -> tuple[tuple[str, ...], ...]:
+def fitting(
+    loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0, *, batches: object = None
+) -> tuple[tuple[str, ...], ...]:
     """Return the streams of each pass, so that what is folded at once fits; raises MemoryLimitError."""
-    cost = direct_plan(loads, folding, forward_bytes)
+    cost = direct_plan(loads, folding, forward_bytes, batches=batches)
     cost.require()
     return cost.groups
 
 
-def direct_plan(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0) -> MemoryPlan:
-    """Return what folding rows as they are made costs."""
+def direct_plan(
+    loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0, *, batches: object = None
+) -> MemoryPlan:
+    """Return what folding rows as they are made costs; how many segments `batches` have is looked at, where told."""
     return plan(
         loads,
         threads=folding.threads.workers,
@@ -161,10 +180,11 @@ def direct_plan(loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
         forward_bytes=forward_bytes,
+        segments=folding.segments(len(batches) if isinstance(batches, Sized) else None),
     )
 
 
-def _save(root: Path, domain: str, network: NetworkRecord, sink: FoldSink, choice: str, folding: Folding) -> None:
+def _save(root: Path, domain: str, network: NetworkRecord, sink: Folds, choice: str, folding: Folding) -> None:
     """Write the moments of one pass, and then that it ended."""
     folded = dataclasses.replace(sink.record(), choice=choice)
     for name, split in sink.freeze():

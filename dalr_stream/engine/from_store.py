@@ -8,6 +8,7 @@ from typing import Any
 
 from dalr_stream.engine.backend import backend_of
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Checkpoints
@@ -45,6 +46,7 @@ def accumulate_stored(
     """
     opened = ActivationStore(store)
     folding, progress = folding or Folding(), progress or Silent()
+    require_no_segments(folding, opened.root)
     backend = backend_of(folding)
     record = opened.domain(domain)
     homes = {name: record.home(name) for name in (record.names if layers is None else layers)}
@@ -78,6 +80,15 @@ def accumulate_stored(
             for fold in folds:
                 fold.run()
     return LayerMoments.stored(opened.root, domain, homes, folding.shards)
+
+
+def require_no_segments(folding: Folding, store: Path) -> None:
+    """Raise InvalidInputError for segments of the batches, which rows of a store are not folded by."""
+    if folding.segment_batches:
+        raise InvalidInputError(
+            f"'{store}': segment_batches is for rows that are folded as a network makes them; those of a store have "
+            "the same bits whoever captured them, by however many ranks: leave it out"
+        )
 
 
 def moments_provenance(network: str, record: DomainRecord, layer: str, rule: FoldRule) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from dalr_stream.engine.row_feed import Folds
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.paired import SecondNetwork
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.cross import joint_rows
-from dalr_stream.streaming.fold_sink import FoldSink
 
 _COARSE = (torch.float16, torch.bfloat16)
 
@@ -21,7 +21,7 @@ class JointSink:
     """Joins the rows of a batch to those of the second network, and folds both under the name of the pair."""
 
     def __init__(
-        self, folds: FoldSink, second: SecondNetwork, names: Mapping[str, str], residuals: Mapping[str, str]
+        self, folds: Folds, second: SecondNetwork, names: Mapping[str, str], residuals: Mapping[str, str]
     ) -> None:
         """Fold under `names`: stream of x -> stream of the joint rows.
 

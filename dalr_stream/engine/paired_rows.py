@@ -25,6 +25,7 @@ from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.joint_sink import JointSink
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.row_feed import Folds
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.hooks import capture_rows, require_batches, require_layers
 from dalr_stream.network.capture.onward import OnwardPass
@@ -38,7 +39,6 @@ from dalr_stream.numerics.rows.streams import Pairing, Side, stream_name
 from dalr_stream.progress import Progress
 from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.streaming.cost import LayerLoad
-from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
 
 TITLE = "run both and fold"
@@ -126,7 +126,9 @@ class PairedRows:
         if folding.memory_limit_bytes is None:
             return [self.streams]
         batch = self._one_batch() if self.batch is None else self.batch
-        groups = fitting([self._load(name, batch) for name in self.pairs], folding, batch.forward_bytes)
+        groups = fitting(
+            [self._load(name, batch) for name in self.pairs], folding, batch.forward_bytes, batches=self.batches
+        )
         if len(groups) > 1:
             require_repeatable(self.batches, "batches")
         return groups
@@ -143,7 +145,7 @@ class PairedRows:
         beside = pair.outputs if name in self.residuals else 0
         return LayerLoad(pair.stream, pair.features, 0, batch_bytes=batch.batch_bytes(name, pair.features, beside))
 
-    def send(self, streams: Collection[str], sink: FoldSink, folding: Folding, progress: Progress) -> None:
+    def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
         """Run both networks on every batch that is not folded yet."""
         names = {name: pair.stream for name, pair in self.pairs.items() if pair.stream in streams}
         to_rows = rows_for(folding)

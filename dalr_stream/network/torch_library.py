@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
@@ -53,6 +53,12 @@ def on_device(rows: Any, device: torch.device) -> torch.Tensor:
 def join_rows(parts: Sequence[Any], device: torch.device) -> torch.Tensor:
     """Concatenate rows on `device`: tensors as captured, or arrays as a checkpoint kept them, losslessly wider."""
     return torch.cat([on_device(part, device) for part in parts])
+
+
+def use_own_device(environment: Mapping[str, str]) -> None:
+    """Let `cuda` be, for this rank, the device of its number on this machine, LOCAL_RANK, where there are several."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def usable_device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 from torch import nn
 
+from dalr_stream.network.capture.wrapped import plain_network
 from dalr_stream.network.layers.patterns import Pattern, listed
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure
@@ -59,7 +60,8 @@ def watch(
     Parameters
     ----------
     model
-        The network; it is left as it is.
+        The network; it is left as it is. One in `DistributedDataParallel` counts as the network inside, and the
+        names of its layers have no `module.` before them.
     patterns
         Names, globs (`"features.*"`), regular expressions (`r"re:fc\d"`) or module classes, one or several.
     example
@@ -109,6 +111,7 @@ def watch(
     >>> statistics["0"].gradients.second_moment.shape
     (8, 8)
     """
+    model = plain_network(model)
     specs = select_layers(model, patterns)
     structure = None
     if example is not None:

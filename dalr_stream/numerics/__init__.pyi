@@ -28,6 +28,8 @@ from dalr_stream.numerics.sizes.sized_layer import cost as cost
 from dalr_stream.numerics.sizes.solved_layers import factor_layer as factor_layer
 from dalr_stream.numerics.sizes.solved_layers import selection_layer as selection_layer
 from dalr_stream.numerics.sizes.solved_layers import unchanged_layer as unchanged_layer
+from dalr_stream.numerics.sizes.spectrum import rank_by_singular_values as rank_by_singular_values
+from dalr_stream.numerics.sizes.spectrum import singular_values as singular_values
 from dalr_stream.numerics.statistics.cross import CrossMoments as CrossMoments
 from dalr_stream.numerics.statistics.grouped import GroupedMoments as GroupedMoments
 from dalr_stream.numerics.statistics.merging import merge_all as merge_all

@@ -198,7 +198,7 @@ class Layer:
         if self.gradients is None:
             raise InvalidInputError(
                 f"layer '{self.name}': the moments of its gradients are needed but not known: accumulate them too, "
-                "watch(..., gradients=[...])"
+                "watch(..., gradients=[...]) or network.gradients in a run file"
             )
         return self.gradients
 

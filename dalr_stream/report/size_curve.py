@@ -46,16 +46,17 @@ class SizedNetwork:
 
 @dataclass(frozen=True, slots=True)
 class SizeCurve:
-    """A network compressed to several budgets.
+    """A network compressed to several budgets: what `Run.size_curve` gives, and `sizes.json` holds.
 
     Attributes
     ----------
     name
         Name of the run.
     original
-        The uncompressed network.
+        The uncompressed network, with the same fields as those of `networks`.
     networks
-        The compressed ones, smallest budget first.
+        The compressed ones, smallest budget first: `label`, `parameters`, `bytes`, `distance` of the outputs from the
+        original's, `score` (None where networks are not scored), `sizes` in words, and the `folder` it is saved in.
     unit
         Of the distances, in words.
     samples

@@ -104,6 +104,7 @@ def _publish(staging: Path, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     _keep_inventory(files, staging, folder)
     shutil.rmtree(staging)
+    sync(folder)  # else a power cut could bring the staging back beside a report that is done
 
 
 def _keep_inventory(files: Iterable[str], staging: Path, folder: Path) -> None:

@@ -111,14 +111,18 @@ def layer_cost(
     memory_limit_bytes: int | None,
     *,
     readers: int = 1,
+    segments: int = 0,
 ) -> LayerCost:
-    """Return what a layer costs on `domains` domains, its matrix cut into strips where a limit asks for it."""
+    """Return what a layer costs on `domains` domains, its matrix cut into strips where a limit asks for it.
+
+    Directly it is folded by lanes, or by `segments` of the batches.
+    """
     d, parts = load.features, records.at_once
     cut = _strips(load, parts, threads, memory_limit_bytes, readers)
     folding = max(store_bytes_of(load, strip, parts, threads, readers) for strip in cut)
     summed = _sum_strips(d, records, memory_limit_bytes)
     summing = records.summing * _FLOAT64 * max(strip.cells for strip in summed)
-    directly = lane_count(d) * parts * records.partitions
+    directly = (sums_alive(segments) if segments else lane_count(d)) * parts * records.partitions
     return LayerCost(
         name=load.name,
         features=d,
@@ -131,15 +135,20 @@ def layer_cost(
         multiply_adds=load.rows * d * d // 2,
         capture_bytes=tile_bytes(load) + load.batch_bytes,
         partitions=records.partitions,
-        checkpoint_bytes=_checkpoint_bytes(load, records),
+        checkpoint_bytes=_checkpoint_bytes(load, records, segments),
         sum_strips=summed,
     )
 
 
-def _checkpoint_bytes(load: LayerLoad, records: KeptRecords) -> int:
-    """Count the sums of every lane that has rows, and the rows of a tile that is not full."""
+def sums_alive(segments: int) -> int:
+    """Return how many sums are held at most: in the tree, the one being folded or received, and one being joined."""
+    return segments.bit_length() + 2
+
+
+def _checkpoint_bytes(load: LayerLoad, records: KeptRecords, segments: int) -> int:
+    """Count the sums of every lane that has rows, or of the segments, and the rows of a tile that is not full."""
     height = tile_rows(load.features)
-    lanes = min(lane_count(load.features), -(-load.rows // height))
+    lanes = segments.bit_length() or min(lane_count(load.features), -(-load.rows // height))
     pending = min(load.rows, height) * load.features * load.itemsize
     return lanes * records.at_once * records.partitions * _FLOAT64 * load.features**2 + pending
 

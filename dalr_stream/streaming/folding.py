@@ -17,6 +17,8 @@ from dalr_stream.streaming.lanes import Pace
 CUPY = "cupy"
 MOST_READERS = 8
 """Unpacking a tile takes one core some 50 ms, a data centre GPU folds it in 2."""
+MANY_SEGMENTS = 2**16
+"""Counted where a loader has no length: their tree holds some twenty sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class Folding:
     any_blas
         Accept workers whose BLAS is another build, or chose another kernel for another CPU, and record that bits
         may depend on who folded what. By default they are refused.
+    segment_batches
+        Cut tiles at every so many batches and add up what lies between in a fixed tree, so that several ranks fold to
+        the same bits as one process (`open_ranks`). For rows folded as a network makes them; 0, the default, cuts
+        tiles across batches.
 
     Examples
     --------
@@ -81,6 +87,7 @@ class Folding:
     shards: int = 1
 
     any_blas: bool = False
+    segment_batches: int = 0
 
     def __post_init__(self) -> None:
         parse_choice(Precision, self.precision, "precision")
@@ -103,7 +110,15 @@ class Folding:
         kind = (self.device or "").partition(":")[0]
         engine = NUMPY if self.device is None else "cupy:cuda" if kind == CUPY else f"torch:{kind}"
         blas = "" if engine != NUMPY else ANY_BLAS if self.any_blas else blas_build()
-        return FoldRule(features, self.holdout, Precision(self.precision), engine, self.shards, blas)
+        return FoldRule(
+            features, self.holdout, Precision(self.precision), engine, self.shards, self.segment_batches, blas
+        )
+
+    def segments(self, batches: int | None) -> int:
+        """Return how many segments so many batches have, for plans; 0 where tiles are cut across batches."""
+        if not self.segment_batches:
+            return 0
+        return MANY_SEGMENTS if batches is None else max(-(-batches // self.segment_batches), 1)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -112,9 +127,9 @@ class Folding:
 
 
 def rule_facts(rule: FoldRule) -> dict[str, Any]:
-    """Return a rule as plain values; shards only where there are some: records without them stay as they were."""
+    """Return a rule as plain values; shards and segments only where there are some: other records stay as they were."""
     facts = {name: value for name, value in asdict(rule).items() if name != "shards" or value > 1}
-    return {name: value for name, value in facts.items() if name != "blas" or value}
+    return {name: value for name, value in facts.items() if name not in ("blas", "segment_batches") or value}
 
 
 def but_for_blas(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -113,15 +113,20 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
     direct: bool = False,
     memory_limit_bytes: int | None = None,
     forward_bytes: int = 0,
+    segments: int = 0,
 ) -> MemoryPlan:
     """Return the cost of capturing and accumulating `loads` on `domains` domains with `threads` threads.
 
     Each of them has `readers` others that read a store ahead of it.
     `shards` are counted on every domain, an upper bound where only some of them keep any. `forward_bytes` are what a
-    batch's passes through the network hold.
+    batch's passes through the network hold. `segments` of the batches are folded where there are some, see
+    `Folding.segments`.
     """
     records = KeptRecords(heldout_share > 0, shards)
-    layers = tuple(layer_cost(load, domains, threads, records, memory_limit_bytes, readers=readers) for load in loads)
+    layers = tuple(
+        layer_cost(load, domains, threads, records, memory_limit_bytes, readers=readers, segments=segments)
+        for load in loads
+    )
     working = threads * SINGLE_BLOCK_BYTES
     shared = max((turn_bytes(load, heldout_share) + tile_bytes(load) + working for load in loads), default=0)
     shared = max(shared, forward_bytes)  # a batch goes through the network before its rows are folded

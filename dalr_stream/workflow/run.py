@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.stores.store import Store, open_store
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.measure.profile import Stopwatch
@@ -56,6 +57,8 @@ class Run:
         Receives progress, for example from `show_progress()`; silent by default.
     fresh
         Do what is asked for again, and let a store made from other weights or data be replaced.
+    ranks
+        The processes of this job, of which this is rank 0; the others follow it (`workflow.following`).
 
     Examples
     --------
@@ -66,10 +69,17 @@ class Run:
     0.934
     """
 
-    def __init__(self, project: Project, *, progress: Progress | None = None, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        project: Project,
+        *,
+        progress: Progress | None = None,
+        fresh: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.project = project
         self._progress: Progress = Journal(progress or Silent(), project.output / JOURNAL)
-        self._session = Session(project, self._progress, fresh=fresh)
+        self._session = Session(project, self._progress, fresh=fresh, ranks=ranks)
         self._session.check_all_steps = self._check
         self._session.check_memory = partial(require_steps, self.project)
         self._steps = steps_of(self._session)

@@ -16,6 +16,7 @@ import capturing
 import devices
 import growing
 import networks
+import ranking
 import remembering
 import scaling
 import selecting
@@ -76,6 +77,27 @@ def _device(quick: bool) -> Table:
         rows += [replace(row, what=f"{n:,} x {d:,} from zarr, double: {row.what}") for row in raced]
     table = ratios(rows)
     table.caption = f"{card.name}; {card.versions}"
+    return table
+
+
+@section("processes", "one pass on one process of one thread, and on ranks; CPU is that of the busiest rank")
+def _ranks(quick: bool) -> Table:
+    table = _table("ranks", "seconds", "times as fast", "CPU seconds", "by CPU", "bar", "received", "d² log₂ ranks")
+    size = ranking.Size(32, 2, 9, 8) if quick else ranking.Size(768, 8, 64, 64)
+    passes = ranking.compared(size, (1, 2), 1 if quick else 3)
+    for one in passes:
+        speed, by_cpu = passes[0].wall / one.wall, passes[0].cpu / one.cpu
+        allowed = ranking.bytes_allowed(size, one.ranks, one.joins // max(one.ranks - 1, 1))
+        table.add_row(
+            f"{one.ranks}",
+            f"{one.wall:.2f}",
+            f"{speed:.2f}",
+            f"{one.cpu:.2f}",
+            f"{by_cpu:.2f}",
+            "" if one.ranks == 1 else ">= 1.80",
+            f"{one.received_bytes / 2**20:.1f} MiB",
+            f"{allowed / 2**20:.1f} MiB",
+        )
     return table
 
 

@@ -22,6 +22,7 @@ def test_every_section_prints_its_table():
         "sklearn IncrementalPCA",
         "forward + dsyrk",
         "planned / measured",
+        "busiest rank",
         "dalr_optimal_affine",
         "find all up to date, by batches",
         "MoMaSP subset, first 8",

@@ -107,7 +107,7 @@ def test_an_interruption_is_one_line_and_a_code(run_file, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(steps, "open_run", interrupted)
+    monkeypatch.setattr(steps, "run_on_ranks", interrupted)
     done = CliRunner().invoke(commands.app, ["run", str(run_file)])
     assert done.exit_code == 130
     assert done.stderr == "Interrupted. Run the same command again to resume.\n"

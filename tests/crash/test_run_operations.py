@@ -121,6 +121,16 @@ def test_every_crash_leaves_what_the_same_command_makes_whole(recorded, tmp_path
     assert len(cases) > 20
 
 
+@pytest.mark.usefixtures("unsynced")
+def test_no_power_cut_brings_back_what_a_step_that_ended_had_cleared_away(recorded):
+    """Nobody would clear it again: the next command skips the step."""
+    ended = len(recorded.journal)
+    for done, kind, image in images(recorded.before / "out", recorded.journal):
+        if done == ended:
+            own = {name for name in image if not name.startswith(STORES) and Path(name).name not in LOGS}
+            assert own <= recorded.files.keys(), kind
+
+
 def laid_down(recorded, image, folder):
     shutil.copytree(recorded.before, folder, ignore=shutil.ignore_patterns("out"))
     lay_down(image, folder / "out")

@@ -129,7 +129,7 @@ def test_with_the_torch_fold_a_mask_and_fewer_rows_a_sample(net, batches):
 
 def test_rows_are_taken_and_folded_once(net, batches, monkeypatch):
     from dalr_stream.network.capture.row_rule import BatchRows
-    from dalr_stream.streaming.fold_sink import LaneFold
+    from dalr_stream.streaming.layer_lanes import LaneFold
 
     taken, widths = [], []
     take, update = BatchRows.take, LaneFold.update

@@ -94,7 +94,7 @@ def test_mnist_is_padded_by_two_and_split_as_in_the_notebook(lenet, monkeypatch)
 
 
 def test_an_unknown_data_set_is_refused(lenet):
-    with pytest.raises(ValueError, match="must be 'mnist' or 'digits', got 'letters'"):
+    with pytest.raises(ValueError, match="must be 'mnist', 'mnist-5000' or 'digits', got 'letters'"):
         lenet.data.rows_for_training(seed=0, data="letters")
 
 

@@ -184,10 +184,16 @@ def test_an_output_that_is_a_file_is_refused(run_file):
         ("compress.fc2.size=11", r"compress\.fc2\.size: the layer's number of kept nodes must lie in 1\.\.10, got 11"),
         ("compress.fc3={method='svd', size=1}", r"compress\.fc3: is not among the compressed layers fc1, fc2"),
         ("report.published=paper.toml", r"report\.published: there is no file"),
+        (
+            "solve.ridge=shards",
+            r"solve\.ridge: 'shards' needs at least two shards of the target: set accumulate\.shards",
+        ),
+        ("solve={source='source', ridge='heldout'}", r"solve\.ridge: 'heldout' needs held-out rows"),
+        ("accumulate.device=cuda:77", r"accumulate\.device: device 'cuda:77' does not exist"),
     ],
 )
 def test_what_only_the_last_steps_would_find_is_found_before_anything_is_captured(run_file, override, said):
-    project = opened(run_file, override)
+    project = opened(run_file, override, "accumulate.heldout_share=0")
     with pytest.raises(ConfigError, match=said):
         dry_run(project).require()
     run = Run(project)

@@ -70,7 +70,8 @@ def _refusals(found: Mapping[str, Found]) -> Iterator[str]:
         for reason, where in sorted(reasons.items(), key=lambda item: -sum(item[1].values())):
             shown = ", ".join(f"{name} {count}" for name, count in where.most_common(6))
             more = f", and {len(where) - 6} more" if len(where) > 6 else ""
-            yield f"- {sum(where.values())} layers: {reason} ({shown}{more})"
+            count = sum(where.values())
+            yield f"- {count} layer{'s' if count > 1 else ''}: {reason} ({shown}{more})"
         yield ""
 
 

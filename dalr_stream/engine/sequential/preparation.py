@@ -105,7 +105,9 @@ def require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding:
             )
         _require_size(name, choice, layer_of(model, name))
         if choice.by.needs_source and not has_source:
-            raise InvalidInputError(f"layer '{name}': {choice.by.value} compares two domains: give source=")
+            raise InvalidInputError(
+                f"layer '{name}': {choice.by.value} compares two domains: give source= (solve.source)"
+            )
 
 
 def require_prunable(

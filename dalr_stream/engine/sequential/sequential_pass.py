@@ -92,7 +92,7 @@ class LayerChoice:
         if self.by.weighted and self.layer is None:
             raise InvalidInputError(
                 f"{self.by.value} weighs errors by what comes of them: give LayerChoice(..., layer=statistics[name]), "
-                "the layer of the original network with its gradients"
+                "the layer of the original network with its gradients (network.gradients in a run file)"
             )
 
     @property

@@ -294,7 +294,7 @@ class BatchRows:
             return mask
         raise InvalidInputError(
             f"layer '{stream}': its rows must be those of the mask, (N, T) = {mask.shape}, or one a sample, "
-            f"({samples},), got {leading}: give layers masks of their own by patterns, mask={{pattern: mask}}, each a "
-            "key or a function of the batch that returns the positions of these layers, a list of these for the calls "
-            "of a layer, or None for no mask"
+            f"({samples},), got {leading}: give layers masks of their own by patterns, mask={{pattern: mask}} "
+            "(capture.mask in a run file), each a key or a function of the batch that returns the positions of these "
+            "layers, a list of these for the calls of a layer, or None for no mask"
         )

@@ -41,8 +41,8 @@ def require_range(name: str, dtype: torch.dtype, *arrays: NDArray[np.floating]) 
     limit = torch.finfo(dtype).max
     if not largest <= limit:
         raise NonFiniteError(
-            f"layer '{name}': its replacement must fit into {dtype}, up to {limit:g}, and holds {largest:g}: call "
-            "at_rank(k, balanced=True), or compress the network in a wider dtype"
+            f"layer '{name}': its replacement must fit into {dtype}, up to {limit:g}, and holds {largest:g}: compress "
+            "the network in a wider dtype, or call at_rank(k, balanced=True)"
         )
 
 

@@ -176,7 +176,8 @@ class Problem:
         if self.gradients is None:
             raise InvalidInputError(
                 f"{self.original.prefix}variant 'weighted' needs the moments of the gradients by its outputs, got "
-                "none: accumulate them too, watch(..., gradients=[...]), or give gradients="
+                "none: accumulate them too, watch(..., gradients=[...]) or network.gradients in a run file, or "
+                "give gradients="
             )
         return self.gradients
 

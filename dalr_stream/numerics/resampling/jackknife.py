@@ -207,7 +207,9 @@ def _left_out(whole: Factors, factors: Factors, shard: M, rest: M, heldout: M | 
 def require_two(shards: int) -> None:
     """Raise InvalidInputError where there are fewer than two shards."""
     if shards < 2:
-        raise InvalidInputError(f"leaving one out takes at least two shards, got {shards}: fold with shards=8, say")
+        raise InvalidInputError(
+            f"leaving one out takes at least two shards, got {shards}: fold with shards=8 (accumulate.shards)"
+        )
 
 
 def _inverse_shares(counts: Counts) -> Vector:

@@ -181,7 +181,8 @@ def _choose_for(layer: Layer, options: DalrOptions, rank: int | None, grid: Iter
     if len(layer.shards) < 2:
         raise InvalidInputError(
             f"layer '{layer.name}': a ridge is chosen on held-out rows, or on at least two shards; the layer has none "
-            f"of the first and {len(layer.shards)} of the second: accumulate with a held-out share, or with shards=8"
+            f"of the first and {len(layer.shards)} of the second: accumulate with a held-out share, or with "
+            "shards=8 (accumulate.heldout_share, accumulate.shards in a run file)"
         )
     return choose_ridge(solve, shards=layer.shards, gradients=gradients, rank=rank, grid=grid)
 

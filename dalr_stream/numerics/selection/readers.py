@@ -73,7 +73,7 @@ def _gradients_of(reader: NodeReader, layer: str) -> Moments:
     if reader.gradients is None:
         raise InvalidInputError(
             f"layer '{layer}': its nodes are read by '{reader.name}', whose gradients are not known: accumulate them "
-            f"too, watch(..., gradients=['{reader.name}'])"
+            f"too, watch(..., gradients=['{reader.name}']) or network.gradients in a run file"
         )
     (gradients,) = reader.gradients.parts
     if gradients.features != reader.weight.shape[0] or gradients.count == 0:

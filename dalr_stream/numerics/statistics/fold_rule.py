@@ -36,12 +36,20 @@ class FoldRule:
     """What takes the products: numpy's BLAS, or another library on a kind of device, which rounds in its own way."""
     shards: int = 1
     """Records that the training samples are assigned to, by `HoldoutRule.assign`; the training record is their sum."""
+    segment_batches: int = 0
+    """N: tiles are cut at every N-th batch, and what lies between, a segment, is folded by itself; see `segments`. 0
+    where tiles are cut across batches and dealt to lanes."""
     blas: str = ""
     """BLAS build and kernel of numpy's products, or `ANY_BLAS`; empty where nobody asks, or other libraries fold."""
 
     def __post_init__(self) -> None:
         if self.shards < 1:
             raise InvalidInputError(f"shards must be 1 (none are kept) or more, got {self.shards}")
+        if self.segment_batches < 0:
+            raise InvalidInputError(
+                f"segment_batches must be 1 or more, or 0 for none, got {self.segment_batches}: a segment of several "
+                "tiles costs least"
+            )
 
     @property
     def tile_rows(self) -> int:
@@ -50,8 +58,8 @@ class FoldRule:
 
     @property
     def lanes(self) -> int:
-        """L."""
-        return lane_count(self.features)
+        """L; one where segments are folded, each by itself."""
+        return 1 if self.segment_batches else lane_count(self.features)
 
     @property
     def parts(self) -> int:

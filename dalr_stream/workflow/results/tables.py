@@ -223,11 +223,15 @@ def _with_groups(name: str, groups: int) -> str:
     return f"{name} ({groups} groups)" if groups > 1 else name
 
 
+_WORDS = {"", "by", "first batch", "from", "kind", "method", "read by", "route", "shard"}
+"""Columns of words; others hold numbers."""
+
+
 def new_table(*columns: str) -> Table:
     """Return an empty table with these columns, the first of them for names, which are folded and never cut."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if number == 0 or column in _WORDS else "right", overflow="fold")
     return table
 
 

@@ -20,9 +20,9 @@ from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Family, Method
 
-RULES = ("params", "macs", "energy", "ratio", "max_drop")
+RULES = ("params", "macs", "network", "energy", "singular_values", "ratio", "max_drop")
 """The ways to decide the sizes of all layers."""
-BUDGETS = ("params", "macs")
+BUDGETS = ("params", "macs", "network")
 """Those that share out a budget: candidates are measured on the network."""
 
 
@@ -85,7 +85,7 @@ class ChoiceSection(BaseModel):
 class CompressSection(BaseModel):
     """How the saved network is compressed: layers by name, each with a size, or one rule for all layers.
 
-    A percentage of weights or multiply-adds is of those of the compressed layers, not of the whole network.
+    A percentage of weights or multiply-adds is of those of the compressed layers; that of `network` is of the whole.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
@@ -95,18 +95,22 @@ class CompressSection(BaseModel):
     """Keep this share of the layers' weights."""
     macs: SomePercent | None = None
     """Keep this share of the layers' multiply-adds: weights x rows a sample."""
+    network: SomePercent | None = None
+    """Keep this share of the whole network's parameters; what is not compressed counts in full."""
     energy: SomePercent | None = None
     """Keep this share of the outputs' energy, or of the nodes' (retention), in every layer."""
+    singular_values: SomePercent | None = None
+    """Keep this share of the sum of each layer's singular values, those that its low-rank method truncates."""
     ratio: SomePercent | None = None
     """Keep this share of the full rank, or of the nodes, in every layer."""
     max_drop: Percent | None = None
     """Search sizes of all layers together that lose at most this much of the score on [validation]."""
     method: Annotated[Method | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
-    """By which method all layers are compressed. `auto`, the default, weighs factor pairs and selections for `params`
-    and `macs`, and is `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a selection is
-    named, a layer none of whose nodes can go is factored."""
+    """By which method all layers are compressed. `auto`, the default, weighs factor pairs and selections for `params`,
+    `macs` and `network`, and is `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a
+    selection is named, a layer none of whose nodes can go is factored."""
     samples: Positive = 128
-    """Samples of the target on which `params` and `macs` measure what compression does to the outputs."""
+    """Samples of the target on which `params`, `macs` and `network` measure what compression does to the outputs."""
     distance: Distance = Distance.ENERGY
     """In what that is measured: `energy`, ||Y - Y~||^2 / ||Y||^2, `kl`, nats, of networks that give logits, or
     `cosine`, 1 - cosine of each row, of embeddings."""

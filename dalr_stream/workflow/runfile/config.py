@@ -116,6 +116,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _segments_are_folded_directly(self) -> RunConfig:
+        if self.accumulate.segment_batches is not None and self.capture.keep_activations:
+            raise ValueError(
+                "accumulate.segment_batches: is for rows that are folded as the network makes them; those that lie on "
+                "disk have the same bits whoever captured them: leave it out, or set capture.keep_activations = false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cupy_reads_rows_from_disk(self) -> RunConfig:
         reasons = {
             "capture.keep_activations = false keeps none": not self.capture.keep_activations,

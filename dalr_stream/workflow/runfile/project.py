@@ -245,6 +245,7 @@ class Project:
             device=section.device,
             shards=self.config.shards(domain),
             any_blas=section.any_blas,
+            segment_batches=section.segment_batches or 0,
         )
 
     @contextmanager

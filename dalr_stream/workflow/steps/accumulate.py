@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dalr_stream.engine.backend import backend_of
 from dalr_stream.engine.direct import accumulate_into
 from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
-from dalr_stream.errors import StoreNotFoundError
+from dalr_stream.engine.ranks.ranks import Ranks
+from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
+from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import provenance_of
@@ -43,7 +46,18 @@ def _step(session: Session, domain: str) -> Step:
         lambda: made_from(project, domain),
         lambda: _artefacts(project, domain),
         lambda _: _fold_stored(session, domain) if keeps else _fold_directly(session, domain),
+        lambda: _check(project),
     )
+
+
+def _check(project: Project) -> None:
+    """Raise ConfigError for a device that is not there, before hours of capturing for it."""
+    section = project.config.accumulate
+    if section.device is not None and section.scheduler is None and section.workers is None:
+        try:
+            backend_of(project.folding(project.config.solve.target))
+        except InvalidInputError as error:
+            raise ConfigError(f"accumulate.device: {error}") from None
 
 
 def made_from(project: Project, domain: str) -> str:
@@ -51,6 +65,7 @@ def made_from(project: Project, domain: str) -> str:
     config = project.config
     rule, section = config.holdout(domain), config.accumulate
     settings = [rule.share, rule.seed, section.precision, section.device, config.shards(domain)]
+    settings += [] if section.segment_batches is None else [section.segment_batches]
     return digest_of([capture.made_from(project, domain), *settings])
 
 
@@ -91,6 +106,12 @@ def _fold_directly(session: Session, domain: str) -> None:
     if session.fresh:
         forget_domain(project.store, domain)
         forget_moments(project.store, domain)
+    session.announce(VERB, domain)
+    fold_domain(project, domain, session.progress, session.ranks)
+
+
+def fold_domain(project: Project, domain: str, progress: Progress, ranks: Ranks) -> None:
+    """Fold a domain's rows as the network makes them: a rank's share of them."""
     with project.code.importing(), capture.naming_fresh():
         accumulate_into(
             project.store,
@@ -100,5 +121,6 @@ def _fold_directly(session: Session, domain: str) -> None:
             domain=domain,
             rows=project.code.rows,
             folding=project.folding(domain),
-            progress=session.progress,
+            progress=progress,
+            ranks=ranks,
         )

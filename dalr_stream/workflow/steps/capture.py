@@ -9,10 +9,12 @@ from typing import Any
 
 from dalr_stream.engine.capture import capture
 from dalr_stream.engine.estimate import held_on_disk, require_disk
+from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.numerics.rows.streams import layer_of_stream
+from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import GROUP, MANIFEST
 from dalr_stream.storage.metadata import require_group
@@ -95,6 +97,12 @@ def _capture(session: Session, domain: str) -> None:
     require_own_store(session)
     if session.fresh:
         forget_domain(project.store, domain)
+    session.announce(VERB, domain)
+    capture_domain(project, domain, session.progress, session.ranks)
+
+
+def capture_domain(project: Project, domain: str, progress: Progress, ranks: Ranks) -> None:
+    """Stream a domain's rows into the store: a rank's share of them."""
     with project.code.importing(), naming_fresh():
         capture(
             project.network,
@@ -103,7 +111,8 @@ def _capture(session: Session, domain: str) -> None:
             project.store,
             domain=domain,
             rows=project.code.rows,
-            progress=session.progress,
+            progress=progress,
+            ranks=ranks,
         )
 
 

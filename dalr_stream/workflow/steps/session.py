@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.progress import Progress
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.streaming.ranks.link import tell
 from dalr_stream.streaming.solving_plan import SolvingPlan
 from dalr_stream.workflow.runfile.project import Project
 
@@ -15,11 +17,17 @@ from dalr_stream.workflow.runfile.project import Project
 class Session:
     """A project, where its steps report, and what is opened once for several of them."""
 
-    def __init__(self, project: Project, progress: Progress, *, fresh: bool = False) -> None:
-        """`fresh` does what is asked for again, and lets what was made from other weights or data be replaced."""
+    def __init__(
+        self, project: Project, progress: Progress, *, fresh: bool = False, ranks: Ranks | None = None
+    ) -> None:
+        """`fresh` does what is asked for again, and lets what was made from other weights or data be replaced.
+
+        `ranks` take part in the steps that run the network over a domain; see `workflow.following`.
+        """
         self.project = project
         self.progress = progress
         self.fresh = fresh
+        self.ranks = ranks or Ranks()
         self.room_checked = False
         """Whether the cost was checked against memory and disk."""
         self.check_all_steps: Callable[[], None] = lambda: None
@@ -28,6 +36,11 @@ class Session:
         """Refuses a run of which a step does not fit in memory; from the run, too."""
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
+
+    def announce(self, verb: str, domain: str) -> None:
+        """Tell the other ranks that a domain's step begins, in which they have a part."""
+        if self.ranks.ranks > 1:
+            tell(self.ranks, {"verb": verb, "domain": domain})
 
     @contextmanager
     def opened(self) -> Iterator[None]:

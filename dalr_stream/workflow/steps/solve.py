@@ -24,7 +24,7 @@ from dalr_stream.storage.schema import TRAINING
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps import accumulate
-from dalr_stream.workflow.steps.ridge import solve_as_asked
+from dalr_stream.workflow.steps.ridge import require_rows_for_ridge, solve_as_asked
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.solving_plan import solving_from
 from dalr_stream.workflow.steps.stability import STABILITY, layer_stability, write_stability
@@ -45,6 +45,7 @@ def steps(session: Session) -> Iterator[Step]:
         lambda: made_from(project),
         lambda: _artefacts(project),
         lambda stamp: _solve(session, stamp),
+        lambda: require_rows_for_ridge(project),
         from_store=True,
     )
 

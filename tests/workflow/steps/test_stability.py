@@ -102,12 +102,10 @@ def test_held_out_rows_that_chose_the_ridge_are_said_to_have(run_file):
 
 
 def test_a_choice_without_its_rows_is_refused_with_the_remedy(run_file):
-    run = opened(run_file, "solve.ridge=shards")
-    run.train()
-    run.accumulate()
-    with pytest.raises(
-        InvalidInputError, match=r"layer 'fc1': .* needs at least two shards, .* accumulate\.shards = 8"
-    ):
-        run.solve()
+    with pytest.raises(ConfigError, match=r"solve\.ridge: 'shards' needs at least two shards"):
+        opened(run_file, "solve.ridge=shards").accumulate()
+    opened(run_file).accumulate()
+    with pytest.raises(InvalidInputError, match=r"layer 'fc1': .* needs at least two shards.* accumulate\.shards = 8"):
+        opened(run_file, "solve.ridge=shards").solve()
     with pytest.raises(ConfigError, match="'ridge_absolute' replaces 'ridge'"):
         load_config(run_file, ["solve.ridge=heldout", "solve.ridge_absolute=1.0"])

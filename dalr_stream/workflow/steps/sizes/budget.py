@@ -1,4 +1,4 @@
-"""A share of the weights or of the multiply-adds, shared out among layers and families: see `engine.sizes.choice`."""
+"""A share of weights, of multiply-adds or of the network, shared out among layers: see `engine.sizes.choice`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import named_layers
 from dalr_stream.workflow.steps.scores.scoring import score_on
 from dalr_stream.workflow.steps.sizes.compression import Choice, LayerSize
+from dalr_stream.workflow.steps.sizes.whole_network import share_of_counted, with_neighbours
 
 BuildInTurn = Callable[[Mapping[str, LayerSize]], nn.Module]
 """Gives the network with layers of these sizes, one compressed after the other."""
@@ -40,6 +41,8 @@ def within_budget(
     menus = []
     for words, methods in zip(("", f", {WEIGHTED_IN_WORDS}"), _menus(project, store, project.layers), strict=False):
         solved = {layer: _solved(project, store, layer, named) for layer, named in methods.items()}
+        if section.rule == "network":
+            solved = with_neighbours(project, solved)
         menus.append(Menu.of(solved, project.structure, section.multiple_of or 1, words))
     progress.note(f"compress: {section.in_words}: {networks_in_words(project, store)}")
     with project.code.importing():
@@ -120,8 +123,9 @@ def _choose(
     project: Project, menus: Sequence[Menu], in_turn: BuildInTurn | None, progress: Progress
 ) -> tuple[Menu, Sizes, Choice]:
     section, validation = project.config.compress, project.config.validation
+    share = share_of_counted(project, menus[0]) if section.rule == "network" else section.share
     try:
-        require_affordable(menus[0].forms, section.share)
+        require_affordable(menus[0].forms, share)
     except InvalidInputError as error:
         unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
         steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
@@ -137,7 +141,7 @@ def _choose(
 
     judge = Judge(distance, score, score is None or score.scale.higher)
     again = None if in_turn is None else _of_menus(in_turn)
-    menu, choice = choose_from(menus, section.share, build, judge, in_turn=again, progress=progress)
+    menu, choice = choose_from(menus, share, build, judge, in_turn=again, progress=progress)
     return menu, choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples)
 
 

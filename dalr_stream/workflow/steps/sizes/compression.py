@@ -175,10 +175,10 @@ class Compression:
 
     @property
     def _sizes(self) -> str:
-        if len(self.layers) <= FEW:
+        asked = max(self.asked, len(self.layers))
+        if asked <= FEW:
             return "; ".join(f"{name} {layer.method.label}, {layer.size}" for name, layer in self.layers.items())
         sizes: dict[Method, list[int]] = {}
-        asked = max(self.asked, len(self.layers))
         for layer in self.layers.values():
             sizes.setdefault(layer.method, []).append(layer.size)
         return "; ".join(

@@ -1,13 +1,15 @@
 """Which size each layer of the saved network has: named one by one, or by one rule for all of them.
 
-A share of each layer's energy or of its full rank reads the training moments of the target alone. A share of the
-weights or of the multiply-adds weighs layers and families against one another, and measures (`budget`). A rule for the
-loss of score searches on validation (`search`).
+A share of each layer's energy, singular values or full rank reads the training moments of the target alone. A share of
+weights, multiply-adds or the network weighs layers and families against one another, and measures (`budget`). A rule
+for the loss of score searches on validation (`search`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+import numpy as np
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
@@ -17,6 +19,7 @@ from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.sizes.allocation import by_energy, uniform
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are
 from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer
+from dalr_stream.numerics.sizes.spectrum import rank_by_singular_values
 from dalr_stream.progress import Progress
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
@@ -83,9 +86,23 @@ def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solutio
     layers = [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()]
     if section.multiple_of is not None:
         layers = [layer.multiples_of(section.multiple_of) for layer in layers]
-    sizes = by_energy(layers, section.share) if section.rule == "energy" else uniform(layers, section.share)
+    if section.rule == "singular_values":
+        sizes = {layer.name: _by_singular_values(layer, solutions[layer.name], section.share) for layer in layers}
+    else:
+        sizes = by_energy(layers, section.share) if section.rule == "energy" else uniform(layers, section.share)
     whole = as_they_are(layers)
     return {layer: size for layer, size in sizes.items() if size != whole[layer]}
+
+
+def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> int:
+    """Return the smallest of a layer's ranks that keeps the share; itself where only ranks above break-even do."""
+    if isinstance(solution, ChannelSelection):
+        raise ConfigError(
+            f"compress.singular_values: layer '{layer.name}' is compressed by '{solution.method.value}', a selection, "
+            "which has none: name a low-rank method as compress.method, or give 'energy'"
+        )
+    wanted = rank_by_singular_values(solution, share)
+    return int(layer.sizes[min(int(np.searchsorted(layer.sizes, wanted)), layer.sizes.size - 1)])
 
 
 def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution], progress: Progress) -> Search:

@@ -1,0 +1,104 @@
+"""A pass that several ranks fold: what rank 0 announces, what the others compare, and the sink that each of them has.
+
+Rank 0 decides how the layers are parted into passes, since it knows the memory limit and what the store has; the others
+do as it says. One process goes the same way, with nobody to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sized
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dalr_stream.engine.backend import backend_of
+from dalr_stream.engine.row_feed import Folds, RowFeed
+from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
+from dalr_stream.progress import Progress, Silent
+from dalr_stream.storage.batches import Batches
+from dalr_stream.streaming.fold_sink import FoldSink
+from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.ranks.link import Link, tell
+from dalr_stream.streaming.ranks.segment_sink import SegmentSink
+
+_GROUP = "group"
+
+
+def require_segments(folding: Folding, link: Link) -> None:
+    """Raise InvalidInputError where several ranks would fold tiles that are cut across the batches of others."""
+    if link.ranks > 1 and not folding.segment_batches:
+        raise InvalidInputError(
+            f"ranks: {link.ranks} ranks fold segments of the batches, and segment_batches is 0: set it "
+            "(accumulate.segment_batches, Folding(segment_batches=32)), so that the rows of a segment fill several "
+            "tiles; the bits depend on it, and not on the number of ranks. Or capture first, which needs none"
+        )
+
+
+def new_sink(feed: RowFeed, folding: Folding, executor: ThreadPoolExecutor, link: Link, **options: Any) -> Folds:
+    """Return what folds a pass, by lanes or by segments."""
+    backend = backend_of(folding)
+    if not folding.segment_batches:
+        return FoldSink(folding, executor, backend=backend, **options)
+    length = len(feed.batches) if isinstance(feed.batches, Sized) else None
+    return SegmentSink(folding, executor, link=link, length=length, backend=backend, **options)
+
+
+def require_same_on_all(link: Link, facts: Mapping[str, Any]) -> None:
+    """Raise FingerprintMismatchError, on a rank that has them, for other facts than rank 0's."""
+    if link.ranks > 1:
+        _require_same(facts, tell(link, facts), link.rank)
+
+
+def announce(link: Link, group: Collection[str]) -> None:
+    """Tell the other ranks which streams the next pass folds."""
+    if link.ranks > 1:
+        tell(link, {_GROUP: list(group)})
+
+
+def end_of(link: Link, progress: Progress) -> None:
+    """Tell the other ranks that there are no more passes."""
+    if link.ranks > 1:
+        tell(link, {})
+        received = link.traffic.array_bytes / 2**20
+        progress.note(f"ranks: {link.ranks} of them, {received:,.1f} MiB of sums received by rank 0")
+
+
+def take_part(feed: RowFeed, folding: Folding, link: Link) -> None:
+    """Do another rank's part of every pass that rank 0 announces."""
+    first_pass = Batches()
+    while told := tell(link, None):
+        with ThreadPoolExecutor(folding.threads.workers) as executor:
+            sink = new_sink(feed, folding, executor, link, first_pass=first_pass)
+            if not sink.ended:
+                feed.send(told[_GROUP], sink, folding, Silent())
+            first_pass = sink.batches.batches
+
+
+def common_facts(feed: RowFeed, network: str, folding: Folding) -> dict[str, Any]:
+    """Return what all ranks must have in common; `network` is the feed's fingerprint."""
+    rule = dict(folding.facts)
+    return {
+        "network": network,
+        "streams": list(feed.streams),
+        "choice": feed.choice,
+        "BLAS": rule.pop("blas", ""),
+        "rule": rule,
+    }
+
+
+def _require_same(ours: Mapping[str, Any], told: Mapping[str, Any], rank: int) -> None:
+    """Raise FingerprintMismatchError where this rank was given something else than rank 0."""
+    different = next((name for name, value in ours.items() if told[name] != value), None)
+    if different is None:
+        return
+    remedy = "give every rank the same network, layers and settings"
+    if different == "BLAS":
+        remedy = "install the same on all, give all the same OPENBLAS_CORETYPE, or accept it with any_blas=True"
+    raise FingerprintMismatchError(
+        f"ranks: rank {rank} has another {different} than rank 0 ({_short(ours[different])}, there "
+        f"{_short(told[different])}): {remedy}"
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,44 @@
+"""What makes the rows of a pass over the batches, and what folds them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dalr_stream.progress import Progress
+from dalr_stream.storage.contents import NetworkRecord
+from dalr_stream.streaming.fold_sink import FoldSink
+from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.ranks.segment_sink import SegmentSink
+
+Folds = FoldSink | SegmentSink
+"""What folds the rows of a pass: by lanes, or by segments."""
+
+
+class RowFeed(Protocol):
+    """What makes the rows of some streams, batch after batch."""
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """Their names, in order."""
+
+    @property
+    def batches(self) -> Iterable[Any]:
+        """What the rows are made of."""
+
+    @property
+    def choice(self) -> str:
+        """Which rows are taken, in words."""
+
+    def network(self) -> NetworkRecord:
+        """Return what identifies the network, or the two of them, and the streams."""
+
+    def keep_weights(self, root: Path, network: NetworkRecord) -> None:
+        """Write the weights of the streams' layers to a store, where they are not there yet."""
+
+    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
+        """Return the streams of each pass; raises MemoryLimitError where one alone does not fit."""
+
+    def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
+        """Send the rows of these streams to `sink`, in one pass over the batches."""

@@ -1,0 +1,1 @@
+"""Folding by several processes, to the bits of one."""

@@ -1,0 +1,60 @@
+"""A budget that is a share of the whole network's parameters, not of those of the layers to compress.
+
+Sizes are shared out over weights. What no size changes counts once, whole: layers that are not compressed, biases,
+normalisations. Layers that read nodes of a compressed one get narrower with it, so they are counted, though they have
+no size of their own: the classifier behind a selection. Biases that go with nodes are not: the network that comes out
+may have a few parameters fewer than the budget allows, never more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dalr_stream.engine.sizes.forms import SolvedLayer
+from dalr_stream.engine.sizes.menus import Menu
+from dalr_stream.errors import ConfigError, UnsupportedLayerError
+from dalr_stream.network.layers.spec import weights_of
+from dalr_stream.network.surgery.compress import parameter_count
+from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.numerics.sizes.sized_layer import as_they_are, cost
+from dalr_stream.workflow.runfile.project import Project
+
+
+def with_neighbours(project: Project, solved: Mapping[str, SolvedLayer]) -> dict[str, SolvedLayer]:
+    """Return the layers, and after them those that get narrower with their nodes."""
+    found = dict(solved)
+    for name, layer in solved.items():
+        if layer.selection is None or project.structure is None:
+            continue
+        try:
+            group = project.structure.group_of(name)
+        except UnsupportedLayerError:
+            continue
+        for other in (*group.producers, *(reader.span.layer for reader in group.readers)):
+            if other not in found:
+                found[other] = SolvedLayer(_shape(project, other))
+    return found
+
+
+def share_of_counted(project: Project, menu: Menu) -> float:
+    """Return the share of the counted weights that leaves the network the share of its parameters that is asked for.
+
+    Raises ConfigError where what is not counted is more than that already.
+    """
+    section, total = project.config.compress, parameter_count(project.network)
+    whole = [layer.unchanged for layer in menu.forms]
+    counted = float(cost(whole, as_they_are(whole)))
+    left = section.share * total - (total - counted)
+    if left <= 0:
+        raise ConfigError(
+            f"compress.network = {section.share:.2%}: what is not compressed is {1 - counted / total:.2%} of the "
+            "network's parameters already: raise it, or add to network.layers"
+        )
+    return left / counted
+
+
+def _shape(project: Project, layer: str) -> LayerShape:
+    weight, _ = weights_of(project.network, layer)
+    return LayerShape(
+        weight.shape[0], weight.shape[1], groups=getattr(project.network.get_submodule(layer), "groups", 1)
+    )
