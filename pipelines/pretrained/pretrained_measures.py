@@ -27,8 +27,6 @@ LAYERS = [r"re:blocks\.([6-9]|1\d)\.(expand|project)\.conv", "last.conv"]
 RESTORE_RIDGE = 1e-3
 OTHERS = 1000
 """Added to a seed for other crops of the same photographs."""
-EVERY = ds.Folding(ds.HoldoutRule(0.0))
-"""All samples decide: scores are of others."""
 UNCOMPRESSED, SIZES = "uncompressed", "`ds.sizes`"
 TUNED = ("SVD + bias compensation", "DALR", "MoMaSP")
 """Rows that are fine-tuned too, besides `SIZES`."""
@@ -47,6 +45,8 @@ class Scale:
     """Of the weights of the layers that are compressed."""
     samples: int = 700
     """Of the target domain: the head, the statistics and the fine-tuning are of these."""
+    heldout: float = 0.0
+    """Share of these that statistics leave out; scores are of others anyway."""
     tests: int = 600
     photographs: int = 600
     unseen: int = 200
@@ -101,8 +101,9 @@ class Measured:
         pretrained_training.fit(model.head, through(model.features, train).inputs, train.labels)
         layers = ds.watch(model, LAYERS, example=next(iter(train)))
         felt = ds.watch(model, LAYERS, example=layers.structure, gradients=[*LAYERS, "head"])
-        known = ds.accumulate(model, train, felt, rows=ds.RowRule(gradients=ds.GradientRule()), folding=EVERY)
-        there = ds.accumulate(model, photographs, layers, folding=EVERY)
+        folding = ds.Folding(ds.HoldoutRule(scale.heldout))
+        known = ds.accumulate(model, train, felt, rows=ds.RowRule(gradients=ds.GradientRule()), folding=folding)
+        there = ds.accumulate(model, photographs, layers, folding=folding)
         structures = layers.structure, ds.network.Structure.of(imagenet, next(iter(train)))
         before = through(imagenet, unseen)
         said = Batches(unseen.inputs, before.inputs.argmax(1), unseen.batch_size)

@@ -24,7 +24,7 @@ import pretrained_network  # noqa: E402
 from dalr_stream.network import Structure, parameter_count  # noqa: E402
 from pretrained_measures import Measured, Scale  # noqa: E402
 
-BATCH = 50
+BATCH = 8
 
 
 def rows(scale: Scale, *, domain: str = "digits", seed: int = 0) -> Iterator[str]:
