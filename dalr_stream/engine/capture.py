@@ -16,7 +16,7 @@ from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.wrapped import plain_network, require_all_batches
-from dalr_stream.network.layers.identity import fingerprint, tensor_digest
+from dalr_stream.network.layers.identity import bias_digest, fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
 from dalr_stream.numerics.rows.tiling import ProbedSink
@@ -179,15 +179,17 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
 def _layer_record(model: nn.Module, layer: LayerSpec) -> LayerRecord:
     readers = () if layer.group is None else layer.group.readers
     others = () if layer.group is None else [name for name in layer.group.producers if name != layer.name]
+    module = layer_of(model, layer.name)
     return LayerRecord(
         layer.kind,
         layer.inputs,
         layer.outputs,
-        tensor_digest(matrix_of(layer_of(model, layer.name))),
+        tensor_digest(matrix_of(module)),
         readers,
         sum(reader.weights for reader in readers) + sum(matrix_of(layer_of(model, name)).shape[1] for name in others),
         layer.unprunable,
         layer.side.value,
+        bias_digest(module),
     )
 
 

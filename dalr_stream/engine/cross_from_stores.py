@@ -149,8 +149,9 @@ class _JointStream:
             )
         x_tiles = StoredTiles(compressed.root, domain, layer, compressed)
         tiles = PairedTiles(x_tiles, StoredTiles(original.root, domain, outputs, original))
-        side = Pairing.OUTPUTS.value
-        return cls(layer, tiles, LayerRecord(now.kind, x.features, z.features, now.weight_digest, side=side))
+        weight, bias, side = now.weight_digest, now.bias_digest, Pairing.OUTPUTS.value
+        record = LayerRecord(now.kind, x.features, z.features, weight, side=side, bias_digest=bias)
+        return cls(layer, tiles, record)
 
 
 def _names(
@@ -177,7 +178,7 @@ def _names(
 def _keep_weights(root: Path, stream: _JointStream, compressed: Path, network: str) -> None:
     facts = {"network": network}
     if provenance_of(weights_path(root, stream.layer)) != facts:
-        weights = load_layer_weights(compressed, stream.layer, stream.record.weight_digest)
+        weights = load_layer_weights(compressed, stream.layer, stream.record)
         save_layer_weights(root, stream.layer, *weights, facts)
 
 

@@ -31,7 +31,7 @@ from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.wrapped import plain_network, require_all_batches
-from dalr_stream.network.layers.identity import tensor_digest
+from dalr_stream.network.layers.identity import bias_digest, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, weights_of
 from dalr_stream.numerics.rows.streams import layer_of_stream
@@ -69,11 +69,12 @@ def from_network(  # noqa: PLR0913  # those of accumulate
 
 def _weights_now(model: nn.Module, watched: Mapping[str, LayerRecord], layer: str) -> Weights:
     """Return a layer's weights, which are the network's own; raises FingerprintMismatchError where they changed."""
-    digests = {layer_of_stream(stream): record.weight_digest for stream, record in watched.items()}
-    if tensor_digest(matrix_of(layer_of(model, layer))) != digests[layer]:
+    records = {layer_of_stream(stream): record for stream, record in watched.items()}
+    then, now = records[layer], layer_of(model, layer)
+    if (tensor_digest(matrix_of(now)), bias_digest(now)) != (then.weight_digest, then.bias_digest):
         raise FingerprintMismatchError(
-            f"layer '{layer}': its weight is not the one that its moments were accumulated with: accumulate again, or "
-            "keep moments and weights in a store (store=...)"
+            f"layer '{layer}': its weight or bias is not the one that its moments were accumulated with: accumulate "
+            "again, or keep moments and weights in a store (store=...)"
         )
     return weights_of(model, layer)
 

@@ -32,7 +32,7 @@ from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.paired import SecondNetwork
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.layers.identity import fingerprint, tensor_digest
+from dalr_stream.network.layers.identity import bias_digest, fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of
 from dalr_stream.numerics.rows.streams import Pairing, Side, stream_name
@@ -191,8 +191,9 @@ class PairedRows:
         return Pairing.STREAM if mends else Pairing.of(self.layers[name].side, self.targets[name].side)
 
     def _layer_record(self, layer: LayerSpec, pair: PairRecord) -> LayerRecord:
-        digest = tensor_digest(matrix_of(layer_of(self.compressed, layer.name)))
-        return LayerRecord(layer.kind, pair.inputs, pair.outputs, digest, side=self._pairing(layer.stream).value)
+        module, side = layer_of(self.compressed, layer.name), self._pairing(layer.stream).value
+        weight, bias = tensor_digest(matrix_of(module)), bias_digest(module)
+        return LayerRecord(layer.kind, pair.inputs, pair.outputs, weight, side=side, bias_digest=bias)
 
 
 def as_it_is(compressed: nn.Module, layer: LayerSpec) -> LayerSpec:

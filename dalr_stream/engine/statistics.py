@@ -120,9 +120,9 @@ def parts_of_layer(layer: str, watched: Streams) -> tuple[str, ...]:
 
 
 def stored_weights(root: Path, watched: Streams, layer: str) -> Weights:
-    """Read a layer's weights from a store, compared to the digest that the manifest has of them."""
-    digests = (record.weight_digest for stream, record in watched.items() if layer_of_stream(stream) == layer)
-    return load_layer_weights(root, layer, next(digests, None))
+    """Read a layer's weights from a store, compared to the digests that the manifest has of them."""
+    records = (record for stream, record in watched.items() if layer_of_stream(stream) == layer)
+    return load_layer_weights(root, layer, next(records, None))
 
 
 def _stacked(weights: Iterable[Weights]) -> Weights:

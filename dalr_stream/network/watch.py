@@ -17,6 +17,7 @@ from dalr_stream.network.layers.patterns import Pattern, listed
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
+from dalr_stream.network.surgery.rehearsal import try_selections
 from dalr_stream.numerics.rows.streams import Side
 
 
@@ -67,7 +68,7 @@ def watch(
     example
         A batch as `capture` takes it, or a `Structure` of `model`. With it, channels can be selected: each layer
         carries its group of coupled channels, or the reason why there is none (`unprunable`), and the readers of each
-        group are watched too. Low rank needs no example.
+        group are watched too: the network was run without some of them, on a copy. Low rank needs no example.
     outputs
         Patterns of layers whose outputs are recorded as well, as `name@outputs`: targets for regression, and all that
         anchored DALR needs where a layer has many more inputs than outputs.
@@ -116,9 +117,15 @@ def watch(
     structure = None
     if example is not None:
         structure = example if isinstance(example, Structure) else Structure.of(model, example)
-        specs = with_readers(specs, structure)
+        specs = with_selections(specs, structure)
     for side, given in ((Side.OUTPUTS, outputs), (Side.GRADIENTS, gradients)):
         wanted = listed(given)
         if wanted:
             specs += select_layers(model, wanted, side=side)
     return WatchedLayers(specs, structure)
+
+
+def with_selections(layers: Sequence[LayerSpec], structure: Structure) -> tuple[LayerSpec, ...]:
+    """Return what `with_readers` does, where each group was tried: the network runs without some of its channels."""
+    try_selections(structure, [layer.name for layer in layers])
+    return with_readers(layers, structure)

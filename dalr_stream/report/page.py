@@ -9,7 +9,7 @@ dark scheme, and prints light. Everything that comes from the record is escaped 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Section:
     pictures: tuple[Picture, ...]
 
 
-def sections(results: Results, drawn: Sequence[Sequence[Drawn | LeftOut]]) -> tuple[Section, ...]:
+def sections(results: Results, drawn: Iterable[Sequence[Drawn | LeftOut]]) -> tuple[Section, ...]:
     """Return what the page says about each layer, given its figures; must run inside `style.drawing()`."""
     names = slugs([layer.name for layer in results.layers])
     number = 0

@@ -52,9 +52,7 @@ def write_report(results: Results, folder: Path) -> Path:
     _write_tables(results, staging / "tables")
     results.write(staging / "results.json")
     with drawing():
-        drawn = [tuple(layer_figures(results, layer)) for layer in results.layers]
-        _write_figures(results, drawn, staging / "figures")
-        page = render_sections(results, sections(results, drawn))
+        page = render_sections(results, sections(results, _written_figures(results, staging / "figures")))
     (staging / PAGE).write_text(page, encoding="utf-8", newline="\n")
     _publish(staging, folder)
     return folder / PAGE
@@ -83,13 +81,16 @@ def _named_tables(results: Results) -> Iterator[tuple[str, Table]]:
             yield f"{slug}-{table.name}", table
 
 
-def _write_figures(results: Results, drawn: Sequence[Sequence[Drawn | LeftOut]], folder: Path) -> None:
+def _written_figures(results: Results, folder: Path) -> Iterator[Sequence[Drawn | LeftOut]]:
+    """Write the figures of each layer and yield them: those of one layer are in memory at a time."""
     folder.mkdir()
     names = slugs([layer.name for layer in results.layers])
-    for slug, figures in zip(names, drawn, strict=True):
+    for slug, layer in zip(names, results.layers, strict=True):
+        figures = tuple(layer_figures(results, layer))
         for entry in figures:
             if isinstance(entry, Drawn):
                 entry.figure.savefig(folder / f"{slug}-{entry.name}.png", dpi=DPI, metadata={"Software": None})
+        yield figures
 
 
 def _publish(staging: Path, folder: Path) -> None:

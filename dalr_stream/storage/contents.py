@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -19,6 +19,8 @@ from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.schema import MAX_FEATURES, require_count
+
+NO_BIAS = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class LayerRecord:
     side: str = Side.INPUTS.value
     """What of the layer is watched; for all but inputs the record goes by `name@outputs`, `name@channels` and so on.
     Where two networks are (`Pairing`), `inputs` and `outputs` are the widths of x and z, and rows are [x | z]."""
+    bias_digest: str = ""
+    """`NO_BIAS` where there is none; empty in stores that did not record it."""
 
     def __post_init__(self) -> None:
         require_count(self.inputs, "inputs", 1, MAX_FEATURES)
@@ -94,14 +98,24 @@ class RowsRecord:
     """CRC-32 of each committed tile's bytes, before compression."""
     whole_samples: int = 0
     """Where that varies: samples all of whose rows are surely on disk."""
+    samples: int = 0
+    """Where that varies, once all rows are there: the samples they came from; 0 in stores that did not count them."""
 
     def __post_init__(self) -> None:
         require_count(self.features, "features", 1, MAX_FEATURES)
+        require_count(self.samples, "samples")
         require_count(self.rows_per_sample, "rows_per_sample")
         require_count(self.rows, "rows")
         require_count(self.whole_samples, "whole_samples")
         if np.dtype(self.dtype).kind not in "fiub":
             raise InvalidInputError(f"rows must be real numbers, got dtype '{self.dtype}'")
+
+    @classmethod
+    def merged(cls, parts: Sequence[RowsRecord]) -> RowsRecord:
+        """Return the count of the rows of several captures of one layer; it names no tile."""
+        counted = [part.samples for part in parts]
+        rows, samples = sum(part.rows for part in parts), sum(counted) if all(counted) else 0
+        return dataclasses.replace(parts[0], rows=rows, tile_digests=(), samples=samples)
 
     @property
     def committed_samples(self) -> int:
@@ -112,7 +126,7 @@ class RowsRecord:
         """Tell whether these can be all rows of so many samples; where that varies any of them may have none."""
         if self.rows_per_sample:
             return 0 < samples == self.committed_samples
-        return self.whole_samples < samples
+        return self.whole_samples < samples and self.samples in (0, samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +162,7 @@ class DomainRecord:
         ordered = {name: shards[name] for name in sorted(shards)}
         first = next(iter(ordered.values()))
         layers = {
-            layer: dataclasses.replace(
-                rows, rows=sum(shard.layers[layer].rows for shard in ordered.values()), tile_digests=()
-            )
-            for layer, rows in first.layers.items()
+            layer: RowsRecord.merged([shard.layers[layer] for shard in ordered.values()]) for layer in first.layers
         }
         batches = Batches.joined(shard.batches for shard in ordered.values())
         return cls(
@@ -190,7 +201,8 @@ class DomainRecord:
         """Digest of the rows of one layer: equal digests, equal rows."""
         if self.shards:
             return digest_of({"shards": [shard.fingerprint(layer) for shard in self.shards.values()]})
-        rest = {"choice": self.choice, "rows": plain_fields(self.layers[self.home(layer)])}
+        rows = {name: value for name, value in plain_fields(self.layers[self.home(layer)]).items() if name != "samples"}
+        rest = {"choice": self.choice, "rows": rows}  # samples are those of the batches
         digest = self.batches.digested.copy()
         digest.update(json.dumps(rest, sort_keys=True, separators=(",", ":"))[1:].encode())
         return str(digest.hexdigest())

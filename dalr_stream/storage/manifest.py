@@ -39,6 +39,8 @@ from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.schema import READABLE, SCHEMA_VERSION, require_count
 
 FILE = MANIFEST
+_ADDED: Mapping[type, Mapping[str, Any]] = {LayerRecord: {"bias_digest": ""}, RowsRecord: {"samples": 0}}
+"""What manifests of this schema may lack, as they were written before."""
 _PLAIN = {"int": int, "str": str, "bool": bool}
 _Record = TypeVar("_Record", "NetworkRecord", "LayerRecord", "RowsRecord", "DomainRecord")
 
@@ -152,7 +154,7 @@ def _tile_digests(rows: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _record(kind: type[_Record], body: Mapping[str, Any], **parsed: Any) -> _Record:
     """Return a record of plain values and what was `parsed` of them; raises TypeError for values of other kinds."""
-    values = {**body, **parsed}
+    values = {**_ADDED.get(kind, {}), **body, **parsed}
     for part in dataclasses.fields(kind):
         if part.type in _PLAIN and type(values.get(part.name)) is not _PLAIN[part.type]:
             raise TypeError(f"{part.name} must be {part.type}, got {values.get(part.name)!r}")

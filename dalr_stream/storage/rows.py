@@ -89,21 +89,28 @@ class RowsWriter:
         self._drop, last = self._committed_from(samples_before)
         self._tiler = Tiler(height, first_tile=record.rows // height, sample_before=last)
         self._unsynced: list[int] = []
+        self._samples = samples_before
 
     @property
     def record(self) -> RowsRecord:
         """What is written; safely on disk after `sync`."""
         return dataclasses.replace(self.form, tile_digests=tuple(self._digests))
 
-    def push(self, rows: Rows, samples: Samples) -> bool:
-        """Take a batch's rows, less those already on disk; True where a tile became full."""
+    def push(self, rows: Rows, samples: Samples, samples_so_far: int) -> bool:
+        """Take a batch's rows, less those already on disk; True where a tile became full.
+
+        `samples` has the number of each row's sample, `samples_so_far` counts all up to this batch: some have no row.
+        """
+        self._samples = samples_so_far
         dropped = min(self._drop, rows.shape[0])
         self._drop -= dropped
         return self._write_all(self._tiler.push(rows[dropped:], samples[dropped:]))
 
     def flush(self) -> None:
-        """Write what is left as a shorter tile."""
+        """Write what is left as a shorter tile: these are all rows."""
         self._write_all(self._tiler.flush())
+        if self.form.rows_per_sample == VARYING:
+            self.form = dataclasses.replace(self.form, samples=self._samples)
 
     def sync(self) -> None:
         """Force the tiles written since the last call, and the arrays' metadata, to disk."""

@@ -158,7 +158,8 @@ class ActivationWriter:
             own = (name for name in batch.rows if name not in self._shared)
             layers = {name: self._layer(name, batch) for name in own}  # every check before any write
             for name, layer in layers.items():
-                wrote |= layer.push(batch.rows[name], batch.sample_numbers(name, self._samples))
+                numbers = batch.sample_numbers(name, self._samples)
+                wrote |= layer.push(batch.rows[name], numbers, self._samples + batch.samples)
         self._note(batch)
         known = len(self._record.batches)
         if wrote and len(self._batches) - known >= known // LOST_AT_MOST:

@@ -112,11 +112,27 @@ def solution_bytes(layer: SolvedLayer) -> int:
     return layer.groups * (_FLOAT64 * layer.outputs * layer.inputs + layer.factors_bytes)
 
 
+def selection_bytes(layer: SolvedLayer) -> int:
+    """Count a selection of every size as it is read back; none of a layer whose channels nobody reads."""
+    return _FLOAT64 * (layer.outputs * layer.groups) ** 2 if layer.readers else 0
+
+
+def replacement_bytes(layer: SolvedLayer) -> int:
+    """Count what takes a layer's place, which is no larger than the layer: in float64, and once more as it is cut."""
+    return _FLOAT64 * layer.groups * layer.outputs * layer.inputs
+
+
 def curves_bytes(layer: SolvedLayer) -> int:
     """Count the solution, one more m x d, and what is read of the training and of the held-out record."""
     weight = _FLOAT64 * layer.outputs * layer.inputs
     records = 2 * layer.groups * _record_bytes(layer.inputs)
     return solution_bytes(layer) + weight + records + _reading_bytes(layer)
+
+
+def report_bytes(layer: SolvedLayer) -> int:
+    """Count curves and spectra: the weight's singular values beside the solution and what it is measured on."""
+    records = 2 * layer.groups * _record_bytes(layer.inputs)
+    return max(curves_bytes(layer), solution_bytes(layer) + records + _svd_bytes(layer)) + SMALL_THINGS
 
 
 def _route(layer: SolvedLayer, method: Method) -> Route:

@@ -8,7 +8,7 @@ less, before anything is recorded. Libraries belong to the process, the one that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,11 +17,20 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.network.capture.batches import few_samples, refusals_explained
 from dalr_stream.network.measure.memory import ForwardMemory, forward_memory, weights_bytes
+from dalr_stream.network.measure.output_distance import measuring_bytes
 from dalr_stream.network.structure.graph import EXAMPLES
 from dalr_stream.streaming.cost import in_mib
 from dalr_stream.streaming.plan import MemoryPlan
-from dalr_stream.streaming.solving_cost import curves_bytes, solution_bytes
+from dalr_stream.streaming.solving_cost import (
+    SolvedLayer,
+    curves_bytes,
+    replacement_bytes,
+    report_bytes,
+    selection_bytes,
+    solution_bytes,
+)
 from dalr_stream.streaming.solving_plan import SolvingPlan
+from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
 from dalr_stream.workflow.sequence_cost import SequenceCost, sequence_cost
@@ -31,6 +40,8 @@ from dalr_stream.workflow.steps.solving_plan import solving_from
 ACCURACY = "accuracy"
 FROM_STORE = ("compress", "finetune", "evaluate")
 """The verbs that may start from what an earlier command left."""
+FIGURES_BYTES = 32 * 2**20
+"""As they are drawn, six of a layer at 150 dots an inch; measured."""
 ADAM = 3
 """Beside the weights that are trained: gradients, and the two means of Adam."""
 
@@ -61,7 +72,7 @@ def step_memory(
     """Return the peak of each step that the run file asks for, in order; any weights will do."""
     with project.code.importing():
         later = (*_compress(project, network, solving, sequence), *_finetune(project, network))
-        return [*_moments(project, network, cost, solving), *later, *_evaluate(project, network, solving, cost)]
+        return [*_moments(project, network, cost, solving), *later, *_evaluate(project, network, solving)]
 
 
 def require_steps(project: Project, cost: MemoryPlan, solving: SolvingPlan) -> None:
@@ -87,7 +98,7 @@ def _of_verb(project: Project, verb: str, solving: SolvingPlan) -> list[StepMemo
             return list(_compress(project, network, solving, sequence_cost(project, network)))
         if verb == "finetune":
             return list(_finetune(project, network))
-        return list(_evaluate(project, network, solving, None))
+        return list(_evaluate(project, network, solving))
 
 
 def _moments(project: Project, network: nn.Module, cost: MemoryPlan, solving: SolvingPlan) -> Iterator[StepMemory]:
@@ -95,7 +106,8 @@ def _moments(project: Project, network: nn.Module, cost: MemoryPlan, solving: So
     if config.selects:
         few = forward_memory(network, few_samples(project.code.first_batch, EXAMPLES))
         words, factors = f"{EXAMPLES} samples there and back", "solve by factor pairs alone (solve.methods)"
-        yield StepMemory("structure proof", 2 * few.total_bytes, f"{words}, with gradients", (factors,))
+        proof = max(2 * few.total_bytes, weights_bytes(network) + few.total_bytes)
+        yield StepMemory("structure proof", proof, f"{words}, with gradients; a copy of the network", (factors,))
     passes = "a forward pass and one back" if config.network.gradients else "a forward pass"
     smaller = "smaller batches (in the options of [domains])"
     if config.capture.keep_activations:
@@ -116,12 +128,38 @@ def _compress(
     weights, layers = weights_bytes(network), [layer for layer, _ in solving.layers]
     fewer = "compress fewer layers (network.layers)"
     if project.config.compress.wanted:
-        held = sum(map(solution_bytes, layers)) + max(map(curves_bytes, layers), default=0)
-        yield StepMemory("compress", weights + held, "a copy of the network, a solution of each layer", (fewer,))
+        kept = _kept_solutions(project, layers)
+        held, smaller = _deciding(project, network, layers)
+        words = "a copy of the network, its layers' replacements, solutions as far as they are kept, one more"
+        words += ", what is measured" if smaller else ""
+        yield StepMemory("compress", weights + kept + held, words, (fewer, *smaller))
         if sequence is not None:
             words = "three copies of the network, a pass of both networks, what is kept between passes"
             at_once = "compress all layers at once (compress.order = 'parallel')"
-            yield StepMemory("compress in turn", weights + sequence.peak_bytes, words, (at_once, fewer))
+            tried = kept if project.config.compress.within_budget else 0  # while the best are built in turn
+            yield StepMemory("compress in turn", weights + tried + sequence.peak_bytes, words, (at_once, fewer))
+
+
+def _kept_solutions(project: Project, layers: Sequence[SolvedLayer]) -> int:
+    if project.config.compress.rule is None:
+        return 0
+    solutions = sum(map(solution_bytes, layers)) + sum(map(selection_bytes, layers)) * project.config.selects
+    return min(project.room_for_solutions, solutions)
+
+
+def _deciding(project: Project, network: nn.Module, layers: Sequence[SolvedLayer]) -> tuple[int, tuple[str, ...]]:
+    """Return what else deciding the sizes holds, and what would take less."""
+    section, validation = project.config.compress, project.config.validation
+    one = max(map(curves_bytes, layers), default=0)
+    held, smaller = one + sum(map(replacement_bytes, layers)), list[str]()
+    if section.within_budget:
+        held += measuring_bytes(network, project.code.batches(project.config.solve.target), section.samples)
+        smaller.append("fewer samples (compress.samples), or smaller batches")
+    if section.rule is not None and validation is not None:
+        cache = project.cache_of(validation) if section.max_drop is not None else 0
+        held += cache + _scoring(project, network, "validation", validation)
+        smaller.append("smaller batches (validation.options)")
+    return held, tuple(smaller)
 
 
 def _finetune(project: Project, network: nn.Module) -> Iterator[StepMemory]:
@@ -134,18 +172,22 @@ def _finetune(project: Project, network: nn.Module) -> Iterator[StepMemory]:
         yield StepMemory("finetune", most, words, ("smaller batches (finetune.options)", "leave [finetune] out"))
 
 
-def _evaluate(
-    project: Project, network: nn.Module, solving: SolvingPlan, cost: MemoryPlan | None
-) -> Iterator[StepMemory]:
+def _evaluate(project: Project, network: nn.Module, solving: SolvingPlan) -> Iterator[StepMemory]:
     section, layers = project.config.evaluate, [layer for layer, _ in solving.layers]
     if section is not None:
-        peak = 0 if cost is None else cost.forward_bytes  # a metric of one's own may take batches of any kind
-        if section.metric == ACCURACY:
-            peak = _forward(project, network, "evaluate", section).peak_bytes
+        peak = _scoring(project, network, "evaluate", section)
         most = weights_bytes(network) + peak + project.cache_of(section) + max(map(solution_bytes, layers), default=0)
         words = "a copy of the network, a forward pass, the cache, one solution"
         yield StepMemory("evaluate", most, words, ("smaller batches (evaluate.options)", "a smaller evaluate.cache"))
-        yield StepMemory("report", max(map(curves_bytes, layers), default=0), "one solution and its curves")
+        words = "one solution, its curves and spectra, the figures of a layer"
+        yield StepMemory("report", FIGURES_BYTES + max(map(report_bytes, layers), default=0), words)
+
+
+def _scoring(project: Project, network: nn.Module, key: str, section: LabelledSection) -> int:
+    """Return what a forward pass of a section's batches holds; of the target's where a metric takes them as it will."""
+    if section.metric == ACCURACY:
+        return _forward(project, network, key, section).peak_bytes
+    return forward_memory(network, project.code.first_batch).peak_bytes
 
 
 def _forward(project: Project, network: nn.Module, key: str, section: DataSection) -> ForwardMemory:

@@ -132,14 +132,25 @@ def _memory_solving(quick: bool) -> Table:
     return table
 
 
+@section(
+    "memory-run", "peak memory of each step of a run, sizes within a budget: 12 layers of 768 x 768, random weights"
+)
+def _memory_run(quick: bool) -> Table:
+    return _planned(remembering.steps(32, 2, ["compress"]) if quick else remembering.steps(768, 12))
+
+
+def _planned(lines: Sequence[remembering.Planned]) -> Table:
+    table = _table("what", "measured", "planned", "planned / measured")
+    for line in lines:
+        figures = (f"{line.measured:,.0f} MiB", f"{line.planned:,.0f} MiB")
+        table.add_row(line.what, *figures, f"{line.planned / max(line.measured, 1):.2f}")
+    return table
+
+
 @section("memory-sequential", "peak memory of compressing layer after layer")
 def _memory_sequential(quick: bool) -> Table:
-    table = _table("what", "measured", "planned", "planned / measured")
     shape = (64, 2, None) if quick else (384, 6, Path(__file__).parents[2] / "pipelines" / "digits" / "run.toml")
-    for line in remembering.in_turn(*shape):
-        figures = (f"{line.measured:,.0f} MiB", f"{line.planned:,.0f} MiB")
-        table.add_row(line.what, *figures, f"{line.planned / line.measured:.2f}")
-    return table
+    return _planned(remembering.in_turn(*shape))
 
 
 @section("scale", "what a store costs beside its arithmetic, in CPU seconds, as batches, layers and shards grow")

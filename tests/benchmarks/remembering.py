@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "streaming"))
 from peak_memory import increment_of, projected, tall_store
-from peak_sequential import in_turn_peaks, run_peaks
+from peak_run import STEPS, step_peak, write_deep
+from peak_sequential import in_turn_peaks
 from peak_solving import measured_of, solved_layer, solved_store, solving_increment
 
 from dalr_stream.errors import MemoryLimitError
@@ -49,15 +51,15 @@ def peaks(widths: Sequence[int], tiles: Sequence[int]) -> list[Held]:
 
 
 @dataclass(frozen=True)
-class InTurn:
-    """A line of the table of compressing layer after layer; MiB beyond what the process held before."""
+class Planned:
+    """A line of the tables of whole steps; MiB beyond what the process held before."""
 
     what: str
     measured: float
     planned: float
 
 
-def in_turn(width: int, blocks: int, digits: Path | None) -> list[InTurn]:
+def in_turn(width: int, blocks: int, digits: Path | None) -> list[Planned]:
     """Compress a transformer's feed-forward layers, without a limit and within one, and a run file's layers."""
     shape = f"{2 * blocks} layers of a transformer {width} wide, random weights, 20,000 rows"
     found = []
@@ -67,10 +69,20 @@ def in_turn(width: int, blocks: int, digits: Path | None) -> list[InTurn]:
         (shape, whole),
         (f"the same within {limit:,} MiB", in_turn_peaks(width, blocks, 1000, 20, limit)),
     ):
-        found.append(InTurn(what, *(value / 2**20 for value in peaks)))
+        found.append(Planned(what, *(value / 2**20 for value in peaks)))
     if digits is not None:
-        found.append(InTurn("the digits run", *(value / 2**20 for value in run_peaks(digits))))
+        with tempfile.TemporaryDirectory() as folder:
+            settings = f"run.output={json.dumps(folder)}", "compress.order='sequential'"
+            peak = step_peak(digits, "compress", *settings)
+        found.append(Planned("the digits run", *(value / 2**20 for value in peak)))
     return found
+
+
+def steps(width: int, layers: int, verbs: Sequence[str] = STEPS) -> list[Planned]:
+    """Take each step of a run of a deep network in a process of its own, with sizes chosen within a budget."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_deep(Path(folder) / "deep", width, layers)
+        return [Planned(verb, *(value / 2**20 for value in step_peak(file, verb))) for verb in verbs]
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def test_weights_that_changed_since_are_refused():
     with torch.no_grad():
         model[3].weight[0, 0] += 1.0
     assert statistics["0"].weight.shape == (8, 18)
-    with pytest.raises(FingerprintMismatchError, match=r"layer '3': its weight is not the one that its moments"):
+    with pytest.raises(FingerprintMismatchError, match=r"layer '3': its weight or bias is not the one that its mom"):
         statistics["3"]
 
 

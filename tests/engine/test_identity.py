@@ -21,8 +21,9 @@ from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.metadata import read_metadata, write_metadata
 from dalr_stream.storage.records.catalogue import records
 from dalr_stream.storage.records.moments import load_moments, save_moments
+from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.records.solutions import load_solution, save_solution
-from dalr_stream.storage.records.weights import is_weight_of, load_layer_weights
+from dalr_stream.storage.records.weights import is_weight_of, load_layer_weights, save_layer_weights
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.storage.store import ActivationStore
 
@@ -160,6 +161,53 @@ def test_a_store_is_whole_wherever_it_is_moved(store, tmp_path):
         assert verify_store(tmp_path / "elsewhere" / place).findings == ()
 
 
+def test_the_same_weight_with_another_bias_is_not_the_layer(store):
+    """Its digests agree with itself, and so does its name: a record of a network that was tuned in its biases alone."""
+    weight, bias = load_layer_weights(store, "0")
+    save_layer_weights(store, "0", weight, bias + 1, provenance_of(store / "weights/0"))
+    with pytest.raises(StoreDamagedError, match=r"bias \(5,\) is not the one of layer '0' that the store was"):
+        _ = load(store, "weights/0").weight
+    assert [finding.part for finding in verify_store(store).findings] == ["weights/0"]
+
+
+def test_a_bias_where_the_network_has_none_is_named(tmp_path):
+    layers = ds.network.select_layers(model := nn.Sequential(nn.Linear(5, 4, bias=False)).eval(), ["*"])
+    ds.capture(model, [torch.randn(30, 5)], layers, tmp_path, domain="target")
+    weight, bias = load_layer_weights(tmp_path, "0", Manifest.read(tmp_path).network.layers["0"])
+    save_layer_weights(tmp_path, "0", weight, bias + 1, provenance_of(tmp_path / "weights/0"))
+    assert [finding.part for finding in verify_store(tmp_path).findings] == ["weights/0"]
+
+
+def test_stores_that_know_no_digest_of_biases_and_no_samples_of_rows_are_read(tmp_path):
+    model = nn.Sequential(nn.Linear(5, 4)).eval()
+    layers = ds.network.select_layers(model, ["*"])
+    ds.capture(model, [torch.randn(3, 7, 5)], layers, tmp_path, domain="target")
+    moments = ds.accumulate(tmp_path)["0"].inputs
+
+    def older(body):
+        del body["network"]["layers"]["0"]["bias_digest"]
+        assert body["domains"]["target"]["layers"]["0"].pop("samples") == 3
+
+    resealed(tmp_path, older)
+    assert verify_store(tmp_path).findings == ()
+    assert ds.open_store(tmp_path).layer("0").inputs.same_bits(moments)
+    assert ds.accumulate(tmp_path)["0"].inputs.same_bits(moments)
+
+
+def test_a_layer_that_saw_fewer_samples_of_other_lengths_is_named(tmp_path):
+    """Any sample may have no row, so the rows alone do not show it."""
+    layers = ds.network.select_layers(model := nn.Sequential(nn.Linear(5, 4)).eval(), ["*"])
+    ds.capture(model, [torch.randn(3, length, 5) for length in (4, 6)], layers, tmp_path, domain="target")
+
+    def behind(body):
+        body["domains"]["target"]["layers"]["0"]["samples"] = 5
+
+    resealed(tmp_path, behind)
+    with pytest.raises(StoreDamagedError, match=r"layer '0' on 'target' has 30 rows, which are not those of 6 samples"):
+        ds.accumulate(tmp_path)
+    assert [finding.part for finding in verify_store(tmp_path).findings] == ["target/0"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_weights_of_every_precision_are_known_by_the_manifests_digest(tmp_path, dtype):
     model = nn.Sequential(nn.Linear(5, 4)).to(dtype).eval()
@@ -167,9 +215,11 @@ def test_weights_of_every_precision_are_known_by_the_manifests_digest(tmp_path, 
         ds.capture(
             model, [torch.randn(30, 5, dtype=dtype)], ds.network.select_layers(model, ["*"]), tmp_path, domain="t"
         )
-    digest = Manifest.read(tmp_path).network.layers["0"].weight_digest
-    weight, _ = load_layer_weights(tmp_path, "0", digest)
+    record = Manifest.read(tmp_path).network.layers["0"]
+    weight, bias = load_layer_weights(tmp_path, "0", record)
+    digest = record.weight_digest
     assert is_weight_of(weight, digest)
+    assert is_weight_of(bias, record.bias_digest)
     assert not is_weight_of(np.nextafter(weight, 2), digest)
     assert not is_weight_of(weight.T, digest)
 

@@ -1,16 +1,14 @@
 """Peak memory of compressing layer after layer, in a fresh process, and what is planned: prints both, in bytes.
 
-A transformer's feed-forward layers with random weights, or a run file whose steps before have been done. The network
-and its batches are there before; see `peak_memory` for how a peak is told.
+A transformer's feed-forward layers with random weights. The network and its batches are there before; see `peak_memory`
+for how a peak is told, and `peak_run` for a run file's layers.
 """
 
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import warnings
-from pathlib import Path
 
 import torch
 from peak_memory import baseline, peak_above
@@ -23,10 +21,6 @@ from dalr_stream.engine.sequential.pass_plan import PassesOf, plan_passes, watch
 from dalr_stream.errors import DalrStreamWarning
 from dalr_stream.network.capture.passes import order_of_execution
 from dalr_stream.numerics.methods import Method
-from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.sequence_cost import sequence_cost
-from dalr_stream.workflow.step_memory import step_memory
-from dalr_stream.workflow.steps.solving_plan import planned_solving
 
 METHOD = Method.DALR_ANCHORED_AFFINE
 MIB = 2**20
@@ -34,16 +28,7 @@ MIB = 2**20
 
 def in_turn_peaks(width, blocks, samples, batches, limit_mib):
     """Return bytes held beyond the baseline at the peak, and bytes planned; no limit where `limit_mib` is 0."""
-    return _measured("blocks", width, blocks, samples, batches, limit_mib)
-
-
-def run_peaks(run_file, *overrides):
-    """Return the same of the compress step of a run file in sequential order; the steps before it are done first."""
-    return _measured("run", run_file, *overrides)
-
-
-def _measured(*arguments):
-    command = [sys.executable, __file__, *map(str, arguments)]
+    command = [sys.executable, __file__, *map(str, (width, blocks, samples, batches, limit_mib))]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     found = subprocess.run(command, check=True, capture_output=True, env=environment).stdout  # noqa: S603
     return json.loads(found)
@@ -85,23 +70,6 @@ def _blocks(width, blocks, samples, count, limit_mib):
     return peak_above(before), plan.peak_bytes(kept)
 
 
-def _run(file, *overrides):
-    with tempfile.TemporaryDirectory() as folder:
-        settings = [f"run.output={json.dumps(str(Path(folder) / 'out'))}", "compress.order='sequential'", *overrides]
-        run = Run.open(file, set=settings)
-        run.accumulate()
-        run.solve()
-        project = run.project
-        cost = project.estimate()
-        solving = planned_solving(project, project.network, cost)
-        steps = step_memory(project, project.network, cost, solving, sequence_cost(project, project.network))
-        before = baseline()
-        run.compress()
-        return peak_above(before), max(step.peak_bytes for step in steps if step.step.startswith("compress"))
-
-
 if __name__ == "__main__":
     warnings.simplefilter("ignore", DalrStreamWarning)
-    what, *arguments = sys.argv[1:]
-    found = _run(*arguments) if what == "run" else _blocks(*map(int, arguments))
-    json.dump(found, sys.stdout)
+    json.dump(_blocks(*map(int, sys.argv[1:])), sys.stdout)

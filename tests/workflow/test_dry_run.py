@@ -107,7 +107,8 @@ def test_a_run_that_would_not_fit_is_a_problem(run_file):
     folding, solving, *steps = dry_run(opened(run_file, 'accumulate.memory_limit="1KiB"')).problems
     assert "folding 16 features needs" in folding
     assert "solving 16 x 12 by" in solving
-    assert [step.partition("'")[2].partition("'")[0] for step in steps] == ["capture", "compress", "evaluate"]
+    named = [step.partition("'")[2].partition("'")[0] for step in steps]
+    assert named == ["structure proof", "capture", "compress", "evaluate"]
     assert all("the limit is 0 MiB" in problem and "or raise the limit" in problem for problem in (folding, *steps))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.structure.graph import Structure
@@ -78,37 +78,44 @@ class SolvedLayer:
 def forms_of(layers: Mapping[str, SolvedLayer], structure: Structure | None = None) -> list[Forms]:
     """Return the forms of each layer; without a structure nothing is selected.
 
-    Layers whose nodes are tied share one selection: that of the first of them.
+    Layers whose nodes are tied share one selection: that of the first of them. Each of `layers` is asked for once, and
+    let go before the next: those that are read from a store when they are asked for are never all there.
     """
-    groups = {} if structure is None else _groups(layers, structure)
-    reads: dict[str, list[Source]] = {name: [] for name in layers}
+    alone = {name: _alone(name, layer) for name, layer in layers.items()}
+    groups = {} if structure is None else _groups([name for name, forms in alone.items() if forms.selected], structure)
+    reads: dict[str, list[Source]] = {name: [] for name in alone}
     for first, group in groups.items():
         for reader in group.readers:
             if reader.span.layer in reads:
-                outputs = layers[reader.span.layer].shape.outputs
+                outputs = alone[reader.span.layer].unchanged.shape.outputs
                 reads[reader.span.layer].append(Source(first, reader.weights // outputs))
     follows = {name: first for first, group in groups.items() for name in group.producers if name != first}
-    forms = []
-    for name, one in layers.items():
-        sources, rows = reads[name], one.positions
-        factored = selected = None
-        if one.factors is not None and one.inputs is not None:
-            felt = one.gradients
-            factored = factor_layer(name, one.factors, one.inputs, gradients=felt, reads=sources, positions=rows)
-        if one.selection is not None and name in groups:
-            nats = one.nats_of_nodes
-            selected = selection_layer(name, one.selection, one.shape, nats=nats, reads=sources, positions=rows)
-        whole = unchanged_layer(name, one.shape, reads=sources, positions=rows, follows=follows.get(name))
-        forms.append(Forms(whole, factored, selected))
-    return forms
+
+    def among(name: str, forms: Forms) -> Forms:
+        sources = tuple(reads[name])
+        factored = None if forms.factored is None else replace(forms.factored, reads=sources)
+        selected = replace(forms.selected, reads=sources) if forms.selected and name in groups else None
+        return Forms(replace(forms.unchanged, reads=sources, follows=follows.get(name)), factored, selected)
+
+    return [among(name, forms) for name, forms in alone.items()]
 
 
-def _groups(layers: Mapping[str, SolvedLayer], structure: Structure) -> dict[str, ChannelGroup]:
+def _alone(name: str, layer: SolvedLayer) -> Forms:
+    """Return the forms of one layer as if it read no other."""
+    rows, felt, factored, selected = layer.positions, layer.gradients, None, None
+    if layer.factors is not None and layer.inputs is not None:
+        factored = factor_layer(name, layer.factors, layer.inputs, gradients=felt, positions=rows)
+    if layer.selection is not None:
+        selected = selection_layer(name, layer.selection, layer.shape, nats=layer.nats_of_nodes, positions=rows)
+    return Forms(unchanged_layer(name, layer.shape, positions=rows), factored, selected)
+
+
+def _groups(selected: Sequence[str], structure: Structure) -> dict[str, ChannelGroup]:
     """Return the groups of channels that can be selected, each by the first of its layers with a selection."""
     groups: dict[str, ChannelGroup] = {}
     tied: set[str] = set()
-    for name, layer in layers.items():
-        if layer.selection is None or name in tied:
+    for name in selected:
+        if name in tied:
             continue
         try:
             groups[name] = group = structure.group_of(name)

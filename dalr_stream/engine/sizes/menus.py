@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import nn
 
@@ -15,31 +16,51 @@ from dalr_stream.engine.sizes.choice import Candidate, Judge, SizeChoice, Sizes,
 from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import Replacement
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.sizes.families import Forms
 from dalr_stream.progress import Progress, Silent
 
 Build = Callable[[dict[str, Replacement]], nn.Module]
 
 
+class Solutions(Protocol):
+    """The solutions of a menu, wherever they are: one of each family for each layer."""
+
+    def method(self, layer: str, family: Family) -> Method:
+        """Return by which method a layer was solved."""
+
+    def at_size(self, layer: str, family: Family, size: int) -> Replacement:
+        """Return what takes a layer's place at some size."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Menu:
     """One solution of each family for each layer, and what each loses at every size."""
 
-    solved: Mapping[str, SolvedLayer]
+    solutions: Solutions
     forms: Sequence[Forms]
     words: str = ""
     """Added to the names of plans; empty for the first of several."""
 
     @classmethod
     def of(
-        cls, solved: Mapping[str, SolvedLayer], structure: Structure | None, multiple_of: int = 1, words: str = ""
+        cls,
+        solutions: Solutions,
+        solved: Mapping[str, SolvedLayer],
+        structure: Structure | None,
+        multiple_of: int = 1,
+        words: str = "",
     ) -> Menu:
-        """Measure the losses, at multiples of some number alone."""
-        return cls(solved, [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)], words)
+        """Measure the losses of `solved`, of which each is asked for once, at multiples of some number alone."""
+        return cls(solutions, [layer.multiples_of(multiple_of) for layer in forms_of(solved, structure)], words)
 
     def replacements(self, sizes: Sizes) -> dict[str, Replacement]:
         """Return what takes the place of each layer."""
-        return {name: self.solved[name].at_size(family, size, name) for name, (family, size) in sizes.items()}
+        return {name: self.solutions.at_size(name, family, size) for name, (family, size) in sizes.items()}
+
+    def method(self, layer: str, family: Family) -> Method:
+        """Return by which method a layer was solved."""
+        return self.solutions.method(layer, family)
 
 
 InTurn = Callable[[Menu, Sizes], nn.Module]

@@ -196,7 +196,10 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
         return compress(model, replacements, example=structure)
 
     def choices(menu: Menu, decided: Sizes) -> dict[str, LayerChoice]:
-        return {name: _choice(known[name], menu.solved[name], *size, ridge) for name, size in decided.items()}
+        return {
+            name: _choice(known[name], menu.method(name, family), size, ridge)
+            for name, (family, size) in decided.items()
+        }
 
     judge, again = Judge(distance, score, higher), None if in_turn is None else _of_menus(in_turn, choices)
 
@@ -225,11 +228,22 @@ def _of_menus(build: BuildInTurn, choices: Callable[[Menu, Sizes], dict[str, Lay
     return lambda menu, decided: build(choices(menu, decided))
 
 
-def _choice(layer: Layer, solved: SolvedLayer, family: Family, size: int, ridge: Ridge | float) -> LayerChoice:
+def _choice(layer: Layer, method: Method, size: int, ridge: Ridge | float) -> LayerChoice:
     """Return how a layer of a plan is compressed in turn."""
-    method = solved.method(family)
-    known = layer if method.weighted else None
-    return LayerChoice(method, size, ridge, restore_ridge=solved.restore_ridge, layer=known)
+    return LayerChoice(method, size, ridge, layer=layer if method.weighted else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """Solutions in memory."""
+
+    layers: Mapping[str, SolvedLayer]
+
+    def method(self, layer: str, family: Family) -> Method:
+        return self.layers[layer].method(family)
+
+    def at_size(self, layer: str, family: Family, size: int) -> Replacement:
+        return self.layers[layer].at_size(family, size, layer)
 
 
 def _menu(
@@ -241,7 +255,7 @@ def _menu(
     words: str = "",
 ) -> Menu:
     solved = {name: _solved(layer, methods, structure, ridge) for name, layer in layers.items()}
-    return Menu.of(solved, structure, multiple_of, words)
+    return Menu.of(_Solved(solved), solved, structure, multiple_of, words)
 
 
 def _solved(layer: Layer, methods: Sequence[Method], structure: Structure | None, ridge: Ridge | float) -> SolvedLayer:

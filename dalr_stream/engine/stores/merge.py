@@ -165,7 +165,7 @@ def _plan(stores: Sequence[ActivationStore], into: Path, domain: str | None, wit
     weights = {layer_of_stream(name): root for root, manifest in reversed(known) for name in manifest.network.layers}
     for store in stores:
         for name, layer in store.manifest.network.layers.items():
-            load_layer_weights(store.root, layer_of_stream(name), layer.weight_digest)
+            load_layer_weights(store.root, layer_of_stream(name), layer)
     kept = {} if before is None else before.domains
     return _Plan(before, Manifest(network, dict(sorted({**kept, **domains}.items()))), shards, weights)
 

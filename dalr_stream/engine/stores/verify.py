@@ -270,11 +270,10 @@ def _same_provenance(other: Path, provenance: Mapping[str, Any]) -> bool:
 
 def _weights_of_another(root: Path, layer: str, manifest: Manifest) -> Iterator[str]:
     """Yield what is wrong where the weights under a layer's name are not those that the manifest names."""
-    digests = {
-        record.weight_digest for stream, record in manifest.network.layers.items() if layer_of_stream(stream) == layer
-    }
+    records = (record for stream, record in manifest.network.layers.items() if layer_of_stream(stream) == layer)
+    by_digests = {(record.weight_digest, record.bias_digest): record for record in records}
     try:
-        for digest in sorted(digests):
-            load_layer_weights(root, layer, digest)
+        for record in by_digests.values():
+            load_layer_weights(root, layer, record)
     except StoreDamagedError as error:
         yield str(error)

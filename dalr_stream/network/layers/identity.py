@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.storage.contents import NO_BIAS
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -135,6 +136,12 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def bias_digest(layer: nn.Module) -> str:
+    """Return the digest of a layer's bias, or what says that it has none."""
+    bias: Any = layer.bias
+    return NO_BIAS if bias is None else tensor_digest(bias)
 
 
 def digest_of_member(value: Any) -> str:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
-from dalr_stream.network.capture.batches import call, few_samples, inputs_copied, samples_in
+from dalr_stream.network.capture.batches import call, few_samples, inputs_copied, inputs_of, samples_in, tensors_in
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.measure.distance import Comparison, Distance, total
+from dalr_stream.network.measure.memory import memory_of
 from dalr_stream.numerics.options import parse_choice
 
 KEPT_BYTES = 256 * 2**20
@@ -101,6 +102,22 @@ class OutputDistance:
 
     def _outputs(self, model: nn.Module, batch: Any) -> list[torch.Tensor]:
         return self._comparison.tensors(call(model, inputs_copied(batch)), batch, "compress")
+
+
+def measuring_bytes(model: nn.Module, batches: Iterable[Any], samples: int, kept_bytes: int = KEPT_BYTES) -> int:
+    """Return what measuring other networks holds: the first samples, what the network gives for them, a pass.
+
+    Cost: a forward pass of the first batch.
+    """
+    first = next(_first(batches, samples), None)
+    count = 0 if first is None else samples_in(first)
+    if not count:
+        return 0
+    given: list[torch.Tensor] = []
+    passed = memory_of(model, first, lambda: given.extend(tensors_in(call(model, inputs_copied(first)))))
+    outputs, batch = (sum(tensor.nbytes for tensor in tensors) for tensors in (given, tensors_in(inputs_of(first))))
+    times = max(1.0, samples / count)
+    return int(times * batch) + min(kept_bytes, int(times * outputs)) + passed.peak_bytes
 
 
 def _first(batches: Iterable[Any], samples: int) -> Iterator[Any]:

@@ -9,11 +9,10 @@ a selection that missed a reader would be wrong in silence.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
 import torch_pruning as tp
 from torch import nn
 
@@ -21,22 +20,12 @@ from dalr_stream.errors import LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture.batches import few_samples, refusals_explained
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.identity import require_numbers
-from dalr_stream.network.layers.kinds import (
-    CONVOLUTIONS,
-    carries_channels,
-    channels_given,
-    channels_read,
-    matrix_of,
-)
-from dalr_stream.network.layers.obstacles import require_replaceable
-from dalr_stream.network.layers.spec import layer_of
-from dalr_stream.network.structure.coupled import Coupled, NotFollowedError, coupled_with
-from dalr_stream.network.structure.idle import count_calls, idle_readers
+from dalr_stream.network.structure.group import Group, OrderError
+from dalr_stream.network.structure.idle import count_calls
 from dalr_stream.network.structure.places import spans_seen
 from dalr_stream.network.structure.proof import quiet, require_proof
 from dalr_stream.network.structure.tracing import dependencies_of
-from dalr_stream.numerics.rows.streams import Side, stream_name
-from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, ChannelSpan
+from dalr_stream.numerics.statistics.channels import ChannelGroup
 
 EXAMPLES = 2
 """Samples of the example that are used."""
@@ -100,7 +89,7 @@ class Structure:
         """
         if name not in self.known:
             try:
-                group = self._proved(_Group(self, name))
+                group = self._found(name)
                 self.known.update(dict.fromkeys(group.producers, group))
             except UnsupportedLayerError as error:
                 self.known[name] = error
@@ -114,7 +103,23 @@ class Structure:
             raise group_or_error
         return group_or_error
 
-    def _proved(self, found: _Group) -> ChannelGroup:
+    def refuse(self, name: str, error: UnsupportedLayerError) -> None:
+        """Have no group of layer `name`, nor of those that are tied to it, from now on: they cannot be pruned."""
+        self.known.update(dict.fromkeys(self.group_of(name).producers, error))
+
+    def _found(self, name: str) -> ChannelGroup:
+        """Return the group as the graph has it; where it has channels in no order, as they are seen to be read."""
+        try:
+            return self._proved(Group(self, name).followed())
+        except OrderError as error:
+            try:
+                group = Group(self, name).seen()
+                require_proof(self.model, name, group, self.example)
+            except UnsupportedLayerError as seen:
+                raise UnsupportedLayerError(str(error if isinstance(seen, OrderError) else seen)) from None
+            return group
+
+    def _proved(self, found: Group) -> ChannelGroup:
         """Return a group with its proof, where need be with its channels where they are seen to lie.
 
         Operations may lay them out otherwise than the graph knows. Raises UnsupportedLayerError where neither holds.
@@ -138,134 +143,3 @@ class Structure:
             return (name,)
         spans = (*group.carriers, *(reader.span for reader in group.readers))
         return *group.producers, *(span.layer for span in spans)
-
-
-class _Group:
-    """One group as Torch-Pruning sees it, put into our terms; raises UnsupportedLayerError where it is none."""
-
-    def __init__(self, structure: Structure, name: str) -> None:
-        self._structure = structure
-        self.name = name
-        self._names: dict[Any, str] = {module: name for name, module in structure.model.named_modules()}
-        self._names |= {parameter: name for name, parameter in structure.model.named_parameters()}
-        self.producers: set[str] = set()
-        self._carriers: set[str] = set()
-        self.spans: dict[str, ChannelSpan] = {}
-        """Where carriers and readers hold the channels, as the graph has it; the first features where it has it not."""
-        self._irregular = ""
-        """One of those where it has it not."""
-        self.channels = self._collect()
-
-    def _collect(self) -> int:
-        """Sort the members in, and return the number of channels."""
-        root, graph = layer_of(self._structure.model, self.name), self._structure.dependencies
-        if graph is None:
-            self._refuse(self._structure.untraceable)
-        channels = int(matrix_of(root).shape[0])
-        if isinstance(root, CONVOLUTIONS) and root.groups != 1:
-            self._refuse(f"it is a {type(root).__name__} of {root.groups} groups")
-        if root not in graph.module2node:
-            self._refuse("it is called 0 times, or nothing comes of what it gives")
-        try:
-            members = coupled_with(graph, root, channels)
-        except NotFollowedError as error:
-            self._refuse(str(error))
-        for one in members:
-            self._sort_in(one, channels)
-        if not self.spans.keys() - self._carriers:
-            self._refuse(
-                "no layer reads them, as far as operations can be followed: they are the network's own output, or "
-                "nothing comes of them"
-            )
-        self._require_no_idle_reader({channels, *(channels * span.block for span in self.spans.values())})
-        for member in self.producers | self.spans.keys():
-            self._require_sound(member)
-        for member in self.producers | (self.spans.keys() - self._carriers):
-            layer_of(self._structure.model, member)  # of a kind that can be narrowed
-        return channels
-
-    def resolved(self, spans: Mapping[str, ChannelSpan]) -> ChannelGroup:
-        """Return the group where carriers and readers hold its channels at `spans`."""
-        if spans is self.spans and self._irregular:
-            self._refuse_order(self._irregular)
-        order = {name: number for number, name in enumerate(self._names.values())}
-        here = sorted(spans.values(), key=lambda span: order[span.layer])
-        return ChannelGroup(
-            self.channels,
-            tuple(sorted(self.producers, key=order.__getitem__)),
-            tuple(span for span in here if span.layer in self._carriers),
-            tuple(self._reader(span) for span in here if span.layer not in self._carriers),
-        )
-
-    def _sort_in(self, item: Coupled, channels: int) -> None:
-        """Tell what one member of the group does with the channels."""
-        module = item.module
-        name = self._names.get(module, "")
-        if type(module).__module__.startswith("torch_pruning"):  # an operation: the proof says whether it is harmless
-            if type(module).__name__ == "_OutputOp":
-                self._refuse("the network's own output reads them")
-        elif isinstance(module, nn.Parameter):
-            self._refuse(f"the parameter '{name}' is added to them, or multiplies them")
-        elif carries_channels(module):
-            self._carriers.add(name)
-            self.spans[name] = self._span(name, item, channels) or self._first_features(name)
-        elif channels_given(module) is None:
-            self._refuse(f"'{name}' ({type(module).__name__}) reads them")
-        elif item.gives:
-            if isinstance(module, CONVOLUTIONS) and module.groups != 1:
-                self._refuse(f"'{name}', which is tied to it, is a {type(module).__name__} of {module.groups} groups")
-            span = self._span(name, item, channels) or self._refuse_order(name)
-            self._require_whole(span, module, channels)
-            self.producers.add(name)
-        else:
-            self.spans[name] = self._span(name, item, channels) or self._first_features(name)
-
-    def _span(self, name: str, item: Coupled, channels: int) -> ChannelSpan | None:
-        """Return where the channels lie in a module; None where that is in no regular order."""
-        features, owners = item.places
-        width = (channels_given(item.module) if item.gives else None) or channels_read(item.module)
-        regular = features.max() < width and np.array_equal(owners, np.arange(channels).repeat(len(owners) // channels))
-        return ChannelSpan.at(name, features.reshape(channels, -1)) if regular else None
-
-    def _first_features(self, name: str) -> ChannelSpan:
-        self._irregular = self._irregular or name
-        return ChannelSpan(name)
-
-    def _reader(self, span: ChannelSpan) -> ChannelReader:
-        name, module = span.layer, layer_of(self._structure.model, span.layer)
-        if isinstance(module, CONVOLUTIONS) and module.groups != 1:
-            self._refuse(f"'{name}', which reads them, is a {type(module).__name__} of {module.groups} groups")
-        width, each = channels_read(module), span.block * span.repeats
-        place = span.stride if span.repeats > 1 else width
-        if span.start % span.block or place % span.block or place * span.repeats != width or span.start >= place:
-            self._refuse(
-                f"'{name}' reads blocks of {span.block} from feature {span.start} of {width} on: not in whole channels"
-            )
-        whole = each == 1 and not isinstance(module, CONVOLUTIONS)
-        stream = stream_name(name, Side.INPUTS if whole else Side.CHANNELS)
-        return ChannelReader(span, stream, span.start // span.block, matrix_of(module).numel() // width * each)
-
-    def _require_no_idle_reader(self, widths: Container[int]) -> None:
-        """Raise where a layer as wide as the channels runs in training, or on other inputs, and not on the example."""
-        structure = self._structure
-        for name, when in idle_readers(structure.model, structure.example, structure.calls, widths):
-            self._refuse(
-                f"'{name}', which {when}, is as wide and may read them: take it out of the network before, as by "
-                "setting it to None"
-            )
-
-    def _require_whole(self, span: ChannelSpan, module: nn.Module, channels: int) -> None:
-        if span != ChannelSpan(span.layer) or channels_given(module) != channels:
-            self._refuse(f"'{span.layer}', which is tied to it, gives other channels beside them")
-
-    def _require_sound(self, name: str) -> None:
-        """Raise where a member of the group cannot be replaced by a narrower one."""
-        if not self._structure.calls.get(name, 0):
-            self._refuse(f"'{name}' is not called")
-        require_replaceable(self._structure.model, [name])
-
-    def _refuse_order(self, name: str) -> NoReturn:
-        self._refuse(f"'{name}' holds them in another order, or not all of them: they are split or shuffled before")
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise UnsupportedLayerError(f"layer '{self.name}': its channels cannot be pruned: {reason}")

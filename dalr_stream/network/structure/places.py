@@ -19,7 +19,7 @@ from torch import nn
 
 from dalr_stream.network.capture.batches import call, first_argument
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.layers.kinds import CONVOLUTIONS, channels_read
+from dalr_stream.network.layers.kinds import CONVOLUTIONS, carries_channels, channels_given, channels_read
 from dalr_stream.network.structure.proof import channels_last, disturbing_hook, quiet, same
 from dalr_stream.numerics.statistics.channels import ChannelSpan
 from dalr_stream.numerics.types import Indices
@@ -59,6 +59,47 @@ def spans_seen(
             return None
         spans[name] = span
     return spans
+
+
+def members_seen(model: nn.Module, producer: str, example: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return which modules carry what `producer` gives, and which layers read it: what they get changes with it.
+
+    Layers get what they would have got, so that nothing behind them changes. Cost: two forward passes of `example`.
+    """
+    known = {name: module for name, module in model.named_modules() if name != producer and _is_member(module)}
+    clean = _reads(model, (), known, torch.zeros(0), example)
+    seen: dict[str, bool] = {}
+
+    def reading(name: str) -> Any:
+        expected = iter(clean.get(name, ()))
+
+        def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+            got, before = channels_last(module, first_argument(arguments, keywords)), next(expected, None)
+            if before is None or (got.shape == before.shape and bool(same(got, before).all())):
+                return None
+            seen[name] = carries_channels(module)
+            if seen[name]:
+                return None
+            own = before.movedim(-1, 1) if isinstance(module, CONVOLUTIONS) else before
+            return ((own, *arguments[1:]), keywords) if arguments else ((), {**keywords, next(iter(keywords)): own})
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.enter_context(quiet(model))
+        for name, module in known.items():
+            stack.callback(module.register_forward_pre_hook(reading(name), with_kwargs=True).remove)
+        giver = model.get_submodule(producer)
+        every = torch.ones(channels_given(giver) or 0, dtype=torch.bool)
+        stack.callback(giver.register_forward_hook(disturbing_hook(every, 0)).remove)
+        with without_gradients():
+            call(model, example)
+    carriers, readers = (tuple(name for name, carries in seen.items() if carries is kind) for kind in (True, False))
+    return carriers, readers
+
+
+def _is_member(module: nn.Module) -> bool:
+    return channels_given(module) is not None or carries_channels(module)
 
 
 def _span(name: str, features: Indices, owners: Indices, channels: int) -> ChannelSpan | None:

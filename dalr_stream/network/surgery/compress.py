@@ -8,6 +8,7 @@ Sequential that has the settings of the layer it replaced), so it traces, export
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dalr_stream.network.layers.kinds import channels_read, matrix_of
 from dalr_stream.network.layers.obstacles import require_finite_weights, require_range, require_replaceable
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import EXAMPLES, Structure
+from dalr_stream.network.surgery.copies import require_no_copy_used
 from dalr_stream.network.surgery.copying import copied
 from dalr_stream.network.surgery.equivalence import require_as_before
 from dalr_stream.network.surgery.holders import (
@@ -127,11 +129,15 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
     require_released(small, gone)
     require_released(small, originals)  # by a function of the copy that was closed over the original
     require_held_once(model, originals)
+    prove = None
     if selections:
-        keeper.require_as_before(replacements)
+        prove = partial(keeper.require_as_before, tuple(replacements))
     elif example is not None:
         batch = example.example if isinstance(example, Structure) else few_samples(example, EXAMPLES)
-        require_as_before(model, small, map(module_name, replacements), {}, batch)
+        prove = partial(require_as_before, model, small, tuple(map(module_name, replacements)), {}, batch)
+    if prove is not None:
+        prove()
+        require_no_copy_used(small, originals, prove)
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
     if steps:

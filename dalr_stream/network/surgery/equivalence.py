@@ -47,7 +47,8 @@ def require_as_before(
         raise
     except Exception as error:  # noqa: BLE001  # the original ran: whatever it is comes of the surgery
         check.refuse(
-            f"the network fails without them ({type(error).__name__}: {error})",
+            f"the network fails without them ({type(error).__name__}: {error}): where it has their number written into "
+            "it, as view(-1, 256) has, let it take that from the tensor",
             f"the network fails with its replacement ({type(error).__name__}: {error})",
         )
     check.require_all_called()

@@ -82,6 +82,11 @@ def locks_in(network: nn.Module) -> list[Any]:
     return [member for held in _reachable(network) for _, member in _members(held.thing) if isinstance(member, _LOCKS)]
 
 
+def held_tensors(network: nn.Module) -> Iterator[tuple[torch.Tensor, str]]:
+    """Yield every tensor that a network holds, directly or not, and the attribute through which."""
+    return ((held.thing, held.place) for held in _reachable(network) if isinstance(held.thing, torch.Tensor))
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     """Something that can be reached, and the attribute of a module through which."""

@@ -11,6 +11,7 @@ trainers call for their checkpoints. Other libraries have no such place: there `
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,26 @@ _SAVE = "save_pretrained"
 
 
 class _SavePretrained:
-    """In the place of a compressed network's `save_pretrained`: the same, with the sentence in the configuration."""
+    """In the place of a compressed network's `save_pretrained`: the same, with the sentence in the configuration.
+
+    The network holds it, so it must not hold the network: a circle keeps every network that was only tried in memory.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model = weakref.ref(model)
+
+    def __getstate__(self) -> nn.Module | None:
+        """Return the network: copied and pickled with it, as a weak reference cannot be."""
+        return self._model()
+
+    def __setstate__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
 
     def __call__(self, save_directory: str | Path, *arguments: Any, **options: Any) -> Any:
-        if not is_pretrained(self._model):
+        model: Any = self._model()
+        if model is None or not is_pretrained(model):
             raise InvalidInputError(f"{_SAVE}: {REFUSAL}")
-        kind: Any = type(self._model)
-        saved = kind.save_pretrained(self._model, save_directory, *arguments, **options)
+        saved = type(model).save_pretrained(model, save_directory, *arguments, **options)
         config = Path(save_directory) / CONFIG
         if config.is_file():  # a process that is not the main one writes none
             refuse_from_pretrained(config)

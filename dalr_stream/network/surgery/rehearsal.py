@@ -1,11 +1,13 @@
-"""Whether layers can be replaced, tried before anything is measured: with pairs of rank 1, on a batch.
+"""Whether layers can be replaced, tried before anything is measured: with pairs of rank 1, or some nodes, on a batch.
 
-What stands in the way of surgery, a layer held elsewhere or a parent that wants the old one's class, does not depend on
-the numbers. So all layers are replaced at once by the smallest pairs there are, and the result is proved as any other.
+What stands in the way of surgery does not depend on the numbers: a layer held elsewhere, a parent that wants the old
+one's class, a network that has the number of channels written into it. So all layers are replaced at once by stand-ins,
+and the result is proved as any other.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,9 +18,11 @@ from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import layer_of
+from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import compress
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 
 
 def require_replaceable_by_pairs(model: nn.Module, layers: Iterable[str], example: Any) -> None:
@@ -34,6 +38,53 @@ def require_replaceable_by_pairs(model: nn.Module, layers: Iterable[str], exampl
         for name in names:
             _replace(model, [name], example)
         raise
+
+
+def try_selections(structure: Structure, layers: Iterable[str]) -> None:
+    """Let `structure` refuse the groups of `layers` without some of whose channels the network would not be as before.
+
+    Cost: a copy of the network and two forward passes of two samples; of each group by itself where all of them
+    together fail.
+    """
+    names = _of_groups(structure, layers)
+    try:
+        _narrow(structure, names)
+    except UnsupportedLayerError:
+        for name in names:
+            try:
+                _narrow(structure, [name])
+            except UnsupportedLayerError as error:
+                structure.refuse(name, error)
+
+
+def _of_groups(structure: Structure, layers: Iterable[str]) -> list[str]:
+    """Return one layer of each group of more than one channel."""
+    groups: dict[tuple[str, ...], str] = {}
+    for name in map(module_name, layers):
+        try:
+            group = structure.group_of(name)
+        except UnsupportedLayerError:
+            continue
+        if group.channels > 1:
+            groups.setdefault(group.producers, name)
+    return list(groups.values())
+
+
+def _narrow(structure: Structure, names: Iterable[str]) -> None:
+    selections = {name: _some_nodes(structure.group_of(name).channels) for name in names}
+    compress(structure.model, selections, example=structure)
+
+
+def _some_nodes(channels: int) -> SelectedNodes:
+    """Leave out channels from the first to the last, so that what numbers them shows.
+
+    What splits them into equal parts, or has their number as a factor, shows where the number that stay has no factor
+    in common with it; and more than one stay where there are, as a single one fits any width.
+    """
+    stay = next((k for k in range(channels // 2 + 1, channels) if math.gcd(k, channels) == 1), 1)
+    gone = np.linspace(0, channels - 1, channels - stay).round().astype(np.int64)
+    kept = np.delete(np.arange(channels), gone)
+    return SelectedNodes(kept, np.eye(channels)[:, kept], np.zeros(channels), 1.0)
 
 
 def _replace(model: nn.Module, names: Iterable[str], example: Any) -> None:

@@ -190,7 +190,8 @@ class LowRankFactors:
             )
             warnings.warn(message, ParameterIncreaseWarning, stacklevel=2)
         up, down = self.basis[:, :k], self.down[:k]
-        pair = LowRankLayer(down, up, self.offset - up @ (down @ self.center))
+        bias = self.offset - up @ (down @ self.center)
+        pair = LowRankLayer(down.copy(), up.copy(), bias)  # copies: a pair must not hold every rank in memory
         return pair.balanced() if balanced else pair
 
     def errors(self, moments: Moments | CrossMoments, *, side: Side | str = Side.INPUTS) -> Vector:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError
 from dalr_stream.storage import schema
+from dalr_stream.storage.contents import NO_BIAS, LayerRecord
 from dalr_stream.storage.records.record import (
     REMEDY,
     Provenance,
@@ -33,19 +34,24 @@ def weights_path(root: Path, layer: str) -> Path:
     return root / "weights" / layer
 
 
-def load_layer_weights(root: Path, layer: str, digest: str | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Read what `save_layer_weights` wrote; `digest` is the manifest's, compared where it is given."""
+def load_layer_weights(root: Path, layer: str, known: LayerRecord | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read what `save_layer_weights` wrote; compared with what the manifest knows of the layer, where that is given."""
     path = weights_path(root, layer)
     arrays, _ = load_record(path, schema.WEIGHTS)
     if not {"weight", "bias"} <= arrays.keys():
         raise StoreDamagedError(f"'{path}' holds no weight and bias; {REMEDY}")
-    weight = arrays["weight"]
-    if digest is not None and not is_weight_of(weight, digest):
-        raise StoreDamagedError(
-            f"'{path}': weight {weight.shape} is not the one of layer '{layer}' that the store was made from: delete "
-            "the folder and capture again, which writes it again"
-        )
-    return weight, arrays["bias"]
+    weight, bias = arrays["weight"], arrays["bias"]
+    if known is not None:
+        for name, array, same in (
+            ("weight", weight, is_weight_of(weight, known.weight_digest)),
+            ("bias", bias, _is_bias_of(bias, known.bias_digest)),
+        ):
+            if not same:
+                raise StoreDamagedError(
+                    f"'{path}': {name} {array.shape} is not the one of layer '{layer}' that the store was made from: "
+                    "delete the folder and capture again, which writes it again"
+                )
+    return weight, bias
 
 
 def is_weight_of(weight: NDArray[Any], digest: str) -> bool:
@@ -54,6 +60,13 @@ def is_weight_of(weight: NDArray[Any], digest: str) -> bool:
     Half precision is stored as float32, and its digest is that of the narrow numbers.
     """
     return any(_weight_digest(dtype, array) == digest for dtype, array in _as_in_the_network(weight))
+
+
+def _is_bias_of(bias: NDArray[Any], digest: str) -> bool:
+    """Tell the same of a bias; where there is none, zeros are stored, and an older manifest knows nothing of it."""
+    if digest in ("", NO_BIAS):
+        return not (digest and bias.any())
+    return is_weight_of(bias, digest)
 
 
 def _as_in_the_network(weight: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:

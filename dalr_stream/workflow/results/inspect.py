@@ -89,14 +89,13 @@ def layer_costs(project: Project, method: Method | str | None = None) -> list[La
     """
     store = StoreView.open(project.store)
     named = parse_choice(Method, method or project.config.compress_method, "method")
-    solutions = {layer: solution_of(project, store, layer, named) for layer in project.layers}
-    costs = [
-        _layer_cost(
-            project, store, sized_layer(project, store, layer, solution), solution, rows_a_sample(project, store, layer)
-        )
-        for layer, solution in solutions.items()
-    ]
-    return sorted(costs, key=lambda cost: -cost.enough.saved)
+
+    def cost(layer: str) -> LayerCost:
+        solution = solution_of(project, store, layer, named)
+        sized, rows = sized_layer(project, store, layer, solution), rows_a_sample(project, store, layer)
+        return _layer_cost(project, store, sized, solution, rows)
+
+    return sorted(map(cost, project.layers), key=lambda cost: -cost.enough.saved)
 
 
 def _facts(project: Project, store: StoreView, layer: str, solution: Solution) -> list[dict[str, Any]]:

@@ -92,19 +92,20 @@ def results(project: Project) -> Results:
     if project.config.finetune is not None:
         tuned = (str(FineTuned.read(project.finetuning, finetune.made_from(project))),)
     untimed = (NO_PROFILE,) if profile_problem(project) else ()
-    layers = [
-        dataclasses.replace(_findings(project, store, layer, evaluation), stability=stability[layer])
-        for layer in project.layers
-    ]
+    layers, decided = list[LayerResults](), list[str]()
+    for layer in project.layers:  # one at a time: what was found of a layer holds its moments
+        findings = dataclasses.replace(_findings(project, store, layer, evaluation), stability=stability[layer])
+        layers.append(layer_results(findings, evaluation.baseline, section.drop, section.scale))
+        decided += decisions([findings])
     whole = Results(
         name=project.config.run.name,
         provenance=provenance(project.config, store),
         metric=section.metric_words,
         scale=section.scale,
         baseline_score=evaluation.baseline,
-        layers=tuple(layer_results(layer, evaluation.baseline, section.drop, section.scale) for layer in layers),
+        layers=tuple(layers),
         sizes=evaluation.sizes,
-        decisions=(*evaluation.left_out, *decisions(layers), *saved, *tuned, *untimed),
+        decisions=(*evaluation.left_out, *decided, *saved, *tuned, *untimed),
         caveats=project.config.run.caveats,
         profile=read_profile(project),
     )
@@ -118,13 +119,18 @@ def layer_results(findings: LayerFindings, baseline: float, drop: float, scale: 
     """Return the layer's part of the report; `baseline` is the uncompressed score, `drop` the loss allowed."""
     curves: list[ErrorCurve] = []
     retention: list[RetentionCurve] = []
-    spectra = Spectra((), ())
-    for solution in findings.solutions.values():
+    spectra: list[Spectra] = []
+
+    def read(solution: Solution) -> None:
         if isinstance(solution, ChannelSelection):
             retention.append(RetentionCurve(solution.method.value, _plain(solution.retention)))
-            continue
-        spectra = spectra if curves else _spectra(solution, findings.training)
+            return
+        if not spectra:
+            spectra.append(_spectra(solution, findings.training))
         curves.append(error_curve(solution, findings.training, findings.heldout))
+
+    for method in findings.solutions:
+        read(findings.solutions[method])  # let go of before the next one is read
     return LayerResults(
         name=findings.name,
         outputs=findings.shape.outputs,
@@ -137,7 +143,7 @@ def layer_results(findings: LayerFindings, baseline: float, drop: float, scale: 
         error_curves=tuple(curves),
         score_curves=findings.curves,
         retention_curves=tuple(retention),
-        spectra=spectra,
+        spectra=spectra[0] if spectra else Spectra((), ()),
         headline=headline(findings.curves, scale.worst(baseline, drop), scale),
         stability=findings.stability,
         finetuned_curves=findings.finetuned,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -27,7 +28,7 @@ from dalr_stream.network.layers.spec import LayerSpec, select_layers, unsupporte
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
-from dalr_stream.network.structure.readers import with_readers
+from dalr_stream.network.watch import with_selections
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.rows.streams import Side
@@ -43,7 +44,9 @@ from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, Labe
 from dalr_stream.workflow.runfile.user_code import UserCode
 
 CACHE_SHARE = 4
-"""Of a memory limit, a fourth is the most that scoring keeps of what comes before a layer."""
+"""Of a memory limit, a fourth is the most that scoring keeps of what comes before a layer; likewise of solutions."""
+SOLUTIONS_BYTES = 256 * 2**20
+"""Kept of solutions that are cut to many sizes: reading one of 10 MiB again takes some 20 ms."""
 
 
 class Project:
@@ -72,6 +75,7 @@ class Project:
         self.report_folder = self.output / "report"
         self.report_record = self.output / "report.json"
         self.code = UserCode(config, folder)
+        self._watched_in: WeakKeyDictionary[nn.Module, tuple[LayerSpec, ...]] = WeakKeyDictionary()
 
     @property
     def stores(self) -> list[Path]:
@@ -111,7 +115,12 @@ class Project:
         return self.watched_in(self.network)
 
     def watched_in(self, network: nn.Module) -> tuple[LayerSpec, ...]:
-        """Return the same of a network of this structure, trained or not."""
+        """Return the same of a network of this structure, trained or not; found once of each."""
+        if network not in self._watched_in:
+            self._watched_in[network] = self._find_watched(network)
+        return self._watched_in[network]
+
+    def _find_watched(self, network: nn.Module) -> tuple[LayerSpec, ...]:
         section = self.config.network
         inputs = self._with_readers(network, select_layers(network, section.layers))
         outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
@@ -150,7 +159,8 @@ class Project:
         if not self.config.selects:
             reason = "solve.methods had no selection when this was captured"
             return tuple(dataclasses.replace(layer, unprunable=f"layer '{layer.name}': {reason}") for layer in layers)
-        return with_readers(layers, self._structure_of(network))
+        known = self.structure if network is self.__dict__.get("network") else None
+        return with_selections(layers, known or self._structure_of(network))
 
     @cached_property
     def structure(self) -> Structure | None:
@@ -232,6 +242,12 @@ class Project:
         """Return what scoring may keep of what comes before a layer: of a memory limit a fourth at most."""
         limit = self.config.accumulate.memory_limit_bytes
         return section.cache_bytes if limit is None else min(section.cache_bytes, limit // CACHE_SHARE)
+
+    @property
+    def room_for_solutions(self) -> int:
+        """What may be kept of solutions that are cut to one size after another: of a limit a fourth at most."""
+        limit = self.config.accumulate.memory_limit_bytes
+        return SOLUTIONS_BYTES if limit is None else min(SOLUTIONS_BYTES, limit // CACHE_SHARE)
 
     def folding(self, domain: str, workers: Workers | None = None) -> Folding:
         """Return how a domain's rows become moments; on this process's threads where no workers are named."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
+from dalr_stream.engine.layer_moments import OnDemand
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, LayerNotFoundError, ParameterIncreaseWarning
 from dalr_stream.network.layers.patterns import match_names
@@ -21,13 +22,16 @@ def choices(project: Project, store: StoreView) -> tuple[dict[str, Replacement],
 
     Raises ConfigError for a layer that was not compressed, or a method that was not solved for it.
     """
-    solutions: dict[str, Solution] = {}
+    named = named_layers(project, project.layers)
     sizes: dict[str, int | float] = {}
-    for layer, choice in named_layers(project, project.layers).items():
+    for layer, choice in named.items():
         require_solved(project, store, layer, choice.method)
-        solutions[layer] = store.solutions(layer, [choice.method])[choice.method]
         sizes[layer] = choice.size if choice.size is not None else float(choice.retention or 1.0)
-    return replacements(solutions, sizes, project.config.solve.restore_ridge)
+
+    def solution(layer: str) -> Solution:
+        return store.solutions(layer, [named[layer].method])[named[layer].method]
+
+    return replacements(OnDemand(tuple(named), solution), sizes, project.config.solve.restore_ridge)
 
 
 def require_choices(project: Project, store: StoreView) -> None:

@@ -1,8 +1,12 @@
 """The page beside a saved network, and transformers models that come back from their own configuration."""
 
+import copy
+import gc
 import json
+import pickle
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -119,6 +123,25 @@ def test_its_own_save_pretrained_keeps_the_factors(bert, tmp_path):
         assert torch.equal(file.get_tensor(f"{INNER}.0.weight"), bert.get_submodule(INNER)[0].weight)
         assert torch.equal(file.get_tensor(f"{INNER}.1.weight"), bert.get_submodule(INNER)[1].weight)
         assert f"{INNER}.weight" not in file.keys()  # noqa: SIM118  # it is no mapping
+
+
+def test_a_network_that_was_only_tried_is_gone_at_once_and_copies_save_themselves(bert, tmp_path):
+    """Sizes within a budget try some sixty networks: held by a circle, they waited in memory for the collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        small = compress(bert, {})
+        there = weakref.ref(small)
+        del small
+        assert there() is None
+    finally:
+        gc.enable()
+    for number, other in enumerate((copy.deepcopy(bert), pickle.loads(pickle.dumps(bert)))):  # noqa: S301  # our own
+        with torch.no_grad():
+            other.get_submodule(INNER)[0].weight.fill_(number)
+        other.save_pretrained(tmp_path / str(number))
+        with safe_open(tmp_path / str(number) / "model.safetensors", "pt") as file:
+            assert bool((file.get_tensor(f"{INNER}.0.weight") == number).all())
 
 
 def test_saving_another_network_imports_no_transformers(tmp_path):

@@ -15,6 +15,7 @@ from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.network.surgery.narrowing import map_inputs
 from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, ChannelSpan
 
 CHANNELS, HEIGHT, WIDTH = 5, 3, 4
@@ -208,9 +209,10 @@ def test_what_is_in_no_order_is_refused_by_name(layout, reason):
 )
 def test_what_counts_the_channels_is_found_when_they_are_narrowed(layout):
     net = Net(layout)
-    layers, selection = selected(net, inputs(net))
+    kept = SelectedNodes(np.arange(2), np.eye(CHANNELS)[:, :2], np.zeros(CHANNELS), 1.0)
     with pytest.raises(UnsupportedLayerError, match=r"layer 'first': its channels cannot be pruned: "):
-        ds.compress(net, {"first": selection.at_size(2)}, example=layers.structure)
+        ds.compress(net, {"first": kept}, example=inputs(net))
+    assert "its channels cannot be pruned: " in ds.watch(net, ["first"], example=inputs(net))[0].unprunable
 
 
 def test_a_reader_of_blocks_of_two_sizes_is_refused():

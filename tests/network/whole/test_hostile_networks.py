@@ -299,7 +299,7 @@ REFUSED = {
     "lazy": (changed(lazy), "'fc2.weight' has no shape before a batch went through: run the network once first"),
     "meta": (changed(on_meta), "'fc2.weight' is on the meta device"),
     "sparse": (changed(sparse), "example: the network refuses 30 x 6 float32: RuntimeError: .*sparse"),
-    "scripted": (lambda: torch.jit.script(Net()), "'fc1' \\(it is a RecursiveScriptModule\\)"),
+    "scripted": (lambda: torch.jit.script(Net()), "'fc1' \\(it is a scripted Linear"),
     "exported": (lambda: torch.export.export(Net(), (X,)).module(), "'fc1' \\(it is a Module\\)"),
 }
 

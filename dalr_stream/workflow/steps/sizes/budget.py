@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
+from dalr_stream.engine.layer_moments import OnDemand
 from dalr_stream.engine.sizes.choice import Judge, Sizes, networks_in_turn, networks_to_measure, require_affordable
 from dalr_stream.engine.sizes.forms import SolvedLayer
 from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
@@ -14,19 +17,24 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.surgery.compress import Replacement, compress
+from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.families import PLANS
 from dalr_stream.progress import Progress
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.named_sizes import named_layers
+from dalr_stream.workflow.steps.named_sizes import at_size, named_layers
 from dalr_stream.workflow.steps.scores.scoring import score_on
 from dalr_stream.workflow.steps.sizes.compression import Choice, LayerSize
-from dalr_stream.workflow.steps.sizes.whole_network import share_of_counted, with_neighbours
+from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
+from dalr_stream.workflow.steps.sizes.whole_network import neighbours, share_of_counted
 
 BuildInTurn = Callable[[Mapping[str, LayerSize]], nn.Module]
 """Gives the network with layers of these sizes, one compressed after the other."""
+Methods = Mapping[str, Sequence[Method]]
+"""By layer, at most one of each family."""
 
 
 def within_budget(
@@ -37,18 +45,51 @@ def within_budget(
     With `in_turn` the best candidates are built by it, and chosen among as they then are. Raises ConfigError where the
     smallest sizes cost more than the budget.
     """
-    section = project.config.compress
-    menus = []
+    section, kept = project.config.compress, KeptSolutions(store, project.room_for_solutions)
+    menus = list[Menu]()
     for words, methods in zip(("", f", {WEIGHTED_IN_WORDS}"), _menus(project, store, project.layers), strict=False):
-        solved = {layer: _solved(project, store, layer, named) for layer, named in methods.items()}
-        if section.rule == "network":
-            solved = with_neighbours(project, solved)
-        menus.append(Menu.of(solved, project.structure, section.multiple_of or 1, words))
+        solutions = _Stored(kept, methods, project.config.solve.restore_ridge)
+        menus.append(_menu(project, store, solutions, words))
     progress.note(f"compress: {section.in_words}: {networks_in_words(project, store)}")
     with project.code.importing():
         menu, sizes, choice = _choose(project, menus, in_turn, progress)
-    chosen = {name: menu.solved[name].method(family) for name, (family, _) in sizes.items()}
+    chosen = {name: menu.method(name, family) for name, (family, _) in sizes.items()}
     return menu.replacements(sizes), chosen, choice
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Solutions in a store."""
+
+    kept: KeptSolutions
+    methods: Methods
+    restore_ridge: float
+
+    def method(self, layer: str, family: Family) -> Method:
+        return next(method for method in self.methods[layer] if method.family is family)
+
+    def at_size(self, layer: str, family: Family, size: int) -> Replacement:
+        return at_size(self.kept(layer, self.method(layer, family)), size, layer, self.restore_ridge)
+
+    def families(self, layer: str) -> list[Family]:
+        return [method.family for method in self.methods[layer]]
+
+    def of(self, layer: str) -> dict[Family, Solution]:
+        return {method.family: self.kept(layer, method) for method in self.methods[layer]}
+
+
+def _menu(project: Project, store: StoreView, solutions: _Stored, words: str) -> Menu:
+    """Return what each layer loses at every size, and beside those to compress the ones that get narrower with them."""
+    section, others = project.config.compress, dict[str, SolvedLayer]()
+    if section.rule == "network":
+        selected = [layer for layer in project.layers if Family.SELECTION in solutions.families(layer)]
+        others = neighbours(project, project.layers, selected)
+
+    def solved(layer: str) -> SolvedLayer:
+        return others[layer] if layer in others else _solved(project, store, solutions, layer)
+
+    layers = OnDemand((*project.layers, *others), solved)
+    return Menu.of(solutions, layers, project.structure, section.multiple_of or 1, words)
 
 
 def networks_in_words(project: Project, store: StoreView) -> str:
@@ -85,7 +126,7 @@ def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:
     return moments.count / moments.samples
 
 
-def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[dict[str, list[Method]]]:
+def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[Methods]:
     """Return the methods by which each layer may be compressed, one of a family at most; and the weighted ones."""
     config, named = project.config, named_layers(project, layers)
     plain: dict[str, list[Method]] = {}
@@ -99,19 +140,16 @@ def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[di
     return [plain] if weighted == plain else [plain, weighted]
 
 
-def _solved(project: Project, store: StoreView, layer: str, methods: Sequence[Method]) -> SolvedLayer:
-    factors = selection = None
-    known = store.layer(layer, project.config.solve.target, None)
-    for solution in store.solutions(layer, methods).values():
-        if isinstance(solution, ChannelSelection):
-            selection = solution
-        else:
-            factors = solution
+def _solved(project: Project, store: StoreView, solutions: _Stored, layer: str) -> SolvedLayer:
+    """Return what is known of one layer, for its losses: it is not held."""
+    by_family = solutions.of(layer)
+    factors, selection = by_family.get(Family.LOW_RANK), by_family.get(Family.SELECTION)
+    target, known = project.config.solve.target, store.layer(layer, project.config.solve.target, None)
     return SolvedLayer(
         store.shape(layer),
-        factors,
-        None if factors is None else store.inputs(project.config.solve.target, layer),
-        selection,
+        cast("Factors | None", factors),
+        None if factors is None else store.inputs(target, layer),
+        cast("ChannelSelection | None", selection),
         rows_a_sample(project, store, layer) if project.config.compress.rule == "macs" else 1.0,
         project.config.solve.restore_ridge,
         known.gradients,
@@ -149,6 +187,6 @@ def _of_menus(build: BuildInTurn) -> InTurn:
     """Let what builds a network from the size of each layer build those of menus."""
 
     def built(menu: Menu, sizes: Sizes) -> nn.Module:
-        return build({name: LayerSize(menu.solved[name].method(of), size) for name, (of, size) in sizes.items()})
+        return build({name: LayerSize(menu.method(name, of), size) for name, (of, size) in sizes.items()})
 
     return built

@@ -8,9 +8,11 @@ for the loss of score searches on validation (`search`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
+from dalr_stream.engine.layer_moments import OnDemand
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
@@ -27,6 +29,7 @@ from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replac
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
 from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, within_budget
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
+from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
 
 
@@ -51,14 +54,17 @@ def decide(
         notes = []
     else:
         rule, method = section.in_words, project.config.compress_method
-        solutions = {layer: solution_of(project, store, layer, method) for layer in project.layers}
+        for layer in project.layers:
+            require_solved(project, store, layer, method)
+        kept = KeptSolutions(store, project.room_for_solutions)
+        solutions = OnDemand(project.layers, partial(kept, method=method))
         if section.rule == "max_drop":
-            search = _search(project, store, solutions, progress)
+            search = _search(project, store, method, solutions, progress)
             sizes = search.sizes
         else:
             sizes = _by_rule(project, store, solutions)
-        small = {layer: solution for layer, solution in solutions.items() if layer in sizes}
-        replaced, notes = replacements(small, sizes, project.config.solve.restore_ridge)
+        smaller = OnDemand([layer for layer in project.layers if layer in sizes], solutions.fetch)
+        replaced, notes = replacements(smaller, sizes, project.config.solve.restore_ridge)
         methods = dict.fromkeys(replaced, method)
     layers = {
         layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
@@ -105,7 +111,9 @@ def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> 
     return int(layer.sizes[min(int(np.searchsorted(layer.sizes, wanted)), layer.sizes.size - 1)])
 
 
-def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution], progress: Progress) -> Search:
+def _search(
+    project: Project, store: StoreView, method: Method, solutions: Mapping[str, Solution], progress: Progress
+) -> Search:
     section = project.config.compress
     validation = project.config.validation
     if validation is None:
@@ -114,10 +122,10 @@ def _search(project: Project, store: StoreView, solutions: Mapping[str, Solution
     candidates = {
         layer: [
             size
-            for size in sizes_to_try(solution.method, store.shape(layer), validation.ranks)
+            for size in sizes_to_try(method, store.shape(layer), validation.ranks)
             if size % step == 0 and size < store.shape(layer).outputs
         ]
-        for layer, solution in solutions.items()
+        for layer in solutions
     }
     score = score_on(project, "validation", validation)
     evaluator = Evaluator.of(project, validation, score, progress)

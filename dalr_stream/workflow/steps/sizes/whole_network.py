@@ -8,7 +8,7 @@ may have a few parameters fewer than the budget allows, never more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable
 
 from dalr_stream.engine.sizes.forms import SolvedLayer
 from dalr_stream.engine.sizes.menus import Menu
@@ -20,19 +20,17 @@ from dalr_stream.numerics.sizes.sized_layer import as_they_are, cost
 from dalr_stream.workflow.runfile.project import Project
 
 
-def with_neighbours(project: Project, solved: Mapping[str, SolvedLayer]) -> dict[str, SolvedLayer]:
-    """Return the layers, and after them those that get narrower with their nodes."""
-    found = dict(solved)
-    for name, layer in solved.items():
-        if layer.selection is None or project.structure is None:
-            continue
+def neighbours(project: Project, layers: Collection[str], selected: Iterable[str]) -> dict[str, SolvedLayer]:
+    """Return what gets narrower with the nodes of the layers `selected`, and is none of `layers`."""
+    found, structure = dict[str, SolvedLayer](), project.structure
+    for name in selected:
+        assert structure is not None  # noqa: S101  # for the type checker: nodes were selected
         try:
-            group = project.structure.group_of(name)
+            group = structure.group_of(name)
         except UnsupportedLayerError:
             continue
-        for other in (*group.producers, *(reader.span.layer for reader in group.readers)):
-            if other not in found:
-                found[other] = SolvedLayer(_shape(project, other))
+        others = (*group.producers, *(reader.span.layer for reader in group.readers))
+        found |= {other: SolvedLayer(_shape(project, other)) for other in others if other not in layers}
     return found
 
 
