@@ -86,7 +86,7 @@ def _menu(project: Project, store: StoreView, solutions: _Stored, words: str) ->
         others = neighbours(project, project.layers, selected)
 
     def solved(layer: str) -> SolvedLayer:
-        return others[layer] if layer in others else _solved(project, store, solutions, layer)
+        return others[layer] if layer in others else solved_layer(project, store, layer, solutions.of(layer))
 
     layers = OnDemand((*project.layers, *others), solved)
     return Menu.of(solutions, layers, project.structure, section.multiple_of or 1, words)
@@ -140,9 +140,8 @@ def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[Me
     return [plain] if weighted == plain else [plain, weighted]
 
 
-def _solved(project: Project, store: StoreView, solutions: _Stored, layer: str) -> SolvedLayer:
-    """Return what is known of one layer, for its losses: it is not held."""
-    by_family = solutions.of(layer)
+def solved_layer(project: Project, store: StoreView, layer: str, by_family: Mapping[Family, Solution]) -> SolvedLayer:
+    """Return what is known of one layer, for its losses, from one solution of each family at most: it is not held."""
     factors, selection = by_family.get(Family.LOW_RANK), by_family.get(Family.SELECTION)
     target, known = project.config.solve.target, store.layer(layer, project.config.solve.target, None)
     return SolvedLayer(
