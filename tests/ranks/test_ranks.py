@@ -1,6 +1,11 @@
 """Several processes, one killed or not, leave what one process leaves, to the bit."""
 
+import os
+import subprocess
+import sys
+
 import pytest
+import rank_job
 from launching import assert_same_moments, launch, require_whole
 from rank_job import ROWS
 from soaking import in_soak
@@ -74,3 +79,18 @@ def test_without_segments_several_ranks_are_refused(tmp_path):
     ended = launch(tmp_path / "store", "accumulate", 2, SEGMENT="0")
     assert ended.codes == [1, 1]
     assert_matches("2 ranks fold segments of the batches, and segment_batches is 0", ended.errors[0])
+
+
+@pytest.mark.soak
+def test_torchrun_starts_the_ranks_again_and_they_resume(expected, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "1"]
+    done = subprocess.run(  # noqa: S603
+        [*command, "--nproc-per-node", "2", rank_job.__file__, str(tmp_path / "store")],
+        env={**os.environ, "DO": "accumulate", "DIE": "1:14"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exitcode: -9" in done.stderr
+    assert_same_moments(tmp_path / "store", expected / "accumulate")
