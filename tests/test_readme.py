@@ -3,6 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from dalr_stream import Method
+from dalr_stream.workflow.runfile.config import load_config
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -72,6 +75,17 @@ def test_the_session_of_the_page_about_trust_prints_what_the_page_says(capsys):
     assert [float(number) for number in said[:4]] == pytest.approx(
         errors, abs=0.01
     )  # BLAS and torch differ in last bits
+
+
+def test_the_run_file_of_the_readme_is_one(tmp_path):
+    """Nothing but keys that are there was tested once, and MoMaSP, a default, asked for a domain that it has not."""
+    (tmp_path / "run.toml").write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1])
+    methods = load_config(tmp_path / "run.toml").solve.methods
+    assert Method.DALR_ANCHORED_AFFINE in methods
+    assert not any(method.needs_source for method in methods)
+    assert any(
+        method.needs_source for method in load_config(tmp_path / "run.toml", ["solve.source=target"]).solve.methods
+    )
 
 
 def test_every_file_and_command_the_readme_names_exists():

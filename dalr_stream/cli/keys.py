@@ -22,7 +22,7 @@ WIDEST = 100
 
 def keys(
     section: Annotated[
-        str | None, typer.Argument(metavar="[SECTION]", help="One section, e.g. capture.", show_default=False)
+        str | None, typer.Argument(metavar="SECTION", help="One section, e.g. capture.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -56,7 +56,7 @@ Network = Annotated[
 SingularValues = Annotated[
     str | None, typer.Option(metavar=_SHARES, help="Fraction of the sum of each layer's singular values to keep.")
 ]
-Energy = Annotated[str | None, typer.Option(metavar=_SHARES, help="Fraction of each layer's output energy to keep.")]
+Energy = Annotated[str | None, typer.Option(metavar=_SHARES, help="Fraction of the layers' output energy to keep.")]
 Ratio = Annotated[
     str | None,
     typer.Option(metavar=_SHARES, help="Fraction of the full rank, or of the nodes, to keep in each layer."),

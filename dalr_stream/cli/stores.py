@@ -39,7 +39,7 @@ def verify(
 
 def merge(
     into: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="A new store, or a merged one.", show_default=False)],
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE.zarr...", help="Stores to add.", show_default=False)],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE.zarr", help="Stores to add.", show_default=False)],
     without: Annotated[list[str] | None, typer.Option(metavar="SHARD", help="Leave out a shard, by its name.")] = None,
     domain: Annotated[str | None, typer.Option(metavar="NAME", help="Merge this domain only.")] = None,
     as_json: AsJson = False,

@@ -20,6 +20,7 @@ from dalr_stream.numerics.sizes.allocation import common_share as common_share
 from dalr_stream.numerics.sizes.allocation import uniform as uniform
 from dalr_stream.numerics.sizes.allocation import within_budget as within_budget
 from dalr_stream.numerics.sizes.losses import relative_errors as relative_errors
+from dalr_stream.numerics.sizes.nats import by_nats as by_nats
 from dalr_stream.numerics.sizes.shape import LayerShape as LayerShape
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer as SizedLayer
 from dalr_stream.numerics.sizes.sized_layer import Source as Source

@@ -8,7 +8,7 @@ one dry run names every missing data set, not the first.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,13 +20,14 @@ from torch import nn
 
 from dalr_stream.engine.estimate import held_on_disk, require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError
-from dalr_stream.network.capture.batches import form_of, samples_in
+from dalr_stream.network.capture.batches import LABELS, form_of, samples_in
 from dalr_stream.network.layers.spec import unsupported_layers
 from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.results.tables import new_table
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.run_cost import RunCost, cost_of
+from dalr_stream.workflow.runfile.finetune_section import OUTPUTS, FinetuneSection
 from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
@@ -90,7 +91,7 @@ def dry_run(project: Project) -> DryRun:
     for key, section in {**sections, **labelled}.items():
         if section is not None:
             with outlook.collecting():
-                outlook.loaders.append(_first_batch(project, key, section, labels=key in labelled))
+                outlook.loaders.append(_first_batch(project, key, section))
     network = None
     with outlook.collecting():
         network = project.stand_in()
@@ -121,7 +122,15 @@ def dry_run(project: Project) -> DryRun:
     return outlook
 
 
-def _first_batch(project: Project, key: str, section: DataSection, *, labels: bool) -> LoaderFacts:
+def _needs_labels(section: DataSection) -> str:
+    """Return what would do without labels, of a section that needs them; nothing of others."""
+    if isinstance(section, FinetuneSection):
+        return "" if section.loss == OUTPUTS else f'set loss = "{OUTPUTS}", which needs none'
+    judged = isinstance(section, LabelledSection) and section.metric == "accuracy"
+    return "name a metric of your own" if judged else ""
+
+
+def _first_batch(project: Project, key: str, section: DataSection) -> LoaderFacts:
     loader = project.code.loader(key, section)
     if not isinstance(loader, Sized):
         raise ConfigError(f"{key}.batches: the loader of '{section.batches}' has no length: give it __len__")
@@ -129,11 +138,10 @@ def _first_batch(project: Project, key: str, section: DataSection, *, labels: bo
         batch = next(iter(loader), None)
     if batch is None:
         raise ConfigError(f"{key}.batches: '{section.batches}' gives no batch: check the data set and its split")
-    paired = isinstance(batch, tuple | list) and len(batch) == 2
-    metric = getattr(section, "metric", "")  # fine-tuning has none
-    if labels and not paired and metric in ("", "accuracy"):
-        remedy = ", or name a metric of your own" if metric else ""
-        raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs{remedy}")
+    remedy = _needs_labels(section)
+    with_labels = LABELS in batch if isinstance(batch, Mapping) else isinstance(batch, tuple | list) and len(batch) == 2
+    if remedy and not with_labels:
+        raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs, or {remedy}")
     known: int | None = getattr(loader, "samples", None)
     samples = samples_in(batch) * len(loader) if known is None else known
     return LoaderFacts(key, samples, known is not None, len(loader), _in_words(batch))

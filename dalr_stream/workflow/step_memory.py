@@ -8,14 +8,14 @@ less, before anything is recorded. Libraries belong to the process, the one that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 from torch import nn
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import MemoryLimitError
-from dalr_stream.network.capture.batches import few_samples, refusals_explained
+from dalr_stream.network.capture.batches import LABELS, few_samples, labelled, refusals_explained
 from dalr_stream.network.measure.memory import ForwardMemory, forward_memory, weights_bytes
 from dalr_stream.network.measure.output_distance import measuring_bytes
 from dalr_stream.network.structure.graph import EXAMPLES
@@ -201,5 +201,7 @@ def _scoring(project: Project, network: nn.Module, key: str, section: LabelledSe
 
 def _forward(project: Project, network: nn.Module, key: str, section: DataSection) -> ForwardMemory:
     batch = next(iter(project.code.loader(key, section)))
+    if isinstance(batch, Mapping) and LABELS in batch:
+        batch, _ = labelled(batch)
     with refusals_explained(batch, f"{key}, batch 0"):
         return forward_memory(network, batch)

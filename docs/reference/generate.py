@@ -106,7 +106,8 @@ def command_line() -> Iterator[str]:
         yield ""
         yield inspect.cleandoc(command.help or "")
         yield ""
-        yield f"    {command.get_usage(context).removeprefix('Usage: ').strip()}"
+        usage = command.get_usage(context).removeprefix("Usage: ").strip()
+        yield f"    {re.sub(r'[{](.+?)[}]', lambda named: named[1], usage)}"
         yield ""
         records = [_option(parameter, context) for parameter in command.get_params(context)]
         shown = [record for record in records if record is not None and record[0] != "--help"]
@@ -118,7 +119,10 @@ def command_line() -> Iterator[str]:
 
 def _option(parameter: Any, context: Any) -> tuple[str, str] | None:
     record: tuple[str, str] | None = parameter.get_help_record(context)
-    return None if record is None else (" ".join(record[0].split()), " ".join(record[1].split()))
+    if record is None:
+        return None
+    name = re.sub(r" <\w+>$", "", " ".join(record[0].split()))
+    return name, " ".join(record[1].split())
 
 
 def _cell(text: str) -> str:

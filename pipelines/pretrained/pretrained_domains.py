@@ -1,32 +1,33 @@
 """An ImageNet network on two target domains: every method at half and at 30 % of its weights, over five seeds.
 
-    python pipelines/pretrained/pretrained_domains.py [SEED ...]
+    python pipelines/pretrained/pretrained_domains.py [SEED ...] [--sizes]
 
-Prints the tables of docs/results/pretrained.md: means and standard errors over the seeds. A seed's results are kept in
-`runs/pretrained` and not measured again by the same settings and code; the picture is drawn there too.
+Prints the tables of docs/results/pretrained.md: means and standard errors over the seeds, five by default. Each row of
+a seed is kept in `runs/pretrained` and not measured again by the same settings and code, so an interrupted run goes on
+there; the picture is drawn there too. `--sizes` adds what `ds.sizes` finds: half a minute of one core more each.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "shared")]
 
 import pretrained_data  # noqa: E402
 from kept_results import digest_of, kept_figures  # noqa: E402
-from pretrained_measures import Scale, measure  # noqa: E402
+from pretrained_measures import PARTS, SIZES, UNCOMPRESSED, WAYS, Measured, Row, Scale  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "pretrained"
 SEEDS = (0, 1, 2, 3, 4)
-Seeds = Sequence[Mapping[str, Any]]
-"""What `measure` gives, of each seed of one domain."""
+Seeds = Sequence[Mapping[str, Row]]
+"""The rows of each seed of one domain."""
 
 
 def accuracies(by_domain: Mapping[str, Seeds], budgets: Sequence[float]) -> Iterator[str]:
@@ -47,8 +48,8 @@ def further(by_domain: Mapping[str, Seeds], budgets: Sequence[float]) -> Iterato
     """Yield what DALR loses of the features' variance, of each domain and of photographs."""
     yield "| DALR, its own statistics | " + " | ".join(f"{share:.0%}" for share in budgets) + " |"
     yield "|---|" + "---:|" * len(budgets)
-    rows = {domain: [one["lost"]["domain"]["lost"] for one in seeds] for domain, seeds in by_domain.items()}
-    rows["photographs"] = [one["lost"]["photographs"]["lost"] for one in next(iter(by_domain.values()))]
+    rows = {domain: [one["domain"]["lost"] for one in seeds] for domain, seeds in by_domain.items()}
+    rows["photographs"] = [one["photographs"]["lost"] for one in next(iter(by_domain.values()))]
     for words, seeds in rows.items():
         yield f"| {words} | " + " | ".join(spread(column) for column in zip(*seeds, strict=True)) + " |"
 
@@ -57,14 +58,18 @@ def _table(by_domain: Mapping[str, Seeds], columns: Sequence[tuple[str, int, str
     heads = [f"{domain}, {words}" for domain in by_domain for _, _, words in columns]
     yield f"| {corner} | " + " | ".join(heads) + " |"
     yield "|---|" + "---:|" * len(heads)
-    for words in next(iter(by_domain.values()))[0]["rows"]:
+    for words in _rows_in(by_domain):
         found = [
-            [one["rows"][words][quantity][at] for one in seeds if quantity in one["rows"][words]]
+            [one[words][quantity][at] for one in seeds if quantity in one[words]]
             for seeds in by_domain.values()
             for quantity, at, _ in columns
         ]
         if any(found):
             yield f"| {words} | " + " | ".join(map(spread, found)) + " |"
+
+
+def _rows_in(by_domain: Mapping[str, Seeds]) -> list[str]:
+    return [words for words in (UNCOMPRESSED, *WAYS, SIZES) if words in next(iter(by_domain.values()))[0]]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -84,12 +89,12 @@ def draw(by_domain: Mapping[str, Seeds], budgets: Sequence[float], file: Path) -
 
     figure, panels = plt.subplots(1, len(by_domain), figsize=(9, 3.6), sharey=True, squeeze=False)
     for panel, (domain, seeds) in zip(panels[0], by_domain.items(), strict=True):
-        rows = [words for words in seeds[0]["rows"] if words != "uncompressed"][::-1]
+        rows = _rows_in(by_domain)[:0:-1]
         for at, share in enumerate(budgets):
-            means = [100 * statistics.mean(one["rows"][words]["accuracy"][at] for one in seeds) for words in rows]
+            means = [100 * statistics.mean(one[words]["accuracy"][at] for one in seeds) for words in rows]
             places = [place + 0.38 * (0.5 - at) for place in range(len(rows))]
             panel.barh(places, means, height=0.36, label=f"{share:.0%} of the weights")
-        whole = 100 * statistics.mean(one["rows"]["uncompressed"]["accuracy"][0] for one in seeds)
+        whole = 100 * statistics.mean(one[UNCOMPRESSED]["accuracy"][0] for one in seeds)
         panel.axvline(whole, color="black", linewidth=1, linestyle="--", label="uncompressed")
         panel.set_yticks(range(len(rows)), [words.strip("`") for words in rows])
         panel.set_title(domain)
@@ -101,16 +106,32 @@ def draw(by_domain: Mapping[str, Seeds], budgets: Sequence[float], file: Path) -
     figure.savefig(file, dpi=120)
 
 
+def rows_of(domain: str, seed: int, scale: Scale, *, sizes: bool) -> dict[str, Row]:
+    """Measure what is not kept of one domain and seed, with the row of `ds.sizes` or without."""
+    found: dict[str, Row] = {}
+    prepared = cache(partial(Measured.of, domain, seed, scale))
+    for (words, quantity), part in PARTS.items():
+        if words == SIZES and not sizes:
+            continue
+        settings = {"domain": domain, "seed": seed, "row": words, "quantity": quantity, **asdict(scale)}
+        figures = kept_figures(
+            RUNS / domain / f"seed{seed}", digest_of(settings, Measured.of), lambda part=part: part(prepared())
+        )
+        print(f"{domain}, seed {seed}: {words}: {figures}", file=sys.stderr, flush=True)
+        found[words] = found.get(words, {}) | figures
+    return found
+
+
 def main() -> None:
     """Measure what is not kept, print the tables, draw the picture."""
-    seeds, scale = [int(seed) for seed in sys.argv[1:]] or SEEDS, Scale()
-    by_domain: dict[str, list[Any]] = {}
-    for seed in seeds:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seeds", metavar="SEED", type=int, nargs="*", help="five by default")
+    parser.add_argument("--sizes", action="store_true", help="add the networks that ds.sizes finds")
+    asked, scale = parser.parse_args(), Scale()
+    by_domain: dict[str, list[dict[str, Row]]] = {}
+    for seed in asked.seeds or SEEDS:
         for domain in pretrained_data.DOMAINS:
-            print(f"{domain}, seed {seed}", file=sys.stderr, flush=True)
-            digest = digest_of({"domain": domain, "seed": seed, **asdict(scale)}, measure)
-            found = kept_figures(RUNS / domain / f"seed{seed}", digest, partial(measure, domain, seed, scale))
-            by_domain.setdefault(domain, []).append(found)
+            by_domain.setdefault(domain, []).append(rows_of(domain, seed, scale, sizes=asked.sizes))
     for table in (accuracies, agreements, further):
         print("\n".join(table(by_domain, scale.budgets)) + "\n")
     draw(by_domain, scale.budgets, RUNS / "accuracy.png")

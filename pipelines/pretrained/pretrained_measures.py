@@ -7,9 +7,8 @@ its own, `Later`, whose layers have the names that they have in the whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,12 +25,16 @@ FIRST = 5
 """The block with which `Later` begins: block 6 adds to what block 5 gives."""
 LAYERS = [r"re:blocks\.([6-9]|1\d)\.(expand|project)\.conv", "last.conv"]
 RESTORE_RIDGE = 1e-3
-SIZES = "`ds.sizes`"
+OTHERS = 1000
+"""Added to a seed for other crops of the same photographs."""
+UNCOMPRESSED, SIZES = "uncompressed", "`ds.sizes`"
 TUNED = ("SVD + bias compensation", "DALR", "MoMaSP")
 """Rows that are fine-tuned too, besides `SIZES`."""
 Row = dict[str, list[float]]
-"""Values at each budget, of `accuracy` and `agreement`; and `finetuned`, of the smallest."""
-Rows = dict[str, Row]
+"""Values at each budget, of `accuracy`, `agreement` and `lost`; and `finetuned`, of the smallest."""
+Way = Callable[["Measured", float], Mapping[str, Replacement]]
+"""Gives what takes the place of each layer, at a share of the weights."""
+Part = Callable[["Measured"], Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Scale:
     """Of the weights of the layers that are compressed."""
     samples: int = 700
     """Of the target domain: the head, the statistics and the fine-tuning are of these."""
+    heldout: float = 0.0
+    """Share of these that statistics leave out; scores are of others anyway."""
     tests: int = 600
     photographs: int = 600
     unseen: int = 200
@@ -65,6 +70,8 @@ class Measured:
     test: Batches
     unseen: Batches
     """Photographs, labelled by what ImageNet's head says of them before compression."""
+    again: Batches
+    """Other crops of the photographs that statistics are of."""
     known: ds.Statistics
     there: ds.Statistics
     """Of photographs: the source."""
@@ -78,12 +85,13 @@ class Measured:
         whole = pretrained_network.imagenet()
         before = pretrained_network.earlier(whole, FIRST)
         imagenet = pretrained_network.Later(whole, FIRST).eval()
-        train, test, photographs, unseen = (
+        train, test, photographs, again, unseen = (
             through(before, batches)
             for batches in (
                 factory(seed=seed, samples=scale.samples),
                 factory(seed=seed, part="test", samples=scale.tests),
                 pretrained_data.photographs(seed=seed, samples=scale.photographs),
+                pretrained_data.photographs(seed=seed + OTHERS, samples=scale.unseen),
                 pretrained_data.photographs(seed=seed, part="test", samples=scale.unseen),
             )
         )
@@ -93,12 +101,13 @@ class Measured:
         pretrained_training.fit(model.head, through(model.features, train).inputs, train.labels)
         layers = ds.watch(model, LAYERS, example=next(iter(train)))
         felt = ds.watch(model, LAYERS, example=layers.structure, gradients=[*LAYERS, "head"])
-        known = ds.accumulate(model, train, felt, rows=ds.RowRule(gradients=ds.GradientRule()))
-        there = ds.accumulate(model, photographs, layers)
+        folding = ds.Folding(ds.HoldoutRule(scale.heldout))
+        known = ds.accumulate(model, train, felt, rows=ds.RowRule(gradients=ds.GradientRule()), folding=folding)
+        there = ds.accumulate(model, photographs, layers, folding=folding)
         structures = layers.structure, ds.network.Structure.of(imagenet, next(iter(train)))
         before = through(imagenet, unseen)
         said = Batches(unseen.inputs, before.inputs.argmax(1), unseen.batch_size)
-        return cls(scale, model, imagenet, train, test, said, known, there, *structures)
+        return cls(scale, model, imagenet, train, test, said, again, known, there, *structures)
 
     @property
     def layers(self) -> Mapping[str, ds.Layer]:
@@ -123,70 +132,107 @@ class Measured:
                 found[name] = solution.at_size(nodes, ridge=RESTORE_RIDGE, layer=name)
         return found
 
-    def row(self, found: list[Mapping[str, Replacement]], *, tune: bool) -> Row:
-        """Score the networks of every budget, the smallest also fine-tuned."""
-        networks = [ds.compress(self.model, one, example=self.structure) for one in found]
-        general = [ds.compress(self.imagenet, one, example=self.imagenet_structure) for one in found]
-        row = {
-            "accuracy": [accuracy(network, self.test) for network in networks],
-            "agreement": [accuracy(network, self.unseen) for network in general],
+    def found(self, words: str) -> list[Mapping[str, Replacement]]:
+        """Return what takes the place of each layer in one row of the tables, at each budget."""
+        return [WAYS[words](self, share) for share in self.scale.budgets]
+
+    def scores(self, found: Sequence[Mapping[str, Replacement]]) -> Row:
+        """Score the networks of every budget on the domain, and on photographs with ImageNet's head."""
+        return {
+            "accuracy": [accuracy(ds.compress(self.model, one, example=self.structure), self.test) for one in found],
+            "agreement": [
+                accuracy(ds.compress(self.imagenet, one, example=self.imagenet_structure), self.unseen) for one in found
+            ],
         }
-        if tune:
-            options = ds.FineTuning(epochs=self.scale.epochs, rate=self.scale.rate, train="all")
-            row["finetuned"] = [accuracy(ds.finetune(networks[-1], self.train, options), self.test)]
-        return row
+
+    def finetuned(self, found: Mapping[str, Replacement]) -> Row:
+        """Fine-tune a network on the domain's pictures, all of it, and score it."""
+        options = ds.FineTuning(epochs=self.scale.epochs, rate=self.scale.rate, train="all")
+        small = ds.finetune(ds.compress(self.model, found, example=self.structure), self.train, options)
+        return {"finetuned": [accuracy(small, self.test)]}
 
 
 def through(network: Callable[[torch.Tensor], torch.Tensor], batches: Batches) -> Batches:
-    """Return what a network makes of the pictures, with their labels."""
+    """Return what a network makes of the pictures, with their labels; images have their channels last in memory.
+
+    Depthwise convolutions are twice as fast on those.
+    """
+    last = torch.channels_last
     with torch.no_grad():
-        return Batches(torch.cat([network(inputs) for inputs, _ in batches]), batches.labels, batches.batch_size)
+        found = torch.cat([network(inputs.contiguous(memory_format=last)) for inputs, _ in batches])
+    found = found.contiguous(memory_format=last) if found.ndim == 4 else found
+    return Batches(found, batches.labels, batches.batch_size)
 
 
-def measure(domain: str, seed: int, scale: Scale) -> dict[str, Rows]:
-    """Return every row of one domain and seed; `lost` is what `further` gives."""
-    one = Measured.of(domain, seed, scale)
-    uncompressed = accuracy(one.model, one.test)
-    rows: Rows = {"uncompressed": {"accuracy": [uncompressed] * len(scale.budgets)}}
-    ways: dict[str, Callable[[float], Mapping[str, Replacement]]] = {
-        "truncated SVD": partial(one.low_rank, ds.Method.SVD, one.known),
-        "SVD + bias compensation": partial(one.low_rank, ds.Method.SVD_BC, one.known),
-        "DALR, statistics of photographs": partial(one.low_rank, ds.Method.DALR_ANCHORED_AFFINE, one.there),
-        "DALR": partial(one.low_rank, ds.Method.DALR_ANCHORED_AFFINE, one.known),
-        "DALR weighted by gradients": partial(one.low_rank, ds.Method.DALR_WEIGHTED_AFFINE, one.known),
-        "pruning by mean activation": partial(one.selected, lambda layer, _: ds.prune_by_mean(layer)),
-        "spectral pruning": partial(one.selected, lambda layer, _: ds.spectral(layer)),
-        "MoMaSP": partial(one.selected, ds.momasp),
-    }
-    for words, way in ways.items():
-        rows[words] = one.row([way(share) for share in scale.budgets], tune=words in TUNED)
-    distance = ds.OutputDistance(one.model, one.train, samples=scale.measured)
+def _low_rank(method: ds.Method, *, elsewhere: bool = False) -> Way:
+    return lambda one, share: one.low_rank(method, one.there if elsewhere else one.known, share)
+
+
+def _selected(solve: Callable[[ds.Layer, ds.Layer], ds.ChannelSelection]) -> Way:
+    return lambda one, share: one.selected(solve, share)
+
+
+WAYS: Mapping[str, Way] = {
+    "truncated SVD": _low_rank(ds.Method.SVD),
+    "SVD + bias compensation": _low_rank(ds.Method.SVD_BC),
+    "DALR, statistics of photographs": _low_rank(ds.Method.DALR_ANCHORED_AFFINE, elsewhere=True),
+    "DALR": _low_rank(ds.Method.DALR_ANCHORED_AFFINE),
+    "DALR weighted by gradients": _low_rank(ds.Method.DALR_WEIGHTED_AFFINE),
+    "pruning by mean activation": _selected(lambda layer, _: ds.prune_by_mean(layer)),
+    "spectral pruning": _selected(lambda layer, _: ds.spectral(layer)),
+    "MoMaSP": _selected(ds.momasp),
+}
+"""Rows of the tables, of the same share of each layer."""
+
+
+def scored(words: str) -> Part:
+    """Return what scores one of `WAYS`."""
+    return lambda one: one.scores(one.found(words))
+
+
+def tuned(words: str) -> Part:
+    """Return what fine-tunes one of `WAYS`, at the smallest budget."""
+    return lambda one: one.finetuned(one.found(words)[-1])
+
+
+def uncompressed(one: Measured) -> Row:
+    """Score the network as it is."""
+    return {"accuracy": [accuracy(one.model, one.test)] * len(one.scale.budgets)}
+
+
+def by_sizes(one: Measured) -> Row:
+    """Score what `ds.sizes` finds at each budget, and fine-tune the smallest."""
     plans = ds.sizes(
         one.model,
         one.known,
-        distance,
-        scale.budgets,
+        ds.OutputDistance(one.model, one.train, samples=one.scale.measured),
+        one.scale.budgets,
         layers=list(one.layers),
         structure=one.structure,
         methods=[ds.Method.DALR_ANCHORED_AFFINE, ds.Method.SPECTRAL],
     )
-    rows[SIZES] = one.row([plan.replacements for plan in plans], tune=True)
-    return {"rows": rows, "lost": further(one)}
+    found = [plan.replacements for plan in plans]
+    return one.scores(found) | one.finetuned(found[-1])
 
 
-def further(one: Measured) -> Rows:
-    """Return the share of the features' variance that DALR loses, on pictures that decide nothing.
+def lost(statistics: ds.Statistics, unseen: Batches, one: Measured) -> Row:
+    """Return the share of the features' variance that DALR loses at each budget, on pictures that decide nothing."""
+    values, found = through(one.model.features, unseen).inputs.double(), []  # type: ignore[operator]
+    total = (values - values.mean(0)).square().sum()
+    for share in one.scale.budgets:
+        chosen = one.low_rank(ds.Method.DALR_ANCHORED_AFFINE, statistics, share)
+        small = ds.compress(one.model, chosen, example=one.structure)
+        gap = through(small.features, unseen).inputs.double() - values  # type: ignore[operator]
+        found.append(float(gap.square().sum() / total))
+    return {"lost": found}
 
-    Of the domain with its own statistics, and of photographs with theirs: domains far from the source should lose less.
-    """
-    found: Rows = {}
-    for words, statistics, unseen in (("domain", one.known, one.test), ("photographs", one.there, one.unseen)):
-        values = through(one.model.features, unseen).inputs.double()  # type: ignore[operator]
-        total = (values - values.mean(0)).square().sum()
-        found[words] = {"lost": []}
-        for share in one.scale.budgets:
-            chosen = one.low_rank(ds.Method.DALR_ANCHORED_AFFINE, statistics, share)
-            small = ds.compress(one.model, chosen, example=one.structure)
-            gap = through(small.features, unseen).inputs.double() - values  # type: ignore[operator]
-            found[words]["lost"].append(float(gap.square().sum() / total))
-    return found
+
+PARTS: Mapping[tuple[str, str], Part] = {
+    (UNCOMPRESSED, "scores"): uncompressed,
+    **{(words, "scores"): scored(words) for words in WAYS},
+    ("domain", "lost"): lambda one: lost(one.known, one.test, one),
+    ("photographs", "lost"): lambda one: lost(one.there, one.again, one),
+    **{(words, "finetuned"): tuned(words) for words in TUNED},
+    (SIZES, "scores"): by_sizes,
+}
+"""What is measured of each domain and seed, by row; each is kept by itself, so an interrupted run goes on there."""

@@ -31,6 +31,16 @@ class Ranked:
     """The distortion of each set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Pictures with scores, each seen in one or several crops; higher is better."""
+
+    crops: torch.Tensor
+    """(n, crops, 3, side, side)"""
+    scores: torch.Tensor
+    """(n,)"""
+
+
 def ranked(split: str, seed: int, originals: int, side: int = SIDE) -> Ranked:
     """Draw `train` or `test` patches, and distort each in all four ways."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(("train", "test").index(split),)))

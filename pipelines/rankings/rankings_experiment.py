@@ -5,16 +5,15 @@
 The Shallow network learns from ranked distortions of patches of photographs, without any score; then it is fine-tuned
 on a few scored pictures, and another from scratch on the same. The fine-tuned one is compressed: its convolutions but
 the first by SVD and DALR at shares of their parameters, judged by LCC on unseen parts of the photographs. Three seeds
-by default; figures are kept in `runs/rankings`. The scores are structural similarities: with LIVE (`rankings_live.py`)
-they would be people's, and the slides' 0.93 beside 0.83 from scratch is of that.
+by default; figures are kept in `runs/rankings`. The scores are structural similarities. With `--live FOLDER` they are
+people's: each seed draws 80 % of LIVE's references to fine-tune on, pictures are seen in random crops of 227 pixels and
+judged by the mean over their crops, as on the slides, whose 0.93 beside 0.83 from scratch is of that.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import math
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,14 +29,18 @@ from torch import nn  # noqa: E402
 import dalr_stream as ds  # noqa: E402
 from dalr_stream.network import parameter_count  # noqa: E402
 from kept_results import digest_of, kept_figures  # noqa: E402
-from rankings_data import SIDE, ranked  # noqa: E402
+from rankings_data import SIDE, Ranked, Scored, ranked  # noqa: E402
+from rankings_live import crops, read, split_by_reference  # noqa: E402
 from rankings_network import build  # noqa: E402
 from rankings_training import correlations, learn_ranks, learn_scores  # noqa: E402
+from spreads import mean_and_error  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "rankings"
 LAYERS = ("3", "6", "8")
 """The convolutions that hold nearly all parameters."""
 SHARES = (0.5, 0.25, 0.125)
+LIVE_SIDE = 227
+"""Of the slides' networks."""
 PUBLISHED = {"from scratch": 0.831, "fine-tuned from rankings": 0.930}  # slides: Shallow on LIVE, LCC
 Figures = dict[str, Any]
 
@@ -53,34 +56,46 @@ class Scale:
     judged: int = 40
     epochs: int = 20
     scored_epochs: int = 30
+    side: int = SIDE
+    crops: int = 4
+    """Of each of LIVE's pictures."""
 
 
-def measure(seed: int, scale: Scale) -> Figures:
-    """Return LCC and SROCC by network for one seed."""
-    digest = digest_of({"seed": seed, **asdict(scale)}, measure)
-    found: Figures = kept_figures(RUNS, digest, lambda: _measured(seed, scale))
+def measure(seed: int, scale: Scale, live: Path | None = None) -> Figures:
+    """Return LCC and SROCC by network for one seed, on generated pictures or on LIVE's."""
+    digest = digest_of({"seed": seed, "live": str(live), **asdict(scale)}, measure)
+    found: Figures = kept_figures(RUNS, digest, lambda: _measured(seed, scale, live))
     return found
 
 
-def _measured(seed: int, scale: Scale) -> Figures:
-    learnt, test = ranked("train", seed, scale.originals), ranked("test", seed, scale.judged)
-    pictures, scores = test.pictures.flatten(0, 1), test.scores.flatten()
-    few = slice(4 * scale.scored)  # the first patches, in all four ways
-    given = (learnt.pictures[few].flatten(0, 1), learnt.scores[few].flatten())
+def _measured(seed: int, scale: Scale, live: Path | None) -> Figures:
+    learnt = ranked("train", seed, scale.originals, scale.side)
+    if live is None:
+        few = slice(4 * scale.scored)  # the first patches, in all four ways
+        given = Scored(learnt.pictures[few].flatten(0, 1)[:, None], learnt.scores[few].flatten())
+        test = ranked("test", seed, scale.judged, scale.side)
+        judged = Scored(test.pictures.flatten(0, 1)[:, None], test.scores.flatten())
+    else:
+        given, judged = (crops(part, seed, scale.crops, scale.side) for part in split_by_reference(read(live), seed))
+    networks = _trained(seed, scale, learnt, given)
+    networks |= compressed(networks["fine-tuned from rankings"], given.crops.flatten(0, 1))
+    return {name: _judged(network, judged) for name, network in networks.items()}
+
+
+def _trained(seed: int, scale: Scale, learnt: Ranked, given: Scored) -> dict[str, nn.Module]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        scratch = build(side=SIDE)
+        scratch = build(side=scale.side)
         for module in scratch.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.reset_parameters()
         ranks = copy.deepcopy(scratch)
         learn_ranks(ranks, learnt, seed=seed, epochs=scale.epochs)
         tuned = copy.deepcopy(ranks)
+        scores = given.scores.repeat_interleave(given.crops.shape[1])
         for network in (scratch, tuned):
-            learn_scores(network, *given, seed=seed, epochs=scale.scored_epochs)
-    networks = {"from scratch": scratch, "rankings alone": ranks, "fine-tuned from rankings": tuned}
-    networks |= compressed(tuned, given[0])
-    return {name: _judged(network, pictures, scores) for name, network in networks.items()}
+            learn_scores(network, given.crops.flatten(0, 1), scores, seed=seed, epochs=scale.scored_epochs)
+    return {"from scratch": scratch, "rankings alone": ranks, "fine-tuned from rankings": tuned}
 
 
 def compressed(network: nn.Module, pictures: torch.Tensor) -> dict[str, nn.Module]:
@@ -97,8 +112,8 @@ def compressed(network: nn.Module, pictures: torch.Tensor) -> dict[str, nn.Modul
     return small
 
 
-def _judged(network: nn.Module, pictures: torch.Tensor, scores: torch.Tensor) -> Figures:
-    linear, rank = correlations(network, pictures, scores)
+def _judged(network: nn.Module, judged: Scored) -> Figures:
+    linear, rank = correlations(network, judged)
     return {"parameters": parameter_count(network), "LCC": linear, "SROCC": rank}
 
 
@@ -106,22 +121,19 @@ def table(seeds: Sequence[Figures]) -> str:
     """Return a row for each network: mean +- standard error over the seeds."""
     lines = ["| network | parameters | LCC | SROCC | published LCC, on LIVE |", "|---|---:|---:|---:|---:|"]
     for name, first in seeds[0].items():
-        cells = [_spread([one[name][column] for one in seeds]) for column in ("LCC", "SROCC")]
+        cells = [mean_and_error([one[name][column] for one in seeds], 3) for column in ("LCC", "SROCC")]
         lines.append(f"| {name} | {first['parameters']:,} | {' | '.join(cells)} | {PUBLISHED.get(name, '')} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    error = f" +- {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{error}"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("seeds", nargs="*", type=int, default=range(3))
+    parser.add_argument("--live", type=Path, help="folder of LIVE, release 2: its opinions in place of similarities")
     asked = parser.parse_args(arguments)
-    print(table([measure(seed, Scale()) for seed in asked.seeds]))
+    scale = Scale() if asked.live is None else Scale(side=LIVE_SIDE)
+    print(table([measure(seed, scale, asked.live) for seed in asked.seeds]))
 
 
 if __name__ == "__main__":

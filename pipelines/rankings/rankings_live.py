@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 from scipy.io import loadmat
 
 from dalr_stream.errors import DatasetError
+from rankings_data import Scored, as_input
 
 FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
 """In the order of dmos.mat, with the pictures of each."""
@@ -58,6 +61,18 @@ def split_by_reference(found: list[Opinion], seed: int, share: float = 0.8) -> t
     order = np.random.default_rng(seed).permutation(len(references))
     chosen = {references[number] for number in order[: round(share * len(references))]}
     return [one for one in found if one.reference in chosen], [one for one in found if one.reference not in chosen]
+
+
+def crops(found: list[Opinion], seed: int, count: int, side: int) -> Scored:
+    """Cut random squares out of the pictures; a score is 1 less the opinion in hundredths, so that more is better."""
+    rng = np.random.default_rng(seed)
+    cut = []
+    for one in found:
+        with Image.open(one.path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        corners = [[int(rng.integers(length - side + 1)) for length in pixels.shape[:2]] for _ in range(count)]
+        cut.append(torch.stack([as_input(pixels[top : top + side, left : left + side]) for top, left in corners]))
+    return Scored(torch.stack(cut), 1 - torch.tensor([one.dmos for one in found], dtype=torch.float32) / 100)
 
 
 def _references(folder: Path, count: int) -> dict[str, str]:

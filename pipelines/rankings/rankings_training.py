@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional
 
-from rankings_data import Ranked
+from rankings_data import Ranked, Scored
 
 MARGIN = 1.0
 BATCH = 8
@@ -65,10 +65,15 @@ def _batches(count: int, seed: int, epochs: int) -> Iterator[torch.Tensor]:
         yield from torch.randperm(count, generator=generator).split(BATCH)
 
 
-def correlations(model: nn.Module, pictures: torch.Tensor, scores: torch.Tensor) -> tuple[float, float]:
-    """Return the linear and the rank-order correlation (LCC, SROCC) of what the network says with the scores."""
+def correlations(model: nn.Module, judged: Scored) -> tuple[float, float]:
+    """Return the linear and the rank-order correlation (LCC, SROCC) of scores and what the network says.
+
+    What it says of a picture is the mean over its crops.
+    """
     with torch.inference_mode():
-        said = torch.cat([model(part) for part in pictures.split(256)]).double().numpy()
+        each = torch.cat([model(part) for part in judged.crops.flatten(0, 1).split(256)])
+        said = each.double().unflatten(0, judged.crops.shape[:2]).mean(dim=1).numpy()
     if said.std() == 0:
         return 0.0, 0.0
-    return float(stats.pearsonr(said, scores.numpy()).statistic), float(stats.spearmanr(said, scores.numpy()).statistic)
+    scores = judged.scores.numpy()
+    return float(stats.pearsonr(said, scores).statistic), float(stats.spearmanr(said, scores).statistic)

@@ -55,7 +55,8 @@ def written(seed: int, samples: int) -> torch.Tensor:
     generator, past, ended = torch.Generator().manual_seed(seed), None, torch.zeros(samples, dtype=torch.bool)
     with torch.inference_mode():
         for _ in range(LENGTH - 1):
-            given = network(input_ids=tokens[:, -1:], past_key_values=past, use_cache=True)
+            every = torch.ones_like(tokens)
+            given = network(input_ids=tokens[:, -1:], attention_mask=every, past_key_values=past, use_cache=True)
             past = given.past_key_values
             chances = given.logits[:, -1].softmax(-1)
             drawn = torch.multinomial(chances, 1, generator=generator).masked_fill(ended[:, None], PADDING)

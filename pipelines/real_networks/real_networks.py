@@ -36,7 +36,7 @@ def row(name: str) -> str:
         return "" if score is None else f"{100 * score:.1f}" if found.scale.is_share else f"{score:.2f}"
 
     cells = [
-        f"[{found.name.split(':')[0]}](../../pipelines/real_networks/{name}.toml)",
+        f"{found.name.split(':')[0]} (`{name}.toml`)",
         f"{found.metric}{', %' if found.scale.is_share else ''}",
         f"{before.parameters / 1e6:.2f} M",
         f"{after.parameters / 1e6:.2f} M",

@@ -16,34 +16,41 @@ from torch import nn
 import dalr_stream as ds
 import sentences_data
 import sentences_network
-from sentences_budgets import BUDGETS, LAYERS, ROWS, SEED, Scores, plain
+from sentences_budgets import BUDGETS, FELT, LAYERS, ROWS, SEED, Scores, plain
 
 EVERY = ds.Folding(ds.HoldoutRule(0.0))
-METHODS = (ds.Method.DALR_ANCHORED_AFFINE, ds.Method.SPECTRAL)
+METHODS = (
+    ds.Method.DALR_ANCHORED_AFFINE,
+    ds.Method.DALR_WEIGHTED_AFFINE,
+    ds.Method.SPECTRAL,
+    ds.Method.SPECTRAL_WEIGHTED,
+)
 
 
-def choices(layers: Iterable[ds.network.LayerSpec], method: ds.Method, share: float) -> dict[str, ds.LayerChoice]:
+def choices(statistics: ds.Statistics, method: ds.Method, share: float) -> dict[str, ds.LayerChoice]:
     """Return the sizes of `plain`: a share of the break-even rank, or of the nodes of layers that may lose some."""
-    if method is ds.Method.SPECTRAL:
-        return {one.name: ds.LayerChoice(method, int(share * one.outputs)) for one in layers if one.group is not None}
-    return {one.name: ds.LayerChoice(method, int(share * _break_even(one))) for one in layers}
-
-
-def _break_even(layer: ds.network.LayerSpec) -> float:
-    return layer.outputs * layer.inputs / (layer.outputs + layer.inputs)
+    found: dict[str, ds.LayerChoice] = {}
+    for name, layer in statistics.items():
+        m, d = layer.weight.shape
+        known = layer if method.weighted else None
+        if method.family is ds.numerics.Family.LOW_RANK:
+            found[name] = ds.LayerChoice(method, int(share * m * d / (m + d)), layer=known)
+        elif layer.nodes is not None:
+            found[name] = ds.LayerChoice(method, int(share * m), layer=known)
+    return found
 
 
 def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     """Yield the lines of the table in Markdown, each as soon as it is known."""
-    layers = ds.watch(model, LAYERS, example=next(iter(batches)))
-    statistics = ds.accumulate(model, batches, layers, rows=ROWS, folding=EVERY)
+    layers = ds.watch(model, LAYERS, example=next(iter(batches)), gradients=LAYERS)
+    statistics = ds.accumulate(model, batches, layers, rows=FELT, folding=EVERY)
 
     def at_once(method: ds.Method, share: float) -> nn.Module:
         return ds.compress(model, plain(statistics, method, share), example=layers.structure)
 
     def in_turn(method: ds.Method, share: float, target: str = "outputs") -> nn.Module:
         options: dict[str, Any] = {"target": target, "rows": ROWS, "folding": EVERY}
-        return ds.compress_sequentially(model, batches, choices(layers, method, share), **options).network
+        return ds.compress_sequentially(model, batches, choices(statistics, method, share), **options).network
 
     ways: dict[str, Callable[[ds.Method, float], nn.Module]] = {
         "all at once": at_once,

@@ -209,7 +209,7 @@ def digits(seed: int) -> tuple[Subject, tuple[float, ...]]:
     sys.path[:0] = [str(pipelines / "shared"), str(pipelines / "pretrained")]
     from pretrained_measures import Measured, Scale
 
-    one = Measured.of("digits", seed, Scale())
+    one = Measured.of("digits", seed, Scale(heldout=0.1))  # as a run has it by default
     selectable = [name for name in one.layers if "project" not in name]
     subject = Subject(one.model, one.structure, one.layers, selectable, one.train, one.test)
     return subject, one.scale.budgets

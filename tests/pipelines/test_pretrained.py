@@ -16,6 +16,7 @@ from dalr_stream.errors import ConfigError, InvalidInputError
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 NAMES = ("pretrained_network", "pretrained_data", "pretrained_training", "pretrained_measures", "pretrained_domains")
+NAMES += ("pretrained_whole",)
 OLD = {"expand.conv": "_expand_conv", "depthwise.conv": "_depthwise_conv", "project.conv": "_project_conv"}
 OLD |= {"expand.norm": "_bn0", "depthwise.norm": "_bn1", "project.norm": "_bn2"}
 OLD |= {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "last.conv": "_conv_head", "last.norm": "_bn1", "head": "_fc"}
@@ -147,7 +148,7 @@ def tiny(pipeline, pictures, monkeypatch, tmp_path):
 
 
 def test_the_tables_of_a_tiny_network(tiny, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["pretrained_domains.py", "0"])
+    monkeypatch.setattr(sys, "argv", ["pretrained_domains.py", "0", "--sizes"])
     torch.manual_seed(0)
     tiny.main()
     accuracies, agreements, further = capsys.readouterr().out.strip().split("\n\n")
@@ -159,10 +160,24 @@ def test_the_tables_of_a_tiny_network(tiny, monkeypatch, capsys, tmp_path):
     assert len(agreements.splitlines()) == 11
     assert [line.split(" | ")[0] for line in further.splitlines()[2:]] == ["| textures", "| photographs"]
     assert (tmp_path / "runs/accuracy.png").exists()
-    monkeypatch.setattr(tiny, "measure", pytest.fail)
-    monkeypatch.setattr(tiny, "digest_of", lambda *_: next((tmp_path / "runs").rglob("figures-*")).stem[8:])
+    monkeypatch.setattr(tiny.Measured, "scores", pytest.fail)
+    monkeypatch.setattr(sys, "argv", ["pretrained_domains.py", "0"])
     tiny.main()
-    assert capsys.readouterr().out.startswith(accuracies)
+    assert capsys.readouterr().out.startswith("\n".join(accuracies.splitlines()[:-1]) + "\n\n")
+
+
+def test_the_whole_network_is_smaller(tiny, pipeline):
+    _, _, *lines = pipeline["pretrained_whole"].rows(tiny.Scale(), domain="textures")
+    words = [line.split(" | ")[0] for line in lines]
+    assert words == [
+        "| uncompressed",
+        "| DALR, 80%",
+        "| DALR, 50%",
+        "| spectral pruning, 80%",
+        "| spectral pruning, 50%",
+    ]
+    before, *after = (int(line.split(" | ")[1].replace(",", "")) for line in lines)
+    assert all(count < before for count in after)
 
 
 def test_means_have_their_standard_errors(tiny):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.io import savemat
 from torch import nn
 
@@ -110,11 +111,14 @@ def test_correlations_are_of_values_and_of_ranks(rankings):
         def forward(self, numbers):
             return numbers[:, 0] ** 3
 
-    numbers = torch.linspace(0.1, 2.0, 30)[:, None]
-    linear, rank = rankings.training.correlations(Says(), numbers, numbers[:, 0])
+    numbers = torch.linspace(0.1, 2.0, 30)
+    linear, rank = rankings.training.correlations(Says(), rankings.data.Scored(numbers[:, None, None], numbers))
     assert rank == pytest.approx(1.0)
-    assert linear == pytest.approx(np.corrcoef(numbers[:, 0] ** 3, numbers[:, 0])[0, 1], abs=1e-6)
-    assert rankings.training.correlations(Says(), torch.zeros(4, 1), torch.arange(4.0)) == (0.0, 0.0)
+    assert linear == pytest.approx(np.corrcoef(numbers**3, numbers)[0, 1], abs=1e-6)
+    same = rankings.data.Scored(torch.zeros(4, 1, 1), torch.arange(4.0))
+    assert rankings.training.correlations(Says(), same) == (0.0, 0.0)
+    two = torch.tensor([[[0.0], [1.0]], [[1.0], [1.0]], [[0.0], [0.0]]])  # the mean over crops orders them
+    assert rankings.training.correlations(Says(), rankings.data.Scored(two, torch.tensor([0.5, 1.0, 0.0])))[1] == 1.0
 
 
 COUNTS = {"jp2k": 3, "wn": 2}
@@ -126,7 +130,7 @@ def write_live(root):
         lines = [f"scene{number % 2}.bmp img{number}.bmp 0.{number}" for number in range(count, 0, -1)]
         (root / kind / "info.txt").write_text("\n".join(lines) + "\n")
         for number in range(1, count + 1):
-            (root / kind / f"img{number}.bmp").touch()
+            Image.new("RGB", (50, 48), (40 * number, 90, 200)).save(root / kind / f"img{number}.bmp")
     savemat(root / "dmos.mat", {"dmos": np.array([[10.0, 20, 0, 40, 50]]), "orgs": np.array([[0, 0, 1, 0, 0]])})
 
 
@@ -143,6 +147,9 @@ def test_live_is_read_in_its_official_layout_and_split_by_scenes(rankings, tmp_p
     assert not {one.reference for one in train} & {one.reference for one in test}
     assert len(train) == len(test) == 2
     assert sum(rankings.live.FOLDERS.values()) == 982
+    seen = rankings.live.crops(found, 0, 3, 44)
+    assert seen.crops.shape == (4, 3, 3, 44, 44)
+    torch.testing.assert_close(seen.scores, torch.tensor([0.9, 0.8, 0.6, 0.5]))
 
 
 def test_what_of_live_is_missing_or_disagrees_is_named(rankings, tmp_path):
@@ -155,6 +162,16 @@ def test_what_of_live_is_missing_or_disagrees_is_named(rankings, tmp_path):
     (tmp_path / "jp2k" / "info.txt").write_text("scene1.bmp img1.bmp 0\n")
     with pytest.raises(DatasetError, match=r"names 1 pictures where there are 3"):
         rankings.live.read(tmp_path, COUNTS)
+
+
+def test_opinions_of_live_take_the_place_of_similarities(rankings, monkeypatch, tmp_path):
+    write_live(tmp_path)
+    monkeypatch.setattr(rankings.experiment, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(rankings.experiment, "read", lambda root: rankings.live.read(root, COUNTS))
+    monkeypatch.setattr(rankings.experiment, "split_by_reference", lambda found, _: (found[:2], found))
+    scale = rankings.experiment.Scale(originals=1, epochs=1, scored_epochs=1, side=44, crops=2)
+    found = rankings.experiment.measure(0, scale, tmp_path)
+    assert all(-1 <= figures["LCC"] <= 1 for figures in found.values())
 
 
 def test_the_experiment_learns_ranks_and_gives_every_row(rankings, monkeypatch, tmp_path):

@@ -20,6 +20,7 @@ def gain():
         patched.setattr(sys, "path", [*sys.path])
         yield importlib.import_module("sequential_gain")
     for name in (
+        "gradient_estimators",
         "sequential_sizes",
         "sequential_gain",
         "deeper_networks",
@@ -122,3 +123,31 @@ def test_sizes_of_every_rule_are_scored_in_every_order(cases, kind, ways):
         assert line.split("|")[2:-1] == [" 60% ", *cells]
         assert all(0.4 < case.left(one) <= 0.7 for one in small)
         assert len(cells) == ways
+
+
+def test_estimators_of_gradients_are_compared_with_bars(cases, monkeypatch):
+    script = importlib.import_module("gradient_estimators")
+    monkeypatch.setattr(script, "SHARDS", 3)
+    monkeypatch.setattr(script, "FOLDING", ds.Folding(ds.HoldoutRule(0.0), shards=3))
+    monkeypatch.setattr(script, "RIDGES", (1e-3,))
+    monkeypatch.setattr(script, "SHARE", 0.4)
+    case = cases["stack"]
+    lines = list(script.rows([case]))
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == [
+        "not weighted",
+        "random vectors, 1 a sample",
+        "random vectors, 2 a sample",
+    ]
+    assert len(lines) == 2 + 1 + 8 + 1 + 6 + 2 + 2
+    known = script.Known(case, None)
+    plain = {name: ds.dalr(known.statistics[name]) for name in case.names[:-1]}
+    pairs = {
+        name: found.at_rank(int(0.4 * found.outputs * found.inputs / (found.outputs + found.inputs)))
+        for name, found in plain.items()
+    }
+    expected = 100 * script.accuracy(ds.compress(case.model, pairs), case.test)
+    assert lines[2].split("|")[2] == f" {expected:.1f} % "
+    without = [known.score(script.Setting("", None), known.without(shard)) for shard in range(3)]
+    mean = sum(without) / 3
+    by_hand = (2 / 3 * sum((one - mean) ** 2 for one in without)) ** 0.5
+    assert lines[2].split("|")[3] == f" {100 * by_hand:.1f} "

@@ -114,6 +114,14 @@ def test_a_run_that_would_not_fit_is_a_problem(run_file):
 
 METRICS = """
 
+def without_labels(*, seed):
+    return [inputs for inputs, _ in validation(seed=seed)]
+
+
+def with_labels_among_them(*, seed):
+    return [{"x": inputs, "labels": labels} for inputs, labels in validation(seed=seed)]
+
+
 def perplexity(model, batches):
     assert len(batches) == 1
     return 7.5
@@ -170,6 +178,25 @@ def test_a_metric_that_cannot_be_is_found_before_hours_of_streaming(run_file, me
     section = f"evaluate={{batches='tiny_run:test', higher=false, metric='tiny_run:{metric}'}}"
     with pytest.raises(ConfigError, match=said):
         dry_run(opened(run_file, section)).require()
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("finetune={batches='tiny_run:without_labels', loss='outputs'}", ""),
+        ("finetune={batches='tiny_run:with_labels_among_them'}", ""),
+        ("finetune={batches='tiny_run:without_labels'}", r"finetune\.batches: must give .* or set loss = \"outputs\""),
+        (
+            "evaluate={batches='tiny_run:without_labels'}",
+            r"evaluate\.batches: must give .* or name a metric of your own",
+        ),
+    ],
+)
+def test_labels_are_asked_for_where_they_are_needed(run_file, section, said):
+    with (run_file.parent / "tiny_run.py").open("a") as code:
+        code.write(METRICS)
+    problems = "\n".join(dry_run(opened(run_file, section)).problems)
+    assert re.fullmatch(f".*{said}.*" if said else "", problems)
 
 
 def test_an_output_that_is_a_file_is_refused(run_file):

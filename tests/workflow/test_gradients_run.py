@@ -1,7 +1,9 @@
 """Gradients in a run file: recorded beside inputs either way, solved from, and part of what a capture is made from."""
 
+import numpy as np
 import pytest
 
+from dalr_stream.engine.sizes.forms import forms_of
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError
 from dalr_stream.numerics.methods import Method
@@ -12,6 +14,7 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture
+from dalr_stream.workflow.steps.sizes.budget import solved_layer
 from dalr_stream.workflow.steps.sizes.compression import Compression
 
 CODE = """
@@ -168,6 +171,30 @@ def test_a_budget_is_tried_with_the_weighted_methods_that_are_solved_and_by_nats
     choice = Compression.read(run.project.compression).choice
     assert {trial.plan for trial in choice.trials} == {"factor pairs", "factor pairs, weighted by gradients"}
     assert {"nats by gradients", "what the outputs lose"} <= {trial.rule for trial in choice.trials}
+
+
+@pytest.mark.parametrize("method", ["dalr_weighted_affine", "spectral_weighted"])
+def test_a_share_of_energy_is_one_of_what_the_loss_feels_of_all_layers(opened, method):
+    found = {}
+    for share in ("70%", "99.9%"):
+        run = opened(f'solve.methods=["{method}", "svd"]', f'compress.energy="{share}"', f'compress.method="{method}"')
+        run.all()
+        found[share] = Compression.read(run.project.compression)
+        assert found[share].rule == f"energy {share} of what the loss feels"
+    store = StoreView.open(run.project.store)
+    solved = {
+        name: solved_layer(run.project, store, name, {one.method.family: one})
+        for name in run.project.layers
+        for one in store.solutions(name, [Method(method)]).values()
+    }
+    forms = {form.name: form.solved[0] for form in forms_of(solved, run.project.structure)}
+    assert found["70%"].layers != found["99.9%"].layers
+    whole = sum(form.at_stake for form in forms.values())
+    for share, decided in found.items():
+        lost = sum(
+            forms[name].nats[np.searchsorted(forms[name].sizes, one.size)] for name, one in decided.layers.items()
+        )
+        assert lost <= (1 - float(share[:-1]) / 100) * whole * (1 + 1e-9)
 
 
 def test_weighted_factors_of_every_layer_have_its_gradients(opened):

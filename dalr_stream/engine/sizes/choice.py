@@ -31,6 +31,7 @@ from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLay
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.allocation import common_energy, common_share, within_budget
 from dalr_stream.numerics.sizes.families import Forms, in_forms, plans
+from dalr_stream.numerics.sizes.nats import in_nats
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are, cost
 from dalr_stream.progress import Progress, Silent
 
@@ -245,16 +246,15 @@ def _typical(form: SizedLayer, share: float) -> int:
     return int(losing[-1] if losing.size else form.sizes[0])
 
 
-def by_nats(layers: Layers, budget: float) -> dict[str, int] | None:
+def _by_nats(layers: Layers, budget: float) -> dict[str, int] | None:
     """Return sizes by what the loss feels of each layer; None where that is not known of one."""
-    if any(layer.nats is None and layer.sizes.size > 1 for layer in layers):
-        return None
-    return within_budget([layer.in_nats() for layer in layers], budget)
+    felt = in_nats(layers)
+    return None if felt is None else within_budget(felt, budget)
 
 
 RULES: Mapping[str, Callable[[Layers, Layers, float], dict[str, int] | None]] = {
     "what the outputs lose": lambda scaled, _, budget: within_budget(scaled, budget),
-    "nats by gradients": lambda _, raw, budget: by_nats(raw, budget),
+    "nats by gradients": lambda _, raw, budget: _by_nats(raw, budget),
     "shares of energy": lambda _, raw, budget: within_budget(raw, budget),
     "the same share of each": lambda _, raw, budget: common_share(raw, budget),
     "the same energy of each": lambda _, raw, budget: common_energy(raw, budget),

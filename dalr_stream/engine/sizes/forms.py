@@ -43,7 +43,7 @@ class SolvedLayer:
 
     @property
     def nats_of_nodes(self) -> Vector | None:
-        """(m,): what the loss of a sample rises by at each number of kept nodes; None where that is not known."""
+        """(m + 1,): what the loss of a sample rises by where 0..m nodes are kept; None where that is not known."""
         known = self.readers and all(reader.gradients is not None for reader in self.readers)
         if self.selection is None or not known:
             return None

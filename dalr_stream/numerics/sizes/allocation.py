@@ -5,14 +5,13 @@ Losses of all layers are added up, and their sum is what a budget keeps small.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.sizes.growing import grow
 from dalr_stream.numerics.sizes.sized_layer import RESOLUTION, SizedLayer, cost
 
 BISECTIONS = 50
@@ -192,8 +191,7 @@ def within_budget(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]
     convex hull. Where no layer reads another's nodes the sum of losses is above the smallest possible by less than the
     first step that had to be passed over.
 
-    A layer's best step never improves as sizes grow and the budget shrinks, so it is looked up again only when it is
-    first in the queue. Cost: (steps taken) x (sizes of one layer).
+    Cost: (steps taken) x (sizes of one layer).
 
     Examples
     --------
@@ -207,55 +205,7 @@ def within_budget(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]
     {'steep': 1, 'flat': 6}
     """
     sizes = {layer.name: int(layer.sizes[0]) for layer in layers}
-    least = _require_affordable(layers, sizes, budget)
-    around = [_around(layers, layer) for layer in layers]
-    queue = [(-np.inf, number) for number in range(len(layers))]
-    left = budget - least
-    while queue:
-        _, number = heapq.heappop(queue)
-        step = _best_step(around[number], sizes, layers[number], left)
-        if step is None:
-            continue
-        if not queue or -step.gain_per_cost <= queue[0][0]:
-            sizes[layers[number].name] = step.size
-            left -= step.cost
-        heapq.heappush(queue, (-step.gain_per_cost, number))
-    return sizes
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    size: int
-    cost: float
-    gain_per_cost: float
-
-
-def _around(layers: Sequence[SizedLayer], layer: SizedLayer) -> list[SizedLayer]:
-    """Return the layers on which the cost of a step of `layer` depends.
-
-    They are the layer itself, those that read or follow it, and those that these read or follow.
-    """
-    decided_by = {
-        other.name: {*(source.layer for source in other.reads), *([other.follows] if other.follows else [])}
-        for other in layers
-    }
-    touched = [other.name for other in layers if other.name == layer.name or layer.name in decided_by[other.name]]
-    wanted = set(touched).union(*(decided_by[name] for name in touched))
-    return [other for other in layers if other.name in wanted]
-
-
-def _best_step(around: Sequence[SizedLayer], sizes: Mapping[str, int], layer: SizedLayer, left: float) -> _Step | None:
-    """Return the step up of one layer that saves most loss for its cost, of those that cost at most `left`."""
-    here = {other.name: sizes[other.name] for other in around}
-    place = int(np.searchsorted(layer.sizes, here[layer.name]))
-    candidates, gains = layer.sizes[place + 1 :], layer.losses[place] - layer.losses[place + 1 :]
-    costs = cost(around, {**here, layer.name: candidates}) - cost(around, here)
-    useful = np.flatnonzero((gains > RESOLUTION) & (costs <= left))
-    if useful.size == 0:
-        return None
-    rates = np.divide(gains[useful], costs[useful], out=np.full(useful.size, np.inf), where=costs[useful] > 0)
-    best = useful[np.argmax(rates)]
-    return _Step(int(candidates[best]), float(costs[best]), float(rates.max()))
+    return grow(layers, budget - _require_affordable(layers, sizes, budget))
 
 
 def _require_affordable(layers: Sequence[SizedLayer], smallest: Mapping[str, int], budget: float) -> float:

@@ -45,7 +45,7 @@ def lost_nats(factors: Factors, moments: InputMoments, gradients: InputMoments) 
 
 
 def lost_nats_of_nodes(selection: ChannelSelection, metric: Matrix) -> Vector | None:
-    """(m,): what the loss of a sample rises by where 1..m nodes are kept; None where nothing is restored.
+    """(m + 1,): what the loss of a sample rises by where 0..m nodes are kept; None where nothing is restored.
 
     `metric` is M of the loss (`selection.readers`). Sigma is L L' with the selection's factor L, and a node explains
     l'M l of tr(M Sigma). Of an order that was not limited. Cost: 2 m^3 operations.
@@ -53,8 +53,8 @@ def lost_nats_of_nodes(selection: ChannelSelection, metric: Matrix) -> Vector | 
     if selection.factor is None:
         return None
     steps = np.einsum("ij,ij->j", selection.factor, metric @ selection.factor)
-    lost = np.zeros(selection.order.size)
-    lost[: steps.size] = tail_sums(steps, 0.0)[1:]
+    lost = np.zeros(selection.order.size + 1)
+    lost[: steps.size + 1] = tail_sums(steps, 0.0)
     return 0.5 * lost
 
 

@@ -66,6 +66,8 @@ class SizedLayer:
         The layer with whose outputs this one's go, tied by an addition or a product.
     nats
         (s,): what the loss of a sample rises by at each size, from gradients; None where they are not known.
+    at_stake
+        What it would rise by with nothing of the layer left; None likewise.
     """
 
     name: str
@@ -77,6 +79,7 @@ class SizedLayer:
     positions: float = 1.0
     follows: str | None = None
     nats: Vector | None = field(default=None, repr=False)
+    at_stake: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", parse_choice(Family, self.family, "family"))
@@ -122,10 +125,6 @@ class SizedLayer:
         if not 0.0 <= scale < np.inf:
             raise InvalidInputError(f"layer '{self.name}': a scale of losses must be 0 or more, got {scale}")
         return replace(self, losses=scale * self.losses)
-
-    def in_nats(self) -> SizedLayer:
-        """Return the layer with what the loss feels as losses; itself where nothing is known of that."""
-        return self if self.nats is None else replace(self, losses=self.nats)
 
 
 def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Vector:

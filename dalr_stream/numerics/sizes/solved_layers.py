@@ -63,7 +63,7 @@ def factor_layer(
     shape = LayerShape(factors.outputs, factors.inputs, groups=len(factors.parts))
     ranks = np.arange(1, min(shape.break_even_rank, shape.max_rank - 1) + 1)
     layer = _sized(name, shape, Family.LOW_RANK, ranks, lost_energy(factors, moments)[ranks], reads, positions)
-    return layer if gradients is None else _felt(layer, lost_nats(factors, moments, gradients)[ranks])
+    return layer if gradients is None else _felt(layer, lost_nats(factors, moments, gradients))
 
 
 def selection_layer(
@@ -86,7 +86,7 @@ def selection_layer(
     shape
         Of the layer, with what each node weighs in its readers: `Store.shape(name)`.
     nats
-        (m,): what the loss feels of each number of kept nodes, `SizedLayer.nats`.
+        (m + 1,): what the loss feels where 0..m nodes are kept, `SizedLayer.nats`.
     reads
         The layers whose nodes are inputs of this one.
     positions
@@ -111,7 +111,7 @@ def selection_layer(
     """
     sizes = np.arange(1, min(selection.order.size, shape.outputs - 1) + 1)
     layer = _sized(name, shape, Family.SELECTION, sizes, 1.0 - selection.retention[sizes - 1], reads, positions)
-    return layer if nats is None else _felt(layer, nats[sizes - 1])
+    return layer if nats is None else _felt(layer, nats)
 
 
 def unchanged_layer(
@@ -152,9 +152,9 @@ def unchanged_layer(
 
 
 def _felt(layer: SizedLayer, nats: Vector) -> SizedLayer:
-    """Add what the loss feels, which is nothing of the layer as it is."""
+    """Add what the loss feels at sizes 0, 1, ...; of the layer as it is that is nothing."""
     falling = np.minimum.accumulate(np.maximum(nats, 0.0))
-    return replace(layer, nats=np.append(falling, 0.0))
+    return replace(layer, nats=np.append(falling[layer.sizes[:-1]], 0.0), at_stake=float(falling[0]))
 
 
 def _sized(

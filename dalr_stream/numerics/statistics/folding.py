@@ -62,10 +62,10 @@ class FoldState:
 
     @classmethod
     def empty(cls, strip: Strip) -> FoldState:
-        """Nothing summed up yet."""
+        """Nothing summed up yet; the matrix takes no memory before there is."""
         d = strip.stop
         nothing = np.full(d, np.inf)
-        scatter = np.zeros((d - strip.first, d))
+        scatter = np.broadcast_to(np.zeros(()), (d - strip.first, d))
         return cls(0, 0, np.zeros(d), scatter, -nothing, nothing, np.zeros(d, np.int64))
 
     def __add__(self, other: FoldState) -> FoldState:
@@ -174,6 +174,8 @@ class CpuFold:
             raise NonFiniteError(
                 f"activations must be finite, got {describe_non_finite(rows if chosen is None else rows[chosen])}"
             )
+        if not state.scatter.flags.writeable:  # of an empty state: a lane without a tile needs none
+            state.scatter = np.zeros(state.scatter.shape)
         used = n
         if state.count:
             centred[n] = np.sqrt(state.count * n / (state.count + n)) * (mean - state.mean)

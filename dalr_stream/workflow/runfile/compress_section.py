@@ -98,7 +98,8 @@ class CompressSection(BaseModel):
     network: SomePercent | None = None
     """Keep this share of the whole network's parameters; what is not compressed counts in full."""
     energy: SomePercent | None = None
-    """Keep this share of the outputs' energy, or of the nodes' (retention), in every layer."""
+    """Keep this share of the outputs' energy, or of the nodes' (retention), in every layer; where every layer's
+    gradients are recorded, this share of what the loss feels of all layers together."""
     singular_values: SomePercent | None = None
     """Keep this share of the sum of each layer's singular values, those that its low-rank method truncates."""
     ratio: SomePercent | None = None

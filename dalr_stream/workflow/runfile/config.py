@@ -40,6 +40,9 @@ WEIGHTED = (Method.DALR_WEIGHTED_AFFINE, Method.SPECTRAL_WEIGHTED)
 """Tried beside them within a budget, if they are solved."""
 
 
+_TWO_DOMAINS = "MoMaSP compares two domains"
+
+
 class RunConfig(Section):
     """A whole run file."""
 
@@ -144,6 +147,8 @@ class RunConfig(Section):
         if self.compress.rule and not (self.compress.within_budget and self.compress.method is None):
             asked["compress.method"] = self.compress_method
         for key, method in asked.items():
+            if method.needs_source and self.solve.source is None:
+                raise ValueError(f"{key}: {_TWO_DOMAINS}: name the other as solve.source, or choose another method")
             if method not in self.solve.methods:
                 raise ValueError(f"{key}: '{method.value}' is not in solve.methods: add it, or choose another")
         return self
@@ -200,9 +205,7 @@ class RunConfig(Section):
                 known = ", ".join(f"'{domain}'" for domain in self.domains)
                 raise ValueError(f"solve.{key}: there is no [domains.{name}]; there is {known}")
         if self.solve.source is None and any(method.needs_source for method in self.solve.methods):
-            raise ValueError(
-                "solve.source: MoMaSP compares two domains; name the source, or leave MoMaSP out of solve.methods"
-            )
+            raise ValueError(f"solve.source: {_TWO_DOMAINS}; name the source, or leave MoMaSP out of solve.methods")
         return self
 
     def with_sizes(self, sizes: Mapping[str, Any]) -> RunConfig:

@@ -209,7 +209,7 @@ class SolveSection(Section):
 
     methods: tuple[Method, ...] = tuple(method for method in Method if not method.weighted)
     """What is solved for each layer; a selection is left out where nodes of a layer cannot go. The weighted methods
-    need `network.gradients`."""
+    need `network.gradients`, MoMaSP needs `source` and is not among the default without one."""
     target: str = "target"
     """The domain whose moments decide."""
     source: str | None = None
@@ -244,6 +244,14 @@ class SolveSection(Section):
     restore_ridge: float = Field(default=1e-3, ge=0.0)
     """Of the matrix that puts pruned nodes back, relative to the mean diagonal of Sigma. 0 is the papers' form, which
     fits noise when about as many nodes are kept as there are samples."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _momasp_where_there_is_a_source(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "methods" in values or values.get("source") is not None:
+            return values
+        default = cls.model_fields["methods"].default
+        return {**values, "methods": tuple(method for method in default if not method.needs_source)}
 
     @model_validator(mode="after")
     def _one_ridge(self) -> SolveSection:

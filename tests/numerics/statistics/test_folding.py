@@ -155,3 +155,14 @@ def test_finite_rows_whose_differences_overflow_are_refused_as_such():
     rows = np.array([[1.7e308], [-1.7e308]])
     with pytest.raises(NonFiniteError, match="so large that their differences overflow float64"):
         cpu_fold(1).update(rows, 2)
+
+
+def test_a_lane_without_a_tile_holds_no_matrix():
+    rule = FoldRule(600, HoldoutRule(0.2))
+    lane = LaneFold(rule)
+    assert {sum(state.scatter.strides) for state in (lane.state().training, lane.state().heldout)} == {0}
+    rows = np.random.default_rng(0).normal(size=(40, 600))
+    for tile in tiles_of(rows, [40], rule.tile_rows):
+        lane.update(tile)
+    assert lane.state().training.scatter.strides == (600 * 8, 8)
+    assert LaneFold(rule).freeze().training.count == 0

@@ -187,8 +187,10 @@ def test_retention_is_refused_for_a_low_rank_method(run_file):
 
 def test_momasp_needs_a_source(run_file):
     run_file.write_text(run_file.read_text().replace('source = "source"', ""))
-    with pytest.raises(ConfigError, match="MoMaSP compares two domains"):
+    with pytest.raises(ConfigError, match=r"compress\.fc2\.method: MoMaSP compares two domains: .*solve\.source"):
         load_config(run_file)
+    with pytest.raises(ConfigError, match=r"solve\.source: MoMaSP compares two domains"):
+        load_config(run_file, ['solve.methods=["momasp_node"]', "compress={}"])
     assert load_config(run_file, ['solve.methods=["svd"]', "compress={}"]).solve.source is None
 
 

@@ -86,7 +86,7 @@ def _menu(project: Project, store: StoreView, solutions: _Stored, words: str) ->
         others = neighbours(project, project.layers, selected)
 
     def solved(layer: str) -> SolvedLayer:
-        return others[layer] if layer in others else _solved(project, store, solutions, layer)
+        return others[layer] if layer in others else solved_layer(project, store, layer, solutions.of(layer))
 
     layers = OnDemand((*project.layers, *others), solved)
     return Menu.of(solutions, layers, project.structure, section.multiple_of or 1, words)
@@ -95,12 +95,18 @@ def _menu(project: Project, store: StoreView, solutions: _Stored, words: str) ->
 def networks_in_words(project: Project, store: StoreView) -> str:
     """Say how many networks are measured at most; `store` may be a prospect."""
     networks, section = networks_at_most(project, store), project.config.compress
-    again = ""
-    if section.order is Order.SEQUENTIAL:
-        again = f", and {networks_in_turn(selects=_selects(_menus(project, store, project.layers_in(store))))} of them "
-        again += "once more with one layer compressed after the other"
+    turned = turned_at_most(project, store)
+    again = f", and {turned} of them once more with one layer compressed after the other" if turned else ""
     measured = f"measured on {section.samples:,} samples of '{project.config.solve.target}'"
     return f"at most {networks:,} networks, {measured}{again}"
+
+
+def turned_at_most(project: Project, store: StoreView) -> int:
+    """Return how many networks a budget is chosen among that are compressed layer after layer; 0 at once."""
+    section = project.config.compress
+    if not section.within_budget or section.order is not Order.SEQUENTIAL:
+        return 0
+    return networks_in_turn(selects=_selects(_menus(project, store, project.layers_in(store))))
 
 
 def networks_at_most(project: Project, store: StoreView) -> int:
@@ -140,9 +146,8 @@ def _menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[Me
     return [plain] if weighted == plain else [plain, weighted]
 
 
-def _solved(project: Project, store: StoreView, solutions: _Stored, layer: str) -> SolvedLayer:
-    """Return what is known of one layer, for its losses: it is not held."""
-    by_family = solutions.of(layer)
+def solved_layer(project: Project, store: StoreView, layer: str, by_family: Mapping[Family, Solution]) -> SolvedLayer:
+    """Return what is known of one layer, for its losses, from one solution of each family at most: it is not held."""
     factors, selection = by_family.get(Family.LOW_RANK), by_family.get(Family.SELECTION)
     target, known = project.config.solve.target, store.layer(layer, project.config.solve.target, None)
     return SolvedLayer(

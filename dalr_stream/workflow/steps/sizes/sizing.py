@@ -1,8 +1,9 @@
 """Which size each layer of the saved network has: named one by one, or by one rule for all of them.
 
-A share of each layer's energy, singular values or full rank reads the training moments of the target alone. A share of
-weights, multiply-adds or the network weighs layers and families against one another, and measures (`budget`). A rule
-for the loss of score searches on validation (`search`).
+A share of each layer's energy, singular values or full rank reads the training moments of the target alone; where
+gradients of every layer are known, a share of energy is one of what the loss feels of all layers. A share of weights,
+multiply-adds or the network weighs layers and families against one another, and measures (`budget`). A rule for the
+loss of score searches on validation (`search`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from functools import partial
 import numpy as np
 
 from dalr_stream.engine.layer_moments import OnDemand
+from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.sizes.allocation import by_energy, uniform
+from dalr_stream.numerics.sizes.nats import by_nats, in_nats
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are
 from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer
 from dalr_stream.numerics.sizes.spectrum import rank_by_singular_values
@@ -27,7 +30,7 @@ from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
-from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, within_budget
+from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, solved_layer, within_budget
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
@@ -62,7 +65,7 @@ def decide(
             search = _search(project, store, method, solutions, progress)
             sizes = search.sizes
         else:
-            sizes = _by_rule(project, store, solutions)
+            sizes, rule = _by_rule(project, store, solutions)
         smaller = OnDemand([layer for layer in project.layers if layer in sizes], solutions.fetch)
         replaced, notes = replacements(smaller, sizes, project.config.solve.restore_ridge)
         methods = dict.fromkeys(replaced, method)
@@ -86,18 +89,34 @@ def sized_layer(project: Project, store: StoreView, layer: str, solution: Soluti
     return factor_layer(layer, solution, store.inputs(project.config.solve.target, layer))
 
 
-def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> dict[str, int]:
-    """Return the sizes that a share of each layer by itself decides; layers that stay as they are left out."""
+def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> tuple[dict[str, int], str]:
+    """Return the sizes that keep a share, and of what; layers that stay as they are are left out."""
     section = project.config.compress
-    layers = [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()]
+    layers, felt = _sized(project, store, solutions)
     if section.multiple_of is not None:
         layers = [layer.multiples_of(section.multiple_of) for layer in layers]
     if section.rule == "singular_values":
         sizes = {layer.name: _by_singular_values(layer, solutions[layer.name], section.share) for layer in layers}
+    elif section.rule == "energy":
+        sizes = (by_nats if felt else by_energy)(layers, section.share)
     else:
-        sizes = by_energy(layers, section.share) if section.rule == "energy" else uniform(layers, section.share)
-    whole = as_they_are(layers)
-    return {layer: size for layer, size in sizes.items() if size != whole[layer]}
+        sizes = uniform(layers, section.share)
+    rule, whole = section.in_words + (" of what the loss feels" if felt else ""), as_they_are(layers)
+    return {layer: size for layer, size in sizes.items() if size != whole[layer]}, rule
+
+
+def _sized(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> tuple[list[SizedLayer], bool]:
+    """Return the layers with what they lose, and whether sizes go by what the loss feels: where it is known of all."""
+    if project.config.compress.rule == "energy":
+        solved = OnDemand(list(solutions), lambda layer: _solved(project, store, layer, solutions[layer]))
+        layers = [form.solved[0] for form in forms_of(solved, project.structure) if form.solved]
+        if len(layers) == len(solutions):
+            return layers, in_nats(layers) is not None
+    return [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()], False
+
+
+def _solved(project: Project, store: StoreView, layer: str, solution: Solution) -> SolvedLayer:
+    return solved_layer(project, store, layer, {solution.method.family: solution})
 
 
 def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> int:
