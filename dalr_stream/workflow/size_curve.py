@@ -33,7 +33,7 @@ from dalr_stream.workflow.steps import compress, solve
 from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.scores.scoring import KeptScores, score_on
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.sizes.budget import networks_at_most
+from dalr_stream.workflow.steps.sizes.budget import networks_at_most, turned_at_most
 from dalr_stream.workflow.steps.sizes.compression import UNITS, Compression
 
 FOLDER = "sizes"
@@ -134,7 +134,9 @@ def _plan(project: Project, sized: Sequence[Project], *, evaluate: bool) -> str:
         passes += budgets * tried * section.samples
         parts.append(f"each the best of at most {tried:,} networks, measured on {section.samples:,} samples")
     if section.order is Order.SEQUENTIAL and anew:
-        parts.append(f"layer after layer: up to {len(project.layers)} passes over the data each")
+        turned = 1 + turned_at_most(first, store)
+        networks = f"{turned} networks each, " if turned > 1 else ""
+        parts.append(f"layer after layer: {networks}up to {len(project.layers)} passes over the data for each")
     if evaluate:
         passes += (1 + budgets) * _samples_to_score(project)
         parts.append(f"{1 + budgets} networks scored on the batches of [evaluate]")

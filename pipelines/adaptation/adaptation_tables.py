@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from spreads import mean_and_error
 
 RATES = (0.96, 0.965, 0.97, 0.975, 0.98, 0.985)
 FIRST = "generator.conv1"
@@ -74,7 +74,4 @@ def _published(name: str, values: Iterable[float]) -> str:
 def spread(values: Sequence[float | None], digits: int = 1) -> str:
     """Return mean +- standard error of the values that are there."""
     known = [value for value in values if value is not None]
-    if not known:
-        return "no such nodes"
-    error = f" +- {statistics.stdev(known) / math.sqrt(len(known)):.{digits}f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.{digits}f}{error}"
+    return mean_and_error(known, digits) if known else "no such nodes"

@@ -12,8 +12,6 @@ of this pipeline's names (`detection_network.build(factory="vgg16", classes=20)`
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +32,7 @@ from detection_scenes import Scene  # noqa: E402
 from detection_training import Recipe, SceneBatches, detect, train  # noqa: E402
 from detection_voc import CLASSES, read  # noqa: E402
 from kept_results import digest_of, kept_figures  # noqa: E402
+from spreads import mean_and_error  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "detection"
 TRAIN, TEST = 400, 300
@@ -98,13 +97,9 @@ def table(seeds: Sequence[Figures]) -> str:
     for name, first in seeds[0].items():
         values = [one[name]["mAP (%)"] for one in seeds]
         gains = [one[name]["mAP (%)"] - one["uncompressed"]["mAP (%)"] for one in seeds]
-        lines.append(f"| {name} | {first['parameters']:,} | {_spread(values)} | {_spread(gains)} | {PUBLISHED[name]} |")
+        cells = [f"{first['parameters']:,}", *(mean_and_error(each, 2) for each in (values, gains))]
+        lines.append(f"| {name} | {' | '.join(cells)} | {PUBLISHED[name]} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    error = f" +- {statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{error}"
 
 
 def of_voc(root: Path, weights: Path) -> Figures:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +33,7 @@ from rankings_data import SIDE, Ranked, Scored, ranked  # noqa: E402
 from rankings_live import crops, read, split_by_reference  # noqa: E402
 from rankings_network import build  # noqa: E402
 from rankings_training import correlations, learn_ranks, learn_scores  # noqa: E402
+from spreads import mean_and_error  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "rankings"
 LAYERS = ("3", "6", "8")
@@ -122,14 +121,9 @@ def table(seeds: Sequence[Figures]) -> str:
     """Return a row for each network: mean +- standard error over the seeds."""
     lines = ["| network | parameters | LCC | SROCC | published LCC, on LIVE |", "|---|---:|---:|---:|---:|"]
     for name, first in seeds[0].items():
-        cells = [_spread([one[name][column] for one in seeds]) for column in ("LCC", "SROCC")]
+        cells = [mean_and_error([one[name][column] for one in seeds], 3) for column in ("LCC", "SROCC")]
         lines.append(f"| {name} | {first['parameters']:,} | {' | '.join(cells)} | {PUBLISHED.get(name, '')} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    error = f" +- {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{error}"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -11,8 +11,6 @@ the largest that loses none of the unpenalised network's accuracy on them. Five 
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ from labelled_batches import Batches  # noqa: E402
 from lenet_data import rows_for_test, rows_for_training  # noqa: E402
 from sparsity_groups import live, without_zero_groups  # noqa: E402
 from sparsity_training import train  # noqa: E402
+from spreads import mean_and_error  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "sparsity"
 STRENGTHS = (0.0, 0.002, 0.004, 0.008, 0.016)
@@ -107,14 +106,9 @@ def table(seeds: Sequence[Figures]) -> str:
     for label, names in picks.items():
         found = [one[name] for one, name in zip(seeds, names, strict=True)]
         gains = [own["test (%)"] - one["0"]["test (%)"] for own, one in zip(found, seeds, strict=True)]
-        cells = [_spread([own[column] for own in found]) for column in columns]
-        lines.append(f"| {label} | " + " | ".join([*cells, _spread(gains)]) + " |")
+        cells = [mean_and_error([own[column] for own in found]) for column in columns]
+        lines.append(f"| {label} | " + " | ".join([*cells, mean_and_error(gains)]) + " |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    error = f" +- {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{error}"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -64,7 +64,8 @@ def _with_groups(layers: Sequence[LayerSpec], structure: Structure) -> list[Laye
             known.append(dataclasses.replace(layer, unprunable=str(error)))
             continue
         if layer.name in tied:
-            reason = f"layer '{layer.name}': its channels are those of '{tied[layer.name]}', tied by an addition"
+            first = tied[layer.name]
+            reason = f"layer '{layer.name}': its channels are those of '{first}', tied by an addition or a product"
             known.append(dataclasses.replace(layer, unprunable=reason))
             continue
         tied |= dict.fromkeys(group.producers, layer.name)

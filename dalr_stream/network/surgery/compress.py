@@ -235,8 +235,8 @@ class _Keeper:
         for producer in group.producers:
             if producer in self._narrowed:
                 raise InvalidInputError(
-                    f"layer '{name}': its channels are those of '{self._narrowed[producer]}', tied by an addition: "
-                    "select them once"
+                    f"layer '{name}': its channels are those of '{self._narrowed[producer]}', tied by an addition or a "
+                    "product: select them once"
                 )
             self._narrowed[producer] = name
         carriers = tuple(self._here(span, group.channels) for span in group.carriers)

@@ -18,6 +18,7 @@ from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress
 from dalr_stream.workflow.steps import sequential as sequence_step
+from dalr_stream.workflow.steps.sizes.budget import networks_in_words, turned_at_most
 from dalr_stream.workflow.steps.sizes.compression import Compression
 
 IN_SEQUENCE = 'compress.order="sequential"'
@@ -182,13 +183,16 @@ def test_a_budget_is_chosen_among_networks_that_were_compressed_in_turn(finished
     found = Compression.read(run.project.compression)
     assert [layer.layer for layer in found.gain.layers] == list(found.layers)
     assert json.loads(run.project.compression.read_text())["content"]["content"]["gain"]["passes"] == [["fc1"], ["fc2"]]
-    assert any("once more with one layer compressed after the other" in line for line in said)
+    turned = "and 10 of them once more with one layer compressed after the other"
+    assert any(turned in line for line in said)
+    assert turned in networks_in_words(run.project, StoreView.open(run.project.store))
     distance = ds.OutputDistance(run.project.network, run.project.code.batches("target"))
     assert distance(ds.load(run.project.compressed, run.project.code.build)) == found.choice.trials[0].distance
     assert "compressed layer after layer and measured whole" in str(found.choice)
     parallel, _ = opened(finished_file, params="50%")
     parallel.compress()
     at_once = Compression.read(parallel.project.compression)
+    assert turned_at_most(parallel.project, StoreView.open(parallel.project.store)) == 0
     assert at_once.choice.trials == found.choice.at_once
     assert at_once.choice.at_once == ()
     ways = [(trial.plan, trial.rule) for trial in found.choice.trials]

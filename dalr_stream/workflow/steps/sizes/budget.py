@@ -95,12 +95,18 @@ def _menu(project: Project, store: StoreView, solutions: _Stored, words: str) ->
 def networks_in_words(project: Project, store: StoreView) -> str:
     """Say how many networks are measured at most; `store` may be a prospect."""
     networks, section = networks_at_most(project, store), project.config.compress
-    again = ""
-    if section.order is Order.SEQUENTIAL:
-        again = f", and {networks_in_turn(selects=_selects(_menus(project, store, project.layers_in(store))))} of them "
-        again += "once more with one layer compressed after the other"
+    turned = turned_at_most(project, store)
+    again = f", and {turned} of them once more with one layer compressed after the other" if turned else ""
     measured = f"measured on {section.samples:,} samples of '{project.config.solve.target}'"
     return f"at most {networks:,} networks, {measured}{again}"
+
+
+def turned_at_most(project: Project, store: StoreView) -> int:
+    """Return how many networks a budget is chosen among that are compressed layer after layer; 0 at once."""
+    section = project.config.compress
+    if not section.within_budget or section.order is not Order.SEQUENTIAL:
+        return 0
+    return networks_in_turn(selects=_selects(_menus(project, store, project.layers_in(store))))
 
 
 def networks_at_most(project: Project, store: StoreView) -> int:

@@ -52,7 +52,5 @@ def share_of_counted(project: Project, menu: Menu) -> float:
 
 
 def _shape(project: Project, layer: str) -> LayerShape:
-    weight, _ = weights_of(project.network, layer)
-    return LayerShape(
-        weight.shape[0], weight.shape[1], groups=getattr(project.network.get_submodule(layer), "groups", 1)
-    )
+    outputs, inputs = weights_of(project.network, layer)[0].shape
+    return LayerShape(outputs, inputs)
