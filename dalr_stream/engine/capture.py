@@ -15,7 +15,7 @@ from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batc
 from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.capture.wrapped import plain_network, require_all_batches
+from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
 from dalr_stream.network.layers.identity import bias_digest, fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
@@ -103,7 +103,7 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
     rows = (rows or RowRule()).of_layers(layers)
     require_batches(batches)
     if link.ranks > 1:
-        require_all_batches(batches, link.ranks)
+        require_for_ranks(model, batches, link.ranks)
     network = network_record(model, layers)
     require_same_on_all(link, {"network": network.fingerprint, "layers": list(network.layers), "choice": rows.words})
     if not link.first:

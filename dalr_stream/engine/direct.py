@@ -30,7 +30,7 @@ from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.capture.wrapped import plain_network, require_all_batches
+from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
 from dalr_stream.network.layers.identity import bias_digest, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, weights_of
@@ -137,9 +137,10 @@ def _feed(
     rows: RowRule | None,
     ranks: Ranks | None,
 ) -> NetworkRows:
+    model = plain_network(model)
     if ranks is not None and ranks.ranks > 1:
-        require_all_batches(batches, ranks.ranks)
-    return NetworkRows(plain_network(model), batches, layers, (rows or RowRule()).of_layers(layers))
+        require_for_ranks(model, batches, ranks.ranks)
+    return NetworkRows(model, batches, layers, (rows or RowRule()).of_layers(layers))
 
 
 @dataclass(frozen=True, slots=True)

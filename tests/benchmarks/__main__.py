@@ -83,7 +83,7 @@ def _device(quick: bool) -> Table:
 @section("processes", "one pass on one process of one thread, and on ranks; CPU is that of the busiest rank")
 def _ranks(quick: bool) -> Table:
     table = _table("ranks", "seconds", "times as fast", "CPU seconds", "by CPU", "bar", "received", "d² log₂ ranks")
-    size = ranking.Size(32, 2, 9, 8) if quick else ranking.Size(768, 8, 64, 64)
+    size = ranking.Size(32, 2, 9, 8) if quick else ranking.Size(768, 8, 160, 64)
     passes = ranking.compared(size, (1, 2), 1 if quick else 3)
     for one in passes:
         speed, by_cpu = passes[0].wall / one.wall, passes[0].cpu / one.cpu

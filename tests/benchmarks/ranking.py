@@ -19,7 +19,7 @@ from torch import nn
 import dalr_stream as ds
 
 SERVER = multiprocessing.get_context("forkserver")
-SEGMENT_BATCHES = 2
+SEGMENT_BATCHES = 8
 PARTS = 2
 """Training and held-out."""
 

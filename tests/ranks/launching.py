@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from rank_job import ROWS
+
 import dalr_stream as ds
 
 LAYERS = ("0", "2")
@@ -53,9 +55,10 @@ def launch(folder, do, ranks, *, kill=None, **settings):
     while len(ends) < ranks:
         ends |= {rank: time.monotonic() for rank, one in enumerate(started) if rank not in ends and not one.is_alive()}
         time.sleep(0.02)
+    errors = [log.read_text() if log.exists() else "" for log in logs]  # one may be killed before it writes
     codes = [process.exitcode for process in started]
     failed = min((ends[rank] for rank in range(ranks) if codes[rank]), default=0.0)
-    return Ended(codes, [log.read_text() for log in logs], [ends[rank] - failed for rank in range(ranks)])
+    return Ended(codes, errors, [ends[rank] - failed for rank in range(ranks)])
 
 
 def one_rank(folder, environment, log):
@@ -82,3 +85,9 @@ def assert_same_moments(store, other):
     for layer in LAYERS:
         assert one[layer].inputs.same_bits(two[layer].inputs)
         assert one[layer].heldout.same_bits(two[layer].heldout)
+
+
+def require_whole(store):
+    """No row is lost or doubled."""
+    for layer in moments_in(store).values():
+        assert layer.inputs.count + layer.heldout.count == ROWS

@@ -19,7 +19,8 @@ import dalr_stream as ds
 from dalr_stream.cli.app import main as command_line
 from dalr_stream.streaming.lanes import Pace
 
-BATCHES, SAMPLES = 23, 40
+BATCHES, SAMPLES, LAST = 23, 40, 7
+ROWS = (BATCHES - 1) * SAMPLES + LAST
 
 
 def network():
@@ -40,7 +41,7 @@ class Loader:
         generator = torch.Generator().manual_seed(1)
         die, differ = place_of("DIE"), place_of("DIFFER")
         for number in range(BATCHES):
-            batch = torch.randn(SAMPLES if number < BATCHES - 1 else 7, 12, generator=generator) + 1.0
+            batch = torch.randn(SAMPLES if number < BATCHES - 1 else LAST, 12, generator=generator) + 1.0
             if number == die:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch + 1.0 if number == differ else batch
@@ -75,7 +76,7 @@ def main(root):
         torch.distributed.init_process_group(wrap)
         model = nn.parallel.DistributedDataParallel(model)
     layers = ds.watch(model, ["0", "2"])
-    with ds.open_ranks(timeout_seconds=60) as ranks:
+    with ds.open_ranks(timeout_seconds=20) as ranks:
         match os.environ["DO"]:
             case "capture":
                 ds.capture(model, Loader(), layers, root, domain="target", ranks=ranks)

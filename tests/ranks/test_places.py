@@ -80,6 +80,22 @@ def test_a_network_split_over_processes_is_refused():
         ds.watch(model, ["0"])
 
 
+def test_a_network_of_which_some_tensors_are_split_is_refused_for_several_ranks(tmp_path):
+    class DTensor(torch.Tensor):
+        """What tensor parallelism makes of a parameter, by its name."""
+
+    model = net()
+    model[0].weight = nn.Parameter(torch.zeros(6, 4).as_subclass(DTensor))
+    batches, layers = [torch.zeros(5, 4)], ds.watch(model, ["2"])
+    message = "layer '0': its tensors are split over processes"
+    for use in (
+        lambda: ds.accumulate(model, batches, layers, folding=Folding(segment_batches=2), ranks=Ranks(0, 2)),
+        lambda: ds.capture(model, batches, layers, tmp_path, domain="t", ranks=Ranks(0, 2)),
+    ):
+        with pytest.raises(ds.errors.UnsupportedLayerError, match=message):
+            use()
+
+
 def test_a_wrapper_of_data_parallel_training_is_taken_off():
     model = net()
     assert plain_network(nn.DataParallel(model)) is model

@@ -1,14 +1,13 @@
 """Several processes, one killed or not, leave what one process leaves, to the bit."""
 
 import pytest
-from launching import assert_same_moments, launch, moments_in
-from rank_job import BATCHES, SAMPLES
+from launching import assert_same_moments, launch, require_whole
+from rank_job import ROWS
 from soaking import in_soak
 
 from dalr_stream.storage.store import ActivationStore
 
 LOST = "ranks: rank {} on .* was lost: run the same command again, on any number of ranks, to resume"
-ALL = (BATCHES - 1) * SAMPLES + 7
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +17,6 @@ def expected(tmp_path_factory):
     for do in ("accumulate", "capture", "memory"):
         assert launch(folder / do, do, 1).codes == [0]
     return folder
-
-
-def require_whole(store):
-    """No row is lost or doubled."""
-    for layer in moments_in(store).values():
-        assert layer.inputs.count + layer.heldout.count == ALL
 
 
 @pytest.mark.parametrize("ranks", [3, *in_soak(2, 4, 8)])
@@ -61,7 +54,7 @@ def test_ranks_capture_the_store_of_one_process(expected, tmp_path):
     assert ended.codes == [0] * 3, ended.errors
     one, several = (ActivationStore(path).domain("target") for path in (expected / "capture", tmp_path / "store"))
     assert several == one  # with the digest of each tile
-    assert several.samples == ALL
+    assert several.samples == ROWS
 
 
 def test_in_memory_rank_0_has_the_statistics(expected, tmp_path):

@@ -1,19 +1,19 @@
 """Messages between ranks: what is sent arrives, what is no message or comes from elsewhere is left alone."""
 
-import os
 import socket
 import struct
 import threading
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from dalr_stream.engine.ranks import meeting as meeting_module
 from dalr_stream.engine.ranks.meeting import Place, meeting
 from dalr_stream.engine.ranks.pulse import Pulse
 from dalr_stream.engine.ranks.wire import ClosedError, receive_message, send_message
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.streaming.ranks.link import Message, Traffic
 
 
@@ -101,6 +101,22 @@ def test_a_rank_that_is_done_is_not_lost(pair):
     assert pulse.lost is None
 
 
+def connected(port):
+    for _ in range(100):
+        with suppress(ConnectionError):
+            return socket.create_connection(("127.0.0.1", port))
+        time.sleep(0.05)
+    raise AssertionError(port)
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with socket.create_server(("", 0)) as taken:
+        place = Place(0, 2, "127.0.0.1", taken.getsockname()[1])
+        message = f"MASTER_PORT {place.port} cannot be listened at .*: choose another"
+        with pytest.raises(InvalidInputError, match=message), meeting(place, 5.0):
+            pass
+
+
 def test_a_stranger_at_the_port_of_rank_0_is_left_alone(monkeypatch):
     monkeypatch.setattr(meeting_module, "_HELLO_SECONDS", 0.2)
     with socket.socket() as probe:
@@ -115,10 +131,7 @@ def test_a_stranger_at_the_port_of_rank_0_is_left_alone(monkeypatch):
 
     threads = [threading.Thread(target=come, args=(rank,)) for rank in range(2)]
     threads[0].start()
-    store = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    address = int(store.get(f"dalr_stream/{restarts}/1/address").decode().split()[0])
-    strangers = [socket.create_connection(("127.0.0.1", address)) for _ in range(2)]
+    strangers = [connected(port) for _ in range(2)]
     strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n")  # the other says nothing
     threads[1].start()
     for _ in range(200):

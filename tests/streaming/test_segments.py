@@ -108,8 +108,15 @@ def test_shards_are_folded_by_segments_too():
 def test_a_rank_sends_a_triangle_of_each_record_at_the_end_of_a_round():
     rows, sizes, d = rows_like(4 * 128, 600), [64] * 8, 600
     traffic = folded(rows, sizes, folding_of(4), 2)[2]
-    triangle = 8 * sum((min(first + 256, d) - first) * min(first + 256, d) for first in range(0, d, 256))
+    triangle = 8 * sum((min(first + 64, d) - first) * min(first + 64, d) for first in range(0, d, 64))
     assert traffic.array_bytes == 2 * (triangle + 4 * 8 * d)  # training and held-out
+
+
+def test_once_rounds_have_grown_a_rank_sends_one_sum_a_round():
+    sizes, d, segment = [8] * 64, 100, 1
+    traffic = folded(rows_like(512, d), sizes, folding_of(segment), 2)[2]
+    record = 8 * sum((min(first + 64, d) - first) * min(first + 64, d) for first in range(0, d, 64)) + 4 * 8 * d
+    assert traffic.array_bytes == 2 * record * traffic.messages
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1), (3, 2), (2, 2)])

@@ -1,8 +1,9 @@
 """How the processes of one job find one another.
 
 Who is who is told by the environment, as torchrun and others set it: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
-Rank 0 listens at a port of its own choice and makes it known in torch's store at MASTER_ADDR; every other rank connects
-to it, once for data and once for the pulse. A token, also from that store, keeps others out.
+Rank 0 listens at MASTER_PORT; where torch's store is there already, as under torchrun, it listens at a port of its own
+choice and makes it known in that store, with a token. Every other rank connects to it, once for data and once for the
+pulse. Whoever does not speak as a rank of this job is left out.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from datetime import timedelta
 from typing import Any
 
 from dalr_stream.engine.ranks.pulse import host_name, keep_alive
-from dalr_stream.engine.ranks.wire import TURN_SECONDS, ClosedError, receive_message, send_message
+from dalr_stream.engine.ranks.wire import TURN_SECONDS, Check, ClosedError, receive_message, send_message
 from dalr_stream.errors import InvalidInputError, ResourceError
 from dalr_stream.streaming.ranks.link import Message, Traffic
 
 _TOKEN_BYTES = 16
 _HELLO_BYTES = 4096
 _HELLO_SECONDS = 5.0
+_PAUSE_SECONDS = 0.1
+"""Before rank 0 is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,6 @@ class Place:
 class Meeting:
     """The connections of one rank, by the other's number."""
 
-    store: Any
-    """Torch's, which rank 0 may be the one to serve."""
     data: dict[int, socket.socket] = field(default_factory=dict)
     pulses: dict[int, socket.socket] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
@@ -72,18 +73,16 @@ class Meeting:
 @contextmanager
 def meeting(place: Place, timeout_seconds: float) -> Iterator[Meeting]:
     """Connect a rank to the others for the duration of the block; raises ResourceError where they do not come."""
+    deadline = time.monotonic() + timeout_seconds
     with ExitStack() as stack:
         try:
-            met, key = _at_the_store(place, timeout_seconds)
-            if place.rank == 0:
-                _accept(met, key, place, timeout_seconds, stack)
-            else:
-                _connect(met, key, place, timeout_seconds, stack)
-        except (
-            ClosedError,
-            OSError,
-            RuntimeError,
-        ):  # torch's store raises RuntimeErrors
+            found = _Announced.of(place, timeout_seconds)
+            met = (
+                _accepted(found, place, deadline, stack)
+                if place.rank == 0
+                else _connected(found, place, deadline, stack)
+            )
+        except (ClosedError, OSError, RuntimeError):  # torch's store raises RuntimeErrors
             raise ResourceError(
                 f"ranks: not all {place.ranks} ranks came to {place.address}:{place.port} within "
                 f"{timeout_seconds:.0f} s: start as many processes as WORLD_SIZE says, and let them reach one another"
@@ -91,64 +90,116 @@ def meeting(place: Place, timeout_seconds: float) -> Iterator[Meeting]:
         yield met
 
 
-def _at_the_store(place: Place, timeout_seconds: float) -> tuple[Meeting, str]:
-    """Return torch's store at the master's address, and the key of this meeting: a program may hold several."""
-    import torch.distributed as dist
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """Where rank 0 listens: at MASTER_PORT, or, where torch's store is there already, at a port that is told in it."""
 
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or dist.is_initialized()
-    store: Any = dist.TCPStore(  # type: ignore[attr-defined]
-        place.address,
-        place.port,
-        place.ranks,
-        is_master=place.rank == 0 and not served,
-        timeout=timedelta(seconds=timeout_seconds),
-        wait_for_workers=False,
-    )
-    key = f"dalr_stream/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    return Meeting(store), f"{key}/{store.add(f'{key}/{place.rank}', 1)}/address"
+    port: int
+    store: Any = None
+    key: str = ""
+
+    @classmethod
+    def of(cls, place: Place, timeout_seconds: float) -> _Announced:
+        """Look who listens at MASTER_PORT: torchrun's agent, or the process group of this program."""
+        import torch.distributed as dist
+
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and not dist.is_initialized():
+            return cls(place.port)
+        patience = timedelta(seconds=timeout_seconds)
+        store: Any = dist.TCPStore(place.address, place.port, is_master=False, timeout=patience)  # type: ignore[attr-defined]
+        key = f"dalr_stream/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        opened = store.add(f"{key}/{place.rank}", 1)  # a program may meet several times
+        return cls(0, store, f"{key}/{opened}/address")
+
+    def announce(self, port: int) -> str:
+        """Tell the others a port, and a token that they have to say there."""
+        if self.store is None:
+            return ""
+        token = secrets.token_hex(_TOKEN_BYTES)
+        self.store.set(self.key, f"{port} {token}")
+        return token
+
+    def told(self) -> tuple[int, str]:
+        """Return the port and the token, waiting for them."""
+        if self.store is None:
+            return self.port, ""
+        port, token = self.store.get(self.key).decode().split()
+        return int(port), token
 
 
-def _accept(met: Meeting, key: str, place: Place, timeout_seconds: float, stack: ExitStack) -> None:
-    token, deadline = secrets.token_hex(_TOKEN_BYTES), time.monotonic() + timeout_seconds
-    server = stack.enter_context(socket.create_server(("", 0), backlog=2 * place.ranks))
-    met.store.set(key, f"{server.getsockname()[1]} {token}")
-    while len(met.data) < place.ranks - 1 or len(met.pulses) < place.ranks - 1:
-        server.settimeout(max(deadline - time.monotonic(), 0.001))
-        connection = stack.enter_context(server.accept()[0])
-        _make_ready(connection)
-        hello = _hello(connection)
-        if not secrets.compare_digest(str(hello.get("token")), token):
-            connection.close()  # whoever it is, it is no rank of this job
-            continue
-        rank = int(hello["rank"])
-        (met.pulses if hello["pulse"] else met.data)[rank] = connection
-        met.names[rank] = f"rank {rank} on {hello['host']}"
+def _accepted(found: _Announced, place: Place, deadline: float, stack: ExitStack) -> Meeting:
+    """Take the connections of all other ranks, and of nobody else."""
+    met = Meeting()
+    try:
+        server = socket.create_server(("", found.port), backlog=2 * place.ranks)
+    except OSError as error:
+        raise InvalidInputError(
+            f"ranks: MASTER_PORT {found.port} cannot be listened at ({error.strerror}): choose another"
+        ) from None
+    with server:
+        token = found.announce(server.getsockname()[1])
+        while len(met.data) < place.ranks - 1 or len(met.pulses) < place.ranks - 1:
+            server.settimeout(max(deadline - time.monotonic(), 0.001))
+            connection = stack.enter_context(server.accept()[0])
+            _make_ready(connection)
+            hello = _hello(connection)
+            if not secrets.compare_digest(str(hello.get("token")), token) or hello.get("ranks") != place.ranks:
+                connection.close()  # whoever it is, it is no rank of this job
+                continue
+            send_message(connection, Message({"welcome": True}), lambda: None)
+            rank = int(hello["rank"])
+            (met.pulses if hello["pulse"] else met.data)[rank] = connection
+            met.names[rank] = f"rank {rank} on {hello['host']}"
+    return met
 
 
 def _hello(connection: socket.socket) -> Mapping[str, Any]:
     """Return what a connection says at once; nothing where it says nothing, or no message."""
-    deadline = time.monotonic() + _HELLO_SECONDS
-
-    def in_time() -> None:
-        if time.monotonic() > deadline:
-            raise ClosedError("it said nothing")
-
     try:
+        in_time = _until(time.monotonic() + _HELLO_SECONDS)
         return receive_message(connection, Traffic(), in_time, most_facts_bytes=_HELLO_BYTES).facts
     except ClosedError:
         return {}
 
 
-def _connect(met: Meeting, key: str, place: Place, timeout_seconds: float, stack: ExitStack) -> None:
-    port, token = met.store.get(key).decode().split()
-    for connections in (met.data, met.pulses):
-        connection = stack.enter_context(socket.create_connection((place.address, int(port)), timeout_seconds))
+def _connected(found: _Announced, place: Place, deadline: float, stack: ExitStack) -> Meeting:
+    """Connect to rank 0, which may not be there yet, once for data and once for the pulse."""
+    met = Meeting(names={0: f"rank 0 on {place.address}"})
+    for pulse, connections in ((False, met.data), (True, met.pulses)):
+        while 0 not in connections:
+            try:
+                connections[0] = stack.enter_context(_welcomed(found, place, deadline, pulse=pulse))
+            except (ClosedError, OSError):  # also where its name is not known yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+    return met
+
+
+def _welcomed(found: _Announced, place: Place, deadline: float, *, pulse: bool) -> socket.socket:
+    """Return a connection to rank 0, once it has said that it is."""
+    port, token = found.told()
+    patience = max(deadline - time.monotonic(), 0.001)
+    connection = socket.create_connection((place.address, port), patience)
+    try:
         _make_ready(connection)
-        pulse = connections is met.pulses
-        hello = {"token": token, "rank": place.rank, "pulse": pulse, "host": host_name()}
+        hello = {"token": token, "rank": place.rank, "ranks": place.ranks, "pulse": pulse, "host": host_name()}
         send_message(connection, Message(hello), lambda: None)
-        connections[0] = connection
-    met.names[0] = f"rank 0 on {place.address}"
+        receive_message(connection, Traffic(), _until(deadline), most_facts_bytes=_HELLO_BYTES)  # its welcome
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _until(deadline: float) -> Check:
+    """Return what ends waiting at a time."""
+
+    def check() -> None:
+        if time.monotonic() > deadline:
+            raise ClosedError("it said nothing")
+
+    return check
 
 
 def _make_ready(connection: socket.socket) -> None:

@@ -17,6 +17,8 @@ from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 
 _SPLIT = ("FullyShardedDataParallel", "FSDPModule")
 """FSDP wraps a module, FSDP2 adds a base to its class."""
+_PART = "DTensor"
+"""What tensor parallelism makes of a parameter."""
 
 
 def plain_network(model: nn.Module) -> nn.Module:
@@ -41,8 +43,19 @@ def plain_network(model: nn.Module) -> nn.Module:
     return model
 
 
-def require_all_batches(batches: Iterable[Any], ranks: int) -> None:
-    """Raise InvalidInputError for a loader whose sampler gives each process other samples."""
+def require_for_ranks(model: nn.Module, batches: Iterable[Any], ranks: int) -> None:
+    """Raise where ranks that each run their own batches would wait for one another, or would not get the same ones.
+
+    UnsupportedLayerError for a network some of whose tensors are split over processes, also where no watched layer's
+    are; InvalidInputError for a loader whose sampler gives each process other samples.
+    """
+    parallel = next((name for name, weight in model.named_parameters() if type(weight).__name__ == _PART), None)
+    if parallel is not None:
+        raise UnsupportedLayerError(
+            f"layer '{parallel.rpartition('.')[0]}': its tensors are split over processes ({_PART}), which compute "
+            "each batch together: give every rank the network before that is done (ranks share the batches, not the "
+            "network)"
+        )
     sampler = getattr(batches, "sampler", None)
     nested = getattr(getattr(batches, "batch_sampler", None), "sampler", None)
     if any(isinstance(one, DistributedSampler) for one in (sampler, nested)):

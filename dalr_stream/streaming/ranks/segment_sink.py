@@ -1,6 +1,6 @@
 """Folds segments of the batches as they come, on any number of ranks, to the bits of one process.
 
-Segments are dealt in rounds: rank r of R folds segments r w to (r + 1) w of a round of R w, and passes by those of the
+Segments are dealt in rounds: each rank folds w of them, those that follow the one's before, and passes by those of the
 others, whose batches it sees all the same, so that digests, sample numbers and the held-out share agree without a word.
 At the end of a round the ranks send their sums to rank 0, which joins them in the fixed tree (`statistics.segments`)
 and writes the checkpoint. Then nobody else holds anything, so any number of ranks can resume from there. The width w
@@ -69,7 +69,7 @@ class SegmentSink:
         self.ended = False
         """Whether an earlier run folded all batches and wrote the moments."""
         self._resume()
-        self._round_begins = len(self._log) // folding.segment_batches
+        self._round_begins = self._origin = len(self._log) // folding.segment_batches
         self._joined_at = self._pace.clock()
 
     @property
@@ -128,7 +128,7 @@ class SegmentSink:
             self._checkpoints.save(INDEX, SavedFold(values=self._progress(ended=True)))
 
     def _owner(self, segment: int) -> int:
-        return (segment - self._round_begins) // self._width
+        return (segment - self._origin) // self._width
 
     def _pass(self, samples: int, digest: str) -> None:
         """Take note of a batch, and close the segment or the round where it was the last one."""
@@ -164,20 +164,26 @@ class SegmentSink:
         seconds = sum(self._take(rank, first, ended=ended) for rank in range(1, self._link.ranks))
         if seconds > SHARE_FOR_CHECKPOINTS * worked:
             self._wanted *= 2
-        self._width = min(self._wanted, self._left_each())
-        tell(self._link, {"width": self._width})
+        self._deal()
+        tell(self._link, {"width": self._width, "origin": self._origin})
         if self._checkpoints is not None and not ended and self._pace.due():
             begun = self._pace.clock()
             self._keep(self._checkpoints)
             self._pace.paid(begun)
         self._joined_at = self._pace.clock()
 
-    def _left_each(self) -> int:
-        """Return how many segments are left for each rank, so that a last round leaves none idle."""
-        if self._length is None:
-            return self._wanted
-        left = -(-self._length // self._folding.segment_batches) - self._round_begins
-        return max(-(-left // self._link.ranks), 1)
+    def _deal(self) -> None:
+        """Deal the next round, so that what a rank adds up has one place in the tree: from a multiple of the width on.
+
+        Rank 0 may have less then. Where the length is known, a last round leaves no rank idle.
+        """
+        begin, self._width = self._round_begins, self._wanted
+        self._origin = begin // self._width * self._width
+        if self._length is not None:
+            left = -(-self._length // self._folding.segment_batches) - begin
+            each = max(-(-left // self._link.ranks), 1)
+            if each < self._width:
+                self._width, self._origin = each, begin
 
     def _send(self, first: int, *, ended: bool) -> None:
         """Send what this rank folded in the round that began with segment `first`, and hold nothing of it."""
@@ -185,7 +191,8 @@ class SegmentSink:
         facts = {"ended": ended, "sums": facts_of(sums), **log.plain(first * self._folding.segment_batches)}
         self._link.send(0, Message(facts, arrays_of(sums)))
         log.rows = {name: replace(known, rows=0) for name, known in log.rows.items()}
-        self._width = self._link.receive(0).facts["width"]
+        dealt = self._link.receive(0).facts
+        self._width, self._origin = dealt["width"], dealt["origin"]
 
     def _take(self, rank: int, first: int, *, ended: bool) -> float:
         """Take what a rank folded in a round; return the seconds that receiving and joining it took."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dalr_stream.numerics.statistics.folding import FoldState, LaneState
 from dalr_stream.numerics.statistics.segments import LayerSums, SegmentSum
 
-_ROWS = 256
+_ROWS = 64
 """Of a block: small beside a matrix, and large enough to be sent at full speed."""
 
 
