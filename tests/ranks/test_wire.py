@@ -93,6 +93,14 @@ def test_the_end_of_a_rank_is_known_with_its_reason(pair, word, lost):
     assert pulse.lost.startswith(lost)
 
 
+def test_two_words_that_arrive_together_are_the_first(pair):
+    pair[0].sendall(b'{"stopped": "ranks: rank 2 was lost"}\n{"stopped": "the same again"}\n')
+    pulse = Pulse({0: pair[1]}, {0: "rank 0"})
+    assert pulse.noticed.wait(5.0)
+    pulse.end(None)
+    assert pulse.lost == "ranks: rank 2 was lost"
+
+
 def test_a_rank_that_is_done_is_not_lost(pair):
     pulse = Pulse({1: pair[1]}, {1: "rank 1"})
     Pulse({0: pair[0]}, {0: "rank 0"}).end(None)
