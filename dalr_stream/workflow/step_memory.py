@@ -8,7 +8,7 @@ less, before anything is recorded. Libraries belong to the process, the one that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 from torch import nn
@@ -22,6 +22,7 @@ from dalr_stream.network.structure.graph import EXAMPLES
 from dalr_stream.streaming.cost import in_mib
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.streaming.solving_cost import (
+    SMALL_THINGS,
     SolvedLayer,
     curves_bytes,
     replacement_bytes,
@@ -151,13 +152,13 @@ def _deciding(project: Project, network: nn.Module, layers: Sequence[SolvedLayer
     """Return what else deciding the sizes holds, and what would take less."""
     section, validation = project.config.compress, project.config.validation
     one = max(map(curves_bytes, layers), default=0)
-    held, smaller = one + sum(map(replacement_bytes, layers)), list[str]()
+    held, smaller = SMALL_THINGS + one + sum(map(replacement_bytes, layers)), list[str]()
     if section.within_budget:
         held += measuring_bytes(network, project.code.batches(project.config.solve.target), section.samples)
         smaller.append("fewer samples (compress.samples), or smaller batches")
     if section.rule is not None and validation is not None:
-        cache = project.cache_of(validation) if section.max_drop is not None else 0
-        held += cache + _scoring(project, network, "validation", validation)
+        searches = section.max_drop is not None
+        held += _scoring(project, network, "validation", validation, keeps=searches)
         smaller.append("smaller batches (validation.options)")
     return held, tuple(smaller)
 
@@ -175,19 +176,27 @@ def _finetune(project: Project, network: nn.Module) -> Iterator[StepMemory]:
 def _evaluate(project: Project, network: nn.Module, solving: SolvingPlan) -> Iterator[StepMemory]:
     section, layers = project.config.evaluate, [layer for layer, _ in solving.layers]
     if section is not None:
-        peak = _scoring(project, network, "evaluate", section)
-        most = weights_bytes(network) + peak + project.cache_of(section) + max(map(solution_bytes, layers), default=0)
-        words = "a copy of the network, a forward pass, the cache, one solution"
+        scoring = _scoring(project, network, "evaluate", section, keeps=True)
+        one = max((solution_bytes(layer) + replacement_bytes(layer) for layer in layers), default=0)
+        most = weights_bytes(network) + scoring + one + SMALL_THINGS
+        words = "a copy of the network, a forward pass, the cache, one solution and what is cut of it"
         yield StepMemory("evaluate", most, words, ("smaller batches (evaluate.options)", "a smaller evaluate.cache"))
         words = "one solution, its curves and spectra, the figures of a layer"
         yield StepMemory("report", FIGURES_BYTES + max(map(report_bytes, layers), default=0), words)
 
 
-def _scoring(project: Project, network: nn.Module, key: str, section: LabelledSection) -> int:
-    """Return what a forward pass of a section's batches holds; of the target's where a metric takes them as it will."""
-    if section.metric == ACCURACY:
-        return _forward(project, network, key, section).peak_bytes
-    return forward_memory(network, project.code.first_batch).peak_bytes
+def _scoring(project: Project, network: nn.Module, key: str, section: LabelledSection, *, keeps: bool) -> int:
+    """Return what a forward pass holds, and what is kept of what comes before a layer where that is asked for.
+
+    A metric of one's own takes the batches as it will, so the target's are looked at, and the cache counts whole.
+    """
+    cache = project.cache_of(section) if keeps else 0
+    if section.metric != ACCURACY:
+        return cache + forward_memory(network, project.code.first_batch).peak_bytes
+    passed, loader = _forward(project, network, key, section), project.code.loader(key, section)
+    if isinstance(loader, Sized):
+        cache = min(cache, len(loader) * passed.total_bytes)
+    return cache + passed.peak_bytes
 
 
 def _forward(project: Project, network: nn.Module, key: str, section: DataSection) -> ForwardMemory:

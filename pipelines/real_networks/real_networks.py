@@ -2,8 +2,8 @@
 
     python pipelines/real_networks/real_networks.py [NAME ...]
 
-Each is a run file, done twice: sizes and methods as the run finds them, and truncated SVD of the same share. What is
-done already is not done again. Networks whose packages are not installed are named and left out.
+Each is a run file, done twice: sizes and methods as the run finds them, and truncated SVD of the same share. Statistics
+that are there are not taken again. Networks whose packages are not installed are named and left out.
 """
 
 from __future__ import annotations

@@ -116,6 +116,31 @@ def test_layers_that_write_into_no_stream_are_said_with_the_reason_and_keep_thei
     assert any("DALR anchored, affine, 3, towards the stream: error" in line for line in notes.said)
 
 
+class LayerScale(nn.Module):
+    """A block as CaiT and ConvNeXt have it: what it adds to the stream is scaled by a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.plain = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 8)
+        self.gamma = nn.Parameter(torch.full((8,), 0.5))
+
+    def forward(self, x):
+        x = x + self.gamma * self.down(torch.relu(self.up(x)))
+        return x + self.plain(x)
+
+
+def test_a_layer_whose_output_is_scaled_on_its_way_to_the_stream_is_said():
+    torch.manual_seed(0)
+    model, notes = LayerScale().eval(), Notes()
+    choices = {"down": ds.LayerChoice(DALR, 3), "plain": ds.LayerChoice(DALR, 3)}
+    found = ds.compress_sequentially(model, [torch.randn(40, 8)] * 3, choices, target="stream", progress=notes)
+    assert [str(outcome.target) for outcome in found.layers.values()] == ["outputs", "stream"]
+    line = (
+        "layer 'down' is solved towards its own outputs: what it gives is added to nothing of its shape: mul reads it"
+    )
+    assert line in notes.said
+
+
 # --- refused --------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.engine.sizes.choice import choose_sizes, networks_in_turn, networks_to_measure
 from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
-from dalr_stream.errors import InvalidInputError, NonFiniteError
+from dalr_stream.errors import InvalidInputError, NonFiniteError, RankError, UnsupportedLayerError
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.numerics.methods import Family
@@ -365,6 +365,28 @@ def test_the_nearest_in_turn_is_kept_though_another_is_nearer_at_once():
     assert plan.choice.chosen.sizes == worst.sizes
     assert [one.sizes for one in plan.choice.at_once] == [one.sizes for one in at_once]
     assert all(one.score is None for one in plan.choice.at_once)
+
+
+@pytest.mark.parametrize("error", [UnsupportedLayerError, RankError])
+def test_what_cannot_be_compressed_in_turn_is_left_out_and_said(error):
+    torch.manual_seed(0)
+    model, batches, notes = Stack().eval(), [torch.randn(50, 8) for _ in range(4)], Notes()
+    layers = ds.watch(model, ["blocks.*.*"], example=batches[0])
+    statistics, distance = ds.accumulate(model, batches, layers), ds.OutputDistance(model, batches)
+
+    def in_turn(choices, refused=True):
+        if any(choice.selects for choice in choices.values()) or not refused:
+            raise error("it is not possible")
+        return ds.compress_sequentially(model, batches, choices).network
+
+    options = {"structure": layers.structure, "progress": notes}
+    plan = ds.sizes(model, statistics, distance, 0.4, in_turn=in_turn, **options)
+    assert plan.choice.candidates
+    assert all(one.factored_alone for one in plan.choice.candidates)
+    assert not all(one.factored_alone for one in plan.choice.at_once)
+    assert any("cannot be compressed layer after layer: it is not possible" in line for line in notes.said)
+    with pytest.raises(error, match="it is not possible"):
+        ds.sizes(model, statistics, distance, 0.4, in_turn=lambda choices: in_turn(choices, refused=False), **options)
 
 
 def test_nodes_that_turn_out_to_be_needed_are_not_selected():

@@ -104,6 +104,13 @@ def test_batches_of_the_starter_are_what_the_network_reads(tmp_path, kind, setti
     dry_run(Run.open(tmp_path / "run.toml").project).require()
 
 
+def test_without_transformers_it_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match="init: transformers is not installed: pip install transformers"):
+        write_starter(tmp_path / "new", tmp_path)
+
+
 def test_networks_that_read_something_else_are_refused_with_the_way_out(tmp_path):
     t5 = {"vocab_size": 30, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     _smallest("T5Model", **t5).save_pretrained(tmp_path / "model")

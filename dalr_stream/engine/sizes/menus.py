@@ -14,6 +14,7 @@ from torch import nn
 
 from dalr_stream.engine.sizes.choice import Candidate, Judge, SizeChoice, Sizes, choose_sizes, finalists
 from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
+from dalr_stream.errors import RankError, UnsupportedLayerError
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Family, Method
@@ -102,12 +103,22 @@ def _of_candidates(
 def _again(
     candidates: Sequence[Candidate], network: Callable[[Candidate], nn.Module], judge: Judge, watch: Progress
 ) -> tuple[Candidate, ...]:
-    """Return candidates as they are where layers are compressed one after the other, the best first."""
-    measured = []
+    """Return candidates as they are where layers are compressed one after the other, the best first.
+
+    Those that cannot be are left out, and said with the reason: where a selection leaves a layer fewer inputs than its
+    rank, or where none of the layers that get smaller writes into the stream that is the target. Raises where all are.
+    """
+    measured, refused = [], None
     with watch.track("compress: candidates, layer after layer", len(candidates), "networks") as advance:
         for one in candidates:
-            measured.append(judge.measured(one, network(one)))
+            try:
+                measured.append(judge.measured(one, network(one)))
+            except (RankError, UnsupportedLayerError) as error:
+                watch.note(f"compress: {one.plan} by {one.rule} cannot be compressed layer after layer: {error}")
+                refused = error
             advance(1)
+    if refused is not None and not measured:
+        raise refused
     return judge.ranked(measured)
 
 

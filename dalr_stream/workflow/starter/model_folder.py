@@ -41,8 +41,11 @@ class ModelFolder:
         if not (folder / "config.json").exists():
             raise ConfigError(f"init: there is no config.json in '{folder}': name what save_pretrained wrote")
         import torch
-        import transformers
 
+        try:
+            import transformers
+        except ModuleNotFoundError:
+            raise ConfigError("init: transformers is not installed: pip install transformers") from None
         config = transformers.AutoConfig.from_pretrained(folder)
         classes = config.architectures or ()
         auto = "AutoModelForCausalLM" if any(name.endswith(DECODERS) for name in classes) else "AutoModel"
@@ -75,7 +78,7 @@ def _numbers(config: Any) -> dict[str, int]:
     size = getattr(config, "image_size", None)
     return {
         "vocabulary": getattr(config, "vocab_size", 0),
-        "length": min(LONGEST, getattr(config, "max_position_embeddings", LONGEST)),
+        "length": min(LONGEST, getattr(config, "max_position_embeddings", None) or LONGEST),
         "channels": getattr(config, "num_channels", 3),
         "size": size if isinstance(size, int) else SIZE,
     }
