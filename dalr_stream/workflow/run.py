@@ -1,11 +1,8 @@
-"""A whole run as its file describes it, step by step; what has not changed is skipped.
+"""A whole run as its file describes it: a verb for each step, and what a run is about.
 
     train -> capture -> accumulate -> solve -> compress -> finetune -> evaluate -> report
 
-A step is done where it is stale (see `steps.step`) and something that is asked for needs it: when the activations were
-deleted and their moments are there, nothing is captured again, and solving at other ridges or by other methods starts
-from the moments. A verb brings the steps after the moments up to date before it starts, so nothing is ever evaluated or
-reported from another setting's solutions.
+`schedule` says which of them are done for what is asked.
 """
 
 from __future__ import annotations
@@ -29,21 +26,19 @@ from dalr_stream.report.size_curve import SizeCurve
 from dalr_stream.report.write import PAGE
 from dalr_stream.workflow.journal import FILE as JOURNAL
 from dalr_stream.workflow.journal import Journal
-from dalr_stream.workflow.order import steps_of
 from dalr_stream.workflow.results import report
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run_folder import one_command
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.schedule import Schedule
 from dalr_stream.workflow.size_curve import size_curve
-from dalr_stream.workflow.step_memory import require_step, require_steps
+from dalr_stream.workflow.step_memory import require_steps
 from dalr_stream.workflow.steps import accumulate, capture, compress, evaluate, finetune, solve, train
 from dalr_stream.workflow.steps.evaluate import Evaluation
 from dalr_stream.workflow.steps.profile import BATCH_SIZES, profile_run
 from dalr_stream.workflow.steps.scores.scoring import Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.step import AGAIN, CHANGED, NOT_DONE, Step, require_moments
-from dalr_stream.workflow.steps.step_log import StepLog
 
 
 class Run:
@@ -80,9 +75,8 @@ class Run:
         self.project = project
         self._progress: Progress = Journal(progress or Silent(), project.output / JOURNAL)
         self._session = Session(project, self._progress, fresh=fresh, ranks=ranks)
-        self._session.check_all_steps = self._check
         self._session.check_memory = partial(require_steps, self.project)
-        self._steps = steps_of(self._session)
+        self._schedule = Schedule(self._session)
 
     @classmethod
     def open(
@@ -118,12 +112,12 @@ class Run:
 
     def all(self) -> Path:
         """Do every step whose inputs have changed; return the report's page."""
-        self._bring(self._steps, whole=True)
+        self._schedule.bring_all()
         return self._page
 
     def train(self) -> None:
         """Train the network and keep its weights, where the run file says how."""
-        self._bring(self._of(train.NAME))
+        self._bring(train.NAME)
 
     def capture(self) -> None:
         """Stream each domain's activations into the store, training first where there are no weights.
@@ -135,19 +129,19 @@ class Run:
                 "capture.keep_activations: is false, so rows are folded as they come and none are kept: run "
                 "accumulate, or pass --set capture.keep_activations=true"
             )
-        self._bring(self._of(capture.VERB))
+        self._bring(capture.VERB)
 
     def accumulate(self) -> None:
         """Turn each domain's activations into moments, capturing them first where they are wanted and not there."""
-        self._bring(self._of(accumulate.VERB))
+        self._bring(accumulate.VERB)
 
     def solve(self) -> None:
         """Solve every layer by every method, for every rank, from the moments in the store alone."""
-        self._bring(self._of(solve.NAME))
+        self._bring(solve.NAME)
 
     def compress(self) -> None:
         """Save the network that the run file's [compress] section describes."""
-        self._bring(self._of(compress.NAME) or self._of(solve.NAME))
+        self._bring(self._compressing)
 
     def size_curve(self, shares: Sequence[str] = (), *, rule: str = "params", evaluate: bool = True) -> SizeCurve:
         """Compress to several budgets, show the whole network's quality against its size, and return it.
@@ -157,7 +151,7 @@ class Run:
         """
         if evaluate:
             _ = self.project.evaluate_section
-        self._bring(self._of(solve.NAME) if shares else self._of(compress.NAME) or self._of(solve.NAME))
+        self._bring(solve.NAME if shares else self._compressing)
         with one_command(self.project):
             return size_curve(self._session, rule, shares, evaluate=evaluate)
 
@@ -167,17 +161,17 @@ class Run:
         Raises ConfigError where the run file has no such section; `evaluate` and `score` likewise with [evaluate].
         """
         _ = self.project.finetune_section
-        self._bring(self._of(finetune.NAME))
+        self._bring(finetune.NAME)
 
     def evaluate(self) -> Evaluation:
         """Score every method at every size, and the saved networks, on the test split; return the scores."""
         _ = self.project.evaluate_section
-        self._bring(self._of(evaluate.NAME))
+        self._bring(evaluate.NAME)
         return Evaluation.read(self.project.evaluation, evaluate.made_from(self.project))
 
     def report(self) -> Path:
         """Write the report and return its page."""
-        self._bring(self._of(report.NAME))
+        self._bring(report.NAME)
         return self._page
 
     def profile(
@@ -231,79 +225,22 @@ class Run:
     @property
     def checks(self) -> tuple[Callable[[], None], ...]:
         """What refuses the run before anything is recorded, one for each step."""
-        return tuple(step.check for step in self._steps)
+        return self._schedule.checks
 
     def outlook(self) -> Iterator[tuple[str, bool]]:
         """Yield each step's name, in order, and whether `all` would do it.
 
         What a step would be made from is not known where moments that it starts from will be made again.
         """
-        log, would, unknown = StepLog(self.project.output, self.project.config.plain()), set[str](), set[str]()
-        for step in self._steps:
-            if not unknown.isdisjoint(step.needs) or (step.from_store and not would.isdisjoint(step.needs)):
-                unknown.add(step.name)
-            demanded = not step.on_demand or self._wanted(step, log)
-            if step.name in unknown or (demanded and self._reason(step, log) is not None):
-                would.add(step.name)
-            yield step.name, step.name in would
+        return self._schedule.outlook()
 
-    # --- how a step is done --------------------------------------------------------------------------------------
+    @property
+    def _compressing(self) -> str:
+        """The verb that leaves a compressed network; where the run file asks for none, what it would start from."""
+        return compress.NAME if self._schedule.of(compress.NAME) else solve.NAME
 
-    def _bring(self, asked: Iterable[Step], *, whole: bool = False) -> None:
-        """Bring steps up to date, and before each what it needs, in the order of the list.
-
-        `whole` goes on to what lies before the moments, where a verb that starts from the store does not.
-        """
-        names = {step.name for step in asked}
-        needed = self._needed(names, whole=whole)
-        with one_command(self.project), self._session.opened():
-            log = StepLog(self.project.output, self.project.config.plain())
-            if log.damage:
-                self._progress.note(f"{log.damage}: every step is done again")
-            require_moments(self.project.store, self._steps, log, needed)
-            for step in self._steps:
-                demanded = not step.on_demand or (step.name in names and not whole) or self._wanted(step, log)
-                if step.name in needed and demanded:
-                    self._bring_one(step, log, asked=step.name in names)
-
-    def _bring_one(self, step: Step, log: StepLog, *, asked: bool) -> None:
-        """Do a step where it is stale; what it was made from is forgotten, on disk, before its first byte changes."""
-        reason = self._reason(step, log)
-        if reason is None:
-            if asked:
-                self._progress.note(f"{step.name}: up to date, skipped")
-            return
-        if reason not in (NOT_DONE, CHANGED, AGAIN):
-            self._progress.note(f"{step.name}: {reason}: done again")
-        if not self._session.room_checked:
-            require_step(self.project, step.verb)
-        fingerprint = step.made_from()
-        log.begin(step.name)
-        step.do(fingerprint)
-        log.done(step.name, fingerprint)
-
-    def _reason(self, step: Step, log: StepLog) -> str | None:
-        """Return why a step is to be done, in words; None where it is not."""
-        return AGAIN if self._session.fresh and step.again else step.stale(log)
-
-    def _wanted(self, step: Step, log: StepLog) -> bool:
-        """Tell whether a step that is done on demand is demanded: one that needs it is stale."""
-        return any(step.name in other.needs and self._reason(other, log) is not None for other in self._steps)
-
-    def _needed(self, names: set[str], *, whole: bool) -> set[str]:
-        """Return the names of the steps that are needed to bring these up to date, and their own."""
-        needed = set(names)
-        for step in reversed(self._steps):
-            if step.name in needed and (whole or not step.from_store):
-                needed.update(step.needs)
-        return needed
-
-    def _of(self, verb: str) -> tuple[Step, ...]:
-        return tuple(step for step in self._steps if step.verb == verb)
-
-    def _check(self) -> None:
-        for check in self.checks:
-            check()
+    def _bring(self, verb: str) -> None:
+        self._schedule.bring(self._schedule.of(verb))
 
     @property
     def _page(self) -> Path:
