@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import dalr_stream as ds
@@ -96,10 +97,15 @@ def test_a_network_of_which_some_tensors_are_split_is_refused_for_several_ranks(
             use()
 
 
-def test_a_wrapper_of_data_parallel_training_is_taken_off():
+def test_the_wrapper_of_distributed_training_is_taken_off():
     model = net()
-    assert plain_network(nn.DataParallel(model)) is model
-    assert ds.watch(nn.DataParallel(model), ["2"])[0].name == "2"
+    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)  # made as usual it asks for a group of processes
+    nn.Module.__init__(wrapped)
+    wrapped.module = model
+    assert plain_network(wrapped) is model
+    assert ds.watch(wrapped, ["2"])[0].name == "2"
+    spread = nn.DataParallel(model)
+    assert plain_network(spread) is spread  # of one process, which runs every batch: a module like any other
 
 
 def test_segments_are_not_for_the_rows_of_a_store(tmp_path):

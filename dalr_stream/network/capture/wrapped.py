@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
@@ -22,13 +22,13 @@ _PART = "DTensor"
 
 
 def plain_network(model: nn.Module) -> nn.Module:
-    """Return the network without the wrapper of data-parallel training: its layers' names have no `module.` then.
+    """Return the network inside `DistributedDataParallel`: its layers' names have no `module.` then.
 
-    `DistributedDataParallel` would exchange buffers at each forward pass, and wait for ranks that run none.
+    The wrapper would exchange buffers at each forward pass, and wait for ranks that run none.
 
     Raises UnsupportedLayerError for a network whose tensors are split over processes.
     """
-    if isinstance(model, DataParallel | DistributedDataParallel):
+    if isinstance(model, DistributedDataParallel):
         inner: nn.Module = model.module
         return plain_network(inner)
     for name, module in model.named_modules():
