@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.batches import call, few_samples, first_argument, inputs_copied, samples_in
 from dalr_stream.network.capture.calls import Call, ForwardCalls, calls_through, is_in
 from dalr_stream.network.capture.given import Form, Spent, UsedError, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.kept_states import Stream
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
@@ -36,63 +37,6 @@ Done = Mapping[Call, bool]
 
 class EnoughError(BaseException):
     """All rows that are wanted are taken: the rest of a forward pass is not needed."""
-
-
-@dataclass(slots=True)
-class Room:
-    """Memory for what is kept, of several networks together."""
-
-    free_bytes: int
-    held_bytes: int = 0
-    refused: bool = False
-    """Whether something did not fit."""
-
-    def take(self, size: int) -> None:
-        """Count so much as held; below zero, as given back."""
-        self.free_bytes, self.held_bytes = self.free_bytes - size, self.held_bytes + size
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What the calls before a place gave for one batch; of what is not used any more, its form."""
-
-    given: Mapping[Call, Any]
-    held_bytes: int
-
-    def reaches(self, layers: Collection[str]) -> bool:
-        """Tell whether these layers are still to be called."""
-        return not any(is_in(layer, [way[-1][0]]) for way in self.given for layer in layers)
-
-
-@dataclass(slots=True)
-class Stream:
-    """What is kept of one network's pass over the batches, by the number of each one's first sample."""
-
-    room: Room
-    states: dict[int, _State] = field(default_factory=dict)
-
-    def keep(self, key: int, given: Mapping[Call, Any] | None) -> None:
-        """Put what was given in the place of what was kept of a batch, where there is room; None for nothing."""
-        before = self.states.pop(key, None)
-        self.room.take(0 if before is None else -before.held_bytes)
-        if given is None:
-            return
-        held = sum(tensor.nbytes for tensor in tensors_in(tuple(given.values())))
-        if held > self.room.free_bytes:
-            self.room.refused = True
-            return
-        self.room.take(held)
-        self.states[key] = _State(given, held)
-
-    def forget(self) -> None:
-        """Begin at the inputs again."""
-        for key in list(self.states):
-            self.keep(key, None)
-
-    def same_as(self, other: Stream) -> None:
-        """Begin where another one has got to; what both keep is in memory once and is counted twice."""
-        for key, state in other.states.items():
-            self.keep(key, state.given)
 
 
 @dataclass(slots=True)
@@ -129,8 +73,10 @@ class OnwardPass:
     def _rows(
         self, rows: Callable[[ForwardRun], dict[str, Taken]], key: int, given: Mapping[Call, Any]
     ) -> dict[str, Taken]:
-        run = ForwardRun(given, self.keep or {})
+        room = self.stream.room
+        run = ForwardRun(given, self.keep or {}, room.spare_bytes)
         taken = rows(run)
+        room.refused |= run.is_full
         self.stream.keep(key, run.kept if self.keep is not None and run.is_complete else None)
         return taken
 
@@ -146,15 +92,17 @@ class OnwardPass:
 class ForwardRun:
     """Runs a network on one batch, as far as is needed: some calls give what is known, and others are remembered."""
 
-    def __init__(self, given: Mapping[Call, Any], keep: Done) -> None:
+    def __init__(self, given: Mapping[Call, Any], keep: Done, room_bytes: int | None = None) -> None:
+        """`room_bytes` is what copies may take beside what was given: with more to keep, nothing is kept."""
         self.kept: dict[Call, Any] = {}
-        self._given, self._keep = given, keep
+        self.is_full = False
+        self._given, self._keep, self._room = given, keep, room_bytes
         self._handed, self._own, self._rows_taken = _Handed(), _Own(), False
 
     @property
     def is_complete(self) -> bool:
         """Whether all that is to be kept is there."""
-        return len(self.kept) == len(self._keep)
+        return not self.is_full and len(self.kept) == len(self._keep)
 
     def __call__(self, model: nn.Module, batch: Any) -> None:
         """Run it; the batch is left as it is."""
@@ -169,14 +117,16 @@ class ForwardRun:
     def _through(self, way: Call, forward: Callable[[], Any]) -> Any:
         given = way in self._given
         value = mapped(self._given[way], self._handed.out) if given else forward()
-        if way in self._keep and (given or is_plain(value)):
+        if way in self._keep and not self.is_full and (given or is_plain(value)):
             source, change = (self._given[way], _as_it_is) if given else (value, self._own.copy)
             self.kept[way] = mapped(source, change if self._keep[way] else _form)
+            if self._room is not None and self._own.held_bytes > self._room:
+                self.kept, self._own, self.is_full = {}, _Own(), True
             self._end_where_complete()
         return value
 
     def _end_where_complete(self) -> None:
-        if self._rows_taken and self.is_complete:
+        if self._rows_taken and (self.is_complete or self.is_full):
             raise EnoughError
 
 
@@ -185,12 +135,14 @@ class _Own:
 
     def __init__(self) -> None:
         self._copies: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+        self.held_bytes = 0
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         known = self._copies.get(id(tensor))
         if known is not None and known[1] == tensor._version:  # noqa: SLF001  # torch has no public name for it
             return known[2]
         copied = tensor.clone()
+        self.held_bytes += copied.nbytes
         self._copies[id(tensor)] = tensor, tensor._version, copied  # noqa: SLF001
         return copied
 
