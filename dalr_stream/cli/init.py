@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -20,4 +21,4 @@ def init(
 
     run_file, *python = write_starter(folder, from_transformers)
     typer.echo(f"Wrote {run_file} and, for your network and data, {' and '.join(map(str, python))}.")
-    typer.echo(f"Try it:  dalr-stream run {run_file}")
+    typer.echo(f"Try it:  dalr-stream run {shlex.quote(str(run_file))}")

@@ -125,6 +125,17 @@ def test_a_port_that_is_taken_is_one_line():
             pass
 
 
+HELLOS = [
+    {"token": "", "ranks": 2},
+    {"token": "", "ranks": 2, "rank": 7, "pulse": False, "host": "a"},
+    {"token": "", "ranks": 2, "rank": "1", "pulse": False, "host": "a"},
+    {"token": "", "ranks": 2, "rank": 0, "pulse": True, "host": "a"},
+    {"token": "\u00e9", "ranks": 2, "rank": 1, "pulse": False, "host": "a"},
+    {"token": "", "ranks": 3, "rank": 1, "pulse": False, "host": "a"},
+]
+"""Of nobody who belongs to a job of two ranks."""
+
+
 def test_a_stranger_at_the_port_of_rank_0_is_left_alone(monkeypatch):
     monkeypatch.setattr(meeting_module, "_HELLO_SECONDS", 0.2)
     with socket.socket() as probe:
@@ -139,8 +150,10 @@ def test_a_stranger_at_the_port_of_rank_0_is_left_alone(monkeypatch):
 
     threads = [threading.Thread(target=come, args=(rank,)) for rank in range(2)]
     threads[0].start()
-    strangers = [connected(port) for _ in range(2)]
-    strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n")  # the other says nothing
+    strangers = [connected(port) for _ in range(2 + len(HELLOS))]
+    strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n")  # the second says nothing
+    for stranger, hello in zip(strangers[2:], HELLOS, strict=True):
+        send_message(stranger, Message(hello), nothing)
     threads[1].start()
     for _ in range(200):
         if len(met) == 2:

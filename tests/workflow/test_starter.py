@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 import pytest
@@ -29,6 +30,15 @@ def invoke(*arguments):
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done
+
+
+def test_the_command_that_init_names_can_be_pasted_into_a_shell(tmp_path):
+    line = invoke("init", tmp_path / "it's my net").output.splitlines()[-1]
+    assert shlex.split(line.removeprefix("Try it:")) == [
+        "dalr-stream",
+        "run",
+        str(tmp_path / "it's my net" / "run.toml"),
+    ]
 
 
 def test_the_plain_starter_runs_to_its_report(tmp_path):

@@ -143,14 +143,23 @@ def _accepted(found: _Announced, place: Place, deadline: float, stack: ExitStack
             connection = stack.enter_context(server.accept()[0])
             _make_ready(connection)
             hello = _hello(connection)
-            if not secrets.compare_digest(str(hello.get("token")), token) or hello.get("ranks") != place.ranks:
-                connection.close()  # whoever it is, it is no rank of this job
+            known = met.pulses if hello.get("pulse") else met.data
+            rank = _rank_of(hello, place, token)
+            if rank is None or rank in known:
+                connection.close()  # whoever it is, it is no rank of this job that is still to come
                 continue
             send_message(connection, Message({"welcome": True}), lambda: None)
-            rank = int(hello["rank"])
-            (met.pulses if hello["pulse"] else met.data)[rank] = connection
-            met.names[rank] = f"rank {rank} on {hello['host']}"
+            known[rank] = connection
+            met.names[rank] = f"rank {rank} on {hello.get('host')}"
     return met
+
+
+def _rank_of(hello: Mapping[str, Any], place: Place, token: str) -> int | None:
+    """Return the number of whoever speaks as another rank of this job; None for anybody else."""
+    rank, same = hello.get("rank"), hello.get("ranks") == place.ranks
+    if type(rank) is not int or not 0 < rank < place.ranks or not same:
+        return None
+    return rank if secrets.compare_digest(str(hello.get("token")).encode(), token.encode()) else None
 
 
 def _hello(connection: socket.socket) -> Mapping[str, Any]:

@@ -31,13 +31,13 @@ from dalr_stream.network.capture.taken import Taken, together
 from dalr_stream.network.layers.groups import channels_of, part_of
 from dalr_stream.network.layers.kinds import (
     CONVOLUTIONS,
-    require_real,
     require_supported,
     rows_entering,
     rows_leaving,
     rows_of_channels,
     way_of_reading,
 )
+from dalr_stream.network.layers.readable import require_readable
 from dalr_stream.network.layers.spec import LayerSpec, module_of
 from dalr_stream.numerics.rows.streams import Side, module_name
 
@@ -256,7 +256,7 @@ class _Watch:
 
         def entering(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             tensor = channels_of(layer.name, module, first_argument(arguments, keywords))
-            require_real(layer.stream, tensor)
+            require_readable(layer.stream, tensor)
             if layer.side is Side.CHANNELS:
                 way: tuple[Any, ...] = ("channels", layer.channels, layer.repeats)
                 rows = rows_of_channels(layer.name, part, tensor, layer.channels, layer.repeats)
@@ -268,7 +268,7 @@ class _Watch:
 
         def leaving(_: nn.Module, __: tuple[Any, ...], outputs: torch.Tensor) -> None:
             given = channels_of(layer.name, module, outputs)
-            require_real(layer.stream, given)
+            require_readable(layer.stream, given)
             self._keep(calls, self._chooser.take(layer.stream, rows_leaving(part, given), len(calls)))
 
         def before(other: torch.Tensor) -> None:

@@ -142,15 +142,6 @@ def require_supported(name: str, module: nn.Module) -> None:
         raise UnsupportedLayerError(f"layer '{name}': must be {SUPPORTED}, {reason}")
 
 
-def require_real(name: str, tensor: torch.Tensor) -> None:
-    """Raise UnsupportedLayerError for complex numbers: their imaginary parts would be lost."""
-    if tensor.is_complex():
-        raise UnsupportedLayerError(
-            f"layer '{name}': reads or gives complex numbers ({tensor.dtype}), and moments are of real ones: watch "
-            "layers that have real and imaginary parts as features of their own"
-        )
-
-
 def matrix_of(module: nn.Module) -> torch.Tensor:
     """(m, d): W; of a convolution of several groups, those of its groups below one another."""
     weight = cast("torch.Tensor", module.weight)

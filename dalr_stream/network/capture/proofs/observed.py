@@ -20,11 +20,11 @@ from dalr_stream.network.layers.groups import channels_of, part_of
 from dalr_stream.network.layers.kinds import (
     CONVOLUTIONS,
     LayerRows,
-    require_real,
     rows_entering,
     rows_leaving,
     rows_of_channels,
 )
+from dalr_stream.network.layers.readable import require_readable
 from dalr_stream.network.layers.spec import LayerSpec, module_of
 from dalr_stream.numerics.rows.streams import Side, module_name
 
@@ -82,7 +82,7 @@ def _hook(layer: LayerSpec, module: nn.Module, observed: Observed) -> Any:
     part = part_of(layer.name, module)
 
     def see(tensor: torch.Tensor) -> None:
-        require_real(layer.stream, tensor)
+        require_readable(layer.stream, tensor)
         rows = _rows(layer, part, channels_of(layer.name, module, tensor))
         observed.setdefault(layer.stream, []).append(Seen(rows.leading, projections(rows)))
 

@@ -57,3 +57,19 @@ def test_complex_numbers_are_refused_by_name(side):
         accumulate_stream(
             Spectrum().eval(), [drawn(5, WIDTH)], select_layers(Spectrum(), ["fc"], side=side), folding=ALL_ROWS
         )
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_rows_that_a_transform_of_torch_func_hides_are_refused_by_name(side):
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.last = nn.Linear(5, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(torch.func.vmap(self.fc)(x))
+
+    model, batches = Mapped().eval(), [torch.randn(8, 5)]
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'fc.*: is called inside a transform of torch\.func"):
+        accumulate_stream(model, batches, select_layers(model, ["fc"], side=side), folding=ALL_ROWS)
+    assert accumulate_stream(model, batches, select_layers(model, ["last"]), folding=ALL_ROWS)["last"].count == 8
