@@ -13,7 +13,7 @@ from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.ranks.rows import DealtWriter, SentRows
 from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batches, require_layers
 from dalr_stream.network.capture.loaders import can_resume
-from dalr_stream.network.capture.onward import OnwardPass
+from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
 from dalr_stream.network.layers.identity import bias_digest, fingerprint, tensor_digest

@@ -28,9 +28,9 @@ from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.row_feed import Folds
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.hooks import capture_rows, require_batches, require_layers
-from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.paired import SecondNetwork
 from dalr_stream.network.capture.passes import require_repeatable
+from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import bias_digest, fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of

@@ -30,8 +30,8 @@ from dalr_stream.engine.sequential.pass_moments import KnownMoments, PassMoments
 from dalr_stream.engine.sequential.preparation import passes_of, planned, require_prunable, require_sound, targets_of
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass, Solved
 from dalr_stream.engine.sequential.targets import Target
-from dalr_stream.network.capture.kept_states import Room
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
+from dalr_stream.network.capture.resuming.kept_states import Room
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.surgery.compress import compress
 from dalr_stream.network.surgery.refitting import refit

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.capture.kept_states import Room, Stream
-from dalr_stream.network.capture.onward import Done, OnwardPass, held_of_sample, require_onward
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
+from dalr_stream.network.capture.resuming.kept_states import Room, Stream
+from dalr_stream.network.capture.resuming.onward import Done, OnwardPass, held_of_sample, require_onward
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure

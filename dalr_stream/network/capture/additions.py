@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from dalr_stream.network.capture.given import asks, tensors_in
+from dalr_stream.network.capture.resuming.given import asks, tensors_in
 
 _ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _PASSING = frozenset(

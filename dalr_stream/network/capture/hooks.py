@@ -27,9 +27,9 @@ from dalr_stream.network.capture.batches import (
 )
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.masks import BatchMasks
-from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.capture.taking import RowTaker

@@ -15,8 +15,8 @@ from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import ToRows
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
-from dalr_stream.network.capture.onward import OnwardPass
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec, to_host, to_numpy

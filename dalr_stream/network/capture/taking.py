@@ -22,9 +22,9 @@ from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.gradients.ends import End
 from dalr_stream.network.capture.gradients.taking import GradientTaker
 from dalr_stream.network.capture.masks import BatchMasks, require_a_mask_each
-from dalr_stream.network.capture.onward import ForwardRun, OnwardPass
 from dalr_stream.network.capture.proofs.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
+from dalr_stream.network.capture.resuming.onward import ForwardRun, OnwardPass
 from dalr_stream.network.capture.routed import Routes
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule
 from dalr_stream.network.capture.taken import Taken, together

@@ -21,12 +21,12 @@ from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.batches import call, few_samples, first_argument, inputs_copied, samples_in
-from dalr_stream.network.capture.calls import Call, ForwardCalls, calls_through, is_in
-from dalr_stream.network.capture.given import Form, Spent, UsedError, is_plain, mapped, tensors_in
-from dalr_stream.network.capture.kept_states import Stream
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.resuming.calls import Call, ForwardCalls, calls_through, is_in
+from dalr_stream.network.capture.resuming.given import Form, Spent, UsedError, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.resuming.kept_states import Stream
 from dalr_stream.network.capture.taken import Taken
 
 SAMPLES = 2

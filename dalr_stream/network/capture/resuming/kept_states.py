@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dalr_stream.network.capture.calls import Call, is_in
-from dalr_stream.network.capture.given import tensors_in
+from dalr_stream.network.capture.resuming.calls import Call, is_in
+from dalr_stream.network.capture.resuming.given import tensors_in
 
 
 @dataclass(slots=True)

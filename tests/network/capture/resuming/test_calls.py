@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dalr_stream.network.capture.calls import ForwardCalls
+from dalr_stream.network.capture.resuming.calls import ForwardCalls
 
 
 def needed(model, *names):

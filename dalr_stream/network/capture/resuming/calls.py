@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from dalr_stream.network.capture.batches import call, inputs_copied
-from dalr_stream.network.capture.given import Followed, is_plain, mapped
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.resuming.given import Followed, is_plain, mapped
 
 Call = tuple[tuple[str, int], ...]
 """The way to a call: modules by name, each with the number of its calls so far within the call of the one before."""
