@@ -89,7 +89,9 @@ def trials(project: Project, network: nn.Module) -> str:
         parts.append(f"compress: {by_nats.networks_in_words(project, project.prospect(network))}")
     if config.evaluate is not None:
         tried = networks_to_try(project, network)
-        parts.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")
+        compared = len(config.evaluate.compare)
+        others = f", and {compared:,} by methods to compare, each chosen as in compress" if compared else ""
+        parts.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run{others}")
     if config.finetune is not None:
         tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
         parts.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")
