@@ -124,18 +124,23 @@ def test_a_folder_of_save_pretrained(tmp_path):
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_bits_and_keeps_two_generations(tmp_path):
-    model, folding = made(Tower), ds.Folding(pace=lambda: Pace(every_tiles=1))
-    accumulate(model, tmp_path / "whole", folding=folding)
+    model, folding = made(Tower), ds.Folding(ds.HoldoutRule(0.0), pace=lambda: Pace(every_tiles=1))
+
+    def accumulate(network, store, **options):
+        layers = ds.watch(network, ["blocks.*.up", "blocks.*.down"])
+        ds.accumulate(network, batches(), layers, store=store, rows=ROWS, folding=folding, **options)
+
+    accumulate(model, tmp_path / "whole")
     in_shards(model, tmp_path / "weights")
     network = opened(tmp_path / "weights")
-    for stop in (1, 4, 5, 6, 13, 19):
+    for stop in (4, 5, 11):
         store = tmp_path / f"stopped-{stop}"
         with pytest.raises(StoppedError):
-            accumulate(network, store, folding=folding, progress=StopAfter(stop))
+            accumulate(network, store, progress=StopAfter(stop))
         streams = [path.name for path in (store / "unfinished" / "target").glob("@stream-*")]
         assert len(streams) <= 3
         notes = Notes()
-        accumulate(network, store, folding=folding, progress=notes)
+        accumulate(network, store, progress=notes)
         assert len(notes.started) == 4 - (stop - 1) // 5
         assert same_files(tmp_path / "whole", store) == []
 
