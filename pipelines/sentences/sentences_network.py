@@ -21,11 +21,14 @@ def model_folder() -> Path:
     return file_of(PACKAGE, "model", install="'dalr_stream[sentences]'")
 
 
-def build() -> nn.Module:
-    """Build the encoder with its weights: a batch is `input_ids` and `attention_mask`, (N, T)."""
+def build(*, pooler: bool = True) -> nn.Module:
+    """Build the encoder with its weights: a batch is `input_ids` and `attention_mask`, (N, T).
+
+    Its pooler, a dense layer on the first token, is no part of what `embeddings` makes of the hidden states.
+    """
     from transformers import AutoModel
 
-    network: nn.Module = AutoModel.from_pretrained(model_folder())
+    network: nn.Module = AutoModel.from_pretrained(model_folder(), add_pooling_layer=pooler)
     return network.eval()
 
 
