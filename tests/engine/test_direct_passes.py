@@ -44,7 +44,7 @@ def limited(net, layers):
 
 
 @pytest.fixture
-def limited_blindly(net, layers):
+def limited_blindly(layers):
     """The same where the number of batches is not known, so that rows may fill every lane."""
     loads = [load_of(layer, 0, BatchMemory()) for layer in layers]
     one, two = (direct_plan(some, FREE).peak_bytes for some in (loads[:1], loads))
@@ -111,7 +111,7 @@ class Passes:
         return iter(self._left.pop(0))
 
 
-def test_where_few_rows_are_known_to_come_more_layers_share_a_pass(net, layers, limited_blindly, tmp_path):
+def test_where_few_rows_are_known_to_come_more_layers_share_a_pass(net, layers, limited_blindly):
     class Counted(list):
         passes = 0
 

@@ -1,4 +1,4 @@
-"""Lanes that no tile falls to take no memory: what `estimate` counts of rows that it knows, and what a limit relies on."""
+"""Lanes that no tile falls to take no memory: what `estimate` counts of known rows, and what a limit relies on."""
 
 import dataclasses
 
