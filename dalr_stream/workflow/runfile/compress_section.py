@@ -10,7 +10,7 @@ What contradicts itself is refused here, before anything runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -24,6 +24,8 @@ RULES = ("params", "macs", "network", "energy", "singular_values", "ratio", "max
 """The ways to decide the sizes of all layers."""
 BUDGETS = ("params", "macs", "network")
 """Those that share out a budget: candidates are measured on the network."""
+BY_NATS = ("energy", "max_drop")
+"""Those that go by what the loss feels of all layers, where gradients of each are recorded."""
 
 
 def _read_percent(value: Any) -> float:
@@ -105,11 +107,13 @@ class CompressSection(BaseModel):
     ratio: SomePercent | None = None
     """Keep this share of the full rank, or of the nodes, in every layer."""
     max_drop: Percent | None = None
-    """Search sizes of all layers together that lose at most this much of the score on [validation]."""
+    """Search sizes of all layers together that lose at most this much of the score on [validation]; where every layer's
+    gradients are recorded, budgets shared out by what the loss feels are tried, and else the sizes validation.ranks."""
     method: Annotated[Method | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
     """By which method all layers are compressed. `auto`, the default, weighs factor pairs and selections for `params`,
-    `macs` and `network`, and is `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a
-    selection is named, a layer none of whose nodes can go is factored."""
+    `macs` and `network`, and for `energy` and `max_drop` where every layer's gradients are recorded; it is
+    `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a selection is named, a layer none of
+    whose nodes can go is factored."""
     samples: Positive = 128
     """Samples of the target on which `params`, `macs` and `network` measure what compression does to the outputs."""
     distance: Distance = Distance.ENERGY
@@ -152,6 +156,30 @@ class CompressSection(BaseModel):
     def wanted(self) -> bool:
         """Tell whether a compressed network is saved at all."""
         return bool(self.rule or self.layers)
+
+    def by(self, method: Method) -> CompressSection:
+        """Return the same rule with one method for all layers."""
+        kept = {key: value for key, value in self.model_dump(exclude_unset=True).items() if key in (*RULES, *KEPT)}
+        return CompressSection.model_validate({**kept, "method": method})
+
+    def require_comparable(self, methods: Sequence[Method]) -> None:
+        """Raise ValueError where the network cannot be compressed by each of some methods, all layers at once."""
+        if methods and self.rule is None:
+            raise ValueError(
+                "evaluate.compare: methods are compared at the sizes that a rule of [compress] finds for each, and it "
+                'has none: add params = "30%" say, or leave compare out'
+            )
+        if methods and self.order is Order.SEQUENTIAL:
+            raise ValueError(
+                'evaluate.compare: all layers are compressed at once, and compress.order is "sequential": leave out '
+                "one of them"
+            )
+        for method in methods:
+            if self.rule == "singular_values" and method.family is Family.SELECTION:
+                raise ValueError(
+                    f"evaluate.compare: '{method.value}' is a selection, which has no singular values to keep a share "
+                    "of: leave it out, or choose another rule"
+                )
 
     @model_validator(mode="after")
     def _one_rule(self) -> CompressSection:
