@@ -17,24 +17,23 @@ import dalr_stream as ds
 import sentences_data
 import sentences_network
 from dalr_stream.network import Structure
-from dalr_stream.numerics import NarrowedHeads, head_factors
+from dalr_stream.numerics import HeadLayout, NarrowedHeads, head_factors
 from sentences_budgets import BUDGETS, ROWS, SEED, Scores, plain
 
 OUTPUT = "encoder.layer.{}.attention.output.dense"
-BLOCKS = 6
 PAIRS = (ds.Method.SVD, ds.Method.DALR_ANCHORED_AFFINE)
 
 
-def narrowed(statistics: ds.Statistics, structure: Structure, share: float) -> dict[str, NarrowedHeads]:
-    """Return heads of every block that have at most that share of the dimensions, and the layers of the weights."""
-    layouts = [structure.heads_of(OUTPUT.format(block)) for block in range(BLOCKS)]
+def narrowed(statistics: ds.Statistics, layouts: Iterable[HeadLayout], share: float) -> dict[str, NarrowedHeads]:
+    """Return heads of at most that share of the dimensions: the four layers have as large a share of their weights."""
     return {one.output: head_factors(statistics, one).at_size(int(share * one.size)) for one in layouts}
 
 
-def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
+def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     """Yield the lines of the table in Markdown, each as soon as it is known."""
     structure = Structure.of(model, next(iter(batches)))
-    watched = [layer for block in range(BLOCKS) for layer in structure.heads_of(OUTPUT.format(block)).layers]
+    layouts = [structure.heads_of(OUTPUT.format(block)) for block in range(model.config.num_hidden_layers)]
+    watched = [layer for layout in layouts for layer in layout.layers]
     statistics = ds.accumulate(model, batches, ds.watch(model, watched), rows=ROWS)
 
     def cell(replacements: Mapping[str, Any]) -> str:
@@ -48,7 +47,7 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
     for method in PAIRS:
         cells = (cell(plain(statistics, method, share)) for share in BUDGETS)
         yield f"| {method.label}, a pair for each layer | " + " | ".join(cells) + " |"
-    cells = (cell(narrowed(statistics, structure, share)) for share in BUDGETS)
+    cells = (cell(narrowed(statistics, layouts, share)) for share in BUDGETS)
     yield "| heads of fewer dimensions | " + " | ".join(cells) + " |"
 
 
