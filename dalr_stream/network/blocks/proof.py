@@ -59,6 +59,22 @@ def prove_blocks(model: nn.Module, batch: Any, passes: BlockPasses, pieces: Piec
         return proof.by_blocks([batch] if other is None else [other.batch, batch], expected, outputs)
 
 
+def generations_of(model: nn.Module, batch: Any, passes: BlockPasses) -> Generations:
+    """Return what a batch keeps between passes, and prove nothing; cost: a forward pass."""
+    sizes = [0] * len(passes.places)
+
+    def through(way: Call, forward: Any) -> Any:
+        value = forward()
+        for number, place in enumerate(passes.places):
+            if place.get(way) == number:
+                sizes[number] += sum(tensor.nbytes for tensor in tensors_in((value,)))
+        return value
+
+    with without_gradients(), calls_through(model, through):
+        call(model, inputs_copied(batch))
+    return Generations(max(samples_in(batch), 1), tuple(sizes))
+
+
 @dataclass(frozen=True, slots=True)
 class _Proof:
     model: nn.Module
@@ -76,7 +92,7 @@ class _Proof:
                 digests[way] = _digest(value)
             return value
 
-        with self.pieces.visiting(), calls_through(self.model, through):
+        with calls_through(self.model, through):
             outputs = call(self.model, inputs_copied(batch))
         return digests, _digest_of_outputs(outputs)
 

@@ -1,6 +1,7 @@
 """Block by block, a network gives the store that it gives whole: the same files, to the byte."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,6 +281,8 @@ def test_what_is_asked_for_wrongly(tmp_path):
         accumulate(model, None, blocks=True)
     with pytest.raises(InvalidInputError, match="several passes go through them"):
         accumulate(model, store, iter(batches()), blocks=True)
+    with pytest.raises(InvalidInputError, match="one process runs the network: give no ranks"):
+        accumulate(model, store, blocks=True, ranks=SimpleNamespace(ranks=2))
     layers = ds.watch(model, ["blocks.0.up"], gradients=["blocks.0.up"])
     with pytest.raises(UnsupportedLayerError, match=r"layer 'blocks.0.up': its gradients come from the end"):
         ds.accumulate(model, batches(), layers, store=store, blocks=True)
