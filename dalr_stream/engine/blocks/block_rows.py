@@ -96,7 +96,7 @@ class BlockRows:
     def groups(self, folding: Folding) -> Sequence[Collection[str]]:
         """Part the streams by block, and those of a block into passes that fit."""
         groups: list[BlockGroup] = []
-        for number in range(max(self._numbers.values()) + 1):
+        for number in range(self._last + 1):
             here = [layer for layer in self.layers if self._numbers[layer.stream] == number]
             parts: Sequence[tuple[str, ...]] = [tuple(layer.stream for layer in here)]
             if here and folding.memory_limit_bytes is not None:
@@ -110,10 +110,9 @@ class BlockRows:
         """Run one block on every batch that is not folded yet."""
         assert isinstance(streams, BlockGroup)  # noqa: S101  # for the type checker: one of `groups`
         number, layers = streams.number, [layer for layer in self.layers if layer.stream in streams.streams]
-        orders, stream = self._orders, self._stream(number)
+        orders, stream = self._orders, self._stream(number, writes=not streams.again and number < self._last)
         stream.drop_spent()
-        last = number == len(self.passes) - 1
-        keep = None if last or streams.again else self.passes.done[number]
+        keep = None if number == len(self.passes) - 1 else self.passes.done[number]
         names = [module_name(layer.name) for layer in layers]
         onward = OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
         if number == 0 and self.rule.prove and sink.probed is not None:
@@ -155,7 +154,12 @@ class BlockRows:
     def _first(self) -> Any:
         return SameEveryPass(self.batches).first()
 
-    def _stream(self, number: int) -> StoredStream:
+    @property
+    def _last(self) -> int:
+        """The pass of the last block that is watched."""
+        return max(self._numbers.values())
+
+    def _stream(self, number: int, *, writes: bool = False) -> StoredStream:
         blocks = [list(block) for block in self.passes.blocks]
         facts = {"network": self._record.fingerprint, "blocks": blocks}
-        return StoredStream(self.root, self.domain, number, self.passes.places, facts)
+        return StoredStream(self.root, self.domain, number, self.passes.places, facts, writes=writes)
