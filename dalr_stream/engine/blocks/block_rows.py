@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,6 +118,7 @@ class BlockRows:
         onward = OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
         if number == 0 and self.rule.prove and sink.probed is not None:
             self._probe(sink.probed)
+        resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
             one_pass(
                 self.model,
@@ -130,6 +132,10 @@ class BlockRows:
                 onward=onward,
                 probes=False,
             )
+        if number == 0 and self._last and not resumed and not streams.again:
+            seconds = time.monotonic() - begun
+            hours = f"{seconds * self._last / 3600:,.1f} hours"
+            progress.note(f"blocks: the first took {seconds:,.0f} s; the other {self._last} may take {hours}")
 
     def _probe(self, probed: Callable[[Probe], None]) -> None:
         """Tell what the network gives for a made-up sample, as every capture does before its first batch."""
