@@ -31,7 +31,7 @@ from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.layers.kinds import CONVOLUTIONS, channels_given, matrix_of
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import layer_of
-from dalr_stream.network.structure.changed import ROUNDING, Change, by_head, run_changed, same
+from dalr_stream.network.structure.changed import ROUNDING, Change, alike, by_head, run_changed, same
 from dalr_stream.numerics.heads.layout import HeadLayout
 
 LEVELS = 3
@@ -180,13 +180,24 @@ class _Search:
             layout.keys: lambda given: by_head(given, b),
             layout.values: lambda given: by_head(given, c),
         }
-        expected = self._run({layout.queries: _times(loud)}, {})
-        found = self._run(changes, {self.name: lambda read: by_head(read, undone)})
-        if not all(same(a, b) for a, b in zip(found, expected, strict=True)):
+        expected = self._run_to_the_end({layout.queries: _times(loud)}, lambda read: read)
+        found = self._run_to_the_end(changes, lambda read: by_head(read, undone))
+        if not alike(found, expected):
             self._refuse(
                 f"queries, keys and values of {layout.heads} heads that share {layout.groups} are read by other ways "
                 f"than through their inner products and '{self.name}', or lie otherwise than head after head"
             )
+
+    def _run_to_the_end(self, changes: Mapping[str, Change], reading: Change) -> list[torch.Tensor]:
+        """Return what the output layer reads in the end, of which its weights may show nothing, and the outputs."""
+        read: list[torch.Tensor] = []
+
+        def kept(given: torch.Tensor) -> torch.Tensor:
+            read.append(reading(given).clone())
+            return read[-1]
+
+        outputs = self._run(changes, {self.name: kept})
+        return [*read, *outputs]
 
     def _read(self, changes: Mapping[str, Change]) -> torch.Tensor:
         """Return what the output layer reads, with what layers give changed."""

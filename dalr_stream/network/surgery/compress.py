@@ -38,7 +38,7 @@ from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import SplitLayer, Step, SurgeryPlan
 from dalr_stream.network.surgery.refusal import refuse_own_saves
-from dalr_stream.numerics.heads.factors import NarrowedHeads
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import GroupedPair
 from dalr_stream.numerics.rows.streams import group_name, module_name

@@ -23,7 +23,7 @@ from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.obstacles import require_range
 from dalr_stream.network.layers.spec import layer_of
-from dalr_stream.network.structure.changed import alike, by_head, run_changed
+from dalr_stream.network.structure.changed import Change, alike, by_head, run_changed
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.heads import Attention
 from dalr_stream.network.surgery.copies import require_no_copy_used
@@ -31,8 +31,8 @@ from dalr_stream.network.surgery.copying import copied
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_held_once, require_released
 from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.plan import NarrowHeads
-from dalr_stream.numerics.heads.factors import NarrowedHeads
 from dalr_stream.numerics.heads.layout import HeadLayout
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads
 from dalr_stream.numerics.types import Matrix
 
 _COUNTS = ("num", "heads", "groups")
@@ -136,7 +136,7 @@ class _Narrowing:
     def _tried(self, record: NarrowedHeads, way: _Way) -> str:
         """Put the heads in and return what is wrong with that; nothing where it is right."""
         layout = record.layout
-        expected = self._run(*self._as_if(record))
+        expected = self._run(record)
         originals = [(name, self.model.get_submodule(name)) for name in layout.layers]
         step = self._step(way, record)
         weights = self._weights(record, way.scale(layout, record.size))
@@ -145,7 +145,7 @@ class _Narrowing:
             fill(layer_of(self.model, name), torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias))
 
         def prove() -> None:
-            if not alike(self._run({}, {}), expected):
+            if not alike(self._run(), expected):
                 raise UnsupportedLayerError("the network does not compute the same")
 
         try:
@@ -175,31 +175,28 @@ class _Narrowing:
             )
         return made
 
-    def _as_if(self, record: NarrowedHeads) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what is done to keys, and to what the output layer reads, where all is as wide as before."""
-        layout = record.layout
-        keys = np.einsum("grp,grq->gpq", record.queries, record.keys)
-        kept = record.values.repeat(layout.shared, axis=0)
-        restore, offset = torch.from_numpy(record.restore), torch.from_numpy(record.offset)
+    def _run(self, record: NarrowedHeads | None = None) -> list[torch.Tensor]:
+        """Return what the output layer reads and gives, and the network's outputs, with queries made loud.
 
-        def read(given: torch.Tensor) -> torch.Tensor:
-            mixed = by_head(given, torch.from_numpy(kept))
-            return mixed @ restore.to(given).mT + offset.to(given)
-
-        return {layout.keys: lambda given: by_head(given, torch.from_numpy(keys))}, {layout.output: read}
-
-    def _run(self, changes: Mapping[str, Any], reading: Mapping[str, Any]) -> list[torch.Tensor]:
-        """Return what the output layer gives, and the network."""
-        given: list[torch.Tensor] = []
+        As if it had the heads of a `record`, where one is given: keys are projected, and so is what the layer reads.
+        """
+        seen: list[torch.Tensor] = []
         loud, layout = self.attention.loud, self.attention.layout
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            given.append(tensor.clone())
+            seen.append(tensor.clone())
             return tensor
 
-        changes = {layout.queries: lambda tensor: loud * tensor, layout.output: keep, **changes}
-        outputs = run_changed(self.model, self.example, changes, reading)
-        return [*given, *outputs]
+        changes: dict[str, Change] = {layout.queries: lambda tensor: loud * tensor, layout.output: keep}
+        reading: Change = keep
+        if record is not None:
+            keys = torch.from_numpy(np.einsum("grp,grq->gpq", record.queries, record.keys))
+            kept = torch.from_numpy(record.values.repeat(layout.shared, axis=0))
+            restore, offset = torch.from_numpy(record.restore), torch.from_numpy(record.offset)
+            changes[layout.keys] = lambda given: by_head(given, keys)
+            reading = lambda given: keep(by_head(given, kept)) @ restore.to(given).mT + offset.to(given)  # noqa: E731
+        outputs = run_changed(self.model, self.example, changes, {layout.output: reading})
+        return [*seen, *outputs]
 
     def _known(self, way: _Way) -> tuple[dict[str, nn.Module], list[tuple[str, str, int]]]:
         modules = {name: self.model.get_submodule(name) for name in self.attention.layout.layers}

@@ -23,52 +23,15 @@ from scipy.linalg import block_diag
 
 from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.numerics.heads.layout import HeadLayout
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads
+from dalr_stream.numerics.heads.problem import HeadProblem, energy
 from dalr_stream.numerics.heads.projection import HeadProjection, joint_projection
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
-from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.types import Matrix, Vector
 
 DEFAULT_RIDGE = 1e-3
 """Of the restoration, relative to the mean second moment of what is kept."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NarrowedHeads:
-    """Heads of one size, and what the four layers become: a replacement for `compress`, under the output layer's name.
-
-    Attributes
-    ----------
-    layout
-        The layers, and their heads as they were.
-    queries, keys, values
-        (G, r, p): what takes a head's p dimensions to r, by group.
-    restore
-        (H p, H r): A, which the output layer's weight is multiplied by.
-    offset
-        (H p,): mean - A T mean, which goes into its bias; zeros unless affine.
-    score_loss
-        Share of the energy of the scores' differences between keys that is lost, on the training rows.
-    output_loss
-        Share of the energy of the outputs, about their mean where affine, that is lost, on the training rows.
-    """
-
-    layout: HeadLayout
-    queries: Matrix
-    keys: Matrix
-    values: Matrix
-    restore: Matrix
-    offset: Vector
-    score_loss: float
-    output_loss: float
-
-    def __repr__(self) -> str:
-        return f"NarrowedHeads of '{self.layout.output}': {self.layout.heads} of {self.size}, of {self.layout.size}"
-
-    @property
-    def size(self) -> int:
-        """r."""
-        return int(self.keys.shape[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +109,7 @@ class HeadFactors:
             restore,
             np.zeros(len(restore)) if size == self.layout.size else self.mean - restore @ (kept @ self.mean),
             float(self.score_losses[size]),
-            _energy(lost, self.outputs_moment) / (self._energy or 1.0),
+            energy(lost, self.outputs_moment) / (self._energy or 1.0),
         )
 
     @property
@@ -155,7 +118,7 @@ class HeadFactors:
 
     @property
     def _energy(self) -> float:
-        return _energy(self.weight, self.outputs_moment)
+        return energy(self.weight, self.outputs_moment)
 
     def _restore(self, kept: Matrix, size: int) -> Matrix:
         """Return A = U + (Z T' - U T Z T') (T Z T' + ridge)^-1: U itself at full size."""
@@ -194,6 +157,7 @@ def head_factors(
 
     See Also
     --------
+    head_losses : what they lose on held-out rows.
     dalr : one layer's factors; what these are for one head, without the restoration.
 
     Notes
@@ -212,79 +176,15 @@ def head_factors(
     """
     if not ridge >= 0.0:
         raise InvalidInputError(f"layer '{layout.output}': ridge must be 0 or more, got {ridge}")
-    problem = _Problem(layers, layout)
+    problem = HeadProblem(layers, layout)
     moments = problem.inputs(layout.output)
     seen = moments.covariance if affine else moments.second_moment
     mean = moments.mean if affine else np.zeros(moments.features)
     weight = problem.weight(layout.output)
-    return HeadFactors(layout, problem.scores(), problem.mixed(weight, seen), weight, seen, mean, ridge)
-
-
-class _Problem:
-    """The four layers, each of the shape that the layout has for it."""
-
-    def __init__(self, layers: Mapping[str, Layer], layout: HeadLayout) -> None:
-        self._layers = {name: layers[name] for name in layout.layers}
-        self._layout = layout
-        whole, shared = layout.heads * layout.size, layout.groups * layout.size
-        for name, rows in zip(layout.layers, (whole, shared, shared, None), strict=True):
-            got = self._layers[name].weight.shape
-            if (rows is not None and got[0] != rows) or (rows is None and got[1] != whole):
-                side, needed = ("reads", whole) if rows is None else ("gives", rows)
-                raise InvalidInputError(
-                    f"layer '{name}': {side} {got[rows is None]} features, and heads of '{layout.output}' have {needed}"
-                )
-
-    def inputs(self, name: str) -> Moments:
-        found = self._layers[name].inputs
-        if found is None or found.count == 0:
-            raise InvalidInputError(
-                f"layer '{name}': needs moments of its inputs, has none: accumulate them for all of "
-                f"{', '.join(self._layout.layers)}"
-            )
-        (moments,) = found.parts
-        return moments
-
-    def weight(self, name: str) -> Matrix:
-        return self._layers[name].weight.astype(np.float64)
-
-    def scores(self) -> tuple[HeadProjection, ...]:
-        """Take queries about zero, as what all of them share counts, and keys about their mean."""
-        layout = self._layout
-        queries, shift = self._given(layout.queries)
-        keys, _ = self._given(layout.keys)
-        queries += np.outer(shift, shift)
-        readers = _summed(_blocks(queries, layout.heads), layout.shared)
-        return tuple(map(joint_projection, readers, _blocks(keys, layout.groups)))
-
-    def mixed(self, weight: Matrix, seen: Matrix) -> tuple[HeadProjection, ...]:
-        layout = self._layout
-        columns = np.split(weight, layout.heads, axis=1)
-        readers = _summed(np.array([own.T @ own for own in columns]), layout.shared)
-        return tuple(map(joint_projection, readers, _summed(_blocks(seen, layout.heads), layout.shared)))
-
-    def _given(self, name: str) -> tuple[Matrix, Vector]:
-        """Return covariance and mean of what a layer gives."""
-        weight, moments, bias = self.weight(name), self.inputs(name), self._layers[name].bias
-        mean = weight @ moments.mean
-        return weight @ moments.covariance @ weight.T, mean if bias is None else mean + bias
-
-
-def _blocks(matrix: Matrix, count: int) -> Matrix:
-    """(count, p, p): the blocks on the diagonal."""
-    p = len(matrix) // count
-    return np.array([matrix[first : first + p, first : first + p] for first in range(0, len(matrix), p)])
-
-
-def _summed(blocks: Matrix, neighbours: int) -> Matrix:
-    """Add up so many neighbours each."""
-    p = blocks.shape[-1]
-    return np.asarray(blocks.reshape(-1, neighbours, p, p).sum(axis=1))
-
-
-def _energy(weight: Matrix, moment: Matrix) -> float:
-    """tr W Z W'."""
-    return float(np.vdot(weight @ moment, weight))
+    scores, mixed = (
+        tuple(joint_projection(*pair) for pair in pairs) for pairs in (problem.scores(), problem.mixed(seen))
+    )
+    return HeadFactors(layout, scores, mixed, weight, seen, mean, ridge)
 
 
 def _share(losses: Vector) -> Vector:

@@ -87,6 +87,18 @@ def test_what_is_another_kind_of_attention_is_refused_with_the_reason(kind, reas
         found(block(kind))
 
 
+def test_an_output_layer_of_zeros_hides_nothing():
+    for kind, refused in ((Attention, False), (Tiled, True), (Rotary, True)):
+        network = block(kind)
+        with torch.no_grad():
+            network.attention.o.weight.zero_()
+        if refused:
+            with pytest.raises(UnsupportedLayerError):
+                found(network)
+        else:
+            assert found(network).heads == 4
+
+
 @pytest.mark.parametrize("name", ["up", "down"])
 def test_layers_behind_no_attention(name):
     with pytest.raises(UnsupportedLayerError, match=f"layer '{name}': the heads of its attention cannot be narrowed"):

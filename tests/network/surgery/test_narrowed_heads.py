@@ -130,6 +130,19 @@ def test_heads_that_data_leave_empty_are_removed_at_no_loss():
     assert far(given(small), given(network)) < 1e-4  # the restoration's ridge
 
 
+def test_a_store_has_all_that_is_needed(tmp_path):
+    network = block(Attention)
+    heads = Structure.of(network, tokens()).heads_of(NAME)
+    statistics = ds.accumulate(network, [tokens()], ds.watch(network, heads.layers), store=tmp_path / "s")
+    store = ds.open_store(tmp_path / "s")
+    here, there = (
+        head_factors(layers, heads).at_size(2)
+        for layers in (statistics, {name: store.layer(name) for name in heads.layers})
+    )
+    assert (here.restore == there.restore).all()
+    assert (here.queries == there.queries).all()
+
+
 def test_it_is_saved_and_loaded(tmp_path):
     network = block(Attention)
     small = narrowed(network, 2)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError, RankError
-from dalr_stream.numerics import HeadLayout, head_factors
+from dalr_stream.numerics import HeadLayout, head_factors, head_losses
 
 WIDTH, SIZE, SHARED = 12, 4, 2
 LAYOUT = HeadLayout("q", "k", "v", "o", heads=4, groups=2, size=SIZE)
@@ -114,6 +114,32 @@ def test_it_is_the_best_restoration_that_rows_show(seed, size):
     assert record.output_loss == pytest.approx(share(residual, target), rel=1e-5, abs=1e-9)
 
 
+@settings(max_examples=20)
+@given(seeds, sizes)
+def test_held_out_rows_are_judged_as_they_are(seed, size):
+    factors, layers, *_ = problem(seed)
+    record, x = factors.at_size(size), rows(seed + 1, mean=3.0)
+    z = np.random.default_rng(seed + 2).normal(size=(40, 16)) @ np.random.default_rng(seed).normal(size=(16, 16)) - 2.0
+    unseen = {
+        name: dataclasses.replace(layer, heldout=ds.Moments.of(z if name == "o" else x))
+        for name, layer in layers.items()
+    }
+    losses, whole, read = head_losses(record, unseen), scores(layers, x), outputs(layers, z)
+    assert losses.scores == pytest.approx(share(scores(layers, x, record) - whole, whole), rel=1e-4, abs=1e-7)
+    expected = share(outputs(layers, z, record) - read, read - read.mean(axis=0))
+    assert losses.outputs == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_the_rows_that_decided_are_judged_as_told():
+    factors, layers, *_ = problem(4)
+    record = factors.at_size(2)
+    losses = head_losses(record, layers, heldout=False)
+    assert losses.scores == pytest.approx(record.score_loss)
+    assert losses.outputs == pytest.approx(record.output_loss)
+    with pytest.raises(InvalidInputError, match=r"layer 'q': needs moments of its inputs on held-out rows, has none"):
+        head_losses(record, layers)
+
+
 def test_losses_fall_with_the_size():
     factors, *_ = problem(0)
     records = [factors.at_size(size) for size in range(1, SIZE + 1)]
@@ -165,6 +191,8 @@ def test_bad_input():
             factors.at_size(size)
     with pytest.raises(InvalidInputError, match=r"layer 'k': needs moments of its inputs, has none: accumulate them"):
         head_factors({**layers, "k": ds.Layer("k", layers["k"].weight, None)}, LAYOUT)
+    with pytest.raises(InvalidInputError, match=r"layer 'o': its attention needs q, k, v, o, and k, v are not given"):
+        head_factors({"q": layers["q"], "o": layers["o"]}, LAYOUT)
     with pytest.raises(InvalidInputError, match=r"layer 'q': gives 16 features, and heads of 'o' have 8"):
         head_factors(layers, dataclasses.replace(LAYOUT, heads=2))
     with pytest.raises(InvalidInputError, match=r"layer 'o': reads 16 features, and heads of 'o' have 8"):
