@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -96,7 +97,7 @@ class BlockRows:
     def groups(self, folding: Folding) -> Sequence[Collection[str]]:
         """Part the streams by block, and those of a block into passes that fit."""
         groups: list[BlockGroup] = []
-        for number in range(max(self._numbers.values()) + 1):
+        for number in range(self._last + 1):
             here = [layer for layer in self.layers if self._numbers[layer.stream] == number]
             parts: Sequence[tuple[str, ...]] = [tuple(layer.stream for layer in here)]
             if here and folding.memory_limit_bytes is not None:
@@ -110,14 +111,14 @@ class BlockRows:
         """Run one block on every batch that is not folded yet."""
         assert isinstance(streams, BlockGroup)  # noqa: S101  # for the type checker: one of `groups`
         number, layers = streams.number, [layer for layer in self.layers if layer.stream in streams.streams]
-        orders, stream = self._orders, self._stream(number)
+        orders, stream = self._orders, self._stream(number, writes=not streams.again and number < self._last)
         stream.drop_spent()
-        last = number == len(self.passes) - 1
-        keep = None if last or streams.again else self.passes.done[number]
+        keep = None if number == len(self.passes) - 1 else self.passes.done[number]
         names = [module_name(layer.name) for layer in layers]
         onward = OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
         if number == 0 and self.rule.prove and sink.probed is not None:
             self._probe(sink.probed)
+        resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
             one_pass(
                 self.model,
@@ -131,6 +132,10 @@ class BlockRows:
                 onward=onward,
                 probes=False,
             )
+        if number == 0 and self._last and not resumed and not streams.again:
+            seconds = time.monotonic() - begun
+            hours = f"{seconds * self._last / 3600:,.1f} hours"
+            progress.note(f"blocks: the first took {seconds:,.0f} s; the other {self._last} may take {hours}")
 
     def _probe(self, probed: Callable[[Probe], None]) -> None:
         """Tell what the network gives for a made-up sample, as every capture does before its first batch."""
@@ -155,7 +160,12 @@ class BlockRows:
     def _first(self) -> Any:
         return SameEveryPass(self.batches).first()
 
-    def _stream(self, number: int) -> StoredStream:
+    @property
+    def _last(self) -> int:
+        """The pass of the last block that is watched."""
+        return max(self._numbers.values())
+
+    def _stream(self, number: int, *, writes: bool = False) -> StoredStream:
         blocks = [list(block) for block in self.passes.blocks]
         facts = {"network": self._record.fingerprint, "blocks": blocks}
-        return StoredStream(self.root, self.domain, number, self.passes.places, facts)
+        return StoredStream(self.root, self.domain, number, self.passes.places, facts, writes=writes)

@@ -57,8 +57,10 @@ def estimate_blocks(
         stream = max(stream, _stream_bytes(kept, len(batches)))
     total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
     own = [layer for layer in layers if layer.stream not in shared]
+    limited = folding.memory_limit_bytes is not None  # batches padded to more have more rows: see `most_rows`
+    most = {name: None if limited else max(of.get(name, 0) for of in counts.values()) for name in total}
     found = plan(
-        [load_of(layer, total[layer.stream], BatchMemory()) for layer in own],
+        [load_of(layer, total[layer.stream], BatchMemory(), most[layer.stream]) for layer in own],
         threads=folding.threads.workers,
         readers=folding.threads.readers,
         heldout_share=folding.holdout.share,
