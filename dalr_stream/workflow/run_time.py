@@ -43,9 +43,10 @@ def _shared_out(plan: MemoryPlan, folding: Folding, ranks: int, took: Duration |
     records = folding.shards + (folding.holdout.share > 0)
     sums = sum(_BYTES_OF_A_PAIR * layer.features * (layer.features + 1) for layer in plan.layers) * records
     unset = "" if folding.segment_batches else "; they need accumulate.segment_batches, which is 0"
+    received = f"{(ranks - 1).bit_length()} x {_mib(sums)}"
     return (
-        f"{ranks} ranks: {each}at each join {ranks - 1} x {_mib(sums)} of sums go to rank 0, ever more rarely until "
-        f"that takes less than {SHARE_FOR_CHECKPOINTS:.0%} of the time{unset}"
+        f"{ranks} ranks: {each}at each join rank 0 receives {received} of sums, ever more rarely until that takes less "
+        f"than {SHARE_FOR_CHECKPOINTS:.0%} of the time{unset}"
     )
 
 

@@ -46,7 +46,7 @@ class Planned:
     passes: int
     """Through the network, or through one block after the other."""
     join_bytes: int
-    """What the other ranks send to rank 0 in the last join of all passes together; there are more before it."""
+    """What rank 0 receives in the last join of all passes together, of log2 of the ranks; there are more before it."""
     moments_bytes: int
     rank_bytes: int
 
@@ -98,7 +98,7 @@ def planned(job: Job, ranks: int, *, by_block: bool) -> Planned:
         by_block,
         ranks,
         sum(len(one.groups) for one in plans),
-        (ranks - 1) * sum(sums),
+        (ranks - 1).bit_length() * sum(sums),
         8 * sum(load.features**2 for part in parts for load in part),
         max(one.peak_bytes for one in plans),
     )

@@ -19,7 +19,8 @@ def pipeline(monkeypatch):
     """The modules of the pipeline, by their names."""
     for folder in (FOLDER.parent / "shared", FOLDER):
         monkeypatch.syspath_prepend(str(folder))
-    names = ("sentences_network", "sentences_data", "sentences_budgets", "sentences_in_turn", "sentences_recovered")
+    parts = ("network", "data", "budgets", "in_turn", "recovered", "attention")
+    names = [f"sentences_{part}" for part in parts]
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
@@ -94,3 +95,13 @@ def test_training_towards_the_originals_outputs_brings_a_tiny_encoder_nearer(pip
     (small,) = script.towards_stream(model, batches, (0.1,))
     distance = script.ds.OutputDistance(model, batches, rows=script.ROWS)
     assert distance(script.recovered(model, small, batches)) < distance(small)
+
+
+def test_the_table_of_a_tiny_encoders_attention(pipeline, monkeypatch, encoder):
+    (model, batches), attention = encoder, pipeline["sentences_attention"]
+    monkeypatch.setattr(attention, "BUDGETS", (0.5,))
+    lines = list(attention.rows(model, batches, pipeline["sentences_budgets"].Scores.of(model, batches)))
+    cosines = [float(line.split("|")[2].split(",")[0]) for line in lines[2:]]
+    assert len(cosines) == 3
+    assert all(0.0 < cosine <= 1.0 for cosine in cosines)
+    assert lines[-1].endswith("(50.0%) |")

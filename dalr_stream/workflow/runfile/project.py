@@ -15,10 +15,12 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from dalr_stream.engine.blocks.estimate import estimate_blocks
 from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, StoreNotFoundError
+from dalr_stream.network.blocks.opened import open_network
 from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.identity import fingerprint
@@ -110,9 +112,19 @@ class Project:
         return model
 
     @cached_property
+    def recorded(self) -> nn.Module:
+        """The network as its layers are recorded: block by block from disk, where the run file says so."""
+        section, weights = self.config.network, self.weights
+        if section.weights is not None:
+            weights = self.folder / section.weights
+        if not section.blocks or section.has_own_weights or not weights.exists():
+            return self.network
+        return open_network(self.code.build, weights, device=section.device or "cpu")
+
+    @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
         """The layers to compress, those whose inputs decide which nodes to keep, outputs and gradients asked for."""
-        return self.watched_in(self.network)
+        return self.watched_in(self.recorded)
 
     def watched_in(self, network: nn.Module) -> tuple[LayerSpec, ...]:
         """Return the same of a network of this structure, trained or not; found once of each."""
@@ -149,10 +161,14 @@ class Project:
         has_weights = section.has_own_weights or section.weights is not None or self.weights.exists()
         return self.network if has_weights else self.code.placed().eval()
 
+    def recorded_stand_in(self) -> nn.Module:
+        """Return the same for what only looks at layers and their rows: block by block, its weights stay on disk."""
+        return self.recorded if self.config.network.blocks and self.config.network.weights else self.stand_in()
+
     @property
     def unsupported_layers(self) -> tuple[str, ...]:
         """What the patterns match that cannot be compressed, in words."""
-        return unsupported_layers(self.network, self.config.network.layers)
+        return unsupported_layers(self.recorded, self.config.network.layers)
 
     def _with_readers(self, network: nn.Module, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
         """Watch what selections are solved from too, where any are asked for."""
@@ -182,7 +198,7 @@ class Project:
     @property
     def network_record(self) -> NetworkRecord:
         """What identifies the network, its watched layers and who reads their nodes."""
-        return network_record(self.network, self.watched)
+        return network_record(self.recorded, self.watched)
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -226,14 +242,17 @@ class Project:
 
     def estimate(self, untrained: nn.Module | None = None) -> MemoryPlan:
         """Return what capturing and accumulating will cost; any weights will do."""
-        network = self.network if untrained is None else untrained
+        network = self.recorded if untrained is None else untrained
+        blocks, watched, folding = self.config.network.blocks, self.watched_in(network), self.widest_folding
         with self.code.importing():
             loaders = {domain: self.code.batches(domain) for domain in self.config.domains}
+            if blocks:
+                return estimate_blocks(network, loaders, watched, folding, blocks=blocks, rows=self.code.rows)
             return estimate(
                 network,
                 loaders,
-                self.watched_in(network),
-                self.widest_folding,
+                watched,
+                folding,
                 rows=self.code.rows,
                 direct=not self.config.capture.keep_activations,
             )
