@@ -9,21 +9,37 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, ObjectStore
 
 from dalr_stream.storage.metadata import FILE, write_metadata
+from dalr_stream.storage.places.path import BucketPath
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.schema import MAX_CHUNK_BYTES, ArraySpec
+
+ZSTD_LEVEL = 1
+
+
+def fill_value(dtype: np.dtype[Any]) -> float | int:
+    """Return what elements that were never written read as: NaN among floats, so that a lost chunk is loud."""
+    return np.nan if dtype.kind == "f" else -1
+
+
+def open_array(path: Place, *, write: bool = False) -> zarr.Array[Any]:
+    """Open an array, for reading or also for writing."""
+    mode: Literal["r", "r+"] = "r+" if write else "r"
+    if isinstance(path, BucketPath):
+        return zarr.open_array(ObjectStore(path.bucket.client, read_only=not write), path=path.key, mode=mode)
+    return zarr.open_array(path, mode=mode)
 
 
 def create_array(
-    path: Path,
+    path: Place,
     shape: Sequence[int],
     dtype: np.dtype[Any],
     *,
@@ -36,7 +52,7 @@ def create_array(
 
     `on_its_way` as in `metadata.write_metadata`.
 
-    Whoever makes it syncs the folder it is in. Floats that were never written read as NaN, so a lost chunk is loud.
+    Whoever makes it syncs the folder it is in. What was never written reads as `fill_value`.
     """
     if chunk_rows is None:
         row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
@@ -47,19 +63,20 @@ def create_array(
         shape=tuple(shape),
         dtype=dtype,
         chunks=(chunk_rows, *(max(1, length) for length in shape[1:])),
-        compressors=ZstdCodec(level=1, checksum=True),
-        fill_value=np.nan if dtype.kind == "f" else -1,
+        compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
+        fill_value=fill_value(dtype),
         dimension_names=tuple(dimensions),
         attributes=dict(attributes or {}),
     )
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir()
+    if not isinstance(path, BucketPath):
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir()
     write_metadata(path, json.loads(files[FILE].to_bytes()), on_its_way=on_its_way)
-    return zarr.open_array(path, mode="r+")
+    return open_array(path, write=True)
 
 
-def write_array(folder: Path, spec: ArraySpec, values: NDArray[Any]) -> None:
+def write_array(folder: Place, spec: ArraySpec, values: NDArray[Any]) -> None:
     """Write one whole array of a record that is on its way."""
     attributes = {"meaning": spec.meaning}
     array = create_array(
