@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore, ObjectStore
 
 from dalr_stream.storage.metadata import FILE, write_metadata
 from dalr_stream.storage.places.path import BucketPath
-from dalr_stream.storage.places.place import Place
+from dalr_stream.storage.places.place import Place, write_file
 from dalr_stream.storage.schema import MAX_CHUNK_BYTES, ArraySpec
 
 ZSTD_LEVEL = 1
@@ -47,8 +48,8 @@ def create_array(
     chunk_rows: int | None = None,
     attributes: Mapping[str, Any] | None = None,
     on_its_way: bool = False,
-) -> zarr.Array[Any]:
-    """Make an array in place of what is at `path`; its chunks span full rows, in zstd of level 1 with a checksum.
+) -> int:
+    """Make an array in place of what is at `path` and return the rows of a chunk, in zstd of level 1 with a checksum.
 
     `on_its_way` as in `metadata.write_metadata`.
 
@@ -73,20 +74,40 @@ def create_array(
             shutil.rmtree(path)
         path.mkdir()
     write_metadata(path, json.loads(files[FILE].to_bytes()), on_its_way=on_its_way)
-    return open_array(path, write=True)
+    return chunk_rows
+
+
+def chunk_name(number: int, dimensions: int) -> str:
+    """Return where zarr looks for a chunk, below an array whose chunks span full rows."""
+    return "/".join(["c", str(number), *"0" * (dimensions - 1)])
+
+
+def packed(rows: NDArray[Any], height: int) -> bytes:
+    """Return a chunk of `height` rows as zarr packs it; fewer are filled up."""
+    if rows.shape[0] < height:
+        chunk = np.full((height, *rows.shape[1:]), fill_value(rows.dtype), rows.dtype)
+        chunk[: rows.shape[0]] = rows
+        rows = chunk
+    return bytes(Zstd(ZSTD_LEVEL, checksum=True).encode(np.ascontiguousarray(rows)))
 
 
 def write_array(folder: Place, spec: ArraySpec, values: NDArray[Any]) -> None:
     """Write one whole array of a record that is on its way."""
     attributes = {"meaning": spec.meaning}
-    array = create_array(
-        folder / spec.name,
+    path = folder / spec.name
+    rows = create_array(
+        path,
         values.shape,
         values.dtype,
         dimensions=spec.dimensions,
         attributes=attributes,
         on_its_way=True,
     )
-    rows = array.chunks[0]
-    for first in range(0, values.shape[0] if values.size else 0, rows):  # all at once would hold many chunks twice
+    blocks = range(0, values.shape[0] if values.size else 0, rows)  # all at once would hold many chunks twice
+    if isinstance(path, BucketPath):
+        for number, first in enumerate(blocks):
+            write_file(path / chunk_name(number, values.ndim), packed(values[first : first + rows], rows))
+        return
+    array = open_array(path, write=True)
+    for first in blocks:
         array[first : first + rows] = values[first : first + rows]

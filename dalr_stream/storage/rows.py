@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.rows.tiling import VARYING, Rows, Samples, Tile, Tiler, tile_rows
-from dalr_stream.storage.arrays import create_array, open_array
+from dalr_stream.storage.arrays import chunk_name, create_array, open_array
 from dalr_stream.storage.contents import RowsRecord
 from dalr_stream.storage.metadata import make_group, read_metadata
 from dalr_stream.storage.places.place import Place, below, is_there, readable
@@ -185,7 +185,7 @@ def _read_chunk(path: Place, record: RowsRecord, number: int) -> NDArray[Any]:
     if number == 0:
         read_metadata(path)  # damage to them is found once a pass: what is read does not depend on them
     rows = np.empty((tile_rows(record.features), record.features), record.dtype)
-    Zstd().decode((path / "c" / str(number) / "0").read_bytes(), out=rows)
+    Zstd().decode((path / chunk_name(number, 2)).read_bytes(), out=rows)
     return rows
 
 

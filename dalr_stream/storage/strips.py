@@ -78,7 +78,7 @@ class _RecordWriter:
         self._draft = draft
         self._name = name
         self._features = features
-        self._scatter = create_array(
+        self._rows = create_array(
             draft.arrays / SCATTER.name,
             (features, features),
             np.dtype(np.float64),
@@ -86,12 +86,13 @@ class _RecordWriter:
             attributes={"meaning": SCATTER.meaning},
             on_its_way=True,
         )
+        self._scatter = open_array(draft.arrays / SCATTER.name, write=True)
         self._last: FoldState | None = None
 
     def add(self, state: FoldState) -> None:
         """Write a strip's rows and, transposed, the columns above them."""
         h, stop = state.scatter.shape
-        first, step = stop - h, self._scatter.chunks[0]
+        first, step = stop - h, self._rows
         square = state.scatter[:, first:].copy()
         mirror_lower(square)
         for row in range(first, stop, step):
@@ -126,7 +127,7 @@ class _RecordWriter:
         seal_record(self._draft, {"count": last.count, "samples": last.samples}, digests, provenance, self._name)
 
     def _digest(self) -> int:
-        digest, step = 0, self._scatter.chunks[0]
+        digest, step = 0, self._rows
         for row in range(0, self._features, step):
             rows = np.ascontiguousarray(cast("Any", self._scatter)[row : row + step])
             digest = zlib.crc32(rows.reshape(-1).data.cast("B"), digest)

@@ -21,7 +21,7 @@ from typing import Any
 from dalr_stream.errors import StoreError, StoreLockedError
 from dalr_stream.storage.buckets.process import is_gone, this_process
 from dalr_stream.storage.buckets.sweep import sweep
-from dalr_stream.storage.layout import GROUP, LOCK, MANIFEST
+from dalr_stream.storage.layout import LOCK, MANIFEST
 from dalr_stream.storage.places.bucket import Version
 from dalr_stream.storage.places.path import BucketPath
 
@@ -37,21 +37,23 @@ _NO_VERSION: Version = {"e_tag": '"no-such-version"', "version": "1"}
 def claimed(root: BucketPath) -> Iterator[None]:
     """Hold the store as its one writer, having cleared what a killed one left.
 
-    Raises StoreLockedError where another process holds it, and StoreError where there are objects and no manifest, or
-    the server does not heed conditions.
+    Raises StoreLockedError where another process holds it, and StoreError where the server does not heed conditions.
     """
     if root.key in root.bucket.claims:
         raise _locked(root, "this process")
-    _require_store_or_empty(root)
     claim = Claim(root)
     claim.take()
     root.bucket.claims[root.key] = claim
     try:
         with claim.beating():
             yield
+    except BaseException:
+        claim.release(swept=False)
+        raise
+    else:
+        claim.release()
     finally:
         del root.bucket.claims[root.key]
-        claim.release()
 
 
 class Claim:
@@ -104,21 +106,23 @@ class Claim:
         self.require()
         self._commits += 1
         data = manifest(f"{self._me['claim']}-{self._commits}")
-        self._replace_manifest(data)
+        version = self._put(self._manifest.key, data, self._manifest_version)
+        if version is None:
+            self._lost = True
+            raise _taken_over(self._root)
+        self._manifest_version = version
 
-    def put_tile(self, path: BucketPath, data: bytes) -> None:
+    def put_tile(self, key: str, data: bytes) -> None:
         """Put an object that is written once; one that a killed writer left under its name is replaced."""
         self.require()
-        if self._bucket.put_new(path.key, data) is not None:
-            return
-        self.confirm()  # else the one that is there may be of the writer that took over
-        version = self._bucket.version(path.key)
-        kept = self._bucket.put_new(path.key, data) if version is None else self._over(path.key, data, version)
-        if kept is None:
-            raise _taken_over(self._root)
+        if self._bucket.put_new(key, data) is None:
+            self.confirm()  # else the one that is there may be of the writer that took over
+            if self._put(key, data, self._bucket.version(key)) is None:
+                raise _taken_over(self._root)
 
-    def _over(self, key: str, data: bytes, version: Version) -> Version | None:
-        return self._bucket.put_over(key, data, version)
+    def _put(self, key: str, data: bytes, known: Version | None) -> Version | None:
+        """Put an object in place of the version known, or of none; None where there is another."""
+        return self._bucket.put_new(key, data) if known is None else self._bucket.put_over(key, data, known)
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -138,14 +142,15 @@ class Claim:
             done.set()
             thread.join()
 
-    def release(self) -> None:
-        """Give the store back; where that cannot be said, the claim ends with the process."""
+    def release(self, *, swept: bool = True) -> None:
+        """Give the store back, saying whether it is swept; where that fails, the claim ends with the process."""
+        state = json.dumps({"released": self._me, "swept": swept}).encode()
         with suppress(StoreError):
             if self._lock_version:
-                self._bucket.put_over(self._lock.key, json.dumps({"released": self._me}).encode(), self._lock_version)
+                self._bucket.put_over(self._lock.key, state, self._lock_version)
 
     def _take_lock(self) -> bool:
-        """Become who `writer.lock` names; True where another was named there and did not release it."""
+        """Become who `writer.lock` names; True where another left something to be swept."""
         for _ in range(_TRIES):
             try:
                 data, before = self._bucket.read_version(self._lock.key)
@@ -160,14 +165,14 @@ class Claim:
         raise _locked(self._root, "another process")
 
     def _left(self, data: bytes, version: Version) -> bool:
-        """Tell whether a claim was left by a writer that is gone, and False where released; raises where it writes."""
+        """Tell whether the one who claimed the store left something to be swept; raises where it still writes."""
         try:
             state = json.loads(data)
-            holder: dict[str, Any] = {} if "released" in state else state["held"]
+            if "released" in state:
+                return not state["swept"]
+            holder: dict[str, Any] = state["held"]
         except (ValueError, LookupError, TypeError):
-            state, holder = {}, {"name": "a writer that cannot be named"}
-        if "released" in state:
-            return False
+            holder = {"name": "a writer that cannot be named"}
         gone = is_gone(holder)
         if gone is None:
             gone = not self._renewed(version)
@@ -211,15 +216,6 @@ class Claim:
                 return
         raise _locked(self._root, "another process")
 
-    def _replace_manifest(self, data: bytes) -> None:
-        known = self._manifest_version
-        key = self._manifest.key
-        version = self._bucket.put_new(key, data) if known is None else self._over(key, data, known)
-        if version is None:
-            self._lost = True
-            raise _taken_over(self._root)
-        self._manifest_version = version
-
     def _state(self, beat: int = 0) -> bytes:
         return json.dumps({"held": self._me, "beat": beat}).encode()
 
@@ -236,17 +232,6 @@ def claim_to(root: BucketPath) -> Claim:
     if claim is None:
         raise StoreLockedError(f"'{root}' is not held for writing by this process: open it by a writer")
     return claim
-
-
-def _require_store_or_empty(root: BucketPath) -> None:
-    if (root / MANIFEST).is_file():
-        return
-    harmless = {(root / name).key for name in (LOCK, GROUP)}
-    if any(key not in harmless for key in root.bucket.keys(root.key)):
-        raise StoreError(
-            f"'{root}' is not a store: there are other objects below it and no {MANIFEST}; name a new store, or one "
-            "that is there. Where it was one, delete it and begin again"
-        )
 
 
 def _locked(root: BucketPath, holder: str) -> StoreLockedError:

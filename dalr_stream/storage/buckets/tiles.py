@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from dalr_stream.storage.arrays import ZSTD_LEVEL, fill_value
+from dalr_stream.storage.arrays import chunk_name, packed
 from dalr_stream.storage.buckets.claim import claim_to
 from dalr_stream.storage.metadata import read_metadata, set_rows
 from dalr_stream.storage.places.path import BucketPath
@@ -34,12 +32,7 @@ class BucketTiles:
 
     def write(self, number: int, first: int, values: NDArray[Any]) -> None:
         """Put one tile, whose first row is number `first`; a shorter one is filled up as zarr fills it."""
-        chunk = np.full((self._height, *values.shape[1:]), fill_value(values.dtype), values.dtype)
-        chunk[: values.shape[0]] = values
-        name = self._path / "c" / str(number)
-        for _ in values.shape[1:]:
-            name /= "0"
-        self._claim.put_tile(name, bytes(Zstd(ZSTD_LEVEL, checksum=True).encode(chunk)))
+        self._claim.put_tile((self._path / chunk_name(number, values.ndim)).key, packed(values, self._height))
         self._rows = first + values.shape[0]
 
     def sync(self) -> None:

@@ -6,6 +6,7 @@ the answer to one is lost, the object is read back: byte for byte what was put, 
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,9 +22,12 @@ Version = Mapping[str, str]
 REQUEST_TIMEOUT = timedelta(minutes=2)
 CONNECT_TIMEOUT = timedelta(seconds=10)
 RETRY_LIMIT = 10
+FIRST_PAUSE = timedelta(milliseconds=100)
+"""Before a request is tried again; each further pause is up to twice as long."""
 RETRIED_FOR = timedelta(minutes=3)
 _KEYS_AT_ONCE = 1000
-_QUERY = re.compile(r"\?\S*")
+_QUERY = re.compile(r"(?<=\S)\?\S*")
+_NOT_FOUND = "404 Not Found"
 
 
 class Bucket:
@@ -154,10 +158,12 @@ class Bucket:
         try:
             yield
         except FileNotFoundError:
-            raise StoreError(
-                f"'{self.url}/{key}' cannot be written: there is no bucket '{self.url}' at {self.address.server}: make "
-                "it, or name another"
-            ) from None
+            raise self._no_bucket(key) from None
+
+    def _no_bucket(self, key: str) -> StoreError:
+        return StoreError(
+            f"'{self.url}/{key}': there is no bucket '{self.url}' at {self.address.server}: make it, or name another"
+        )
 
     @contextmanager
     def explained(self, key: str) -> Iterator[None]:
@@ -167,14 +173,18 @@ class Bucket:
         place = f"'{self.url}/{key}'"
         try:
             yield
-        except (FileNotFoundError, failures.AlreadyExistsError, failures.PreconditionError):
+        except (failures.AlreadyExistsError, failures.PreconditionError):
             raise
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", f"{self.url}/{key}") from None
         except (failures.PermissionDeniedError, failures.UnauthenticatedError) as error:
             raise StoreError(
                 f"{place}: {self.address.server} refuses the request ({_in_one_line(error)}): check the credentials in "
                 "the environment, and what they permit"
             ) from None
         except failures.BaseError as error:
+            if _NOT_FOUND in str(error):  # of a listing: of an object it is a FileNotFoundError
+                raise self._no_bucket(key) from None
             raise StoreError(
                 f"{place} cannot be reached ({_in_one_line(error)}): check the link and the server and run the same "
                 "command again: it resumes where it stopped"
@@ -198,7 +208,7 @@ def _client(address: Address) -> Any:
         return MemoryStore()
     plain = dict(address.settings).get("endpoint", "").startswith("http://")
     options: dict[str, Any] = {"timeout": REQUEST_TIMEOUT, "connect_timeout": CONNECT_TIMEOUT, "allow_http": plain}
-    backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2}
+    backoff = {"init_backoff": FIRST_PAUSE, "max_backoff": timedelta(seconds=15), "base": 2}
     retry: Any = {"max_retries": RETRY_LIMIT, "retry_timeout": RETRIED_FOR, "backoff": backoff}
     settings: dict[str, Any] = dict(address.settings)
     open_url: Any = from_url  # its keywords are typed by the scheme of a literal URL
@@ -210,5 +220,5 @@ def _version(meta: Any) -> Version:
 
 
 def _in_one_line(error: Exception) -> str:
-    """Return what went wrong without what follows a '?', which may be a signature."""
-    return _QUERY.sub("", str(error).partition("\n")[0])
+    """Return what went wrong, less what follows a '?' in a URL, which may be a signature, and less the server's XML."""
+    return _QUERY.sub("", str(error).partition("\n")[0].partition(": <")[0])

@@ -6,7 +6,7 @@ renamed; a record becomes visible by its head, which is put last. See `buckets`.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 
 from dalr_stream.errors import InvalidInputError
@@ -78,8 +78,8 @@ def remove_folder(place: Place) -> None:
 
 
 def explained(place: Place) -> AbstractContextManager[None]:
-    """Turn an OSError of writing into an error that names the place and the remedy; a bucket's requests do so."""
-    return nullcontext() if isinstance(place, BucketPath) else durable.explained(place)
+    """Turn a failure to write into an error that names the place and the remedy."""
+    return place.bucket.explained(place.key) if isinstance(place, BucketPath) else durable.explained(place)
 
 
 def readable(place: Place) -> AbstractContextManager[None]:

@@ -8,16 +8,15 @@ the arrays of the record that was there are deleted. A reader sees the old recor
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dalr_stream.errors import StoreError
 from dalr_stream.storage.buckets.sweep import AT, draw, named_at
 from dalr_stream.storage.durable import new_folder
 from dalr_stream.storage.metadata import write_group
 from dalr_stream.storage.places.path import BucketPath
-from dalr_stream.storage.places.place import Place
+from dalr_stream.storage.places.place import Place, explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +51,7 @@ def arrays_of(path: Place, attributes: Mapping[str, Any]) -> Place:
 @contextmanager
 def _in_bucket(path: BucketPath) -> Iterator[Draft]:
     replaced, drawn = named_at(path), draw()
-    try:
+    with explained(path):  # on a failure what was put stays, for the next sweep: the head may have been put after all
         yield Draft(path / drawn, path, {AT: drawn})
-    except BaseException:
-        with suppress(StoreError):  # what stays is litter, for the next sweep
-            (path / drawn).remove()
-        raise
     if replaced:
         (path / replaced).remove()
