@@ -12,15 +12,15 @@ import dataclasses
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.numerics.rows.tiling import VARYING, Rows, Samples, Tile, Tiler, tile_rows
-from dalr_stream.storage.arrays import chunk_name, create_array, open_array
+from dalr_stream.storage.arrays import create_array, open_array
+from dalr_stream.storage.chunks import chunk_name, unpack_into
 from dalr_stream.storage.contents import RowsRecord
 from dalr_stream.storage.metadata import make_group, read_metadata
 from dalr_stream.storage.places.place import Place, below, is_there, readable
@@ -174,18 +174,15 @@ def _samples_path(path: Place) -> Place:
 
 def _read(path: Place, first: int, stop: int) -> NDArray[Any]:
     read_metadata(path)
-    return np.ascontiguousarray(cast("Any", open_array(path))[first:stop])
+    return np.ascontiguousarray(open_array(path)[first:stop])
 
 
 def _read_chunk(path: Place, record: RowsRecord, number: int) -> NDArray[Any]:
-    """Unpack one chunk straight into the array returned; zarr copies it twice on the way.
-
-    Measured on 32 MiB of float32 after a ReLU: 58 ms against 80 ms, beside some 400 ms of arithmetic at 4,096 features.
-    """
+    """Unpack one chunk straight into the array returned."""
     if number == 0:
         read_metadata(path)  # damage to them is found once a pass: what is read does not depend on them
     rows = np.empty((tile_rows(record.features), record.features), record.dtype)
-    Zstd().decode((path / chunk_name(number, 2)).read_bytes(), out=rows)
+    unpack_into(rows, (path / chunk_name(number, 2)).read_bytes())
     return rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,7 @@ def load_strip(path: Place, strip: Strip) -> FoldState:
         return FoldState.empty(strip)
     try:
         with readable(path):
-            stored = cast("Any", open_array(arrays_of(path, values) / SCATTER.name))
+            stored = open_array(arrays_of(path, values) / SCATTER.name)
             scatter = np.ascontiguousarray(stored[strip.first : strip.stop, : strip.stop])
     except schema.DECODE_ERRORS as error:
         raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' is damaged ({error}): accumulate again") from error
@@ -78,7 +78,7 @@ class _RecordWriter:
         self._draft = draft
         self._name = name
         self._features = features
-        self._rows = create_array(
+        self._scatter = create_array(
             draft.arrays / SCATTER.name,
             (features, features),
             np.dtype(np.float64),
@@ -86,13 +86,12 @@ class _RecordWriter:
             attributes={"meaning": SCATTER.meaning},
             on_its_way=True,
         )
-        self._scatter = open_array(draft.arrays / SCATTER.name, write=True)
         self._last: FoldState | None = None
 
     def add(self, state: FoldState) -> None:
         """Write a strip's rows and, transposed, the columns above them."""
         h, stop = state.scatter.shape
-        first, step = stop - h, self._rows
+        first, step = stop - h, self._scatter.chunks[0]
         square = state.scatter[:, first:].copy()
         mirror_lower(square)
         for row in range(first, stop, step):
@@ -127,8 +126,8 @@ class _RecordWriter:
         seal_record(self._draft, {"count": last.count, "samples": last.samples}, digests, provenance, self._name)
 
     def _digest(self) -> int:
-        digest, step = 0, self._rows
+        digest, step = 0, self._scatter.chunks[0]
         for row in range(0, self._features, step):
-            rows = np.ascontiguousarray(cast("Any", self._scatter)[row : row + step])
+            rows = np.ascontiguousarray(self._scatter[row : row + step])
             digest = zlib.crc32(rows.reshape(-1).data.cast("B"), digest)
         return digest

@@ -61,8 +61,9 @@ def test_a_late_listing_decides_nothing(in_memory, monkeypatch):
     """As late as can be: nothing is listed, ever."""
     job(in_memory)
     other = in_memory.replace("store.zarr", "late.zarr")
-    monkeypatch.setattr(Bucket, "keys", lambda *_: iter(()))
+    monkeypatch.setattr(Bucket, "keys", lambda *_: [])
     monkeypatch.setattr(Bucket, "names", lambda *_: ([], []))
+    monkeypatch.setattr(Bucket, "any_below", lambda *_: False)
     with process(25), suppress(Killed):
         job(other)
     with process():

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dalr_stream.errors import StoreError, StoreLockedError
-from dalr_stream.storage.buckets.process import is_gone, this_process
+from dalr_stream.storage.buckets.process import is_gone, is_this, this_process
 from dalr_stream.storage.buckets.sweep import sweep
 from dalr_stream.storage.layout import LOCK, MANIFEST
 from dalr_stream.storage.places.bucket import Version
@@ -39,12 +39,11 @@ def claimed(root: BucketPath) -> Iterator[None]:
 
     Raises StoreLockedError where another process holds it, and StoreError where the server does not heed conditions.
     """
-    if root.key in root.bucket.claims:
-        raise _locked(root, "this process")
     claim = Claim(root)
-    claim.take()
-    root.bucket.claims[root.key] = claim
+    if root.bucket.claims.setdefault(root.key, claim) is not claim:
+        raise _locked(root, "this process")
     try:
+        claim.take()
         with claim.beating():
             yield
     except BaseException:
@@ -75,15 +74,11 @@ class Claim:
         """Claim the store, or raise."""
         left_by_another = self._take_lock()
         self._confirmed = time.monotonic()
-        try:
-            self._require_conditions()
-            if left_by_another:
-                self._fence()
-                sweep(self._root)
-            self._manifest_version = self._bucket.version(self._manifest.key)
-        except BaseException:
-            self.release()
-            raise
+        self._require_conditions()
+        if left_by_another:
+            self._fence()
+            sweep(self._root)
+        self._manifest_version = self._bucket.version(self._manifest.key)
 
     def require(self) -> None:
         """Raise StoreLockedError where another writer has taken the store over; asks, where nobody did for a while."""
@@ -173,7 +168,7 @@ class Claim:
             holder: dict[str, Any] = state["held"]
         except (ValueError, LookupError, TypeError):
             holder = {"name": "a writer that cannot be named"}
-        gone = is_gone(holder)
+        gone = is_this(holder) or is_gone(holder)  # this process holds it no more: it could not say so
         if gone is None:
             gone = not self._renewed(version)
         if not gone:

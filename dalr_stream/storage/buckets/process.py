@@ -13,6 +13,12 @@ def this_process() -> dict[str, Any]:
     return {"name": f"process {os.getpid()} on {socket.gethostname()}", **_identity()}
 
 
+def is_this(process: dict[str, Any]) -> bool:
+    """Tell whether a process is this one."""
+    here = _identity()
+    return bool(here["machine"]) and here == {name: process.get(name) for name in here}
+
+
 def is_gone(process: dict[str, Any]) -> bool | None:
     """Tell whether a process runs no more; None where that cannot be told, as it ran on another machine."""
     here = _identity()

@@ -12,16 +12,16 @@ import secrets
 from collections.abc import Iterator
 
 from dalr_stream.storage.layout import KINDS
-from dalr_stream.storage.places.path import HEAD, BucketPath
+from dalr_stream.storage.places.path import DRAWN, HEAD, BucketPath
 
 AT = "at"
 """Attribute of a record in a bucket: the name below it at which its arrays lie."""
-_DRAWN = re.compile(r"at-[0-9a-f]{16}")
+_DRAWN = re.compile(rf"{DRAWN}[0-9a-f]{{16}}")
 
 
 def draw() -> str:
     """Return a name that nobody else draws, for the arrays of a record that is on its way."""
-    return f"at-{secrets.token_hex(8)}"
+    return f"{DRAWN}{secrets.token_hex(8)}"
 
 
 def sweep(root: BucketPath) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dalr_stream.storage.arrays import chunk_name, packed
 from dalr_stream.storage.buckets.claim import claim_to
+from dalr_stream.storage.chunks import chunk_name, packed
 from dalr_stream.storage.metadata import read_metadata, set_rows
 from dalr_stream.storage.places.path import BucketPath
 

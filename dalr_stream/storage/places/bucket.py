@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 
 from dalr_stream.errors import InvalidInputError, StoreError
 from dalr_stream.storage.places.address import Address
 
+T = TypeVar("T")
 Version = Mapping[str, str]
 """What tells an object from the one that takes its place: its ETag, and where versions are numbered, the number."""
 REQUEST_TIMEOUT = timedelta(minutes=2)
 CONNECT_TIMEOUT = timedelta(seconds=10)
-RETRY_LIMIT = 10
+TRIES = 4
+RETRY_LIMIT = 8
+"""Of each try, by the client: of what the server answered by an error, and where no connection was to be had. Answers
+that were too late, or torn, are what the client does not ask for again, and `TRIES` does."""
 FIRST_PAUSE = timedelta(milliseconds=100)
 """Before a request is tried again; each further pause is up to twice as long."""
-RETRIED_FOR = timedelta(minutes=3)
+RETRIED_FOR = timedelta(minutes=1)
 _KEYS_AT_ONCE = 1000
 _QUERY = re.compile(r"(?<=\S)\?\S*")
 _NOT_FOUND = "404 Not Found"
@@ -52,17 +57,18 @@ class Bucket:
         """Return an object and its version."""
         import obstore
 
-        with self.explained(key):
+        def get() -> tuple[bytes, Version]:
             found = obstore.get(self.client, key)
             return bytes(found.bytes()), _version(found.meta)
+
+        return self._asked(key, get)
 
     def version(self, key: str) -> Version | None:
         """Return the version of an object; None where there is none."""
         import obstore
 
         try:
-            with self.explained(key):
-                return _version(obstore.head(self.client, key))
+            return self._asked(key, lambda: _version(obstore.head(self.client, key)))
         except FileNotFoundError:
             return None
 
@@ -83,54 +89,48 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Yield the keys below a prefix, which may be late: they decide nothing."""
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys below a prefix. A listing may be late: it decides nothing."""
         import obstore
 
-        with self.explained(prefix):
-            for chunk in obstore.list(self.client, prefix):
-                yield from (found["path"] for found in chunk)
+        return self._asked(
+            prefix, lambda: [found["path"] for page in obstore.list(self.client, prefix) for found in page]
+        )
+
+    def any_below(self, prefix: str) -> bool:
+        """Tell whether anything is listed below a prefix."""
+        import obstore
+
+        return self._asked(
+            prefix, lambda: any(True for page in obstore.list(self.client, prefix, chunk_size=1) if page)
+        )
 
     def names(self, prefix: str) -> tuple[list[str], list[str]]:
         """Return the last parts of the prefixes and of the objects right below a prefix, ascending."""
         import obstore
 
-        with self.explained(prefix):
-            found = obstore.list_with_delimiter(self.client, prefix)
-        objects = (item["path"] for item in found["objects"])
-        prefixes, names = (
-            sorted(path.rsplit("/", 1)[-1] for path in some) for some in (found["common_prefixes"], objects)
-        )
-        return prefixes, names
+        found = self._asked(prefix, lambda: obstore.list_with_delimiter(self.client, prefix))
+        objects = [item["path"] for item in found["objects"]]
+        return _last_parts(found["common_prefixes"]), _last_parts(objects)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, in this order; those that are gone already are passed over."""
+        """Delete objects; those that are gone already are passed over."""
         import obstore
 
         every = list(keys)
         for first in range(0, len(every), _KEYS_AT_ONCE):
             some = every[first : first + _KEYS_AT_ONCE]
             try:
-                with self.explained(some[0]):
-                    obstore.delete(self.client, some)
+                self._asked(some[0], partial(obstore.delete, self.client, some))
             except FileNotFoundError:
-                self._delete_each(some)
-
-    def _delete_each(self, keys: Iterable[str]) -> None:
-        import obstore
-
-        for key in keys:
-            try:
-                with self.explained(key):
-                    obstore.delete(self.client, key)
-            except FileNotFoundError:
-                continue
+                for key in some:
+                    with suppress(FileNotFoundError):
+                        self._asked(key, partial(obstore.delete, self.client, key))
 
     def _put(self, key: str, data: bytes, mode: Any) -> Version:
         import obstore
 
-        with self.explained(key):
-            return _version(obstore.put(self.client, key, data, mode=mode, use_multipart=False))
+        return self._asked(key, lambda: _version(obstore.put(self.client, key, data, mode=mode, use_multipart=False)))
 
     def _conditional(self, key: str, data: bytes, mode: Any) -> Version | None:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
@@ -152,6 +152,22 @@ class Bucket:
         except FileNotFoundError:
             return None
         return version if found == data else None
+
+    def _asked(self, key: str, request: Callable[[], T]) -> T:
+        """Return what a request gives; one that failed for no reason of its own is made again."""
+        from obstore.exceptions import GenericError
+
+        pause = FIRST_PAUSE.total_seconds()
+        with self.explained(key):
+            for _ in range(TRIES - 1):
+                try:
+                    return request()
+                except GenericError as error:
+                    if _NOT_FOUND in str(error):
+                        raise
+                    time.sleep(pause)
+                    pause *= 2
+            return request()
 
     @contextmanager
     def _there(self, key: str) -> Iterator[None]:
@@ -217,6 +233,10 @@ def _client(address: Address) -> Any:
 
 def _version(meta: Any) -> Version:
     return {name: str(meta[name]) for name in ("e_tag", "version") if meta.get(name) is not None}
+
+
+def _last_parts(paths: Iterable[str]) -> list[str]:
+    return sorted(path.rsplit("/", 1)[-1] for path in paths)
 
 
 def _in_one_line(error: Exception) -> str:

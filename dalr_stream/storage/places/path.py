@@ -13,6 +13,8 @@ from dalr_stream.storage.places.bucket import Bucket, connect
 
 HEAD = "zarr.json"
 """The object that makes a record, an array or a group be there: it is put last, and deleted first."""
+DRAWN = "at-"
+"""How the names begin that are drawn for the arrays of a record."""
 
 
 @total_ordering
@@ -91,7 +93,7 @@ class BucketPath:
 
     def is_dir(self) -> bool:
         """Tell whether there is a record, an array or a group here, or anything below."""
-        return (self / HEAD).is_file() or any(self.bucket.keys(self.key))
+        return (self / HEAD).is_file() or self.bucket.any_below(self.key)
 
     def exists(self) -> bool:
         """Tell whether there is an object, or anything below."""
@@ -107,10 +109,13 @@ class BucketPath:
         return [self / name for name in self.bucket.names(self.key)[0]]
 
     def remove(self) -> None:
-        """Delete all that lies below: heads first, so that each record is there whole or gone."""
+        """Delete all that lies below: the heads of records and arrays first, so that each is there whole or gone."""
         for claim in self._claims():
             claim.require()
-        self.bucket.delete(sorted(self.bucket.keys(self.key), key=lambda key: (not key.endswith(f"/{HEAD}"), key)))
+        keys = self.bucket.keys(self.key)
+        heads = {key for key in keys if key.endswith(f"/{HEAD}") and f"/{DRAWN}" not in key}
+        self.bucket.delete(sorted(heads))
+        self.bucket.delete(key for key in keys if key not in heads)
 
     def _claims(self) -> list[Any]:
         return [claim for key, claim in self.bucket.claims.items() if self.key.startswith(f"{key}/")]

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +117,7 @@ def _load(path: Place, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, An
             continue
         with reading(path, spec.name):
             read_metadata(folder / spec.name)
-            array = np.asarray(cast("Any", open_array(folder / spec.name))[...])
+            array = np.asarray(open_array(folder / spec.name)[...])
         if digest_of_array(array) != digests[spec.name]:
             raise StoreDamagedError(f"'{path}': array '{spec.name}' does not match its digest; {REMEDY}")
         arrays[spec.name] = array

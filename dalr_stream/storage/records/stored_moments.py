@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,5 +128,5 @@ def _read_rows(path: Place, scatter: Place, features: int, first: int) -> Matrix
         shape = read_metadata(scatter)["shape"]
         if shape != [features, features]:
             raise StoreDamagedError(f"of shape {shape} for {features} features")
-        stored = cast("Any", open_array(scatter))
+        stored = open_array(scatter)
         return np.ascontiguousarray(stored[first : first + block_rows(features)])
