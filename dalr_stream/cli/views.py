@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,9 +17,6 @@ from dalr_stream.cli.options import (
     open_run,
     with_machine,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def layers(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:

@@ -18,7 +18,7 @@ from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
 from dalr_stream.network.layers.identity import bias_digest, fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
-from dalr_stream.numerics.rows.tiling import ProbedSink
+from dalr_stream.numerics.rows.tiling import ProbedSink, SharingSink
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import LayerRecord, NetworkRecord
 from dalr_stream.storage.places.place import Place, place_of
@@ -172,6 +172,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
             note=progress.note,
             onward=onward,
             probed=sink.probed,
+            share_from=sink.share_from if isinstance(sink, SharingSink) else None,
             batch_done=lambda _samples, _spared: advance(1),
         )
 

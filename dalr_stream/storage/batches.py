@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.rows.share import UNSEEN
 from dalr_stream.storage.schema import require_count
 
 _AT_ONCE = 4096
@@ -95,6 +96,24 @@ class Batches(Sequence[BatchRecord]):
             digest.update(f"{',' if first else ''}{text}".encode())
         digest.update(b"],")
         return digest
+
+    @property
+    def unseen(self) -> NDArray[np.bool_]:
+        """(batches,): which another process loads, so that their digests are not known here."""
+        unseen: NDArray[np.bool_] = self.digests == UNSEEN.encode()
+        return unseen
+
+    def differ(self, other: Batches) -> int | None:
+        """Return the first number at which two are not the same, as far as both know; None where they agree."""
+        both = min(len(self), len(other))
+        known = ~(self[:both].unseen | other[:both].unseen)
+        digests = (self.digests[:both] != other.digests[:both]) & known
+        different = np.flatnonzero((self.samples[:both] != other.samples[:both]) | digests)
+        return int(different[0]) if different.size else None if len(self) == len(other) else both
+
+    def completed(self, other: Batches) -> Batches:
+        """Return these with the digests that `other`, which agrees with them, knows and they do not."""
+        return Batches(self.samples, np.where(self.unseen, other.digests, self.digests))
 
     def __len__(self) -> int:
         return self.samples.size

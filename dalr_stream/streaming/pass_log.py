@@ -76,6 +76,14 @@ class PassLog:
             yield name, rows
             self.rows[name] = dataclasses.replace(known, rows=known.rows + rows.shape[0])
 
+    def complete(self, first: int, theirs: Batches) -> None:
+        """Take the digests of the batches from number `first` on that this process did not load and another did."""
+        so_far = self.batches.batches
+        if so_far[first:].unseen.any():
+            more = so_far[first:].completed(theirs)
+            self._require_first_pass(more, after=first)
+            self.batches = BatchLog(Batches.joined([so_far[:first], more]))
+
     def add_rows(self, rank: int, plain: Mapping[str, Any]) -> None:
         """Count the rows that another rank folded, as its `plain` has them.
 
@@ -134,7 +142,7 @@ class PassLog:
         if not self._first_pass:
             return
         stop = len(self._first_pass) if whole else after + len(batches)
-        if self._first_pass[after:stop] != batches:
+        if self._first_pass[after:stop].differ(batches) is not None:
             raise FingerprintMismatchError(
                 "the layers are folded in several passes, and one of them has other batches than the first (from batch "
                 f"{after} on): turn off shuffling and random augmentation, or raise the memory limit so that one pass "

@@ -18,6 +18,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.sequence_cost import SequenceCost, sequence_cost
 from dalr_stream.workflow.step_memory import StepMemory, step_memory
 from dalr_stream.workflow.steps.scores.scoring import networks_to_try
+from dalr_stream.workflow.steps.sizes import by_nats
 from dalr_stream.workflow.steps.sizes.budget import networks_in_words
 from dalr_stream.workflow.steps.solving_plan import planned_solving
 
@@ -84,6 +85,8 @@ def trials(project: Project, network: nn.Module) -> str:
     config, parts, tried = project.config, [], 0
     if config.compress.within_budget:
         parts.append(f"compress: {networks_in_words(project, project.prospect(network))}")
+    if config.compress.max_drop is not None and config.network.gradients:
+        parts.append(f"compress: {by_nats.networks_in_words(project, project.prospect(network))}")
     if config.evaluate is not None:
         tried = networks_to_try(project, network)
         parts.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")

@@ -18,7 +18,7 @@ import dataclasses
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -139,15 +139,15 @@ class ImageBatches:
         How pictures are given.
     threads
         That decode; by default as many as there are processors, 8 at most.
-    first
-        Number of the batch to begin with.
+    numbers
+        Which batches, ascending; all of them by default.
     """
 
     pictures: tuple[Picture, ...]
     batch_size: int = 50
     shown: Shown = field(default_factory=Shown)
     threads: int | None = None
-    first: int = 0
+    numbers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name, value in {"batch_size": self.batch_size, "threads": self.threads}.items():
@@ -157,21 +157,29 @@ class ImageBatches:
     @property
     def samples(self) -> int:
         """Pictures in all batches: what a dry run shows."""
-        return max(len(self.pictures) - self.first * self.batch_size, 0)
+        return sum(self.batch_sizes())
 
     def __len__(self) -> int:
-        return max(math.ceil(len(self.pictures) / self.batch_size) - self.first, 0)
+        return len(self._numbers)
 
     def starting_at(self, batch: int) -> ImageBatches:
         """Give the batches from number ``batch`` on: no picture before it is read."""
-        return dataclasses.replace(self, first=self.first + batch)
+        return self.only(range(batch, len(self)))
+
+    def batch_sizes(self) -> list[int]:
+        """Return how many pictures each batch has."""
+        return [len(self._pictures_of(number)) for number in self._numbers]
+
+    def only(self, numbers: Sequence[int]) -> ImageBatches:
+        """Give the batches of these numbers: no other picture is read."""
+        return dataclasses.replace(self, numbers=tuple(self._numbers[number] for number in numbers))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         pool = ThreadPoolExecutor(self.threads or min(os.cpu_count() or 1, 8), "pictures")
         try:
             waiting: deque[list[Future[torch.Tensor]]] = deque()
-            for begun, group in enumerate(self._groups()):
-                waiting.append([pool.submit(load, picture, self.shown) for picture in group])
+            for begun, number in enumerate(self._numbers):
+                waiting.append([pool.submit(load, picture, self.shown) for picture in self._pictures_of(number)])
                 if begun >= AHEAD:
                     yield self._finished(waiting, begun - AHEAD)
             while waiting:
@@ -179,11 +187,14 @@ class ImageBatches:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _groups(self) -> Iterator[tuple[Picture, ...]]:
-        for start in range(self.first * self.batch_size, len(self.pictures), self.batch_size):
-            yield self.pictures[start : start + self.batch_size]
+    @property
+    def _numbers(self) -> Sequence[int]:
+        every = range(math.ceil(len(self.pictures) / self.batch_size))
+        return every if self.numbers is None else self.numbers
 
-    def _finished(self, waiting: deque[list[Future[torch.Tensor]]], number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        start = (self.first + number) * self.batch_size
-        labels = [picture.label for picture in self.pictures[start : start + self.batch_size]]
+    def _pictures_of(self, number: int) -> tuple[Picture, ...]:
+        return self.pictures[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def _finished(self, waiting: deque[list[Future[torch.Tensor]]], place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = [picture.label for picture in self._pictures_of(self._numbers[place])]
         return torch.stack([future.result() for future in waiting.popleft()]), torch.tensor(labels)

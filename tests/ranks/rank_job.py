@@ -5,6 +5,8 @@ SEGMENT   segment_batches
 DIE       "rank:batch": that rank kills itself when it comes to that batch
 DIFFER    "rank:batch": that rank's loader gives another batch there
 WRAP      "ddp": the network in DistributedDataParallel
+LOADER    "dealing": it gives single batches; "torch": torch's own; all of them to every rank by default
+LOADED    the file to which each rank adds the numbers of the batches that it loads
 """
 
 import os
@@ -23,6 +25,9 @@ BATCHES, SAMPLES, LAST = 23, 40, 7
 ROWS = (BATCHES - 1) * SAMPLES + LAST
 
 
+SAMPLES_OF = (torch.randn(ROWS, 12, generator=torch.Generator().manual_seed(1)) + 1.0).split(SAMPLES)
+
+
 def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 5)).eval()
@@ -38,16 +43,47 @@ class Loader:
     """All batches, in order, with the last one shorter."""
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(1)
-        die, differ = place_of("DIE"), place_of("DIFFER")
-        for number in range(BATCHES):
-            batch = torch.randn(SAMPLES if number < BATCHES - 1 else LAST, 12, generator=generator) + 1.0
-            if number == die and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch + 1.0 if number == differ else batch
+        return (self.batch(number) for number in range(BATCHES))
 
     def __len__(self):
         return BATCHES
+
+    def batch(self, number):
+        if number == place_of("DIE") and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "LOADED" in os.environ:
+            with Path(os.environ["LOADED"]).open("a") as log:
+                log.write(f"{os.environ['RANK']}:{number}\n")
+        return SAMPLES_OF[number] + 1.0 if number == place_of("DIFFER") else SAMPLES_OF[number]
+
+
+class DealingLoader(Loader):
+    """Gives single batches."""
+
+    def batch_sizes(self):
+        return [len(batch) for batch in SAMPLES_OF]
+
+    def only(self, numbers):
+        return (self.batch(number) for number in numbers)
+
+
+class Samples(torch.utils.data.Dataset):
+    """All samples, for torch's loader."""
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, index):
+        return torch.cat(SAMPLES_OF)[index]
+
+
+def loader():
+    match os.environ.get("LOADER"):
+        case "dealing":
+            return DealingLoader()
+        case "torch":
+            return torch.utils.data.DataLoader(Samples(), SAMPLES, num_workers=int(os.environ.get("WORKERS", "0")))
+    return Loader()
 
 
 def folding():
@@ -79,14 +115,14 @@ def main(root):
     with ds.open_ranks(timeout_seconds=20) as ranks:
         match os.environ["DO"]:
             case "capture":
-                ds.capture(model, Loader(), layers, root, domain="target", ranks=ranks)
+                ds.capture(model, loader(), layers, root, domain="target", ranks=ranks)
             case "memory":
-                statistics = ds.accumulate(model, Loader(), layers, folding=folding(), ranks=ranks)
+                statistics = ds.accumulate(model, loader(), layers, folding=folding(), ranks=ranks)
                 assert list(statistics) == (["0", "2"] if ranks.first else [])
                 if ranks.first:
                     Path(root).write_bytes(statistics["2"].inputs.scatter.tobytes())
             case "accumulate":
-                ds.accumulate(model, Loader(), layers, store=root, folding=folding(), ranks=ranks)
+                ds.accumulate(model, loader(), layers, store=root, folding=folding(), ranks=ranks)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -13,6 +13,8 @@ from rank_job import BATCHES
 
 MOST_RANKS = 8
 SEGMENTS = (1, 2, 3, 5)
+LOADERS = ("plain", "dealing", "torch")
+"""All batches for every rank, or each rank's own, see rank_job."""
 SECONDS = 2.0
 """Within which a rank is killed that is not told to die at a batch."""
 
@@ -28,7 +30,7 @@ def supervise(folder, runs, seed):
         if number % 2 == 0:
             found.update(_one_killed(draw, store, segment))
         ranks = draw.randint(1, MOST_RANKS)
-        ended = launch(store, "accumulate", ranks, SEGMENT=str(segment))
+        ended = launch(store, "accumulate", ranks, SEGMENT=str(segment), LOADER=draw.choice(LOADERS))
         assert ended.codes == [0] * ranks, ended.errors
         assert_same_moments(store, folder / f"one-{segment}")
         require_whole(store)
@@ -40,14 +42,15 @@ def supervise(folder, runs, seed):
 def _one_killed(draw, store, segment):
     """Yield what became of a run of which one rank was killed."""
     ranks = draw.randint(1, MOST_RANKS)
-    rank = draw.randrange(ranks)
+    rank, loader = draw.randrange(ranks), draw.choice(LOADERS)
     if draw.random() < 0.5:
-        ended = launch(store, "accumulate", ranks, SEGMENT=str(segment), DIE=f"{rank}:{draw.randrange(BATCHES)}")
+        die = f"{rank}:{draw.randrange(BATCHES)}"
+        ended = launch(store, "accumulate", ranks, SEGMENT=str(segment), DIE=die)
         assert ended.codes[rank] == -9, ended.errors
         yield "killed at a batch"
     else:
         kill = rank, draw.uniform(0.0, SECONDS)
-        ended = launch(store, "accumulate", ranks, kill=kill, SEGMENT=str(segment))
+        ended = launch(store, "accumulate", ranks, kill=kill, SEGMENT=str(segment), LOADER=loader)
         yield "killed at an instant" if ended.codes[rank] == -9 else "ended before the kill"
     for other, (code, error) in enumerate(zip(ended.codes, ended.errors, strict=True)):
         if other != rank and code:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import dalr_stream as ds
 from dalr_stream.engine.sizes.forms import forms_of
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, InvalidInputError
@@ -11,11 +12,12 @@ from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.results.tables import layer_facts
 from dalr_stream.workflow.run import Run
+from dalr_stream.workflow.run_cost import trials
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture
-from dalr_stream.workflow.steps.sizes.budget import solved_layer
 from dalr_stream.workflow.steps.sizes.compression import Compression
+from dalr_stream.workflow.steps.sizes.stored_menus import solved_layer
 
 CODE = """
 
@@ -213,3 +215,57 @@ def test_a_selection_in_the_metric_of_the_loss_records_its_readers_gradients_too
     assert StoreView.open(run.project.store).solutions("fc1", [Method.SPECTRAL_WEIGHTED])
     plain = opened('solve.methods=["svd", "spectral"]', watched='network.gradients=["fc1"]')
     assert [layer.name for layer in plain.project.watched if layer.side is Side.GRADIENTS] == ["fc1"]
+
+
+VALIDATION = '\n[validation]\nbatches = "tiny_run:validation"\nranks = [1, 2, 4, 6]\n'
+BOTH = 'solve.methods=["dalr_anchored_affine", "dalr_weighted_affine", "spectral", "spectral_weighted"]'
+
+
+def test_a_drop_of_the_score_is_searched_by_nats_in_both_families(opened, run_file):
+    run_file.write_text(run_file.read_text() + VALIDATION)
+    run = opened(BOTH, 'compress.max_drop="5%"')
+    assert trials(run.project, run.project.stand_in()).startswith("compress: about 38 networks, at most 255, scored on")
+    run.all()
+    found = Compression.read(run.project.compression)
+    search, (small, batches) = (
+        found.by_nats,
+        (
+            ds.load(run.project.compressed, run.project.code.build),
+            run.project.code.loader("validation", run.project.config.validation),
+        ),
+    )
+    assert found.rule == "max_drop 5%, by what the loss feels"
+    assert found.search is None
+    right = sum(int((small(x).argmax(1) == y).sum()) for x, y in batches) / 60
+    kept = search.networks[search.kept]
+    assert right == pytest.approx(kept.score)
+    assert search.baseline - right <= 0.05 + 1e-9
+    assert {one.good for one in search.networks} == {
+        one.score >= search.baseline - 0.05 - 1e-9 for one in search.networks
+    }
+    weights = sum(p.numel() for name, p in small.named_parameters() if p.dim() == 2 and name[:3] in {"fc1", "fc2"})
+    assert kept.left == pytest.approx(weights / (16 * 12 + 10 * 16))
+    plans = {one.plan for one in search.networks}
+    assert any("weighted" in plan for plan in plans)
+    assert any(plan.startswith("selections") for plan in plans)
+    page = opened(BOTH, 'compress.max_drop="5%"').report()
+    assert "scored on validation" in page.read_text()
+    assert run.project.config.plain()["compress"]["method"] == "auto"
+
+
+def test_a_method_that_is_named_is_the_only_one_of_a_search_by_nats(opened, run_file):
+    run_file.write_text(run_file.read_text() + VALIDATION)
+    run = opened(BOTH, 'compress.max_drop="5%"', 'compress.method="svd"', 'solve.methods=["svd", "spectral_weighted"]')
+    run.all()
+    found = Compression.read(run.project.compression)
+    assert {one.plan for one in found.by_nats.networks} == {"factor pairs"}
+    assert {size.method for size in found.layers.values()} <= {Method.SVD}
+
+
+def test_without_gradients_of_every_layer_a_drop_is_searched_size_by_size(opened, run_file):
+    run_file.write_text(run_file.read_text() + VALIDATION)
+    run = opened('solve.methods=["svd"]', 'compress.max_drop="5%"', watched='network.gradients=["fc1"]')
+    run.all()
+    found = Compression.read(run.project.compression)
+    assert (found.rule, found.by_nats) == ("max_drop 5%", None)
+    assert found.search is not None

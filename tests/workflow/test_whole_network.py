@@ -15,8 +15,8 @@ from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture
-from dalr_stream.workflow.steps.sizes.budget import rows_a_sample
 from dalr_stream.workflow.steps.sizes.compression import Compression
+from dalr_stream.workflow.steps.sizes.stored_menus import rows_a_sample
 
 CODE = """
 import torch

@@ -1,8 +1,9 @@
 """A capture by several ranks: each runs the network on its batches and sends their rows; rank 0 writes all, in order.
 
 Batch b is rank b mod R's. Rank 0 takes them in their order, so the store is what one process writes, to the bit, and
-its commits, digests and resuming are as ever. A rank is at most one batch ahead of rank 0. Every rank iterates over all
-batches; rank 0 compares each digest that a rank sends with what its own loader gave.
+its commits, digests and resuming are as ever. A rank is at most one batch ahead of rank 0. A loader that can give
+single batches loads those of its rank, and on rank 0 some of the others'; any other is iterated over by every rank.
+Rank 0 compares the digests that a rank sends with those of what its own loader gave.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.numerics.rows.probe import Probe
+from dalr_stream.numerics.rows.share import UNSEEN, Share
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.storage.writer import ActivationWriter
 from dalr_stream.streaming.ranks.link import Link, Message, tell
 
 _NUMBER = "batch"
+_COMPARED = 50
+"""One in so many batches of each rank is loaded by rank 0 too."""
+_SHARED_AT_ONCE = 2**16
+"""Batches for which a loader is told at a time which ones it has to load."""
 
 
 class DealtWriter:
@@ -40,16 +46,28 @@ class DealtWriter:
         """The writer's."""
         return self._writer.held
 
+    @property
+    def share_from(self) -> Callable[[int], Share] | None:
+        """What this rank loads: its own batches, and some of the others' to be compared."""
+        return None if self._alone else self._share
+
+    def _share(self, first: int) -> Share:
+        numbers, ranks = range(first, first + _SHARED_AT_ONCE), self._link.ranks
+        return Share(numbers.stop, [each for each in numbers if each % ranks == 0 or each // ranks % _COMPARED == 0])
+
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Fetch the rows of another rank's batch and write them; True where this rank need not run it."""
         self._link.check()
         self._seen = batch + 1
-        if self._writer.skip(batch, samples, digest):
+        if digest != UNSEEN and self._writer.skip(batch, samples, digest):
             return True
         owner = batch % self._link.ranks
         if owner == 0 or self._alone:
             return False
-        self._writer.write(self._fetched(owner, batch, samples, digest))
+        fetched = self._fetched(owner, batch, samples, digest)
+        if digest == UNSEEN:
+            self._writer.skip(batch, samples, fetched.digest)  # compares it; a batch that is stored is not dealt
+        self._writer.write(fetched)
         return True
 
     def write(self, batch: RowBatch) -> None:
@@ -67,11 +85,12 @@ class DealtWriter:
     def _fetched(self, rank: int, batch: int, samples: int, digest: str) -> RowBatch:
         message = self._link.receive(rank)
         facts, arrays = message.facts, list(message.arrays)
-        if (facts.get(_NUMBER), facts.get("samples"), facts.get("digest")) != (batch, samples, digest):
+        theirs = facts.get("digest") if digest == UNSEEN else digest
+        if (facts.get(_NUMBER), facts.get("samples"), facts.get("digest")) != (batch, samples, theirs):
             raise _other_loader(rank, batch)
         rows = {name: arrays[place] for name, place in facts["rows"].items()}
         counts = {name: arrays[place] for name, place in facts["counts"].items()}
-        return RowBatch(samples, digest, rows, counts)
+        return RowBatch(samples, str(theirs), rows, counts)
 
 
 class SentRows:
@@ -87,6 +106,11 @@ class SentRows:
         self.held: Sequence[int] = told["held"]
         self.over: bool = told["over"]
         """Whether the domain is complete, and nothing is left to do."""
+
+    def share_from(self, first: int) -> Share:
+        """Return the batches that this rank loads: its own."""
+        numbers = range(first, first + _SHARED_AT_ONCE)
+        return Share(numbers.stop, [each for each in numbers if each % self._link.ranks == self._link.rank])
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:  # noqa: ARG002  # a RowSink
         """Tell whether a batch is another rank's, or in the store; rank 0 compares those that are."""

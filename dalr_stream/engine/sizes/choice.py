@@ -85,10 +85,14 @@ class SizeChoice:
     @property
     def rank_correlation(self) -> float | None:
         """Spearman's, of predicted and measured distances; None for fewer than three candidates."""
-        pairs = [(one.predicted, one.distance) for one in self.candidates]
-        if len(pairs) < 3 or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
-            return None
-        return float(stats.spearmanr(pairs).statistic)
+        return rank_correlation([(one.predicted, one.distance) for one in self.candidates])
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Return Spearman's; None for fewer than three pairs, and where one of the two never differs."""
+    if len(pairs) < 3 or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+        return None
+    return float(stats.spearmanr(pairs).statistic)
 
 
 @dataclass(frozen=True, slots=True)

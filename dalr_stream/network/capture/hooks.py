@@ -25,6 +25,7 @@ from dalr_stream.network.capture.batches import (
     refusals_explained,
     samples_in,
 )
+from dalr_stream.network.capture.dealt import Elsewhere, can_deal, dealt
 from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.proofs.probe import probe_of
@@ -36,6 +37,7 @@ from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.spec import LayerSpec, to_host
 from dalr_stream.numerics.rows.probe import Probe
+from dalr_stream.numerics.rows.share import UNSEEN, Share
 from dalr_stream.numerics.rows.tiling import RowBatch, RowSink, same_as_before
 from dalr_stream.numerics.statistics.centring import describe_non_finite
 
@@ -57,6 +59,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     note: Callable[[str], None] | None = None,
     onward: OnwardPass | None = None,
     probed: Callable[[Probe], None] | None = None,
+    share_from: Callable[[int], Share] | None = None,
 ) -> None:
     """Send what `layers` read, or give, to `sink`, batch after batch.
 
@@ -86,6 +89,9 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     probed
         Called with what the network gives for a made-up sample, before the first batch that is run is written: another
         network than before shows there, whatever makes it another. One forward pass of one sample.
+    share_from
+        What this process loads of the batches from a number on, where several share them; those of others are skipped
+        with the digest `UNSEEN`. A loader that cannot give single batches (see `network.loaders`) gives all.
 
     Raises NonFiniteError (layer, batch and count named; nothing of that batch reaches the sink), UnsupportedLayerError
     for a layer that a forward pass never calls, or not as often as the first one did, InvalidInputError for train mode,
@@ -107,10 +113,8 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     seen = sum(held[:first])
     taker = RowTaker(model, layers, rule, onward=onward)
     with without_gradients():
-        for number, batch in enumerate(beginning_at(batches, first) if first else batches, start=first):
-            samples = samples_in(batch)
-            masks = rule.masks_of(batch, samples)
-            digest = _digest(batch, masks, rule)
+        for number, batch in enumerate(_loaded(batches, first, share_from), start=first):
+            samples, masks, digest = _identity(batch, rule)
             skipped = sink.skip(number, samples, digest)
             if not skipped:
                 with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
@@ -130,6 +134,12 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     if note is not None:
         for line in taker.notes:
             note(line)
+
+
+def _loaded(batches: Iterable[Any], first: int, share_from: Callable[[int], Share] | None) -> Iterable[Any]:
+    if share_from is not None and can_deal(batches):
+        return dealt(batches, first, share_from)
+    return beginning_at(batches, first) if first else batches
 
 
 def require_layers(layers: Sequence[LayerSpec]) -> None:
@@ -152,8 +162,8 @@ def require_batches(batches: Iterable[Any]) -> None:
 def batch_identities(batches: Iterable[Any], rule: RowRule) -> Iterator[tuple[int, str]]:
     """Yield the samples and the digest of each batch, as a sink is given them, and run no network."""
     for batch in batches:
-        samples = samples_in(batch)
-        yield samples, _digest(batch, rule.masks_of(batch, samples), rule)
+        samples, _, digest = _identity(batch, rule)
+        yield samples, digest
 
 
 def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int, to_rows: ToRows) -> RowBatch:
@@ -180,6 +190,15 @@ def _require_finite(rows: Mapping[str, Any], batch: int) -> None:
 
 def _ignore_batch(samples: int, skipped: bool) -> None:  # noqa: FBT001  # a BatchDone
     """Take no note of a batch."""
+
+
+def _identity(batch: Any, rule: RowRule) -> tuple[int, BatchMasks | None, str]:
+    """Return samples, masks and digest of a batch; of one that is loaded elsewhere the samples alone are known."""
+    if isinstance(batch, Elsewhere):
+        return batch.samples, None, UNSEEN
+    samples = samples_in(batch)
+    masks = rule.masks_of(batch, samples)
+    return samples, masks, _digest(batch, masks, rule)
 
 
 def _digest(batch: Any, masks: BatchMasks | None, rule: RowRule) -> str:

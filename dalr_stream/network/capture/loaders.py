@@ -1,8 +1,9 @@
-"""Loaders that can begin in the middle, so that a resumed pass need not load again what it has.
+"""Loaders that can begin in the middle, so that a resumed pass loads nothing that it has, or give single batches.
 
-A loader of one's own does by a method `starting_at(batch)`, which returns the batches from number `batch` on. A torch
-`DataLoader` over a map-style data set in plain order does by itself: its sampler is put forward without loading a
-sample. Any other is iterated from its beginning.
+A loader of one's own begins anywhere by a method `starting_at(batch)`, which returns the batches from that number on,
+and gives single ones by `batch_sizes()` and `only(numbers)`, see `Dealable`. A torch `DataLoader` over a map-style data
+set in plain order does both by itself: its sampler is put forward without loading a sample. Any other is iterated from
+its beginning.
 
 A batch that is not loaded cannot be compared to the one of that number before. The last one that is held is loaded all
 the same and compared, so a loader that begins in the wrong place, or draws its random numbers as it goes, is found out;
@@ -11,7 +12,7 @@ wrap such a one in a generator (`batches = (batch for batch in loader)`) and it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,16 +27,29 @@ class Restorable(Protocol):
         """Return the batches from number `batch` on, the same as after iterating over those before."""
 
 
+@runtime_checkable
+class Dealable(Protocol):
+    """A loader that can give single batches: each of several processes then loads its own ones alone."""
+
+    def batch_sizes(self) -> Sequence[int]:
+        """Return how many samples each batch has, in order."""
+
+    def only(self, numbers: Sequence[int]) -> Iterable[Any]:
+        """Return the batches of these numbers, which ascend, the same as iterating over all would give."""
+
+
 def can_resume(batches: Iterable[Any]) -> bool:
     """Tell whether a loader can begin in the middle."""
-    return isinstance(batches, Restorable) or _in_plain_order(batches)
+    return isinstance(batches, Restorable | Dealable) or in_plain_order(batches)
 
 
 def beginning_at(batches: Iterable[Any], batch: int) -> Iterable[Any]:
     """Return the batches of a loader that `restores` from number `batch` on, without loading those before."""
     if isinstance(batches, Restorable):
         return batches.starting_at(batch)
-    if isinstance(batches, DataLoader) and _in_plain_order(batches):
+    if isinstance(batches, Dealable):
+        return batches.only(range(batch, len(batches.batch_sizes())))
+    if isinstance(batches, DataLoader) and in_plain_order(batches):
         return _put_forward(batches, batch)
     raise TypeError(f"a {type(batches).__name__} cannot begin in the middle")
 
@@ -54,7 +68,7 @@ class _Later(Sampler[list[int]]):
         return sum(1 for _ in self)
 
 
-def _in_plain_order(batches: Iterable[Any]) -> bool:
+def in_plain_order(batches: Iterable[Any]) -> bool:
     """Tell whether this is torch's own loader, over a map-style data set, first sample to last.
 
     Subclasses may do anything as they iterate.
@@ -68,11 +82,11 @@ def _in_plain_order(batches: Iterable[Any]) -> bool:
     )
 
 
-def _put_forward(loader: DataLoader[Any], batch: int) -> DataLoader[Any]:
-    assert loader.batch_sampler is not None  # noqa: S101  # for the type checker: `_in_plain_order` has looked
+def loader_like(loader: DataLoader[Any], batch_sampler: Sampler[list[int]], **options: Any) -> DataLoader[Any]:
+    """Return a loader of the same data set in the same way, of the batches that another sampler gives."""
     return DataLoader(
         loader.dataset,
-        batch_sampler=_Later(loader.batch_sampler, batch),
+        batch_sampler=batch_sampler,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -81,4 +95,10 @@ def _put_forward(loader: DataLoader[Any], batch: int) -> DataLoader[Any]:
         multiprocessing_context=loader.multiprocessing_context,
         generator=loader.generator,
         prefetch_factor=loader.prefetch_factor,
+        **options,
     )
+
+
+def _put_forward(loader: DataLoader[Any], batch: int) -> DataLoader[Any]:
+    assert loader.batch_sampler is not None  # noqa: S101  # for the type checker: `in_plain_order` has looked
+    return loader_like(loader, _Later(loader.batch_sampler, batch))

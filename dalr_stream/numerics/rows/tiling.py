@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.rows.probe import Probe
+from dalr_stream.numerics.rows.share import Share
 
 Rows = NDArray[np.generic]
 Samples = NDArray[np.int64]
@@ -184,6 +185,15 @@ class ProbedSink(RowSink, Protocol):
     @property
     def probed(self) -> Callable[[Probe], None] | None:
         """What the probe is given to; None where there is nothing to compare it with."""
+
+
+@runtime_checkable
+class SharingSink(Protocol):
+    """A sink that several processes send rows to, each those of its share of the batches."""
+
+    @property
+    def share_from(self) -> Callable[[int], Share] | None:
+        """What this process loads of the batches from a number on; None where it loads all."""
 
 
 def shared_rows(batch: RowBatch, before: Mapping[str, str] | None) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.sizes.families import Forms
 from dalr_stream.numerics.sizes.growing import grow
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer
 
@@ -21,10 +22,39 @@ def in_nats(layers: Sequence[SizedLayer]) -> list[SizedLayer] | None:
 
     A layer that has no size but its own loses nothing, and need not be known.
     """
-    if any(layer.nats is None and layer.sizes.size > 1 for layer in layers):
+    if not all(map(_is_known, layers)):
         return None
     whole = sum(layer.at_stake or 0.0 for layer in layers) or 1.0
     return [layer if layer.nats is None else replace(layer, losses=layer.nats / whole) for layer in layers]
+
+
+def forms_in_nats(layers: Sequence[Forms]) -> list[Forms] | None:
+    """Return the layers with losses in one unit, in the forms of which these are known; None where a layer has none.
+
+    The unit is what is at stake in all layers, of each in the form in which that is more. One unit lets families be
+    weighed against each other, in one layer and over all of them.
+    """
+    known = [[form for form in layer.solved if _is_known(form)] for layer in layers]
+    if any(layer.solved and not forms for layer, forms in zip(layers, known, strict=True)):
+        return None
+    whole = sum(max((form.at_stake or 0.0 for form in forms), default=0.0) for forms in known) or 1.0
+
+    def felt(form: SizedLayer | None) -> SizedLayer | None:
+        if form is None or not _is_known(form):
+            return None
+        return form if form.nats is None else replace(form, losses=form.nats / whole)
+
+    return [Forms(layer.unchanged, felt(layer.factored), felt(layer.selected)) for layer in layers]
+
+
+def _is_known(layer: SizedLayer) -> bool:
+    """Tell whether it is known what the loss feels of a layer; one that has no size but its own loses nothing."""
+    return layer.nats is not None or layer.sizes.size == 1
+
+
+def nats_at(layer: SizedLayer, size: int) -> float:
+    """Return what the loss of a sample rises by at one of a layer's sizes; 0 of one that has no other."""
+    return 0.0 if layer.nats is None else float(layer.nats[np.searchsorted(layer.sizes, size)])
 
 
 def by_nats(layers: Sequence[SizedLayer], share: float) -> dict[str, int]:
@@ -72,7 +102,7 @@ def by_nats(layers: Sequence[SizedLayer], share: float) -> dict[str, int]:
         raise InvalidInputError(f"nats: the share that is kept must lie in (0, 1], got {share}")
     felt = in_nats(layers)
     if felt is None:
-        unknown = next(layer.name for layer in layers if layer.nats is None and layer.sizes.size > 1)
+        unknown = next(layer.name for layer in layers if not _is_known(layer))
         raise InvalidInputError(
             f"layer '{unknown}': what the loss feels of it is not known: give the gradients by its outputs, or by "
             "those of the layers that read its nodes"

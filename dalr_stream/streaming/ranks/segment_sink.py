@@ -1,7 +1,8 @@
 """Folds segments of the batches as they come, on any number of ranks, to the bits of one process.
 
 Segments are dealt in rounds: each rank folds w of them, those that follow the one's before, and passes by those of the
-others, whose batches it sees all the same, so that digests, sample numbers and the held-out share agree without a word.
+others. It sees their batches, or knows how many samples they have, so that sample numbers and the held-out share agree
+without a word; digests of batches that it did not load come with the sums.
 At the end of a round the ranks send their sums to rank 0, which joins them in the fixed tree (`statistics.segments`)
 and writes the checkpoint. Then nobody else holds anything, so any number of ranks can resume from there. The width w
 decides no bit; it is doubled as long as sending and joining take more than their share of the time.
@@ -18,6 +19,7 @@ from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.numerics.rows.probe import Probe
+from dalr_stream.numerics.rows.share import Share
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_partitions
@@ -82,6 +84,19 @@ class SegmentSink:
         """Samples of each batch folded before."""
         counts: list[int] = self.batches.batches.samples.tolist()
         return counts
+
+    @property
+    def share_from(self) -> Callable[[int], Share] | None:
+        """What this rank loads of the batches from a number on, to the end of the round; None where it is alone."""
+        return self._share if self._link.ranks > 1 else None
+
+    def _share(self, first: int) -> Share:
+        """Of its own segments all batches, and the first one of the round, which every rank compares."""
+        each = self._folding.segment_batches
+        stop = (self._origin + self._width * self._link.ranks) * each
+        own = [batch for batch in range(first, stop) if self._owner(batch // each) == self._link.rank]
+        begin = self._round_begins * each
+        return Share(stop, own if self._link.rank == 0 or begin < first else [begin, *own])
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Tell whether this rank need not run a batch: it was folded before, which is checked, or is another's."""
@@ -209,11 +224,13 @@ class SegmentSink:
         """Raise FingerprintMismatchError where a rank's loader gave it other batches than this one's."""
         begin = first * self._folding.segment_batches
         ours = self.batches.batches[begin:]
-        if ended and ours == theirs:
+        number = ours.differ(theirs)
+        if ended and number is None:
+            self._log.complete(begin, theirs)
             return
-        both = range(min(len(ours), len(theirs)))
-        number = next((number for number in both if ours[number] != theirs[number]), len(both))
-        what = "is not the same for" if number < len(both) else "is there for one only of"
+        both = min(len(ours), len(theirs))
+        number = both if number is None else number
+        what = "is not the same for" if number < both else "is there for one only of"
         raise FingerprintMismatchError(
             f"ranks: batch {begin + number} {what} rank {rank} and rank 0: the loader of each rank must give all "
             "batches, the same in the same order, of which it runs its own: take no sampler that deals samples to "

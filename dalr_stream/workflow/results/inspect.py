@@ -26,8 +26,8 @@ from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.scores.scoring import sizes_to_try
-from dalr_stream.workflow.steps.sizes.budget import rows_a_sample
 from dalr_stream.workflow.steps.sizes.sizing import sized_layer, solution_of
+from dalr_stream.workflow.steps.sizes.stored_menus import rows_a_sample
 
 ENOUGH = 0.95
 """Share of the energy at which layers are ranked by what they save."""

@@ -24,6 +24,8 @@ RULES = ("params", "macs", "network", "energy", "singular_values", "ratio", "max
 """The ways to decide the sizes of all layers."""
 BUDGETS = ("params", "macs", "network")
 """Those that share out a budget: candidates are measured on the network."""
+BY_NATS = ("energy", "max_drop")
+"""Those that go by what the loss feels of all layers, where gradients of each are recorded."""
 
 
 def _read_percent(value: Any) -> float:
@@ -105,11 +107,13 @@ class CompressSection(BaseModel):
     ratio: SomePercent | None = None
     """Keep this share of the full rank, or of the nodes, in every layer."""
     max_drop: Percent | None = None
-    """Search sizes of all layers together that lose at most this much of the score on [validation]."""
+    """Search sizes of all layers together that lose at most this much of the score on [validation]; where every layer's
+    gradients are recorded, budgets shared out by what the loss feels are tried, and else the sizes validation.ranks."""
     method: Annotated[Method | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
     """By which method all layers are compressed. `auto`, the default, weighs factor pairs and selections for `params`,
-    `macs` and `network`, and is `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a
-    selection is named, a layer none of whose nodes can go is factored."""
+    `macs` and `network`, and for `energy` and `max_drop` where every layer's gradients are recorded; it is
+    `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a selection is named, a layer none of
+    whose nodes can go is factored."""
     samples: Positive = 128
     """Samples of the target on which `params`, `macs` and `network` measure what compression does to the outputs."""
     distance: Distance = Distance.ENERGY

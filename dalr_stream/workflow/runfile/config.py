@@ -18,7 +18,7 @@ from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.streaming.folding import CUPY
-from dalr_stream.workflow.runfile.compress_section import CompressSection, Order, with_sizes
+from dalr_stream.workflow.runfile.compress_section import BY_NATS, CompressSection, Order, with_sizes
 from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.gradients_section import GradientsSection
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
@@ -88,6 +88,12 @@ class RunConfig(Section):
         """The method of a rule that takes one for all layers."""
         return self.compress.method or self._default(Family.LOW_RANK) or self.solve.methods[0]
 
+    @property
+    def weighs_families(self) -> bool:
+        """Whether the rule chooses each layer's method: where none is named, and losses of layers are in one unit."""
+        by_nats = self.compress.rule in BY_NATS and bool(self.network.gradients)
+        return self.compress.method is None and (self.compress.within_budget or by_nats)
+
     def methods_within_budget(self, named: Method | None) -> tuple[Method, ...]:
         """Return the methods that a layer may be compressed by, one of a family: of both families where none is named.
 
@@ -144,7 +150,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _methods_are_solved(self) -> RunConfig:
         asked = {f"compress.{layer}.method": choice.method for layer, choice in self.compress.layers.items()}
-        if self.compress.rule and not (self.compress.within_budget and self.compress.method is None):
+        if self.compress.rule and not self.weighs_families:
             asked["compress.method"] = self.compress_method
         for key, method in asked.items():
             if method.needs_source and self.solve.source is None:
@@ -223,7 +229,7 @@ class RunConfig(Section):
         """Return the resolved configuration as JSON-like values."""
         plain = self.model_dump(mode="json")
         if self.compress.rule and self.compress.method is None:
-            plain["compress"]["method"] = "auto" if self.compress.within_budget else self.compress_method.value
+            plain["compress"]["method"] = "auto" if self.weighs_families else self.compress_method.value
         return plain
 
 

@@ -15,9 +15,9 @@ from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.inspect import layer_costs
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.steps.evaluate import Evaluation
-from dalr_stream.workflow.steps.sizes.budget import rows_a_sample
 from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.sizes.sizing import sized_layer
+from dalr_stream.workflow.steps.sizes.stored_menus import rows_a_sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::dalr_stream.errors.ParameterIncreaseWarning")  # full rank, on purpose
 

@@ -16,6 +16,7 @@ from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.tables.overview import FEW
 from dalr_stream.storage.json_record import RecordKind
+from dalr_stream.workflow.steps.sizes.by_nats import SearchByNats
 from dalr_stream.workflow.steps.sizes.search import Search
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
 
@@ -162,6 +163,8 @@ class Compression:
     """Where a budget was shared out."""
     asked: int = 0
     """Layers that were to be compressed, those that stay as they are included; 0 where nobody counted."""
+    by_nats: SearchByNats | None = None
+    """Where a score is kept and what the loss feels of each layer is known."""
 
     def __str__(self) -> str:
         if not self.layers:
@@ -171,7 +174,7 @@ class Compression:
     @property
     def said(self) -> tuple[str, ...]:
         """What the report says of it."""
-        return (*self.notes, *(str(part) for part in (self.choice, self.gain) if part is not None))
+        return (*self.notes, *(str(part) for part in (self.choice, self.by_nats, self.gain) if part is not None))
 
     @property
     def _sizes(self) -> str:
@@ -199,4 +202,5 @@ class Compression:
         search = None if plain["search"] is None else Search.from_plain(plain["search"])
         gain = None if plain["gain"] is None else SequenceGain.from_plain(plain["gain"])
         choice = None if plain["choice"] is None else Choice.from_plain(plain["choice"])
-        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain, choice, plain.get("asked", 0))
+        by_nats = None if plain.get("by_nats") is None else SearchByNats.from_plain(plain["by_nats"])
+        return cls(plain["rule"], layers, tuple(plain["notes"]), search, gain, choice, plain.get("asked", 0), by_nats)

@@ -1,9 +1,10 @@
 """Which size each layer of the saved network has: named one by one, or by one rule for all of them.
 
 A share of each layer's energy, singular values or full rank reads the training moments of the target alone; where
-gradients of every layer are known, a share of energy is one of what the loss feels of all layers. A share of weights,
-multiply-adds or the network weighs layers and families against one another, and measures (`budget`). A rule for the
-loss of score searches on validation (`search`).
+gradients of every layer are known, a share of energy is one of what the loss feels of all layers (`by_nats`). A share
+of weights, multiply-adds or the network weighs layers and families against one another, and measures (`budget`). A
+rule for the loss of score searches on validation: by nats where they are known, and else by trying every layer's next
+smaller size (`search`).
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from functools import partial
 import numpy as np
 
 from dalr_stream.engine.layer_moments import OnDemand
-from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.sizes.allocation import by_energy, uniform
-from dalr_stream.numerics.sizes.nats import by_nats, in_nats
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are
 from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer
 from dalr_stream.numerics.sizes.spectrum import rank_by_singular_values
 from dalr_stream.progress import Progress
 from dalr_stream.storage.records.solutions import Solution
+from dalr_stream.workflow.runfile.compress_section import BY_NATS
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
-from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, solved_layer, within_budget
+from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, within_budget
+from dalr_stream.workflow.steps.sizes.by_nats import keep_score, keep_share, menus_by_nats
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
 from dalr_stream.workflow.steps.sizes.search import Search, joint_search
@@ -46,34 +47,47 @@ def decide(
     Raises ConfigError for a layer or a method that was not solved, InvalidInputError for a budget that is too small.
     """
     section = project.config.compress
-    search = choice = None
+    search = choice = by_nats = None
+    rule, notes = section.in_words, list[str]()
     if section.rule is None:
         rule = "as named"
         replaced, notes = choices(project, store)
         methods = {layer: named.method for layer, named in named_layers(project, project.layers).items()}
     elif section.within_budget:
-        rule = section.in_words
         replaced, methods, choice = within_budget(project, store, progress, in_turn)
-        notes = []
-    else:
-        rule, method = section.in_words, project.config.compress_method
-        for layer in project.layers:
-            require_solved(project, store, layer, method)
-        kept = KeptSolutions(store, project.room_for_solutions)
-        solutions = OnDemand(project.layers, partial(kept, method=method))
-        if section.rule == "max_drop":
-            search = _search(project, store, method, solutions, progress)
-            sizes = search.sizes
+    elif section.rule in BY_NATS and (menus := menus_by_nats(project, store)):
+        rule += " of what the loss feels" if section.rule == "energy" else ", by what the loss feels"
+        if section.rule == "energy":
+            replaced, methods = keep_share(project, menus)
         else:
-            sizes, rule = _by_rule(project, store, solutions)
-        smaller = OnDemand([layer for layer in project.layers if layer in sizes], solutions.fetch)
-        replaced, notes = replacements(smaller, sizes, project.config.solve.restore_ridge)
-        methods = dict.fromkeys(replaced, method)
+            replaced, methods, by_nats = keep_score(project, menus, progress)
+    else:
+        replaced, methods, notes, search = _by_one_method(project, store, progress)
     layers = {
         layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
         for layer, record in replaced.items()
     }
-    return replaced, Compression(rule, layers, tuple(notes), search, choice=choice, asked=len(project.layers))
+    asked = len(project.layers)
+    return replaced, Compression(rule, layers, tuple(notes), search, choice=choice, asked=asked, by_nats=by_nats)
+
+
+def _by_one_method(
+    project: Project, store: StoreView, progress: Progress
+) -> tuple[dict[str, Replacement], dict[str, Method], list[str], Search | None]:
+    """Return what a rule puts in place of each layer that it decides by itself, or that a search finds."""
+    section, method, search = project.config.compress, project.config.compress_method, None
+    for layer in project.layers:
+        require_solved(project, store, layer, method)
+    kept = KeptSolutions(store, project.room_for_solutions)
+    solutions = OnDemand(project.layers, partial(kept, method=method))
+    if section.rule == "max_drop":
+        search = _search(project, store, method, solutions, progress)
+        sizes = search.sizes
+    else:
+        sizes = _by_rule(project, store, solutions)
+    smaller = OnDemand([layer for layer in project.layers if layer in sizes], solutions.fetch)
+    replaced, notes = replacements(smaller, sizes, project.config.solve.restore_ridge)
+    return replaced, dict.fromkeys(replaced, method), notes, search
 
 
 def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
@@ -89,34 +103,18 @@ def sized_layer(project: Project, store: StoreView, layer: str, solution: Soluti
     return factor_layer(layer, solution, store.inputs(project.config.solve.target, layer))
 
 
-def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> tuple[dict[str, int], str]:
-    """Return the sizes that keep a share, and of what; layers that stay as they are are left out."""
+def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> dict[str, int]:
+    """Return the sizes that keep a share of each layer; layers that stay as they are are left out."""
     section = project.config.compress
-    layers, felt = _sized(project, store, solutions)
+    layers = [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()]
     if section.multiple_of is not None:
         layers = [layer.multiples_of(section.multiple_of) for layer in layers]
     if section.rule == "singular_values":
         sizes = {layer.name: _by_singular_values(layer, solutions[layer.name], section.share) for layer in layers}
-    elif section.rule == "energy":
-        sizes = (by_nats if felt else by_energy)(layers, section.share)
     else:
-        sizes = uniform(layers, section.share)
-    rule, whole = section.in_words + (" of what the loss feels" if felt else ""), as_they_are(layers)
-    return {layer: size for layer, size in sizes.items() if size != whole[layer]}, rule
-
-
-def _sized(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> tuple[list[SizedLayer], bool]:
-    """Return the layers with what they lose, and whether sizes go by what the loss feels: where it is known of all."""
-    if project.config.compress.rule == "energy":
-        solved = OnDemand(list(solutions), lambda layer: _solved(project, store, layer, solutions[layer]))
-        layers = [form.solved[0] for form in forms_of(solved, project.structure) if form.solved]
-        if len(layers) == len(solutions):
-            return layers, in_nats(layers) is not None
-    return [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()], False
-
-
-def _solved(project: Project, store: StoreView, layer: str, solution: Solution) -> SolvedLayer:
-    return solved_layer(project, store, layer, {solution.method.family: solution})
+        sizes = (by_energy if section.rule == "energy" else uniform)(layers, section.share)
+    whole = as_they_are(layers)
+    return {layer: size for layer, size in sizes.items() if size != whole[layer]}
 
 
 def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> int:
