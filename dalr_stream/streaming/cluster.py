@@ -105,7 +105,7 @@ class Cluster:
         if not seeing:
             raise ResourceError(
                 f"cluster: none of the {len(there)} workers sees {names} as it is here: put the store on a disk that "
-                "all of them see"
+                "all of them see, or in a bucket for which they have the credentials"
             )
         if len(seeing) == len(there):
             return None
@@ -139,7 +139,7 @@ def _digests(files: Sequence[Place]) -> list[str] | None:
     """Return the SHA-256 of each file; None where one cannot be read."""
     try:
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    except OSError:
+    except (OSError, DalrStreamError):
         return None
 
 

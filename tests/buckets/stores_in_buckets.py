@@ -18,15 +18,21 @@ from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Threads
 
 SAMPLES = 60
+_TILES = tiling.MIN_TILE_ROWS, tiling.MAX_TILE_ROWS
 
 
 @contextmanager
-def small_tiles():
+def small_tiles(rows=(4, 8)):
     """Tiles of 8 rows, so that a few batches fill many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling, "MIN_TILE_ROWS", 4)
-        patch.setattr(tiling, "MAX_TILE_ROWS", 8)
+        patch.setattr(tiling, "MIN_TILE_ROWS", rows[0])
+        patch.setattr(tiling, "MAX_TILE_ROWS", rows[1])
         yield
+
+
+def whole_tiles():
+    """Tiles as users have them: processes of their own know no others."""
+    return small_tiles(_TILES)
 
 
 def network():
@@ -69,6 +75,7 @@ def contents(root):
     for path in records(place):
         check_record(place, path)
         attributes = read_metadata(path)["attributes"]
+        attributes["provenance"].get("configuration", {}).pop("run", None)  # which says where the store is
         found[str(below(place, path))] = {name: value for name, value in attributes.items() if name != "at"}
     return found
 

@@ -18,7 +18,7 @@ from torch import nn
 from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.stores.store_view import StoreView
-from dalr_stream.errors import ConfigError, StoreNotFoundError
+from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
 from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.identity import fingerprint
@@ -35,6 +35,8 @@ from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.places.address import is_url
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Folding, Threads, Workers
 from dalr_stream.streaming.plan import MemoryPlan
@@ -59,7 +61,7 @@ class Project:
         self.output = (folder / config.run.output).resolve()
         if self.output.is_file():
             raise ConfigError(f"run.output: '{self.output}' is a file: name a folder")
-        self.store = self.output / "store.zarr"
+        self.store = self._store()
         self.weights = self.output / "network.safetensors"
         self.weights_record = self.output / "network.json"
         self.compressed = self.output / "compressed"
@@ -77,8 +79,17 @@ class Project:
         self.code = UserCode(config, folder)
         self._watched_in: WeakKeyDictionary[nn.Module, tuple[LayerSpec, ...]] = WeakKeyDictionary()
 
+    def _store(self) -> Place:
+        where = self.config.run.store
+        if where is None:
+            return self.output / "store.zarr"
+        try:
+            return place_of(where) if is_url(where) else (self.folder / where).resolve()
+        except InvalidInputError as error:  # which does not repeat a URL that carries a secret
+            raise ConfigError(f"run.{error}") from None
+
     @property
-    def stores(self) -> list[Path]:
+    def stores(self) -> list[Place]:
         """The run's store, that of cross moments, and those that the passes of `sequential` have left."""
         kept = sorted(self.pass_moments.iterdir()) if self.pass_moments.is_dir() else []
         return [self.store, *(path for path in (self.cross, *kept) if (path / MANIFEST).is_file())]
