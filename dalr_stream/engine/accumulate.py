@@ -64,7 +64,8 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     Parameters
     ----------
     source
-        A network in eval mode; or the path of a store that `capture` made, which needs neither network nor torch.
+        A network in eval mode; or the path of a store that `capture` made, or its URL in a bucket, which needs neither
+        network nor torch.
     batches
         What the network is run on: any iterable of batches. Under a memory limit that needs several passes, one that
         can be iterated again.

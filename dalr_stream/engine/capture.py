@@ -55,7 +55,7 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
     layers
         What to record: from `watch`.
     store
-        The folder of the store, new or of the same network.
+        The folder of the store or its URL in a bucket, new or of the same network.
     domain
         The name of this data set within the store, for example "target".
     rows

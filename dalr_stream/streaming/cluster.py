@@ -1,7 +1,7 @@
 """Folds on the workers of a dask.distributed cluster: one that is running, or one made here for the purpose.
 
-Workers read tiles from the store themselves, so it must lie on a disk that all of them see. A worker that dies loses
-its task, which dask gives to another; tasks are pure, so the result is the same.
+Workers read tiles from the store themselves, so it must lie on a disk that all of them see, or in a bucket. A worker
+that dies loses its task, which dask gives to another; tasks are pure, so the result is the same.
 """
 
 from __future__ import annotations

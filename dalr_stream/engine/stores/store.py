@@ -37,7 +37,7 @@ def open_store(path: str | Place) -> Store:
     Parameters
     ----------
     path
-        The folder of the store.
+        The folder of the store, or its URL in a bucket, such as `s3://bucket/birds.zarr`.
 
     Returns
     -------
@@ -85,7 +85,7 @@ class Store:
 
     @property
     def root(self) -> Place:
-        """The folder of the store."""
+        """The folder of the store, or its place in a bucket."""
         return self.view.root
 
     @property
