@@ -51,6 +51,13 @@ def test_a_path_is_a_path(tmp_path):
     assert place_of("birds.zarr") == Path("birds.zarr")
 
 
+def test_a_servers_address_that_carries_a_secret_is_refused_and_not_repeated(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://tester:{SECRET}@somewhere")
+    with pytest.raises(InvalidInputError, match="AWS_ENDPOINT_URL") as refused:
+        place_of("s3://birds/store.zarr")
+    assert SECRET not in str(refused.value)
+
+
 def test_where_there_is_no_store_none_is_read(store):
     with pytest.raises(StoreNotFoundError, match="there is nothing at"):
         ds.open_store(store)

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from stores_in_buckets import accumulate, capture, contents, job, names, network
+from stores_in_buckets import accumulate, batches, capture, contents, job, names, network
 
 import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, StoreError, StoreNotFoundError
+from dalr_stream.storage.metadata import read_metadata, write_metadata
 from dalr_stream.storage.places.place import place_of
 from dalr_stream.storage.removal import delete_activations, forget_domain, forget_moments, forget_store
 from dalr_stream.storage.store import ActivationStore
@@ -142,9 +143,22 @@ def test_a_tile_is_one_put_and_one_get(in_s3, s3):
 
 def test_direct_accumulation_keeps_no_rows(store, tmp_path):
     layers = ds.network.select_layers(network(), ["*"])
-    from stores_in_buckets import batches
-
     for root in (store, tmp_path):
         ds.accumulate(network(), batches(), layers, store=root)
     assert contents(store) == contents(tmp_path)
     assert not any("/c/" in name for name in names(store) if name.startswith("activations"))
+
+
+@pytest.mark.parametrize("at", ["../../../../other.zarr", "..", "", 7, "at-1"])
+def test_a_record_that_names_another_place_is_damage_and_nothing_there_is_touched(in_memory, at):
+    job(in_memory)
+    root = place_of(in_memory)
+    other = root.parent / "other.zarr" / "mean" / "zarr.json"
+    other.write_bytes(b"of another")
+    path = root / "moments/target/0/training"
+    document = read_metadata(path)
+    write_metadata(path, {**document, "attributes": {**document["attributes"], "at": at}})
+    assert any("cannot lie at" in str(finding) for finding in ds.open_store(in_memory).verify().findings)
+    accumulate(in_memory, shards=2)
+    assert other.read_bytes() == b"of another"
+    assert not ds.open_store(in_memory).verify().findings

@@ -3,11 +3,13 @@
 import itertools
 
 import pytest
-from s3_server import Fault
 from stores_in_buckets import contents, job
 
 from dalr_stream.errors import StoreError
 from dalr_stream.storage.places import bucket
+
+pytest.importorskip("moto.server", reason="a server of the S3 protocol needs moto: pip install 'dalr_stream[dev]'")
+from s3_server import Fault
 
 pytestmark = pytest.mark.usefixtures("quick_tries")
 WRITTEN = ("PUT", "POST", "DELETE")

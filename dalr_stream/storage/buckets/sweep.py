@@ -24,6 +24,11 @@ def draw() -> str:
     return f"{DRAWN}{secrets.token_hex(8)}"
 
 
+def is_drawn(name: str) -> bool:
+    """Tell whether a name is one that `draw` gives; a record may come from anywhere, and name another place."""
+    return _DRAWN.fullmatch(name) is not None
+
+
 def sweep(root: BucketPath) -> None:
     """Delete what killed writers left in a store; call it with the store claimed."""
     for kind, depth in KINDS.items():
@@ -43,7 +48,7 @@ def _unnamed_arrays(folder: BucketPath, depth: int) -> Iterator[str]:
         names = key.split("/")[skipped:]
         record = folder / "/".join(names[:depth])
         below = records.setdefault(record, {})
-        if len(names) > depth and _DRAWN.fullmatch(names[depth]):
+        if len(names) > depth and is_drawn(names[depth]):
             below.setdefault(names[depth], []).append(key)
     for record, drawn in records.items():
         named = named_at(record) if drawn else ""
@@ -53,6 +58,7 @@ def _unnamed_arrays(folder: BucketPath, depth: int) -> Iterator[str]:
 def named_at(record: BucketPath) -> str:
     """Return the name at which a record's arrays lie; empty where there is no record, or it is damaged."""
     try:
-        return str(json.loads((record / HEAD).read_bytes())["attributes"].get(AT, ""))
+        at = str(json.loads((record / HEAD).read_bytes())["attributes"].get(AT))
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return ""
+    return at if is_drawn(at) else ""

@@ -84,4 +84,9 @@ def _settings(scheme: str) -> tuple[tuple[str, str], ...]:
         setting: next((value for name in names if (value := os.environ.get(name))), "")
         for setting, names in _PLACES[scheme].items()
     }
+    if "@" in found.get("endpoint", "") or "?" in found.get("endpoint", ""):
+        raise InvalidInputError(
+            f"store: the address of a server that carries a user, a password or a query is not taken: correct "
+            f"{' or '.join(_PLACES[scheme]['endpoint'])}"
+        )
     return tuple((setting, value) for setting, value in found.items() if value)

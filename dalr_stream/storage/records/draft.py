@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dalr_stream.storage.buckets.sweep import AT, draw, named_at
+from dalr_stream.errors import StoreDamagedError
+from dalr_stream.storage.buckets.sweep import AT, draw, is_drawn, named_at
 from dalr_stream.storage.durable import new_folder
 from dalr_stream.storage.metadata import write_group
 from dalr_stream.storage.places.path import BucketPath
@@ -44,8 +45,14 @@ def new_record(path: Place) -> Iterator[Draft]:
 
 
 def arrays_of(path: Place, attributes: Mapping[str, Any]) -> Place:
-    """Return where the arrays of a record with these attributes lie."""
-    return path / attributes[AT] if AT in attributes else path
+    """Return where the arrays of a record with these attributes lie; raises StoreDamagedError for another's place."""
+    if AT not in attributes:
+        return path
+    if not is_drawn(attributes[AT]):
+        raise StoreDamagedError(
+            f"'{path}': its arrays cannot lie at {attributes[AT]!r}: run the step that makes it again"
+        )
+    return path / attributes[AT]
 
 
 @contextmanager
