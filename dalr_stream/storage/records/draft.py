@@ -48,11 +48,10 @@ def arrays_of(path: Place, attributes: Mapping[str, Any]) -> Place:
     """Return where the arrays of a record with these attributes lie; raises StoreDamagedError for another's place."""
     if AT not in attributes:
         return path
-    if not is_drawn(attributes[AT]):
-        raise StoreDamagedError(
-            f"'{path}': its arrays cannot lie at {attributes[AT]!r}: run the step that makes it again"
-        )
-    return path / attributes[AT]
+    name = str(attributes[AT])
+    if not is_drawn(name):
+        raise StoreDamagedError(f"'{path}': its arrays cannot lie at {name!r}: run the step that makes it again")
+    return path / name
 
 
 @contextmanager
