@@ -21,6 +21,7 @@ from dalr_stream.engine.stores.merge import merge as merge
 from dalr_stream.engine.stores.store import Store as Store
 from dalr_stream.engine.stores.store import open_store as open_store
 from dalr_stream.errors import DalrStreamError as DalrStreamError
+from dalr_stream.network.blocks.opened import open_network as open_network
 from dalr_stream.network.capture.gradient_rule import GradientRule as GradientRule
 from dalr_stream.network.capture.row_rule import RowRule as RowRule
 from dalr_stream.network.layers.spec import unsupported_layers as unsupported_layers

@@ -34,12 +34,18 @@ def layers(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) 
         console.print(reason, soft_wrap=True, highlight=False, markup=False)
 
 
-def estimate(file: RunFile, overrides: Overrides = None, memory: Memory = None, as_json: AsJson = False) -> None:
+def estimate(
+    file: RunFile,
+    overrides: Overrides = None,
+    memory: Memory = None,
+    ranks: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that capture and accumulate.")] = 1,
+    as_json: AsJson = False,
+) -> None:
     """Print what a run will cost, before it starts."""
     from dalr_stream.workflow.run_cost import cost_of
 
     project, console = open_run(file, with_machine(overrides, memory)).project, console_for()
-    cost = cost_of(project, project.stand_in())
+    cost = cost_of(project, project.stand_in(), ranks=ranks)
     if as_json:
         typer.echo(json.dumps(cost.facts(), indent=1))
     else:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dalr_stream.engine.ranks.ranks import Ranks
+    from dalr_stream.network.blocks.passes import Blocks
     from dalr_stream.network.capture.row_rule import RowRule
     from dalr_stream.network.layers.spec import LayerSpec
 
@@ -43,6 +44,7 @@ def accumulate(
     folding: Folding | None = None,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
+    blocks: Blocks | None = None,
 ) -> Statistics: ...
 def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     source: str | Place | nn.Module,
@@ -55,6 +57,7 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     folding: Folding | None = None,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
+    blocks: Blocks | None = None,
 ) -> Statistics:
     """Return the statistics of every watched layer, from a network and its batches or from a store that has its rows.
 
@@ -86,6 +89,10 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
         The processes of this job, from `open_ranks`: each runs the network on its share of the batches and folds their
         rows, by `Folding.segment_batches`. Rank 0 alone has the statistics and the store; the others get those of no
         layer.
+    blocks
+        Run the network block by block, what each block gives in the store until the next one has read it: True finds
+        the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s that they are members of. Needs a store and
+        batches that can be iterated again. A network from `open_network` is always run so, one block in memory.
 
     Returns
     -------
@@ -127,7 +134,7 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     128
     """
     if isinstance(source, str | Place):
-        given = {"batches": batches, "store": store, "rows": rows, "ranks": ranks}
+        given = {"batches": batches, "store": store, "rows": rows, "ranks": ranks, "blocks": blocks}
         if foreign := [name for name, value in given.items() if value is not None]:
             raise InvalidInputError(
                 f"accumulate: '{source}' is a store, and {' and '.join(foreign)} can only be given with a network"
@@ -140,7 +147,16 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
 
     specs = cast("Sequence[LayerSpec]", layers)
     return from_network(
-        source, batches, specs, store, domain=domain, rows=rows, folding=folding, progress=progress, ranks=ranks
+        source,
+        batches,
+        specs,
+        store,
+        domain=domain,
+        rows=rows,
+        folding=folding,
+        progress=progress,
+        ranks=ranks,
+        blocks=blocks,
     )
 
 

@@ -15,7 +15,7 @@ from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
-from dalr_stream.network.layers.identity import bias_digest, fingerprint, tensor_digest
+from dalr_stream.network.layers.identity import bias_digest, fingerprint, require_numbers, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
 from dalr_stream.numerics.rows.tiling import ProbedSink, SharingSink
@@ -122,6 +122,7 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
 def network_record(model: nn.Module, layers: Sequence[LayerSpec]) -> NetworkRecord:
     """Return what identifies a network, its watched streams of rows, and who reads their layers' channels."""
     require_layers(layers)
+    require_numbers(model)
     return NetworkRecord(fingerprint(model), watched_streams(model, layers))
 
 
@@ -149,8 +150,12 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
     title: str,
     progress: Progress,
     onward: OnwardPass | None = None,
+    probes: bool = True,
 ) -> None:
-    """Send the rows of `layers` to `sink`; see `network.capture.capture_rows`."""
+    """Send the rows of `layers` to `sink`; see `network.capture.capture_rows`.
+
+    `probes` tells whether a made-up sample goes through the network first.
+    """
     held = len(sink.held)
     if held and can_resume(batches):
         progress.note(
@@ -171,7 +176,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
             to_rows=to_rows,
             note=progress.note,
             onward=onward,
-            probed=sink.probed,
+            probed=sink.probed if probes else None,
             share_from=sink.share_from if isinstance(sink, SharingSink) else None,
             batch_done=lambda _samples, _spared: advance(1),
         )

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.backend import rows_for
+from dalr_stream.engine.blocks.accumulate import from_blocks
 from dalr_stream.engine.capture import keep_weights, network_record, one_pass, watched_streams
 from dalr_stream.engine.estimate import BatchMemory, load_of, taken_of
 from dalr_stream.engine.fold_passes import fitting, fold_in_memory, fold_into
@@ -24,12 +25,14 @@ from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.row_feed import Folds
 from dalr_stream.engine.statistics import Statistics, Weights, stored_weights
 from dalr_stream.errors import FingerprintMismatchError
+from dalr_stream.network.blocks.passes import Blocks
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.identity import bias_digest, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, weights_of
@@ -54,9 +57,23 @@ def from_network(  # noqa: PLR0913  # those of accumulate
     folding: Folding | None,
     progress: Progress | None,
     ranks: Ranks | None,
+    blocks: Blocks | None,
 ) -> Statistics:
     """Do what `accumulate` does with a network: in memory alone, or in a store where one is given."""
     model = plain_network(model)
+    if blocks or weights_elsewhere(model) is not None:
+        return from_blocks(
+            model,
+            batches,
+            layers,
+            store,
+            domain=domain,
+            blocks=blocks or True,
+            rows=rows,
+            folding=folding,
+            progress=progress,
+            ranks=ranks,
+        )
     watched = watched_streams(model, layers)
     if store is None:
         moments = accumulate_stream(model, batches, layers, rows=rows, folding=folding, progress=progress, ranks=ranks)

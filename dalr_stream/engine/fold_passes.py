@@ -123,6 +123,8 @@ def fold_into(  # where to, what of, how, and with whom
             known, shared = {**record.layers, **folded.layers}, {**record.shared, **folded.shared}
             record = dataclasses.replace(record, batches=folded.batches, layers=known, shared=shared)
         end_of(link, progress)
+        in_order = {name: record.layers[name] for name in feed.streams if name in record.layers}
+        record = dataclasses.replace(record, layers=in_order)
         writer.commit_record(record)
         for checkpoints in passes:
             checkpoints.drop()

@@ -61,6 +61,12 @@ def use_own_device(environment: Mapping[str, str]) -> None:
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
+def wait_for_devices() -> None:
+    """Wait until CUDA devices have done what they were told, for a stopwatch."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def usable_device(name: str) -> torch.device:
     """Return the device called `cpu`, `cuda` or `cuda:1`; raises InvalidInputError where it cannot be used here."""
     try:

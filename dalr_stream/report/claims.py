@@ -64,7 +64,9 @@ def claim(layer: LayerResults, metric: str = "accuracy", scale: Scale = ACCURACY
     rows = headline_rows(layer)
     ratio = _ratio(compared(layer))
     figure, unit = (BLANK, "no comparison") if ratio is None else _large(ratio)
-    sentence = f"{scale.allowance(metric, layer.drop)}, {_main_clause(layer, rows)}."
+    sentence = f"{layer.name} was not evaluated by itself."
+    if rows:
+        sentence = f"{scale.allowance(metric, layer.drop)}, {_main_clause(layer, rows)}."
     return Claim(layer.name, figure, unit, sentence, tuple(_support(layer, rows)))
 
 

@@ -72,6 +72,7 @@ PENDING = (
     ArraySpec("pending", ("row", "feature"), "that of the activations", "rows that fill no tile yet"),
     ArraySpec("pending_sample", ("row",), "int64", "the sample each of them came from"),
 )
+STATE = ArraySpec("<number>", ("byte",), "int8", "a tensor's bytes as they lie in memory; shape and type are a value")
 LOW_RANK = (
     ArraySpec("basis", ("output", "rank"), "float64", "orthonormal columns U; up at rank k is its first k columns"),
     ArraySpec("down", ("rank", "input"), "float64", "U'M; down at rank k is its first k rows"),
@@ -143,6 +144,14 @@ RECORDS = (
         "accumulate",
         (*_LANES, *PENDING),
         {"values": "batch or tile that comes next", "counts": "rows and samples of each lane, by part"},
+    ),
+    RecordSpec(
+        "unfinished/<domain>/@stream-<pass>/<sample>",
+        "where a network that runs block by block stands on the batch that begins with a sample: what the blocks so "
+        "far gave; gone once the block after them is done",
+        "accumulate",
+        (STATE,),
+        {"given": "what each call gave, with numbers in place of tensors"},
     ),
 )
 """Every kind of record there may be in a store."""

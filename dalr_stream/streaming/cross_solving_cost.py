@@ -20,6 +20,8 @@ FORMED = 2
 """Matrices of the outputs' order while W Z W' is made, the one that is kept not among them."""
 JOINED = 2
 """Of joint order: nodes of both networks while those of several readers are added up."""
+REFITTED = 4
+"""Of the order of all that a reader reads: its Sigma, what is factored of it, and copies on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class TurnedLayer:
     """Whether rows of two networks lie side by side; the first pass reads those of the original alone."""
     mends: bool = False
     """Whether it is solved towards a stream: all that it gives is watched then."""
+    refits: tuple[tuple[int, int], ...] = ()
+    """Outputs and inputs of those that read its channels, where these are solved towards a stream for a selection."""
 
     @property
     def is_wider_out(self) -> bool:
@@ -51,6 +55,8 @@ class TurnedLayer:
         pair = (self.inputs + beside,) * self.groups
         selects = [method for method in self.methods if method.family is Family.SELECTION]
         factors = pair if len(selects) < len(self.methods) else ()
+        if self.refits:
+            return (*factors, *map(sum, self.refits)) if selects else factors
         return (*factors, *(((1 + self.paired) * width for width in self.readers) if selects else ()))
 
 
@@ -90,4 +96,7 @@ def _selecting(layer: TurnedLayer, method: Method, records: int) -> int:
     several = JOINED if len(layer.readers) > 1 else 1
     source = sum(_FLOAT64 * width**2 for width in layer.readers) + square if method.needs_source else 0
     nodes_of_both = (records + several) * (1 + layer.paired) ** 2 * square
+    if layer.refits:
+        refitting = max(_FLOAT64 * (REFITTED * d**2 + SHAPED * m * d) for m, d in layer.refits)
+        nodes_of_both = max(nodes_of_both, refitting)
     return nodes_of_both + source + (GREEDY_PAIR if method.needs_source else GREEDY) * square

@@ -13,6 +13,7 @@ from torch import nn
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.streaming.solving_cost import solving_cost
 from dalr_stream.streaming.solving_plan import SolvingPlan
+from dalr_stream.workflow import run_time
 from dalr_stream.workflow.results.tables import cost_table, memory_table, solving_table
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.sequence_cost import SequenceCost, sequence_cost
@@ -36,6 +37,8 @@ class RunCost:
     """What the passes cost, where layers are compressed one after the other."""
     trials: str
     """How many networks will be measured, scored and fine-tuned, in words."""
+    timed: tuple[str, ...] = ()
+    """How long capturing and accumulating take, by one process and by several, in words."""
 
     @property
     def refusals(self) -> tuple[Callable[[], None], ...]:
@@ -68,16 +71,17 @@ class RunCost:
     def lines(self) -> list[str]:
         """What tables do not say."""
         passes = "" if self.sequence is None else self.sequence.in_words
-        return [line for line in (passes, self.trials) if line]
+        return [line for line in (passes, self.trials, *self.timed) if line]
 
 
-def cost_of(project: Project, network: nn.Module) -> RunCost:
-    """Return what a run of this project takes; any weights will do."""
+def cost_of(project: Project, network: nn.Module, *, ranks: int = 1) -> RunCost:
+    """Return what a run of this project takes, captured and accumulated by `ranks` processes; any weights will do."""
     plan = project.estimate(network)
     solving = planned_solving(project, network, plan)
     sequence = sequence_cost(project, network)
     memory = tuple(step_memory(project, network, plan, solving, sequence))
-    return RunCost(plan, solving, memory, sequence, trials(project, network))
+    timed = run_time.in_words(project, network, plan, ranks)
+    return RunCost(plan, solving, memory, sequence, trials(project, network), timed)
 
 
 def trials(project: Project, network: nn.Module) -> str:
@@ -89,7 +93,9 @@ def trials(project: Project, network: nn.Module) -> str:
         parts.append(f"compress: {by_nats.networks_in_words(project, project.prospect(network))}")
     if config.evaluate is not None:
         tried = networks_to_try(project, network)
-        parts.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run")
+        compared = len(config.evaluate.compare)
+        others = f", and {compared:,} by methods to compare, each chosen as in compress" if compared else ""
+        parts.append(f"evaluate: {tried:,} networks, and the {1 + len(project.saved)} of the run{others}")
     if config.finetune is not None:
         tuned = 1 + tried * bool(config.evaluate and config.evaluate.finetune)
         parts.append(f"fine-tune: {tuned:,} of these, {config.finetune.epochs} epochs each")

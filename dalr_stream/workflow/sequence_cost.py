@@ -62,9 +62,11 @@ def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | None:
     structure = Structure.of(network, first) if selects else None
     passes = order_of_execution(network, first, list(methods))
     selected = [name for name, known in methods.items() if any(one.family is Family.SELECTION for one in known)]
-    watched = watched_in_passes(network, list(methods), selected, structure)
+    mending = list(methods) if project.config.compress.target is Target.STREAM else []
+    watched = watched_in_passes(
+        network, list(methods), selected, structure, [one for one in selected if one in mending]
+    )
     batch = PairMemory.of([network], first, watched, project.code.rows)
-    mending = list(methods) if project.config.compress.target is Target.STREAM else ()
     plan = plan_passes(PassesOf(network, passes, methods, structure, mending), folding_of(project), batch)
     return SequenceCost(plan, samples * kept_of_sample(network, first, passes, ()))
 

@@ -178,7 +178,10 @@ def _evaluate(project: Project, network: nn.Module, solving: SolvingPlan) -> Ite
     if section is not None:
         scoring = _scoring(project, network, "evaluate", section, keeps=True)
         one = max((solution_bytes(layer) + replacement_bytes(layer) for layer in layers), default=0)
-        most = weights_bytes(network) + scoring + one + SMALL_THINGS
+        deciding = 0
+        if section.compare:
+            deciding = _kept_solutions(project, layers) + _deciding(project, network, layers)[0]
+        most = weights_bytes(network) + scoring + max(one + SMALL_THINGS, deciding)
         words = "a copy of the network, a forward pass, the cache, one solution and what is cut of it"
         yield StepMemory("evaluate", most, words, ("smaller batches (evaluate.options)", "a smaller evaluate.cache"))
         words = "one solution, its curves and spectra, the figures of a layer"

@@ -1,6 +1,6 @@
 """The two networks of a seed that claims are tested on: as the source left it, and after the move to the target.
 
-Trained once as the main job trains (`digits_training.train`), four times as long on the source, and kept below `runs/`.
+Trained once as `run.toml` trains (`digits_training.train`), four times as long on the source, and kept below `runs/`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ RUN_FILE = Path(__file__).with_name("run.toml")
 
 
 def run_of(seed: int, *, visible: bool = False) -> ds.Run:
-    """Return the main job with this seed, whether or not any of it is done; `visible` shows its progress."""
+    """Return the run of `run.toml` with this seed, whether or not any of it is done; `visible` shows its progress."""
     settings = [f"run.seed={seed}", f'run.output="../../runs/digits-seed{seed}"']
     return ds.Run.open(RUN_FILE, set=settings, progress=ds.show_progress() if visible else None)
 

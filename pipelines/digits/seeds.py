@@ -1,4 +1,4 @@
-"""Three seeds of the main job, and the spread of what it claims: the table of docs/results/digits.md.
+"""Three seeds of `run.toml`, and the spread of what it claims: the table of docs/results/digits.md.
 
     python pipelines/digits/seeds.py [SEED ...]
 

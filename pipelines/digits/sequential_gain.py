@@ -103,6 +103,11 @@ class Case:
         """Return the share of the parameters that a compressed network has."""
         return parameter_count(network) / parameter_count(self.model)
 
+    def divergence(self, network: nn.Module) -> float:
+        """Return the mean divergence of a network's class scores from the original's, on all test digits."""
+        every = sum(len(labels) for _, labels in self.test)
+        return ds.OutputDistance(self.model, self.test, samples=every, distance="kl")(network)
+
     def at_once(self, sizes: Sizes, ridge: float) -> nn.Module:
         """Compress every layer from the original's statistics."""
         chosen: dict[str, Replacement] = {}

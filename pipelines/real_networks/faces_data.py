@@ -28,7 +28,9 @@ def unseen(*, seed: int, batch_size: int = 25) -> Batches:
 
 
 def _pictures(numbers: range, seed: int, batch_size: int) -> Batches:
-    every = torch.from_numpy(np.load(file_of("skimage", "data/lfw_subset.npy", requirement="scikit-image>=0.24")))
+    every = torch.from_numpy(
+        np.load(file_of("skimage", "data/lfw_subset.npy", install="--no-deps 'scikit-image>=0.24'"))
+    )
     rows = torch.tensor([*numbers, *(EACH + number for number in numbers)])
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
     pixels = interpolate(255 * every[rows][:, None].float(), size=(SIDE, SIDE), mode="bilinear")

@@ -37,6 +37,6 @@ class ONet(nn.Module):
 def build() -> nn.Module:
     """Build the network with its weights."""
     network = ONet()
-    weights = tensors_of("facenet_pytorch", "data/onet.pt", requirement="facenet-pytorch>=2.6")
+    weights = tensors_of("facenet_pytorch", "data/onet.pt", install="--no-deps 'facenet-pytorch>=2.6'")
     network.load_state_dict({name: one for name, one in weights.items() if not name.startswith(OTHER_HEADS)})
     return network.eval()

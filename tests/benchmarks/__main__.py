@@ -17,6 +17,7 @@ import capturing
 import devices
 import growing
 import networks
+import planning
 import ranking
 import remembering
 import scaling
@@ -59,6 +60,19 @@ def _alternatives(quick: bool) -> Table:
 @section("direct", "16,384 samples through a network, moments of 4,096 features")
 def _direct(quick: bool) -> Table:
     return ratios(capturing.direct(*((600, 64, 1) if quick else (16_384, 4096, 3))))
+
+
+@section("plans", "what large runs would take, in hours and GiB: planned, not run")
+def _plans(quick: bool) -> Table:  # noqa: ARG001  # nothing is run
+    table = _table(
+        "network", "how", "ranks", "passes", "network", "sums", "joins", "sent", "moments", "a rank's memory"
+    )
+    for one in planning.plans():
+        how = "block by block" if one.by_block else "whole network"
+        hours = (f"{hours:.2f}" for hours in (one.network_hours, one.sums_hours, one.joins_hours))
+        sizes = (f"{size / 2**30:,.0f}" for size in (one.join_bytes, one.moments_bytes, one.rank_bytes))
+        table.add_row(one.job.name, how, f"{one.ranks}", f"{one.passes}", *hours, *sizes)
+    return table
 
 
 @section("device", "folding on a CUDA device; ratios to its own product in the same precision, then from a store")

@@ -36,6 +36,11 @@ def another_process(root):
         bucket.claims.update(mine)
 
 
+def put_tile(by, path, data):
+    by.put_tile(path.key, data)
+    by.settle()
+
+
 @pytest.fixture
 def short_lease(monkeypatch):
     monkeypatch.setattr(claim, "LEASE_SECONDS", 0.3)
@@ -87,7 +92,7 @@ def test_a_claim_that_is_not_renewed_is_taken_over_and_its_owner_stops(store, sh
     with pytest.raises(StoreLockedError, match="was taken over by another writer"):
         (root / "zarr.json").write_bytes(b"late")
     with pytest.raises(StoreLockedError, match="was taken over by another writer"):
-        claim.claim_to(root).put_tile((root / "activations/target/0/c/0/0").key, b"late")
+        put_tile(claim.claim_to(root), root / "activations/target/0/c/0/0", b"late")
     holding.__exit__(None, None, None)
     assert contents(store) == held
     job(store)
@@ -104,9 +109,9 @@ def test_a_tile_of_the_writer_that_took_over_is_not_replaced_by_the_one_that_was
         slow = claim.claim_to(root)
     monkeypatch.setattr(slow, "require", lambda: None)
     with another_process(store), locked(root):
-        claim.claim_to(root).put_tile((root / "tile").key, b"of the new one")
+        put_tile(claim.claim_to(root), root / "tile", b"of the new one")
         with pytest.raises(StoreLockedError, match="was taken over"):
-            slow.put_tile((root / "tile").key, b"of the old one")
+            put_tile(slow, root / "tile", b"of the old one")
     holding.__exit__(None, None, None)
     assert (root / "tile").read_bytes() == b"of the new one"
 

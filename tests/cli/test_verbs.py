@@ -36,8 +36,10 @@ def test_every_verb_of_a_run_in_turn(run_file):
     layers = cli("layers", run_file, *FEW)
     assert "fc1" in layers.stdout
     assert "16 x 12" in layers.stdout
-    estimate = cli("estimate", run_file, *FEW)
+    estimate = cli("estimate", run_file, *FEW, "--ranks", "4")
     assert "total" in estimate.stdout
+    assert "capture and accumulate: about " in estimate.stdout
+    assert "4 ranks: about " in estimate.stdout
     assert not (run_file.parent / "out").exists()  # nothing was trained
     assert cli("accumulate", run_file, *FEW).returncode == 0
     solved = cli("solve", run_file, *FEW)

@@ -25,3 +25,16 @@ def test_the_supervisor_would_notice(tmp_path):
     assert supervisor.prints(tmp_path / "a") == supervisor.prints(tmp_path / "b")
     (tmp_path / "b" / "c" / ".tmp-litter").write_bytes(b"")
     assert supervisor.prints(tmp_path / "a") != supervisor.prints(tmp_path / "b")
+
+
+def test_an_accumulation_block_by_block_killed_at_random_ends_in_the_bits_of_the_whole_network(tmp_path, soak):
+    kills, seed = how_many(soak, 4)
+    outcome, errors = outcome_of("blocks_supervisor.py", tmp_path, kills, seed)
+    print(  # noqa: T201  # the line that `make soak` is run for
+        f"kills: {outcome['kills']} over {outcome['trials']} stores (seed {seed}), {outcome['kills_with_a_stream']} "
+        f"with a stream on disk, {outcome['kills_past_the_first_block']} past the first block; wrong: "
+        f"{outcome['wrong'] or 'nothing'}"
+    )
+    assert outcome["wrong"] == [], errors
+    assert outcome["kills"] == kills
+    assert outcome["kills_with_a_stream"] > 0

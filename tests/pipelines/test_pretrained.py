@@ -6,17 +6,20 @@ import gzip
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import dalr_stream as ds
 from dalr_stream.errors import ConfigError, InvalidInputError
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 NAMES = ("pretrained_network", "pretrained_data", "pretrained_training", "pretrained_measures", "pretrained_domains")
 NAMES += ("pretrained_whole",)
+PACKAGES = ("mlxtend", "skimage", "sklearn")
 OLD = {"expand.conv": "_expand_conv", "depthwise.conv": "_depthwise_conv", "project.conv": "_project_conv"}
 OLD |= {"expand.norm": "_bn0", "depthwise.norm": "_bn1", "project.norm": "_bn2"}
 OLD |= {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "last.conv": "_conv_head", "last.norm": "_bn1", "head": "_fc"}
@@ -45,10 +48,14 @@ def pictures(pipeline, monkeypatch, tmp_path):
     (tmp_path / "mlxtend/data/data").mkdir(parents=True)
     with gzip.open(tmp_path / "mlxtend/data/data/mnist_5k.csv.gz", "wt", compresslevel=1) as file:
         file.writelines(f"{n // 250},{n % 250}{',0' * 782},{n % 10}\n" for n in range(data.DIGITS))
-    monkeypatch.setattr(data, "_file", lambda name: tmp_path / name)
-    for cached in (data._digits, data._picture):
+    found = {package: SimpleNamespace(origin=str(tmp_path / package / "__init__.py")) for package in PACKAGES}
+    monkeypatch.setattr(importlib.util, "find_spec", found.get)
+    caches = data.mnist_sample, data._picture
+    for cached in caches:
         cached.cache_clear()
-    return data
+    yield data
+    for cached in caches:
+        cached.cache_clear()
 
 
 def old_name(name):
@@ -72,10 +79,11 @@ def test_a_picture_is_halved_five_times(pipeline):
         assert network.blocks(network.act(network.stem(torch.zeros(1, 3, 64, 96)))).shape == (1, 320, 2, 3)
 
 
-@pytest.mark.parametrize(("module", "act"), [("pretrained_network", "imagenet"), ("pretrained_data", "_digits")])
+@pytest.mark.parametrize(("module", "act"), [("pretrained_network", "imagenet"), ("pretrained_data", "mnist_sample")])
 def test_a_missing_package_is_one_line(pipeline, monkeypatch, module, act):
+    pipeline["pretrained_data"].mnist_sample.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"installed: pip install 'dalr_stream\[pretrained\]'"):
+    with pytest.raises(ConfigError, match=r"is not there: pip install 'dalr_stream\[pretrained\]'"):
         getattr(pipeline[module], act)()
 
 
@@ -178,6 +186,23 @@ def test_the_whole_network_is_smaller(tiny, pipeline):
     ]
     before, *after = (int(line.split(" | ")[1].replace(",", "")) for line in lines)
     assert all(count < before for count in after)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_main_job_ends_in_a_report_that_compares_methods(tmp_path):
+    few = ["target.options.samples=60", "source.options.samples=20"]
+    layers = "['re:blocks\\.2\\.(expand|project)\\.conv', 'last.conv']"
+    settings = [f"network.layers={layers}", f"network.gradients={layers}", "compress.samples=8"]
+    settings += ["evaluate.options.samples=40", "network.train_options.samples=60", 'compress.params="60%"']
+    settings += [f"domains.{one}" for one in few]
+    settings += [f"{key}.batches='pretrained_data:textures'" for key in ("domains.target", "evaluate")]
+    settings += ["network.options.classes=8", "network.train_options.domain='textures'"]
+    run = ds.Run.open(PIPELINES / "pretrained/run.toml", set=[*settings, f"run.output='{tmp_path / 'run'}'"])
+    run.all()
+    labels = [size.label.partition(":")[0] for size in run.results.sizes]
+    assert labels == ["uncompressed", "compressed", *["compared"] * 6]
+    assert all(size.parameters < run.results.sizes[0].parameters for size in run.results.sizes[1:])
+    assert (tmp_path / "run/report/report.html").exists()
 
 
 def test_means_have_their_standard_errors(tiny):

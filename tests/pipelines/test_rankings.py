@@ -134,6 +134,20 @@ def write_live(root):
     savemat(root / "dmos.mat", {"dmos": np.array([[10.0, 20, 0, 40, 50]]), "orgs": np.array([[0, 0, 1, 0, 0]])})
 
 
+def test_what_learnt_from_rankings_is_brought_to_the_unit_of_scores(rankings):
+    torch.manual_seed(0)
+    model = rankings.network.build(side=43)
+    pictures = torch.rand(20, 3, 43, 43)
+    with torch.no_grad():
+        model[-2].weight *= 1000
+        before = model(pictures)
+        scores = 0.5 + 0.01 * before + 0.1 * torch.rand(20)
+        rankings.training.calibrate(model, pictures, scores)
+        after = model(pictures)
+    slope, shift = np.polyfit(before.double().numpy(), scores.double().numpy(), 1)
+    np.testing.assert_allclose(after, slope * before.double() + shift, rtol=1e-3)
+
+
 def test_live_is_read_in_its_official_layout_and_split_by_scenes(rankings, tmp_path):
     write_live(tmp_path)
     found = rankings.live.read(tmp_path, COUNTS)

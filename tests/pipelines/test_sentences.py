@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parents[2] / "pipelines" / "sentences"
 @pytest.fixture
 def pipeline(monkeypatch):
     """The modules of the pipeline, by their names."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    for folder in (FOLDER.parent / "shared", FOLDER):
+        monkeypatch.syspath_prepend(str(folder))
     names = ("sentences_network", "sentences_data", "sentences_budgets", "sentences_in_turn")
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
@@ -36,7 +37,9 @@ def test_no_sentence_is_in_both_parts_and_the_seed_decides_which(pipeline):
 
 def test_a_missing_package_is_one_line(pipeline, monkeypatch):
     monkeypatch.setattr(pipeline["sentences_network"], "PACKAGE", "no_such_package")
-    with pytest.raises(ConfigError, match=r"no_such_package is not installed: pip install 'dalr_stream\[sentences\]'"):
+    with pytest.raises(
+        ConfigError, match=r"package 'no_such_package' is not there: pip install 'dalr_stream\[sentences\]'"
+    ):
         pipeline["sentences_network"].build()
 
 

@@ -21,6 +21,7 @@ def gain():
         yield importlib.import_module("sequential_gain")
     for name in (
         "gradient_estimators",
+        "sequential_channels",
         "sequential_sizes",
         "sequential_gain",
         "deeper_networks",
@@ -123,6 +124,17 @@ def test_sizes_of_every_rule_are_scored_in_every_order(cases, kind, ways):
         assert line.split("|")[2:-1] == [" 60% ", *cells]
         assert all(0.4 < case.left(one) <= 0.7 for one in small)
         assert len(cells) == ways
+
+
+def test_channels_of_blocks_go_in_every_order(cases):
+    script = importlib.import_module("sequential_channels")
+    case = cases["residual"]
+    kept = script.channels(case, 0.5)
+    assert kept
+    lines = list(script.rows([case]))
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["75%", "50%", "25%"]
+    small = script.in_turn(case, kept, "stream")
+    assert script.cell([(case, small)]) == lines[3].split("|")[-2].strip()
 
 
 def test_estimators_of_gradients_are_compared_with_bars(cases, monkeypatch):

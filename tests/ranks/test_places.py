@@ -11,6 +11,7 @@ from dalr_stream.engine.ranks.meeting import Place
 from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.network.capture.wrapped import plain_network
 from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.ranks.link import rank_above, ranks_below
 
 SET = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node-0", "MASTER_PORT": "29500"}
 
@@ -36,6 +37,18 @@ def test_a_place_is_what_the_launcher_says():
 def test_what_a_launcher_does_not_say_is_named(environment, message):
     with pytest.raises(ds.errors.InvalidInputError, match=f"ranks: .*{message}"):
         Place.of(environment)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 7, 8, 13, 64])
+def test_sums_reach_rank_0_by_way_of_neighbours(ranks):
+    def held(rank):  # what a rank holds when those below it have sent, in the order in which it takes it
+        return [rank, *(each for below in ranks_below(rank, ranks) for each in held(below))]
+
+    assert held(0) == list(range(ranks))
+    for rank in range(ranks):
+        assert held(rank) == list(range(rank, rank + len(held(rank))))  # neighbours, as the tree needs them
+        assert all(rank_above(below) == rank for below in ranks_below(rank, ranks))
+    assert len(ranks_below(0, ranks)) == (ranks - 1).bit_length()
 
 
 def test_ranks_that_do_not_come_are_one_line(monkeypatch):

@@ -93,7 +93,9 @@ def test_svd_alone():
 def test_selections_alone_and_nothing_at_all():
     spectral = HeadlineRow("spectral", 40, None, 40 * 1536, 0.97, None)
     assert claim(layer_with(spectral)).sentence.endswith("fc6 needs 40 of its 512 nodes with spectral pruning.")
-    assert claim(layer_with()).sentence.endswith("no method that was tried compresses fc6.")
+    too_large = HeadlineRow("spectral", None, None, None, None, None)
+    assert claim(layer_with(too_large)).sentence.endswith("no method that was tried compresses fc6.")
+    assert claim(layer_with()).sentence == "fc6 was not evaluated by itself."
 
 
 def test_the_best_selections_are_named_together_when_they_tie():

@@ -23,8 +23,8 @@ from dalr_stream.engine.ranks.wire import TURN_SECONDS, Check, ClosedError, rece
 from dalr_stream.errors import InvalidInputError, ResourceError
 from dalr_stream.streaming.ranks.link import Message, Traffic
 
-_TOKEN_BYTES = 16
-_HELLO_BYTES = 4096
+TOKEN_BYTES = 16
+HELLO_BYTES = 4096
 _HELLO_SECONDS = 5.0
 _PAUSE_SECONDS = 0.1
 """Before rank 0 is tried again."""
@@ -115,7 +115,7 @@ class _Announced:
         """Tell the others a port, and a token that they have to say there."""
         if self.store is None:
             return ""
-        token = secrets.token_hex(_TOKEN_BYTES)
+        token = secrets.token_hex(TOKEN_BYTES)
         self.store.set(self.key, f"{port} {token}")
         return token
 
@@ -141,8 +141,8 @@ def _accepted(found: _Announced, place: Place, deadline: float, stack: ExitStack
         while len(met.data) < place.ranks - 1 or len(met.pulses) < place.ranks - 1:
             server.settimeout(max(deadline - time.monotonic(), 0.001))
             connection = stack.enter_context(server.accept()[0])
-            _make_ready(connection)
-            hello = _hello(connection)
+            make_ready(connection)
+            hello = said_at_once(connection)
             known = met.pulses if hello.get("pulse") else met.data
             rank = _rank_of(hello, place, token)
             if rank is None or rank in known:
@@ -162,11 +162,11 @@ def _rank_of(hello: Mapping[str, Any], place: Place, token: str) -> int | None:
     return rank if secrets.compare_digest(str(hello.get("token")).encode(), token.encode()) else None
 
 
-def _hello(connection: socket.socket) -> Mapping[str, Any]:
+def said_at_once(connection: socket.socket) -> Mapping[str, Any]:
     """Return what a connection says at once; nothing where it says nothing, or no message."""
     try:
-        in_time = _until(time.monotonic() + _HELLO_SECONDS)
-        return receive_message(connection, Traffic(), in_time, most_facts_bytes=_HELLO_BYTES).facts
+        in_time = until(time.monotonic() + _HELLO_SECONDS)
+        return receive_message(connection, Traffic(), in_time, most_facts_bytes=HELLO_BYTES).facts
     except ClosedError:
         return {}
 
@@ -191,17 +191,17 @@ def _welcomed(found: _Announced, place: Place, deadline: float, *, pulse: bool) 
     patience = max(deadline - time.monotonic(), 0.001)
     connection = socket.create_connection((place.address, port), patience)
     try:
-        _make_ready(connection)
+        make_ready(connection)
         hello = {"token": token, "rank": place.rank, "ranks": place.ranks, "pulse": pulse, "host": host_name()}
         send_message(connection, Message(hello), lambda: None)
-        receive_message(connection, Traffic(), _until(deadline), most_facts_bytes=_HELLO_BYTES)  # its welcome
+        receive_message(connection, Traffic(), until(deadline), most_facts_bytes=HELLO_BYTES)  # its welcome
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _until(deadline: float) -> Check:
+def until(deadline: float) -> Check:
     """Return what ends waiting at a time."""
 
     def check() -> None:
@@ -211,7 +211,8 @@ def _until(deadline: float) -> Check:
     return check
 
 
-def _make_ready(connection: socket.socket) -> None:
+def make_ready(connection: socket.socket) -> None:
+    """Let nothing be waited for longer than a turn, nor held back, nor be gone unnoticed."""
     connection.settimeout(TURN_SECONDS)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     keep_alive(connection)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
 from dalr_stream.engine.ranks.meeting import Place, meeting
+from dalr_stream.engine.ranks.neighbours import meet_neighbours
 from dalr_stream.engine.ranks.pulse import Pulse
 from dalr_stream.engine.ranks.wire import ClosedError, receive_message, send_message
 from dalr_stream.errors import DalrStreamError, ResourceError
@@ -138,11 +139,13 @@ def open_ranks(*, timeout_seconds: float = 300.0) -> Iterator[Ranks]:
     if place is None:
         yield Ranks()
         return
-    with meeting(place, timeout_seconds) as met:
+    with meeting(place, timeout_seconds) as met, ExitStack() as stack:
         pulse = Pulse(met.pulses, met.names)
+        ranks = Ranks(place.rank, place.ranks, Traffic(), met.data, pulse)
         error: str | None = "interrupted"
         try:
-            yield Ranks(place.rank, place.ranks, Traffic(), met.data, pulse)
+            meet_neighbours(met, place, stack, ranks.check)
+            yield ranks
             error = None
         except Exception as caught:
             error = str(caught) if isinstance(caught, DalrStreamError) else f"{type(caught).__name__}: {caught}"

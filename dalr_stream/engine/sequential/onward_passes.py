@@ -153,8 +153,9 @@ def _touched(
         if structure is not None and group[0] in selected:
             readers = readers_of(structure, group)
             mended = [spec.name for spec in readers if spec.name in mending]
-            given = select_layers(model, mended, side=Side.OUTPUTS) if mended else ()
-            specs |= {spec.stream: spec for spec in (*readers, *given)}
+            specs |= {spec.stream: spec for spec in readers}
+            for side in (Side.INPUTS, Side.OUTPUTS) if mended else ():
+                specs |= {spec.stream: spec for spec in select_layers(model, mended, side=side)}
             touched.append({name for layer in group for name in _of_group(structure, layer)})
         else:
             for side in (Side.INPUTS, Side.OUTPUTS):

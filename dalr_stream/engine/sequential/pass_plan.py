@@ -106,7 +106,7 @@ class PassesOf:
     structure: Structure | None = None
     """Of the model, where a method selects."""
     mending: Collection[str] = ()
-    """The layers that are solved towards a stream."""
+    """The layers that are solved towards a stream, and those with the readers of whose nodes that is done."""
 
 
 def plan_passes(of: PassesOf, folding: Folding, batch: PairMemory | None = None) -> SequencePlan:
@@ -124,12 +124,21 @@ def plan_passes(of: PassesOf, folding: Folding, batch: PairMemory | None = None)
 
 
 def watched_in_passes(
-    model: nn.Module, names: Sequence[str], selected: Sequence[str], structure: Structure | None
+    model: nn.Module,
+    names: Sequence[str],
+    selected: Sequence[str],
+    structure: Structure | None,
+    mending: Sequence[str] = (),
 ) -> list[LayerSpec]:
-    """Return what may be read in either network: the layers' inputs, and what reads the channels of those selected."""
+    """Return what may be read in either network: the layers' inputs, and what reads the channels of those selected.
+
+    What reads those of `mending` is watched for all that it reads, each tap of a kernel.
+    """
     specs = {layer.stream: layer for layer in select_layers(model, list(names))}
     if structure is not None and selected:
         specs |= {spec.stream: spec for spec in readers_of(structure, selected)}
+        for name in mending:
+            specs |= {spec.stream: spec for spec in select_layers(model, structure.group_of(name).reader_names)}
     return list(specs.values())
 
 
@@ -138,7 +147,8 @@ def _turned(of: PassesOf, name: str, *, paired: bool) -> TurnedLayer:
     outputs, inputs = matrix_of(layer).shape
     groups = len(parts_of(name, layer))
     readers = tuple(spec.features for spec in _readers(of, name, methods))
-    return TurnedLayer(name, outputs // groups, inputs, methods, groups, readers, paired, name in of.mending)
+    refits = tuple((spec.outputs, spec.inputs) for spec in _refitted(of, name, methods)) if paired else ()
+    return TurnedLayer(name, outputs // groups, inputs, methods, groups, readers, paired, name in of.mending, refits)
 
 
 def _loads(of: PassesOf, layer: TurnedLayer, batch: PairMemory | None) -> list[LayerLoad]:
@@ -151,6 +161,10 @@ def _loads(of: PassesOf, layer: TurnedLayer, batch: PairMemory | None) -> list[L
     else:
         factors = [narrowest_pair_load(spec, 0, batch) for spec in specs]
     nodes = [_repeated(spec, 1 + layer.paired, batch) for spec in readers]
+    refits = [
+        pair_load(spec, 0, batch, mends=True) for spec in _refitted(of, layer.name, layer.methods) if layer.paired
+    ]
+    nodes = max(nodes, refits, key=lambda loads: sum(load.features**2 for load in loads))
     if nodes and all(method.family is Family.SELECTION for method in layer.methods):
         return nodes
     return max(factors, nodes, key=lambda loads: sum(load.features**2 for load in loads))
@@ -167,3 +181,10 @@ def _repeated(spec: LayerSpec, times: int, batch: PairMemory | None) -> LayerLoa
 def _readers(of: PassesOf, name: str, methods: Sequence[Method]) -> tuple[LayerSpec, ...]:
     selects = of.structure is not None and any(method.family is Family.SELECTION for method in methods)
     return readers_of(of.structure, [name]) if of.structure is not None and selects else ()
+
+
+def _refitted(of: PassesOf, name: str, methods: Sequence[Method]) -> tuple[LayerSpec, ...]:
+    """Return what reads a selection's nodes, with all that it reads, where it is solved towards a stream."""
+    if of.structure is None or name not in of.mending or not _readers(of, name, methods):
+        return ()
+    return select_layers(of.model, of.structure.group_of(name).reader_names)

@@ -58,9 +58,13 @@ def planned(  # all that decides what the passes hold
     structure = Structure.of(model, example) if selected else None
     batch = None
     if folding.memory_limit_bytes is not None:
-        batch = PairMemory.of([model], example, watched_in_passes(model, list(choices), selected, structure), rule)
+        mended = [name for name in selected if targets.layers and choices[name].by.restores]
+        watched = watched_in_passes(model, list(choices), selected, structure, mended)
+        batch = PairMemory.of([model], example, watched, rule)
     methods = {name: (choice.by,) for name, choice in choices.items()}
-    mending = [name for name in choices if targets.mends(name)]
+    readers = {name: structure.group_of(name).reader_names for name in selected} if structure is not None else {}
+    restored = [name for name, choice in choices.items() if choice.by.restores or not choice.selects]
+    mending = [name for name in restored if targets.mends(name, readers.get(name, ()))]
     plan = plan_passes(PassesOf(model, passes, methods, structure, mending), folding, batch)
     plan.require()
     return plan, batch

@@ -41,7 +41,7 @@ from dalr_stream.numerics.selection.restoration import (
     restored_towards,
 )
 from dalr_stream.numerics.sizes.losses import lost_nodes, lost_towards, outputs_energy, relative
-from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader
+from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, moments_of_taps
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.types import Matrix, Vector
@@ -192,11 +192,12 @@ class SequentialPass:
     def _select(self, name: str, current: nn.Module) -> Solved:
         choice, structure = self.choices[name], self.structure_of(current)
         group, layers = structure.group_of(name), readers_of(structure, [name])
-        if self._mends(name, current, [reader.span.layer for reader in group.readers]):
-            return self._select_towards_streams(name, current, group, layers)
+        if choice.by.restores and self._mends(name, current, names := group.reader_names):
+            return self._select_towards_streams(name, current, group.channels, names)
         nodes, heldout = self._nodes(name, current, group, layers)
         now = nodes.inputs if isinstance(nodes, CrossMoments) else nodes
-        source = self._of_source(group, current, layers, choice)
+        read = self._of_source(layers, current, choice)
+        source = None if read is None else group.joint(read)
         solution = select_by(choice.by, now, source, choice.strength, choice.metric)
         nodes_kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
         if isinstance(nodes, CrossMoments) and solution.factor is not None:  # pruning alone restores nothing
@@ -208,14 +209,13 @@ class SequentialPass:
             before, after = 0.0, lost_nodes(nodes_kept, judging)
         return Solved(nodes_kept, LayerOutcome(choice, math.sqrt(before), math.sqrt(after)))
 
-    def _select_towards_streams(
-        self, name: str, current: nn.Module, group: ChannelGroup, layers: Sequence[LayerSpec]
-    ) -> Solved:
+    def _select_towards_streams(self, name: str, current: nn.Module, channels: int, names: Sequence[str]) -> Solved:
         """Select by the nodes of the network as compressed so far, and solve what reads them towards its stream."""
-        choice, names = self.choices[name], [layer.name for layer in layers]
+        choice, layers = self.choices[name], select_layers(current, names)
         pairs = self.moments.beside_outputs(current, self.target, layers, self.folding, names)
-        now = group.joint({stream: pairs[stream].inputs for stream in pairs})
-        source = self._of_source(group, current, layers, choice)
+        now = moments_of_taps([pairs[one].inputs for one in names], channels)
+        read = self._of_source(layers, current, choice)
+        source = None if read is None else moments_of_taps([read[one] for one in names], channels)
         solution = select_by(choice.by, now, source, choice.strength, choice.metric)
         kept = solution.at_size(choice.size, ridge=choice.restore_ridge, layer=name)
         weights = {reader: weights_of(current, reader) for reader in names}
@@ -226,14 +226,12 @@ class SequentialPass:
         inherited, error = relative(np.array([before, after]), float(whole))
         return Solved(kept, LayerOutcome(choice, float(inherited), float(error), Target.STREAM), readers)
 
-    def _of_source(
-        self, group: ChannelGroup, current: nn.Module, layers: Sequence[LayerSpec], choice: LayerChoice
-    ) -> Moments | None:
-        """Return the moments of the nodes on the source domain, where the method compares with it."""
+    def _of_source(self, layers: Sequence[LayerSpec], current: nn.Module, choice: LayerChoice) -> LayerMoments | None:
+        """Return the moments of what is read of the nodes on the source domain, where the method compares with it."""
         if self.source is None or not choice.by.needs_source:
             return None
         every = dataclasses.replace(self.folding, holdout=HoldoutRule(0.0))  # nothing is measured on the source
-        return group.joint(self.moments.alone(current, self.source, layers, every, "source"))
+        return self.moments.alone(current, self.source, layers, every, "source")
 
     def _nodes(
         self, name: str, current: nn.Module, group: ChannelGroup, layers: Sequence[LayerSpec]

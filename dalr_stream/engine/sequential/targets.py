@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.layers.kinds import CONVOLUTIONS, channels_read
+from dalr_stream.network.layers.kinds import channels_read
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.stream import not_into_a_stream
 from dalr_stream.numerics.statistics.channels import ChannelGroup
@@ -46,7 +46,7 @@ class StreamTargets:
 
         Raises UnsupportedLayerError where no stream takes in what any of them gives.
         """
-        readers = [reader.span.layer for group in restored.values() for reader in group.readers]
+        readers = [name for group in restored.values() for name in group.reader_names]
         reasons = not_into_a_stream(model, example, [*factored, *readers])
         into = frozenset(name for name, reason in reasons.items() if not reason)
         others = {name: reasons[name] for name in factored if name not in into}
@@ -77,9 +77,9 @@ def _unfit(model: nn.Module, group: ChannelGroup, reasons: Mapping[str, str]) ->
     """Return why nodes are restored for themselves, and their readers not solved; empty where they are."""
     for reader in group.readers:
         name, layer = reader.span.layer, layer_of(model, reader.span.layer)
-        if isinstance(layer, CONVOLUTIONS) or reader.span.block != 1:
-            return f"'{name}', which reads its nodes, is no linear layer with one input for each"
-        if channels_read(layer) != group.channels:
+        if reader.span.repeats != 1:
+            return f"'{name}', which reads its nodes, reads them with other nodes' in between, channels last"
+        if channels_read(layer) != group.channels * reader.span.block:
             return f"'{name}', which reads its nodes, reads others beside them"
         if reasons[name]:
             return f"'{name}' reads its nodes, and {reasons[name]}"

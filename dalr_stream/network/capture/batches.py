@@ -18,6 +18,7 @@ from torch import nn
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.network.capture.eager import layer_by_layer
 from dalr_stream.network.capture.reading import placed
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.identity import digest_of_member, tensor_digest
 
 LABELS = "labels"
@@ -99,7 +100,9 @@ def names_mask(key: str) -> bool:
 
 def call(model: nn.Module, batch: Any) -> Any:
     """Run the network, layer by layer, on one batch's inputs: a tensor, or a mapping of keyword arguments."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    elsewhere = weights_elsewhere(model)
+    own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = own if elsewhere is None else elsewhere.device
     inputs = inputs_of(batch)
     with layer_by_layer():
         if isinstance(inputs, Mapping):

@@ -97,14 +97,12 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     for a layer that a forward pass never calls, or not as often as the first one did, InvalidInputError for train mode,
     an empty loader or weights on the meta device.
     """
-    require_layers(layers)
+    by_blocks = onward is not None and onward.by_blocks
+    if not by_blocks:  # a pass may only take the batches further then, and weights come and go
+        require_layers(layers)
+        require_numbers(model)
     require_batches(batches)
-    training = [name or "the network" for name, module in model.named_modules() if module.training]
-    if training:
-        raise InvalidInputError(
-            f"capture: the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
-        )
-    require_numbers(model)
+    _require_eval(model)
     rule, batch_done = rows or RowRule(), batch_done or _ignore_batch
     held = sink.held if can_resume(batches) else ()
     first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is noticed
@@ -134,6 +132,14 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     if note is not None:
         for line in taker.notes:
             note(line)
+
+
+def _require_eval(model: nn.Module) -> None:
+    training = [name or "the network" for name, module in model.named_modules() if module.training]
+    if training:
+        raise InvalidInputError(
+            f"capture: the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
+        )
 
 
 def _loaded(batches: Iterable[Any], first: int, share_from: Callable[[int], Share] | None) -> Iterable[Any]:

@@ -70,6 +70,7 @@ class RowTaker:
         """Rows so far of the layers that a router sends them to."""
         self._number = 0
         self._onward = onward
+        self._by_blocks = onward is not None and onward.by_blocks
         self._proof = CaptureProof(model, layers) if rule.prove and onward is None else None
         by_outputs = [layer for layer in layers if layer.side is Side.GRADIENTS]
         self._gradients = GradientTaker(model, by_outputs, rule.gradients or GradientRule())
@@ -111,7 +112,7 @@ class RowTaker:
             self._gradients.prove(batch, samples, orders)
         chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
         if self._onward is not None:
-            for layer in self._layers:
+            for layer in () if self._by_blocks else self._layers:
                 require_not_routed(layer.stream, chooser)
             return self._onward.take(lambda run: self._pooled(self._calls(batch, chooser, run), samples), first_sample)
         if proof is None:
@@ -126,7 +127,7 @@ class RowTaker:
 
     def _calls(self, batch: Any, chooser: BatchRows, run: ForwardRun | None = None) -> Calls:
         """Run the network; raises UnsupportedLayerError for a layer that it does not call as often as it should."""
-        until = None if run is None else self._until_all(run)
+        until = None if run is None or self._by_blocks else self._until_all(run)
         with self._gradients.following(chooser) as edges, _watched(self._model, self._layers, chooser, until) as calls:
             returned = (run or call)(self._model, batch)
             times = {layer.stream: len(calls[layer.stream]) for layer in self._layers}

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.storage.contents import NO_BIAS
 
 
@@ -23,7 +24,9 @@ def fingerprint(model: nn.Module) -> str:
     Settings are what decides the outputs beside the weights; see `settings`. Networks that differ in them alone, an
     adapter switched off or another epsilon, are other networks.
     """
-    require_numbers(model)
+    elsewhere = weights_elsewhere(model)
+    if elsewhere is None:
+        require_numbers(model)
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         digest.update(f"{name}:{type(module).__name__}{settings(module)};".encode())
@@ -31,7 +34,9 @@ def fingerprint(model: nn.Module) -> str:
     tensors |= model.named_buffers(remove_duplicate=False)  # the state dict lacks those that are not persistent
     weights: dict[str, Any] = {name: value for name, value in model.state_dict().items() if _is_weight(value)}  # packed
     for name, weight in sorted({**tensors, **weights}.items()):
-        digest.update(f"{name}:{digest_of_member(weight)};".encode())
+        absent = elsewhere is not None and isinstance(weight, torch.Tensor) and weight.is_meta
+        numbers = elsewhere.numbers(name) if elsewhere is not None and absent else weight
+        digest.update(f"{name}:{digest_of_member(numbers)};".encode())
     return digest.hexdigest()
 
 
@@ -120,10 +125,10 @@ def require_numbers(model: nn.Module) -> None:
                 f"network: '{name}' has no shape before a batch went through: run the network once first"
             )
         if tensor.is_meta:
-            raise InvalidInputError(
-                f"network: '{name}' is on the meta device, where it has no numbers: load the weights, or keep them in "
-                "memory and not offloaded"
-            )
+            remedy = "load the weights, or keep them in memory and not offloaded"
+            if weights_elsewhere(model) is not None:
+                remedy = "its weights are read block by block, which accumulate alone does: load the network whole"
+            raise InvalidInputError(f"network: '{name}' is on the meta device, where it has no numbers: {remedy}")
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

@@ -12,6 +12,9 @@ What reads the nodes, W phi + b, can be solved itself instead, towards anything 
 regression with W A_J in the place of A_J, centred where the reader has a bias:
 
     min_V,b' ||z - V psi_J - b'||^2 + lambda ||V - W A_J||^2
+
+A convolution reads t taps of each channel, a linear layer behind a flattened image t pixels: psi_J is then all of those
+of the kept channels, and A_J restores each tap from the same one.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
 from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.numerics.statistics.cross import CrossMoments
-from dalr_stream.numerics.types import Matrix, Vector
+from dalr_stream.numerics.types import Indices, Matrix, Vector
 
 Readers = Sequence[tuple[ChannelReader, ChannelReader]]
 """Each reader of a group of channels in the compressed network, and the same one in the original."""
@@ -61,7 +64,7 @@ def restored_towards(selected: SelectedNodes, nodes: CrossMoments, ridge: float)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RefittedReader:
-    """What a layer does with the kept nodes alone: weight (m, k) and bias (m,), None where it has none."""
+    """What a layer does with the kept nodes alone: weight (m, k t) and bias (m,), None where it has none."""
 
     weight: Matrix
     bias: Vector | None
@@ -76,18 +79,27 @@ def refitted(
 ) -> RefittedReader:
     """Return the reader (m, d) of all nodes as one of the kept nodes, solved towards the outputs of `moments`.
 
-    `ridge` is relative to the mean diagonal of the inputs' second moment. Cost: m d k + k^3 operations.
+    Its d inputs are t of each node, one after the other. `ridge` is relative to the mean diagonal of the inputs' second
+    moment. Cost: m d k + (k t)^3 operations.
     """
-    kept, d = selected.kept, moments.input_features
+    kept, d = _inputs_kept(selected, moments.input_features), moments.input_features
     inputs, count = moments.inputs, moments.count
     center, level = (inputs.mean, moments.outputs.mean) if bias is not None else (np.zeros(d), np.zeros(len(weight)))
     moved = (inputs.mean - center)[kept]
     own = inputs.scatter[np.ix_(kept, kept)] / count + np.outer(moved, moved)
-    start = weight.astype(np.float64) @ selected.restore
+    taps = weight.astype(np.float64).reshape(len(weight), len(selected.restore), -1)
+    start = np.einsum("mct,ck->mkt", taps, selected.restore, optimize=True).reshape(len(weight), -1)
     gap = moments.cross_scatter_about(center, level)[:, kept] / count - start @ own
     system = factor_ridge(own, ridge * float(inputs.products.diagonal(np.zeros(d)).sum()) / count / d)
     solved = start + system.pull_back(system.half(gap.T)).T
     return RefittedReader(solved, None if bias is None else level - solved @ center[kept])
+
+
+def _inputs_kept(selected: SelectedNodes, inputs: int) -> Indices:
+    """(k t,): the inputs of a reader that are taps of the kept nodes, in the order that the narrower reader has."""
+    taps = inputs // len(selected.restore)
+    kept: Indices = (taps * selected.kept[:, None] + np.arange(taps)).ravel()
+    return kept
 
 
 def reader_errors(
@@ -101,7 +113,7 @@ def reader_errors(
     zero = np.zeros(len(weight))
     own = zero if bias is None else bias.astype(np.float64)
     narrow = np.zeros(weight.shape)
-    narrow[:, selected.kept] = reader.weight
+    narrow[:, _inputs_kept(selected, weight.shape[1])] = reader.weight
     before = moments.squared_error(weight.astype(np.float64), own)
     after = moments.squared_error(narrow, zero if reader.bias is None else reader.bias)
     return np.array([before, after, float(moments.outputs.products.diagonal(own).sum())])

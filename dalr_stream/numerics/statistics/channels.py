@@ -130,9 +130,25 @@ class ChannelGroup:
     """Modules that act on each channel by itself and have parameters for it: batch norm, depthwise convolutions."""
     readers: tuple[ChannelReader, ...]
 
+    @property
+    def reader_names(self) -> list[str]:
+        """The layers that read the channels, each once."""
+        return list(dict.fromkeys(reader.span.layer for reader in self.readers))
+
     def joint(self, moments: Mapping[str, Moments]) -> Moments:
         """Return the moments of the channels as all readers see them, from those of the streams, by name."""
         return channel_moments(self.readers, self.channels, [moments[reader.stream] for reader in self.readers])
+
+
+def moments_of_taps(inputs: Sequence[Moments], channels: int) -> Moments:
+    """Return the joint moments of channels as the weights of several readers see them, from all that each reads.
+
+    A reader's d = channels x t inputs are t of each channel, one after the other: the taps of a kernel, or the pixels
+    of a flattened image. Rows of all taps and readers together; the padding that a kernel reads is among them.
+    """
+    taps = [(moments, moments.features // channels) for moments in inputs]
+    parts = [moments.features_every(tap, step) for moments, step in taps for tap in range(step)]
+    return reduce(add, parts).with_samples(max(moments.samples for moments in inputs))
 
 
 def channel_moments(readers: Sequence[ChannelReader], channels: int, moments: Sequence[Moments]) -> Moments:

@@ -131,6 +131,15 @@ class Moments:
         scatter, nonzero = self.scatter[part, part].copy(), self.nonzero[part].copy()
         return Moments(self.count, self.samples, mean, scatter, max_abs, maximum, nonzero)
 
+    def features_every(self, start: int, step: int) -> Moments:
+        """Moments of the features start, start + step, ... alone; the record itself where those are all."""
+        if (start, step) == (0, 1):
+            return self
+        part = slice(start, None, step)
+        mean, max_abs, maximum = (column[part].copy() for column in (self.mean, self.max_abs, self.maximum))
+        scatter, nonzero = self.scatter[part, part].copy(), self.nonzero[part].copy()
+        return Moments(self.count, self.samples, mean, scatter, max_abs, maximum, nonzero)
+
     def with_samples(self, samples: int) -> Moments:
         """Return the same rows, said to come from so many samples."""
         return Moments(self.count, samples, self.mean, self.scatter, self.max_abs, self.maximum, self.nonzero)

@@ -262,7 +262,7 @@ def _weight(parameters: int | None, whole: int) -> tuple[Cell, Cell]:
 
 
 def size_table(results: Results) -> Table:
-    """Return parameters, bytes and score of the uncompressed network and of each network the run saved."""
+    """Return parameters, bytes and score of the uncompressed network, of those the run saved, and of those compared."""
     before = results.sizes[0] if results.sizes else None
     scale, baseline = results.scale, results.baseline_score
     rows = []
@@ -286,7 +286,7 @@ def size_table(results: Results) -> Table:
         rows.append(Row(size.label, size.label, cells, kind))
     return Table(
         name="sizes",
-        caption="The whole network on disk, before and after",
+        caption="The whole network, before and after",
         corner=Column("network", "network"),
         columns=(
             Column("parameters", "parameters"),

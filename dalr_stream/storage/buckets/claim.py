@@ -14,7 +14,9 @@ import json
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -28,6 +30,8 @@ from dalr_stream.storage.places.path import BucketPath
 LEASE_SECONDS = 60.0
 """How long a claim of another machine holds without being renewed: solving keeps a thread from running for so long."""
 BEAT_SECONDS = 10.0
+TILES_UNDER_WAY = 2
+"""Packed, and put while the next rows are made."""
 _POLL_SECONDS = 1.0
 _TRIES = 10
 _NO_VERSION: Version = {"e_tag": '"no-such-version"', "version": "1"}
@@ -69,6 +73,8 @@ class Claim:
         self._confirmed = 0.0
         self._lost = False
         self._one_at_a_time = threading.Lock()
+        self._putting = ThreadPoolExecutor(TILES_UNDER_WAY, "put tiles")
+        self._under_way: deque[Future[None]] = deque()
 
     def take(self) -> None:
         """Claim the store, or raise."""
@@ -99,6 +105,7 @@ class Claim:
     def commit(self, manifest: Callable[[str], bytes]) -> None:
         """Replace the manifest by what `manifest` makes of a word drawn for this commit."""
         self.require()
+        self.settle()
         self._commits += 1
         data = manifest(f"{self._me['claim']}-{self._commits}")
         version = self._put(self._manifest.key, data, self._manifest_version)
@@ -108,8 +115,21 @@ class Claim:
         self._manifest_version = version
 
     def put_tile(self, key: str, data: bytes) -> None:
-        """Put an object that is written once; one that a killed writer left under its name is replaced."""
+        """Begin to put an object that is written once; raises what became of one before it.
+
+        One that a killed writer left under its name is replaced.
+        """
         self.require()
+        if len(self._under_way) == TILES_UNDER_WAY:
+            self._under_way.popleft().result()
+        self._under_way.append(self._putting.submit(self._put_tile, key, data))
+
+    def settle(self) -> None:
+        """Wait until every tile is put; raises where one could not be."""
+        while self._under_way:
+            self._under_way.popleft().result()
+
+    def _put_tile(self, key: str, data: bytes) -> None:
         if self._bucket.put_new(key, data) is None:
             self.confirm()  # else the one that is there may be of the writer that took over
             if self._put(key, data, self._bucket.version(key)) is None:
@@ -121,7 +141,7 @@ class Claim:
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Renew the claim from a thread meanwhile."""
+        """Renew the claim from a thread meanwhile; tiles that are under way at the end are waited for."""
         done = threading.Event()
 
         def beat() -> None:
@@ -134,6 +154,7 @@ class Claim:
         try:
             yield
         finally:
+            self._putting.shutdown(cancel_futures=True)
             done.set()
             thread.join()
 

@@ -36,7 +36,8 @@ class BucketTiles:
         self._rows = first + values.shape[0]
 
     def sync(self) -> None:
-        """Say how many rows there are."""
+        """Wait for the tiles, and say how many rows there are."""
+        self._claim.settle()
         if self._rows is not None:
             set_rows(self._path, self._rows)
             self._rows = None

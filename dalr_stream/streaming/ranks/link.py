@@ -1,7 +1,11 @@
 """What ranks, processes of one job, tell one another: facts in plain values, and arrays.
 
-Rank 0 talks to every other rank, and no other two talk. How bytes get across is the engine's business
-(`engine.ranks`); a process of its own has a link to nobody.
+Rank 0 talks to every other rank. Sums take another way, in a tree, so that rank 0 receives those of log2(R) of R ranks:
+
+    0 <- 1, 0 <- 2 <- 3, 0 <- 4 <- 5, 4 <- 6 <- 7
+
+Whoever sends has joined what was sent to it, so what arrives is the sum of neighbours. How bytes get across is the
+engine's business (`engine.ranks`); a process of its own has a link to nobody.
 """
 
 from __future__ import annotations
@@ -28,6 +32,18 @@ class Traffic:
     array_bytes: int = 0
     messages: int = 0
     """That had arrays."""
+
+
+def rank_above(rank: int) -> int:
+    """Return the rank to which one other than 0 sends its sums: its number without the lowest bit that is set."""
+    return rank & (rank - 1)
+
+
+def ranks_below(rank: int, ranks: int) -> list[int]:
+    """Return the ranks that send their sums to this one, ascending: each has those up to the next one's below it."""
+    lowest = rank & -rank or ranks
+    steps = (1 << power for power in range(ranks.bit_length()))
+    return [rank + step for step in steps if step < lowest and rank + step < ranks]
 
 
 class Link(Protocol):

@@ -2,10 +2,10 @@
 
 Segments are dealt in rounds: each rank folds w of them, those that follow the one's before, and passes by those of the
 others. It sees their batches, or knows how many samples they have, so that sample numbers and the held-out share agree
-without a word; digests of batches that it did not load come with the sums.
-At the end of a round the ranks send their sums to rank 0, which joins them in the fixed tree (`statistics.segments`)
-and writes the checkpoint. Then nobody else holds anything, so any number of ranks can resume from there. The width w
-decides no bit; it is doubled as long as sending and joining take more than their share of the time.
+without a word; digests of batches that it did not load come with the sums. At the end of a round the sums of all ranks
+are joined in the fixed tree (`statistics.segments`), two by two on the way to rank 0 (`link`), which writes the
+checkpoint. Then nobody else holds anything, so any number of ranks can resume from there. The width w decides no bit;
+it is doubled as long as sending and joining take more than their share of the time.
 
 One process is rank 0 of one.
 """
@@ -32,7 +32,7 @@ from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.lanes import SHARE_FOR_CHECKPOINTS
 from dalr_stream.streaming.layer_lanes import LayerLanes, NewLanes, named
 from dalr_stream.streaming.pass_log import PassLog
-from dalr_stream.streaming.ranks.link import Alone, Link, Message, tell
+from dalr_stream.streaming.ranks.link import Alone, Link, Message, rank_above, ranks_below, tell
 from dalr_stream.streaming.ranks.sums_message import arrays_of, facts_of, sums_from
 
 
@@ -172,11 +172,13 @@ class SegmentSink:
     def _join(self, *, ended: bool) -> None:
         """Bring the sums of a round together on rank 0."""
         first, self._round_begins = self._round_begins, len(self._log) // self._folding.segment_batches
-        if self._link.rank:
-            self._send(first, ended=ended)
-            return
         worked = self._pace.clock() - self._joined_at
-        seconds = sum(self._take(rank, first, ended=ended) for rank in range(1, self._link.ranks))
+        parts, seconds = self._gather()
+        if self._link.rank:
+            self._send(first, parts, seconds, ended=ended)
+            return
+        for part in parts:
+            self._note(part, first, ended=ended)
         if seconds > SHARE_FOR_CHECKPOINTS * worked:
             self._wanted *= 2
         self._deal()
@@ -200,25 +202,35 @@ class SegmentSink:
             if each < self._width:
                 self._width, self._origin = each, begin
 
-    def _send(self, first: int, *, ended: bool) -> None:
-        """Send what this rank folded in the round that began with segment `first`, and hold nothing of it."""
+    def _gather(self) -> tuple[list[Mapping[str, Any]], float]:
+        """Take the sums of the ranks below; return what each rank there says, and the seconds that it took in all."""
+        parts: list[Mapping[str, Any]] = []
+        seconds, below = 0.0, 0.0
+        for rank in ranks_below(self._link.rank, self._link.ranks):
+            message = self._link.receive(rank)
+            begun = self._pace.clock()
+            for one in sums_from(message.facts["sums"], iter(message.arrays)):
+                self._tree.push(one)
+            parts.extend(message.facts["parts"])
+            seconds += self._pace.clock() - begun
+            below = max(below, message.facts["seconds"])
+        return parts, seconds + below
+
+    def _send(self, first: int, parts: Sequence[Mapping[str, Any]], seconds: float, *, ended: bool) -> None:
+        """Send what this rank and those below it folded since segment `first`, and hold nothing of it."""
         log, sums = self._log, self._tree.take()
-        facts = {"ended": ended, "sums": facts_of(sums), **log.plain(first * self._folding.segment_batches)}
-        self._link.send(0, Message(facts, arrays_of(sums)))
+        own = {"rank": self._link.rank, "ended": ended, **log.plain(first * self._folding.segment_batches)}
+        facts = {"parts": [own, *parts], "seconds": seconds, "sums": facts_of(sums)}
+        self._link.send(rank_above(self._link.rank), Message(facts, arrays_of(sums)))
         log.rows = {name: replace(known, rows=0) for name, known in log.rows.items()}
         dealt = self._link.receive(0).facts
         self._width, self._origin = dealt["width"], dealt["origin"]
 
-    def _take(self, rank: int, first: int, *, ended: bool) -> float:
-        """Take what a rank folded in a round; return the seconds that receiving and joining it took."""
-        message = self._link.receive(rank)
-        begun = self._pace.clock()
-        facts = message.facts
-        self._require_same_batches(rank, first, Batches.of_plain(facts["batches"]), ended=facts["ended"] == ended)
-        self._log.add_rows(rank, facts)
-        for one in sums_from(facts["sums"], iter(message.arrays)):
-            self._tree.push(one)
-        return self._pace.clock() - begun
+    def _note(self, part: Mapping[str, Any], first: int, *, ended: bool) -> None:
+        """Take note of what a rank says of its round."""
+        rank, batches = part["rank"], Batches.of_plain(part["batches"])
+        self._require_same_batches(rank, first, batches, ended=part["ended"] == ended)
+        self._log.add_rows(rank, part)
 
     def _require_same_batches(self, rank: int, first: int, theirs: Batches, *, ended: bool) -> None:
         """Raise FingerprintMismatchError where a rank's loader gave it other batches than this one's."""

@@ -10,7 +10,7 @@ What contradicts itself is refused here, before anything runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -156,6 +156,30 @@ class CompressSection(BaseModel):
     def wanted(self) -> bool:
         """Tell whether a compressed network is saved at all."""
         return bool(self.rule or self.layers)
+
+    def by(self, method: Method) -> CompressSection:
+        """Return the same rule with one method for all layers."""
+        kept = {key: value for key, value in self.model_dump(exclude_unset=True).items() if key in (*RULES, *KEPT)}
+        return CompressSection.model_validate({**kept, "method": method})
+
+    def require_comparable(self, methods: Sequence[Method]) -> None:
+        """Raise ValueError where the network cannot be compressed by each of some methods, all layers at once."""
+        if methods and self.rule is None:
+            raise ValueError(
+                "evaluate.compare: methods are compared at the sizes that a rule of [compress] finds for each, and it "
+                'has none: add params = "30%" say, or leave compare out'
+            )
+        if methods and self.order is Order.SEQUENTIAL:
+            raise ValueError(
+                'evaluate.compare: all layers are compressed at once, and compress.order is "sequential": leave out '
+                "one of them"
+            )
+        for method in methods:
+            if self.rule == "singular_values" and method.family is Family.SELECTION:
+                raise ValueError(
+                    f"evaluate.compare: '{method.value}' is a selection, which has no singular values to keep a share "
+                    "of: leave it out, or choose another rule"
+                )
 
     @model_validator(mode="after")
     def _one_rule(self) -> CompressSection:

@@ -149,10 +149,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _methods_are_solved(self) -> RunConfig:
-        asked = {f"compress.{layer}.method": choice.method for layer, choice in self.compress.layers.items()}
+        asked = [(f"compress.{layer}.method", choice.method) for layer, choice in self.compress.layers.items()]
         if self.compress.rule and not self.weighs_families:
-            asked["compress.method"] = self.compress_method
-        for key, method in asked.items():
+            asked.append(("compress.method", self.compress_method))
+        compared = self.evaluate.compare if self.evaluate else ()
+        self.compress.require_comparable(compared)
+        for key, method in (*asked, *(("evaluate.compare", method) for method in compared)):
             if method.needs_source and self.solve.source is None:
                 raise ValueError(f"{key}: {_TWO_DOMAINS}: name the other as solve.source, or choose another method")
             if method not in self.solve.methods:
@@ -224,6 +226,10 @@ class RunConfig(Section):
             return RunConfig.model_validate({**dict(self), "compress": section})
         except ValidationError as error:
             raise ConfigError(explain(error, RunConfig)) from None
+
+    def by_method(self, method: Method) -> RunConfig:
+        """Return the same with one method for all layers, at the rule of [compress]."""
+        return self.model_copy(update={"compress": self.compress.by(method)})
 
     def plain(self) -> dict[str, Any]:
         """Return the resolved configuration as JSON-like values."""

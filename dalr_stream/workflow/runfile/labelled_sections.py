@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dalr_stream.numerics.methods import Method
 from dalr_stream.report.records.scale import Scale
 from dalr_stream.workflow.runfile.compress_section import Positive
 from dalr_stream.workflow.runfile.sections import METRIC, Bytes, DataSection, parse_bytes
@@ -82,5 +83,8 @@ class EvaluateSection(LabelledSection):
 
     drop: float = Field(default=0.01, gt=0.0, lt=1.0)
     """The loss that the headline allows: of a share in percentage points, of another metric as a share of its value."""
+    compare: tuple[Method, ...] = ()
+    """Methods by which all layers are also compressed at once, each to the rule of [compress], and scored beside the
+    network that is saved: of these only what was measured is kept."""
     finetune: bool = False
     """Whether each network is also fine-tuned, as [finetune] says, and scored again."""

@@ -244,7 +244,7 @@ class Project:
                 network,
                 loaders,
                 self.watched_in(network),
-                max((self.folding(name) for name in loaders), key=lambda one: (one.shards, one.holdout.share)),
+                self.widest_folding,
                 rows=self.code.rows,
                 direct=not self.config.capture.keep_activations,
             )
@@ -259,6 +259,11 @@ class Project:
         """What may be kept of solutions that are cut to one size after another: of a limit a fourth at most."""
         limit = self.config.accumulate.memory_limit_bytes
         return SOLUTIONS_BYTES if limit is None else min(SOLUTIONS_BYTES, limit // CACHE_SHARE)
+
+    @property
+    def widest_folding(self) -> Folding:
+        """How the domain's rows become moments that keeps most records: for plans."""
+        return max(map(self.folding, self.config.domains), key=lambda one: (one.shards, one.holdout.share))
 
     def folding(self, domain: str, workers: Workers | None = None) -> Folding:
         """Return how a domain's rows become moments; on this process's threads where no workers are named."""

@@ -1,10 +1,12 @@
-"""The evaluate step: every method at every size, and the saved networks, scored on the labelled test split."""
+"""The evaluate step: the saved networks, other methods beside them, and each layer by itself, on the test split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +14,7 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
+from dalr_stream.numerics.methods import Method
 from dalr_stream.report.records.results import NetworkSize, ScoreCurve, ScorePoint
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import RecordKind, digest_of
@@ -23,6 +26,7 @@ from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.scores.finetuned_scores import FinetunedScores
 from dalr_stream.workflow.steps.scores.scoring import Curves, Evaluator, KeptScores, Score, Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
+from dalr_stream.workflow.steps.sizes.by_method import by_method
 from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.step import Step, json_record, read_stamped, write_stamped
 
@@ -68,7 +72,7 @@ class Evaluation:
     """Score of the uncompressed network."""
     curves: Curves
     sizes: tuple[NetworkSize, ...]
-    """The uncompressed network, then those the run saves: the compressed one, and the same fine-tuned."""
+    """The uncompressed network, those the run saves (the compressed one, and the same fine-tuned), those compared."""
     left_out: tuple[str, ...] = ()
     """Which layers that were asked for cannot be compressed, and why."""
     finetuned: Curves = field(default_factory=dict)
@@ -106,11 +110,15 @@ def _evaluate(session: Session, fingerprint: str) -> None:
     section, store = project.evaluate_section, StoreView.open(project.store)
     require_same_network(project, store)
     score = score_on(project, NAME, section)
+    scores = KeptScores(project.unfinished / f"evaluate-{fingerprint[:16]}.json")
+    if scores:
+        session.progress.note(f"evaluate: resuming after {len(scores)} networks")
     with project.code.importing():
-        sizes = tuple(measure(label, model, score) for label, model in _networks(project).items())
-        curves, finetuned = _curves(session, store, section, score, fingerprint)
+        sizes = [measure(label, model, score) for label, model in _networks(project).items()]
+        sizes += _compared(session, store, section, score, scores)
+        curves, finetuned = _curves(session, store, section, score, scores)
     baseline = float(sizes[0].score or 0.0)
-    evaluation = Evaluation(section.metric, baseline, curves, sizes, project.unsupported_layers, finetuned)
+    evaluation = Evaluation(section.metric, baseline, curves, tuple(sizes), project.unsupported_layers, finetuned)
     evaluation.write(project.evaluation, fingerprint)
     remove_folder(project.unfinished)
 
@@ -125,14 +133,30 @@ def _networks(project: Project) -> dict[str, nn.Module]:
     return networks
 
 
+def _compared(
+    session: Session, store: StoreView, section: EvaluateSection, score: Scoring, scores: KeptScores
+) -> list[NetworkSize]:
+    """Measure the network compressed by each method that is compared; resumes after the last of them."""
+    project, found = session.project, list[NetworkSize]()
+
+    def measured(method: Method) -> dict[str, Any]:
+        small, compression = by_method(project, store, method, session.progress)
+        return asdict(measure(f"compared: {compression}", small, score))
+
+    if section.compare:
+        with session.progress.track("evaluate: methods compared", len(section.compare), "methods") as advance:
+            for method in section.compare:
+                kept = scores.once(f"compared {method.value}", partial(measured, method))
+                found.append(NetworkSize(**kept))
+                advance(1)
+    return found
+
+
 def _curves(
-    session: Session, store: StoreView, section: EvaluateSection, score: Scoring, fingerprint: str
+    session: Session, store: StoreView, section: EvaluateSection, score: Scoring, scores: KeptScores
 ) -> tuple[Curves, Curves]:
     """Score every network, and once more fine-tuned where asked for; resumes after the last that was scored."""
     project = session.project
-    scores = KeptScores(project.unfinished / f"evaluate-{fingerprint[:16]}.json")
-    if scores:
-        session.progress.note(f"evaluate: resuming after {len(scores)} networks")
     methods = {layer: project.methods(store, layer) if section.ranks else () for layer in project.layers}
     evaluator = Evaluator.of(project, section, score, session.progress)
     plain = evaluator.curves(store, methods, scores)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import dalr_stream as ds
 from dalr_stream.numerics.selection.restoration import reader_errors, refitted, restored_towards
+from dalr_stream.numerics.statistics.channels import moments_of_taps
 from dalr_stream.numerics.statistics.cross import CrossMoments
 
 
@@ -80,3 +81,34 @@ def test_of_random_rivals_none_is_better_in_its_own_objective():
             own.weight + 1e-3 * rng.standard_normal(own.weight.shape), own.bias + 1e-3 * rng.standard_normal(4)
         )
         assert objective(rival) > objective(own)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 4), taps=st.integers(1, 3))
+def test_several_taps_of_each_node_are_kept_together_and_fitted_by_least_squares(seed, size, taps):
+    rng = np.random.default_rng(seed)
+    patches = np.maximum(rng.standard_normal((120, 4 * taps)) @ rng.standard_normal((4 * taps, 4 * taps)), 0.0)
+    weight, bias = rng.standard_normal((3, 4 * taps)), rng.standard_normal(3)
+    z = patches @ weight.T + bias + 0.3 * rng.standard_normal((120, 3))
+    moments = CrossMoments.of(patches, z)
+    nodes = ds.spectral(moments_of_taps([moments.inputs], 4)).at_size(size, ridge=1e-3)
+    reader = refitted(nodes, weight, bias, moments, 0.0)
+    kept = patches.reshape(120, 4, taps)[:, nodes.kept].reshape(120, -1)
+    rows = np.c_[kept, np.ones(120)]
+    best = float(np.sum((z - rows @ np.linalg.lstsq(rows, z, rcond=None)[0]) ** 2))
+    after = float(np.sum((z - kept @ reader.weight.T - reader.bias) ** 2))
+    assert reader.weight.shape == (3, size * taps)
+    assert after == pytest.approx(best, rel=1e-6, abs=1e-7 * np.sum(z**2))
+    assert reader_errors(nodes, weight, bias, reader, moments)[1] == pytest.approx(after, rel=1e-6, abs=1e-7)
+
+
+def test_moments_of_taps_are_those_of_all_taps_as_rows():
+    rng = np.random.default_rng(0)
+    one, other = rng.standard_normal((50, 12)), rng.standard_normal((40, 8))
+    found = moments_of_taps([ds.Moments.of(one), ds.Moments.of(other)], 4)
+    rows = [x.reshape(len(x), 4, -1).transpose(0, 2, 1).reshape(-1, 4) for x in (one, other)]
+    expected = ds.Moments.of(np.concatenate(rows))
+    np.testing.assert_allclose(found.second_moment, expected.second_moment, rtol=1e-12)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-10, atol=1e-12)
+    assert (found.count, found.samples) == (230, 50)
+    np.testing.assert_array_equal(found.maximum, expected.maximum)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,6 +100,11 @@ class ForwardCalls:
         with without_gradients(), calls_through(model, calls._followed):
             call(model, inputs_copied(batch))
         return calls
+
+    @property
+    def in_order(self) -> Sequence[Call]:
+        """All calls, as they began."""
+        return list(self._spans)
 
     def done_before(self, names: Collection[str]) -> Mapping[Call, bool]:
         """Return the calls that are done when the first of these modules is called, and whether anything uses them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from dalr_stream.network.capture.resuming.calls import Call, is_in
 from dalr_stream.network.capture.resuming.given import tensors_in
@@ -32,7 +32,7 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class State:
     """What the calls before a place gave for one batch; of what is not used any more, its form."""
 
     given: Mapping[Call, Any]
@@ -43,12 +43,31 @@ class _State:
         return not any(is_in(layer, [way[-1][0]]) for way in self.given for layer in layers)
 
 
+class KeptStream(Protocol):
+    """Where what is kept of each batch lies between two passes, by the number of its first sample."""
+
+    room: Room
+
+    def state(self, key: int) -> State | None:
+        """Return what is kept of a batch."""
+
+    def keep(self, key: int, given: Mapping[Call, Any] | None) -> None:
+        """Keep what was given for a batch; None for nothing."""
+
+    def forget(self) -> None:
+        """Begin at the inputs again."""
+
+
 @dataclass(slots=True)
 class Stream:
     """What is kept of one network's pass over the batches, by the number of each one's first sample."""
 
     room: Room
-    states: dict[int, _State] = field(default_factory=dict)
+    states: dict[int, State] = field(default_factory=dict)
+
+    def state(self, key: int) -> State | None:
+        """Return what is kept of a batch."""
+        return self.states.get(key)
 
     def keep(self, key: int, given: Mapping[Call, Any] | None) -> None:
         """Put what was given in the place of what was kept of a batch, where there is room; None for nothing."""
@@ -62,7 +81,7 @@ class Stream:
             self.room.refused = True
             return
         self.room.take(held)
-        self.states[key] = _State(given, held)
+        self.states[key] = State(given, held)
 
     def forget(self) -> None:
         """Begin at the inputs again."""

@@ -26,7 +26,7 @@ from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.resuming.calls import Call, ForwardCalls, calls_through, is_in
 from dalr_stream.network.capture.resuming.given import Form, Spent, UsedError, is_plain, mapped, tensors_in
-from dalr_stream.network.capture.resuming.kept_states import Stream
+from dalr_stream.network.capture.resuming.kept_states import KeptStream
 from dalr_stream.network.capture.taken import Taken
 
 SAMPLES = 2
@@ -45,17 +45,19 @@ class OnwardPass:
 
     layers: Collection[str]
     """Whose rows are wanted."""
-    stream: Stream
+    stream: KeptStream
     keep: Done | None
     """What is kept for the next pass; None for nothing."""
     orders: Orders | None
     """What is proved of the order of the rows."""
     note: Callable[[str], None]
     tried: bool = False
+    by_blocks: bool = False
+    """Whether all rows are taken by the time that all to be kept is there, or else at the end of the network."""
 
     def take(self, rows: Callable[[ForwardRun], dict[str, Taken]], key: int) -> dict[str, Taken]:
         """Return the rows of the batch that begins with sample `key`; `rows` takes them from a forward pass."""
-        state = self.stream.states.get(key)
+        state = self.stream.state(key)
         if state is None or not state.reaches(self.layers):
             return self._rows(rows, key, {})
         try:
@@ -74,7 +76,7 @@ class OnwardPass:
         self, rows: Callable[[ForwardRun], dict[str, Taken]], key: int, given: Mapping[Call, Any]
     ) -> dict[str, Taken]:
         room = self.stream.room
-        run = ForwardRun(given, self.keep or {}, room.spare_bytes)
+        run = ForwardRun(given, self.keep or {}, room.spare_bytes, until_kept=self.by_blocks)
         taken = rows(run)
         room.refused |= run.is_full
         self.stream.keep(key, run.kept if self.keep is not None and run.is_complete else None)
@@ -92,22 +94,27 @@ class OnwardPass:
 class ForwardRun:
     """Runs a network on one batch, as far as is needed: some calls give what is known, and others are remembered."""
 
-    def __init__(self, given: Mapping[Call, Any], keep: Done, room_bytes: int | None = None) -> None:
-        """`room_bytes` is what copies may take beside what was given: with more to keep, nothing is kept."""
+    def __init__(
+        self, given: Mapping[Call, Any], keep: Done, room_bytes: int | None = None, *, until_kept: bool = False
+    ) -> None:
+        """`room_bytes` is what copies may take beside what was given: with more to keep, nothing is kept.
+
+        `until_kept` ends the forward pass as soon as all that is to be kept is there.
+        """
         self.kept: dict[Call, Any] = {}
         self.is_full = False
         self._given, self._keep, self._room = given, keep, room_bytes
-        self._handed, self._own, self._rows_taken = _Handed(), _Own(), False
+        self._handed, self._own, self._rows_taken = _Handed(), _Own(), until_kept and bool(keep)
 
     @property
     def is_complete(self) -> bool:
         """Whether all that is to be kept is there."""
         return not self.is_full and len(self.kept) == len(self._keep)
 
-    def __call__(self, model: nn.Module, batch: Any) -> None:
-        """Run it; the batch is left as it is."""
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        """Run it, and return what it gives where it is run to its end; the batch is left as it is."""
         with suppress(EnoughError), calls_through(model, self._through) if self._given or self._keep else nullcontext():
-            call(model, inputs_copied(batch))
+            return call(model, inputs_copied(batch))
 
     def rows_taken(self) -> None:
         """End the forward pass, now or as soon as what is to be kept is there too."""

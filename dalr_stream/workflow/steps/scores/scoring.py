@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -38,6 +38,7 @@ from dalr_stream.workflow.steps.named_sizes import at_size
 
 SCORES = RecordKind("scores", 1, "run evaluate")
 
+T = TypeVar("T")
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 Score = Callable[[nn.Module], float]
 Curves = Mapping[str, tuple[ScoreCurve, ...]]
@@ -214,16 +215,17 @@ class KeptScores:
         """Read those of an interrupted evaluation, where there are some."""
         self._path = path
         try:
-            self._known: dict[str, float] = read_record(path, SCORES)
+            self._known: dict[str, Any] = read_record(path, SCORES)
         except (StoreNotFoundError, StoreDamagedError, FingerprintMismatchError):  # they are found again
             self._known = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def once(self, what: str, score: Callable[[], float]) -> float:
-        """Return the score kept of `what`, or find it and keep it."""
+    def once(self, what: str, score: Callable[[], T]) -> T:
+        """Return what is kept of `what`, a score or plain values, or find it and keep it."""
         if what not in self._known:
             self._known[what] = score()
             write_record(self._path, SCORES, self._known)
-        return self._known[what]
+        found: T = self._known[what]
+        return found

@@ -1,0 +1,1 @@
+"""Statistics of networks that run block by block."""

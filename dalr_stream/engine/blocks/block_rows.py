@@ -1,0 +1,183 @@
+"""The rows of a network that runs block by block, a pass a block: a `RowFeed`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+from torch import nn
+
+from dalr_stream.engine.backend import rows_for
+from dalr_stream.engine.capture import keep_weights, one_pass, watched_streams
+from dalr_stream.engine.estimate import BatchMemory, load_of
+from dalr_stream.engine.fold_passes import fitting
+from dalr_stream.engine.row_feed import Folds
+from dalr_stream.network.blocks.passes import BlockPasses
+from dalr_stream.network.blocks.pieces import Pieces
+from dalr_stream.network.blocks.readings import shared_readings
+from dalr_stream.network.capture.batches import few_samples, samples_in
+from dalr_stream.network.capture.order import Orders
+from dalr_stream.network.capture.passes import SameEveryPass
+from dalr_stream.network.capture.proofs.probe import probe_of
+from dalr_stream.network.capture.proofs.proved import prove
+from dalr_stream.network.capture.resuming.onward import OnwardPass
+from dalr_stream.network.capture.resuming.stored_states import StoredStream
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.identity import fingerprint
+from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.numerics.rows.probe import Probe
+from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.progress import Progress
+from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.storage.places.place import Place
+from dalr_stream.streaming.folding import Folding
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGroup(Sequence[str]):
+    """The streams that are folded in one pass of a block: of some blocks none."""
+
+    number: int
+    streams: tuple[str, ...]
+    again: bool = False
+    """Whether the block ran before for other streams, and what it gives is on disk."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return self.streams[index]
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+
+@dataclass
+class BlockRows:
+    """What makes the rows of each block's layers."""
+
+    root: Path
+    domain: str
+    model: nn.Module
+    batches: Iterable[Any]
+    layers: Sequence[LayerSpec]
+    rule: RowRule
+    passes: BlockPasses
+    pieces: Pieces
+    _numbers: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._numbers = {layer.stream: self.passes.pass_of(module_name(layer.name)) for layer in self.layers}
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """Of the layers."""
+        return [layer.stream for layer in self.layers]
+
+    @property
+    def choice(self) -> str:
+        """The rule's words."""
+        return self.rule.words
+
+    def network(self) -> NetworkRecord:
+        """Return what identifies the network and its streams: the same as of the whole network."""
+        return NetworkRecord(self._fingerprint, self._watched)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.model)
+
+    @cached_property
+    def _watched(self) -> dict[str, LayerRecord]:
+        records: dict[str, LayerRecord] = {}
+        for layers in self._piece_by_piece():
+            records |= watched_streams(self.model, layers)
+        return {stream: records[stream] for stream in self.streams}
+
+    def keep_weights(self, root: Place, network: NetworkRecord) -> None:
+        """Write those of the layers."""
+        for layers in self._piece_by_piece():
+            keep_weights(self.model, layers, root, network.fingerprint)
+
+    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
+        """Part the streams by block, and those of a block into passes that fit."""
+        groups: list[BlockGroup] = []
+        for number in range(max(self._numbers.values()) + 1):
+            here = [layer for layer in self.layers if self._numbers[layer.stream] == number]
+            parts: Sequence[tuple[str, ...]] = [tuple(layer.stream for layer in here)]
+            if here and folding.memory_limit_bytes is not None:
+                loads = [load_of(layer, 0, BatchMemory()) for layer in here if layer.stream not in self._shared]
+                homes = fitting(loads, folding, batches=self.batches)
+                parts = [tuple(name for name in parts[0] if self._shared.get(name, name) in one) for one in homes]
+            groups += [BlockGroup(number, part, again=part is not parts[0]) for part in parts]
+        return groups
+
+    def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
+        """Run one block on every batch that is not folded yet."""
+        assert isinstance(streams, BlockGroup)  # noqa: S101  # for the type checker: one of `groups`
+        number, layers = streams.number, [layer for layer in self.layers if layer.stream in streams.streams]
+        orders, stream = self._orders, self._stream(number)
+        stream.drop_spent()
+        last = number == len(self.passes) - 1
+        keep = None if last or streams.again else self.passes.done[number]
+        names = [module_name(layer.name) for layer in layers]
+        onward = OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
+        if number == 0 and self.rule.prove and sink.probed is not None:
+            self._probe(sink.probed)
+        with self.pieces.present(self.passes.pieces[number]):
+            one_pass(
+                self.model,
+                self.batches,
+                layers,
+                sink,
+                rows=self.rule,
+                to_rows=rows_for(folding),
+                title=f"block {number + 1} of {len(self.passes)}",
+                progress=progress,
+                onward=onward,
+                probes=False,
+            )
+
+    def _probe(self, probed: Callable[[Probe], None]) -> None:
+        """Tell what the network gives for a made-up sample, as every capture does before its first batch."""
+        with self.pieces.visiting():
+            probe = probe_of(self.model, self._first, samples_in(self._first))
+        if probe is not None:
+            probed(probe)
+
+    def drop(self) -> None:
+        """Remove the stream between blocks."""
+        self._stream(0).drop()
+
+    @cached_property
+    def _orders(self) -> Orders | None:
+        with self.pieces.visiting():
+            return prove(self.model, self.batches, self.layers, self.rule)
+
+    @cached_property
+    def _shared(self) -> dict[str, str]:
+        """Streams of inputs that another one of the same block has too."""
+        with self.pieces.visiting():
+            return shared_readings(self.model, few_samples(self._first, 1), self.layers, self._numbers)
+
+    @cached_property
+    def _first(self) -> Any:
+        return SameEveryPass(self.batches).first()
+
+    def _stream(self, number: int) -> StoredStream:
+        blocks = [list(block) for block in self.passes.blocks]
+        facts = {"network": self._fingerprint, "blocks": blocks}
+        return StoredStream(self.root, self.domain, number, self.passes.places, facts)
+
+    def _piece_by_piece(self) -> Iterator[list[LayerSpec]]:
+        """Yield the layers of each piece while it is in memory."""
+        by_piece: dict[str | None, list[LayerSpec]] = {}
+        for layer in self.layers:
+            by_piece.setdefault(self.pieces.holding(module_name(layer.name)), []).append(layer)
+        for piece, layers in by_piece.items():
+            with self.pieces.present([] if piece is None else [piece]):
+                yield layers

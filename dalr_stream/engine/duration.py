@@ -1,0 +1,104 @@
+"""How long capturing and accumulating will take, from one batch of each domain that is timed here.
+
+Of a batch the second pass counts: the first one proves things and warms up. Folding is timed on one tile of each width,
+wide ones on their first columns, since its work is known: d^2 multiply-adds a row. Writing rows to a disk, and reading
+them again, are not in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dalr_stream.engine.backend import backend_of, rows_for
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.taking import RowTaker
+from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.torch_library import wait_for_devices
+from dalr_stream.streaming.folding import CUPY, Folding
+from dalr_stream.streaming.layer_lanes import NewLanes
+from dalr_stream.streaming.plan import MemoryPlan
+
+_TIMED_FEATURES = 1024
+"""Wider layers are timed on so many columns: their products run at least as fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """What capturing and accumulating take of time on a machine like this one, in seconds."""
+
+    passes_seconds: float
+    """The network on all batches, as often as the plan goes through it."""
+    folding_seconds: float
+    """Rows to moments, on this process's threads."""
+
+    @property
+    def seconds(self) -> float:
+        """Both together, in one process."""
+        return self.passes_seconds + self.folding_seconds
+
+
+def duration_of(
+    model: nn.Module,
+    loaders: Mapping[str, Iterable[Any]],
+    layers: Sequence[LayerSpec],
+    folding: Folding,
+    plan: MemoryPlan,
+    *,
+    rows: RowRule | None = None,
+) -> Duration:
+    """Time a batch of each loader and a tile of each width; `plan` is that of `estimate` for the same.
+
+    Raises InvalidInputError for a device that is not here, and for CuPy.
+    """
+    if folding.device == CUPY:
+        raise InvalidInputError("folding on CuPy is not timed")
+    passes = len(plan.groups) if plan.direct else 1
+    seconds = sum(_seconds_a_batch(model, batches, layers, rows or RowRule(), folding) for batches in loaders.values())
+    each = {width: _seconds_a_row(width, folding) for width in {layer.features for layer in plan.layers}}
+    return Duration(passes * seconds, sum(layer.rows * each[layer.features] for layer in plan.layers))
+
+
+def _seconds_a_batch(
+    model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule, folding: Folding
+) -> float:
+    """Return what all batches of a loader take, were each like the first."""
+    batch, taker, to_rows, seconds = next(iter(batches)), RowTaker(model, layers, rule), rows_for(folding), 0.0
+    samples = samples_in(batch)
+    if not samples:
+        return 0.0
+    masks = rule.masks_of(batch, samples)
+    with without_gradients():
+        for _ in range(2):
+            begun = time.perf_counter()
+            taken = taker.take(batch, samples, 0, masks)
+            for one in {id(one): one for one in taken.values()}.values():
+                to_rows(one.rows)
+            wait_for_devices()
+            seconds = time.perf_counter() - begun
+    return seconds * (len(batches) if isinstance(batches, Sized) else 1)
+
+
+def _seconds_a_row(features: int, folding: Folding) -> float:
+    """Return what folding a row of this width takes; the second of two tiles counts."""
+    width, seconds = min(features, _TIMED_FEATURES), 0.0
+    rule, backend = folding.rule(width), backend_of(folding)
+    tile = backend.stage(np.random.default_rng(0).standard_normal((rule.tile_rows, width), dtype=np.float32))
+    with ThreadPoolExecutor(folding.threads.workers) as executor:
+        lanes = NewLanes(backend, executor).of(rule)
+        for number in range(2):
+            samples = np.arange(number * rule.tile_rows, (number + 1) * rule.tile_rows)
+            begun = time.perf_counter()
+            lanes.push(tile, samples)
+            wait_for_devices()
+            seconds = time.perf_counter() - begun
+    return seconds / rule.tile_rows * (features / width) ** 2

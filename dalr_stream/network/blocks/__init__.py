@@ -1,0 +1,1 @@
+"""Networks that run block by block: which modules are blocks, whose weights are in memory, what is proved of it."""

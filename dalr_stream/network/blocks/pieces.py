@@ -1,0 +1,149 @@
+"""The pieces that a network is read in: each block, and each module beside the blocks, such as an embedding or a head.
+
+A list of blocks is found in the network's structure: the outermost `nn.ModuleList`s and `nn.Sequential`s with several
+members. What holds such a list, at whatever distance, is never a piece, and what hangs on it directly (a class token)
+stays in memory. A piece's parameters are on the meta device until it is needed, and again afterwards; buffers are small
+and always there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dalr_stream.network.capture.resuming.calls import is_in
+from dalr_stream.network.layers.elsewhere import keep_elsewhere, weights_elsewhere
+from dalr_stream.network.saved.shards import Shards
+
+LISTS = (nn.ModuleList, nn.Sequential)
+
+
+def lists_in(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return the lists of modules with several members that are within no other, each with its members' names."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        members = tuple((name and f"{name}.{key}") or key for key in module._modules)  # noqa: SLF001  # a member may recur
+        within = any(is_in(name, [one]) for one in found) if found and name else False
+        if isinstance(module, LISTS) and len(members) > 1 and not within and "" not in found:
+            found[name] = members
+    return found
+
+
+def pieces_of(model: nn.Module, lists: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return the names of the pieces: the children of what holds a list that hold none themselves."""
+    above = {""} | {name[:end] for name in lists for end in range(len(name) + 1) if name[end : end + 1] in (".", "")}
+    children = [name for name, _ in model.named_modules() if name and name.rpartition(".")[0] in above]
+    return tuple(name for name in children if name not in above)
+
+
+@dataclass(frozen=True, slots=True)
+class _Absent:
+    """A parameter whose numbers are on disk."""
+
+    owner: nn.Module
+    attribute: str
+    stands_for: nn.Parameter
+    """On the meta device; the same object under every name of a tied parameter."""
+    stored_as: str
+
+
+class Pieces:
+    """The pieces of a network: a no-op for one that is in memory whole."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """See what pieces it has; see `attach` for one that is not in memory."""
+        self.lists = lists_in(model)
+        self.names = pieces_of(model, self.lists)
+        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._model = model
+        self._shards: Shards | None = None
+        self._absent: dict[str, _Absent] = {}
+        self._held: Counter[str] = Counter()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Pieces:
+        """Return those of a network."""
+        known: Any = weights_elsewhere(model)
+        return cls(model) if known is None else known
+
+    def attach(self, shards: Shards, stored_as: Mapping[str, str], device: torch.device) -> None:
+        """Take the numbers of the pieces' parameters from `shards`, each under the name that it is stored as."""
+        self._shards, self.device = shards, device
+        stands_for: dict[int, nn.Parameter] = {}
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            path, _, attribute = name.rpartition(".")
+            owner = self._model.get_submodule(path)
+            if self.holding(name) is None:
+                continue
+            empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+            absent = stands_for.setdefault(id(parameter), parameter if parameter.is_meta else empty)
+            self._absent[name] = _Absent(owner, attribute, absent, stored_as[name])
+            owner._parameters[attribute] = absent  # noqa: SLF001  # the attribute's setter would do more
+        keep_elsewhere(self._model, self)
+
+    def holding(self, name: str) -> str | None:
+        """Return the piece that a module or a tensor is part of; None where it is part of none."""
+        return next((piece for piece in self.names if is_in(name, [piece])), None)
+
+    def numbers(self, name: str) -> torch.Tensor:
+        """Return the numbers of one parameter, from disk."""
+        return self._read(self._absent[name])
+
+    @contextmanager
+    def present(self, pieces: Collection[str]) -> Iterator[None]:
+        """Have the numbers of some pieces in memory, for the length of the block."""
+        with ExitStack() as stack:
+            for piece in pieces:
+                stack.callback(self._give_up, piece)
+                self._hold(piece)
+            yield
+
+    @contextmanager
+    def visiting(self) -> Iterator[None]:
+        """Let the network run whole: each piece has its numbers while it runs, and is read anew each time."""
+        before = +self._held
+        try:
+            with ExitStack() as stack:
+                for piece in self.names if self._absent else ():
+                    module = self._model.get_submodule(piece)
+                    stack.callback(module.register_forward_pre_hook(lambda *_, piece=piece: self._hold(piece)).remove)
+                    given_up = module.register_forward_hook(
+                        lambda *_, piece=piece: self._give_up(piece), always_call=True
+                    )
+                    stack.callback(given_up.remove)
+                yield
+        finally:
+            for piece in [one for one, times in self._held.items() for _ in range(times - before[one])]:
+                self._give_up(piece)
+
+    def _hold(self, piece: str) -> None:
+        self._held[piece] += 1
+        if self._held[piece] == 1:
+            read: dict[int, nn.Parameter] = {}
+            for absent in self._of(piece):
+                key = id(absent.stands_for)
+                if key not in read:
+                    needs = absent.stands_for.requires_grad
+                    read[key] = nn.Parameter(self._read(absent), requires_grad=needs)
+                absent.owner._parameters[absent.attribute] = read[key]  # noqa: SLF001
+
+    def _give_up(self, piece: str) -> None:
+        if self._held[piece] == 0:
+            return
+        self._held[piece] -= 1
+        if self._held[piece] == 0:
+            for absent in self._of(piece):
+                absent.owner._parameters[absent.attribute] = absent.stands_for  # noqa: SLF001
+
+    def _of(self, piece: str) -> list[_Absent]:
+        return [absent for name, absent in self._absent.items() if is_in(name, [piece])]
+
+    def _read(self, absent: _Absent) -> torch.Tensor:
+        assert self._shards is not None  # noqa: S101  # for the type checker: what is absent came from there
+        return self._shards.tensor(absent.stored_as).to(self.device, absent.stands_for.dtype)

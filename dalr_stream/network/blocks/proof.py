@@ -1,0 +1,137 @@
+"""The proof that a network gives the same block by block as it does whole, bit for bit, on one batch.
+
+    whole           what it gives, and a digest of what each call gives that a later block starts from
+    block by block  each block from what was kept before it, after another batch went through that block: what a module
+                    leaves behind for later batches shows
+
+It is compared where blocks begin and at the end, so that the error names the block. Cost: two forward passes of the
+batch, and one of the other batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.errors import DalrStreamError, UnsupportedLayerError
+from dalr_stream.network.blocks.passes import BlockPasses
+from dalr_stream.network.blocks.pieces import Pieces
+from dalr_stream.network.capture import batches
+from dalr_stream.network.capture.batches import call, inputs_copied, samples_in
+from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.resuming.calls import Call, calls_through
+from dalr_stream.network.capture.resuming.given import UsedError, tensors_in
+from dalr_stream.network.capture.resuming.onward import ForwardRun
+from dalr_stream.network.layers.identity import tensor_digest
+
+_FAILS = "blocks: the network does not run block by block"
+_OTHERWISE = "run it whole"
+Given = Mapping[Call, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Generations:
+    """What a batch keeps between passes."""
+
+    samples: int
+    kept_bytes: tuple[int, ...]
+    """By place between two passes: what is new there."""
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of a sample, the most that is on disk at once: what is made before the blocks, and two generations."""
+        pairs = [sum(self.kept_bytes[max(place - 1, 0) : place + 1]) for place in range(len(self.kept_bytes))]
+        return -(-(max(pairs, default=0) + sum(self.kept_bytes[:1])) // self.samples)
+
+
+def prove_blocks(model: nn.Module, batch: Any, passes: BlockPasses, pieces: Pieces) -> Generations:
+    """Return what is kept of a batch; raises UnsupportedLayerError where it gives something else than whole."""
+    other = with_sample_replaced(batch, samples_in(batch))
+    proof = _Proof(model, passes, pieces)
+    with _explained(), without_gradients():
+        expected, outputs = proof.whole(batch)
+        return proof.by_blocks([batch] if other is None else [other.batch, batch], expected, outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    model: nn.Module
+    passes: BlockPasses
+    pieces: Pieces
+
+    def whole(self, batch: Any) -> tuple[dict[Call, str], str]:
+        """Return the digests of what later passes start from, and of what the network gives."""
+        wanted = {way for place in self.passes.places for way, run_in in place.items() if run_in is not None}
+        digests: dict[Call, str] = {}
+
+        def through(way: Call, forward: Any) -> Any:
+            value = forward()
+            if way in wanted:
+                digests[way] = _digest(value)
+            return value
+
+        with self.pieces.visiting(), calls_through(self.model, through):
+            outputs = call(self.model, inputs_copied(batch))
+        return digests, _digest_of_outputs(outputs)
+
+    def by_blocks(self, several: Sequence[Any], expected: Mapping[Call, str], outputs: str) -> Generations:
+        """Send batches through each block in turn, and compare the last of them."""
+        states: list[Given] = [{} for _ in several]
+        sizes: list[int] = []
+        for number in range(len(self.passes)):
+            with self.pieces.present(self.passes.pieces[number]):
+                runs = [self._run(number, batch, given) for batch, given in zip(several, states, strict=True)]
+            states = [kept for kept, _ in runs]
+            if number == len(self.passes) - 1:
+                if _digest_of_outputs(runs[-1][1]) != outputs:
+                    raise self._differs(number, "what the network gives")
+                break
+            new = {way: kept for way, kept in states[-1].items() if self.passes.places[number][way] == number}
+            for way, kept in new.items():
+                if _digest(kept) != expected[way]:
+                    raise self._differs(number, f"what '{way[-1][0]}' gives")
+            sizes.append(sum(tensor.nbytes for tensor in tensors_in(tuple(new.values()))))
+        return Generations(max(samples_in(several[-1]), 1), tuple(sizes))
+
+    def _run(self, number: int, batch: Any, given: Given) -> tuple[Given, Any]:
+        last = number == len(self.passes) - 1
+        run = ForwardRun(given, {} if last else self.passes.done[number], until_kept=True)
+        outputs = run(self.model, batch)
+        if not run.is_complete:
+            raise self._differs(number, "which modules are called for another batch")
+        return run.kept, outputs
+
+    def _differs(self, number: int, what: str) -> UnsupportedLayerError:
+        return UnsupportedLayerError(
+            f"{_FAILS}: {what} is not the same in block '{self.passes.blocks[number][0]}' as in the whole network: "
+            f"something is random there, depends on earlier batches, or passes the blocks by; {_OTHERWISE}"
+        )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except UsedError:
+        raise UnsupportedLayerError(
+            f"{_FAILS}: it asks for numbers that nothing was seen to use; {_OTHERWISE}"
+        ) from None
+    except DalrStreamError:
+        raise
+    except Exception as error:
+        raise UnsupportedLayerError(f"{_FAILS}: {type(error).__name__}: {error}; {_OTHERWISE}") from error
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256("".join(map(tensor_digest, tensors_in((value,)))).encode()).hexdigest()
+
+
+def _digest_of_outputs(outputs: Any) -> str:
+    plain = dict(outputs) if hasattr(outputs, "items") else outputs
+    return hashlib.sha256("".join(map(tensor_digest, batches.tensors_in(plain))).encode()).hexdigest()

@@ -1,0 +1,300 @@
+"""Block by block, a network gives the store that it gives whole: the same files, to the byte."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from block_networks import WORDS, Block, Tower, batches, in_shards, made, same_files
+from notes import Notes
+from stopping import StopAfter, StoppedError
+from torch import nn
+
+import dalr_stream as ds
+from dalr_stream.engine.estimate import BatchMemory, load_of
+from dalr_stream.engine.fold_passes import direct_plan
+from dalr_stream.errors import (
+    DiskSpaceError,
+    FingerprintMismatchError,
+    InvalidInputError,
+    LayerNotFoundError,
+    StoreDamagedError,
+    UnsupportedLayerError,
+)
+from dalr_stream.streaming.lanes import Pace
+
+LAYERS = ["blocks.*", "head"]
+ROWS = ds.RowRule(mask="mask")
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+def accumulate(model, store, data=None, *, outputs=(), **options):
+    layers = ds.watch(model, LAYERS, outputs=outputs)
+    return ds.accumulate(model, batches() if data is None else data, layers, store=store, rows=ROWS, **options)
+
+
+def opened(folder, model=None):
+    return ds.open_network(lambda: Tower().to(model.head.weight.dtype) if model else Tower(), folder)
+
+
+def pictures():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 16, 5),
+    )  # fmt: skip
+
+
+class Stages(nn.Module):
+    """Two stages of residual blocks, as a ResNet's."""
+
+    class Residual(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.conv1, self.bn = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+            self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv2(torch.relu(self.bn(self.conv1(x))))
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 2, stride=2)
+        self.layer1 = nn.Sequential(self.Residual(4), self.Residual(4))
+        self.layer2 = nn.Sequential(self.Residual(6), self.Residual(6), self.Residual(6))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(self.layer2(self.down(self.layer1(self.stem(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("network", [pictures, Stages])
+def test_convolutions(network, tmp_path):
+    model = made(network)
+    data = list(torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2)).split(5))
+    layers = ds.watch(model, ["*"])
+    ds.accumulate(model, data, layers, store=tmp_path / "whole")
+    ds.accumulate(model, data, layers, store=tmp_path / "blocks", blocks=True)
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_from_shards_one_block_at_a_time(dtype, tmp_path):
+    model = made(Tower).to(dtype)
+    whole = accumulate(model, tmp_path / "whole", outputs=["blocks.*.o"])
+    in_shards(model, tmp_path / "weights")
+    network = opened(tmp_path / "weights", model)
+    there = []
+
+    def count(module, *_):
+        there.append(
+            {name.split(".")[1] for name, p in network.named_parameters() if "blocks" in name and not p.is_meta}
+        )
+        assert next(module.parameters()).dtype == dtype
+
+    for block in network.blocks:
+        block.register_forward_hook(count)
+    blocks = accumulate(network, tmp_path / "blocks", outputs=["blocks.*.o"])
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+    assert max(map(len, there)) == 1
+    assert all(parameter.is_meta for parameter in network.parameters())
+    factors = [ds.dalr(statistics["blocks.2.up"], ridge=1e-3).at_rank(3) for statistics in (whole, blocks)]
+    assert np.array_equal(factors[0].down, factors[1].down)
+
+
+def test_a_folder_of_save_pretrained(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=WORDS, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, dtype="bfloat16",
+    )  # fmt: skip
+    model = made(lambda: transformers.AutoModelForCausalLM.from_config(config))
+    model.save_pretrained(tmp_path / "weights", max_shard_size="4KB")
+    network = ds.open_network(lambda: transformers.AutoModelForCausalLM.from_config(config), tmp_path / "weights")
+    assert network.model.rotary_emb.inv_freq.equal(model.model.rotary_emb.inv_freq)
+    data = [{"input_ids": one["words"], "attention_mask": one["mask"].long()} for one in batches()]
+    for net, name in ((model, "whole"), (network, "blocks")):
+        layers = ds.watch(net, ["re:model.layers.*proj", "lm_head"])
+        ds.accumulate(net, data, layers, store=tmp_path / name, rows=ds.RowRule(mask="attention_mask"))
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+    assert network.config.use_cache
+
+
+def test_stopped_anywhere_it_goes_on_to_the_same_bits_and_keeps_two_generations(tmp_path):
+    model, folding = made(Tower), ds.Folding(ds.HoldoutRule(0.0), pace=lambda: Pace(every_tiles=1))
+
+    def accumulate(network, store, **options):
+        layers = ds.watch(network, ["blocks.*.up", "blocks.*.down"])
+        ds.accumulate(network, batches(), layers, store=store, rows=ROWS, folding=folding, **options)
+
+    accumulate(model, tmp_path / "whole")
+    in_shards(model, tmp_path / "weights")
+    network = opened(tmp_path / "weights")
+    for stop in (4, 5, 11):
+        store = tmp_path / f"stopped-{stop}"
+        with pytest.raises(StoppedError):
+            accumulate(network, store, progress=StopAfter(stop))
+        streams = [path.name for path in (store / "unfinished" / "target").glob("@stream-*")]
+        assert len(streams) <= 3
+        notes = Notes()
+        accumulate(network, store, progress=notes)
+        assert len(notes.started) == 4 - (stop - 1) // 5
+        assert same_files(tmp_path / "whole", store) == []
+
+
+def test_a_block_that_does_not_fit_takes_several_passes(tmp_path):
+    model = made(Tower)
+    apart = ds.watch(model, ["re:blocks.0.(q|o|up|down)"])
+    needed = direct_plan([load_of(layer, 0, BatchMemory()) for layer in apart], ds.Folding()).peak_bytes
+    notes = Notes()
+    accumulate(model, tmp_path / "whole")
+    limit = ds.Folding(memory_limit_bytes=needed - 1)
+    accumulate(model, tmp_path / "blocks", folding=limit, blocks="blocks", progress=notes)
+    assert len(notes.started) == 2 * 4
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+
+
+def test_blocks_without_watched_layers_are_passed_through(tmp_path):
+    model, data = made(Tower), batches()
+    for name, blocks in (("whole", None), ("blocks", ["blocks"])):
+        notes = Notes()
+        layers = ds.watch(model, ["blocks.2.up"])
+        ds.accumulate(model, data, layers, store=tmp_path / name, blocks=blocks, progress=notes)
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+    assert notes.started == [f"block {number} of 4" for number in (1, 2, 3)]
+
+
+def test_a_record_of_the_stream_that_is_damaged_or_gone_is_named(tmp_path):
+    model = made(Tower)
+    with pytest.raises(StoppedError):
+        accumulate(model, tmp_path / "store", blocks=True, progress=StopAfter(6))
+    records = sorted((tmp_path / "store" / "unfinished" / "target" / "@stream-0").iterdir())
+    chunk = next(path for path in records[3].rglob("c/*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreDamagedError, match=r"delete '.*unfinished/target' and run again"):
+        accumulate(model, tmp_path / "store", blocks=True)
+    shutil.rmtree(records[3])
+    with pytest.raises(StoreDamagedError, match="is gone, where the block before left the batch of sample 12"):
+        accumulate(model, tmp_path / "store", blocks=True)
+    shutil.rmtree(tmp_path / "store" / "unfinished" / "target")
+    accumulate(model, tmp_path / "store", blocks=True)
+    accumulate(model, tmp_path / "whole")
+    assert same_files(tmp_path / "whole", tmp_path / "store") == []
+
+
+def test_other_data_on_resuming_are_refused(tmp_path):
+    model = made(Tower)
+    with pytest.raises(StoppedError):
+        accumulate(model, tmp_path / "store", blocks=True, progress=StopAfter(7))
+    changed = batches()
+    changed[3]["words"] = changed[3]["words"].flip(0)
+    with pytest.raises(FingerprintMismatchError, match="has other batches than the first"):
+        accumulate(model, tmp_path / "store", changed, blocks=True)
+
+
+def test_no_room_for_the_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 3000})())
+    with pytest.raises(DiskSpaceError, match="the stream between blocks takes"):
+        accumulate(made(Tower), tmp_path / "store", blocks=True)
+    assert not (tmp_path / "store").exists()
+
+
+class Skipping(Tower):
+    """What the first block gives is used at the end."""
+
+    def forward(self, words, mask):
+        x = first = self.blocks[0](self.words(words), mask[:, None])
+        for block in self.blocks[1:]:
+            x = block(x, mask[:, None])
+        return self.head(x + first)
+
+
+class Shared(Tower):
+    def __init__(self):
+        super().__init__()
+        self.blocks[2] = self.blocks[1]
+
+
+class Twice(Tower):
+    def forward(self, words, mask):
+        x = self.words(words)
+        for block in (*self.blocks, self.blocks[1]):
+            x = block(x, mask[:, None])
+        return self.head(x)
+
+
+class Remembering(Tower):
+    """A block that adds what it gave for the batch before."""
+
+    class Block(Block):
+        before = 0.0
+
+        def forward(self, x, bias):
+            given = super().forward(x, bias)
+            self.before, before = given.mean(), self.before
+            return given + before
+
+    def __init__(self):
+        super().__init__()
+        self.blocks[2] = self.Block()
+
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(WORDS, 8), nn.Linear(8, 3)
+
+    def forward(self, words, mask):
+        return self.head(self.words(words) * mask[..., None])
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Skipping, "what 'blocks.0' gives is used beyond the block after it, by 'blocks.2' or later"),
+        (Shared, "members of 'blocks' are one and the same module: blocks may not be shared"),
+        (Twice, "'blocks.1' is called 2 times in a forward pass"),
+        (Remembering, "what 'blocks.2' gives is not the same in block 'blocks.2' as in the whole network"),
+        (Flat, "no nn.ModuleList or nn.Sequential whose members are called once each"),
+    ],
+)
+def test_networks_that_have_no_such_blocks_are_refused(network, message, tmp_path):
+    model = made(network)
+    with pytest.raises(UnsupportedLayerError, match=message):
+        ds.accumulate(model, batches(), ds.watch(model, ["head"]), store=tmp_path / "store", blocks=True)
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_is_asked_for_wrongly(tmp_path):
+    model, store = made(Tower), tmp_path / "store"
+    for blocks, message in (
+        ("block", "there is no module 'block'; nearest: blocks"),
+        ("head", "is a Linear: name an nn.ModuleList"),
+    ):
+        with pytest.raises((LayerNotFoundError, InvalidInputError), match=message):
+            accumulate(model, store, blocks=blocks)
+    with pytest.raises(InvalidInputError, match="lies in a store: give store="):
+        accumulate(model, None, blocks=True)
+    with pytest.raises(InvalidInputError, match="several passes go through them"):
+        accumulate(model, store, iter(batches()), blocks=True)
+    layers = ds.watch(model, ["blocks.0.up"], gradients=["blocks.0.up"])
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'blocks.0.up': its gradients come from the end"):
+        ds.accumulate(model, batches(), layers, store=store, blocks=True)
+    assert not store.exists()
+
+
+def test_a_network_on_disk_does_nothing_else(tmp_path):
+    in_shards(made(Tower), tmp_path / "weights")
+    network = opened(tmp_path / "weights")
+    with pytest.raises(InvalidInputError, match="which accumulate alone does: load the network whole"):
+        ds.capture(network, batches(), ds.watch(network, LAYERS), tmp_path / "store", domain="target")
+
+
+def test_rows_that_are_not_proved(tmp_path):
+    model, rule = made(Tower), ds.RowRule(prove=False)
+    for name, blocks in (("whole", None), ("blocks", True)):
+        ds.accumulate(model, batches(), ds.watch(model, LAYERS), store=tmp_path / name, rows=rule, blocks=blocks)
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
