@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from soaking import in_soak
 from stores_in_buckets import contents, job
 
 from dalr_stream.errors import StoreError
@@ -15,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("quick_tries")
 WRITTEN = ("PUT", "POST", "DELETE")
 
 
-@pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.LATE])
+@pytest.mark.parametrize(
+    "fault", [Fault.SLOW_DOWN, Fault.DONE_TORN, Fault.HALF, *in_soak(Fault.ERROR, Fault.TORN, Fault.DONE_ERROR)]
+)
 def test_every_request_failing_once_ends_in_the_same_bits(in_s3, s3, tmp_path, fault):
     job(tmp_path)
     failed = set()
@@ -43,7 +46,7 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(in_s3, s3, tmp_path):
     assert contents(in_s3) == contents(tmp_path)
 
 
-@pytest.mark.parametrize("fault", [Fault.ERROR, Fault.TORN, Fault.DONE_TORN])
+@pytest.mark.parametrize("fault", [Fault.DONE_TORN, *in_soak(Fault.ERROR, Fault.TORN)])
 def test_a_server_that_fails_for_good_is_one_line_and_the_same_command_goes_on(
     in_s3, s3, tmp_path, fault, monkeypatch, soak
 ):
