@@ -25,7 +25,7 @@ def layers(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) 
     from dalr_stream.workflow.results.tables import layer_facts, layer_table
 
     project = open_run(file, overrides).project
-    network, console = project.stand_in(), console_for()
+    network, console = project.recorded_stand_in(), console_for()
     if as_json:
         typer.echo(json.dumps(layer_facts(project, network), indent=1))
         return
@@ -45,7 +45,7 @@ def estimate(
     from dalr_stream.workflow.run_cost import cost_of
 
     project, console = open_run(file, with_machine(overrides, memory)).project, console_for()
-    cost = cost_of(project, project.stand_in(), ranks=ranks)
+    cost = cost_of(project, project.recorded_stand_in(), ranks=ranks)
     if as_json:
         typer.echo(json.dumps(cost.facts(), indent=1))
     else:

@@ -10,6 +10,7 @@ from torch import nn
 from dalr_stream.engine.ranks.passes import require_same_on_all
 from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.ranks.rows import DealtWriter, SentRows
+from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batches, require_layers
 from dalr_stream.network.capture.loaders import can_resume
 from dalr_stream.network.capture.resuming.onward import OnwardPass
@@ -102,6 +103,7 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
     progress = progress or Silent()
     rows = (rows or RowRule()).of_layers(layers)
     require_batches(batches)
+    require_numbers(model)
     if link.ranks > 1:
         require_for_ranks(model, batches, link.ranks)
     network = network_record(model, layers)
@@ -122,20 +124,23 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
 def network_record(model: nn.Module, layers: Sequence[LayerSpec]) -> NetworkRecord:
     """Return what identifies a network, its watched streams of rows, and who reads their layers' channels."""
     require_layers(layers)
-    require_numbers(model)
     return NetworkRecord(fingerprint(model), watched_streams(model, layers))
 
 
 def watched_streams(model: nn.Module, layers: Sequence[LayerSpec]) -> dict[str, LayerRecord]:
     """Return the layer behind each stream of rows, by the stream's name."""
-    return {layer.stream: _layer_record(model, layer) for layer in layers}
+    records = {
+        layer.stream: _layer_record(model, layer) for group in Pieces.of(model).one_by_one(layers) for layer in group
+    }
+    return {layer.stream: records[layer.stream] for layer in layers}
 
 
 def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Place, network: str) -> None:
     """Write each layer's weight and bias to the store of `network`, where they are not there yet."""
     facts = {"network": network}
-    for layer in layers:
-        if origin_of(weights_path(root, layer.name)) != facts:
+    missing = [layer for layer in layers if origin_of(weights_path(root, layer.name)) != facts]
+    for group in Pieces.of(model).one_by_one(missing):
+        for layer in group:
             save_layer_weights(root, layer.name, *weights_of(model, layer.name), facts)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from dalr_stream.engine.backend import rows_for
 from dalr_stream.engine.blocks.accumulate import from_blocks
 from dalr_stream.engine.capture import keep_weights, network_record, one_pass, watched_streams
-from dalr_stream.engine.estimate import BatchMemory, load_of, taken_of
+from dalr_stream.engine.estimate import BatchMemory, load_of, most_rows, taken_of
 from dalr_stream.engine.fold_passes import fitting, fold_in_memory, fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.ranks.ranks import Ranks
@@ -195,17 +195,11 @@ class NetworkRows:
         require_batches(self.batches)
         if folding.memory_limit_bytes is None:
             return [self.streams]
-        groups = fitting([load_of(layer, 0, BatchMemory()) for layer in self.layers], folding, batches=self.batches)
-        if isinstance(self.batches, Iterator):  # looking at the first would lose it
-            if len(groups) > 1:
-                require_repeatable(self.batches, "batches")
-            return groups
-        first = next(iter(self.batches), None)
-        if first is None or samples_in(first) == 0:
-            return groups
-        taken = taken_of(self.model, first, self.layers, self.rule)
+        first = None if isinstance(self.batches, Iterator) else next(iter(self.batches), None)  # else it would be lost
+        taken = {} if first is None or samples_in(first) == 0 else taken_of(self.model, first, self.layers, self.rule)
         probe, shared = BatchMemory.of(self.model, first, taken, self.layers, self.rule), same_as_before(taken)
-        loads = [load_of(layer, 0, probe) for layer in self.layers if layer.stream not in shared]
+        most = {name: most_rows(one, first, self.batches, folding) for name, one in taken.items()}
+        loads = [load_of(one, 0, probe, most.get(one.stream)) for one in self.layers if one.stream not in shared]
         groups = fitting(loads, folding, probe.forward_bytes, batches=self.batches)
         if len(groups) > 1:
             require_repeatable(self.batches, "batches")

@@ -48,6 +48,9 @@ def estimate(
     leave out is counted; batches padded to more than the first may have more. Layers that read the same tensor in every
     domain count once, under the name of the first.
 
+    Lanes that those rows do not fill take no memory and are not counted. A memory limit relies on that only for layers
+    with a row a sample, whose number is known: within one, the others may need more than they do without.
+
     Where torch folds (`folding.device`), the figures are of that device: lanes and tiles live there, and the memory
     limit is the share of it that they may take; single precision takes 12 KiB a feature and half a tile beside them.
     This process then holds a tile of a store, and one layer's lanes at a time while they are joined and written.
@@ -57,6 +60,7 @@ def estimate(
     rule = rows or RowRule()
     readers: list[dict[str, str]] = []
     counts: dict[str, dict[str, int]] = {}
+    known: list[dict[str, int | None]] = []
     probe, most = BatchMemory(), 0
     for domain, batches in loaders.items():
         if not isinstance(batches, Sized):
@@ -69,9 +73,14 @@ def estimate(
             probe = probe.larger(BatchMemory.of(model, first, taken, layers, rule))
         readers.append(same_as_before(taken))
         counts[domain] = {name: of_layer.rows.shape[0] * len(batches) for name, of_layer in taken.items()}
+        known.append({name: most_rows(one, first, batches, folding) for name, one in taken.items()})
     shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
     total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
-    loads = [load_of(layer, total[layer.stream], probe) for layer in layers if layer.stream not in shared]
+    loads = [
+        load_of(layer, total[layer.stream], probe, _largest(of.get(layer.stream) for of in known))
+        for layer in layers
+        if layer.stream not in shared
+    ]
     found = plan(
         loads,
         threads=folding.threads.workers,
@@ -118,10 +127,26 @@ class BatchMemory:
         return BatchMemory(max(self.forward_bytes, other.forward_bytes), rows)
 
 
-def load_of(layer: LayerSpec, rows: int, probe: BatchMemory) -> LayerLoad:
+def load_of(layer: LayerSpec, rows: int, probe: BatchMemory, most: int | None = None) -> LayerLoad:
     """Return what the plan needs to know of a watched layer; `outputs` where these could be watched instead."""
-    outputs = layer.outputs if layer.side is Side.INPUTS else None
-    return LayerLoad(layer.stream, layer.features, rows, outputs=outputs, batch_bytes=probe.rows.get(layer.stream, 0))
+    outputs, taken = layer.outputs if layer.side is Side.INPUTS else None, probe.rows.get(layer.stream, 0)
+    return LayerLoad(layer.stream, layer.features, rows, outputs=outputs, batch_bytes=taken, most_rows=most)
+
+
+def most_rows(taken: Taken, batch: Any, batches: Iterable[Any], folding: Folding) -> int | None:
+    """Return the most rows that a layer has of all batches, given those of the first; None where nobody knows.
+
+    Where a sample gives several, those of another batch may give more: a memory limit does not rely on that.
+    """
+    rows = taken.rows.shape[0]
+    if not isinstance(batches, Sized) or (folding.memory_limit_bytes is not None and rows > samples_in(batch)):
+        return None
+    return rows * len(batches)
+
+
+def _largest(rows: Iterable[int | None]) -> int | None:
+    known = list(rows)
+    return None if None in known else max((one for one in known if one is not None), default=None)
 
 
 def require_disk(needed: MemoryPlan, folder: Place, held_bytes: int = 0) -> None:

@@ -1,5 +1,11 @@
 # What is public of `dalr_stream.numerics` beside the names of the front: the one list, as in `../__init__.pyi`.
 
+from dalr_stream.numerics.heads.factors import HeadFactors as HeadFactors
+from dalr_stream.numerics.heads.factors import head_factors as head_factors
+from dalr_stream.numerics.heads.layout import HeadLayout as HeadLayout
+from dalr_stream.numerics.heads.narrowed import HeadLosses as HeadLosses
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads as NarrowedHeads
+from dalr_stream.numerics.heads.narrowed import head_losses as head_losses
 from dalr_stream.numerics.linalg.precision import Precision as Precision
 from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows as dalr_from_rows
 from dalr_stream.numerics.lowrank.grouped import GroupedFactors as GroupedFactors

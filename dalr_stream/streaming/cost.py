@@ -39,6 +39,20 @@ class LayerLoad:
     """Rows of one batch on their way from the network to a tile."""
     beside_tile_bytes: int = 0
     """What reading a tile from a store holds besides it: the two tiles that one of joint rows is cut from."""
+    most_rows: int | None = None
+    """The most that one domain has; None where that is not known, and rows may fill every lane."""
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of the largest tile there will be."""
+        height = tile_rows(self.features)
+        return height if self.most_rows is None else min(height, self.most_rows)
+
+    @property
+    def lanes(self) -> int:
+        """Lanes that get a tile; the others take no memory."""
+        lanes = lane_count(self.features)
+        return lanes if self.most_rows is None else min(lanes, max(1, -(-self.most_rows // tile_rows(self.features))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +136,7 @@ def layer_cost(
     folding = max(store_bytes_of(load, strip, parts, threads, readers) for strip in cut)
     summed = _sum_strips(d, records, memory_limit_bytes)
     summing = records.summing * _FLOAT64 * max(strip.cells for strip in summed)
-    directly = (sums_alive(segments) if segments else lane_count(d)) * parts * records.partitions
+    directly = (sums_alive(segments) if segments else load.lanes) * parts * records.partitions
     return LayerCost(
         name=load.name,
         features=d,
@@ -162,7 +176,7 @@ def _sum_strips(features: int, records: KeptRecords, memory_limit_bytes: int | N
 
 def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, readers: int = 1) -> int:
     """Accumulators, and what comes and goes beside them: tiles, then matrices being joined, then chunks being saved."""
-    lanes = lane_count(load.features)
+    lanes = load.lanes
     record = _FLOAT64 * strip.cells
     tiles = (1 + TILES_READ_AHEAD * readers) * tile_bytes(load) + readers * load.beside_tile_bytes
     working = min(lanes, threads) * (tiles + turn_bytes(load, parts - 1, strip.stop))
@@ -174,13 +188,12 @@ def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, read
 
 def turn_bytes(load: LayerLoad, heldout_share: float, columns: int | None = None) -> int:
     """One tile in float64, and its training and held-out rows where they are parted."""
-    rows = tile_rows(load.features)
-    return _FLOAT64 * (rows + 1) * (columns or load.features) + (tile_bytes(load) if heldout_share else 0)
+    return _FLOAT64 * (load.tile_rows + 1) * (columns or load.features) + (tile_bytes(load) if heldout_share else 0)
 
 
 def tile_bytes(load: LayerLoad) -> int:
-    """Return the bytes of a full tile."""
-    return tile_rows(load.features) * load.features * load.itemsize
+    """Return the bytes of the largest tile."""
+    return load.tile_rows * load.features * load.itemsize
 
 
 def _strips(

@@ -133,6 +133,7 @@ class LayerFold:
                     rows.rows,
                     itemsize=np.dtype(rows.dtype).itemsize,
                     beside_tile_bytes=opened.beside_tile_bytes,
+                    most_rows=rows.rows,
                 )
             ],
             threads=folding.threads.workers,

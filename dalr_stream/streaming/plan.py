@@ -46,6 +46,8 @@ class MemoryPlan:
     """Other ways to run the layer that needs most, and what each needs."""
     forward_bytes: int = 0
     """What the passes of a batch, forward and where gradients are taken back, hold beside the network, if known."""
+    stream_bytes: int = 0
+    """Disk for what blocks give each other, while a network runs block by block."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Rows of each stream on each domain, by the domain's name, where loaders told."""
 
@@ -68,7 +70,7 @@ class MemoryPlan:
     @property
     def disk_peak_bytes(self) -> int:
         """The most disk that capturing and accumulating take at once."""
-        return self.disk_bytes + self.checkpoint_bytes
+        return self.disk_bytes + self.checkpoint_bytes + self.stream_bytes
 
     @property
     def peak_bytes(self) -> int:

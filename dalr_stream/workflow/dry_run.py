@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
 
 from dalr_stream.engine.estimate import held_on_disk, require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError
@@ -94,7 +93,7 @@ def dry_run(project: Project) -> DryRun:
                 outlook.loaders.append(_first_batch(project, key, section))
     network = None
     with outlook.collecting():
-        network = project.stand_in()
+        network = project.recorded_stand_in()
         outlook.network = f"{type(network).__name__}, {parameter_count(network):,} parameters"
     loaded = {facts.key for facts in outlook.loaders}
     if network is not None:
@@ -102,7 +101,7 @@ def dry_run(project: Project) -> DryRun:
             section = labelled[key]
             if isinstance(section, LabelledSection) and key in loaded:
                 with outlook.collecting():
-                    _try_metric(project, key, section, network)
+                    _try_metric(project, key, section)
     if network is not None and loaded >= sections.keys():
         with outlook.collecting():
             outlook.left_out = unsupported_layers(network, config.network.layers)
@@ -147,14 +146,14 @@ def _first_batch(project: Project, key: str, section: DataSection) -> LoaderFact
     return LoaderFacts(key, samples, known is not None, len(loader), _in_words(batch))
 
 
-def _try_metric(project: Project, key: str, section: LabelledSection, network: nn.Module) -> None:
+def _try_metric(project: Project, key: str, section: LabelledSection) -> None:
     """Score the network on a section's first batch by a metric of one's own; raises ConfigError where that fails."""
     if section.metric == "accuracy":
         return
     with project.code.importing():
         scoring = score_on(project, key, section)
         try:
-            dataclasses.replace(scoring, batches=list(islice(scoring.batches, 1)))(network)
+            dataclasses.replace(scoring, batches=list(islice(scoring.batches, 1)))(project.stand_in())
         except DalrStreamError:
             raise
         except Exception as error:  # whatever a metric of one's own raises is a fact of the dry run

@@ -78,7 +78,7 @@ def step_memory(
 
 def require_steps(project: Project, cost: MemoryPlan, solving: SolvingPlan) -> None:
     """Raise MemoryLimitError where a step of the run does not fit in its memory limit."""
-    limit, network = project.config.accumulate.memory_limit_bytes, project.network
+    limit, network = project.config.accumulate.memory_limit_bytes, project.recorded
     if limit is not None:
         for step in step_memory(project, network, cost, solving, sequence_cost(project, network)):
             step.require(limit)

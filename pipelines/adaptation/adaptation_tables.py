@@ -37,8 +37,10 @@ def table(seeds: Sequence[Figures]) -> str:
         if name != "target"
     }
     lines += ["", *_by_rate("points over `target`, same repetition", gains, {})]
-    better = {name: [[100.0 * (gain > 0) for gain in row] for row in rows] for name, rows in gains.items()}
-    lines += ["", *_by_rate("repetitions above `target` (%)", better, {})]
+    lines += ["", *_head("repetitions above `target`")]
+    for name, rows in gains.items():
+        above = (sum(gain > 0 for gain in values) for values in zip(*rows, strict=True))
+        lines.append(_row(name, (f"{count}/{len(rows)}" for count in above)))
     kept = {layer: [one["kept"][layer] for one in seeds] for layer in seeds[0]["kept"]}
     lines += ["", *_by_rate("nodes that `target` keeps at compression rate", kept, {})]
     lines += ["", "| mean activation rate | source nodes | target nodes | none |", "|---|---:|---:|---:|"]
@@ -55,12 +57,15 @@ def _by_rate(
     title: str, rows: Mapping[str, Sequence[Sequence[float]]], published: Mapping[str, Sequence[float]]
 ) -> Iterator[str]:
     """Yield a table with a column for each rate; a row's values are by repetition, then by rate."""
-    yield _row(title, (f"{100 * rate:.1f}" for rate in RATES))
-    yield "|---|" + "---:|" * len(RATES)
+    yield from _head(title)
     for name, repetitions in rows.items():
         yield _row(name, (spread(values) for values in zip(*repetitions, strict=True)))
         if name in published:
             yield _published(name, published[name])
+
+
+def _head(title: str) -> tuple[str, str]:
+    return _row(title, (f"{100 * rate:.1f}" for rate in RATES)), "|---|" + "---:|" * len(RATES)
 
 
 def _row(name: str, cells: Iterable[str]) -> str:

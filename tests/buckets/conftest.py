@@ -4,9 +4,8 @@ from datetime import timedelta
 from itertools import count
 
 import pytest
-from stores_in_buckets import small_tiles
+from stores_in_buckets import SECRET, small_tiles
 
-SECRET = "do-not-keep-or-show-this"  # noqa: S105
 _numbers = count()
 
 
@@ -56,7 +55,7 @@ def quick_tries(monkeypatch):
     bucket.connect.cache_clear()
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _small_tiles():
     pytest.importorskip("obstore", reason="stores in buckets need obstore: pip install 'dalr_stream[buckets]'")
     with small_tiles():

@@ -18,6 +18,7 @@ from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.folding import Threads
 
 SAMPLES = 60
+SECRET = "do-not-keep-or-show-this"  # noqa: S105
 _TILES = tiling.MIN_TILE_ROWS, tiling.MAX_TILE_ROWS
 
 

@@ -4,8 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from conftest import SECRET
-from stores_in_buckets import capture, job
+from stores_in_buckets import SECRET, capture, job
 
 import dalr_stream as ds
 from dalr_stream.errors import InvalidInputError, StoreError, StoreNotFoundError

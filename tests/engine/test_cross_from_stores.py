@@ -100,7 +100,7 @@ def test_within_a_limit_they_are_folded_in_strips_to_the_same_bits_or_refused(tm
     stores = two_stores(tmp_path, *both(600, 1300, 900))
     whole = accumulate_cross_stored(*stores, tmp_path / "c", folding=HELD)["fc"]
     notes = StopAfter(10**6)
-    limited = dataclasses.replace(HELD, memory_limit_bytes=210 * 2**20)
+    limited = dataclasses.replace(HELD, memory_limit_bytes=150 * 2**20)
     cut = accumulate_cross_stored(*stores, tmp_path / "l", folding=limited, progress=notes)["fc"]
     assert any("passes over the rows, to stay within the limit" in line for line in notes.said)
     assert cut.same_bits(whole)

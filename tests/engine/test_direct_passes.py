@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_into, accumulate_stream
-from dalr_stream.engine.estimate import estimate
+from dalr_stream.engine.estimate import BatchMemory, estimate, load_of
+from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError
 from dalr_stream.streaming.lanes import Pace
 
@@ -42,6 +43,14 @@ def limited(net, layers):
     return dataclasses.replace(FREE, memory_limit_bytes=(one + two) // 2)
 
 
+@pytest.fixture
+def limited_blindly(layers):
+    """The same where the number of batches is not known, so that rows may fill every lane."""
+    loads = [load_of(layer, 0, BatchMemory()) for layer in layers]
+    one, two = (direct_plan(some, FREE).peak_bytes for some in (loads[:1], loads))
+    return dataclasses.replace(FREE, memory_limit_bytes=(one + two) // 2)
+
+
 def data(seed):
     return list(torch.randn(50, 6, generator=torch.Generator().manual_seed(seed)).split(10))
 
@@ -70,8 +79,10 @@ def test_a_layer_that_has_no_moments_is_named_with_those_that_have(net, layers, 
         assert found.get("fc") is None
 
 
-def test_what_can_be_gone_through_once_is_refused_for_several_passes_and_whole_in_one(net, layers, limited, tmp_path):
-    for fold in folds(net, layers, limited, tmp_path):
+def test_what_can_be_gone_through_once_is_refused_for_several_passes_and_whole_in_one(
+    net, layers, limited_blindly, tmp_path
+):
+    for fold in folds(net, layers, limited_blindly, tmp_path):
         with pytest.raises(InvalidInputError, match="several passes go through them, a generator allows one"):
             fold(batch for batch in data(1))
     for fold in folds(net, layers, FREE, tmp_path):
@@ -93,8 +104,33 @@ class Passes:
     def __init__(self, *passes):
         self._left = [passes[0], *passes]
 
+    def __len__(self):
+        return len(data(1))
+
     def __iter__(self):
         return iter(self._left.pop(0))
+
+
+def test_where_few_rows_are_known_to_come_more_layers_share_a_pass(net, layers, limited_blindly):
+    class Counted(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    class Unsized:
+        def __init__(self, batches):
+            self.batches = batches
+
+        def __iter__(self):
+            return iter(self.batches)
+
+    sized, unsized = Counted(data(1)), Counted(data(1))
+    one = accumulate_stream(net, sized, layers, folding=limited_blindly)
+    other = accumulate_stream(net, Unsized(unsized), layers, folding=limited_blindly)
+    assert unsized.passes == sized.passes + 1
+    assert all(one[name].same_bits(other[name]) for name in ("0", "2"))
 
 
 @pytest.mark.parametrize("second", [data(1)[:-1], [*data(1), data(2)[0]], [*data(1)[:3], *data(2)[3:]]])

@@ -231,7 +231,9 @@ def test_nothing_held_out_leaves_an_empty_record(store):
 def test_what_is_not_possible_is_refused(store, model, layers):
     with pytest.raises(InvalidInputError, match=r"shards must be 1 .* got 0"):
         ds.Folding(shards=0)
-    with pytest.raises(InvalidInputError, match="cross moments are kept whole"):
+    with pytest.raises(
+        InvalidInputError, match="layer after layer keep their moments whole, got shards=4: leave it out"
+    ):
         ds.compress_sequentially(model, batches(), {"0": ds.LayerChoice("svd", 1)}, folding=DEALT)
     pairs = ds.accumulate_cross(model, model, batches(), layers, folding=DEALT)
     assert merge_all(pairs.shards["2"]).same_bits(pairs["2"])

@@ -270,6 +270,9 @@ def test_the_experiment_gives_every_row_and_reads_what_it_measured(adaptation, t
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert all(0 <= value <= 100 for values in first["accuracies"].values() for value in values)
     printed = adaptation.tables.table([first, first])
+    counted = printed.partition("repetitions above `target`")[2].splitlines()[2]
+    gained = first["accuracies"]["target/source"][0] > first["accuracies"]["target"][0]
+    assert counted.startswith(f"| target/source | {2 * gained}/2 |")
     assert "| *node, strength 1, published* | *95.2*" in printed
     assert "| mean activation rate | source nodes | target nodes | none |" in printed
     for row in (*LAYERS, "generator.conv1, on source", "*first layer, on target, published*"):

@@ -200,7 +200,7 @@ def test_the_main_job_ends_in_a_report_that_compares_methods(tmp_path):
     run = ds.Run.open(PIPELINES / "pretrained/run.toml", set=[*settings, f"run.output='{tmp_path / 'run'}'"])
     run.all()
     labels = [size.label.partition(":")[0] for size in run.results.sizes]
-    assert labels == ["uncompressed", "compressed", *["compared"] * 6]
+    assert labels == ["uncompressed", "compressed", *["compared"] * 5]
     assert all(size.parameters < run.results.sizes[0].parameters for size in run.results.sizes[1:])
     assert (tmp_path / "run/report/report.html").exists()
 

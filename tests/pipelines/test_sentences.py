@@ -19,7 +19,8 @@ def pipeline(monkeypatch):
     """The modules of the pipeline, by their names."""
     for folder in (FOLDER.parent / "shared", FOLDER):
         monkeypatch.syspath_prepend(str(folder))
-    names = ("sentences_network", "sentences_data", "sentences_budgets", "sentences_in_turn")
+    parts = ("network", "data", "budgets", "in_turn", "attention")
+    names = [f"sentences_{part}" for part in parts]
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
@@ -82,3 +83,13 @@ def test_the_table_layer_after_layer_of_a_tiny_encoder(pipeline, monkeypatch, en
     cosines = [float(line.split("|")[2].split(",")[0]) for line in lines[2:]]
     assert len(cosines) == 12
     assert all(0.0 < cosine <= 1.0 for cosine in cosines)
+
+
+def test_the_table_of_a_tiny_encoders_attention(pipeline, monkeypatch, encoder):
+    (model, batches), attention = encoder, pipeline["sentences_attention"]
+    monkeypatch.setattr(attention, "BUDGETS", (0.5,))
+    lines = list(attention.rows(model, batches, pipeline["sentences_budgets"].Scores.of(model, batches)))
+    cosines = [float(line.split("|")[2].split(",")[0]) for line in lines[2:]]
+    assert len(cosines) == 3
+    assert all(0.0 < cosine <= 1.0 for cosine in cosines)
+    assert lines[-1].endswith("(50.0%) |")

@@ -1,5 +1,7 @@
 """The plan's arithmetic, held against arrays that exist and against laws of its own."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,10 +9,12 @@ from hypothesis import strategies as st
 
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
+from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.numerics.statistics.folding import LaneFold
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.streaming.cost import LayerLoad
+from dalr_stream.streaming.layer_lanes import NewLanes
 from dalr_stream.streaming.plan import plan
 
 MIB = 2**20
@@ -47,6 +51,29 @@ def test_memory_covers_the_accumulators_that_a_fold_makes(width, share):
     (cost,) = plan_of(width, share=share).layers
     assert cost.store_bytes >= accumulators + 3 * tile  # a tile as read, and in float64
     assert cost.direct_bytes == accumulators + tile
+
+
+@pytest.mark.parametrize("rows", [1, 4096, 4097])
+def test_lanes_that_get_no_tile_are_not_counted_and_get_no_memory(rows):
+    rule = FoldRule(1024, HoldoutRule(0.0))
+    with ThreadPoolExecutor(1) as executor:
+        lanes = NewLanes(Backend(), executor).of(rule)
+        lanes.push(np.zeros((rows, 1024), np.float32), np.arange(rows))
+        lanes.flush()
+    scatters = [part.scatter for state in lanes.states() for part in (state.training, state.heldout) if part]
+    made = sum(scatter.nbytes for scatter in scatters if scatter.flags.writeable)
+    load = LayerLoad("fc", 1024, rows, most_rows=rows)
+    tile = min(rows, rule.tile_rows) * 1024 * 4
+    (cost,) = plan([load], threads=1, heldout_share=0.0, direct=True).layers
+    assert cost.direct_bytes == made + tile
+
+
+@given(st.integers(1, 9000), st.integers(0, 10**7), st.integers(0, 10**7), st.booleans())
+def test_the_more_rows_are_known_to_come_the_more_is_held_up_to_what_any_number_takes(width, rows, more, direct):
+    def peak(most):
+        return plan([LayerLoad("fc", width, 0, most_rows=most)], threads=2, heldout_share=0.1, direct=direct).peak_bytes
+
+    assert peak(rows) <= peak(rows + more) <= peak(None) == peak(10**9)
 
 
 @pytest.mark.parametrize("width", [100, 2100])

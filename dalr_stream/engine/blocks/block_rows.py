@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, overload
 from torch import nn
 
 from dalr_stream.engine.backend import rows_for
-from dalr_stream.engine.capture import keep_weights, one_pass, watched_streams
+from dalr_stream.engine.capture import keep_weights, network_record, one_pass
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.row_feed import Folds
@@ -26,12 +27,11 @@ from dalr_stream.network.capture.proofs.proved import prove
 from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.resuming.stored_states import StoredStream
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress
-from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.folding import Folding
 
@@ -85,28 +85,20 @@ class BlockRows:
 
     def network(self) -> NetworkRecord:
         """Return what identifies the network and its streams: the same as of the whole network."""
-        return NetworkRecord(self._fingerprint, self._watched)
+        return self._record
 
     @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint(self.model)
-
-    @cached_property
-    def _watched(self) -> dict[str, LayerRecord]:
-        records: dict[str, LayerRecord] = {}
-        for layers in self._piece_by_piece():
-            records |= watched_streams(self.model, layers)
-        return {stream: records[stream] for stream in self.streams}
+    def _record(self) -> NetworkRecord:
+        return network_record(self.model, self.layers)
 
     def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write those of the layers."""
-        for layers in self._piece_by_piece():
-            keep_weights(self.model, layers, root, network.fingerprint)
+        keep_weights(self.model, self.layers, root, network.fingerprint)
 
     def groups(self, folding: Folding) -> Sequence[Collection[str]]:
         """Part the streams by block, and those of a block into passes that fit."""
         groups: list[BlockGroup] = []
-        for number in range(max(self._numbers.values()) + 1):
+        for number in range(self._last + 1):
             here = [layer for layer in self.layers if self._numbers[layer.stream] == number]
             parts: Sequence[tuple[str, ...]] = [tuple(layer.stream for layer in here)]
             if here and folding.memory_limit_bytes is not None:
@@ -120,14 +112,14 @@ class BlockRows:
         """Run one block on every batch that is not folded yet."""
         assert isinstance(streams, BlockGroup)  # noqa: S101  # for the type checker: one of `groups`
         number, layers = streams.number, [layer for layer in self.layers if layer.stream in streams.streams]
-        orders, stream = self._orders, self._stream(number)
+        orders, stream = self._orders, self._stream(number, writes=not streams.again and number < self._last)
         stream.drop_spent()
-        last = number == len(self.passes) - 1
-        keep = None if last or streams.again else self.passes.done[number]
+        keep = None if number == len(self.passes) - 1 else self.passes.done[number]
         names = [module_name(layer.name) for layer in layers]
         onward = OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
         if number == 0 and self.rule.prove and sink.probed is not None:
             self._probe(sink.probed)
+        resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
             one_pass(
                 self.model,
@@ -141,11 +133,14 @@ class BlockRows:
                 onward=onward,
                 probes=False,
             )
+        if number == 0 and self._last and not resumed and not streams.again:
+            seconds = time.monotonic() - begun
+            hours = f"{seconds * self._last / 3600:,.1f} hours"
+            progress.note(f"blocks: the first took {seconds:,.0f} s; the other {self._last} may take {hours}")
 
     def _probe(self, probed: Callable[[Probe], None]) -> None:
         """Tell what the network gives for a made-up sample, as every capture does before its first batch."""
-        with self.pieces.visiting():
-            probe = probe_of(self.model, self._first, samples_in(self._first))
+        probe = probe_of(self.model, self._first, samples_in(self._first))
         if probe is not None:
             probed(probe)
 
@@ -155,29 +150,23 @@ class BlockRows:
 
     @cached_property
     def _orders(self) -> Orders | None:
-        with self.pieces.visiting():
-            return prove(self.model, self.batches, self.layers, self.rule)
+        return prove(self.model, self.batches, self.layers, self.rule)
 
     @cached_property
     def _shared(self) -> dict[str, str]:
         """Streams of inputs that another one of the same block has too."""
-        with self.pieces.visiting():
-            return shared_readings(self.model, few_samples(self._first, 1), self.layers, self._numbers)
+        return shared_readings(self.model, few_samples(self._first, 1), self.layers, self._numbers)
 
     @cached_property
     def _first(self) -> Any:
         return SameEveryPass(self.batches).first()
 
-    def _stream(self, number: int) -> StoredStream:
-        blocks = [list(block) for block in self.passes.blocks]
-        facts = {"network": self._fingerprint, "blocks": blocks}
-        return StoredStream(self.root, self.domain, number, self.passes.places, facts)
+    @property
+    def _last(self) -> int:
+        """The pass of the last block that is watched."""
+        return max(self._numbers.values())
 
-    def _piece_by_piece(self) -> Iterator[list[LayerSpec]]:
-        """Yield the layers of each piece while it is in memory."""
-        by_piece: dict[str | None, list[LayerSpec]] = {}
-        for layer in self.layers:
-            by_piece.setdefault(self.pieces.holding(module_name(layer.name)), []).append(layer)
-        for piece, layers in by_piece.items():
-            with self.pieces.present([] if piece is None else [piece]):
-                yield layers
+    def _stream(self, number: int, *, writes: bool = False) -> StoredStream:
+        blocks = [list(block) for block in self.passes.blocks]
+        facts = {"network": self._record.fingerprint, "blocks": blocks}
+        return StoredStream(self.root, self.domain, number, self.passes.places, facts, writes=writes)

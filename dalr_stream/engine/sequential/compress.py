@@ -18,6 +18,7 @@ selection's order follows from the nodes of the network as compressed so far, it
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,7 +142,7 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     >>> result.network[2][0].out_features
     2
     """
-    *_, last = sequential_passes(
+    passes = sequential_passes(
         model,
         batches,
         choices,
@@ -152,7 +153,12 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
         folding=folding,
         progress=progress,
     )
-    return last
+    return last_of(passes)
+
+
+def last_of(passes: Iterator[SequentialCompression]) -> SequentialCompression:
+    """Go through all passes and return what there is in the end; no network of an earlier one is kept."""
+    return deque(passes, maxlen=1).pop()
 
 
 def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
@@ -187,23 +193,32 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     one_pass = SequentialPass(
         model, choices, seen, None if source is None else SameEveryPass(source, "source"), folding, moments, targets
     )
-    state = SequentialCompression(model, passes) if begun is None else begun
+    state, resumed = begun or SequentialCompression(model, passes), begun is not None
+    del begun  # a network that is held here is held through all passes
     progress.note(f"layer after layer: {in_words(state.left)}")
     for words in targets.words:
         progress.note(words)
     yield state
-    for group in state.left:
-        onward.begin(group)
-        solved = one_pass.solve(group, state.network)
-        for name, one in solved.items():
-            progress.note(f"layer '{name}': {one.outcome}")
-        small = _with(state.network, solved, first)
-        onward.end(state.network, small)
-        done = {**state.layers, **{name: one.outcome for name, one in solved.items()}}
-        state = SequentialCompression(small, passes, done)
-        if not state.left and begun is None:
+    while state.left:
+        state = _after_a_pass(state, one_pass, onward, first, progress)
+        if not state.left and not resumed:
             moments.drop_others()
         yield state
+
+
+def _after_a_pass(
+    state: SequentialCompression, one_pass: SequentialPass, onward: OnwardPasses, example: Any, progress: Progress
+) -> SequentialCompression:
+    """Do the next pass: what it was solved from and the factors are gone before the one after it."""
+    group = state.left[0]
+    onward.begin(group)
+    solved = one_pass.solve(group, state.network)
+    for name, one in solved.items():
+        progress.note(f"layer '{name}': {one.outcome}")
+    small = _with(state.network, solved, example)
+    onward.end(state.network, small)
+    done = {**state.layers, **{name: one.outcome for name, one in solved.items()}}
+    return SequentialCompression(small, state.passes, done)
 
 
 def _with(network: nn.Module, solved: Mapping[str, Solved], example: Any) -> nn.Module:

@@ -95,7 +95,10 @@ def require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding:
     if not choices:
         raise InvalidInputError("layer after layer: needs at least one layer, got none")
     if folding.shards > 1:
-        raise InvalidInputError(f"cross moments are kept whole: leave out shards={folding.shards}")
+        raise InvalidInputError(
+            f"folding.shards: passes of layer after layer keep their moments whole, got shards={folding.shards}: leave "
+            "it out; accumulate_cross keeps shards of cross moments"
+        )
     for name, choice in choices.items():
         if not isinstance(choice, LayerChoice):
             raise InvalidInputError(

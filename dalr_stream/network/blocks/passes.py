@@ -53,8 +53,7 @@ class BlockPasses:
         named = [blocks] if isinstance(blocks, str) else [] if isinstance(blocks, bool) else list(blocks)
         for name in named:
             _require_list(model, name, pieces)
-        with pieces.visiting():
-            calls = ForwardCalls.of(model, batch)
+        calls = ForwardCalls.of(model, batch)
         order = [way[-1][0] for way in calls.in_order]
         groups = _in_order(model, order, named or _longest_first(model, order, pieces))
         begins = [_begin(order, group) for group in groups[1:]]

@@ -19,7 +19,9 @@ from torch import nn
 
 from dalr_stream.network.capture.resuming.calls import is_in
 from dalr_stream.network.layers.elsewhere import keep_elsewhere, weights_elsewhere
+from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.saved.shards import Shards
+from dalr_stream.numerics.rows.streams import module_name
 
 LISTS = (nn.ModuleList, nn.Sequential)
 
@@ -65,6 +67,7 @@ class Pieces:
         self._shards: Shards | None = None
         self._absent: dict[str, _Absent] = {}
         self._held: Counter[str] = Counter()
+        self._passing = False
 
     @classmethod
     def of(cls, model: nn.Module) -> Pieces:
@@ -97,20 +100,30 @@ class Pieces:
 
     @contextmanager
     def present(self, pieces: Collection[str]) -> Iterator[None]:
-        """Have the numbers of some pieces in memory, for the length of the block."""
-        with ExitStack() as stack:
-            for piece in pieces:
-                stack.callback(self._give_up, piece)
-                self._hold(piece)
-            yield
+        """Have the numbers of some pieces in memory, for the length of the block, and of no others."""
+        self._passing = True
+        try:
+            with ExitStack() as stack:
+                for piece in pieces:
+                    stack.callback(self._give_up, piece)
+                    self._hold(piece)
+                yield
+        finally:
+            self._passing = False
 
     @contextmanager
     def visiting(self) -> Iterator[None]:
-        """Let the network run whole: each piece has its numbers while it runs, and is read anew each time."""
+        """Let the network run whole: each piece has its numbers while it runs, and is read anew each time.
+
+        Nothing where pieces are `present`: those are all that is run then.
+        """
+        if self._passing or not self._absent:
+            yield
+            return
         before = +self._held
         try:
             with ExitStack() as stack:
-                for piece in self.names if self._absent else ():
+                for piece in self.names:
                     module = self._model.get_submodule(piece)
                     stack.callback(module.register_forward_pre_hook(lambda *_, piece=piece: self._hold(piece)).remove)
                     given_up = module.register_forward_hook(
@@ -121,6 +134,15 @@ class Pieces:
         finally:
             for piece in [one for one, times in self._held.items() for _ in range(times - before[one])]:
                 self._give_up(piece)
+
+    def one_by_one(self, layers: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
+        """Yield the layers of each piece while it is in memory."""
+        by_piece: dict[str | None, list[LayerSpec]] = {}
+        for layer in layers:
+            by_piece.setdefault(self.holding(module_name(layer.name)), []).append(layer)
+        for piece, within in by_piece.items():
+            with self.present([] if piece is None else [piece]):
+                yield within
 
     def _hold(self, piece: str) -> None:
         self._held[piece] += 1

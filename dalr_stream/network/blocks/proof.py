@@ -26,13 +26,14 @@ from dalr_stream.network.capture.batches import call, inputs_copied, samples_in
 from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.resuming.calls import Call, calls_through
-from dalr_stream.network.capture.resuming.given import UsedError, tensors_in
+from dalr_stream.network.capture.resuming.given import Spent, UsedError, tensors_in
 from dalr_stream.network.capture.resuming.onward import ForwardRun
 from dalr_stream.network.layers.identity import tensor_digest
 
 _FAILS = "blocks: the network does not run block by block"
 _OTHERWISE = "run it whole"
 Given = Mapping[Call, Any]
+Outputs = Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +60,29 @@ def prove_blocks(model: nn.Module, batch: Any, passes: BlockPasses, pieces: Piec
         return proof.by_blocks([batch] if other is None else [other.batch, batch], expected, outputs)
 
 
+def generations_of(model: nn.Module, batch: Any, passes: BlockPasses) -> Generations:
+    """Return what a batch keeps between passes, and prove nothing; cost: a forward pass."""
+    sizes = [0] * len(passes.places)
+
+    def through(way: Call, forward: Any) -> Any:
+        value = forward()
+        for number, place in enumerate(passes.places):
+            if place.get(way) == number:
+                sizes[number] += sum(tensor.nbytes for tensor in tensors_in((value,)))
+        return value
+
+    with without_gradients(), calls_through(model, through):
+        call(model, inputs_copied(batch))
+    return Generations(max(samples_in(batch), 1), tuple(sizes))
+
+
 @dataclass(frozen=True, slots=True)
 class _Proof:
     model: nn.Module
     passes: BlockPasses
     pieces: Pieces
 
-    def whole(self, batch: Any) -> tuple[dict[Call, str], str]:
+    def whole(self, batch: Any) -> tuple[dict[Call, str], Outputs]:
         """Return the digests of what later passes start from, and of what the network gives."""
         wanted = {way for place in self.passes.places for way, run_in in place.items() if run_in is not None}
         digests: dict[Call, str] = {}
@@ -76,11 +93,11 @@ class _Proof:
                 digests[way] = _digest(value)
             return value
 
-        with self.pieces.visiting(), calls_through(self.model, through):
+        with calls_through(self.model, through):
             outputs = call(self.model, inputs_copied(batch))
-        return digests, _digest_of_outputs(outputs)
+        return digests, _digests_of_outputs(outputs)
 
-    def by_blocks(self, several: Sequence[Any], expected: Mapping[Call, str], outputs: str) -> Generations:
+    def by_blocks(self, several: Sequence[Any], expected: Mapping[Call, str], outputs: Outputs) -> Generations:
         """Send batches through each block in turn, and compare the last of them."""
         states: list[Given] = [{} for _ in several]
         sizes: list[int] = []
@@ -89,7 +106,8 @@ class _Proof:
                 runs = [self._run(number, batch, given) for batch, given in zip(several, states, strict=True)]
             states = [kept for kept, _ in runs]
             if number == len(self.passes) - 1:
-                if _digest_of_outputs(runs[-1][1]) != outputs:
+                found = _digests_of_outputs(runs[-1][1])
+                if len(found) != len(outputs) or any(a not in ("", b) for a, b in zip(found, outputs, strict=True)):
                     raise self._differs(number, "what the network gives")
                 break
             new = {way: kept for way, kept in states[-1].items() if self.passes.places[number][way] == number}
@@ -132,6 +150,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256("".join(map(tensor_digest, tensors_in((value,)))).encode()).hexdigest()
 
 
-def _digest_of_outputs(outputs: Any) -> str:
+def _digests_of_outputs(outputs: Any) -> Outputs:
+    """Return a digest of each tensor that a network gives; nothing of one that an earlier pass gave, and is spent."""
     plain = dict(outputs) if hasattr(outputs, "items") else outputs
-    return hashlib.sha256("".join(map(tensor_digest, batches.tensors_in(plain))).encode()).hexdigest()
+    return ["" if isinstance(tensor, Spent) else tensor_digest(tensor) for tensor in batches.tensors_in(plain)]

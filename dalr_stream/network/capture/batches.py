@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -99,12 +99,15 @@ def names_mask(key: str) -> bool:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Run the network, layer by layer, on one batch's inputs: a tensor, or a mapping of keyword arguments."""
+    """Run the network, layer by layer, on one batch's inputs: a tensor, or a mapping of keyword arguments.
+
+    One whose weights are elsewhere has each piece read as it is called.
+    """
     elsewhere = weights_elsewhere(model)
     own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     device = own if elsewhere is None else elsewhere.device
     inputs = inputs_of(batch)
-    with layer_by_layer():
+    with layer_by_layer(), nullcontext() if elsewhere is None else elsewhere.visiting():
         if isinstance(inputs, Mapping):
             return model(**{k: placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
         return model(placed(inputs, device))

@@ -21,7 +21,7 @@ class Elsewhere(Protocol):
         """Return the numbers of one parameter or buffer, by its name in the network."""
 
     def visiting(self) -> AbstractContextManager[None]:
-        """Let the network run whole: each piece of it has its numbers while it runs."""
+        """Let the network run: each piece of it that is not there has its numbers while it runs."""
 
 
 def weights_elsewhere(model: nn.Module) -> Elsewhere | None:

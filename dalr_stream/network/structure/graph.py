@@ -21,10 +21,12 @@ from dalr_stream.network.capture.batches import few_samples, refusals_explained
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.structure.group import Group, OrderError
+from dalr_stream.network.structure.heads import Attention, found_attention
 from dalr_stream.network.structure.idle import count_calls
 from dalr_stream.network.structure.places import spans_seen
 from dalr_stream.network.structure.proof import quiet, require_proof
 from dalr_stream.network.structure.tracing import dependencies_of
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.statistics.channels import ChannelGroup
 
 EXAMPLES = 2
@@ -49,6 +51,8 @@ class Structure:
         Why there is none; empty where there is.
     known
         What was found of each layer so far: its group, or the error that says why it has none.
+    attentions
+        The same of the attentions, by output layer.
 
     Examples
     --------
@@ -65,6 +69,7 @@ class Structure:
     calls: Mapping[str, int]
     untraceable: str = ""
     known: dict[str, ChannelGroup | UnsupportedLayerError] = field(default_factory=dict, repr=False)
+    attentions: dict[str, Attention | UnsupportedLayerError] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module, example: Any, *, place: str = "example") -> Structure:
@@ -102,6 +107,38 @@ class Structure:
         if isinstance(group_or_error, UnsupportedLayerError):
             raise group_or_error
         return group_or_error
+
+    def heads_of(self, name: str) -> HeadLayout:
+        """Return the attention whose output layer is `name`: its layers, and how their features are parted into heads.
+
+        Parameters
+        ----------
+        name
+            The layer that reads what the attention gives.
+
+        Returns
+        -------
+        HeadLayout
+            For `numerics.head_factors`.
+
+        Raises
+        ------
+        LayerNotFoundError, UnsupportedLayerError
+            Where there is no such layer, or its attention is not what `head_factors` takes it for, with the reason.
+        """
+        return self.attention_of(name).layout
+
+    def attention_of(self, name: str) -> Attention:
+        """Return what was found of the attention whose output layer is `name`; raises as `heads_of` does."""
+        if name not in self.attentions:
+            try:
+                self.attentions[name] = found_attention(self.model, self.example, name)
+            except UnsupportedLayerError as error:
+                self.attentions[name] = error
+        found = self.attentions[name]
+        if isinstance(found, UnsupportedLayerError):
+            raise found
+        return found
 
     def refuse(self, name: str, error: UnsupportedLayerError) -> None:
         """Have no group of layer `name`, nor of those that are tied to it, from now on: they cannot be pruned."""

@@ -7,47 +7,50 @@ Sequential that has the settings of the layer it replaced), so it traces, export
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import few_samples
 from dalr_stream.network.layers.groups import in_order
 from dalr_stream.network.layers.identity import require_numbers
-from dalr_stream.network.layers.kinds import channels_read, matrix_of
-from dalr_stream.network.layers.obstacles import require_finite_weights, require_range, require_replaceable
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.obstacles import require_range, require_replaceable
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import EXAMPLES, Structure
 from dalr_stream.network.surgery.copies import require_no_copy_used
 from dalr_stream.network.surgery.copying import copied
 from dalr_stream.network.surgery.equivalence import require_as_before
+from dalr_stream.network.surgery.heads import with_narrowed_heads
 from dalr_stream.network.surgery.holders import (
     modules_by_name,
     replaced_modules,
     require_held_once,
     require_released,
 )
+from dalr_stream.network.surgery.keeping import Keeper, require_shape
 from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
-from dalr_stream.network.surgery.plan import KeepNodes, SplitLayer, Step, SurgeryPlan, first_layer
+from dalr_stream.network.surgery.plan import SplitLayer, Step, SurgeryPlan
 from dalr_stream.network.surgery.refusal import refuse_own_saves
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import GroupedPair
 from dalr_stream.numerics.rows.streams import group_name, module_name
 from dalr_stream.numerics.selection.nodes import SelectedNodes
-from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelSpan
 
 Replacement = LowRankLayer | GroupedPair | SelectedNodes
 PLAN_ATTRIBUTE = "compression_plan"
 
 
-def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, example: Any = None) -> nn.Module:
+def compress(
+    model: nn.Module, replacements: Mapping[str, Replacement | NarrowedHeads], *, example: Any = None
+) -> nn.Module:
     """Return a copy of `model` in which each named layer is replaced.
 
     Parameters
@@ -59,9 +62,9 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
         of what the layer's readers read. For a convolution of several groups, the factors of each, of one rank, by the
         groups' names. Factor pairs come first, so a selection may shrink a pair.
     example
-        A batch as `capture` takes it, or a `Structure` of `model`. Selections need it: which layers carry and read the
-        same channels shows when a batch goes through. Factor pairs do not; where it is given, it is proved that the
-        network calls what takes a layer's place just as it called the layer, and computes the same elsewhere.
+        A batch as `capture` takes it, or a `Structure` of `model`. Selections and heads need it: which layers carry and
+        read the same channels shows when a batch goes through. Factor pairs do not; where it is given, it is proved
+        that the network calls what takes a layer's place just as it called the layer, and computes the same elsewhere.
 
     Returns
     -------
@@ -104,25 +107,32 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
     )
     """
     for name, record in replacements.items():
-        if not isinstance(record, Replacement):
+        if not isinstance(record, Replacement | NarrowedHeads):
             raise InvalidInputError(
                 f"layer '{name}': a replacement is what at_rank or at_size gives, got {type(record).__name__}"
             )
     require_numbers(model)
+    heads = {name: record for name, record in replacements.items() if isinstance(record, NarrowedHeads)}
     with torch.inference_mode(mode=False):  # its tensors could not be trained, nor traced
-        return _compressed(model, replacements, example)
+        others = {name: record for name, record in replacements.items() if not isinstance(record, NarrowedHeads)}
+        if not heads:
+            return _compressed(model, others, example)
+        structure = _structure(model, example, next(iter(heads)))
+        small, steps = with_narrowed_heads(model, heads, structure)
+        _mark(small, model, [*_steps_of(model), *steps])
+        return _compressed(small, others, structure.example) if others else small
 
 
 def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], example: Any) -> nn.Module:
     require_replaceable(model, (module_name(name) for name in replacements))
     small = copied(model)
     before = modules_by_name(small)
-    steps: list[Step] = list(getattr(small, PLAN_ATTRIBUTE, SurgeryPlan()).steps)  # of a network compressed before
+    steps = _steps_of(small)
     for name, factors in _by_module(replacements).items():
         steps.append(_split(small, name, factors))
     selections = {name: record for name, record in replacements.items() if isinstance(record, SelectedNodes)}
     if selections:
-        keeper = _Keeper(small, _structure(model, example, next(iter(selections))))
+        keeper = Keeper(small, _structure(model, example, next(iter(selections))))
         steps += [keeper.keep(name, record) for name, record in selections.items()]
     gone = replaced_modules(before, small)
     originals = [(name, model.get_submodule(name)) for name, _ in gone]
@@ -138,11 +148,21 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
     if prove is not None:
         prove()
         require_no_copy_used(small, originals, prove)
+    _mark(small, model, steps)
+    return small
+
+
+def _steps_of(model: nn.Module) -> list[Step]:
+    """Return what was done to a network that was compressed before."""
+    return list(getattr(model, PLAN_ATTRIBUTE, SurgeryPlan()).steps)
+
+
+def _mark(small: nn.Module, model: nn.Module, steps: Sequence[Step]) -> None:
+    """Keep with a network how it came about."""
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
     if steps:
         refuse_own_saves(small)
-    return small
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -186,8 +206,8 @@ def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
         return example
     if example is None:
         raise InvalidInputError(
-            f"layer '{layer}': a selection also narrows the layers that read it, and which ones shows when a batch "
-            "goes through the network: give one, example=batch"
+            f"layer '{layer}': which layers are narrowed with it shows when a batch goes through the network: give "
+            "one, example=batch"
         )
     return Structure.of(model, example)
 
@@ -208,82 +228,10 @@ def _split(model: nn.Module, name: str, given: Mapping[str, LowRankLayer]) -> Sp
     old = layer_of(model, name)
     factors = in_order(name, old, given)
     down, up, bias = (np.concatenate([getattr(one, part) for one in factors]) for part in ("down", "up", "bias"))
-    _require_shape(name, (up.shape[0], down.shape[1]), tuple(matrix_of(old).shape))
+    require_shape(name, (up.shape[0], down.shape[1]), tuple(matrix_of(old).shape))
     require_range(name, matrix_of(old).dtype, down, up, bias)
     step = SplitLayer(name, factors[0].rank, bias=old.bias is not None or bool(bias.any()))
     step.apply(model)
     fill(model.get_submodule(f"{name}.0"), torch.from_numpy(down), None)
     fill(model.get_submodule(f"{name}.1"), torch.from_numpy(up), torch.from_numpy(bias))
     return step
-
-
-class _Keeper:
-    """Narrows one group of channels after another, and knows where each span lies by then."""
-
-    def __init__(self, small: nn.Module, structure: Structure) -> None:
-        self._small = small
-        self._structure = structure
-        self._stay: dict[str, NDArray[np.bool_]] = {}
-        """By layer: which of the features that it had in the original are left."""
-        self._narrowed: dict[str, str] = {}
-        self._kept: dict[str, tuple[ChannelGroup, NDArray[np.int64]]] = {}
-
-    def keep(self, name: str, record: SelectedNodes) -> KeepNodes:
-        """Keep the record's channels of layer `name`, and put its restore matrix A_J into every reader: W A_J."""
-        group = self._structure.group_of(name)
-        _require_shape(name, (record.restore.shape[0],), (group.channels,))
-        for producer in group.producers:
-            if producer in self._narrowed:
-                raise InvalidInputError(
-                    f"layer '{name}': its channels are those of '{self._narrowed[producer]}', tied by an addition or a "
-                    "product: select them once"
-                )
-            self._narrowed[producer] = name
-        carriers = tuple(self._here(span, group.channels) for span in group.carriers)
-        readers = tuple(self._here(reader.span, group.channels) for reader in group.readers)
-        moved = bool(record.offset.any())
-        biases = tuple(
-            moved or layer_of(self._small, first_layer(self._small, span.layer)).bias is not None for span in readers
-        )
-        step = KeepNodes(name, group.channels, record.size, group.producers, carriers, readers, biases)
-        step.narrow(self._small, record.kept, record.restore, record.offset)
-        for span in readers:
-            require_finite_weights(span.layer, layer_of(self._small, first_layer(self._small, span.layer)))
-        for span in (*group.carriers, *(reader.span for reader in group.readers)):
-            gone = np.delete(span.places(group.channels), record.kept, axis=0)
-            self._features(span.layer)[gone] = False
-        self._kept[name] = group, record.kept
-        return step
-
-    def require_as_before(self, replaced: Iterable[str]) -> None:
-        """Raise UnsupportedLayerError where anything but the layers `replaced` and narrowed computes otherwise."""
-        members = (
-            name
-            for group, _ in self._kept.values()
-            for name in (*group.producers, *(reader.span.layer for reader in group.readers))
-        )
-        changed = {*map(module_name, replaced), *members}
-        require_as_before(self._structure.model, self._small, changed, self._kept, self._structure.example)
-
-    def _here(self, span: ChannelSpan, channels: int) -> ChannelSpan:
-        """Return where a span of the original lies now that other channels of the same module are gone."""
-        places = (np.cumsum(self._features(span.layer)) - 1)[span.places(channels)]
-        here = ChannelSpan.at(span.layer, places)
-        if here is None:
-            raise UnsupportedLayerError(
-                f"layer '{span.layer}': its channels lie in no regular order once others are gone: select those alone"
-            )
-        return here
-
-    def _features(self, layer: str) -> NDArray[np.bool_]:
-        width = channels_read(self._structure.model.get_submodule(layer))
-        return self._stay.setdefault(layer, np.ones(width, np.bool_))
-
-
-def _require_shape(layer: str, got: tuple[int, ...], needed: tuple[int, ...]) -> None:
-    if got != needed:
-        shape = " x ".join(map(str, got))
-        raise InvalidInputError(
-            f"layer '{layer}': the solution is for {shape}, the layer has {' x '.join(map(str, needed))}: "
-            "it was solved for another layer or network"
-        )

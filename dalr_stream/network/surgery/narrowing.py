@@ -22,7 +22,7 @@ from dalr_stream.numerics.types import Indices, Matrix
 def keep_outputs(module: nn.Module, kept: Indices) -> nn.Module:
     """Return a layer that gives only the channels `kept`."""
     old: Any = module
-    narrow = _like(module, inputs=_inputs_of(old), outputs=kept.size, bias=old.bias is not None)
+    narrow = like(module, inputs=_inputs_of(old), outputs=kept.size, bias=old.bias is not None)
     indices = torch.from_numpy(kept)
     fill(narrow, matrix_of(module).detach()[indices], None if old.bias is None else old.bias.detach()[indices])
     return narrow
@@ -70,7 +70,7 @@ def map_inputs(module: nn.Module, span: ChannelSpan, restore: Matrix, offset: Ma
     shift = np.einsum("mct,c->m", read, offset)
     if old.bias is not None:
         shift = shift + old.bias.detach().double().cpu().numpy()
-    narrow = _like(module, inputs=weight.shape[1], outputs=len(wide), bias=bias)
+    narrow = like(module, inputs=weight.shape[1], outputs=len(wide), bias=bias)
     fill(narrow, torch.from_numpy(weight.reshape(len(wide), -1)), torch.from_numpy(shift))
     return narrow
 
@@ -84,7 +84,7 @@ def fill(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> N
             own.copy_(bias)
 
 
-def _like(module: nn.Module, *, inputs: int, outputs: int, bias: bool) -> nn.Module:
+def like(module: nn.Module, *, inputs: int, outputs: int, bias: bool) -> nn.Module:
     """Return an unfilled layer of other widths; a Conv1D of transformers becomes the linear layer that it is."""
     old: Any = module
     if isinstance(module, CONVOLUTIONS):

@@ -18,7 +18,7 @@ from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.layers.groups import part_of, parts_of
 from dalr_stream.network.layers.kinds import carries_channels, channels_given, channels_read, factor_pair, matrix_of
 from dalr_stream.network.layers.spec import layer_of, module_of
-from dalr_stream.network.surgery.narrowing import keep_carried, keep_outputs, map_inputs
+from dalr_stream.network.surgery.narrowing import keep_carried, keep_outputs, like, map_inputs
 from dalr_stream.numerics.statistics.channels import ChannelSpan
 
 
@@ -126,8 +126,69 @@ class KeepNodes:
         return cls(**{**plain, **spans})
 
 
-Step = SplitLayer | KeepNodes
-_STEPS: dict[str, type[Step]] = {"split": SplitLayer, "keep": KeepNodes}
+@dataclass(frozen=True, slots=True)
+class NarrowHeads:
+    """The heads of an attention get fewer dimensions: its four layers, and what its modules know of their number."""
+
+    layer: str
+    """The output layer."""
+    queries: str
+    keys: str
+    values: str
+    heads: int
+    groups: int
+    before: int
+    """Dimensions of each head."""
+    size: int
+    bias: bool
+    """Whether the output layer has one then."""
+    attributes: tuple[tuple[str, str, int], ...]
+    """Module, attribute, and what it is then."""
+
+    def __post_init__(self) -> None:
+        _require_names(
+            self.layer, self.queries, self.keys, self.values, *(name for one in self.attributes for name in one[:2])
+        )
+        for name in ("heads", "groups", "before", "size"):
+            _require_size(self.layer, name, getattr(self, name))
+        for _, attribute, value in self.attributes:
+            _require_size(self.layer, attribute, value)
+
+    def apply(self, model: nn.Module) -> None:
+        """Narrow the shapes, and set the attributes."""
+        given = {self.queries: self.heads, self.keys: self.groups, self.values: self.groups}
+        for name, heads in given.items():
+            layer: Any = layer_of(model, name)
+            outputs, inputs = matrix_of(layer).shape
+            self._require(name, outputs == heads * self.before)
+            replace(model, name, like(layer, inputs=inputs, outputs=heads * self.size, bias=layer.bias is not None))
+        output = layer_of(model, self.layer)
+        outputs, inputs = matrix_of(output).shape
+        self._require(self.layer, inputs == self.heads * self.before)
+        replace(model, self.layer, like(output, inputs=self.heads * self.size, outputs=outputs, bias=self.bias))
+        for name, attribute, value in self.attributes:
+            known = vars(module_of(model, name)).get(attribute)
+            self._require(name, isinstance(known, int) and not isinstance(known, bool), f"a number as '{attribute}'")
+            setattr(module_of(model, name), attribute, value)
+
+    def _require(self, name: str, fits: bool, what: str = "") -> None:  # noqa: FBT001  # what is asked of the layer
+        if not fits:
+            needed = what or f"heads of {self.before} features"
+            raise UnsupportedLayerError(
+                f"layer '{name}': it does not have {needed}, which those of '{self.layer}' need"
+            )
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> NarrowHeads:
+        """Read what `dataclasses.asdict` gave."""
+        attributes = tuple(map(tuple, plain["attributes"]))
+        if any(len(one) != len(("module", "attribute", "value")) for one in attributes):
+            raise TypeError("an attribute is given by its module, its name and its value")
+        return cls(**{**plain, "attributes": attributes})
+
+
+Step = SplitLayer | KeepNodes | NarrowHeads
+_STEPS: dict[str, type[Step]] = {"split": SplitLayer, "keep": KeepNodes, "heads": NarrowHeads}
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ class Results:
     layers
         One record for each layer: its curves at every rank and size.
     sizes
-        The uncompressed network first, then each network the run saved.
+        The uncompressed network first, then each network the run saved, then those of the methods it compares.
     decisions
         What the run decided or was warned of: dead features, few samples, ranks above break-even.
     caveats

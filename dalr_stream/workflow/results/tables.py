@@ -81,6 +81,8 @@ def cost_table(plan: MemoryPlan) -> Table:
     """
     table = new_table("layer", "features", "rows", "disk", "moments", "memory", "passes", "mult-adds", "share")
     checkpoints = f"checkpoints take up to {_mib(plan.checkpoint_bytes)} of disk more, until the moments are there"
+    if plan.stream_bytes:
+        checkpoints += f", what blocks give each other {_mib(plan.stream_bytes)}"
     table.title = Text(f"disk, moments and peak memory in MiB; {checkpoints}", justify="left")
     passes = {name: number for number, group in enumerate(plan.groups, start=1) for name in group}
     for name, layers in _by_module(plan.layers, lambda layer: layer.name).items():

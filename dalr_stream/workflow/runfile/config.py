@@ -18,6 +18,7 @@ from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.streaming.folding import CUPY
+from dalr_stream.workflow.runfile.by_blocks import require_by_blocks
 from dalr_stream.workflow.runfile.compress_section import BY_NATS, CompressSection, Order, with_sizes
 from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.gradients_section import GradientsSection
@@ -162,7 +163,8 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _gradients_are_watched(self) -> RunConfig:
+    def _rows_are_recorded_as_needed(self) -> RunConfig:
+        require_by_blocks(self.network, self.capture, selects=self.selects)
         needing = [method.value for method in self.solve.methods if method.needs_gradients]
         if needing and not self.network.gradients:
             raise ValueError(

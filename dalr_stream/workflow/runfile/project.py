@@ -15,10 +15,12 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from dalr_stream.engine.blocks.estimate import estimate_blocks
 from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.stores.store_view import StoreView
-from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
+from dalr_stream.errors import ConfigError, StoreNotFoundError
+from dalr_stream.network.blocks.opened import open_network
 from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.identity import fingerprint
@@ -35,14 +37,14 @@ from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.places.address import is_url
-from dalr_stream.storage.places.place import Place, place_of
+from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Folding, Threads, Workers
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.runfile.config import RunConfig
 from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
+from dalr_stream.workflow.runfile.store_place import store_place
 from dalr_stream.workflow.runfile.user_code import UserCode
 
 CACHE_SHARE = 4
@@ -61,7 +63,7 @@ class Project:
         self.output = (folder / config.run.output).resolve()
         if self.output.is_file():
             raise ConfigError(f"run.output: '{self.output}' is a file: name a folder")
-        self.store = self._store()
+        self.store = store_place(config.run, folder, self.output)
         self.weights = self.output / "network.safetensors"
         self.weights_record = self.output / "network.json"
         self.compressed = self.output / "compressed"
@@ -79,22 +81,11 @@ class Project:
         self.code = UserCode(config, folder)
         self._watched_in: WeakKeyDictionary[nn.Module, tuple[LayerSpec, ...]] = WeakKeyDictionary()
 
-    def _store(self) -> Place:
-        where = self.config.run.store
-        if where is None:
-            return self.output / "store.zarr"
-        try:
-            return place_of(where) if is_url(where) else (self.folder / where).resolve()
-        except InvalidInputError as error:  # which does not repeat a URL that carries a secret
-            raise ConfigError(f"run.{error}") from None
-
     @property
     def stores(self) -> list[Place]:
         """The run's store, that of cross moments, and those that the passes of `sequential` have left."""
         kept = sorted(self.pass_moments.iterdir()) if self.pass_moments.is_dir() else []
         return [self.store, *(path for path in (self.cross, *kept) if (path / MANIFEST).is_file())]
-
-    # --- the network and its layers ------------------------------------------------------------------------------
 
     @cached_property
     def network(self) -> nn.Module:
@@ -121,9 +112,19 @@ class Project:
         return model
 
     @cached_property
+    def recorded(self) -> nn.Module:
+        """The network as its layers are recorded: block by block from disk, where the run file says so."""
+        section, weights = self.config.network, self.weights
+        if section.weights is not None:
+            weights = self.folder / section.weights
+        if not section.blocks or section.has_own_weights or not weights.exists():
+            return self.network
+        return open_network(self.code.build, weights, device=section.device or "cpu")
+
+    @cached_property
     def watched(self) -> tuple[LayerSpec, ...]:
         """The layers to compress, those whose inputs decide which nodes to keep, outputs and gradients asked for."""
-        return self.watched_in(self.network)
+        return self.watched_in(self.recorded)
 
     def watched_in(self, network: nn.Module) -> tuple[LayerSpec, ...]:
         """Return the same of a network of this structure, trained or not; found once of each."""
@@ -160,10 +161,14 @@ class Project:
         has_weights = section.has_own_weights or section.weights is not None or self.weights.exists()
         return self.network if has_weights else self.code.placed().eval()
 
+    def recorded_stand_in(self) -> nn.Module:
+        """Return the same for what only looks at layers and their rows: block by block, its weights stay on disk."""
+        return self.recorded if self.config.network.blocks and self.config.network.weights else self.stand_in()
+
     @property
     def unsupported_layers(self) -> tuple[str, ...]:
         """What the patterns match that cannot be compressed, in words."""
-        return unsupported_layers(self.network, self.config.network.layers)
+        return unsupported_layers(self.recorded, self.config.network.layers)
 
     def _with_readers(self, network: nn.Module, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
         """Watch what selections are solved from too, where any are asked for."""
@@ -193,7 +198,7 @@ class Project:
     @property
     def network_record(self) -> NetworkRecord:
         """What identifies the network, its watched layers and who reads their nodes."""
-        return network_record(self.network, self.watched)
+        return network_record(self.recorded, self.watched)
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -237,14 +242,17 @@ class Project:
 
     def estimate(self, untrained: nn.Module | None = None) -> MemoryPlan:
         """Return what capturing and accumulating will cost; any weights will do."""
-        network = self.network if untrained is None else untrained
+        network = self.recorded if untrained is None else untrained
+        blocks, watched, folding = self.config.network.blocks, self.watched_in(network), self.widest_folding
         with self.code.importing():
             loaders = {domain: self.code.batches(domain) for domain in self.config.domains}
+            if blocks:
+                return estimate_blocks(network, loaders, watched, folding, blocks=blocks, rows=self.code.rows)
             return estimate(
                 network,
                 loaders,
-                self.watched_in(network),
-                self.widest_folding,
+                watched,
+                folding,
                 rows=self.code.rows,
                 direct=not self.config.capture.keep_activations,
             )

@@ -110,6 +110,10 @@ class NetworkSection(Section):
     `build` puts the network. `train` gets the network as it is built and may put it where it likes."""
     layers: tuple[str, ...] = Field(min_length=1)
     """Patterns: a name, a glob, or `re:...`."""
+    blocks: bool | str | tuple[str, ...] = False
+    """Accumulate block by block, what each block gives in the store until the next one has read it: `true` finds the
+    blocks, or the names of the lists of modules (`nn.ModuleList`, `nn.Sequential`) that they are members of. With
+    `weights` one block is in memory at a time. Needs capture.keep_activations = false, and low-rank methods."""
     outputs: tuple[str, ...] = ()
     """Patterns of layers whose outputs are watched as well: their moments are kept as those of `name@outputs`."""
     gradients: tuple[str, ...] = ()

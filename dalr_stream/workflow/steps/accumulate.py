@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dalr_stream.engine.backend import backend_of
-from dalr_stream.engine.direct import accumulate_into
+from dalr_stream.engine.direct import from_network
 from dalr_stream.engine.from_store import accumulate_stored, moments_provenance
 from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.errors import ConfigError, InvalidInputError, StoreNotFoundError
@@ -113,14 +113,15 @@ def _fold_directly(session: Session, domain: str) -> None:
 def fold_domain(project: Project, domain: str, progress: Progress, ranks: Ranks) -> None:
     """Fold a domain's rows as the network makes them: a rank's share of them."""
     with project.code.importing(), capture.naming_fresh():
-        accumulate_into(
-            project.store,
-            project.network,
+        from_network(
+            project.recorded,
             project.code.batches(domain),
             project.watched,
+            project.store,
             domain=domain,
             rows=project.code.rows,
             folding=project.folding(domain),
             progress=progress,
             ranks=ranks,
+            blocks=project.config.network.blocks or None,
         )

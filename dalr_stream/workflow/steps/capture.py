@@ -135,7 +135,7 @@ def require_own_store(session: Session) -> None:
 
 def require_same_network(project: Project, store: StoreView) -> None:
     """Raise FingerprintMismatchError where the store was made from another network than the project's."""
-    made_from, here = store.manifest.network.fingerprint, fingerprint(project.network)
+    made_from, here = store.manifest.network.fingerprint, fingerprint(project.recorded)
     if made_from != here:
         raise FingerprintMismatchError(
             f"'{store.root}' was made from the network with fingerprint {made_from[:12]}, this one has {here[:12]}"
@@ -159,7 +159,7 @@ def _require_room(session: Session) -> None:
     project = session.project
     cost = project.estimate()
     cost.require()
-    solving = planned_solving(project, project.network, cost)
+    solving = planned_solving(project, project.recorded, cost)
     solving.require()
     session.check_memory(cost, solving)
     held = held_on_disk(project.store, project.config.domains, replaced=session.fresh)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import nn
 
 from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.network.surgery.rehearsal import require_replaceable_by_pairs
@@ -67,7 +68,10 @@ def _streamed_again(project: Project) -> list[str]:
 
 
 def require_replaceable(project: Project, network: nn.Module) -> None:
-    """Raise UnsupportedLayerError where a layer that factor pairs are to replace could not be replaced by one."""
+    """Raise UnsupportedLayerError where a layer that factor pairs are to replace could not be replaced by one.
+
+    `network` says which layers there are; the network itself is only asked for where some are to be replaced.
+    """
     config, store = project.config, project.prospect(network)
     choices = named_layers(project, project.layers_in(store))
     replaced = [layer for layer, choice in choices.items() if choice.method.family is Family.LOW_RANK]
@@ -77,11 +81,12 @@ def require_replaceable(project: Project, network: nn.Module) -> None:
     if any(method.family is Family.LOW_RANK for method in methods):
         replaced += project.layers_in(store)
     if replaced:
-        require_replaceable_by_pairs(network, replaced, project.code.first_batch)
+        whole = project.stand_in() if weights_elsewhere(network) is not None else network
+        require_replaceable_by_pairs(whole, replaced, project.code.first_batch)
 
 
 def _check(project: Project) -> None:
-    network = project.stand_in()
+    network = project.recorded_stand_in()
     require_choices(project, project.prospect(network))
     require_replaceable(project, network)
     validation = project.config.validation

@@ -99,7 +99,7 @@ class Evaluation:
 
 def _check(project: Project) -> None:
     if not project.config.compress.wanted:  # whose own check looks at the same
-        compress.require_replaceable(project, project.stand_in())
+        compress.require_replaceable(project, project.recorded_stand_in())
     section = project.config.evaluate
     if section is not None and section.metric != "accuracy":
         project.code.metric(NAME, section)

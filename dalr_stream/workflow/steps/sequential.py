@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.output_errors import output_errors
-from dalr_stream.engine.sequential.compress import SequentialCompression, sequential_passes
+from dalr_stream.engine.sequential.compress import SequentialCompression, last_of, sequential_passes
 from dalr_stream.engine.sequential.pass_moments import KnownMoments
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
 from dalr_stream.engine.sequential.targets import Target
@@ -56,8 +56,10 @@ def compress_in_sequence(
     begun = _resumed(project, choices, fingerprint)
     if begun is not None:
         progress.note(f"compress: resuming after {', '.join(begun.layers)}")
+    passes = _passes(project, choices, begun=begun, store=project.pass_moments, progress=progress)
+    del begun  # its network goes as soon as the next one is made of it
     with project.code.importing(), _warned_of_before():
-        for state in _passes(project, choices, begun=begun, store=project.pass_moments, progress=progress):
+        for state in passes:
             if state.left and state.layers:
                 _keep(project, state, fingerprint)
         gain = _gain(project, state, parallel)
@@ -68,8 +70,7 @@ def compress_in_sequence(
 def compressed_in_turn(project: Project, choices: Mapping[str, LayerChoice]) -> nn.Module:
     """Return the network compressed layer after layer, of which nothing is kept: what sizes are chosen by."""
     with _warned_of_before():
-        *_, last = _passes(project, choices)
-    return last.network
+        return last_of(_passes(project, choices)).network
 
 
 def _passes(

@@ -43,7 +43,7 @@ def made_from(project: Project) -> str:
     ]
     if section.has_own_weights:
         weights.append([fingerprint(project.network)])
-    settings = section.model_dump(mode="json", exclude={"layers", "outputs", "device"})
+    settings = section.model_dump(mode="json", exclude={"layers", "outputs", "device", "blocks"})
     code = code_print(project, section.build, section.train)
     return digest_of({"network": settings, "weights": weights, "seed": seed, "code": code})
 

@@ -1,6 +1,7 @@
 """Block by block, a network gives the store that it gives whole: the same files, to the byte."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,17 +153,17 @@ def test_a_block_that_does_not_fit_takes_several_passes(tmp_path):
     notes = Notes()
     accumulate(model, tmp_path / "whole")
     limit = ds.Folding(memory_limit_bytes=needed - 1)
-    accumulate(model, tmp_path / "blocks", folding=limit, blocks="blocks", progress=notes)
+    network = opened(in_shards(model, tmp_path / "weights"))
+    accumulate(network, tmp_path / "blocks", folding=limit, blocks="blocks", progress=notes)
     assert len(notes.started) == 2 * 4
     assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
 
 
 def test_blocks_without_watched_layers_are_passed_through(tmp_path):
     model, data = made(Tower), batches()
-    for name, blocks in (("whole", None), ("blocks", ["blocks"])):
+    for name, net in (("whole", model), ("blocks", opened(in_shards(model, tmp_path / "weights")))):
         notes = Notes()
-        layers = ds.watch(model, ["blocks.2.up"])
-        ds.accumulate(model, data, layers, store=tmp_path / name, blocks=blocks, progress=notes)
+        ds.accumulate(net, data, ds.watch(net, ["blocks.2.up"]), store=tmp_path / name, progress=notes)
     assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
     assert notes.started == [f"block {number} of 4" for number in (1, 2, 3)]
 
@@ -251,6 +252,23 @@ class Flat(nn.Module):
         return self.head(self.words(words) * mask[..., None])
 
 
+class Leaving(Tower):
+    """Leaves after the third block where a batch is short."""
+
+    def forward(self, words, mask):
+        x = self.words(words)
+        for block in self.blocks[: 3 if len(words) < 4 else 4]:
+            x = block(x, mask[:, None])
+        return self.head(x)
+
+
+def test_a_batch_that_goes_another_way_is_refused(tmp_path):
+    model = made(Leaving)
+    data = [*batches(2), batches(1, samples=3)[0]]
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'blocks\.3\.up': is never called"):
+        ds.accumulate(model, data, ds.watch(model, ["blocks.3.up", "head"]), store=tmp_path / "store", blocks=True)
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -280,6 +298,8 @@ def test_what_is_asked_for_wrongly(tmp_path):
         accumulate(model, None, blocks=True)
     with pytest.raises(InvalidInputError, match="several passes go through them"):
         accumulate(model, store, iter(batches()), blocks=True)
+    with pytest.raises(InvalidInputError, match="one process runs the network: give no ranks"):
+        accumulate(model, store, blocks=True, ranks=SimpleNamespace(ranks=2))
     layers = ds.watch(model, ["blocks.0.up"], gradients=["blocks.0.up"])
     with pytest.raises(UnsupportedLayerError, match=r"layer 'blocks.0.up': its gradients come from the end"):
         ds.accumulate(model, batches(), layers, store=store, blocks=True)

@@ -209,8 +209,8 @@ def rewrite(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plain: plain["plan"][0].update(step="exec"), "a step must be one of split, keep, got 'exec'"),
-        (lambda plain: plain["plan"][0].pop("step"), "a step must be one of split, keep, got None"),
+        (lambda plain: plain["plan"][0].update(step="exec"), "a step must be one of split, keep, heads, got 'exec'"),
+        (lambda plain: plain["plan"][0].pop("step"), "a step must be one of split, keep, heads, got None"),
         (lambda plain: plain["plan"][0].pop("rank"), "cannot be read: .*rank"),
         (lambda plain: plain["plan"][0].update(code="import os"), "cannot be read: .*code"),
         (lambda plain: plain["plan"][0].update(rank="3"), "rank must be a positive integer, got '3'"),

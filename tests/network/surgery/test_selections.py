@@ -284,7 +284,7 @@ def test_an_offset_is_folded_where_nothing_is_padded_and_refused_elsewhere():
 
 def test_a_selection_needs_an_example():
     net, batch = build(Plain), images(Plain)
-    with pytest.raises(InvalidInputError, match=r"layer 'conv1': a selection .*: give one, example=batch"):
+    with pytest.raises(InvalidInputError, match=r"layer 'conv1': which layers are narrowed .*, example=batch"):
         ds.compress(net, {"conv1": solved(net, "conv1", batch).at_size(3)})
 
 

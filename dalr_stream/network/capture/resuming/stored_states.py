@@ -33,6 +33,7 @@ from dalr_stream.storage.schema import ArraySpec
 _ENDLESS = 2**62
 """Memory that is not counted: a batch's values are on disk before those of the next one are made."""
 _NAME = "@stream-"
+_ANOTHER_WAY = "blocks: for one of the batches {}: batches go different ways through the network; run it whole"
 
 
 @dataclass(slots=True)
@@ -48,6 +49,8 @@ class StoredStream:
     None where nothing uses what it gave any more."""
     made_from: Mapping[str, Any]
     """What identifies the network and its passes."""
+    writes: bool = True
+    """Whether a later pass reads what this one gives."""
     room: Room = field(default_factory=lambda: Room(_ENDLESS))
 
     def state(self, key: int) -> State | None:
@@ -65,9 +68,14 @@ class StoredStream:
         return State(ordered, sum(tensor.nbytes for tensor in tensors_in(tuple(ordered.values()))))
 
     def keep(self, key: int, given: Mapping[Call, Any] | None) -> None:
-        """Write what a batch gave in this pass; None for nothing, where this is the last pass."""
-        if given is None:
+        """Write what a batch gave in this pass; None where not all of it came to be.
+
+        Raises UnsupportedLayerError for the latter: the batch went another way through the network.
+        """
+        if not self.writes:
             return
+        if given is None:
+            raise UnsupportedLayerError(_ANOTHER_WAY.format("modules are not called that the first batch called"))
         tensors: dict[int, tuple[int, torch.Tensor]] = {}
         plain = []
         for way, value in given.items():
@@ -79,10 +87,7 @@ class StoredStream:
 
     def forget(self) -> None:
         """Raise UnsupportedLayerError: to begin at the inputs again, every block would be read again for each batch."""
-        raise UnsupportedLayerError(
-            "blocks: what was not kept is used for one of the batches: batches go different ways through the network; "
-            "run it whole"
-        )
+        raise UnsupportedLayerError(_ANOTHER_WAY.format("numbers are used that the first batch had no use for"))
 
     def drop_spent(self) -> None:
         """Remove the records that neither this pass nor a later one reads."""

@@ -1,0 +1,93 @@
+"""What accumulating block by block will cost, from one batch of each domain and arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.estimate import BatchMemory, load_of
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.blocks.passes import BlockPasses, Blocks
+from dalr_stream.network.blocks.pieces import Pieces
+from dalr_stream.network.blocks.proof import Generations, generations_of
+from dalr_stream.network.blocks.readings import shared_readings
+from dalr_stream.network.blocks.uncached import uncached
+from dalr_stream.network.capture.batches import call, inputs_copied, samples_in
+from dalr_stream.network.capture.passes import SameEveryPass
+from dalr_stream.network.capture.proofs.observed import observed_pass
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.plan import MemoryPlan, plan
+
+
+def estimate_blocks(
+    model: nn.Module,
+    loaders: Mapping[str, Iterable[Any]],
+    layers: Sequence[LayerSpec],
+    folding: Folding,
+    *,
+    blocks: Blocks,
+    rows: RowRule | None = None,
+) -> MemoryPlan:
+    """Return disk, memory and dominant cost of accumulating every domain of `loaders` block by block.
+
+    The plan's groups are the blocks. As `estimate` counts, rows are an upper bound; of convolutions those that the rule
+    lets through at most. Memory is what is held beside a block and a batch on its way through it. Cost: four forward
+    passes over the first batch of each domain.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    stream = 0
+    for domain, batches in loaders.items():
+        if not isinstance(batches, Sized):
+            raise InvalidInputError(f"domains.{domain}.batches: the loader has no length: give it __len__")
+        first, pieces = SameEveryPass(batches, f"domains.{domain}.batches").first(), Pieces.of(model)
+        with uncached(model):
+            passes = BlockPasses.of(model, first, pieces, blocks)
+            kept = generations_of(model, first, passes)
+            counts[domain] = _rows(model, first, layers, rows or RowRule(), len(batches))
+            numbers = {layer.stream: passes.pass_of(module_name(layer.name)) for layer in layers}
+            shared = shared_readings(model, first, layers, numbers)
+        stream = max(stream, _stream_bytes(kept, len(batches)))
+    total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
+    own = [layer for layer in layers if layer.stream not in shared]
+    limited = folding.memory_limit_bytes is not None  # batches padded to more have more rows: see `most_rows`
+    most = {name: None if limited else max(of.get(name, 0) for of in counts.values()) for name in total}
+    found = plan(
+        [load_of(layer, total[layer.stream], BatchMemory(), most[layer.stream]) for layer in own],
+        threads=folding.threads.workers,
+        readers=folding.threads.readers,
+        heldout_share=folding.holdout.share,
+        shards=folding.shards,
+        domains=len(loaders),
+        direct=True,
+        memory_limit_bytes=folding.memory_limit_bytes,
+    )
+    groups = [
+        tuple(layer.stream for layer in own if numbers[layer.stream] == number and layer.stream in together)
+        for number in range(len(passes))
+        for together in found.groups
+    ]
+    return dataclasses.replace(found, groups=tuple(filter(None, groups)), rows=counts, stream_bytes=stream)
+
+
+def _stream_bytes(kept: Generations, batches: int) -> int:
+    return kept.sample_bytes * kept.samples * batches
+
+
+def _rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: RowRule, batches: int) -> dict[str, int]:
+    """Return at most how many rows each stream has in so many batches like this one."""
+    with without_gradients(), observed_pass(model, layers) as observed:
+        call(model, inputs_copied(batch))
+    samples, counts = samples_in(batch), {}
+    for layer in layers:
+        seen = [prod(one.leading) for one in observed.get(layer.stream, ())]
+        most = rule.most_per_sample if "Conv" not in layer.kind else rule.most_patches or rule.most_per_sample
+        counts[layer.stream] = batches * sum(one if most is None else min(one, samples * most) for one in seen)
+    return counts

@@ -1,0 +1,191 @@
+"""Attention as a unit: heads of every smaller size, from the moments of what its layers read.
+
+Queries and keys enter through their inner products alone, values through the output layer alone. So what is cut is not
+four matrices but two products a head, W_q' W_k and W_o W_v: the same rows of queries and keys, the same of values and
+columns of the output layer go, and all four layers are smaller without any new one.
+
+    scores     q'k over queries and keys of the data, in a metric that leaves out what all keys share: softmax does too
+    outputs    W_o z, z what the attention hands the output layer: P of values commutes with the weights of attention
+
+Heads that share keys and values have their readers summed up. What is kept of all heads then restores what is gone, as
+nodes that a selection keeps do: z ~ A T z + offset, anchored at each head's own U.
+
+After A3 (2505.12942), there with the values' inputs in place of z, and MoDeGPT (2408.09632).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import block_diag
+
+from dalr_stream.errors import InvalidInputError, RankError
+from dalr_stream.numerics.heads.layout import HeadLayout
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads
+from dalr_stream.numerics.heads.problem import HeadProblem, energy
+from dalr_stream.numerics.heads.projection import HeadProjection, joint_projection
+from dalr_stream.numerics.layer import Layer
+from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
+from dalr_stream.numerics.types import Matrix, Vector
+
+DEFAULT_RIDGE = 1e-3
+"""Of the restoration, relative to the mean second moment of what is kept."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadFactors:
+    """Heads of every size: what `head_factors` found.
+
+    Attributes
+    ----------
+    layout
+        The layers and their heads.
+    scores
+        By group: the projection of keys that queries lose least by.
+    mixed
+        By group: the projection of values that the output layer loses least by.
+    weight
+        (m, H p): the output layer's.
+    outputs_moment
+        (H p, H p): Z, of what the output layer reads; about its mean where affine.
+    mean
+        (H p,): its mean; zeros unless affine.
+    ridge
+        Of the restoration.
+    """
+
+    layout: HeadLayout
+    scores: tuple[HeadProjection, ...]
+    mixed: tuple[HeadProjection, ...]
+    weight: Matrix
+    outputs_moment: Matrix
+    mean: Vector
+    ridge: float
+
+    def __repr__(self) -> str:
+        return f"HeadFactors of '{self.layout.output}': {self.layout.heads} heads of 1 to {self.layout.size}"
+
+    @property
+    def score_losses(self) -> Vector:
+        """(p + 1,): share of the energy of the scores that heads of 0..p dimensions lose; not increasing."""
+        return _share(np.sum([one.losses for one in self.scores], axis=0))
+
+    def at_size(self, size: int) -> NarrowedHeads:
+        """Return heads of `size` dimensions.
+
+        Parameters
+        ----------
+        size
+            r, from 1 to p.
+
+        Returns
+        -------
+        NarrowedHeads
+            For `compress`.
+
+        Raises
+        ------
+        RankError
+            Where heads have no such size.
+
+        Notes
+        -----
+        Cost: (H p)^2 H r multiply-adds.
+        """
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= self.layout.size:
+            raise RankError(
+                f"layer '{self.layout.output}': size of a head must lie in 1..{self.layout.size}, got {size!r}"
+            )
+        kept = block_diag(*(self.mixed[group].down[:size] for group in self._group_of_head))  # T
+        restore = self._restore(kept, size)
+        lost = self.weight - (self.weight @ restore) @ kept
+        return NarrowedHeads(
+            self.layout,
+            np.array([one.up[:, :size].T for one in self.scores]),
+            np.array([one.down[:size] for one in self.scores]),
+            np.array([one.down[:size] for one in self.mixed]),
+            restore,
+            np.zeros(len(restore)) if size == self.layout.size else self.mean - restore @ (kept @ self.mean),
+            float(self.score_losses[size]),
+            energy(lost, self.outputs_moment) / (self._energy or 1.0),
+        )
+
+    @property
+    def _group_of_head(self) -> list[int]:
+        return [head // self.layout.shared for head in range(self.layout.heads)]
+
+    @property
+    def _energy(self) -> float:
+        return energy(self.weight, self.outputs_moment)
+
+    def _restore(self, kept: Matrix, size: int) -> Matrix:
+        """Return A = U + (Z T' - U T Z T') (T Z T' + ridge)^-1: U itself at full size."""
+        own = block_diag(*(self.mixed[group].up[:, :size] for group in self._group_of_head))  # U
+        beside = self.outputs_moment @ kept.T
+        within = kept @ beside
+        factor = factor_ridge((within + within.T) / 2, self.ridge * float(np.trace(within)) / len(within))
+        return np.asarray(own + factor.pull_back(factor.half((beside - own @ within).T)).T)
+
+
+def head_factors(
+    layers: Mapping[str, Layer], layout: HeadLayout, *, affine: bool = True, ridge: float = DEFAULT_RIDGE
+) -> HeadFactors:
+    """Return the heads of an attention in every smaller size.
+
+    Parameters
+    ----------
+    layers
+        By name, those of `layout`, each with the moments of what it reads: a domain's statistics.
+    layout
+        As `Structure.heads_of` gives it.
+    affine
+        Measure the outputs about their mean, which goes into the output layer's bias.
+    ridge
+        Of what restores the dimensions that are gone, relative to the mean second moment of those kept.
+
+    Returns
+    -------
+    HeadFactors
+        `.at_size(r)` has heads of r dimensions; at full size the attention is what it was.
+
+    Raises
+    ------
+    InvalidInputError
+        Where a layer's weights or moments are not of this layout, or not there.
+
+    See Also
+    --------
+    head_losses : what they lose on held-out rows.
+    dalr : one layer's factors; what these are for one head, without the restoration.
+
+    Notes
+    -----
+    Cost: d^2 m multiply-adds for each layer m x d, and 20 p^3 a head. Memory: four matrices of (H p)^2.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rng = np.random.default_rng(0)
+    >>> seen = ds.Moments.of(rng.normal(size=(200, 8)))
+    >>> layers = {name: ds.Layer(name, rng.normal(size=(8, 8)), None, inputs=seen) for name in "qkvo"}
+    >>> factors = ds.numerics.head_factors(layers, ds.numerics.HeadLayout(*"qkvo", heads=2, groups=2, size=4))
+    >>> factors.at_size(2)
+    NarrowedHeads of 'o': 2 of 2, of 4
+    """
+    if not ridge >= 0.0:
+        raise InvalidInputError(f"layer '{layout.output}': ridge must be 0 or more, got {ridge}")
+    problem = HeadProblem(layers, layout)
+    moments = problem.inputs(layout.output)
+    seen = moments.covariance if affine else moments.second_moment
+    mean = moments.mean if affine else np.zeros(moments.features)
+    weight = problem.weight(layout.output)
+    scores, mixed = (
+        tuple(joint_projection(*pair) for pair in pairs) for pairs in (problem.scores(), problem.mixed(seen))
+    )
+    return HeadFactors(layout, scores, mixed, weight, seen, mean, ridge)
+
+
+def _share(losses: Vector) -> Vector:
+    return losses / (losses[0] or 1.0)

@@ -1,0 +1,67 @@
+"""The encoder's attention at several budgets: each of its layers a factor pair, or heads of fewer dimensions.
+
+    python pipelines/sentences/sentences_attention.py
+
+Queries, keys, values and output of all six blocks, at the same share of their weights. No labels and no fine-tuning;
+scores as in `sentences_budgets.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+import dalr_stream as ds
+import sentences_data
+import sentences_network
+from dalr_stream.network import Structure
+from dalr_stream.numerics import HeadLayout, NarrowedHeads, head_factors
+from sentences_budgets import BUDGETS, ROWS, SEED, Scores, plain
+
+OUTPUT = "encoder.layer.{}.attention.output.dense"
+PAIRS = (ds.Method.SVD, ds.Method.DALR_ANCHORED_AFFINE)
+
+
+def narrowed(statistics: ds.Statistics, layouts: Iterable[HeadLayout], share: float) -> dict[str, NarrowedHeads]:
+    """Return heads of at most that share of the dimensions: the four layers have as large a share of their weights."""
+    return {one.output: head_factors(statistics, one).at_size(int(share * one.size)) for one in layouts}
+
+
+def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
+    """Yield the lines of the table in Markdown, each as soon as it is known."""
+    structure = Structure.of(model, next(iter(batches)))
+    layouts = [structure.heads_of(OUTPUT.format(block)) for block in range(model.config.num_hidden_layers)]
+    watched = [layer for layout in layouts for layer in layout.layers]
+    statistics = ds.accumulate(model, batches, ds.watch(model, watched), rows=ROWS)
+
+    def cell(replacements: Mapping[str, Any]) -> str:
+        small = ds.compress(model, replacements, example=structure)
+        left = sum(_weights(small, name) for name in watched) / sum(_weights(model, name) for name in watched)
+        cosine, same = scores(small)
+        return f"{cosine:.3f}, {same:.0%} ({left:.1%})"
+
+    yield "| the attention layers' weights | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"
+    yield "|---|" + "---:|" * len(BUDGETS)
+    for method in PAIRS:
+        cells = (cell(plain(statistics, method, share)) for share in BUDGETS)
+        yield f"| {method.label}, a pair for each layer | " + " | ".join(cells) + " |"
+    cells = (cell(narrowed(statistics, layouts, share)) for share in BUDGETS)
+    yield "| heads of fewer dimensions | " + " | ".join(cells) + " |"
+
+
+def _weights(model: nn.Module, name: str) -> int:
+    return sum(parameter.numel() for parameter in model.get_submodule(name).parameters() if parameter.ndim > 1)
+
+
+def main() -> None:
+    """Print the table."""
+    model = sentences_network.build()
+    scores = Scores.of(model, sentences_data.unseen(seed=SEED))
+    for line in rows(model, sentences_data.target(seed=SEED), scores):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

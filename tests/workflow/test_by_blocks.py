@@ -1,0 +1,168 @@
+"""A run file whose network goes block by block: store, solutions and steps are those of the whole network."""
+
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import dalr_stream as ds
+from dalr_stream.errors import ConfigError
+from dalr_stream.workflow.dry_run import dry_run
+from dalr_stream.workflow.results.tables import cost_table
+from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Tower(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.blocks, self.head = nn.Linear(6, 8), nn.ModuleList(Block() for _ in range(3)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def build():
+    return Tower()
+
+
+def target(*, seed, samples=60):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(samples, 6, generator=generator)
+    return list(zip(inputs.split(25), (inputs[:, 0] > 0).long().split(25)))
+"""
+RUN_FILE = """
+[run]
+name = "blocks"
+output = "out"
+
+[network]
+build = "tower:build"
+weights = "tower.safetensors"
+layers = ["blocks.*"]
+blocks = true
+
+[capture]
+keep_activations = false
+
+[domains.target]
+batches = "tower:target"
+
+[solve]
+methods = ["svd", "dalr_anchored_affine"]
+
+[compress]
+blocks = 0
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tower", raising=False)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "tower.py").write_text(CODE)
+    path = folder / "run.toml"
+    path.write_text(RUN_FILE.replace("[compress]\nblocks = 0\n", ""))
+    names = {}
+    exec(CODE, names)  # noqa: S102  # the text above
+    torch.manual_seed(0)
+    ds.network.save_weights(names["Tower"](), folder / "tower.safetensors")
+    return path
+
+
+def files(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def project_of(run_file, *overrides):
+    return Project(load_config(run_file, overrides), run_file.parent)
+
+
+def test_store_and_solutions_are_those_of_the_whole_network(run_file, monkeypatch):
+    stores = {}
+    for blocks in ("false", "true", "'blocks'"):
+        run = ds.Run.open(run_file, set=[f"network.blocks={blocks}"])
+        run.accumulate()
+        run.solve()
+        timed = re.compile(r"solutions/.*/zarr.json")  # says how long it took
+        stores[blocks] = {name: data for name, data in files(run.project.store).items() if not timed.match(name)}
+        assert ("network" in vars(run.project)) == (blocks == "false")  # whole in memory, or never
+        again = ds.Run.open(run_file, set=[f"network.blocks={blocks}"])
+        monkeypatch.setattr("dalr_stream.workflow.steps.accumulate.fold_domain", None)  # up to date: not called
+        again.accumulate()
+        monkeypatch.undo()
+        shutil.rmtree(run.project.output)
+    assert stores["true"] == stores["'blocks'"] == stores["false"]
+
+
+def test_what_else_runs_the_network_takes_it_whole_or_block_by_block(run_file):
+    settings = ['compress.params="50%"', "evaluate.batches='tower:target'", "compress.method='dalr_anchored_affine'"]
+    pages = []
+    for blocks in ("true", "false"):
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        run.all()
+        pages.append((run.results.baseline_score, files(run.project.compressed)["model.safetensors"]))
+        shutil.rmtree(run.project.output)
+    assert pages[0] == pages[1]
+
+
+def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
+    before = {name: data for name, data in files(run_file.parent).items() if "__pycache__" not in name}
+    project = project_of(run_file)
+    found = dry_run(project)
+    found.require()
+    plan = found.plan
+    assert plan.groups == tuple((f"blocks.{number}.up", f"blocks.{number}.down") for number in range(3))
+    assert {layer.name: layer.rows for layer in plan.layers} == {name: 75 for group in plan.groups for name in group}
+    assert plan.stream_bytes == 3 * 25 * 8 * 4 * 3  # batches, samples, width, bytes; what the stem gave and two blocks
+    assert "what blocks give each other 0.0" in str(cost_table(plan).title)
+    assert plan.disk_peak_bytes == plan.disk_bytes + plan.checkpoint_bytes + plan.stream_bytes
+    whole = project_of(run_file, "network.blocks=false").estimate()
+    assert plan.disk_bytes == whole.disk_bytes
+    assert plan.peak_bytes < whole.peak_bytes
+    assert {name: data for name, data in files(run_file.parent).items() if "__pycache__" not in name} == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("capture.keep_activations=true", "network.blocks: rows are folded as the blocks make them: set capture.keep"),
+        ("network.gradients=['*']", "network.blocks: gradients come from the end of the network"),
+        ("solve.methods=['spectral']", "network.blocks: selections need the network whole"),
+    ],
+)
+def test_what_needs_the_network_whole_is_refused(setting, message, run_file):
+    with pytest.raises(ConfigError, match=message):
+        load_config(run_file, [setting])
+
+
+def test_a_network_with_its_own_weights_is_in_memory_all_the_same(run_file):
+    code = run_file.with_name("tower.py")
+    code.write_text(code.read_text().replace("def build():\n", "def build():\n    torch.manual_seed(1)\n"))
+    text = run_file.read_text().replace('weights = "tower.safetensors"\n', "")
+    run_file.write_text(text)
+    run = ds.Run.open(run_file)
+    run.accumulate()
+    assert isinstance(run.project.recorded.stem, nn.Linear)
+    assert not run.project.recorded.stem.weight.is_meta
+    assert "blocks.2.down" in run.layers
