@@ -19,7 +19,7 @@ def pipeline(monkeypatch):
     """The modules of the pipeline, by their names."""
     for folder in (FOLDER.parent / "shared", FOLDER):
         monkeypatch.syspath_prepend(str(folder))
-    parts = ("network", "data", "budgets", "in_turn", "attention")
+    parts = ("network", "data", "budgets", "in_turn", "recovered", "attention")
     names = [f"sentences_{part}" for part in parts]
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
@@ -38,9 +38,7 @@ def test_no_sentence_is_in_both_parts_and_the_seed_decides_which(pipeline):
 
 def test_a_missing_package_is_one_line(pipeline, monkeypatch):
     monkeypatch.setattr(pipeline["sentences_network"], "PACKAGE", "no_such_package")
-    with pytest.raises(
-        ConfigError, match=r"package 'no_such_package' is not there: pip install 'dalr_stream\[sentences\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"no_such_package is not installed: pip install 'dalr_stream\[sentences\]'"):
         pipeline["sentences_network"].build()
 
 
@@ -83,6 +81,18 @@ def test_the_table_layer_after_layer_of_a_tiny_encoder(pipeline, monkeypatch, en
     cosines = [float(line.split("|")[2].split(",")[0]) for line in lines[2:]]
     assert len(cosines) == 12
     assert all(0.0 < cosine <= 1.0 for cosine in cosines)
+
+
+def test_training_towards_the_originals_outputs_brings_a_tiny_encoder_nearer(pipeline, monkeypatch, encoder):
+    (model, batches), script = encoder, pipeline["sentences_recovered"]
+    monkeypatch.setattr(script, "BUDGETS", (0.1,))
+    monkeypatch.setattr(script, "RATE", 1e-3)
+    many = type("Sentences", (list,), {"samples": 40})(batches)
+    lines = list(script.rows(model, many, pipeline["sentences_budgets"].Scores.of(model, batches)))
+    assert [line.count("|") for line in lines] == [3] * 4
+    (small,) = script.towards_stream(model, batches, (0.1,))
+    distance = script.ds.OutputDistance(model, batches, rows=script.ROWS)
+    assert distance(script.recovered(model, small, batches)) < distance(small)
 
 
 def test_the_table_of_a_tiny_encoders_attention(pipeline, monkeypatch, encoder):
