@@ -313,6 +313,19 @@ def test_a_network_on_disk_does_nothing_else(tmp_path):
         ds.capture(network, batches(), ds.watch(network, LAYERS), tmp_path / "store", domain="target")
 
 
+def test_called_as_it_is_it_gives_what_the_whole_network_gives(tmp_path):
+    model, batch = made(Tower), batches(1)[0]
+    network = opened(in_shards(model, tmp_path / "weights"))
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            network(batch["words"])
+        assert network(**batch).equal(model(**batch))
+        assert all(parameter.is_meta for parameter in network.parameters())
+    for save in (lambda: ds.save(network, tmp_path / "saved"), lambda: ds.network.weights_of(network, "head")):
+        with pytest.raises(InvalidInputError, match=r"on the meta device.*: load the network whole"):
+            save()
+
+
 def test_rows_that_are_not_proved(tmp_path):
     model, rule = made(Tower), ds.RowRule(prove=False)
     for name, blocks in (("whole", None), ("blocks", True)):
