@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -209,3 +210,16 @@ def test_the_cosine_of_the_original_is_one(modules, monkeypatch):
     batches = [{"input_ids": torch.tensor([[1, 2], [3, 0]]), "attention_mask": torch.tensor([[1, 1], [1, 0]])}]
     monkeypatch.setattr(metric, "_original", Encoder)
     assert metric.cosine(Encoder(), batches) == pytest.approx(1.0)
+
+
+def test_every_rule_has_its_line_at_every_budget(packages, monkeypatch):
+    script, data = packages["budgets"], packages["microbiome_data"]
+    monkeypatch.setattr(script, "METHODS", script.METHODS[1:])
+    monkeypatch.setattr(script, "RULES", script.RULES[-2:])
+    few, others = data.target(seed=0, samples=20), data.unseen(seed=0, samples=10)
+    monkeypatch.setattr(data, "target", lambda **_: few)
+    monkeypatch.setattr(data, "unseen", lambda **_: others)
+    case = dataclasses.replace(script.microbiome(), budgets=(0.5,))
+    head, _, *lines = script.table(case)
+    assert [line.count("|") for line in (head, *lines)] == [4] * 4
+    assert all(float(cell) >= 1.0 for cell in lines[-1].split("|")[2:4])

@@ -19,7 +19,7 @@ def pipeline(monkeypatch):
     """The modules of the pipeline, by their names."""
     for folder in (FOLDER.parent / "shared", FOLDER):
         monkeypatch.syspath_prepend(str(folder))
-    parts = ("network", "data", "budgets", "in_turn", "attention")
+    parts = ("network", "data", "budgets", "in_turn", "recovered", "attention")
     names = [f"sentences_{part}" for part in parts]
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
@@ -83,6 +83,18 @@ def test_the_table_layer_after_layer_of_a_tiny_encoder(pipeline, monkeypatch, en
     cosines = [float(line.split("|")[2].split(",")[0]) for line in lines[2:]]
     assert len(cosines) == 12
     assert all(0.0 < cosine <= 1.0 for cosine in cosines)
+
+
+def test_training_towards_the_originals_outputs_brings_a_tiny_encoder_nearer(pipeline, monkeypatch, encoder):
+    (model, batches), script = encoder, pipeline["sentences_recovered"]
+    monkeypatch.setattr(script, "BUDGETS", (0.1,))
+    monkeypatch.setattr(script, "RATE", 1e-3)
+    many = type("Sentences", (list,), {"samples": 40})(batches)
+    lines = list(script.rows(model, many, pipeline["sentences_budgets"].Scores.of(model, batches)))
+    assert [line.count("|") for line in lines] == [3] * 4
+    (small,) = script.towards_stream(model, batches, (0.1,))
+    distance = script.ds.OutputDistance(model, batches, rows=script.ROWS)
+    assert distance(script.recovered(model, small, batches)) < distance(small)
 
 
 def test_the_table_of_a_tiny_encoders_attention(pipeline, monkeypatch, encoder):
