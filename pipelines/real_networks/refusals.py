@@ -8,14 +8,18 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
-import torch
-from torch import nn
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "shared")]
 
-import dalr_stream as ds
-from dalr_stream.errors import ConfigError, UnsupportedLayerError
-from dalr_stream.network import parameter_count, weights_of
-from package_files import file_of, tensors_of
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+import dalr_stream as ds  # noqa: E402
+from dalr_stream.errors import ConfigError, UnsupportedLayerError  # noqa: E402
+from dalr_stream.network import parameter_count, weights_of  # noqa: E402
+from package_files import file_of, tensors_of  # noqa: E402
 
 
 class VoiceEncoder(nn.Module):

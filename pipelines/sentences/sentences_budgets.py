@@ -8,22 +8,17 @@ the original's, and how often a sentence's nearest neighbour among the others is
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "shared")]
+import torch
+from torch import nn
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-import dalr_stream as ds  # noqa: E402
-import sentences_data  # noqa: E402
-import sentences_network  # noqa: E402
-from dalr_stream.network import Replacement  # noqa: E402
+import dalr_stream as ds
+import sentences_data
+import sentences_network
+from dalr_stream.network import Replacement
 
 LAYERS = [r"re:encoder\.layer\.\d+\.(intermediate|output)\.dense"]
 ROWS = ds.RowRule(mask="attention_mask")

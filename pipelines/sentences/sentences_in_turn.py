@@ -8,20 +8,15 @@ sentences decide; scores are those of `sentences_budgets.py`, on sentences that 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "shared")]
+from torch import nn
 
-from torch import nn  # noqa: E402
-
-import dalr_stream as ds  # noqa: E402
-import sentences_data  # noqa: E402
-import sentences_network  # noqa: E402
-from sentences_budgets import BUDGETS, FELT, LAYERS, ROWS, SEED, Scores, plain  # noqa: E402
+import dalr_stream as ds
+import sentences_data
+import sentences_network
+from sentences_budgets import BUDGETS, FELT, LAYERS, ROWS, SEED, Scores, plain
 
 EVERY = ds.Folding(ds.HoldoutRule(0.0))
 METHODS = (

