@@ -29,13 +29,17 @@ from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.proof import Generations, prove_blocks
 from dalr_stream.network.blocks.uncached import uncached
+from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.passes import SameEveryPass
+from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.layout import UNFINISHED
+from dalr_stream.storage.places.path import BucketPath
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.streaming.folding import Folding
 
 
@@ -43,7 +47,7 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
-    store: str | Path | None,
+    store: str | Place | None,
     *,
     domain: str,
     blocks: Blocks,
@@ -57,11 +61,18 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
         raise InvalidInputError("accumulate: block by block, the stream between blocks lies in a store: give store=...")
     if ranks is not None and ranks.ranks > 1:
         raise InvalidInputError("accumulate: block by block, one process runs the network: give no ranks")
-    root, folding, progress = Path(store), folding or Folding(), progress or Silent()
+    root, folding, progress = place_of(store), folding or Folding(), progress or Silent()
+    if isinstance(root, BucketPath):
+        raise InvalidInputError(
+            f"accumulate: block by block, the stream between blocks lies on a disk, and '{root}' does not: give a "
+            "folder as store, and merge that into a store in the bucket"
+        )
     require_layers(layers)
     require_batches(batches)
     _require_forward(layers)
     first, pieces = SameEveryPass(batches).first(), Pieces.of(model)
+    rule = (rows or RowRule()).of_layers(layers)
+    probe = probe_of(model, first, samples_in(first)) if rule.prove else None  # its cache is part of what it gives
     with uncached(model):
         passes = BlockPasses.of(model, first, pieces, blocks)
         kept = prove_blocks(model, first, passes, pieces)
@@ -70,8 +81,7 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
             "first batch gives the network's own outputs, to the bit"
         )
         _require_disk(root, kept, batches)
-        rule = (rows or RowRule()).of_layers(layers)
-        feed = BlockRows(root, domain, model, batches, layers, rule, passes, pieces)
+        feed = BlockRows(root, domain, model, batches, layers, rule, passes, pieces, probe)
         network = feed.network()
         record = fold_into(root, domain, feed, network, folding, progress)
         feed.drop()
