@@ -124,7 +124,8 @@ def fold_into(  # where to, what of, how, and with whom
             record = dataclasses.replace(record, batches=folded.batches, layers=known, shared=shared)
         end_of(link, progress)
         in_order = {name: record.layers[name] for name in feed.streams if name in record.layers}
-        record = dataclasses.replace(record, layers={**in_order, **record.layers})
+        shared = {name: record.shared[name] for name in feed.streams if name in record.shared}
+        record = dataclasses.replace(record, layers={**in_order, **record.layers}, shared={**shared, **record.shared})
         writer.commit_record(record)
         for checkpoints in passes:
             checkpoints.drop()

@@ -29,8 +29,10 @@ from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.proof import Generations, prove_blocks
 from dalr_stream.network.blocks.uncached import uncached
+from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.passes import SameEveryPass
+from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import Side
@@ -62,6 +64,8 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
     require_batches(batches)
     _require_forward(layers)
     first, pieces = SameEveryPass(batches).first(), Pieces.of(model)
+    rule = (rows or RowRule()).of_layers(layers)
+    probe = probe_of(model, first, samples_in(first)) if rule.prove else None  # its cache is part of what it gives
     with uncached(model):
         passes = BlockPasses.of(model, first, pieces, blocks)
         kept = prove_blocks(model, first, passes, pieces)
@@ -70,8 +74,7 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
             "first batch gives the network's own outputs, to the bit"
         )
         _require_disk(root, kept, batches)
-        rule = (rows or RowRule()).of_layers(layers)
-        feed = BlockRows(root, domain, model, batches, layers, rule, passes, pieces)
+        feed = BlockRows(root, domain, model, batches, layers, rule, passes, pieces, probe)
         network = feed.network()
         record = fold_into(root, domain, feed, network, folding, progress)
         feed.drop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,9 @@ from dalr_stream.engine.row_feed import Folds
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.readings import shared_readings
-from dalr_stream.network.capture.batches import few_samples, samples_in
+from dalr_stream.network.capture.batches import few_samples
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.passes import SameEveryPass
-from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.proofs.proved import prove
 from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.resuming.stored_states import StoredStream
@@ -67,6 +66,8 @@ class BlockRows:
     rule: RowRule
     passes: BlockPasses
     pieces: Pieces
+    probe: Probe | None
+    """What the network gives for a made-up sample, as every capture looks at before its first batch."""
     _numbers: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -116,8 +117,8 @@ class BlockRows:
         keep = None if number == len(self.passes) - 1 else self.passes.done[number]
         names = [module_name(layer.name) for layer in layers]
         onward = OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
-        if number == 0 and self.rule.prove and sink.probed is not None:
-            self._probe(sink.probed)
+        if number == 0 and self.probe is not None and sink.probed is not None:
+            sink.probed(self.probe)
         resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
             one_pass(
@@ -136,12 +137,6 @@ class BlockRows:
             seconds = time.monotonic() - begun
             hours = f"{seconds * self._last / 3600:,.1f} hours"
             progress.note(f"blocks: the first took {seconds:,.0f} s; the other {self._last} may take {hours}")
-
-    def _probe(self, probed: Callable[[Probe], None]) -> None:
-        """Tell what the network gives for a made-up sample, as every capture does before its first batch."""
-        probe = probe_of(self.model, self._first, samples_in(self._first))
-        if probe is not None:
-            probed(probe)
 
     def drop(self) -> None:
         """Remove the stream between blocks."""

@@ -27,7 +27,7 @@ def open_network(build: Callable[[], nn.Module], weights: str | Path, *, device:
     """Return a network whose weights stay on disk and are read piece by piece.
 
     Blocks are pieces, the members of a transformer's `ModuleList` of layers say, and so is each module beside them.
-    `accumulate` runs it block by block; it cannot be called as it is.
+    `accumulate` runs it block by block. Called as it is, it runs whole, each piece read as it is called.
 
     Parameters
     ----------
@@ -79,6 +79,8 @@ def open_network(build: Callable[[], nn.Module], weights: str | Path, *, device:
         )
     with _taking_no_memory():
         model = build()
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"open_network: build must return a torch module, got {type(model).__name__}")
     shards = Shards.open(Path(weights))
     stored_as = _stored_as(model, shards)
     where = usable_device(device)
@@ -109,8 +111,10 @@ def _stored_as(model: nn.Module, shards: Shards) -> dict[str, str]:
     """Return under which name each tensor of a network's state is stored; raises FingerprintMismatchError."""
     state: dict[str, Any] = dict(model.state_dict(keep_vars=True))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    names = min((list(state), *_renamed(state, prefix)), key=lambda stored: len(set(stored) ^ set(shards.files)))
-    stored = dict(zip(state, names, strict=True))
+    buffers = [name for name, _ in model.named_buffers() if name not in state]  # older files hold some, as computed
+    known = [*state, *buffers]
+    names = min((known, *_renamed(known, prefix)), key=lambda stored: len(set(stored) ^ set(shards.files)))
+    stored = dict(zip(state, names, strict=False))
     for group in tied_parameters(model):
         there = [stored[name] for name in group if stored[name] in shards.files]
         _require_equal(shards, there)
@@ -132,7 +136,7 @@ def _stored_as(model: nn.Module, shards: Shards) -> dict[str, str]:
     return stored
 
 
-def _renamed(state: Mapping[str, Any], prefix: str) -> Iterator[list[str]]:
+def _renamed(state: Sequence[str], prefix: str) -> Iterator[list[str]]:
     """Yield the names that a transformers model's weights may have, saved with its head or without."""
     if prefix != ".":
         yield [f"{prefix}{name}" for name in state]

@@ -25,7 +25,7 @@ from dalr_stream.network.capture.resuming.onward import Done
 from dalr_stream.network.layers.patterns import nearest
 
 Blocks = bool | str | Sequence[str]
-"""True to find them; or the names of the lists that they are members of, one or several."""
+"""True to find them: all lists, or the longest alone where all together are none; or the names of lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,18 @@ class BlockPasses:
         for name in named:
             _require_list(model, name, pieces)
         calls = ForwardCalls.of(model, batch)
+        if named:
+            return cls._of_lists(model, calls, pieces, named)
+        lists = _longest_first(model, [way[-1][0] for way in calls.in_order], pieces)
+        try:
+            return cls._of_lists(model, calls, pieces, lists)
+        except UnsupportedLayerError:  # several heads beside each other, say
+            return cls._of_lists(model, calls, pieces, lists[:1])
+
+    @classmethod
+    def _of_lists(cls, model: nn.Module, calls: ForwardCalls, pieces: Pieces, lists: Sequence[str]) -> BlockPasses:
         order = [way[-1][0] for way in calls.in_order]
-        groups = _in_order(model, order, named or _longest_first(model, order, pieces))
+        groups = _in_order(model, order, lists)
         begins = [_begin(order, group) for group in groups[1:]]
         done = tuple(calls.done_before([group[0]]) for group in groups[1:])
         run_in: dict[str, list[int]] = {}

@@ -67,7 +67,8 @@ class Pieces:
         self._shards: Shards | None = None
         self._absent: dict[str, _Absent] = {}
         self._held: Counter[str] = Counter()
-        self._passing = False
+        self._passing = self._running = False
+        self._called = ExitStack()
 
     @classmethod
     def of(cls, model: nn.Module) -> Pieces:
@@ -89,6 +90,8 @@ class Pieces:
             self._absent[name] = _Absent(owner, attribute, absent, stored_as[name])
             owner._parameters[attribute] = absent  # noqa: SLF001  # the attribute's setter would do more
         keep_elsewhere(self._model, self)
+        self._model.register_forward_pre_hook(lambda *_: self._begin())
+        self._model.register_forward_hook(lambda *_: self._called.close(), always_call=True)
 
     def holding(self, name: str) -> str | None:
         """Return the piece that a module or a tensor is part of; None where it is part of none."""
@@ -117,10 +120,10 @@ class Pieces:
 
         Nothing where pieces are `present`: those are all that is run then.
         """
-        if self._passing or not self._absent:
+        if self._passing or self._running or not self._absent:
             yield
             return
-        before = +self._held
+        before, self._running = +self._held, True
         try:
             with ExitStack() as stack:
                 for piece in self.names:
@@ -132,6 +135,7 @@ class Pieces:
                     stack.callback(given_up.remove)
                 yield
         finally:
+            self._running = False
             for piece in [one for one, times in self._held.items() for _ in range(times - before[one])]:
                 self._give_up(piece)
 
@@ -143,6 +147,11 @@ class Pieces:
         for piece, within in by_piece.items():
             with self.present([] if piece is None else [piece]):
                 yield within
+
+    def _begin(self) -> None:
+        """Let the network run whole where it is called by itself."""
+        if not (self._passing or self._running):
+            self._called.enter_context(self.visiting())
 
     def _hold(self, piece: str) -> None:
         self._held[piece] += 1

@@ -259,6 +259,8 @@ def to_numpy(tensor: torch.Tensor, *, copy: bool = True) -> NDArray[np.floating]
 
     A copy, unless `copy` is False: then it shares the memory of a tensor that lies in main memory as it is wanted.
     """
+    if tensor.is_meta:
+        raise InvalidInputError("weights on the meta device have no numbers: load the network whole")
     if tensor.is_complex():
         raise InvalidInputError(f"weights and activations must be real numbers, got a tensor of {tensor.dtype}")
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -53,6 +53,8 @@ def save_weights(model: nn.Module, path: Path, *, made_from: str | None = None) 
 def require_tensors_alone(model: nn.Module) -> None:
     """Raise InvalidInputError where the state of a network is not all plain tensors: nothing else can be saved."""
     for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor) and value.is_meta:
+            raise InvalidInputError(f"'{name}' is on the meta device, where it has no numbers: load the network whole")
         sparse = isinstance(value, torch.Tensor) and value.layout is not torch.strided
         if sparse or is_traceable_wrapper_subclass(value):
             what = "sparse tensor" if sparse else f"{type(value).__name__}, packed, quantised or sharded"

@@ -252,6 +252,50 @@ class Flat(nn.Module):
         return self.head(self.words(words) * mask[..., None])
 
 
+class TwoHeads(Tower):
+    """Two lists that read the same: they do not follow one another, so the longest list alone has the blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+        self.boxes = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+
+    def forward(self, words, mask):
+        x = self.words(words)
+        for block in self.blocks:
+            x = block(x, mask[:, None])
+        return self.classes(x), self.boxes(x)
+
+
+def test_the_longest_list_where_all_lists_together_do_not_follow_one_another(tmp_path):
+    model, notes = made(TwoHeads), Notes()
+    for name, blocks in (("whole", None), ("blocks", True)):
+        layers = ds.watch(model, ["blocks.*", "classes.*", "boxes.*"])
+        ds.accumulate(model, batches(), layers, store=tmp_path / name, blocks=blocks, progress=notes)
+    assert notes.started[-1] == "block 4 of 4"
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+
+
+class Caching(Tower):
+    """Gives a state beside its scores, as its config says, as recurrent models of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(use_cache=True)
+
+    def forward(self, words, mask):
+        scores = super().forward(words, mask)
+        return (scores, scores.mean(0)) if self.config.use_cache else (scores,)
+
+
+def test_what_identifies_a_network_is_seen_with_its_cache(tmp_path):
+    model = made(Caching)
+    accumulate(model, tmp_path / "whole")
+    accumulate(model, tmp_path / "blocks", blocks=True)
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+    assert model.config.use_cache
+
+
 class Leaving(Tower):
     """Leaves after the third block where a batch is short."""
 
@@ -311,6 +355,19 @@ def test_a_network_on_disk_does_nothing_else(tmp_path):
     network = opened(tmp_path / "weights")
     with pytest.raises(InvalidInputError, match="which accumulate alone does: load the network whole"):
         ds.capture(network, batches(), ds.watch(network, LAYERS), tmp_path / "store", domain="target")
+
+
+def test_called_as_it_is_it_gives_what_the_whole_network_gives(tmp_path):
+    model, batch = made(Tower), batches(1)[0]
+    network = opened(in_shards(model, tmp_path / "weights"))
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            network(batch["words"])
+        assert network(**batch).equal(model(**batch))
+        assert all(parameter.is_meta for parameter in network.parameters())
+    for save in (lambda: ds.save(network, tmp_path / "saved"), lambda: ds.network.weights_of(network, "head")):
+        with pytest.raises(InvalidInputError, match=r"on the meta device.*: load the network whole"):
+            save()
 
 
 def test_rows_that_are_not_proved(tmp_path):

@@ -164,6 +164,17 @@ def test_a_network_in_place_of_a_function(folder):
         ds.open_network(Tower(), folder)
 
 
+def test_a_file_may_hold_a_buffer_that_the_network_computes(folder):
+    change(shard(folder), lambda state: state.update(distances=torch.zeros(6)))
+    indexed(folder, lambda index: index.update(distances=shard(folder).name))
+    assert ds.open_network(Tower, folder).distances.tolist() == [0, -1, -2, -3, -4, -5]
+
+
+def test_a_function_that_makes_none(folder):
+    with pytest.raises(InvalidInputError, match="build must return a torch module, got tuple"):
+        ds.open_network(lambda: (1, 2), folder)
+
+
 def test_what_hangs_on_the_network_itself_is_read_at_once(tmp_path):
     class Net(nn.Module):
         def __init__(self):
