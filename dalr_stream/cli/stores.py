@@ -13,19 +13,20 @@ from dalr_stream.cli.options import AsJson, Overrides, open_run
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="RUN.toml|STORE.zarr", help="A run or a store.", show_default=False)],
+    file: Annotated[str, typer.Argument(metavar="RUN.toml|STORE.zarr", help="A run or a store.", show_default=False)],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every digest of a store or a run, and list damage."""
     from dalr_stream.engine.stores.verify import verify_store
+    from dalr_stream.storage.places.address import is_url
     from dalr_stream.workflow.verify import verify_run
 
     progress = command_progress()
     verification = (
         verify_store(file, progress=progress)
-        if file.is_dir()
-        else verify_run(open_run(file, overrides).project, progress=progress)
+        if is_url(file) or Path(file).is_dir()
+        else verify_run(open_run(Path(file), overrides).project, progress=progress)
     )
     if as_json:
         findings = [str(finding) for finding in verification.findings]
@@ -38,8 +39,8 @@ def verify(
 
 
 def merge(
-    into: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="A new store, or a merged one.", show_default=False)],
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE.zarr", help="Stores to add.", show_default=False)],
+    into: Annotated[str, typer.Argument(metavar="OUT.zarr", help="A new store, or a merged one.", show_default=False)],
+    stores: Annotated[list[str], typer.Argument(metavar="STORE.zarr", help="Stores to add.", show_default=False)],
     without: Annotated[list[str] | None, typer.Option(metavar="SHARD", help="Leave out a shard, by its name.")] = None,
     domain: Annotated[str | None, typer.Option(metavar="NAME", help="Merge this domain only.")] = None,
     as_json: AsJson = False,
@@ -56,13 +57,13 @@ def merge(
 
 
 def diff(
-    store: Annotated[Path, typer.Argument(metavar="STORE.zarr", help="A store with moments.", show_default=False)],
+    store: Annotated[str, typer.Argument(metavar="STORE.zarr", help="A store with moments.", show_default=False)],
     target: Annotated[
         str, typer.Argument(metavar="DOMAIN_A", help="The reference, in whose units gaps are.", show_default=False)
     ],
     source: Annotated[str, typer.Argument(metavar="DOMAIN_B", help="Compared with DOMAIN_A.", show_default=False)],
     other: Annotated[
-        Path | None, typer.Option(metavar="STORE.zarr", help="The store of DOMAIN_B, if it is another.")
+        str | None, typer.Option(metavar="STORE.zarr", help="The store of DOMAIN_B, if it is another.")
     ] = None,
     layer: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Layers, as in a run file.")] = None,
     top: Annotated[int, typer.Option(metavar="K", help="Features to list.")] = 10,
@@ -70,10 +71,11 @@ def diff(
 ) -> None:
     """List the features that moved most between two domains."""
     from dalr_stream.engine.stores.diff import diff_domains
+    from dalr_stream.storage.places.place import place_of
     from dalr_stream.workflow.results.tables import shift_facts, shift_table
 
     console = console_for()
-    sides = target, source if other is None else f"{source} of {other.name}"
+    sides = target, source if other is None else f"{source} of {place_of(other).name}"
     shifts = diff_domains(store, target, source, other=other, layers=layer or ["*"])
     if as_json:
         typer.echo(

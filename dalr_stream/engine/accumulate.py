@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from dalr_stream.engine.from_store import accumulate_stored
@@ -12,6 +11,7 @@ from dalr_stream.engine.statistics import Statistics
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.progress import Progress
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.streaming.folding import Folding
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @overload
 def accumulate(
-    source: str | Path,
+    source: str | Place,
     *,
     domain: str = "target",
     layers: Sequence[str] | None = None,
@@ -38,7 +38,7 @@ def accumulate(
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     *,
-    store: str | Path | None = None,
+    store: str | Place | None = None,
     domain: str = "target",
     rows: RowRule | None = None,
     folding: Folding | None = None,
@@ -47,11 +47,11 @@ def accumulate(
     blocks: Blocks | None = None,
 ) -> Statistics: ...
 def accumulate(  # noqa: PLR0913  # one verb for both of its sources
-    source: str | Path | nn.Module,
+    source: str | Place | nn.Module,
     batches: Iterable[Any] | None = None,
     layers: Sequence[LayerSpec] | Sequence[str] | None = None,
     *,
-    store: str | Path | None = None,
+    store: str | Place | None = None,
     domain: str = "target",
     rows: RowRule | None = None,
     folding: Folding | None = None,
@@ -67,7 +67,8 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     Parameters
     ----------
     source
-        A network in eval mode; or the path of a store that `capture` made, which needs neither network nor torch.
+        A network in eval mode; or the path of a store that `capture` made, or its URL in a bucket, which needs neither
+        network nor torch.
     batches
         What the network is run on: any iterable of batches. Under a memory limit that needs several passes, one that
         can be iterated again.
@@ -132,14 +133,14 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     >>> statistics["2"].inputs.count + statistics["2"].heldout.count  # a tenth of the samples is held out
     128
     """
-    if isinstance(source, str | Path):
+    if isinstance(source, str | Place):
         given = {"batches": batches, "store": store, "rows": rows, "ranks": ranks, "blocks": blocks}
         if foreign := [name for name, value in given.items() if value is not None]:
             raise InvalidInputError(
                 f"accumulate: '{source}' is a store, and {' and '.join(foreign)} can only be given with a network"
             )
         streams = cast("Sequence[str] | None", layers)
-        return _from_store(Path(source), domain, streams, folding, progress)
+        return _from_store(place_of(source), domain, streams, folding, progress)
     if batches is None or layers is None:
         raise InvalidInputError("accumulate: a network needs its batches, and the layers from watch(model, patterns)")
     from dalr_stream.engine.direct import from_network  # imports torch, which a store does without
@@ -160,7 +161,7 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
 
 
 def _from_store(
-    root: Path, domain: str, streams: Sequence[str] | None, folding: Folding | None, progress: Progress | None
+    root: Place, domain: str, streams: Sequence[str] | None, folding: Folding | None, progress: Progress | None
 ) -> Statistics:
     moments = accumulate_stored(root, domain=domain, layers=streams, folding=folding, progress=progress)
     return replace(StoreView.open(root).statistics(domain), by_stream=moments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,6 +22,7 @@ from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weight
 from dalr_stream.numerics.rows.tiling import ProbedSink, SharingSink
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.storage.records.record import origin_of
 from dalr_stream.storage.records.weights import save_layer_weights, weights_path
 from dalr_stream.storage.store import ActivationStore
@@ -33,7 +33,7 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
-    store: str | Path,
+    store: str | Place,
     *,
     domain: str,
     rows: RowRule | None = None,
@@ -56,7 +56,7 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
     layers
         What to record: from `watch`.
     store
-        The folder of the store, new or of the same network.
+        The folder of the store or its URL in a bucket, new or of the same network.
     domain
         The name of this data set within the store, for example "target".
     rows
@@ -99,7 +99,7 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
     >>> ds.accumulate("birds.zarr")["0"].inputs.features
     6
     """
-    root, model, link = Path(store), plain_network(model), ranks or Ranks()
+    root, model, link = place_of(store), plain_network(model), ranks or Ranks()
     progress = progress or Silent()
     rows = (rows or RowRule()).of_layers(layers)
     require_batches(batches)
@@ -135,7 +135,7 @@ def watched_streams(model: nn.Module, layers: Sequence[LayerSpec]) -> dict[str, 
     return {layer.stream: records[layer.stream] for layer in layers}
 
 
-def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Path, network: str) -> None:
+def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Place, network: str) -> None:
     """Write each layer's weight and bias to the store of `network`, where they are not there yet."""
     facts = {"network": network}
     missing = [layer for layer in layers if origin_of(weights_path(root, layer.name)) != facts]

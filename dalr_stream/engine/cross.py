@@ -12,7 +12,6 @@ read the trace alone, would take 60 % off the product where m = 4 d, a quarter w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -28,6 +27,7 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.batches import Batches, BatchRecord
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.plan import MemoryPlan
 
@@ -38,7 +38,7 @@ def accumulate_cross(  # noqa: PLR0913  # those of accumulate, and a second netw
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
     *,
-    store: str | Path | None = None,
+    store: str | Place | None = None,
     domain: str = "target",
     rows: RowRule | None = None,
     folding: Folding | None = None,
@@ -100,7 +100,7 @@ def accumulate_cross(  # noqa: PLR0913  # those of accumulate, and a second netw
     folding, progress = folding or Folding(), progress or Silent()
     if store is None:
         return feed.view(LayerMoments.of(fold_in_memory(feed, folding, progress)))
-    root, network = Path(store), feed.network()
+    root, network = place_of(store), feed.network()
     kept = kept_record(root, domain, feed, network, folding)
     if kept is not None and kept.batches == known_batches(batches, feed.rule):
         progress.note(f"cross moments on '{domain}' are up to date")

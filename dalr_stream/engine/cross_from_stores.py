@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from dalr_stream.engine.backend import backend_of
 from dalr_stream.engine.from_store import moments_provenance, require_no_segments
@@ -19,6 +18,7 @@ from dalr_stream.numerics.rows.streams import Pairing, Side, layer_of_stream, st
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.contents import DomainRecord, LayerRecord, NetworkRecord
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of, provenance_of
 from dalr_stream.storage.records.weights import load_layer_weights, save_layer_weights, weights_path
@@ -33,9 +33,9 @@ from dalr_stream.streaming.tile_source import StoredTiles
 
 
 def accumulate_cross_stored(
-    original: str | Path,
-    compressed: str | Path,
-    store: str | Path,
+    original: str | Place,
+    compressed: str | Place,
+    store: str | Place,
     *,
     domain: str = "target",
     layers: Sequence[str] | None = None,
@@ -100,7 +100,7 @@ def accumulate_cross_stored(
     sides = ActivationStore(original), ActivationStore(compressed)
     folding, progress = folding or Folding(), progress or Silent()
     pair = NetworkPair(sides[1].manifest.network.fingerprint, sides[0].manifest.network.fingerprint)
-    root = Path(store)
+    root = place_of(store)
     pair.require_in(root)
     require_no_segments(folding, root)
     streams = [_JointStream.of(*sides, domain, name) for name in _names(*sides, domain, layers)]
@@ -175,7 +175,7 @@ def _names(
     return names
 
 
-def _keep_weights(root: Path, stream: _JointStream, compressed: Path, network: str) -> None:
+def _keep_weights(root: Place, stream: _JointStream, compressed: Place, network: str) -> None:
     facts = {"network": network}
     if provenance_of(weights_path(root, stream.layer)) != facts:
         weights = load_layer_weights(compressed, stream.layer, stream.record)
@@ -183,7 +183,7 @@ def _keep_weights(root: Path, stream: _JointStream, compressed: Path, network: s
 
 
 def _folds(  # where, what of, and how
-    root: Path,
+    root: Place,
     domain: str,
     streams: Sequence[_JointStream],
     record: DomainRecord,

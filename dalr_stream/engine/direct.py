@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -41,6 +40,7 @@ from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.rows.tiling import same_as_before
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.streaming.folding import Folding
 
 TITLE = "capture and fold"
@@ -50,7 +50,7 @@ def from_network(  # noqa: PLR0913  # those of accumulate
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
-    store: str | Path | None,
+    store: str | Place | None,
     *,
     domain: str,
     rows: RowRule | None,
@@ -81,7 +81,7 @@ def from_network(  # noqa: PLR0913  # those of accumulate
     moments = accumulate_into(
         store, model, batches, layers, domain=domain, rows=rows, folding=folding, progress=progress, ranks=ranks
     )
-    return Statistics(watched, moments, partial(stored_weights, Path(store), watched))
+    return Statistics(watched, moments, partial(stored_weights, place_of(store), watched))
 
 
 def _weights_now(model: nn.Module, watched: Mapping[str, LayerRecord], layer: str) -> Weights:
@@ -121,7 +121,7 @@ def accumulate_stream(
 
 
 def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the caller writes
-    store: str | Path,
+    store: str | Place,
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
@@ -139,7 +139,7 @@ def accumulate_into(  # noqa: PLR0913  # each is a word of the sentence that the
     the store came from another network, the domain from another choice of rows, or the batches changed since the
     checkpoint.
     """
-    root, folding = Path(store), folding or Folding()
+    root, folding = place_of(store), folding or Folding()
     feed = _feed(model, batches, layers, rows, ranks)
     record = fold_into(root, domain, feed, feed.network(), folding, progress or Silent(), ranks)
     if ranks is not None and not ranks.first:
@@ -185,7 +185,7 @@ class NetworkRows:
         """Return what identifies the network and its streams."""
         return network_record(self.model, self.layers)
 
-    def keep_weights(self, root: Path, network: NetworkRecord) -> None:
+    def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write those of the layers."""
         keep_weights(self.model, self.layers, root, network.fingerprint)
 

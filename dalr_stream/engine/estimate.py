@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ from dalr_stream.network.measure.memory import forward_memory, memory_of
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import same_as_before
 from dalr_stream.storage.layout import UNFINISHED as CHECKPOINTS
+from dalr_stream.storage.places.path import BucketPath
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.rows import rows_exist, rows_path
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.streaming.cost import LayerLoad
@@ -148,11 +149,13 @@ def _largest(rows: Iterable[int | None]) -> int | None:
     return None if None in known else max((one for one in known if one is not None), default=None)
 
 
-def require_disk(needed: MemoryPlan, folder: Path, held_bytes: int = 0) -> None:
+def require_disk(needed: MemoryPlan, folder: Place, held_bytes: int = 0) -> None:
     """Raise DiskSpaceError where the disk that holds `folder` has less free than the plan may still need.
 
-    `held_bytes` of it are there already: of a run that was stopped, see `held_on_disk`.
+    `held_bytes` of it are there already: of a run that was stopped, see `held_on_disk`. A bucket has no end.
     """
+    if isinstance(folder, BucketPath):
+        return
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     still = needed.disk_peak_bytes - held_bytes
@@ -164,12 +167,14 @@ def require_disk(needed: MemoryPlan, folder: Path, held_bytes: int = 0) -> None:
         )
 
 
-def held_on_disk(store: Path, domains: Iterable[str], *, replaced: bool = False) -> int:
+def held_on_disk(store: Place, domains: Iterable[str], *, replaced: bool = False) -> int:
     """Return how many of the plan's bytes a store holds already, of these domains.
 
     Rows count in full, as the plan counts them, whatever they take compressed; where all is to be `replaced`, what
-    counts is what removing them gives back.
+    counts is what removing them gives back. Nothing of a bucket lies on a disk.
     """
+    if isinstance(store, BucketPath):
+        return 0
     try:
         records = ActivationStore(store).manifest.domains
     except StoreNotFoundError:

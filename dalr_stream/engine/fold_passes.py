@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from dalr_stream.engine.from_store import moments_provenance
@@ -31,6 +30,7 @@ from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.contents import DomainRecord, NetworkRecord
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of
 from dalr_stream.storage.removal import forget_checkpoints
@@ -70,7 +70,7 @@ def fold_in_memory(
 
 
 def fold_into(  # where to, what of, how, and with whom
-    root: Path,
+    root: Place,
     domain: str,
     feed: RowFeed,
     network: NetworkRecord,
@@ -133,7 +133,7 @@ def fold_into(  # where to, what of, how, and with whom
 
 
 def kept_record(
-    root: Path, domain: str, feed: RowFeed, network: NetworkRecord, folding: Folding
+    root: Place, domain: str, feed: RowFeed, network: NetworkRecord, folding: Folding
 ) -> DomainRecord | None:
     """Return what a store knows of the rows, where it has the moments of every stream by this rule; else None.
 
@@ -187,7 +187,7 @@ def direct_plan(
     )
 
 
-def _save(root: Path, domain: str, network: NetworkRecord, sink: Folds, choice: str, folding: Folding) -> None:
+def _save(root: Place, domain: str, network: NetworkRecord, sink: Folds, choice: str, folding: Folding) -> None:
     """Write the moments of one pass, and then that it ended."""
     folded = dataclasses.replace(sink.record(), choice=choice)
     for name, split in sink.freeze():

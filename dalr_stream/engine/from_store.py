@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from dalr_stream.engine.backend import backend_of
@@ -14,6 +13,7 @@ from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.lock import locked
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of
 from dalr_stream.storage.schema import PARTS
@@ -25,7 +25,7 @@ from dalr_stream.streaming.tile_source import StoredTiles
 
 
 def accumulate_stored(
-    store: str | Path,
+    store: str | Place,
     *,
     domain: str,
     layers: Sequence[str] | None = None,
@@ -82,7 +82,7 @@ def accumulate_stored(
     return LayerMoments.stored(opened.root, domain, homes, folding.shards)
 
 
-def require_no_segments(folding: Folding, store: Path) -> None:
+def require_no_segments(folding: Folding, store: Place) -> None:
     """Raise InvalidInputError for segments of the batches, which rows of a store are not folded by."""
     if folding.segment_batches:
         raise InvalidInputError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.contents import LayerRecord
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.places.place import Place
 
 _BETWEEN = ":"
 Weights = tuple[NDArray[Any], NDArray[Any] | None]
@@ -131,7 +131,7 @@ class NetworkPair:
         compressed, between, original = fingerprint.partition(_BETWEEN)
         return cls(compressed, original) if between else None
 
-    def require_in(self, root: Path) -> None:
+    def require_in(self, root: Place) -> None:
         """Raise FingerprintMismatchError where the store at `root` is there and is of other networks."""
         try:
             here = Manifest.read(root).network.fingerprint

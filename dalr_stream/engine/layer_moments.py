@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TypeVar, overload
 
 from dalr_stream.errors import LayerNotFoundError
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.moments import Moments
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.moments import load_moments, moments_count, moments_path, shard_parts
 from dalr_stream.storage.records.stored_moments import open_moments
 from dalr_stream.storage.schema import HELDOUT, TRAINING
@@ -62,7 +62,7 @@ class LayerMoments(Mapping[str, Moments]):
         )
 
     @classmethod
-    def stored(cls, root: Path, domain: str, homes: Mapping[str, str], shards: int) -> LayerMoments:
+    def stored(cls, root: Place, domain: str, homes: Mapping[str, str], shards: int) -> LayerMoments:
         """Read each record from a store whenever it is asked for, and hold none; `shards` as in `Folding`.
 
         `homes` has the layers, each with the one under whose name its record lies (`DomainRecord.home`).
@@ -99,7 +99,7 @@ class LayerMoments(Mapping[str, Moments]):
 class StoredRecords(Sequence[Moments]):
     """Moment records on disk until one is asked for, so that a sum over all of them holds few at a time."""
 
-    paths: Sequence[Path]
+    paths: Sequence[Place]
 
     @overload
     def __getitem__(self, number: int) -> Moments: ...

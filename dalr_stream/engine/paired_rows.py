@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -38,6 +37,7 @@ from dalr_stream.network.layers.spec import LayerSpec, layer_of
 from dalr_stream.numerics.rows.streams import Pairing, Side, stream_name
 from dalr_stream.progress import Progress
 from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.folding import Folding
 
@@ -116,7 +116,7 @@ class PairedRows:
         layers = {pairs[name].stream: self._layer_record(layer, pairs[name]) for name, layer in self.layers.items()}
         return NetworkRecord(pair.fingerprint, layers)
 
-    def keep_weights(self, root: Path, network: NetworkRecord) -> None:
+    def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write the compressed network's."""
         keep_weights(self.compressed, list(self.layers.values()), root, network.fingerprint)
 
@@ -173,11 +173,11 @@ class PairedRows:
         """Return the moments of joint rows as cross moments, by the names of `layers`."""
         return LayerCrossMoments.of(joint, self.pairs)
 
-    def stored(self, root: Path, domain: str, folding: Folding) -> LayerCrossMoments:
+    def stored(self, root: Place, domain: str, folding: Folding) -> LayerCrossMoments:
         """Return those that lie in a store, to be read when they are asked for."""
         return self.view(LayerMoments.stored(root, domain, {name: name for name in self.streams}, folding.shards))
 
-    def require_own_store(self, root: Path, network: NetworkRecord) -> None:
+    def require_own_store(self, root: Place, network: NetworkRecord) -> None:
         """Raise FingerprintMismatchError where a store is there and is not of these two networks."""
         pair = NetworkPair.parse(network.fingerprint)
         assert pair is not None  # noqa: S101  # for the type checker: it was made so

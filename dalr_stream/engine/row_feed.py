@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from dalr_stream.progress import Progress
 from dalr_stream.storage.contents import NetworkRecord
+from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.ranks.segment_sink import SegmentSink
@@ -34,7 +34,7 @@ class RowFeed(Protocol):
     def network(self) -> NetworkRecord:
         """Return what identifies the network, or the two of them, and the streams."""
 
-    def keep_weights(self, root: Path, network: NetworkRecord) -> None:
+    def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write the weights of the streams' layers to a store, where they are not there yet."""
 
     def groups(self, folding: Folding) -> Sequence[Collection[str]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from dalr_stream.numerics.statistics.channels import ChannelReader, NodeReader, 
 from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.contents import LayerRecord
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.weights import load_layer_weights
 
 Weights = tuple[NDArray[Any], NDArray[Any] | None]
@@ -119,7 +119,7 @@ def parts_of_layer(layer: str, watched: Streams) -> tuple[str, ...]:
     return tuple(group_name(layer, number) for number in range(groups)) or (layer,)
 
 
-def stored_weights(root: Path, watched: Streams, layer: str) -> Weights:
+def stored_weights(root: Place, watched: Streams, layer: str) -> Weights:
     """Read a layer's weights from a store, compared to the digests that the manifest has of them."""
     records = (record for stream, record in watched.items() if layer_of_stream(stream) == layer)
     return load_layer_weights(root, layer, next(records, None))

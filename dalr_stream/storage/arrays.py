@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,23 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
-from dalr_stream.storage.metadata import FILE, write_metadata
+from dalr_stream.storage.buckets.array import BucketArray
+from dalr_stream.storage.chunks import ZSTD_LEVEL, fill_value
+from dalr_stream.storage.metadata import FILE, read_metadata, write_metadata
+from dalr_stream.storage.places.path import BucketPath
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.schema import MAX_CHUNK_BYTES, ArraySpec
 
 
+def open_array(path: Place, *, write: bool = False) -> Any:
+    """Open a zarr array, for reading or also for writing; in a bucket, what is read and written as one."""
+    if isinstance(path, BucketPath):
+        return BucketArray(path, read_metadata(path))
+    return zarr.open_array(path, mode="r+" if write else "r")
+
+
 def create_array(
-    path: Path,
+    path: Place,
     shape: Sequence[int],
     dtype: np.dtype[Any],
     *,
@@ -31,12 +41,12 @@ def create_array(
     chunk_rows: int | None = None,
     attributes: Mapping[str, Any] | None = None,
     on_its_way: bool = False,
-) -> zarr.Array[Any]:
+) -> Any:
     """Make an array in place of what is at `path`; its chunks span full rows, in zstd of level 1 with a checksum.
 
     `on_its_way` as in `metadata.write_metadata`.
 
-    Whoever makes it syncs the folder it is in. Floats that were never written read as NaN, so a lost chunk is loud.
+    Whoever makes it syncs the folder it is in. What was never written reads as `fill_value`.
     """
     if chunk_rows is None:
         row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
@@ -47,19 +57,23 @@ def create_array(
         shape=tuple(shape),
         dtype=dtype,
         chunks=(chunk_rows, *(max(1, length) for length in shape[1:])),
-        compressors=ZstdCodec(level=1, checksum=True),
-        fill_value=np.nan if dtype.kind == "f" else -1,
+        compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
+        fill_value=fill_value(dtype),
         dimension_names=tuple(dimensions),
         attributes=dict(attributes or {}),
     )
+    document = json.loads(files[FILE].to_bytes())
+    if isinstance(path, BucketPath):
+        write_metadata(path, document)
+        return BucketArray(path, document)
     if path.exists():
         shutil.rmtree(path)
     path.mkdir()
-    write_metadata(path, json.loads(files[FILE].to_bytes()), on_its_way=on_its_way)
-    return zarr.open_array(path, mode="r+")
+    write_metadata(path, document, on_its_way=on_its_way)
+    return open_array(path, write=True)
 
 
-def write_array(folder: Path, spec: ArraySpec, values: NDArray[Any]) -> None:
+def write_array(folder: Place, spec: ArraySpec, values: NDArray[Any]) -> None:
     """Write one whole array of a record that is on its way."""
     attributes = {"meaning": spec.meaning}
     array = create_array(

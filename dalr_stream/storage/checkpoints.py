@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from numpy.typing import NDArray
 from dalr_stream.errors import StoreDamagedError
 from dalr_stream.numerics.statistics.folding import FoldState, LaneState
 from dalr_stream.storage import schema
-from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.layout import UNFINISHED, remove_empty
+from dalr_stream.storage.places.place import Place, remove_folder
 from dalr_stream.storage.records.record import Arrays, load_record, origin_of, save_record
 from dalr_stream.storage.schema import PARTS
 
@@ -41,7 +40,7 @@ class SavedFold:
 class Checkpoints:
     """The checkpoints of one layer, or of one direct run, on one domain."""
 
-    def __init__(self, root: Path, domain: str, layer: str, made_from: Mapping[str, Any]) -> None:
+    def __init__(self, root: Place, domain: str, layer: str, made_from: Mapping[str, Any]) -> None:
         """`made_from` is what the moments that will come of it are made from."""
         self._root = root
         self._folder = root / UNFINISHED / domain / layer

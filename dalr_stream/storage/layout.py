@@ -17,6 +17,8 @@ from pathlib import Path
 
 from dalr_stream.errors import StoreError
 from dalr_stream.storage.durable import OUTGOING, TEMPORARY, readable, sync
+from dalr_stream.storage.places.path import BucketPath
+from dalr_stream.storage.places.place import Place, children
 
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
@@ -38,20 +40,20 @@ def is_zarr_litter(name: str) -> bool:
     return _ZARR_LITTER.fullmatch(name) is not None
 
 
-def is_empty(root: Path) -> bool:
+def is_empty(root: Place) -> bool:
     """Tell whether a folder holds nothing, or only what the making of a store, killed at once, leaves."""
     harmless = {LOCK, GROUP} | _STRANGE_BUT_EMPTY
-    return all(entry.name in harmless or _is_litter_at_root(entry.name) for entry in _entries(root))
+    return all(entry.name in harmless or _is_litter_at_root(entry.name) for entry in children(root))
 
 
-def require_store_or_empty(root: Path) -> None:
+def require_store_or_empty(root: Place) -> None:
     """Raise StoreError where `root` is a folder of other things."""
     if root.is_dir() and not (root / MANIFEST).exists() and not is_empty(root):
         raise StoreError(
             f"'{root}' is not a store: it is not empty and has no {MANIFEST}; name a new folder, or that "
             "of a store. Where it was one, delete it and begin again"
         )
-    if (root / LOCK).is_symlink():
+    if isinstance(root, Path) and (root / LOCK).is_symlink():
         raise link_error(root / LOCK)
 
 
@@ -62,9 +64,9 @@ def require_no_links(root: Path) -> None:
         raise link_error(link)
 
 
-def links(root: Path) -> Iterator[Path]:
-    """Yield every link that stands where a store's own folders, records and arrays do."""
-    for folder in _folders(root):
+def links(root: Place) -> Iterator[Path]:
+    """Yield every link that stands where a store's own folders, records and arrays do; a bucket has none."""
+    for folder in () if isinstance(root, BucketPath) else _folders(root):
         for entry in _entries(folder):
             if entry.is_symlink() and (folder != root or entry.name in _AT_ROOT or _is_litter_at_root(entry.name)):
                 yield folder / entry.name
@@ -86,9 +88,9 @@ def sweep(root: Path) -> None:
     remove_empty(root)
 
 
-def remove_empty(root: Path) -> None:
-    """Remove the folders in which there are no checkpoints any more."""
-    for folder in reversed(list(_below(root / UNFINISHED, 1))):
+def remove_empty(root: Place) -> None:
+    """Remove the folders in which there are no checkpoints any more; a bucket has no folders."""
+    for folder in () if isinstance(root, BucketPath) else reversed(list(_below(root / UNFINISHED, 1))):
         with suppress(OSError):  # there are some
             folder.rmdir()
 

@@ -9,20 +9,28 @@ from pathlib import Path
 import filelock
 
 from dalr_stream.errors import StoreLockedError
-from dalr_stream.storage.durable import explained, make_folder
+from dalr_stream.storage.buckets.claim import claimed
 from dalr_stream.storage.layout import LOCK, require_no_links, require_store_or_empty, sweep
+from dalr_stream.storage.places.path import BucketPath
+from dalr_stream.storage.places.place import Place, explained, make_folder
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: Place) -> Iterator[None]:
     """Hold the store as its one writer, having cleared what a killed one left.
 
     Raises StoreLockedError where another process holds it, and StoreError, with nothing changed, where `root` is a
-    folder of other things or a store with links inside; see `layout`.
+    folder of other things or a store with links inside; see `layout`, and for buckets `claim`.
     """
-    lock = filelock.FileLock(root / LOCK, timeout=0)
     with explained(root):
         require_store_or_empty(root)  # before the lock's own file is made there
+    with claimed(root) if isinstance(root, BucketPath) else _folder_locked(root):
+        yield
+
+
+@contextmanager
+def _folder_locked(root: Path) -> Iterator[None]:
+    lock = filelock.FileLock(root / LOCK, timeout=0)
     make_folder(root)
     with explained(root):
         try:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeVar
 
 from dalr_stream.errors import (
@@ -25,6 +25,7 @@ from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader
 from dalr_stream.storage.batches import Batches
+from dalr_stream.storage.buckets.claim import claim_to
 from dalr_stream.storage.contents import (
     DomainRecord,
     LayerRecord,
@@ -33,9 +34,10 @@ from dalr_stream.storage.contents import (
     plain_fields,
     require_names,
 )
-from dalr_stream.storage.durable import write_file
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import MANIFEST
+from dalr_stream.storage.places.path import BucketPath
+from dalr_stream.storage.places.place import Place, write_file
 from dalr_stream.storage.schema import READABLE, SCHEMA_VERSION, require_count
 
 FILE = MANIFEST
@@ -69,12 +71,18 @@ class Manifest:
         domains = {name: _plain_domain(domain) for name, domain in self.domains.items()}
         return {"network": dataclasses.asdict(self.network), "domains": domains, "schema": self.schema}
 
-    def write(self, root: Path) -> None:
-        """Commit: after this returns, what the manifest says holds through a power cut."""
-        write_file(root / FILE, _sealed(self.plain()))
+    def write(self, root: Place) -> None:
+        """Commit: after this returns, what the manifest says holds through a power cut.
+
+        In a bucket it carries a word drawn for the commit, so that a writer knows its own.
+        """
+        if isinstance(root, BucketPath):
+            claim_to(root).commit(partial(_sealed, self.plain()))
+        else:
+            write_file(root / FILE, _sealed(self.plain()))
 
     @classmethod
-    def read(cls, root: Path) -> Manifest:
+    def read(cls, root: Place) -> Manifest:
         """Read the manifest of the store at `root`; raises StoreNotFoundError and StoreDamagedError."""
         path = root / FILE
         try:
@@ -106,17 +114,19 @@ def _plain_domain(record: DomainRecord) -> dict[str, Any]:
     return {**plain_fields(record), "batches": batches, "layers": layers, "shards": shards}
 
 
-def _sealed(body: Any) -> bytes:
-    return json.dumps({"digest": digest_of(body), "manifest": body}).encode()
+def _sealed(body: Any, commit: str = "") -> bytes:
+    drawn = {"commit": commit} if commit else {}
+    return json.dumps({"digest": digest_of(body), "manifest": body, **drawn}).encode()
 
 
-def _unsealed(path: Path, data: bytes, remedy: str) -> Any:
+def _unsealed(path: Place, data: bytes, remedy: str) -> Any:
     """Return the body of what `_sealed` gave; raises StoreDamagedError."""
     try:
-        body = json.loads(data)["manifest"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        document = json.loads(data)
+        body, commit = document["manifest"], document.get("commit", "")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreDamagedError(f"'{path}' is damaged: it cannot be read as a manifest ({error}); {remedy}") from None
-    if data != _sealed(body):
+    if data != _sealed(body, commit):
         raise StoreDamagedError(f"'{path}' is damaged: its digest does not match its contents; {remedy}")
     return body
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dalr_stream.errors import StoreNotFoundError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.rows.tiling import Rows, Tile
 from dalr_stream.storage.contents import DomainRecord, RowsRecord
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.storage.rows import read_tile, rows_exist
 from dalr_stream.storage.summary import StoreSummary
 
@@ -21,9 +21,9 @@ from dalr_stream.storage.summary import StoreSummary
 class ActivationStore:
     """A store opened for reading: shows as one line, or in a notebook as a table, what it holds now."""
 
-    def __init__(self, root: str | Path, manifest: Manifest | None = None) -> None:
+    def __init__(self, root: str | Place, manifest: Manifest | None = None) -> None:
         """`manifest` is the store's, where it was read already."""
-        self.root = Path(root)
+        self.root = place_of(root)
         self.manifest = manifest or Manifest.read(self.root)
 
     def __repr__(self) -> str:

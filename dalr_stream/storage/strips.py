@@ -6,15 +6,12 @@ columns above them, so a chunk is filled over several strips; the digest is take
 
 from __future__ import annotations
 
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from dalr_stream.errors import InvalidInputError, StoreDamagedError
@@ -23,14 +20,15 @@ from dalr_stream.numerics.statistics.fold_rule import Strip
 from dalr_stream.numerics.statistics.folding import FoldState, LaneState
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
-from dalr_stream.storage.arrays import create_array, write_array
-from dalr_stream.storage.durable import new_folder, readable
+from dalr_stream.storage.arrays import create_array, open_array, write_array
+from dalr_stream.storage.places.place import Place, readable, remove_folder
+from dalr_stream.storage.records.draft import Draft, arrays_of, new_record
 from dalr_stream.storage.records.moments import SCATTER, VECTORS, fill_moments, name_of_moments
 from dalr_stream.storage.records.record import Name, digest_of_array, holding, load_record, seal_record
 
 
 def save_strips(
-    paths: Mapping[str, Path], features: int, strips: Iterable[LaneState], provenance: Mapping[str, Any]
+    paths: Mapping[str, Place], features: int, strips: Iterable[LaneState], provenance: Mapping[str, Any]
 ) -> None:
     """Write the `training` and `heldout` records of one layer from the strips of their matrices, ascending.
 
@@ -45,7 +43,7 @@ def save_strips(
                     writer.add(state)
 
 
-def load_strip(path: Path, strip: Strip) -> FoldState:
+def load_strip(path: Place, strip: Strip) -> FoldState:
     """Read one strip of a moment record, as a fold of these rows would have left it: its cells and a few chunks.
 
     The vectors are compared to their digests, the chunks of the matrix to their own checksums. Raises
@@ -59,7 +57,7 @@ def load_strip(path: Path, strip: Strip) -> FoldState:
         return FoldState.empty(strip)
     try:
         with readable(path):
-            stored = cast("Any", zarr.open_array(path / SCATTER.name, mode="r"))
+            stored = open_array(arrays_of(path, values) / SCATTER.name)
             scatter = np.ascontiguousarray(stored[strip.first : strip.stop, : strip.stop])
     except schema.DECODE_ERRORS as error:
         raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' is damaged ({error}): accumulate again") from error
@@ -68,20 +66,20 @@ def load_strip(path: Path, strip: Strip) -> FoldState:
 
 
 @contextmanager
-def _writer(path: Path, features: int, provenance: Mapping[str, Any]) -> Iterator[_RecordWriter]:
-    with new_folder(path) as folder:
-        writer = _RecordWriter(folder, features, name_of_moments(path))
+def _writer(path: Place, features: int, provenance: Mapping[str, Any]) -> Iterator[_RecordWriter]:
+    with new_record(path) as draft:
+        writer = _RecordWriter(draft, features, name_of_moments(path))
         yield writer
         writer.finish(provenance)
 
 
 class _RecordWriter:
-    def __init__(self, folder: Path, features: int, name: Name) -> None:
-        self._folder = folder
+    def __init__(self, draft: Draft, features: int, name: Name) -> None:
+        self._draft = draft
         self._name = name
         self._features = features
         self._scatter = create_array(
-            folder / SCATTER.name,
+            draft.arrays / SCATTER.name,
             (features, features),
             np.dtype(np.float64),
             dimensions=SCATTER.dimensions,
@@ -109,8 +107,8 @@ class _RecordWriter:
         """Write the vectors, which the last strip has in full, and the digests."""
         last = self._last
         if last is None or last.count == 0:
-            shutil.rmtree(self._folder / SCATTER.name)
-            fill_moments(self._folder, Moments.empty(self._features), provenance, self._name)
+            remove_folder(self._draft.arrays / SCATTER.name)
+            fill_moments(self._draft, Moments.empty(self._features), provenance, self._name)
             return
         if last.mean.size != self._features:
             raise InvalidInputError(f"strips end at {last.mean.size} of {self._features} features")
@@ -122,14 +120,14 @@ class _RecordWriter:
         }
         for spec in schema.MOMENTS:
             if spec.name in arrays:
-                write_array(self._folder, spec, arrays[spec.name])
+                write_array(self._draft.arrays, spec, arrays[spec.name])
         digests = {name: digest_of_array(array) for name, array in arrays.items()}
         digests[SCATTER.name] = self._digest()
-        seal_record(self._folder, {"count": last.count, "samples": last.samples}, digests, provenance, self._name)
+        seal_record(self._draft, {"count": last.count, "samples": last.samples}, digests, provenance, self._name)
 
     def _digest(self) -> int:
         digest, step = 0, self._scatter.chunks[0]
         for row in range(0, self._features, step):
-            rows = np.ascontiguousarray(cast("Any", self._scatter)[row : row + step])
+            rows = np.ascontiguousarray(self._scatter[row : row + step])
             digest = zlib.crc32(rows.reshape(-1).data.cast("B"), digest)
         return digest

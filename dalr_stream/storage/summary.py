@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from dalr_stream.errors import StoreError
 from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.moments import moments_count, moments_path
 from dalr_stream.storage.rows import rows_exist
 from dalr_stream.storage.schema import PARTS
@@ -35,13 +35,13 @@ class LayerSummary:
 class StoreSummary:
     """Every layer of every domain; prints as one line, shows as a table in a notebook."""
 
-    root: Path
+    root: Place
     network: str
     """Fingerprint of the network that the store was made from."""
     layers: tuple[LayerSummary, ...]
 
     @classmethod
-    def of(cls, root: Path, manifest: Manifest) -> StoreSummary:
+    def of(cls, root: Place, manifest: Manifest) -> StoreSummary:
         """Look at the store at `root`, whose manifest was read before."""
         layers = (line for name, domain in manifest.domains.items() for line in _layers(root, name, domain))
         return cls(root, manifest.network.fingerprint, tuple(layers))
@@ -75,7 +75,7 @@ class StoreSummary:
         return f"<table><caption>{html.escape(str(self))}</caption>{_row('th', head)}{rows}</table>"
 
 
-def _layers(root: Path, name: str, domain: DomainRecord) -> Iterator[LayerSummary]:
+def _layers(root: Place, name: str, domain: DomainRecord) -> Iterator[LayerSummary]:
     for layer in domain.names:
         rows, home = domain.layers[domain.home(layer)], domain.home(layer)
         if home != layer:
@@ -91,7 +91,7 @@ def _layers(root: Path, name: str, domain: DomainRecord) -> Iterator[LayerSummar
         yield LayerSummary(name, layer, samples, rows.rows, rows.features, activations, training, heldout)
 
 
-def _moments(root: Path, domain: str, layer: str, part: str) -> int | None:
+def _moments(root: Place, domain: str, layer: str, part: str) -> int | None:
     try:
         return moments_count(moments_path(root, domain, layer, part))
     except StoreError:

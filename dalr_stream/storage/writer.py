@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 
@@ -26,10 +26,10 @@ from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.tiling import RowBatch, rows_per_sample, shared_rows
 from dalr_stream.storage.batches import BatchLog, BatchRecord
 from dalr_stream.storage.contents import DomainRecord, NetworkRecord, RowsRecord
-from dalr_stream.storage.durable import explained
 from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.metadata import make_group
+from dalr_stream.storage.places.place import Place, explained
 from dalr_stream.storage.rows import RowsWriter, rows_exist
 
 LOST_AT_MOST = 100
@@ -38,7 +38,9 @@ commit writes all batches so far, 0.5 s of CPU at 100,000: one at each tile made
 
 
 @contextmanager
-def open_writer(root: Path, domain: str, network: NetworkRecord, choice: str = EVERY_ROW) -> Iterator[ActivationWriter]:
+def open_writer(
+    root: Place, domain: str, network: NetworkRecord, choice: str = EVERY_ROW
+) -> Iterator[ActivationWriter]:
     """Open `domain` of the store at `root` for writing, making the store where there is none.
 
     `choice` says in words which of the layers' rows are going to be written; a domain has rows of one choice.
@@ -64,8 +66,8 @@ def open_writer(root: Path, domain: str, network: NetworkRecord, choice: str = E
                 f"'{root}': domain '{domain}' was merged from other stores and takes no rows: capture to a store of "
                 "its own, then merge that too"
             )
-        rows = Path("activations") / domain
-        make_group(root, rows if (root / rows).is_dir() else Path())  # damaged ones are written anew
+        rows = PurePath("activations") / domain
+        make_group(root, rows if (root / rows).is_dir() else "")  # damaged ones are written anew
         layers = {**manifest.network.layers, **network.layers}
         manifest = dataclasses.replace(manifest, network=dataclasses.replace(manifest.network, layers=layers))
         yield ActivationWriter(root, domain, manifest, frozenset(network.layers), choice)
@@ -74,7 +76,7 @@ def open_writer(root: Path, domain: str, network: NetworkRecord, choice: str = E
 class ActivationWriter:
     """The rows of one domain on their way to disk. A RowSink; made by `open_writer`, which holds the lock."""
 
-    def __init__(self, root: Path, domain: str, manifest: Manifest, watched: frozenset[str], choice: str) -> None:
+    def __init__(self, root: Place, domain: str, manifest: Manifest, watched: frozenset[str], choice: str) -> None:
         self._root = root
         self._domain = domain
         self._manifest = manifest

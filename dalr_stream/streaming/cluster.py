@@ -1,7 +1,7 @@
 """Folds on the workers of a dask.distributed cluster: one that is running, or one made here for the purpose.
 
-Workers read tiles from the store themselves, so it must lie on a disk that all of them see. A worker that dies loses
-its task, which dask gives to another; tasks are pure, so the result is the same.
+Workers read tiles from the store themselves, so it must lie on a disk that all of them see, or in a bucket. A worker
+that dies loses its task, which dask gives to another; tasks are pure, so the result is the same.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from dalr_stream.errors import DalrStreamError, DalrStreamWarning, InvalidInputError, ResourceError
+from dalr_stream.storage.places.place import Place
 
 Result = TypeVar("Result")
 
@@ -50,7 +50,7 @@ class Cluster:
         tasks: Mapping[str, tuple[Any, ...]],
         done: Callable[[int], None],
         *,
-        reads: Sequence[Path],
+        reads: Sequence[Place],
     ) -> list[Result]:
         """Run `function(*arguments)` for each named task; `done` hears how many are finished. Results keep the order.
 
@@ -93,7 +93,7 @@ class Cluster:
             elif time.monotonic() - last_seen > PATIENCE_SECONDS:
                 raise ResourceError(self._no_worker())
 
-    def _workers_that_see(self, files: Sequence[Path]) -> list[str] | None:
+    def _workers_that_see(self, files: Sequence[Place]) -> list[str] | None:
         """Return the workers on which files are as they are here; None for all of them."""
         try:
             self.client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
@@ -105,7 +105,7 @@ class Cluster:
         if not seeing:
             raise ResourceError(
                 f"cluster: none of the {len(there)} workers sees {names} as it is here: put the store on a disk that "
-                "all of them see"
+                "all of them see, or in a bucket for which they have the credentials"
             )
         if len(seeing) == len(there):
             return None
@@ -135,11 +135,11 @@ class Cluster:
             ) from None
 
 
-def _digests(files: Sequence[Path]) -> list[str] | None:
+def _digests(files: Sequence[Place]) -> list[str] | None:
     """Return the SHA-256 of each file; None where one cannot be read."""
     try:
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    except OSError:
+    except (OSError, DalrStreamError):
         return None
 
 

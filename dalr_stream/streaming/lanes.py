@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from dalr_stream.errors import NonFiniteError, ResourceError
 from dalr_stream.numerics.linalg.rank_k import blas_build, one_blas_thread
@@ -21,6 +20,7 @@ from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS, FoldRule, Strip
 from dalr_stream.numerics.statistics.folding import LaneFold, LaneState
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
+from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.tile_source import StoredTiles, TileReader, TileSource
 
 TileDone = Callable[[int], None]
@@ -34,7 +34,7 @@ SHARE_FOR_CHECKPOINTS = 0.02
 class LaneTask:
     """Which rows to fold into what."""
 
-    root: Path
+    root: Place
     domain: str
     layer: str
     rule: FoldRule

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress
 from dalr_stream.storage.checkpoints import Checkpoints
-from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.places.place import Place, folders, remove_folder
 from dalr_stream.storage.records.moments import load_moments, moments_path, save_moments, shard_parts
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.schema import HELDOUT, TRAINING
@@ -36,21 +35,21 @@ from dalr_stream.streaming.plan import plan
 from dalr_stream.streaming.schedule import Watch, accumulate_layer, accumulate_strips
 
 
-def save_split(root: Path, domain: str, layer: str, split: SplitMoments, provenance: Mapping[str, Any]) -> None:
+def save_split(root: Place, domain: str, layer: str, split: SplitMoments, provenance: Mapping[str, Any]) -> None:
     """Write all parts of a layer's moments to the store, the training record last."""
     shards = zip(shard_parts(len(split.shards)), split.shards, strict=True)
     for part, moments in (*shards, (HELDOUT, split.heldout), (TRAINING, split.training)):
         save_moments(moments_path(root, domain, layer, part), moments, provenance)
 
 
-def other_shards(root: Path, domain: str, layer: str, rule: FoldRule) -> list[Path]:
+def other_shards(root: Place, domain: str, layer: str, rule: FoldRule) -> list[Place]:
     """Return the folders of a layer's shards that `rule` does not make: another rule's."""
     current = shard_parts(rule.shards)
-    shards = moments_path(root, domain, layer, TRAINING).parent.glob("shard-*")
-    return [path for path in shards if path.name not in current]
+    parts = folders(moments_path(root, domain, layer, TRAINING).parent)
+    return [path for path in parts if path.name.startswith("shard-") and path.name not in current]
 
 
-def drop_shards(root: Path, domain: str, layer: str, rule: FoldRule) -> None:
+def drop_shards(root: Place, domain: str, layer: str, rule: FoldRule) -> None:
     """Remove a layer's shards that `rule` does not make again."""
     for path in other_shards(root, domain, layer, rule):
         remove_folder(path)
@@ -104,7 +103,7 @@ class LayerFold:
         sums = (LaneState(merge_all(load_strip(shard, strip) for shard in shards), None) for strip in cut)
         save_strips({TRAINING: path}, task.rule.features, sums, provenance)
 
-    def _fold(self, task: LaneTask, cut: Sequence[Strip], paths: Mapping[str, Path]) -> None:
+    def _fold(self, task: LaneTask, cut: Sequence[Strip], paths: Mapping[str, Place]) -> None:
         """Fold what `task` names and write it to `paths`."""
         rows, provenance = task.tiles.open().rows, self.checkpoints.made_from
         title = f"accumulate {task.domain}/{task.layer}"
@@ -146,5 +145,5 @@ class LayerFold:
         cost.require()
         return cost.layers[0]
 
-    def _path(self, part: str) -> Path:
+    def _path(self, part: str) -> Place:
         return moments_path(self.task.root, self.task.domain, self.task.layer, part)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.numerics.rows.tiling import Tile, tile_rows
 from dalr_stream.numerics.statistics.cross import joint_rows
 from dalr_stream.storage.contents import DomainRecord, RowsRecord
+from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.tile_source import OpenStore, StoredTiles, StoreReader
 
 
@@ -33,7 +33,7 @@ class PairedTiles:
         return pair
 
     @property
-    def manifests(self) -> Sequence[Path]:
+    def manifests(self) -> Sequence[Place]:
         """Those of both stores."""
         return [*self.inputs.manifests, *self.outputs.manifests]
 

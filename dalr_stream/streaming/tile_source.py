@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Protocol
 
 from dalr_stream.errors import (
@@ -20,6 +19,7 @@ from dalr_stream.numerics.rows.tiling import Tile, tile_rows
 from dalr_stream.storage.contents import DomainRecord, RowsRecord
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import MANIFEST
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.rows import read_tile
 from dalr_stream.storage.store import ActivationStore
 
@@ -65,7 +65,7 @@ class TileSource(Protocol):
     """Names of rows on disk."""
 
     @property
-    def manifests(self) -> Sequence[Path]:
+    def manifests(self) -> Sequence[Place]:
         """The files that say which rows count: who reads the rows must see them."""
 
     def open(self) -> OpenTiles:
@@ -76,7 +76,7 @@ class TileSource(Protocol):
 class StoredTiles:
     """The rows of one layer on one domain of a store."""
 
-    root: Path
+    root: Place
     domain: str
     layer: str
     store: ActivationStore | None = field(default=None, repr=False, compare=False)
@@ -87,7 +87,7 @@ class StoredTiles:
         return OpenStore(self.store or ActivationStore(self.root), self.domain, self.layer)
 
     @property
-    def manifests(self) -> Sequence[Path]:
+    def manifests(self) -> Sequence[Place]:
         """The store's."""
         return [self.root / MANIFEST]
 
@@ -96,7 +96,7 @@ class StoredTiles:
 class StoreReader:
     """Reads the tiles of one layer."""
 
-    root: Path
+    root: Place
     domain: str
     home: str
     """The layer under whose name they lie."""

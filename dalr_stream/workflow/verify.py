@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from dalr_stream.engine.stores.verify import Finding, Verification, verify_store
 from dalr_stream.errors import StoreError
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.places.place import Place, below
 from dalr_stream.workflow.order import steps_of
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
@@ -45,14 +45,14 @@ class _Found:
         self.whole: list[str] = []
         self.findings: list[Finding] = []
 
-    def store(self, project: Project, root: Path, progress: Progress | None) -> None:
+    def store(self, project: Project, root: Place, progress: Progress | None) -> None:
         """Look at one store; those that a step made for itself are made again whole."""
         if root == project.store:
             of_run = verify_store(root, progress=progress)
             self.whole += of_run.whole
             self.findings += of_run.findings
             return
-        name = str(root.relative_to(project.output))
+        name = str(below(project.output, root))
         if not _used(project, root):
             self.whole.append(f"{name}: of other settings, not read; no step needs it now")
             return
@@ -90,14 +90,14 @@ def _problems(step: Step, log: StepLog) -> Iterator[str]:
         yield from step.problems(made_from)
 
 
-def _used(project: Project, root: Path) -> bool:
+def _used(project: Project, root: Place) -> bool:
     """Tell whether the run file has the step that made a store for itself: under other settings it is left there."""
     if root == project.cross:
         return project.config.accumulate.cross is not None
     return project.config.compress.order is Order.SEQUENTIAL
 
 
-def _only_begun(project: Project, root: Path) -> bool:
+def _only_begun(project: Project, root: Place) -> bool:
     """Tell whether a store is of a pass of `sequential` that has no domain yet: a step reads none of its moments."""
     try:
         return root.parent == project.pass_moments and not Manifest.read(root).domains

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import accumulating
+import bucketing
 import capturing
 import devices
 import growing
@@ -112,6 +113,22 @@ def _ranks(quick: bool) -> Table:
             f"{one.received_bytes / 2**20:.1f} MiB",
             f"{allowed / 2**20:.1f} MiB",
         )
+    return table
+
+
+@section(
+    "bucket",
+    "32,768 rows of 4,096 features, captured and folded: a store in a folder, and in a bucket on this machine",
+)
+def _bucket(quick: bool) -> Table:
+    if bucketing.missing():
+        table = _table("what")
+        table.add_row(f"without {bucketing.missing()} there is nothing to measure")
+        return table
+    captured, accumulated, asked = bucketing.compared(*((600, 64, 1) if quick else (32_768, 4096, 3)))
+    steps = (("capture", captured), ("accumulate", accumulated))
+    table = ratios([replace(row, what=f"{step}, {row.what}") for step, rows in steps for row in rows])
+    table.caption = asked
     return table
 
 

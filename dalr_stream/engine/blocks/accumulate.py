@@ -38,6 +38,8 @@ from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.layout import UNFINISHED
+from dalr_stream.storage.places.path import BucketPath
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.streaming.folding import Folding
 
 
@@ -45,7 +47,7 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
-    store: str | Path | None,
+    store: str | Place | None,
     *,
     domain: str,
     blocks: Blocks,
@@ -59,7 +61,12 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
         raise InvalidInputError("accumulate: block by block, the stream between blocks lies in a store: give store=...")
     if ranks is not None and ranks.ranks > 1:
         raise InvalidInputError("accumulate: block by block, one process runs the network: give no ranks")
-    root, folding, progress = Path(store), folding or Folding(), progress or Silent()
+    root, folding, progress = place_of(store), folding or Folding(), progress or Silent()
+    if isinstance(root, BucketPath):
+        raise InvalidInputError(
+            f"accumulate: block by block, the stream between blocks lies on a disk, and '{root}' does not: give a "
+            "folder as store, and merge that into a store in the bucket"
+        )
     require_layers(layers)
     require_batches(batches)
     _require_forward(layers)

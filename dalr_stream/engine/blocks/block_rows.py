@@ -31,6 +31,7 @@ from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress
 from dalr_stream.storage.contents import NetworkRecord
+from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.folding import Folding
 
 
@@ -91,7 +92,7 @@ class BlockRows:
     def _record(self) -> NetworkRecord:
         return network_record(self.model, self.layers)
 
-    def keep_weights(self, root: Path, network: NetworkRecord) -> None:
+    def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write those of the layers."""
         keep_weights(self.model, self.layers, root, network.fingerprint)
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -38,6 +37,7 @@ from dalr_stream.network.surgery.compress import compress
 from dalr_stream.network.surgery.refitting import refit
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.progress import Progress, Silent
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.streaming.folding import Folding
 
 
@@ -64,7 +64,7 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     *,
     target: Target | str = Target.OUTPUTS,
     source: Iterable[Any] | None = None,
-    store: str | Path | None = None,
+    store: str | Place | None = None,
     rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
@@ -168,7 +168,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     *,
     target: Target | str = Target.OUTPUTS,
     source: Iterable[Any] | None = None,
-    store: str | Path | None = None,
+    store: str | Place | None = None,
     rows: RowRule | None = None,
     folding: Folding | None = None,
     begun: SequentialCompression | None = None,
@@ -189,7 +189,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     passes = passes_of(order_of_execution(model, first, list(choices)), choices)
     plan, batch = planned(model, passes, choices, targets, folding, rule, first)
     onward = OnwardPasses(model, seen, passes, list(groups), targets.layers, rule, Room(plan.room_bytes), progress.note)
-    moments = PassMoments(model, rule, progress, onward, None if store is None else Path(store), known, batch)
+    moments = PassMoments(model, rule, progress, onward, None if store is None else place_of(store), known, batch)
     one_pass = SequentialPass(
         model, choices, seen, None if source is None else SameEveryPass(source, "source"), folding, moments, targets
     )

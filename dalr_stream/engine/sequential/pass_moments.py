@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -32,7 +31,7 @@ from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.progress import Progress
 from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.contents import NetworkRecord
-from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.places.place import Place, remove_folder
 from dalr_stream.streaming.folding import Folding
 
 TARGET = "target"
@@ -44,7 +43,7 @@ _NAME = 16
 class KnownMoments:
     """Where moments of what the original reads may lie, by which rule they were folded."""
 
-    root: Path
+    root: Place
     domain: str
     folding: Folding
 
@@ -57,7 +56,7 @@ class PassMoments:
     rule: RowRule
     progress: Progress
     onward: OnwardPasses
-    folder: Path | None = None
+    folder: Place | None = None
     known: KnownMoments | None = None
     """Of what the original reads of the target."""
     batch: PairMemory | None = None

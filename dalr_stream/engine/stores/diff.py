@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.network.layers.patterns import match_names
 from dalr_stream.numerics.selection.shift import MomentShift, diff
+from dalr_stream.storage.places.place import Place, place_of
 
 
 def diff_domains(
-    store: str | Path,
+    store: str | Place,
     target: str,
     source: str,
     *,
-    other: str | Path | None = None,
+    other: str | Place | None = None,
     layers: Sequence[str] = ("*",),
 ) -> Iterator[tuple[str, MomentShift]]:
     """Yield each layer that matches `layers` and how its inputs moved from `source` to `target`, all rows of both.
@@ -27,8 +27,8 @@ def diff_domains(
     Raises FingerprintMismatchError for two networks, StoreNotFoundError for moments that are not there,
     LayerNotFoundError for a pattern that matches no layer of both.
     """
-    here = StoreView.open(Path(store))
-    there = here if other is None else StoreView.open(Path(other))
+    here = StoreView.open(place_of(store))
+    there = here if other is None else StoreView.open(place_of(other))
     if here.root == there.root and target == source:
         raise InvalidInputError(f"diff: '{target}' does not differ from itself: name two domains, or another store")
     prints = [one.manifest.network.fingerprint for one in (here, there)]

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from dalr_stream.engine.stores.shards import Shard, require_addable, shards_in
@@ -31,11 +30,11 @@ from dalr_stream.errors import (
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import DomainRecord, LayerRecord, NetworkRecord
-from dalr_stream.storage.durable import readable, remove_folder
 from dalr_stream.storage.layout import require_store_or_empty
 from dalr_stream.storage.lock import locked
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.metadata import make_group
+from dalr_stream.storage.places.place import Place, folders, place_of, readable, remove_folder
 from dalr_stream.storage.records.catalogue import check_record
 from dalr_stream.storage.records.moments import load_moments, save_moments, shard_path
 from dalr_stream.storage.records.record import provenance_of
@@ -49,14 +48,14 @@ from dalr_stream.streaming.layer_fold import save_split
 class Merged:
     """What a merge made."""
 
-    root: Path
+    root: Place
     shards: tuple[Shard, ...]
     """By domain, then by name; each where it came from."""
 
 
 def merge(
-    stores: Sequence[str | Path],
-    into: str | Path,
+    stores: Sequence[str | Place],
+    into: str | Place,
     *,
     domain: str | None = None,
     without: Collection[str] = (),
@@ -116,9 +115,9 @@ def merge(
     >>> ds.open_store("both.zarr").moments().heldout["0"].count + ds.open_store("both.zarr").moments()["0"].count
     64
     """
-    if isinstance(stores, str | Path):
+    if isinstance(stores, str | Place):
         raise InvalidInputError(f"merge: stores must be a list, got '{stores}': merge(['{stores}'], into)")
-    into, progress = Path(into), progress or Silent()
+    into, progress = place_of(into), progress or Silent()
     plan = _plan([ActivationStore(root) for root in stores], into, domain, without)
     with locked(into):
         if _manifest_of_output(into) != plan.before:
@@ -145,11 +144,11 @@ class _Plan:
     after: Manifest
     shards: Mapping[str, Sequence[Shard]]
     """By domain."""
-    weights: Mapping[str, Path]
+    weights: Mapping[str, Place]
     """Layer -> the store to copy its weights from."""
 
 
-def _plan(stores: Sequence[ActivationStore], into: Path, domain: str | None, without: Collection[str]) -> _Plan:
+def _plan(stores: Sequence[ActivationStore], into: Place, domain: str | None, without: Collection[str]) -> _Plan:
     if not stores:
         raise InvalidInputError("merge: needs at least one store")
     before = _manifest_of_output(into)
@@ -170,7 +169,7 @@ def _plan(stores: Sequence[ActivationStore], into: Path, domain: str | None, wit
     return _Plan(before, Manifest(network, dict(sorted({**kept, **domains}.items()))), shards, weights)
 
 
-def _require_addable(shards: Sequence[Shard], network: str, into: Path) -> None:
+def _require_addable(shards: Sequence[Shard], network: str, into: Place) -> None:
     """Raise where the shards of one domain cannot be added up, or one that has to be read for it is damaged."""
     here = into.resolve()
     added = {shard.name for shard in shards if shard.root.resolve() == here}
@@ -182,7 +181,7 @@ def _require_addable(shards: Sequence[Shard], network: str, into: Path) -> None:
                 check_record(shard.root, shard.path(layer, part))
 
 
-def _manifest_of_output(into: Path) -> Manifest | None:
+def _manifest_of_output(into: Place) -> Manifest | None:
     """Return what the output says of itself, or None where there is nothing; raises StoreError where it is in use."""
     with readable(into):
         if not into.is_dir():
@@ -198,7 +197,7 @@ def _manifest_of_output(into: Path) -> Manifest | None:
     return manifest
 
 
-def _network(known: Sequence[tuple[Path, Manifest]]) -> NetworkRecord:
+def _network(known: Sequence[tuple[Place, Manifest]]) -> NetworkRecord:
     """Return the network that all stores were made from, with the layers of all of them."""
     first, expected = known[0][0], known[0][1].network.fingerprint
     layers: dict[str, LayerRecord] = {}
@@ -218,14 +217,14 @@ def _network(known: Sequence[tuple[Path, Manifest]]) -> NetworkRecord:
     return NetworkRecord(expected, {name: layers[name] for name in names}, probes)
 
 
-def _each_once(shards: Sequence[Shard], into: Path) -> list[Shard]:
+def _each_once(shards: Sequence[Shard], into: Place) -> list[Shard]:
     """Return the shards less those that lie in the output already: an earlier merge, killed or not, has taken them."""
     here = into.resolve()
     taken = {(shard.domain, shard.name) for shard in shards if shard.root.resolve() == here}
     return [shard for shard in shards if shard.root.resolve() == here or (shard.domain, shard.name) not in taken]
 
 
-def _to_leave_out(found: Sequence[Shard], without: Collection[str], into: Path) -> set[str]:
+def _to_leave_out(found: Sequence[Shard], without: Collection[str], into: Place) -> set[str]:
     """Return the names to leave out; one that no store has is accepted where its removal was killed midway."""
     names = {shard.name for shard in found}
     unknown = sorted(set(without) - names)
@@ -248,7 +247,9 @@ def _by_domain(found: Sequence[Shard], without: Collection[str]) -> dict[str, li
     return groups
 
 
-def _require_nothing_lost(into: Path, before: Manifest, found: Collection[tuple[str, str]], domain: str | None) -> None:
+def _require_nothing_lost(
+    into: Place, before: Manifest, found: Collection[tuple[str, str]], domain: str | None
+) -> None:
     """Refuse to replace shards that may lie nowhere else."""
     for name, record in before.domains.items():
         lost = [shard for shard in record.shards if (name, shard) not in found]
@@ -259,7 +260,7 @@ def _require_nothing_lost(into: Path, before: Manifest, found: Collection[tuple[
             )
 
 
-def _keep_sources(into: Path, plan: _Plan) -> None:
+def _keep_sources(into: Place, plan: _Plan) -> None:
     """Copy weights and shards to the output, where they do not lie there already."""
     here = into.resolve()
     for layer, root in plan.weights.items():
@@ -274,7 +275,7 @@ def _keep_sources(into: Path, plan: _Plan) -> None:
                 save_moments(target, load_moments(source), provenance_of(source) or {})
 
 
-def _add_up(into: Path, domain: str, manifest: Manifest, progress: Progress) -> None:
+def _add_up(into: Place, domain: str, manifest: Manifest, progress: Progress) -> None:
     """Write a domain's sums, layer after layer."""
     record = manifest.domains[domain]
     tree = Branch.of_store(into, domain, record)
@@ -291,8 +292,8 @@ def _facts(tree: Branch, layer: str) -> dict[str, Any]:
     return provenance_of(first.path(layer, TRAINING)) or {}
 
 
-def _drop_others(folder: Path, kept: Collection[str]) -> None:
+def _drop_others(folder: Place, kept: Collection[str]) -> None:
     """Remove the shards that the manifest no longer names."""
-    for path in folder.iterdir():
-        if path.is_dir() and path.name not in kept:
+    for path in folders(folder):
+        if path.name not in kept:
             remove_folder(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreError, StoreNotFoundError
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.storage.contents import DomainRecord, RowsRecord
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.catalogue import check_record
 from dalr_stream.storage.records.moments import load_mean, load_moments, moments_count, moments_path, shard_path
 from dalr_stream.storage.records.record import provenance_of
@@ -35,7 +35,7 @@ class Shard:
     """One capture of one domain, where it lies now."""
 
     domain: str
-    root: Path
+    root: Place
     """The store it lies in."""
     name: str
     """Digest of the rows it came from."""
@@ -48,7 +48,7 @@ class Shard:
         """The store, in words."""
         return f"shard {self.name} of '{self.root}'" if self.merged else f"'{self.root}'"
 
-    def path(self, layer: str, part: str) -> Path:
+    def path(self, layer: str, part: str) -> Place:
         """Return the folder of one of its records."""
         if self.merged:
             return shard_path(self.root, self.domain, self.name, layer, part)
@@ -197,7 +197,7 @@ def _same_moments(shard: Shard, other: Shard, parts: Sequence[tuple[str, str]]) 
     return all(_same_mean(shard.path(*part), other.path(*part)) for part in parts)
 
 
-def _same_mean(one: Path, other: Path) -> bool:
+def _same_mean(one: Place, other: Place) -> bool:
     (mean, scale), (twin, _) = load_mean(one), load_mean(other)
     return bool((np.abs(mean - twin) <= SAME_MEAN * scale).all())
 

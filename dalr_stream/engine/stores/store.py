@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dalr_stream.engine.layer_cross import LayerCrossMoments, pairs_in
@@ -24,6 +23,7 @@ from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.numerics.sizes.shape import LayerShape
+from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.storage.store import ActivationStore, StoredRows
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from dalr_stream.engine.stores.verify import Verification
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Place) -> Store:
     """Return the store at `path`, of any run on any machine; it needs neither network nor torch.
 
     Parameters
     ----------
     path
-        The folder of the store.
+        The folder of the store, or its URL in a bucket, such as `s3://bucket/birds.zarr`.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def open_store(path: str | Path) -> Store:
     >>> ds.dalr(store.layer("0")).max_rank
     6
     """
-    return Store(StoreView.open(Path(path)))
+    return Store(StoreView.open(place_of(path)))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -84,8 +84,8 @@ class Store:
     view: StoreView
 
     @property
-    def root(self) -> Path:
-        """The folder of the store."""
+    def root(self) -> Place:
+        """The folder of the store, or its place in a bucket."""
         return self.view.root
 
     @property

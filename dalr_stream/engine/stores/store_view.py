@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from dalr_stream.engine.layer_moments import LayerMoments, OnDemand, StoredRecords
@@ -25,6 +24,7 @@ from dalr_stream.numerics.statistics.grouped import InputMoments, moments_of
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage.contents import DomainRecord, LayerRecord
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.moments import moments_count, moments_path, shard_parts, shard_path
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.records.solutions import Solution, load_diagnostics, load_solution, solution_path
@@ -38,11 +38,11 @@ from dalr_stream.storage.store import ActivationStore, StoredRows
 class StoreView:
     """A store as the solvers, the evaluation and the report see it."""
 
-    root: Path
+    root: Place
     manifest: Manifest
 
     @classmethod
-    def open(cls, root: Path) -> StoreView:
+    def open(cls, root: Place) -> StoreView:
         """Read the manifest; raises StoreNotFoundError and StoreDamagedError."""
         return cls(root, Manifest.read(root))
 
@@ -189,7 +189,7 @@ class StoreView:
             )
         return HoldoutRule(**made_from["rule"]["holdout"])
 
-    def _path(self, domain: str, layer: str, part: str) -> Path:
+    def _path(self, domain: str, layer: str, part: str) -> Place:
         """Return where a layer's moments lie: with those of a layer that reads the same, where there is one."""
         record = self.manifest.domains.get(domain, DomainRecord())
         return moments_path(self.root, domain, record.home(layer), part)
@@ -230,7 +230,7 @@ class StoreView:
         parts = (load_diagnostics(self.root, part, method) for part in self.parts(layer))
         return tuple(dict.fromkeys(note for part in parts for note in part.notes))
 
-    def solution_paths(self, layer: str, method: Method) -> list[Path]:
+    def solution_paths(self, layer: str, method: Method) -> list[Place]:
         """Return where a solution of a layer lies: a record for each of its parts."""
         return [solution_path(self.root, part, method) for part in self.parts(layer)]
 

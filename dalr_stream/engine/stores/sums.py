@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from dalr_stream.engine.stores.shards import Shard
@@ -24,7 +23,7 @@ from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.storage.contents import DomainRecord
-from dalr_stream.storage.durable import remove_folder
+from dalr_stream.storage.places.place import Place, folders, remove_folder
 from dalr_stream.storage.records.catalogue import check_record
 from dalr_stream.storage.records.moments import (
     branch_name,
@@ -46,7 +45,7 @@ KEPT_FROM = 4
 class Branch:
     """Shards whose names begin alike: a part of a domain's sum in one store; all of them, with no beginning, first."""
 
-    root: Path
+    root: Place
     """The store of the sum; shards may still lie elsewhere."""
     domain: str
     shards: Mapping[str, Shard]
@@ -54,7 +53,7 @@ class Branch:
     beginning: str = ""
 
     @classmethod
-    def of_store(cls, root: Path, domain: str, record: DomainRecord) -> Branch:
+    def of_store(cls, root: Place, domain: str, record: DomainRecord) -> Branch:
         """Return the whole tree of a merged domain."""
         shards = {name: Shard(domain, root, name, shard, merged=True) for name, shard in sorted(record.shards.items())}
         return cls(root, domain, shards)
@@ -87,7 +86,7 @@ class Branch:
             for part in self.parts:
                 yield from part.beginnings()
 
-    def path(self, layer: str, part: str) -> Path:
+    def path(self, layer: str, part: str) -> Place:
         """Return where its record lies, where it has one."""
         return branch_path(self.root, self.domain, self.beginning, layer, part)
 
@@ -177,7 +176,7 @@ def drop_other_branches(tree: Branch) -> None:
     folder = branches_path(tree.root, tree.domain)
     if not beginnings:
         remove_folder(folder)
-    elif folder.is_dir():
-        for path in folder.iterdir():
-            if path.is_dir() and path.name not in {branch_name(beginning) for beginning in beginnings}:
+    else:
+        for path in folders(folder):
+            if path.name not in {branch_name(beginning) for beginning in beginnings}:
                 remove_folder(path)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from dalr_stream.engine.stores.sums import Addition, Branch
@@ -19,6 +19,7 @@ from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.layout import links
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.metadata import require_group
+from dalr_stream.storage.places.place import Place, below, folders, place_of
 from dalr_stream.storage.records.catalogue import check_record, records
 from dalr_stream.storage.records.moments import features_of_moments, load_moments, moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of, provenance_of
@@ -44,7 +45,7 @@ class Finding:
 class Verification:
     """What was found in a store: the parts that are whole, a line each, and everything that is wrong."""
 
-    root: Path
+    root: Place
     whole: tuple[str, ...]
     findings: tuple[Finding, ...]
 
@@ -54,7 +55,7 @@ class Verification:
             raise StoreDamagedError(f"'{self.root}': {len(self.findings)} findings, the first: {self.findings[0]}")
 
 
-def verify_store(root: str | Path, *, progress: Progress | None = None) -> Verification:
+def verify_store(root: str | Place, *, progress: Progress | None = None) -> Verification:
     """Read every tile and every record of a store and return what is whole and what is not.
 
     Looks at bytes (digests, lost and cut files), coverage (each layer of a domain saw all of its samples, and the
@@ -65,7 +66,7 @@ def verify_store(root: str | Path, *, progress: Progress | None = None) -> Verif
 
     Raises StoreNotFoundError where there is no store at all.
     """
-    root = Path(root)
+    root = place_of(root)
     checked = _Checked(root, progress or Silent())
     store: ActivationStore | None = None
     try:
@@ -86,34 +87,34 @@ def verify_store(root: str | Path, *, progress: Progress | None = None) -> Verif
 class _Checked:
     """Gathers what was found so far."""
 
-    def __init__(self, root: Path, progress: Progress) -> None:
+    def __init__(self, root: Place, progress: Progress) -> None:
         self.whole: list[str] = []
         self.findings: list[Finding] = []
         self._root = root
         self._progress = progress
 
-    def wrong(self, part: str | Path, problem: object) -> None:
+    def wrong(self, part: str | PurePath, problem: object) -> None:
         self.findings.append(Finding(str(part), str(problem)))
 
     def links(self) -> None:
         """Check that nothing in the store leads elsewhere: a writer would refuse it."""
         try:
             for link in links(self._root):
-                self.wrong(link.relative_to(self._root), "is a link: put what it leads to in its place")
+                self.wrong(below(self._root, link), "is a link: put what it leads to in its place")
         except StoreError as error:
             self.wrong("folders", error)
 
     def groups(self, manifest: Manifest) -> None:
         """Check the groups around the arrays: they carry no number, but other zarr readers walk through them."""
-        domains = [path for path in (self._root / "activations").glob("*") if path.name in manifest.domains]
+        domains = [path for path in folders(self._root / "activations") if path.name in manifest.domains]
         around = [self._root / "activations"] if domains else []
         for folder in (self._root, *around, *domains):
             try:
                 require_group(folder)
             except StoreDamagedError as error:
-                self.wrong(folder.relative_to(self._root) / "zarr.json", f"{error}: the next capture writes it again")
+                self.wrong(below(self._root, folder) / "zarr.json", f"{error}: the next capture writes it again")
             except StoreError as error:
-                self.wrong(folder.relative_to(self._root) / "zarr.json", error)
+                self.wrong(below(self._root, folder) / "zarr.json", error)
 
     def coverage(self, store: ActivationStore) -> None:
         """Check that every domain is complete, and that each of its layers saw all of its samples."""
@@ -149,7 +150,7 @@ class _Checked:
     def records(self, manifest: Manifest | None) -> None:
         """Read every record, and compare what it was made from to the manifest."""
         for path in self._listed():
-            name = path.relative_to(self._root)
+            name = below(self._root, path)
             try:
                 check_record(self._root, path)
                 problems = [] if manifest is None else list(_mismatches(self._root, path, manifest))
@@ -164,7 +165,7 @@ class _Checked:
             if not weights_path(self._root, layer).is_dir():
                 self.wrong(f"weights/{layer}", "is not there: capture again, with the same data it only writes this")
 
-    def _listed(self) -> list[Path]:
+    def _listed(self) -> list[Place]:
         try:
             return records(self._root)
         except StoreError as error:
@@ -192,19 +193,19 @@ class _Checked:
         with suppress(StoreDamagedError, StoreNotFoundError):
             self._not_the_sum(_others(paths, expected))
 
-    def _not_the_sum(self, paths: Sequence[Path]) -> bool:
+    def _not_the_sum(self, paths: Sequence[Place]) -> bool:
         for path in paths:
-            self.wrong(path.relative_to(self._root), "is not the sum of its shards: merge again")
+            self.wrong(below(self._root, path), "is not the sum of its shards: merge again")
         return bool(paths)
 
-    def _dealt(self, root: Path, domain: str, layer: str) -> None:
+    def _dealt(self, root: Place, domain: str, layer: str) -> None:
         """Add up again the shards that a layer's training samples were split into, where there are some."""
         path = moments_path(root, domain, layer, TRAINING)
         try:
             rule = (origin_of(path) or {}).get("rule") or {}
             shards = [path.with_name(part) for part in shard_parts(rule.get("shards", 1))]
             if shards and not load_moments(path).same_bits(merge_all(load_moments(shard) for shard in shards)):
-                self.wrong(path.relative_to(root), "is not the sum of its shards: accumulate again")
+                self.wrong(below(root, path), "is not the sum of its shards: accumulate again")
         except StoreError as error:
             self.wrong(f"{domain}/{layer}", error)
 
@@ -219,12 +220,12 @@ class _Checked:
         return True
 
 
-def _others(paths: Sequence[Path], split: SplitMoments) -> list[Path]:
+def _others(paths: Sequence[Place], split: SplitMoments) -> list[Place]:
     """Return the records, of both parts, that are not those of `split`."""
     return [path for path in paths if not load_moments(path).same_bits(getattr(split, path.name))]
 
 
-def _folders(root: Path) -> list[Path]:
+def _folders(root: Place) -> list[Place]:
     return [
         root / name
         for name in ("activations", "weights", "moments", "shards", "sums", "solutions")
@@ -232,9 +233,9 @@ def _folders(root: Path) -> list[Path]:
     ]
 
 
-def _mismatches(root: Path, path: Path, manifest: Manifest) -> Iterator[str]:
+def _mismatches(root: Place, path: Place, manifest: Manifest) -> Iterator[str]:
     """Yield why a whole record does not belong to what the store now holds."""
-    kind, *names = path.relative_to(root).parts
+    kind, *names = below(root, path).parts
     if kind == "weights":
         yield from _weights_of_another(root, names[0], manifest)
     provenance = provenance_of(path) or {}
@@ -260,7 +261,7 @@ def _mismatches(root: Path, path: Path, manifest: Manifest) -> Iterator[str]:
         yield f"was made from other rows or by another rule than '{other.name}' beside it: accumulate again"
 
 
-def _same_provenance(other: Path, provenance: Mapping[str, Any]) -> bool:
+def _same_provenance(other: Place, provenance: Mapping[str, Any]) -> bool:
     """Tell whether the other part of moments says the same of itself; a damaged one has a finding of its own."""
     try:
         return not (other / "zarr.json").is_file() or provenance_of(other) == provenance
@@ -268,7 +269,7 @@ def _same_provenance(other: Path, provenance: Mapping[str, Any]) -> bool:
         return True
 
 
-def _weights_of_another(root: Path, layer: str, manifest: Manifest) -> Iterator[str]:
+def _weights_of_another(root: Place, layer: str, manifest: Manifest) -> Iterator[str]:
     """Yield what is wrong where the weights under a layer's name are not those that the manifest names."""
     records = (record for stream, record in manifest.network.layers.items() if layer_of_stream(stream) == layer)
     by_digests = {(record.weight_digest, record.bias_digest): record for record in records}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.storage import schema
-from dalr_stream.storage.durable import new_folder
+from dalr_stream.storage.places.place import Place
+from dalr_stream.storage.records.draft import Draft, new_record
 from dalr_stream.storage.records.record import (
     Name,
     Provenance,
@@ -26,7 +25,7 @@ VECTORS = tuple(spec for spec in schema.MOMENTS if spec is not SCATTER)
 """What of a record is read without its matrix."""
 
 
-def moments_path(root: Path, domain: str, layer: str, part: str) -> Path:
+def moments_path(root: Place, domain: str, layer: str, part: str) -> Place:
     """Return the folder of one moment record; `part` is `training`, `heldout`, or one of `shard_parts`."""
     return root / "moments" / domain / layer / part
 
@@ -36,12 +35,12 @@ def shard_parts(shards: int) -> list[str]:
     return [f"shard-{number}" for number in range(shards)] if shards > 1 else []
 
 
-def shard_path(root: Path, domain: str, shard: str, layer: str, part: str) -> Path:
+def shard_path(root: Place, domain: str, shard: str, layer: str, part: str) -> Place:
     """Return the folder of one moment record that a merged domain was made from."""
     return root / "shards" / domain / shard / layer / part
 
 
-def branches_path(root: Path, domain: str) -> Path:
+def branches_path(root: Place, domain: str) -> Place:
     """Return the folder of the sums of some of a merged domain's shards."""
     return root / "sums" / domain
 
@@ -51,30 +50,30 @@ def branch_name(beginning: str) -> str:
     return f"@{beginning}"
 
 
-def branch_path(root: Path, domain: str, beginning: str, layer: str, part: str) -> Path:
+def branch_path(root: Place, domain: str, beginning: str, layer: str, part: str) -> Place:
     """Return the folder of one moment record of that sum."""
     return branches_path(root, domain) / branch_name(beginning) / layer / part
 
 
-def save_moments(path: Path, moments: Moments, provenance: Provenance) -> None:
+def save_moments(path: Place, moments: Moments, provenance: Provenance) -> None:
     """Write one moment record, replacing the one that was there; one of no rows has no scatter on disk."""
-    with new_folder(path) as folder:
-        fill_moments(folder, moments, provenance, name_of_moments(path))
+    with new_record(path) as draft:
+        fill_moments(draft, moments, provenance, name_of_moments(path))
 
 
-def fill_moments(folder: Path, moments: Moments, provenance: Provenance, name: Name) -> None:
-    """Write what a moment record holds into a new folder."""
+def fill_moments(draft: Draft, moments: Moments, provenance: Provenance, name: Name) -> None:
+    """Write what a moment record holds."""
     arrays = {spec.name: getattr(moments, spec.name) for spec in schema.MOMENTS if moments.count or spec.name == "mean"}
     values = {"count": moments.count, "samples": moments.samples}
-    fill(folder, schema.MOMENTS, arrays, values, provenance, name)
+    fill(draft, schema.MOMENTS, arrays, values, provenance, name)
 
 
-def name_of_moments(path: Path) -> Name:
+def name_of_moments(path: Place) -> Name:
     """Return the name that a moment record carries: domain or shard, layer and part."""
     return path.parts[-3:]
 
 
-def load_moments(path: Path) -> Moments:
+def load_moments(path: Place) -> Moments:
     """Read one moment record; raises StoreNotFoundError and StoreDamagedError."""
     arrays, values = load_record(path, schema.MOMENTS)
     with holding(path, "moments"):
@@ -82,19 +81,19 @@ def load_moments(path: Path) -> Moments:
         return Moments(count, samples, **arrays) if count else Moments.empty(arrays["mean"].size)
 
 
-def moments_count(path: Path) -> int:
+def moments_count(path: Place) -> int:
     """Return the rows behind one moment record, without reading its arrays."""
     with holding(path, "moments"):
         return require_count(attributes(path)["count"])
 
 
-def features_of_moments(path: Path) -> int:
+def features_of_moments(path: Place) -> int:
     """Return the features of one moment record, from its mean's metadata; StoreNotFoundError, StoreDamagedError."""
     shape = shape_of_array(path, "mean")
     return shape[0] if len(shape) == 1 else 0
 
 
-def load_mean(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def load_mean(path: Place) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a moment record's mean, and its largest |x| with 0 where that is unknown, without reading the scatter."""
     arrays, _ = load_record(path, [spec for spec in schema.MOMENTS if spec.name in {"mean", "max_abs"}])
     mean = arrays["mean"]

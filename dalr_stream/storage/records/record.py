@@ -12,18 +12,17 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.storage import schema
-from dalr_stream.storage.arrays import write_array
-from dalr_stream.storage.durable import folder_there, new_folder, readable
-from dalr_stream.storage.metadata import read_metadata, write_group
+from dalr_stream.storage.arrays import open_array, write_array
+from dalr_stream.storage.metadata import read_metadata
+from dalr_stream.storage.places.place import Place, identity, is_there, readable
+from dalr_stream.storage.records.draft import Draft, arrays_of, new_record
 from dalr_stream.storage.schema import ArraySpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -34,7 +33,7 @@ _NAME = "name"
 REMEDY = "delete the record's folder and run the step that makes it again"
 
 
-def provenance_of(path: Path) -> dict[str, Any] | None:
+def provenance_of(path: Place) -> dict[str, Any] | None:
     """Return what travelled along with a record, or None where there is no record."""
     try:
         return dict(attributes(path)["provenance"])
@@ -42,7 +41,7 @@ def provenance_of(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def origin_of(path: Path) -> dict[str, Any] | None:
+def origin_of(path: Place) -> dict[str, Any] | None:
     """Return what `provenance_of` does, and None also for a damaged record: for one that can be made again."""
     try:
         return provenance_of(path)
@@ -51,7 +50,7 @@ def origin_of(path: Path) -> dict[str, Any] | None:
 
 
 def save_record(
-    path: Path,
+    path: Place,
     specs: Sequence[ArraySpec],
     arrays: Arrays,
     values: Mapping[str, Any],
@@ -63,34 +62,34 @@ def save_record(
 
     The last `names` folders of its path are the name it carries.
     """
-    with new_folder(path) as folder:
-        fill(folder, specs, arrays, values, provenance, path.parts[-names:])
+    with new_record(path) as draft:
+        fill(draft, specs, arrays, values, provenance, path.parts[-names:])
 
 
 def fill(
-    folder: Path,
+    draft: Draft,
     specs: Sequence[ArraySpec],
     arrays: Arrays,
     values: Mapping[str, Any],
     provenance: Provenance,
     name: Name,
 ) -> None:
-    """Write what a record holds into a new folder: arrays, plain values, what travels along, and its name."""
+    """Write what a record holds: arrays, plain values, what travels along, and its name."""
     for spec in specs:
         if spec.name in arrays:
-            write_array(folder, spec, arrays[spec.name])
-    seal_record(folder, values, {part: digest_of_array(array) for part, array in arrays.items()}, provenance, name)
+            write_array(draft.arrays, spec, arrays[spec.name])
+    seal_record(draft, values, {part: digest_of_array(array) for part, array in arrays.items()}, provenance, name)
 
 
 def seal_record(
-    folder: Path, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance, name: Name
+    draft: Draft, values: Mapping[str, Any], digests: Mapping[str, int], provenance: Provenance, name: Name
 ) -> None:
     """Write a record's plain values, its arrays' digests, what travels along, and its name."""
     document = {**values, "digests": dict(digests), "provenance": dict(provenance), _NAME: list(name)}
-    write_group(folder, document, on_its_way=True)
+    draft.seal(document)
 
 
-def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
+def load_record(path: Place, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
     """Read the arrays of `specs` that a record has, and its values; StoreNotFoundError, StoreDamagedError.
 
     Where the record is replaced meanwhile, it is read again: the old one or the new one, never a mixture.
@@ -98,39 +97,27 @@ def load_record(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[st
     return _settled(path, partial(_load, path, specs))
 
 
-def _settled(path: Path, read: Callable[[], T]) -> T:
+def _settled(path: Place, read: Callable[[], T]) -> T:
     """Read again where `path` was replaced by another record while it was read."""
     while True:
-        before = _identity(path)
+        before = identity(path)
         try:
             return read()
         except StoreDamagedError:
-            if _identity(path) == before:
+            if identity(path) == before:
                 raise
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a folder from the one that takes its place."""
-    if not folder_there(path):
-        return None
-    try:
-        with readable(path):
-            status = path.stat()
-    except OSError:  # replaced at this very moment
-        return None
-    return status.st_ino, status.st_ctime_ns
-
-
-def _load(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
+def _load(path: Place, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any]]:
     values = _attributes_now(path)
-    digests = values["digests"]
+    digests, folder = values["digests"], arrays_of(path, values)
     arrays: Arrays = {}
     for spec in specs:
         if spec.name not in digests:
             continue
         with reading(path, spec.name):
-            read_metadata(path / spec.name)
-            array = np.asarray(cast("Any", zarr.open_array(path / spec.name, mode="r"))[...])
+            read_metadata(folder / spec.name)
+            array = np.asarray(open_array(folder / spec.name)[...])
         if digest_of_array(array) != digests[spec.name]:
             raise StoreDamagedError(f"'{path}': array '{spec.name}' does not match its digest; {REMEDY}")
         arrays[spec.name] = array
@@ -138,7 +125,7 @@ def _load(path: Path, specs: Sequence[ArraySpec]) -> tuple[Arrays, dict[str, Any
 
 
 @contextmanager
-def reading(path: Path, array: str) -> Iterator[None]:
+def reading(path: Place, array: str) -> Iterator[None]:
     """Name the record, the array and the remedy where the array turns out to be damaged, or cannot be read."""
     try:
         with readable(path / array):
@@ -148,7 +135,7 @@ def reading(path: Path, array: str) -> Iterator[None]:
 
 
 @contextmanager
-def holding(path: Path, what: str) -> Iterator[None]:
+def holding(path: Place, what: str) -> Iterator[None]:
     """Name the record and the remedy where it lacks a value or an array of `what` it should hold."""
     try:
         yield
@@ -156,24 +143,24 @@ def holding(path: Path, what: str) -> Iterator[None]:
         raise StoreDamagedError(f"'{path}' holds no {what} ({error}); {REMEDY}") from error
 
 
-def shape_of_array(path: Path, array: str) -> tuple[int, ...]:
+def shape_of_array(path: Place, array: str) -> tuple[int, ...]:
     """Return the shape of one of a record's arrays, from its metadata alone; StoreNotFoundError, StoreDamagedError."""
     return _settled(path, partial(_shape_now, path, array))
 
 
-def _shape_now(path: Path, array: str) -> tuple[int, ...]:
-    _attributes_now(path)
+def _shape_now(path: Place, array: str) -> tuple[int, ...]:
+    folder = arrays_of(path, _attributes_now(path))
     with reading(path, array):
-        return tuple(read_metadata(path / array)["shape"])
+        return tuple(read_metadata(folder / array)["shape"])
 
 
-def attributes(path: Path) -> dict[str, Any]:
+def attributes(path: Place) -> dict[str, Any]:
     """Return a record's plain values, without its arrays; raises StoreNotFoundError and StoreDamagedError."""
     return _settled(path, partial(_attributes_now, path))
 
 
-def _attributes_now(path: Path) -> dict[str, Any]:
-    if not folder_there(path):
+def _attributes_now(path: Place) -> dict[str, Any]:
+    if not is_there(path):
         raise StoreNotFoundError(f"there is no record at '{path}': run the step that makes it")
     try:
         attributes: dict[str, Any] = read_metadata(path)["attributes"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import group_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.storage import schema
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.record import (
     Arrays,
     Provenance,
@@ -27,12 +27,12 @@ from dalr_stream.storage.records.weights import load_layer_weights
 Solution = Factors | ChannelSelection
 
 
-def solution_path(root: Path, layer: str, method: Method) -> Path:
+def solution_path(root: Place, layer: str, method: Method) -> Place:
     """Return the folder of one solution."""
     return root / "solutions" / layer / method.value
 
 
-def save_solution(root: Path, layer: str, solution: Solution, provenance: Provenance) -> None:
+def save_solution(root: Place, layer: str, solution: Solution, provenance: Provenance) -> None:
     """Write one solution, every rank of it, replacing the one that was there.
 
     The weight that low-rank factors approximate is not written again: it is the store's (`save_layer_weights`).
@@ -48,14 +48,14 @@ def save_solution(root: Path, layer: str, solution: Solution, provenance: Proven
     save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance, names=2)
 
 
-def load_diagnostics(root: Path, layer: str, method: Method) -> Diagnostics:
+def load_diagnostics(root: Place, layer: str, method: Method) -> Diagnostics:
     """Read how a solution came about, without its arrays."""
     path = solution_path(root, layer, method)
     with holding(path, "solution"):
         return Diagnostics(**attributes(path)["diagnostics"])
 
 
-def load_solution(root: Path, layer: str, method: Method) -> LowRankFactors | ChannelSelection:
+def load_solution(root: Place, layer: str, method: Method) -> LowRankFactors | ChannelSelection:
     """Read a solution back, bit for bit."""
     path = solution_path(root, layer, method)
     arrays, diagnostics = _load(path, method)
@@ -67,13 +67,13 @@ def load_solution(root: Path, layer: str, method: Method) -> LowRankFactors | Ch
         return LowRankFactors(method=method, weight=weight.astype(np.float64), diagnostics=diagnostics, **arrays)
 
 
-def check_solution(path: Path) -> None:
+def check_solution(path: Place) -> None:
     """Read everything that a solution's record holds, and nothing else; raises StoreDamagedError."""
     with holding(path, "solution"):
         _load(path, Method(path.name))
 
 
-def _load(path: Path, method: Method) -> tuple[Arrays, Diagnostics]:
+def _load(path: Place, method: Method) -> tuple[Arrays, Diagnostics]:
     specs = schema.LOW_RANK if method.family is Family.LOW_RANK else schema.SELECTION
     arrays, values = load_record(path, specs)
     with holding(path, "solution"):

@@ -9,18 +9,19 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.statistics.products import FEW_ROWS, ByBlocks, ByRows, Products, block_rows
 from dalr_stream.numerics.types import Matrix
+from dalr_stream.storage.arrays import open_array
 from dalr_stream.storage.metadata import read_metadata
+from dalr_stream.storage.places.place import Place
+from dalr_stream.storage.records.draft import arrays_of
 from dalr_stream.storage.records.moments import SCATTER, VECTORS, features_of_moments, load_moments
 from dalr_stream.storage.records.record import REMEDY, attributes, holding, load_record, reading
 from dalr_stream.storage.schema import require_count
@@ -28,7 +29,7 @@ from dalr_stream.storage.schema import require_count
 Rows = Iterable[NDArray[Any]]
 
 
-def open_moments(path: Path, rows: Callable[[], Rows | None] = lambda: None) -> Moments:
+def open_moments(path: Place, rows: Callable[[], Rows | None] = lambda: None) -> Moments:
     """Return a moment record whose matrix is read when it is needed, a block at a time; of one block, at once.
 
     `rows` gives those it is of, where they are kept: products are taken with them where they are few. Raises
@@ -48,14 +49,14 @@ class StoredMoments(Moments):
     """Moments with their scatter on disk; whoever asks for all of it gets it, and it is kept from then on."""
 
     __slots__ = ("_digest", "_path", "_rows")
-    _path: Path
+    _path: Place
     _digest: int
     _rows: Rows | None
 
     @classmethod
     def on_disk(
         cls,
-        path: Path,
+        path: Place,
         count: int,
         samples: int,
         vectors: dict[str, NDArray[Any]],
@@ -94,7 +95,7 @@ class StoredMoments(Moments):
         return ByBlocks(self.count, self.mean, partial(_blocks, self._path, self._digest, self.features))
 
 
-def _blocks(path: Path, expected: int, features: int) -> Iterator[Matrix]:
+def _blocks(path: Place, expected: int, features: int) -> Iterator[Matrix]:
     """Yield the scatter of a record, the next block read while one is worked with; the digest is compared last.
 
     Raises StoreNotFoundError where the record went, and FingerprintMismatchError where another took its place.
@@ -107,9 +108,9 @@ def _blocks(path: Path, expected: int, features: int) -> Iterator[Matrix]:
         raise
 
 
-def _blocks_now(path: Path, expected: int, features: int) -> Iterator[Matrix]:
+def _blocks_now(path: Place, expected: int, features: int) -> Iterator[Matrix]:
     height, digest = block_rows(features), 0
-    read = partial(_read_rows, path, features)
+    read = partial(_read_rows, path, arrays_of(path, attributes(path)) / SCATTER.name, features)
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(read, 0)
         for first in range(0, features, height):
@@ -122,10 +123,10 @@ def _blocks_now(path: Path, expected: int, features: int) -> Iterator[Matrix]:
         raise StoreDamagedError(f"'{path}': array '{SCATTER.name}' does not match its digest; {REMEDY}")
 
 
-def _read_rows(path: Path, features: int, first: int) -> Matrix:
+def _read_rows(path: Place, scatter: Place, features: int, first: int) -> Matrix:
     with reading(path, SCATTER.name):
-        shape = read_metadata(path / SCATTER.name)["shape"]
+        shape = read_metadata(scatter)["shape"]
         if shape != [features, features]:
             raise StoreDamagedError(f"of shape {shape} for {features} features")
-        stored = cast("Any", zarr.open_array(path / SCATTER.name, mode="r"))
+        stored = open_array(scatter)
         return np.ascontiguousarray(stored[first : first + block_rows(features)])

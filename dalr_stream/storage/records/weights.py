@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from dalr_stream.errors import StoreDamagedError
 from dalr_stream.storage import schema
 from dalr_stream.storage.contents import NO_BIAS, LayerRecord
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.record import (
     REMEDY,
     Provenance,
@@ -22,19 +22,19 @@ from dalr_stream.storage.records.record import (
 
 
 def save_layer_weights(
-    root: Path, layer: str, weight: NDArray[Any], bias: NDArray[Any] | None, provenance: Provenance
+    root: Place, layer: str, weight: NDArray[Any], bias: NDArray[Any] | None, provenance: Provenance
 ) -> None:
     """Keep a layer's weight (m, d) and bias (m,) in the store, so that solving needs no network."""
     arrays = {"weight": weight, "bias": np.zeros(weight.shape[0], weight.dtype) if bias is None else bias}
     save_record(weights_path(root, layer), schema.WEIGHTS, arrays, {}, provenance, names=1)
 
 
-def weights_path(root: Path, layer: str) -> Path:
+def weights_path(root: Place, layer: str) -> Place:
     """Return the folder of a layer's weights."""
     return root / "weights" / layer
 
 
-def load_layer_weights(root: Path, layer: str, known: LayerRecord | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+def load_layer_weights(root: Place, layer: str, known: LayerRecord | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
     """Read what `save_layer_weights` wrote; compared with what the manifest knows of the layer, where that is given."""
     path = weights_path(root, layer)
     arrays, _ = load_record(path, schema.WEIGHTS)

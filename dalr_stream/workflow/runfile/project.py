@@ -37,12 +37,14 @@ from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.manifest import Manifest
+from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Folding, Threads, Workers
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.workflow.runfile.config import RunConfig
 from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
+from dalr_stream.workflow.runfile.store_place import store_place
 from dalr_stream.workflow.runfile.user_code import UserCode
 
 CACHE_SHARE = 4
@@ -61,7 +63,7 @@ class Project:
         self.output = (folder / config.run.output).resolve()
         if self.output.is_file():
             raise ConfigError(f"run.output: '{self.output}' is a file: name a folder")
-        self.store = self.output / "store.zarr"
+        self.store = store_place(config.run, folder, self.output)
         self.weights = self.output / "network.safetensors"
         self.weights_record = self.output / "network.json"
         self.compressed = self.output / "compressed"
@@ -80,12 +82,10 @@ class Project:
         self._watched_in: WeakKeyDictionary[nn.Module, tuple[LayerSpec, ...]] = WeakKeyDictionary()
 
     @property
-    def stores(self) -> list[Path]:
+    def stores(self) -> list[Place]:
         """The run's store, that of cross moments, and those that the passes of `sequential` have left."""
         kept = sorted(self.pass_moments.iterdir()) if self.pass_moments.is_dir() else []
         return [self.store, *(path for path in (self.cross, *kept) if (path / MANIFEST).is_file())]
-
-    # --- the network and its layers ------------------------------------------------------------------------------
 
     @cached_property
     def network(self) -> nn.Module:

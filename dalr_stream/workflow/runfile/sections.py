@@ -79,6 +79,9 @@ class RunSection(Section):
     """Title of the report."""
     output: Path = Path("runs")
     """Folder of the artefacts, relative to the run file."""
+    store: str | None = None
+    """Where rows, moments and solutions lie: a folder, relative to the run file, or a bucket, `s3://bucket/birds.zarr`,
+    `gs://`, `az://`; by default `store.zarr` in `output`. Credentials are those of the environment."""
     seed: int = Field(default=0, ge=0)
     """Handed to the training and to every data factory, and to the choice of held-out samples."""
     import_from: tuple[Path, ...] = ()

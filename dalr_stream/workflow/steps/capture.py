@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from dalr_stream.engine.capture import capture
@@ -18,6 +17,7 @@ from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import GROUP, MANIFEST
 from dalr_stream.storage.metadata import require_group
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.weights import weights_path
 from dalr_stream.storage.removal import forget_domain, forget_store
 from dalr_stream.storage.rows import rows_path
@@ -87,7 +87,7 @@ def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
     yield from (Artefact(project.store / rows_path(domain, layer)) for layer in record.layers)
 
 
-def _group(folder: Path) -> Artefact:
+def _group(folder: Place) -> Artefact:
     """Return a folder of the store: other zarr readers walk through it."""
     return Artefact(folder / GROUP, lambda: require_group(folder))
 

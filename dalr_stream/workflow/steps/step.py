@@ -15,6 +15,7 @@ from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, Stor
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.storage.json_record import RecordKind, digest_of, read_record, write_record
 from dalr_stream.storage.layout import MANIFEST
+from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.workflow.steps.fingerprints import file_digest
 from dalr_stream.workflow.steps.step_log import StepLog
@@ -27,7 +28,7 @@ _WRONG = (StoreNotFoundError, StoreDamagedError, FingerprintMismatchError)
 class Artefact:
     """Something that a step leaves."""
 
-    path: Path
+    path: Place
     made_from: Callable[[], str | None] | None = None
     """Reads what it says it was made from, None where it says nothing; raises StoreError for a damaged one."""
 
@@ -44,7 +45,7 @@ class Artefact:
         return f"'{self.path}' was made from other settings"
 
 
-def store_record(path: Path, expected: Mapping[str, Any] | None = None) -> Artefact:
+def store_record(path: Place, expected: Mapping[str, Any] | None = None) -> Artefact:
     """Return a record of the store, such as moments or a solution; `expected` is its whole provenance, where known."""
 
     def made_from() -> str | None:
@@ -141,7 +142,7 @@ class Step:
             yield str(error)
 
 
-def require_moments(store: Path, steps: Sequence[Step], log: StepLog, needed: set[str]) -> None:
+def require_moments(store: Place, steps: Sequence[Step], log: StepLog, needed: set[str]) -> None:
     """Refuse to start from moments that are not there, or were being replaced when a command was stopped.
 
     Those that are in `needed` will be done anyway. Raises StoreNotFoundError, FingerprintMismatchError.

@@ -1,0 +1,1 @@
+"""What a bucket needs in place of locks, syncs and renames: a claim, tiles put once, and a sweep."""
