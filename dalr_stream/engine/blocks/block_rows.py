@@ -29,7 +29,7 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.streams import module_name
-from dalr_stream.progress import Progress
+from dalr_stream.progress import Progress, seconds_in_words
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.folding import Folding
@@ -136,8 +136,8 @@ class BlockRows:
             )
         if number == 0 and self._last and not resumed and not streams.again:
             seconds = time.monotonic() - begun
-            hours = f"{seconds * self._last / 3600:,.1f} hours"
-            progress.note(f"blocks: the first took {seconds:,.0f} s; the other {self._last} may take {hours}")
+            took, others = map(seconds_in_words, (seconds, seconds * self._last))
+            progress.note(f"blocks: the first took {took}, so those after it ({self._last}) may take {others}")
 
     def drop(self) -> None:
         """Remove the stream between blocks."""
