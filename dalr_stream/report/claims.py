@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.cells import BLANK, TIMES, percent_text
-from dalr_stream.report.records.results import HeadlineRow, LayerResults
+from dalr_stream.report.records.results import COMPARED, HeadlineRow, LayerResults, Results
 from dalr_stream.report.records.scale import ACCURACY, Scale
 from dalr_stream.report.style import method_named
 
@@ -47,6 +47,23 @@ class Claim:
     """What the figure counts."""
     sentence: str
     support: tuple[str, ...]
+
+
+def outcome(results: Results) -> str:
+    """Return what the last network that the run saved weighs and scores, in a sentence; empty where there is none.
+
+    The last is the one that was trained on, where one was.
+    """
+    saved = [
+        (size, size.score)
+        for size in results.sizes[1:]
+        if size.score is not None and not size.label.startswith(COMPARED)
+    ]
+    if not saved:
+        return ""
+    size, score = saved[-1]
+    share = percent_text(size.parameters / results.sizes[0].parameters, 1)
+    return f"The network that was saved: {results.scale.text(score)}, with {share} % of its parameters."
 
 
 def compared(layer: LayerResults) -> Comparison | None:

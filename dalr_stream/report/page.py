@@ -1,9 +1,10 @@
 """One self-contained HTML page: words, tables and pictures in the order a reader wants them.
 
-First what came out, then how large things are, then each layer's evidence, then what the run decided, does not show,
-and was made from. Where layers are many, one table of them all comes first, and what is said of each is folded away
-in its own section. The page refers to nothing outside itself and needs no JavaScript; it follows the reader's light or
-dark scheme, and prints light. Everything that comes from the record is escaped by the template.
+First what came out, then how large things are (the other way round where no layer was evaluated alone), then each
+layer's evidence, then what the run decided, does not show, and was made from. Where layers are many, one table of them
+all comes first, and what is said of each is folded away in its own section. The page refers to nothing outside itself
+and needs no JavaScript; it follows the reader's light or dark scheme, and prints light. Everything that comes from the
+record is escaped by the template.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any
 import jinja2
 
 from dalr_stream.report.cells import Table
-from dalr_stream.report.claims import Claim, claim
+from dalr_stream.report.claims import Claim, claim, outcome
 from dalr_stream.report.naming import slugs
 from dalr_stream.report.pictures.figures import Drawn, LeftOut, layer_figures
 from dalr_stream.report.pictures.svg import inline_svg
 from dalr_stream.report.records.results import LayerResults, Results
 from dalr_stream.report.style import css_name, drawing, inks
-from dalr_stream.report.tables.overview import many_layers, overview_table
+from dalr_stream.report.tables.overview import evaluated_alone, many_layers, overview_table
 from dalr_stream.report.tables.published import published_tables
 from dalr_stream.report.tables.scores import headline_table, score_table, size_table
 from dalr_stream.report.tables.speed import speed_tables
@@ -108,7 +109,9 @@ def render_sections(results: Results, made: Sequence[Section]) -> str:
         speed=tuple(speed_tables(results)),
         published=published_tables(results),
         overview=overview_table(results) if many_layers(results) else None,
+        whole_first=not evaluated_alone(results),
         baseline=results.scale.text(results.baseline_score),
+        outcome=outcome(results),
         style=_stylesheet(),
     )
 

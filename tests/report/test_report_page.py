@@ -145,6 +145,27 @@ def test_order_of_the_page(page):
     assert places == sorted(places)
 
 
+def test_where_no_layer_was_evaluated_alone_the_whole_network_comes_first(results):
+    alone = tuple(dataclasses.replace(layer, headline=()) for layer in results.layers)
+    page = render_page(dataclasses.replace(results, layers=alone))
+    Outline(page)
+    body = page[page.index("<main>") :]
+    assert body.index("Before and after</h2>") < body.index("The layers</h2>")
+    assert page.index('href="#sizes"') < page.index('href="#headline"')
+
+
+def test_the_lead_says_how_the_saved_network_does(results):
+    before, saved = results.sizes[0], dataclasses.replace(results.sizes[0], label="compressed: x", score=0.5)
+    small = dataclasses.replace(saved, parameters=before.parameters // 4)
+    other = dataclasses.replace(saved, label="compared: y", score=0.25)
+    lead = re.search(
+        r'<p class="lead">(.*?)</p>', render_page(dataclasses.replace(results, sizes=(before, small, other))), re.DOTALL
+    )
+    assert "The network that was saved: 50.00" in lead[1]
+    assert "with 25.0" in lead[1]
+    assert "The network that was saved" not in render_page(dataclasses.replace(results, sizes=(before, other)))
+
+
 def test_every_number_of_the_headline_is_on_the_page(results, outline):
     text = "".join(outline.text)
     for layer in results.layers:

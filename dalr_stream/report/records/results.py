@@ -142,6 +142,10 @@ class LayerResults:
         return self.outputs * (self.inputs + self.next_outputs)
 
 
+COMPARED = "compared: "
+"""Begins the label of a network that was made to be compared with, and not saved."""
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkSize:
     """What a network weighs, and how well it does."""

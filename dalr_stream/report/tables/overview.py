@@ -30,6 +30,11 @@ def many_layers(results: Results) -> bool:
     return len(results.layers) > FEW
 
 
+def evaluated_alone(results: Results) -> bool:
+    """Tell whether any layer was: else there is nothing to say of a layer but its size."""
+    return any(headline_rows(layer) for layer in results.layers)
+
+
 def overview_table(results: Results) -> Table:
     """Return each layer's smallest sizes within the allowed loss: by plain SVD, by the DALR of the headline, by nodes.
 

@@ -15,7 +15,7 @@ from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
 from dalr_stream.numerics.methods import Method
-from dalr_stream.report.records.results import NetworkSize, ScoreCurve, ScorePoint
+from dalr_stream.report.records.results import COMPARED, NetworkSize, ScoreCurve, ScorePoint
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection
@@ -141,7 +141,7 @@ def _compared(
 
     def measured(method: Method) -> dict[str, Any]:
         small, compression = by_method(project, store, method, session.progress)
-        return asdict(measure(f"compared: {compression}", small, score))
+        return asdict(measure(f"{COMPARED}{compression}", small, score))
 
     if section.compare:
         with session.progress.track("evaluate: methods compared", len(section.compare), "methods") as advance:
