@@ -180,10 +180,20 @@ def _read(path: Place, first: int, stop: int) -> NDArray[Any]:
 def _read_chunk(path: Place, record: RowsRecord, number: int) -> NDArray[Any]:
     """Unpack one chunk straight into the array returned."""
     if number == 0:
-        read_metadata(path)  # damage to them is found once a pass: what is read does not depend on them
+        _require_form(path, record)
     rows = np.empty((tile_rows(record.features), record.features), record.dtype)
     unpack_into(rows, (path / chunk_name(number, 2)).read_bytes())
     return rows
+
+
+def _require_form(path: Place, record: RowsRecord) -> None:
+    """Raise StoreDamagedError for the metadata of another array; nothing that is read depends on them."""
+    document = read_metadata(path)
+    shape = document["shape"]
+    if (shape[1:], document["data_type"]) != ([record.features], record.dtype) or shape[0] < record.rows:
+        raise StoreDamagedError(f"'{path}': its metadata are those of another array")
+    if document["dimension_names"] != [name.replace(LAYER, path.name) for name in ROWS.dimensions]:
+        raise StoreDamagedError(f"'{path}': its metadata are those of another layer")
 
 
 def _bytes(array: NDArray[np.generic]) -> memoryview:

@@ -11,6 +11,7 @@ from dalr_stream.errors import (
     StoreDamagedError,
     StoreNotFoundError,
 )
+from dalr_stream.storage.metadata import read_metadata, write_metadata
 from dalr_stream.storage.removal import delete_activations
 from dalr_stream.storage.store import ActivationStore
 
@@ -59,6 +60,18 @@ def test_a_flipped_bit_in_an_arrays_metadata_is_found_or_harmless(full):
             found += 1
         path.write_bytes(whole)
     assert found > len(whole) // 10
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"shape": [64, 4]}, {"shape": [8, 3]}, {"data_type": "float64"}, {"dimension_names": ["fc7.row", "fc7.feature"]}],
+    ids=["features", "rows", "type", "layer"],
+)
+def test_the_metadata_of_another_array_are_found_though_they_are_whole(full, changed):
+    folder = full / "activations/target/fc6"
+    write_metadata(folder, {**read_metadata(folder), **changed})
+    with pytest.raises(StoreDamagedError, match=r"tile 0 of layer 'fc6' .*its metadata are those of another"):
+        read_back(full, "fc6")
 
 
 def test_rows_deleted_by_hand_are_gone_not_damaged(full):
