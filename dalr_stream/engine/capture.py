@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,7 @@ from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.ranks.rows import DealtWriter, SentRows
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batches, require_layers
-from dalr_stream.network.capture.loaders import can_resume
+from dalr_stream.network.capture.loaders import can_resume, length_of
 from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
@@ -170,8 +170,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
         progress.note(
             f"{title}: the loader has no `starting_at`, so its first {held} batches are loaded again, and compared"
         )
-    total = len(batches) if isinstance(batches, Sized) else None
-    with progress.track(title, total, "batches") as advance:
+    with progress.track(title, length_of(batches), "batches") as advance:
         capture_rows(
             model,
             batches,

@@ -8,7 +8,7 @@ them again, are not in it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 from dalr_stream.engine.backend import backend_of, rows_for
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taking import RowTaker
@@ -85,7 +86,7 @@ def _seconds_a_batch(
                 to_rows(one.rows)
             wait_for_devices()
             seconds = time.perf_counter() - begun
-    return seconds * (len(batches) if isinstance(batches, Sized) else 1)
+    return seconds * (length_of(batches) or 1)
 
 
 def _seconds_a_row(features: int, folding: Folding) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from dalr_stream.errors import DiskSpaceError, InvalidInputError, StoreNotFoundE
 from dalr_stream.network.capture.batches import refusals_explained, samples_in
 from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.gradients.taking import there_and_back
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taken import Taken
@@ -63,16 +64,19 @@ def estimate(
     known: list[dict[str, int | None]] = []
     probe, most = BatchMemory(), 0
     for domain, batches in loaders.items():
-        if not isinstance(batches, Sized):
-            raise InvalidInputError(f"domains.{domain}.batches: the loader has no length: give it __len__")
-        first, most = next(iter(batches), None), max(most, len(batches))
+        length = length_of(batches)
+        if length is None:
+            raise InvalidInputError(
+                f"domains.{domain}.batches: the loader has no length: give it, or its data set, __len__"
+            )
+        first, most = next(iter(batches), None), max(most, length)
         if first is None:
             raise InvalidInputError(f"domains.{domain}.batches: the loader is empty: check the data set and its split")
         with refusals_explained(first, f"domain '{domain}', batch 0"):
             taken = taken_of(model, first, layers, rule) if samples_in(first) else {}
             probe = probe.larger(BatchMemory.of(model, first, taken, layers, rule))
         readers.append(same_as_before(taken))
-        counts[domain] = {name: of_layer.rows.shape[0] * len(batches) for name, of_layer in taken.items()}
+        counts[domain] = {name: of_layer.rows.shape[0] * length for name, of_layer in taken.items()}
         known.append({name: most_rows(one, first, batches, folding) for name, one in taken.items()})
     shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
     total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
@@ -138,10 +142,10 @@ def most_rows(taken: Taken, batch: Any, batches: Iterable[Any], folding: Folding
 
     Where a sample gives several, those of another batch may give more: a memory limit does not rely on that.
     """
-    rows = taken.rows.shape[0]
-    if not isinstance(batches, Sized) or (folding.memory_limit_bytes is not None and rows > samples_in(batch)):
+    rows, length = taken.rows.shape[0], length_of(batches)
+    if length is None or (folding.memory_limit_bytes is not None and rows > samples_in(batch)):
         return None
-    return rows * len(batches)
+    return rows * length
 
 
 def _largest(rows: Iterable[int | None]) -> int | None:

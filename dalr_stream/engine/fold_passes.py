@@ -8,7 +8,7 @@ checkpoint, and moments that were made before from the same batches can be used 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +24,7 @@ from dalr_stream.engine.ranks.passes import (
 )
 from dalr_stream.engine.row_feed import Folds, RowFeed
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.progress import Progress
 from dalr_stream.storage.batches import Batches
@@ -183,7 +184,7 @@ def direct_plan(
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
         forward_bytes=forward_bytes,
-        segments=folding.segments(len(batches) if isinstance(batches, Sized) else None),
+        segments=folding.segments(length_of(batches)),
     )
 
 

@@ -11,7 +11,7 @@ so that a layer solved towards z' mends the stream as far as its inputs allow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.row_feed import Folds
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.hooks import capture_rows, require_batches, require_layers
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.paired import SecondNetwork
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.resuming.onward import OnwardPass
@@ -155,7 +156,7 @@ class PairedRows:
         second = SecondNetwork(self.original, {**targets, **added}, self.rule, to_rows, self.original_onward)
         joint = JointSink(sink, second, names, {name: layer.stream for name, layer in residuals.items()})
         followed = second.follow(self.batches, sink.held)
-        total = len(self.batches) if isinstance(self.batches, Sized) else None
+        total = length_of(self.batches)
         layers = [*(self.layers[name] for name in names), *residuals.values()]
         with progress.track(TITLE, total, "batches") as advance:
             capture_rows(

@@ -8,7 +8,7 @@ one dry run names every missing data set, not the first.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +20,7 @@ from rich.table import Table
 from dalr_stream.engine.estimate import held_on_disk, require_disk
 from dalr_stream.errors import ConfigError, DalrStreamError
 from dalr_stream.network.capture.batches import LABELS, form_of, samples_in
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.layers.spec import unsupported_layers
 from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.streaming.plan import MemoryPlan
@@ -131,8 +132,11 @@ def _needs_labels(section: DataSection) -> str:
 
 def _first_batch(project: Project, key: str, section: DataSection) -> LoaderFacts:
     loader = project.code.loader(key, section)
-    if not isinstance(loader, Sized):
-        raise ConfigError(f"{key}.batches: the loader of '{section.batches}' has no length: give it __len__")
+    length = length_of(loader)
+    if length is None:
+        raise ConfigError(
+            f"{key}.batches: the loader of '{section.batches}' has no length: give it, or its data set, __len__"
+        )
     with project.code.importing():
         batch = next(iter(loader), None)
     if batch is None:
@@ -142,8 +146,8 @@ def _first_batch(project: Project, key: str, section: DataSection) -> LoaderFact
     if remedy and not with_labels:
         raise ConfigError(f"{key}.batches: must give (inputs, labels) pairs, or {remedy}")
     known: int | None = getattr(loader, "samples", None)
-    samples = samples_in(batch) * len(loader) if known is None else known
-    return LoaderFacts(key, samples, known is not None, len(loader), _in_words(batch))
+    samples = samples_in(batch) * length if known is None else known
+    return LoaderFacts(key, samples, known is not None, length, _in_words(batch))
 
 
 def _try_metric(project: Project, key: str, section: LabelledSection) -> None:

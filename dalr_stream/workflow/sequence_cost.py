@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from dalr_stream.engine.sequential.onward_passes import kept_of_sample
 from dalr_stream.engine.sequential.pass_plan import PassesOf, SequencePlan, plan_passes, watched_in_passes
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import order_of_execution
 from dalr_stream.network.layers.patterns import match_names
 from dalr_stream.network.structure.graph import Structure
@@ -75,7 +75,7 @@ def _batches(project: Project) -> tuple[Any, int]:
     """Return the target's first batch, and how many samples all of them have at most."""
     batches = project.code.batches(project.config.solve.target)
     first = next(iter(batches))
-    return first, samples_in(first) * (len(batches) if isinstance(batches, Sized) else 1)
+    return first, samples_in(first) * (length_of(batches) or 1)
 
 
 def _mib(size: int) -> str:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.capture.batches import call, samples_in
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.saved import checkpoint
@@ -149,7 +150,7 @@ def _samples_to_score(project: Project) -> int:
     """Return about how many samples [evaluate] has: as many a batch as the first batch of the target."""
     with project.code.importing():
         batches = project.code.loader("evaluate", project.evaluate_section)
-    return len(batches) * samples_in(project.code.first_batch) if isinstance(batches, Sized) else 0
+    return (length_of(batches) or 0) * samples_in(project.code.first_batch)
 
 
 def _seconds_a_sample(project: Project) -> float:

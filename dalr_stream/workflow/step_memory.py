@@ -8,7 +8,7 @@ less, before anything is recorded. Libraries belong to the process, the one that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,6 +16,7 @@ from torch import nn
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.network.capture.batches import LABELS, few_samples, labelled, refusals_explained
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.measure.memory import ForwardMemory, forward_memory, weights_bytes
 from dalr_stream.network.measure.output_distance import measuring_bytes
 from dalr_stream.network.structure.graph import EXAMPLES
@@ -197,8 +198,9 @@ def _scoring(project: Project, network: nn.Module, key: str, section: LabelledSe
     if section.metric != ACCURACY:
         return cache + forward_memory(network, project.code.first_batch).peak_bytes
     passed, loader = _forward(project, network, key, section), project.code.loader(key, section)
-    if isinstance(loader, Sized):
-        cache = min(cache, len(loader) * passed.total_bytes)
+    length = length_of(loader)
+    if length is not None:
+        cache = min(cache, length * passed.total_bytes)
     return cache + passed.peak_bytes
 
 

@@ -12,7 +12,7 @@ folded, and rows that no checkpoint has are made again from it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from dalr_stream.network.blocks.proof import Generations, prove_blocks
 from dalr_stream.network.blocks.uncached import uncached
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import require_batches, require_layers
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.row_rule import RowRule
@@ -101,7 +102,7 @@ def _require_forward(layers: Sequence[LayerSpec]) -> None:
 
 def _require_disk(root: Path, kept: Generations, batches: Iterable[Any]) -> None:
     """Raise DiskSpaceError where the stream does not fit, as far as the length of the loader tells."""
-    needed = kept.sample_bytes * kept.samples * (len(batches) if isinstance(batches, Sized) else 1)
+    needed = kept.sample_bytes * kept.samples * (length_of(batches) or 1)
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     held = sum(path.stat().st_size for path in (root / UNFINISHED).rglob("*") if path.is_file())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -17,6 +17,7 @@ from dalr_stream.network.blocks.proof import Generations, generations_of
 from dalr_stream.network.blocks.readings import shared_readings
 from dalr_stream.network.blocks.uncached import uncached
 from dalr_stream.network.capture.batches import call, inputs_copied, samples_in
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.observed import observed_pass
 from dalr_stream.network.capture.reading import without_gradients
@@ -45,16 +46,19 @@ def estimate_blocks(
     counts: dict[str, dict[str, int]] = {}
     stream = 0
     for domain, batches in loaders.items():
-        if not isinstance(batches, Sized):
-            raise InvalidInputError(f"domains.{domain}.batches: the loader has no length: give it __len__")
+        length = length_of(batches)
+        if length is None:
+            raise InvalidInputError(
+                f"domains.{domain}.batches: the loader has no length: give it, or its data set, __len__"
+            )
         first, pieces = SameEveryPass(batches, f"domains.{domain}.batches").first(), Pieces.of(model)
         with uncached(model):
             passes = BlockPasses.of(model, first, pieces, blocks)
             kept = generations_of(model, first, passes)
-            counts[domain] = _rows(model, first, layers, rows or RowRule(), len(batches))
+            counts[domain] = _rows(model, first, layers, rows or RowRule(), length)
             numbers = {layer.stream: passes.pass_of(module_name(layer.name)) for layer in layers}
             shared = shared_readings(model, first, layers, numbers)
-        stream = max(stream, _stream_bytes(kept, len(batches)))
+        stream = max(stream, _stream_bytes(kept, length))
     total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
     own = [layer for layer in layers if layer.stream not in shared]
     limited = folding.memory_limit_bytes is not None  # batches padded to more have more rows: see `most_rows`

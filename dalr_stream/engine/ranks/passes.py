@@ -6,13 +6,14 @@ do as it says. One process goes the same way, with nobody to tell.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sized
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dalr_stream.engine.backend import backend_of
 from dalr_stream.engine.row_feed import Folds, RowFeed
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
+from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.batches import Batches
 from dalr_stream.streaming.fold_sink import FoldSink
@@ -38,8 +39,7 @@ def new_sink(feed: RowFeed, folding: Folding, executor: ThreadPoolExecutor, link
     backend = backend_of(folding)
     if not folding.segment_batches:
         return FoldSink(folding, executor, backend=backend, **options)
-    length = len(feed.batches) if isinstance(feed.batches, Sized) else None
-    return SegmentSink(folding, executor, link=link, length=length, backend=backend, **options)
+    return SegmentSink(folding, executor, link=link, length=length_of(feed.batches), backend=backend, **options)
 
 
 def require_same_on_all(link: Link, facts: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ wrap such a one in a generator (`batches = (batch for batch in loader)`) and it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,6 +36,17 @@ class Dealable(Protocol):
 
     def only(self, numbers: Sequence[int]) -> Iterable[Any]:
         """Return the batches of these numbers, which ascend, the same as iterating over all would give."""
+
+
+def length_of(batches: object) -> int | None:
+    """Return how many batches there are; None where that is not known beforehand.
+
+    torch's `DataLoader` has a `__len__` over any data set, and raises where it is a stream.
+    """
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def can_resume(batches: Iterable[Any]) -> bool:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 from dalr_stream.network.capture.hooks import capture_rows
-from dalr_stream.network.capture.loaders import beginning_at, can_resume
+from dalr_stream.network.capture.loaders import beginning_at, can_resume, length_of
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import select_layers
 
@@ -88,6 +88,31 @@ def test_a_torch_loader_in_plain_order_begins_anywhere_and_loads_nothing_before(
     assert data.loaded == list(range(batch * 5, 20 if drop_last else 23))
 
 
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.zeros(4, 3))
+
+
+class LongStream(Stream):
+    def __len__(self):
+        return 12
+
+
+@pytest.mark.parametrize(
+    ("loader", "length"),
+    [
+        (DataLoader(Numbers(), batch_size=5), 5),
+        (DataLoader(Stream(), batch_size=2), None),  # torch's own has a length, and raises
+        (DataLoader(LongStream(), batch_size=5), 3),
+        ([torch.zeros(2, 3)], 1),
+        ((torch.zeros(2, 3) for _ in range(2)), None),
+    ],
+    ids=["map", "stream", "stream that knows", "list", "generator"],
+)
+def test_the_length_of_a_loader_is_known_or_not(loader, length):
+    assert length_of(loader) == length
+
+
 def first_of(samples):
     return samples[0][0]
 
@@ -96,11 +121,6 @@ def test_a_torch_loader_with_workers_begins_anywhere():
     loader = DataLoader(Numbers(), batch_size=5, num_workers=1, collate_fn=first_of)
     (last,) = list(beginning_at(loader, 4))
     assert last.tolist() == torch.full((2, 3), 20.0).tolist()
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(torch.zeros(4, 3))
 
 
 class OwnLoader(DataLoader):
