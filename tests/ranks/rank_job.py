@@ -2,7 +2,7 @@
 
 DO        accumulate, capture or memory
 SEGMENT   segment_batches
-DIE       "rank:batch": that rank kills itself when it comes to that batch
+DIE       "rank:batch": that rank kills itself when it loads that batch, or the next one that is its own
 DIFFER    "rank:batch": that rank's loader gives another batch there
 WRAP      "ddp": the network in DistributedDataParallel
 LOADER    "dealing": it gives single batches; "torch": torch's own; all of them to every rank by default
@@ -49,7 +49,8 @@ class Loader:
         return BATCHES
 
     def batch(self, number):
-        if number == place_of("DIE") and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        die = place_of("DIE")
+        if die is not None and number >= die and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         if "LOADED" in os.environ:
             with Path(os.environ["LOADED"]).open("a") as log:

@@ -46,7 +46,7 @@ def test_torchs_own_loader_is_dealt(expected, tmp_path, workers):
 
 
 def test_a_rank_killed_and_others_resume_with_dealt_batches(expected, tmp_path):
-    ended = launch(tmp_path / "store", "accumulate", 2, LOADER="dealing", DIE="1:14")
+    ended = launch(tmp_path / "store", "accumulate", 2, LOADER="dealing", DIE="1:6")
     assert ended.codes == [1, -9]
     log = tmp_path / "loaded"
     ended = launch(tmp_path / "store", "accumulate", 3, LOADER="dealing", LOADED=str(log))
