@@ -17,10 +17,11 @@ from torch import nn
 
 from dalr_stream.engine.backend import rows_for
 from dalr_stream.engine.blocks.accumulate import from_blocks
-from dalr_stream.engine.capture import keep_weights, network_record, one_pass, watched_streams
+from dalr_stream.engine.capture import one_pass, watched_streams
 from dalr_stream.engine.estimate import BatchMemory, load_of, most_rows, taken_of
 from dalr_stream.engine.fold_passes import fitting, fold_in_memory, fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.layer_rows import LayerRows
 from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.row_feed import Folds
 from dalr_stream.engine.statistics import Statistics, Weights, stored_weights
@@ -39,7 +40,7 @@ from dalr_stream.network.layers.spec import LayerSpec, layer_of, weights_of
 from dalr_stream.numerics.rows.streams import layer_of_stream
 from dalr_stream.numerics.rows.tiling import same_as_before
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.contents import LayerRecord, NetworkRecord
+from dalr_stream.storage.contents import LayerRecord
 from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.streaming.folding import Folding
 
@@ -160,34 +161,12 @@ def _feed(
     return NetworkRows(model, batches, layers, (rows or RowRule()).of_layers(layers))
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkRows:
-    """The rows of a network's layers: a `RowFeed`."""
+@dataclass
+class NetworkRows(LayerRows):
+    """The rows of a network that runs whole: a `RowFeed`."""
 
-    model: nn.Module
-    batches: Iterable[Any]
-    layers: Sequence[LayerSpec]
-    rule: RowRule
     onward: OnwardPass | None = None
     """How the network is run on from an earlier pass."""
-
-    @property
-    def streams(self) -> Sequence[str]:
-        """Of the layers."""
-        return [layer.stream for layer in self.layers]
-
-    @property
-    def choice(self) -> str:
-        """The rule's words."""
-        return self.rule.words
-
-    def network(self) -> NetworkRecord:
-        """Return what identifies the network and its streams."""
-        return network_record(self.model, self.layers)
-
-    def keep_weights(self, root: Place, network: NetworkRecord) -> None:
-        """Write those of the layers."""
-        keep_weights(self.model, self.layers, root, network.fingerprint)
 
     def groups(self, folding: Folding) -> Sequence[Collection[str]]:
         """Part the layers into passes that fit; layers that read the same tensor stay together, and count once."""

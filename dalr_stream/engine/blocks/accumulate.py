@@ -82,7 +82,9 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
             "first batch gives the network's own outputs, to the bit"
         )
         _require_disk(root, kept, batches)
-        feed = BlockRows(root, domain, model, batches, layers, rule, passes, pieces, probe)
+        feed = BlockRows(
+            model, batches, layers, rule, root=root, domain=domain, passes=passes, pieces=pieces, probe=probe
+        )
         network = feed.network()
         record = fold_into(root, domain, feed, network, folding, progress)
         feed.drop()

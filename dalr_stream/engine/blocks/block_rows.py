@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from torch import nn
-
 from dalr_stream.engine.backend import rows_for
-from dalr_stream.engine.capture import keep_weights, network_record, one_pass
+from dalr_stream.engine.capture import one_pass
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import fitting
+from dalr_stream.engine.layer_rows import LayerRows
 from dalr_stream.engine.row_feed import Folds
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
@@ -25,13 +24,10 @@ from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
 from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.resuming.stored_states import StoredStream
-from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress, seconds_in_words
 from dalr_stream.storage.contents import NetworkRecord
-from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.folding import Folding
 
 
@@ -55,16 +51,12 @@ class BlockGroup(Sequence[str]):
         return len(self.streams)
 
 
-@dataclass
-class BlockRows:
-    """What makes the rows of each block's layers."""
+@dataclass(kw_only=True)
+class BlockRows(LayerRows):
+    """What makes the rows of each block's layers; the network's record is the same as of the whole network."""
 
     root: Path
     domain: str
-    model: nn.Module
-    batches: Iterable[Any]
-    layers: Sequence[LayerSpec]
-    rule: RowRule
     passes: BlockPasses
     pieces: Pieces
     probe: Probe | None
@@ -74,27 +66,13 @@ class BlockRows:
     def __post_init__(self) -> None:
         self._numbers = {layer.stream: self.passes.pass_of(module_name(layer.name)) for layer in self.layers}
 
-    @property
-    def streams(self) -> Sequence[str]:
-        """Of the layers."""
-        return [layer.stream for layer in self.layers]
-
-    @property
-    def choice(self) -> str:
-        """The rule's words."""
-        return self.rule.words
-
     def network(self) -> NetworkRecord:
-        """Return what identifies the network and its streams: the same as of the whole network."""
+        """Return what identifies the network and its streams: weights are read from their files once for it."""
         return self._record
 
     @cached_property
     def _record(self) -> NetworkRecord:
-        return network_record(self.model, self.layers)
-
-    def keep_weights(self, root: Place, network: NetworkRecord) -> None:
-        """Write those of the layers."""
-        keep_weights(self.model, self.layers, root, network.fingerprint)
+        return super().network()
 
     def groups(self, folding: Folding) -> Sequence[Collection[str]]:
         """Part the streams by block, and those of a block into passes that fit."""
