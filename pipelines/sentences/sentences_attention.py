@@ -14,11 +14,9 @@ from typing import Any
 from torch import nn
 
 import dalr_stream as ds
-import sentences_data
-import sentences_network
 from dalr_stream.network import Structure
 from dalr_stream.numerics import HeadLayout, NarrowedHeads, head_factors
-from sentences_budgets import BUDGETS, ROWS, SEED, Scores, plain
+from sentences_budgets import BUDGETS, ROWS, Scores, head, plain, print_table
 
 OUTPUT = "encoder.layer.{}.attention.output.dense"
 PAIRS = (ds.Method.SVD, ds.Method.DALR_ANCHORED_AFFINE)
@@ -42,8 +40,7 @@ def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
         cosine, same = scores(small)
         return f"{cosine:.3f}, {same:.0%} ({left:.1%})"
 
-    yield "| the attention layers' weights | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"
-    yield "|---|" + "---:|" * len(BUDGETS)
+    yield from head("the attention layers' weights", BUDGETS)
     for method in PAIRS:
         cells = (cell(plain(statistics, method, share)) for share in BUDGETS)
         yield f"| {method.label}, a pair for each layer | " + " | ".join(cells) + " |"
@@ -55,13 +52,5 @@ def _weights(model: nn.Module, name: str) -> int:
     return sum(parameter.numel() for parameter in model.get_submodule(name).parameters() if parameter.ndim > 1)
 
 
-def main() -> None:
-    """Print the table."""
-    model = sentences_network.build()
-    scores = Scores.of(model, sentences_data.unseen(seed=SEED))
-    for line in rows(model, sentences_data.target(seed=SEED), scores):
-        print(line, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    print_table(rows)

@@ -8,7 +8,7 @@ the original's, and how often a sentence's nearest neighbour among the others is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,12 @@ def plain(statistics: ds.Statistics, method: ds.Method, share: float) -> dict[st
     return found
 
 
+def head(words: str, budgets: Sequence[float]) -> Iterator[str]:
+    """Yield the first lines of a table with a column a budget."""
+    yield f"| {words} | " + " | ".join(f"{share:.0%}" for share in budgets) + " |"
+    yield "|---|" + "---:|" * len(budgets)
+
+
 def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     """Yield the lines of the table in Markdown, each as soon as it is known."""
     layers = ds.watch(model, LAYERS, example=next(iter(batches)), gradients=LAYERS)
@@ -95,8 +101,7 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
         cosine, same = scores(ds.compress(model, replacements, example=layers.structure))
         return f"{cosine:.3f}, {same:.0%}"
 
-    yield "| the feed-forward layers' weights | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"
-    yield "|---|" + "---:|" * len(BUDGETS)
+    yield from head("the feed-forward layers' weights", BUDGETS)
     for method in UNIFORM:
         cells = (cell(plain(statistics, method, share)) for share in BUDGETS)
         yield f"| {method.label}, the same share of each layer | " + " | ".join(cells) + " |"
@@ -108,8 +113,8 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
         yield f"| rank correlation of predicted and measured distances | {agreed} |"
 
 
-def main() -> None:
-    """Print the table."""
+def print_table(rows: Callable[[Any, Iterable[Any], Scores], Iterator[str]]) -> None:
+    """Print the lines of the encoder's table, each as soon as it is known; 400 sentences decide, 400 others score."""
     model = sentences_network.build()
     scores = Scores.of(model, sentences_data.unseen(seed=SEED))
     for line in rows(model, sentences_data.target(seed=SEED), scores):
@@ -117,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_table(rows)

@@ -14,9 +14,7 @@ from typing import Any
 from torch import nn
 
 import dalr_stream as ds
-import sentences_data
-import sentences_network
-from sentences_budgets import BUDGETS, FELT, LAYERS, ROWS, SEED, Scores, plain
+from sentences_budgets import BUDGETS, FELT, LAYERS, ROWS, Scores, head, plain, print_table
 
 EVERY = ds.Folding(ds.HoldoutRule(0.0))
 METHODS = (
@@ -57,8 +55,7 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
         "layer after layer": in_turn,
         "layer after layer, towards the stream": lambda method, share: in_turn(method, share, "stream"),
     }
-    yield "| the feed-forward layers' weights | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"
-    yield "|---|" + "---:|" * len(BUDGETS)
+    yield from head("the feed-forward layers' weights", BUDGETS)
     for method in METHODS:
         for words, way in ways.items():
             found = [scores(way(method, share)) for share in BUDGETS]
@@ -66,13 +63,5 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
             yield f"| {method.label}, {words} | {cells} |"
 
 
-def main() -> None:
-    """Print the table."""
-    model = sentences_network.build()
-    scores = Scores.of(model, sentences_data.unseen(seed=SEED))
-    for line in rows(model, sentences_data.target(seed=SEED), scores):
-        print(line, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    print_table(rows)

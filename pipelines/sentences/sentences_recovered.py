@@ -11,21 +11,16 @@ has seen.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "shared")]
+from torch import nn
 
-from torch import nn  # noqa: E402
-
-import dalr_stream as ds  # noqa: E402
-import sentences_data  # noqa: E402
-import sentences_network  # noqa: E402
-from sentences_budgets import BUDGETS, FELT, LAYERS, ROWS, SEED, Scores  # noqa: E402
-from sentences_in_turn import EVERY, choices  # noqa: E402
+import dalr_stream as ds
+import sentences_data
+import sentences_network
+from sentences_budgets import BUDGETS, FELT, LAYERS, ROWS, SEED, Scores, head
+from sentences_in_turn import EVERY, choices
 
 METHOD = ds.Method.SPECTRAL_WEIGHTED
 UNSEEN = 400
@@ -56,8 +51,7 @@ def rows(model: nn.Module, many: Any, scores: Scores) -> Iterator[str]:
         cells = [f"{cosine:.3f}, {same:.0%}" for cosine, same in map(scores, networks)]
         return f"| {words} | {' | '.join(cells)} |"
 
-    yield "| the feed-forward layers' weights | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"
-    yield "|---|" + "---:|" * len(BUDGETS)
+    yield from head("the feed-forward layers' weights", BUDGETS)
     found = list(towards_stream(model, many, BUDGETS))
     yield line(f"{METHOD.label}, towards the stream, {many.samples:,} sentences", found)
     tuned = (recovered(model, small, many) for small in found)
