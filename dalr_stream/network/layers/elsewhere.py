@@ -33,3 +33,8 @@ def weights_elsewhere(model: nn.Module) -> Elsewhere | None:
 def keep_elsewhere(model: nn.Module, numbers: Elsewhere) -> None:
     """Let a network know where its numbers are."""
     vars(model)[_ATTRIBUTE] = numbers
+
+
+def forget_elsewhere(model: nn.Module) -> None:
+    """Let a copy of such a network be one without numbers."""
+    vars(model).pop(_ATTRIBUTE, None)

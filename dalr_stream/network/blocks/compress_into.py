@@ -1,0 +1,198 @@
+"""A network compressed piece by piece and written as it goes: neither it nor what it becomes is in memory whole.
+
+    for each piece      what takes its layers' places is asked for, one layer at a time
+                        the weights that stay as they are are read, the piece is written as a shard and given up
+    at the end          the index, the plan and the rest, and the folder takes its place
+
+The numbers are those of `compress` and `save`, to the bit. Weights of layers that are replaced are not read for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.blocks.pieces import Pieces
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.obstacles import require_replaceable
+from dalr_stream.network.layers.spec import layer_of
+from dalr_stream.network.saved.checkpoint import require_own
+from dalr_stream.network.saved.shard_writer import REST, shard_writer
+from dalr_stream.network.surgery.compress import by_module, split
+from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
+from dalr_stream.network.surgery.plan import SplitLayer, Step
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
+from dalr_stream.numerics.lowrank.grouped import GroupedPair
+from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.progress import Progress, Silent
+from dalr_stream.storage.json_record import digest_of
+
+Pair = LowRankLayer | GroupedPair
+Pairs = Mapping[str, Pair | Callable[[], Pair]]
+
+
+def compress_into(
+    model: nn.Module,
+    replacements: Pairs,
+    folder: str | Path,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    made_from: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Compress a network piece by piece into `folder`, where `load` and `open_network` find it.
+
+    What `compress` and `save` do together, with one block in memory at most. The folder's weights are several
+    safetensors files, one for each block and for each module beside the blocks, with the index that transformers writes.
+
+    Parameters
+    ----------
+    model
+        From `open_network`; one that is in memory may go the same way. Left as it is.
+    replacements
+        Layer name -> `factors.at_rank(k)`, or a function without arguments that gives it. A function is called when
+        the turn of its layer has come, and what it gives is not kept: so no more than one layer's factors are there.
+    folder
+        A new folder, or one that holds a saved network, which stays there until the new one is whole.
+    provenance
+        Any JSON-like mapping to keep and to show on the card.
+    made_from
+        Whatever decides the replacements, in words of yours: the same words go on where a call that was killed
+        stopped. Without them the next call begins anew; either ends with the same bytes.
+    progress
+        Receives progress, for example from `show_progress()`; silent by default.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    InvalidInputError
+        For a selection or narrowed heads, a replacement of another shape than its layer, or a folder of other things.
+    LayerNotFoundError, UnsupportedLayerError
+        For layers that cannot be replaced, before anything is written.
+    NonFiniteError
+        Where a replacement does not fit into the layer's dtype.
+    DiskSpaceError
+        Where the disk is full; what is written so far stays for the next call.
+
+    See Also
+    --------
+    compress : in memory, selections and attention heads too.
+    open_network : opens what was written, block by block.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from pathlib import Path
+    >>> import torch, dalr_stream as ds
+    >>> def build():
+    ...     return torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)).eval()
+    >>> ds.network.save_weights(build(), Path("weights.safetensors"))
+    >>> model = ds.open_network(build, "weights.safetensors")
+    >>> statistics = ds.accumulate(model, [torch.randn(32, 6)], ds.watch(model, ["0", "2"]), store="blocks.zarr")
+    >>> def factors(name):
+    ...     return ds.dalr(statistics[name]).at_rank(2)
+    >>> folder = ds.compress_into(model, {name: partial(factors, name) for name in statistics}, "small")
+    >>> sorted(path.name for path in folder.glob("model*"))[:2]
+    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    >>> ds.load(folder, build)[0][0].out_features
+    2
+    """
+    folder, pieces, progress = Path(folder), Pieces.of(model), progress or Silent()
+    require_own(folder)
+    _require_pairs(replacements)
+    _require_places(model, pieces, replacements)
+    stamp = None if made_from is None else digest_of([made_from, sorted(replacements), pieces.stamp])
+    small = pieces.skeleton()
+    with shard_writer(folder, pieces.skeleton(), pieces.names, stamp) as writer:
+        with progress.track("compress", len(writer.left), "pieces") as advance:
+            for piece in writer.left:
+                if piece == REST:
+                    writer.write(piece, model)
+                else:
+                    steps = _replace(small, pieces, piece, replacements)
+                    with _numbers_of(small, pieces, piece):
+                        writer.write(piece, small.get_submodule(piece), steps)
+                advance(1)
+        writer.finish(provenance)
+    return folder
+
+
+def _replace(small: nn.Module, pieces: Pieces, piece: str, replacements: Pairs) -> list[Step]:
+    """Put pairs in the places of a piece's layers, one after the other; return what was done."""
+    by_layer: dict[str, list[str]] = {}
+    for name in replacements:
+        if pieces.holding(module_name(name)) == piece:
+            by_layer.setdefault(module_name(name), []).append(name)
+    steps: list[Step] = []
+    for names in by_layer.values():
+        pairs = {name: _given(name, replacements[name]) for name in names}
+        for layer, factors in by_module(pairs).items():
+            _stand_on(layer_of(small, layer), pieces.device)
+            steps.append(split(small, layer, factors))
+    return steps
+
+
+def _given(name: str, replacement: Pair | Callable[[], Pair]) -> Pair:
+    pair = replacement if isinstance(replacement, Pair) else replacement()
+    _require_pair(name, pair)
+    return pair
+
+
+def _stand_on(layer: nn.Module, device: torch.device) -> None:
+    """Let a layer of the skeleton be where the network runs, in no memory: what takes its place is made there."""
+    for name, parameter in layer.named_parameters(recurse=False):
+        nothing = torch.zeros((), dtype=parameter.dtype, device=device).expand(parameter.shape)
+        layer._parameters[name] = nn.Parameter(nothing, requires_grad=parameter.requires_grad)  # noqa: SLF001
+
+
+@contextmanager
+def _numbers_of(small: nn.Module, pieces: Pieces, piece: str) -> Iterator[None]:
+    """Let what stays as it is in a piece of the skeleton have its numbers, and the piece none afterwards."""
+    here, read = small.get_submodule(piece), dict[int, nn.Parameter]()
+    for name, parameter in here.named_parameters(remove_duplicate=False):
+        if parameter.is_meta:
+            if id(parameter) not in read:
+                read[id(parameter)] = nn.Parameter(pieces.numbers(f"{piece}.{name}"), requires_grad=False)
+            path, _, attribute = name.rpartition(".")
+            here.get_submodule(path)._parameters[attribute] = read[id(parameter)]  # noqa: SLF001
+    yield
+    for module in here.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"))  # noqa: SLF001
+
+
+def _require_pairs(replacements: Pairs) -> None:
+    for name, record in replacements.items():
+        if not callable(record):
+            _require_pair(name, record)
+
+
+def _require_pair(name: str, record: object) -> None:
+    if not isinstance(record, Pair):
+        raise InvalidInputError(
+            f"layer '{name}': piece by piece a replacement is what at_rank gives, got {type(record).__name__}: load "
+            "the network whole and call compress for it"
+        )
+
+
+def _require_places(model: nn.Module, pieces: Pieces, replacements: Pairs) -> None:
+    """Raise, as `compress` does, where a layer's place cannot be taken; nothing is asked for and written for that."""
+    names = list(dict.fromkeys(map(module_name, replacements)))
+    for name in names:
+        matrix_of(layer_of(model, name))
+    require_replaceable(model, names)
+    trial = pieces.skeleton()
+    before = modules_by_name(trial)
+    for name in names:
+        SplitLayer(name, 1, bias=False).apply(trial)
+    require_released(trial, replaced_modules(before, trial))
