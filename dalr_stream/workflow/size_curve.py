@@ -131,9 +131,8 @@ def _plan(project: Project, sized: Sequence[Project], *, evaluate: bool) -> str:
     if section.within_budget and anew:
         tried = networks_at_most(first, store)
         passes += budgets * tried * section.samples
-        parts.append(
-            f"each the best of at most {tried:,} networks, measured on {section.samples:,} {Unseen.of(first.config)}"
-        )
+        measured_on = f"{section.samples:,} {Unseen.deciding(first.config)}"
+        parts.append(f"each the best of at most {tried:,} networks, measured on {measured_on}")
     if section.order is Order.SEQUENTIAL and anew:
         turned = 1 + turned_at_most(first, store)
         networks = f"{turned} networks each, " if turned > 1 else ""

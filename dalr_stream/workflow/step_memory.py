@@ -156,7 +156,7 @@ def _deciding(project: Project, network: nn.Module, layers: Sequence[SolvedLayer
     one = max(map(curves_bytes, layers), default=0)
     held, smaller = SMALL_THINGS + one + sum(map(replacement_bytes, layers)), list[str]()
     if section.within_budget:
-        held += measuring_bytes(network, project.code.batches(Unseen.of(project.config).domain), section.samples)
+        held += measuring_bytes(network, project.code.batches(Unseen.deciding(project.config).domain), section.samples)
         smaller.append("fewer samples (compress.samples), or smaller batches")
     if section.rule is not None and validation is not None:
         searches = section.max_drop is not None

@@ -146,7 +146,7 @@ def _source(project: Project) -> Iterable[Any] | None:
 
 def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -> SequenceGain:
     """Measure both networks on what their statistics have not seen, or on the target."""
-    unseen, names = Unseen.of(project.config), _measured(project, state)
+    unseen, names = Unseen.measuring(project.config), _measured(project, state)
     before, after = (
         output_errors(
             project.network,

@@ -12,19 +12,26 @@ from dalr_stream.workflow.runfile.project import Project
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """The samples of one domain that solutions are not fitted to."""
+    """The samples of one domain that solutions are not fitted to, as far as there are any."""
 
     domain: str
     holdout: HoldoutRule | None
     """Those that it holds out count; None where all do."""
 
     @classmethod
-    def of(cls, config: RunConfig) -> Unseen:
-        """Return solve.heldout, or what is held out of the target; all of the target where nothing is."""
-        section, holdout = config.solve, config.holdout(config.solve.target)
-        if section.heldout is not None:
-            return cls(section.heldout, None)
-        return cls(section.target, holdout if holdout.share else None)
+    def measuring(cls, config: RunConfig) -> Unseen:
+        """Return what says how good a network is: solve.heldout, or else what may decide as well."""
+        named = config.solve.heldout
+        return cls.deciding(config) if named is None else cls(named, None)
+
+    @classmethod
+    def deciding(cls, config: RunConfig) -> Unseen:
+        """Return what networks may be chosen on: what is held out of the target, or all of it where nothing is.
+
+        Never solve.heldout, which may be the test split.
+        """
+        holdout = config.holdout(config.solve.target)
+        return cls(config.solve.target, holdout if holdout.share else None)
 
     def __str__(self) -> str:
         return f"samples {'of' if self.holdout is None else 'held out of'} '{self.domain}'"
@@ -35,7 +42,7 @@ def output_distance(project: Project) -> tuple[OutputDistance, str]:
 
     A target with so few samples that none is held out is measured whole.
     """
-    section, unseen = project.config.compress, Unseen.of(project.config)
+    section, unseen = project.config.compress, Unseen.deciding(project.config)
     distance = OutputDistance(
         project.network,
         project.code.batches(unseen.domain),

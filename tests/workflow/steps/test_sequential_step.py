@@ -186,7 +186,7 @@ def test_a_budget_is_chosen_among_networks_that_were_compressed_in_turn(finished
     turned = "and 10 of them once more with one layer compressed after the other"
     assert any(turned in line for line in said)
     assert turned in networks_in_words(run.project, StoreView.open(run.project.store))
-    distance = ds.OutputDistance(run.project.network, run.project.code.batches("test"))  # solve.heldout
+    distance = ds.OutputDistance(run.project.network, run.project.code.batches("target"))
     assert distance(ds.load(run.project.compressed, run.project.code.build)) == found.choice.trials[0].distance
     assert "compressed layer after layer and measured whole" in str(found.choice)
     parallel, _ = opened(finished_file, params="50%")

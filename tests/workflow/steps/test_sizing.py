@@ -60,8 +60,8 @@ SHAPES = {"fc1": (16, 12), "fc2": (10, 16)}
 
 
 def distance(run, small, samples=128):
-    """||Y - Y~||^2 / ||Y||^2 of the network's outputs on the first samples of solve.heldout, by hand."""
-    rows = torch.cat([x for x, *_ in run.project.code.batches("test")])[:samples]
+    """||Y - Y~||^2 / ||Y||^2 of the network's outputs on the first samples of the target, by hand."""
+    rows = torch.cat([x for x, *_ in run.project.code.batches("target")])[:samples]
     with torch.no_grad():
         y, given = run.project.network(rows).double(), small(rows).double()
     return float(((y - given) ** 2).sum() / (y**2).sum())
@@ -88,7 +88,7 @@ def test_both_families_are_weighed_and_the_nearest_network_is_kept(finished_file
     run.compress()
     found = Compression.read(run.project.compression)
     assert {trial.plan for trial in found.choice.trials} >= {"factor pairs", "selections"}
-    assert (found.choice.samples, found.choice.measured_on) == (80, "samples of 'test'")  # all that solve.heldout has
+    assert (found.choice.samples, found.choice.measured_on) == (90, "samples of 'target'")  # all that it has
     small = ds.load(run.project.compressed, run.project.code.build)
     assert found.choice.trials[0].distance == pytest.approx(distance(run, small), rel=1e-9)
     one_family = []
@@ -99,7 +99,7 @@ def test_both_families_are_weighed_and_the_nearest_network_is_kept(finished_file
     assert found.choice.trials[0].distance <= min(one_family) + 1e-12
     page = opened(finished_file, params="50%").report()
     told = html.unescape(page.read_text())
-    assert "networks within the budget was kept, each measured whole on 80 samples of 'test'" in told
+    assert "networks within the budget was kept, each measured whole on 90 samples of 'target'" in told
 
 
 def test_candidates_are_measured_on_samples_that_the_statistics_have_not_seen(run_file):

@@ -47,7 +47,7 @@ def networks_in_words(project: Project, store: StoreView) -> str:
     networks, section = networks_at_most(project, store), project.config.compress
     turned = turned_at_most(project, store)
     again = f", and {turned} of them once more with one layer compressed after the other" if turned else ""
-    measured = f"measured on {section.samples:,} {Unseen.of(project.config)}"
+    measured = f"measured on {section.samples:,} {Unseen.deciding(project.config)}"
     return f"at most {networks:,} networks, {measured}{again}"
 
 
