@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from dalr_stream.engine.backend import rows_for
-from dalr_stream.engine.capture import one_pass
+from dalr_stream.engine.capture import keep_weights, one_pass
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.layer_rows import LayerRows
@@ -79,9 +79,7 @@ class BlockRows(LayerRows):
         return super().network()
 
     def keep_weights(self, root: Place, network: NetworkRecord) -> None:
-        """Write those of the layers, where they are to be kept."""
-        if self.keeps_weights:
-            super().keep_weights(root, network)
+        """Write none yet: those of a block's layers are written when it is in memory."""
 
     def groups(self, folding: Folding) -> Sequence[Collection[str]]:
         """Part the streams by block, and those of a block into passes that fit."""
@@ -109,6 +107,8 @@ class BlockRows(LayerRows):
             sink.probed(self.probe)
         resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
+            if self.keeps_weights:
+                keep_weights(self.model, layers, self.root, self._record.fingerprint)
             one_pass(
                 self.model,
                 self.batches,

@@ -31,10 +31,9 @@ from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import DomainRecord
-from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.manifest import Manifest
-from dalr_stream.storage.places.place import Place
+from dalr_stream.storage.places.place import Place, remove_folder
 from dalr_stream.storage.records.moments import load_moments, moments_count, moments_path, shard_parts
 from dalr_stream.storage.records.stored_moments import open_moments
 from dalr_stream.storage.removal import forget_moments
@@ -135,7 +134,7 @@ class _Sweep:
         shards = OnDemand(names if self.folding.shards > 1 else (), self._shards)
         return LayerMoments(OnDemand(names, self._training), OnDemand(heldout, self._heldout), shards)
 
-    def path(self, stream: str, part: str) -> Path:
+    def path(self, stream: str, part: str) -> Place:
         """Return where a record is, having run the blocks up to that of the stream; raises where it is gone."""
         number = self.feed.numbers[stream]
         while stream not in self.record.names:
@@ -150,7 +149,6 @@ class _Sweep:
                 f"layer '{module_name(stream)}': its moments were given up when a layer of a later block was asked "
                 "for: ask for layers in the order of their blocks, or use accumulate, which keeps all moments"
             )
-        assert isinstance(path, Path)  # noqa: S101  # for the type checker: the root is a folder
         return path
 
     def _training(self, stream: str) -> Moments:
@@ -162,7 +160,7 @@ class _Sweep:
     def _shards(self, stream: str) -> Sequence[Moments]:
         return [load_moments(self.path(stream, part)) for part in shard_parts(self.folding.shards)]
 
-    def _folder(self, stream: str) -> Path:
+    def _folder(self, stream: str) -> Place:
         return moments_path(self.feed.root, self.feed.domain, stream, TRAINING).parent
 
 

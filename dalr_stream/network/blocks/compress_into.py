@@ -48,8 +48,8 @@ def compress_into(
 ) -> Path:
     """Compress a network piece by piece into `folder`, where `load` and `open_network` find it.
 
-    What `compress` and `save` do together, with one block in memory at most. The folder's weights are several
-    safetensors files, one for each block and for each module beside the blocks, with the index that transformers writes.
+    What `compress` and `save` do together, with one block in memory at most. The folder's weights are a safetensors
+    file for each block and for each module beside the blocks, with an index as transformers writes it.
 
     Parameters
     ----------

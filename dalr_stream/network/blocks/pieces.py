@@ -19,6 +19,7 @@ from torch import nn
 
 from dalr_stream.network.capture.resuming.calls import is_in
 from dalr_stream.network.layers.elsewhere import forget_elsewhere, keep_elsewhere, weights_elsewhere
+from dalr_stream.network.layers.identity import tensor_digest
 from dalr_stream.network.layers.pair import FactorPair
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.saved.shards import Shards
@@ -75,6 +76,8 @@ class Pieces:
         self._model = model
         self._shards: Shards | None = None
         self._absent: dict[str, _Absent] = {}
+        self._digests: dict[str, tuple[str, list[list[Any]]]] = {}
+        """By the tensor's name in the files, with the stamp that they had then."""
         self._held: Counter[str] = Counter()
         self._passing = self._running = False
         self._called = ExitStack()
@@ -128,6 +131,15 @@ class Pieces:
         """What tells the files apart that the numbers are in, at no cost; empty where they are in memory."""
         return [] if self._shards is None else self._shards.stamp
 
+    def digest(self, name: str) -> str:
+        """Return the digest of the numbers of one parameter; they are read for it once, or not where they are there."""
+        absent, stamp = self._absent[name], self.stamp
+        if self._digests.get(absent.stored_as, ("", []))[1] != stamp:
+            here = absent.owner._parameters[absent.attribute]  # noqa: SLF001
+            numbers = self._read(absent) if here is None or here.is_meta else here
+            self._digests[absent.stored_as] = tensor_digest(numbers), stamp
+        return self._digests[absent.stored_as][0]
+
     def numbers(self, name: str) -> torch.Tensor:
         """Return the numbers of one parameter, from disk where they are not in memory."""
         if name in self._absent:
@@ -173,12 +185,15 @@ class Pieces:
                 self._give_up(piece)
 
     def one_by_one(self, layers: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
-        """Yield the layers of each piece while it is in memory."""
+        """Yield the layers of each piece while it is in memory; the digests of its parameters are taken meanwhile."""
         by_piece: dict[str | None, list[LayerSpec]] = {}
         for layer in layers:
             by_piece.setdefault(self.holding(module_name(layer.name)), []).append(layer)
         for piece, within in by_piece.items():
             with self.present([] if piece is None else [piece]):
+                for name in self._absent if piece is not None else ():
+                    if is_in(name, [str(piece)]):
+                        self.digest(name)
                 yield within
 
     def _begin(self) -> None:

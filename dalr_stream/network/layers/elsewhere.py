@@ -17,8 +17,8 @@ class Elsewhere(Protocol):
     device: torch.device
     """Where the network runs, whatever device its tensors are on meanwhile."""
 
-    def numbers(self, name: str) -> torch.Tensor:
-        """Return the numbers of one parameter or buffer, by its name in the network."""
+    def digest(self, name: str) -> str:
+        """Return the digest of one parameter's numbers, by its name in the network."""
 
     def visiting(self) -> AbstractContextManager[None]:
         """Let the network run: each piece of it that is not there has its numbers while it runs."""
