@@ -165,6 +165,26 @@ def test_a_network_is_compressed_and_scored_block_by_block(sizes, run_file):
     assert record == other_record
 
 
+SELECTIONS = """
+[compress]
+'blocks.*.up' = { method = "spectral", size = 7 }
+"""
+
+
+def test_selections_within_blocks(run_file):
+    run_file.write_text(run_file.read_text() + SELECTIONS)
+    settings = ["solve.methods=['spectral', 'dalr_anchored_affine']"]
+    found = {}
+    for blocks in ("true", "false"):
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        run.accumulate()
+        run.compress()
+        found[blocks] = ds.load(run.project.compressed, run.project.code.build).state_dict()
+        shutil.rmtree(run.project.output)
+    assert found["true"]["blocks.1.up.weight"].shape == (7, 8)
+    assert all(torch.equal(found["true"][name], tensor) for name, tensor in found["false"].items())
+
+
 def test_a_compression_that_was_stopped_goes_on_after_the_last_piece(run_file):
     settings = named(run_file)
     whole = ds.Run.open(run_file, set=settings)
@@ -199,6 +219,11 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     assert plan.stream_bytes == 3 * 25 * 8 * 4 * 3  # batches, samples, width, bytes; what the stem gave and two blocks
     assert "what blocks give each other 0.0" in str(cost_table(plan).title)
     assert plan.disk_peak_bytes == plan.disk_bytes + plan.checkpoint_bytes + plan.stream_bytes
+    one_block = 8 * (8**2 + 12**2) * 2
+    assert plan.disk_alternatives[-1] == (
+        "solve and write one block after the other, in Python (statistics_by_block)",
+        one_block,
+    )
     whole = project_of(run_file, "network.blocks=false").estimate()
     assert plan.disk_bytes == whole.disk_bytes
     assert plan.peak_bytes < whole.peak_bytes
@@ -210,7 +235,6 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     [
         ("capture.keep_activations=true", "network.blocks: rows are folded as the blocks make them: set capture.keep"),
         ("network.gradients=['*']", "network.blocks: gradients come from the end of the network"),
-        ("solve.methods=['spectral']", "network.blocks: selections need the network whole"),
     ],
 )
 def test_what_needs_the_network_whole_is_refused(setting, message, run_file):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,20 +73,33 @@ class _Given:
         return arguments, {name: samples.get(f"argument_{name}", value) for name, value in self.keywords.items()}
 
 
-def alone(model: nn.Module, batch: Any, pieces: Pieces, wanted: Collection[str]) -> Iterator[tuple[str, Alone]]:
-    """Yield each of the pieces `wanted` while it, and no other, is in memory; cost: a forward pass of two samples.
+class AlonePieces:
+    """Pieces of a network on their own, each as long as it is needed."""
 
-    Raises UnsupportedLayerError for a piece that is not called.
-    """
-    with uncached(model):
-        given = _given(model, few_samples(batch, FEW), wanted)
-    for piece in wanted:
-        if piece not in given:
-            raise UnsupportedLayerError(f"'{piece}' is never called in a forward pass: leave its layers out")
-        with pieces.present([piece]):
-            network = _Piece(piece, model.get_submodule(piece), given[piece])
+    def __init__(self, model: nn.Module, pieces: Pieces, given: Mapping[str, _Given]) -> None:
+        self._model, self._pieces, self._given = model, pieces, given
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: Any, pieces: Pieces, wanted: Collection[str]) -> AlonePieces:
+        """See what the pieces `wanted` are called with; cost: a forward pass of two samples.
+
+        Raises UnsupportedLayerError for a piece that is not called.
+        """
+        with uncached(model):
+            given = _given(model, few_samples(batch, FEW), wanted)
+        missing = next((piece for piece in wanted if piece not in given), None)
+        if missing is not None:
+            raise UnsupportedLayerError(f"'{missing}' is never called in a forward pass: leave its layers out")
+        return cls(model, pieces, given)
+
+    @contextmanager
+    def piece(self, name: str) -> Iterator[Alone]:
+        """Give one of them, with its numbers."""
+        with self._pieces.present([name]):
+            given = self._given[name]
+            network = _Piece(name, self._model.get_submodule(name), given)
             network.training = False  # its parts are as they are
-            yield piece, Alone(network, given[piece].samples)
+            yield Alone(network, given.samples)
 
 
 def _given(model: nn.Module, batch: Any, wanted: Collection[str]) -> dict[str, _Given]:

@@ -9,7 +9,8 @@ The numbers are those of `compress` and `save`, to the bit. Weights of layers th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,30 +19,35 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.blocks.alone import AlonePieces
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.saved.checkpoint import require_own
-from dalr_stream.network.saved.shard_writer import REST, shard_writer
-from dalr_stream.network.surgery.compress import by_module, split
+from dalr_stream.network.saved.shard_writer import REST, ShardWriter, shard_writer
+from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, by_module, compressed, split
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.plan import SplitLayer, Step
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import GroupedPair
 from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.json_record import digest_of
 
 Pair = LowRankLayer | GroupedPair
-Pairs = Mapping[str, Pair | Callable[[], Pair]]
+Given = Pair | SelectedNodes
+Replacements = Mapping[str, Given | Callable[[], Given]]
 
 
 def compress_into(
     model: nn.Module,
-    replacements: Pairs,
+    replacements: Replacements,
     folder: str | Path,
     *,
+    example: Any = None,
     provenance: Mapping[str, Any] | None = None,
     made_from: str | None = None,
     progress: Progress | None = None,
@@ -56,10 +62,14 @@ def compress_into(
     model
         From `open_network`; one that is in memory may go the same way. Left as it is.
     replacements
-        Layer name -> `factors.at_rank(k)`, or a function without arguments that gives it. A function is called when
-        the turn of its layer has come, and what it gives is not kept: so no more than one layer's factors are there.
+        Layer name -> `factors.at_rank(k)`, or `selection.at_size(k)` where all that the nodes' channels reach lies in
+        one block; or a function without arguments that gives it. A function is called when the turn of its layer has
+        come, and what it gives is not kept: so no more than one layer's factors are there, or one block's selections.
     folder
         A new folder, or one that holds a saved network, which stays there until the new one is whole.
+    example
+        A batch as `capture` takes it. Selections need it, as in `compress`; and where it is given, it is proved of each
+        block that is compressed that it computes the same between its layers as before.
     provenance
         Any JSON-like mapping to keep and to show on the card.
     made_from
@@ -76,9 +86,10 @@ def compress_into(
     Raises
     ------
     InvalidInputError
-        For a selection or narrowed heads, a replacement of another shape than its layer, or a folder of other things.
+        For narrowed heads, a selection without an example, a replacement of another shape than its layer, or a folder
+        of other things.
     LayerNotFoundError, UnsupportedLayerError
-        For layers that cannot be replaced, before anything is written.
+        For layers that cannot be replaced, before anything is written; and channels that reach beyond a block.
     NonFiniteError
         Where a replacement does not fit into the layer's dtype.
     DiskSpaceError
@@ -86,7 +97,7 @@ def compress_into(
 
     See Also
     --------
-    compress : in memory, selections and attention heads too.
+    compress : in memory, attention heads too.
     open_network : opens what was written, block by block.
 
     Examples
@@ -109,43 +120,78 @@ def compress_into(
     """
     folder, pieces, progress = Path(folder), Pieces.of(model), progress or Silent()
     require_own(folder)
-    _require_pairs(replacements)
+    for name, record in replacements.items():
+        if not callable(record):
+            _require_given(name, record, example)
     _require_places(model, pieces, replacements)
     stamp = None if made_from is None else digest_of([made_from, sorted(replacements), pieces.stamp])
-    small = pieces.skeleton()
+    by_piece = _by_piece(pieces, replacements)
     with shard_writer(folder, pieces.skeleton(), pieces.names, stamp) as writer:
+        wanted = [piece for piece in writer.left if piece in by_piece]
+        alone = None if example is None else AlonePieces.of(model, example, pieces, wanted)
+        small = pieces.skeleton()
         with progress.track("compress", len(writer.left), "pieces") as advance:
             for piece in writer.left:
-                if piece == REST:
-                    writer.write(piece, model)
+                within = by_piece.get(piece, [])
+                given = ((name, _given(name, replacements[name], example)) for name in within)
+                if alone is not None and within:
+                    _write_proved(writer, alone, piece, dict(given))
+                elif piece != REST:
+                    _write_pairs(writer, small, pieces, piece, given)
                 else:
-                    steps = _replace(small, pieces, piece, replacements)
-                    with _numbers_of(small, pieces, piece):
-                        writer.write(piece, small.get_submodule(piece), steps)
+                    writer.write(piece, model)
                 advance(1)
         writer.finish(provenance)
     return folder
 
 
-def _replace(small: nn.Module, pieces: Pieces, piece: str, replacements: Pairs) -> list[Step]:
-    """Put pairs in the places of a piece's layers, one after the other; return what was done."""
-    by_layer: dict[str, list[str]] = {}
+def _by_piece(pieces: Pieces, replacements: Replacements) -> dict[str, list[str]]:
+    """Return the names of the replacements in each piece, those of one layer together."""
+    found: dict[str, dict[str, list[str]]] = {}
     for name in replacements:
-        if pieces.holding(module_name(name)) == piece:
-            by_layer.setdefault(module_name(name), []).append(name)
+        layer = module_name(name)
+        found.setdefault(pieces.holding(layer) or REST, {}).setdefault(layer, []).append(name)
+    return {piece: [name for names in layers.values() for name in names] for piece, layers in found.items()}
+
+
+def _write_proved(writer: ShardWriter, alone: AlonePieces, piece: str, given: Mapping[str, Given]) -> None:
+    """Compress a piece as a network of its own, prove that it is as before between its layers, and write it."""
+    with alone.piece(piece) as one:
+        small = compressed(one.network, given, Structure.of(one.network, one.example, piece=piece), shared=True)
+        writer.write(piece, small.get_submodule(piece), getattr(small, PLAN_ATTRIBUTE).steps)
+
+
+def _write_pairs(
+    writer: ShardWriter, small: nn.Module, pieces: Pieces, piece: str, given: Iterable[tuple[str, Given]]
+) -> None:
+    """Put pairs in the places of a piece's layers, as they come, read what stays as it is, and write it."""
     steps: list[Step] = []
-    for names in by_layer.values():
-        pairs = {name: _given(name, replacements[name]) for name in names}
+    for _, group in itertools.groupby(given, key=lambda named: module_name(named[0])):
+        pairs = dict(group)
         for layer, factors in by_module(pairs).items():
             _stand_on(layer_of(small, layer), pieces.device)
             steps.append(split(small, layer, factors))
-    return steps
+    with _numbers_of(small, pieces, piece):
+        writer.write(piece, small.get_submodule(piece), steps)
 
 
-def _given(name: str, replacement: Pair | Callable[[], Pair]) -> Pair:
-    pair = replacement if isinstance(replacement, Pair) else replacement()
-    _require_pair(name, pair)
-    return pair
+def _given(name: str, replacement: Given | Callable[[], Given], example: Any) -> Given:
+    record = replacement() if callable(replacement) else replacement
+    _require_given(name, record, example)
+    return record
+
+
+def _require_given(name: str, record: object, example: Any) -> None:
+    if not isinstance(record, Given):
+        raise InvalidInputError(
+            f"layer '{name}': piece by piece a replacement is what at_rank or at_size gives, got "
+            f"{type(record).__name__}: load the network whole and call compress for it"
+        )
+    if isinstance(record, SelectedNodes) and example is None:
+        raise InvalidInputError(
+            f"layer '{name}': which layers are narrowed with it shows when a batch goes through the network: give one, "
+            "example=batch"
+        )
 
 
 def _stand_on(layer: nn.Module, device: torch.device) -> None:
@@ -171,21 +217,7 @@ def _numbers_of(small: nn.Module, pieces: Pieces, piece: str) -> Iterator[None]:
             module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"))  # noqa: SLF001
 
 
-def _require_pairs(replacements: Pairs) -> None:
-    for name, record in replacements.items():
-        if not callable(record):
-            _require_pair(name, record)
-
-
-def _require_pair(name: str, record: object) -> None:
-    if not isinstance(record, Pair):
-        raise InvalidInputError(
-            f"layer '{name}': piece by piece a replacement is what at_rank gives, got {type(record).__name__}: load "
-            "the network whole and call compress for it"
-        )
-
-
-def _require_places(model: nn.Module, pieces: Pieces, replacements: Pairs) -> None:
+def _require_places(model: nn.Module, pieces: Pieces, replacements: Replacements) -> None:
     """Raise, as `compress` does, where a layer's place cannot be taken; nothing is asked for and written for that."""
     names = list(dict.fromkeys(map(module_name, replacements)))
     for name in names:

@@ -25,12 +25,13 @@ from dalr_stream.errors import (
 )
 from dalr_stream.network.saved.files import PLAN, README, file_digest, is_of_weights, weights_file
 from dalr_stream.network.saved.model_card import readme
+from dalr_stream.network.saved.ordinary import ordinary_config
 from dalr_stream.network.saved.settings import require_same_settings, settings_of
 from dalr_stream.network.saved.ties import tied_parameters, untie
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, parameter_bytes, parameter_count
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
-from dalr_stream.network.surgery.plan import SurgeryPlan
+from dalr_stream.network.surgery.plan import KeepNodes, SurgeryPlan
 from dalr_stream.network.surgery.refusal import (
     CONFIG,
     forget_refusal,
@@ -49,10 +50,12 @@ def describe(model: nn.Module, folder: Path, provenance: Mapping[str, Any] | Non
     origin, where_from = Origin.of(model), dict(provenance or {})
     facts: dict[str, Any] = {"parameters": parameter_count(model), "bytes": parameter_bytes(model)}
     facts["before"] = {"parameters": origin.parameters, "bytes": origin.bytes}
-    (folder / README).write_text(readme(model, origin, plan, where_from), encoding="utf-8")
+    own = ordinary_config(model, plan) if is_pretrained(model) else None
+    page = readme(model, origin, plan, where_from, ordinary=own is not None)
+    (folder / README).write_text(page, encoding="utf-8")
     if is_pretrained(model):
-        cast("Any", model.config).save_pretrained(folder)
-        if plan.steps:
+        (cast("Any", model.config) if own is None else own).save_pretrained(folder)
+        if plan.steps and own is None:
             refuse_from_pretrained(folder / CONFIG)
     facts["weights_sha256"] = file_digest(weights_file(folder))
     beside = sorted(path for path in folder.iterdir() if not is_of_weights(path.name) and path.name != PLAN)
@@ -102,15 +105,18 @@ def reshape(model: nn.Module, plain: Mapping[str, Any], folder: Path) -> None:
     if TIED in plain:
         untie(model, plain[TIED])
     origin, before = Origin.of(model), modules_by_name(model)
+    narrow = plan.is_applied(model)
     try:
-        plan.apply(model)
+        if not narrow:
+            plan.apply(model)
         require_released(model, replaced_modules(before, model))
     except (LayerNotFoundError, UnsupportedLayerError) as error:
         raise FingerprintMismatchError(f"'{folder}' does not fit the network that was built: {error}") from error
     setattr(model, PLAN_ATTRIBUTE, plan)
     setattr(model, ORIGIN_ATTRIBUTE, origin)
     if SETTINGS in plain:
-        require_same_settings(model, plain[SETTINGS], folder)
+        sizes = {(str(step.channels), str(step.kept)) for step in plan.steps if isinstance(step, KeepNodes)}
+        require_same_settings(model, plain[SETTINGS], folder, sizes if narrow else ())
 
 
 def done_loading(model: nn.Module) -> nn.Module:

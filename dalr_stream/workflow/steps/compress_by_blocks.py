@@ -6,10 +6,11 @@ import dataclasses
 from functools import partial
 
 from dalr_stream.engine.stores.store_view import StoreView
-from dalr_stream.network.blocks.compress_into import Pair, compress_into
+from dalr_stream.network.blocks.compress_into import Given, compress_into
 from dalr_stream.network.saved import checkpoint
-from dalr_stream.network.surgery.compress import parameter_count
+from dalr_stream.network.surgery.compress import Replacement, parameter_count
 from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.progress import Progress
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import named_layers, named_sizes, replacements
@@ -24,17 +25,17 @@ def compress_by_blocks(project: Project, store: StoreView, fingerprint: str, pro
     progress.note(f"compress: {compression.rule}: {compression}")
     notes: list[str] = []
 
-    def pair(layer: str) -> Pair:
-        solution = solution_of(project, store, layer, compression.layers[layer].method)
-        replaced, warned = replacements({layer: solution}, sizes, project.config.solve.restore_ridge)
+    def given(layer: str) -> Given:
+        record, warned = _cut(project, store, layer, compression.layers[layer].method, sizes[layer])
         notes.extend(warned)
-        return replaced[layer]  # type: ignore[return-value]  # selections are refused with network.blocks
+        return record
 
     checkpoint.remove_remnant(project.compressed)
     compress_into(
         project.recorded,
-        {layer: partial(pair, layer) for layer in sizes},
+        {layer: partial(given, layer) for layer in sizes},
         project.compressed,
+        example=project.code.first_batch,
         provenance=saved_provenance(project.config, store, compression, fingerprint),
         made_from=fingerprint,
         progress=progress,
@@ -46,16 +47,30 @@ def compress_by_blocks(project: Project, store: StoreView, fingerprint: str, pro
     progress.note(f"compress: {before:,} -> {after:,} parameters ({after / before:.1%}), in '{project.compressed}'")
 
 
-def _decided(project: Project, store: StoreView) -> tuple[dict[str, int], Compression]:
+def _cut(project: Project, store: StoreView, layer: str, method: Method, size: float) -> tuple[Replacement, list[str]]:
+    """Return what takes the place of one layer, and what was warned of on the way."""
+    solution = solution_of(project, store, layer, method)
+    replaced, warned = replacements({layer: solution}, {layer: size}, project.config.solve.restore_ridge)
+    return replaced[layer], warned
+
+
+def _size_of(record: Replacement) -> int:
+    return record.size if isinstance(record, SelectedNodes) else record.rank
+
+
+def _decided(project: Project, store: StoreView) -> tuple[dict[str, int | float], Compression]:
     """Return the size of each layer, and how it was decided."""
     section = project.config.compress
     methods: dict[str, Method]
+    sizes: dict[str, int | float] = {}
     if section.rule is None:
-        sizes = {layer: int(size) for layer, size in named_sizes(project, store).items()}
+        sizes |= named_sizes(project, store)
         methods = {layer: choice.method for layer, choice in named_layers(project, project.layers).items()}
     else:
-        sizes = sizes_by_rule(project, store)
+        sizes |= sizes_by_rule(project, store)
         methods = dict.fromkeys(sizes, project.config.compress_method)
     rule = "as named" if section.rule is None else section.in_words
-    layers = {layer: LayerSize(methods[layer], size) for layer, size in sizes.items()}
+    for layer in [layer for layer, size in sizes.items() if isinstance(size, float)]:  # a share that is retained
+        sizes[layer] = _size_of(_cut(project, store, layer, methods[layer], sizes[layer])[0])
+    layers = {layer: LayerSize(methods[layer], int(size)) for layer, size in sizes.items()}
     return sizes, Compression(rule, layers, asked=len(project.layers))

@@ -12,6 +12,7 @@ from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.errors import (
@@ -22,7 +23,6 @@ from dalr_stream.errors import (
     StoreDamagedError,
     UnsupportedLayerError,
 )
-from dalr_stream.engine.capture import network_record
 from dalr_stream.network.saved.shards import Shards
 from dalr_stream.streaming.lanes import Pace
 
@@ -120,8 +120,6 @@ def test_how_often_weights_are_read(tmp_path, monkeypatch):
     read.clear()
     network_record(network, ds.watch(network, LAYERS))  # what identifies it is known by then
     assert read.count("blocks.1.norm.weight") == 1  # with the layers' own records
-    accumulate(network, tmp_path / "store")
-    assert read.count("blocks.1.up.weight") <= READINGS
 
 
 def test_a_folder_of_save_pretrained(tmp_path):

@@ -30,6 +30,7 @@ from dalr_stream.errors import (
 from dalr_stream.network.saved.checkpoint import provenance
 from dalr_stream.network.saved.shards import Shards
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
+from dalr_stream.numerics.selection.nodes import SelectedNodes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "engine" / "blocks"))
 from block_networks import Tower, batches, files_of, in_shards, made, same_files
@@ -129,6 +130,36 @@ def test_layers_are_asked_for_in_turn_and_one_piece_is_read(tmp_path, monkeypatc
     assert [one for one in happened if one.startswith("asked")] == [f"asked {name}" for name in pairs]
     assert all(parameter.is_meta for parameter in network.parameters())
     assert same_network(ds.load(tmp_path / "small", Tower), ds.compress(model, pairs))
+
+
+def some(channels, kept):
+    draw = np.random.default_rng(kept)
+    nodes = np.sort(draw.permutation(channels)[:kept])
+    restore = draw.normal(size=(channels, kept))
+    restore[nodes] = np.eye(kept)
+    return SelectedNodes(nodes, restore, draw.normal(size=channels), 1.0)
+
+
+def test_selections_within_blocks(tmp_path):
+    model = made(Tower)
+    network = ds.open_network(Tower, in_shards(model, tmp_path / "weights"))
+    layers = ds.watch(network, ["blocks.*"], example=batches(1)[0])
+    assert [layer.name for layer in layers if layer.group is not None] == [f"blocks.{n}.up" for n in range(4)]
+    assert "'blocks.0' hands them on" in next(one.unprunable for one in layers if one.name == "blocks.0.down")
+    given = {f"blocks.{n}.up": some(12, 5 + n) for n in range(3)}
+    given |= {f"blocks.{n}.o": pair(8, 8, seed=n) for n in (0, 3)}
+    written(tmp_path / "small", network, given, example=batches(1)[0])
+    small = ds.compress(model, given, example=batches(1)[0])
+    assert same_network(ds.load(tmp_path / "small", Tower), small)
+    assert torch.equal(ds.open_network(Tower, tmp_path / "small")(**batches(1)[0]), small(**batches(1)[0]))
+    assert all(parameter.is_meta for parameter in network.parameters())
+    with pytest.raises(
+        UnsupportedLayerError, match=r"layer 'blocks\.0\.down': its channels cannot be pruned: 'blocks\.0'"
+    ):
+        written(tmp_path / "other", network, {"blocks.0.down": some(8, 4)}, example=batches(1)[0])
+    with pytest.raises(InvalidInputError, match=r"layer 'blocks\.0\.up': which layers are narrowed with it shows"):
+        written(tmp_path / "other", network, {"blocks.0.up": some(12, 4)})
+    assert not [path for path in tmp_path.iterdir() if "other" in path.name]
 
 
 def test_a_network_that_was_written_so_can_be_compressed_again(tmp_path):
@@ -373,3 +404,36 @@ def test_transformers_loads_it_alone_where_no_layer_was_replaced(tmp_path):
     small = ds.open_network(build, tmp_path / "small")
     words = torch.arange(12).reshape(2, 6)
     assert torch.equal(small(words).logits, ds.compress(model, pairs)(words).logits)
+
+
+@pytest.mark.parametrize("sizes", [(10, 10, 10), (10, 10, 9)])
+def test_transformers_loads_it_alone_where_blocks_are_narrowed_alike(sizes, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+
+    def build():
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+    model, words = made(build), torch.arange(12).reshape(2, 6)
+    model.save_pretrained(tmp_path / "weights")
+    network = ds.open_network(build, tmp_path / "weights")
+    given = {f"model.layers.{n}.mlp.up_proj": some(24, size) for n, size in enumerate(sizes)}
+    given = {name: SelectedNodes(one.kept, one.restore, np.zeros(24), 1.0) for name, one in given.items()}
+    written(tmp_path / "small", network, given, example={"input_ids": words})
+    small = ds.compress(model, given, example={"input_ids": words})
+    assert same_network(ds.load(tmp_path / "small", build), small)
+    ds.save(small, tmp_path / "whole")
+    for folder in (tmp_path / "small", tmp_path / "whole"):
+        if sizes[2] != sizes[1]:
+            with pytest.raises(Exception, match="this network was compressed by dalr_stream"):
+                transformers.AutoModelForCausalLM.from_pretrained(folder)
+            continue
+        alone = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        assert alone.config.intermediate_size == 10
+        assert torch.equal(alone(words).logits, small(words).logits)
+        narrow = ds.load(folder, lambda alone=alone: type(alone)(alone.config))
+        assert same_network(narrow, small)
+        assert "from_pretrained` loads it" in (folder / "README.md").read_text()
