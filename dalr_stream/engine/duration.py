@@ -65,7 +65,7 @@ def duration_of(
         raise InvalidInputError("folding on CuPy is not timed")
     passes = len(plan.groups) if plan.direct else 1
     seconds = sum(_seconds_a_batch(model, batches, layers, rows or RowRule(), folding) for batches in loaders.values())
-    each = {width: _seconds_a_row(width, folding) for width in {layer.features for layer in plan.layers}}
+    each = {width: seconds_a_row(width, folding) for width in {layer.features for layer in plan.layers}}
     return Duration(passes * seconds, sum(layer.rows * each[layer.features] for layer in plan.layers))
 
 
@@ -89,7 +89,7 @@ def _seconds_a_batch(
     return seconds * (length_of(batches) or 1)
 
 
-def _seconds_a_row(features: int, folding: Folding) -> float:
+def seconds_a_row(features: int, folding: Folding) -> float:
     """Return what folding a row of this width takes; the second of two tiles counts."""
     width, seconds = min(features, _TIMED_FEATURES), 0.0
     rule, backend = folding.rule(width), backend_of(folding)

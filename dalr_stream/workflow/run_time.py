@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from dalr_stream.engine.blocks.duration import duration_of_blocks
 from dalr_stream.engine.duration import Duration, duration_of
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.progress import seconds_in_words
@@ -22,7 +23,10 @@ def in_words(project: Project, network: nn.Module, plan: MemoryPlan, ranks: int)
     try:
         with project.code.importing():
             loaders = {domain: project.code.batches(domain) for domain in project.config.domains}
-            layers = project.watched_in(network)
+            layers, blocks = project.watched_in(network), project.config.network.blocks
+            if plan.blocks:
+                rows = project.code.rows
+                return (str(duration_of_blocks(network, loaders, layers, folding, plan, blocks=blocks, rows=rows)),)
             took = duration_of(network, loaders, layers, folding, plan, rows=project.code.rows)
         network_seconds, sums_seconds = map(seconds_in_words, (took.passes_seconds, took.folding_seconds))
         line = (

@@ -10,7 +10,9 @@ from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.blocks.duration import duration_of_blocks
 from dalr_stream.errors import ConfigError, UnsupportedLayerError
+from dalr_stream.workflow import run_time
 from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.tables import cost_table
 from dalr_stream.workflow.runfile.config import load_config
@@ -252,3 +254,15 @@ def test_a_network_with_its_own_weights_is_in_memory_all_the_same(run_file):
     assert isinstance(run.project.recorded.stem, nn.Linear)
     assert not run.project.recorded.stem.weight.is_meta
     assert "blocks.2.down" in run.layers
+
+
+def test_the_time_is_that_of_a_block_that_was_timed(run_file):
+    project = project_of(run_file)
+    plan = project.estimate()
+    (line,) = run_time.in_words(project, project.recorded, plan, 1)
+    assert plan.blocks == 3
+    assert re.search(r"for each of 3 blocks \(.* reading it, .* running it, .* in sums.*'blocks\.0' was timed", line)
+    loaders = {"target": project.code.batches("target")}
+    took = duration_of_blocks(project.recorded, loaders, project.watched, project.widest_folding, plan, blocks=True)
+    assert took.running_seconds > 0
+    assert took.folding_seconds > 0
