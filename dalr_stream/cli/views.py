@@ -50,7 +50,7 @@ def estimate(  # noqa: PLR0913, PLR0917  # each is an option
     tokens: Tokens = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a run will cost, before it starts: of a run file, or of a config.json of transformers."""
+    """Print what a run will cost, before it starts."""
     from dalr_stream.workflow.run_cost import cost_of
     from dalr_stream.workflow.without_data import StatedData, cost_without_data, parse_rates
 

@@ -248,7 +248,7 @@ def estimate(  # noqa: PLR0913  # those of accumulate, and what stands for data,
     ...     rates=ds.Rates(forward=1e14, sums=1e13),
     ... )
     >>> [layer.name for layer in found.layers], found.requests.puts, round(found.sums_seconds, 1)
-    (['0', '2'], 86, 3.4)
+    (['0', '2'], 76, 3.4)
     """
     if ranks < 1:
         raise InvalidInputError(f"ranks must be at least 1, got {ranks}")
