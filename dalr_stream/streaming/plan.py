@@ -55,6 +55,10 @@ class MemoryPlan:
     """Passes that such a network is run in, a block each; 0 for one that is run whole."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Rows of each stream on each domain, by the domain's name, where loaders told."""
+    batches: Mapping[str, int] = field(default_factory=dict)
+    """Batches of each domain, where loaders told."""
+    varying: frozenset[str] = frozenset()
+    """Streams of which samples may give unequal numbers of rows."""
 
     @property
     def disk_bytes(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.backend import rows_for
-from dalr_stream.engine.duration import seconds_a_row
+from dalr_stream.engine.planning.duration import Duration, seconds_a_row
 from dalr_stream.network.blocks.alone import Alone, AlonePieces
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
@@ -44,6 +44,14 @@ class BlockDuration:
     """All batches of all domains through it."""
     folding_seconds: float
     """Rows to moments."""
+    layers: Mapping[str, float]
+    """The same of every layer of the network, by stream."""
+
+    @property
+    def duration(self) -> Duration:
+        """Of all blocks, as plans have it."""
+        passes = self.blocks * (self.reading_seconds + self.running_seconds)
+        return Duration(passes, self.layers, (f"passes: reading and running '{self.block}', timed here",))
 
     @property
     def seconds(self) -> float:
@@ -84,11 +92,10 @@ def duration_of_blocks(
             reading = time.perf_counter() - begun
             share = samples_in(first) / samples_in(few)
             seconds += share * (length_of(batches) or 1) * _seconds_of_batch(one, few, within, rule, folding)
-    streams = {layer.stream for layer in within}
-    known = {layer.name: layer for layer in plan.layers if layer.name in streams}
-    each = {width: seconds_a_row(width, folding) for width in {layer.features for layer in known.values()}}
-    folds = sum(layer.rows * each[layer.features] for layer in known.values())
-    return BlockDuration(block, plan.blocks, reading, seconds, folds)
+    each = {width: seconds_a_row(width, folding) for width in {layer.features for layer in plan.layers}}
+    folds = {layer.name: layer.rows * each[layer.features] for layer in plan.layers}
+    of_block = sum(folds.get(layer.stream, 0.0) for layer in within)
+    return BlockDuration(block, plan.blocks, reading, seconds, of_block, folds)
 
 
 def _first_block(
