@@ -22,6 +22,7 @@ from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.runfile.sections import SolveSection
 
 
 def opened(run_file, *overrides, fresh=False):
@@ -42,7 +43,7 @@ def test_a_run_ends_in_a_report_that_holds_every_method_of_every_layer(finished)
     assert [layer.name for layer in results.layers] == ["fc1", "fc2"]
     for layer in results.layers:
         assert [curve.method for curve in layer.score_curves] == [
-            method.value for method in Method if not method.weighted
+            method.value for method in Method if method in SolveSection().methods or method.needs_source
         ]
         assert all(curve.heldout is not None for curve in layer.error_curves)
         assert {activity.domain for activity in layer.activity} == {"target", "source", "test"}

@@ -16,6 +16,7 @@ from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps import compress
 from dalr_stream.workflow.steps.sizes.compression import Compression
 
@@ -293,7 +294,10 @@ def test_solve_lists_solutions_as_json_and_nothing_else(finished_file):
     assert "up to date" in done.stderr
     run = opened(finished_file)
     assert {(fact["layer"], fact["method"]) for fact in facts} == {
-        (layer, method.value) for layer in SHAPES for method in Method if not method.weighted
+        (layer, method.value)
+        for layer in SHAPES
+        for method in Method
+        if method in SolveSection().methods or method.needs_source
     }
     report = {
         (layer.name, curve.method): curve for layer in results(run.project).layers for curve in layer.error_curves
