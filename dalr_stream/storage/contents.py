@@ -75,7 +75,9 @@ class NetworkRecord:
         require_names("layer", self.layers)
         require_names("stream", (reader.stream for layer in self.layers.values() for reader in layer.readers))
         layouts = [layer.heads for layer in self.layers.values() if layer.heads is not None]
-        require_names("layer", (name for layout in layouts for name in layout.layers))
+        lost = {name for layout in layouts for name in layout.layers} - set(self.layers)
+        if lost:
+            raise InvalidInputError(f"an attention has a layer '{min(lost)}', which the network does not have")
 
     def with_probe(self, probe: Probe, place: str) -> NetworkRecord:
         """Return the record with a probe of its own form; raises FingerprintMismatchError for another network's."""

@@ -14,6 +14,7 @@ from dalr_stream.numerics import head_factors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.results.inspect import layer_costs, solution_facts
+from dalr_stream.workflow.results.tables import layer_facts
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
@@ -211,6 +212,13 @@ def test_what_the_loss_feels_weighs_heads_in_nats(opened, rule):
     assert "what the loss feels" in record.rule or record.choice is not None
     store = StoreView.open(run.project.store)
     assert store.solutions(OUTPUT, [Method.HEADS_WEIGHTED])[Method.HEADS_WEIGHTED].method is Method.HEADS_WEIGHTED
+
+
+def test_the_table_of_layers_says_which_are_attentions(opened):
+    project = opened().project
+    facts = {fact["layer"]: fact for fact in layer_facts(project, project.stand_in())}
+    assert (facts[OUTPUT]["heads"], facts[OUTPUT]["head_size"]) == (4, 4)
+    assert all("heads" not in fact for layer, fact in facts.items() if layer != OUTPUT)
 
 
 def test_what_was_solved_is_listed(opened):
