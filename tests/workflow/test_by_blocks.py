@@ -1,5 +1,6 @@
 """A run file whose network goes block by block: store, solutions and steps are those of the whole network."""
 
+import dataclasses
 import re
 import shutil
 import sys
@@ -278,3 +279,67 @@ def test_a_plan_block_by_block_needs_neither_weights_nor_data(run_file):
     assert found.stream_bytes == plan.stream_bytes
     assert (found.groups, found.blocks, found.peak_bytes) == (plan.groups, plan.blocks, plan.peak_bytes)
     assert found.disk_bytes == plan.disk_bytes
+
+
+SWEPT = [
+    "accumulate.keep_moments=false", "evaluate.batches='tower:target'", "evaluate.ranks=[]",
+    "solve.methods=['dalr_anchored_affine', 'svd']",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", BY_BLOCKS.values(), ids=BY_BLOCKS)
+def test_one_sweep_ends_in_the_same_network_and_curves_and_keeps_no_moments(sizes, run_file):
+    settings = [*([sizes] if sizes else named(run_file)), *SWEPT]
+    found = []
+    for keep in ("true", "false"):
+        run = ds.Run.open(run_file, set=[*settings, f"accumulate.keep_moments={keep}"])
+        page = run.all()
+        assert page.exists()
+        results, compression = run.results, files(run.project.output)["compression.json"]
+        found.append((ds.load(run.project.compressed, run.project.code.build).state_dict(), results, compression))
+        assert (run.project.store / "moments" / "target").exists() == (keep == "true")
+        again = ds.Run.open(run_file, set=[*settings, f"accumulate.keep_moments={keep}"])
+        assert not any(would for _, would in again.outlook())
+        shutil.rmtree(run.project.output)
+    (kept, results, _), (swept, others, _) = found
+    assert all(torch.equal(kept[name], swept[name]) for name in kept)
+    for one, other in zip(others.layers, results.layers, strict=True):
+        assert dataclasses.replace(one, error_curves=()) == dataclasses.replace(other, error_curves=())
+        for curve, before in zip(one.error_curves, other.error_curves, strict=True):  # factors lie otherwise in memory
+            assert curve.method == before.method
+            assert curve.training == pytest.approx(before.training, abs=1e-12)
+            assert curve.heldout == pytest.approx(before.heldout, abs=1e-12)
+    assert others.sizes == results.sizes
+    assert [word for word in others.decisions if "sweep" not in word] == list(results.decisions)
+
+
+def test_a_sweep_that_was_stopped_goes_on_in_that_block(run_file):
+    settings = [*named(run_file), *SWEPT]
+    whole = ds.Run.open(run_file, set=settings)
+    whole.compress()
+    expected = {name: data for name, data in files(whole.project.compressed).items() if name != "plan.json"}
+    layers = (whole.project.output / "layers.json").read_bytes()
+    shutil.rmtree(whole.project.output)
+    for stop in (2, 7, 9):
+        with pytest.raises(StoppedError):
+            ds.Run.open(run_file, set=settings, progress=StopAfter(stop)).compress()
+        assert not whole.project.compressed.exists()
+        ds.Run.open(run_file, set=settings).compress()
+        assert {name: data for name, data in files(whole.project.compressed).items() if name in expected} == expected
+        assert (whole.project.output / "layers.json").read_bytes() == layers
+        shutil.rmtree(whole.project.output)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("network.blocks=false", "goes with a network that runs block by block from disk"),
+        ('compress.params="50%"', "needs sizes that each layer decides by itself: name layers"),
+        ("evaluate.ranks=[1]", "only the networks that are saved can be scored"),
+        ("accumulate.shards=2", "error bars come from shards"),
+        ("solve.ridge='heldout'", "rows that choose a ridge are read again"),
+    ],
+)
+def test_what_needs_moments_is_refused_without_them(setting, message, run_file):
+    with pytest.raises(ConfigError, match=f"accumulate.keep_moments: false {message}"):
+        load_config(run_file, [*SWEPT, *([] if "params" in setting else ['compress.ratio="40%"']), setting])

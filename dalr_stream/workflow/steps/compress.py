@@ -14,9 +14,10 @@ from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.network.surgery.rehearsal import require_replaceable_by_pairs
 from dalr_stream.numerics.methods import Family
 from dalr_stream.storage.json_record import digest_of
+from dalr_stream.workflow.runfile.by_blocks import sweeps
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps import capture, solve
+from dalr_stream.workflow.steps import capture, solve, sweep, train
 from dalr_stream.workflow.steps.compress_by_blocks import compress_by_blocks
 from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.named_sizes import named_layers, require_choices
@@ -44,7 +45,7 @@ def steps(session: Session) -> Iterator[Step]:
         yield Step(
             NAME,
             NAME,
-            (solve.NAME,),
+            (train.NAME,) if sweeps(project.config) else (solve.NAME,),
             lambda: made_from(project),
             lambda: [saved_network(project.compressed), json_record(project.compression, COMPRESSION)],
             lambda stamp: _compress(session, stamp),
@@ -55,6 +56,8 @@ def steps(session: Session) -> Iterator[Step]:
 def made_from(project: Project) -> str:
     """Return the fingerprint of the compressed network."""
     config = project.config
+    if sweeps(config):
+        return sweep.made_from(project)
     scored = config.compress.max_drop is not None or config.compress.within_budget
     searched = labelled_print(project, config.validation) if scored else []
     seed = config.run.seed if searched else None
@@ -100,6 +103,9 @@ def _check(project: Project) -> None:
 
 def _compress(session: Session, fingerprint: str) -> None:
     project, note = session.project, session.progress.note
+    if sweeps(project.config):
+        sweep.sweep(session, fingerprint)
+        return
     store = StoreView.open(project.store)
     capture.require_same_network(project, store)
     if compresses_by_blocks(project):
