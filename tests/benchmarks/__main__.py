@@ -15,6 +15,7 @@ import accumulating
 import bucketing
 import capturing
 import devices
+import gradients
 import growing
 import networks
 import planning
@@ -60,6 +61,22 @@ def _alternatives(quick: bool) -> Table:
 @section("direct", "16,384 samples through a network, moments of 4,096 features")
 def _direct(quick: bool) -> Table:
     return ratios(capturing.direct(*((600, 64, 1) if quick else (16_384, 4096, 3))))
+
+
+@section(
+    "gradients", "moments of inputs and gradients beside a plain script, CPU seconds; what each promise takes of them"
+)
+def _gradients(quick: bool) -> Table:
+    sizes = [gradients.Size(16, 64, 32)]
+    if not quick:
+        sizes = [
+            gradients.Size(512, 40_960, 256),
+            gradients.Size(512, 40_960, 2048),
+            gradients.Size(1024, 16_384, 2048),
+        ]
+    turns = 1 if quick else 3
+    rows = [row for size in sizes for row in gradients.beside_the_script(size, turns)]
+    return ratios([*rows, *gradients.promises(sizes[0], turns)])
 
 
 @section("plans", "what large runs would take, in hours and GiB: planned, not run")
