@@ -52,7 +52,7 @@ def together(calls: Sequence[Taken], samples: int) -> Taken:
     owners = np.concatenate([np.repeat(np.arange(samples), count) for count in counts])
     order = torch.from_numpy(np.argsort(owners, kind="stable")).to(rows.device)
     same_for_each = all(taken.counts is None for taken in calls)
-    each = None if same_for_each else np.sum(counts, axis=0, dtype=np.int64)
+    each: Samples | None = None if same_for_each else np.sum(counts, axis=0, dtype=np.int64)
     return Taken(rows[order], each, finite=all(taken.finite for taken in calls))
 
 
