@@ -8,7 +8,7 @@ compared on resume.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,9 @@ class Size:
     def words(self) -> str:
         """For a row of the table."""
         return f"{self.width:,} wide, {self.batch:,} rows a batch"
+
+
+SIZES = [Size(512, 40_960, 256), Size(512, 40_960, 2048), Size(1024, 16_384, 2048), Size(2048, 8192, 2048)]
 
 
 class Case:
@@ -86,6 +89,12 @@ class Case:
         layers = ds.watch(self.model, self.names, gradients=self.names if gradients else ())
         folding = ds.Folding(ds.HoldoutRule(0.0), ds.Threads(1))
         ds.accumulate(self.model, self.batches, layers, folding=folding, rows=ds.RowRule(prove=False))
+
+
+def beside_scripts(sizes: Sequence[Size], turns: int) -> list[Row]:
+    """Each size against its script, and what the promises take at the first of them."""
+    rows = [row for size in sizes for row in beside_the_script(size, turns)]
+    return [*rows, *promises(sizes[0], turns)]
 
 
 def beside_the_script(size: Size, turns: int) -> list[Row]:

@@ -91,7 +91,7 @@ class _Curve:
         ]
         self._known: list[int] | None = None
         self._costs: list[float] = []
-        self._regular_from, self._regular_to = 0, 0
+        self._regular_from, self._regular_to = 0, 0  # the places from which one of two steps is known to be the best
         self._rates: list[float] = []
         self._whole_rates: list[float] = []
 
@@ -110,7 +110,7 @@ class _Curve:
         return _Step(place + 1, price, rate) if price <= left else None
 
     def _look(self, sizes: Mapping[str, int]) -> None:
-        """Work out the costs, and the rate of the step to the next size where that is known to be best but for one."""
+        """Work out the costs, and the rates of the step to the next size and of the one to the layer whole."""
         layer = self._layer
         here = {other.name: sizes[other.name] for other in self._around}
         costs = np.broadcast_to(cost(self._around, {**here, layer.name: layer.sizes}), layer.sizes.shape)
