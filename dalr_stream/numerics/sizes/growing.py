@@ -64,10 +64,13 @@ class _Step:
 def _around(layers: Sequence[SizedLayer]) -> list[list[SizedLayer]]:
     """Return for each layer those on which the cost of its steps depends.
 
-    They are the layer itself, those that read or follow it, and those that these read or follow.
+    They are the layer itself, those that read or follow it or belong to the attention that it ends, and those that
+    these read, follow or belong to.
     """
-    deciding = [{*(source.layer for source in one.reads), *([one.follows] if one.follows else [])} for one in layers]
-    decided_by = {layer.name: names for layer, names in zip(layers, deciding, strict=True)}
+    decided_by = {
+        layer.name: {*(source.layer for source in layer.reads), *filter(None, (layer.follows, layer.attention))}
+        for layer in layers
+    }
     touched: dict[str, set[str]] = {layer.name: {layer.name} for layer in layers}
     for name, others in decided_by.items():
         for other in others & touched.keys():
@@ -85,9 +88,9 @@ class _Curve:
     def __init__(self, layer: SizedLayer, around: Sequence[SizedLayer]) -> None:
         """`around`: the layers on which its costs depend, itself among them."""
         self._layer, self._around = layer, around
-        narrows = layer.family is Family.SELECTION  # else the costs of others go on as they are
+        narrows = layer.family is not Family.LOW_RANK  # else the costs of others stay as they are
         self._others = [
-            other.name for other in around if other is not layer and (narrows or other.family is Family.SELECTION)
+            other.name for other in around if other is not layer and (narrows or other.family is not Family.LOW_RANK)
         ]
         self._known: list[int] | None = None
         self._costs: list[float] = []

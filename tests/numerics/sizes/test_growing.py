@@ -39,7 +39,7 @@ def by_every_step(layers, left, enough):
 def a_layer(rng, name, *, convex):
     """Of any family, whose losses fall by random amounts, ever smaller ones where it is convex."""
     m, d = (int(n) for n in rng.integers(2, 12, 2))
-    shape, family = LayerShape(m, d), Family(rng.choice(list(Family)))
+    shape, family = LayerShape(m, d), Family(rng.choice([Family.LOW_RANK, Family.SELECTION]))
     whole = shape.max_rank if family is Family.LOW_RANK else m
     most = shape.break_even_rank if family is Family.LOW_RANK else m - 1
     sizes = np.append(np.arange(1, min(most, whole - 1) + 1), whole)
