@@ -29,6 +29,7 @@ from dalr_stream.workflow.journal import Journal
 from dalr_stream.workflow.results import report
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run_folder import one_command
+from dalr_stream.workflow.runfile.by_blocks import sweeps
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.schedule import Schedule
@@ -240,6 +241,11 @@ class Run:
         return compress.NAME if self._schedule.of(compress.NAME) else solve.NAME
 
     def _bring(self, verb: str) -> None:
+        if verb in (accumulate.VERB, solve.NAME) and sweeps(self.project.config):
+            raise ConfigError(
+                "accumulate.keep_moments: is false, so blocks are accumulated, solved and written in one sweep: run "
+                f"compress, or run; for {verb} alone, keep the moments, --set accumulate.keep_moments=true"
+            )
         self._schedule.bring(self._schedule.of(verb))
 
     @property

@@ -223,11 +223,11 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     assert plan.stream_bytes == 3 * 25 * 8 * 4 * 3  # batches, samples, width, bytes; what the stem gave and two blocks
     assert "what blocks give each other 0.0" in str(cost_table(plan).title)
     assert plan.disk_peak_bytes == plan.disk_bytes + plan.checkpoint_bytes + plan.stream_bytes
-    one_block = 8 * (8**2 + 12**2) * 2
-    assert plan.disk_alternatives[-1] == (
-        "solve and write one block after the other, in Python (statistics_by_block)",
-        one_block,
-    )
+    two_blocks = 2 * 8 * (8**2 + 12**2) * 2
+    less = "solve and write one block after the other (accumulate.keep_moments = false)"
+    assert plan.disk_alternatives[-1] == (less, two_blocks)
+    swept = project_of(run_file, *SWEPT, 'compress.ratio="40%"').estimate()
+    assert swept.disk_bytes == two_blocks < plan.disk_bytes
     whole = project_of(run_file, "network.blocks=false").estimate()
     assert plan.disk_bytes == whole.disk_bytes
     assert plan.peak_bytes < whole.peak_bytes
@@ -343,3 +343,10 @@ def test_a_sweep_that_was_stopped_goes_on_in_that_block(run_file):
 def test_what_needs_moments_is_refused_without_them(setting, message, run_file):
     with pytest.raises(ConfigError, match=f"accumulate.keep_moments: false {message}"):
         load_config(run_file, [*SWEPT, *([] if "params" in setting else ['compress.ratio="40%"']), setting])
+
+
+def test_verbs_that_would_leave_moments_say_what_to_do(run_file):
+    run = ds.Run.open(run_file, set=[*SWEPT, 'compress.ratio="40%"'])
+    for verb in (run.accumulate, run.solve):
+        with pytest.raises(ConfigError, match=r"accumulate\.keep_moments: is false, so .* run compress, or run"):
+            verb()
