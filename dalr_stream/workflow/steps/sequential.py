@@ -18,8 +18,8 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.output_errors import output_errors
-from dalr_stream.engine.sequential.compress import SequentialCompression, last_of, sequential_passes
 from dalr_stream.engine.sequential.pass_moments import KnownMoments
+from dalr_stream.engine.sequential.passes import SequentialCompression, last_of, sequential_passes
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.engine.stores.store_view import StoreView

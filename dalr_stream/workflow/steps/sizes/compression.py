@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.engine.sequential.compress import in_words
+from dalr_stream.engine.sequential.passes import in_words
 from dalr_stream.engine.sizes.choice import Candidate, SizeChoice
 from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Method
