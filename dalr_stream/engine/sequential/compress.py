@@ -75,6 +75,12 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
         A folder in which each pass keeps its moments, and resumes after a kill. Compressing again at other sizes,
         ridges or methods, passes whose layers read the same as before start from there: the batches are loaded once
         and compared, and no network is run. When all layers are done, moments of earlier sequences are removed.
+    blocks
+        Compress block by block, one block in memory at a time and what the blocks of both networks give in `store`:
+        True finds the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s that they are members of. One
+        sweep: a block is solved, and what it gives goes on to the next. A network from `open_network` is always
+        compressed so, and the result reads its compressed blocks from `store`. Selections stay within a block, and one
+        domain goes through the blocks: no MoMaSP.
     rows, folding
         As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The held-out share
         measures errors, and no solution is fitted to it.
@@ -98,6 +104,8 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
         Before any pass: a network in train mode, batches that allow one pass only, no source, or shards.
     FingerprintMismatchError
         In a pass, where the batches changed; otherwise as `accumulate_cross` raises.
+    DiskSpaceError
+        Before any pass, where what blocks give, and their moments, do not fit.
 
     See Also
     --------
@@ -108,7 +116,8 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     Cost: one pass for each layer, through what lies between it and the layer before in both networks; layers that read
     the same tensor share one. Memory: three networks; the lanes of a pass's layers, d + min(d, m) wide each, for a
     selection twice as wide as what reads its nodes; and what is kept between the passes, `KEPT_BYTES` or what the
-    memory limit leaves.
+    memory limit leaves. Block by block, one run more through each block of both networks, and a block in the place of
+    the networks.
 
     Examples
     --------

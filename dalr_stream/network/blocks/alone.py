@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ from torch import nn
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.capture.batches import digest_of_inputs
-from dalr_stream.network.capture.resuming.calls import Call
+from dalr_stream.network.capture.resuming.calls import Call, is_in
 from dalr_stream.network.capture.resuming.given import Spent, tensors_in
 from dalr_stream.network.capture.resuming.kept_states import KeptStream
 from dalr_stream.network.capture.resuming.onward import EnoughError, ForwardRun
@@ -80,14 +80,30 @@ class BlockAlone(nn.Module):
 
     def forward(self, *arguments: Any, **keywords: Any) -> list[torch.Tensor]:
         """Return what the next pass begins with and this one gives; of the last pass, what the network gives."""
-        run, outputs = self._run(keywords or arguments[0])
-        place = self._place
+        place, seen = self._place, dict[str, list[torch.Tensor]]()
+        with self._watching(seen):
+            run, outputs = self._run(keywords or arguments[0])
         if place.is_last:
             return [tensor for tensor in tensors_in(_plain(outputs)) if not isinstance(tensor, Spent)]
         if not run.is_complete:  # whoever has all that is wanted has ended it
             raise EnoughError
-        new = [run.kept[way] for way, given_in in place.passes.places[place.number].items() if given_in == place.number]
-        return list(tensors_in(new))
+        kept = [seen.get(way[-1][0], run.kept[way]) for way in place.new]
+        return list(tensors_in(kept))
+
+    @contextmanager
+    def _watching(self, seen: dict[str, list[torch.Tensor]]) -> Iterator[None]:
+        """Note what the last of the pieces give, their hooks included: what is kept is without, as they run again."""
+
+        def note(name: str, output: Any) -> None:
+            seen[name] = [one.clone() for one in tensors_in((output,)) if not isinstance(one, Spent)]
+
+        own = dict(self.named_modules())
+        with ExitStack() as stack:
+            for name in dict.fromkeys(way[-1][0] for way in self._place.new):
+                if name in own and is_in(name, self.pieces):
+                    hook = own[name].register_forward_hook(lambda _, __, output, name=name: note(name, output))
+                    stack.callback(hook.remove)
+            yield
 
     def onward(self, inputs: Any) -> Given | None:
         """Return what the next pass needs of a batch; None where not all of it came to be."""
@@ -174,6 +190,14 @@ class _Place:
         host = self._host()
         assert host is not None  # noqa: S101  # for the type checker: whoever runs a block holds the network
         return host
+
+    @property
+    def new(self) -> list[Call]:
+        """The calls of this pass that gave what a later one uses."""
+        if self.is_last:
+            return []
+        number, done = self.number, self.passes.done[self.number]
+        return [way for way, given_in in self.passes.places[number].items() if given_in == number and done[way]]
 
     @property
     def is_last(self) -> bool:

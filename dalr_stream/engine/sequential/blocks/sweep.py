@@ -38,6 +38,7 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import RecordKind, digest_of, read_record, write_record
+from dalr_stream.storage.layout import UNFINISHED
 from dalr_stream.streaming.folding import Folding
 
 _REACHED = RecordKind("sweep over blocks", 1, "compress by blocks")
@@ -84,9 +85,9 @@ class Sweep:
 
     def drop(self) -> None:
         """Remove the streams between blocks, and how far they came."""
+        self._mark.unlink(missing_ok=True)
         for compressed in (True, False):
             self._stream(0, compressed=compressed).drop()
-        self._mark.unlink(missing_ok=True)
 
     def _solved(self) -> int:
         """Return the first block that is to be solved, and take in what became of those before it."""
@@ -129,7 +130,7 @@ class Sweep:
             now = then.beside(self._left(number, compressed=True), before)
         small: nn.Module = now
         if number in self.blocks and solved:
-            small = self._kept(number, then).beside(now.left, before)
+            small = self._kept(number, now)
         elif number in self.blocks:
             state = self._solve(self.blocks[number], then, now)
             small = state.network
@@ -139,9 +140,9 @@ class Sweep:
         if number < self.last:
             self._advance(number, then, small)
 
-    def _kept(self, number: int, then: BlockAlone) -> BlockAlone:
+    def _kept(self, number: int, now: BlockAlone) -> BlockAlone:
         """Return a block that was compressed before."""
-        kept = checkpoint.load(BlockRecord(self.root, number).network, then.own_copy)
+        kept = checkpoint.load(BlockRecord(self.root, number).network, now.own_copy)
         assert isinstance(kept, BlockAlone)  # noqa: S101  # for the type checker: `own_copy` makes one
         return kept
 
@@ -205,7 +206,7 @@ class Sweep:
 
     @property
     def _mark(self) -> Path:
-        return self.root / "sweep.json"
+        return self.root / UNFINISHED / TARGET / "sweep.json"
 
     def _left(self, number: int, *, compressed: bool) -> LeftInStore:
         return LeftInStore(self._stream(number, compressed=compressed), self.known.keys)
