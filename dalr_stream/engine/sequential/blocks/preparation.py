@@ -20,7 +20,7 @@ from dalr_stream.engine.sequential.preparation import passes_of, planned, requir
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice
 from dalr_stream.engine.sequential.targets import StreamTargets, Target, require_a_stream
 from dalr_stream.errors import UnsupportedLayerError
-from dalr_stream.network.blocks.alone import BlockAlone, Given, LeftInMemory
+from dalr_stream.network.blocks.block_network import BlockNetwork, Given, LeftInMemory
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.capture.batches import digest_of_inputs
@@ -75,7 +75,7 @@ class Preparation:
         found: dict[int, PreparedBlock] = {}
         for number in range(max(names) + 1):
             with self.pieces.present(self.passes.pieces[number]), without_gradients():
-                alone = BlockAlone(self.model, self.passes, number, left)
+                alone = BlockNetwork(self.model, self.passes, number, left)
                 if number in names:
                     found[number] = self._block(alone, number, names[number])
                 left = LeftInMemory(dict(self._onward(alone)))
@@ -83,7 +83,7 @@ class Preparation:
             require_a_stream(one.targets for one in found.values())
         return found
 
-    def _block(self, alone: BlockAlone, number: int, names: Sequence[str]) -> PreparedBlock:
+    def _block(self, alone: BlockNetwork, number: int, names: Sequence[str]) -> PreparedBlock:
         first = self.known.first
         choices = {name: self.choices[name] for name in self.choices if name in names}
         with _within_the_block():
@@ -96,7 +96,7 @@ class Preparation:
             number, choices, passes, targets, tuple(groups), plan, batch, tuple(read), weights_bytes(alone)
         )
 
-    def _onward(self, alone: BlockAlone) -> Iterator[tuple[str, Given]]:
+    def _onward(self, alone: BlockNetwork) -> Iterator[tuple[str, Given]]:
         """Yield what is left of each example after a block."""
         for inputs in (self.known.first, *self.known.examples):
             given: Any = alone.onward(inputs)

@@ -26,7 +26,7 @@ from dalr_stream.engine.sequential.pass_moments import TARGET, PassMoments
 from dalr_stream.engine.sequential.passes import SequentialCompression, after_a_pass, in_words
 from dalr_stream.engine.sequential.sequential_pass import LayerOutcome, SequentialPass
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
-from dalr_stream.network.blocks.alone import BlockAlone, LeftInStore
+from dalr_stream.network.blocks.block_network import BlockNetwork, LeftInStore
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.capture.order import Orders
@@ -124,7 +124,7 @@ class Sweep:
         write_record(self._mark, _REACHED, {"made_from": self._identity, "block": block, "compressed": compressed})
 
     def _block(self, number: int, *, solved: bool) -> None:
-        then = BlockAlone(self.model, self.passes, number, self._left(number, compressed=False), self._identity)
+        then = BlockNetwork(self.model, self.passes, number, self._left(number, compressed=False), self._identity)
         before, now = self._before(number), then
         if self._parted(number):
             now = then.beside(self._left(number, compressed=True), before)
@@ -140,13 +140,13 @@ class Sweep:
         if number < self.last:
             self._advance(number, then, small)
 
-    def _kept(self, number: int, now: BlockAlone) -> BlockAlone:
+    def _kept(self, number: int, now: BlockNetwork) -> BlockNetwork:
         """Return a block that was compressed before."""
         kept = checkpoint.load(BlockRecord(self.root, number).network, now.own_copy)
-        assert isinstance(kept, BlockAlone)  # noqa: S101  # for the type checker: `own_copy` makes one
+        assert isinstance(kept, BlockNetwork)  # noqa: S101  # for the type checker: `own_copy` makes one
         return kept
 
-    def _solve(self, block: PreparedBlock, then: BlockAlone, now: BlockAlone) -> SequentialCompression:
+    def _solve(self, block: PreparedBlock, then: BlockNetwork, now: BlockNetwork) -> SequentialCompression:
         """Solve the layers of a block, and keep it."""
         note, record = self.progress.note, BlockRecord(self.root, block.number)
         note(f"block {block.number + 1} of {len(self.passes)}: {in_words(block.passes)}")
@@ -164,7 +164,7 @@ class Sweep:
         record.keep(state.network, state.layers, self._asked(block.number))
         return state
 
-    def _advance(self, number: int, then: BlockAlone, small: Any) -> None:
+    def _advance(self, number: int, then: BlockNetwork, small: Any) -> None:
         """Take every batch through a block, in both networks, where that is not on disk yet."""
         ways = [(then, self._stream(number, compressed=False))]
         if self._parted(number + 1):

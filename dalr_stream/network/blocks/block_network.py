@@ -63,7 +63,7 @@ class LeftInStore:
         return {} if state is None else state.given
 
 
-class BlockAlone(nn.Module):
+class BlockNetwork(nn.Module):
     """The pieces of one pass; see the module."""
 
     def __init__(self, host: nn.Module, passes: BlockPasses, number: int, left: Left, after: str = "") -> None:
@@ -110,11 +110,11 @@ class BlockAlone(nn.Module):
         run, _ = self._run(inputs)
         return run.kept if run.is_complete else None
 
-    def beside(self, left: Left, after: str) -> BlockAlone:
+    def beside(self, left: Left, after: str) -> BlockNetwork:
         """Return the same pieces in another network, which gave something else before them."""
         return self._with(left, after, {name: self.get_submodule(name) for name in self.pieces})
 
-    def own_copy(self) -> BlockAlone:
+    def own_copy(self) -> BlockNetwork:
         """Return a copy that shares no tensor with this one."""
         copies = {name: copy.deepcopy(self.get_submodule(name)) for name in self.pieces}
         return self._with(self._place.left, self.after, copies)
@@ -130,18 +130,18 @@ class BlockAlone(nn.Module):
         place = self._place
         return place.passes.pieces[place.number]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> BlockAlone:
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockNetwork:
         """Copy the modules, and share the tensors."""
         memo |= {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         memo[id(self._place)] = self._place
-        made: BlockAlone = type(self).__new__(type(self))
+        made: BlockNetwork = type(self).__new__(type(self))
         memo[id(self)] = made
         made.__dict__ = copy.deepcopy(self.__dict__, memo)
         return made
 
-    def _with(self, left: Left, after: str, pieces: Mapping[str, nn.Module]) -> BlockAlone:
+    def _with(self, left: Left, after: str, pieces: Mapping[str, nn.Module]) -> BlockNetwork:
         place = self._place
-        made = BlockAlone(place.host, place.passes, place.number, left, after)
+        made = BlockNetwork(place.host, place.passes, place.number, left, after)
         for name, piece in pieces.items():
             made._put(name, piece)  # of its own class
         return made.eval()
