@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -23,7 +20,6 @@ from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.saved.shards import Shards
 from dalr_stream.network.saved.ties import tied_parameters
-from dalr_stream.network.surgery.plan import SurgeryPlan
 from dalr_stream.network.torch_library import usable_device
 
 
@@ -89,55 +85,9 @@ def open_network(build: Callable[[], nn.Module], weights: str | Path, *, device:
     stored_as = _stored_as(model, shards)
     where = usable_device(device)
     pieces = Pieces(model)
-    pieces.build = build
     pieces.attach(shards, stored_as, where)
     _fill_the_rest(model, pieces, shards, stored_as)
     return model.eval()
-
-
-def opened_again(model: nn.Module, plan: SurgeryPlan, files: Mapping[str, Path]) -> nn.Module:
-    """Return an open network in the shape that `plan` gives it: tensors come from `files`, by name, or as before."""
-    before = Pieces.of(model)
-    assert before.build is not None  # noqa: S101  # for the type checker: its numbers are elsewhere
-    build = partial(_built, before.build, plan)
-    with _taking_no_memory():
-        small = build()
-    pieces = Pieces(small)
-    pieces.build = build
-    known = _Joined(before, files)
-    names = [name for name, _ in small.named_parameters(remove_duplicate=False)]
-    pieces.attach(known, {name: name for name in names}, before.device)
-    there = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_meta}
-    for name, parameter in small.named_parameters():
-        if pieces.holding(name) is None:
-            _set(small, name, nn.Parameter(there[name].detach().clone(), requires_grad=parameter.requires_grad))
-    for name, _ in small.named_buffers():
-        _set(small, name, tensor_in(files[name], name).to(pieces.device) if name in files else there[name].clone())
-    return small.eval()
-
-
-@dataclass(frozen=True, slots=True)
-class _Joined:
-    """Tensors of some files, and all others from where an open network reads them."""
-
-    before: Pieces
-    files: Mapping[str, Path]
-
-    def tensor(self, name: str) -> torch.Tensor:
-        return tensor_in(self.files[name], name) if name in self.files else self.before.numbers(name)
-
-
-def tensor_in(file: Path, name: str) -> torch.Tensor:
-    """Return one tensor of a safetensors file, in memory of its own."""
-    with safe_open(file, framework="pt") as opened:
-        tensor: torch.Tensor = opened.get_tensor(name).clone()
-    return tensor
-
-
-def _built(build: Callable[[], nn.Module], plan: SurgeryPlan) -> nn.Module:
-    model = build()
-    plan.apply(model)
-    return model
 
 
 class _Unfilled(TorchFunctionMode):

@@ -9,10 +9,10 @@ and always there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,16 +20,10 @@ from torch import nn
 from dalr_stream.network.capture.resuming.calls import is_in
 from dalr_stream.network.layers.elsewhere import keep_elsewhere, weights_elsewhere
 from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.saved.shards import Shards
 from dalr_stream.numerics.rows.streams import module_name
 
 LISTS = (nn.ModuleList, nn.Sequential)
-
-
-class Tensors(Protocol):
-    """What has the numbers of a network's parameters."""
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """Return one of them, by the name that it is stored as, in memory of its own."""
 
 
 def lists_in(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -70,9 +64,7 @@ class Pieces:
         self.names = pieces_of(model, self.lists)
         self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._model = model
-        self.build: Callable[[], nn.Module] | None = None
-        """What makes the network again, where its numbers are elsewhere."""
-        self._shards: Tensors | None = None
+        self._shards: Shards | None = None
         self._absent: dict[str, _Absent] = {}
         self._held: Counter[str] = Counter()
         self._passing = self._running = False
@@ -84,7 +76,7 @@ class Pieces:
         known: Any = weights_elsewhere(model)
         return cls(model) if known is None else known
 
-    def attach(self, shards: Tensors, stored_as: Mapping[str, str], device: torch.device) -> None:
+    def attach(self, shards: Shards, stored_as: Mapping[str, str], device: torch.device) -> None:
         """Take the numbers of the pieces' parameters from `shards`, each under the name that it is stored as."""
         self._shards, self.device = shards, device
         stands_for: dict[int, nn.Parameter] = {}

@@ -119,7 +119,7 @@ def compress(
             return _compressed(model, others, example)
         structure = _structure(model, example, next(iter(heads)))
         small, steps = with_narrowed_heads(model, heads, structure)
-        mark_compressed(small, model, [*steps_of(model), *steps])
+        _mark(small, model, [*_steps_of(model), *steps])
         return _compressed(small, others, structure.example) if others else small
 
 
@@ -127,7 +127,7 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
     require_replaceable(model, (module_name(name) for name in replacements))
     small = copied(model)
     before = modules_by_name(small)
-    steps = steps_of(small)
+    steps = _steps_of(small)
     for name, factors in _by_module(replacements).items():
         steps.append(_split(small, name, factors))
     selections = {name: record for name, record in replacements.items() if isinstance(record, SelectedNodes)}
@@ -148,16 +148,16 @@ def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], examp
     if prove is not None:
         prove()
         require_no_copy_used(small, originals, prove)
-    mark_compressed(small, model, steps)
+    _mark(small, model, steps)
     return small
 
 
-def steps_of(model: nn.Module) -> list[Step]:
+def _steps_of(model: nn.Module) -> list[Step]:
     """Return what was done to a network that was compressed before."""
     return list(getattr(model, PLAN_ATTRIBUTE, SurgeryPlan()).steps)
 
 
-def mark_compressed(small: nn.Module, model: nn.Module, steps: Sequence[Step]) -> None:
+def _mark(small: nn.Module, model: nn.Module, steps: Sequence[Step]) -> None:
     """Keep with a network how it came about."""
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))

@@ -59,22 +59,19 @@ def map_inputs(module: nn.Module, span: ChannelSpan, restore: Matrix, offset: Ma
             "selection with affine=False"
         )
     channels, left = restore.shape
-    here, there = span.places(channels), span.narrowed(channels - left).places(left)
-    inputs, outputs = _inputs_of(old) - here.size + there.size, len(matrix_of(module))
-    if matrix_of(module).is_meta:  # its numbers are on disk: the shape is all that can be given
-        return like(module, inputs=inputs, outputs=outputs, bias=bias)
     wide = matrix_of(module).detach().double().cpu().numpy()
     wide = wide.reshape(len(wide), _inputs_of(old), -1)  # outputs x inputs x taps of the kernel
+    here, there = span.places(channels), span.narrowed(channels - left).places(left)
     read = wide[:, here].reshape(len(wide), channels, -1)
     mapped = np.einsum("mct,ck->mkt", read, restore, optimize=True)
-    weight = np.empty((outputs, inputs, wide.shape[2]))
+    weight = np.empty((len(wide), _inputs_of(old) - here.size + there.size, wide.shape[2]))
     weight[:, there] = mapped.reshape(len(wide), *there.shape, -1)
     weight[:, np.delete(np.arange(weight.shape[1]), there)] = np.delete(wide, here.ravel(), axis=1)
     shift = np.einsum("mct,c->m", read, offset)
     if old.bias is not None:
         shift = shift + old.bias.detach().double().cpu().numpy()
-    narrow = like(module, inputs=inputs, outputs=outputs, bias=bias)
-    fill(narrow, torch.from_numpy(weight.reshape(outputs, -1)), torch.from_numpy(shift))
+    narrow = like(module, inputs=weight.shape[1], outputs=len(wide), bias=bias)
+    fill(narrow, torch.from_numpy(weight.reshape(len(wide), -1)), torch.from_numpy(shift))
     return narrow
 
 
