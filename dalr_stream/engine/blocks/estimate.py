@@ -78,7 +78,18 @@ def estimate_blocks(
         for number in range(len(passes))
         for together in found.groups
     ]
-    return dataclasses.replace(found, groups=tuple(filter(None, groups)), rows=counts, stream_bytes=stream)
+    by_name = {layer.name: layer.moments_bytes for layer in found.layers}
+    blocks_bytes = [
+        sum(by_name[layer.stream] for layer in own if numbers[layer.stream] == number) for number in range(len(passes))
+    ]
+    one = "solve and write one block after the other, in Python (statistics_by_block)", max(blocks_bytes)
+    return dataclasses.replace(
+        found,
+        groups=tuple(filter(None, groups)),
+        rows=counts,
+        stream_bytes=stream,
+        disk_alternatives=(*found.disk_alternatives, one),
+    )
 
 
 def _stream_bytes(kept: Generations, batches: int) -> int:

@@ -164,7 +164,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rows_are_recorded_as_needed(self) -> RunConfig:
-        require_by_blocks(self.network, self.capture, selects=self.selects)
+        require_by_blocks(self.network, self.capture)
         needing = [method.value for method in self.solve.methods if method.needs_gradients]
         if needing and not self.network.gradients:
             raise ValueError(

@@ -21,8 +21,10 @@ from dalr_stream.engine.estimate import estimate
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, StoreNotFoundError
 from dalr_stream.network.blocks.opened import open_network
+from dalr_stream.network.blocks.rehearsal import selections_in_pieces
 from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.patterns import match_names
@@ -90,16 +92,18 @@ class Project:
     @cached_property
     def network(self) -> nn.Module:
         """The trained, uncompressed network, in eval mode."""
-        section, weights = self.config.network, self.weights
+        section, weights = self.config.network, self._weights_file
         if section.has_own_weights:
             return self._built_with_weights()
-        if section.weights is not None:
-            weights = self.folder / section.weights
-        elif not weights.exists():
+        if section.weights is None and not weights.exists():
             raise StoreNotFoundError(f"there are no weights at '{weights}': run train first")
         model = self.code.placed()
         load_pretrained(model, weights)
         return model.eval()
+
+    @property
+    def _weights_file(self) -> Path:
+        return self.weights if self.config.network.weights is None else self.folder / self.config.network.weights
 
     def _built_with_weights(self) -> nn.Module:
         """Return what the factory gives; raises ConfigError where it gives other weights the next time."""
@@ -114,9 +118,7 @@ class Project:
     @cached_property
     def recorded(self) -> nn.Module:
         """The network as its layers are recorded: block by block from disk, where the run file says so."""
-        section, weights = self.config.network, self.weights
-        if section.weights is not None:
-            weights = self.folder / section.weights
+        section, weights = self.config.network, self._weights_file
         if not section.blocks or section.has_own_weights or not weights.exists():
             return self.network
         return open_network(self.code.build, weights, device=section.device or "cpu")
@@ -157,9 +159,8 @@ class Project:
 
     def stand_in(self) -> nn.Module:
         """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
-        section = self.config.network
-        has_weights = section.has_own_weights or section.weights is not None or self.weights.exists()
-        return self.network if has_weights else self.code.placed().eval()
+        named = self.config.network.has_own_weights or self.config.network.weights is not None
+        return self.network if named or self.weights.exists() else self.code.placed().eval()
 
     def recorded_stand_in(self) -> nn.Module:
         """Return the same for what only looks at layers and their rows: block by block, its weights stay on disk."""
@@ -175,6 +176,8 @@ class Project:
         if not self.config.selects:
             reason = "solve.methods had no selection when this was captured"
             return tuple(dataclasses.replace(layer, unprunable=f"layer '{layer.name}': {reason}") for layer in layers)
+        if weights_elsewhere(network) is not None:
+            return selections_in_pieces(network, layers, self.code.first_batch)
         known = self.structure if network is self.__dict__.get("network") else None
         return with_selections(layers, known or self._structure_of(network))
 
@@ -242,20 +245,14 @@ class Project:
 
     def estimate(self, untrained: nn.Module | None = None) -> MemoryPlan:
         """Return what capturing and accumulating will cost; any weights will do."""
-        network = self.recorded if untrained is None else untrained
-        blocks, watched, folding = self.config.network.blocks, self.watched_in(network), self.widest_folding
+        network, blocks = self.recorded if untrained is None else untrained, self.config.network.blocks
+        watched, folding = self.watched_in(network), self.widest_folding
         with self.code.importing():
             loaders = {domain: self.code.batches(domain) for domain in self.config.domains}
             if blocks:
                 return estimate_blocks(network, loaders, watched, folding, blocks=blocks, rows=self.code.rows)
-            return estimate(
-                network,
-                loaders,
-                watched,
-                folding,
-                rows=self.code.rows,
-                direct=not self.config.capture.keep_activations,
-            )
+            direct = not self.config.capture.keep_activations
+            return estimate(network, loaders, watched, folding, rows=self.code.rows, direct=direct)
 
     def cache_of(self, section: LabelledSection) -> int:
         """Return what scoring may keep of what comes before a layer: of a memory limit a fourth at most."""

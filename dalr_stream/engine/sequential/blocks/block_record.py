@@ -24,6 +24,7 @@ from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutc
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved import checkpoint
+from dalr_stream.network.saved.files import WEIGHTS
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE
 from dalr_stream.network.surgery.plan import SurgeryPlan
 from dalr_stream.storage.durable import remove_folder
@@ -50,7 +51,7 @@ class BlockRecord:
     @property
     def weights(self) -> Path:
         """The file of its weights."""
-        return self.network / checkpoint.WEIGHTS
+        return self.network / WEIGHTS
 
     @property
     def identity(self) -> str:

@@ -78,8 +78,7 @@ def _by_one_method(
     section, method, search = project.config.compress, project.config.compress_method, None
     for layer in project.layers:
         require_solved(project, store, layer, method)
-    kept = KeptSolutions(store, project.room_for_solutions)
-    solutions = OnDemand(project.layers, partial(kept, method=method))
+    solutions = _solutions(project, store, method)
     if section.rule == "max_drop":
         search = _search(project, store, method, solutions, progress)
         sizes = search.sizes
@@ -88,6 +87,19 @@ def _by_one_method(
     smaller = OnDemand([layer for layer in project.layers if layer in sizes], solutions.fetch)
     replaced, notes = replacements(smaller, sizes, project.config.solve.restore_ridge)
     return replaced, dict.fromkeys(replaced, method), notes, search
+
+
+def sizes_by_rule(project: Project, store: StoreView) -> dict[str, int]:
+    """Return the sizes of a rule that asks of each layer by itself; layers that stay as they are are left out."""
+    method = project.config.compress_method
+    for layer in project.layers:
+        require_solved(project, store, layer, method)
+    return _by_rule(project, store, _solutions(project, store, method))
+
+
+def _solutions(project: Project, store: StoreView, method: Method) -> OnDemand[str, Solution]:
+    kept = KeptSolutions(store, project.room_for_solutions)
+    return OnDemand(project.layers, partial(kept, method=method))
 
 
 def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
