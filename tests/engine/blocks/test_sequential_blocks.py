@@ -135,6 +135,9 @@ def test_one_block_is_in_memory_and_so_it_stays(tmp_path, monkeypatch):
         for name, net in (("one", found.network), ("other", expected.network))
     ]
     assert moments[0].same_bits(moments[1])
+    folder = ds.compress_into(found.network, {}, tmp_path / "small")
+    loaded = ds.load(folder, Small).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.network.state_dict().items())
     again = in_blocks(found.network, choices("blocks.2.up"), tmp_path / "again")
     require_same(whole(expected.network, choices("blocks.2.up")), again)
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.sequential.blocks.block_record import BlockRecord
+from dalr_stream.engine.sequential.blocks.estimate import BlockSequenceCost
 from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
 from dalr_stream.engine.sequential.blocks.preparation import Preparation, PreparedBlock
 from dalr_stream.engine.sequential.blocks.sweep import Sweep
@@ -20,7 +21,7 @@ from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.errors import DiskSpaceError, InvalidInputError
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
-from dalr_stream.network.blocks.proof import Generations, prove_blocks
+from dalr_stream.network.blocks.proof import prove_blocks
 from dalr_stream.network.blocks.reassembled import reassembled
 from dalr_stream.network.blocks.uncached import uncached
 from dalr_stream.network.capture.batches import require_mask_passed_on
@@ -67,7 +68,7 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
         known = KnownBatches.of(seen, rule)
         prepared = Preparation(model, passes, pieces, known, choices, towards, folding, rule).blocks()
         orders = prove(model, seen, [spec for block in prepared.values() for spec in block.read], rule)
-        _require_disk(root, kept, len(known.keys), prepared)
+        _require_disk(root, BlockSequenceCost.of(prepared.values(), kept.sample_bytes, kept.samples * len(known.keys)))
         made_from = {
             "network": fingerprint(model), "blocks": [list(one) for one in passes.blocks], "batches": known.identity,
         }  # fmt: skip
@@ -110,19 +111,14 @@ def _require_no_source(choices: Mapping[str, LayerChoice]) -> None:
             )
 
 
-def _require_disk(root: Path, kept: Generations, batches: int, prepared: Mapping[int, PreparedBlock]) -> None:
+def _require_disk(root: Path, cost: BlockSequenceCost) -> None:
     """Raise DiskSpaceError where two streams, the largest block's moments and the compressed blocks do not fit."""
-    streams = 2 * kept.sample_bytes * kept.samples * batches
-    moments = max(block.plan.moments_bytes for block in prepared.values())
-    weights = sum(block.weights_bytes for block in prepared.values())
-    needed = streams + moments + weights
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     held = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    if needed - held > free:
-        whole, given, sums, small, there, left = (
-            f"{size / 2**30:,.1f}" for size in (needed, streams, moments, weights, held, free)
-        )
+    if cost.disk_bytes - held > free:
+        sizes = (cost.disk_bytes, cost.stream_bytes, cost.moments_bytes, cost.weights_bytes, held, free)
+        whole, given, sums, small, there, left = (f"{size / 2**30:,.1f}" for size in sizes)
         raise DiskSpaceError(
             f"'{root}': compressing block by block takes {whole} GiB of disk ({given} for what the blocks of two "
             f"networks give, {sums} for a block's moments, {small} for compressed blocks at most), {there} are there, "

@@ -14,7 +14,7 @@ from torch import nn
 
 from dalr_stream.engine.cross_cost import PairMemory
 from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
-from dalr_stream.engine.sequential.onward_passes import touched_by
+from dalr_stream.engine.sequential.onward_passes import kept_of_sample, touched_by
 from dalr_stream.engine.sequential.pass_plan import SequencePlan
 from dalr_stream.engine.sequential.preparation import passes_of, planned, require_prunable, targets_of
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice
@@ -47,6 +47,8 @@ class PreparedBlock:
     read: tuple[LayerSpec, ...]
     """What is watched in the original."""
     weights_bytes: int
+    kept_sample_bytes: int
+    """What would be kept of a sample between two passes, were there room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ class Preparation:
         passes = passes_of(order_of_execution(alone, first, names), choices)
         plan, batch = planned(alone, passes, choices, targets, self.folding, self.rule, first)
         read, _ = touched_by(alone, first, passes, list(groups), targets.layers)
+        kept = kept_of_sample(alone, first, passes, groups)
         return PreparedBlock(
-            number, choices, passes, targets, tuple(groups), plan, batch, tuple(read), weights_bytes(alone)
+            number, choices, passes, targets, tuple(groups), plan, batch, tuple(read), weights_bytes(alone), kept
         )
 
     def _onward(self, alone: BlockNetwork) -> Iterator[tuple[str, Given]]:
