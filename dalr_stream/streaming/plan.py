@@ -53,6 +53,10 @@ class MemoryPlan:
     """Disk for what blocks give each other, while a network runs block by block."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Rows of each stream on each domain, by the domain's name, where loaders told."""
+    batches: Mapping[str, int] = field(default_factory=dict)
+    """Batches of each domain, where loaders told."""
+    varying: frozenset[str] = frozenset()
+    """Streams of which samples may give unequal numbers of rows."""
 
     @property
     def disk_bytes(self) -> int:

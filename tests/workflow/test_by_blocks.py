@@ -206,7 +206,8 @@ def test_layer_after_layer_block_by_block(run_file):
                 ds.Run.open(run_file, set=settings, progress=StopAfter(30)).compress()
         run.compress()
         assert ("network" in vars(run.project)) == (blocks == "false")
-        found[blocks] = ds.load(run.project.compressed, run.project.code.build).state_dict(), files(run.project.output)["compression.json"]
+        state = ds.load(run.project.compressed, run.project.code.build).state_dict()
+        found[blocks] = state, files(run.project.output)["compression.json"]
         again = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
         assert not any(would for step, would in again.outlook() if step == "compress")
         shutil.rmtree(run.project.output)

@@ -249,13 +249,24 @@ def load_config(path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, A
     Raises ConfigError naming the file, the key, the rule and the value.
     """
     try:
-        plain = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"there is no run file at '{path}'") from None
     except OSError as error:
         remedy = ": name the run file in it" if path.is_dir() else ""
         raise ConfigError(f"'{path}' cannot be read: {error.strerror}{remedy}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
+    return parse_config(text, path, overrides, sizes)
+
+
+def parse_config(
+    text: str, path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Do the same with the text of a run file; `path` is for messages."""
+    try:
+        plain = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
     for override in overrides:
         _apply(plain, override)
