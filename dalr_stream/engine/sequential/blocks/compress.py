@@ -65,8 +65,9 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
     with uncached(model):
         passes = BlockPasses.of(model, seen.first(), pieces, blocks)
         kept = prove_blocks(model, seen.first(), passes, pieces)
+        few = KnownBatches.glimpsed(seen)
+        prepared = Preparation(model, passes, pieces, few, choices, towards, folding, rule).blocks()
         known = KnownBatches.of(seen, rule)
-        prepared = Preparation(model, passes, pieces, known, choices, towards, folding, rule).blocks()
         orders = prove(model, seen, [spec for block in prepared.values() for spec in block.read], rule)
         _require_disk(root, BlockSequenceCost.of(prepared.values(), kept.sample_bytes, kept.samples * len(known.keys)))
         made_from = {
