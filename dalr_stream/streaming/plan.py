@@ -51,6 +51,8 @@ class MemoryPlan:
     """What the passes of a batch, forward and where gradients are taken back, hold beside the network, if known."""
     stream_bytes: int = 0
     """Disk for what blocks give each other, while a network runs block by block."""
+    blocks: int = 0
+    """Passes that such a network is run in, a block each; 0 for one that is run whole."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Rows of each stream on each domain, by the domain's name, where loaders told."""
     batches: Mapping[str, int] = field(default_factory=dict)

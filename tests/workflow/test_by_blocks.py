@@ -10,11 +10,14 @@ from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.blocks.duration import duration_of_blocks
 from dalr_stream.errors import ConfigError, UnsupportedLayerError
+from dalr_stream.workflow import run_time
 from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.tables import cost_table
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.without_data import StatedData, cost_without_data
 
 CODE = """
 import torch
@@ -297,3 +300,26 @@ def test_a_network_with_its_own_weights_is_in_memory_all_the_same(run_file):
     assert isinstance(run.project.recorded.stem, nn.Linear)
     assert not run.project.recorded.stem.weight.is_meta
     assert "blocks.2.down" in run.layers
+
+
+def test_the_time_is_that_of_a_block_that_was_timed(run_file):
+    project = project_of(run_file)
+    plan = project.estimate()
+    (line,) = run_time.run_time(project, project.recorded, plan).lines
+    assert plan.blocks == 3
+    assert re.search(r"for each of 3 blocks \(.* reading it, .* running it, .* in sums.*'blocks\.0' was timed", line)
+    loaders = {"target": project.code.batches("target")}
+    took = duration_of_blocks(project.recorded, loaders, project.watched, project.widest_folding, plan, blocks=True)
+    assert took.running_seconds > 0
+    assert took.folding_seconds > 0
+
+
+def test_a_plan_block_by_block_needs_neither_weights_nor_data(run_file):
+    (run_file.parent / "tower.safetensors").rename(run_file.parent / "kept.safetensors")
+    stated = StatedData.of(75, "25,6", None)
+    found = cost_without_data(run_file, [], stated).estimate.plan
+    (run_file.parent / "kept.safetensors").rename(run_file.parent / "tower.safetensors")
+    plan = project_of(run_file).estimate()
+    assert found.stream_bytes == plan.stream_bytes
+    assert (found.groups, found.blocks, found.peak_bytes) == (plan.groups, plan.blocks, plan.peak_bytes)
+    assert found.disk_bytes == plan.disk_bytes

@@ -88,6 +88,7 @@ def estimate_blocks(
         groups=tuple(filter(None, groups)),
         rows=counts,
         stream_bytes=stream,
+        blocks=1 + max(numbers.values()),
         disk_alternatives=(*found.disk_alternatives, one),
     )
 

@@ -80,13 +80,15 @@ class AlonePieces:
         self._model, self._pieces, self._given = model, pieces, given
 
     @classmethod
-    def of(cls, model: nn.Module, batch: Any, pieces: Pieces, wanted: Collection[str]) -> AlonePieces:
-        """See what the pieces `wanted` are called with; cost: a forward pass of two samples.
+    def of(
+        cls, model: nn.Module, batch: Any, pieces: Pieces, wanted: Collection[str], *, whole: bool = False
+    ) -> AlonePieces:
+        """See what the pieces `wanted` are called with; cost: a forward pass of two samples, or of the `whole` batch.
 
         Raises UnsupportedLayerError for a piece that is not called.
         """
         with uncached(model):
-            given = _given(model, few_samples(batch, FEW), wanted)
+            given = _given(model, batch if whole else few_samples(batch, FEW), wanted)
         missing = next((piece for piece in wanted if piece not in given), None)
         if missing is not None:
             raise UnsupportedLayerError(f"'{missing}' is never called in a forward pass: leave its layers out")

@@ -105,8 +105,8 @@ def reshape(model: nn.Module, plain: Mapping[str, Any], folder: Path) -> None:
     if TIED in plain:
         untie(model, plain[TIED])
     origin, before = Origin.of(model), modules_by_name(model)
-    narrow = plan.is_applied(model)
     try:
+        narrow = plan.is_applied(model)
         if not narrow:
             plan.apply(model)
         require_released(model, replaced_modules(before, model))
