@@ -55,11 +55,15 @@ def compressed(model, args, batches, **options):
     return ds.compress_sequentially(model, batches, choices, folding=folding, **options).network
 
 
-def measured(args, blocks, batches, room, **options):
-    model, pass_plan.KEPT_BYTES = built(args, blocks), room
+def measured(args, depth, batches, room, **options):
+    model, usual = built(args, depth), pass_plan.KEPT_BYTES
     counter, begun = Counter(model, args.batch), time.process_time()
-    small = compressed(model, args, batches, **options)
-    return small, time.process_time() - begun, counter.runs / (blocks * len(batches))
+    try:
+        pass_plan.KEPT_BYTES = room
+        small = compressed(model, args, batches, **options)
+    finally:
+        pass_plan.KEPT_BYTES = usual
+    return small, time.process_time() - begun, counter.runs / (depth * len(batches))
 
 
 def main():
@@ -72,23 +76,30 @@ def main():
     parser.add_argument("--folder", type=Path, default=Path("cost_of_sequences"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for category in (ParameterIncreaseWarning, FewSamplesWarning):
-        warnings.simplefilter("ignore", category)
+    for found in measure(args, args.blocks):
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
+
+
+def measure(args, depths):
+    """Yield what each depth costs."""
     words = torch.randint(0, WORDS, (args.samples, args.tokens), generator=torch.Generator().manual_seed(1))
     batches = [{"input_ids": part} for part in words.split(args.batch)]
-    for blocks in args.blocks:
+    for blocks in depths:
         ways = {
-            "blocks": (2**30, {"blocks": True, "store": args.folder}),
+            "blocks": (2**30, {"blocks": True, "store": args.folder / "store"}),
             "kept": (2**30, {}),
             "streamed": (0, {}),
         }
-        found = {name: measured(args, blocks, batches, room, **given) for name, (room, given) in ways.items()}
-        shutil.rmtree(args.folder)
+        with warnings.catch_warnings():
+            for category in (ParameterIncreaseWarning, FewSamplesWarning):
+                warnings.simplefilter("ignore", category)
+            found = {name: measured(args, blocks, batches, room, **given) for name, (room, given) in ways.items()}
+        shutil.rmtree(args.folder / "store")
         states = [network.state_dict() for network, _, _ in found.values()]
         same = all(torch.equal(tensor, other[name]) for other in states[1:] for name, tensor in states[0].items())
         told = {name: {"seconds": round(spent, 1), "runs": round(runs, 2)} for name, (_, spent, runs) in found.items()}
-        sys.stdout.write(json.dumps({"blocks": blocks, "same": same, **told}) + "\n")
-        sys.stdout.flush()
+        yield {"blocks": blocks, "same": same, **told}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import shutil
 import warnings
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 
+import cost_of_sequences
 import pytest
 import torch
 from block_networks import WORDS, Tower, batches, in_shards, made
@@ -347,3 +349,12 @@ def test_batches_that_change_are_found_out(tmp_path):
     data = batches(3)
     with pytest.raises(FingerprintMismatchError, match="is not the one of the first pass"):
         in_blocks(made(Small), choices("blocks.0.o", "blocks.1.up"), tmp_path, data, progress=Changing(data))
+
+
+def test_what_a_sequence_costs_is_measured(tmp_path):
+    pytest.importorskip("transformers")
+    args = SimpleNamespace(hidden=16, between=16, heads=2, samples=6, tokens=4, batch=3, rank=2, folder=tmp_path)
+    (found,) = cost_of_sequences.measure(args, [2])
+    assert found["same"]
+    assert found["kept"]["runs"] < found["blocks"]["runs"]
+    assert found["kept"]["runs"] < found["streamed"]["runs"]

@@ -25,7 +25,7 @@ from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.engine.sequential.pass_moments import TARGET, PassMoments
 from dalr_stream.engine.sequential.passes import SequentialCompression, after_a_pass, in_words
 from dalr_stream.engine.sequential.sequential_pass import LayerOutcome, SequentialPass
-from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
+from dalr_stream.errors import StoreError
 from dalr_stream.network.blocks.block_network import BlockNetwork, LeftInStore
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
@@ -108,7 +108,7 @@ class Sweep:
         """Return the block to begin with; where the streams are of another sweep, they are removed."""
         try:
             reached = read_record(self._mark, _REACHED)
-        except (StoreNotFoundError, StoreDamagedError):
+        except StoreError:  # none, damaged, or of another version
             reached = None
         if reached is not None and reached["made_from"] == self._identity:
             if reached["block"] == -1:
