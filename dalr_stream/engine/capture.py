@@ -205,6 +205,8 @@ def _layer_record(model: nn.Module, layer: LayerSpec) -> LayerRecord:
         layer.unprunable,
         layer.side.value,
         bias_digest(module),
+        layer.heads,
+        layer.no_heads,
     )
 
 

@@ -65,9 +65,12 @@ def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | BlockS
         return None
     store = project.prospect(network)
     named = [name for pattern in project.config.compress.layers for name in match_names(pattern, store.layers)]
-    methods = {name: project.methods(store, name) for name in named or project.layers_in(store)}
+    methods = {
+        name: [method for method in project.methods(store, name) if method.family is not Family.HEADS]
+        for name in named or project.layers_in(store)
+    }
     if weights_elsewhere(network) is not None and compresses_by_blocks(project):
-        return _by_blocks(project, network, methods)
+        return _by_blocks(project, network, {name: known for name, known in methods.items() if known})
     selects = any(method.family is Family.SELECTION for known in methods.values() for method in known)
     first, samples = _batches(project)
     structure = Structure.of(network, first) if selects else None

@@ -8,7 +8,8 @@ from functools import partial
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.blocks.compress_into import Given, compress_into
 from dalr_stream.network.saved import checkpoint
-from dalr_stream.network.surgery.compress import Replacement, parameter_count
+from dalr_stream.network.surgery.compress import parameter_count
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.progress import Progress
@@ -53,14 +54,16 @@ def compress_by_blocks(project: Project, store: StoreView, fingerprint: str, pro
     progress.note(f"compress: {before:,} -> {after:,} parameters ({after / before:.1%}), in '{project.compressed}'")
 
 
-def _cut(project: Project, store: StoreView, layer: str, method: Method, size: float) -> tuple[Replacement, list[str]]:
+def _cut(project: Project, store: StoreView, layer: str, method: Method, size: float) -> tuple[Given, list[str]]:
     """Return what takes the place of one layer, and what was warned of on the way."""
     solution = solution_of(project, store, layer, method)
     replaced, warned = replacements({layer: solution}, {layer: size}, project.config.solve.restore_ridge)
-    return replaced[layer], warned
+    record = replaced[layer]
+    assert not isinstance(record, NarrowedHeads)  # noqa: S101  # for the type checker: refused with network.blocks
+    return record, warned
 
 
-def _size_of(record: Replacement) -> int:
+def _size_of(record: Given) -> int:
     return record.size if isinstance(record, SelectedNodes) else record.rank
 
 
