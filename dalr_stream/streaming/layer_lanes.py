@@ -62,7 +62,9 @@ class LayerLanes:
         self._lanes = lanes
         self._backend = backend
         first, before = saved.values.get("next_tile", 0), saved.values.get("sample_before", -1)
-        self._tiler = Tiler(rule.tile_rows, first_tile=first, sample_before=before, join=backend.join)
+        self._tiler = Tiler(
+            rule.tile_rows, first_tile=first, sample_before=before, join=backend.join, stack=backend.stack
+        )
         if saved.pending:
             self.push(saved.pending["pending"], saved.pending["pending_sample"])
 
@@ -94,8 +96,8 @@ class LayerLanes:
     def freeze(self) -> SplitMoments:
         """Join the lanes and give them up."""
         lanes, self._lanes = self._lanes, []
-        partitions = [merge_all(lanes.pop(0).freeze() for _ in range(self.rule.lanes)) for _ in self.rule.partitions]
-        return join_partitions(self.rule, partitions)
+        sums = (merge_all(lanes.pop(0).state() for _ in range(self.rule.lanes)) for _ in self.rule.partitions)
+        return join_partitions(self.rule, [lane.moments() for lane in sums])
 
     def _update(self, tile: Tile) -> None:
         with one_blas_thread():

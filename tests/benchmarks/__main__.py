@@ -15,6 +15,7 @@ import accumulating
 import bucketing
 import capturing
 import devices
+import gradients
 import growing
 import networks
 import planning
@@ -23,6 +24,7 @@ import remembering
 import scaling
 import selecting
 import sequential
+import sizing
 import solving
 from rich.console import Console
 from rich.table import Table
@@ -60,6 +62,14 @@ def _alternatives(quick: bool) -> Table:
 @section("direct", "16,384 samples through a network, moments of 4,096 features")
 def _direct(quick: bool) -> Table:
     return ratios(capturing.direct(*((600, 64, 1) if quick else (16_384, 4096, 3))))
+
+
+@section(
+    "gradients", "moments of inputs and gradients beside a plain script, CPU seconds; what each promise takes of them"
+)
+def _gradients(quick: bool) -> Table:
+    sizes = [gradients.Size(16, 64, 32)] if quick else gradients.SIZES
+    return ratios(gradients.beside_scripts(sizes, 1 if quick else 3))
 
 
 @section("plans", "what large runs would take, in hours and GiB: planned, not run")
@@ -209,6 +219,11 @@ def _select(quick: bool) -> Table:
             *selecting.as_written(*((12, 1) if quick else (128, 1))),
         ]
     )
+
+
+@section("sizes", "sizes of 200 layers of 1,024 x 1,024 under one budget, bars in CPU seconds")
+def _sizes(quick: bool) -> Table:
+    return ratios(sizing.budgets(*((4, 16, 1) if quick else (200, 1024, 3))))
 
 
 @section("solve", "all ranks of a 4,096 x 4,096 layer from moments of 8,192 rows")
