@@ -149,9 +149,10 @@ def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solutio
 def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> int:
     """Return the smallest of a layer's ranks that keeps the share; itself where only ranks above break-even do."""
     if isinstance(solution, ChannelSelection | HeadFactors):
+        what = "a selection" if isinstance(solution, ChannelSelection) else "one of heads"
         raise ConfigError(
-            f"compress.singular_values: layer '{layer.name}' is compressed by '{solution.method.value}', which has "
-            "none: name a low-rank method as compress.method, or give 'energy'"
+            f"compress.singular_values: layer '{layer.name}' is compressed by '{solution.method.value}', {what}, which "
+            "has none: name a low-rank method as compress.method, or give 'energy'"
         )
     wanted = rank_by_singular_values(solution, share)
     return int(layer.sizes[min(int(np.searchsorted(layer.sizes, wanted)), layer.sizes.size - 1)])
