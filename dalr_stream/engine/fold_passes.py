@@ -125,7 +125,8 @@ def passes_into(  # noqa: PLR0913  # those of fold_into, and what becomes of it
         feed.keep_weights(root, network)
         passes: list[Checkpoints] = []
         for number, group in enumerate(feed.groups(folding)):
-            facts = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
+            facts: dict[str, Any] = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
+            facts |= {} if keep else {"kept": False}  # moments of its passes may be gone, which others count on
             passes.append(Checkpoints(root, domain, f"@direct-{number}", {**facts, "layers": list(group)}))
             stopped = f"'{root}': the fold of '{domain}' that was stopped"
             _require_same_choice(stopped, passes[-1].origin(INDEX), feed.choice)

@@ -29,7 +29,6 @@ from dalr_stream.workflow.journal import Journal
 from dalr_stream.workflow.results import report
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run_folder import one_command
-from dalr_stream.workflow.runfile.by_blocks import sweeps
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.schedule import Schedule
@@ -150,6 +149,11 @@ class Run:
         Shares read like "30%"; without them it is about the one network that [compress] describes. Table, picture and
         networks go to `sizes` in the run's output; a killed call resumes. `evaluate` scores on [evaluate] too.
         """
+        if self.project.config.sweeps:
+            raise ConfigError(
+                "accumulate.keep_moments: is false, so each size is a sweep of its own: run compress for one size, or "
+                "keep the moments for several, --set accumulate.keep_moments=true"
+            )
         if evaluate:
             _ = self.project.evaluate_section
         self._bring(solve.NAME if shares else self._compressing)
@@ -241,7 +245,7 @@ class Run:
         return compress.NAME if self._schedule.of(compress.NAME) else solve.NAME
 
     def _bring(self, verb: str) -> None:
-        if verb in (accumulate.VERB, solve.NAME) and sweeps(self.project.config):
+        if verb in (accumulate.VERB, solve.NAME) and self.project.config.sweeps:
             raise ConfigError(
                 "accumulate.keep_moments: is false, so blocks are accumulated, solved and written in one sweep: run "
                 f"compress, or run; for {verb} alone, keep the moments, --set accumulate.keep_moments=true"

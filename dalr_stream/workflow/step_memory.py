@@ -34,7 +34,6 @@ from dalr_stream.streaming.solving_cost import (
     solution_bytes,
 )
 from dalr_stream.streaming.solving_plan import SolvingPlan
-from dalr_stream.workflow.runfile.by_blocks import sweeps
 from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
@@ -97,7 +96,7 @@ def require_steps(project: Project, cost: MemoryPlan, solving: SolvingPlan) -> N
 def require_step(project: Project, verb: str) -> None:
     """Raise MemoryLimitError where a step that starts from what the store has does not fit in the run's limit."""
     limit = project.config.accumulate.memory_limit_bytes
-    if limit is not None and verb in FROM_STORE and not sweeps(project.config):
+    if limit is not None and verb in FROM_STORE and not project.config.sweeps:
         for step in _of_verb(project, verb, solving_from(project, StoreView.open(project.store))):
             step.require(limit)
 

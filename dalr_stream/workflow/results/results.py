@@ -16,7 +16,6 @@ from dalr_stream.report.records.results import (
 )
 from dalr_stream.storage.schema import HELDOUT
 from dalr_stream.workflow.results.published_file import Published
-from dalr_stream.workflow.runfile.by_blocks import sweeps
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress, evaluate, finetune, solve
 from dalr_stream.workflow.steps.evaluate import Evaluation
@@ -46,7 +45,7 @@ def results(project: Project) -> Results:
         tuned = (str(FineTuned.read(project.finetuning, finetune.made_from(project))),)
     untimed = (NO_PROFILE,) if profile_problem(project) else ()
     layers, decided = list[LayerResults](), list[str]()
-    for layer, words in _swept(project) if sweeps(project.config) else _solved(project, store, evaluation):
+    for layer, words in _swept(project) if project.config.sweeps else _solved(project, store, evaluation):
         layers.append(layer)
         decided += words
     whole = Results(

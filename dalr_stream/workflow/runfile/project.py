@@ -65,6 +65,7 @@ class Project:
         self.weights_record = self.output / "network.json"
         self.compressed = self.output / "compressed"
         self.compression = self.output / "compression.json"
+        self.swept = self.output / "layers.json"
         self.finetuned = self.output / "finetuned"
         self.finetuning = self.output / "finetuning.json"
         self.unfinished = self.output / "unfinished"

@@ -18,7 +18,6 @@ from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import clear_litter, forget_domain, forget_moments
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore
-from dalr_stream.workflow.runfile.by_blocks import sweeps
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture, train
 from dalr_stream.workflow.steps.session import Session
@@ -34,7 +33,7 @@ def name_of(domain: str) -> str:
 
 def steps(session: Session) -> Iterator[Step]:
     """Yield a step for each domain."""
-    if not sweeps(session.project.config):
+    if not session.project.config.sweeps:
         yield from (_step(session, domain) for domain in session.project.config.domains)
 
 

@@ -17,7 +17,6 @@ from dalr_stream.numerics.methods import Method
 from dalr_stream.report.records.results import COMPARED, NetworkSize, ScoreCurve, ScorePoint
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import RecordKind, digest_of
-from dalr_stream.workflow.runfile.by_blocks import sweeps
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress, finetune, solve
@@ -39,7 +38,7 @@ def steps(session: Session) -> Iterator[Step]:
     """Yield the step."""
     project = session.project
     saved = {compress.NAME: project.config.compress.wanted, finetune.NAME: project.config.finetune is not None}
-    needs = () if sweeps(project.config) else (solve.NAME,)
+    needs = () if project.config.sweeps else (solve.NAME,)
     yield Step(
         NAME,
         NAME,

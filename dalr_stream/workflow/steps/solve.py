@@ -21,7 +21,6 @@ from dalr_stream.storage.records.moments import moments_path
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.records.solutions import Solution, save_solution
 from dalr_stream.storage.schema import TRAINING
-from dalr_stream.workflow.runfile.by_blocks import sweeps
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps import accumulate
@@ -39,7 +38,7 @@ _OF_ALL_LAYERS = ("holdout", "precision", "engine", "shards")
 def steps(session: Session) -> Iterator[Step]:
     """Yield the step."""
     project = session.project
-    if sweeps(project.config):
+    if project.config.sweeps:
         return
     yield Step(
         NAME,

@@ -21,7 +21,7 @@ from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.heads.factors import HeadFactors
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
-from dalr_stream.numerics.lowrank.grouped import GroupedPair
+from dalr_stream.numerics.lowrank.grouped import Factors, GroupedPair
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.allocation import by_energy, uniform
@@ -135,7 +135,7 @@ def sized_layer(project: Project, store: StoreView, layer: str, solution: Soluti
 
 
 def size_by_rule(
-    section: CompressSection, name: str, solution: Solution, shape: LayerShape, problem: Layer
+    section: CompressSection, name: str, solution: Factors | ChannelSelection, shape: LayerShape, problem: Layer
 ) -> int | None:
     """Return the size that keeps a rule's share of one layer; None where that is the layer as it is."""
     if isinstance(solution, ChannelSelection):
