@@ -63,11 +63,15 @@ class MemoryPlan:
     """Streams of which samples may give unequal numbers of rows."""
 
     @property
+    def activations_bytes(self) -> int:
+        """Disk for the activations of all layers."""
+        return 0 if self.direct else sum(layer.disk_bytes for layer in self.layers)
+
+    @property
     def disk_bytes(self) -> int:
         """Disk for activations and moments of all layers."""
-        activations = 0 if self.direct else sum(layer.disk_bytes for layer in self.layers)
         moments = sum(layer.moments_bytes for layer in self.layers)
-        return activations + (moments if self.moments_at_once_bytes is None else self.moments_at_once_bytes)
+        return self.activations_bytes + (moments if self.moments_at_once_bytes is None else self.moments_at_once_bytes)
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -1,6 +1,5 @@
 """A run file whose network goes block by block: store, solutions and steps are those of the whole network."""
 
-import dataclasses
 import re
 import shutil
 import sys
@@ -9,6 +8,7 @@ import pytest
 import torch
 from stopping import StopAfter, StoppedError
 from torch import nn
+from tower_run_file import BY_BLOCKS, files, named, write_tower
 
 import dalr_stream as ds
 from dalr_stream.engine.blocks.duration import duration_of_blocks
@@ -20,83 +20,11 @@ from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.without_data import StatedData, cost_without_data
 
-CODE = """
-import torch
-from torch import nn
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
-
-    def forward(self, x):
-        return x + self.down(torch.relu(self.up(x)))
-
-
-class Tower(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.blocks, self.head = nn.Linear(6, 8), nn.ModuleList(Block() for _ in range(3)), nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-
-def build():
-    return Tower()
-
-
-def target(*, seed, samples=60):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(samples, 6, generator=generator)
-    return list(zip(inputs.split(25), (inputs[:, 0] > 0).long().split(25)))
-"""
-RUN_FILE = """
-[run]
-name = "blocks"
-output = "out"
-
-[network]
-build = "tower:build"
-weights = "tower.safetensors"
-layers = ["blocks.*"]
-blocks = true
-
-[capture]
-keep_activations = false
-
-[domains.target]
-batches = "tower:target"
-
-[solve]
-methods = ["svd", "dalr_anchored_affine"]
-
-[compress]
-blocks = 0
-"""
-
 
 @pytest.fixture
 def run_file(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "tower", raising=False)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "tower.py").write_text(CODE)
-    path = folder / "run.toml"
-    path.write_text(RUN_FILE.replace("[compress]\nblocks = 0\n", ""))
-    names = {}
-    exec(CODE, names)  # noqa: S102  # the text above
-    torch.manual_seed(0)
-    ds.network.save_weights(names["Tower"](), folder / "tower.safetensors")
-    return path
-
-
-def files(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return write_tower(tmp_path / "run")
 
 
 def project_of(run_file, *overrides):
@@ -129,22 +57,6 @@ def test_what_else_runs_the_network_takes_it_whole_or_block_by_block(run_file):
         pages.append((run.results.baseline_score, files(run.project.compressed)["model.safetensors"]))
         shutil.rmtree(run.project.output)
     assert pages[0] == pages[1]
-
-
-BY_BLOCKS = {
-    "named": None,
-    "energy": 'compress.energy="90%"',
-    "singular values": 'compress.singular_values="60%"',
-    "ratio": 'compress.ratio="40%"',
-}
-
-
-def named(run_file):
-    """Name the sizes in the run file; no setting can."""
-    run_file.write_text(
-        f"{run_file.read_text()}\n[compress]\n'blocks.*' = {{ method = 'dalr_anchored_affine', size = 3 }}\n"
-    )
-    return []
 
 
 @pytest.mark.parametrize("sizes", BY_BLOCKS.values(), ids=BY_BLOCKS)
@@ -271,7 +183,7 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     two_blocks = 2 * 8 * (8**2 + 12**2) * 2
     less = "solve and write one block after the other (accumulate.keep_moments = false)"
     assert plan.disk_alternatives[-1] == (less, two_blocks)
-    swept = project_of(run_file, *SWEPT, 'compress.ratio="40%"').estimate()
+    swept = project_of(run_file, "accumulate.keep_moments=false", 'compress.ratio="40%"').estimate()
     assert swept.disk_bytes == two_blocks < plan.disk_bytes
     whole = project_of(run_file, "network.blocks=false").estimate()
     assert plan.disk_bytes == whole.disk_bytes
@@ -284,6 +196,10 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     [
         ("capture.keep_activations=true", "network.blocks: rows are folded as the blocks make them: set capture.keep"),
         ("network.gradients=['*']", "network.blocks: gradients come from the end of the network"),
+        (
+            "solve.methods=['svd', 'heads']",
+            "network.blocks: heads need the network whole: leave 'heads' out of solve.methods",
+        ),
     ],
 )
 def test_what_needs_the_network_whole_is_refused(setting, message, run_file):
@@ -324,74 +240,3 @@ def test_a_plan_block_by_block_needs_neither_weights_nor_data(run_file):
     assert found.stream_bytes == plan.stream_bytes
     assert (found.groups, found.blocks, found.peak_bytes) == (plan.groups, plan.blocks, plan.peak_bytes)
     assert found.disk_bytes == plan.disk_bytes
-
-
-SWEPT = [
-    "accumulate.keep_moments=false", "evaluate.batches='tower:target'", "evaluate.ranks=[]",
-    "solve.methods=['dalr_anchored_affine', 'svd']",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("sizes", BY_BLOCKS.values(), ids=BY_BLOCKS)
-def test_one_sweep_ends_in_the_same_network_and_curves_and_keeps_no_moments(sizes, run_file):
-    settings = [*([sizes] if sizes else named(run_file)), *SWEPT]
-    found = []
-    for keep in ("true", "false"):
-        run = ds.Run.open(run_file, set=[*settings, f"accumulate.keep_moments={keep}"])
-        page = run.all()
-        assert page.exists()
-        results, compression = run.results, files(run.project.output)["compression.json"]
-        found.append((ds.load(run.project.compressed, run.project.code.build).state_dict(), results, compression))
-        assert (run.project.store / "moments" / "target").exists() == (keep == "true")
-        again = ds.Run.open(run_file, set=[*settings, f"accumulate.keep_moments={keep}"])
-        assert not any(would for _, would in again.outlook())
-        shutil.rmtree(run.project.output)
-    (kept, results, _), (swept, others, _) = found
-    assert all(torch.equal(kept[name], swept[name]) for name in kept)
-    for one, other in zip(others.layers, results.layers, strict=True):
-        assert dataclasses.replace(one, error_curves=()) == dataclasses.replace(other, error_curves=())
-        for curve, before in zip(one.error_curves, other.error_curves, strict=True):  # factors lie otherwise in memory
-            assert curve.method == before.method
-            assert curve.training == pytest.approx(before.training, abs=1e-12)
-            assert curve.heldout == pytest.approx(before.heldout, abs=1e-12)
-    assert others.sizes == results.sizes
-    assert [word for word in others.decisions if "sweep" not in word] == list(results.decisions)
-
-
-def test_a_sweep_that_was_stopped_goes_on_in_that_block(run_file):
-    settings = [*named(run_file), *SWEPT]
-    whole = ds.Run.open(run_file, set=settings)
-    whole.compress()
-    expected = {name: data for name, data in files(whole.project.compressed).items() if name != "plan.json"}
-    layers = (whole.project.output / "layers.json").read_bytes()
-    shutil.rmtree(whole.project.output)
-    for stop in (2, 7, 9):
-        with pytest.raises(StoppedError):
-            ds.Run.open(run_file, set=settings, progress=StopAfter(stop)).compress()
-        assert not whole.project.compressed.exists()
-        ds.Run.open(run_file, set=settings).compress()
-        assert {name: data for name, data in files(whole.project.compressed).items() if name in expected} == expected
-        assert (whole.project.output / "layers.json").read_bytes() == layers
-        shutil.rmtree(whole.project.output)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("network.blocks=false", "goes with a network that runs block by block from disk"),
-        ('compress.params="50%"', "needs sizes that each layer decides by itself: name layers"),
-        ("evaluate.ranks=[1]", "only the networks that are saved can be scored"),
-        ("accumulate.shards=2", "error bars come from shards"),
-        ("solve.ridge='heldout'", "rows that choose a ridge are read again"),
-    ],
-)
-def test_what_needs_moments_is_refused_without_them(setting, message, run_file):
-    with pytest.raises(ConfigError, match=f"accumulate.keep_moments: false {message}"):
-        load_config(run_file, [*SWEPT, *([] if "params" in setting else ['compress.ratio="40%"']), setting])
-
-
-def test_verbs_that_would_leave_moments_say_what_to_do(run_file):
-    run = ds.Run.open(run_file, set=[*SWEPT, 'compress.ratio="40%"'])
-    for verb in (run.accumulate, run.solve):
-        with pytest.raises(ConfigError, match=r"accumulate\.keep_moments: is false, so .* run compress, or run"):
-            verb()

@@ -25,7 +25,7 @@ from dalr_stream.workflow.steps.profile import profile_problem, read_profile
 from dalr_stream.workflow.steps.provenance import provenance
 from dalr_stream.workflow.steps.sizes.compression import Compression
 from dalr_stream.workflow.steps.stability import read_stability
-from dalr_stream.workflow.steps.sweep import swept_layers
+from dalr_stream.workflow.steps.sweep import swept_results
 
 NO_PROFILE = "no timings are shown: their record is damaged, run profile again"
 
@@ -77,7 +77,7 @@ def _solved(project: Project, store: StoreView, evaluation: Evaluation) -> Itera
 
 def _swept(project: Project) -> Iterator[tuple[LayerResults, list[str]]]:
     """Yield the same where no moments were kept."""
-    return swept_layers(project, compress.made_from(project))
+    return swept_results(project, compress.made_from(project))
 
 
 def _findings(project: Project, store: StoreView, layer: str, evaluation: Evaluation) -> LayerFindings:
