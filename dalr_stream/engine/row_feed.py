@@ -11,9 +11,16 @@ from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.ranks.segment_sink import SegmentSink
+from dalr_stream.streaming.ranks.strip_sink import StripSink
 
-Folds = FoldSink | SegmentSink
-"""What folds the rows of a pass: by lanes, or by segments."""
+Folds = FoldSink | SegmentSink | StripSink
+"""What folds the rows of a pass: by lanes, by segments, or strips of either."""
+
+
+class StripGroup(tuple[str, ...]):
+    """The streams of a pass in which ranks share the sums of each."""
+
+    __slots__ = ()
 
 
 class RowFeed(Protocol):
@@ -38,7 +45,10 @@ class RowFeed(Protocol):
         """Write the weights of the streams' layers to a store, where they are not there yet."""
 
     def groups(self, folding: Folding) -> Sequence[Collection[str]]:
-        """Return the streams of each pass; raises MemoryLimitError where one alone does not fit."""
+        """Return the streams of each pass, as a `StripGroup` where ranks share their sums.
+
+        Raises MemoryLimitError where one alone does not fit.
+        """
 
     def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
         """Send the rows of these streams to `sink`, in one pass over the batches."""

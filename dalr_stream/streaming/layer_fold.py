@@ -10,14 +10,14 @@ goes on with the one that was being folded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
-from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments
+from dalr_stream.numerics.statistics.folding import FoldState, LaneState, SplitMoments
 from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress
@@ -40,6 +40,20 @@ def save_split(root: Place, domain: str, layer: str, split: SplitMoments, proven
     shards = zip(shard_parts(len(split.shards)), split.shards, strict=True)
     for part, moments in (*shards, (HELDOUT, split.heldout), (TRAINING, split.training)):
         save_moments(moments_path(root, domain, layer, part), moments, provenance)
+
+
+def save_blocks(
+    root: Place,
+    domain: str,
+    layer: str,
+    features: int,
+    records: Iterable[tuple[str, Iterator[FoldState]]],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write all parts of a layer's moments as `save_split` does, each from blocks of rows of its matrix that ascend."""
+    for part, blocks in records:
+        path = moments_path(root, domain, layer, part)
+        save_strips({TRAINING: path}, features, (LaneState(block, None) for block in blocks), provenance)
 
 
 def other_shards(root: Place, domain: str, layer: str, rule: FoldRule) -> list[Place]:

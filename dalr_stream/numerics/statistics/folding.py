@@ -87,6 +87,13 @@ class FoldState:
             self.nonzero + other.nonzero,
         )
 
+    def rows(self, strip: Strip) -> FoldState:
+        """View a strip of the matrix that lies within this one."""
+        first, to = self.mean.size - len(self.scatter), slice(strip.stop)
+        scatter = self.scatter[strip.first - first : strip.stop - first, to]
+        vectors = self.maximum[to], self.minimum[to], self.nonzero[to]
+        return FoldState(self.count, self.samples, self.mean[to], scatter, *vectors)
+
     def moments(self) -> Moments:
         """Return the moments; the state's memory becomes theirs, so nothing is copied and the fold must end."""
         if self.scatter.shape[0] != self.mean.size:
@@ -101,9 +108,11 @@ class FoldState:
 def join_strips(states: Sequence[FoldState]) -> FoldState:
     """Join the strips of one matrix, in ascending order, into the state of the whole; one alone is not copied."""
     last = states[-1]
+    d = last.mean.size
+    if last.count == 0:
+        return FoldState.empty(Strip(0, d))
     if len(states) == 1:
         return last
-    d = last.mean.size
     scatter = np.empty((d, d))
     for state in states:
         h, stop = state.scatter.shape
@@ -210,6 +219,17 @@ class LaneState:
         """Nothing summed up yet; of the whole matrix where no strip is named."""
         strip = strip or Strip(0, rule.features)
         return cls(FoldState.empty(strip), FoldState.empty(strip) if rule.parts == 2 else None)
+
+    def __add__(self, other: LaneState) -> LaneState:
+        """Add part by part."""
+        heldout = None
+        if self.heldout is not None and other.heldout is not None:
+            heldout = self.heldout + other.heldout
+        return LaneState(self.training + other.training, heldout)
+
+    def rows(self, strip: Strip) -> LaneState:
+        """View a strip of both."""
+        return LaneState(self.training.rows(strip), None if self.heldout is None else self.heldout.rows(strip))
 
     def moments(self) -> SplitMoments:
         """Return both records; the state's memory becomes theirs."""

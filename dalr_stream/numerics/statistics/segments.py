@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from dalr_stream.numerics.statistics.folding import FoldState, LaneState
+from dalr_stream.numerics.statistics.folding import LaneState
 
 LayerSums = dict[str, tuple[LaneState, ...]]
 """Layer -> what was folded of each of `rule.partitions`."""
@@ -79,11 +79,4 @@ class SegmentTree:
 def _joined(left: tuple[LaneState, ...], right: tuple[LaneState, ...]) -> tuple[LaneState, ...]:
     if not left or not right:
         return left or right
-    return tuple(_added(one, other) for one, other in zip(left, right, strict=True))
-
-
-def _added(one: LaneState, other: LaneState) -> LaneState:
-    heldout: FoldState | None = None
-    if one.heldout is not None and other.heldout is not None:
-        heldout = one.heldout + other.heldout
-    return LaneState(one.training + other.training, heldout)
+    return tuple(one + other for one, other in zip(left, right, strict=True))
