@@ -23,6 +23,7 @@ import remembering
 import scaling
 import selecting
 import sequential
+import sharing
 import solving
 from rich.console import Console
 from rich.table import Table
@@ -113,6 +114,20 @@ def _ranks(quick: bool) -> Table:
             f"{one.received_bytes / 2**20:.1f} MiB",
             f"{allowed / 2**20:.1f} MiB",
         )
+    return table
+
+
+@section("strips", "a wide layer folded by one process, and by ranks that share its sums; CPU is that of the busiest")
+def _strips(quick: bool) -> Table:
+    table = _table("features", "ranks", "CPU seconds", "of one", "MiB at the peak", "planned", "MiB received by rank 0")
+    sizes = [(64, 4, 8)] if quick else [(4096, 32, 512), (8192, 16, 512)]
+    for width, batches, samples in sizes:
+        passes = sharing.passes(width, batches, samples, (1, 2) if quick else (1, 2, 4))
+        for one in passes:
+            ratio, sizes_mib = one.cpu / passes[0].cpu, (one.peak, one.planned, one.received)
+            table.add_row(
+                f"{width:,}", f"{one.ranks}", f"{one.cpu:.1f}", f"{ratio:.2f}", *(f"{size:,.0f}" for size in sizes_mib)
+            )
     return table
 
 

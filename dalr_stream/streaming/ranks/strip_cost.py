@@ -113,5 +113,6 @@ class SharedFold:
         folding = turn_bytes(load, self.records.heldout, strip.stop) + self.threads * SINGLE_BLOCK_BYTES
         joining = ORDERS_OF_JOINING * self.records.at_once * record if load.lanes > 1 and not self.segments else 0
         block = max(one.cells for one in blocks_of(Strip(0, load.features)))
-        saving = (1 + self.records.at_once) * _FLOAT64 * block + CHUNKS_BEING_SAVED * MAX_CHUNK_BYTES
+        chunk = min(MAX_CHUNK_BYTES, _FLOAT64 * load.features**2)
+        saving = (1 + self.records.at_once) * _FLOAT64 * block + CHUNKS_BEING_SAVED * chunk
         return max(folding, joining, self.records.summing * record, saving)

@@ -240,8 +240,8 @@ class Project:
         wanted = {self.compressed: self.config.compress.wanted, self.finetuned: self.config.finetune is not None}
         return [folder for folder, asked in wanted.items() if asked]
 
-    def estimate(self, untrained: nn.Module | None = None) -> MemoryPlan:
-        """Return what capturing and accumulating will cost; any weights will do."""
+    def estimate(self, untrained: nn.Module | None = None, *, ranks: int = 1) -> MemoryPlan:
+        """Return what capturing and accumulating will cost, and each of `ranks` processes; any weights will do."""
         network = self.recorded if untrained is None else untrained
         blocks, watched, folding = self.config.network.blocks, self.watched_in(network), self.widest_folding
         with self.code.importing():
@@ -255,6 +255,7 @@ class Project:
                 folding,
                 rows=self.code.rows,
                 direct=not self.config.capture.keep_activations,
+                ranks=ranks,
             )
 
     def cache_of(self, section: LabelledSection) -> int:

@@ -1,4 +1,4 @@
-"""Shares of matrices: every row is somebody's, at borders that depend on the width alone, and ranks hold about as much."""
+"""Shares of matrices: every row is somebody's, at borders of blocks, and ranks hold about as much."""
 
 import pytest
 from hypothesis import given
