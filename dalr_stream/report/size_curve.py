@@ -61,6 +61,8 @@ class SizeCurve:
         Of the distances, in words.
     samples
         How many samples the distances are of.
+    measured_on
+        Which samples, in words.
     metric
         The metric's name in print; None where networks are not scored.
     scale
@@ -72,6 +74,7 @@ class SizeCurve:
     networks: tuple[SizedNetwork, ...]
     unit: str
     samples: int
+    measured_on: str = "samples"
     metric: str | None = None
     scale: Scale = ACCURACY
 
@@ -90,7 +93,7 @@ class SizeCurve:
                 *scored,
             ),
             rows=tuple(self._row(network) for network in (self.original, *self.networks)),
-            footnote=f"Distance: {self.unit}, on {self.samples:,} samples.",
+            footnote=f"Distance: {self.unit}, on {self.samples:,} {self.measured_on}.",
         )
 
     def _row(self, network: SizedNetwork) -> Row:

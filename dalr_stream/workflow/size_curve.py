@@ -21,7 +21,6 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.capture.batches import call, samples_in
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
 from dalr_stream.progress import seconds_in_words
@@ -36,6 +35,7 @@ from dalr_stream.workflow.steps.scores.scoring import KeptScores, score_on
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.sizes.budget import networks_at_most, turned_at_most
 from dalr_stream.workflow.steps.sizes.compression import UNITS, Compression
+from dalr_stream.workflow.steps.unseen import Unseen, output_distance
 
 FOLDER = "sizes"
 FILES = frozenset({"network", "scores.json", *(f"{STEM}.{kind}" for kind in ("csv", "json", "png"))})
@@ -76,6 +76,7 @@ def size_curve(session: Session, rule: str, shares: Sequence[str], *, evaluate: 
         tuple(networks[1:]),
         UNITS[section.distance],
         measured.distance.samples,
+        measured.measured_on,
         project.evaluate_section.metric_words if evaluate else None,
         project.evaluate_section.scale if evaluate else ACCURACY,
     )
@@ -87,12 +88,9 @@ class _Measured:
     """Measures networks: called with one, what it weighs, how close it is to the original, and its score."""
 
     def __init__(self, project: Project, *, evaluate: bool) -> None:
-        section, code = project.config.compress, project.code
+        code = project.code
         with code.importing():
-            batches = code.batches(project.config.solve.target)
-            self.distance = OutputDistance(
-                project.network, batches, samples=section.samples, rows=code.rows, distance=section.distance
-            )
+            self.distance, self.measured_on = output_distance(project)
             self._score = score_on(project, "evaluate", project.evaluate_section) if evaluate else None
         self._code, self._scores = code, KeptScores(project.output / FOLDER / "scores.json")
         self._labelled = [labelled_print(project, project.config.evaluate), project.config.run.seed]
@@ -133,7 +131,8 @@ def _plan(project: Project, sized: Sequence[Project], *, evaluate: bool) -> str:
     if section.within_budget and anew:
         tried = networks_at_most(first, store)
         passes += budgets * tried * section.samples
-        parts.append(f"each the best of at most {tried:,} networks, measured on {section.samples:,} samples")
+        measured_on = f"{section.samples:,} {Unseen.deciding(first.config)}"
+        parts.append(f"each the best of at most {tried:,} networks, measured on {measured_on}")
     if section.order is Order.SEQUENTIAL and anew:
         turned = 1 + turned_at_most(first, store)
         networks = f"{turned} networks each, " if turned > 1 else ""

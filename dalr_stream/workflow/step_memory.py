@@ -38,6 +38,7 @@ from dalr_stream.workflow.runfile.sections import DataSection
 from dalr_stream.workflow.sequence_cost import SequenceCost, sequence_cost
 from dalr_stream.workflow.steps import cross
 from dalr_stream.workflow.steps.solving_plan import solving_from
+from dalr_stream.workflow.steps.unseen import Unseen
 
 ACCURACY = "accuracy"
 FROM_STORE = ("compress", "finetune", "evaluate")
@@ -155,7 +156,7 @@ def _deciding(project: Project, network: nn.Module, layers: Sequence[SolvedLayer
     one = max(map(curves_bytes, layers), default=0)
     held, smaller = SMALL_THINGS + one + sum(map(replacement_bytes, layers)), list[str]()
     if section.within_budget:
-        held += measuring_bytes(network, project.code.batches(project.config.solve.target), section.samples)
+        held += measuring_bytes(network, project.code.batches(Unseen.deciding(project.config).domain), section.samples)
         smaller.append("fewer samples (compress.samples), or smaller batches")
     if section.rule is not None and validation is not None:
         searches = section.max_drop is not None

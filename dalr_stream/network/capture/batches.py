@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +21,7 @@ from dalr_stream.network.capture.eager import layer_by_layer
 from dalr_stream.network.capture.reading import placed
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.identity import digest_of_member, tensor_digest
+from dalr_stream.numerics.rows.sampling import HoldoutRule
 
 LABELS = "labels"
 _BY_SAMPLE = (
@@ -142,15 +144,27 @@ def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torc
 
 def few_samples(batch: Any, most: int) -> Any:
     """Return the first samples of a batch, in its own form; what is no sample stays as it is."""
-    return _first_of(batch, samples_in(batch), most)
+    return _taken_of(batch, samples_in(batch), slice(most))
 
 
-def _first_of(value: Any, samples: int, most: int) -> Any:
+def held_out_of(batches: Iterable[Any], holdout: HoldoutRule) -> Iterator[Any]:
+    """Yield of each batch, in its own form, the samples that a rule holds out of the statistics; none that has none."""
+    first = 0
+    for batch in batches:
+        samples = samples_in(batch)
+        held_out = np.flatnonzero(holdout.mask(np.arange(first, first + samples)))
+        first += samples
+        if len(held_out):
+            yield _taken_of(batch, samples, torch.from_numpy(held_out))
+
+
+def _taken_of(value: Any, samples: int, which: slice | torch.Tensor) -> Any:
     if isinstance(value, torch.Tensor):
-        return value[:most] if value.ndim and len(value) == samples else value
+        own = which if isinstance(which, slice) else which.to(value.device)
+        return value[own] if value.ndim and len(value) == samples else value
     if isinstance(value, Mapping):
-        return {name: _first_of(member, samples, most) for name, member in value.items()}
-    return tuple(_first_of(member, samples, most) for member in value) if isinstance(value, list | tuple) else value
+        return {name: _taken_of(member, samples, which) for name, member in value.items()}
+    return tuple(_taken_of(member, samples, which) for member in value) if isinstance(value, list | tuple) else value
 
 
 def require_mask_passed_on(model: nn.Module, batch: Any) -> None:

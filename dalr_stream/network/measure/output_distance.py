@@ -13,12 +13,21 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
-from dalr_stream.network.capture.batches import call, few_samples, inputs_copied, inputs_of, samples_in, tensors_in
+from dalr_stream.network.capture.batches import (
+    call,
+    few_samples,
+    held_out_of,
+    inputs_copied,
+    inputs_of,
+    samples_in,
+    tensors_in,
+)
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.measure.distance import Comparison, Distance, total
 from dalr_stream.network.measure.memory import memory_of
 from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.rows.sampling import HoldoutRule
 
 KEPT_BYTES = 256 * 2**20
 """Of the network's own outputs; what does not fit is computed again for each other network."""
@@ -35,6 +44,9 @@ class OutputDistance:
         What it is run on, as for `accumulate`; labels are not needed.
     samples
         How many samples, from the first on, are used.
+    holdout
+        Which samples were held out of the statistics: only these are used, since what is compressed is fitted to the
+        others. All are where there is no such rule, or the loader has none that it holds out.
     rows
         Its mask says which positions count; by default all do.
     distance
@@ -63,13 +75,17 @@ class OutputDistance:
         batches: Iterable[Any],
         *,
         samples: int = 128,
+        holdout: HoldoutRule | None = None,
         rows: RowRule | None = None,
         distance: Distance | str = Distance.ENERGY,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self._model = model
         self._comparison = Comparison(parse_choice(Distance, distance, "distance"), rows or RowRule())
-        self._batches = list(_first(batches, samples))
+        unseen = [] if holdout is None else list(_first(held_out_of(batches, holdout), samples))
+        self.held_out = bool(unseen)
+        """Whether it is measured on samples that were held out of the statistics."""
+        self._batches = unseen or list(_first(batches, samples))
         self._room = kept_bytes
         self._kept: dict[int, list[torch.Tensor]] = {}
         self.samples = sum(map(samples_in, self._batches))

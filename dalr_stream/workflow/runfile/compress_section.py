@@ -115,7 +115,8 @@ class CompressSection(BaseModel):
     `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a selection is named, a layer none of
     whose nodes can go is factored."""
     samples: Positive = 128
-    """Samples of the target on which `params`, `macs` and `network` measure what compression does to the outputs."""
+    """Samples of the target on which `params`, `macs` and `network` measure what compression does to the outputs: those
+    held out of the statistics, where any are."""
     distance: Distance = Distance.ENERGY
     """In what that is measured: `energy`, ||Y - Y~||^2 / ||Y||^2, `kl`, nats, of networks that give logits, or
     `cosine`, 1 - cosine of each row, of embeddings."""

@@ -37,6 +37,7 @@ from dalr_stream.streaming.folding import CUPY, Folding
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.ridge import ridge_of
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerGain, LayerSize, SequenceGain
+from dalr_stream.workflow.steps.unseen import Unseen
 
 
 def compress_in_sequence(
@@ -144,23 +145,22 @@ def _source(project: Project) -> Iterable[Any] | None:
 
 
 def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -> SequenceGain:
-    """Measure both networks on the held-out rows; on all of the target's where there are no such rows."""
-    section, names = project.config.solve, _measured(project, state)
-    holdout = project.folding(section.target).holdout
-    holdout_rule = holdout if section.heldout is None and holdout.share > 0.0 else None
-    domain = section.heldout or section.target
-    measured_on = (
-        f"'{domain}'" if section.heldout else f"the {'held-out' if holdout_rule else 'training'} rows of '{domain}'"
-    )
+    """Measure both networks on what their statistics have not seen, or on the target."""
+    unseen, names = Unseen.measuring(project.config), _measured(project, state)
     before, after = (
         output_errors(
-            project.network, network, project.code.batches(domain), names, rows=project.code.rows, holdout=holdout_rule
+            project.network,
+            network,
+            project.code.batches(unseen.domain),
+            names,
+            rows=project.code.rows,
+            holdout=unseen.holdout,
         )
         for network in (parallel, state.network)
     )
     gains = tuple(LayerGain(name, before[name], after[name]) for name in names)
     towards = tuple(name for name, outcome in state.layers.items() if outcome.target is Target.STREAM)
-    return SequenceGain(state.passes, measured_on, gains, towards)
+    return SequenceGain(state.passes, str(unseen), gains, towards)
 
 
 def _measured(project: Project, state: SequentialCompression) -> list[str]:

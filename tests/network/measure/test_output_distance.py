@@ -10,6 +10,7 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.measure.output_distance import OutputDistance
+from dalr_stream.numerics.rows.sampling import HoldoutRule
 
 
 class Two(nn.Module):
@@ -96,3 +97,26 @@ def test_outputs_that_are_all_zero_are_far_from_any_others():
     distance = OutputDistance(zero, [torch.ones(2, 3)], samples=2)
     assert distance(zero) == 0.0
     assert distance(one) > 0.0
+
+
+def test_only_samples_held_out_of_the_statistics_count():
+    holdout, given = HoldoutRule(0.4, seed=3), batches(5)
+    kept = holdout.mask(np.arange(20))
+    rows = torch.cat([batch["ids"] for batch in given])
+    labelled = [(batch["ids"], torch.zeros(4)) for batch in given]
+    for form in (given, labelled):
+        distance = OutputDistance(Two(), form, samples=6, holdout=holdout)
+        assert distance.held_out
+        assert distance.samples == 6
+        by_hand = OutputDistance(Two(), [{"ids": rows[kept][:6]}])
+        assert distance(Two(0.5)) == pytest.approx(by_hand(Two(0.5)), rel=1e-6)
+    few = OutputDistance(Two(), given, samples=100, holdout=holdout)
+    assert few.samples == kept.sum()  # no more than there are
+
+
+@pytest.mark.parametrize("holdout", [None, HoldoutRule(0.0), HoldoutRule(1e-9)])
+def test_all_samples_count_where_none_is_held_out(holdout):
+    distance = OutputDistance(Two(), batches(), holdout=holdout)
+    assert not distance.held_out
+    assert distance.samples == 12
+    assert distance(Two(0.5)) == OutputDistance(Two(), batches())(Two(0.5))

@@ -79,7 +79,7 @@ def test_the_gain_is_measured_on_rows_that_decide_nothing_and_reported(finished_
     ]
     line = (
         "layers were compressed one after the other, in 2 passes over the data: fc1; fc2; relative output error on "
-        f"'test', all at once -> one after the other: fc1 {before['fc1']:.4f} -> {after['fc1']:.4f}, fc3 "
+        f"samples of 'test', all at once -> one after the other: fc1 {before['fc1']:.4f} -> {after['fc1']:.4f}, fc3 "
         f"{before['fc3']:.4f} -> {after['fc3']:.4f}"
     )
     assert f"compress: {line}" in said
@@ -102,7 +102,7 @@ def test_without_a_domain_for_it_the_held_out_share_measures_where_there_is_one(
     run.accumulate()
     run.compress()
     gain = Compression.read(run.project.compression).gain
-    assert gain.measured_on == f"the {'held-out' if share else 'training'} rows of 'target'"
+    assert gain.measured_on == f"samples {'held out of' if share else 'of'} 'target'"
     rule = ds.HoldoutRule(share, 0) if share else None
     small = ds.load(run.project.compressed, run.project.code.build)
     measured = ds.output_errors(

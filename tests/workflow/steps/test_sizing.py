@@ -1,5 +1,6 @@
 """Sizes by one rule for all layers, from the run file and from the command line, and what is kept of them."""
 
+import html
 import json
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_both_families_are_weighed_and_the_nearest_network_is_kept(finished_file
     run.compress()
     found = Compression.read(run.project.compression)
     assert {trial.plan for trial in found.choice.trials} >= {"factor pairs", "selections"}
-    assert found.choice.samples == 90  # all that the target has
+    assert (found.choice.samples, found.choice.measured_on) == (90, "samples of 'target'")  # all that it has
     small = ds.load(run.project.compressed, run.project.code.build)
     assert found.choice.trials[0].distance == pytest.approx(distance(run, small), rel=1e-9)
     one_family = []
@@ -97,7 +98,26 @@ def test_both_families_are_weighed_and_the_nearest_network_is_kept(finished_file
         one_family.append(distance(run, ds.load(alone.project.compressed, run.project.code.build)))
     assert found.choice.trials[0].distance <= min(one_family) + 1e-12
     page = opened(finished_file, params="50%").report()
-    assert "networks within the budget was kept, each measured whole on 90 samples" in page.read_text()
+    told = html.unescape(page.read_text())
+    assert "networks within the budget was kept, each measured whole on 90 samples of 'target'" in told
+
+
+def test_candidates_are_measured_on_samples_that_the_statistics_have_not_seen(run_file):
+    text = run_file.read_text().replace('heldout = "test"', "")
+    run_file.write_text(text.replace("[solve]", "[accumulate]\nheldout_share = 0.3\n[solve]"))
+    run = opened(run_file, params="50%")
+    run.train()
+    run.accumulate()
+    run.compress()
+    rule = ds.HoldoutRule(0.3, 0)
+    rows = torch.cat([x for x, *_ in run.project.code.batches("target")])
+    held_out = torch.from_numpy(rule.mask(np.arange(len(rows))))
+    choice = Compression.read(run.project.compression).choice
+    assert (choice.samples, choice.measured_on) == (int(held_out.sum()), "samples held out of 'target'")
+    by_hand = ds.OutputDistance(run.project.network, [rows[held_out]])
+    small = ds.load(run.project.compressed, run.project.code.build)
+    assert choice.trials[0].distance == pytest.approx(by_hand(small), rel=1e-6)
+    assert "samples held out of 'target'" in run.size_curve(["50%"]).table().footnote
 
 
 def test_validation_chooses_where_there_is_one_and_the_distance_among_equals(finished_file):

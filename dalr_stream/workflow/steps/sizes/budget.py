@@ -10,7 +10,6 @@ from dalr_stream.engine.sizes.choice import Judge, Sizes, networks_in_turn, netw
 from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
-from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.surgery.compress import Replacement, compress
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.sizes.families import PLANS
@@ -21,6 +20,7 @@ from dalr_stream.workflow.steps.scores.scoring import score_on
 from dalr_stream.workflow.steps.sizes.compression import Choice, LayerSize
 from dalr_stream.workflow.steps.sizes.stored_menus import methods_of_menus, selects, stored_menus
 from dalr_stream.workflow.steps.sizes.whole_network import share_of_counted
+from dalr_stream.workflow.steps.unseen import Unseen, output_distance
 
 BuildInTurn = Callable[[Mapping[str, LayerSize]], nn.Module]
 """Gives the network with layers of these sizes, one compressed after the other."""
@@ -47,7 +47,7 @@ def networks_in_words(project: Project, store: StoreView) -> str:
     networks, section = networks_at_most(project, store), project.config.compress
     turned = turned_at_most(project, store)
     again = f", and {turned} of them once more with one layer compressed after the other" if turned else ""
-    measured = f"measured on {section.samples:,} samples of '{project.config.solve.target}'"
+    measured = f"measured on {section.samples:,} {Unseen.deciding(project.config)}"
     return f"at most {networks:,} networks, {measured}{again}"
 
 
@@ -79,10 +79,7 @@ def _choose(
         unit = "multiply-adds a sample" if section.rule == "macs" else "weights"
         steps = "" if section.multiple_of is None else f", or lower compress.multiple_of = {section.multiple_of}"
         raise ConfigError(f"compress.{section.rule}, in {unit}: {error}{steps}") from None
-    batches = project.code.batches(project.config.solve.target)
-    distance = OutputDistance(
-        project.network, batches, samples=section.samples, rows=project.code.rows, distance=section.distance
-    )
+    distance, measured_on = output_distance(project)
     score = None if validation is None else score_on(project, "validation", validation)
 
     def build(replacements: dict[str, Replacement]) -> nn.Module:
@@ -91,7 +88,7 @@ def _choose(
     judge = Judge(distance, score, score is None or score.scale.higher)
     again = None if in_turn is None else _of_menus(in_turn)
     menu, choice = choose_from(menus, share, build, judge, in_turn=again, progress=progress)
-    return menu, choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples)
+    return menu, choice.chosen.sizes, Choice.of(choice, section.distance, distance.samples, measured_on)
 
 
 def _of_menus(build: BuildInTurn) -> InTurn:

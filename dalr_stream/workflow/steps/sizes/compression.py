@@ -115,17 +115,20 @@ class Choice:
     samples: int
     rank_correlation: float | None
     """Of predicted and measured distances."""
+    measured_on: str = "samples"
+    """Which samples, in words."""
     at_once: tuple[Trial, ...] = ()
     """Where trials were compressed layer after layer: those that they were taken from, measured all at once."""
 
     @classmethod
-    def of(cls, choice: SizeChoice, distance: Distance, samples: int) -> Choice:
+    def of(cls, choice: SizeChoice, distance: Distance, samples: int, measured_on: str) -> Choice:
         """Return what is kept of a choice."""
         return cls(
             tuple(map(Trial.of, choice.candidates)),
             UNITS[distance],
             samples,
             choice.rank_correlation,
+            measured_on,
             tuple(map(Trial.of, choice.at_once)),
         )
 
@@ -142,7 +145,7 @@ class Choice:
         how = "compressed layer after layer and measured whole" if self.at_once else "measured whole"
         return (
             f"the best of {len(self.trials)} networks within the budget{before} was kept, each {how} on "
-            f"{self.samples:,} samples ({self.unit}{agreement}): {told}"
+            f"{self.samples:,} {self.measured_on} ({self.unit}{agreement}): {told}"
         )
 
 
