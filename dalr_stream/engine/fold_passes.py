@@ -100,8 +100,8 @@ def fold_into(  # where to, what of, how, and with whom
             _require_same_choice(f"'{path}'", origin_of(path), feed.choice)
         feed.keep_weights(root, network)
         passes: list[Checkpoints] = []
-        for number, group in enumerate(feed.groups(folding)):
-            facts = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
+        facts = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
+        for number, group in enumerate(feed.groups(folding, _begun(root, domain, facts, feed.streams))):
             passes.append(Checkpoints(root, domain, f"@direct-{number}", {**facts, "layers": list(group)}))
             stopped = f"'{root}': the fold of '{domain}' that was stopped"
             _require_same_choice(stopped, passes[-1].origin(INDEX), feed.choice)
@@ -134,6 +134,19 @@ def fold_into(  # where to, what of, how, and with whom
         for checkpoints in passes:
             checkpoints.drop()
     return record
+
+
+def _begun(root: Place, domain: str, facts: Mapping[str, Any], streams: Sequence[str]) -> dict[tuple[str, ...], bool]:
+    """Return which of the streams each pass has that an earlier run began, whatever fitted then, and which are done."""
+    found: dict[tuple[str, ...], bool] = {}
+    while True:
+        origin = Checkpoints(root, domain, f"@direct-{len(found)}", facts).origin(INDEX) or {}
+        group = tuple(origin.get("layers", ()))
+        index = Checkpoints(root, domain, f"@direct-{len(found)}", {**facts, "layers": list(group)}).load(INDEX)
+        before = {name for streams_before in found for name in streams_before}
+        if index is None or not group or not {*streams} - before >= {*group}:
+            return found
+        found[group] = index.values["ended"]
 
 
 def kept_record(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from dalr_stream.progress import Progress
@@ -15,6 +15,10 @@ from dalr_stream.streaming.ranks.strip_sink import StripSink
 
 Folds = FoldSink | SegmentSink | StripSink
 """What folds the rows of a pass: by lanes, by segments, or strips of either."""
+
+
+Begun = Mapping[tuple[str, ...], bool]
+"""Streams of each pass that an earlier run began, and whether it was done with it."""
 
 
 class StripGroup(tuple[str, ...]):
@@ -44,10 +48,11 @@ class RowFeed(Protocol):
     def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write the weights of the streams' layers to a store, where they are not there yet."""
 
-    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
+    def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:
         """Return the streams of each pass, as a `StripGroup` where ranks share their sums.
 
-        Raises MemoryLimitError where one alone does not fit.
+        Passes that were `begun` come first, as they were; one that was not done by then may be done in another way,
+        with those after it. Raises MemoryLimitError where one stream alone does not fit.
         """
 
     def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
