@@ -83,6 +83,7 @@ def _on(ranks: int, *size: int) -> Shared:
 def _one(folder: str, width: int, batches: int, samples: int) -> dict[str, float]:
     """What each process does: fold a little to warm up, then time and weigh the pass."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     folding = Folding(workers=Threads(1))
     with ds.open_ranks() as ranks:
         for name, size in (("warm", (8, 2 * ranks.ranks, 4)), ("store", (width, batches, samples))):
