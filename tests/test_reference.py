@@ -54,7 +54,7 @@ def test_the_verb_prints_keys_and_json():
     assert "[solve]" not in shown.output
     facts = json.loads(CliRunner().invoke(app, ["keys", "--json"]).stdout)
     (solve,) = [section for section in facts if section["name"] == "solve"]
-    assert {"name": "methods", "type": "list of methods", "default": "all but the weighted ones"}.items() <= (
+    assert {"name": "methods", "type": "list of methods", "default": "all but heads and the weighted ones"}.items() <= (
         solve["keys"][0].items()
     )
 

@@ -76,6 +76,21 @@ DryRun = Annotated[
 ]
 
 
+Ranks = Annotated[int, typer.Option(min=1, metavar="N", help="Processes that capture and accumulate.")]
+RatesGiven = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rate", metavar="NAME=NUMBER", help="How fast: forward, sums (operations/s), link, bucket (bytes/s)."
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Look at no data: each domain has N samples in batches as stated."),
+]
+Shape = Annotated[str | None, typer.Option(metavar="N,N,...", help="Shape of a batch of numbers, e.g. 64,3,224,224.")]
+Tokens = Annotated[str | None, typer.Option(metavar="N,LENGTH", help="Shape of a batch of token ids, e.g. 8,2048.")]
+
+
 def open_run(
     file: Path,
     overrides: list[str] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,12 @@ from dalr_stream.cli.options import (
     ByMethod,
     Memory,
     Overrides,
+    Ranks,
+    RatesGiven,
     RunFile,
+    Samples,
+    Shape,
+    Tokens,
     open_run,
     with_machine,
 )
@@ -34,21 +39,32 @@ def layers(file: RunFile, overrides: Overrides = None, as_json: AsJson = False) 
         console.print(reason, soft_wrap=True, highlight=False, markup=False)
 
 
-def estimate(
+def estimate(  # noqa: PLR0913, PLR0917  # each is an option
     file: RunFile,
     overrides: Overrides = None,
     memory: Memory = None,
-    ranks: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that capture and accumulate.")] = 1,
+    ranks: Ranks = 1,
+    rates: RatesGiven = None,
+    samples: Samples = None,
+    shape: Shape = None,
+    tokens: Tokens = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what a run will cost, before it starts."""
     from dalr_stream.workflow.run_cost import cost_of
+    from dalr_stream.workflow.without_data import StatedData, cost_without_data, parse_rates
 
-    project, console = open_run(file, with_machine(overrides, memory)).project, console_for()
-    cost = cost_of(project, project.recorded_stand_in(), ranks=ranks)
+    set_by, known = with_machine(overrides, memory), parse_rates(rates or [])
+    stated = StatedData.of(samples, shape, tokens)
+    if stated is None:
+        project = open_run(file, set_by).project
+        cost: Any = cost_of(project, project.recorded_stand_in(), ranks=ranks, rates=known)
+    else:
+        cost = cost_without_data(file, set_by, stated, ranks=ranks, rates=known)
     if as_json:
         typer.echo(json.dumps(cost.facts(), indent=1))
     else:
+        console = console_for()
         for table in cost.tables:
             console.print(table)
         for line in cost.lines:

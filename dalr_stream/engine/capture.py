@@ -138,6 +138,7 @@ def watched_streams(model: nn.Module, layers: Sequence[LayerSpec]) -> dict[str, 
 def keep_weights(model: nn.Module, layers: Sequence[LayerSpec], root: Place, network: str) -> None:
     """Write each layer's weight and bias to the store of `network`, where they are not there yet."""
     facts = {"network": network}
+    layers = list({layer.name: layer for layer in layers}.values())  # of several sides, once
     missing = [layer for layer in layers if origin_of(weights_path(root, layer.name)) != facts]
     for group in Pieces.of(model).one_by_one(missing):
         for layer in group:
@@ -200,6 +201,8 @@ def _layer_record(model: nn.Module, layer: LayerSpec) -> LayerRecord:
         layer.unprunable,
         layer.side.value,
         bias_digest(module),
+        layer.heads,
+        layer.no_heads,
     )
 
 

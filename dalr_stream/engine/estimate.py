@@ -65,14 +65,16 @@ def estimate(
     readers: list[dict[str, str]] = []
     counts: dict[str, dict[str, int]] = {}
     known: list[dict[str, int | None]] = []
-    probe, most = BatchMemory(), 0
+    lengths: dict[str, int] = {}
+    varying: set[str] = set()
+    probe = BatchMemory()
     for domain, batches in loaders.items():
         length = length_of(batches)
         if length is None:
             raise InvalidInputError(
                 f"domains.{domain}.batches: the loader has no length: give it, or its data set, __len__"
             )
-        first, most = next(iter(batches), None), max(most, length)
+        first, lengths[domain] = next(iter(batches), None), length
         if first is None:
             raise InvalidInputError(f"domains.{domain}.batches: the loader is empty: check the data set and its split")
         with refusals_explained(first, f"domain '{domain}', batch 0"):
@@ -81,6 +83,7 @@ def estimate(
         readers.append(same_as_before(taken))
         counts[domain] = {name: of_layer.rows.shape[0] * length for name, of_layer in taken.items()}
         known.append({name: most_rows(one, first, batches, folding) for name, one in taken.items()})
+        varying |= {name for name, one in taken.items() if one.counts is not None}
     shared = dict(set.intersection(*(set(reader.items()) for reader in readers))) if readers else {}
     total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
     loads = [
@@ -98,10 +101,10 @@ def estimate(
         direct=direct,
         memory_limit_bytes=folding.memory_limit_bytes,
         forward_bytes=probe.forward_bytes,
-        segments=folding.segments(most),
+        segments=folding.segments(max(lengths.values(), default=0)),
         ranks=ranks,
     )
-    return replace(found, rows=counts)
+    return replace(found, rows=counts, batches=lengths, varying=frozenset(varying))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalr_stream.errors import FewSamplesWarning, InvalidInputError, OutlierFeaturesWarning
+from dalr_stream.numerics.heads.factors import DEFAULT_RIDGE as RESTORE_RIDGE
+from dalr_stream.numerics.heads.factors import HeadFactors, head_factors
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors
@@ -62,11 +66,11 @@ def solve(
     Raises
     ------
     InvalidInputError
-        For an unknown method, and where the layer lacks the moments that it needs.
+        For an unknown method, for heads, which are four layers, and where the layer lacks the moments that it needs.
 
     See Also
     --------
-    dalr, truncated_svd, spectral, momasp : the solvers themselves, with all their options.
+    dalr, truncated_svd, spectral, momasp, numerics.head_factors : the solvers themselves, with all their options.
 
     Examples
     --------
@@ -80,11 +84,28 @@ def solve(
     5
     """
     named = parse_choice(Method, method, "method")
+    if named.family is Family.HEADS:
+        raise InvalidInputError(
+            f"layer '{layer.name}': '{named.value}' is solved from the four layers of an attention: "
+            "numerics.head_factors(statistics, structure.heads_of(name))"
+        )
     if named.family is Family.LOW_RANK:
         return solve_low_rank(layer, named, ridge, gradient_ridge)
     if source is not None and named.form is not None:
         return momasp(layer, source, form=named.form, strength=strength, metric=named.metric)
     return solve_selection(layer, named, strength)
+
+
+def solve_heads(
+    layers: Mapping[str, Layer],
+    layout: HeadLayout,
+    method: Method,
+    restore_ridge: float = RESTORE_RIDGE,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
+) -> HeadFactors:
+    """Return heads of every size, by the name of a method; `layers` are those of the attention."""
+    weighted = method is Method.HEADS_WEIGHTED
+    return head_factors(layers, layout, ridge=restore_ridge, weighted=weighted, gradient_ridge=gradient_ridge)
 
 
 def solve_low_rank(

@@ -12,12 +12,14 @@ from typing import Any, overload
 
 from torch import nn
 
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.wrapped import plain_network
 from dalr_stream.network.layers.patterns import Pattern, listed
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
+from dalr_stream.network.structure.attentions import attentions_among, with_heads
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
-from dalr_stream.network.surgery.rehearsal import try_selections
+from dalr_stream.network.surgery.rehearsal import try_heads, try_selections
 from dalr_stream.numerics.rows.streams import Side
 
 
@@ -55,6 +57,7 @@ def watch(
     example: Any = None,
     outputs: Iterable[Pattern] = (),
     gradients: Iterable[Pattern] = (),
+    heads: bool = False,
 ) -> WatchedLayers:
     r"""Return the layers to record so that those the patterns match can be compressed.
 
@@ -75,6 +78,10 @@ def watch(
     gradients
         Patterns of layers for which the gradients of a loss by their outputs are recorded as well, as
         `name@gradients`. They need no labels, and a backward pass of each batch; `RowRule.gradients` says which.
+    heads
+        Find the attentions among the layers, of which all four are matched: each output layer then carries its heads,
+        or the reason why they cannot get narrower (`no_heads`). Needs an example, and a few forward passes of a few of
+        its samples for each layer.
 
     Returns
     -------
@@ -87,6 +94,8 @@ def watch(
         For a pattern that matches no module, with the nearest names.
     UnsupportedLayerError
         For a pattern that matches only modules which cannot be compressed.
+    InvalidInputError
+        Where heads are asked for without an example.
 
     See Also
     --------
@@ -118,6 +127,12 @@ def watch(
     if example is not None:
         structure = example if isinstance(example, Structure) else Structure.of(model, example)
         specs = with_selections(specs, structure)
+    if heads:
+        if structure is None:
+            raise InvalidInputError(
+                "watch: which layers are an attention shows when a batch goes through: give example="
+            )
+        specs = with_narrower_heads(specs, structure)
     for side, given in ((Side.OUTPUTS, outputs), (Side.GRADIENTS, gradients)):
         wanted = listed(given)
         if wanted:
@@ -129,3 +144,8 @@ def with_selections(layers: Sequence[LayerSpec], structure: Structure) -> tuple[
     """Return what `with_readers` does, where each group was tried: the network runs without some of its channels."""
     try_selections(structure, [layer.name for layer in layers])
     return with_readers(layers, structure)
+
+
+def with_narrower_heads(layers: Sequence[LayerSpec], structure: Structure) -> tuple[LayerSpec, ...]:
+    """Return the layers, each with the attention whose output layer it is; that was tried with narrower heads."""
+    return with_heads(layers, try_heads(structure, attentions_among(layers, structure)))

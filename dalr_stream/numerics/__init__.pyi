@@ -6,6 +6,7 @@ from dalr_stream.numerics.heads.layout import HeadLayout as HeadLayout
 from dalr_stream.numerics.heads.narrowed import HeadLosses as HeadLosses
 from dalr_stream.numerics.heads.narrowed import NarrowedHeads as NarrowedHeads
 from dalr_stream.numerics.heads.narrowed import head_losses as head_losses
+from dalr_stream.numerics.heads.narrowed import head_nats as head_nats
 from dalr_stream.numerics.linalg.precision import Precision as Precision
 from dalr_stream.numerics.lowrank.from_rows import dalr_from_rows as dalr_from_rows
 from dalr_stream.numerics.lowrank.grouped import GroupedFactors as GroupedFactors
@@ -25,6 +26,7 @@ from dalr_stream.numerics.sizes.allocation import common_energy as common_energy
 from dalr_stream.numerics.sizes.allocation import common_share as common_share
 from dalr_stream.numerics.sizes.allocation import uniform as uniform
 from dalr_stream.numerics.sizes.allocation import within_budget as within_budget
+from dalr_stream.numerics.sizes.head_layer import head_layer as head_layer
 from dalr_stream.numerics.sizes.losses import relative_errors as relative_errors
 from dalr_stream.numerics.sizes.nats import by_nats as by_nats
 from dalr_stream.numerics.sizes.shape import LayerShape as LayerShape

@@ -1,8 +1,9 @@
 """The methods the package compares, by the names used in run files, stores and reports.
 
-Two families: *low rank* methods replace a layer by a pair of factors and leave its neighbours alone; *selections*
-keep some of a layer's nodes and shrink the next layer with it. One table says which options of `dalr` each of its names
-stands for, and one which form of MoMaSP; nobody else keeps such a list.
+Three families: *low rank* methods replace a layer by a pair of factors and leave its neighbours alone; *selections*
+keep some of a layer's nodes and shrink the next layer with it; *heads* shrink the four layers of an attention together.
+One table says which options of `dalr` each of its names stands for, and one which form of MoMaSP; nobody else keeps
+such a list.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ class Family(StrEnum):
         Replaces a layer by a pair of factors.
     SELECTION
         Keeps some of a layer's nodes, and shrinks the layers that read them.
+    HEADS
+        Gives the heads of an attention fewer dimensions, and so shrinks its four layers together; it goes by the name
+        of the output layer.
     """
 
     LOW_RANK = "low_rank"
     SELECTION = "selection"
+    HEADS = "attention"
 
 
 class Variant(StrEnum):
@@ -152,6 +157,10 @@ class Method(StrEnum):
         The same, weighted as `spectral_weighted` is.
     MOMASP_SUBSET
         Spectral pruning that prefers nodes which respond alike on two domains, judged with those kept already (Eq. 3).
+    HEADS
+        Give the heads of an attention fewer dimensions, those that its scores and outputs lose least by.
+    HEADS_WEIGHTED
+        Those that the loss feels least.
 
     Examples
     --------
@@ -179,6 +188,8 @@ class Method(StrEnum):
     MOMASP_NODE = "momasp_node"
     MOMASP_WEIGHTED = "momasp_weighted"
     MOMASP_SUBSET = "momasp_subset"
+    HEADS = "heads"
+    HEADS_WEIGHTED = "heads_weighted"
 
     @property
     def label(self) -> str:
@@ -187,7 +198,9 @@ class Method(StrEnum):
 
     @property
     def family(self) -> Family:
-        """Low rank or selection."""
+        """Low rank, selection or heads."""
+        if self in (Method.HEADS, Method.HEADS_WEIGHTED):
+            return Family.HEADS
         return Family.SELECTION if self in _SELECTIONS else Family.LOW_RANK
 
     @property
@@ -218,7 +231,7 @@ class Method(StrEnum):
     @property
     def needs_gradients(self) -> bool:
         """Whether it weighs errors by the gradients of the loss."""
-        return self is Method.DALR_WEIGHTED_AFFINE or self.metric is Metric.LOSS
+        return self in (Method.DALR_WEIGHTED_AFFINE, Method.HEADS_WEIGHTED) or self.metric is Metric.LOSS
 
     @property
     def metric(self) -> Metric:
@@ -241,18 +254,6 @@ class Method(StrEnum):
         return self in _KEEP_WEIGHT
 
 
-_SELECTIONS = frozenset(
-    {
-        Method.PRUNE_MEAN,
-        Method.PRUNE_MAX,
-        Method.SPECTRAL,
-        Method.SPECTRAL_READERS,
-        Method.SPECTRAL_WEIGHTED,
-        Method.MOMASP_NODE,
-        Method.MOMASP_SUBSET,
-        Method.MOMASP_WEIGHTED,
-    }
-)
 _PRUNING = frozenset({Method.PRUNE_MEAN, Method.PRUNE_MAX})
 _KEEP_WEIGHT = frozenset({Method.SVD, Method.SVD_BC, Method.DALR_ANCHORED, Method.DALR_ANCHORED_AFFINE})
 _METRICS = {
@@ -272,6 +273,7 @@ _DALR = {
 }
 _METHOD_OF = {options: method for method, options in _DALR.items()}
 _FORMS = {**{form.method: form for form in Form}, Method.MOMASP_WEIGHTED: Form.NODE}
+_SELECTIONS = frozenset({*_PRUNING, Method.SPECTRAL, Method.SPECTRAL_READERS, Method.SPECTRAL_WEIGHTED, *_FORMS})
 _LABELS = {
     Method.SVD: "SVD",
     Method.SVD_BC: "SVD + BC",
@@ -291,4 +293,6 @@ _LABELS = {
     Method.MOMASP_NODE: "MoMaSP (node)",
     Method.MOMASP_SUBSET: "MoMaSP (subset)",
     Method.MOMASP_WEIGHTED: "MoMaSP (weighted)",
+    Method.HEADS: "narrower heads",
+    Method.HEADS_WEIGHTED: "narrower heads (weighted)",
 }

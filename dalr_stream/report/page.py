@@ -26,7 +26,8 @@ from dalr_stream.report.records.results import LayerResults, Results
 from dalr_stream.report.style import css_name, drawing, inks
 from dalr_stream.report.tables.overview import evaluated_alone, many_layers, overview_table
 from dalr_stream.report.tables.published import published_tables
-from dalr_stream.report.tables.scores import headline_table, score_table, size_table
+from dalr_stream.report.tables.scores import headline_table, score_table
+from dalr_stream.report.tables.sizes import size_table
 from dalr_stream.report.tables.speed import speed_tables
 
 _HERE = Path(__file__).parent

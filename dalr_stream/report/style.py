@@ -1,7 +1,7 @@
 """The look of every figure: one colour and one marker a method, the same wherever the method appears.
 
-Families are told apart by hue (SVD grey and orange, DALR blues, selections greens and purples), variants of a family
-by lightness and marker, and the methods a reader looks for first by a heavier line and a filled marker. So the
+Families are told apart by hue (SVD grey and orange, DALR blues, selections greens and purples, heads reds), variants of
+a family by lightness and marker, and the methods a reader looks for first by a heavier line and a filled marker. So the
 identity of a curve never rests on colour alone, and line style stays free to say training or held-out.
 
 Each colour has a twin for dark pages. Figures are drawn once, in the light colours; `svg.inline_svg` then replaces
@@ -86,6 +86,8 @@ LOOKS: Mapping[Method, Look] = MappingProxyType(
         Method.MOMASP_NODE: Look(Ink("#b5489c", "#e882ce"), "X", emphasised=True),
         Method.MOMASP_SUBSET: Look(Ink("#d193c3", "#99588a"), "p"),
         Method.MOMASP_WEIGHTED: Look(Ink("#c06fae", "#b872a6"), "+"),
+        Method.HEADS: Look(Ink("#b03a2e", "#f1948a"), "H"),
+        Method.HEADS_WEIGHTED: Look(Ink("#cd6155", "#d98880"), "8"),
     }
 )
 

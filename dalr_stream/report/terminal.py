@@ -14,7 +14,8 @@ from dalr_stream.report.cells import Cell, Row, RowKind, Table
 from dalr_stream.report.claims import claim
 from dalr_stream.report.records.results import Results
 from dalr_stream.report.tables.overview import many_layers, overview_table
-from dalr_stream.report.tables.scores import NOT_REACHED, NOT_REACHED_REMEDY, headline_table, size_table
+from dalr_stream.report.tables.scores import NOT_REACHED, NOT_REACHED_REMEDY, headline_table
+from dalr_stream.report.tables.sizes import size_table
 from dalr_stream.report.tables.speed import latency_table
 
 _UNBOUNDED = 1000

@@ -29,8 +29,9 @@ from dalr_stream.report.records.results import Results
 from dalr_stream.report.style import drawing
 from dalr_stream.report.tables.overview import overview_table
 from dalr_stream.report.tables.published import published_tables
-from dalr_stream.report.tables.scores import headline_table, score_table, size_table
+from dalr_stream.report.tables.scores import headline_table, score_table
 from dalr_stream.report.tables.series import layer_series
+from dalr_stream.report.tables.sizes import size_table
 from dalr_stream.report.tables.speed import speed_tables
 from dalr_stream.storage.durable import sync
 

@@ -18,11 +18,11 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
 from dalr_stream.storage.buckets.array import BucketArray
-from dalr_stream.storage.chunks import ZSTD_LEVEL, fill_value
+from dalr_stream.storage.chunks import ZSTD_LEVEL, fill_value, rows_of_chunk
 from dalr_stream.storage.metadata import FILE, read_metadata, write_metadata
 from dalr_stream.storage.places.path import BucketPath
 from dalr_stream.storage.places.place import Place
-from dalr_stream.storage.schema import MAX_CHUNK_BYTES, ArraySpec
+from dalr_stream.storage.schema import ArraySpec
 
 
 def open_array(path: Place, *, write: bool = False) -> Any:
@@ -49,8 +49,7 @@ def create_array(
     Whoever makes it syncs the folder it is in. What was never written reads as `fill_value`.
     """
     if chunk_rows is None:
-        row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
-        chunk_rows = max(1, min(max(shape[0], 1), MAX_CHUNK_BYTES // row_bytes))
+        chunk_rows = rows_of_chunk(shape, dtype.itemsize)
     files: dict[str, Any] = {}
     zarr.create_array(
         MemoryStore(files),

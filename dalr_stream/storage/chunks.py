@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
+from dalr_stream.storage.schema import MAX_CHUNK_BYTES
+
 ZSTD_LEVEL = 1
+
+
+def rows_of_chunk(shape: Sequence[int], itemsize: int) -> int:
+    """Return how many rows a chunk of an array has where nothing else decides it: `MAX_CHUNK_BYTES` at most."""
+    row_bytes = max(1, prod(shape[1:]) * itemsize)
+    return max(1, min(max(shape[0], 1), MAX_CHUNK_BYTES // row_bytes))
 
 
 def fill_value(dtype: np.dtype[Any]) -> float | int:

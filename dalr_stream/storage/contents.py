@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.rows.probe import Probe, disagreeing
 from dalr_stream.numerics.rows.sampling import EVERY_ROW
 from dalr_stream.numerics.rows.streams import SIDES, Side, require_name
@@ -46,6 +47,10 @@ class LayerRecord:
     Where two networks are (`Pairing`), `inputs` and `outputs` are the widths of x and z, and rows are [x | z]."""
     bias_digest: str = ""
     """`NO_BIAS` where there is none; empty in stores that did not record it."""
+    heads: HeadLayout | None = None
+    """The attention whose output layer this is, where its heads can get narrower; None where not, or nobody asked."""
+    no_heads: str = ""
+    """Why they cannot."""
 
     def __post_init__(self) -> None:
         require_count(self.inputs, "inputs", 1, MAX_FEATURES)
@@ -69,6 +74,10 @@ class NetworkRecord:
     def __post_init__(self) -> None:
         require_names("layer", self.layers)
         require_names("stream", (reader.stream for layer in self.layers.values() for reader in layer.readers))
+        layouts = [layer.heads for layer in self.layers.values() if layer.heads is not None]
+        lost = {name for layout in layouts for name in layout.layers} - set(self.layers)
+        if lost:
+            raise InvalidInputError(f"an attention has a layer '{min(lost)}', which the network does not have")
 
     def with_probe(self, probe: Probe, place: str) -> NetworkRecord:
         """Return the record with a probe of its own form; raises FingerprintMismatchError for another network's."""

@@ -21,6 +21,7 @@ from dalr_stream.errors import (
     StoreError,
     StoreNotFoundError,
 )
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader
@@ -41,7 +42,10 @@ from dalr_stream.storage.places.place import Place, write_file
 from dalr_stream.storage.schema import READABLE, SCHEMA_VERSION, require_count
 
 FILE = MANIFEST
-_ADDED: Mapping[type, Mapping[str, Any]] = {LayerRecord: {"bias_digest": ""}, RowsRecord: {"samples": 0}}
+_ADDED: Mapping[type, Mapping[str, Any]] = {
+    LayerRecord: {"bias_digest": "", "heads": None, "no_heads": ""},
+    RowsRecord: {"samples": 0},
+}
 """What manifests of this schema may lack, as they were written before."""
 _PLAIN = {"int": int, "str": str, "bool": bool}
 _Record = TypeVar("_Record", "NetworkRecord", "LayerRecord", "RowsRecord", "DomainRecord")
@@ -134,7 +138,12 @@ def _unsealed(path: Place, data: bytes, remedy: str) -> Any:
 def _manifest(body: dict[str, Any]) -> Manifest:
     network = body["network"]
     layers = {
-        name: _record(LayerRecord, layer, readers=tuple(ChannelReader.of_plain(one) for one in layer["readers"]))
+        name: _record(
+            LayerRecord,
+            layer,
+            readers=tuple(ChannelReader.of_plain(one) for one in layer["readers"]),
+            heads=None if layer.get("heads") is None else HeadLayout(**layer["heads"]),
+        )
         for name, layer in network["layers"].items()
     }
     domains = {name: _domain(domain) for name, domain in body["domains"].items()}

@@ -88,6 +88,21 @@ SELECTION = (
     ArraySpec("not_live", ("dead",), "int64", "nodes not live on the target, taken last"),
 )
 
+HEADS = (
+    ArraySpec(
+        "score_up", ("group", "dimension", "rank"), "float64", "what queries are projected by; rank r: r columns"
+    ),
+    ArraySpec("score_down", ("group", "rank", "dimension"), "float64", "what keys are projected by; rank r: r rows"),
+    ArraySpec("score_losses", ("group", "rank_0"), "float64", "what is lost of the scores at rank 0..p"),
+    ArraySpec("mixed_up", ("group", "dimension", "rank"), "float64", "what restores a head of what the output reads"),
+    ArraySpec("mixed_down", ("group", "rank", "dimension"), "float64", "what values are projected by"),
+    ArraySpec(
+        "mixed_losses", ("group", "rank_0"), "float64", "what is lost of the outputs at rank 0..p, each head alone"
+    ),
+    ArraySpec("outputs_moment", ("feature", "feature_2"), "float64", "of what the output layer reads"),
+    ArraySpec("mean", ("feature",), "float64", "its mean for the affine form, else zeros"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
@@ -139,9 +154,16 @@ RECORDS = (
     RecordSpec("solutions/<layer>/<method>", "factors of every rank", "solve", LOW_RANK, _SOLUTION),
     RecordSpec("solutions/<layer>/<method>", "a selection of every size", "solve", SELECTION, _SOLUTION),
     RecordSpec(
+        "solutions/<layer>/<method>",
+        "heads of every size, under the output layer of their attention",
+        "solve",
+        HEADS,
+        {**_SOLUTION, "layout": "layers and heads of the attention", "ridge": "of the restoration, relative"},
+    ),
+    RecordSpec(
         "unfinished/<domain>/<layer>/<lane>",
-        "a checkpoint: gone once the moments are kept. A direct run has `@direct-<group>` in place of layer and lane; one "
-        "of ranks that share the sums has a record for each block of 1,024 rows of each sum",
+        "a checkpoint: gone once the moments are kept. A direct run has `@direct-<group>` in place of layer and lane; "
+        "one of ranks that share the sums has a record for each block of 1,024 rows of each sum",
         "accumulate",
         (*_LANES, *PENDING),
         {"values": "batch or tile that comes next", "counts": "rows and samples of each lane, by part"},

@@ -1,22 +1,24 @@
 """Folds on the workers of a dask.distributed cluster: one that is running, or one made here for the purpose.
 
 Workers read tiles from the store themselves, so it must lie on a disk that all of them see, or in a bucket. A worker
-that dies loses its task, which dask gives to another; tasks are pure, so the result is the same.
+that dies loses its task, which dask gives to another; tasks are pure, so the result is the same. Which workers may take
+part is asked of each of them (`workers`), and again where those are all gone and others came in their place.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, TypeVar
 
-from dalr_stream.errors import DalrStreamError, DalrStreamWarning, InvalidInputError, ResourceError
+from dalr_stream.errors import DalrStreamError, DalrStreamWarning, InvalidInputError, ResourceError, StoreError
 from dalr_stream.storage.places.place import Place
+from dalr_stream.streaming.workers import in_words, look, named, why_left_out
 
 Result = TypeVar("Result")
 
@@ -25,6 +27,16 @@ PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 1.0
 RETRIES = 3
 """Times a task is given to another worker after its own died or failed to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Workers that take part in a job."""
+
+    only: list[str] | None
+    """None for all there are."""
+    asked: Collection[str]
+    """Those that were asked, whether they take part or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,69 +63,124 @@ class Cluster:
         done: Callable[[int], None],
         *,
         reads: Sequence[Place],
+        libraries: Sequence[str] = (),
     ) -> list[Result]:
         """Run `function(*arguments)` for each named task; `done` hears how many are finished. Results keep the order.
 
-        Only workers on which the files `reads` are as they are here take part. Raises what a task raised, its other
-        tasks are then cancelled; ResourceError where no worker sees them, where none is left for `PATIENCE_SECONDS`,
-        and where the scheduler is gone.
+        Only workers take part on which the files `reads` are as they are here, and the `libraries` of the same
+        versions. Raises what a task raised, its other tasks are then cancelled; ResourceError where no worker can take
+        part, where none is left for `PATIENCE_SECONDS`, where each that tried a task died, and where the scheduler is
+        gone.
         """
+        results: dict[str, Result] = {}
         with self._explained():
-            chosen = self._workers_that_see(reads)
-            futures = [
-                self.client.submit(function, *arguments, key=name, retries=RETRIES, pure=True, workers=chosen)
-                for name, arguments in tasks.items()
-            ]
-            try:
-                with self.client.as_current():
-                    self._wait(futures, chosen, done)
-                    results: list[Result] = self.client.gather(futures)
-            finally:
-                self.client.cancel(futures, force=True)
-        return results
+            for attempt in count():
+                chosen = self._choose(reads, libraries)
+                left = {name: arguments for name, arguments in tasks.items() if name not in results}
+                self._round(function, left, f"-{attempt}" if attempt else "", chosen, results, done)
+                if len(results) == len(tasks):
+                    break
+        return [results[name] for name in tasks]
 
-    def _wait(self, futures: Sequence[Any], chosen: list[str] | None, done: Callable[[int], None]) -> None:
+    def _round(  # what is done, by whom, and where it goes
+        self,
+        function: Callable[..., Result],
+        tasks: Mapping[str, tuple[Any, ...]],
+        suffix: str,
+        chosen: _Chosen,
+        results: dict[str, Result],
+        done: Callable[[int], None],
+    ) -> None:
+        """Put what becomes of the tasks among the results; those are left over whose workers are all gone."""
+        futures = {
+            self.client.submit(
+                named, function, *arguments, key=f"{name}{suffix}", retries=RETRIES, pure=True, workers=chosen.only
+            ): name
+            for name, arguments in tasks.items()
+        }
+        try:
+            with self.client.as_current():
+                self._wait(futures, chosen, results, done)
+        finally:
+            self.client.cancel(list(futures), force=True)
+
+    def _wait(
+        self,
+        futures: Mapping[Any, str],
+        chosen: _Chosen,
+        results: dict[str, Result],
+        done: Callable[[int], None],
+    ) -> None:
         """Wait until all are finished, and no longer than `PATIENCE_SECONDS` while there is nobody to do them."""
         from distributed import wait
 
         pending, last_seen = set(futures), time.monotonic()
         while pending:
             try:
-                finished, pending = wait(pending, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED")
+                finished = wait(pending, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done
             except TimeoutError:
                 finished = set()
-            for future in finished:
-                if future.status != "finished":
-                    future.result()
-            if finished:
-                done(len(futures) - len(pending))
-            workers = self.client.nthreads()
-            if finished or (workers.keys() & chosen if chosen is not None else workers):
+            brought = {future for future in finished if self._bring(future, futures[future], results)}
+            pending -= brought
+            if brought:
+                done(len(results))
+            workers = self.client.nthreads().keys()
+            if brought or (workers if chosen.only is None else workers & chosen.only):
                 last_seen = time.monotonic()
+            elif workers - set(chosen.asked):
+                return  # others came in their place: they are asked
             elif time.monotonic() - last_seen > PATIENCE_SECONDS:
                 raise ResourceError(self._no_worker())
 
-    def _workers_that_see(self, files: Sequence[Place]) -> list[str] | None:
-        """Return the workers on which files are as they are here; None for all of them."""
-        try:
-            self.client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
-        except TimeoutError:
-            raise ResourceError(self._no_worker()) from None
-        here, there = _digests(files), self.client.run(_digests, files)
-        names = " and ".join(f"'{file}'" for file in files)
-        seeing = [worker for worker, digest in there.items() if digest == here]
-        if not seeing:
-            raise ResourceError(
-                f"cluster: none of the {len(there)} workers sees {names} as it is here: put the store on a disk that "
-                "all of them see, or in a bucket for which they have the credentials"
-            )
-        if len(seeing) == len(there):
-            return None
-        blind = ", ".join(sorted(set(there) - set(seeing)))
-        warnings.warn(
-            f"cluster: workers that do not see {names} are left out: {blind}", DalrStreamWarning, stacklevel=2
-        )
-        return seeing
+    def _bring(self, future: Any, name: str, results: dict[str, Result]) -> bool:
+        """Fetch what a task gave; False where the worker that has it died meanwhile, so that it is done again."""
+        from distributed import KilledWorker
+
+        patience = PATIENCE_SECONDS
+        while future.status in ("finished", "error"):
+            try:
+                results[name] = future.result(timeout=patience)
+            except KilledWorker as error:
+                raise ResourceError(
+                    f"cluster: each worker that did '{name}' died, the last of them '{error.last_worker.address}': "
+                    "give workers more memory (dalr-stream estimate says how much), and run the same command again"
+                ) from None
+            except TimeoutError:
+                if future.status == "error":  # the task's own
+                    raise
+                patience *= 2  # it may be large
+            else:
+                return True
+        return False
+
+    def _choose(self, files: Sequence[Place], libraries: Sequence[str]) -> _Chosen:
+        """Ask all workers, and return which of them may take part."""
+        here = look(files, libraries)
+        if here.refusal:
+            raise StoreError(here.refusal)
+        there = self._answers(files, libraries)
+        reasons = {worker: why_left_out(here, answer, files) for worker, answer in there.items()}
+        left_out = {worker: reason for worker, reason in reasons.items() if reason}
+        if len(left_out) == len(there):
+            raise ResourceError(f"cluster: none of the {len(there)} workers can take part: {in_words(left_out)}")
+        if not left_out:
+            return _Chosen(None, there.keys())
+        warnings.warn(f"cluster: left out: {in_words(left_out)}", DalrStreamWarning, stacklevel=2)
+        return _Chosen([worker for worker in there if worker not in left_out], there.keys())
+
+    def _answers(self, files: Sequence[Place], libraries: Sequence[str]) -> dict[str, object]:
+        """Return what each worker answers; of those that died while they were asked, only where that goes on."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                self.client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+            except TimeoutError:
+                raise ResourceError(self._no_worker()) from None
+            there: dict[str, object] = self.client.run(look, files, libraries, on_error="return")
+            answered = {worker: answer for worker, answer in there.items() if not isinstance(answer, OSError)}
+            if answered or time.monotonic() > end:
+                return answered or there
+            time.sleep(_POLL_SECONDS)
 
     def _no_worker(self) -> str:
         return (
@@ -133,14 +200,6 @@ class Cluster:
             raise ResourceError(
                 f"cluster: the scheduler at '{address}' is gone: start it, and run the same command again"
             ) from None
-
-
-def _digests(files: Sequence[Place]) -> list[str] | None:
-    """Return the SHA-256 of each file; None where one cannot be read."""
-    try:
-        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    except (OSError, DalrStreamError):
-        return None
 
 
 @contextmanager

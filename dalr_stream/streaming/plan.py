@@ -52,6 +52,10 @@ class MemoryPlan:
     """Disk for what blocks give each other, while a network runs block by block."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Rows of each stream on each domain, by the domain's name, where loaders told."""
+    batches: Mapping[str, int] = field(default_factory=dict)
+    """Batches of each domain, where loaders told."""
+    varying: frozenset[str] = frozenset()
+    """Streams of which samples may give unequal numbers of rows."""
     strips: tuple[StripPass, ...] = ()
     """Those of the passes in which ranks share the sums of each layer; the others deal the batches to them."""
 

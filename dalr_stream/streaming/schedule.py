@@ -27,6 +27,7 @@ from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.folding import Threads, Workers
 from dalr_stream.streaming.lanes import LaneTask, Pace, TileDone, fold_lane, saved
 from dalr_stream.streaming.tile_source import OpenTiles
+from dalr_stream.streaming.workers import libraries_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _on_cluster(opened: OpenTiles, task: LaneTask, cluster: Cluster, watch: Watc
             reported = now
 
     named = {f"{prefix}-{task.name}-{rule}": (task,) for task in tasks}
-    states = cluster.map(fold_lane, named, done, reads=manifests)
+    states = cluster.map(fold_lane, named, done, reads=manifests, libraries=libraries_of(rule))
     if not wide:
         return merge_all([state.moments() for state in states])
     heldout = [state.heldout for state in states if state.heldout is not None]

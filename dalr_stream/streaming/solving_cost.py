@@ -32,6 +32,10 @@ GREEDY, GREEDY_PAIR = 4, 6
 """Matrices of order m of a selection: the moments, Sigma as it is worked on, the factor; and of two domains."""
 IN_METRIC = 3
 """More of a selection in a metric: M, A M, and A M as it is compacted; a reader's weights are smaller."""
+ATTENTION = 4
+"""Layers of an attention."""
+RESTORING = 8
+"""Matrices of order H p of heads: second moments, what restores them, and what they are made of."""
 SMALL_THINGS = 4 * 2**20
 """Vectors, and what threads hold."""
 
@@ -91,6 +95,8 @@ def solving_cost(layer: SolvedLayer, method: Method) -> SolvingCost:
     """Return the route and the peak of one method."""
     if method.family is Family.SELECTION:
         return SolvingCost(layer.name, method, _selection_route(method), _selection_bytes(layer, method))
+    if method.family is Family.HEADS:
+        return SolvingCost(layer.name, method, Route.EIGEN, _heads_bytes(layer))
     route = _route(layer, method)
     by_route = {Route.SVD: _svd_bytes, Route.OUTPUTS: _anchored_bytes, Route.DUAL: _dual_bytes}
     held = _record_bytes(layer.inputs) * layer.groups
@@ -195,6 +201,17 @@ def _selection_bytes(layer: SolvedLayer, method: Method) -> int:
     if method.metric is not Metric.NODES:
         selecting += IN_METRIC * square
     return layer.groups * _FLOAT32 * layer.outputs * layer.inputs + max(records + own, selecting) + SMALL_THINGS
+
+
+def _heads_bytes(layer: SolvedLayer) -> int:
+    """Count the output layer's moments, what restores heads from all of them, and the layers of queries, keys, values.
+
+    These read as many features as it gives, and give as many as it reads at most.
+    """
+    weights = ATTENTION * (_FLOAT32 + _FLOAT64) * layer.outputs * layer.inputs
+    moments = _record_bytes(layer.inputs) + (ATTENTION - 1) * _record_bytes(layer.outputs)
+    reading = _block_bytes(max(layer.inputs, layer.outputs))
+    return weights + moments + reading + RESTORING * _FLOAT64 * max(layer.inputs, layer.outputs) ** 2 + SMALL_THINGS
 
 
 def _shards_bytes(layer: SolvedLayer, method: Method) -> int:

@@ -10,11 +10,13 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
+from dalr_stream.engine.planning.rates import Rates
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.streaming.solving_cost import solving_cost
 from dalr_stream.streaming.solving_plan import SolvingPlan
-from dalr_stream.workflow import run_time
 from dalr_stream.workflow.results.tables import cost_table, memory_table, solving_table
+from dalr_stream.workflow.results.time_table import time_table
+from dalr_stream.workflow.run_time import RunTime, run_time
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.sequence_cost import SequenceCost, sequence_cost
 from dalr_stream.workflow.step_memory import StepMemory, step_memory
@@ -37,8 +39,8 @@ class RunCost:
     """What the passes cost, where layers are compressed one after the other."""
     trials: str
     """How many networks will be measured, scored and fine-tuned, in words."""
-    timed: tuple[str, ...] = ()
-    """How long capturing and accumulating take, by one process and by several, in words."""
+    time: RunTime
+    """How long capturing and accumulating take, by one process and by several, and what they ask of a bucket."""
 
     @property
     def refusals(self) -> tuple[Callable[[], None], ...]:
@@ -52,7 +54,9 @@ class RunCost:
     def tables(self) -> list[Table]:
         """Layer by layer, and step by step."""
         limit = self.solving.memory_limit_bytes
-        return [cost_table(self.plan), solving_table(self.solving), memory_table(self.memory, limit)]
+        beyond = self.time.estimate.ranks > 1 or self.time.estimate.requests.puts
+        times = [time_table(self.time.estimate)] if beyond else []
+        return [cost_table(self.plan), *times, solving_table(self.solving), memory_table(self.memory, limit)]
 
     def facts(self) -> dict[str, Any]:
         """Return the same as plain values, sizes in bytes."""
@@ -64,6 +68,7 @@ class RunCost:
             "disk_bytes": self.plan.disk_bytes,
             "peak_bytes": {step.step: step.peak_bytes for step in self.memory},
             "solving_peak_bytes": solving,
+            "time": self.time.estimate.facts(),
             "notes": self.lines,
         }
 
@@ -71,17 +76,17 @@ class RunCost:
     def lines(self) -> list[str]:
         """What tables do not say."""
         passes = "" if self.sequence is None else self.sequence.in_words
-        return [line for line in (passes, self.trials, *self.timed) if line]
+        return [line for line in (passes, self.trials, *self.time.lines) if line]
 
 
-def cost_of(project: Project, network: nn.Module, *, ranks: int = 1) -> RunCost:
+def cost_of(project: Project, network: nn.Module, *, ranks: int = 1, rates: Rates | None = None) -> RunCost:
     """Return what a run of this project takes, captured and accumulated by `ranks` processes; any weights will do."""
     plan = project.estimate(network, ranks=ranks)
     solving = planned_solving(project, network, plan)
     sequence = sequence_cost(project, network)
     memory = tuple(step_memory(project, network, plan, solving, sequence))
-    timed = run_time.in_words(project, network, plan, ranks)
-    return RunCost(plan, solving, memory, sequence, trials(project, network), timed)
+    time = run_time(project, network, plan, ranks, rates)
+    return RunCost(plan, solving, memory, sequence, trials(project, network), time)
 
 
 def trials(project: Project, network: nn.Module) -> str:

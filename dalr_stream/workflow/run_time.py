@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 
-from dalr_stream.engine.duration import Duration, duration_of
+from dalr_stream.engine.planning.duration import Duration, duration_of
+from dalr_stream.engine.planning.estimate import Estimate, bucket_in_words, estimate_of
+from dalr_stream.engine.planning.rates import Rates
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.progress import seconds_in_words
 from dalr_stream.streaming.folding import Folding
@@ -17,25 +21,48 @@ _BYTES_OF_A_PAIR = 4
 """Of a symmetric matrix half is sent, in float64."""
 
 
-def in_words(project: Project, network: nn.Module, plan: MemoryPlan, ranks: int) -> tuple[str, ...]:
-    """Say how long it takes, timed on the first batches, and what `ranks` processes send."""
-    folding, took = project.widest_folding, None
+@dataclass(frozen=True, slots=True)
+class RunTime:
+    """How long a run's capture and accumulation take, and what they send and ask."""
+
+    estimate: Estimate
+    lines: tuple[str, ...]
+    """The same in words."""
+
+
+def run_time(
+    project: Project, network: nn.Module, plan: MemoryPlan, ranks: int = 1, rates: Rates | None = None
+) -> RunTime:
+    """Return how long it takes, timed on the first batches where no rates are stated, and what is sent and asked."""
+    folding, layers = project.widest_folding, project.watched_in(network)
+    took: Duration | None = None
     try:
         with project.code.importing():
             loaders = {domain: project.code.batches(domain) for domain in project.config.domains}
-            layers = project.watched_in(network)
-            took = duration_of(network, loaders, layers, folding, plan, rows=project.code.rows)
-        network_seconds, sums_seconds = map(seconds_in_words, (took.passes_seconds, took.folding_seconds))
-        line = (
-            f"capture and accumulate: about {seconds_in_words(took.seconds)} on a machine like this one "
-            f"({network_seconds} in the network, {sums_seconds} in sums; without loading and writing)"
-        )
+            took = duration_of(network, loaders, layers, folding, plan, rows=project.code.rows, rates=rates)
+        line = _in_words(took, rates or Rates())
     except InvalidInputError as error:
         line = f"capture and accumulate: not timed: {error}"
-    return (line,) if ranks == 1 else (line, _shared_out(plan, folding, ranks, took))
+    foldings = {domain: project.folding(domain) for domain in project.config.domains}
+    found = estimate_of(
+        plan, layers, foldings, took or Duration(0.0, {}), store=project.store, ranks=ranks, rates=rates
+    )
+    shared = () if ranks == 1 else (shared_out(plan, folding, ranks, took),)
+    bucket = (f"{project.store}: {bucket_in_words(found.requests)}",) if found.requests.puts else ()
+    return RunTime(found, (line, *shared, *bucket))
 
 
-def _shared_out(plan: MemoryPlan, folding: Folding, ranks: int, took: Duration | None) -> str:
+def _in_words(took: Duration, rates: Rates) -> str:
+    network, sums = map(seconds_in_words, (took.passes_seconds, took.folding_seconds))
+    stated = rates.forward is not None or rates.sums is not None
+    where = "at the rates stated" if stated else "on a machine like this one"
+    return (
+        f"capture and accumulate: about {seconds_in_words(took.seconds)} {where} ({network} in the network, {sums} in "
+        "sums; without loading and writing)"
+    )
+
+
+def shared_out(plan: MemoryPlan, folding: Folding, ranks: int, took: Duration | None) -> str:
     """Say what several processes, each with such a machine for itself, take and send."""
     each = "" if took is None else f"about {seconds_in_words(took.seconds / ranks)} each; "
     if not plan.direct:

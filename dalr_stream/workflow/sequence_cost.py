@@ -56,7 +56,10 @@ def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | None:
         return None
     store = project.prospect(network)
     named = [name for pattern in project.config.compress.layers for name in match_names(pattern, store.layers)]
-    methods = {name: project.methods(store, name) for name in named or project.layers_in(store)}
+    methods = {
+        name: [method for method in project.methods(store, name) if method.family is not Family.HEADS]
+        for name in named or project.layers_in(store)
+    }
     selects = any(method.family is Family.SELECTION for known in methods.values() for method in known)
     first, samples = _batches(project)
     structure = Structure.of(network, first) if selects else None

@@ -106,7 +106,7 @@ def _of_verb(project: Project, verb: str, solving: SolvingPlan) -> list[StepMemo
 
 def _moments(project: Project, network: nn.Module, cost: MemoryPlan, solving: SolvingPlan) -> Iterator[StepMemory]:
     config = project.config
-    if config.selects:
+    if config.selects or config.narrows:
         few = forward_memory(network, few_samples(project.code.first_batch, EXAMPLES))
         words, factors = f"{EXAMPLES} samples there and back", "solve by factor pairs alone (solve.methods)"
         proof = max(2 * few.total_bytes, weights_bytes(network) + few.total_bytes)

@@ -2,8 +2,9 @@
 
     python pipelines/sentences/sentences_attention.py
 
-Queries, keys, values and output of all six blocks, at the same share of their weights. No labels and no fine-tuning;
-scores as in `sentences_budgets.py`.
+Queries, keys, values and output of all six blocks, at the same share of their weights: those that scores and outputs
+lose least by, or those that the hidden states feel least. No labels and no fine-tuning; scores as in
+`sentences_budgets.py`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.network import Structure
 from dalr_stream.numerics import HeadLayout, NarrowedHeads, head_factors
-from sentences_budgets import BUDGETS, ROWS, Scores, head, plain, print_table
+from sentences_budgets import BUDGETS, FELT, Scores, head, plain, print_table
 
 OUTPUT = "encoder.layer.{}.attention.output.dense"
-PAIRS = (ds.Method.SVD, ds.Method.DALR_ANCHORED_AFFINE)
+PAIRS = (ds.Method.SVD, ds.Method.DALR_ANCHORED_AFFINE, ds.Method.DALR_WEIGHTED_AFFINE)
 
 
-def narrowed(statistics: ds.Statistics, layouts: Iterable[HeadLayout], share: float) -> dict[str, NarrowedHeads]:
+def narrowed(
+    statistics: ds.Statistics, layouts: Iterable[HeadLayout], share: float, *, weighted: bool = False
+) -> dict[str, NarrowedHeads]:
     """Return heads of at most that share of the dimensions: the four layers have as large a share of their weights."""
-    return {one.output: head_factors(statistics, one).at_size(int(share * one.size)) for one in layouts}
+    heads = (head_factors(statistics, one, weighted=weighted) for one in layouts)
+    return {one.layout.output: one.at_size(int(share * one.layout.size)) for one in heads}
 
 
 def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
@@ -32,7 +36,7 @@ def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     structure = Structure.of(model, next(iter(batches)))
     layouts = [structure.heads_of(OUTPUT.format(block)) for block in range(model.config.num_hidden_layers)]
     watched = [layer for layout in layouts for layer in layout.layers]
-    statistics = ds.accumulate(model, batches, ds.watch(model, watched), rows=ROWS)
+    statistics = ds.accumulate(model, batches, ds.watch(model, watched, gradients=watched), rows=FELT)
 
     def cell(replacements: Mapping[str, Any]) -> str:
         small = ds.compress(model, replacements, example=structure)
@@ -44,8 +48,9 @@ def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     for method in PAIRS:
         cells = (cell(plain(statistics, method, share)) for share in BUDGETS)
         yield f"| {method.label}, a pair for each layer | " + " | ".join(cells) + " |"
-    cells = (cell(narrowed(statistics, layouts, share)) for share in BUDGETS)
-    yield "| heads of fewer dimensions | " + " | ".join(cells) + " |"
+    for weighted, words in ((False, ""), (True, ", weighted")):
+        cells = (cell(narrowed(statistics, layouts, share, weighted=weighted)) for share in BUDGETS)
+        yield f"| heads of fewer dimensions{words} | " + " | ".join(cells) + " |"
 
 
 def _weights(model: nn.Module, name: str) -> int:

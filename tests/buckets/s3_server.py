@@ -29,12 +29,16 @@ class _Quiet(WSGIRequestHandler):
 
 
 class Server:
-    """Serves while it is open. `fault(number, method, path)` says what fails; `requests` has what was asked."""
+    """Serves while it is open. `fault(number, method, path)` says what fails; `requests` has what was asked.
+
+    Whoever signs with the key `refuses` may do nothing.
+    """
 
     def __init__(self, bucket):
         self.fault = None
         self.requests = []
         self.heeds_conditions = True
+        self.refuses = ""
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Quiet)
         self._bucket = bucket
@@ -64,6 +68,9 @@ class Server:
         if not self.heeds_conditions:
             for header in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"):
                 environ.pop(header, None)
+        if self.refuses and self.refuses in environ.get("HTTP_AUTHORIZATION", ""):
+            start_response("403 FORBIDDEN", [("Content-Length", "0")])
+            return []
         fault = self.fault(number, method, path) if self.fault else None
         if fault is None:
             return self._app(environ, start_response)

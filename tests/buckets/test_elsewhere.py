@@ -1,62 +1,14 @@
-"""Workers, commands and whole runs that share nothing but the bucket."""
+"""Commands and whole runs that share nothing but the bucket."""
 
 import pytest
-from stores_in_buckets import accumulate, capture, contents, job, whole_tiles
+from stores_in_buckets import accumulate, capture, contents, job
 from tiny_run_file import write_run
 from typer.testing import CliRunner
 
 import dalr_stream as ds
 from dalr_stream.cli.app import app
-from dalr_stream.engine.from_store import accumulate_stored
-from dalr_stream.errors import ConfigError, InvalidInputError, ResourceError
+from dalr_stream.errors import ConfigError
 from dalr_stream.storage.places.place import place_of
-from dalr_stream.streaming.cluster import open_cluster
-
-of_distributed = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture
-def _whole_tiles():
-    with whole_tiles():
-        yield
-
-
-@pytest.mark.usefixtures("_whole_tiles")
-class TestCluster:
-    pytestmark = of_distributed
-
-    def test_workers_read_the_rows_from_the_bucket(self, in_s3, s3, tmp_path):
-        job(tmp_path)
-        capture(in_s3)
-        s3.requests.clear()
-        with open_cluster(workers=2) as cluster:
-            accumulate_stored(in_s3, domain="target", folding=ds.Folding(ds.HoldoutRule(0.3), cluster))
-        assert s3.counted("/activations/target/0/c/0/0") == {"GET": 1}
-        assert contents(in_s3) == contents(tmp_path)
-
-    def test_workers_that_cannot_read_it_are_one_line(self, in_memory, in_s3, monkeypatch):
-        capture(in_s3)
-        capture(in_memory)
-        monkeypatch.setattr("dalr_stream.streaming.cluster.PATIENCE_SECONDS", 10.0)
-        with open_cluster(workers=1) as cluster:
-            folding = ds.Folding(ds.HoldoutRule(0.3), cluster)
-            with pytest.raises(InvalidInputError, match="memory:// lies in one process"):
-                accumulate_stored(in_memory, domain="target", folding=folding)
-            cluster.client.run(_without_credentials)
-            with pytest.raises(ResourceError, match="or in a bucket for which they have the credentials"):
-                accumulate_stored(in_s3, domain="target", folding=folding)
-
-
-def _without_credentials():
-    from dalr_stream.storage.places.bucket import Bucket
-
-    def refused(*_):
-        raise OSError
-
-    Bucket.read_version = refused
 
 
 def test_verbs_take_urls_of_stores(in_memory):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine import duration
 from dalr_stream.engine.estimate import estimate
+from dalr_stream.engine.planning import duration
 from dalr_stream.errors import InvalidInputError
 
 WIDTHS = (6, 1500)

@@ -112,6 +112,12 @@ def test_the_table_holds_what_was_measured(gain, cases):
     )
 
 
+@torch.no_grad()
+def nats(case, small):
+    before, after = (network(case.test.inputs).double().log_softmax(1) for network in (case.model, small))
+    return float((before.exp() * (before - after)).sum(1).mean())
+
+
 @pytest.mark.parametrize(("kind", "ways"), [("stack", 2), ("residual", 3)])
 def test_sizes_of_every_rule_are_scored_in_every_order(cases, kind, ways):
     script = importlib.import_module("sequential_sizes")
@@ -120,7 +126,11 @@ def test_sizes_of_every_rule_are_scored_in_every_order(cases, kind, ways):
     assert [line.split("|")[1].strip() for line in lines[2:]] == list(script.RULES)
     for line, rule in zip(lines[2:], script.RULES.values(), strict=True):
         small = [way(case, rule(case, 0.6, way)) for way in script.ways_of(case).values()]
-        cells = [f" {100 * script.accuracy(one, case.test):.1f} % ({100 * case.left(one):.1f} %) " for one in small]
+        cells = [
+            f" {100 * script.accuracy(one, case.test):.1f} %, {nats(case, one):.4f} nats "
+            f"({100 * case.left(one):.1f} %) "
+            for one in small
+        ]
         assert line.split("|")[2:-1] == [" 60% ", *cells]
         assert all(0.4 < case.left(one) <= 0.7 for one in small)
         assert len(cells) == ways

@@ -28,6 +28,8 @@ from dalr_stream.report.records.stability import SelectionStability, Stability
 BASELINE = 0.9739
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 LOW_RANK = [method for method in Method if method.family is Family.LOW_RANK]
+HEADS = [method for method in Method if method.family is Family.HEADS]
+HEAD_SIZE = 512
 SELECTIONS = [method for method in Method if method.family is Family.SELECTION]
 
 HALF_WAY = {
@@ -49,6 +51,8 @@ HALF_WAY = {
     Method.MOMASP_NODE: 1.7,
     Method.MOMASP_SUBSET: 2.0,
     Method.MOMASP_WEIGHTED: 1.8,
+    Method.HEADS: 2.5,
+    Method.HEADS_WEIGHTED: 2.1,
 }
 """Rank, or a twelfth of the kept nodes, at which a method reaches half of the baseline."""
 
@@ -83,6 +87,13 @@ def selection_curve(method: Method, m: int, d: int, C: int) -> ScoreCurve:
     return ScoreCurve(method.value, tuple(points))
 
 
+def heads_curve(method: Method, m: int, d: int, C: int) -> ScoreCurve:
+    left = {k: m * d * k // HEAD_SIZE for k in RANKS if k < HEAD_SIZE}
+    return ScoreCurve(
+        method.value, tuple(ScorePoint(k, own, own + m * C, accuracy(method, k, 0.1)) for k, own in left.items())
+    )
+
+
 def headline(curves: tuple[ScoreCurve, ...], drop: float) -> tuple[HeadlineRow, ...]:
     reached = {
         curve.method: next((point for point in curve.points if point.score >= BASELINE - drop), None)
@@ -95,7 +106,9 @@ def headline(curves: tuple[ScoreCurve, ...], drop: float) -> tuple[HeadlineRow, 
             rows.append(HeadlineRow(method, None, None, None, None, None))
             continue
         ratio = None
-        if svd is not None and point.layer_parameters is not None:
+        if Method(method) in HEADS:
+            pass
+        elif svd is not None and point.layer_parameters is not None:
             ratio = svd.layer_parameters / point.layer_parameters
         elif svd is not None:
             ratio = svd.pair_parameters / point.pair_parameters
@@ -139,6 +152,7 @@ def layer(
     curves = tuple(low_rank_curve(method, m, d, C) for method in LOW_RANK)
     if next_layer is not None:
         curves += tuple(selection_curve(method, m, d, C) for method in SELECTIONS)
+        curves += tuple(heads_curve(method, m, d, C) for method in HEADS)
     smaller = min(m, d)
     return LayerResults(
         name=name,

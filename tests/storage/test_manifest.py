@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from stores import flipped, unsynced
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.numerics.rows.tiling import tile_rows
 from dalr_stream.numerics.statistics.channels import ChannelReader, ChannelSpan
@@ -249,3 +250,30 @@ def test_a_record_can_be_sent_to_another_process_after_its_fingerprint_was_taken
     sent = pickle.loads(pickle.dumps(record))  # noqa: S301  # our own
     assert sent == record
     assert sent.fingerprint("fc6") == before
+
+
+def with_heads(**changes):
+    layout = HeadLayout("q", "k", "v", "o", heads=4, groups=2, size=3)
+    layers = {name: LayerRecord("Linear", 12, 12, "0") for name in "qkv"}
+    return NetworkRecord("f", {**layers, "o": LayerRecord("Linear", 12, 12, "0", heads=layout, **changes)})
+
+
+def test_the_heads_of_an_attention_come_back_and_stores_from_before_have_none(tmp_path):
+    (tmp_path / "s").mkdir()
+    manifest = Manifest(with_heads())
+    manifest.write(tmp_path / "s")
+    assert Manifest.read(tmp_path / "s") == manifest
+    plain = manifest.plain()
+    for layer in plain["network"]["layers"].values():
+        del layer["heads"], layer["no_heads"]
+    (tmp_path / "s" / FILE).write_text(json.dumps({"digest": digest_of(plain), "manifest": plain}))
+    assert all(layer.heads is None for layer in Manifest.read(tmp_path / "s").network.layers.values())
+
+
+@pytest.mark.parametrize("heads", [{"heads": 3}, {"size": 0}, {"keys": "elsewhere"}, {"keys": "../k"}, {"more": 1}])
+def test_heads_that_are_none_are_damage(tmp_path, heads):
+    plain = Manifest(with_heads()).plain()
+    plain["network"]["layers"]["o"]["heads"] |= heads
+    (tmp_path / FILE).write_text(json.dumps({"digest": digest_of(plain), "manifest": plain}))
+    with pytest.raises(StoreDamagedError, match="does not describe a store"):
+        Manifest.read(tmp_path)

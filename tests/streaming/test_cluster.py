@@ -1,5 +1,6 @@
 """The same call on a cluster of real processes: the same bits, also when a worker is killed midway."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from dalr_stream.streaming.cluster import Cluster, open_cluster
 from dalr_stream.streaming.folding import Threads
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.schedule import Watch, accumulate_layer
+from dalr_stream.streaming.workers import Here
 
 HOLDOUT = HoldoutRule(0.2, seed=5)
 pytestmark = [  # of distributed itself, while worker processes come and go
@@ -162,19 +164,23 @@ def test_the_loss_of_the_scheduler_is_one_line_in_time(scheduler, store):
 
 def test_workers_that_do_not_see_the_store_are_left_out(cluster, store, monkeypatch):
     here, blind = store[0], []
+    run = cluster.client.run
 
-    def seen(function, file):
-        there = {worker: function(file) for worker in cluster.client.nthreads()}
+    def seen(look, files, libraries, **options):
+        there = run(look, files, libraries, **options)
         blind.append(next(iter(there)))
-        return {**there, blind[0]: None}
+        return {**there, blind[0]: dataclasses.replace(there[blind[0]], digests=["another"])}
 
     monkeypatch.setattr(cluster.client, "run", seen)
-    with pytest.warns(DalrStreamWarning, match="workers that do not see .* are left out: tcp://"):
+    with pytest.warns(DalrStreamWarning, match="left out: worker 'tcp://.*': does not see .*it is another one there"):
         found = folded(here, "narrow", cluster)
     assert_same_bits(found, folded(here, "narrow", Threads(2)))
-    monkeypatch.setattr(cluster.client, "run", lambda *_: dict.fromkeys(cluster.client.nthreads()))
+    monkeypatch.setattr(
+        cluster.client, "run", lambda *_, **__: dict.fromkeys(cluster.client.nthreads(), Here([], "no such file", {}))
+    )
     with pytest.raises(
-        ResourceError, match=r"none of the 3 workers sees .* put the store on a disk that all of them see"
+        ResourceError,
+        match=r"none of the 3 workers can take part: workers 'tcp.* does not see .* on a disk that all workers see",
     ):
         folded(here, "narrow", cluster)
 

@@ -35,7 +35,7 @@ def test_more_of_anything_takes_no_less(outputs, inputs, rows, method):
     )
 
 
-@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("method", [method for method in Method if method.family is not Family.HEADS])
 def test_every_method_fits_at_vgg19s_fc6_where_rows_are_few_and_kept(method):
     layer = SolvedLayer(**FC6, rows=5994, rows_kept=True, readers=(4096,))
     SolvingPlan.of([(layer, [method])], 6 * GIB).require()

@@ -21,7 +21,7 @@ from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import Structure
-from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup
 from dalr_stream.streaming.folding import Folding
@@ -109,6 +109,11 @@ def require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding:
             raise InvalidInputError(
                 f"layer '{name}': it is a group of a convolution: choose for '{module_name(name)}', all of its groups "
                 "together"
+            )
+        if choice.by.family is Family.HEADS:
+            raise InvalidInputError(
+                f"layer '{name}': {choice.by.value} is solved from the original's statistics of four layers, all "
+                "at once: narrow heads before or afterwards, or choose another method"
             )
         _require_size(name, choice, layer_of(model, name))
         if choice.by.needs_source and not has_source:

@@ -24,7 +24,7 @@ from dalr_stream.engine.sizes.menus import Build, Menu
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.allocation import common_energy, common_share, within_budget
-from dalr_stream.numerics.sizes.families import PLANS, Forms, in_forms, plans
+from dalr_stream.numerics.sizes.families import Forms, in_forms, plan_names, plans
 from dalr_stream.numerics.sizes.growing import grow
 from dalr_stream.numerics.sizes.nats import forms_in_nats, nats_at
 from dalr_stream.numerics.sizes.sized_layer import as_they_are, cost
@@ -124,8 +124,9 @@ def networks_at_most(menus: int, plans_of_each: int) -> tuple[int, int]:
 def _ways(menu: Menu) -> Iterator[tuple[str, str]]:
     """Yield plans and rules, the most promising rule first; which plans are the same depends on the budget."""
     selects = any(layer.selected is not None for layer in menu.forms)
+    narrows = any(layer.narrowed is not None for layer in menu.forms)
     for rule in BY_RULE:
-        for plan in PLANS if selects else PLANS[:1]:
+        for plan in plan_names(selects=selects, narrows=narrows):
             yield plan, rule
 
 

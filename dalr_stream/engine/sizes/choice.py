@@ -6,7 +6,7 @@ scale of its curve; then losses may be compared, added up and shared out, factor
 not quite add up over depth, which is why nothing is trusted: every candidate is built and measured whole, among them
 the plain ones, the same share or the same energy everywhere, so the choice is never worse than they are.
 
-    forms      each layer as a factor pair and with fewer nodes         numerics.sizes.families
+    forms      each layer as a factor pair, with fewer nodes or heads   numerics.sizes.families
     scales     one network for each form: one layer cut
     plans      which layers take which form                             numerics.sizes.families.plans
     rules      which sizes, within the budget; also by nats             numerics.sizes.allocation
@@ -65,7 +65,7 @@ class Candidate:
 
     @property
     def factored_alone(self) -> bool:
-        """Tell whether no layer loses nodes."""
+        """Tell whether no layer loses nodes, nor dimensions of its heads."""
         return all(family is Family.LOW_RANK for family, _ in self.sizes.values())
 
 
@@ -146,7 +146,7 @@ def choose_sizes(
         Whether more of the score is better.
 
     Raises InvalidInputError where the smallest sizes cost more than the budget, NonFiniteError where a network's
-    outputs are not finite. Cost: a network for each form of each layer, and one for each candidate, at most 20.
+    outputs are not finite. Cost: a network for each form of each layer, and one for each candidate, at most 30.
     """
     require_affordable(layers, share)
     judge, watch = Judge(distance, score, higher), progress or Silent()
@@ -213,9 +213,7 @@ def _in_one_unit(
     forms = sum(len(layer.solved) for layer in layers)
     with progress.track("compress: one layer at a time", forms, "networks") as advance:
 
-        def in_unit(form: SizedLayer | None) -> SizedLayer | None:
-            if form is None:
-                return None
+        def in_unit(form: SizedLayer) -> SizedLayer | None:
             size = _typical(form, share)
             advance(1)
             if size == form.whole:
@@ -225,13 +223,14 @@ def _in_one_unit(
             except UnsupportedLayerError as error:
                 if form.family is Family.LOW_RANK:
                     raise
-                progress.note(f"compress: {error}: it keeps its nodes")
+                stays = "nodes" if form.family is Family.SELECTION else "heads"
+                progress.note(f"compress: {error}: it keeps its {stays}")
                 return None
             with _named(f"layer '{form.name}' at size {size}"):
                 alone = distance(small)
             return form.in_units(alone / max(form.loss(size), LEAST_LOSS))
 
-        return [Forms(layer.unchanged, in_unit(layer.factored), in_unit(layer.selected)) for layer in layers]
+        return [layer.with_solved(in_unit) for layer in layers]
 
 
 @contextmanager

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.structure.graph import Structure
+from dalr_stream.numerics.heads.factors import HeadFactors
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import Factors, GroupedPair
 from dalr_stream.numerics.methods import Family, Method
@@ -14,6 +17,7 @@ from dalr_stream.numerics.metric import Metric
 from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
 from dalr_stream.numerics.selection.readers import metric_of_readers
 from dalr_stream.numerics.sizes.families import Forms
+from dalr_stream.numerics.sizes.head_layer import head_layer
 from dalr_stream.numerics.sizes.losses import lost_nats_of_nodes
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.sizes.sized_layer import Source
@@ -40,6 +44,10 @@ class SolvedLayer:
     """By the layer's outputs, where they are known: what the loss feels of its factors."""
     readers: tuple[NodeReader, ...] = ()
     """Who reads its nodes, with their gradients: what the loss feels of its selection."""
+    heads: HeadFactors | None = None
+    """Of the output layer of an attention."""
+    attention: Mapping[str, Layer] = field(default_factory=dict)
+    """Its four layers, on which the losses of heads are measured; needed with heads."""
 
     @property
     def nats_of_nodes(self) -> Vector | None:
@@ -59,17 +67,25 @@ class SolvedLayer:
         x, g = self.inputs, self.gradients
         return max((g.count / max(g.samples, 1)) / (x.count / max(x.samples, 1)), 1.0)
 
-    def at_size(self, family: Family, size: int, layer: str) -> LowRankLayer | GroupedPair | SelectedNodes:
-        """Return what takes the layer's place at a rank, or with that many nodes kept; `layer` is its name."""
+    def at_size(
+        self, family: Family, size: int, layer: str
+    ) -> LowRankLayer | GroupedPair | SelectedNodes | NarrowedHeads:
+        """Return what takes the layer's place at a rank, or with so many nodes, or dimensions of its heads.
+
+        `layer` is its name.
+        """
         if family is Family.SELECTION and self.selection is not None:
             return self.selection.at_size(size, ridge=self.restore_ridge, layer=layer)
         if family is Family.LOW_RANK and self.factors is not None:
             return self.factors.at_rank(size, layer=layer)
+        if family is Family.HEADS and self.heads is not None:
+            return self.heads.at_size(size)
         raise InvalidInputError(f"layer '{layer}': nothing of the family {family} was solved")
 
     def method(self, family: Family) -> Method:
         """Return the method of a family that was solved."""
-        solution = self.factors if family is Family.LOW_RANK else self.selection
+        solutions = {Family.LOW_RANK: self.factors, Family.SELECTION: self.selection, Family.HEADS: self.heads}
+        solution = solutions[family]
         if solution is None:
             raise InvalidInputError(f"nothing of the family {family} was solved")
         return solution.method
@@ -81,7 +97,12 @@ def forms_of(layers: Mapping[str, SolvedLayer], structure: Structure | None = No
     Layers whose nodes are tied share one selection: that of the first of them. Each of `layers` is asked for once, and
     let go before the next: those that are read from a store when they are asked for are never all there.
     """
-    alone = {name: _alone(name, layer) for name, layer in layers.items()}
+    alone: dict[str, Forms] = {}
+    attentions: dict[str, str] = {}
+    for name, layer in layers.items():
+        alone[name] = _alone(name, layer)
+        if layer.heads is not None:
+            attentions |= dict.fromkeys(layer.heads.layout.layers[:-1], name)
     groups = {} if structure is None else _groups([name for name, forms in alone.items() if forms.selected], structure)
     reads: dict[str, list[Source]] = {name: [] for name in alone}
     for first, group in groups.items():
@@ -95,19 +116,22 @@ def forms_of(layers: Mapping[str, SolvedLayer], structure: Structure | None = No
         sources = tuple(reads[name])
         factored = None if forms.factored is None else replace(forms.factored, reads=sources)
         selected = replace(forms.selected, reads=sources) if forms.selected and name in groups else None
-        return Forms(replace(forms.unchanged, reads=sources, follows=follows.get(name)), factored, selected)
+        unchanged = replace(forms.unchanged, reads=sources, follows=follows.get(name), attention=attentions.get(name))
+        return Forms(unchanged, factored, selected, forms.narrowed)
 
     return [among(name, forms) for name, forms in alone.items()]
 
 
 def _alone(name: str, layer: SolvedLayer) -> Forms:
     """Return the forms of one layer as if it read no other."""
-    rows, felt, factored, selected = layer.positions, layer.gradients, None, None
+    rows, felt, factored, selected, narrowed = layer.positions, layer.gradients, None, None, None
     if layer.factors is not None and layer.inputs is not None:
         factored = factor_layer(name, layer.factors, layer.inputs, gradients=felt, positions=rows)
     if layer.selection is not None:
         selected = selection_layer(name, layer.selection, layer.shape, nats=layer.nats_of_nodes, positions=rows)
-    return Forms(unchanged_layer(name, layer.shape, positions=rows), factored, selected)
+    if layer.heads is not None:
+        narrowed = head_layer(name, layer.heads, layer.attention, layer.shape, positions=rows)
+    return Forms(unchanged_layer(name, layer.shape, positions=rows), factored, selected, narrowed)
 
 
 def _groups(selected: Sequence[str], structure: Structure) -> dict[str, ChannelGroup]:

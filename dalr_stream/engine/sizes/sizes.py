@@ -10,24 +10,20 @@ from torch import nn
 
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice
 from dalr_stream.engine.sizes.choice import Judge, Measure, SizeChoice, Sizes, require_affordable
-from dalr_stream.engine.sizes.forms import SolvedLayer
 from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
-from dalr_stream.engine.solve import solve_low_rank, solve_selection
+from dalr_stream.engine.sizes.solver import PLAIN, WEIGHTED, WEIGHTED_IN_WORDS, Solver, is_felt
 from dalr_stream.engine.statistics import Statistics
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import Replacement, compress
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
-from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.progress import Progress
 
-BOTH = (Method.DALR_ANCHORED_AFFINE, Method.SPECTRAL)
-WEIGHTED = (Method.DALR_WEIGHTED_AFFINE, Method.SPECTRAL_WEIGHTED)
-WEIGHTED_IN_WORDS = "weighted by gradients"
 BuildInTurn = Callable[[Mapping[str, LayerChoice]], nn.Module]
 """Gives the network of some choices, with one layer compressed after the other."""
 
@@ -98,7 +94,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     in_turn: BuildInTurn | None = None,
     progress: Progress | None = None,
 ) -> SizePlan | tuple[SizePlan, ...]:
-    """Return the best network that keeps at most `share` of the layers' weights, factored and with fewer nodes.
+    """Return the best network that keeps at most `share` of the layers' weights: factored, with fewer nodes or heads.
 
     Each layer is cut alone once by each method, which shows what its error does to the network's outputs. Sizes are
     shared out by that and by plain rules, and every candidate is measured whole.
@@ -116,10 +112,11 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     layers
         Those to compress; without names all that the statistics have, also those that were watched as readers.
     structure
-        `watch(..., example=batch).structure`; without it nothing is selected.
+        `watch(..., example=batch).structure`; without it nothing is selected, and no head is narrowed.
     methods
-        At most one of each family. Without names `dalr_anchored_affine` and `spectral`; and where the statistics have
-        gradients the same sizes are tried with the weighted ones too.
+        At most one of each family. Without names `dalr_anchored_affine`, `spectral` and, for attentions that
+        `watch(..., heads=True)` found, `heads`; and where the statistics have gradients the same sizes are tried with
+        the weighted ones too.
     ridge
         The ridge of the DALR methods; a number is relative.
     multiple_of
@@ -131,7 +128,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     in_turn
         Where layers will be compressed one after the other: how a network is made of the choice of each layer. The
         best candidates are then built and measured so, of each rule one with factor pairs alone and one with
-        selections.
+        selections. Heads are not narrowed then.
     progress
         Receives progress, for example from `show_progress()`; silent by default.
 
@@ -144,7 +141,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     Raises
     ------
     InvalidInputError
-        Where two methods are of one family, or the smallest sizes cost more than the budget.
+        Where two methods are of one family, the smallest sizes cost more than the budget, or heads are named and no
+        attention is known, or layers are compressed one after the other.
     NonFiniteError
         Where a network's outputs are not finite.
 
@@ -184,13 +182,17 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     >>> distance(in_turn(plan.choices)) == plan.choice.chosen.distance
     True
     """
-    named = [parse_choice(Method, method, "method") for method in methods or BOTH]
+    named = [parse_choice(Method, method, "method") for method in methods or PLAIN]
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
     known = {name: statistics[name] for name in layers or statistics}
-    menus = [_menu(known, named, structure, ridge, multiple_of)]
-    if not methods and any(map(_is_felt, known.values())):
-        menus.append(_menu(known, WEIGHTED, structure, ridge, multiple_of, f", {WEIGHTED_IN_WORDS}"))
+    attentions = _attentions(statistics, known, structure, in_turn)
+    if methods and not attentions:
+        _require_no_heads(named, in_turn)
+    solver = Solver(known, attentions, structure, ridge)
+    menus = [solver.menu(named, multiple_of)]
+    if not methods and any(map(is_felt, known.values())):
+        menus.append(solver.menu(WEIGHTED, multiple_of, f", {WEIGHTED_IN_WORDS}"))
 
     def build(replacements: dict[str, Replacement]) -> nn.Module:
         return compress(model, replacements, example=structure)
@@ -215,15 +217,6 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     return tuple(map(plan, share))
 
 
-def _is_felt(layer: Layer) -> bool:
-    """Tell whether gradients are known, by the layer's own outputs or by those of the layers that read its nodes."""
-    return layer.gradients is not None or _reads_are_felt(layer)
-
-
-def _reads_are_felt(layer: Layer) -> bool:
-    return bool(layer.readers) and all(reader.gradients is not None for reader in layer.readers)
-
-
 def _of_menus(build: BuildInTurn, choices: Callable[[Menu, Sizes], dict[str, LayerChoice]]) -> InTurn:
     return lambda menu, decided: build(choices(menu, decided))
 
@@ -233,44 +226,22 @@ def _choice(layer: Layer, method: Method, size: int, ridge: Ridge | float) -> La
     return LayerChoice(method, size, ridge, layer=layer if method.weighted else None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Solved:
-    """Solutions in memory."""
-
-    layers: Mapping[str, SolvedLayer]
-
-    def method(self, layer: str, family: Family) -> Method:
-        return self.layers[layer].method(family)
-
-    def at_size(self, layer: str, family: Family, size: int) -> Replacement:
-        return self.layers[layer].at_size(family, size, layer)
+def _attentions(
+    statistics: Statistics, known: Mapping[str, Layer], structure: Structure | None, in_turn: BuildInTurn | None
+) -> dict[str, HeadLayout]:
+    """Return the attentions that were found when layers were watched, all of whose layers are to be compressed."""
+    if structure is None or in_turn is not None:
+        return {}
+    records = {name: statistics.watched[name] for name in known if name in statistics.watched}
+    layouts = {name: record.heads for name, record in records.items() if record.heads is not None}
+    return {name: layout for name, layout in layouts.items() if all(layer in known for layer in layout.layers)}
 
 
-def _menu(
-    layers: Mapping[str, Layer],
-    methods: Sequence[Method],
-    structure: Structure | None,
-    ridge: Ridge | float,
-    multiple_of: int,
-    words: str = "",
-) -> Menu:
-    solved = {name: _solved(layer, methods, structure, ridge) for name, layer in layers.items()}
-    return Menu.of(_Solved(solved), solved, structure, multiple_of, words)
-
-
-def _solved(layer: Layer, methods: Sequence[Method], structure: Structure | None, ridge: Ridge | float) -> SolvedLayer:
-    """Solve by the methods, or by the plain one of the family where the layer's gradients are not known."""
-    plain = {method.family: method for method in BOTH}
-    felt = {Family.LOW_RANK: layer.gradients is not None, Family.SELECTION: _reads_are_felt(layer)}
-    known = [plain[one.family] if one.needs_gradients and not felt[one.family] else one for one in methods]
-    by_family = {method.family: method for method in known}
-    low_rank, selection = by_family.get(Family.LOW_RANK), by_family.get(Family.SELECTION)
-    selectable = structure is not None and layer.nodes is not None
-    return SolvedLayer(
-        LayerShape(layer.weight.shape[0], layer.weight.shape[1], groups=layer.groups),
-        None if low_rank is None else solve_low_rank(layer, low_rank, ridge),
-        layer.known_inputs,
-        solve_selection(layer, selection) if selection is not None and selectable else None,
-        gradients=layer.gradients,
-        readers=layer.readers,
-    )
+def _require_no_heads(methods: Sequence[Method], in_turn: BuildInTurn | None) -> None:
+    """Raise InvalidInputError where heads are named that cannot be narrowed."""
+    for method in methods:
+        if method.family is Family.HEADS:
+            reason = "no attention is known: watch(..., example=batch, heads=True), and give its structure"
+            if in_turn is not None:
+                reason = "heads are narrowed from the original's statistics, all at once: leave out in_turn"
+            raise InvalidInputError(f"sizes: '{method.value}' is among the methods, and {reason}")

@@ -11,6 +11,8 @@ from typing import Any, cast
 from dalr_stream.engine.layer_moments import LayerMoments, OnDemand, StoredRecords
 from dalr_stream.engine.statistics import Statistics, parts_of_layer, stored_weights
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.numerics.heads.factors import HeadFactors
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
@@ -63,7 +65,34 @@ class StoreView:
     def shape(self, layer: str) -> LayerShape:
         """Return the layer's shape and what a selection saves in its readers."""
         record, groups = self.record(layer), len(self.parts(layer))
-        return LayerShape(groups * record.outputs, record.inputs, record.next_outputs, groups)
+        heads = () if record.heads is None else (record.heads.size, self._weights_beside(record.heads))
+        return LayerShape(groups * record.outputs, record.inputs, record.next_outputs, groups, *heads)
+
+    @property
+    def heads(self) -> dict[str, HeadLayout]:
+        """The attentions whose heads can get narrower, by the output layer of each."""
+        records = {layer: self.record(layer).heads for layer in self.layers}
+        return {layer: heads for layer, heads in records.items() if heads is not None}
+
+    def attention(self, layer: str, target: str) -> dict[str, Layer]:
+        """Return the layers of the attention that ends in a layer, with their moments; empty where it ends none."""
+        heads, statistics = self.record(layer).heads, self.statistics(target)
+        return {} if heads is None else {name: statistics[name] for name in heads.layers}
+
+    def attention_heldout(self, layer: str, target: str, domain: str | None) -> dict[str, Layer]:
+        """Return the same with the held-out moments as `heldout` has them; empty where there are none."""
+        found = {}
+        for name, known in self.attention(layer, target).items():
+            heldout = self.inputs_heldout(target, domain, name)
+            if heldout is None:
+                return {}
+            found[name] = Layer(name, known.weight, known.bias, heldout=heldout)
+        return found
+
+    def _weights_beside(self, heads: HeadLayout) -> int:
+        """Count the weights that go with a dimension of every head in the layers of queries, keys and values."""
+        known = self.manifest.network.layers
+        return sum(known[name].outputs // heads.size * known[name].inputs for name in heads.layers[:-1])
 
     def readers(self, layer: str) -> tuple[ChannelReader, ...]:
         """Return who reads the layer's channels; their moments decide selections."""
@@ -253,6 +282,6 @@ class StoreView:
 
     def _solution(self, layer: str, method: Method) -> Solution:
         solutions = [load_solution(self.root, part, method) for part in self.parts(layer)]
-        if isinstance(solutions[0], ChannelSelection):
+        if isinstance(solutions[0], ChannelSelection | HeadFactors):
             return solutions[0]
         return factors_of(cast("list[LowRankFactors]", solutions))

@@ -27,6 +27,7 @@ from dalr_stream.network.layers.kinds import (
     why_not,
 )
 from dalr_stream.network.layers.patterns import Pattern, listed, matches, nearest
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.streams import Side, module_name, require_name, stream_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup
@@ -51,12 +52,15 @@ class LayerSpec:
     channels
         Number of channels recorded, where `side` is channels.
     repeats
-        Places that a sample's features have all of these channels in, one after another: of a flattened image that had
-        its channels last.
+        Places in which a sample's features have all of these channels: of a flattened image that had them last.
     group
         The layers pruned together with the channels that this one gives, where that is known and possible.
     unprunable
         Why its channels cannot be pruned; empty where they can be, or nothing is known.
+    heads
+        The attention whose output layer this is, where its heads can get narrower and somebody asked.
+    no_heads
+        Why they cannot.
     """
 
     name: str
@@ -68,6 +72,8 @@ class LayerSpec:
     repeats: int = 1
     group: ChannelGroup | None = None
     unprunable: str = ""
+    heads: HeadLayout | None = None
+    no_heads: str = ""
 
     @property
     def stream(self) -> str:

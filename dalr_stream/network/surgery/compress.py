@@ -44,13 +44,12 @@ from dalr_stream.numerics.lowrank.grouped import GroupedPair
 from dalr_stream.numerics.rows.streams import group_name, module_name
 from dalr_stream.numerics.selection.nodes import SelectedNodes
 
-Replacement = LowRankLayer | GroupedPair | SelectedNodes
+_OfOneLayer = LowRankLayer | GroupedPair | SelectedNodes
+Replacement = _OfOneLayer | NarrowedHeads
 PLAN_ATTRIBUTE = "compression_plan"
 
 
-def compress(
-    model: nn.Module, replacements: Mapping[str, Replacement | NarrowedHeads], *, example: Any = None
-) -> nn.Module:
+def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, example: Any = None) -> nn.Module:
     """Return a copy of `model` in which each named layer is replaced.
 
     Parameters
@@ -107,7 +106,7 @@ def compress(
     )
     """
     for name, record in replacements.items():
-        if not isinstance(record, Replacement | NarrowedHeads):
+        if not isinstance(record, Replacement):
             raise InvalidInputError(
                 f"layer '{name}': a replacement is what at_rank or at_size gives, got {type(record).__name__}"
             )
@@ -117,13 +116,25 @@ def compress(
         others = {name: record for name, record in replacements.items() if not isinstance(record, NarrowedHeads)}
         if not heads:
             return _compressed(model, others, example)
+        _require_apart(heads, others)
         structure = _structure(model, example, next(iter(heads)))
         small, steps = with_narrowed_heads(model, heads, structure)
         _mark(small, model, [*_steps_of(model), *steps])
         return _compressed(small, others, structure.example) if others else small
 
 
-def _compressed(model: nn.Module, replacements: Mapping[str, Replacement], example: Any) -> nn.Module:
+def _require_apart(heads: Mapping[str, NarrowedHeads], others: Mapping[str, _OfOneLayer]) -> None:
+    """Raise InvalidInputError for a layer that gets narrower with heads and is to be replaced as well."""
+    for name, record in heads.items():
+        for layer in record.layout.layers:
+            if layer in map(module_name, others):
+                raise InvalidInputError(
+                    f"layer '{layer}': belongs to the attention of '{name}', whose heads get narrower, and is to be "
+                    "replaced as well: leave out one of them, or compress the result once more"
+                )
+
+
+def _compressed(model: nn.Module, replacements: Mapping[str, _OfOneLayer], example: Any) -> nn.Module:
     require_replaceable(model, (module_name(name) for name in replacements))
     small = copied(model)
     before = modules_by_name(small)
@@ -212,7 +223,7 @@ def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
     return Structure.of(model, example)
 
 
-def _by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:
+def _by_module(replacements: Mapping[str, _OfOneLayer]) -> dict[str, dict[str, LowRankLayer]]:
     """Return the factor pairs, those of a layer's groups together."""
     pairs: dict[str, dict[str, LowRankLayer]] = {}
     for name, record in replacements.items():

@@ -94,7 +94,7 @@ class _Narrowing:
 
     def narrow(self, record: NarrowedHeads) -> NarrowHeads:
         layout = self.attention.layout
-        way = self._way(_stand_in(layout)) if record.size < layout.size else _Way((), rescaled=False)
+        way = self._way(halved(layout)) if record.size < layout.size else _Way((), rescaled=False)
         step = self._step(way, record)
         failed = self._tried(record, way)
         if failed:
@@ -223,8 +223,8 @@ def _of_all(layout: HeadLayout) -> dict[int, int]:
     return {layout.size * layout.groups: layout.groups, layout.size * layout.heads: layout.heads}
 
 
-def _stand_in(layout: HeadLayout) -> NarrowedHeads:
-    """Return heads of half the size that keep the first dimensions."""
+def halved(layout: HeadLayout) -> NarrowedHeads:
+    """Return heads of half the size that keep the first dimensions: to try what does not depend on which."""
     size, kept = max(1, layout.size // 2), np.eye(layout.size)
     one = np.repeat(kept[None, :size], layout.groups, axis=0)
     restore = np.asarray(np.kron(np.eye(layout.heads), kept[:, :size]), np.float64)

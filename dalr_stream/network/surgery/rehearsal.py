@@ -8,7 +8,7 @@ and the result is proved as any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import compress
+from dalr_stream.network.surgery.heads import halved
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.selection.nodes import SelectedNodes
@@ -55,6 +57,31 @@ def try_selections(structure: Structure, layers: Iterable[str]) -> None:
                 _narrow(structure, [name])
             except UnsupportedLayerError as error:
                 structure.refuse(name, error)
+
+
+def try_heads(structure: Structure, found: Mapping[str, HeadLayout | str]) -> dict[str, HeadLayout | str]:
+    """Return the attentions with which the network computes what it should where heads are half as large; or why not.
+
+    Cost: a copy of the network and a few forward passes of two samples for each attention; of each by itself where all
+    of them together fail.
+    """
+    layouts = {name: layout for name, layout in found.items() if isinstance(layout, HeadLayout)}
+    tried: dict[str, HeadLayout | str] = dict(found)
+    try:
+        _narrow_heads(structure, layouts)
+    except UnsupportedLayerError:
+        for name, layout in layouts.items():
+            try:
+                _narrow_heads(structure, {name: layout})
+            except UnsupportedLayerError as error:
+                tried[name] = str(error)
+    return tried
+
+
+def _narrow_heads(structure: Structure, layouts: Mapping[str, HeadLayout]) -> None:
+    if layouts:
+        halves = {name: halved(layout) for name, layout in layouts.items()}
+        compress(structure.model, halves, example=structure)
 
 
 def _of_groups(structure: Structure, layers: Iterable[str]) -> list[str]:

@@ -8,7 +8,8 @@ columns of the output layer go, and all four layers are smaller without any new 
     outputs    W_o z, z what the attention hands the output layer: P of values commutes with the weights of attention
 
 Heads that share keys and values have their readers summed up. What is kept of all heads then restores what is gone, as
-nodes that a selection keeps do: z ~ A T z + offset, anchored at each head's own U.
+nodes that a selection keeps do: z ~ A T z + offset, anchored at each head's own U. Where it is known what the loss
+feels of keys and outputs, it may decide in the place of queries and of W_o: see `problem`.
 
 After A3 (2505.12942), there with the values' inputs in place of z, and MoDeGPT (2408.09632).
 """
@@ -22,12 +23,17 @@ import numpy as np
 from scipy.linalg import block_diag
 
 from dalr_stream.errors import InvalidInputError, RankError
+from dalr_stream.numerics.diagnostics import Diagnostics, Route
 from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.heads.narrowed import NarrowedHeads
 from dalr_stream.numerics.heads.problem import HeadProblem, energy
 from dalr_stream.numerics.heads.projection import HeadProjection, joint_projection
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
+from dalr_stream.numerics.lowrank.output_metric import DEFAULT_GRADIENT_RIDGE
+from dalr_stream.numerics.lowrank.ridge import Ridge
+from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.types import Matrix, Vector
 
 DEFAULT_RIDGE = 1e-3
@@ -54,6 +60,10 @@ class HeadFactors:
         (H p,): its mean; zeros unless affine.
     ridge
         Of the restoration.
+    method
+        `heads`, or `heads_weighted`.
+    diagnostics
+        Rows behind what the output layer reads, and the ridges.
     """
 
     layout: HeadLayout
@@ -63,6 +73,8 @@ class HeadFactors:
     outputs_moment: Matrix
     mean: Vector
     ridge: float
+    method: Method
+    diagnostics: Diagnostics
 
     def __repr__(self) -> str:
         return f"HeadFactors of '{self.layout.output}': {self.layout.heads} heads of 1 to {self.layout.size}"
@@ -130,7 +142,13 @@ class HeadFactors:
 
 
 def head_factors(
-    layers: Mapping[str, Layer], layout: HeadLayout, *, affine: bool = True, ridge: float = DEFAULT_RIDGE
+    layers: Mapping[str, Layer],
+    layout: HeadLayout,
+    *,
+    affine: bool = True,
+    ridge: float = DEFAULT_RIDGE,
+    weighted: bool = False,
+    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE,
 ) -> HeadFactors:
     """Return the heads of an attention in every smaller size.
 
@@ -144,6 +162,10 @@ def head_factors(
         Measure the outputs about their mean, which goes into the output layer's bias.
     ridge
         Of what restores the dimensions that are gone, relative to the mean second moment of those kept.
+    weighted
+        Keep what the loss feels most, by the gradients of keys and output layer.
+    gradient_ridge
+        The ridge of these gradients' second moment; a number is relative.
 
     Returns
     -------
@@ -153,7 +175,7 @@ def head_factors(
     Raises
     ------
     InvalidInputError
-        Where a layer's weights or moments are not of this layout, or not there.
+        Where a layer's weights, moments or gradients are not of this layout, or not there.
 
     See Also
     --------
@@ -181,10 +203,21 @@ def head_factors(
     seen = moments.covariance if affine else moments.second_moment
     mean = moments.mean if affine else np.zeros(moments.features)
     weight = problem.weight(layout.output)
+    of_keys = of_outputs = None
+    if weighted:
+        of_keys, of_outputs = (problem.felt(name, Ridge.of(gradient_ridge)) for name in (layout.keys, layout.output))
     scores, mixed = (
-        tuple(joint_projection(*pair) for pair in pairs) for pairs in (problem.scores(), problem.mixed(seen))
+        tuple(joint_projection(*pair) for pair in pairs)
+        for pairs in (problem.scores(of_keys), problem.mixed(seen, of_outputs))
     )
-    return HeadFactors(layout, scores, mixed, weight, seen, mean, ridge)
+    method = Method.HEADS_WEIGHTED if weighted else Method.HEADS
+    return HeadFactors(layout, scores, mixed, weight, seen, mean, ridge, method, _diagnostics(moments, ridge))
+
+
+def _diagnostics(moments: Moments, ridge: float) -> Diagnostics:
+    """Say what the restoration comes from; its ridge is that of heads of full size."""
+    spread = ridge * float(moments.products.diagonal(moments.mean).mean())
+    return Diagnostics(moments.count, moments.samples, moments.features, None, spread, Route.EIGEN)
 
 
 def _share(losses: Vector) -> Vector:

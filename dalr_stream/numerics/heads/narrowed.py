@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,11 @@ class NarrowedHeads:
         return int(self.keys.shape[1])
 
     @property
+    def loss(self) -> float:
+        """Share of the energy that is lost, of scores or of outputs: of the two that of which more is."""
+        return max(self.score_loss, self.output_loss)
+
+    @property
     def kept(self) -> Matrix:
         """(H r, H p): T, which takes what the output layer reads of all heads to what it reads of these."""
         heads = self.values.repeat(self.layout.shared, axis=0)
@@ -78,6 +83,11 @@ class HeadLosses:
 
     scores: float
     outputs: float
+
+    @property
+    def most(self) -> float:
+        """Of the two the larger."""
+        return max(self.scores, self.outputs)
 
 
 def head_losses(heads: NarrowedHeads, layers: Mapping[str, Layer], *, heldout: bool = True) -> HeadLosses:
@@ -122,13 +132,82 @@ def head_losses(heads: NarrowedHeads, layers: Mapping[str, Layer], *, heldout: b
     True
     """
     problem = HeadProblem(layers, heads.layout, heldout=heldout)
+    lost, whole = _lost_by(problem.scores(), heads)
+    moments, weight = problem.inputs(heads.layout.output), problem.weight(heads.layout.output)
+    rest, shift = _rest(heads, problem)
+    shifted = weight @ shift
+    outputs = energy(weight @ rest, moments.covariance) + float(shifted @ shifted)
+    return HeadLosses(lost / (whole or 1.0), outputs / (energy(weight, moments.covariance) or 1.0))
+
+
+def head_nats(heads: NarrowedHeads, layers: Mapping[str, Layer], *, heldout: bool = False) -> tuple[float, float]:
+    """Return what the loss of a sample rises by, in nats, and what it would with nothing of the heads left.
+
+    To second order, by the gradients of keys and output layer: 1/2 tr G (I - P) R (I - P)' of keys R, and the same of
+    what the output layer gives, for each row of a sample. Errors of different rows, and of scores and outputs, are
+    taken as independent.
+
+    Parameters
+    ----------
+    heads
+        What `HeadFactors.at_size` gives.
+    layers
+        By name, those of its layout, with moments of any rows, and gradients of keys and output layer.
+    heldout
+        Judge by the held-out rows; else by the others.
+
+    Returns
+    -------
+    tuple of float
+        Lost, and at stake.
+
+    Raises
+    ------
+    InvalidInputError
+        Where a layer is not given, is of another shape, or has no such rows or gradients.
+
+    See Also
+    --------
+    head_losses : shares of energy, which need no gradients.
+
+    Examples
+    --------
+    >>> import numpy as np, dalr_stream as ds
+    >>> rng = np.random.default_rng(0)
+    >>> seen, felt = ds.Moments.of(rng.normal(size=(300, 8))), ds.Moments.of(rng.normal(size=(300, 8)))
+    >>> layers = {n: ds.Layer(n, rng.normal(size=(8, 8)), None, inputs=seen, gradients=felt) for n in "qkvo"}
+    >>> layout = ds.numerics.HeadLayout(*"qkvo", heads=2, groups=2, size=4)
+    >>> factors = ds.numerics.head_factors(layers, layout, weighted=True)
+    >>> lost, at_stake = ds.numerics.head_nats(factors.at_size(3), layers)
+    >>> 0 < lost < at_stake
+    True
+    """
+    layout = heads.layout
+    problem = HeadProblem(layers, layout, heldout=heldout)
+    moments, weight = problem.inputs(layout.output), problem.weight(layout.output)
+    scores = _lost_by(problem.scores(problem.felt(layout.keys)), heads)
+    felt, (rest, shift) = problem.felt(layout.output), _rest(heads, problem)
+    outputs = (
+        float(np.vdot(felt, weight @ (rest @ moments.covariance @ rest.T + np.outer(shift, shift)) @ weight.T)),
+        float(np.vdot(felt, weight @ moments.covariance @ weight.T)),
+    )
+    rows = [problem.rows_a_sample(name) / 2 for name in (layout.keys, layout.output)]
+    lost, at_stake = (rows[0] * score + rows[1] * output for score, output in zip(scores, outputs, strict=True))
+    return lost, at_stake
+
+
+def _lost_by(pairs: Iterable[tuple[Matrix, Matrix]], heads: NarrowedHeads) -> tuple[float, float]:
+    """Return tr S (I - P) R (I - P)' of all groups, and tr S R."""
     lost = whole = 0.0
-    for (readers, read), up, down in zip(problem.scores(), heads.queries, heads.keys, strict=True):
+    for (readers, read), up, down in zip(pairs, heads.queries, heads.keys, strict=True):
         rest = np.eye(heads.layout.size) - up.T @ down
         lost += float(np.vdot(readers @ rest @ read, rest))
         whole += float(np.vdot(readers, read))
-    moments, weight = problem.inputs(heads.layout.output), problem.weight(heads.layout.output)
+    return lost, whole
+
+
+def _rest(heads: NarrowedHeads, problem: HeadProblem) -> tuple[Matrix, Vector]:
+    """Return I - A T, which takes what the output layer reads to what it lacks, and what it lacks on average."""
+    moments = problem.inputs(heads.layout.output)
     rest = np.eye(moments.features) - heads.restore @ heads.kept
-    shifted = weight @ (rest @ moments.mean - heads.offset)
-    outputs = energy(weight @ rest, moments.covariance) + float(shifted @ shifted)
-    return HeadLosses(lost / (whole or 1.0), outputs / (energy(weight, moments.covariance) or 1.0))
+    return rest, rest @ moments.mean - heads.offset

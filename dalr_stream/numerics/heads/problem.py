@@ -1,4 +1,9 @@
-"""An attention's four layers as what projections are solved from and judged by: who reads a head, and what is read."""
+"""An attention's four layers as what projections are solved from and judged by: who reads a head, and what is read.
+
+Readers of keys are the queries, and of what the output layer reads its columns. Where the loss decides they are what it
+feels: with g the gradient by the keys, an error e of a key costs about 1/2 (g'e)^2, so E[g g'] stands for E[q q']; and
+W'G W for W'W, with G = E[g g'] by what the output layer gives.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,11 @@ import numpy as np
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.layer import Layer
+from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.numerics.types import Matrix, Vector
+
+NO_RIDGE = Ridge.relative(0.0)
 
 
 class HeadProblem:
@@ -53,22 +61,50 @@ class HeadProblem:
         """Return a layer's weight in float64."""
         return self._layers[name].weight.astype(np.float64)
 
-    def scores(self) -> Iterator[tuple[Matrix, Matrix]]:
-        """Yield S and R of each group: queries about zero, as what they share counts, and keys about their mean."""
-        layout = self._layout
-        queries, shift = self._given(layout.queries)
-        keys, _ = self._given(layout.keys)
-        queries += np.outer(shift, shift)
-        yield from zip(
-            _summed(_blocks(queries, layout.heads), layout.shared), _blocks(keys, layout.groups), strict=True
-        )
+    def scores(self, felt: Matrix | None = None) -> Iterator[tuple[Matrix, Matrix]]:
+        """Yield S and R of each group: queries about zero, as what they share counts, and keys about their mean.
 
-    def mixed(self, seen: Matrix) -> Iterator[tuple[Matrix, Matrix]]:
-        """Yield S and R of each group, of what the output layer reads: `seen` is its second moment, Z."""
+        `felt` takes the place of what the queries are: E[g g'] by the keys.
+        """
+        layout = self._layout
+        readers = self._queries() if felt is None else _blocks(felt, layout.groups)
+        keys, _ = self._given(layout.keys)
+        yield from zip(readers, _blocks(keys, layout.groups), strict=True)
+
+    def mixed(self, seen: Matrix, felt: Matrix | None = None) -> Iterator[tuple[Matrix, Matrix]]:
+        """Yield S and R of each group, of what the output layer reads: `seen` is its second moment, Z.
+
+        `felt` is the metric of what it gives: E[g g']; I without it.
+        """
         layout = self._layout
         columns = np.split(self.weight(layout.output), layout.heads, axis=1)
-        readers = _summed(np.array([own.T @ own for own in columns]), layout.shared)
+        own = np.array([one.T @ (one if felt is None else felt @ one) for one in columns])
+        readers = _summed((own + own.swapaxes(1, 2)) / 2, layout.shared)
         yield from zip(readers, _summed(_blocks(seen, layout.heads), layout.shared), strict=True)
+
+    @property
+    def knows_gradients(self) -> bool:
+        """Whether it is known what the loss feels of keys and outputs."""
+        return all(self._layers[name].gradients is not None for name in (self._layout.keys, self._layout.output))
+
+    def felt(self, name: str, ridge: Ridge = NO_RIDGE) -> Matrix:
+        """Return G = E[g g'] of a layer's output gradients; `ridge` is what an error counts where none was seen."""
+        (gradients,) = self._layers[name].known_gradients.parts
+        if gradients.count == 0:
+            raise InvalidInputError(f"layer '{name}': gradients must come from at least one row, got none")
+        gamma = ridge.of_moments(gradients, np.zeros(gradients.features)) / gradients.count
+        return np.asarray(gradients.second_moment + gamma * np.eye(gradients.features))
+
+    def rows_a_sample(self, name: str) -> float:
+        """Return how many rows a layer reads of a sample."""
+        moments = self.inputs(name)
+        return moments.count / max(moments.samples, 1)
+
+    def _queries(self) -> Matrix:
+        layout = self._layout
+        queries, shift = self._given(layout.queries)
+        queries += np.outer(shift, shift)
+        return _summed(_blocks(queries, layout.heads), layout.shared)
 
     def _given(self, name: str) -> tuple[Matrix, Vector]:
         """Return covariance and mean of what a layer gives."""

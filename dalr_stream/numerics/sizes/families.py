@@ -1,14 +1,15 @@
-"""Which layers are factored and which lose nodes, before any size is decided: four ways, each for all layers at once.
+"""Which layers are factored, which lose nodes and which heads get narrower, before any size is decided.
 
 A selection narrows its layer, the layers tied to it and those that read it, so it and a factor pair in the same place
-exclude one another. `unchanged`, `factored` and `selected` are one layer in its three forms; a plan takes one of them
-for each layer, and a rule of `allocation` then decides the sizes.
+exclude one another; so do the heads of an attention and anything else in one of its four layers. `unchanged`,
+`factored`, `selected` and `narrowed` are one layer in its forms; a plan takes one of them for each layer, and a rule of
+`allocation` then decides the sizes.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dalr_stream.errors import InvalidInputError
@@ -16,11 +17,15 @@ from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.allocation import within_budget
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are, cost
 
-PLANS = ("factor pairs", "selections", "selections, their readers factored", "the better family in each place")
-"""Ways to divide layers among the families, in words."""
+FACTORED, SELECTED, READERS_TOO = "factor pairs", "selections", "selections, their readers factored"
+MIXED = "the better family in each place"
+NARROWED, BOTH_SMALLER = "heads", "heads and selections"
+PLANS = (FACTORED, SELECTED, READERS_TOO, NARROWED, BOTH_SMALLER, MIXED)
+"""Ways to divide layers among the families, in words; what is neither selected nor narrowed is factored."""
 
 MOST_TOGETHER = 6
-"""Selections of layers that touch one another are weighed in every combination up to so many, else all or none."""
+"""Selections and heads of layers that touch one another are weighed in every combination up to so many, else all or
+none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +35,8 @@ class Forms:
     unchanged: SizedLayer
     factored: SizedLayer | None = None
     selected: SizedLayer | None = None
+    narrowed: SizedLayer | None = None
+    """With narrower heads, of the output layer of an attention."""
 
     @property
     def name(self) -> str:
@@ -39,16 +46,21 @@ class Forms:
     @property
     def solved(self) -> tuple[SizedLayer, ...]:
         """The forms in which it gets smaller."""
-        return tuple(form for form in (self.factored, self.selected) if form is not None)
+        forms = (self.factored, self.selected, self.narrowed)
+        return tuple(form for form in forms if form is not None)
+
+    def with_solved(self, change: Callable[[SizedLayer], SizedLayer | None]) -> Forms:
+        """Return the layer with each form that was solved for it changed; None takes it away."""
+        forms = (self.factored, self.selected, self.narrowed)
+        return Forms(self.unchanged, *(None if form is None else change(form) for form in forms))
 
     def multiples_of(self, step: int) -> Forms:
         """Return the layer with only multiples of `step` as sizes, and itself as it is."""
-        forms = (self.factored, self.selected)
-        return Forms(self.unchanged, *(None if form is None else form.multiples_of(step) for form in forms))
+        return self.with_solved(lambda form: form.multiples_of(step))
 
     def form(self, family: Family | None) -> SizedLayer:
         """Return the layer in one of its forms; None is as it is."""
-        forms = {Family.LOW_RANK: self.factored, Family.SELECTION: self.selected}
+        forms = {Family.LOW_RANK: self.factored, Family.SELECTION: self.selected, Family.HEADS: self.narrowed}
         form = self.unchanged if family is None else forms[family]
         if form is None:
             raise InvalidInputError(f"layer '{self.name}': nothing of the family {family} was solved")
@@ -59,17 +71,31 @@ Plan = tuple[Family | None, ...]
 """The form of each layer, None for those that stay as they are or are narrowed with others."""
 
 
+Places = frozenset[tuple[str, Family]]
+"""Which layers lose nodes, and which are the output layers of attentions whose heads get narrower."""
+
+
+def plan_names(*, selects: bool, narrows: bool) -> tuple[str, ...]:
+    """Return the plans that there are at most, where some layers may lose nodes or have narrower heads."""
+    if not selects:
+        return (FACTORED, NARROWED, MIXED) if narrows else (FACTORED,)
+    return PLANS if narrows else (FACTORED, SELECTED, READERS_TOO, MIXED)
+
+
 def plans(layers: Sequence[Forms], share: float) -> dict[str, Plan]:
     """Return the ways to divide layers among the families, by their names in words; those that are the same once.
 
     `share` of the layers' cost is what will be kept: it decides what the families lose where they are mixed.
     """
-    every = frozenset(layer.name for layer in layers if layer.selected is not None)
+    every = _places(layers)
+    selected, heads = (frozenset(place for place in every if place[1] is of) for of in (Family.SELECTION, Family.HEADS))
     divided = (
         _plan(layers, frozenset()),
+        _plan(layers, selected),
+        _plan(layers, selected, readers_too=True),
+        _plan(layers, heads),
         _plan(layers, every),
-        _plan(layers, every, readers_too=True),
-        _plan(layers, _worth_selecting(layers, share)),
+        _plan(layers, _worth_it(layers, share)),
     )
     found = dict(zip(PLANS, divided, strict=True))
     words = {plan: name for name, plan in reversed(found.items())}  # the first name of those that are the same
@@ -81,33 +107,45 @@ def in_forms(layers: Sequence[Forms], plan: Plan) -> list[SizedLayer]:
     return [layer.form(family) for layer, family in zip(layers, plan, strict=True)]
 
 
-def _plan(layers: Sequence[Forms], selected: frozenset[str], *, readers_too: bool = False) -> Plan:
-    """Return a plan: nodes of these layers go, what that narrows stays as it is, and all else is factored."""
+def _places(layers: Sequence[Forms]) -> Places:
+    """Return all of them."""
+    return frozenset(
+        (layer.name, form.family) for layer in layers for form in layer.solved if form.family is not Family.LOW_RANK
+    )
+
+
+def _plan(layers: Sequence[Forms], places: Places, *, readers_too: bool = False) -> Plan:
+    """Return a plan: nodes and heads in these places go, what that narrows stays as it is, and all else is factored."""
+    narrowed = {name for name, of in places if of is Family.HEADS}
+    selected = {name for name, of in places if of is Family.SELECTION} - narrowed
+    selected -= {layer.name for layer in layers if layer.unchanged.attention in narrowed}
 
     def family(layer: Forms) -> Family | None:
+        if layer.name in narrowed:
+            return Family.HEADS
         if layer.name in selected:
             return Family.SELECTION
-        narrowed = layer.unchanged.follows in selected
-        narrowed |= not readers_too and any(source.layer in selected for source in layer.unchanged.reads)
-        return None if narrowed or layer.factored is None else Family.LOW_RANK
+        smaller = layer.unchanged.follows in selected or layer.unchanged.attention in narrowed
+        smaller |= not readers_too and any(source.layer in selected for source in layer.unchanged.reads)
+        return None if smaller or layer.factored is None else Family.LOW_RANK
 
     return tuple(map(family, layers))
 
 
-def _worth_selecting(layers: Sequence[Forms], share: float) -> frozenset[str]:
-    """Return the layers whose nodes are better removed, each set of layers that touch one another weighed by itself."""
+def _worth_it(layers: Sequence[Forms], share: float) -> Places:
+    """Return where nodes and heads are better removed, each set of layers that touch one another weighed by itself."""
     best = (
-        min(_combinations(together), key=lambda selected: _loss(together, _plan(together, selected), share))
+        min(_combinations(together), key=lambda places: _loss(together, _plan(together, places), share))
         for together in _touching(layers)
     )
-    return frozenset[str]().union(*best)
+    return frozenset[tuple[str, Family]]().union(*best)
 
 
-def _combinations(together: Sequence[Forms]) -> Iterator[frozenset[str]]:
-    names = [layer.name for layer in together if layer.selected is not None]
-    sizes = range(len(names) + 1) if len(names) <= MOST_TOGETHER else (0, len(names))
+def _combinations(together: Sequence[Forms]) -> Iterator[Places]:
+    places = sorted(_places(together))
+    sizes = range(len(places) + 1) if len(places) <= MOST_TOGETHER else (0, len(places))
     for size in sizes:
-        yield from map(frozenset, itertools.combinations(names, size))
+        yield from map(frozenset, itertools.combinations(places, size))
 
 
 def _loss(layers: Sequence[Forms], plan: Plan, share: float) -> float:
@@ -121,7 +159,7 @@ def _loss(layers: Sequence[Forms], plan: Plan, share: float) -> float:
 
 
 def _touching(layers: Sequence[Forms]) -> list[list[Forms]]:
-    """Return the layers in sets: what a selection in one of a set narrows is in that set."""
+    """Return the layers in sets: what a selection, or narrower heads, in one of a set narrows is in that set."""
     home = {layer.name: {layer.name} for layer in layers}
     for layer in layers:
         for other in _decided_by(layer):
@@ -133,5 +171,5 @@ def _touching(layers: Sequence[Forms]) -> list[list[Forms]]:
 
 
 def _decided_by(layer: Forms) -> list[str]:
-    others = [*(source.layer for source in layer.unchanged.reads), layer.unchanged.follows]
+    others = [*(source.layer for source in layer.unchanged.reads), layer.unchanged.follows, layer.unchanged.attention]
     return [name for name in others if name is not None]

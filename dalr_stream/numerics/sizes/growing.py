@@ -55,10 +55,11 @@ class _Step:
 def _around(layers: Sequence[SizedLayer], layer: SizedLayer) -> list[SizedLayer]:
     """Return the layers on which the cost of a step of `layer` depends.
 
-    They are the layer itself, those that read or follow it, and those that these read or follow.
+    They are the layer itself, those that read or follow it or belong to the attention that it ends, and those that
+    these read, follow or belong to.
     """
     decided_by = {
-        other.name: {*(source.layer for source in other.reads), *([other.follows] if other.follows else [])}
+        other.name: {*(source.layer for source in other.reads), *filter(None, (other.follows, other.attention))}
         for other in layers
     }
     touched = [other.name for other in layers if other.name == layer.name or layer.name in decided_by[other.name]]

@@ -44,7 +44,7 @@ def forms_in_nats(layers: Sequence[Forms]) -> list[Forms] | None:
             return None
         return form if form.nats is None else replace(form, losses=form.nats / whole)
 
-    return [Forms(layer.unchanged, felt(layer.factored), felt(layer.selected)) for layer in layers]
+    return [layer.with_solved(felt) for layer in layers]
 
 
 def _is_known(layer: SizedLayer) -> bool:

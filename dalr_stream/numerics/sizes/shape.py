@@ -24,6 +24,10 @@ class LayerShape:
         one.
     groups
         g, of a convolution: its outputs are those of all groups, its inputs those of each, and so is its rank.
+    head_size
+        p, of the output layer of an attention: dimensions of each of its heads; 0 of other layers.
+    head_weights
+        Weights that go with a dimension of every head in the layers of queries, keys and values.
 
     Examples
     --------
@@ -37,6 +41,8 @@ class LayerShape:
     inputs: int
     next_outputs: int = 0
     groups: int = 1
+    head_size: int = 0
+    head_weights: int = 0
 
     @property
     def max_rank(self) -> int:
@@ -69,6 +75,13 @@ class LayerShape:
     def selection_pair_parameters(self, kept: int) -> int:
         """k' (d + C): the kept nodes' rows here and columns in the next layer."""
         return kept * (self.inputs + self.next_outputs)
+
+    def head_parameters(self, size: int) -> int:
+        """Return what the output layer of an attention has left where each head has `size` dimensions.
+
+        Its other layers have the same share left.
+        """
+        return self.parameters * size // self.head_size
 
     def equal_parameters(self, rank: int) -> int:
         """Return the largest k' at which a selection has no more parameters than a factor pair of this rank.

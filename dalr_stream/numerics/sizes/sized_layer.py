@@ -6,7 +6,8 @@ for both families. The last size of a layer is always the layer as it is, which 
 break-even never appears, because it costs more than that.
 
 Sizes are counted in weights, or in multiply-adds where a layer's positions a sample are given. A layer whose inputs
-are nodes of another one gets narrower when nodes of that one go, and so does one whose nodes go with another's.
+are nodes of another one gets narrower when nodes of that one go, and so does one whose nodes go with another's, or with
+the heads that another one reads.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class SizedLayer:
     shape
         Its shape, and what its nodes weigh in their readers.
     family
-        Whether its sizes are ranks or numbers of kept nodes.
+        Whether its sizes are ranks, numbers of kept nodes, or dimensions of the heads that it reads.
     sizes
-        (s,): ascending ranks, or numbers of kept nodes; the last is `whole`, the layer as it is.
+        (s,): ascending; the last is `whole`, the layer as it is.
     losses
         (s,): share of the energy that is lost, or the loss that was measured; non-increasing, the last is 0.
     reads
@@ -68,6 +69,9 @@ class SizedLayer:
         (s,): what the loss of a sample rises by at each size, from gradients; None where they are not known.
     at_stake
         What it would rise by with nothing of the layer left; None likewise.
+    attention
+        The output layer of the attention that this layer gives queries, keys or values of: its outputs go with the
+        dimensions of that layer's heads.
     """
 
     name: str
@@ -80,6 +84,7 @@ class SizedLayer:
     follows: str | None = None
     nats: Vector | None = field(default=None, repr=False)
     at_stake: float | None = None
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", parse_choice(Family, self.family, "family"))
@@ -93,18 +98,22 @@ class SizedLayer:
     @property
     def whole(self) -> int:
         """The size that stands for the layer as it is."""
-        return self.shape.max_rank if self.family is Family.LOW_RANK else self.shape.outputs
+        return whole_size(self.shape, self.family)
 
     def loss(self, size: int) -> float:
         """Return what is lost at one of the sizes."""
         return float(self.losses[np.searchsorted(self.sizes, size)])
 
-    def cost(self, size: int | Indices, inputs: int | Indices, outputs: int | Indices | None = None) -> Vector:
+    def cost(self, size: int | Indices, inputs: int | Indices, outputs: int | Vector | None = None) -> Vector:
         """Weights times positions at a size, with `inputs` of the inputs left, and `outputs` where others decide."""
         m = np.asarray(self.shape.outputs if outputs is None else outputs, np.float64)
         d, k = np.asarray(inputs, np.float64), np.asarray(size, np.float64)
-        smaller = k * (m + self.shape.groups * d) if self.family is Family.LOW_RANK else k * d
-        return self.positions * np.where(k == self.whole, m * d, smaller)
+        smaller = {
+            Family.LOW_RANK: k * (m + self.shape.groups * d),
+            Family.SELECTION: k * d,
+            Family.HEADS: m * d * k / max(self.whole, 1),
+        }
+        return self.positions * np.where(k == self.whole, m * d, smaller[self.family])
 
     def at_share(self, share: float) -> int:
         """Return the largest size that costs at most this share of the layer; the smallest where none does."""
@@ -163,7 +172,10 @@ def cost(layers: Sequence[SizedLayer], sizes: Mapping[str, int | Indices]) -> Ve
     50.0
     """
     gone = {layer.name: layer.whole - sizes[layer.name] for layer in layers if layer.family is Family.SELECTION}
-    costs = (layer.cost(sizes[layer.name], _inputs_left(layer, gone), _outputs_left(layer, gone)) for layer in layers)
+    heads = {layer.name: sizes[layer.name] / layer.whole for layer in layers if layer.family is Family.HEADS}
+    costs = (
+        layer.cost(sizes[layer.name], _inputs_left(layer, gone), _outputs_left(layer, gone, heads)) for layer in layers
+    )
     return np.asarray(sum(costs, start=np.zeros(())))
 
 
@@ -173,9 +185,19 @@ def _inputs_left(layer: SizedLayer, gone: Mapping[str, int | Indices]) -> int | 
     return layer.shape.inputs - sum(removed)
 
 
-def _outputs_left(layer: SizedLayer, gone: Mapping[str, int | Indices]) -> int | Indices | None:
-    """Return how many outputs a layer has left where those of another decide."""
-    return None if layer.follows is None else layer.shape.outputs - gone.get(layer.follows, 0)
+def _outputs_left(
+    layer: SizedLayer, gone: Mapping[str, int | Indices], heads: Mapping[str, float | Vector]
+) -> Vector | None:
+    """Return how many outputs a layer has left where the size of another decides."""
+    if layer.attention is not None and layer.attention in heads:
+        return np.asarray(layer.shape.outputs * heads[layer.attention])
+    return None if layer.follows is None else np.asarray(layer.shape.outputs - gone.get(layer.follows, 0))
+
+
+def whole_size(shape: LayerShape, family: Family) -> int:
+    """Return the size that stands for a layer as it is, in the terms of a family."""
+    sizes = {Family.LOW_RANK: shape.max_rank, Family.SELECTION: shape.outputs, Family.HEADS: shape.head_size}
+    return sizes[family]
 
 
 def as_they_are(layers: Sequence[SizedLayer]) -> dict[str, int]:

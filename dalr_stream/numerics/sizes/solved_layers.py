@@ -12,7 +12,7 @@ from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.losses import lost_energy, lost_nats
 from dalr_stream.numerics.sizes.shape import LayerShape
-from dalr_stream.numerics.sizes.sized_layer import SizedLayer, Source
+from dalr_stream.numerics.sizes.sized_layer import SizedLayer, Source, whole_size
 from dalr_stream.numerics.statistics.grouped import InputMoments
 from dalr_stream.numerics.types import Indices, Vector
 
@@ -167,6 +167,6 @@ def _sized(
     positions: float,
 ) -> SizedLayer:
     """Add the layer as it is; rounding must not make a larger size look worse than a smaller one."""
-    whole = shape.max_rank if family is Family.LOW_RANK else shape.outputs
+    whole = whole_size(shape, family)
     falling = np.minimum.accumulate(np.clip(losses, 0.0, 1.0))
     return SizedLayer(name, shape, family, np.append(sizes, whole), np.append(falling, 0.0), tuple(reads), positions)

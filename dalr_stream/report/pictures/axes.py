@@ -44,7 +44,7 @@ _KEY, _KEY_GAP, _ROW, _LINE, _HEADING_GAP = 0.26, 0.09, 0.17, 0.14, 0.1
 _DECADES_FOR_STEPS = 2.6
 """A logarithmic axis up to this long has room for ticks at 2 and 5 as well."""
 
-_GROUPS = {Family.LOW_RANK: "low rank", Family.SELECTION: "selections"}
+_GROUPS = {Family.LOW_RANK: "low rank", Family.SELECTION: "selections", Family.HEADS: "heads"}
 
 
 def canvas(height: float, *, panels: int = 1) -> tuple[Figure, list[Axes]]:

@@ -1,10 +1,11 @@
-"""The tables of a report: the headline, scores against size, the whole network before and after.
+"""The tables of a layer in a report: the headline, and scores against size.
 
 The table of scores has the layout of DALR's Tables 3-8: a column for each rank, a row for each method.
 
 Selections have no rank. They stand in the column of the factor pairs they match in size: of the sizes that were
 evaluated, the largest whose two layers together weigh at most k(m + d) + m C, the weight of the factor pair and the
 untouched next layer, C being the next layer's outputs. Their own number of kept nodes is set small beside the score.
+So do heads, by what is left of the output layer of their attention: the others have the same share left.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from dalr_stream.report.cells import (
     Row,
     RowKind,
     Table,
-    bytes_text,
     count_text,
     percent_text,
     ratio_text,
@@ -34,8 +34,14 @@ FINETUNED = "fine-tuned"
 """Follows the method where its networks were fine-tuned after compression."""
 
 
+SIZES = {Family.SELECTION: "nodes kept", Family.HEADS: "dimensions a head"}
+"""What sizes are that are no ranks."""
+
+
 def matched_point(curve: ScoreCurve, layer: LayerResults, rank: int) -> ScorePoint | None:
-    """Return the point of a selection that weighs as much as factors of that rank, or just less; None if none does.
+    """Return the point of a selection, or of heads, that weighs as much as factors of that rank, or just less.
+
+    None if none does.
 
     `pair_parameters <= k(m + d) + m C`, `m` and `d` the layer's outputs and inputs, `C` the next layer's outputs.
     """
@@ -50,9 +56,9 @@ def ranks_tried(layer: LayerResults) -> tuple[int, ...]:
     return tuple(sorted({point.size for curve in curves for point in curve.points}))
 
 
-def sizes_tried(layer: LayerResults) -> tuple[int, ...]:
-    """Return every number of kept nodes at which a selection was evaluated, ascending."""
-    curves = _of_family(layer, Family.SELECTION)
+def sizes_tried(layer: LayerResults, family: Family = Family.SELECTION) -> tuple[int, ...]:
+    """Return every number of kept nodes at which a selection was evaluated, ascending; or sizes of another family."""
+    curves = _of_family(layer, family)
     return tuple(sorted({point.size for curve in curves for point in curve.points}))
 
 
@@ -61,9 +67,9 @@ def score_table(results: Results, layer: LayerResults) -> Table:
 
     Columns are the ranks tried. Where only selections were tried, columns are their own sizes.
     """
-    ranks = ranks_tried(layer)
-    sizes = ranks or sizes_tried(layer)
-    word = "dim kept" if ranks else "nodes kept"
+    ranks, nodes = ranks_tried(layer), sizes_tried(layer)
+    sizes = ranks or nodes or sizes_tried(layer, Family.HEADS)
+    word = "dim kept" if ranks else SIZES[Family.SELECTION if nodes else Family.HEADS]
     rows = [*_scales(layer, sizes, by_rank=bool(ranks))]
     drafts = [
         (method, tuned, _cells(curve, layer, sizes, by_rank=bool(ranks), scale=results.scale))
@@ -72,7 +78,7 @@ def score_table(results: Results, layer: LayerResults) -> Table:
     for index in range(len(sizes)):
         _mark_best([cells for *_, cells in drafts], index, results.scale)
     for method, tuned, cells in drafts:
-        noted = "nodes kept" if any(cell.note is not None for cell in cells) else ""
+        noted = SIZES.get(method.family, "") if any(cell.note is not None for cell in cells) else ""
         if tuned:  # no curve of the plots is its own
             label, key = f"{method.label}, {FINETUNED}", f"{method.value}_finetuned"
             rows.append(Row(label, key, tuple(cells), note_label=noted))
@@ -110,6 +116,8 @@ def _score_footnote(layer: LayerResults) -> str:
             "Selections stand in the column of the factor pair they match in size, at or just below it, this layer and "
             f"{layer.next_layer} counted together."
         )
+    if ranks_tried(layer) and sizes_tried(layer, Family.HEADS):
+        said.append("Heads stand by what they leave of this layer; their queries, keys and values have as much left.")
     if layer.finetuned_curves:
         said.append("Fine-tuned: each network by itself, after its compression.")
     return " ".join(said)
@@ -144,7 +152,7 @@ def _scales(layer: LayerResults, sizes: Sequence[int], *, by_rank: bool) -> list
 
 
 def _cells(curve: ScoreCurve, layer: LayerResults, sizes: Sequence[int], *, by_rank: bool, scale: Scale) -> list[Cell]:
-    matched = by_rank and _family(curve.method, layer) is Family.SELECTION
+    matched = by_rank and _family(curve.method, layer) is not Family.LOW_RANK
     own = {point.size: point for point in curve.points}
     cells: list[Cell] = []
     for size in sizes:
@@ -171,17 +179,19 @@ def headline_table(results: Results, layer: LayerResults) -> Table:
     """Return the smallest network of each method within the allowed loss, and its size against plain SVD's.
 
     Rows stand by family, because the ratio counts another thing in each: the layer's own parameters for factor
-    pairs, this layer's and the next one's together for selections. The best ratio of a family is marked.
+    pairs, this layer's and the next one's together for selections; heads have none. The best ratio of a family is
+    marked.
     """
     groups = {
         Family.LOW_RANK: "Low rank: the ratio counts this layer alone",
         Family.SELECTION: "Selections: the ratio counts this layer and the next one together",
+        Family.HEADS: "Heads: all four layers of the attention have the same share left",
     }
     columns = _headline_columns(results, layer)
     members = {family: [row for row in layer.headline if _family(row.method, layer) is family] for family in groups}
     rows: list[Row] = []
     for family, label in groups.items():
-        if all(members.values()):
+        if members[family] and sum(map(bool, members.values())) > 1:
             rows.append(Row(label, family.value, kind=RowKind.GROUP))
         rows += _headline_rows(layer, members[family], len(columns), results.scale)
     allowed = results.scale.text(results.scale.worst(results.baseline_score, layer.drop))
@@ -208,7 +218,11 @@ def _headline_columns(results: Results, layer: LayerResults) -> tuple[Column, ..
 
 
 def _headline_footnote(layer: LayerResults) -> str:
-    tried = {"Ranks": ranks_tried(layer), "Numbers of kept nodes": sizes_tried(layer)}
+    tried = {
+        "Ranks": ranks_tried(layer),
+        "Numbers of kept nodes": sizes_tried(layer),
+        "Dimensions of each head": sizes_tried(layer, Family.HEADS),
+    }
     said = [f"{what} tried: {_listing(sizes)}." for what, sizes in tried.items() if sizes]
     if any(row.size is None for row in layer.headline):
         said.append(NOT_REACHED_REMEDY)
@@ -239,7 +253,7 @@ def _headline_rows(layer: LayerResults, members: Sequence[HeadlineRow], width: i
 def _reached(  # what a row is of, and how it is printed
     layer: LayerResults, row: HeadlineRow, size: int, method: Method, best: float | None, scale: Scale
 ) -> tuple[Cell, ...]:
-    word = "rank" if method.family is Family.LOW_RANK else "nodes"
+    word = {Family.LOW_RANK: "rank", Family.SELECTION: "nodes", Family.HEADS: "heads of"}[method.family]
     ratio = (
         Cell(BLANK)
         if row.svd_ratio is None
@@ -259,42 +273,3 @@ def _weight(parameters: int | None, whole: int) -> tuple[Cell, Cell]:
         return Cell(BLANK), Cell(BLANK)
     share = parameters / whole
     return Cell(count_text(parameters), parameters), Cell(percent_text(share), share)
-
-
-def size_table(results: Results) -> Table:
-    """Return parameters, bytes and score of the uncompressed network, of those the run saved, and of those compared."""
-    before = results.sizes[0] if results.sizes else None
-    scale, baseline = results.scale, results.baseline_score
-    rows = []
-    for size in results.sizes:
-        share, weight = size.parameters / results.sizes[0].parameters, size.bytes / results.sizes[0].bytes
-        cells = (
-            Cell(count_text(size.parameters), size.parameters),
-            Cell(percent_text(share), share),
-            Cell(bytes_text(size.bytes), size.bytes),
-            Cell(percent_text(weight), weight),
-            *(
-                (Cell(BLANK), Cell(BLANK))
-                if size.score is None
-                else (
-                    Cell(scale.number(size.score), size.score),
-                    Cell(scale.change(baseline, size.score), size.score - baseline),
-                )
-            ),
-        )
-        kind = RowKind.REFERENCE if size is before else RowKind.BODY
-        rows.append(Row(size.label, size.label, cells, kind))
-    return Table(
-        name="sizes",
-        caption="The whole network, before and after",
-        corner=Column("network", "network"),
-        columns=(
-            Column("parameters", "parameters"),
-            Column("%", "parameter_share", spare=True),
-            Column("file", "bytes"),
-            Column("%", "byte_share", spare=True),
-            Column(scale.head(results.metric), key_of(results.metric)),
-            Column("change", f"{key_of(results.metric)}_change"),
-        ),
-        rows=tuple(rows),
-    )

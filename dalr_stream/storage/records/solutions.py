@@ -1,17 +1,22 @@
-"""Solutions on disk: factors of every rank, selections of every size."""
+"""Solutions on disk: factors of every rank, selections and heads of every size."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from dalr_stream.numerics.diagnostics import Diagnostics
+from dalr_stream.numerics.heads.factors import HeadFactors
+from dalr_stream.numerics.heads.layout import HeadLayout
+from dalr_stream.numerics.heads.projection import HeadProjection
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, GroupedFactors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import group_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
+from dalr_stream.numerics.types import Matrix
 from dalr_stream.storage import schema
 from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.record import (
@@ -24,7 +29,9 @@ from dalr_stream.storage.records.record import (
 )
 from dalr_stream.storage.records.weights import load_layer_weights
 
-Solution = Factors | ChannelSelection
+Solution = Factors | ChannelSelection | HeadFactors
+_SPECS = {Family.LOW_RANK: schema.LOW_RANK, Family.SELECTION: schema.SELECTION, Family.HEADS: schema.HEADS}
+_PROJECTION = ("up", "down", "losses")
 
 
 def solution_path(root: Place, layer: str, method: Method) -> Place:
@@ -42,9 +49,13 @@ def save_solution(root: Place, layer: str, solution: Solution, provenance: Prove
         for number, part in enumerate(solution.parts):
             save_solution(root, group_name(layer, number), part, provenance)
         return
-    specs = schema.LOW_RANK if isinstance(solution, LowRankFactors) else schema.SELECTION
-    arrays = {spec.name: array for spec in specs if (array := getattr(solution, spec.name)) is not None}
-    values = {"method": solution.method.value, "diagnostics": dataclasses.asdict(solution.diagnostics)}
+    specs = _SPECS[solution.method.family]
+    values: dict[str, Any] = {"method": solution.method.value, "diagnostics": dataclasses.asdict(solution.diagnostics)}
+    if isinstance(solution, HeadFactors):
+        arrays = _arrays_of_heads(solution)
+        values |= {"layout": dataclasses.asdict(solution.layout), "ridge": solution.ridge}
+    else:
+        arrays = {spec.name: array for spec in specs if (array := getattr(solution, spec.name)) is not None}
     save_record(solution_path(root, layer, solution.method), specs, arrays, values, provenance, names=2)
 
 
@@ -55,16 +66,37 @@ def load_diagnostics(root: Place, layer: str, method: Method) -> Diagnostics:
         return Diagnostics(**attributes(path)["diagnostics"])
 
 
-def load_solution(root: Place, layer: str, method: Method) -> LowRankFactors | ChannelSelection:
+def _arrays_of_heads(heads: HeadFactors) -> Arrays:
+    arrays = {"outputs_moment": heads.outputs_moment, "mean": heads.mean}
+    for name, projections in (("score", heads.scores), ("mixed", heads.mixed)):
+        arrays |= {f"{name}_{part}": np.array([getattr(one, part) for one in projections]) for part in _PROJECTION}
+    return arrays
+
+
+def load_solution(root: Place, layer: str, method: Method) -> LowRankFactors | ChannelSelection | HeadFactors:
     """Read a solution back, bit for bit."""
     path = solution_path(root, layer, method)
     arrays, diagnostics = _load(path, method)
     with holding(path, "solution"):
+        if method.family is Family.HEADS:
+            return _heads(path, arrays, load_layer_weights(root, layer)[0].astype(np.float64), method, diagnostics)
         if method.family is Family.SELECTION:
             factor = arrays.pop("factor", None)
             return ChannelSelection(method=method, diagnostics=diagnostics, factor=factor, **arrays)
         weight, _ = load_layer_weights(root, layer)
         return LowRankFactors(method=method, weight=weight.astype(np.float64), diagnostics=diagnostics, **arrays)
+
+
+def _heads(path: Place, arrays: Arrays, weight: Matrix, method: Method, diagnostics: Diagnostics) -> HeadFactors:
+    scores, mixed = (
+        tuple(HeadProjection(*parts) for parts in zip(*(arrays[f"{name}_{part}"] for part in _PROJECTION), strict=True))
+        for name in ("score", "mixed")
+    )
+    values = attributes(path)
+    layout, ridge = HeadLayout(**values["layout"]), float(values["ridge"])
+    return HeadFactors(
+        layout, scores, mixed, weight, arrays["outputs_moment"], arrays["mean"], ridge, method, diagnostics
+    )
 
 
 def check_solution(path: Place) -> None:
@@ -74,7 +106,7 @@ def check_solution(path: Place) -> None:
 
 
 def _load(path: Place, method: Method) -> tuple[Arrays, Diagnostics]:
-    specs = schema.LOW_RANK if method.family is Family.LOW_RANK else schema.SELECTION
+    specs = _SPECS[method.family]
     arrays, values = load_record(path, specs)
     with holding(path, "solution"):
         missing = {spec.name for spec in specs} - arrays.keys() - {"factor"}

@@ -1,7 +1,8 @@
 """What was solved, in numbers: every solution at several sizes, and what compressing each layer would save and cost.
 
 Read from the store alone: no network and no data. Errors are ||Y - Yhat|| / ||Y - b|| for a factor pair and
-||phi - phihat|| / ||phi|| for the nodes of a selection, on the target's training rows and on the held-out ones.
+||phi - phihat|| / ||phi|| for the nodes of a selection; of heads the root of what is lost of the energy of scores or
+outputs, of which more is. All are of the target's training rows, and of the held-out ones.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.numerics.heads.factors import HeadFactors
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads, head_losses
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
@@ -26,7 +29,7 @@ from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.scores.scoring import sizes_to_try
-from dalr_stream.workflow.steps.sizes.sizing import sized_layer, solution_of
+from dalr_stream.workflow.steps.sizes.sizing import layers_by, sized_layer, solution_of
 from dalr_stream.workflow.steps.sizes.stored_menus import rows_a_sample
 
 ENOUGH = 0.95
@@ -71,8 +74,8 @@ class LayerCost:
 def solution_facts(project: Project) -> list[dict[str, Any]]:
     """Return, as plain values, every solution at the sizes that are evaluated and at break-even.
 
-    `parameters` are weights: of the layer for a factor pair, of the layer and its readers for a selection; `of` is
-    what they have uncompressed.
+    `parameters` are weights: of the layer for a factor pair, of the layer and its readers for a selection, of the four
+    layers of an attention for heads; `of` is what they have uncompressed.
     """
     store = StoreView.open(project.store)
     return [
@@ -95,23 +98,29 @@ def layer_costs(project: Project, method: Method | str | None = None) -> list[La
         sized, rows = sized_layer(project, store, layer, solution), rows_a_sample(project, store, layer)
         return _layer_cost(project, store, sized, solution, rows)
 
-    return sorted(map(cost, project.layers), key=lambda cost: -cost.enough.saved)
+    return sorted(map(cost, layers_by(project, store, named)), key=lambda cost: -cost.enough.saved)
 
 
 def _facts(project: Project, store: StoreView, layer: str, solution: Solution) -> list[dict[str, Any]]:
-    shape, low_rank = store.shape(layer), not isinstance(solution, ChannelSelection)
+    shape, family = store.shape(layer), solution.method.family
+    low_rank = family is Family.LOW_RANK
     tried = project.config.evaluate.ranks if project.config.evaluate else LabelledSection.model_fields["ranks"].default
     sizes = set(sizes_to_try(solution.method, shape, tried)) | ({shape.break_even_rank} if low_rank else set())
     ascending = sorted(sizes - {0})
+    attention = shape.parameters + shape.head_size * shape.head_weights
     training, heldout = errors(project, store, layer, solution, ascending)
-    count = shape.factor_parameters if low_rank else shape.selection_pair_parameters
+    count, of = {
+        Family.LOW_RANK: (shape.factor_parameters, shape.parameters),
+        Family.SELECTION: (shape.selection_pair_parameters, shape.pair_parameters),
+        Family.HEADS: (lambda size: size * (shape.parameters // shape.head_size + shape.head_weights), attention),
+    }[family]
     return [
         {
             "layer": layer,
             "method": solution.method.value,
             "rank" if low_rank else "size": size,
             "parameters": count(size),
-            "of": shape.parameters if low_rank else shape.pair_parameters,
+            "of": of,
             "error_training": training[number],
             "error_heldout": None if heldout is None else heldout[number],
             "ridge": solution.diagnostics.ridge,
@@ -126,6 +135,8 @@ def errors(
 ) -> tuple[list[float], list[float] | None]:
     """Return the relative errors of a solution at some sizes, on the training rows and on the held-out ones."""
     section = project.config.solve
+    if isinstance(solution, HeadFactors):
+        return _errors_of_heads(project, store, layer, [solution.at_size(size) for size in sizes])
     if isinstance(solution, ChannelSelection):
         nodes = store.channel_moments(section.target, layer)
         heldout_nodes = store.channel_heldout(section.target, section.heldout, layer)
@@ -136,6 +147,17 @@ def errors(
     heldout = store.inputs_heldout(section.target, section.heldout, layer)
     training = _errors_of_ranks(solution, sizes, inputs)
     return training, None if heldout is None else _errors_of_ranks(solution, sizes, heldout)
+
+
+def _errors_of_heads(
+    project: Project, store: StoreView, layer: str, heads: Sequence[NarrowedHeads]
+) -> tuple[list[float], list[float] | None]:
+    section = project.config.solve
+    training = [float(np.sqrt(one.loss)) for one in heads]
+    attention = store.attention_heldout(layer, section.target, section.heldout)
+    if not attention:
+        return training, None
+    return training, [float(np.sqrt(head_losses(one, attention).most)) for one in heads]
 
 
 def _errors_of_nodes(selections: Sequence[SelectedNodes], nodes: Moments) -> list[float]:

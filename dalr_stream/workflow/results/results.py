@@ -10,6 +10,7 @@ import numpy as np
 
 from dalr_stream.engine.layer_moments import OnDemand
 from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.numerics.heads.factors import HeadFactors
 from dalr_stream.numerics.linalg.psd import symmetric_eigen, thin_svd
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
@@ -122,6 +123,8 @@ def layer_results(findings: LayerFindings, baseline: float, drop: float, scale: 
     spectra: list[Spectra] = []
 
     def read(solution: Solution) -> None:
+        if isinstance(solution, HeadFactors):  # whose losses are of two kinds: `inspect` has them
+            return
         if isinstance(solution, ChannelSelection):
             retention.append(RetentionCurve(solution.method.value, _plain(solution.retention)))
             return
@@ -224,7 +227,7 @@ def _headline_row(method: str, point: ScorePoint | None, svd: ScorePoint | None)
     if point is None:
         return HeadlineRow(method, None, None, None, None, None)
     ratio = None
-    if svd is not None:
+    if svd is not None and Method(method).family is not Family.HEADS:  # of four layers, of which SVD had one
         if Method(method).family is Family.LOW_RANK and svd.layer_parameters and point.layer_parameters:
             ratio = svd.layer_parameters / point.layer_parameters
         else:

@@ -53,6 +53,8 @@ def layer_facts(project: Project, network: nn.Module) -> list[dict[str, Any]]:
             "read_by": [reader.span.layer for reader in record.readers],
             "no_selection": record.unprunable and record.unprunable.partition(": ")[2],
         })  # fmt: skip
+        if record.heads is not None:
+            facts[-1] |= {"heads": record.heads.heads, "head_size": record.heads.size}
     return facts
 
 
@@ -64,6 +66,8 @@ def layer_table(project: Project, network: nn.Module) -> Table:
             table.add_row(fact["layer"], fact["kind"], "", "", "", f"watched for {fact['watched_for']}")
             continue
         readers = ", ".join(fact["read_by"]) or (fact["no_selection"] and f"no selection: {fact['no_selection']}")
+        if "heads" in fact:
+            readers = f"{fact['heads']} heads of {fact['head_size']}; {readers}"
         table.add_row(
             _with_groups(fact["layer"], fact["groups"]),
             fact["kind"],

@@ -57,6 +57,7 @@ class Order(StrEnum):
     """Each from what it reads in the network as compressed so far, towards the original's outputs."""
 
 
+_IS = {Family.SELECTION: "a selection", Family.HEADS: "one of heads"}
 ONE_SIZE = "needs exactly one of 'size' and 'retention'"
 
 
@@ -71,7 +72,7 @@ class ChoiceSection(BaseModel):
     method: Method
     """One of solve.methods."""
     size: Positive | None = None
-    """Rank, or number of kept nodes."""
+    """Rank, number of kept nodes, or of dimensions of each head."""
     retention: float | None = Field(default=None, gt=0.0, le=1.0)
     """Smallest selection that retains this share; selections only."""
 
@@ -79,8 +80,9 @@ class ChoiceSection(BaseModel):
     def _one_size(self) -> ChoiceSection:
         if self.size is not None and self.retention is not None:
             raise ValueError(ONE_SIZE)
-        if self.retention is not None and self.method.family is Family.LOW_RANK:
-            raise ValueError(f"'retention' is for selections, '{self.method.value}' is a low-rank method: give 'size'")
+        if self.retention is not None and self.method.family is not Family.SELECTION:
+            what = "is a low-rank method" if self.method.family is Family.LOW_RANK else "narrows heads"
+            raise ValueError(f"'retention' is for selections, '{self.method.value}' {what}: give 'size'")
         return self
 
 
@@ -110,10 +112,10 @@ class CompressSection(BaseModel):
     """Search sizes of all layers together that lose at most this much of the score on [validation]; where every layer's
     gradients are recorded, budgets shared out by what the loss feels are tried, and else the sizes validation.ranks."""
     method: Annotated[Method | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
-    """By which method all layers are compressed. `auto`, the default, weighs factor pairs and selections for `params`,
-    `macs` and `network`, and for `energy` and `max_drop` where every layer's gradients are recorded; it is
-    `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where a selection is named, a layer none of
-    whose nodes can go is factored."""
+    """By which method all layers are compressed. `auto`, the default, weighs factor pairs, selections and, where
+    solve.methods has them, heads for `params`, `macs` and `network`, and for `energy` and `max_drop` where every
+    layer's gradients are recorded; it is `dalr_anchored_affine`, or the first of solve.methods, for other rules. Where
+    a selection is named, a layer none of whose nodes can go is factored; where heads are, one of no attention."""
     samples: Positive = 128
     """Samples of the target on which `params`, `macs` and `network` measure what compression does to the outputs: those
     held out of the statistics, where any are."""
@@ -176,10 +178,10 @@ class CompressSection(BaseModel):
                 "one of them"
             )
         for method in methods:
-            if self.rule == "singular_values" and method.family is Family.SELECTION:
+            if self.rule == "singular_values" and method.family is not Family.LOW_RANK:
                 raise ValueError(
-                    f"evaluate.compare: '{method.value}' is a selection, which has no singular values to keep a share "
-                    "of: leave it out, or choose another rule"
+                    f"evaluate.compare: '{method.value}' is {_IS[method.family]}, which has no singular values to keep "
+                    "a share of: leave it out, or choose another rule"
                 )
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.gradients_section import GradientsSection
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
 from dalr_stream.workflow.runfile.messages import explain, require_current_keys
+from dalr_stream.workflow.runfile.methods_of_families import default_of, weighted_within_budget, within_budget
 from dalr_stream.workflow.runfile.sections import (
     AccumulateSection,
     CaptureSection,
@@ -34,12 +35,6 @@ from dalr_stream.workflow.runfile.sections import (
     Section,
     SolveSection,
 )
-
-PREFERRED = (Method.DALR_ANCHORED_AFFINE, Method.SPECTRAL)
-"""Taken of their family where a run file names no method, if they are solved."""
-WEIGHTED = (Method.DALR_WEIGHTED_AFFINE, Method.SPECTRAL_WEIGHTED)
-"""Tried beside them within a budget, if they are solved."""
-
 
 _TWO_DOMAINS = "MoMaSP compares two domains"
 
@@ -85,9 +80,14 @@ class RunConfig(Section):
         return any(method.family is Family.SELECTION for method in self.solve.methods)
 
     @property
+    def narrows(self) -> bool:
+        """Whether any of the methods narrows heads: those need the attentions among the layers."""
+        return any(method.family is Family.HEADS for method in self.solve.methods)
+
+    @property
     def compress_method(self) -> Method:
         """The method of a rule that takes one for all layers."""
-        return self.compress.method or self._default(Family.LOW_RANK) or self.solve.methods[0]
+        return self.compress.method or default_of(Family.LOW_RANK, self.solve.methods) or self.solve.methods[0]
 
     @property
     def weighs_families(self) -> bool:
@@ -96,24 +96,17 @@ class RunConfig(Section):
         return self.compress.method is None and (self.compress.within_budget or by_nats)
 
     def methods_within_budget(self, named: Method | None) -> tuple[Method, ...]:
-        """Return the methods that a layer may be compressed by, one of a family: of both families where none is named.
+        """Return the methods that a layer may be compressed by, one of a family: of each family where none is named.
 
-        The factor pairs after a selection that is named are for layers none of whose nodes can go.
+        The factor pairs after a selection or heads that are named are for layers that these do not apply to.
         """
-        selection = named or self._default(Family.SELECTION)
-        if selection is not None and selection.family is Family.LOW_RANK:
-            return (selection,)
-        return tuple(method for method in (selection, self._default(Family.LOW_RANK)) if method is not None)
+        turned = self.compress.order is Order.SEQUENTIAL  # for which there are no heads
+        solved = [one for one in self.solve.methods if not (turned and one.family is Family.HEADS)]
+        return within_budget(solved, named)
 
     def weighted_within_budget(self, methods: tuple[Method, ...]) -> tuple[Method, ...]:
         """Return the methods tried beside these: of each family the one weighted by gradients, where it is solved."""
-        solved = {method.family: method for method in WEIGHTED if method in self.solve.methods}
-        return tuple(solved.get(method.family, method) for method in methods)
-
-    def _default(self, family: Family) -> Method | None:
-        """Return the method of a family where none is named: of those that are solved."""
-        solved = [method for method in self.solve.methods if method.family is family]
-        return next((method for method in PREFERRED if method in solved), solved[0] if solved else None)
+        return weighted_within_budget(self.solve.methods, methods)
 
     @model_validator(mode="after")
     def _workers_read_rows_from_disk(self) -> RunConfig:
@@ -158,13 +151,18 @@ class RunConfig(Section):
         for key, method in (*asked, *(("evaluate.compare", method) for method in compared)):
             if method.needs_source and self.solve.source is None:
                 raise ValueError(f"{key}: {_TWO_DOMAINS}: name the other as solve.source, or choose another method")
+            if method.family is Family.HEADS and self.compress.order is Order.SEQUENTIAL:
+                raise ValueError(
+                    f"{key}: '{method.value}' is solved from the original's statistics of four layers, and "
+                    'compress.order is "sequential": leave out one of them'
+                )
             if method not in self.solve.methods:
                 raise ValueError(f"{key}: '{method.value}' is not in solve.methods: add it, or choose another")
         return self
 
     @model_validator(mode="after")
     def _rows_are_recorded_as_needed(self) -> RunConfig:
-        require_by_blocks(self.network, self.capture, selects=self.selects)
+        require_by_blocks(self.network, self.capture, selects=self.selects, narrows=self.narrows)
         needing = [method.value for method in self.solve.methods if method.needs_gradients]
         if needing and not self.network.gradients:
             raise ValueError(
@@ -249,13 +247,24 @@ def load_config(path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, A
     Raises ConfigError naming the file, the key, the rule and the value.
     """
     try:
-        plain = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"there is no run file at '{path}'") from None
     except OSError as error:
         remedy = ": name the run file in it" if path.is_dir() else ""
         raise ConfigError(f"'{path}' cannot be read: {error.strerror}{remedy}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
+    return parse_config(text, path, overrides, sizes)
+
+
+def parse_config(
+    text: str, path: Path, overrides: Sequence[str] = (), sizes: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Do the same with the text of a run file; `path` is for messages."""
+    try:
+        plain = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
     for override in overrides:
         _apply(plain, override)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dalr_stream.errors import ConfigError
-from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.workflow.runfile.config import RunConfig
 from dalr_stream.workflow.runfile.sections import PATTERNS
 
@@ -115,8 +115,8 @@ def _default(field: Schema, *, required: bool) -> str:
     value = field.get("default")
     if value is None:
         return LEFT_OUT
-    plain = [method.value for method in Method if not method.weighted]
-    return "all but the weighted ones" if value == plain else json.dumps(value)
+    plain = [method.value for method in Method if not method.weighted and method.family is not Family.HEADS]
+    return "all but heads and the weighted ones" if value == plain else json.dumps(value)
 
 
 def _named(field: Schema) -> str:

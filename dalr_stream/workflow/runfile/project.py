@@ -6,8 +6,7 @@ need no network.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -26,14 +25,11 @@ from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.patterns import match_names
-from dalr_stream.network.layers.spec import LayerSpec, select_layers, unsupported_layers
+from dalr_stream.network.layers.spec import LayerSpec, unsupported_layers
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
-from dalr_stream.network.watch import with_selections
 from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.numerics.metric import Metric
-from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.manifest import Manifest
@@ -46,6 +42,7 @@ from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
 from dalr_stream.workflow.runfile.store_place import store_place
 from dalr_stream.workflow.runfile.user_code import UserCode
+from dalr_stream.workflow.runfile.watched import layers_to_watch
 
 CACHE_SHARE = 4
 """Of a memory limit, a fourth is the most that scoring keeps of what comes before a layer; likewise of solutions."""
@@ -133,23 +130,8 @@ class Project:
         return self._watched_in[network]
 
     def _find_watched(self, network: nn.Module) -> tuple[LayerSpec, ...]:
-        section = self.config.network
-        inputs = self._with_readers(network, select_layers(network, section.layers))
-        outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()
-        return inputs + outputs + self._gradients(network, inputs)
-
-    def _gradients(self, network: nn.Module, layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
-        """Watch the gradients asked for, and all that the weighted methods need: of layers, and of what reads nodes."""
-        section, methods = self.config.network, self.config.solve.methods
-        patterns = list(section.gradients)
-        if not patterns:
-            return ()
-        if Method.DALR_WEIGHTED_AFFINE in methods:
-            patterns += section.layers
-        if any(method.metric is Metric.LOSS for method in methods):
-            groups = (layer.group for layer in layers if layer.group is not None)
-            patterns += (reader.span.layer for group in groups for reader in group.readers)
-        return select_layers(network, list(dict.fromkeys(patterns)), side=Side.GRADIENTS)
+        known = self.structure if network is self.__dict__.get("network") else None
+        return layers_to_watch(network, self.config, lambda: known or self._structure_of(network))
 
     def prospect(self, network: nn.Module) -> StoreView:
         """Return the store that capturing such a network would make: its layers and their readers, nothing else."""
@@ -170,18 +152,10 @@ class Project:
         """What the patterns match that cannot be compressed, in words."""
         return unsupported_layers(self.recorded, self.config.network.layers)
 
-    def _with_readers(self, network: nn.Module, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
-        """Watch what selections are solved from too, where any are asked for."""
-        if not self.config.selects:
-            reason = "solve.methods had no selection when this was captured"
-            return tuple(dataclasses.replace(layer, unprunable=f"layer '{layer.name}': {reason}") for layer in layers)
-        known = self.structure if network is self.__dict__.get("network") else None
-        return with_selections(layers, known or self._structure_of(network))
-
     @cached_property
     def structure(self) -> Structure | None:
-        """Which channels of the network are coupled, as the first samples show; None where none are selected."""
-        return self._structure_of(self.network) if self.config.selects else None
+        """Which layers of the network are coupled, as the first samples show; None where no method needs to know."""
+        return self._structure_of(self.network) if self.config.selects or self.config.narrows else None
 
     def _structure_of(self, network: nn.Module) -> Structure:
         place = f"domain '{next(iter(self.config.domains))}', batch 0"
@@ -212,9 +186,10 @@ class Project:
         return tuple(name for name in known if name in matched)
 
     def methods(self, store: StoreView, layer: str) -> tuple[Method, ...]:
-        """Return the methods that apply to a layer: all that were asked for, less selections where none can be made."""
-        selectable = bool(store.readers(layer))
-        return tuple(m for m in self.config.solve.methods if selectable or m.family is Family.LOW_RANK)
+        """Return the methods that apply to a layer: all asked for, less selections and heads that there cannot be."""
+        narrows = store.record(layer).heads is not None
+        applies = {Family.LOW_RANK: True, Family.SELECTION: bool(store.readers(layer)), Family.HEADS: narrows}
+        return tuple(method for method in self.config.solve.methods if applies[method.family])
 
     def wanted(self, store: StoreView) -> list[tuple[str, Method]]:
         """Return every layer with every method that applies to it."""

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.linalg.precision import Precision
 from dalr_stream.numerics.lowrank.ridge import Ridge
-from dalr_stream.numerics.methods import Method
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.workflow.runfile.compress_section import Positive
 from dalr_stream.workflow.runfile.ridges import ABSOLUTE, RidgeFrom, ridge_or
 
@@ -215,9 +215,10 @@ class AccumulateSection(Section):
 class SolveSection(Section):
     """What is solved from the moments."""
 
-    methods: tuple[Method, ...] = tuple(method for method in Method if not method.weighted)
+    methods: tuple[Method, ...] = tuple(m for m in Method if not m.weighted and m.family is not Family.HEADS)
     """What is solved for each layer; a selection is left out where nodes of a layer cannot go. The weighted methods
-    need `network.gradients`, MoMaSP needs `source` and is not among the default without one."""
+    need `network.gradients`, MoMaSP needs `source` and is not among the default without one. `heads` is for the output
+    layers of attentions, which are looked for among the layers where it is named."""
     target: str = "target"
     """The domain whose moments decide."""
     source: str | None = None

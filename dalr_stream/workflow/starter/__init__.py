@@ -59,6 +59,12 @@ def write_starter(folder: Path, transformers: Path | None = None) -> list[Path]:
     return wanted
 
 
+def run_file_of(transformers: Path) -> str:
+    """Return the run file that `write_starter` would write for a network of transformers."""
+    names = {"name": transformers.resolve().name, **_names(transformers)}
+    return Template(_template(TRANSFORMERS, FILES[0])).substitute(names)
+
+
 def _names(transformers: Path) -> dict[str, str]:
     """Return what stands in the templates for a network of transformers."""
     model = ModelFolder.read(transformers)

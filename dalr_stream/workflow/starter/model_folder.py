@@ -38,20 +38,25 @@ class ModelFolder:
     @classmethod
     def read(cls, folder: Path) -> ModelFolder:
         """Look at a folder; raises ConfigError where there is no network in it, or one that reads something else."""
-        if not (folder / "config.json").exists():
-            raise ConfigError(f"init: there is no config.json in '{folder}': name what save_pretrained wrote")
-        import torch
-
-        try:
-            import transformers
-        except ModuleNotFoundError:
-            raise ConfigError("init: transformers is not installed: pip install transformers") from None
-        config = transformers.AutoConfig.from_pretrained(folder)
-        classes = config.architectures or ()
-        auto = "AutoModelForCausalLM" if any(name.endswith(DECODERS) for name in classes) else "AutoModel"
-        with torch.device("meta"):
-            model = getattr(transformers, auto).from_config(config)
+        auto, config, model = without_weights(folder)
         return cls(auto, _blocks(folder, model), _read_by(folder, config, model), _numbers(config))
+
+
+def without_weights(folder: Path) -> tuple[str, Any, Any]:
+    """Return the class that builds a network of transformers, its configuration, and it on the meta device."""
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"init: there is no config.json in '{folder}': name what save_pretrained wrote")
+    import torch
+
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise ConfigError("init: transformers is not installed: pip install transformers") from None
+    config = transformers.AutoConfig.from_pretrained(folder)
+    classes = config.architectures or ()
+    auto = "AutoModelForCausalLM" if any(name.endswith(DECODERS) for name in classes) else "AutoModel"
+    with torch.device("meta"):
+        return auto, config, getattr(transformers, auto).from_config(config)
 
 
 def _blocks(folder: Path, model: Any) -> str:

@@ -65,6 +65,8 @@ def made_from(project: Project, domain: str) -> str:
     choice: list[Any] = [rows.mask, rows.most_per_sample, rows.most_patches, config.run.seed]
     choice += [] if rows.prove else ["not proved"]
     watched = [network.layers, network.outputs, config.selects, network.device]
+    if config.narrows:
+        watched.append("heads")
     if network.gradients:
         watched += [network.gradients, config.gradients.model_dump(mode="json")]
     return digest_of([train.made_from(project), domain, data, watched, choice])

@@ -1,4 +1,4 @@
-"""Solutions to what takes the layers' places: a rank or a number of nodes for each, as the run file names them."""
+"""Solutions to what takes the layers' places, at the sizes that the run file names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, LayerNotFoundError, ParameterIncreaseWarning
 from dalr_stream.network.layers.patterns import match_names
 from dalr_stream.network.surgery.compress import Replacement
+from dalr_stream.numerics.heads.factors import HeadFactors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
+from dalr_stream.numerics.sizes.sized_layer import whole_size
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.compress_section import ChoiceSection
 from dalr_stream.workflow.runfile.project import Project
+
+SIZES = {
+    Family.LOW_RANK: "rank",
+    Family.SELECTION: "number of kept nodes",
+    Family.HEADS: "number of dimensions of each head",
+}
+"""What a size is, in words."""
 
 
 def choices(project: Project, store: StoreView) -> tuple[dict[str, Replacement], list[str]]:
@@ -38,11 +47,20 @@ def require_choices(project: Project, store: StoreView) -> None:
     """Raise ConfigError where [compress] names a layer, a method or a size that the layers of `store` do not have."""
     for layer, choice in named_layers(project, project.layers_in(store)).items():
         require_solved(project, store, layer, choice.method)
-        selects, shape = choice.method.family is Family.SELECTION, store.shape(layer)
-        most = shape.outputs if selects else shape.max_rank
+        most, what = whole_size(store.shape(layer), choice.method.family), SIZES[choice.method.family]
         if choice.size is not None and choice.size > most:
-            what = "number of kept nodes" if selects else "rank"
             raise ConfigError(f"compress.{layer}.size: the layer's {what} must lie in 1..{most}, got {choice.size}")
+    _require_apart(project, store)
+
+
+def _require_apart(project: Project, store: StoreView) -> None:
+    """Raise ConfigError for a layer that gets narrower with heads, and is named beside them."""
+    named = named_layers(project, project.layers_in(store))
+    for layer, choice in named.items():
+        heads = store.record(layer).heads if choice.method.family is Family.HEADS else None
+        for other in () if heads is None else heads.layers[:-1]:
+            if other in named:
+                raise ConfigError(f"compress.{other}: it gets narrower with the heads of '{layer}': leave it out")
 
 
 def named_layers(project: Project, layers: Sequence[str]) -> dict[str, ChoiceSection]:
@@ -70,12 +88,16 @@ def require_solved(project: Project, store: StoreView, layer: str, method: Metho
     """Raise ConfigError where a method was not solved for a layer, and say why."""
     if method not in project.methods(store, layer):
         asked = method in project.config.solve.methods
-        reason = store.record(layer).unprunable if asked else "it is not in solve.methods"
+        record = store.record(layer)
+        reason = record.no_heads if method.family is Family.HEADS else record.unprunable
+        reason = reason if asked else "it is not in solve.methods"
         raise ConfigError(f"compress.{layer}: '{method.value}' was not solved: {reason}")
 
 
 def at_size(solution: Solution, size: int, layer: str, restore_ridge: float) -> Replacement:
-    """Return a solution at one rank, or one number of kept nodes."""
+    """Return a solution at one rank, one number of kept nodes, or one size of heads."""
+    if isinstance(solution, HeadFactors):
+        return solution.at_size(size)
     if isinstance(solution, ChannelSelection):
         return solution.at_size(size, ridge=restore_ridge, layer=layer)
     return solution.at_rank(size, layer=layer)
@@ -86,7 +108,7 @@ def replacements(
 ) -> tuple[dict[str, Replacement], list[str]]:
     """Return what to put in place of each layer, and what was warned of on the way.
 
-    An int is a rank or a number of nodes, a float the share of information a selection retains.
+    An int is a rank, a number of nodes or a size of heads, a float the share of information a selection retains.
     """
     replaced: dict[str, Replacement] = {}
     with warnings.catch_warnings(record=True) as caught:

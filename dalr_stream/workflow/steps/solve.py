@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dalr_stream._version import __version__
-from dalr_stream.engine.solve import solve_selection
+from dalr_stream.engine.solve import solve_heads, solve_selection
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import DalrStreamWarning, FingerprintMismatchError
 from dalr_stream.numerics.layer import Layer
@@ -101,6 +101,10 @@ def _require_one_rule(project: Project, store: StoreView) -> None:
 def _solution(store: StoreView, section: SolveSection, layer: str, problem: Layer, method: Method) -> Solution:
     if method.family is Family.LOW_RANK:
         return solve_as_asked(store, section, layer, problem, method)
+    heads = store.record(layer).heads
+    if method.family is Family.HEADS and heads is not None:
+        attention = store.attention(layer, section.target)
+        return solve_heads(attention, heads, method, section.restore_ridge, section.gradient_ridge_rule)
     return solve_selection(problem, method, section.strength)
 
 

@@ -11,7 +11,8 @@ from dalr_stream.report.page import render_page
 from dalr_stream.report.pictures.plots import score_against_layer, score_against_pair
 from dalr_stream.report.records.results import Results
 from dalr_stream.report.records.scale import ACCURACY, Scale
-from dalr_stream.report.tables.scores import headline_table, score_table, size_table
+from dalr_stream.report.tables.scores import headline_table, score_table
+from dalr_stream.report.tables.sizes import size_table
 
 PERPLEXITY = Scale(higher=False, lowest=1.0, highest=None)
 BASELINE = 12.5

@@ -12,8 +12,9 @@ from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.report.cells import BLANK, RowKind, bytes_text, count_text, ratio_text, signed_points
 from dalr_stream.report.records.results import NetworkSize, ScoreCurve, ScorePoint
-from dalr_stream.report.tables.scores import NOT_REACHED, headline_table, matched_point, score_table, size_table
+from dalr_stream.report.tables.scores import NOT_REACHED, headline_table, matched_point, score_table
 from dalr_stream.report.tables.series import cumulative_energy, layer_series
+from dalr_stream.report.tables.sizes import size_table
 
 RESULTS = synthetic.results()
 FC6, FC7 = RESULTS.layers
@@ -121,7 +122,7 @@ def better(curve):
 
 
 def test_fine_tuned_networks_stand_under_their_own_as_they_were():
-    tuned = (better(FC6.score_curves[0]), better(FC6.score_curves[-1]))
+    tuned = (better(FC6.score_curves[0]), better(FC6.score_curves[-1 - len(synthetic.HEADS)]))
     layer = dataclasses.replace(FC6, finetuned_curves=tuned)
     table, plain = score_table(RESULTS, layer), score_table(RESULTS, FC6)
     labels = [row.label for row in table.rows]
@@ -167,12 +168,15 @@ def test_headline_table_holds_the_records_rows():
 
 def test_headline_table_marks_the_best_ratio_of_each_family_and_never_svd():
     table = headline_table(RESULTS, FC6)
-    for family in Family:
+    for family in (Family.LOW_RANK, Family.SELECTION):
         rows = [row for row in FC6.headline if Method(row.method).family is family and row.method != "svd"]
         best = max(row.svd_ratio for row in rows if row.svd_ratio is not None)
         marked = {row.key for row in table.rows if row.method and row.method.family is family and row.cells[-1].best}
         assert marked == {row.method for row in rows if row.svd_ratio == best}
     assert not row_of(table, "svd").cells[-1].best
+    heads = [row for row in table.rows if row.method and row.method.family is Family.HEADS]
+    assert [row.cells[-1].text for row in heads] == [BLANK, BLANK]  # SVD of one layer is not the same
+    assert heads[0].cells[0].text.startswith("heads of ")
 
 
 def test_svd_is_never_marked_even_where_nothing_beats_it():

@@ -23,6 +23,7 @@ from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.measure.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.surgery.compress import Replacement, compress
+from dalr_stream.numerics.heads.factors import HeadFactors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.selection.nodes import ChannelSelection
@@ -94,8 +95,10 @@ def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tup
     """Return the sizes at which a method is evaluated, ascending.
 
     Ranks that add no parameters, for factor pairs. For selections the same numbers of nodes, and the number that has
-    as many parameters as each of those factor pairs.
+    as many parameters as each of those factor pairs. For heads those below their size.
     """
+    if method.family is Family.HEADS:
+        return tuple(sorted({size for size in ranks if size < shape.head_size}))
     useful = [rank for rank in ranks if rank <= shape.break_even_rank]
     if method.family is Family.LOW_RANK:
         return tuple(sorted(set(useful)))
@@ -123,9 +126,11 @@ class Evaluator:
     restore_ridge: float
     progress: Progress
     structure: Structure | None = None
-    """Of the model; needed for selections."""
+    """Of the model; needed for selections and heads."""
     cache_bytes: int = CACHE_BYTES
     """What may be kept of what comes before."""
+    heads: frozenset[str] = frozenset()
+    """The output layers of attentions whose heads may get narrower."""
     said: set[str] = field(default_factory=set, repr=False)
     """What was noted already."""
 
@@ -133,7 +138,9 @@ class Evaluator:
     def of(cls, project: Project, section: LabelledSection, score: Scoring, progress: Progress) -> Evaluator:
         """Return the evaluator of a project's network, by a section's ranks and cache."""
         ridge = project.config.solve.restore_ridge
-        return cls(project.network, section.ranks, score, ridge, progress, project.structure, project.cache_of(section))
+        model, structure, cache = project.network, project.structure, project.cache_of(section)
+        heads = frozenset(StoreView.open(project.store).heads if project.config.narrows else ())
+        return cls(model, section.ranks, score, ridge, progress, structure, cache, heads)
 
     def compressed(self, replacements: Mapping[str, Replacement]) -> nn.Module:
         """Return the network with these replacements."""
@@ -187,7 +194,12 @@ class Evaluator:
             return self.score
 
     def changed_with(self, layer: str) -> tuple[str, ...]:
-        """Return the modules that change when `layer` is compressed: selections narrow those before it, where tied."""
+        """Return the modules that change when `layer` is compressed: selections narrow those before it, where tied.
+
+        Raises UnsupportedLayerError where its heads may get narrower: their size is in what is parted, not in a module.
+        """
+        if layer in self.heads:
+            raise UnsupportedLayerError(f"layer '{layer}': its heads may get narrower, which changes what lies between")
         return (layer,) if self.structure is None else self.structure.changed_with(module_name(layer))
 
     def note_whole_passes(self, error: UnsupportedLayerError) -> None:
@@ -199,6 +211,9 @@ class Evaluator:
 
 
 def _point(solution: Solution, size: int, shape: LayerShape, value: float) -> ScorePoint:
+    if isinstance(solution, HeadFactors):
+        left = shape.head_parameters(size)
+        return ScorePoint(size, left, left + shape.outputs * shape.next_outputs, value)
     if isinstance(solution, ChannelSelection):
         return ScorePoint(size, None, shape.selection_pair_parameters(size), value)
     return ScorePoint(size, shape.factor_parameters(size), shape.factor_pair_parameters(size), value)

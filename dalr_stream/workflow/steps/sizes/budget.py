@@ -11,14 +11,13 @@ from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
 from dalr_stream.network.surgery.compress import Replacement, compress
-from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.sizes.families import PLANS
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.progress import Progress
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.scores.scoring import score_on
 from dalr_stream.workflow.steps.sizes.compression import Choice, LayerSize
-from dalr_stream.workflow.steps.sizes.stored_menus import methods_of_menus, selects, stored_menus
+from dalr_stream.workflow.steps.sizes.stored_menus import any_of, methods_of_menus, plans_at_most, stored_menus
 from dalr_stream.workflow.steps.sizes.whole_network import share_of_counted
 from dalr_stream.workflow.steps.unseen import Unseen, output_distance
 
@@ -56,7 +55,8 @@ def turned_at_most(project: Project, store: StoreView) -> int:
     section = project.config.compress
     if not section.within_budget or section.order is not Order.SEQUENTIAL:
         return 0
-    return networks_in_turn(selects=selects(methods_of_menus(project, store, project.layers_in(store))))
+    methods = methods_of_menus(project, store, project.layers_in(store))
+    return networks_in_turn(selects=any_of(Family.SELECTION, methods))
 
 
 def networks_at_most(project: Project, store: StoreView) -> int:
@@ -64,7 +64,7 @@ def networks_at_most(project: Project, store: StoreView) -> int:
     networks = 0
     for methods in methods_of_menus(project, store, project.layers_in(store)):
         forms = sum(map(len, methods.values()))
-        networks += networks_to_measure(forms, len(PLANS) if selects([methods]) else 1)
+        networks += networks_to_measure(forms, plans_at_most([methods]))
     return networks
 
 

@@ -13,12 +13,11 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.sizes.families import PLANS
 from dalr_stream.progress import Progress
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on
 from dalr_stream.workflow.steps.sizes.search import TOLERANCE
-from dalr_stream.workflow.steps.sizes.stored_menus import methods_of_menus, selects, stored_menus
+from dalr_stream.workflow.steps.sizes.stored_menus import methods_of_menus, plans_at_most, stored_menus
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def keep_score(project: Project, menus: Sequence[Menu], progress: Progress) -> t
 def networks_in_words(project: Project, store: StoreView) -> str:
     """Say how many networks are scored for a drop of the score; `store` may be a prospect."""
     menus = methods_of_menus(project, store, project.layers_in(store))
-    few, most = networks_at_most(len(menus), len(PLANS) if selects(menus) else 1)
+    few, most = networks_at_most(len(menus), plans_at_most(menus))
     return f"about {few} networks, at most {most}, scored on [validation]"
 
 

@@ -6,10 +6,13 @@ The others are read again each time. Whoever goes through layers once takes them
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.numerics.heads.factors import HeadFactors
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.storage.records.solutions import Solution
@@ -37,6 +40,10 @@ class KeptSolutions:
 
 def nbytes(solution: Solution) -> int:
     """Return the bytes of a solution's arrays."""
-    parts = (solution,) if isinstance(solution, ChannelSelection) else solution.parts
+    parts: Sequence[Any] = (solution,)
+    if isinstance(solution, HeadFactors):
+        parts = (solution, *solution.scores, *solution.mixed)
+    elif not isinstance(solution, ChannelSelection):
+        parts = solution.parts
     arrays = (getattr(part, field.name) for part in parts for field in dataclasses.fields(part))
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))

@@ -18,9 +18,13 @@ from dalr_stream.engine.layer_moments import OnDemand
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
-from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.selection.nodes import ChannelSelection, SelectedNodes
+from dalr_stream.numerics.heads.factors import HeadFactors
+from dalr_stream.numerics.lowrank.factors import LowRankLayer
+from dalr_stream.numerics.lowrank.grouped import GroupedPair
+from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.allocation import by_energy, uniform
+from dalr_stream.numerics.sizes.head_layer import head_layer
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are
 from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer
 from dalr_stream.numerics.sizes.spectrum import rank_by_singular_values
@@ -64,7 +68,7 @@ def decide(
     else:
         replaced, methods, notes, search = _by_one_method(project, store, progress)
     layers = {
-        layer: LayerSize(methods[layer], record.size if isinstance(record, SelectedNodes) else record.rank)
+        layer: LayerSize(methods[layer], record.rank if isinstance(record, LowRankLayer | GroupedPair) else record.size)
         for layer, record in replaced.items()
     }
     asked = len(project.layers)
@@ -76,18 +80,27 @@ def _by_one_method(
 ) -> tuple[dict[str, Replacement], dict[str, Method], list[str], Search | None]:
     """Return what a rule puts in place of each layer that it decides by itself, or that a search finds."""
     section, method, search = project.config.compress, project.config.compress_method, None
-    for layer in project.layers:
+    layers = layers_by(project, store, method)
+    for layer in layers:
         require_solved(project, store, layer, method)
     kept = KeptSolutions(store, project.room_for_solutions)
-    solutions = OnDemand(project.layers, partial(kept, method=method))
+    solutions = OnDemand(layers, partial(kept, method=method))
     if section.rule == "max_drop":
         search = _search(project, store, method, solutions, progress)
         sizes = search.sizes
     else:
         sizes = _by_rule(project, store, solutions)
-    smaller = OnDemand([layer for layer in project.layers if layer in sizes], solutions.fetch)
+    smaller = OnDemand([layer for layer in layers if layer in sizes], solutions.fetch)
     replaced, notes = replacements(smaller, sizes, project.config.solve.restore_ridge)
     return replaced, dict.fromkeys(replaced, method), notes, search
+
+
+def layers_by(project: Project, store: StoreView, method: Method) -> tuple[str, ...]:
+    """Return the layers that have a size of their own by a method: those of an attention have that of its heads."""
+    if method.family is not Family.HEADS:
+        return project.layers
+    within = {name for layout in store.heads.values() for name in layout.layers[:-1]}
+    return tuple(layer for layer in project.layers if layer not in within)
 
 
 def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
@@ -98,6 +111,9 @@ def solution_of(project: Project, store: StoreView, layer: str, method: Method) 
 
 def sized_layer(project: Project, store: StoreView, layer: str, solution: Solution) -> SizedLayer:
     """Return a layer with what it loses at each size of a solution; its cost is in weights."""
+    if isinstance(solution, HeadFactors):
+        attention = store.attention(layer, project.config.solve.target)
+        return head_layer(layer, solution, attention, store.shape(layer))
     if isinstance(solution, ChannelSelection):
         return selection_layer(layer, solution, store.shape(layer))
     return factor_layer(layer, solution, store.inputs(project.config.solve.target, layer))
@@ -119,10 +135,10 @@ def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solutio
 
 def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> int:
     """Return the smallest of a layer's ranks that keeps the share; itself where only ranks above break-even do."""
-    if isinstance(solution, ChannelSelection):
+    if isinstance(solution, ChannelSelection | HeadFactors):
         raise ConfigError(
-            f"compress.singular_values: layer '{layer.name}' is compressed by '{solution.method.value}', a selection, "
-            "which has none: name a low-rank method as compress.method, or give 'energy'"
+            f"compress.singular_values: layer '{layer.name}' is compressed by '{solution.method.value}', which has "
+            "none: name a low-rank method as compress.method, or give 'energy'"
         )
     wanted = rank_by_singular_values(solution, share)
     return int(layer.sizes[min(int(np.searchsorted(layer.sizes, wanted)), layer.sizes.size - 1)])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from dalr_stream.engine.layer_moments import OnDemand
 from dalr_stream.engine.sizes.forms import SolvedLayer
 from dalr_stream.engine.sizes.menus import Menu
-from dalr_stream.engine.sizes.sizes import WEIGHTED_IN_WORDS
+from dalr_stream.engine.sizes.solver import WEIGHTED_IN_WORDS
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.surgery.compress import Replacement
+from dalr_stream.numerics.heads.factors import HeadFactors
 from dalr_stream.numerics.lowrank.grouped import Factors
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
+from dalr_stream.numerics.sizes.families import plan_names
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import at_size, named_layers
@@ -83,12 +86,13 @@ def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:
 
 def methods_of_menus(project: Project, store: StoreView, layers: Sequence[str]) -> list[Methods]:
     """Return the methods by which each layer may be compressed, one of a family at most; and the weighted ones."""
-    config, named = project.config, named_layers(project, layers)
+    config, named, available = project.config, named_layers(project, layers), partial(project.methods, store)
+    within = {name for layout in store.heads.values() for name in layout.layers[:-1]}
     plain: dict[str, list[Method]] = {}
     weighted: dict[str, list[Method]] = {}
     for layer in layers:
         own = named[layer].method if layer in named else config.compress.method
-        applicable = project.methods(store, layer)
+        applicable = () if layer in within and own is not None and own.family is Family.HEADS else available(layer)
         wanted = tuple(method for method in config.methods_within_budget(own) if method in applicable)
         plain[layer] = list(wanted if own is None else wanted[:1])
         weighted[layer] = list(config.weighted_within_budget(wanted)) if own is None else plain[layer]
@@ -97,7 +101,7 @@ def methods_of_menus(project: Project, store: StoreView, layers: Sequence[str]) 
 
 def solved_layer(project: Project, store: StoreView, layer: str, by_family: Mapping[Family, Solution]) -> SolvedLayer:
     """Return what is known of one layer, for its losses, from one solution of each family at most: it is not held."""
-    factors, selection = by_family.get(Family.LOW_RANK), by_family.get(Family.SELECTION)
+    factors, selection, heads = map(by_family.get, (Family.LOW_RANK, Family.SELECTION, Family.HEADS))
     target, known = project.config.solve.target, store.layer(layer, project.config.solve.target, None)
     return SolvedLayer(
         store.shape(layer),
@@ -108,10 +112,16 @@ def solved_layer(project: Project, store: StoreView, layer: str, by_family: Mapp
         project.config.solve.restore_ridge,
         known.gradients,
         known.readers,
+        cast("HeadFactors | None", heads),
+        {} if heads is None else store.attention(layer, target),
     )
 
 
-def selects(menus: Sequence[Methods]) -> bool:
-    """Tell whether any layer may lose nodes."""
-    named = [method for menu in menus for methods in menu.values() for method in methods]
-    return any(method.family is Family.SELECTION for method in named)
+def plans_at_most(menus: Sequence[Methods]) -> int:
+    """Return how many ways there are to divide layers among the families of their methods."""
+    return len(plan_names(selects=any_of(Family.SELECTION, menus), narrows=any_of(Family.HEADS, menus)))
+
+
+def any_of(family: Family, menus: Sequence[Methods]) -> bool:
+    """Tell whether any layer may be compressed by a method of a family."""
+    return any(method.family is family for menu in menus for methods in menu.values() for method in methods)

@@ -1,8 +1,8 @@
-"""How long capturing and accumulating will take, from one batch of each domain that is timed here.
+"""How long capturing and accumulating will take: timed here on one batch of each domain, or from rates.
 
 Of a batch the second pass counts: the first one proves things and warms up. Folding is timed on one tile of each width,
-wide ones on their first columns, since its work is known: d^2 multiply-adds a row. Writing rows to a disk, and reading
-them again, are not in it.
+wide ones on their first columns, since its work is known: d^2 operations a row. A network on the meta device cannot be
+timed: its operations are counted. Writing rows to a disk, and reading them again, are not in it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ import numpy as np
 from torch import nn
 
 from dalr_stream.engine.backend import backend_of, rows_for
+from dalr_stream.engine.planning.rates import Rates, products_here
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.measure.flops import forward_flops, is_on_meta
 from dalr_stream.network.torch_library import wait_for_devices
+from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.streaming.folding import CUPY, Folding
 from dalr_stream.streaming.layer_lanes import NewLanes
 from dalr_stream.streaming.plan import MemoryPlan
@@ -35,12 +39,19 @@ _TIMED_FEATURES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """What capturing and accumulating take of time on a machine like this one, in seconds."""
+    """What capturing and accumulating take of time in one process, in seconds."""
 
     passes_seconds: float
     """The network on all batches, as often as the plan goes through it."""
-    folding_seconds: float
-    """Rows to moments, on this process's threads."""
+    layers: Mapping[str, float]
+    """Rows to moments, by stream."""
+    basis: tuple[str, ...] = ()
+    """What was measured, what stated and what assumed, in words."""
+
+    @property
+    def folding_seconds(self) -> float:
+        """Rows to moments, of all layers."""
+        return sum(self.layers.values())
 
     @property
     def seconds(self) -> float:
@@ -56,17 +67,45 @@ def duration_of(
     plan: MemoryPlan,
     *,
     rows: RowRule | None = None,
+    rates: Rates | None = None,
 ) -> Duration:
     """Time a batch of each loader and a tile of each width; `plan` is that of `estimate` for the same.
 
-    Raises InvalidInputError for a device that is not here, and for CuPy.
+    What `rates` state is not timed. Raises InvalidInputError for a device that is not here, and for CuPy.
     """
-    if folding.device == CUPY:
+    rates, rule = rates or Rates(), rows or RowRule()
+    if folding.device == CUPY and rates.sums is None:
         raise InvalidInputError("folding on CuPy is not timed")
     passes = len(plan.groups) if plan.direct else 1
-    seconds = sum(_seconds_a_batch(model, batches, layers, rows or RowRule(), folding) for batches in loaders.values())
+    if rates.forward is None and not is_on_meta(model):
+        forward = sum(_seconds_a_batch(model, batches, layers, rule, folding) for batches in loaders.values())
+        how = "forward passes: a batch of each domain, timed here"
+    else:
+        rate = rates.forward or products_here()
+        forward = sum(_flops(model, batches, layers, rule) for batches in loaders.values()) / rate
+        known = (
+            "as stated" if rates.forward else "assumed: that of a product of float32 measured here, which is a bound"
+        )
+        how = f"forward passes: operations counted, at {rate:.2g} a second ({known})"
+    sums, also = _seconds_of_rows(plan, folding, rates)
+    return Duration(passes * forward, sums, (how, also))
+
+
+def _seconds_of_rows(plan: MemoryPlan, folding: Folding, rates: Rates) -> tuple[dict[str, float], str]:
+    """Return what folding takes, layer by layer, and how that is known."""
+    if rates.sums is not None:
+        seconds = {layer.name: 2 * layer.multiply_adds / rates.sums for layer in plan.layers}
+        return seconds, f"sums: d^2 operations a row, at {rates.sums:.2g} a second (as stated)"
     each = {width: _seconds_a_row(width, folding) for width in {layer.features for layer in plan.layers}}
-    return Duration(passes * seconds, sum(layer.rows * each[layer.features] for layer in plan.layers))
+    seconds = {layer.name: layer.rows * each[layer.features] for layer in plan.layers}
+    return seconds, "sums: a tile of each width, timed here"
+
+
+def _flops(model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule) -> float:
+    """Return the operations of all batches of a loader, were each like the first; back they are twice those there."""
+    watched = any(layer.side is Side.GRADIENTS for layer in layers)
+    draws = (rule.gradients or GradientRule()).draws if watched else 0
+    return forward_flops(model, next(iter(batches))) * (1 + 2 * draws) * (length_of(batches) or 1)
 
 
 def _seconds_a_batch(
