@@ -40,7 +40,7 @@ from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.fold_sink import INDEX
 from dalr_stream.streaming.folding import Folding, but_for_blas
-from dalr_stream.streaming.layer_fold import drop_shards, save_blocks, save_split
+from dalr_stream.streaming.layer_fold import drop_shards, save_rows, save_split
 from dalr_stream.streaming.plan import MemoryPlan, plan
 from dalr_stream.streaming.ranks.link import Alone, Link
 from dalr_stream.streaming.ranks.strip_checkpoints import left_in_strips
@@ -222,8 +222,8 @@ def _save(root: Place, domain: str, network: NetworkRecord, sink: Folds, choice:
 def _savers(sink: Folds, folded: DomainRecord) -> Iterator[tuple[str, Callable[..., None]]]:
     """Yield each layer with what writes its moments: whole, or as they come from the ranks that share its sums."""
     if isinstance(sink, StripSink):
-        for name, known in folded.layers.items():
-            yield name, partial(save_blocks, features=known.features, records=sink.records(name))
+        for name in folded.layers:
+            yield name, partial(save_rows, records=sink.records(name))
     else:
         for name, split in sink.freeze():
             yield name, partial(save_split, split=split)

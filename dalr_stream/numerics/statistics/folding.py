@@ -108,11 +108,9 @@ class FoldState:
 def join_strips(states: Sequence[FoldState]) -> FoldState:
     """Join the strips of one matrix, in ascending order, into the state of the whole; one alone is not copied."""
     last = states[-1]
-    d = last.mean.size
-    if last.count == 0:
-        return FoldState.empty(Strip(0, d))
     if len(states) == 1:
         return last
+    d = last.mean.size
     scatter = np.empty((d, d))
     for state in states:
         h, stop = state.scatter.shape

@@ -105,7 +105,7 @@ class SharedFold:
 
     def _copies(self, load: LayerLoad) -> int:
         sums = sums_alive(self.segments) if self.segments else load.lanes
-        return sums * self.records.at_once * self.records.partitions
+        return sums * self.records.at_once * self.records.partitions + bool(self.records.summing)
 
     def _beside(self, load: LayerLoad, strip: Strip) -> int:
         """Count what comes and goes: tiles being folded, lanes joined, shards added up, sums received and saved."""

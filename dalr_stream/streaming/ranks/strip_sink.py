@@ -18,8 +18,7 @@ from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.share import UNSEEN, Share
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.backend import Backend
-from dalr_stream.numerics.statistics.folding import FoldState, LaneState, SplitMoments, join_strips
-from dalr_stream.numerics.statistics.strip_shares import blocks_of
+from dalr_stream.numerics.statistics.folding import FoldState, SplitMoments
 from dalr_stream.storage.batches import Batches, BatchLog
 from dalr_stream.storage.checkpoints import Checkpoints
 from dalr_stream.storage.contents import DomainRecord
@@ -31,8 +30,8 @@ from dalr_stream.streaming.pass_log import PassLog
 from dalr_stream.streaming.ranks.link import Alone, Link, Message, tell
 from dalr_stream.streaming.ranks.row_exchange import RowExchange, other_loader, own_batches
 from dalr_stream.streaming.ranks.strip_checkpoints import StripCheckpoints
+from dalr_stream.streaming.ranks.strip_records import Panels, StripRecords, moments_of
 from dalr_stream.streaming.ranks.strip_sums import StripSums
-from dalr_stream.streaming.ranks.sums_message import strip_from, strip_message
 
 
 class StripSink:
@@ -61,6 +60,7 @@ class StripSink:
         self._sums = StripSums(folding, NewLanes(backend, executor), self._link.rank, self._link.ranks)
         self._exchange = RowExchange(self._link, backend.to_host, backend.stage)
         self._kept = StripCheckpoints(self._link, self._sums, self._log, checkpoints)
+        self._records = StripRecords(self._link, self._sums)
         self._round: list[RowBatch] = []
         self.ended = self._kept.resume()
         """Whether an earlier run folded all batches and wrote the moments."""
@@ -106,19 +106,17 @@ class StripSink:
         for name in self._log.rows:
             self._sums.end(name)
             if self._link.rank:
-                self._send(name)
+                self._records.send(name)
 
-    def records(self, name: str) -> Iterator[tuple[str, Iterator[FoldState]]]:
-        """Yield each record that a layer leaves, as blocks of rows that ascend, and give up its sums."""
-        for part in self._sums.parts(name):
-            yield part, self._blocks(name, part)
-        self._sums.drop(name)
+    def records(self, name: str) -> Iterator[tuple[str, FoldState, Panels]]:
+        """Yield each record that a layer leaves, all but its matrix, and whole rows of that; give up its sums."""
+        return self._records.taken(name)
 
     def freeze(self) -> Iterator[tuple[str, SplitMoments]]:
         """Yield each layer's moments, for which this process holds them whole."""
         for name in self._log.rows:
             with named(name):
-                found = {part: join_strips(list(blocks)).moments() for part, blocks in self.records(name)}
+                found = {part: moments_of(last, panels) for part, last, panels in self.records(name)}
             shards = tuple(found[part] for part in shard_parts(self._sums.rule(name).shards))
             yield name, SplitMoments(found[TRAINING], found[HELDOUT], shards)
 
@@ -175,22 +173,3 @@ class StripSink:
                 raise other_loader(rank, len(self._log))
         if tell(self._link, end) != end:
             raise other_loader(0, len(self._log), self._link.rank)
-
-    def _send(self, name: str) -> None:
-        """Send the records of a layer to rank 0, in the order in which it takes them."""
-        for part in self._sums.parts(name):
-            for state in self._own(name, part):
-                self._link.send(0, strip_message(LaneState(state, None)))
-        self._sums.drop(name)
-
-    def _blocks(self, name: str, part: str) -> Iterator[FoldState]:
-        own = self._own(name, part)
-        for piece in self._sums.pieces[name]:
-            for _ in blocks_of(piece.strip):
-                yield next(own) if piece.rank == 0 else strip_from(self._link.receive(piece.rank)).training
-
-    def _own(self, name: str, part: str) -> Iterator[FoldState]:
-        """Yield this rank's blocks of one record."""
-        for place, strip in enumerate(self._sums.own(name)):
-            total = self._sums.total(name, place, part)
-            yield from map(total.rows, blocks_of(strip))
