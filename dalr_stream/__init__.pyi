@@ -6,6 +6,7 @@ from dalr_stream import numerics as numerics
 from dalr_stream._version import __version__ as __version__
 from dalr_stream.cli.console import show_progress as show_progress
 from dalr_stream.engine.accumulate import accumulate as accumulate
+from dalr_stream.engine.blocks.by_block import statistics_by_block as statistics_by_block
 from dalr_stream.engine.capture import capture as capture
 from dalr_stream.engine.cross import accumulate_cross as accumulate_cross
 from dalr_stream.engine.cross_from_stores import accumulate_cross_stored as accumulate_cross_stored
@@ -24,6 +25,7 @@ from dalr_stream.engine.stores.merge import merge as merge
 from dalr_stream.engine.stores.store import Store as Store
 from dalr_stream.engine.stores.store import open_store as open_store
 from dalr_stream.errors import DalrStreamError as DalrStreamError
+from dalr_stream.network.blocks.compress_into import compress_into as compress_into
 from dalr_stream.network.blocks.opened import open_network as open_network
 from dalr_stream.network.capture.gradient_rule import GradientRule as GradientRule
 from dalr_stream.network.capture.row_rule import RowRule as RowRule

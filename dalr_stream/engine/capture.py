@@ -16,6 +16,7 @@ from dalr_stream.network.capture.loaders import can_resume, length_of
 from dalr_stream.network.capture.resuming.onward import OnwardPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.identity import bias_digest, fingerprint, require_numbers, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, to_host, weights_of
@@ -124,7 +125,10 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
 def network_record(model: nn.Module, layers: Sequence[LayerSpec]) -> NetworkRecord:
     """Return what identifies a network, its watched streams of rows, and who reads their layers' channels."""
     require_layers(layers)
-    return NetworkRecord(fingerprint(model), watched_streams(model, layers))
+    if weights_elsewhere(model) is None:
+        require_numbers(model)
+    streams = watched_streams(model, layers)  # first: where pieces are read for it, their digests are known then
+    return NetworkRecord(fingerprint(model), streams)
 
 
 def watched_streams(model: nn.Module, layers: Sequence[LayerSpec]) -> dict[str, LayerRecord]:

@@ -172,9 +172,10 @@ def require_disk(needed: MemoryPlan, folder: Place, held_bytes: int = 0) -> None
     still = needed.disk_peak_bytes - held_bytes
     if still > free:
         more = f" more (of {_size(needed.disk_peak_bytes)})" if held_bytes else ""
+        others = "".join(f"; or {words}: moments of {_size(least)}" for words, least in needed.disk_alternatives)
         raise DiskSpaceError(
             f"'{folder}': the run may need {_size(still)}{more} of disk and {_size(free)} are free: free some, choose "
-            "another run.output, or set capture.keep_activations = false to keep no activations"
+            f"another run.output{others}"
         )
 
 

@@ -8,7 +8,7 @@ checkpoint, and moments that were made before from the same batches can be used 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -90,10 +90,35 @@ def fold_into(  # where to, what of, how, and with whom
     """
     link = link or Alone()
     require_same_on_all(link, common_facts(feed, network.fingerprint, folding))
-    record = DomainRecord(complete=True, choice=feed.choice)
     if link.rank:
         take_part(feed, folding, link)
-        return record
+        return DomainRecord(complete=True, choice=feed.choice)
+    passes = passes_into(root, domain, feed, network, folding, progress, link)
+    while True:
+        try:
+            next(passes)
+        except StopIteration as ended:
+            record: DomainRecord = ended.value
+            return record
+
+
+def passes_into(  # noqa: PLR0913  # those of fold_into, and what becomes of it
+    root: Place,
+    domain: str,
+    feed: RowFeed,
+    network: NetworkRecord,
+    folding: Folding,
+    progress: Progress,
+    link: Link,
+    *,
+    keep: bool = True,
+) -> Generator[DomainRecord, None, DomainRecord]:
+    """Fold one pass after another into a store, and yield after each, its moments on disk, what is known by then.
+
+    What is not asked to `keep` ends without a record of the domain, and with the checkpoints: its moments are for
+    whoever takes them from the store meanwhile. Raises as `fold_into` does.
+    """
+    record = DomainRecord(complete=True, choice=feed.choice)
     with open_writer(root, domain, network, feed.choice) as writer:
         for stream in feed.streams:
             path = moments_path(root, domain, stream, TRAINING)
@@ -126,6 +151,9 @@ def fold_into(  # where to, what of, how, and with whom
             folded = sink.record()
             known, shared = {**record.layers, **folded.layers}, {**record.shared, **folded.shared}
             record = dataclasses.replace(record, batches=folded.batches, layers=known, shared=shared)
+            yield record
+        if not keep:
+            return record
         end_of(link, progress)
         in_order = {name: record.layers[name] for name in feed.streams if name in record.layers}
         shared = {name: record.shared[name] for name in feed.streams if name in record.shared}

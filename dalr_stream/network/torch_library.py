@@ -42,7 +42,7 @@ def torch_fold(
 def torch_backend(device: torch.device) -> Backend:
     """Return how rows are handled and folded by torch on one device."""
     stage = partial(_staged, device=device)
-    return Backend(partial(torch_fold, device=device), partial(join_rows, device=device), to_host, stage)
+    return Backend(partial(torch_fold, device=device), partial(join_rows, device=device), to_host, stage, stack=None)
 
 
 def on_device(rows: Any, device: torch.device) -> torch.Tensor:

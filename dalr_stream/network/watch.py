@@ -13,7 +13,9 @@ from typing import Any, overload
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.blocks.rehearsal import selections_in_pieces
 from dalr_stream.network.capture.wrapped import plain_network
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.patterns import Pattern, listed
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.attentions import attentions_among, with_heads
@@ -71,7 +73,8 @@ def watch(
     example
         A batch as `capture` takes it, or a `Structure` of `model`. With it, channels can be selected: each layer
         carries its group of coupled channels, or the reason why there is none (`unprunable`), and the readers of each
-        group are watched too: the network was run without some of them, on a copy. Low rank needs no example.
+        group are watched too: the network was run without some of them, on a copy. Low rank needs no example. Of a
+        network from `open_network`, channels are selected within blocks; see `compress_into`.
     outputs
         Patterns of layers whose outputs are recorded as well, as `name@outputs`: targets for regression, and all that
         anchored DALR needs where a layer has many more inputs than outputs.
@@ -124,7 +127,9 @@ def watch(
     model = plain_network(model)
     specs = select_layers(model, patterns)
     structure = None
-    if example is not None:
+    if example is not None and weights_elsewhere(model) is not None:
+        specs = selections_in_pieces(model, specs, example)
+    elif example is not None:
         structure = example if isinstance(example, Structure) else Structure.of(model, example)
         specs = with_selections(specs, structure)
     if heads:

@@ -148,15 +148,21 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            rights = stat.S_IMODE(temporary.stat().st_mode) & 0o666
-            for file in (temporary, *temporary.rglob("*")):
-                if file.is_file() and stat.S_IMODE(file.stat().st_mode) != rights:
-                    file.chmod(rights)
-                sync(file)
-            _put_in_place(temporary, path)
+            place_folder(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def place_folder(temporary: Path, path: Path) -> None:
+    """Let a folder that is filled become `path`, replacing what was there; it is on the disk before that."""
+    with explained(path):
+        rights = stat.S_IMODE(temporary.stat().st_mode) & 0o666
+        for file in (temporary, *temporary.rglob("*")):
+            if file.is_file() and stat.S_IMODE(file.stat().st_mode) != rights:
+                file.chmod(rights)
+            sync(file)
+        _put_in_place(temporary, path)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

@@ -142,7 +142,7 @@ def layer_cost(
         features=d,
         rows=load.rows,
         disk_bytes=load.rows * d * load.itemsize,
-        moments_bytes=_FLOAT64 * d * d * records.count * domains,
+        moments_bytes=record_bytes(d) * records.count * domains,
         strips=cut,
         store_bytes=max(folding, summing),
         direct_bytes=(directly + records.summing) * _FLOAT64 * d * d + tile_bytes(load) + load.batch_bytes,
@@ -152,6 +152,11 @@ def layer_cost(
         checkpoint_bytes=_checkpoint_bytes(load, records, segments),
         sum_strips=summed,
     )
+
+
+def record_bytes(features: int) -> int:
+    """Return the bytes of one moment record: its matrix, in float64."""
+    return _FLOAT64 * features * features
 
 
 def sums_alive(segments: int) -> int:

@@ -23,7 +23,7 @@ def cupy_backend() -> Backend:
     Raises InvalidInputError where CuPy is not installed, sees no device, or is told to take products in TF32.
     """
     library = cupy_library()
-    return Backend(_cupy_fold, library.xp.concat, library.to_host, _staged)
+    return Backend(_cupy_fold, library.xp.concat, library.to_host, _staged, stack=None)
 
 
 def cupy_library() -> ArrayLibrary:

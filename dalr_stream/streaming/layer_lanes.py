@@ -67,7 +67,9 @@ class LayerLanes:
         self._lanes = lanes
         self._backend = backend
         first, before = saved.values.get("next_tile", 0), saved.values.get("sample_before", -1)
-        self._tiler = Tiler(rule.tile_rows, first_tile=first, sample_before=before, join=backend.join)
+        self._tiler = Tiler(
+            rule.tile_rows, first_tile=first, sample_before=before, join=backend.join, stack=backend.stack
+        )
         if saved.pending:
             self.push(saved.pending["pending"], saved.pending["pending_sample"])
 

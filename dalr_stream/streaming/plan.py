@@ -23,6 +23,7 @@ from dalr_stream.streaming.cost import (
     LayerLoad,
     in_mib,
     layer_cost,
+    record_bytes,
     store_bytes_of,
     tile_bytes,
     turn_bytes,
@@ -46,10 +47,14 @@ class MemoryPlan:
     memory_limit_bytes: int | None
     alternatives: tuple[str, ...]
     """Other ways to run the layer that needs most, and what each needs."""
+    disk_alternatives: tuple[tuple[str, int], ...] = ()
+    """Other ways to run that take less disk, and the bytes of moments that each leaves there."""
     forward_bytes: int = 0
     """What the passes of a batch, forward and where gradients are taken back, hold beside the network, if known."""
     stream_bytes: int = 0
     """Disk for what blocks give each other, while a network runs block by block."""
+    blocks: int = 0
+    """Passes that such a network is run in, a block each; 0 for one that is run whole."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Rows of each stream on each domain, by the domain's name, where loaders told."""
     batches: Mapping[str, int] = field(default_factory=dict)
@@ -161,6 +166,7 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
         shared,
         memory_limit_bytes,
         _alternatives(loads, layers, fold, direct=direct, heldout_share=heldout_share, limit_bytes=memory_limit_bytes),
+        _less_disk(loads, records, domains, direct=direct),
         forward_bytes,
         strips=strips,
     )
@@ -226,6 +232,26 @@ def _alternatives(
             f"watch its {load.outputs:,} outputs alone, which anchored DALR needs ({in_mib(narrow.peak_bytes)})"
         )
     return tuple(remedies)
+
+
+def _less_disk(
+    loads: Sequence[LayerLoad], records: KeptRecords, domains: int, *, direct: bool
+) -> tuple[tuple[str, int], ...]:
+    """Say what could be left out of the disk, and what moments would take there then."""
+    each = records.count * domains
+    moments = sum(record_bytes(load.features) for load in loads) * each
+    found = []
+    if not direct:
+        found.append(("keep no activations (capture.keep_activations = false)", moments))
+    if records.count > 1:
+        without = "keep neither held-out rows nor shards (accumulate.heldout_share = 0, shards = 1)"
+        found.append((without, moments // records.count))
+    narrow = {load.name: load.outputs for load in loads if load.outputs is not None and load.outputs < load.features}
+    if narrow:
+        least = sum(record_bytes(narrow.get(load.name) or load.features) for load in loads) * each
+        which = f"'{next(iter(narrow))}'" if len(narrow) == 1 else f"{len(narrow)} layers"
+        found.append((f"watch the outputs of {which} alone, which anchored DALR needs", least))
+    return tuple(found)
 
 
 def _direct(layer: LayerCost) -> int:

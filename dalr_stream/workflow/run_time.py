@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dalr_stream.engine.blocks.duration import duration_of_blocks
 from dalr_stream.engine.planning.duration import Duration, duration_of
 from dalr_stream.engine.planning.estimate import Estimate, bucket_in_words, estimate_of
 from dalr_stream.engine.planning.rates import Rates
@@ -35,12 +36,19 @@ def run_time(
 ) -> RunTime:
     """Return how long it takes, timed on the first batches where no rates are stated, and what is sent and asked."""
     folding, layers = project.widest_folding, project.watched_in(network)
+    blocks = project.config.network.blocks
     took: Duration | None = None
     try:
         with project.code.importing():
             loaders = {domain: project.code.batches(domain) for domain in project.config.domains}
-            took = duration_of(network, loaders, layers, folding, plan, rows=project.code.rows, rates=rates)
-        line = _in_words(took, rates or Rates())
+            if plan.blocks and rates in (None, Rates()):
+                block = duration_of_blocks(
+                    network, loaders, layers, folding, plan, blocks=blocks, rows=project.code.rows
+                )
+                took, line = block.duration, str(block)
+            else:
+                took = duration_of(network, loaders, layers, folding, plan, rows=project.code.rows, rates=rates)
+                line = _in_words(took, rates or Rates())
     except InvalidInputError as error:
         line = f"capture and accumulate: not timed: {error}"
     foldings = {domain: project.folding(domain) for domain in project.config.domains}

@@ -15,6 +15,7 @@ from torch import nn
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import MemoryLimitError
+from dalr_stream.network.blocks.pieces import largest_piece_bytes
 from dalr_stream.network.capture.batches import LABELS, few_samples, labelled, refusals_explained
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.measure.memory import ForwardMemory, forward_memory, weights_bytes
@@ -37,6 +38,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
 from dalr_stream.workflow.sequence_cost import SequenceCost, sequence_cost
 from dalr_stream.workflow.steps import cross
+from dalr_stream.workflow.steps.networks import compresses_by_blocks, scores_by_blocks
 from dalr_stream.workflow.steps.solving_plan import solving_from
 from dalr_stream.workflow.steps.unseen import Unseen
 
@@ -95,7 +97,8 @@ def require_step(project: Project, verb: str) -> None:
 
 
 def _of_verb(project: Project, verb: str, solving: SolvingPlan) -> list[StepMemory]:
-    network = project.network
+    by_blocks = {"compress": compresses_by_blocks, "evaluate": scores_by_blocks}.get(verb)
+    network = project.recorded if by_blocks is not None and by_blocks(project) else project.network
     with project.code.importing():
         if verb == "compress":
             return list(_compress(project, network, solving, sequence_cost(project, network)))
@@ -130,7 +133,12 @@ def _compress(
 ) -> Iterator[StepMemory]:
     weights, layers = weights_bytes(network), [layer for layer, _ in solving.layers]
     fewer = "compress fewer layers (network.layers)"
-    if project.config.compress.wanted:
+    if project.config.compress.wanted and compresses_by_blocks(project):
+        one = max((solution_bytes(layer) + replacement_bytes(layer) for layer in layers), default=0)
+        words = "a block, its layers' replacements, solutions as far as they are kept, one more"
+        held = largest_piece_bytes(network) + _kept_solutions(project, layers) + one + SMALL_THINGS
+        yield StepMemory("compress", held, words, (fewer,))
+    elif project.config.compress.wanted:
         kept = _kept_solutions(project, layers)
         held, smaller = _deciding(project, network, layers)
         words = "a copy of the network, its layers' replacements, solutions as far as they are kept, one more"
@@ -183,7 +191,8 @@ def _evaluate(project: Project, network: nn.Module, solving: SolvingPlan) -> Ite
         deciding = 0
         if section.compare:
             deciding = _kept_solutions(project, layers) + _deciding(project, network, layers)[0]
-        most = weights_bytes(network) + scoring + max(one + SMALL_THINGS, deciding)
+        held = largest_piece_bytes(network) if scores_by_blocks(project) else weights_bytes(network)
+        most = held + scoring + max(one + SMALL_THINGS, deciding)
         words = "a copy of the network, a forward pass, the cache, one solution and what is cut of it"
         yield StepMemory("evaluate", most, words, ("smaller batches (evaluate.options)", "a smaller evaluate.cache"))
         words = "one solution, its curves and spectra, the figures of a layer"

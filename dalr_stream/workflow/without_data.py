@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from dalr_stream.engine.blocks.estimate import estimate_blocks
 from dalr_stream.engine.estimate import estimate as plan_of
 from dalr_stream.engine.planning.duration import duration_of
 from dalr_stream.engine.planning.estimate import Estimate, StatedBatches, estimate_of, shapes_explained
@@ -106,18 +107,19 @@ def cost_without_data(
 ) -> CostWithoutData:
     """Return what a run would take on data as stated; `file` is a run file, or a `config.json` of transformers.
 
-    Raises ConfigError for a network that cannot be built without memory, or that runs block by block.
+    Raises ConfigError for a network that cannot be built without memory.
     """
     project, network = _opened(file, overrides)
     config, folding = project.config, project.widest_folding
-    if config.network.blocks:
-        raise ConfigError("estimate: without data, a network is planned whole: leave out network.blocks")
     loaders = dict.fromkeys(config.domains, stated.batches)
     rule = replace(project.code.rows, mask=None, prove=False)
     with shapes_explained(network):
         layers = project.watched_in(network)
         direct = not config.capture.keep_activations
-        plan = plan_of(network, loaders, layers, folding, rows=rule, direct=direct, ranks=ranks)
+        if config.network.blocks:
+            plan = estimate_blocks(network, loaders, layers, folding, blocks=config.network.blocks, rows=rule)
+        else:
+            plan = plan_of(network, loaders, layers, folding, rows=rule, direct=direct, ranks=ranks)
         took = duration_of(network, loaders, layers, folding, plan, rows=rule, rates=rates)
     if config.capture.mask is not None:
         plan = replace(plan, varying=frozenset(layer.stream for layer in layers))

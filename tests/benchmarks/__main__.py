@@ -15,6 +15,7 @@ import accumulating
 import bucketing
 import capturing
 import devices
+import gradients
 import growing
 import networks
 import planning
@@ -24,6 +25,7 @@ import scaling
 import selecting
 import sequential
 import sharing
+import sizing
 import solving
 from rich.console import Console
 from rich.table import Table
@@ -61,6 +63,14 @@ def _alternatives(quick: bool) -> Table:
 @section("direct", "16,384 samples through a network, moments of 4,096 features")
 def _direct(quick: bool) -> Table:
     return ratios(capturing.direct(*((600, 64, 1) if quick else (16_384, 4096, 3))))
+
+
+@section(
+    "gradients", "moments of inputs and gradients beside a plain script, CPU seconds; what each promise takes of them"
+)
+def _gradients(quick: bool) -> Table:
+    sizes = [gradients.Size(16, 64, 32)] if quick else gradients.SIZES
+    return ratios(gradients.beside_scripts(sizes, 1 if quick else 3))
 
 
 @section("plans", "what large runs would take, in hours and GiB: planned, not run")
@@ -120,14 +130,8 @@ def _ranks(quick: bool) -> Table:
 @section("strips", "a wide layer folded by one process, and by ranks that share its sums; CPU is that of the busiest")
 def _strips(quick: bool) -> Table:
     table = _table("features", "ranks", "CPU seconds", "of one", "MiB at the peak", "planned", "MiB received by rank 0")
-    sizes = [(64, 4, 8)] if quick else [(4096, 32, 512), (8192, 16, 512)]
-    for width, batches, samples in sizes:
-        passes = sharing.passes(width, batches, samples, (1, 2) if quick else (1, 2, 4))
-        for one in passes:
-            ratio, sizes_mib = one.cpu / passes[0].cpu, (one.peak, one.planned, one.received)
-            table.add_row(
-                f"{width:,}", f"{one.ranks}", f"{one.cpu:.1f}", f"{ratio:.2f}", *(f"{size:,.0f}" for size in sizes_mib)
-            )
+    for line in sharing.lines(*(([(64, 4, 8)], (1, 2)) if quick else ([(4096, 32, 512), (8192, 16, 512)], (1, 2, 4)))):
+        table.add_row(*line)
     return table
 
 
@@ -224,6 +228,11 @@ def _select(quick: bool) -> Table:
             *selecting.as_written(*((12, 1) if quick else (128, 1))),
         ]
     )
+
+
+@section("sizes", "sizes of 200 layers of 1,024 x 1,024 under one budget, bars in CPU seconds")
+def _sizes(quick: bool) -> Table:
+    return ratios(sizing.budgets(*((4, 16, 1) if quick else (200, 1024, 3))))
 
 
 @section("solve", "all ranks of a 4,096 x 4,096 layer from moments of 8,192 rows")

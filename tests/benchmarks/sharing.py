@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,14 @@ class Drawn:
             yield torch.randn(self.samples, self.width, generator=torch.Generator().manual_seed(number))
 
 
-def passes(width: int, batches: int, samples: int, ranks: Sequence[int]) -> list[Shared]:
-    """Fold rows of a width into a store, without segments, by each number of ranks."""
-    return [_on(count, width, batches, samples) for count in ranks]
+def lines(sizes: Sequence[tuple[int, int, int]], ranks: Sequence[int]) -> Iterator[list[str]]:
+    """Fold rows of each width, batches of so many samples, into a store, without segments, by each number of ranks."""
+    for width, batches, samples in sizes:
+        passes = [_on(count, width, batches, samples) for count in ranks]
+        for one in passes:
+            told = [one.peak, one.planned, one.received]
+            ratio = f"{one.cpu / passes[0].cpu:.2f}"
+            yield [f"{width:,}", f"{one.ranks}", f"{one.cpu:.1f}", ratio, *(f"{mib:,.0f}" for mib in told)]
 
 
 def _on(ranks: int, *size: int) -> Shared:

@@ -56,6 +56,7 @@ def square(n: int, m: int, d: int, turns: int) -> list[Row]:
     weight, tiles = layer_and_rows(n, m, d)
     x = np.concatenate(tiles)
     moments, outputs = Moments.of(x), Moments.of(x @ weight.T)
+    felt = Moments.of(np.random.default_rng(1).standard_normal((n, m), np.float32))
     doubles = x.T.astype(np.float64)
     lam = 1e-3 * float(np.mean(np.diagonal(moments.gram)))
     most = max(1, m // 16)
@@ -66,6 +67,7 @@ def square(n: int, m: int, d: int, turns: int) -> list[Row]:
             "published, all ranks": lambda: dalr(weight, None, moments, variant="published"),
             "optimal, all ranks": lambda: dalr(weight, None, moments, variant="optimal"),
             "anchored, all ranks": lambda: dalr(weight, None, moments),
+            "weighted by gradients, all ranks": lambda: dalr(weight, None, moments, variant="weighted", gradients=felt),
             "anchored, from outputs": lambda: dalr(weight, None, outputs, side="outputs"),
             f"anchored, from outputs, to rank {most}": lambda: dalr(weight, None, outputs, side="outputs", **first),
             f"optimal, to rank {most}": lambda: dalr(weight, None, moments, variant="optimal", **first),

@@ -21,6 +21,7 @@ def test_every_section_prints_its_table():
         "dsyrk in memory",
         "sklearn IncrementalPCA",
         "forward + dsyrk",
+        "forward, backward, both products",
         "planned / measured",
         "busiest rank",
         "dalr_optimal_affine",

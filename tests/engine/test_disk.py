@@ -13,7 +13,9 @@ from dalr_stream.engine.estimate import estimate, held_on_disk, require_disk
 from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.errors import DiskSpaceError
 from dalr_stream.progress import Silent
+from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.lanes import Pace
+from dalr_stream.streaming.plan import plan
 
 WIDTH, SAMPLES = 300, 3_000
 OFTEN = ds.Folding(ds.HoldoutRule(0.2), ds.Threads(1), pace=lambda: Pace(every_tiles=1))
@@ -81,3 +83,21 @@ def test_what_lies_there_is_not_asked_for_again(model, batches, tmp_path, monkey
         require_disk(plan, tmp_path, held - 1)
     accumulate_stored(tmp_path, domain="t", folding=OFTEN)
     assert held_on_disk(tmp_path, ["t"]) == held + size(tmp_path / "moments" / "t")
+
+
+def test_a_disk_that_is_short_is_told_what_takes_less(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    loads = [LayerLoad("fc1", 1000, 500, outputs=100), LayerLoad("fc2", 500, 500, outputs=800)]
+    stored = plan(loads, threads=1, heldout_share=0.1, shards=4, domains=2)
+    with pytest.raises(DiskSpaceError) as caught:
+        require_disk(stored, tmp_path)
+    moments = 8 * (1000**2 + 500**2) * 2
+    assert stored.disk_alternatives == (
+        ("keep no activations (capture.keep_activations = false)", 6 * moments),
+        ("keep neither held-out rows nor shards (accumulate.heldout_share = 0, shards = 1)", moments),
+        ("watch the outputs of 'fc1' alone, which anchored DALR needs", 6 * 8 * (100**2 + 500**2) * 2),
+    )
+    assert "; or keep no activations (capture.keep_activations = false): moments of 114 MiB; or keep" in str(
+        caught.value
+    )
+    assert plan(loads[1:], threads=1, heldout_share=0.0, direct=True).disk_alternatives == ()

@@ -6,14 +6,18 @@ import sys
 
 import pytest
 import torch
+from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.errors import ConfigError
+from dalr_stream.engine.blocks.duration import duration_of_blocks
+from dalr_stream.errors import ConfigError, UnsupportedLayerError
+from dalr_stream.workflow import run_time
 from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.tables import cost_table
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.without_data import StatedData, cost_without_data
 
 CODE = """
 import torch
@@ -126,6 +130,87 @@ def test_what_else_runs_the_network_takes_it_whole_or_block_by_block(run_file):
     assert pages[0] == pages[1]
 
 
+BY_BLOCKS = {
+    "named": None,
+    "energy": 'compress.energy="90%"',
+    "singular values": 'compress.singular_values="60%"',
+    "ratio": 'compress.ratio="40%"',
+}
+
+
+def named(run_file):
+    """Name the sizes in the run file; no setting can."""
+    run_file.write_text(
+        f"{run_file.read_text()}\n[compress]\n'blocks.*' = {{ method = 'dalr_anchored_affine', size = 3 }}\n"
+    )
+    return []
+
+
+@pytest.mark.parametrize("sizes", BY_BLOCKS.values(), ids=BY_BLOCKS)
+def test_a_network_is_compressed_and_scored_block_by_block(sizes, run_file):
+    settings = [*([sizes] if sizes else named(run_file)), "evaluate.batches='tower:target'", "evaluate.ranks=[]"]
+    found = {}
+    for blocks in ("true", "false"):
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        run.all()
+        assert ("network" in vars(run.project)) == (blocks == "false")
+        state = ds.load(run.project.compressed, run.project.code.build).state_dict()
+        results = run.results
+        sizes_found = [(one.parameters, one.score) for one in results.sizes]
+        found[blocks] = state, sizes_found, files(run.project.output)["compression.json"]
+        again = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        assert not any(would for _, would in again.outlook())
+        shutil.rmtree(run.project.output)
+    (blocks, scores, record), (whole, other_scores, other_record) = found.values()
+    assert blocks.keys() == whole.keys()
+    assert all(torch.equal(blocks[name], whole[name]) for name in whole)
+    assert scores == other_scores
+    assert record == other_record
+
+
+SELECTIONS = """
+[compress]
+'blocks.*.up' = { method = "spectral", size = 7 }
+"""
+
+
+def test_selections_within_blocks(run_file):
+    run_file.write_text(run_file.read_text() + SELECTIONS)
+    settings = ["solve.methods=['spectral', 'dalr_anchored_affine']"]
+    found = {}
+    for blocks in ("true", "false"):
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        run.accumulate()
+        run.compress()
+        found[blocks] = ds.load(run.project.compressed, run.project.code.build).state_dict()
+        shutil.rmtree(run.project.output)
+    assert found["true"]["blocks.1.up.weight"].shape == (7, 8)
+    assert all(torch.equal(found["true"][name], tensor) for name, tensor in found["false"].items())
+
+
+def test_a_compression_that_was_stopped_goes_on_after_the_last_piece(run_file):
+    settings = named(run_file)
+    whole = ds.Run.open(run_file, set=settings)
+    whole.accumulate()
+    whole.compress()
+    expected = files(whole.project.compressed)
+    shutil.rmtree(whole.project.compressed)
+    with pytest.raises(StoppedError):
+        ds.Run.open(run_file, set=settings, progress=StopAfter(3)).compress()
+    assert not whole.project.compressed.exists()
+    ds.Run.open(run_file, set=settings).compress()
+    assert files(whole.project.compressed) == expected
+
+
+def test_a_layer_that_cannot_be_replaced_is_refused_before_anything_is_recorded(run_file):
+    code = run_file.with_name("tower.py")
+    code.write_text(code.read_text().replace("torch.relu(self.up(x))", "torch.relu(self.up(x)) * self.up.weight[0, 0]"))
+    run = ds.Run.open(run_file, set=named(run_file))
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'blocks\.0\.up': cannot be replaced"):
+        run.all()
+    assert not (run.project.output / "store.zarr").exists()
+
+
 def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     before = {name: data for name, data in files(run_file.parent).items() if "__pycache__" not in name}
     project = project_of(run_file)
@@ -137,6 +222,11 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     assert plan.stream_bytes == 3 * 25 * 8 * 4 * 3  # batches, samples, width, bytes; what the stem gave and two blocks
     assert "what blocks give each other 0.0" in str(cost_table(plan).title)
     assert plan.disk_peak_bytes == plan.disk_bytes + plan.checkpoint_bytes + plan.stream_bytes
+    one_block = 8 * (8**2 + 12**2) * 2
+    assert plan.disk_alternatives[-1] == (
+        "solve and write one block after the other, in Python (statistics_by_block)",
+        one_block,
+    )
     whole = project_of(run_file, "network.blocks=false").estimate()
     assert plan.disk_bytes == whole.disk_bytes
     assert plan.peak_bytes < whole.peak_bytes
@@ -148,7 +238,6 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     [
         ("capture.keep_activations=true", "network.blocks: rows are folded as the blocks make them: set capture.keep"),
         ("network.gradients=['*']", "network.blocks: gradients come from the end of the network"),
-        ("solve.methods=['spectral']", "network.blocks: selections need the network whole"),
     ],
 )
 def test_what_needs_the_network_whole_is_refused(setting, message, run_file):
@@ -166,3 +255,26 @@ def test_a_network_with_its_own_weights_is_in_memory_all_the_same(run_file):
     assert isinstance(run.project.recorded.stem, nn.Linear)
     assert not run.project.recorded.stem.weight.is_meta
     assert "blocks.2.down" in run.layers
+
+
+def test_the_time_is_that_of_a_block_that_was_timed(run_file):
+    project = project_of(run_file)
+    plan = project.estimate()
+    (line,) = run_time.run_time(project, project.recorded, plan).lines
+    assert plan.blocks == 3
+    assert re.search(r"for each of 3 blocks \(.* reading it, .* running it, .* in sums.*'blocks\.0' was timed", line)
+    loaders = {"target": project.code.batches("target")}
+    took = duration_of_blocks(project.recorded, loaders, project.watched, project.widest_folding, plan, blocks=True)
+    assert took.running_seconds > 0
+    assert took.folding_seconds > 0
+
+
+def test_a_plan_block_by_block_needs_neither_weights_nor_data(run_file):
+    (run_file.parent / "tower.safetensors").rename(run_file.parent / "kept.safetensors")
+    stated = StatedData.of(75, "25,6", None)
+    found = cost_without_data(run_file, [], stated).estimate.plan
+    (run_file.parent / "kept.safetensors").rename(run_file.parent / "tower.safetensors")
+    plan = project_of(run_file).estimate()
+    assert found.stream_bytes == plan.stream_bytes
+    assert (found.groups, found.blocks, found.peak_bytes) == (plan.groups, plan.blocks, plan.peak_bytes)
+    assert found.disk_bytes == plan.disk_bytes

@@ -8,6 +8,7 @@ import torch
 
 import dalr_stream as ds
 from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.plan import NarrowHeads
 from dalr_stream.numerics import head_factors
@@ -120,7 +121,7 @@ def saved(run):
 
 
 def test_a_network_with_narrower_heads_is_saved_as_any_other(opened):
-    run = opened(named(2))
+    run = opened(named(2), 'finetune={batches="attention_run:validation", epochs=1}')
     run.all()
     store, layout = StoreView.open(run.project.store), ds.numerics.HeadLayout(*LAYERS, heads=4, groups=2, size=4)
     assert store.heads == {OUTPUT: layout}
@@ -131,6 +132,7 @@ def test_a_network_with_narrower_heads_is_saved_as_any_other(opened):
     by_hand = ds.compress(run.project.network, {OUTPUT: heads}, example=run.project.code.first_batch)
     assert torch.equal(outputs(small), outputs(by_hand))
     assert str(Compression.read(run.project.compression)) == "narrower heads in 1 of 6 layers, 2"
+    assert ds.load(run.project.finetuned, run.project.code.placed).block.attention.head_dim == 2
 
 
 def test_what_is_read_back_is_what_was_solved_bit_for_bit(opened):
@@ -147,6 +149,11 @@ def test_what_is_read_back_is_what_was_solved_bit_for_bit(opened):
         assert (one.score_loss, one.output_loss) == (other.score_loss, other.output_loss)
         for array in ("queries", "keys", "values", "restore", "offset"):
             assert np.array_equal(getattr(one, array), getattr(other, array))
+    verify_store(run.project.store).require()
+    (path,) = store.solution_paths(OUTPUT, Method.HEADS)
+    chunk = next(file for file in (path / "mean").rglob("*") if file.is_file() and file.name != "zarr.json")
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    assert any("heads" in finding.part for finding in verify_store(run.project.store).findings)
 
 
 def test_the_report_has_their_scores_beside_those_of_other_methods(opened):

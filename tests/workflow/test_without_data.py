@@ -133,3 +133,12 @@ class TestTransformers:
         more = ("--set", "capture.most_per_sample=4", "--set", 'network.layers=["*.down_proj"]')
         facts = json.loads(estimated(folder, "--tokens", "4,16", "--samples", 8, *RATES, *more, "--json").stdout)
         assert [layer["rows"] for layer in facts["layers"]] == [32, 32]
+
+    def test_block_by_block(self, folder):
+        blocks = ("--set", "network.blocks=true", "--set", "capture.keep_activations=false")
+        words = (folder, "--tokens", "4,16", "--samples", 8, *RATES, "--json")
+        whole, apart = (json.loads(estimated(*words, *more).stdout) for more in (blocks[2:], blocks))
+        assert [layer["name"] for layer in apart["layers"]] == [layer["name"] for layer in whole["layers"]]
+        assert apart["disk_bytes"] == whole["disk_bytes"]
+        assert apart["peak_bytes"]["accumulate"] < whole["peak_bytes"]["accumulate"]
+        assert apart["time"]["passes_seconds"] == whole["time"]["passes_seconds"]  # each block once

@@ -58,16 +58,30 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
     ranks: Ranks | None,
 ) -> Statistics:
     """Do what `accumulate` does, block by block."""
-    if store is None:
-        raise InvalidInputError("accumulate: block by block, the stream between blocks lies in a store: give store=...")
-    if ranks is not None and ranks.ranks > 1:
-        raise InvalidInputError("accumulate: block by block, one process runs the network: give no ranks")
-    root, folding, progress = place_of(store), folding or Folding(), progress or Silent()
-    if isinstance(root, BucketPath):
-        raise InvalidInputError(
-            f"accumulate: block by block, the stream between blocks lies on a disk, and '{root}' does not: give a "
-            "folder as store, and merge that into a store in the bucket"
-        )
+    folding, progress = folding or Folding(), progress or Silent()
+    root = disk_of(store, ranks)
+    feed = block_rows(model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=progress)
+    with uncached(model):
+        network = feed.network()
+        record = fold_into(root, domain, feed, network, folding, progress)
+        feed.drop()
+    homes = {stream: record.home(stream) for stream in feed.streams}
+    moments = LayerMoments.stored(root, domain, homes, folding.shards)
+    return Statistics(network.layers, moments, partial(stored_weights, root, network.layers))
+
+
+def block_rows(  # noqa: PLR0913  # those of accumulate
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    root: Path,
+    *,
+    domain: str,
+    blocks: Blocks,
+    rows: RowRule | None,
+    progress: Progress,
+) -> BlockRows:
+    """Prove that a network goes block by block, and return what makes its rows so; it is run `uncached`."""
     require_layers(layers)
     require_batches(batches)
     _require_forward(layers)
@@ -81,16 +95,23 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
             f"blocks: {len(passes)} passes, '{passes.blocks[0][0]}' to '{passes.blocks[-1][-1]}'; block by block the "
             "first batch gives the network's own outputs, to the bit"
         )
-        _require_disk(root, kept, batches)
-        feed = BlockRows(
-            model, batches, layers, rule, root=root, domain=domain, passes=passes, pieces=pieces, probe=probe
+    _require_disk(root, kept, batches)
+    return BlockRows(model, batches, layers, rule, root=root, domain=domain, passes=passes, pieces=pieces, probe=probe)
+
+
+def disk_of(store: str | Place | None, ranks: Ranks | None) -> Path:
+    """Return the folder of a store that can hold the stream between blocks; raises InvalidInputError."""
+    if store is None:
+        raise InvalidInputError("accumulate: block by block, the stream between blocks lies in a store: give store=...")
+    if ranks is not None and ranks.ranks > 1:
+        raise InvalidInputError("accumulate: block by block, one process runs the network: give no ranks")
+    root = place_of(store)
+    if isinstance(root, BucketPath):
+        raise InvalidInputError(
+            f"accumulate: block by block, the stream between blocks lies on a disk, and '{root}' does not: give a "
+            "folder as store, and merge that into a store in the bucket"
         )
-        network = feed.network()
-        record = fold_into(root, domain, feed, network, folding, progress)
-        feed.drop()
-    homes = {stream: record.home(stream) for stream in feed.streams}
-    moments = LayerMoments.stored(root, domain, homes, folding.shards)
-    return Statistics(network.layers, moments, partial(stored_weights, root, network.layers))
+    return root
 
 
 def _require_forward(layers: Sequence[LayerSpec]) -> None:

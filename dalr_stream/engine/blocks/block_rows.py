@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from dalr_stream.engine.backend import rows_for
-from dalr_stream.engine.capture import one_pass
+from dalr_stream.engine.capture import keep_weights, one_pass
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.layer_rows import LayerRows
@@ -28,6 +28,7 @@ from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress, seconds_in_words
 from dalr_stream.storage.contents import NetworkRecord
+from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.folding import Folding
 
 
@@ -61,10 +62,13 @@ class BlockRows(LayerRows):
     pieces: Pieces
     probe: Probe | None
     """What the network gives for a made-up sample, as every capture looks at before its first batch."""
-    _numbers: dict[str, int] = field(init=False)
+    keeps_weights: bool = True
+    """Whether the store is given the layers' weights, for solving without the network."""
+    numbers: dict[str, int] = field(init=False)
+    """The pass of each stream."""
 
     def __post_init__(self) -> None:
-        self._numbers = {layer.stream: self.passes.pass_of(module_name(layer.name)) for layer in self.layers}
+        self.numbers = {layer.stream: self.passes.pass_of(module_name(layer.name)) for layer in self.layers}
 
     def network(self) -> NetworkRecord:
         """Return what identifies the network and its streams: weights are read from their files once for it."""
@@ -74,11 +78,14 @@ class BlockRows(LayerRows):
     def _record(self) -> NetworkRecord:
         return super().network()
 
+    def keep_weights(self, root: Place, network: NetworkRecord) -> None:
+        """Write none yet: those of a block's layers are written when it is in memory."""
+
     def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:  # noqa: ARG002
         """Part the streams by block, and those of a block into passes that fit."""
         groups: list[BlockGroup] = []
         for number in range(self._last + 1):
-            here = [layer for layer in self.layers if self._numbers[layer.stream] == number]
+            here = [layer for layer in self.layers if self.numbers[layer.stream] == number]
             parts: Sequence[tuple[str, ...]] = [tuple(layer.stream for layer in here)]
             if here and folding.memory_limit_bytes is not None:
                 loads = [load_of(layer, 0, BatchMemory()) for layer in here if layer.stream not in self._shared]
@@ -100,6 +107,8 @@ class BlockRows(LayerRows):
             sink.probed(self.probe)
         resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
+            if self.keeps_weights:
+                keep_weights(self.model, layers, self.root, self._record.fingerprint)
             one_pass(
                 self.model,
                 self.batches,
@@ -128,7 +137,7 @@ class BlockRows(LayerRows):
     @cached_property
     def _shared(self) -> dict[str, str]:
         """Streams of inputs that another one of the same block has too."""
-        return shared_readings(self.model, few_samples(self._first, 1), self.layers, self._numbers)
+        return shared_readings(self.model, few_samples(self._first, 1), self.layers, self.numbers)
 
     @cached_property
     def _first(self) -> Any:
@@ -137,7 +146,7 @@ class BlockRows(LayerRows):
     @property
     def _last(self) -> int:
         """The pass of the last block that is watched."""
-        return max(self._numbers.values())
+        return max(self.numbers.values())
 
     def _stream(self, number: int, *, writes: bool = False) -> StoredStream:
         blocks = [list(block) for block in self.passes.blocks]

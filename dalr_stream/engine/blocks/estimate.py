@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -22,7 +23,9 @@ from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.observed import observed_pass
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.measure.flops import is_on_meta
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.plan import MemoryPlan, plan
@@ -52,7 +55,7 @@ def estimate_blocks(
                 f"domains.{domain}.batches: the loader has no length: give it, or its data set, __len__"
             )
         first, pieces = SameEveryPass(batches, f"domains.{domain}.batches").first(), Pieces.of(model)
-        with uncached(model):
+        with _without_cache(model):
             passes = BlockPasses.of(model, first, pieces, blocks)
             kept = generations_of(model, first, passes)
             counts[domain] = _rows(model, first, layers, rows or RowRule(), length)
@@ -78,7 +81,29 @@ def estimate_blocks(
         for number in range(len(passes))
         for together in found.groups
     ]
-    return dataclasses.replace(found, groups=tuple(filter(None, groups)), rows=counts, stream_bytes=stream)
+    by_name = {layer.name: layer.moments_bytes for layer in found.layers}
+    blocks_bytes = [
+        sum(by_name[layer.stream] for layer in own if numbers[layer.stream] == number) for number in range(len(passes))
+    ]
+    one = "solve and write one block after the other, in Python (statistics_by_block)", max(blocks_bytes)
+    return dataclasses.replace(
+        found,
+        groups=tuple(filter(None, groups)),
+        rows=counts,
+        stream_bytes=stream,
+        blocks=1 + max(numbers.values()),
+        disk_alternatives=(*found.disk_alternatives, one),
+    )
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Turn the cache off, but where nothing has numbers: transformers looks at some where it has no cache."""
+    if is_on_meta(model) and weights_elsewhere(model) is None:
+        yield
+        return
+    with uncached(model):
+        yield
 
 
 def _stream_bytes(kept: Generations, batches: int) -> int:

@@ -76,7 +76,7 @@ def duration_of(
     rates, rule = rates or Rates(), rows or RowRule()
     if folding.device == CUPY and rates.sums is None:
         raise InvalidInputError("folding on CuPy is not timed")
-    passes = len(plan.groups) if plan.direct else 1
+    passes = max(1.0, len(plan.groups) / max(plan.blocks, 1)) if plan.direct else 1
     if rates.forward is None and not is_on_meta(model):
         forward = sum(_seconds_a_batch(model, batches, layers, rule, folding) for batches in loaders.values())
         how = "forward passes: a batch of each domain, timed here"
@@ -96,7 +96,7 @@ def _seconds_of_rows(plan: MemoryPlan, folding: Folding, rates: Rates) -> tuple[
     if rates.sums is not None:
         seconds = {layer.name: 2 * layer.multiply_adds / rates.sums for layer in plan.layers}
         return seconds, f"sums: d^2 operations a row, at {rates.sums:.2g} a second (as stated)"
-    each = {width: _seconds_a_row(width, folding) for width in {layer.features for layer in plan.layers}}
+    each = {width: seconds_a_row(width, folding) for width in {layer.features for layer in plan.layers}}
     seconds = {layer.name: layer.rows * each[layer.features] for layer in plan.layers}
     return seconds, "sums: a tile of each width, timed here"
 
@@ -128,7 +128,7 @@ def _seconds_a_batch(
     return seconds * (length_of(batches) or 1)
 
 
-def _seconds_a_row(features: int, folding: Folding) -> float:
+def seconds_a_row(features: int, folding: Folding) -> float:
     """Return what folding a row of this width takes; the second of two tiles counts."""
     width, seconds = min(features, _TIMED_FEATURES), 0.0
     rule, backend = folding.rule(width), backend_of(folding)

@@ -7,7 +7,7 @@ numbers. Whether the files fit the network is found out from their headers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.blocks.pieces import Pieces
+from dalr_stream.network.saved.files import PLAN
+from dalr_stream.network.saved.fitting import require_same_types, stored_as
+from dalr_stream.network.saved.plan_file import done_loading, read_plan, require_head, reshape
 from dalr_stream.network.saved.shards import Shards
-from dalr_stream.network.saved.ties import tied_parameters
 from dalr_stream.network.torch_library import usable_device
 
 
@@ -36,7 +38,8 @@ def open_network(build: Callable[[], nn.Module], weights: str | Path, *, device:
         memory.
     weights
         A safetensors file, an index of several, or a folder that `save_pretrained` of transformers wrote. Numbers are
-        converted to the type that the network is built in: build it in half precision to keep that.
+        converted to the type that the network is built in: build it in half precision to keep that. Or a folder of
+        `save` or `compress_into`: `build` makes the original network then, in the type of those weights.
     device
         Where the pieces are brought to run: `cpu`, `cuda` or `cuda:1`.
 
@@ -81,13 +84,24 @@ def open_network(build: Callable[[], nn.Module], weights: str | Path, *, device:
         model = build()
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"open_network: build must return a torch module, got {type(model).__name__}")
-    shards = Shards.open(Path(weights))
-    stored_as = _stored_as(model, shards)
+    pieces, saved = Pieces(model), _saved(model, Path(weights))
+    shards = Shards.open(Path(weights)) if saved is None else saved
+    stored = stored_as(model, shards)
     where = usable_device(device)
-    pieces = Pieces(model)
-    pieces.attach(shards, stored_as, where)
-    _fill_the_rest(model, pieces, shards, stored_as)
-    return model.eval()
+    if saved is not None:
+        require_same_types(model, shards, stored)
+    pieces.attach(shards, stored, where)
+    _fill_the_rest(model, pieces, shards, stored)
+    return model.eval() if saved is None else done_loading(model)
+
+
+def _saved(model: nn.Module, folder: Path) -> Shards | None:
+    """Give a network the shape of the compressed one in `folder` and return its weights; None where there is none."""
+    if not (folder / PLAN).exists():
+        return None
+    plain = read_plan(folder)
+    reshape(model, plain, folder)
+    return Shards.open(require_head(folder, plain))
 
 
 class _Unfilled(TorchFunctionMode):
@@ -107,61 +121,15 @@ def _taking_no_memory() -> Iterator[None]:
         yield
 
 
-def _stored_as(model: nn.Module, shards: Shards) -> dict[str, str]:
-    """Return under which name each tensor of a network's state is stored; raises FingerprintMismatchError."""
-    state: dict[str, Any] = dict(model.state_dict(keep_vars=True))
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    buffers = [name for name, _ in model.named_buffers() if name not in state]  # older files hold some, as computed
-    known = [*state, *buffers]
-    names = min((known, *_renamed(known, prefix)), key=lambda stored: len(set(stored) ^ set(shards.files)))
-    stored = dict(zip(state, names, strict=False))
-    for group in tied_parameters(model):
-        there = [stored[name] for name in group if stored[name] in shards.files]
-        _require_equal(shards, there)
-        stored |= {name: there[0] for name in group if there}
-    missing = [name for name, one in stored.items() if one not in shards.files]
-    left = sorted(set(shards.files) - set(names))
-    shapes = [
-        f"'{name}' is {_shape(shards.shapes[one])} there and {_shape(state[name].shape)} in the network"
-        for name, one in stored.items()
-        if one in shards.shapes and shards.shapes[one] != tuple(state[name].shape)
-    ]
-    wrong = [*(f"'{name}' is missing" for name in missing), *(f"'{name}' is left over" for name in left), *shapes]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise FingerprintMismatchError(
-            f"'{shards.head}' does not fit the network that was built: {wrong[0]}{more}: build the network that the "
-            "weights are of"
-        )
-    return stored
-
-
-def _renamed(state: Sequence[str], prefix: str) -> Iterator[list[str]]:
-    """Yield the names that a transformers model's weights may have, saved with its head or without."""
-    if prefix != ".":
-        yield [f"{prefix}{name}" for name in state]
-        yield [name.removeprefix(prefix) for name in state]
-
-
-def _require_equal(shards: Shards, names: Sequence[str]) -> None:
-    """Raise FingerprintMismatchError where tensors that the network has as one differ on disk."""
-    for name in names[1:]:
-        if name != names[0] and not torch.equal(shards.tensor(name), shards.tensor(names[0])):
-            raise FingerprintMismatchError(
-                f"'{shards.head}': '{names[0]}' and '{name}' are one tensor in the network that was built and two "
-                "different ones there: build it without tying them"
-            )
-
-
-def _fill_the_rest(model: nn.Module, pieces: Pieces, shards: Shards, stored_as: Mapping[str, str]) -> None:
+def _fill_the_rest(model: nn.Module, pieces: Pieces, shards: Shards, stored: Mapping[str, str]) -> None:
     """Read what is part of no piece, and buffers; raises InvalidInputError where something has no numbers."""
     for name, parameter in model.named_parameters():
         if pieces.holding(name) is None:
-            numbers = shards.tensor(stored_as[name]).to(pieces.device, parameter.dtype)
+            numbers = shards.tensor(stored[name]).to(pieces.device, parameter.dtype)
             _set(model, name, nn.Parameter(numbers, requires_grad=parameter.requires_grad))
     for name, buffer in model.named_buffers():
-        if name in stored_as:
-            _set(model, name, shards.tensor(stored_as[name]).to(pieces.device, buffer.dtype))
+        if name in stored:
+            _set(model, name, shards.tensor(stored[name]).to(pieces.device, buffer.dtype))
         elif not buffer.is_meta:
             _set(model, name, buffer.to(pieces.device))
         else:
@@ -175,7 +143,3 @@ def _fill_the_rest(model: nn.Module, pieces: Pieces, shards: Shards, stored_as: 
 def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     path, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(path), attribute, tensor)
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "a number"

@@ -18,9 +18,12 @@ import torch
 from torch import nn
 
 from dalr_stream.network.capture.resuming.calls import is_in
-from dalr_stream.network.layers.elsewhere import keep_elsewhere, weights_elsewhere
+from dalr_stream.network.layers.elsewhere import forget_elsewhere, keep_elsewhere, weights_elsewhere
+from dalr_stream.network.layers.identity import tensor_digest
+from dalr_stream.network.layers.pair import FactorPair
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.saved.shards import Shards
+from dalr_stream.network.surgery.copying import copied
 from dalr_stream.numerics.rows.streams import module_name
 
 LISTS = (nn.ModuleList, nn.Sequential)
@@ -32,7 +35,8 @@ def lists_in(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for name, module in model.named_modules(remove_duplicate=False):
         members = tuple((name and f"{name}.{key}") or key for key in module._modules)  # noqa: SLF001  # a member may recur
         within = any(is_in(name, [one]) for one in found) if found and name else False
-        if isinstance(module, LISTS) and len(members) > 1 and not within and "" not in found:
+        is_list = isinstance(module, LISTS) and not isinstance(module, FactorPair)
+        if is_list and len(members) > 1 and not within and "" not in found:
             found[name] = members
     return found
 
@@ -42,6 +46,12 @@ def pieces_of(model: nn.Module, lists: Mapping[str, Sequence[str]]) -> tuple[str
     above = {""} | {name[:end] for name in lists for end in range(len(name) + 1) if name[end : end + 1] in (".", "")}
     children = [name for name, _ in model.named_modules() if name and name.rpartition(".")[0] in above]
     return tuple(name for name in children if name not in above)
+
+
+def largest_piece_bytes(model: nn.Module) -> int:
+    """Return the bytes of the parameters of the largest piece: what is in memory where pieces are read in turn."""
+    pieces = map(model.get_submodule, pieces_of(model, lists_in(model)))
+    return max((sum(parameter.nbytes for parameter in piece.parameters()) for piece in pieces), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +76,12 @@ class Pieces:
         self._model = model
         self._shards: Shards | None = None
         self._absent: dict[str, _Absent] = {}
+        self._digests: dict[str, tuple[str, list[list[Any]]]] = {}
+        """By the tensor's name in the files, with the stamp that they had then."""
         self._held: Counter[str] = Counter()
         self._passing = self._running = False
         self._called = ExitStack()
+        self._hooks: list[int] = []
 
     @classmethod
     def of(cls, model: nn.Module) -> Pieces:
@@ -90,21 +103,53 @@ class Pieces:
             self._absent[name] = _Absent(owner, attribute, absent, stored_as[name])
             owner._parameters[attribute] = absent  # noqa: SLF001  # the attribute's setter would do more
         keep_elsewhere(self._model, self)
-        self._model.register_forward_pre_hook(lambda *_: self._begin())
-        self._model.register_forward_hook(lambda *_: self._called.close(), always_call=True)
+        self._hooks = [
+            self._model.register_forward_pre_hook(lambda *_: self._begin()).id,
+            self._model.register_forward_hook(lambda *_: self._called.close(), always_call=True).id,
+        ]
 
     def holding(self, name: str) -> str | None:
         """Return the piece that a module or a tensor is part of; None where it is part of none."""
         return next((piece for piece in self.names if is_in(name, [piece])), None)
 
+    def skeleton(self) -> nn.Module:
+        """Return the network's shape: a copy of it whose parameters are on the meta device, and stay there."""
+        stand_ins = {
+            id(one): nn.Parameter(torch.empty_like(one, device="meta"), requires_grad=one.requires_grad)
+            for one in self._model.parameters()
+        }
+        made = copied(self._model, {**stand_ins, id(self): object()})
+        forget_elsewhere(made)
+        for hook in self._hooks:  # those of this network's pieces
+            made._forward_pre_hooks.pop(hook, None)  # noqa: SLF001
+            made._forward_hooks.pop(hook, None)  # noqa: SLF001
+            made._forward_hooks_always_called.pop(hook, None)  # noqa: SLF001
+        return made
+
+    @property
+    def stamp(self) -> list[list[Any]]:
+        """What tells the files apart that the numbers are in, at no cost; empty where they are in memory."""
+        return [] if self._shards is None else self._shards.stamp
+
+    def digest(self, name: str) -> str:
+        """Return the digest of the numbers of one parameter; they are read for it once, or not where they are there."""
+        absent, stamp = self._absent[name], self.stamp
+        if self._digests.get(absent.stored_as, ("", []))[1] != stamp:
+            here = absent.owner._parameters[absent.attribute]  # noqa: SLF001
+            numbers = self._read(absent) if here is None or here.is_meta else here
+            self._digests[absent.stored_as] = tensor_digest(numbers), stamp
+        return self._digests[absent.stored_as][0]
+
     def numbers(self, name: str) -> torch.Tensor:
-        """Return the numbers of one parameter, from disk."""
-        return self._read(self._absent[name])
+        """Return the numbers of one parameter, from disk where they are not in memory."""
+        if name in self._absent:
+            return self._read(self._absent[name])
+        return self._model.get_parameter(name).detach()
 
     @contextmanager
     def present(self, pieces: Collection[str]) -> Iterator[None]:
         """Have the numbers of some pieces in memory, for the length of the block, and of no others."""
-        self._passing = True
+        before, self._passing = self._passing, True
         try:
             with ExitStack() as stack:
                 for piece in pieces:
@@ -112,7 +157,7 @@ class Pieces:
                     self._hold(piece)
                 yield
         finally:
-            self._passing = False
+            self._passing = before
 
     @contextmanager
     def visiting(self) -> Iterator[None]:
@@ -140,12 +185,15 @@ class Pieces:
                 self._give_up(piece)
 
     def one_by_one(self, layers: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
-        """Yield the layers of each piece while it is in memory."""
+        """Yield the layers of each piece while it is in memory; the digests of its parameters are taken meanwhile."""
         by_piece: dict[str | None, list[LayerSpec]] = {}
         for layer in layers:
             by_piece.setdefault(self.holding(module_name(layer.name)), []).append(layer)
         for piece, within in by_piece.items():
             with self.present([] if piece is None else [piece]):
+                for name in self._absent if piece is not None else ():
+                    if is_in(name, [str(piece)]):
+                        self.digest(name)
                 yield within
 
     def _begin(self) -> None:

@@ -177,7 +177,7 @@ def _row_batch(samples: int, digest: str, taken: Mapping[str, Taken], batch: int
     distinct = {id(one): one.rows for one in taken.values()}
     converted = {key: to_rows(tensor) for key, tensor in distinct.items()}
     rows = {name: converted[id(one)] for name, one in taken.items()}
-    _require_finite(rows, batch)
+    _require_finite({name: rows[name] for name, one in taken.items() if not one.finite}, batch)
     counts = {name: one.counts for name, one in taken.items() if one.counts is not None}
     return RowBatch(samples, digest, rows, counts)
 

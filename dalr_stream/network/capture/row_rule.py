@@ -190,8 +190,8 @@ class BatchRows:
             )
         numbers = self._numbers[known]
         if numbers is None:
-            return Taken(rows.take(None), *self._counts[known])
-        return Taken(rows.take(torch.from_numpy(numbers).to(rows.tensor.device)), *self._counts[known])
+            return Taken.of(rows.take(None), *self._counts[known])
+        return Taken.of(rows.take(torch.from_numpy(numbers).to(rows.tensor.device)), *self._counts[known])
 
     def _each(self, leading: tuple[int, ...], order: RowOrder, keep: Keep | None) -> Samples:
         """(N,): rows of each sample that are kept; None keeps all."""
@@ -227,7 +227,7 @@ class BatchRows:
         order = np.argsort(places.numbers, kind="stable")
         order = order[keep.ravel()[places.numbers[order]]]
         counts = np.bincount(places.numbers[order] // places.positions, minlength=self._samples).astype(np.int64)
-        return Taken(rows.take(None)[torch.from_numpy(order).to(rows.tensor.device)], counts, chosen_from)
+        return Taken.of(rows.take(None)[torch.from_numpy(order).to(rows.tensor.device)], counts, chosen_from)
 
     def is_routed(self, stream: str) -> bool:
         """Tell whether a router decides which rows a layer gets."""

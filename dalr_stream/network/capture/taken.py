@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,13 @@ class Taken:
     """(N,): rows of each sample, where these may differ: under a mask, and of sequences, whose lengths may."""
     chosen_from: Samples | None = None
     """(N,): the rows of each sample that count, where a limit may have left out some of them."""
+    finite: bool = False
+    """Whether all of them are known to be finite; else nobody has looked, or some are not."""
+
+    @classmethod
+    def of(cls, rows: torch.Tensor, counts: Samples | None, chosen_from: Samples | None = None) -> Taken:
+        """Describe rows that were copied just now, while a core has them in its cache."""
+        return cls(rows, counts, chosen_from, _known_finite(rows))
 
     def counts_of(self, samples: int) -> Samples:
         """(N,): rows of each of `samples` samples."""
@@ -47,4 +55,16 @@ def together(calls: Sequence[Taken], samples: int) -> Taken:
     owners = np.concatenate([np.repeat(np.arange(samples), count) for count in counts])
     order = torch.from_numpy(np.argsort(owners, kind="stable")).to(rows.device)
     same_for_each = all(taken.counts is None for taken in calls)
-    return Taken(rows[order], None if same_for_each else np.sum(counts, axis=0, dtype=np.int64))
+    each: Samples | None = None if same_for_each else np.sum(counts, axis=0, dtype=np.int64)
+    return Taken(rows[order], each, finite=all(taken.finite for taken in calls))
+
+
+def _known_finite(rows: torch.Tensor) -> bool:
+    """Tell whether their sum of squares is finite, which no NaN and no Inf leaves so: a pass that writes nothing.
+
+    A device would have to be waited for, and half precision overflows.
+    """
+    if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
+        return False
+    flat = rows.reshape(-1)
+    return math.isfinite(float(torch.dot(flat, flat)))

@@ -17,8 +17,8 @@ class Elsewhere(Protocol):
     device: torch.device
     """Where the network runs, whatever device its tensors are on meanwhile."""
 
-    def numbers(self, name: str) -> torch.Tensor:
-        """Return the numbers of one parameter or buffer, by its name in the network."""
+    def digest(self, name: str) -> str:
+        """Return the digest of one parameter's numbers, by its name in the network."""
 
     def visiting(self) -> AbstractContextManager[None]:
         """Let the network run: each piece of it that is not there has its numbers while it runs."""
@@ -33,3 +33,8 @@ def weights_elsewhere(model: nn.Module) -> Elsewhere | None:
 def keep_elsewhere(model: nn.Module, numbers: Elsewhere) -> None:
     """Let a network know where its numbers are."""
     vars(model)[_ATTRIBUTE] = numbers
+
+
+def forget_elsewhere(model: nn.Module) -> None:
+    """Let a copy of such a network be one without numbers."""
+    vars(model).pop(_ATTRIBUTE, None)

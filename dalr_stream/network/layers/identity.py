@@ -35,8 +35,8 @@ def fingerprint(model: nn.Module) -> str:
     weights: dict[str, Any] = {name: value for name, value in model.state_dict().items() if _is_weight(value)}  # packed
     for name, weight in sorted({**tensors, **weights}.items()):
         absent = elsewhere is not None and isinstance(weight, torch.Tensor) and weight.is_meta
-        numbers = elsewhere.numbers(name) if elsewhere is not None and absent else weight
-        digest.update(f"{name}:{digest_of_member(numbers)};".encode())
+        told = elsewhere.digest(name) if elsewhere is not None and absent else digest_of_member(weight)
+        digest.update(f"{name}:{told};".encode())
     return digest.hexdigest()
 
 

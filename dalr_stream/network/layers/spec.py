@@ -217,10 +217,14 @@ def layer_of(model: nn.Module, name: str) -> nn.Module:
 
 def module_of(model: nn.Module, name: str) -> nn.Module:
     """Return the module called `name`; raises LayerNotFoundError with the nearest names."""
-    names = [known for known, _ in model.named_modules() if known]
-    if name not in names:
+    try:
+        found = model.get_submodule(name)
+    except AttributeError:
+        found = model
+    if found is model:
+        names = [known for known, _ in model.named_modules() if known]
         raise LayerNotFoundError(f"there is no layer '{name}'; nearest: {nearest(name, names)}")
-    return model.get_submodule(name)
+    return found
 
 
 def weights_of(model: nn.Module, name: str) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:

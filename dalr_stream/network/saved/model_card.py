@@ -15,10 +15,16 @@ from dalr_stream.network.surgery.refusal import is_pretrained
 
 _LONG = "configuration"
 """The run file, every default filled in: it is in `plan.json`, a page of it would hide the rest."""
+_ALONE = (
+    "It is a network of its class at other sizes, which the configuration says: `from_pretrained` loads it without "
+    "dalr_stream."
+)
 
 
-def readme(model: nn.Module, origin: Origin, plan: SurgeryPlan, provenance: Mapping[str, Any]) -> str:
-    """Return the page as Markdown."""
+def readme(
+    model: nn.Module, origin: Origin, plan: SurgeryPlan, provenance: Mapping[str, Any], *, ordinary: bool = False
+) -> str:
+    """Return the page as Markdown; `ordinary` is a network that its library loads alone."""
     sections = [
         "# A compressed network",
         "\n".join(_totals(model, origin)),
@@ -28,6 +34,7 @@ def readme(model: nn.Module, origin: Origin, plan: SurgeryPlan, provenance: Mapp
         *_came_from(provenance),
         "## To load it",
         _loading(model),
+        _ALONE if ordinary else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

@@ -15,11 +15,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
-from dalr_stream.network.saved.checkpoint import WEIGHTS
+from dalr_stream.network.saved.files import WEIGHTS, weights_file
 from dalr_stream.network.saved.pickled import pickled_beside
 from dalr_stream.network.saved.weights import load_weights
-
-INDEX = f"{WEIGHTS}.index.json"
 
 
 def load_pretrained(model: nn.Module, path: Path) -> None:
@@ -50,20 +48,6 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
         raise StoreDamagedError(f"'{path}' has a safetensors file that is not readable: {error}") from error
     except (RuntimeError, OSError, ValueError) as error:
         raise FingerprintMismatchError(f"'{path}' does not fit the network that was built: {error}") from error
-
-
-def weights_file(path: Path) -> Path:
-    """Return the file that stands for the weights at `path`: in a folder `model.safetensors` or its index."""
-    if not path.is_dir():
-        return path
-    return path / INDEX if (path / INDEX).exists() else path / WEIGHTS
-
-
-def weights_files(path: Path) -> list[Path]:
-    """Return every file that weights at `path` lie in, and the index where there are several."""
-    head = weights_file(path)
-    stem, ending = WEIGHTS.split(".")
-    return [head, *sorted(path.glob(f"{stem}-*.{ending}"))] if head.name == INDEX else [head]
 
 
 def _require_whole(facts: dict[str, Any], path: Path) -> None:

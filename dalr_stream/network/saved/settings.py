@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,20 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
     return {"values": values, "modules": modules}
 
 
-def require_same_settings(model: nn.Module, saved: Mapping[str, Any], folder: Path) -> None:
+def require_same_settings(
+    model: nn.Module, saved: Mapping[str, Any], folder: Path, but_for: Container[tuple[str, str]] = ()
+) -> None:
     """Raise FingerprintMismatchError where a module of `model` is not set as it was when it was saved.
 
-    What either of them lacks is not compared: another version of a library may have it, or not.
+    What either of them lacks is not compared: another version of a library may have it, or not. Values before and now
+    that are among `but_for` may differ.
     """
     for name, module in model.named_modules():
         number = saved["modules"].get(name)
         before: Mapping[str, Any] = {} if number is None else saved["values"][number]
         for setting, now in _settings(module).items():
-            if setting in before and not _same(before[setting], now):
+            known = setting not in before or (not isinstance(now, list) and (before[setting], now) in but_for)
+            if not known and not _same(before[setting], now):
                 where = f"'{name}' ({type(module).__name__})" if name else type(module).__name__
                 raise FingerprintMismatchError(
                     f"'{folder}' does not fit the network that was built: {where} was saved with {setting} = "

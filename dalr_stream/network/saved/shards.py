@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.network.saved.files import INDEX, file_digest, weights_file
 from dalr_stream.network.saved.pickled import conversion, is_pickled, pickled_beside
-from dalr_stream.network.saved.pretrained import INDEX, weights_file
+
+DIGESTS = "sha256"
+"""Where an index of our own has the digest of each file, among its metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,9 @@ class Shards:
     files: Mapping[str, Path]
     """Where each tensor lies."""
     shapes: Mapping[str, tuple[int, ...]]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of files, by name, where the index says it: compared before the first tensor of each is read."""
+    _compared: set[Path] = field(default_factory=set, repr=False)
 
     @classmethod
     def open(cls, path: Path) -> Shards:
@@ -42,7 +49,7 @@ class Shards:
         if not head.is_file():
             beside = pickled_beside(head if path.is_dir() else path)
             raise StoreNotFoundError(f"there are no weights at '{head}'{beside}")
-        indexed = _index(head) if head.name.endswith(".json") else None
+        indexed, digests = _index(head) if head.name.endswith(".json") else (None, {})
         files: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for file in [head] if indexed is None else sorted({head.parent / name for name in indexed.values()}):
@@ -55,27 +62,57 @@ class Shards:
                 files[name], shapes[name] = file, shape
         if indexed is not None:
             _require_as_indexed(head, indexed, files)
-        return cls(head, files, shapes)
+        return cls(head, files, shapes, digests)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor, in memory of its own; raises StoreDamagedError where it cannot be read any more."""
         file = self.files[name]
+        self._require_unchanged(file)
         with _explained(file), safe_open(file, framework="pt") as opened:
             tensor: torch.Tensor = opened.get_tensor(name).clone()
         return tensor
 
+    @property
+    def stamp(self) -> list[list[Any]]:
+        """Name, size and time of each file: what tells at no cost that they are other ones."""
+        facts = [(file, file.stat()) for file in sorted(set(self.files.values()))]
+        return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in facts]
 
-def _index(head: Path) -> dict[str, str]:
-    """Return which file an index says each tensor is in."""
+    def types(self) -> dict[str, torch.dtype]:
+        """Return the type of each tensor, as it is stored; raises StoreDamagedError."""
+        found: dict[str, torch.dtype] = {}
+        for file in dict.fromkeys(self.files.values()):
+            with _explained(file), safe_open(file, framework="pt") as opened:
+                found |= {name: opened.get_tensor(name).dtype for name in opened.keys()}  # noqa: SIM118
+        return found
+
+    def require_unchanged(self) -> None:
+        """Raise StoreDamagedError for a file that has not the digest that the index says."""
+        for file in dict.fromkeys(self.files.values()):
+            self._require_unchanged(file)
+
+    def _require_unchanged(self, file: Path) -> None:
+        digest = self.digests.get(file.name)
+        if digest is not None and file not in self._compared:
+            with _explained(file):
+                found = file_digest(file)
+            if found != digest:
+                raise StoreDamagedError(f"'{file}' is damaged: it does not match its digest; save it again")
+            self._compared.add(file)
+
+
+def _index(head: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return which file an index says each tensor is in, and the digests of files that it has."""
     try:
-        named = json.loads(head.read_text(encoding="utf-8"))["weight_map"]
-        indexed = {str(name): str(file) for name, file in named.items()}
+        plain = json.loads(head.read_text(encoding="utf-8"))
+        indexed = {str(name): str(file) for name, file in plain["weight_map"].items()}
+        digests = {str(name): str(one) for name, one in (plain.get("metadata") or {}).get(DIGESTS, {}).items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreDamagedError(f"'{head}' is no index of safetensors files ({error}): save them again") from error
     strange = next((file for file in indexed.values() if Path(file).name != file), None)
     if strange is not None:
         raise StoreDamagedError(f"'{head}' names '{strange}', which is not a file beside it: save the weights again")
-    return indexed
+    return indexed, digests
 
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -15,7 +15,9 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
+from dalr_stream.network.saved.fitting import read_into
 from dalr_stream.network.saved.pickled import conversion, is_pickled, pickled_beside
+from dalr_stream.network.saved.shards import Shards
 from dalr_stream.storage.durable import make_folder, new_file
 
 MADE_FROM = "made_from"
@@ -101,7 +103,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model
         A network of the same structure; it is changed in place.
     path
-        A safetensors file, such as `save_weights` writes.
+        A safetensors file, such as `save_weights` writes, or the index of several.
 
     Raises
     ------
@@ -132,6 +134,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise StoreNotFoundError(f"there are no weights at '{path}'{pickled_beside(path)}")
     if is_pickled(path):
         raise InvalidInputError(f"'{path}' is a file of torch.save, which is not read: {conversion(path)}")
+    if path.name.endswith(".json"):
+        read_into(model, Shards.open(path))
+        return
     try:
         load_model(model, path)
     except (SafetensorError, OSError) as error:

@@ -49,6 +49,8 @@ class Structure:
         How often each module was called.
     untraceable
         Why there is none; empty where there is.
+    handed_on
+        What is said of channels that the network gives.
     known
         What was found of each layer so far: its group, or the error that says why it has none.
     attentions
@@ -68,21 +70,25 @@ class Structure:
     dependencies: tp.DependencyGraph | None
     calls: Mapping[str, int]
     untraceable: str = ""
+    handed_on: str = "the network's own output reads them"
     known: dict[str, ChannelGroup | UnsupportedLayerError] = field(default_factory=dict, repr=False)
     attentions: dict[str, Attention | UnsupportedLayerError] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: nn.Module, example: Any, *, place: str = "example") -> Structure:
+    def of(cls, model: nn.Module, example: Any, *, place: str = "example", piece: str = "") -> Structure:
         """Trace `model` on the first samples of `example`, a batch as `capture` takes it, and leave it as it is.
 
-        `place` is what messages call the batch.
+        `place` is what messages call the batch, `piece` the part of a network that `model` stands for.
         """
         require_numbers(model)
         few = few_samples(example, EXAMPLES)
         with quiet(model), without_gradients(), refusals_explained(example, place):
             calls = count_calls(model, few)
         graph, reason = dependencies_of(model, few)
-        return cls(model, few, graph, calls, reason)
+        if not piece:
+            return cls(model, few, graph, calls, reason)
+        handed_on = f"'{piece}' hands them on, and block by block no more than one block is narrowed at once"
+        return cls(model, few, graph, calls, reason, handed_on)
 
     def group_of(self, name: str) -> ChannelGroup:
         """Return what is pruned together with the channels that layer `name` gives.

@@ -54,6 +54,10 @@ class Traced(Protocol):
     def untraceable(self) -> str:
         """Why there is no graph."""
 
+    @property
+    def handed_on(self) -> str:
+        """What is said of channels that the network gives."""
+
 
 class OrderError(UnsupportedLayerError):
     """The graph has channels in no regular order, as it may where they are laid out anew and joined with others."""
@@ -139,7 +143,7 @@ class Group:
         name = self._names.get(module, "")
         if type(module).__module__.startswith("torch_pruning"):  # an operation: the proof says whether it is harmless
             if type(module).__name__ == "_OutputOp":
-                self._refuse("the network's own output reads them")
+                self._refuse(self._structure.handed_on)
         elif isinstance(module, nn.Parameter):
             self._refuse(f"the parameter '{name}' is added to them, or multiplies them")
         elif carries_channels(module):

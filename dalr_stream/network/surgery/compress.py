@@ -115,12 +115,12 @@ def compress(model: nn.Module, replacements: Mapping[str, Replacement], *, examp
     with torch.inference_mode(mode=False):  # its tensors could not be trained, nor traced
         others = {name: record for name, record in replacements.items() if not isinstance(record, NarrowedHeads)}
         if not heads:
-            return _compressed(model, others, example)
+            return compressed(model, others, example)
         _require_apart(heads, others)
         structure = _structure(model, example, next(iter(heads)))
         small, steps = with_narrowed_heads(model, heads, structure)
-        _mark(small, model, [*_steps_of(model), *steps])
-        return _compressed(small, others, structure.example) if others else small
+        mark(small, model, [*_steps_of(model), *steps])
+        return compressed(small, others, structure.example) if others else small
 
 
 def _require_apart(heads: Mapping[str, NarrowedHeads], others: Mapping[str, _OfOneLayer]) -> None:
@@ -134,13 +134,20 @@ def _require_apart(heads: Mapping[str, NarrowedHeads], others: Mapping[str, _OfO
                 )
 
 
-def _compressed(model: nn.Module, replacements: Mapping[str, _OfOneLayer], example: Any) -> nn.Module:
+@torch.inference_mode(mode=False)
+def compressed(
+    model: nn.Module, replacements: Mapping[str, _OfOneLayer], example: Any, *, shared: bool = False
+) -> nn.Module:
+    """Do what `compress` does with factor pairs and selections; `shared` copies no parameter that stays as it is.
+
+    What shares its parameters with the original is for looking at alone.
+    """
     require_replaceable(model, (module_name(name) for name in replacements))
-    small = copied(model)
+    small = copied(model, {id(one): one for one in model.parameters()} if shared else None)
     before = modules_by_name(small)
     steps = _steps_of(small)
-    for name, factors in _by_module(replacements).items():
-        steps.append(_split(small, name, factors))
+    for name, factors in by_module(replacements).items():
+        steps.append(split(small, name, factors))
     selections = {name: record for name, record in replacements.items() if isinstance(record, SelectedNodes)}
     if selections:
         keeper = Keeper(small, _structure(model, example, next(iter(selections))))
@@ -159,7 +166,7 @@ def _compressed(model: nn.Module, replacements: Mapping[str, _OfOneLayer], examp
     if prove is not None:
         prove()
         require_no_copy_used(small, originals, prove)
-    _mark(small, model, steps)
+    mark(small, model, steps)
     return small
 
 
@@ -168,7 +175,7 @@ def _steps_of(model: nn.Module) -> list[Step]:
     return list(getattr(model, PLAN_ATTRIBUTE, SurgeryPlan()).steps)
 
 
-def _mark(small: nn.Module, model: nn.Module, steps: Sequence[Step]) -> None:
+def mark(small: nn.Module, model: nn.Module, steps: Sequence[Step]) -> None:
     """Keep with a network how it came about."""
     setattr(small, PLAN_ATTRIBUTE, SurgeryPlan(tuple(steps)))
     setattr(small, ORIGIN_ATTRIBUTE, Origin.of(model))
@@ -223,7 +230,7 @@ def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
     return Structure.of(model, example)
 
 
-def _by_module(replacements: Mapping[str, _OfOneLayer]) -> dict[str, dict[str, LowRankLayer]]:
+def by_module(replacements: Mapping[str, _OfOneLayer]) -> dict[str, dict[str, LowRankLayer]]:
     """Return the factor pairs, those of a layer's groups together."""
     pairs: dict[str, dict[str, LowRankLayer]] = {}
     for name, record in replacements.items():
@@ -234,7 +241,7 @@ def _by_module(replacements: Mapping[str, _OfOneLayer]) -> dict[str, dict[str, L
     return pairs
 
 
-def _split(model: nn.Module, name: str, given: Mapping[str, LowRankLayer]) -> SplitLayer:
+def split(model: nn.Module, name: str, given: Mapping[str, LowRankLayer]) -> SplitLayer:
     """Put a pair in a layer's place; `given` are the factors of the layer, or of each of its groups."""
     old = layer_of(model, name)
     factors = in_order(name, old, given)

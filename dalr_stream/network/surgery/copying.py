@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -13,8 +15,10 @@ _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"
 """By their names: torch may have been built without them."""
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, in_place_of: Mapping[int, Any] | None = None) -> nn.Module:
     """Copy a network; a lock is the same one in the copy, as it holds nothing.
+
+    `in_place_of` has what the copy holds in place of objects, by their `id`.
 
     Raises UnsupportedLayerError, naming the attribute, for what cannot be copied.
     """
@@ -26,7 +30,7 @@ def copied(model: nn.Module) -> nn.Module:
             )
     locks = {id(lock): lock for lock in locks_in(model)}
     try:
-        return copy.deepcopy(model, dict(locks))
+        return copy.deepcopy(model, {**locks, **(in_place_of or {})})
     except TypeError as error:  # of a generator, an open file, a pool of threads
         raise UnsupportedLayerError(
             f"compress: the network cannot be copied{_by_what(model, locks)} ({error}): set it to None before, and "

@@ -59,12 +59,15 @@ def map_inputs(module: nn.Module, span: ChannelSpan, restore: Matrix, offset: Ma
             "selection with affine=False"
         )
     channels, left = restore.shape
+    here, there = span.places(channels), span.narrowed(channels - left).places(left)
+    inputs = _inputs_of(old) - here.size + there.size
+    if old.weight.is_meta:
+        return like(module, inputs=inputs, outputs=len(matrix_of(module)), bias=bias)
     wide = matrix_of(module).detach().double().cpu().numpy()
     wide = wide.reshape(len(wide), _inputs_of(old), -1)  # outputs x inputs x taps of the kernel
-    here, there = span.places(channels), span.narrowed(channels - left).places(left)
     read = wide[:, here].reshape(len(wide), channels, -1)
     mapped = np.einsum("mct,ck->mkt", read, restore, optimize=True)
-    weight = np.empty((len(wide), _inputs_of(old) - here.size + there.size, wide.shape[2]))
+    weight = np.empty((len(wide), inputs, wide.shape[2]))
     weight[:, there] = mapped.reshape(len(wide), *there.shape, -1)
     weight[:, np.delete(np.arange(weight.shape[1]), there)] = np.delete(wide, here.ravel(), axis=1)
     shift = np.einsum("mct,c->m", read, offset)

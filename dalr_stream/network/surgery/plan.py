@@ -87,6 +87,11 @@ class KeepNodes:
         with np.errstate(invalid="ignore", over="ignore"):  # weights not loaded yet are whatever lay in memory
             self.narrow(model, any_of_them, nothing_restored, no_offset)
 
+    def is_applied(self, model: nn.Module) -> bool:
+        """Tell whether the layers that give the channels give as many as stay; they gave more before."""
+        layers = (layer_of(model, last_layer(model, producer)) for producer in self.producers)
+        return self.kept < self.channels and all(channels_given(layer) == self.kept for layer in layers)
+
     def narrow(
         self, model: nn.Module, kept: NDArray[np.int64], restore: NDArray[np.float64], offset: NDArray[np.float64]
     ) -> None:
@@ -201,6 +206,10 @@ class SurgeryPlan:
         """Give `model` the compressed network's shape, in place."""
         for step in self.steps:
             step.apply(model)
+
+    def is_applied(self, model: nn.Module) -> bool:
+        """Tell whether a network has the shape already: built from a configuration of its narrower layers."""
+        return bool(self.steps) and all(isinstance(step, KeepNodes) and step.is_applied(model) for step in self.steps)
 
     def to_plain(self) -> list[dict[str, Any]]:
         """Return the plan as JSON-like values."""

@@ -19,7 +19,7 @@ from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import Structure
-from dalr_stream.network.surgery.compress import compress
+from dalr_stream.network.surgery.compress import compress, compressed
 from dalr_stream.network.surgery.heads import halved
 from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
@@ -99,7 +99,7 @@ def _of_groups(structure: Structure, layers: Iterable[str]) -> list[str]:
 
 def _narrow(structure: Structure, names: Iterable[str]) -> None:
     selections = {name: _some_nodes(structure.group_of(name).channels) for name in names}
-    compress(structure.model, selections, example=structure)
+    compressed(structure.model, selections, structure, shared=True)
 
 
 def _some_nodes(channels: int) -> SelectedNodes:
@@ -117,7 +117,7 @@ def _some_nodes(channels: int) -> SelectedNodes:
 def _replace(model: nn.Module, names: Iterable[str], example: Any) -> None:
     parts = [part for name in names for part in parts_of(name, layer_of(model, name))]
     pairs = {part: _smallest_pair(layer_of(model, part)) for part in parts}
-    compress(model, pairs, example=example)
+    compressed(model, pairs, example, shared=True)
 
 
 def _smallest_pair(layer: nn.Module) -> LowRankLayer:

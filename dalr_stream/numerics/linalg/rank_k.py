@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -94,12 +95,13 @@ class _OneThread:
         self._lock = threading.Lock()
         self._inside = 0
         self._before: list[tuple[Any, int]] = []
+        self._libraries: list[Any] = []
+        self._modules = 0
 
     def enter(self) -> None:
         with self._lock:
             if self._inside == 0:
-                libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-                self._before = [(library, library.num_threads) for library in libraries]
+                self._before = [(library, library.num_threads) for library in self._loaded()]
             self._inside += 1
             for library, _ in self._before:  # every time: where BLAS runs on OpenMP, a thread has a number of its own
                 _set_threads(library, 1)
@@ -109,6 +111,16 @@ class _OneThread:
             self._inside -= 1
             for library, number in self._before if self._inside == 0 else ():
                 _set_threads(library, number)
+
+    def _loaded(self) -> list[Any]:
+        """Return the BLAS libraries of this process, looked for again where a module was imported since.
+
+        A tile of few features takes less time to fold than all libraries take to look through.
+        """
+        if self._modules != len(sys.modules):
+            self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+            self._modules = len(sys.modules)
+        return self._libraries
 
 
 def _set_threads(library: Any, number: int) -> None:

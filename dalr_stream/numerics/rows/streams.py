@@ -72,7 +72,7 @@ SIDES = frozenset([*(side.value for side in Side), *(pairing.value for pairing i
 
 def stream_name(layer: str, side: Side | Pairing) -> str:
     """Return the name under which rows of a layer are kept."""
-    return layer if side is Side.INPUTS else f"{layer}@{side.value}"
+    return layer if side is Side.INPUTS else f"{layer}@{side}"
 
 
 def layer_of_stream(stream: str) -> str:

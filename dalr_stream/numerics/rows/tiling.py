@@ -68,12 +68,17 @@ class Tiler:
         first_tile: int = 0,
         sample_before: int = -1,
         join: Callable[[Sequence[Any]], Any] = np.concatenate,
+        stack: Callable[[Sequence[Any]], Any] | None = None,
     ) -> None:
-        """`sample_before` is the sample of the row before the first tile; `join` concatenates rows."""
+        """`sample_before` is the sample of the row before the first tile; `join` concatenates rows.
+
+        `stack` makes a tile's rows of those of several batches, `join` where it is not named.
+        """
         self._height = height
         self._next_tile = first_tile
         self._before = sample_before
         self._join = join
+        self._stack = stack or join
         self._rows: list[Rows] = []
         self._samples: list[Samples] = []
         self._pending = 0
@@ -118,7 +123,7 @@ class Tiler:
         self._pending += rows.shape[0]
 
     def _take(self) -> Tile:
-        rows = self._rows[0] if len(self._rows) == 1 else self._join(self._rows)
+        rows = self._rows[0] if len(self._rows) == 1 else self._stack(self._rows)
         tile = Tile.of(self._next_tile, rows, np.concatenate(self._samples), self._before)
         self._before, self._next_tile = int(tile.samples[-1]), self._next_tile + 1
         self._rows, self._samples, self._pending = [], [], 0

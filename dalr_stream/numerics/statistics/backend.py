@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dalr_stream.numerics.rows.stacked import stacked
 from dalr_stream.numerics.statistics.folding import CpuFold, NewFold
 
 
@@ -26,3 +27,5 @@ class Backend:
     """Gives rows as an array, for a checkpoint."""
     stage: Callable[[Any], Any] = _as_they_are
     """Brings rows read from a store to where they are folded; called by the threads that read ahead."""
+    stack: Callable[[Sequence[Any]], Any] | None = stacked
+    """Makes the rows of a tile of those of several batches; None where it takes `join` to do so."""

@@ -173,14 +173,13 @@ class CpuFold:
         state, n = self._state, rows.shape[0] if chosen is None else chosen.size
         if n == 0:
             return
-        rows = rows[:, : state.mean.size]
-        centred = self._workspace.matrix(n + 1, rows.shape[1])
+        centred = self._workspace.matrix(n + 1, state.mean.size)
         centring = centre(rows, centred[:n], self._executor, chosen)
         mean = centring.mean
         if not np.isfinite(mean).all():
-            raise NonFiniteError(
-                f"activations must be finite, got {describe_non_finite(rows if chosen is None else rows[chosen])}"
-            )
+            whole = np.asarray(rows)[:, : state.mean.size]
+            described = describe_non_finite(whole if chosen is None else whole[chosen])
+            raise NonFiniteError(f"activations must be finite, got {described}")
         if not state.scatter.flags.writeable:  # of an empty state: a lane without a tile needs none
             state.scatter = np.zeros(state.scatter.shape)
         used = n
@@ -219,7 +218,7 @@ class LaneState:
         return cls(FoldState.empty(strip), FoldState.empty(strip) if rule.parts == 2 else None)
 
     def __add__(self, other: LaneState) -> LaneState:
-        """Add part by part."""
+        """Both sets of rows together, part by part."""
         heldout = None
         if self.heldout is not None and other.heldout is not None:
             heldout = self.heldout + other.heldout

@@ -46,7 +46,7 @@ class StripRecords:
         self._sums.drop(name)
 
     def taken(self, name: str) -> Iterator[tuple[str, FoldState, Panels]]:
-        """Yield each record of a layer, all but its matrix, and the rows of that, to be gone through before the next."""
+        """Yield each record of a layer, all but its matrix, and the rows of that: to be gone through, one by one."""
         for part in self._sums.parts(name):
             totals = self._totals(name, part)
             rank = self._last_rank(name)

@@ -24,6 +24,8 @@ RULES = ("params", "macs", "network", "energy", "singular_values", "ratio", "max
 """The ways to decide the sizes of all layers."""
 BUDGETS = ("params", "macs", "network")
 """Those that share out a budget: candidates are measured on the network."""
+OF_EACH_LAYER = ("energy", "singular_values", "ratio")
+"""Those that ask each layer by itself, where gradients are not recorded."""
 BY_NATS = ("energy", "max_drop")
 """Those that go by what the loss feels of all layers, where gradients of each are recorded."""
 

@@ -25,6 +25,7 @@ from dalr_stream.workflow.runfile.gradients_section import GradientsSection
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection, LabelledSection
 from dalr_stream.workflow.runfile.messages import explain, require_current_keys
 from dalr_stream.workflow.runfile.methods_of_families import default_of, weighted_within_budget, within_budget
+from dalr_stream.workflow.runfile.overrides import apply, share_options
 from dalr_stream.workflow.runfile.sections import (
     AccumulateSection,
     CaptureSection,
@@ -162,7 +163,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rows_are_recorded_as_needed(self) -> RunConfig:
-        require_by_blocks(self.network, self.capture, selects=self.selects, narrows=self.narrows)
+        require_by_blocks(self.network, self.capture, narrows=self.narrows)
         needing = [method.value for method in self.solve.methods if method.needs_gradients]
         if needing and not self.network.gradients:
             raise ValueError(
@@ -267,42 +268,12 @@ def parse_config(
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
     for override in overrides:
-        _apply(plain, override)
+        apply(plain, override)
     require_current_keys(path, plain)
-    _share_options(plain)
+    share_options(plain)
     if sizes and isinstance(plain.get("compress", {}), dict):
         plain["compress"] = with_sizes(plain.get("compress", {}), sizes)
     try:
         return RunConfig.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(f"'{path}': {explain(error, RunConfig)}") from None
-
-
-def _share_options(plain: dict[str, Any]) -> None:
-    """Hand the table [options] to every factory of the run file; what a section says itself comes first."""
-    shared = plain.pop("options", {})
-    if not isinstance(shared, dict):
-        raise ConfigError(f"options: must be a table of what every factory is given, got {shared!r}")
-    domains = plain.get("domains")
-    sections = [plain.get(name) for name in ("network", "finetune", "evaluate", "validation")]
-    for section in [*sections, *(domains.values() if isinstance(domains, dict) else [])]:
-        for key in ("options", "train_options"):
-            has_factory = isinstance(section, dict) and (key == "options" or "train" in section)
-            if shared and has_factory and isinstance(section.setdefault(key, {}), dict):
-                section[key] = {**shared, **section[key]}
-
-
-def _apply(plain: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"--set: must read like solve.ridge=1e-3, got '{override}'")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        plain = plain.setdefault(section, {})
-        if not isinstance(plain, dict):
-            raise ConfigError(f"--set: '{section}' in '{key}' is not a section")
-    plain[last] = value

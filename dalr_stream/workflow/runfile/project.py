@@ -87,16 +87,18 @@ class Project:
     @cached_property
     def network(self) -> nn.Module:
         """The trained, uncompressed network, in eval mode."""
-        section, weights = self.config.network, self.weights
+        section, weights = self.config.network, self._weights_file
         if section.has_own_weights:
             return self._built_with_weights()
-        if section.weights is not None:
-            weights = self.folder / section.weights
-        elif not weights.exists():
+        if section.weights is None and not weights.exists():
             raise StoreNotFoundError(f"there are no weights at '{weights}': run train first")
         model = self.code.placed()
         load_pretrained(model, weights)
         return model.eval()
+
+    @property
+    def _weights_file(self) -> Path:
+        return self.weights if self.config.network.weights is None else self.folder / self.config.network.weights
 
     def _built_with_weights(self) -> nn.Module:
         """Return what the factory gives; raises ConfigError where it gives other weights the next time."""
@@ -111,9 +113,7 @@ class Project:
     @cached_property
     def recorded(self) -> nn.Module:
         """The network as its layers are recorded: block by block from disk, where the run file says so."""
-        section, weights = self.config.network, self.weights
-        if section.weights is not None:
-            weights = self.folder / section.weights
+        section, weights = self.config.network, self._weights_file
         if not section.blocks or section.has_own_weights or not weights.exists():
             return self.network
         return open_network(self.code.build, weights, device=section.device or "cpu")
@@ -131,7 +131,9 @@ class Project:
 
     def _find_watched(self, network: nn.Module) -> tuple[LayerSpec, ...]:
         known = self.structure if network is self.__dict__.get("network") else None
-        return layers_to_watch(network, self.config, lambda: known or self._structure_of(network))
+        return layers_to_watch(
+            network, self.config, lambda: known or self._structure_of(network), lambda: self.code.first_batch
+        )
 
     def prospect(self, network: nn.Module) -> StoreView:
         """Return the store that capturing such a network would make: its layers and their readers, nothing else."""
@@ -139,9 +141,8 @@ class Project:
 
     def stand_in(self) -> nn.Module:
         """Return the network with its weights where there are some, untrained otherwise: the cost is the same."""
-        section = self.config.network
-        has_weights = section.has_own_weights or section.weights is not None or self.weights.exists()
-        return self.network if has_weights else self.code.placed().eval()
+        named = self.config.network.has_own_weights or self.config.network.weights is not None
+        return self.network if named or self.weights.exists() else self.code.placed().eval()
 
     def recorded_stand_in(self) -> nn.Module:
         """Return the same for what only looks at layers and their rows: block by block, its weights stay on disk."""
@@ -217,21 +218,14 @@ class Project:
 
     def estimate(self, untrained: nn.Module | None = None, *, ranks: int = 1) -> MemoryPlan:
         """Return what capturing and accumulating will cost, and each of `ranks` processes; any weights will do."""
-        network = self.recorded if untrained is None else untrained
-        blocks, watched, folding = self.config.network.blocks, self.watched_in(network), self.widest_folding
+        network, blocks = self.recorded if untrained is None else untrained, self.config.network.blocks
+        watched, folding = self.watched_in(network), self.widest_folding
         with self.code.importing():
             loaders = {domain: self.code.batches(domain) for domain in self.config.domains}
             if blocks:
                 return estimate_blocks(network, loaders, watched, folding, blocks=blocks, rows=self.code.rows)
-            return estimate(
-                network,
-                loaders,
-                watched,
-                folding,
-                rows=self.code.rows,
-                direct=not self.config.capture.keep_activations,
-                ranks=ranks,
-            )
+            direct = not self.config.capture.keep_activations
+            return estimate(network, loaders, watched, folding, rows=self.code.rows, direct=direct, ranks=ranks)
 
     def cache_of(self, section: LabelledSection) -> int:
         """Return what scoring may keep of what comes before a layer: of a memory limit a fourth at most."""

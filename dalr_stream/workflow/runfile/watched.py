@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
+from dalr_stream.network.blocks.rehearsal import selections_in_pieces
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.watch import with_narrower_heads, with_selections
@@ -16,15 +19,21 @@ from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.workflow.runfile.config import RunConfig
 
 
-def layers_to_watch(network: nn.Module, config: RunConfig, structure: Callable[[], Structure]) -> tuple[LayerSpec, ...]:
+def layers_to_watch(
+    network: nn.Module, config: RunConfig, structure: Callable[[], Structure], first_batch: Callable[[], Any]
+) -> tuple[LayerSpec, ...]:
     """Return the layers to compress, those whose inputs decide which nodes to keep, outputs and gradients asked for.
 
-    `structure` is called where a method needs to know which layers are coupled.
+    `structure` is called where a method needs to know which layers are coupled; of a network that goes block by block
+    `first_batch`, as that shows within each block.
     """
     section = config.network
     inputs = select_layers(network, section.layers)
-    known = structure() if config.selects or config.narrows else None
-    if known is not None and config.selects:
+    apart = weights_elsewhere(network) is not None
+    known = structure() if not apart and (config.selects or config.narrows) else None
+    if apart and config.selects:
+        inputs = selections_in_pieces(network, inputs, first_batch())
+    elif known is not None and config.selects:
         inputs = with_selections(inputs, known)
     else:
         inputs = tuple(dataclasses.replace(layer, unprunable=_not_asked(layer, "selection")) for layer in inputs)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import nn
 
 from dalr_stream.engine.stores.store_view import StoreView
+from dalr_stream.network.blocks.rehearsal import require_replaceable_in_pieces
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import compress, parameter_count
@@ -16,8 +17,10 @@ from dalr_stream.storage.json_record import digest_of
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture, solve
+from dalr_stream.workflow.steps.compress_by_blocks import compress_by_blocks
 from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.named_sizes import named_layers, require_choices
+from dalr_stream.workflow.steps.networks import compresses_by_blocks
 from dalr_stream.workflow.steps.provenance import saved_provenance
 from dalr_stream.workflow.steps.sequential import (
     choices_of,
@@ -80,9 +83,10 @@ def require_replaceable(project: Project, network: nn.Module) -> None:
     methods = (*tried, *by_rule)
     if any(method.family is Family.LOW_RANK for method in methods):
         replaced += project.layers_in(store)
-    if replaced:
-        whole = project.stand_in() if weights_elsewhere(network) is not None else network
-        require_replaceable_by_pairs(whole, replaced, project.code.first_batch)
+    if replaced and weights_elsewhere(network) is not None:
+        require_replaceable_in_pieces(network, replaced, project.code.first_batch)
+    elif replaced:
+        require_replaceable_by_pairs(network, replaced, project.code.first_batch)
 
 
 def _check(project: Project) -> None:
@@ -98,6 +102,9 @@ def _compress(session: Session, fingerprint: str) -> None:
     project, note = session.project, session.progress.note
     store = StoreView.open(project.store)
     capture.require_same_network(project, store)
+    if compresses_by_blocks(project):
+        compress_by_blocks(project, store, fingerprint, session.progress)
+        return
     replacements, compression = decide(project, store, session.progress, _in_turn(project, store))
     note(f"compress: {compression.rule}: {compression}")
     for warning in compression.notes:

@@ -12,7 +12,6 @@ from torch import nn
 
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.measure.macs import watched_calls
-from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import parameter_bytes, parameter_count
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.records.results import COMPARED, NetworkSize, ScoreCurve, ScorePoint
@@ -23,6 +22,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress, finetune, solve
 from dalr_stream.workflow.steps.capture import require_same_network
 from dalr_stream.workflow.steps.fingerprints import labelled_print
+from dalr_stream.workflow.steps.networks import loaded, scored, scores_by_blocks
 from dalr_stream.workflow.steps.scores.finetuned_scores import FinetunedScores
 from dalr_stream.workflow.steps.scores.scoring import Curves, Evaluator, KeptScores, Score, Scoring, score_on
 from dalr_stream.workflow.steps.session import Session
@@ -125,11 +125,11 @@ def _evaluate(session: Session, fingerprint: str) -> None:
 
 def _networks(project: Project) -> dict[str, nn.Module]:
     """Return the uncompressed network, and those that the run saves, by what they are called in the report."""
-    networks = {"uncompressed": project.network}
+    networks = {"uncompressed": scored(project)}
     for label, folder in {"compressed": project.compressed, "fine-tuned": project.finetuned}.items():
         if folder in project.saved:
             compression = Compression.read(project.compression, compress.made_from(project))
-            networks[f"{label}: {compression}"] = checkpoint.load(folder, project.code.placed)
+            networks[f"{label}: {compression}"] = loaded(project, folder)
     return networks
 
 
@@ -157,6 +157,8 @@ def _curves(
 ) -> tuple[Curves, Curves]:
     """Score every network, and once more fine-tuned where asked for; resumes after the last that was scored."""
     project = session.project
+    if scores_by_blocks(project):
+        return dict.fromkeys(project.layers, ()), {}
     methods = {layer: project.methods(store, layer) if section.ranks else () for layer in project.layers}
     evaluator = Evaluator.of(project, section, score, session.progress)
     plain = evaluator.curves(store, methods, scores)

@@ -31,16 +31,21 @@ def choices(project: Project, store: StoreView) -> tuple[dict[str, Replacement],
 
     Raises ConfigError for a layer that was not compressed, or a method that was not solved for it.
     """
-    named = named_layers(project, project.layers)
-    sizes: dict[str, int | float] = {}
-    for layer, choice in named.items():
-        require_solved(project, store, layer, choice.method)
-        sizes[layer] = choice.size if choice.size is not None else float(choice.retention or 1.0)
+    named, sizes = named_layers(project, project.layers), named_sizes(project, store)
 
     def solution(layer: str) -> Solution:
         return store.solutions(layer, [named[layer].method])[named[layer].method]
 
     return replacements(OnDemand(tuple(named), solution), sizes, project.config.solve.restore_ridge)
+
+
+def named_sizes(project: Project, store: StoreView) -> dict[str, int | float]:
+    """Return the size, or the share retained, of each layer that [compress] names; raises as `choices` does."""
+    sizes: dict[str, int | float] = {}
+    for layer, choice in named_layers(project, project.layers).items():
+        require_solved(project, store, layer, choice.method)
+        sizes[layer] = choice.size if choice.size is not None else float(choice.retention or 1.0)
+    return sizes
 
 
 def require_choices(project: Project, store: StoreView) -> None:

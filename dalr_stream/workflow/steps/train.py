@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dalr_stream.network.layers.identity import fingerprint
-from dalr_stream.network.saved.pretrained import weights_files
+from dalr_stream.network.saved.files import weights_files
 from dalr_stream.network.saved.weights import save_weights, weights_made_from
 from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.project import Project

@@ -138,21 +138,21 @@ def killed(args, seconds):
     return kills, digest(store)
 
 
-def parsed(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser(**options):
+    made = argparse.ArgumentParser(description=__doc__, **options)
     for name, value in {
         "hidden": 256, "between": 512, "heads": 4, "blocks": 4, "samples": 8, "tokens": 32, "batch": 2, "threads": 1,
         "kills": 0, "seed": 0,
     }.items():  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--layers", nargs="+", default=["re:model.layers.*(q|o|gate)_proj"])
-    parser.add_argument("--folder", default="peak_blocks")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+        made.add_argument(f"--{name}", type=int, default=value)
+    made.add_argument("--layers", nargs="+", default=["re:model.layers.*(q|o|gate)_proj"])
+    made.add_argument("--folder", default="peak_blocks")
+    made.add_argument("--child", help=argparse.SUPPRESS)
+    return made
 
 
 def main():
-    args = parsed()
+    args = parser().parse_args()
     if args.child:
         accumulate(args, args.child)
         return

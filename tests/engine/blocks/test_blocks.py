@@ -12,6 +12,7 @@ from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
+from dalr_stream.engine.capture import network_record
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.errors import (
@@ -22,10 +23,14 @@ from dalr_stream.errors import (
     StoreDamagedError,
     UnsupportedLayerError,
 )
+from dalr_stream.network.saved.shards import Shards
 from dalr_stream.streaming.lanes import Pace
 
 LAYERS = ["blocks.*", "head"]
 ROWS = ds.RowRule(mask="mask")
+READINGS = 10
+"""Of each weight: for what identifies it, a probe, two ways of running a batch and a look at it, four passes that prove
+whose rows are whose, and the pass itself."""
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +109,17 @@ def test_from_shards_one_block_at_a_time(dtype, tmp_path):
     assert all(parameter.is_meta for parameter in network.parameters())
     factors = [ds.dalr(statistics["blocks.2.up"], ridge=1e-3).at_rank(3) for statistics in (whole, blocks)]
     assert np.array_equal(factors[0].down, factors[1].down)
+
+
+def test_how_often_weights_are_read(tmp_path, monkeypatch):
+    network, read, real = ds.open_network(Tower, in_shards(made(Tower), tmp_path / "weights")), [], Shards.tensor
+    monkeypatch.setattr(Shards, "tensor", lambda shards, name: read.append(name) or real(shards, name))
+    accumulate(network, tmp_path / "store")
+    assert read.count("blocks.1.up.weight") == READINGS
+    assert read.count("blocks.3.norm.weight") == READINGS
+    read.clear()
+    network_record(network, ds.watch(network, LAYERS))  # what identifies it is known by then
+    assert read.count("blocks.1.norm.weight") == 1  # with the layers' own records
 
 
 def test_a_folder_of_save_pretrained(tmp_path):

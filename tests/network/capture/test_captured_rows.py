@@ -248,6 +248,12 @@ def test_half_precision_that_overflows_between_layers_is_named_at_its_layer(net)
         capture(net, [torch.full((2, 6), 10.0, dtype=torch.float16)])
 
 
+def test_rows_are_taken_though_their_squares_overflow(net):
+    sink = Collector()
+    capture_rows(net, [torch.full((4, 6), 1e30)], select_layers(net, ["fc6"]), sink)
+    assert (sink.rows("fc6") == np.float32(1e30)).all()
+
+
 @pytest.mark.parametrize("batches", [[], [torch.empty(0, 6)]])
 def test_a_loader_without_a_sample_is_refused(net, batches):
     sink = Collector()

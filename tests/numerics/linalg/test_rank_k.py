@@ -1,12 +1,14 @@
 """The hot kernel against the product it stands for, and against itself under other schedules."""
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
+from dalr_stream.numerics.linalg import rank_k
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, mirror_lower, one_blas_thread, usable_cores
 
 WIDTHS = [1, 3, 100, 129, 1024, 1025, 1537]
@@ -54,6 +56,23 @@ def test_one_blas_thread_is_one_inside_and_what_it_was_outside():
                 assert blas_threads() == {1}
             assert blas_threads() == {1}
         assert blas_threads() == {2}
+
+
+def test_libraries_are_looked_for_again_once_a_module_was_imported(monkeypatch):
+    looks, held = [], rank_k._OneThread()
+    monkeypatch.setattr(rank_k, "ThreadpoolController", lambda: looks.append(1) or ThreadpoolController())
+
+    def hold():
+        held.enter()
+        assert blas_threads() == {1}
+        held.leave()
+
+    hold()
+    hold()
+    assert len(looks) == 1
+    monkeypatch.setitem(sys.modules, "imported_between", None)
+    hold()
+    assert len(looks) == 2
 
 
 @pytest.mark.parametrize("first_to_leave", [0, 1])

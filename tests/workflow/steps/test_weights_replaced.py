@@ -8,7 +8,7 @@ import pytest
 from tiny_run_file import write_run
 
 from dalr_stream.errors import FingerprintMismatchError
-from dalr_stream.network.saved.pretrained import INDEX, weights_files
+from dalr_stream.network.saved.files import INDEX, weights_files
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.steps import train
 from dalr_stream.workflow.steps.fingerprints import file_print

@@ -84,13 +84,14 @@ def _noting(layer: str, calls: list[Given], routes: Routes | None, samples: int)
 @contextmanager
 def _gradients_by_outputs_alone(model: nn.Module) -> Iterator[None]:
     """Turn gradients on, and off for weights: what they would need is not kept then."""
-    made = next((name for name, parameter in model.named_parameters() if parameter.is_inference()), None)
-    if made is not None:
+    parameters = list(model.parameters())
+    if any(parameter.is_inference() for parameter in parameters):
+        made = next(name for name, parameter in model.named_parameters() if parameter.is_inference())
         raise InvalidInputError(
             f"gradients: '{made}' of the network was made in inference mode, which nothing can go back through: build "
             "or load the network outside torch.inference_mode(), or watch no gradients"
         )
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)  # noqa: FBT003  # torch's own
     try:

@@ -76,8 +76,8 @@ class GradientTaker:
         for draw, gradients in enumerate(backward(edges, end, chooser, self._rule)) if self._layers else ():
             for layer in self._layers:
                 calls = gradients[layer.stream]
-                _require_finite(layer, calls, batch, draw)
                 rows = [self._rows(layer, gradient, number, chooser) for number, gradient in enumerate(calls)]
+                _require_finite(layer, rows, batch, draw)
                 taken[layer.stream] += rows if self._rule.clip is None else _clipped(rows, self._rule.clip, samples)
         return {stream: together(taken.pop(stream), samples) for stream in list(taken) if taken[stream]}
 
@@ -189,15 +189,15 @@ def _clipped(calls: Sequence[Taken], longest: float, samples: int) -> list[Taken
 def _scaled(taken: Taken, factors: NDArray[np.float64]) -> Taken:
     """Return the rows, those of each sample times its factor."""
     by_row = np.repeat(factors, taken.counts_of(len(factors)))
-    return replace(taken, rows=taken.rows * torch.from_numpy(by_row).to(taken.rows)[:, None])
+    rows = taken.rows * torch.from_numpy(by_row).to(taken.rows)[:, None]
+    return Taken.of(rows, taken.counts, taken.chosen_from)
 
 
-def _require_finite(layer: LayerSpec, calls: Sequence[Gradient], batch: int, draw: int) -> None:
-    for gradient in calls:
-        sum_of_all = gradient.tensor.sum()  # a sum that is finite has finite terms, and is read once
-        if not bool(sum_of_all.isfinite()) and not bool(gradient.tensor.isfinite().all()):
+def _require_finite(layer: LayerSpec, calls: Sequence[Taken], batch: int, draw: int) -> None:
+    for taken in calls:
+        if not taken.finite and not bool(taken.rows.isfinite().all()):
             raise NonFiniteError(
                 f"layer '{layer.stream}', batch {batch}, draw {draw}: gradients must be finite, got "
-                f"{describe_non_finite(to_numpy(gradient.tensor))}; nothing of this batch was committed: look for "
+                f"{describe_non_finite(to_numpy(taken.rows))}; nothing of this batch was committed: look for "
                 "overflow in half precision, a square root or a logarithm of 0, or bad inputs"
             )

@@ -22,19 +22,23 @@ def vectors_of(end: torch.Tensor, rule: GradientRule, draws: SampleDraws, mask: 
     values = values if values.dtype == torch.float64 else values.float()
     by_position = values.reshape(len(values), -1, values.shape[-1])
     counted = _counted(mask, by_position)
-    vectors = _at_each_position(by_position, rule, draws, _ranks(counted))
-    return (vectors * counted[..., None].to(vectors.device)).reshape(end.shape).to(end.dtype)
+    vectors = _at_each_position(by_position, rule, draws, None if counted is None else _ranks(counted))
+    if counted is not None:
+        vectors = vectors * counted[..., None].to(vectors.device)
+    return vectors.reshape(end.shape).to(end.dtype)
 
 
 def _at_each_position(
-    values: torch.Tensor, rule: GradientRule, draws: SampleDraws, ranks: NDArray[np.int64]
+    values: torch.Tensor, rule: GradientRule, draws: SampleDraws, ranks: NDArray[np.int64] | None
 ) -> torch.Tensor:
-    """(N, T, C) of `values` (N, T, C), with the random numbers of each position's rank."""
+    """(N, T, C) of `values` (N, T, C), with the random numbers of each position's rank; None where that is its own."""
     _, positions, features = values.shape
     if rule.estimator is Estimator.SAMPLED:
-        uniform = np.take_along_axis(draws.uniform(positions), ranks, axis=1)
+        uniform = draws.uniform(positions)
+        uniform = uniform if ranks is None else np.take_along_axis(uniform, ranks, axis=1)
         return _towards_sampled(values, torch.from_numpy(uniform).to(values.device))
-    signs = np.take_along_axis(draws.signs(positions, features), ranks[..., None], axis=1)
+    signs = draws.signs(positions, features)
+    signs = signs if ranks is None else np.take_along_axis(signs, ranks[..., None], axis=1)
     e = torch.from_numpy(signs).to(values)
     if rule.metric is Metric.VALUES:
         return e
@@ -56,14 +60,14 @@ def _masked(weights: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return weights if mask is None or mask.shape != weights.shape else weights * mask.to(weights.device)
 
 
-def _counted(mask: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
-    """(N, T): which positions of the output count; raises InvalidInputError for a mask of others."""
-    every = torch.ones(values.shape[:2], dtype=torch.bool)
+def _counted(mask: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor | None:
+    """(N, T): which positions of the output count, None where all do; raises InvalidInputError for a mask of others."""
+    positions = values.shape[:2]
     if mask is None or values.shape[1] == 1:
-        return every
-    if mask.shape != every.shape:
+        return None
+    if mask.shape != positions:
         raise InvalidInputError(
-            f"gradients: the network's output has positions (N, T) = {tuple(every.shape)}, and the mask "
+            f"gradients: the network's output has positions (N, T) = {tuple(positions)}, and the mask "
             f"{tuple(mask.shape)}: name a function as gradients.outputs that gives the positions of the mask"
         )
     return mask

@@ -9,7 +9,7 @@ smaller size (`search`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -83,8 +83,7 @@ def _by_one_method(
     layers = layers_by(project, store, method)
     for layer in layers:
         require_solved(project, store, layer, method)
-    kept = KeptSolutions(store, project.room_for_solutions)
-    solutions = OnDemand(layers, partial(kept, method=method))
+    solutions = _solutions(project, store, method, layers)
     if section.rule == "max_drop":
         search = _search(project, store, method, solutions, progress)
         sizes = search.sizes
@@ -101,6 +100,20 @@ def layers_by(project: Project, store: StoreView, method: Method) -> tuple[str, 
         return project.layers
     within = {name for layout in store.heads.values() for name in layout.layers[:-1]}
     return tuple(layer for layer in project.layers if layer not in within)
+
+
+def sizes_by_rule(project: Project, store: StoreView) -> dict[str, int]:
+    """Return the sizes of a rule that asks of each layer by itself; layers that stay as they are are left out."""
+    method = project.config.compress_method
+    layers = layers_by(project, store, method)
+    for layer in layers:
+        require_solved(project, store, layer, method)
+    return _by_rule(project, store, _solutions(project, store, method, layers))
+
+
+def _solutions(project: Project, store: StoreView, method: Method, layers: Sequence[str]) -> OnDemand[str, Solution]:
+    kept = KeptSolutions(store, project.room_for_solutions)
+    return OnDemand(layers, partial(kept, method=method))
 
 
 def solution_of(project: Project, store: StoreView, layer: str, method: Method) -> Solution:
@@ -136,9 +149,10 @@ def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solutio
 def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> int:
     """Return the smallest of a layer's ranks that keeps the share; itself where only ranks above break-even do."""
     if isinstance(solution, ChannelSelection | HeadFactors):
+        what = "a selection" if isinstance(solution, ChannelSelection) else "one of heads"
         raise ConfigError(
-            f"compress.singular_values: layer '{layer.name}' is compressed by '{solution.method.value}', which has "
-            "none: name a low-rank method as compress.method, or give 'energy'"
+            f"compress.singular_values: layer '{layer.name}' is compressed by '{solution.method.value}', {what}, which "
+            "has none: name a low-rank method as compress.method, or give 'energy'"
         )
     wanted = rank_by_singular_values(solution, share)
     return int(layer.sizes[min(int(np.searchsorted(layer.sizes, wanted)), layer.sizes.size - 1)])
