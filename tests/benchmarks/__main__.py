@@ -129,16 +129,10 @@ def _ranks(quick: bool) -> Table:
 
 @section("strips", "a wide layer folded by one process, and by ranks that share its sums; CPU is that of the busiest")
 def _strips(quick: bool) -> Table:
-    table = _table("features", "ranks", "CPU seconds", "of one", "MiB at the peak", "planned", "MiB received by rank 0")
-    for line in sharing.lines(*(([(64, 4, 8)], (1, 2)) if quick else ([(4096, 32, 512), (8192, 16, 512)], (1, 2, 4)))):
-        table.add_row(*line)
-    return table
+    return sharing.filled(_table(*sharing.COLUMNS), quick=quick)
 
 
-@section(
-    "bucket",
-    "32,768 rows of 4,096 features, captured and folded: a store in a folder, and in a bucket on this machine",
-)
+@section("bucket", "32,768 rows of 4,096 features, captured and folded: in a folder, and in a bucket of this machine")
 def _bucket(quick: bool) -> Table:
     if bucketing.missing():
         table = _table("what")

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.table import Table
 from timing import _mib
 from torch import nn
 
@@ -58,14 +59,18 @@ class Drawn:
             yield torch.randn(self.samples, self.width, generator=torch.Generator().manual_seed(number))
 
 
-def lines(sizes: Sequence[tuple[int, int, int]], ranks: Sequence[int]) -> Iterator[list[str]]:
-    """Fold rows of each width, batches of so many samples, into a store, without segments, by each number of ranks."""
+COLUMNS = "features", "ranks", "CPU seconds", "of one", "MiB at the peak", "planned", "MiB received by rank 0"
+
+
+def filled(table: Table, *, quick: bool) -> Table:
+    """Fold rows of some widths, in batches, into a store, without segments, by each number of ranks."""
+    sizes, ranks = ([(64, 4, 8)], (1, 2)) if quick else ([(4096, 32, 512), (8192, 16, 512)], (1, 2, 4))
     for width, batches, samples in sizes:
         passes = [_on(count, width, batches, samples) for count in ranks]
         for one in passes:
-            told = [one.peak, one.planned, one.received]
-            ratio = f"{one.cpu / passes[0].cpu:.2f}"
-            yield [f"{width:,}", f"{one.ranks}", f"{one.cpu:.1f}", ratio, *(f"{mib:,.0f}" for mib in told)]
+            told, ratio = [one.peak, one.planned, one.received], f"{one.cpu / passes[0].cpu:.2f}"
+            table.add_row(f"{width:,}", f"{one.ranks}", f"{one.cpu:.1f}", ratio, *(f"{mib:,.0f}" for mib in told))
+    return table
 
 
 def _on(ranks: int, *size: int) -> Shared:
