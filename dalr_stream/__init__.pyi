@@ -11,9 +11,9 @@ from dalr_stream.engine.capture import capture as capture
 from dalr_stream.engine.cross import accumulate_cross as accumulate_cross
 from dalr_stream.engine.cross_from_stores import accumulate_cross_stored as accumulate_cross_stored
 from dalr_stream.engine.output_errors import output_errors as output_errors
-from dalr_stream.engine.planning.estimate import Estimate as Estimate
 from dalr_stream.engine.planning.estimate import estimate as estimate
 from dalr_stream.engine.planning.rates import Rates as Rates
+from dalr_stream.engine.planning.records import Estimate as Estimate
 from dalr_stream.engine.ranks.ranks import Ranks as Ranks
 from dalr_stream.engine.ranks.ranks import open_ranks as open_ranks
 from dalr_stream.engine.sequential.compress import compress_sequentially as compress_sequentially

@@ -159,6 +159,7 @@ def passes_into(  # noqa: PLR0913  # those of fold_into, and what becomes of it
         shared = {name: record.shared[name] for name in feed.streams if name in record.shared}
         record = dataclasses.replace(record, layers={**in_order, **record.layers}, shared={**shared, **record.shared})
         writer.commit_record(record)
+        feed.finish()  # before the checkpoints go, which say that nothing is left to do
         for checkpoints in passes:
             checkpoints.drop()
     return record

@@ -41,3 +41,6 @@ class LayerRows:
     def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write those of the layers."""
         keep_weights(self.model, self.layers, root, network.fingerprint)
+
+    def finish(self) -> None:
+        """Do nothing: the rows of a network that runs whole leave nothing behind."""

@@ -170,6 +170,9 @@ class PairedRows:
                 onward=self.onward,
             )
 
+    def finish(self) -> None:
+        """Do nothing: they leave nothing behind."""
+
     def view(self, joint: LayerMoments) -> LayerCrossMoments:
         """Return the moments of joint rows as cross moments, by the names of `layers`."""
         return LayerCrossMoments.of(joint, self.pairs)

@@ -57,3 +57,6 @@ class RowFeed(Protocol):
 
     def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
         """Send the rows of these streams to `sink`, in one pass over the batches."""
+
+    def finish(self) -> None:
+        """Remove what the rows were made of, where that is on disk: their moments are kept."""

@@ -78,14 +78,19 @@ def sweep(root: Path) -> None:
     Lists the folders of domains, layers and records, and never their chunks.
     """
     for folder in _folders(root):
-        for name in [entry.name for entry in _entries(folder)]:
-            litter = _LITTER.fullmatch(name)
-            if litter is not None and (folder != root or _is_litter_at_root(name)):
-                _clear(folder / name, folder / litter["name"])
-            elif is_zarr_litter(name) and folder != root and (folder / name).is_file():
-                (folder / name).unlink(missing_ok=True)
+        sweep_folder(folder, at_root=folder == root)
         sync(folder)  # names that the killed writer made and had no time to sync
     remove_empty(root)
+
+
+def sweep_folder(folder: Path, *, at_root: bool = False) -> None:
+    """Put back or remove what killed writers left in one folder, which only they write in; not what lies deeper."""
+    for name in [entry.name for entry in _entries(folder)]:
+        litter = _LITTER.fullmatch(name)
+        if litter is not None and (not at_root or _is_litter_at_root(name)):
+            _clear(folder / name, folder / litter["name"])
+        elif is_zarr_litter(name) and not at_root and (folder / name).is_file():
+            (folder / name).unlink(missing_ok=True)
 
 
 def remove_empty(root: Place) -> None:

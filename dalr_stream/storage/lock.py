@@ -10,7 +10,7 @@ import filelock
 
 from dalr_stream.errors import StoreLockedError
 from dalr_stream.storage.buckets.claim import claimed
-from dalr_stream.storage.layout import LOCK, require_no_links, require_store_or_empty, sweep
+from dalr_stream.storage.layout import LOCK, require_no_links, require_store_or_empty, sweep, sweep_folder
 from dalr_stream.storage.places.path import BucketPath
 from dalr_stream.storage.places.place import Place, explained, make_folder
 
@@ -29,7 +29,30 @@ def locked(root: Place) -> Iterator[None]:
 
 
 @contextmanager
+def work_folder(root: Path, *within: str) -> Iterator[None]:
+    """Hold a folder that is no store and has no other things in it, having cleared what a killed holder left.
+
+    That is looked for in the folder itself and in those that match the patterns `within`. Raises StoreLockedError.
+    """
+    with _held(root):
+        with explained(root):
+            for folder in (root, *(path for pattern in within for path in root.glob(pattern))):
+                if folder.is_dir() and not folder.is_symlink():
+                    sweep_folder(folder)
+        yield
+
+
+@contextmanager
 def _folder_locked(root: Path) -> Iterator[None]:
+    with _held(root):
+        with explained(root):
+            require_no_links(root)
+            sweep(root)
+        yield
+
+
+@contextmanager
+def _held(root: Path) -> Iterator[None]:
     lock = filelock.FileLock(root / LOCK, timeout=0)
     make_folder(root)
     with explained(root):
@@ -40,9 +63,6 @@ def _folder_locked(root: Path) -> Iterator[None]:
                 f"'{root}' is being written by another process: wait for it, or write to another store"
             ) from None
     try:
-        with explained(root):
-            require_no_links(root)
-            sweep(root)
         yield
     finally:
         lock.release()

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from dalr_stream.engine.planning.rates import Rates
+from dalr_stream.engine.sequential.blocks.estimate import BlockSequenceCost
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.streaming.solving_cost import solving_cost
 from dalr_stream.streaming.solving_plan import SolvingPlan
@@ -35,7 +36,7 @@ class RunCost:
     solving: SolvingPlan
     memory: tuple[StepMemory, ...]
     """What each step holds at its peak."""
-    sequence: SequenceCost | None
+    sequence: SequenceCost | BlockSequenceCost | None
     """What the passes cost, where layers are compressed one after the other."""
     trials: str
     """How many networks will be measured, scored and fine-tuned, in words."""
@@ -46,7 +47,7 @@ class RunCost:
     def refusals(self) -> tuple[Callable[[], None], ...]:
         """What refuses a run that would not fit in memory."""
         limit = self.solving.memory_limit_bytes
-        passes = () if self.sequence is None else (self.sequence.plan.require,)
+        passes = () if self.sequence is None else (self.sequence.require,)
         steps = () if limit is None else tuple(partial(step.require, limit) for step in self.memory)
         return self.plan.require, self.solving.require, *passes, *steps
 

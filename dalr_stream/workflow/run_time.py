@@ -8,8 +8,9 @@ from torch import nn
 
 from dalr_stream.engine.blocks.duration import duration_of_blocks
 from dalr_stream.engine.planning.duration import Duration, duration_of
-from dalr_stream.engine.planning.estimate import Estimate, bucket_in_words, estimate_of
+from dalr_stream.engine.planning.estimate import estimate_of
 from dalr_stream.engine.planning.rates import Rates
+from dalr_stream.engine.planning.records import Estimate, bucket_in_words
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.progress import seconds_in_words
 from dalr_stream.streaming.folding import Folding

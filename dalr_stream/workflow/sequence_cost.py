@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.sequential.blocks.estimate import BlockSequenceCost, estimate_by_blocks
 from dalr_stream.engine.sequential.onward_passes import kept_of_sample
 from dalr_stream.engine.sequential.pass_plan import PassesOf, SequencePlan, plan_passes, watched_in_passes
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import order_of_execution
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.patterns import match_names
 from dalr_stream.network.structure.graph import Structure
-from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.networks import compresses_by_blocks
 from dalr_stream.workflow.steps.sequential import folding_of
 
 
@@ -29,6 +33,10 @@ class SequenceCost:
     plan: SequencePlan
     kept_bytes: int
     """What would be kept between two passes, were there room for all of it; 0 where nothing can be."""
+
+    def require(self) -> None:
+        """Raise MemoryLimitError where a pass does not fit."""
+        self.plan.require()
 
     @property
     def peak_bytes(self) -> int:
@@ -47,10 +55,11 @@ class SequenceCost:
         )
 
 
-def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | None:
+def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | BlockSequenceCost | None:
     """Return what the passes cost, None in another order; any weights will do.
 
-    Raises UnsupportedLayerError for a layer that is not called exactly once.
+    Raises UnsupportedLayerError for a layer that is not called exactly once, or for a selection that reaches beyond its
+    block where blocks go one by one.
     """
     if project.config.compress.order is not Order.SEQUENTIAL:
         return None
@@ -60,6 +69,8 @@ def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | None:
         name: [method for method in project.methods(store, name) if method.family is not Family.HEADS]
         for name in named or project.layers_in(store)
     }
+    if weights_elsewhere(network) is not None and compresses_by_blocks(project):
+        return _by_blocks(project, network, {name: known for name, known in methods.items() if known})
     selects = any(method.family is Family.SELECTION for known in methods.values() for method in known)
     first, samples = _batches(project)
     structure = Structure.of(network, first) if selects else None
@@ -72,6 +83,20 @@ def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | None:
     batch = PairMemory.of([network], first, watched, project.code.rows)
     plan = plan_passes(PassesOf(network, passes, methods, structure, mending), folding_of(project), batch)
     return SequenceCost(plan, samples * kept_of_sample(network, first, passes, ()))
+
+
+def _by_blocks(project: Project, network: nn.Module, methods: Mapping[str, Sequence[Method]]) -> BlockSequenceCost:
+    """Return what a sweep costs, by one method of each layer: a selection where it may be one."""
+    chosen = {name: min(known, key=lambda one: one.family is not Family.SELECTION) for name, known in methods.items()}
+    return estimate_by_blocks(
+        network,
+        project.code.batches(project.config.solve.target),
+        chosen,
+        folding_of(project),
+        blocks=project.config.network.blocks or True,
+        target=project.config.compress.target,
+        rows=project.code.rows,
+    )
 
 
 def _batches(project: Project) -> tuple[Any, int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dalr_stream.engine.sequential.blocks.estimate import BlockSequenceCost
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.network.blocks.pieces import largest_piece_bytes
@@ -72,7 +73,11 @@ class StepMemory:
 
 
 def step_memory(
-    project: Project, network: nn.Module, cost: MemoryPlan, solving: SolvingPlan, sequence: SequenceCost | None
+    project: Project,
+    network: nn.Module,
+    cost: MemoryPlan,
+    solving: SolvingPlan,
+    sequence: SequenceCost | BlockSequenceCost | None,
 ) -> list[StepMemory]:
     """Return the peak of each step that the run file asks for, in order; any weights will do."""
     with project.code.importing():
@@ -129,7 +134,7 @@ def _moments(project: Project, network: nn.Module, cost: MemoryPlan, solving: So
 
 
 def _compress(
-    project: Project, network: nn.Module, solving: SolvingPlan, sequence: SequenceCost | None
+    project: Project, network: nn.Module, solving: SolvingPlan, sequence: SequenceCost | BlockSequenceCost | None
 ) -> Iterator[StepMemory]:
     weights, layers = weights_bytes(network), [layer for layer, _ in solving.layers]
     fewer = "compress fewer layers (network.layers)"
@@ -138,6 +143,9 @@ def _compress(
         words = "a block, its layers' replacements, solutions as far as they are kept, one more"
         held = largest_piece_bytes(network) + _kept_solutions(project, layers) + one + SMALL_THINGS
         yield StepMemory("compress", held, words, (fewer,))
+        if sequence is not None:
+            words = "a block and its compressed copy, a pass of both, what is kept between its passes"
+            yield StepMemory("compress in turn", sequence.peak_bytes, words, (fewer,))
     elif project.config.compress.wanted:
         kept = _kept_solutions(project, layers)
         held, smaller = _deciding(project, network, layers)

@@ -18,8 +18,9 @@ from torch import nn
 from dalr_stream.engine.blocks.estimate import estimate_blocks
 from dalr_stream.engine.estimate import estimate as plan_of
 from dalr_stream.engine.planning.duration import duration_of
-from dalr_stream.engine.planning.estimate import Estimate, StatedBatches, estimate_of, shapes_explained
+from dalr_stream.engine.planning.estimate import StatedBatches, estimate_of, shapes_explained
 from dalr_stream.engine.planning.rates import Rates
+from dalr_stream.engine.planning.records import Estimate
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.workflow.results.tables import cost_table

@@ -138,9 +138,8 @@ def _bucket(quick: bool) -> Table:
         table = _table("what")
         table.add_row(f"without {bucketing.missing()} there is nothing to measure")
         return table
-    captured, accumulated, asked = bucketing.compared(*((600, 64, 1) if quick else (32_768, 4096, 3)))
-    steps = (("capture", captured), ("accumulate", accumulated))
-    table = ratios([replace(row, what=f"{step}, {row.what}") for step, rows in steps for row in rows])
+    steps, asked = bucketing.compared(*((600, 64, 1) if quick else (32_768, 4096, 3)))
+    table = ratios([replace(row, what=f"{step}, {row.what}") for step, rows in steps.items() for row in rows])
     table.caption = asked
     return table
 

@@ -37,9 +37,24 @@ def in_memory():
     return f"memory://birds/{next(_numbers)}/store.zarr"
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(scope="session")
+def azure():
+    """The URL of a container on a server of Azure's protocol, where there is one."""
+    from azure_server import azurite
+
+    with azurite("birds") as container:
+        yield container
+
+
+@pytest.fixture
+def in_azure(azure):
+    """A new store's URL on that server."""
+    return f"{azure}/{next(_numbers)}/store.zarr"
+
+
+@pytest.fixture(params=["memory", "s3", "azure"])
 def store(request):
-    """A new store's URL, in memory and on the server."""
+    """A new store's URL, in memory and on servers."""
     return request.getfixturevalue(f"in_{request.param}")
 
 

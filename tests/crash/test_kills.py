@@ -38,3 +38,16 @@ def test_an_accumulation_block_by_block_killed_at_random_ends_in_the_bits_of_the
     assert outcome["wrong"] == [], errors
     assert outcome["kills"] == kills
     assert outcome["kills_with_a_stream"] > 0
+
+
+def test_a_compression_block_by_block_killed_at_random_ends_in_the_bits_of_the_whole_network(tmp_path, soak):
+    kills, seed = how_many(soak, 3)
+    outcome, errors = outcome_of("sequence_supervisor.py", tmp_path, kills, seed)
+    print(  # noqa: T201  # the line that `make soak` is run for
+        f"kills: {outcome['kills']} over {outcome['trials']} compressions (seed {seed}), "
+        f"{outcome['kills_with_a_block_kept']} with a block compressed, {outcome['kills_within_a_pass']} in a pass; "
+        f"wrong: {outcome['wrong'] or 'nothing'}"
+    )
+    assert outcome["wrong"] == [], errors
+    assert outcome["kills"] == kills
+    assert outcome["kills_with_a_block_kept"] > 0

@@ -14,7 +14,7 @@ from torch import nn
 
 import dalr_stream as ds
 from dalr_stream.engine.direct import accumulate_stream
-from dalr_stream.engine.sequential.compress import sequential_passes
+from dalr_stream.engine.sequential.passes import sequential_passes
 from dalr_stream.errors import (
     FingerprintMismatchError,
     InvalidInputError,

@@ -10,7 +10,7 @@ from pairs import Calls, network
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.sequential.compress import sequential_passes
+from dalr_stream.engine.sequential.passes import sequential_passes
 from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import ParameterIncreaseWarning
 

@@ -9,7 +9,7 @@ from notes import Notes
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.sequential.compress import last_of, sequential_passes
+from dalr_stream.engine.sequential.passes import last_of, sequential_passes
 from dalr_stream.errors import ParameterIncreaseWarning
 
 BLOCKS = 5

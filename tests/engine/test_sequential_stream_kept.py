@@ -11,7 +11,7 @@ from notes import Notes
 from stream_blocks import DALR, MIXED, compressed, data, made, plan_of, same
 
 import dalr_stream as ds
-from dalr_stream.engine.sequential.compress import sequential_passes
+from dalr_stream.engine.sequential.passes import sequential_passes
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.engine.stores.verify import verify_store
 

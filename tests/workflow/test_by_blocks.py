@@ -188,6 +188,51 @@ def test_selections_within_blocks(run_file):
     assert all(torch.equal(found["true"][name], tensor) for name, tensor in found["false"].items())
 
 
+IN_TURN = """
+[compress]
+order = "sequential"
+target = "stream"
+'blocks.1.up' = { method = "spectral", size = 7 }
+'blocks.*.down' = { method = "dalr_anchored_affine", size = 3 }
+"""
+
+
+def test_layer_after_layer_block_by_block(run_file):
+    run_file.write_text(run_file.read_text() + IN_TURN)
+    settings = ["solve.methods=['spectral', 'dalr_anchored_affine']"]
+    found = {}
+    for blocks in ("true", "false"):
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        run.accumulate()
+        if blocks == "true":
+            with pytest.raises(StoppedError):
+                ds.Run.open(run_file, set=settings, progress=StopAfter(30)).compress()
+        run.compress()
+        assert ("network" in vars(run.project)) == (blocks == "false")
+        state = ds.load(run.project.compressed, run.project.code.build).state_dict()
+        found[blocks] = state, files(run.project.output)["compression.json"]
+        again = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        assert not any(would for step, would in again.outlook() if step == "compress")
+        shutil.rmtree(run.project.output)
+    (state, told), (whole, _) = found.values()
+    assert state["blocks.1.up.weight"].shape == (7, 8)
+    assert all(torch.equal(state[name], tensor) for name, tensor in whole.items())
+    assert b"blocks.2.down" in told.partition(b"towards_stream")[2]
+
+
+def test_a_dry_run_plans_layer_after_layer_block_by_block(run_file):
+    run_file.write_text(run_file.read_text() + IN_TURN)
+    settings = ["solve.methods=['spectral', 'dalr_anchored_affine']"]
+    by_blocks, whole = (dry_run(project_of(run_file, *settings, f"network.blocks={one}")) for one in ("true", "false"))
+    by_blocks.require()
+    (words,) = [line for line in by_blocks.cost.lines if "block by block" in line]
+    assert "4 passes at most in 3 blocks" in words
+    peaks = [{step.step: step.peak_bytes for step in one.cost.memory}["compress in turn"] for one in (by_blocks, whole)]
+    assert peaks[0] < peaks[1]
+    with pytest.raises(ConfigError, match=r"layer .blocks\.0\.down.: folding 12 features needs"):
+        dry_run(project_of(run_file, *settings, "accumulate.memory_limit='20KiB'")).require()
+
+
 def test_a_compression_that_was_stopped_goes_on_after_the_last_piece(run_file):
     settings = named(run_file)
     whole = ds.Run.open(run_file, set=settings)

@@ -64,7 +64,6 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
     with uncached(model):
         network = feed.network()
         record = fold_into(root, domain, feed, network, folding, progress)
-        feed.drop()
     homes = {stream: record.home(stream) for stream in feed.streams}
     moments = LayerMoments.stored(root, domain, homes, folding.shards)
     return Statistics(network.layers, moments, partial(stored_weights, root, network.layers))

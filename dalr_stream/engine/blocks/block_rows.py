@@ -126,7 +126,7 @@ class BlockRows(LayerRows):
             took, others = map(seconds_in_words, (seconds, seconds * self._last))
             progress.note(f"blocks: the first took {took}, so those after it ({self._last}) may take {others}")
 
-    def drop(self) -> None:
+    def finish(self) -> None:
         """Remove the stream between blocks."""
         self._stream(0).drop()
 

@@ -113,7 +113,7 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
         yield Statistics(network.layers, sweep.moments, partial(_weights, feed))
     finally:
         sweep.passes.close()
-    feed.drop()
+    feed.finish()
     forget_moments(root, domain)
 
 

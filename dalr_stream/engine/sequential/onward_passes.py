@@ -56,6 +56,8 @@ class OnwardPasses:
     rule: RowRule
     room: Room
     note: Callable[[str], None]
+    orders_of: Callable[[Sequence[LayerSpec]], Orders | None] | None = None
+    """What is proved already of the order of rows; None to prove it on the batches."""
     _now: Stream = field(init=False)
     _then: Stream = field(init=False)
     _number: int = 0
@@ -109,8 +111,9 @@ class OnwardPasses:
     def _proved(self) -> _Proved:
         if self._known is None:
             first = self.batches.first()
-            specs, touched = _touched(self.original, first, self.passes, self.selected, self.mending)
-            orders = prove(self.original, self.batches, specs, self.rule)
+            specs, touched = touched_by(self.original, first, self.passes, self.selected, self.mending)
+            known = self.orders_of
+            orders = prove(self.original, self.batches, specs, self.rule) if known is None else known(specs)
             self._known = _Proved(self._done(touched) if len(self.passes) > 1 else None, orders)
         return self._known
 
@@ -129,7 +132,7 @@ def kept_of_sample(model: nn.Module, batch: Any, passes: Sequence[Sequence[str]]
     """
     if len(passes) < 2:
         return 0
-    _, touched = _touched(model, batch, passes, selected, ())
+    _, touched = touched_by(model, batch, passes, selected, ())
     try:
         held = held_of_sample(model, batch, _places(touched))
     except UnsupportedLayerError:
@@ -142,7 +145,7 @@ def _places(touched: Sequence[Collection[str]]) -> list[set[str]]:
     return [set[str]().union(*touched[number:]) for number in range(len(touched))]
 
 
-def _touched(
+def touched_by(
     model: nn.Module, batch: Any, passes: Sequence[Sequence[str]], selected: Collection[str], mending: Collection[str]
 ) -> tuple[list[LayerSpec], list[set[str]]]:
     """Return what is read in the original, and by pass the layers that it reads or changes."""

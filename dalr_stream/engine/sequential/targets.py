@@ -6,7 +6,7 @@ stream     z' = z + (r - r~): besides, what the stream that takes its output in 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -37,30 +37,21 @@ class StreamTargets:
     """Whose output a stream takes in: layers with factors, and readers of nodes that are selected."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why the others are solved towards their own outputs, or nodes, alone."""
+    mend: bool = False
+    """Whether any layer is solved towards a stream."""
 
     @classmethod
     def found(
         cls, model: nn.Module, example: Any, factored: Sequence[str], restored: Mapping[str, ChannelGroup]
     ) -> StreamTargets:
-        """Look at layers that get factors, and at those that read the nodes of the selections `restored`.
-
-        Raises UnsupportedLayerError where no stream takes in what any of them gives.
-        """
+        """Look at layers that get factors, and at those that read the nodes of the selections `restored`."""
         readers = [name for group in restored.values() for name in group.reader_names]
         reasons = not_into_a_stream(model, example, [*factored, *readers])
         into = frozenset(name for name, reason in reasons.items() if not reason)
         others = {name: reasons[name] for name in factored if name not in into}
         unfit = {name: _unfit(model, group, reasons) for name, group in restored.items()}
         others |= {name: reason for name, reason in unfit.items() if reason}
-        if len(others) == len(factored) + len(restored):
-            told = (
-                "; ".join(f"'{name}': {reason}" for name, reason in others.items())
-                or "truncated SVD and pruning see no target"
-            )
-            raise UnsupportedLayerError(
-                f'target = "stream": no residual stream takes in what the layers give: {told}: take target = "outputs"'
-            )
-        return cls(into, others)
+        return cls(into, others, mend=len(others) < len(factored) + len(restored))
 
     def mends(self, name: str, readers: Collection[str] = ()) -> bool:
         """Tell whether a layer, or what reads the nodes selected in it, is solved towards the stream."""
@@ -71,6 +62,18 @@ class StreamTargets:
         """Yield a sentence for each layer that is solved towards its outputs alone."""
         for name, reason in self.reasons.items():
             yield f"layer '{name}' is solved towards its own outputs: {reason}"
+
+
+def require_a_stream(targets: Iterable[StreamTargets]) -> None:
+    """Raise UnsupportedLayerError where no stream takes in what any layer gives."""
+    found = list(targets)
+    if any(one.mend for one in found):
+        return
+    reasons = [f"'{name}': {reason}" for one in found for name, reason in one.reasons.items()]
+    told = "; ".join(reasons) or "truncated SVD and pruning see no target"
+    raise UnsupportedLayerError(
+        f'target = "stream": no residual stream takes in what the layers give: {told}: take target = "outputs"'
+    )
 
 
 def _unfit(model: nn.Module, group: ChannelGroup, reasons: Mapping[str, str]) -> str:

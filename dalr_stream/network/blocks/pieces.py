@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,11 +22,21 @@ from dalr_stream.network.layers.elsewhere import forget_elsewhere, keep_elsewher
 from dalr_stream.network.layers.identity import tensor_digest
 from dalr_stream.network.layers.pair import FactorPair
 from dalr_stream.network.layers.spec import LayerSpec
-from dalr_stream.network.saved.shards import Shards
 from dalr_stream.network.surgery.copying import copied
 from dalr_stream.numerics.rows.streams import module_name
 
 LISTS = (nn.ModuleList, nn.Sequential)
+
+
+class Tensors(Protocol):
+    """What has the numbers of a network's parameters."""
+
+    @property
+    def stamp(self) -> list[list[Any]]:
+        """What tells the files apart that they are in, at no cost."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one of them, by the name that it is stored as, in memory of its own."""
 
 
 def lists_in(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -74,7 +84,7 @@ class Pieces:
         self.names = pieces_of(model, self.lists)
         self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._model = model
-        self._shards: Shards | None = None
+        self._shards: Tensors | None = None
         self._absent: dict[str, _Absent] = {}
         self._digests: dict[str, tuple[str, list[list[Any]]]] = {}
         """By the tensor's name in the files, with the stamp that they had then."""
@@ -89,7 +99,7 @@ class Pieces:
         known: Any = weights_elsewhere(model)
         return cls(model) if known is None else known
 
-    def attach(self, shards: Shards, stored_as: Mapping[str, str], device: torch.device) -> None:
+    def attach(self, shards: Tensors, stored_as: Mapping[str, str], device: torch.device) -> None:
         """Take the numbers of the pieces' parameters from `shards`, each under the name that it is stored as."""
         self._shards, self.device = shards, device
         stands_for: dict[int, nn.Parameter] = {}

@@ -182,10 +182,6 @@ def unsupported_layers(model: nn.Module, patterns: Iterable[Pattern]) -> tuple[s
     LayerNotFoundError
         For a pattern that matches no module, with the nearest names.
 
-    See Also
-    --------
-    watch : the layers that can be compressed.
-
     Examples
     --------
     >>> import torch, dalr_stream as ds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from dalr_stream.engine.planning.estimate import Estimate
+from dalr_stream.engine.planning.records import Estimate
 from dalr_stream.progress import seconds_in_words
 from dalr_stream.storage.buckets.requests import Requests
 from dalr_stream.workflow.results.tables import new_table

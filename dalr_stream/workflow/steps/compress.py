@@ -102,6 +102,8 @@ def _compress(session: Session, fingerprint: str) -> None:
     project, note = session.project, session.progress.note
     store = StoreView.open(project.store)
     capture.require_same_network(project, store)
+    if session.fresh and project.config.compress.order is Order.SEQUENTIAL:
+        forget_pass_moments(project)
     if compresses_by_blocks(project):
         compress_by_blocks(project, store, fingerprint, session.progress)
         return
@@ -111,8 +113,6 @@ def _compress(session: Session, fingerprint: str) -> None:
         note(f"warning: {warning}")
     small = compress(project.network, replacements, example=project.structure or project.code.first_batch)
     if replacements and project.config.compress.order is Order.SEQUENTIAL:
-        if session.fresh:
-            forget_pass_moments(project)
         small, compression = compress_in_sequence(project, store, compression, small, fingerprint, session.progress)
     facts = saved_provenance(project.config, store, compression, fingerprint)
     checkpoint.remove_remnant(project.compressed)

@@ -13,9 +13,11 @@ from dalr_stream.numerics.heads.narrowed import NarrowedHeads
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.progress import Progress
+from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import named_layers, named_sizes, replacements
 from dalr_stream.workflow.steps.provenance import saved_provenance
+from dalr_stream.workflow.steps.sequential import compress_in_sequence_by_blocks
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.sizing import sizes_by_rule, solution_of
 
@@ -31,10 +33,14 @@ def compress_by_blocks(project: Project, store: StoreView, fingerprint: str, pro
         notes.extend(warned)
         return record
 
+    network, replaced = project.recorded, {layer: partial(given, layer) for layer in sizes}
+    if replaced and project.config.compress.order is Order.SEQUENTIAL:
+        network, compression = compress_in_sequence_by_blocks(project, store, compression, progress)
+        replaced = {}
     checkpoint.remove_remnant(project.compressed)
     compress_into(
-        project.recorded,
-        {layer: partial(given, layer) for layer in sizes},
+        network,
+        replaced,
         project.compressed,
         example=project.code.first_batch,
         provenance=saved_provenance(project.config, store, compression, fingerprint),

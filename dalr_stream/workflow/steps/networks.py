@@ -21,7 +21,8 @@ from dalr_stream.workflow.runfile.project import Project
 def compresses_by_blocks(project: Project) -> bool:
     """Tell whether the network is compressed block by block."""
     section = project.config.compress
-    alone = section.order is Order.PARALLEL and (section.rule is None or section.rule in OF_EACH_LAYER)
+    one_domain = section.order is Order.PARALLEL or project.config.solve.source is None  # goes through in turn
+    alone = one_domain and (section.rule is None or section.rule in OF_EACH_LAYER)
     return alone and bool(project.config.network.blocks) and weights_elsewhere(project.recorded) is not None
 
 

@@ -18,8 +18,9 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.output_errors import output_errors
-from dalr_stream.engine.sequential.compress import SequentialCompression, last_of, sequential_passes
+from dalr_stream.engine.sequential.compress import compress_sequentially
 from dalr_stream.engine.sequential.pass_moments import KnownMoments
+from dalr_stream.engine.sequential.passes import SequentialCompression, last_of, sequential_passes
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.engine.stores.store_view import StoreView
@@ -66,6 +67,31 @@ def compress_in_sequence(
         gain = _gain(project, state, parallel)
     progress.note(f"compress: {gain}")
     return state.network, dataclasses.replace(compression, gain=gain)
+
+
+def compress_in_sequence_by_blocks(
+    project: Project, store: StoreView, compression: Compression, progress: Progress
+) -> tuple[nn.Module, Compression]:
+    """Do the same with one block in memory; what comes of it is open by blocks, and not measured beside another.
+
+    Compressed blocks are kept in the folder `passes`, and stay: where choices change, those before the first of them
+    are not solved again.
+    """
+    section = project.config.compress
+    with project.code.importing(), _warned_of_before():
+        found = compress_sequentially(
+            project.recorded,
+            project.code.batches(project.config.solve.target),
+            choices_of(project, store, compression.layers),
+            target=section.target,
+            store=project.pass_moments,
+            rows=project.code.rows,
+            folding=folding_of(project),
+            progress=progress,
+            blocks=project.config.network.blocks or None,
+        )
+    gain = SequenceGain(found.passes, "", (), _towards_stream(found))
+    return found.network, dataclasses.replace(compression, gain=gain)
 
 
 def compressed_in_turn(project: Project, choices: Mapping[str, LayerChoice]) -> nn.Module:
@@ -159,8 +185,11 @@ def _gain(project: Project, state: SequentialCompression, parallel: nn.Module) -
         for network in (parallel, state.network)
     )
     gains = tuple(LayerGain(name, before[name], after[name]) for name in names)
-    towards = tuple(name for name, outcome in state.layers.items() if outcome.target is Target.STREAM)
-    return SequenceGain(state.passes, str(unseen), gains, towards)
+    return SequenceGain(state.passes, str(unseen), gains, _towards_stream(state))
+
+
+def _towards_stream(state: SequentialCompression) -> tuple[str, ...]:
+    return tuple(name for name, outcome in state.layers.items() if outcome.target is Target.STREAM)
 
 
 def _measured(project: Project, state: SequentialCompression) -> list[str]:

@@ -81,7 +81,7 @@ class Stages(nn.Module):
 def test_convolutions(network, tmp_path):
     model = made(network)
     data = list(torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2)).split(5))
-    layers = ds.watch(model, ["*"])
+    layers = ds.watch(model, ["*"], outputs=["*"])
     ds.accumulate(model, data, layers, store=tmp_path / "whole")
     ds.accumulate(model, data, layers, store=tmp_path / "blocks", blocks=True)
     assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
@@ -200,6 +200,24 @@ def test_a_record_of_the_stream_that_is_damaged_or_gone_is_named(tmp_path):
     accumulate(model, tmp_path / "store", blocks=True)
     accumulate(model, tmp_path / "whole")
     assert same_files(tmp_path / "whole", tmp_path / "store") == []
+
+
+def test_ended_once_its_moments_are_kept_it_leaves_no_stream(tmp_path, monkeypatch):
+    model = made(Tower)
+    monkeypatch.setattr("dalr_stream.storage.checkpoints.Checkpoints.drop", lambda _: stop())
+    with pytest.raises(StoppedError):
+        accumulate(model, tmp_path / "store", blocks=True)
+    monkeypatch.undo()
+    assert list((tmp_path / "store" / "unfinished").rglob("@stream-*")) == []
+    notes = Notes()
+    accumulate(model, tmp_path / "store", blocks=True, progress=notes)
+    assert notes.started == []
+    accumulate(model, tmp_path / "whole")
+    assert same_files(tmp_path / "whole", tmp_path / "store") == []
+
+
+def stop():
+    raise StoppedError
 
 
 def test_other_data_on_resuming_are_refused(tmp_path):

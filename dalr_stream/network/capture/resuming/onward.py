@@ -99,7 +99,8 @@ class ForwardRun:
     ) -> None:
         """`room_bytes` is what copies may take beside what was given: with more to keep, nothing is kept.
 
-        `until_kept` ends the forward pass as soon as all that is to be kept is there.
+        `until_kept` ends the forward pass as soon as all that is to be kept is there: when the next module is called,
+        as hooks of the last one see what it gives only once it is done.
         """
         self.kept: dict[Call, Any] = {}
         self.is_full = False
@@ -122,6 +123,7 @@ class ForwardRun:
         self._end_where_complete()
 
     def _through(self, way: Call, forward: Callable[[], Any]) -> Any:
+        self._end_where_complete()
         given = way in self._given
         value = mapped(self._given[way], self._handed.out) if given else forward()
         if way in self._keep and not self.is_full and (given or is_plain(value)):
@@ -129,7 +131,6 @@ class ForwardRun:
             self.kept[way] = mapped(source, change if self._keep[way] else _form)
             if self._room is not None and self._own.held_bytes > self._room:
                 self.kept, self._own, self.is_full = {}, _Own(), True
-            self._end_where_complete()
         return value
 
     def _end_where_complete(self) -> None:

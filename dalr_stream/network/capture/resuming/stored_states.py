@@ -1,6 +1,7 @@
 """What is kept of a network between two passes, in a store: one record a batch, written before its rows are folded.
 
     unfinished/<domain>/@stream-<pass>/<first sample>/
+    unfinished/<domain>/@compressed-<pass>/<first sample>/      of a compressed network beside its original
 
 A pass writes what is new in it; what an earlier one gave and is still used stays in that one's records, and of all else
 the form is kept. Tensors lie there byte by byte, whatever their type, and come back in memory of the same strides: the
@@ -27,12 +28,12 @@ from dalr_stream.network.capture.resuming.kept_states import Room, State
 from dalr_stream.storage import schema
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.layout import UNFINISHED, remove_empty
-from dalr_stream.storage.records.record import Arrays, load_record, save_record
+from dalr_stream.storage.records.record import Arrays, load_record, origin_of, save_record
 from dalr_stream.storage.schema import ArraySpec
 
 _ENDLESS = 2**62
 """Memory that is not counted: a batch's values are on disk before those of the next one are made."""
-_NAME = "@stream-"
+STREAM, COMPRESSED = "@stream", "@compressed"
 _ANOTHER_WAY = "blocks: for one of the batches {}: batches go different ways through the network; run it whole"
 
 
@@ -51,6 +52,11 @@ class StoredStream:
     """What identifies the network and its passes."""
     writes: bool = True
     """Whether a later pass reads what this one gives."""
+    name: str = STREAM
+    since: int = 0
+    """The pass that `name` begins with: what earlier ones gave is what the original's gave."""
+    compressed: Sequence[str] = ()
+    """Of a compressed network: what identifies it as far as each pass runs it."""
     room: Room = field(default_factory=lambda: Room(_ENDLESS))
 
     def state(self, key: int) -> State | None:
@@ -89,6 +95,10 @@ class StoredStream:
         """Raise UnsupportedLayerError: to begin at the inputs again, every block would be read again for each batch."""
         raise UnsupportedLayerError(_ANOTHER_WAY.format("numbers are used that the first batch had no use for"))
 
+    def has(self, key: int) -> bool:
+        """Tell whether this pass has written what a batch gave."""
+        return origin_of(self._path(self.number, key)) == self._facts(self.number)
+
     def drop_spent(self) -> None:
         """Remove the records that neither this pass nor a later one reads."""
         for earlier in range(self.number - 1):
@@ -121,10 +131,15 @@ class StoredStream:
         return {way: _value(plain, arrays, tensors) for way, plain in wanted.items()}
 
     def _facts(self, number: int) -> dict[str, Any]:
-        return {**self.made_from, "pass": number}
+        facts = {**self.made_from, "pass": number}
+        return {**facts, "compressed": self.compressed[number]} if self._is_own(number) else facts
+
+    def _is_own(self, number: int) -> bool:
+        return self.name != STREAM and number >= self.since
 
     def _folder(self, number: int) -> Path:
-        return self.root / UNFINISHED / self.domain / f"{_NAME}{number}"
+        name = self.name if self._is_own(number) else STREAM
+        return self.root / UNFINISHED / self.domain / f"{name}-{number}"
 
     def _path(self, number: int, key: int) -> Path:
         return self._folder(number) / f"{key:012d}"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dalr_stream.engine.sequential.compress import in_words
+from dalr_stream.engine.sequential.passes import in_words
 from dalr_stream.engine.sizes.choice import Candidate, SizeChoice
 from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Method
@@ -45,7 +45,7 @@ class LayerGain:
 
 @dataclass(frozen=True, slots=True)
 class SequenceGain:
-    """Both networks measured on the same rows, at the same sizes."""
+    """Both networks measured on the same rows, at the same sizes; block by block no network is there to be measured."""
 
     passes: tuple[tuple[str, ...], ...]
     """The layers of each pass."""
@@ -59,10 +59,10 @@ class SequenceGain:
     def __str__(self) -> str:
         gains = ", ".join(map(str, self.layers))
         stream = f", towards the residual stream: {', '.join(self.towards_stream)}" if self.towards_stream else ""
-        return (
-            f"layers were compressed one after the other, in {in_words(self.passes)}{stream}; relative output error on "
-            f"{self.measured_on}, all at once -> one after the other: {gains}"
-        )
+        words = f"layers were compressed one after the other, in {in_words(self.passes)}{stream}"
+        if not self.layers:
+            return words
+        return f"{words}; relative output error on {self.measured_on}, all at once -> one after the other: {gains}"
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> SequenceGain:

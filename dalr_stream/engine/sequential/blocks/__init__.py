@@ -1,0 +1,1 @@
+"""Compressing layer after layer where one block of the network is in memory at a time."""

@@ -1,0 +1,127 @@
+"""`compress_sequentially` block by block: what it checks, the sweep, and the network that comes of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.sequential.blocks.block_record import BlockRecord
+from dalr_stream.engine.sequential.blocks.estimate import BlockSequenceCost
+from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
+from dalr_stream.engine.sequential.blocks.preparation import Preparation, PreparedBlock
+from dalr_stream.engine.sequential.blocks.sweep import Sweep
+from dalr_stream.engine.sequential.passes import SequentialCompression
+from dalr_stream.engine.sequential.preparation import require_sound
+from dalr_stream.engine.sequential.sequential_pass import LayerChoice
+from dalr_stream.engine.sequential.targets import Target
+from dalr_stream.errors import DiskSpaceError, InvalidInputError
+from dalr_stream.network.blocks.passes import BlockPasses, Blocks
+from dalr_stream.network.blocks.pieces import Pieces
+from dalr_stream.network.blocks.proof import prove_blocks
+from dalr_stream.network.blocks.reassembled import reassembled
+from dalr_stream.network.blocks.uncached import uncached
+from dalr_stream.network.capture.batches import require_mask_passed_on
+from dalr_stream.network.capture.passes import SameEveryPass
+from dalr_stream.network.capture.proofs.proved import prove
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.identity import fingerprint
+from dalr_stream.numerics.options import parse_choice
+from dalr_stream.progress import Progress, Silent
+from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.layout import UNFINISHED
+from dalr_stream.storage.lock import work_folder
+from dalr_stream.storage.places.path import BucketPath
+from dalr_stream.storage.places.place import Place, place_of
+from dalr_stream.streaming.folding import Folding
+
+FOLDER = "blocks"
+"""Within the store."""
+
+
+def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
+    model: nn.Module,
+    batches: Iterable[Any],
+    choices: Mapping[str, LayerChoice],
+    *,
+    blocks: Blocks,
+    target: Target | str = Target.OUTPUTS,
+    store: str | Place | None = None,
+    rows: RowRule | None = None,
+    folding: Folding | None = None,
+    progress: Progress | None = None,
+) -> SequentialCompression:
+    """Do what `compress_sequentially` does, one block in memory at a time."""
+    root = _folder(store)
+    folding, progress = folding or Folding(), progress or Silent()
+    rule, towards = (rows or RowRule()).of_layers(()), parse_choice(Target, target, "target")
+    require_sound(model, choices, folding, has_source=True)
+    _require_no_source(choices)
+    pieces, seen = Pieces.of(model), SameEveryPass(batches)
+    require_mask_passed_on(model, seen.first())
+    with uncached(model):
+        passes = BlockPasses.of(model, seen.first(), pieces, blocks)
+        kept = prove_blocks(model, seen.first(), passes, pieces)
+        few = KnownBatches.glimpsed(seen)
+        prepared = Preparation(model, passes, pieces, few, choices, towards, folding, rule).blocks()
+        known = KnownBatches.of(seen, rule)
+        orders = prove(model, seen, [spec for block in prepared.values() for spec in block.read], rule)
+        _require_disk(root, BlockSequenceCost.of(prepared.values(), kept.sample_bytes, kept.samples * len(known.keys)))
+        made_from = {
+            "network": fingerprint(model), "blocks": [list(one) for one in passes.blocks], "batches": known.identity,
+        }  # fmt: skip
+        facts = {name: value for name, value in folding.facts.items() if name != "blas"}
+        solved_by = digest_of([towards.value, rule.words, facts])
+        with work_folder(root, "block-*", f"{UNFINISHED}/*", f"{UNFINISHED}/*/@*"):
+            sweep = Sweep(
+                model, root, passes, pieces, known, prepared, made_from, solved_by, orders, folding, rule, progress
+            )
+            sweep.run()
+            records = [BlockRecord(root, number) for number in sorted(prepared)]
+            small = reassembled(model, {record.weights: record.plan for record in records})
+    return SequentialCompression(small, _passes(prepared), sweep.outcomes)
+
+
+def _passes(prepared: Mapping[int, PreparedBlock]) -> tuple[tuple[str, ...], ...]:
+    return tuple(group for number in sorted(prepared) for group in prepared[number].passes)
+
+
+def _folder(store: str | Place | None) -> Path:
+    if store is None:
+        raise InvalidInputError(
+            "compress_sequentially: block by block, what the blocks give lies in a store: give store=..."
+        )
+    root = place_of(store)
+    if isinstance(root, BucketPath):
+        raise InvalidInputError(
+            f"compress_sequentially: block by block, what the blocks give lies on a disk, and '{root}' does not: give "
+            "a folder as store"
+        )
+    return root / FOLDER
+
+
+def _require_no_source(choices: Mapping[str, LayerChoice]) -> None:
+    for name, choice in choices.items():
+        if choice.by.needs_source:
+            raise InvalidInputError(
+                f"layer '{name}': {choice.by.value} compares two domains, and block by block one alone goes through "
+                "the blocks: choose another method, or compress the network whole"
+            )
+
+
+def _require_disk(root: Path, cost: BlockSequenceCost) -> None:
+    """Raise DiskSpaceError where two streams, the largest block's moments and the compressed blocks do not fit."""
+    existing = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    held = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    if cost.disk_bytes - held > free:
+        sizes = (cost.disk_bytes, cost.stream_bytes, cost.moments_bytes, cost.weights_bytes, held, free)
+        whole, given, sums, small, there, left = (f"{size / 2**30:,.1f}" for size in sizes)
+        raise DiskSpaceError(
+            f"'{root}': compressing block by block takes {whole} GiB of disk ({given} for what the blocks of two "
+            f"networks give, {sums} for a block's moments, {small} for compressed blocks at most), {there} are there, "
+            f"and {left} GiB are free: free some, choose another store, or take fewer samples"
+        )

@@ -1,0 +1,118 @@
+"""What is found out of every block before the first pass, on a few samples that go through the blocks one by one.
+
+Which layers are solved when, towards what, within which memory; and whatever can be known to fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
+from dalr_stream.engine.sequential.onward_passes import kept_of_sample, touched_by
+from dalr_stream.engine.sequential.pass_plan import SequencePlan
+from dalr_stream.engine.sequential.preparation import passes_of, planned, require_prunable, targets_of
+from dalr_stream.engine.sequential.sequential_pass import LayerChoice
+from dalr_stream.engine.sequential.targets import StreamTargets, Target, require_a_stream
+from dalr_stream.errors import UnsupportedLayerError
+from dalr_stream.network.blocks.block_network import BlockNetwork, Given, LeftInMemory
+from dalr_stream.network.blocks.passes import BlockPasses
+from dalr_stream.network.blocks.pieces import Pieces
+from dalr_stream.network.capture.batches import digest_of_inputs
+from dalr_stream.network.capture.passes import order_of_execution
+from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.layers.obstacles import require_replaceable
+from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.network.measure.memory import weights_bytes
+from dalr_stream.streaming.folding import Folding
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBlock:
+    """What is to be done in one block."""
+
+    number: int
+    choices: Mapping[str, LayerChoice]
+    passes: tuple[tuple[str, ...], ...]
+    targets: StreamTargets
+    selected: tuple[str, ...]
+    plan: SequencePlan
+    batch: PairMemory | None
+    read: tuple[LayerSpec, ...]
+    """What is watched in the original."""
+    weights_bytes: int
+    kept_sample_bytes: int
+    """What would be kept of a sample between two passes, were there room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What a block is looked at with."""
+
+    model: nn.Module
+    passes: BlockPasses
+    pieces: Pieces
+    known: KnownBatches
+    choices: Mapping[str, LayerChoice]
+    target: Target
+    folding: Folding
+    rule: RowRule
+
+    def blocks(self) -> dict[int, PreparedBlock]:
+        """Return every block in which there is something to do, by number; cost: a few samples through each of them.
+
+        Raises UnsupportedLayerError, MemoryLimitError and RankError.
+        """
+        require_replaceable(self.model, self.choices)
+        names: dict[int, list[str]] = {}
+        for name in self.choices:
+            names.setdefault(self.passes.pass_of(name), []).append(name)
+        left = LeftInMemory({})
+        found: dict[int, PreparedBlock] = {}
+        for number in range(max(names) + 1):
+            with self.pieces.present(self.passes.pieces[number]), without_gradients():
+                alone = BlockNetwork(self.model, self.passes, number, left)
+                if number in names:
+                    found[number] = self._block(alone, number, names[number])
+                left = LeftInMemory(dict(self._onward(alone)))
+        if self.target is Target.STREAM:
+            require_a_stream(one.targets for one in found.values())
+        return found
+
+    def _block(self, alone: BlockNetwork, number: int, names: Sequence[str]) -> PreparedBlock:
+        first = self.known.first
+        choices = {name: self.choices[name] for name in self.choices if name in names}
+        with _within_the_block():
+            groups = require_prunable(alone, choices, self.known.batches)
+        targets = targets_of(alone, first, choices, groups, self.target)
+        passes = passes_of(order_of_execution(alone, first, names), choices)
+        plan, batch = planned(alone, passes, choices, targets, self.folding, self.rule, first)
+        read, _ = touched_by(alone, first, passes, list(groups), targets.layers)
+        kept = kept_of_sample(alone, first, passes, groups)
+        return PreparedBlock(
+            number, choices, passes, targets, tuple(groups), plan, batch, tuple(read), weights_bytes(alone), kept
+        )
+
+    def _onward(self, alone: BlockNetwork) -> Iterator[tuple[str, Given]]:
+        """Yield what is left of each example after a block."""
+        for inputs in (self.known.first, *self.known.examples):
+            given: Any = alone.onward(inputs)
+            yield digest_of_inputs(inputs), given
+
+
+@contextmanager
+def _within_the_block() -> Iterator[None]:
+    """Say of a selection that reaches beyond its block why it is refused."""
+    try:
+        yield
+    except UnsupportedLayerError as error:
+        raise UnsupportedLayerError(
+            f"{error}; block by block, whoever gives, carries or reads its nodes must be in one block: leave it out, "
+            "or compress the network whole"
+        ) from error
