@@ -113,7 +113,7 @@ class NetworkSection(Section):
     blocks: bool | str | tuple[str, ...] = False
     """Accumulate block by block, what each block gives in the store until the next one has read it: `true` finds the
     blocks, or the names of the lists of modules (`nn.ModuleList`, `nn.Sequential`) that they are members of. With
-    `weights` one block is in memory at a time. Needs capture.keep_activations = false, and low-rank methods."""
+    `weights` one block is in memory at a time. Needs capture.keep_activations = false."""
     outputs: tuple[str, ...] = ()
     """Patterns of layers whose outputs are watched as well: their moments are kept as those of `name@outputs`."""
     gradients: tuple[str, ...] = ()
