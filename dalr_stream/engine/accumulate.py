@@ -87,8 +87,8 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
         Receives progress, for example from `show_progress()`; silent by default.
     ranks
         The processes of this job, from `open_ranks`: each runs the network on its share of the batches and folds their
-        rows, by `Folding.segment_batches`. Rank 0 alone has the statistics and the store; the others get those of no
-        layer.
+        rows, by `Folding.segment_batches`, or those of all batches into its share of the sums. Rank 0 alone has the
+        statistics and the store; the others get those of no layer.
     blocks
         Run the network block by block, what each block gives in the store until the next one has read it: True finds
         the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s that they are members of. Needs a store and

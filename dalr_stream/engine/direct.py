@@ -8,7 +8,7 @@ activations stay on that device from the hook to the sums.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from dalr_stream.engine.fold_passes import fitting, fold_in_memory, fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.layer_rows import LayerRows
 from dalr_stream.engine.ranks.ranks import Ranks
-from dalr_stream.engine.row_feed import Folds
+from dalr_stream.engine.row_feed import Begun, Folds, StripGroup
 from dalr_stream.engine.statistics import Statistics, Weights, stored_weights
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.blocks.passes import Blocks
@@ -158,7 +158,8 @@ def _feed(
     model = plain_network(model)
     if ranks is not None and ranks.ranks > 1:
         require_for_ranks(model, batches, ranks.ranks)
-    return NetworkRows(model, batches, layers, (rows or RowRule()).of_layers(layers))
+    rule = (rows or RowRule()).of_layers(layers)
+    return NetworkRows(model, batches, layers, rule, ranks=1 if ranks is None else ranks.ranks)
 
 
 @dataclass
@@ -167,22 +168,43 @@ class NetworkRows(LayerRows):
 
     onward: OnwardPass | None = None
     """How the network is run on from an earlier pass."""
+    ranks: int = 1
+    """Processes that fold them."""
 
-    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
+    def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:
         """Part the layers into passes that fit; layers that read the same tensor stay together, and count once."""
         require_layers(self.layers)
         require_batches(self.batches)
+        fit = self._fitting(folding)
+        groups: list[tuple[str, ...]] = []
+        for streams, done in (begun or {}).items():
+            again = [streams] if done else fit(streams)
+            if len(again) > 1:
+                break
+            groups += again
+        left = [name for name in self.streams if not any(name in group for group in groups)]
+        groups += fit(left) if left else []
+        if len(groups) > 1:
+            require_repeatable(self.batches, "batches")
+        return groups
+
+    def _fitting(self, folding: Folding) -> Callable[[Collection[str]], list[tuple[str, ...]]]:
+        """Return what parts some of the streams into passes that fit."""
         if folding.memory_limit_bytes is None:
-            return [self.streams]
+            kind = StripGroup if self.ranks > 1 and not folding.segment_batches else tuple[str, ...]
+            return lambda streams: [kind(streams)]
         first = None if isinstance(self.batches, Iterator) else next(iter(self.batches), None)  # else it would be lost
         taken = {} if first is None or samples_in(first) == 0 else taken_of(self.model, first, self.layers, self.rule)
         probe, shared = BatchMemory.of(self.model, first, taken, self.layers, self.rule), same_as_before(taken)
         most = {name: most_rows(one, first, self.batches, folding) for name, one in taken.items()}
         loads = [load_of(one, 0, probe, most.get(one.stream)) for one in self.layers if one.stream not in shared]
-        groups = fitting(loads, folding, probe.forward_bytes, batches=self.batches)
-        if len(groups) > 1:
-            require_repeatable(self.batches, "batches")
-        return [[name for name in self.streams if shared.get(name, name) in homes] for homes in groups]
+
+        def fit(streams: Collection[str]) -> list[tuple[str, ...]]:
+            some = [load for load in loads if load.name in streams]
+            groups = fitting(some, folding, probe.forward_bytes, batches=self.batches, ranks=self.ranks)
+            return [type(homes)(name for name in streams if shared.get(name, name) in homes) for homes in groups]
+
+        return fit
 
     def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
         """Run the network on every batch that is not folded yet."""

@@ -41,6 +41,7 @@ def estimate(
     *,
     rows: RowRule | None = None,
     direct: bool = False,
+    ranks: int = 1,
 ) -> MemoryPlan:
     """Return disk, memory and dominant cost of capturing and accumulating every domain of `loaders`.
 
@@ -51,6 +52,8 @@ def estimate(
 
     Lanes that those rows do not fill take no memory and are not counted. A memory limit relies on that only for layers
     with a row a sample, whose number is known: within one, the others may need more than they do without.
+
+    Of several `ranks` the memory is that of each.
 
     Where torch folds (`folding.device`), the figures are of that device: lanes and tiles live there, and the memory
     limit is the share of it that they may take; single precision takes 12 KiB a feature and half a tile beside them.
@@ -99,6 +102,7 @@ def estimate(
         memory_limit_bytes=folding.memory_limit_bytes,
         forward_bytes=probe.forward_bytes,
         segments=folding.segments(max(lengths.values(), default=0)),
+        ranks=ranks,
     )
     return replace(found, rows=counts, batches=lengths, varying=frozenset(varying))
 

@@ -8,8 +8,9 @@ checkpoint, and moments that were made before from the same batches can be used 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from dalr_stream.engine.from_store import moments_provenance
@@ -19,10 +20,9 @@ from dalr_stream.engine.ranks.passes import (
     end_of,
     new_sink,
     require_same_on_all,
-    require_segments,
     take_part,
 )
-from dalr_stream.engine.row_feed import Folds, RowFeed
+from dalr_stream.engine.row_feed import Folds, RowFeed, StripGroup
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.numerics.statistics.folding import SplitMoments
@@ -40,9 +40,11 @@ from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.fold_sink import INDEX
 from dalr_stream.streaming.folding import Folding, but_for_blas
-from dalr_stream.streaming.layer_fold import drop_shards, save_split
+from dalr_stream.streaming.layer_fold import drop_shards, save_rows, save_split
 from dalr_stream.streaming.plan import MemoryPlan, plan
 from dalr_stream.streaming.ranks.link import Alone, Link
+from dalr_stream.streaming.ranks.strip_checkpoints import left_in_strips
+from dalr_stream.streaming.ranks.strip_sink import StripSink
 
 
 def fold_in_memory(
@@ -51,7 +53,6 @@ def fold_in_memory(
     """Return the moments of every stream, on rank 0; nothing is written, so nothing can be resumed."""
     link = link or Alone()
     if link.ranks > 1:
-        require_segments(folding, link)
         require_same_on_all(link, common_facts(feed, feed.network().fingerprint, folding))
     if link.rank:
         take_part(feed, folding, link)
@@ -59,9 +60,10 @@ def fold_in_memory(
     moments: dict[str, SplitMoments] = {}
     first_pass = Batches()
     for group in feed.groups(folding):
-        announce(link, group)
+        in_strips = isinstance(group, StripGroup)
+        announce(link, group, in_strips=in_strips)
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = new_sink(feed, folding, executor, link, first_pass=first_pass)
+            sink = new_sink(feed, folding, executor, link, in_strips=in_strips, first_pass=first_pass)
             feed.send(group, sink, folding, progress)
             moments |= dict(sink.freeze())
             moments |= {name: moments[home] for name, home in sink.record().shared.items()}
@@ -87,7 +89,6 @@ def fold_into(  # where to, what of, how, and with whom
     or the batches changed since the checkpoint.
     """
     link = link or Alone()
-    require_segments(folding, link)
     require_same_on_all(link, common_facts(feed, network.fingerprint, folding))
     if link.rank:
         take_part(feed, folding, link)
@@ -124,19 +125,21 @@ def passes_into(  # noqa: PLR0913  # those of fold_into, and what becomes of it
             _require_same_choice(f"'{path}'", origin_of(path), feed.choice)
         feed.keep_weights(root, network)
         passes: list[Checkpoints] = []
-        for number, group in enumerate(feed.groups(folding)):
-            facts: dict[str, Any] = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
-            facts |= {} if keep else {"kept": False}  # moments of its passes may be gone, which others count on
+        facts: dict[str, Any] = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
+        facts |= {} if keep else {"kept": False}  # moments of its passes may be gone, which others count on
+        for number, group in enumerate(feed.groups(folding, _begun(root, domain, facts, feed.streams))):
             passes.append(Checkpoints(root, domain, f"@direct-{number}", {**facts, "layers": list(group)}))
             stopped = f"'{root}': the fold of '{domain}' that was stopped"
             _require_same_choice(stopped, passes[-1].origin(INDEX), feed.choice)
-            announce(link, group)
+            in_strips = isinstance(group, StripGroup) or left_in_strips(passes[-1])
+            announce(link, group, in_strips=in_strips)
             with ThreadPoolExecutor(folding.threads.workers) as executor:
                 sink = new_sink(
                     feed,
                     folding,
                     executor,
                     link,
+                    in_strips=in_strips,
                     checkpoints=passes[-1],
                     first_pass=record.batches,
                     probed=writer.probed,
@@ -161,6 +164,19 @@ def passes_into(  # noqa: PLR0913  # those of fold_into, and what becomes of it
         for checkpoints in passes:
             checkpoints.drop()
     return record
+
+
+def _begun(root: Place, domain: str, facts: Mapping[str, Any], streams: Sequence[str]) -> dict[tuple[str, ...], bool]:
+    """Return which of the streams each pass has that an earlier run began, whatever fitted then, and which are done."""
+    found: dict[tuple[str, ...], bool] = {}
+    while True:
+        origin = Checkpoints(root, domain, f"@direct-{len(found)}", facts).origin(INDEX) or {}
+        group = tuple(origin.get("layers", ()))
+        index = Checkpoints(root, domain, f"@direct-{len(found)}", {**facts, "layers": list(group)}).load(INDEX)
+        before = {name for streams_before in found for name in streams_before}
+        if index is None or not group or not {*streams} - before >= {*group}:
+            return found
+        found[group] = index.values["ended"]
 
 
 def kept_record(
@@ -193,16 +209,20 @@ def kept_record(
 
 
 def fitting(
-    loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0, *, batches: object = None
+    loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0, *, batches: object = None, ranks: int = 1
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the streams of each pass, so that what is folded at once fits; raises MemoryLimitError."""
-    cost = direct_plan(loads, folding, forward_bytes, batches=batches)
+    """Return the streams of each pass, so that what is folded at once fits; raises MemoryLimitError.
+
+    Those whose sums `ranks` processes share come last, each as a `StripGroup`.
+    """
+    cost = direct_plan(loads, folding, forward_bytes, batches=batches, ranks=ranks)
     cost.require()
-    return cost.groups
+    shared = {one.layers for one in cost.strips}
+    return tuple(StripGroup(group) if group in shared else group for group in cost.groups)
 
 
 def direct_plan(
-    loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0, *, batches: object = None
+    loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0, *, batches: object = None, ranks: int = 1
 ) -> MemoryPlan:
     """Return what folding rows as they are made costs; how many segments `batches` have is looked at, where told."""
     return plan(
@@ -215,17 +235,28 @@ def direct_plan(
         memory_limit_bytes=folding.memory_limit_bytes,
         forward_bytes=forward_bytes,
         segments=folding.segments(length_of(batches)),
+        ranks=ranks,
     )
 
 
 def _save(root: Place, domain: str, network: NetworkRecord, sink: Folds, choice: str, folding: Folding) -> None:
     """Write the moments of one pass, and then that it ended."""
     folded = dataclasses.replace(sink.record(), choice=choice)
-    for name, split in sink.freeze():
+    for name, save in _savers(sink, folded):
         rule = folding.rule(folded.layers[name].features)
         drop_shards(root, domain, name, rule)
-        save_split(root, domain, name, split, moments_provenance(network.fingerprint, folded, name, rule))
+        save(root, domain, name, provenance=moments_provenance(network.fingerprint, folded, name, rule))
     sink.keep_end()
+
+
+def _savers(sink: Folds, folded: DomainRecord) -> Iterator[tuple[str, Callable[..., None]]]:
+    """Yield each layer with what writes its moments: whole, or as they come from the ranks that share its sums."""
+    if isinstance(sink, StripSink):
+        for name in folded.layers:
+            yield name, partial(save_rows, records=sink.records(name))
+    else:
+        for name, split in sink.freeze():
+            yield name, partial(save_split, split=split)
 
 
 def _require_same_choice(what: str, made_from: Mapping[str, Any] | None, choice: str) -> None:

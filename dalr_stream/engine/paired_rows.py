@@ -24,7 +24,7 @@ from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.joint_sink import JointSink
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.layer_moments import LayerMoments
-from dalr_stream.engine.row_feed import Folds
+from dalr_stream.engine.row_feed import Begun, Folds
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.hooks import capture_rows, require_batches, require_layers
 from dalr_stream.network.capture.loaders import length_of
@@ -121,7 +121,7 @@ class PairedRows:
         """Write the compressed network's."""
         keep_weights(self.compressed, list(self.layers.values()), root, network.fingerprint)
 
-    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
+    def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:  # noqa: ARG002
         """Part the streams into passes that fit."""
         require_batches(self.batches)
         if folding.memory_limit_bytes is None:

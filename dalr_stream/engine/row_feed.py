@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from dalr_stream.progress import Progress
@@ -11,9 +11,20 @@ from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.ranks.segment_sink import SegmentSink
+from dalr_stream.streaming.ranks.strip_sink import StripSink
 
-Folds = FoldSink | SegmentSink
-"""What folds the rows of a pass: by lanes, or by segments."""
+Folds = FoldSink | SegmentSink | StripSink
+"""What folds the rows of a pass: by lanes, by segments, or strips of either."""
+
+
+Begun = Mapping[tuple[str, ...], bool]
+"""Streams of each pass that an earlier run began, and whether it was done with it."""
+
+
+class StripGroup(tuple[str, ...]):
+    """The streams of a pass in which ranks share the sums of each."""
+
+    __slots__ = ()
 
 
 class RowFeed(Protocol):
@@ -37,8 +48,12 @@ class RowFeed(Protocol):
     def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write the weights of the streams' layers to a store, where they are not there yet."""
 
-    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
-        """Return the streams of each pass; raises MemoryLimitError where one alone does not fit."""
+    def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:
+        """Return the streams of each pass, as a `StripGroup` where ranks share their sums.
+
+        Passes that were `begun` come first, as they were; one that was not done by then may be done in another way,
+        with those after it. Raises MemoryLimitError where one stream alone does not fit.
+        """
 
     def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
         """Send the rows of these streams to `sink`, in one pass over the batches."""

@@ -162,7 +162,8 @@ RECORDS = (
     ),
     RecordSpec(
         "unfinished/<domain>/<layer>/<lane>",
-        "a checkpoint: gone once the moments are kept. A direct run has `@direct-<group>` in place of layer and lane",
+        "a checkpoint: gone once the moments are kept. A direct run has `@direct-<group>` in place of layer and lane; "
+        "one of ranks that share the sums has a record for each block of 1,024 rows of each sum",
         "accumulate",
         (*_LANES, *PENDING),
         {"values": "batch or tile that comes next", "counts": "rows and samples of each lane, by part"},

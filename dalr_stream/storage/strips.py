@@ -65,6 +65,43 @@ def load_strip(path: Place, strip: Strip) -> FoldState:
     return FoldState(count, samples, mean, scatter, maximum, -max_abs, nonzero)
 
 
+def save_matrix_rows(
+    path: Place, last: FoldState, rows: Iterable[NDArray[np.float64]], provenance: Mapping[str, Any]
+) -> None:
+    """Write one record: the vectors of `last`, and whole rows of its matrix, some at a time and in order.
+
+    No chunk is written twice or read again. Memory: some rows and a few chunks.
+    """
+    with new_record(path) as draft:
+        if last.count == 0:
+            fill_moments(draft, Moments.empty(last.mean.size), provenance, name_of_moments(path))
+            return
+        scatter = _new_scatter(draft, last.mean.size)
+        digest = 0
+        for chunk, first in _whole_chunks(rows, scatter.chunks[0]):
+            scatter[first : first + len(chunk)] = chunk
+            digest = zlib.crc32(np.ascontiguousarray(chunk).reshape(-1).data.cast("B"), digest)
+        _seal(draft, last, digest, provenance, name_of_moments(path))
+
+
+def _whole_chunks(rows: Iterable[NDArray[np.float64]], height: int) -> Iterator[tuple[NDArray[np.float64], int]]:
+    """Yield rows by chunks of a height, the last one shorter, and the number of the first of each."""
+    first, left = 0, np.empty((0, 0))
+    for some in rows:
+        begin = min(height - len(left), len(some)) if len(left) else 0
+        left = np.concatenate([left, some[:begin]]) if begin else left
+        if len(left) == height:
+            yield left, first
+            first, left = first + height, left[:0]
+        while len(left) == 0 and begin + height <= len(some):
+            yield some[begin : begin + height], first
+            first, begin = first + height, begin + height
+        if begin < len(some):
+            left = some[begin:].copy()
+    if len(left):
+        yield left, first
+
+
 @contextmanager
 def _writer(path: Place, features: int, provenance: Mapping[str, Any]) -> Iterator[_RecordWriter]:
     with new_record(path) as draft:
@@ -78,14 +115,7 @@ class _RecordWriter:
         self._draft = draft
         self._name = name
         self._features = features
-        self._scatter = create_array(
-            draft.arrays / SCATTER.name,
-            (features, features),
-            np.dtype(np.float64),
-            dimensions=SCATTER.dimensions,
-            attributes={"meaning": SCATTER.meaning},
-            on_its_way=True,
-        )
+        self._scatter = _new_scatter(draft, features)
         self._last: FoldState | None = None
 
     def add(self, state: FoldState) -> None:
@@ -112,18 +142,7 @@ class _RecordWriter:
             return
         if last.mean.size != self._features:
             raise InvalidInputError(f"strips end at {last.mean.size} of {self._features} features")
-        arrays: dict[str, NDArray[Any]] = {
-            "mean": last.mean,
-            "max_abs": np.maximum(np.abs(last.maximum), np.abs(last.minimum)),
-            "maximum": last.maximum,
-            "nonzero": last.nonzero,
-        }
-        for spec in schema.MOMENTS:
-            if spec.name in arrays:
-                write_array(self._draft.arrays, spec, arrays[spec.name])
-        digests = {name: digest_of_array(array) for name, array in arrays.items()}
-        digests[SCATTER.name] = self._digest()
-        seal_record(self._draft, {"count": last.count, "samples": last.samples}, digests, provenance, self._name)
+        _seal(self._draft, last, self._digest(), provenance, self._name)
 
     def _digest(self) -> int:
         digest, step = 0, self._scatter.chunks[0]
@@ -131,3 +150,30 @@ class _RecordWriter:
             rows = np.ascontiguousarray(self._scatter[row : row + step])
             digest = zlib.crc32(rows.reshape(-1).data.cast("B"), digest)
         return digest
+
+
+def _new_scatter(draft: Draft, features: int) -> Any:
+    return create_array(
+        draft.arrays / SCATTER.name,
+        (features, features),
+        np.dtype(np.float64),
+        dimensions=SCATTER.dimensions,
+        attributes={"meaning": SCATTER.meaning},
+        on_its_way=True,
+    )
+
+
+def _seal(draft: Draft, last: FoldState, digest: int, provenance: Mapping[str, Any], name: Name) -> None:
+    """Write the vectors of a record, of whose matrix this is the digest, and make it one."""
+    arrays: dict[str, NDArray[Any]] = {
+        "mean": last.mean,
+        "max_abs": np.maximum(np.abs(last.maximum), np.abs(last.minimum)),
+        "maximum": last.maximum,
+        "nonzero": last.nonzero,
+    }
+    for spec in schema.MOMENTS:
+        if spec.name in arrays:
+            write_array(draft.arrays, spec, arrays[spec.name])
+    digests = {part: digest_of_array(array) for part, array in arrays.items()}
+    values = {"count": last.count, "samples": last.samples}
+    seal_record(draft, values, {**digests, SCATTER.name: digest}, provenance, name)

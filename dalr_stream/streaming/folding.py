@@ -51,7 +51,8 @@ class Folding:
     workers
         Threads of this process, all cores by default, or a cluster. No bit depends on it.
     memory_limit_bytes
-        Memory limit for folding on threads, beyond what the process holds already; see `plan`.
+        Memory limit for folding on threads, beyond what the process holds already; see `plan`. Of several ranks each
+        has it: the sums of a layer that fits on none of them are shared by all.
     pace
         When checkpoints are written.
     precision
@@ -66,9 +67,9 @@ class Folding:
         Accept workers whose BLAS is another build, or chose another kernel for another CPU, and record that bits
         may depend on who folded what. By default they are refused.
     segment_batches
-        Cut tiles at every so many batches and add up what lies between in a fixed tree, so that several ranks fold to
-        the same bits as one process (`open_ranks`). For rows folded as a network makes them; 0, the default, cuts
-        tiles across batches.
+        Cut tiles at every so many batches and add up what lies between in a fixed tree, so that each of several ranks
+        (`open_ranks`) can fold its own batches, to the bits of one process. For rows folded as a network makes them;
+        0, the default, cuts tiles across batches: then several ranks send one another their rows and share the sums.
 
     Examples
     --------

@@ -10,14 +10,15 @@ goes on with the one that was being folded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
-from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments
+from dalr_stream.numerics.statistics.folding import FoldState, LaneState, SplitMoments
 from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress
@@ -26,7 +27,7 @@ from dalr_stream.storage.places.place import Place, folders, remove_folder
 from dalr_stream.storage.records.moments import load_moments, moments_path, save_moments, shard_parts
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.schema import HELDOUT, TRAINING
-from dalr_stream.storage.strips import load_strip, save_strips
+from dalr_stream.storage.strips import load_strip, save_matrix_rows, save_strips
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.cost import LayerCost, LayerLoad
 from dalr_stream.streaming.folding import Folding
@@ -40,6 +41,18 @@ def save_split(root: Place, domain: str, layer: str, split: SplitMoments, proven
     shards = zip(shard_parts(len(split.shards)), split.shards, strict=True)
     for part, moments in (*shards, (HELDOUT, split.heldout), (TRAINING, split.training)):
         save_moments(moments_path(root, domain, layer, part), moments, provenance)
+
+
+def save_rows(
+    root: Place,
+    domain: str,
+    layer: str,
+    records: Iterable[tuple[str, FoldState, Iterator[NDArray[Any]]]],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write all parts of a layer's moments as `save_split` does, each from whole rows of its matrix, some at a time."""
+    for part, last, rows in records:
+        save_matrix_rows(moments_path(root, domain, layer, part), last, rows, provenance)
 
 
 def other_shards(root: Place, domain: str, layer: str, rule: FoldRule) -> list[Place]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from dalr_stream.errors import NonFiniteError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.rows.tiling import Rows, Samples, Tile, Tiler
 from dalr_stream.numerics.statistics.backend import Backend
-from dalr_stream.numerics.statistics.fold_rule import FoldRule
+from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
 from dalr_stream.numerics.statistics.folding import LaneFold, LaneState, SplitMoments, Workspace, join_partitions
 from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.storage.checkpoints import SavedFold
@@ -35,10 +34,16 @@ class NewLanes:
     executor: Executor
     workspace: Workspace = field(default_factory=Workspace)
 
-    def of(self, rule: FoldRule, saved: SavedFold | None = None) -> LayerLanes:
-        """Return the lanes of a layer that is folded by `rule`, as an earlier run saved them."""
-        owners = [partition for partition in rule.partitions for _ in range(rule.lanes)]
-        saved = saved or SavedFold([LaneState.empty(rule) for _ in owners])
+    def of(
+        self, rule: FoldRule, saved: SavedFold | None = None, strips: Sequence[Strip | None] = (None,)
+    ) -> LayerLanes:
+        """Return the lanes of a layer that is folded by `rule`, as an earlier run saved them.
+
+        `strips` are those of its matrix that are folded: the whole, where none are named.
+        """
+        owners = [partition for _ in strips for partition in rule.partitions for _ in range(rule.lanes)]
+        each = len(rule.partitions) * rule.lanes
+        saved = saved or SavedFold([LaneState.empty(rule, strip) for strip in strips for _ in range(each)])
         lanes = [
             LaneFold(
                 rule,
@@ -57,7 +62,7 @@ class LayerLanes:
     """The lanes of one layer, and the tile that is being filled for one of them."""
 
     def __init__(self, rule: FoldRule, lanes: list[LaneFold], saved: SavedFold, backend: Backend) -> None:
-        """`lanes`: those of each partition, one partition after the other."""
+        """`lanes`: those of each partition, one partition after the other, and so for each strip."""
         self.rule = rule
         self._lanes = lanes
         self._backend = backend
@@ -80,24 +85,29 @@ class LayerLanes:
 
     def saved(self, batches: int) -> SavedFold:
         """Return all that a later run needs to go on."""
-        values: dict[str, Any] = {
-            "batches": batches,
-            "next_tile": self._tiler.next_tile,
-            "sample_before": self._tiler.sample_before,
-        }
+        head = self.head()
+        return SavedFold(self.states(), {"batches": batches, **head.values}, head.pending)
+
+    def head(self) -> SavedFold:
+        """Return what it needs beside the sums: where the next tile begins, and the rows that it has so far."""
+        values = {"next_tile": self._tiler.next_tile, "sample_before": self._tiler.sample_before}
         held = self._tiler.pending()
         pending = {} if held is None else {"pending": self._backend.to_host(held[0]), "pending_sample": held[1]}
-        return SavedFold(self.states(), values, pending)
+        return SavedFold((), values, pending)
 
     def states(self) -> tuple[LaneState, ...]:
-        """Return what each lane has summed up, those of one partition after the other's."""
+        """Return what each lane has summed up, those of one partition after the other's, strip after strip."""
         return tuple(lane.state() for lane in self._lanes)
 
-    def freeze(self) -> SplitMoments:
-        """Join the lanes and give them up."""
+    def totals(self) -> tuple[LaneState, ...]:
+        """Join the lanes of each partition, strip after strip, and give them up."""
         lanes, self._lanes = self._lanes, []
-        sums = (merge_all(lanes.pop(0).state() for _ in range(self.rule.lanes)) for _ in self.rule.partitions)
-        return join_partitions(self.rule, [lane.moments() for lane in sums])
+        sums = range(len(lanes) // self.rule.lanes)
+        return tuple(merge_all(lanes.pop(0).state() for _ in range(self.rule.lanes)) for _ in sums)
+
+    def freeze(self) -> SplitMoments:
+        """Join the lanes of whole matrices and give them up."""
+        return join_partitions(self.rule, [state.moments() for state in self.totals()])
 
     def _update(self, tile: Tile) -> None:
         with one_blas_thread():

@@ -4,8 +4,9 @@ The numbers follow from the layers' shapes and the fold's rules; nothing is meas
 is what the engine holds *beyond* the process, the network and its input batches, which it cannot know.
 
 Under a limit the plan trades time for memory: folding from a store, a wide matrix is cut into strips, each a pass over
-its rows; folding directly, the layers are done in groups, each a pass of the data through the network. What does not
-fit even so is refused, with the alternatives and what each needs.
+its rows; folding directly, the layers are done in groups, each a pass of the data through the network, and where there
+are several ranks these share the sums of a layer that fits in none. What does not fit even so is refused, with the
+alternatives and what each needs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dalr_stream.streaming.cost import (
     tile_bytes,
     turn_bytes,
 )
+from dalr_stream.streaming.ranks.strip_cost import SharedFold, StripPass
 
 TILES_WRITTEN = 2
 """A tile put together from batches, and its packed form."""
@@ -61,6 +63,12 @@ class MemoryPlan:
     """Batches of each domain, where loaders told."""
     varying: frozenset[str] = frozenset()
     """Streams of which samples may give unequal numbers of rows."""
+    strips: tuple[StripPass, ...] = ()
+    """Those of the passes in which ranks share the sums of each layer; the others deal the batches to them."""
+
+    def in_strips(self, layer: str) -> StripPass | None:
+        """Return the pass in which ranks share a layer's sums; None where each rank holds them whole."""
+        return next((one for one in self.strips if layer in one.layers), None)
 
     @property
     def activations_bytes(self) -> int:
@@ -90,11 +98,12 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak memory: of the widest layer from a store, of the heaviest group of layers directly."""
+        """Peak memory: of the widest layer from a store, of the heaviest group of layers directly, on one rank."""
         if not self.direct:
             return max((layer.store_bytes for layer in self.layers), default=0)
-        held = {layer.name: layer.direct_bytes for layer in self.layers}
-        return self.shared_bytes + max((sum(held[name] for name in group) for group in self.groups), default=0)
+        held = {layer.name: layer.direct_bytes for layer in self.layers if self.in_strips(layer.name) is None}
+        whole = max((sum(held.get(name, 0) for name in group) for group in self.groups), default=0)
+        return max((self.shared_bytes + whole if held else 0, *(one.peak_bytes for one in self.strips)))
 
     @property
     def capture_bytes(self) -> int:
@@ -113,9 +122,11 @@ class MemoryPlan:
         if limit is None or self.peak_bytes <= limit:
             return
         worst = max(self.layers, key=_direct if self.direct else _from_store)
+        shared = self.in_strips(worst.name)
+        how = "directly" if self.direct else "from a store"
         raise MemoryLimitError(
             f"layer '{worst.name}': folding {worst.features:,} features needs {in_mib(self.peak_bytes)} "
-            f"{'directly' if self.direct else 'from a store'}, the limit is {in_mib(limit)}: "
+            f"{how if shared is None else f'on each of {shared.ranks} ranks'}, the limit is {in_mib(limit)}: "
             + "; ".join((*self.alternatives, "or raise the limit"))
         )
 
@@ -132,13 +143,15 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
     memory_limit_bytes: int | None = None,
     forward_bytes: int = 0,
     segments: int = 0,
+    ranks: int = 1,
 ) -> MemoryPlan:
     """Return the cost of capturing and accumulating `loads` on `domains` domains with `threads` threads.
 
     Each of them has `readers` others that read a store ahead of it.
     `shards` are counted on every domain, an upper bound where only some of them keep any. `forward_bytes` are what a
     batch's passes through the network hold. `segments` of the batches are folded where there are some, see
-    `Folding.segments`.
+    `Folding.segments`; directly, by each of `ranks` processes, within the limit. These share the sums of a layer that
+    does not fit in one, and where there are no segments those of all.
     """
     records = KeptRecords(heldout_share > 0, shards)
     layers = tuple(
@@ -148,16 +161,30 @@ def plan(  # noqa: PLR0913  # what decides a cost, each by its name
     working = threads * SINGLE_BLOCK_BYTES
     shared = max((turn_bytes(load, heldout_share) + tile_bytes(load) + working for load in loads), default=0)
     shared = max(shared, forward_bytes)  # a batch goes through the network before its rows are folded
+    room = None if memory_limit_bytes is None or not direct else memory_limit_bytes - shared
+    fold = SharedFold(ranks if direct else 1, records, segments, threads, forward_bytes)
+    parted = [] if fold.ranks == 1 else _parted(loads, layers, segments, room)
+    strips = fold.passes(parted, memory_limit_bytes)
+    whole = [layer for layer in layers if layer.name not in {load.name for load in parted}]
     return MemoryPlan(
         layers,
         direct,
-        _groups(layers, None if memory_limit_bytes is None or not direct else memory_limit_bytes - shared),
+        (*_groups(whole, room), *(one.layers for one in strips)),
         shared,
         memory_limit_bytes,
-        _alternatives(loads, layers, records, direct=direct, threads=threads, heldout_share=heldout_share),
+        _alternatives(loads, layers, fold, direct=direct, heldout_share=heldout_share, limit_bytes=memory_limit_bytes),
         _less_disk(loads, records, domains, direct=direct),
         forward_bytes,
+        strips=strips,
     )
+
+
+def _parted(
+    loads: Sequence[LayerLoad], layers: Sequence[LayerCost], segments: int, room_bytes: int | None
+) -> list[LayerLoad]:
+    """Return the layers whose sums ranks share: those that no rank has room for, and without segments all."""
+    pairs = zip(loads, layers, strict=True)
+    return [load for load, cost in pairs if not segments or (room_bytes is not None and cost.direct_bytes > room_bytes)]
 
 
 def _groups(layers: Sequence[LayerCost], room_bytes: int | None) -> tuple[tuple[str, ...], ...]:
@@ -176,19 +203,25 @@ def _groups(layers: Sequence[LayerCost], room_bytes: int | None) -> tuple[tuple[
 def _alternatives(
     loads: Sequence[LayerLoad],
     layers: Sequence[LayerCost],
-    records: KeptRecords,
+    fold: SharedFold,
     *,
     direct: bool,
-    threads: int,
     heldout_share: float,
+    limit_bytes: int | None,
 ) -> tuple[str, ...]:
     """Say what could be done about the layer that needs most, and what it would need then."""
     if not loads:
         return ()
     load, cost = max(zip(loads, layers, strict=True), key=lambda pair: (_direct if direct else _from_store)(pair[1]))
+    records, threads = fold.records, fold.threads
+    if fold.ranks > 1:
+        return tuple(fold.remedies(load, limit_bytes or 0))
     remedies = []
     if direct:
         remedies.append(f"capture to a store first ({in_mib(cost.store_bytes)} in {cost.passes} passes over the rows)")
+        enough = fold.enough_for(load, limit_bytes or 0)
+        if enough is not None:
+            remedies.append(f"share its sums out to {enough.ranks} ranks ({in_mib(enough.peak_bytes)} each)")
     elif lane_count(load.features) == 1:
         narrowest = strips(load.features, 0)
         least = max(store_bytes_of(load, strip, records.at_once, threads) for strip in narrowest)

@@ -82,7 +82,7 @@ class RunCost:
 
 def cost_of(project: Project, network: nn.Module, *, ranks: int = 1, rates: Rates | None = None) -> RunCost:
     """Return what a run of this project takes, captured and accumulated by `ranks` processes; any weights will do."""
-    plan = project.estimate(network)
+    plan = project.estimate(network, ranks=ranks)
     solving = planned_solving(project, network, plan)
     sequence = sequence_cost(project, network)
     memory = tuple(step_memory(project, network, plan, solving, sequence))

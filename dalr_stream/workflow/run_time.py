@@ -16,6 +16,7 @@ from dalr_stream.progress import seconds_in_words
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.lanes import SHARE_FOR_CHECKPOINTS
 from dalr_stream.streaming.plan import MemoryPlan
+from dalr_stream.workflow.results.strip_words import strips_in_words
 from dalr_stream.workflow.runfile.project import Project
 
 _BYTES_OF_A_PAIR = 4
@@ -77,13 +78,13 @@ def shared_out(plan: MemoryPlan, folding: Folding, ranks: int, took: Duration | 
         sent = sum(layer.disk_bytes for layer in plan.layers) * (ranks - 1) // ranks
         return f"{ranks} ranks: {each}{_mib(sent)} of rows go to rank 0, which writes them; accumulate is its own"
     records = folding.shards + (folding.holdout.share > 0)
-    sums = sum(_BYTES_OF_A_PAIR * layer.features * (layer.features + 1) for layer in plan.layers) * records
-    unset = "" if folding.segment_batches else "; they need accumulate.segment_batches, which is 0"
-    received = f"{(ranks - 1).bit_length()} x {_mib(sums)}"
-    return (
-        f"{ranks} ranks: {each}at each join rank 0 receives {received} of sums, ever more rarely until that takes less "
-        f"than {SHARE_FOR_CHECKPOINTS:.0%} of the time{unset}"
+    whole = [layer for layer in plan.layers if plan.in_strips(layer.name) is None]
+    sums = sum(_BYTES_OF_A_PAIR * layer.features * (layer.features + 1) for layer in whole) * records
+    joins = (
+        f"at each join rank 0 receives {(ranks - 1).bit_length()} x {_mib(sums)} of sums, ever more rarely until that "
+        f"takes less than {SHARE_FOR_CHECKPOINTS:.0%} of the time"
     )
+    return f"{ranks} ranks: {each}" + "; ".join(([joins] if whole else []) + strips_in_words(plan))
 
 
 def _mib(count: int) -> str:

@@ -116,10 +116,11 @@ def cost_without_data(
     rule = replace(project.code.rows, mask=None, prove=False)
     with shapes_explained(network):
         layers = project.watched_in(network)
+        direct = not config.capture.keep_activations
         if config.network.blocks:
             plan = estimate_blocks(network, loaders, layers, folding, blocks=config.network.blocks, rows=rule)
         else:
-            plan = plan_of(network, loaders, layers, folding, rows=rule, direct=not config.capture.keep_activations)
+            plan = plan_of(network, loaders, layers, folding, rows=rule, direct=direct, ranks=ranks)
         took = duration_of(network, loaders, layers, folding, plan, rows=rule, rates=rates)
     if config.capture.mask is not None:
         plan = replace(plan, varying=frozenset(layer.stream for layer in layers))

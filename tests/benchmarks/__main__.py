@@ -24,6 +24,7 @@ import remembering
 import scaling
 import selecting
 import sequential
+import sharing
 import sizing
 import solving
 from rich.console import Console
@@ -126,10 +127,12 @@ def _ranks(quick: bool) -> Table:
     return table
 
 
-@section(
-    "bucket",
-    "32,768 rows of 4,096 features, captured and folded: a store in a folder, and in a bucket on this machine",
-)
+@section("strips", "a wide layer folded by one process, and by ranks that share its sums; CPU is that of the busiest")
+def _strips(quick: bool) -> Table:
+    return sharing.filled(_table(*sharing.COLUMNS), quick=quick)
+
+
+@section("bucket", "32,768 rows of 4,096 features, captured and folded: in a folder, and in a bucket of this machine")
 def _bucket(quick: bool) -> Table:
     if bucketing.missing():
         table = _table("what")

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from notes import Notes
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -160,6 +161,19 @@ def test_a_run_stopped_in_its_second_pass_goes_on_with_the_same_data_alone(net, 
     expected = accumulate_stream(net, data(1), layers, folding=FREE)
     found = fold(data(1))
     assert all(found[name].same_bits(expected[name]) for name in ("0", "2"))
+
+
+@pytest.mark.parametrize("then", ["limited", "free"])
+def test_passes_that_were_begun_stay_as_they_were_also_where_more_fits_now(net, layers, limited, tmp_path, then):
+    often = dataclasses.replace(limited, pace=lambda: Pace(every_tiles=1))
+    notes = Notes()
+    with pytest.raises(Stopped):
+        accumulate_into(tmp_path, net, Passes(data(1), stopping()), layers, domain="t", folding=often)
+    folding = often if then == "limited" else dataclasses.replace(often, memory_limit_bytes=None)
+    expected = accumulate_stream(net, data(1), layers, folding=FREE)
+    found = accumulate_into(tmp_path, net, data(1), layers, domain="t", folding=folding, progress=notes)
+    assert all(found[name].same_bits(expected[name]) for name in ("0", "2"))
+    assert "domain 't': resuming after 2 folded batches" in notes.said
 
 
 def test_a_second_pass_is_not_gone_on_with_where_the_first_began_anew_on_other_data(net, layers, limited, tmp_path):

@@ -79,7 +79,7 @@ def test_time_follows_from_rates():
 
 def test_ranks_share_the_work_and_send_their_sums():
     bare, example = on_meta(NETWORKS["dense"])
-    layers, folding = ds.watch(bare, ["*"]), ds.Folding(ds.HoldoutRule(0.1))
+    layers, folding = ds.watch(bare, ["*"]), ds.Folding(ds.HoldoutRule(0.1), segment_batches=1)
     one = ds.estimate(bare, example, layers, samples=20, folding=folding, rates=RATES)
     five = ds.estimate(bare, example, layers, samples=20, folding=folding, rates=RATES, ranks=5)
     sums = 2 * 8 * (6 * 7 // 2 + 9 * 10 // 2)
@@ -87,6 +87,8 @@ def test_ranks_share_the_work_and_send_their_sums():
     assert five.received_bytes == 3 * sums
     assert five.seconds == pytest.approx(one.seconds / 5 + 3 * sums / ASSUMED["link"])
     assert "assumed" in five.basis[-1]
+    shared = ds.estimate(bare, example, layers, samples=20, rates=RATES, ranks=5)
+    assert shared.sent_bytes == 5 * shared.received_bytes == 4 * 20 * (6 + 9) * 4  # each row goes to four others
     kept = ds.estimate(bare, example, layers, samples=20, rates=RATES, ranks=5, keep_rows=True)
     assert kept.sent_bytes == kept.received_bytes == 20 * 6 * 4 * 4 // 5 + 20 * 9 * 4 * 4 // 5
 

@@ -2,6 +2,8 @@
 
 DO        accumulate, capture or memory
 SEGMENT   segment_batches
+WIDE      features of layer "2"
+LIMIT     memory limit of a rank, in MiB
 DIE       "rank:batch": that rank kills itself when it loads that batch, or the next one that is its own
 DIFFER    "rank:batch": that rank's loader gives another batch there
 WRAP      "ddp": the network in DistributedDataParallel
@@ -30,7 +32,8 @@ SAMPLES_OF = (torch.randn(ROWS, 12, generator=torch.Generator().manual_seed(1)) 
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 5)).eval()
+    wide = int(os.environ.get("WIDE", "30"))
+    return nn.Sequential(nn.Linear(12, wide), nn.ReLU(), nn.Linear(wide, 5)).eval()
 
 
 def place_of(word):
@@ -88,10 +91,11 @@ def loader():
 
 
 def folding():
-    segment = int(os.environ.get("SEGMENT", "2"))
+    segment, limit = int(os.environ.get("SEGMENT", "2")), os.environ.get("LIMIT")
     return ds.Folding(
         ds.HoldoutRule(0.2, seed=1),
         ds.Threads(1),
+        memory_limit_bytes=None if limit is None else int(limit) * 2**20,
         pace=every_round,
         device=os.environ.get("DEVICE"),
         segment_batches=segment,

@@ -75,12 +75,6 @@ def test_a_loader_that_gives_a_rank_other_batches_is_named(tmp_path):
     assert_matches("ranks: batch 5 is not the same for rank 1 and rank 0", ended.errors[1])
 
 
-def test_without_segments_several_ranks_are_refused(tmp_path):
-    ended = launch(tmp_path / "store", "accumulate", 2, SEGMENT="0")
-    assert ended.codes == [1, 1]
-    assert_matches("2 ranks fold segments of the batches, and segment_batches is 0", ended.errors[0])
-
-
 @pytest.mark.soak
 def test_torchrun_starts_the_ranks_again_and_they_resume(expected, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "1"]

@@ -53,7 +53,7 @@ def test_rows_that_are_kept_are_those_of_one_process(files):
 
 
 def test_an_error_of_another_rank_is_one_line_of_each(files):
-    ended = run(files[0], 2, "accumulate", str(files[0]), "--fresh", "--set", "capture.keep_activations=false")
+    ended = run(files[0], 2, "accumulate", str(files[0]), "--fresh", *DIRECT, "--memory", "100KiB")
     assert ended.codes == [1, 1]
     assert ended.errors[1].startswith("dalr-stream, rank 1: ranks: ")
     assert len(ended.errors[1].splitlines()) == 1

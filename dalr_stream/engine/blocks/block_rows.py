@@ -14,7 +14,7 @@ from dalr_stream.engine.capture import keep_weights, one_pass
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.layer_rows import LayerRows
-from dalr_stream.engine.row_feed import Folds
+from dalr_stream.engine.row_feed import Begun, Folds
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.readings import shared_readings
@@ -81,7 +81,7 @@ class BlockRows(LayerRows):
     def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write none yet: those of a block's layers are written when it is in memory."""
 
-    def groups(self, folding: Folding) -> Sequence[Collection[str]]:
+    def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:  # noqa: ARG002
         """Part the streams by block, and those of a block into passes that fit."""
         groups: list[BlockGroup] = []
         for number in range(self._last + 1):

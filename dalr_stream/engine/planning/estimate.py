@@ -122,7 +122,7 @@ def estimate(  # noqa: PLR0913  # those of accumulate, and what stands for data,
     folding, rule = folding or Folding(), replace(rows or RowRule(), mask=None, prove=not is_on_meta(model))
     loaders = {"target": StatedBatches(example, samples)}
     with shapes_explained(model):
-        plan = plan_of(model, loaders, layers, folding, rows=rule, direct=not keep_rows)
+        plan = plan_of(model, loaders, layers, folding, rows=rule, direct=not keep_rows, ranks=ranks)
         took = duration_of(model, loaders, layers, folding, plan, rows=rule, rates=rates)
     if rows is not None and rows.mask is not None:
         plan = replace(plan, varying=frozenset(layer.stream for layer in layers))
@@ -144,7 +144,7 @@ def estimate_of(
     rates, asked = rates or Rates(), BucketRequests({}, NONE)
     if isinstance(store, BucketPath):
         asked = bucket_requests(plan, layers, foldings)
-    sent = {layer.name: _sent(layer, foldings, ranks, direct=plan.direct) for layer in plan.layers}
+    sent = {layer.name: _sent(layer, foldings, ranks, plan) for layer in plan.layers}
     found = tuple(
         LayerEstimate(
             layer.stream, took.layers.get(layer.stream, 0.0), sent.get(layer.stream, 0), asked.of(layer.stream)
@@ -153,7 +153,10 @@ def estimate_of(
     )
     basis = took.basis
     if ranks > 1:
-        what = "one join" if plan.direct else "all rows"
+        what = " and ".join(
+            (["one join"] if plan.direct and len(plan.strips) < len(plan.groups) else [])
+            + (["all rows"] if plan.strips or not plan.direct else [])
+        )
         basis += (f"links: {what}, at {rates.of('link'):.2g} bytes a second ({rates.source('link')})",)
     if isinstance(store, BucketPath):
         speed, wait = (f"{rates.of(one):.2g} {{}} ({rates.source(one)})" for one in ("bucket", "request"))
@@ -161,10 +164,15 @@ def estimate_of(
     return Estimate(plan, found, took.passes_seconds, ranks, asked.beside, rates, basis)
 
 
-def _sent(layer: LayerCost, foldings: Mapping[str, Folding], ranks: int, *, direct: bool) -> int:
-    """Return what all ranks but the first send of a layer: each its sums, once; or each its share of the rows."""
-    if not direct:
+def _sent(layer: LayerCost, foldings: Mapping[str, Folding], ranks: int, plan: MemoryPlan) -> int:
+    """Return what ranks send of a layer: all but the first their sums, once, or their share of the rows.
+
+    Where they share the sums, every row goes to all ranks.
+    """
+    if not plan.direct:
         return layer.disk_bytes * (ranks - 1) // ranks
+    if plan.in_strips(layer.name) is not None:
+        return layer.disk_bytes * (ranks - 1)
     records = sum(folding.shards + (folding.holdout.share > 0) for folding in foldings.values())
     return (ranks - 1) * records * _BYTES_OF_A_PAIR * layer.features * (layer.features + 1)
 

@@ -84,7 +84,9 @@ class Estimate:
         """What rank 0, which receives most, receives of it."""
         if not self.plan.direct or self.ranks == 1:
             return self.sent_bytes
-        return self.sent_bytes // (self.ranks - 1) * (self.ranks - 1).bit_length()
+        shared = sum(layer.sent_bytes for layer in self.layers if self.plan.in_strips(layer.name) is not None)
+        joined = (self.sent_bytes - shared) // (self.ranks - 1) * (self.ranks - 1).bit_length()
+        return shared // self.ranks + joined
 
     @property
     def links_seconds(self) -> float:

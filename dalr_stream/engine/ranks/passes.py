@@ -12,7 +12,7 @@ from typing import Any
 
 from dalr_stream.engine.backend import backend_of
 from dalr_stream.engine.row_feed import Folds, RowFeed
-from dalr_stream.errors import FingerprintMismatchError, InvalidInputError
+from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.batches import Batches
@@ -20,23 +20,19 @@ from dalr_stream.streaming.fold_sink import FoldSink
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.ranks.link import Link, tell
 from dalr_stream.streaming.ranks.segment_sink import SegmentSink
+from dalr_stream.streaming.ranks.strip_sink import StripSink
 
 _GROUP = "group"
+_STRIPS = "strips"
 
 
-def require_segments(folding: Folding, link: Link) -> None:
-    """Raise InvalidInputError where several ranks would fold tiles that are cut across the batches of others."""
-    if link.ranks > 1 and not folding.segment_batches:
-        raise InvalidInputError(
-            f"ranks: {link.ranks} ranks fold segments of the batches, and segment_batches is 0: set it "
-            "(accumulate.segment_batches, Folding(segment_batches=32)), so that the rows of a segment fill several "
-            "tiles; the bits depend on it, and not on the number of ranks. Or capture first, which needs none"
-        )
-
-
-def new_sink(feed: RowFeed, folding: Folding, executor: ThreadPoolExecutor, link: Link, **options: Any) -> Folds:
-    """Return what folds a pass, by lanes or by segments."""
+def new_sink(  # what is folded how, and by whom
+    feed: RowFeed, folding: Folding, executor: ThreadPoolExecutor, link: Link, *, in_strips: bool, **options: Any
+) -> Folds:
+    """Return what folds a pass, by lanes or by segments; `in_strips`: ranks share the sums, not the batches alone."""
     backend = backend_of(folding)
+    if in_strips:
+        return StripSink(folding, executor, link=link, backend=backend, **options)
     if not folding.segment_batches:
         return FoldSink(folding, executor, backend=backend, **options)
     return SegmentSink(folding, executor, link=link, length=length_of(feed.batches), backend=backend, **options)
@@ -48,10 +44,10 @@ def require_same_on_all(link: Link, facts: Mapping[str, Any]) -> None:
         _require_same(facts, tell(link, facts), link.rank)
 
 
-def announce(link: Link, group: Collection[str]) -> None:
-    """Tell the other ranks which streams the next pass folds."""
+def announce(link: Link, group: Collection[str], *, in_strips: bool) -> None:
+    """Tell the other ranks which streams the next pass folds, and whether they share the sums."""
     if link.ranks > 1:
-        tell(link, {_GROUP: list(group)})
+        tell(link, {_GROUP: list(group), _STRIPS: in_strips})
 
 
 def end_of(link: Link, progress: Progress) -> None:
@@ -59,7 +55,7 @@ def end_of(link: Link, progress: Progress) -> None:
     if link.ranks > 1:
         tell(link, {})
         received = link.traffic.array_bytes / 2**20
-        progress.note(f"ranks: {link.ranks} of them, {received:,.1f} MiB of sums received by rank 0")
+        progress.note(f"ranks: {link.ranks} of them, {received:,.1f} MiB of rows and sums received by rank 0")
 
 
 def take_part(feed: RowFeed, folding: Folding, link: Link) -> None:
@@ -67,7 +63,7 @@ def take_part(feed: RowFeed, folding: Folding, link: Link) -> None:
     first_pass = Batches()
     while told := tell(link, None):
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = new_sink(feed, folding, executor, link, first_pass=first_pass)
+            sink = new_sink(feed, folding, executor, link, in_strips=told[_STRIPS], first_pass=first_pass)
             if not sink.ended:
                 feed.send(told[_GROUP], sink, folding, Silent())
             first_pass = sink.batches.batches

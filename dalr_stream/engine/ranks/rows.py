@@ -9,20 +9,14 @@ Rank 0 compares the digests that a rank sends with those of what its own loader 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
-from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.share import UNSEEN, Share
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.storage.writer import ActivationWriter
 from dalr_stream.streaming.ranks.link import Link, Message, tell
-
-_NUMBER = "batch"
-_COMPARED = 50
-"""One in so many batches of each rank is loaded by rank 0 too."""
-_SHARED_AT_ONCE = 2**16
-"""Batches for which a loader is told at a time which ones it has to load."""
+from dalr_stream.streaming.ranks.row_exchange import batch_from, other_loader, own_batches, rows_message
 
 
 class DealtWriter:
@@ -49,11 +43,7 @@ class DealtWriter:
     @property
     def share_from(self) -> Callable[[int], Share] | None:
         """What this rank loads: its own batches, and some of the others' to be compared."""
-        return None if self._alone else self._share
-
-    def _share(self, first: int) -> Share:
-        numbers, ranks = range(first, first + _SHARED_AT_ONCE), self._link.ranks
-        return Share(numbers.stop, [each for each in numbers if each % ranks == 0 or each // ranks % _COMPARED == 0])
+        return None if self._alone else partial(own_batches, link=self._link)
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Fetch the rows of another rank's batch and write them; True where this rank need not run it."""
@@ -79,18 +69,11 @@ class DealtWriter:
         for rank in range(1, self._link.ranks) if not self._alone else ():
             facts = self._link.receive(rank).facts
             if facts != {"ended": self._seen}:
-                raise _other_loader(rank, self._seen)
+                raise other_loader(rank, self._seen)
         self._writer.finish()
 
     def _fetched(self, rank: int, batch: int, samples: int, digest: str) -> RowBatch:
-        message = self._link.receive(rank)
-        facts, arrays = message.facts, list(message.arrays)
-        theirs = facts.get("digest") if digest == UNSEEN else digest
-        if (facts.get(_NUMBER), facts.get("samples"), facts.get("digest")) != (batch, samples, theirs):
-            raise _other_loader(rank, batch)
-        rows = {name: arrays[place] for name, place in facts["rows"].items()}
-        counts = {name: arrays[place] for name, place in facts["counts"].items()}
-        return RowBatch(samples, str(theirs), rows, counts)
+        return batch_from(self._link.receive(rank), rank, batch, RowBatch(samples, digest, {}))
 
 
 class SentRows:
@@ -109,8 +92,7 @@ class SentRows:
 
     def share_from(self, first: int) -> Share:
         """Return the batches that this rank loads: its own."""
-        numbers = range(first, first + _SHARED_AT_ONCE)
-        return Share(numbers.stop, [each for each in numbers if each % self._link.ranks == self._link.rank])
+        return own_batches(first, self._link)
 
     def skip(self, batch: int, samples: int, digest: str) -> bool:  # noqa: ARG002  # a RowSink
         """Tell whether a batch is another rank's, or in the store; rank 0 compares those that are."""
@@ -119,33 +101,9 @@ class SentRows:
         return batch < self._first or batch % self._link.ranks != self._link.rank
 
     def write(self, batch: RowBatch) -> None:
-        """Send the rows of a batch of this rank's, those that layers share once."""
-        places: dict[int, int] = {}
-        arrays: list[Any] = []
-
-        def place(array: Any) -> int:
-            if id(array) not in places:
-                places[id(array)] = len(arrays)
-                arrays.append(array)
-            return places[id(array)]
-
-        facts = {
-            _NUMBER: self._next,
-            "samples": batch.samples,
-            "digest": batch.digest,
-            "rows": {name: place(rows) for name, rows in batch.rows.items()},
-            "counts": {name: place(counts) for name, counts in batch.counts.items()},
-        }
-        self._link.send(0, Message(facts, arrays))
+        """Send the rows of a batch of this rank's."""
+        self._link.send(0, rows_message(self._next, batch))
 
     def finish(self) -> None:
         """Tell rank 0 how many batches there were."""
         self._link.send(0, Message({"ended": self._seen}))
-
-
-def _other_loader(rank: int, batch: int) -> FingerprintMismatchError:
-    return FingerprintMismatchError(
-        f"ranks: batch {batch} is not the same for rank {rank} and rank 0: the loader of each rank must give all "
-        "batches, the same in the same order, of which it runs its own: take no sampler that deals samples to ranks, "
-        "and turn off shuffling and random augmentation"
-    )

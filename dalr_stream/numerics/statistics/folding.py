@@ -87,6 +87,13 @@ class FoldState:
             self.nonzero + other.nonzero,
         )
 
+    def rows(self, strip: Strip) -> FoldState:
+        """View a strip of the matrix that lies within this one."""
+        first, to = self.mean.size - len(self.scatter), slice(strip.stop)
+        scatter = self.scatter[strip.first - first : strip.stop - first, to]
+        vectors = self.maximum[to], self.minimum[to], self.nonzero[to]
+        return FoldState(self.count, self.samples, self.mean[to], scatter, *vectors)
+
     def moments(self) -> Moments:
         """Return the moments; the state's memory becomes theirs, so nothing is copied and the fold must end."""
         if self.scatter.shape[0] != self.mean.size:
@@ -216,6 +223,10 @@ class LaneState:
         if self.heldout is not None and other.heldout is not None:
             heldout = self.heldout + other.heldout
         return LaneState(self.training + other.training, heldout)
+
+    def rows(self, strip: Strip) -> LaneState:
+        """View a strip of both."""
+        return LaneState(self.training.rows(strip), None if self.heldout is None else self.heldout.rows(strip))
 
     def moments(self) -> SplitMoments:
         """Return both records; the state's memory becomes theirs."""

@@ -16,6 +16,7 @@ from dalr_stream.engine.stores.merge import Merged
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.numerics.rows.streams import Side, layer_of_stream, module_name
 from dalr_stream.numerics.selection.shift import MomentShift
+from dalr_stream.streaming.cost import LayerCost as FoldCost
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.streaming.solving_cost import solving_cost
 from dalr_stream.streaming.solving_plan import SolvingPlan
@@ -100,8 +101,8 @@ def cost_table(plan: MemoryPlan) -> Table:
             f"{layers[0].rows:,}",
             "none kept" if plan.direct else _mib(sum(layer.disk_bytes for layer in layers)),
             _mib(sum(layer.moments_bytes for layer in layers)),
-            _mib(sum(layer.direct_bytes for layer in layers) if plan.direct else layers[0].store_bytes),
-            f"no. {', '.join(map(str, taken))} of {len(plan.groups)}" if plan.direct else f"{layers[0].passes}",
+            _mib(sum(_held(plan, layer) for layer in layers) if plan.direct else layers[0].store_bytes),
+            _passes(plan, taken, layers[0]),
             f"{multiply_adds:.2e}",
             f"{multiply_adds / max(plan.multiply_adds, 1):.0%}",
         )
@@ -112,6 +113,19 @@ def cost_table(plan: MemoryPlan) -> Table:
     adds = f"{plan.multiply_adds:.2e}"
     table.add_row("total", "", f"{rows:,}", disk, _mib(moments), _mib(plan.peak_bytes), "", adds, "")
     return table
+
+
+def _held(plan: MemoryPlan, layer: FoldCost) -> int:
+    """Return what a rank holds of a layer's sums: all, or the strips of the one that holds most."""
+    shared = plan.in_strips(layer.name)
+    return layer.direct_bytes if shared is None else shared.sums_bytes[layer.name]
+
+
+def _passes(plan: MemoryPlan, taken: Sequence[int], layer: FoldCost) -> str:
+    if not plan.direct:
+        return f"{layer.passes}"
+    strips = "" if plan.in_strips(layer.name) is None else ", in strips"
+    return f"no. {', '.join(map(str, taken))} of {len(plan.groups)}{strips}"
 
 
 def solving_table(plan: SolvingPlan) -> Table:

@@ -217,8 +217,8 @@ class Project:
         wanted = {self.compressed: self.config.compress.wanted, self.finetuned: self.config.finetune is not None}
         return [folder for folder, asked in wanted.items() if asked]
 
-    def estimate(self, untrained: nn.Module | None = None) -> MemoryPlan:
-        """Return what capturing and accumulating will cost; any weights will do."""
+    def estimate(self, untrained: nn.Module | None = None, *, ranks: int = 1) -> MemoryPlan:
+        """Return what capturing and accumulating will cost, and each of `ranks` processes; any weights will do."""
         network, blocks = self.recorded if untrained is None else untrained, self.config.network.blocks
         watched, folding = self.watched_in(network), self.widest_folding
         with self.code.importing():
@@ -227,7 +227,7 @@ class Project:
                 keep, rule = self.config.accumulate.keep_moments, self.code.rows
                 return estimate_blocks(network, loaders, watched, folding, blocks=blocks, rows=rule, keep_moments=keep)
             direct = not self.config.capture.keep_activations
-            return estimate(network, loaders, watched, folding, rows=self.code.rows, direct=direct)
+            return estimate(network, loaders, watched, folding, rows=self.code.rows, direct=direct, ranks=ranks)
 
     def cache_of(self, section: LabelledSection) -> int:
         """Return what scoring may keep of what comes before a layer: of a memory limit a fourth at most."""

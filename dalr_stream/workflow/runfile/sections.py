@@ -113,7 +113,7 @@ class NetworkSection(Section):
     blocks: bool | str | tuple[str, ...] = False
     """Accumulate block by block, what each block gives in the store until the next one has read it: `true` finds the
     blocks, or the names of the lists of modules (`nn.ModuleList`, `nn.Sequential`) that they are members of. With
-    `weights` one block is in memory at a time. Needs capture.keep_activations = false, and low-rank methods."""
+    `weights` one block is in memory at a time. Needs capture.keep_activations = false."""
     outputs: tuple[str, ...] = ()
     """Patterns of layers whose outputs are watched as well: their moments are kept as those of `name@outputs`."""
     gradients: tuple[str, ...] = ()
@@ -187,8 +187,9 @@ class AccumulateSection(Section):
     """Accept workers whose BLAS is another build, or chose another kernel for another CPU, and checkpoints that such a
     one left. The moments then say `any` for their BLAS: bits may depend on who folded what. By default refused."""
     segment_batches: Positive | None = None
-    """Cut tiles at every so many batches, and add up what lies between in a fixed tree, so that the ranks of a job that
-    torchrun starts have the bits of one process. Where no activations are kept; a segment should fill several tiles."""
+    """Cut tiles at every so many batches, and add up what lies between in a fixed tree, so that each rank of a job that
+    torchrun starts folds its own batches, to the bits of one process; without it, ranks share the sums of each layer.
+    Where no activations are kept; a segment should fill several tiles."""
     precision: Precision = Precision.DOUBLE
     """Of products: `single` is the fast mode, float32 products and float64 sums."""
     device: str | None = Field(default=None, pattern=FOLD_DEVICE)

@@ -159,7 +159,7 @@ def _require_room(session: Session) -> None:
         return
     session.check_all_steps()
     project = session.project
-    cost = project.estimate()
+    cost = project.estimate(ranks=session.ranks.ranks)
     cost.require()
     solving = planned_solving(project, project.recorded, cost)
     solving.require()

@@ -4,8 +4,8 @@
 
 Every layer of each block of a decoder is compressed: a pass for q, k and v, for o, for gate and up, and for down. Three
 ways, each in the same process: block by block; the whole network, each pass going on from values in memory where they
-fit; and the whole network where they do not. Prints, for each, processor seconds and how often a block ran on a batch,
-divided by blocks and batches, and whether all three networks are the same to the bit.
+fit; and the whole network where they do not. Prints, for each, processor seconds and how often a block's norms ran,
+divided by norms, blocks and batches, and whether all three networks are the same to the bit.
 """
 
 import argparse
@@ -14,16 +14,19 @@ import shutil
 import sys
 import time
 import warnings
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dalr_stream as ds
 from dalr_stream.engine.sequential import pass_plan
 from dalr_stream.errors import FewSamplesWarning, ParameterIncreaseWarning
 
-WORDS = 512
+WORDS, NORMS = 512, 2
 
 
 def built(args, blocks):
@@ -36,16 +39,20 @@ def built(args, blocks):
         return AutoModelForCausalLM.from_config(config).eval()
 
 
-class Counter:
-    """Counts how often a block begins on a batch of the full size."""
+@contextmanager
+def counted(samples):
+    """Count how often a norm runs on a batch of the full size; one whose values are known is called, and does not."""
+    runs, forward = Counter(), LlamaRMSNorm.forward
 
-    def __init__(self, model, samples):
-        self.runs = 0
-        for block in model.model.layers:
-            block.input_layernorm.register_forward_pre_hook(lambda _, given: self.count(len(given[0]) == samples))
+    def counting(norm, x):
+        runs[len(x) == samples] += 1
+        return forward(norm, x)
 
-    def count(self, whole):
-        self.runs += whole
+    LlamaRMSNorm.forward = counting
+    try:
+        yield runs
+    finally:
+        LlamaRMSNorm.forward = forward
 
 
 def compressed(model, args, batches, **options):
@@ -57,13 +64,14 @@ def compressed(model, args, batches, **options):
 
 def measured(args, depth, batches, room, **options):
     model, usual = built(args, depth), pass_plan.KEPT_BYTES
-    counter, begun = Counter(model, args.batch), time.process_time()
-    try:
-        pass_plan.KEPT_BYTES = room
-        small = compressed(model, args, batches, **options)
-    finally:
-        pass_plan.KEPT_BYTES = usual
-    return small, time.process_time() - begun, counter.runs / (depth * len(batches))
+    begun = time.process_time()
+    with counted(args.batch) as runs:
+        try:
+            pass_plan.KEPT_BYTES = room
+            small = compressed(model, args, batches, **options)
+        finally:
+            pass_plan.KEPT_BYTES = usual
+    return small, time.process_time() - begun, runs[True] / (NORMS * depth * len(batches))
 
 
 def main():
