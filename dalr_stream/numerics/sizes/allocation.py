@@ -211,7 +211,7 @@ def within_budget(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]
 def _require_affordable(layers: Sequence[SizedLayer], smallest: Mapping[str, int], budget: float) -> float:
     """Return what the smallest sizes cost."""
     least = float(cost(layers, smallest))
-    if not least <= budget:  # nor is NaN
+    if least > budget:
         sizes = ", ".join(f"{name} {size}" for name, size in smallest.items())
         raise InvalidInputError(
             f"budget: the smallest sizes ({sizes}) cost {least:,.0f} and the budget is {budget:,.0f}: raise it, or "
