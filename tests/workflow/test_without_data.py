@@ -61,12 +61,15 @@ def test_the_plan_is_that_of_the_data(tmp_path):
 
 
 def test_ranks_and_a_bucket_are_said_layer_by_layer(file):
-    shown = estimated(file, *STATED, *RATES, *DIRECT, "--ranks", 4, "--set", 'run.store="s3://none/x.zarr"').stdout
+    ranked = [*STATED, *RATES, *DIRECT, "--ranks", 4, "--set", 'run.store="s3://none/x.zarr"']
+    shown = estimated(file, *ranked, "--set", "accumulate.segment_batches=2").stdout
     assert re.search(r"layer +sums +sent +puts +put +gets +got +small", shown)
     assert "the store itself" in shown
     assert "capture and accumulate on 4 ranks: about" in shown
     assert re.search(r"4 ranks: about .* at each join rank 0 receives", shown.replace("\n", " "))
     assert "not in it: solving" in shown.replace("\n", " ")
+    without = estimated(file, *ranked).stdout.replace("\n", " ")
+    assert re.search(r"in strips: .*a rank needs .* and receives .* of rows", without)  # they share the sums
 
 
 def test_a_bucket_s_requests_are_in_a_plain_estimate_too(tmp_path):
