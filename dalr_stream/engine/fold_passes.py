@@ -125,7 +125,8 @@ def passes_into(  # noqa: PLR0913  # those of fold_into, and what becomes of it
             _require_same_choice(f"'{path}'", origin_of(path), feed.choice)
         feed.keep_weights(root, network)
         passes: list[Checkpoints] = []
-        facts = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
+        facts: dict[str, Any] = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
+        facts |= {} if keep else {"kept": False}  # moments of its passes may be gone, which others count on
         for number, group in enumerate(feed.groups(folding, _begun(root, domain, facts, feed.streams))):
             passes.append(Checkpoints(root, domain, f"@direct-{number}", {**facts, "layers": list(group)}))
             stopped = f"'{root}': the fold of '{domain}' that was stopped"

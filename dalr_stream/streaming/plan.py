@@ -53,6 +53,8 @@ class MemoryPlan:
     """What the passes of a batch, forward and where gradients are taken back, hold beside the network, if known."""
     stream_bytes: int = 0
     """Disk for what blocks give each other, while a network runs block by block."""
+    moments_at_once_bytes: int | None = None
+    """Disk for moments where no more than two blocks have theirs at once; None where all are kept."""
     blocks: int = 0
     """Passes that such a network is run in, a block each; 0 for one that is run whole."""
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -69,10 +71,15 @@ class MemoryPlan:
         return next((one for one in self.strips if layer in one.layers), None)
 
     @property
+    def activations_bytes(self) -> int:
+        """Disk for the activations of all layers."""
+        return 0 if self.direct else sum(layer.disk_bytes for layer in self.layers)
+
+    @property
     def disk_bytes(self) -> int:
         """Disk for activations and moments of all layers."""
-        activations = 0 if self.direct else sum(layer.disk_bytes for layer in self.layers)
-        return activations + sum(layer.moments_bytes for layer in self.layers)
+        moments = sum(layer.moments_bytes for layer in self.layers)
+        return self.activations_bytes + (moments if self.moments_at_once_bytes is None else self.moments_at_once_bytes)
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -149,6 +149,11 @@ class Run:
         Shares read like "30%"; without them it is about the one network that [compress] describes. Table, picture and
         networks go to `sizes` in the run's output; a killed call resumes. `evaluate` scores on [evaluate] too.
         """
+        if self.project.config.sweeps:
+            raise ConfigError(
+                "accumulate.keep_moments: is false, so each size is a sweep of its own: run compress for one size, or "
+                "keep the moments for several, --set accumulate.keep_moments=true"
+            )
         if evaluate:
             _ = self.project.evaluate_section
         self._bring(solve.NAME if shares else self._compressing)
@@ -240,6 +245,11 @@ class Run:
         return compress.NAME if self._schedule.of(compress.NAME) else solve.NAME
 
     def _bring(self, verb: str) -> None:
+        if verb in (accumulate.VERB, solve.NAME) and self.project.config.sweeps:
+            raise ConfigError(
+                "accumulate.keep_moments: is false, so blocks are accumulated, solved and written in one sweep: run "
+                f"compress, or run; for {verb} alone, keep the moments, --set accumulate.keep_moments=true"
+            )
         self._schedule.bring(self._schedule.of(verb))
 
     @property

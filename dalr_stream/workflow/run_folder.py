@@ -66,7 +66,8 @@ def _clear_folder(folder: Path, own: set[str]) -> None:
 
 def _own(project: Project) -> tuple[Path, ...]:
     """Return what steps write into the folder, whole, under a temporary name first; the store clears its own."""
-    records = (project.weights_record, project.evaluation, project.compression, project.stability, project.finetuning)
+    decided = (project.compression, project.swept, project.stability)
+    records = (project.weights_record, project.evaluation, *decided, project.finetuning)
     folders = (project.compressed, project.finetuned, project.sequence, project.pass_moments, project.unfinished)
     files = (project.weights, project.report_record, project.output / step_log.FILE, project.output / profile.FILE)
     return (*records, *folders, *files)

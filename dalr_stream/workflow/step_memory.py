@@ -96,7 +96,7 @@ def require_steps(project: Project, cost: MemoryPlan, solving: SolvingPlan) -> N
 def require_step(project: Project, verb: str) -> None:
     """Raise MemoryLimitError where a step that starts from what the store has does not fit in the run's limit."""
     limit = project.config.accumulate.memory_limit_bytes
-    if limit is not None and verb in FROM_STORE:
+    if limit is not None and verb in FROM_STORE and not project.config.sweeps:
         for step in _of_verb(project, verb, solving_from(project, StoreView.open(project.store))):
             step.require(limit)
 

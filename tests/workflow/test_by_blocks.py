@@ -8,6 +8,7 @@ import pytest
 import torch
 from stopping import StopAfter, StoppedError
 from torch import nn
+from tower_run_file import BY_BLOCKS, files, named, write_tower
 
 import dalr_stream as ds
 from dalr_stream.engine.blocks.duration import duration_of_blocks
@@ -19,83 +20,11 @@ from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.without_data import StatedData, cost_without_data
 
-CODE = """
-import torch
-from torch import nn
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
-
-    def forward(self, x):
-        return x + self.down(torch.relu(self.up(x)))
-
-
-class Tower(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.blocks, self.head = nn.Linear(6, 8), nn.ModuleList(Block() for _ in range(3)), nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-
-def build():
-    return Tower()
-
-
-def target(*, seed, samples=60):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(samples, 6, generator=generator)
-    return list(zip(inputs.split(25), (inputs[:, 0] > 0).long().split(25)))
-"""
-RUN_FILE = """
-[run]
-name = "blocks"
-output = "out"
-
-[network]
-build = "tower:build"
-weights = "tower.safetensors"
-layers = ["blocks.*"]
-blocks = true
-
-[capture]
-keep_activations = false
-
-[domains.target]
-batches = "tower:target"
-
-[solve]
-methods = ["svd", "dalr_anchored_affine"]
-
-[compress]
-blocks = 0
-"""
-
 
 @pytest.fixture
 def run_file(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "tower", raising=False)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "tower.py").write_text(CODE)
-    path = folder / "run.toml"
-    path.write_text(RUN_FILE.replace("[compress]\nblocks = 0\n", ""))
-    names = {}
-    exec(CODE, names)  # noqa: S102  # the text above
-    torch.manual_seed(0)
-    ds.network.save_weights(names["Tower"](), folder / "tower.safetensors")
-    return path
-
-
-def files(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return write_tower(tmp_path / "run")
 
 
 def project_of(run_file, *overrides):
@@ -128,22 +57,6 @@ def test_what_else_runs_the_network_takes_it_whole_or_block_by_block(run_file):
         pages.append((run.results.baseline_score, files(run.project.compressed)["model.safetensors"]))
         shutil.rmtree(run.project.output)
     assert pages[0] == pages[1]
-
-
-BY_BLOCKS = {
-    "named": None,
-    "energy": 'compress.energy="90%"',
-    "singular values": 'compress.singular_values="60%"',
-    "ratio": 'compress.ratio="40%"',
-}
-
-
-def named(run_file):
-    """Name the sizes in the run file; no setting can."""
-    run_file.write_text(
-        f"{run_file.read_text()}\n[compress]\n'blocks.*' = {{ method = 'dalr_anchored_affine', size = 3 }}\n"
-    )
-    return []
 
 
 @pytest.mark.parametrize("sizes", BY_BLOCKS.values(), ids=BY_BLOCKS)
@@ -267,11 +180,11 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     assert plan.stream_bytes == 3 * 25 * 8 * 4 * 3  # batches, samples, width, bytes; what the stem gave and two blocks
     assert "what blocks give each other 0.0" in str(cost_table(plan).title)
     assert plan.disk_peak_bytes == plan.disk_bytes + plan.checkpoint_bytes + plan.stream_bytes
-    one_block = 8 * (8**2 + 12**2) * 2
-    assert plan.disk_alternatives[-1] == (
-        "solve and write one block after the other, in Python (statistics_by_block)",
-        one_block,
-    )
+    two_blocks = 2 * 8 * (8**2 + 12**2) * 2
+    less = "solve and write one block after the other (accumulate.keep_moments = false)"
+    assert plan.disk_alternatives[-1] == (less, two_blocks)
+    swept = project_of(run_file, "accumulate.keep_moments=false", 'compress.ratio="40%"').estimate()
+    assert swept.disk_bytes == two_blocks < plan.disk_bytes
     whole = project_of(run_file, "network.blocks=false").estimate()
     assert plan.disk_bytes == whole.disk_bytes
     assert plan.peak_bytes < whole.peak_bytes
@@ -283,6 +196,10 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     [
         ("capture.keep_activations=true", "network.blocks: rows are folded as the blocks make them: set capture.keep"),
         ("network.gradients=['*']", "network.blocks: gradients come from the end of the network"),
+        (
+            "solve.methods=['svd', 'heads']",
+            "network.blocks: heads need the network whole: leave 'heads' out of solve.methods",
+        ),
     ],
 )
 def test_what_needs_the_network_whole_is_refused(setting, message, run_file):

@@ -39,6 +39,7 @@ def estimate_blocks(
     *,
     blocks: Blocks,
     rows: RowRule | None = None,
+    keep_moments: bool = True,
 ) -> MemoryPlan:
     """Return disk, memory and dominant cost of accumulating every domain of `loaders` block by block.
 
@@ -85,14 +86,16 @@ def estimate_blocks(
     blocks_bytes = [
         sum(by_name[layer.stream] for layer in own if numbers[layer.stream] == number) for number in range(len(passes))
     ]
-    one = "solve and write one block after the other, in Python (statistics_by_block)", max(blocks_bytes)
+    at_once = max(map(sum, zip(blocks_bytes, [0, *blocks_bytes], strict=False)))  # the last goes once the next is there
+    one = "solve and write one block after the other (accumulate.keep_moments = false)", at_once
     return dataclasses.replace(
         found,
         groups=tuple(filter(None, groups)),
         rows=counts,
         stream_bytes=stream,
         blocks=1 + max(numbers.values()),
-        disk_alternatives=(*found.disk_alternatives, one),
+        disk_alternatives=(*found.disk_alternatives, *([one] if keep_moments else [])),
+        moments_at_once_bytes=None if keep_moments else at_once,
     )
 
 

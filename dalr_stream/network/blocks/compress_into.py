@@ -40,7 +40,7 @@ from dalr_stream.storage.json_record import digest_of
 
 Pair = LowRankLayer | GroupedPair
 Given = Pair | SelectedNodes
-Replacements = Mapping[str, Given | Callable[[], Given]]
+Replacements = Mapping[str, Given | Callable[[], Given | None]]
 
 
 def compress_into(
@@ -49,7 +49,7 @@ def compress_into(
     folder: str | Path,
     *,
     example: Any = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     made_from: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -64,15 +64,16 @@ def compress_into(
         From `open_network`; one that is in memory may go the same way. Left as it is.
     replacements
         Layer name -> `factors.at_rank(k)`, or `selection.at_size(k)` where all that the nodes' channels reach lies in
-        one block; or a function without arguments that gives it. A function is called when the turn of its layer has
-        come, and what it gives is not kept: so no more than one layer's factors are there, or one block's selections.
+        one block; or a function without arguments that gives it, or None to leave the layer as it is. A function is
+        called when the turn of its layer has come, and what it gives is not kept: so no more than one layer's factors
+        are there, or one block's selections.
     folder
         A new folder, or one that holds a saved network, which stays there until the new one is whole.
     example
         A batch as `capture` takes it. Selections need it, as in `compress`; and where it is given, it is proved of each
         block that is compressed that it computes the same between its layers as before.
     provenance
-        Any JSON-like mapping to keep and to show on the card.
+        Any JSON-like mapping to keep and to show on the card; or a function that gives it in the end.
     made_from
         Whatever decides the replacements, in words of yours: the same words go on where a call that was killed
         stopped. Without them the next call begins anew; either ends with the same bytes.
@@ -134,7 +135,7 @@ def compress_into(
         with progress.track("compress", len(writer.left), "pieces") as advance:
             for piece in writer.left:
                 within = by_piece.get(piece, [])
-                given = ((name, _given(name, replacements[name], example)) for name in within)
+                given = _given(within, replacements, example)
                 if alone is not None and within:
                     _write_proved(writer, alone, piece, dict(given))
                 elif piece != REST:
@@ -142,7 +143,7 @@ def compress_into(
                 else:
                     writer.write(piece, model)
                 advance(1)
-        writer.finish(provenance)
+        writer.finish(provenance() if callable(provenance) else provenance)
     return folder
 
 
@@ -183,10 +184,14 @@ def _write_pairs(
         writer.write(piece, small.get_submodule(piece), steps)
 
 
-def _given(name: str, replacement: Given | Callable[[], Given], example: Any) -> Given:
-    record = replacement() if callable(replacement) else replacement
-    _require_given(name, record, example)
-    return record
+def _given(names: Iterable[str], replacements: Replacements, example: Any) -> Iterator[tuple[str, Given]]:
+    """Yield what takes the layers' places, as each is asked for; nothing for those that stay as they are."""
+    for name in names:
+        replacement = replacements[name]
+        record = replacement() if callable(replacement) else replacement
+        if record is not None:
+            _require_given(name, record, example)
+            yield name, record
 
 
 def _require_given(name: str, record: object, example: Any) -> None:

@@ -214,7 +214,7 @@ def _results(plain: dict[str, Any]) -> Results:
     return Results(
         **{
             **plain,
-            "layers": tuple(_layer(layer) for layer in plain["layers"]),
+            "layers": tuple(layer_of_plain(layer) for layer in plain["layers"]),
             "sizes": tuple(NetworkSize(**size) for size in plain["sizes"]),
             "decisions": tuple(plain["decisions"]),
             "caveats": tuple(plain["caveats"]),
@@ -225,7 +225,8 @@ def _results(plain: dict[str, Any]) -> Results:
     )
 
 
-def _layer(plain: dict[str, Any]) -> LayerResults:
+def layer_of_plain(plain: dict[str, Any]) -> LayerResults:
+    """Return the record that `dataclasses.asdict` turned into plain values."""
     return LayerResults(
         **{
             **plain,

@@ -88,6 +88,8 @@ def cost_table(plan: MemoryPlan) -> Table:
     checkpoints = f"checkpoints take up to {_mib(plan.checkpoint_bytes)} of disk more, until the moments are there"
     if plan.stream_bytes:
         checkpoints += f", what blocks give each other {_mib(plan.stream_bytes)}"
+    if plan.moments_at_once_bytes is not None:
+        checkpoints += f"; at most {_mib(plan.moments_at_once_bytes)} of the moments are there at once"
     table.title = Text(f"disk, moments and peak memory in MiB; {checkpoints}", justify="left")
     passes = {name: number for number, group in enumerate(plan.groups, start=1) for name in group}
     for name, layers in _by_module(plan.layers, lambda layer: layer.name).items():
@@ -107,7 +109,7 @@ def cost_table(plan: MemoryPlan) -> Table:
     table.add_section()
     moments = sum(layer.moments_bytes for layer in plan.layers)
     rows = sum(layer.rows for layer in plan.layers)
-    disk = _mib(plan.disk_bytes - moments)
+    disk = _mib(plan.activations_bytes)
     adds = f"{plan.multiply_adds:.2e}"
     table.add_row("total", "", f"{rows:,}", disk, _mib(moments), _mib(plan.peak_bytes), "", adds, "")
     return table

@@ -18,7 +18,7 @@ from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 from dalr_stream.streaming.folding import CUPY
-from dalr_stream.workflow.runfile.by_blocks import require_by_blocks
+from dalr_stream.workflow.runfile.by_blocks import require_by_blocks, require_sweep
 from dalr_stream.workflow.runfile.compress_section import BY_NATS, CompressSection, Order, with_sizes
 from dalr_stream.workflow.runfile.finetune_section import FinetuneSection
 from dalr_stream.workflow.runfile.gradients_section import GradientsSection
@@ -84,6 +84,11 @@ class RunConfig(Section):
     def narrows(self) -> bool:
         """Whether any of the methods narrows heads: those need the attentions among the layers."""
         return any(method.family is Family.HEADS for method in self.solve.methods)
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether blocks are solved and written in one sweep, which keeps no moments."""
+        return not self.accumulate.keep_moments
 
     @property
     def compress_method(self) -> Method:
@@ -163,7 +168,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rows_are_recorded_as_needed(self) -> RunConfig:
-        require_by_blocks(self.network, self.capture, narrows=self.narrows)
+        require_by_blocks(self.network, self.capture, self.accumulate, self.solve)
+        if self.sweeps:
+            require_sweep(self.accumulate, self.solve, self.compress, self.evaluate, self.domains)
         needing = [method.value for method in self.solve.methods if method.needs_gradients]
         if needing and not self.network.gradients:
             raise ValueError(

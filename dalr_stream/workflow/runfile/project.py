@@ -65,6 +65,7 @@ class Project:
         self.weights_record = self.output / "network.json"
         self.compressed = self.output / "compressed"
         self.compression = self.output / "compression.json"
+        self.swept = self.output / "layers.json"
         self.finetuned = self.output / "finetuned"
         self.finetuning = self.output / "finetuning.json"
         self.unfinished = self.output / "unfinished"
@@ -223,7 +224,8 @@ class Project:
         with self.code.importing():
             loaders = {domain: self.code.batches(domain) for domain in self.config.domains}
             if blocks:
-                return estimate_blocks(network, loaders, watched, folding, blocks=blocks, rows=self.code.rows)
+                keep, rule = self.config.accumulate.keep_moments, self.code.rows
+                return estimate_blocks(network, loaders, watched, folding, blocks=blocks, rows=rule, keep_moments=keep)
             direct = not self.config.capture.keep_activations
             return estimate(network, loaders, watched, folding, rows=self.code.rows, direct=direct, ranks=ranks)
 

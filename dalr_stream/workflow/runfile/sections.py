@@ -196,6 +196,9 @@ class AccumulateSection(Section):
     """Where torch folds, `cuda` or `cuda:1`, whatever the network runs on; or `cupy`, where CuPy folds what lies in the
     store. By default numpy folds."""
 
+    keep_moments: bool = True
+    """Keep the moments of all layers. Of a network that goes block by block they need not be: with false each block is
+    solved, compressed and written in one sweep, and its moments are removed; the report's curves stay."""
     cross: str | None = None
     """Folder of a network that was compressed from this one and saved: of the layers that it still has, also keep the
     cross moments of what they read there and give here, in `cross.zarr`. The order `sequential` keeps its own."""

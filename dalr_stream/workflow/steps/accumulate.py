@@ -33,7 +33,8 @@ def name_of(domain: str) -> str:
 
 def steps(session: Session) -> Iterator[Step]:
     """Yield a step for each domain."""
-    yield from (_step(session, domain) for domain in session.project.config.domains)
+    if not session.project.config.sweeps:
+        yield from (_step(session, domain) for domain in session.project.config.domains)
 
 
 def _step(session: Session, domain: str) -> Step:

@@ -14,9 +14,10 @@ from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.network.surgery.rehearsal import require_replaceable_by_pairs
 from dalr_stream.numerics.methods import Family
 from dalr_stream.storage.json_record import digest_of
+from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps import capture, solve
+from dalr_stream.workflow.steps import capture, solve, sweep, train
 from dalr_stream.workflow.steps.compress_by_blocks import compress_by_blocks
 from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.named_sizes import named_layers, require_choices
@@ -32,7 +33,7 @@ from dalr_stream.workflow.steps.sequential import (
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.sizes.compression import COMPRESSION, LayerSize
 from dalr_stream.workflow.steps.sizes.sizing import decide
-from dalr_stream.workflow.steps.step import Step, json_record, saved_network
+from dalr_stream.workflow.steps.step import Artefact, Step, json_record, saved_network
 
 NAME = "compress"
 
@@ -44,17 +45,25 @@ def steps(session: Session) -> Iterator[Step]:
         yield Step(
             NAME,
             NAME,
-            (solve.NAME,),
+            (train.NAME,) if project.config.sweeps else (solve.NAME,),
             lambda: made_from(project),
-            lambda: [saved_network(project.compressed), json_record(project.compression, COMPRESSION)],
+            lambda: _artefacts(project),
             lambda stamp: _compress(session, stamp),
             lambda: _check(project),
         )
 
 
+def _artefacts(project: Project) -> Iterator[Artefact]:
+    yield from (saved_network(project.compressed), json_record(project.compression, COMPRESSION))
+    if project.config.sweeps:
+        yield from (json_record(project.swept, sweep.SWEPT), Artefact(project.store / MANIFEST))
+
+
 def made_from(project: Project) -> str:
     """Return the fingerprint of the compressed network."""
     config = project.config
+    if config.sweeps:
+        return sweep.made_from(project)
     scored = config.compress.max_drop is not None or config.compress.within_budget
     searched = labelled_print(project, config.validation) if scored else []
     seed = config.run.seed if searched else None
@@ -100,6 +109,9 @@ def _check(project: Project) -> None:
 
 def _compress(session: Session, fingerprint: str) -> None:
     project, note = session.project, session.progress.note
+    if project.config.sweeps:
+        sweep.sweep(session, fingerprint)
+        return
     store = StoreView.open(project.store)
     capture.require_same_network(project, store)
     if session.fresh and project.config.compress.order is Order.SEQUENTIAL:

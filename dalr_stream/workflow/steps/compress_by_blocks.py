@@ -13,6 +13,7 @@ from dalr_stream.numerics.heads.narrowed import NarrowedHeads
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.selection.nodes import SelectedNodes
 from dalr_stream.progress import Progress
+from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import named_layers, named_sizes, replacements
@@ -56,14 +57,19 @@ def compress_by_blocks(project: Project, store: StoreView, fingerprint: str, pro
 
 def _cut(project: Project, store: StoreView, layer: str, method: Method, size: float) -> tuple[Given, list[str]]:
     """Return what takes the place of one layer, and what was warned of on the way."""
-    solution = solution_of(project, store, layer, method)
-    replaced, warned = replacements({layer: solution}, {layer: size}, project.config.solve.restore_ridge)
+    return cut(layer, solution_of(project, store, layer, method), size, project.config.solve.restore_ridge)
+
+
+def cut(layer: str, solution: Solution, size: float, restore_ridge: float) -> tuple[Given, list[str]]:
+    """Return a solution at a size, or at a share that is retained, and what was warned of on the way."""
+    replaced, warned = replacements({layer: solution}, {layer: size}, restore_ridge)
     record = replaced[layer]
     assert not isinstance(record, NarrowedHeads)  # noqa: S101  # for the type checker: refused with network.blocks
     return record, warned
 
 
-def _size_of(record: Given) -> int:
+def size_of(record: Given) -> int:
+    """Return the rank, or the number of nodes."""
     return record.size if isinstance(record, SelectedNodes) else record.rank
 
 
@@ -80,6 +86,6 @@ def _decided(project: Project, store: StoreView) -> tuple[dict[str, int | float]
         methods = dict.fromkeys(sizes, project.config.compress_method)
     rule = "as named" if section.rule is None else section.in_words
     for layer in [layer for layer, size in sizes.items() if isinstance(size, float)]:  # a share that is retained
-        sizes[layer] = _size_of(_cut(project, store, layer, methods[layer], sizes[layer])[0])
+        sizes[layer] = size_of(_cut(project, store, layer, methods[layer], sizes[layer])[0])
     layers = {layer: LayerSize(methods[layer], int(size)) for layer, size in sizes.items()}
     return sizes, Compression(rule, layers, asked=len(project.layers))

@@ -38,10 +38,11 @@ def steps(session: Session) -> Iterator[Step]:
     """Yield the step."""
     project = session.project
     saved = {compress.NAME: project.config.compress.wanted, finetune.NAME: project.config.finetune is not None}
+    needs = () if project.config.sweeps else (solve.NAME,)
     yield Step(
         NAME,
         NAME,
-        (solve.NAME, *(name for name, wanted in saved.items() if wanted)),
+        (*needs, *(name for name, wanted in saved.items() if wanted)),
         lambda: made_from(project),
         lambda: [json_record(project.evaluation, EVALUATION)],
         lambda stamp: _evaluate(session, stamp),

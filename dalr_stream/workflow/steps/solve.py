@@ -38,6 +38,8 @@ _OF_ALL_LAYERS = ("holdout", "precision", "engine", "shards")
 def steps(session: Session) -> Iterator[Step]:
     """Yield the step."""
     project = session.project
+    if project.config.sweeps:
+        return
     yield Step(
         NAME,
         NAME,
@@ -74,7 +76,7 @@ def _solve(session: Session, fingerprint: str) -> None:
     with locked(project.store), session.progress.track(NAME, count, "solutions") as advance:
         for layer in project.layers:  # one at a time: a layer holds its moments and weights once they were asked for
             problem = store.layer(layer, section.target, section.source)
-            with _warnings_noted(layer, session.progress):
+            with warnings_noted(layer, session.progress):
                 for method in project.methods(store, layer):
                     save_solution(project.store, layer, _solution(store, section, layer, problem, method), facts)
                     advance(1)
@@ -109,7 +111,7 @@ def _solution(store: StoreView, section: SolveSection, layer: str, problem: Laye
 
 
 @contextmanager
-def _warnings_noted(layer: str, progress: Progress) -> Iterator[None]:
+def warnings_noted(layer: str, progress: Progress) -> Iterator[None]:
     """Turn the package's warnings of a layer into notes, the first of each kind: other methods warn of the same."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DalrStreamWarning)

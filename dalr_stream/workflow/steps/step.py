@@ -15,6 +15,7 @@ from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, Stor
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.storage.json_record import RecordKind, digest_of, read_record, write_record
 from dalr_stream.storage.layout import MANIFEST
+from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.places.place import Place
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.workflow.steps.fingerprints import file_digest
@@ -151,7 +152,7 @@ def require_moments(store: Place, steps: Sequence[Step], log: StepLog, needed: s
         starts = [later.name for later in steps if later.from_store and step.name in later.needs]
         if step.name in needed or needed.isdisjoint(starts):
             continue
-        if not (store / MANIFEST).exists():
+        if not (store / MANIFEST).exists() or not Manifest.read(store).domains:
             raise StoreNotFoundError(
                 f"there are no moments at '{store}' yet: run {step.verb} first, or run, which does every step"
             )

@@ -121,3 +121,12 @@ def test_an_error_inside_leaves_what_the_next_call_resumes_from(network, tmp_pat
     with swept(network, tmp_path / "sweep", progress=(progress := StopAfter(99))) as statistics:
         _ = statistics["blocks.1.up"]
     assert not any(title.startswith("block ") for title in progress.titles)
+
+
+def test_after_a_sweep_that_was_stopped_all_moments_are_made(network, tmp_path):
+    with pytest.raises(LayerNotFoundError), swept(network, tmp_path / "sweep") as statistics:
+        _ = [statistics[name] for name in ("blocks.1.up", "strange")]
+    whole, after = kept(network, tmp_path / "whole"), kept(network, tmp_path / "sweep")
+    assert blocks_on_disk(tmp_path / "sweep") == blocks_on_disk(tmp_path / "whole")
+    for name in whole:
+        assert np.array_equal(after[name].inputs.second_moment, whole[name].inputs.second_moment)

@@ -132,6 +132,22 @@ def test_layers_are_asked_for_in_turn_and_one_piece_is_read(tmp_path, monkeypatc
     assert same_network(ds.load(tmp_path / "small", Tower), ds.compress(model, pairs))
 
 
+def test_what_is_given_as_none_stays_and_provenance_may_be_known_in_the_end(tmp_path):
+    model = made(Tower)
+    network, pairs = ds.open_network(Tower, in_shards(model, tmp_path / "weights")), pairs_of(model, "re:blocks.*up")
+    kept, asked = list(pairs)[1:], []
+
+    def given(name):
+        asked.append(name)
+        return pairs[name] if name in kept else None
+
+    replaced = {name: partial(given, name) for name in pairs}
+    written(tmp_path / "small", network, replaced, provenance=lambda: {"asked": asked})
+    assert provenance(tmp_path / "small") == {"asked": list(pairs)}
+    small = ds.compress(model, {name: pairs[name] for name in kept})
+    assert same_network(ds.load(tmp_path / "small", Tower), small)
+
+
 def some(channels, kept):
     draw = np.random.default_rng(kept)
     nodes = np.sort(draw.permutation(channels)[:kept])

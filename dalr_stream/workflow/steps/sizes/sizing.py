@@ -19,18 +19,20 @@ from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.heads.factors import HeadFactors
+from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
-from dalr_stream.numerics.lowrank.grouped import GroupedPair
+from dalr_stream.numerics.lowrank.grouped import Factors, GroupedPair
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.selection.nodes import ChannelSelection
 from dalr_stream.numerics.sizes.allocation import by_energy, uniform
 from dalr_stream.numerics.sizes.head_layer import head_layer
+from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer, as_they_are
 from dalr_stream.numerics.sizes.solved_layers import factor_layer, selection_layer
 from dalr_stream.numerics.sizes.spectrum import rank_by_singular_values
 from dalr_stream.progress import Progress
 from dalr_stream.storage.records.solutions import Solution
-from dalr_stream.workflow.runfile.compress_section import BY_NATS
+from dalr_stream.workflow.runfile.compress_section import BY_NATS, CompressSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
@@ -132,10 +134,24 @@ def sized_layer(project: Project, store: StoreView, layer: str, solution: Soluti
     return factor_layer(layer, solution, store.inputs(project.config.solve.target, layer))
 
 
+def size_by_rule(
+    section: CompressSection, name: str, solution: Factors | ChannelSelection, shape: LayerShape, problem: Layer
+) -> int | None:
+    """Return the size that keeps a rule's share of one layer; None where that is the layer as it is."""
+    if isinstance(solution, ChannelSelection):
+        layer = selection_layer(name, solution, shape)
+    else:
+        layer = factor_layer(name, solution, problem.known_inputs)
+    return _by_share(section, [layer], {name: solution}).get(name)
+
+
 def _by_rule(project: Project, store: StoreView, solutions: Mapping[str, Solution]) -> dict[str, int]:
     """Return the sizes that keep a share of each layer; layers that stay as they are are left out."""
-    section = project.config.compress
     layers = [sized_layer(project, store, layer, solution) for layer, solution in solutions.items()]
+    return _by_share(project.config.compress, layers, solutions)
+
+
+def _by_share(section: CompressSection, layers: list[SizedLayer], solutions: Mapping[str, Solution]) -> dict[str, int]:
     if section.multiple_of is not None:
         layers = [layer.multiples_of(section.multiple_of) for layer in layers]
     if section.rule == "singular_values":
