@@ -24,7 +24,7 @@ from dalr_stream.workflow.step_memory import StepMemory, step_memory
 from dalr_stream.workflow.steps.scores.scoring import networks_to_try
 from dalr_stream.workflow.steps.sizes import by_nats
 from dalr_stream.workflow.steps.sizes.budget import networks_in_words
-from dalr_stream.workflow.steps.solving_plan import planned_solving
+from dalr_stream.workflow.steps.solving.solving_plan import planned_solving
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from dalr_stream.network.structure.graph import Structure
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.networks import compresses_by_blocks
+from dalr_stream.workflow.steps.blocks.networks import compresses_by_blocks
 from dalr_stream.workflow.steps.sequential import folding_of
 
 

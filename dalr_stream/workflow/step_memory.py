@@ -39,8 +39,8 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
 from dalr_stream.workflow.sequence_cost import SequenceCost, sequence_cost
 from dalr_stream.workflow.steps import cross
-from dalr_stream.workflow.steps.networks import compresses_by_blocks, scores_by_blocks
-from dalr_stream.workflow.steps.solving_plan import solving_from
+from dalr_stream.workflow.steps.blocks.networks import compresses_by_blocks, scores_by_blocks
+from dalr_stream.workflow.steps.solving.solving_plan import solving_from
 from dalr_stream.workflow.steps.unseen import Unseen
 
 ACCURACY = "accuracy"

@@ -32,7 +32,7 @@ from dalr_stream.workflow.steps.evaluate import EVALUATION
 from dalr_stream.workflow.steps.finetune import FINETUNING
 from dalr_stream.workflow.steps.profile import PROFILE
 from dalr_stream.workflow.steps.sizes.compression import COMPRESSION
-from dalr_stream.workflow.steps.stability import STABILITY
+from dalr_stream.workflow.steps.solving.stability import STABILITY
 from dalr_stream.workflow.steps.step_log import LOG
 from dalr_stream.workflow.steps.train import WEIGHTS
 

@@ -18,14 +18,20 @@ from dalr_stream.storage.schema import HELDOUT
 from dalr_stream.workflow.results.published_file import Published
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress, evaluate, finetune, solve
+from dalr_stream.workflow.steps.blocks.sweep import swept_results
 from dalr_stream.workflow.steps.evaluate import Evaluation
-from dalr_stream.workflow.steps.findings import LayerFindings, RowCounts, decisions, layer_results, readers_in_words
 from dalr_stream.workflow.steps.finetune import FineTuned
 from dalr_stream.workflow.steps.profile import profile_problem, read_profile
 from dalr_stream.workflow.steps.provenance import provenance
 from dalr_stream.workflow.steps.sizes.compression import Compression
-from dalr_stream.workflow.steps.stability import read_stability
-from dalr_stream.workflow.steps.sweep import swept_results
+from dalr_stream.workflow.steps.solving.findings import (
+    LayerFindings,
+    RowCounts,
+    decisions,
+    layer_results,
+    readers_in_words,
+)
+from dalr_stream.workflow.steps.solving.stability import read_stability
 
 NO_PROFILE = "no timings are shown: their record is damaged, run profile again"
 

@@ -26,7 +26,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import train
 from dalr_stream.workflow.steps.fingerprints import code_print
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.solving_plan import planned_solving
+from dalr_stream.workflow.steps.solving.solving_plan import planned_solving
 from dalr_stream.workflow.steps.step import Artefact, Step, store_record
 
 VERB = "capture"

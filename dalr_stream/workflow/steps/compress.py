@@ -17,11 +17,12 @@ from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps import capture, solve, sweep, train
-from dalr_stream.workflow.steps.compress_by_blocks import compress_by_blocks
+from dalr_stream.workflow.steps import capture, solve, train
+from dalr_stream.workflow.steps.blocks import sweep
+from dalr_stream.workflow.steps.blocks.compress_by_blocks import compress_by_blocks
+from dalr_stream.workflow.steps.blocks.networks import compresses_by_blocks
 from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.named_sizes import named_layers, require_choices
-from dalr_stream.workflow.steps.networks import compresses_by_blocks
 from dalr_stream.workflow.steps.provenance import saved_provenance
 from dalr_stream.workflow.steps.sequential import (
     choices_of,

@@ -20,9 +20,9 @@ from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress, finetune, solve
+from dalr_stream.workflow.steps.blocks.networks import loaded, scored, scores_by_blocks
 from dalr_stream.workflow.steps.capture import require_same_network
 from dalr_stream.workflow.steps.fingerprints import labelled_print
-from dalr_stream.workflow.steps.networks import loaded, scored, scores_by_blocks
 from dalr_stream.workflow.steps.scores.finetuned_scores import FinetunedScores
 from dalr_stream.workflow.steps.scores.scoring import Curves, Evaluator, KeptScores, Score, Scoring, score_on
 from dalr_stream.workflow.steps.session import Session

@@ -36,8 +36,8 @@ from dalr_stream.progress import Progress
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.streaming.folding import CUPY, Folding
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.ridge import ridge_of
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerGain, LayerSize, SequenceGain
+from dalr_stream.workflow.steps.solving.ridge import ridge_of
 from dalr_stream.workflow.steps.unseen import Unseen
 
 

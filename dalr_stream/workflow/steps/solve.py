@@ -24,10 +24,10 @@ from dalr_stream.storage.schema import TRAINING
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import SolveSection
 from dalr_stream.workflow.steps import accumulate
-from dalr_stream.workflow.steps.ridge import require_rows_for_ridge, solve_as_asked
 from dalr_stream.workflow.steps.session import Session
-from dalr_stream.workflow.steps.solving_plan import solving_from
-from dalr_stream.workflow.steps.stability import STABILITY, layer_stability, write_stability
+from dalr_stream.workflow.steps.solving.ridge import require_rows_for_ridge, solve_as_asked
+from dalr_stream.workflow.steps.solving.solving_plan import solving_from
+from dalr_stream.workflow.steps.solving.stability import STABILITY, layer_stability, write_stability
 from dalr_stream.workflow.steps.step import Artefact, Step, json_record, store_record
 
 NAME = "solve"

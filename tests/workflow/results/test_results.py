@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dalr_stream.report.records.results import ScoreCurve, ScorePoint
-from dalr_stream.workflow.steps.findings import RowCounts, activity, headline
+from dalr_stream.workflow.steps.solving.findings import RowCounts, activity, headline
 
 
 def curve(method, accuracies, *, selection=False):

@@ -7,7 +7,7 @@ from dalr_stream.errors import MemoryLimitError
 from dalr_stream.streaming import solving_cost
 from dalr_stream.workflow.results.results import results
 from dalr_stream.workflow.run import Run
-from dalr_stream.workflow.steps.solving_plan import planned_solving, solving_from
+from dalr_stream.workflow.steps.solving.solving_plan import planned_solving, solving_from
 
 INVERTING = ("dalr_published", "dalr_published_bc", "dalr_published_affine", "dalr_optimal", "dalr_optimal_affine")
 FEW = "domains.target.options={samples=9}"  # fewer than the 12 and 16 inputs of fc1 and fc2

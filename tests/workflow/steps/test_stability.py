@@ -17,7 +17,7 @@ from dalr_stream.storage.records.solutions import load_solution
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.stability import read_stability
+from dalr_stream.workflow.steps.solving.stability import read_stability
 
 FEW = "solve.methods=['svd', 'dalr_anchored_affine', 'dalr_optimal_affine', 'momasp_node']"
 

@@ -29,7 +29,7 @@ from dalr_stream.report.claims import SPEAKERS
 from dalr_stream.report.records.stability import SelectionStability, Stability
 from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.workflow.runfile.sections import SolveSection
-from dalr_stream.workflow.steps.ridge import ridge_of
+from dalr_stream.workflow.steps.solving.ridge import ridge_of
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
 
 STABILITY = RecordKind("stability", 1, "run solve")

@@ -30,9 +30,9 @@ from dalr_stream.storage.json_record import RecordKind, digest_of
 from dalr_stream.storage.removal import forget_domain, forget_moments
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import accumulate, capture
+from dalr_stream.workflow.steps.blocks.swept_layers import ABSENT, SweptLayers
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
-from dalr_stream.workflow.steps.swept_layers import ABSENT, SweptLayers
 
 SWEPT = RecordKind("swept layers", 1, "run compress")
 _BEGUN = RecordKind("sweep that was begun", 1, "run compress")

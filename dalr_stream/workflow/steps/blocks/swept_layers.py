@@ -24,13 +24,19 @@ from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.compress_by_blocks import cut, size_of
-from dalr_stream.workflow.steps.findings import LayerFindings, RowCounts, decisions, layer_results, readers_in_words
+from dalr_stream.workflow.steps.blocks.compress_by_blocks import cut, size_of
 from dalr_stream.workflow.steps.named_sizes import named_layers, require_solved
 from dalr_stream.workflow.steps.provenance import saved_provenance
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.sizing import size_by_rule
 from dalr_stream.workflow.steps.solve import warnings_noted
+from dalr_stream.workflow.steps.solving.findings import (
+    LayerFindings,
+    RowCounts,
+    decisions,
+    layer_results,
+    readers_in_words,
+)
 from dalr_stream.workflow.steps.step import read_stamped, saved_network, write_stamped
 
 _LAYER = RecordKind("swept layer", 1, "run compress")

@@ -1,0 +1,1 @@
+"""Steps of a run whose network goes through memory block by block."""
