@@ -21,7 +21,7 @@ from dalr_stream.engine.planning.duration import duration_of
 from dalr_stream.engine.planning.estimate import StatedBatches, estimate_of, shapes_explained
 from dalr_stream.engine.planning.rates import Rates
 from dalr_stream.engine.planning.records import Estimate
-from dalr_stream.errors import ConfigError
+from dalr_stream.errors import ConfigError, DalrStreamError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.workflow.results.tables import cost_table
 from dalr_stream.workflow.results.time_table import time_table
@@ -141,8 +141,8 @@ def _opened(file: Path, overrides: Sequence[str]) -> tuple[Project, nn.Module]:
     try:
         with torch.device("meta"):
             return project, project.code.build().eval()
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
-        if isinstance(error, ConfigError):
+    except Exception as error:  # whatever a network's own code raises
+        if isinstance(error, DalrStreamError):
             raise
         reason = str(error).partition("\n")[0]
         raise ConfigError(

@@ -99,6 +99,18 @@ def test_what_is_stated_wrongly_is_one_line(file, words, message):
     assert re.search(message, said.replace("\n", " "))
 
 
+@pytest.mark.parametrize("raised", ["AttributeError", "AssertionError", "ZeroDivisionError"])
+def test_whatever_a_network_raises_at_a_batch_is_one_line(file, raised):
+    python = next(path for path in file.parent.glob("*.py"))
+    lines = ["", "class Fails(nn.Sequential):", "    def forward(self, x):", f"        raise {raised}('no')", ""]
+    python.write_text(
+        python.read_text() + "\n".join([*lines, "def fails():", "    return Fails(nn.Linear(12, 2))", ""])
+    )
+    words = (f'network.build="{python.stem}:fails"', "network.options={}", 'network.layers=["0"]')
+    with pytest.raises(ds.errors.InvalidInputError, match=rf"a forward pass without numbers fails \({raised}: no\)"):
+        estimated(file, *STATED, *[word for key in words for word in ("--set", key)])
+
+
 def test_a_network_that_is_built_of_numbers_is_one_line(file):
     python = next(path for path in file.parent.glob("*.py"))
     python.write_text(python.read_text() + "\n\ndef numbers():\n    return nn.Linear(int(torch.ones(1).item()), 2)\n")
@@ -128,6 +140,27 @@ class TestTransformers:
             assert "model.layers.1.self_attn.k_proj" not in features  # reads what q_proj reads
             assert {layer["rows"] for layer in facts["layers"]} == {8 * 16}
         assert list(folder.iterdir()) == [folder / "config.json"]
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ('{"model_type": "bert",', r"\(OSError: .*not a valid JSON"),
+            ("{}", r"\(ValueError: .*model_type"),
+            ('{"model_type": "nonesuch"}', r"\(ValueError: .*nonesuch"),
+            ('{"model_type": "bert", "hidden_size": 15}', r"\(ValueError: The hidden size \(15\)"),
+            ('{"model_type": "bert", "hidden_size": "x"}', r"expected int, got str"),
+        ],
+    )
+    def test_a_configuration_that_transformers_cannot_read_is_one_line(self, tmp_path, text, reason):
+        pytest.importorskip("transformers")
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match=f"init: transformers cannot build .*config.json.*{reason}") as caught:
+            estimated(tmp_path / "config.json", "--tokens", "4,16", "--samples", 8)
+        assert "\n" not in str(caught.value)
+
+    def test_a_configuration_without_what_data_there_will_be_is_no_run_file(self, folder):
+        with pytest.raises(ConfigError, match=r"is not valid TOML: .*; of a network of transformers.*--samples N"):
+            estimated(folder / "config.json")
 
     def test_run_keys_hold_for_it(self, folder):
         more = ("--set", "capture.most_per_sample=4", "--set", 'network.layers=["*.down_proj"]')

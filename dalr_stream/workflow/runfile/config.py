@@ -38,6 +38,10 @@ from dalr_stream.workflow.runfile.sections import (
 )
 
 _TWO_DOMAINS = "MoMaSP compares two domains"
+_OF_TRANSFORMERS = (
+    "; of a network of transformers, `dalr-stream init FOLDER --from-transformers ITS-FOLDER` writes a run file, and "
+    "`estimate` reads its config.json where --samples N and --shape or --tokens say what data there will be"
+)
 
 
 class RunConfig(Section):
@@ -273,7 +277,8 @@ def parse_config(
     try:
         plain = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"'{path}' is not valid TOML: {error}") from None
+        remedy = _OF_TRANSFORMERS if path.suffix == ".json" else ""
+        raise ConfigError(f"'{path}' is not valid TOML: {error}{remedy}") from None
     for override in overrides:
         apply(plain, override)
     require_current_keys(path, plain)

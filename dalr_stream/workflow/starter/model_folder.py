@@ -43,7 +43,10 @@ class ModelFolder:
 
 
 def without_weights(folder: Path) -> tuple[str, Any, Any]:
-    """Return the class that builds a network of transformers, its configuration, and it on the meta device."""
+    """Return the class that builds a network of transformers, its configuration, and it on the meta device.
+
+    Raises ConfigError where transformers cannot.
+    """
     if not (folder / "config.json").exists():
         raise ConfigError(f"init: there is no config.json in '{folder}': name what save_pretrained wrote")
     import torch
@@ -52,11 +55,18 @@ def without_weights(folder: Path) -> tuple[str, Any, Any]:
         import transformers
     except ModuleNotFoundError:
         raise ConfigError("init: transformers is not installed: pip install transformers") from None
-    config = transformers.AutoConfig.from_pretrained(folder)
-    classes = config.architectures or ()
-    auto = "AutoModelForCausalLM" if any(name.endswith(DECODERS) for name in classes) else "AutoModel"
-    with torch.device("meta"):
-        return auto, config, getattr(transformers, auto).from_config(config)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        classes = config.architectures or ()
+        auto = "AutoModelForCausalLM" if any(name.endswith(DECODERS) for name in classes) else "AutoModel"
+        with torch.device("meta"):
+            return auto, config, getattr(transformers, auto).from_config(config)
+    except Exception as error:  # whatever the classes of transformers raise at a configuration
+        reason = " ".join(str(error).partition("\n\n")[0].split())
+        raise ConfigError(
+            f"init: transformers cannot build the network of '{folder / 'config.json'}' ({type(error).__name__}: "
+            f"{reason}): mend the configuration, or install a transformers that knows it"
+        ) from error
 
 
 def _blocks(folder: Path, model: Any) -> str:
