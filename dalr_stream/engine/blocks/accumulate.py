@@ -30,7 +30,7 @@ from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.proof import Generations, prove_blocks
 from dalr_stream.network.blocks.uncached import uncached
 from dalr_stream.network.capture.batches import samples_in
-from dalr_stream.network.capture.hooks import require_batches, require_layers
+from dalr_stream.network.capture.hooks import require_batches, require_eval, require_layers
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.probe import probe_of
@@ -83,6 +83,7 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
     """Prove that a network goes block by block, and return what makes its rows so; it is run `uncached`."""
     require_layers(layers)
     require_batches(batches)
+    require_eval(model)
     _require_forward(layers)
     first, pieces = SameEveryPass(batches).first(), Pieces.of(model)
     rule = (rows or RowRule()).of_layers(layers)

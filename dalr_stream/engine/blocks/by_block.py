@@ -113,6 +113,7 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
         yield Statistics(network.layers, sweep.moments, partial(_weights, feed))
     finally:
         sweep.passes.close()
+        sweep.over = True
     feed.finish()
     forget_moments(root, domain)
 
@@ -125,6 +126,8 @@ class _Sweep:
     folding: Folding
     passes: Generator[DomainRecord, None, DomainRecord]
     record: DomainRecord = dataclasses.field(default_factory=DomainRecord)
+    over: bool = False
+    """Whether the caller has left it, or an error ended it."""
 
     @property
     def moments(self) -> LayerMoments:
@@ -137,9 +140,13 @@ class _Sweep:
     def path(self, stream: str, part: str) -> Place:
         """Return where a record is, having run the blocks up to that of the stream; raises where it is gone."""
         number = self.feed.numbers[stream]
-        while stream not in self.record.names:
-            with uncached(self.feed.model):
-                self.record = next(self.passes)
+        while stream not in self.record.names and not self.over:
+            self._next_block()
+        if self.over:
+            raise StoreNotFoundError(
+                f"layer '{module_name(stream)}': the sweep over the blocks is over, and gives no moments any more: ask "
+                "within 'with statistics_by_block(...)', or use accumulate, which keeps all moments"
+            )
         for other in self.record.names:
             if self.feed.numbers[other] < number:
                 remove_folder(self._folder(other))
@@ -150,6 +157,12 @@ class _Sweep:
                 "for: ask for layers in the order of their blocks, or use accumulate, which keeps all moments"
             )
         return path
+
+    def _next_block(self) -> None:
+        self.over = True  # unless it comes back: an error ends the generator
+        with uncached(self.feed.model):
+            self.record = next(self.passes)
+        self.over = False
 
     def _training(self, stream: str) -> Moments:
         return open_moments(self.path(stream, TRAINING))

@@ -21,6 +21,7 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.blocks.alone import AlonePieces
 from dalr_stream.network.blocks.pieces import Pieces
+from dalr_stream.network.layers.identity import tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import layer_of
@@ -125,7 +126,7 @@ def compress_into(
         if not callable(record):
             _require_given(name, record, example)
     _require_places(model, pieces, replacements)
-    stamp = None if made_from is None else digest_of([made_from, sorted(replacements), pieces.stamp])
+    stamp = None if made_from is None else digest_of([made_from, sorted(replacements), _weights_of(model, pieces)])
     by_piece = _by_piece(pieces, replacements)
     with shard_writer(folder, pieces.skeleton(), pieces.names, stamp) as writer:
         wanted = [piece for piece in writer.left if piece in by_piece]
@@ -144,6 +145,13 @@ def compress_into(
                 advance(1)
         writer.finish(provenance() if callable(provenance) else provenance)
     return folder
+
+
+def _weights_of(model: nn.Module, pieces: Pieces) -> list[Any]:
+    """Return what tells a network's weights from others: their files and types, and digests of what is in memory."""
+    state = model.state_dict()
+    digests = {name: str(one.dtype) if one.is_meta else tensor_digest(one) for name, one in sorted(state.items())}
+    return [pieces.stamp, digests]
 
 
 def _by_piece(pieces: Pieces, replacements: Replacements) -> dict[str, list[str]]:

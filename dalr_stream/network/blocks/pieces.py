@@ -33,7 +33,7 @@ class Tensors(Protocol):
 
     @property
     def stamp(self) -> list[list[Any]]:
-        """What tells the files apart that they are in, at no cost."""
+        """What tells the files apart that they are in, at no cost: as they were when they were opened."""
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one of them, by the name that it is stored as, in memory of its own."""

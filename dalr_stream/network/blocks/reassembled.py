@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
+from dalr_stream.network.saved.shards import Shards
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, mark
 from dalr_stream.network.surgery.copying import copied
 from dalr_stream.network.surgery.plan import SurgeryPlan
@@ -25,7 +25,7 @@ def reassembled(model: nn.Module, blocks: Mapping[Path, SurgeryPlan]) -> nn.Modu
     where `model` reads it.
     """
     plan = SurgeryPlan(tuple(step for one in blocks.values() for step in one.steps))
-    files = _by_name(blocks)
+    files = {name: opened for opened in map(Shards.open, blocks) for name in opened.files}
     if weights_elsewhere(model) is None:
         small = copied(model)
         plan.apply(small)
@@ -37,14 +37,14 @@ def reassembled(model: nn.Module, blocks: Mapping[Path, SurgeryPlan]) -> nn.Modu
     return small
 
 
-def _fill(model: nn.Module, files: Mapping[str, Path]) -> None:
+def _fill(model: nn.Module, files: Mapping[str, Shards]) -> None:
     state = model.state_dict()
     with torch.no_grad():
         for name, file in files.items():
-            state[name].copy_(_tensor_in(file, name))
+            state[name].copy_(file.tensor(name))
 
 
-def _opened(model: nn.Module, plan: SurgeryPlan, files: Mapping[str, Path]) -> nn.Module:
+def _opened(model: nn.Module, plan: SurgeryPlan, files: Mapping[str, Shards]) -> nn.Module:
     before = Pieces.of(model)
     small = before.skeleton()
     plan.apply(small)
@@ -57,7 +57,7 @@ def _opened(model: nn.Module, plan: SurgeryPlan, files: Mapping[str, Path]) -> n
             _set(small, name, nn.Parameter(numbers, requires_grad=parameter.requires_grad))
     for name, buffer in small.named_buffers():
         if name in files:
-            _set(small, name, _tensor_in(files[name], name).to(buffer.device))
+            _set(small, name, files[name].tensor(name).to(buffer.device))
     return small.eval()
 
 
@@ -66,32 +66,17 @@ class _Joined:
     """Tensors of some files, and all others from where an open network reads them."""
 
     before: Pieces
-    files: Mapping[str, Path]
+    files: Mapping[str, Shards]
 
     @property
     def stamp(self) -> list[list[Any]]:
         """What tells the files apart, at no cost."""
-        own = [(path, path.stat()) for path in sorted(set(self.files.values()))]
-        return [*self.before.stamp, *([str(path), seen.st_size, seen.st_mtime_ns] for path, seen in own)]
+        opened = {one.head: one for one in self.files.values()}
+        return [*self.before.stamp, *(fact for head in sorted(opened) for fact in opened[head].stamp)]
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one of them, in memory of its own."""
-        return _tensor_in(self.files[name], name) if name in self.files else self.before.numbers(name)
-
-
-def _by_name(blocks: Mapping[Path, SurgeryPlan]) -> dict[str, Path]:
-    """Return which file has each tensor of the compressed blocks."""
-    found: dict[str, Path] = {}
-    for file in blocks:
-        with safe_open(file, framework="pt") as opened:
-            found |= dict.fromkeys(opened.keys(), file)
-    return found
-
-
-def _tensor_in(file: Path, name: str) -> torch.Tensor:
-    with safe_open(file, framework="pt") as opened:
-        tensor: torch.Tensor = opened.get_tensor(name).clone()
-    return tensor
+        return self.files[name].tensor(name) if name in self.files else self.before.numbers(name)
 
 
 def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:

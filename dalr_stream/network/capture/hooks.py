@@ -102,7 +102,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         require_layers(layers)
         require_numbers(model)
     require_batches(batches)
-    _require_eval(model)
+    require_eval(model)
     rule, batch_done = rows or RowRule(), batch_done or _ignore_batch
     held = sink.held if can_resume(batches) else ()
     first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is noticed
@@ -134,7 +134,8 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
             note(line)
 
 
-def _require_eval(model: nn.Module) -> None:
+def require_eval(model: nn.Module) -> None:
+    """Raise InvalidInputError where a part of the network is in train mode."""
     training = [name or "the network" for name, module in model.named_modules() if module.training]
     if training:
         raise InvalidInputError(

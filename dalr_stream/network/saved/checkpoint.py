@@ -169,7 +169,10 @@ def remove_remnant(folder: Path) -> None:
 
 
 def require_own(folder: Path) -> None:
-    """Raise InvalidInputError where a folder holds anything that `save` does not write."""
+    """Raise InvalidInputError where a folder holds anything that `save` does not write, or cannot be replaced."""
+    if folder.name in ("", "..") or (folder.exists() and not folder.is_dir()):
+        what = "is a file" if folder.is_file() else "has no name of its own, and is replaced as a whole"
+        raise InvalidInputError(f"'{folder}' {what}: name a new folder for the network")
     files = {path.name for path in folder.iterdir()} if folder.exists() else set()
     known = (
         {name for name in files if name in (PLAN, README, CONFIG) or is_of_weights(name)} if PLAN in files else set()

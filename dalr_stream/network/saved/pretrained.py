@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreNotFoundError
-from dalr_stream.network.saved.files import WEIGHTS, weights_file
+from dalr_stream.network.saved.files import INDEX, WEIGHTS, weights_file
 from dalr_stream.network.saved.pickled import pickled_beside
+from dalr_stream.network.saved.shards import read_index
 from dalr_stream.network.saved.weights import load_weights
 
 
@@ -34,6 +35,8 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
         raise StoreNotFoundError(
             f"there are no weights at '{path / WEIGHTS}': save_pretrained writes them{pickled_beside(path / WEIGHTS)}"
         )
+    if weights_file(path).name == INDEX:
+        read_index(weights_file(path))
     try:
         loaded, facts = kind.from_pretrained(
             path,

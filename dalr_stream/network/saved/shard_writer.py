@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dalr_stream.errors import StoreError, StoreLockedError
+from dalr_stream.errors import InvalidInputError, StoreError, StoreLockedError
 from dalr_stream.network.saved.checkpoint import require_own
 from dalr_stream.network.saved.files import INDEX, file_digest, shard_name
 from dalr_stream.network.saved.plan_file import describe
@@ -34,11 +34,13 @@ from dalr_stream.network.saved.weights import as_os_error, require_tensors_alone
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, mark
 from dalr_stream.network.surgery.origin import ORIGIN_ATTRIBUTE, Origin
 from dalr_stream.network.surgery.plan import Step, SurgeryPlan
-from dalr_stream.storage.durable import explained, make_folder, new_file, place_folder, remove_folder
+from dalr_stream.storage.durable import TEMPORARY, explained, make_folder, new_file, place_folder, remove_folder
 from dalr_stream.storage.json_record import RecordKind, digest_of, read_record, write_record
+from dalr_stream.storage.layout import LOCK
 
 _SHARD = RecordKind("shard", 1, "compress")
 _RECORD = ".json"
+_NETWORK, _RECORDS = "network", "records"
 REST = ""
 """The piece of what is part of no other: parameters and buffers that hang on what holds the blocks."""
 
@@ -56,7 +58,7 @@ class ShardWriter:
         self._files = {one: shard_name(number, len(ordered)) for number, one in enumerate(ordered, 1)}
         self._rest = [name for name, one in holding.items() if one == REST]
         self._made_from = digest_of([made_from, holding])
-        self._network, self._records = working_folder(folder) / "network", working_folder(folder) / "records"
+        self._network, self._records = working_folder(folder) / _NETWORK, working_folder(folder) / _RECORDS
         self._known = {piece: record for piece in self._files if (record := self._record(piece)) is not None}
         self._sweep()
 
@@ -174,8 +176,9 @@ def shard_writer(
     """
     require_own(folder)
     working = working_folder(folder)
+    _require_own_working(working)
     make_folder(working)
-    lock = filelock.FileLock(working / "writer.lock", timeout=0)
+    lock = filelock.FileLock(working / LOCK, timeout=0)
     try:
         with explained(working):
             lock.acquire()
@@ -196,6 +199,17 @@ def shard_writer(
 def working_folder(folder: Path) -> Path:
     """Return where a network is until it is whole."""
     return folder.with_name(f"{folder.name}.unfinished")
+
+
+def _require_own_working(working: Path) -> None:
+    """Raise InvalidInputError where somebody else's folder has the name: it is removed in the end."""
+    there = {path.name for path in working.iterdir()} if working.is_dir() else set()
+    foreign = sorted(name for name in there - {LOCK, _NETWORK, _RECORDS} if not name.startswith(TEMPORARY))
+    if foreign:
+        raise InvalidInputError(
+            f"'{working}', where the network is until it is whole, holds other files, '{foreign[0]}' for one: move "
+            "them elsewhere, or choose another folder"
+        )
 
 
 def _files_in(folder: Path) -> list[Path]:

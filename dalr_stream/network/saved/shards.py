@@ -1,7 +1,8 @@
 """A network's weights read one tensor at a time, from one safetensors file or from several with their index.
 
 Only headers are read when it is opened. What the index says is compared with what the files hold, so that an index that
-lies is found before anything runs. safetensors maps a file into memory: each tensor is copied out and the map is given
+lies is found before anything runs. A file that was replaced since then is refused: half a network of each would be
+neither. safetensors maps a file into memory: each tensor is copied out and the map is given
 up at once, so that no more than one tensor is there twice.
 """
 
@@ -36,6 +37,8 @@ class Shards:
     shapes: Mapping[str, tuple[int, ...]]
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of files, by name, where the index says it: compared before the first tensor of each is read."""
+    facts: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    """Size and time of each file, as it was when its header was read."""
     _compared: set[Path] = field(default_factory=set, repr=False)
 
     @classmethod
@@ -49,10 +52,13 @@ class Shards:
         if not head.is_file():
             beside = pickled_beside(head if path.is_dir() else path)
             raise StoreNotFoundError(f"there are no weights at '{head}'{beside}")
-        indexed, digests = _index(head) if head.name.endswith(".json") else (None, {})
+        indexed, digests = read_index(head) if head.name.endswith(".json") else (None, {})
         files: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
+        facts: dict[Path, tuple[int, int]] = {}
         for file in [head] if indexed is None else sorted({head.parent / name for name in indexed.values()}):
+            _require_readable(file)
+            facts[file] = _facts(file)
             for name, shape in _header(file):
                 if name in files:
                     raise FingerprintMismatchError(
@@ -62,10 +68,14 @@ class Shards:
                 files[name], shapes[name] = file, shape
         if indexed is not None:
             _require_as_indexed(head, indexed, files)
-        return cls(head, files, shapes, digests)
+        return cls(head, files, shapes, digests, facts)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return one tensor, in memory of its own; raises StoreDamagedError where it cannot be read any more."""
+        """Return one tensor, in memory of its own.
+
+        Raises StoreDamagedError where it cannot be read any more, StoreNotFoundError where its file is gone, and
+        FingerprintMismatchError where that is another one by now.
+        """
         file = self.files[name]
         self._require_unchanged(file)
         with _explained(file), safe_open(file, framework="pt") as opened:
@@ -74,9 +84,8 @@ class Shards:
 
     @property
     def stamp(self) -> list[list[Any]]:
-        """Name, size and time of each file: what tells at no cost that they are other ones."""
-        facts = [(file, file.stat()) for file in sorted(set(self.files.values()))]
-        return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in facts]
+        """Name, size and time of each file that was opened: what tells it at no cost from others."""
+        return [[str(file), *self.facts[file]] for file in sorted(set(self.files.values()))]
 
     def types(self) -> dict[str, torch.dtype]:
         """Return the type of each tensor, as it is stored; raises StoreDamagedError."""
@@ -87,11 +96,15 @@ class Shards:
         return found
 
     def require_unchanged(self) -> None:
-        """Raise StoreDamagedError for a file that has not the digest that the index says."""
+        """Raise as `tensor` for a file that was replaced, or has not the digest that the index says."""
         for file in dict.fromkeys(self.files.values()):
             self._require_unchanged(file)
 
     def _require_unchanged(self, file: Path) -> None:
+        if _facts(file) != self.facts[file]:
+            raise FingerprintMismatchError(
+                f"'{file}' was replaced since the network was opened: open it again, and make anew what was made of it"
+            )
         digest = self.digests.get(file.name)
         if digest is not None and file not in self._compared:
             with _explained(file):
@@ -101,26 +114,45 @@ class Shards:
             self._compared.add(file)
 
 
-def _index(head: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Return which file an index says each tensor is in, and the digests of files that it has."""
+def read_index(head: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return which file an index says each tensor is in, and the digests of files that it has.
+
+    Raises StoreDamagedError where it is none, or names files elsewhere: an index that came from somebody else must not
+    say which files of this machine are read.
+    """
     try:
         plain = json.loads(head.read_text(encoding="utf-8"))
         indexed = {str(name): str(file) for name, file in plain["weight_map"].items()}
         digests = {str(name): str(one) for name, one in (plain.get("metadata") or {}).get(DIGESTS, {}).items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreDamagedError(f"'{head}' is no index of safetensors files ({error}): save them again") from error
-    strange = next((file for file in indexed.values() if Path(file).name != file), None)
+    strange = next((file for file in indexed.values() if Path(file).name != file or file in ("", "..")), None)
     if strange is not None:
         raise StoreDamagedError(f"'{head}' names '{strange}', which is not a file beside it: save the weights again")
     return indexed, digests
 
 
-def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield name and shape of every tensor of a file."""
+def _facts(file: Path) -> tuple[int, int]:
+    """Return size and time of a file; raises StoreNotFoundError."""
+    try:
+        stat = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreNotFoundError(
+            f"'{file}' was removed since the network was opened: put it back or make it anew, and open the network "
+            "again"
+        ) from None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _require_readable(file: Path) -> None:
     if not file.is_file():
         raise StoreNotFoundError(f"there is no '{file}', which '{INDEX}' names: fetch it again, or save the weights")
     if is_pickled(file):
         raise InvalidInputError(f"'{file}' is a file of torch.save, which is not read: {conversion(file)}")
+
+
+def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield name and shape of every tensor of a file."""
     with _explained(file), safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118  # it is a function, not a mapping
             yield name, tuple(opened.get_slice(name).get_shape())

@@ -376,6 +376,8 @@ def test_what_is_asked_for_wrongly(tmp_path):
         accumulate(model, None, blocks=True)
     with pytest.raises(InvalidInputError, match="several passes go through them"):
         accumulate(model, store, iter(batches()), blocks=True)
+    with pytest.raises(InvalidInputError, match="must be in eval mode"):
+        accumulate(made(Tower).train(), store, blocks=True)
     with pytest.raises(InvalidInputError, match="one process runs the network: give no ranks"):
         accumulate(model, store, blocks=True, ranks=SimpleNamespace(ranks=2))
     layers = ds.watch(model, ["blocks.0.up"], gradients=["blocks.0.up"])

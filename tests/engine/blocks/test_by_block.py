@@ -96,6 +96,14 @@ def test_a_block_that_was_passed_is_gone(network, tmp_path):
             _ = statistics["strange"]
 
 
+def test_once_it_is_left_it_gives_no_moments(network, tmp_path):
+    with swept(network, tmp_path / "sweep") as statistics:
+        assert statistics["blocks.0.up"].inputs.count
+    for name in ("blocks.0.up", "blocks.2.up"):
+        with pytest.raises(StoreNotFoundError, match=rf"layer '{name}': the sweep over the blocks is over"):
+            _ = statistics[name]
+
+
 def test_moments_that_are_to_be_kept_are_left_alone(network, tmp_path):
     kept(network, tmp_path / "store")
     before = files_of(tmp_path / "store")

@@ -23,6 +23,7 @@ from dalr_stream.errors import (
     ParameterIncreaseWarning,
     StoreDamagedError,
     StoreLockedError,
+    StoreNotFoundError,
     UnsupportedLayerError,
 )
 from dalr_stream.storage.lock import work_folder
@@ -221,6 +222,19 @@ def test_what_is_done_is_not_done_again(tmp_path):
     changed = batches()
     changed[2]["words"] = changed[2]["words"].flip(0)
     require_same(whole(model, chosen, changed), in_blocks(model, chosen, tmp_path, changed))
+
+
+def test_a_result_whose_blocks_were_replaced_since_is_refused(tmp_path):
+    weights = in_shards(made(Small), tmp_path / "weights")
+    network = ds.open_network(Small, weights)
+    before = in_blocks(network, choices("blocks.0.o"), tmp_path / "store").network
+    before(**batches()[0])
+    in_blocks(network, choices("blocks.0.o", method="svd"), tmp_path / "store")
+    with pytest.raises(FingerprintMismatchError, match=r"block-0000.* was replaced since the network was opened"):
+        before(**batches()[0])
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(StoreNotFoundError, match="was removed since the network was opened"):
+        ds.compress_into(before, {}, tmp_path / "small", made_from="all")
 
 
 def test_other_sweeps_leave_nothing_to_begin_from(tmp_path):

@@ -236,6 +236,28 @@ def test_other_weights_are_something_else(tmp_path):
     assert same_network(ds.load(tmp_path / "small", Tower), ds.compress(made(Tower, 1), pairs))
 
 
+def test_other_weights_in_memory_are_something_else(tmp_path):
+    model = made(Tower)
+    pairs = pairs_of(model, "re:blocks.*up")
+    with pytest.raises(StoppedError):
+        written(tmp_path / "small", model, pairs, made_from="rank 2", progress=StopAfter(3))
+    with torch.no_grad():
+        model.words.weight.zero_()
+    written(tmp_path / "small", model, pairs, made_from="rank 2")
+    assert same_network(ds.load(tmp_path / "small", Tower), ds.compress(model, pairs))
+
+
+def test_another_type_is_something_else(tmp_path):
+    def half():
+        return Tower().bfloat16()
+
+    pairs, weights = pairs_of(made(Tower)), in_shards(made(Tower), tmp_path / "weights", files=3)
+    with pytest.raises(StoppedError):
+        written(tmp_path / "small", ds.open_network(Tower, weights), pairs, made_from="rank 2", progress=StopAfter(3))
+    written(tmp_path / "small", ds.open_network(half, weights), pairs, made_from="rank 2")
+    assert same_network(ds.load(tmp_path / "small", half), ds.compress(made(Tower).bfloat16(), pairs))
+
+
 def test_a_shard_that_was_cut_or_changed_meanwhile_is_written_again(tmp_path):
     model = made(Tower)
     pairs = pairs_of(model)
@@ -341,6 +363,24 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     with pytest.raises(InvalidInputError, match="holds other files"):
         written(tmp_path / "small", made(Tower), {})
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_folder_that_cannot_be_replaced(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    for folder, message in (("file", "'file' is a file"), (".", r"'\.' has no name of its own")):
+        with pytest.raises(InvalidInputError, match=message):
+            written(folder, made(Tower), {})
+        with pytest.raises(InvalidInputError, match=message):
+            ds.save(made(Tower), folder)
+
+
+def test_a_working_folder_that_is_somebody_elses_is_left_alone(tmp_path):
+    (tmp_path / "small.unfinished").mkdir()
+    (tmp_path / "small.unfinished" / "notes.txt").write_text("mine")
+    with pytest.raises(InvalidInputError, match=r"small\.unfinished'.* holds other files, 'notes.txt' for one"):
+        written(tmp_path / "small", made(Tower), {})
+    assert (tmp_path / "small.unfinished" / "notes.txt").read_text() == "mine"
 
 
 def lacking(folder):

@@ -1,5 +1,6 @@
 """Weights that the disk does not take leave the old ones and one line that names the path, whoever wrote them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError, StoreNotFoundError
+from dalr_stream.errors import InvalidInputError, StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved.checkpoint import save
 from dalr_stream.network.saved.pickled import is_pickled
 from dalr_stream.network.saved.pretrained import load_pretrained
@@ -110,3 +111,19 @@ def test_a_state_that_is_no_tensor_is_named_before_anything_is_written(tmp_path,
     with pytest.raises(InvalidInputError, match=r"'0\._extra_state' of the network's state is a dict"):
         write(nn.Sequential(Counted(3, 2)), tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+class Pretrained(nn.Linear):
+    """A network whose class reads its own folders."""
+
+    @classmethod
+    def from_pretrained(cls, *_args, **_options):
+        raise AssertionError("files beyond the folder would be read")
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/secret.safetensors", "..", ""])
+def test_an_index_that_leads_out_of_its_folder_is_not_followed(name, tmp_path):
+    index = {"metadata": {}, "weight_map": {"weight": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(StoreDamagedError, match="which is not a file beside it"):
+        load_pretrained(Pretrained(3, 2), tmp_path)

@@ -13,7 +13,7 @@ import dalr_stream as ds
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "engine" / "blocks"))
-from block_networks import Tower, in_shards, made
+from block_networks import Tower, batches, in_shards, made
 
 INDEX = "model.safetensors.index.json"
 
@@ -94,6 +94,10 @@ def index_leads_elsewhere(folder):
     indexed(folder, lambda index: index.update({next(iter(index)): "../secret.safetensors"}))
 
 
+def index_names_the_folder_above(folder):
+    indexed(folder, lambda index: index.update({next(iter(index)): ".."}))
+
+
 def pickled(folder):
     torch.save({}, shard(folder))
 
@@ -113,6 +117,7 @@ def pickled(folder):
         (no_file, StoreNotFoundError, "there is no '.*', which"),
         (index_is_no_index, StoreDamagedError, "is no index of safetensors files"),
         (index_leads_elsewhere, StoreDamagedError, "names '../secret.safetensors', which is not a file beside it"),
+        (index_names_the_folder_above, StoreDamagedError, "names '..', which is not a file beside it"),
         (pickled, InvalidInputError, "is a file of torch.save, which is not read"),
     ],
 )
@@ -121,6 +126,19 @@ def test_files_that_are_wrong(spoil, error, message, folder):
     with pytest.raises(error, match=message) as caught:
         ds.open_network(Tower, folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_was_replaced_since_it_was_opened_is_refused(folder):
+    network = ds.open_network(Tower, folder)
+    expected = network(**batches()[0])
+    assert torch.equal(network(**batches()[0]), expected)
+    change(shard(folder), lambda state: state.update({name: one + 1 for name, one in state.items()}))
+    with pytest.raises(FingerprintMismatchError, match="was replaced since the network was opened: open it again"):
+        network(**batches()[0])
+    assert not torch.equal(ds.open_network(Tower, folder)(**batches()[0]), expected)
+    shard(folder).unlink()
+    with pytest.raises(StoreNotFoundError, match="was removed since the network was opened"):
+        network(**batches()[0])
 
 
 def test_a_folder_without_weights(tmp_path):
