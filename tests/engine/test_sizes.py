@@ -205,6 +205,9 @@ def test_several_shares_are_a_plan_for_each_and_are_refused_together():
         assert alone.choice.candidates == plan.choice.candidates
     with pytest.raises(InvalidInputError, match="budget: the smallest sizes"):
         ds.sizes(model, statistics, distance, [0.5, 0.01], structure=layers.structure)
+    for share in (float("nan"), -0.1, 1.5, "50%", [0.5, None]):
+        with pytest.raises(InvalidInputError, match=r"share must be a number in 0\.\.1"):
+            ds.sizes(model, statistics, distance, share, structure=layers.structure)
 
 
 def test_where_gradients_are_known_weighted_solutions_and_sizes_by_nats_are_tried_too():

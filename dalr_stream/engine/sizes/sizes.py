@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import overload
 
 from torch import nn
@@ -141,8 +142,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     Raises
     ------
     InvalidInputError
-        Where two methods are of one family, the smallest sizes cost more than the budget, or heads are named and no
-        attention is known, or layers are compressed one after the other.
+        Where a share is no number in 0..1, two methods are of one family, the smallest sizes cost more than the budget,
+        or heads are named and no attention is known, or layers are compressed one after the other.
     NonFiniteError
         Where a network's outputs are not finite.
 
@@ -182,6 +183,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     >>> distance(in_turn(plan.choices)) == plan.choice.chosen.distance
     True
     """
+    _require_shares(share if isinstance(share, Sequence) else [share])
     named = [parse_choice(Method, method, "method") for method in methods or PLAIN]
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
@@ -215,6 +217,12 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     for one in share:
         require_affordable(menus[0].forms, one)
     return tuple(map(plan, share))
+
+
+def _require_shares(shares: Sequence[float]) -> None:
+    for share in shares:
+        if not isinstance(share, Real) or not 0.0 <= share <= 1.0:  # NaN lies nowhere
+            raise InvalidInputError(f"sizes: share must be a number in 0..1 of the layers' weights, got {share!r}")
 
 
 def _of_menus(build: BuildInTurn, choices: Callable[[Menu, Sizes], dict[str, LayerChoice]]) -> InTurn:

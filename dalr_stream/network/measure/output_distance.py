@@ -58,7 +58,7 @@ class OutputDistance:
     Raises
     ------
     InvalidInputError
-        Where the loader gives no sample.
+        Where the loader gives no sample, or `holdout` is no rule.
 
     Examples
     --------
@@ -82,6 +82,8 @@ class OutputDistance:
     ) -> None:
         self._model = model
         self._comparison = Comparison(parse_choice(Distance, distance, "distance"), rows or RowRule())
+        if not isinstance(holdout, HoldoutRule | None):
+            raise InvalidInputError(f"holdout must be a rule, ds.HoldoutRule(0.1) say, got {holdout!r}")
         unseen = [] if holdout is None else list(_first(held_out_of(batches, holdout), samples))
         self.held_out = bool(unseen)
         """Whether it is measured on samples that were held out of the statistics."""

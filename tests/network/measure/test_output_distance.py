@@ -99,6 +99,11 @@ def test_outputs_that_are_all_zero_are_far_from_any_others():
     assert distance(one) > 0.0
 
 
+def test_a_holdout_that_is_no_rule_is_refused():
+    with pytest.raises(InvalidInputError, match=r"holdout must be a rule, .* got 0\.2"):
+        OutputDistance(Two(), batches(), holdout=0.2)
+
+
 def test_only_samples_held_out_of_the_statistics_count():
     holdout, given = HoldoutRule(0.4, seed=3), batches(5)
     kept = holdout.mask(np.arange(20))
