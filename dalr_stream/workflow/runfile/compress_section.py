@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.network.measure.distance import Distance
 from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.workflow.runfile.sections import Section
+from dalr_stream.workflow.runfile.values import Positive
 
 RULES = ("params", "macs", "network", "energy", "singular_values", "ratio", "max_drop")
 """The ways to decide the sizes of all layers."""
@@ -47,7 +49,6 @@ Percent = Annotated[
 ]
 """A share, written `25%` or 0.25."""
 SomePercent = Annotated[Percent, Field(gt=0.0)]
-Positive = Annotated[int, Field(ge=1)]
 
 
 class Order(StrEnum):
@@ -63,13 +64,11 @@ _IS = {Family.SELECTION: "a selection", Family.HEADS: "one of heads"}
 ONE_SIZE = "needs exactly one of 'size' and 'retention'"
 
 
-class ChoiceSection(BaseModel):
+class ChoiceSection(Section):
     """How one layer of the saved network is compressed: a method, and exactly one of size and retention.
 
     Beside a rule for all layers, a method alone: the rule decides the size.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     method: Method
     """One of solve.methods."""
@@ -88,7 +87,7 @@ class ChoiceSection(BaseModel):
         return self
 
 
-class CompressSection(BaseModel):
+class CompressSection(Section):
     """How the saved network is compressed: layers by name, each with a size, or one rule for all layers.
 
     A percentage of weights or multiply-adds is of those of the compressed layers; that of `network` is of the whole.

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from dalr_stream.network.measure.distance import Distance
 from dalr_stream.network.training.trainable import Train
-from dalr_stream.workflow.runfile.compress_section import Positive
-from dalr_stream.workflow.runfile.sections import LOSS, DataSection
+from dalr_stream.workflow.runfile.sections import DataSection
+from dalr_stream.workflow.runfile.values import LOSS, Positive
 
 OUTPUTS = "outputs"
 """The loss that needs no labels."""

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.gradient_rule import Estimator, GradientRule, LossOf, Metric, OutputsOf
-from dalr_stream.workflow.runfile.compress_section import Positive
-from dalr_stream.workflow.runfile.sections import Factory, Section
+from dalr_stream.workflow.runfile.sections import Section
+from dalr_stream.workflow.runfile.values import Factory, Positive
 
 OutputKey = Annotated[
     str, Field(min_length=1, json_schema_extra={"in_words": "key of the outputs, or module:function"})

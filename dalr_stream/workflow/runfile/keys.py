@@ -16,7 +16,7 @@ from typing import Any
 from dalr_stream.errors import ConfigError
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.workflow.runfile.config import RunConfig
-from dalr_stream.workflow.runfile.sections import PATTERNS
+from dalr_stream.workflow.runfile.values import PATTERNS
 
 Schema = Mapping[str, Any]
 WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "object": "table"}

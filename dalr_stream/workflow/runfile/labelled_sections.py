@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dalr_stream.numerics.methods import Method
 from dalr_stream.report.records.scale import Scale
-from dalr_stream.workflow.runfile.compress_section import Positive
-from dalr_stream.workflow.runfile.sections import METRIC, Bytes, DataSection, parse_bytes
+from dalr_stream.workflow.runfile.sections import DataSection
+from dalr_stream.workflow.runfile.values import METRIC, Bytes, Positive, parse_bytes
 
 
 def _read_range(value: Any) -> Any:

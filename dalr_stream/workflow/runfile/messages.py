@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.runfile.compress_section import ChoiceSection
-from dalr_stream.workflow.runfile.sections import PATTERNS, DataSection
+from dalr_stream.workflow.runfile.sections import DataSection
+from dalr_stream.workflow.runfile.values import PATTERNS
 
 _RULES = {
     "tuple_type": 'must be a list, e.g. ["0"]',

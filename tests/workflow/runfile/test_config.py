@@ -8,7 +8,7 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.ridges import RidgeFrom
-from dalr_stream.workflow.runfile.sections import parse_bytes
+from dalr_stream.workflow.runfile.values import parse_bytes
 
 
 def test_defaults_are_filled_in_and_travel(run_file):
@@ -147,6 +147,18 @@ def test_an_old_key_is_one_line_that_names_the_new_one(run_file, line, message):
     run_file.write_text(run_file.read_text().replace("[capture]", "[accumulate]"))
     if "direct" not in line:
         load_config(run_file)
+
+
+@pytest.mark.parametrize(
+    "key", ["run.seed", "solve.ridge", "accumulate.shards", "accumulate.heldout_share", "compress.samples"]
+)
+def test_true_and_false_are_no_numbers(run_file, key):
+    with pytest.raises(ConfigError, match=f"'{key.partition('.')[2]}' is no switch, got true"):
+        load_config(run_file, [f"{key}=true"])
+    layer = "compress={ fc1 = { method = 'dalr_anchored_affine', size = false } }"
+    with pytest.raises(ConfigError, match=r"compress\.fc1: 'size' is no switch, got false"):
+        load_config(run_file, [layer])
+    assert load_config(run_file, ["capture.keep_activations=false", "network.blocks=false"])
 
 
 @pytest.mark.parametrize("override", ["accumulate.workers=2", "accumulate.scheduler=tcp://host:8786"])
