@@ -28,6 +28,7 @@ from dalr_stream.storage import contents, schema
 from dalr_stream.storage.batches import BatchRecord
 from dalr_stream.workflow.results.report import REPORT
 from dalr_stream.workflow.runfile.keys import sections
+from dalr_stream.workflow.steps.blocks.sweep import SWEPT
 from dalr_stream.workflow.steps.evaluate import EVALUATION
 from dalr_stream.workflow.steps.finetune import FINETUNING
 from dalr_stream.workflow.steps.profile import PROFILE
@@ -170,7 +171,9 @@ RUN_FOLDER = (
     ("cross.zarr/", "accumulate", "moments of two networks, where `accumulate.cross` is set; a store like any", None),
     ("stability.json", "solve", "error bars, where moments are kept in shards", STABILITY),
     ("compression.json", "compress", "the sizes, how they were chosen, and what was tried", COMPRESSION),
+    ("layers.json", "compress", "the curves of every layer, where `accumulate.keep_moments` is false", SWEPT),
     ("compressed/", "compress", "the saved network", None),
+    ("compressed.unfinished/", "compress", "its shards so far, block by block; gone when the step is done", None),
     ("sequence/", "compress", "layers that are finished, in the order `sequential`", None),
     ("passes/", "compress", "the cross moments of each pass in that order, a store each", None),
     ("sizes/", "compress --params A,B", "`sizes.json`, `.csv`, `.png`; `scores.json`; a folder for each budget", None),
