@@ -6,7 +6,7 @@ one of two slots that the index does not name, and then the index is replaced: k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,17 +14,16 @@ from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.folding import SplitMoments
-from dalr_stream.storage.batches import Batches, BatchLog
+from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
-from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.layer_lanes import LayerLanes, NewLanes, named
-from dalr_stream.streaming.pass_log import PassLog
+from dalr_stream.streaming.pass_log import Logged, PassLog
 
 INDEX = "index"
 
 
-class FoldSink:
+class FoldSink(Logged):
     """A RowSink that folds; `checkpoints` is where it finds and leaves checkpoints.
 
     `first_pass`: the batches that layers of other passes were folded from, where this is not the first; see `PassLog`.
@@ -57,17 +56,6 @@ class FoldSink:
         """Whether an earlier run folded all batches and wrote the moments."""
         self._resume()
 
-    @property
-    def batches(self) -> BatchLog:
-        """Every batch folded so far, also in the runs before this one."""
-        return self._log.batches
-
-    @property
-    def held(self) -> Sequence[int]:
-        """Samples of each batch folded before."""
-        counts: list[int] = self.batches.batches.samples.tolist()
-        return counts
-
     def skip(self, batch: int, samples: int, digest: str) -> bool:
         """Compare a batch to the one folded before under its number; True where it need not be run again."""
         return self._log.skip(batch, samples, digest)
@@ -99,10 +87,6 @@ class FoldSink:
             with named(name):
                 split = self._folds.pop(name).freeze()
             yield name, split
-
-    def record(self) -> DomainRecord:
-        """Return what is known of the rows that were folded: all but the rows."""
-        return self._log.record()
 
     def keep_end(self) -> None:
         """Record that this pass is complete and its moments are in the store."""

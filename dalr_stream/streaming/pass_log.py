@@ -6,7 +6,7 @@ Batches are compared with those of the run that was stopped, and with those of t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,3 +153,24 @@ class PassLog:
 
 def _kind(rows: RowsRecord) -> str:
     return f"{rows.rows_per_sample or 'varying'} rows a sample of {rows.features} features in {rows.dtype}"
+
+
+class Logged:
+    """What every sink that folds says of its pass."""
+
+    _log: PassLog
+
+    @property
+    def batches(self) -> BatchLog:
+        """Every batch folded so far, by any rank, also in the runs before this one."""
+        return self._log.batches
+
+    @property
+    def held(self) -> Sequence[int]:
+        """Samples of each batch folded before."""
+        counts: list[int] = self.batches.batches.samples.tolist()
+        return counts
+
+    def record(self) -> DomainRecord:
+        """Return what is known of the rows that were folded: all but the rows."""
+        return self._log.record()

@@ -8,10 +8,7 @@ files that the whole network, which nobody interrupted, gives. Prints one line o
 
 import dataclasses
 import json
-import os
 import random
-import shutil
-import signal
 import sys
 import time
 from functools import partial
@@ -22,6 +19,7 @@ import torch
 from block_networks import Tower, batches, in_shards, made
 from supervised import wait
 from supervisor import prints, started
+from trials import trial
 
 import dalr_stream as ds
 from dalr_stream.streaming.lanes import Pace
@@ -46,26 +44,12 @@ class Outcome:
     wrong: list = dataclasses.field(default_factory=list)
 
 
-def trial(folder, work, expected, seconds, draw, outcome, kills):
-    root = folder / f"trial-{outcome.trials}"
-    while True:
-        child = started(work, root)
-        code = wait(child, time.monotonic() + draw.uniform(0, seconds) if outcome.kills < kills else None)
-        if code is None:
-            os.kill(child, signal.SIGKILL)
-            code = wait(child)
-        if code != -signal.SIGKILL:
-            break
-        outcome.kills += 1
-        streams = list(root.glob("unfinished/target/@stream-*"))
-        outcome.kills_with_a_stream += bool(streams)
-        outcome.kills_past_the_first_block += any(path.name != "@stream-0" for path in streams)
-        if len(streams) > 3:
-            outcome.wrong.append(f"trial {outcome.trials}: {len(streams)} generations")
-    if code != 0 or prints(root) != expected:
-        outcome.wrong.append(f"trial {outcome.trials}: ended with {code}, and with other files or not at all")
-    outcome.trials += 1
-    shutil.rmtree(root)
+def look(root, outcome):
+    streams = list(root.glob("unfinished/target/@stream-*"))
+    outcome.kills_with_a_stream += bool(streams)
+    outcome.kills_past_the_first_block += any(path.name != "@stream-0" for path in streams)
+    if len(streams) > 3:
+        outcome.wrong.append(f"trial {outcome.trials}: {len(streams)} generations")
 
 
 def main(folder, kills, seed):
@@ -77,7 +61,7 @@ def main(folder, kills, seed):
     seconds, expected = time.monotonic() - begun, prints(folder / "whole")
     assert prints(folder / "timed") == expected
     while outcome.kills < kills:
-        trial(folder, work, expected, seconds, draw, outcome, kills)
+        trial(folder, work, expected, partial(draw.uniform, 0, seconds), outcome, kills, look)
     print(json.dumps(dataclasses.asdict(outcome)))  # noqa: T201  # the answer
 
 

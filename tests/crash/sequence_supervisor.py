@@ -8,10 +8,7 @@ no other; and those the network that the whole one becomes. Prints one line of J
 
 import dataclasses
 import json
-import os
 import random
-import shutil
-import signal
 import sys
 import time
 from functools import partial
@@ -23,6 +20,7 @@ from block_networks import Tower, batches, in_shards, made
 from safetensors.torch import load_file
 from supervised import wait
 from supervisor import prints, started
+from trials import trial
 
 import dalr_stream as ds
 
@@ -58,27 +56,13 @@ class Outcome:
     wrong: list = dataclasses.field(default_factory=list)
 
 
-def trial(folder, work, expected, seconds, draw, outcome, kills):
-    root = folder / f"trial-{outcome.trials}"
-    while True:
-        child = started(work, root)
-        code = wait(child, time.monotonic() + draw.uniform(0, seconds) if outcome.kills < kills else None)
-        if code is None:
-            os.kill(child, signal.SIGKILL)
-            code = wait(child)
-        if code != -signal.SIGKILL:
-            break
-        outcome.kills += 1
-        outcome.kills_with_a_block_kept += any(root.glob("blocks/block-*/network"))
-        outcome.kills_within_a_pass += any(root.glob("blocks/block-*/passes/*"))
-        for name, most in (("@stream-", 3), ("@compressed-", 3)):
-            found = len(list(root.glob(f"blocks/unfinished/target/{name}*")))
-            if found > most:
-                outcome.wrong.append(f"trial {outcome.trials}: {found} generations of {name}")
-    if code != 0 or prints(root) != expected:
-        outcome.wrong.append(f"trial {outcome.trials}: ended with {code}, and with other files or not at all")
-    outcome.trials += 1
-    shutil.rmtree(root, ignore_errors=True)
+def look(root, outcome):
+    outcome.kills_with_a_block_kept += any(root.glob("blocks/block-*/network"))
+    outcome.kills_within_a_pass += any(root.glob("blocks/block-*/passes/*"))
+    for name, most in (("@stream-", 3), ("@compressed-", 3)):
+        found = len(list(root.glob(f"blocks/unfinished/target/{name}*")))
+        if found > most:
+            outcome.wrong.append(f"trial {outcome.trials}: {found} generations of {name}")
 
 
 def main(folder, kills, seed):
@@ -89,7 +73,7 @@ def main(folder, kills, seed):
     seconds, expected = time.monotonic() - begun, prints(folder / "timed")
     assert wait(started(require_as_whole, folder / "timed")) == 0
     while outcome.kills < kills:
-        trial(folder, work, expected, seconds, draw, outcome, kills)
+        trial(folder, work, expected, partial(draw.uniform, 0, seconds), outcome, kills, look)
     print(json.dumps(dataclasses.asdict(outcome)))  # noqa: T201  # the answer
 
 

@@ -24,19 +24,18 @@ from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.folding import LaneState, SplitMoments, join_partitions
 from dalr_stream.numerics.statistics.segments import LayerSums, SegmentSum, SegmentTree
-from dalr_stream.storage.batches import Batches, BatchLog
+from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.checkpoints import Checkpoints, SavedFold
-from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.streaming.fold_sink import INDEX
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.lanes import SHARE_FOR_CHECKPOINTS
 from dalr_stream.streaming.layer_lanes import LayerLanes, NewLanes, named
-from dalr_stream.streaming.pass_log import PassLog
+from dalr_stream.streaming.pass_log import Logged, PassLog
 from dalr_stream.streaming.ranks.link import Alone, Link, Message, rank_above, ranks_below, tell
 from dalr_stream.streaming.ranks.sums_message import arrays_of, facts_of, sums_from
 
 
-class SegmentSink:
+class SegmentSink(Logged):
     """A RowSink that folds segments, see above; takes what `FoldSink` takes, and the link to the other ranks.
 
     Only rank 0 is given checkpoints, and only there are `freeze` and `record` of all rows.
@@ -73,17 +72,6 @@ class SegmentSink:
         self._resume()
         self._round_begins = self._origin = len(self._log) // folding.segment_batches
         self._joined_at = self._pace.clock()
-
-    @property
-    def batches(self) -> BatchLog:
-        """Every batch folded so far, by any rank, also in the runs before this one."""
-        return self._log.batches
-
-    @property
-    def held(self) -> Sequence[int]:
-        """Samples of each batch folded before."""
-        counts: list[int] = self.batches.batches.samples.tolist()
-        return counts
 
     @property
     def share_from(self) -> Callable[[int], Share] | None:
@@ -132,10 +120,6 @@ class SegmentSink:
             with named(name):
                 split = join_partitions(rule, [state.moments() for state in states])
             yield name, split
-
-    def record(self) -> DomainRecord:
-        """Return what is known of the rows that were folded: all but the rows."""
-        return self._log.record()
 
     def keep_end(self) -> None:
         """Record that this pass is complete and its moments are in the store."""

@@ -10,7 +10,7 @@ What crosses the network are rows: n d of them in place of d^2 / 2 sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -19,14 +19,13 @@ from dalr_stream.numerics.rows.share import UNSEEN, Share
 from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.backend import Backend
 from dalr_stream.numerics.statistics.folding import FoldState, SplitMoments
-from dalr_stream.storage.batches import Batches, BatchLog
+from dalr_stream.storage.batches import Batches
 from dalr_stream.storage.checkpoints import Checkpoints
-from dalr_stream.storage.contents import DomainRecord
 from dalr_stream.storage.records.moments import shard_parts
 from dalr_stream.storage.schema import HELDOUT, TRAINING
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.layer_lanes import NewLanes, named
-from dalr_stream.streaming.pass_log import PassLog
+from dalr_stream.streaming.pass_log import Logged, PassLog
 from dalr_stream.streaming.ranks.link import Alone, Link, Message, tell
 from dalr_stream.streaming.ranks.row_exchange import RowExchange, other_loader, own_batches
 from dalr_stream.streaming.ranks.strip_checkpoints import StripCheckpoints
@@ -34,7 +33,7 @@ from dalr_stream.streaming.ranks.strip_records import Panels, StripRecords, mome
 from dalr_stream.streaming.ranks.strip_sums import StripSums
 
 
-class StripSink:
+class StripSink(Logged):
     """A RowSink of one rank, see above; takes what `SegmentSink` takes.
 
     Only rank 0 is given checkpoints, and only there are `records`, `freeze` and `record` of all rows.
@@ -64,17 +63,6 @@ class StripSink:
         self._round: list[RowBatch] = []
         self.ended = self._kept.resume()
         """Whether an earlier run folded all batches and wrote the moments."""
-
-    @property
-    def batches(self) -> BatchLog:
-        """Every batch folded so far, also in the runs before this one."""
-        return self._log.batches
-
-    @property
-    def held(self) -> Sequence[int]:
-        """Samples of each batch folded before."""
-        counts: list[int] = self.batches.batches.samples.tolist()
-        return counts
 
     @property
     def share_from(self) -> Callable[[int], Share] | None:
@@ -119,10 +107,6 @@ class StripSink:
                 found = {part: moments_of(last, panels) for part, last, panels in self.records(name)}
             shards = tuple(found[part] for part in shard_parts(self._sums.rule(name).shards))
             yield name, SplitMoments(found[TRAINING], found[HELDOUT], shards)
-
-    def record(self) -> DomainRecord:
-        """Return what is known of the rows that were folded: all but the rows."""
-        return self._log.record()
 
     def keep_end(self) -> None:
         """Record that this pass is complete and its moments are in the store."""
