@@ -26,7 +26,7 @@ from dalr_stream.workflow.runfile.values import (
 
 
 class Section(BaseModel):
-    """Part of a run file; unknown keys are refused, and true and false where a key is no switch."""
+    """Part of a run file; unknown keys are refused; so are true and false for a key that is not a switch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -36,7 +36,7 @@ class Section(BaseModel):
         for key, value in values.items() if isinstance(values, Mapping) else ():
             field = cls.model_fields.get(key)
             if isinstance(value, bool) and field is not None and not _may_be_bool(field.annotation):
-                raise ValueError(f"'{key}' is no switch, got {str(value).lower()}")
+                raise ValueError(f"'{key}' is not a switch, got {str(value).lower()}")
         return values
 
 

@@ -153,10 +153,10 @@ def test_an_old_key_is_one_line_that_names_the_new_one(run_file, line, message):
     "key", ["run.seed", "solve.ridge", "accumulate.shards", "accumulate.heldout_share", "compress.samples"]
 )
 def test_true_and_false_are_no_numbers(run_file, key):
-    with pytest.raises(ConfigError, match=f"'{key.partition('.')[2]}' is no switch, got true"):
+    with pytest.raises(ConfigError, match=f"'{key.partition('.')[2]}' is not a switch, got true"):
         load_config(run_file, [f"{key}=true"])
     layer = "compress={ fc1 = { method = 'dalr_anchored_affine', size = false } }"
-    with pytest.raises(ConfigError, match=r"compress\.fc1: 'size' is no switch, got false"):
+    with pytest.raises(ConfigError, match=r"compress\.fc1: 'size' is not a switch, got false"):
         load_config(run_file, [layer])
     assert load_config(run_file, ["capture.keep_activations=false", "network.blocks=false"])
 
