@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.streaming.ranks.link import Message, Traffic
 
 
@@ -61,3 +62,29 @@ def on_ranks(ranks, work):
     for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):
         raise error
     return futures[0].result()
+
+
+def send(sink, layers, sizes, *, stop_at=None, changed=None):
+    """Give a sink batches of these sizes, cut from each layer's rows; `changed`: the batch that another loader gave."""
+    first = 0
+    for number, size in enumerate(sizes):
+        if number == stop_at:
+            raise StoppedError
+        digest = f"{number}-{first}" + ("x" if number == changed else "")
+        if not sink.skip(number, size, digest):
+            cut = {name: rows[first : first + size] for name, rows in layers.items()} if size else {}
+            sink.write(RowBatch(size, digest, cut))
+        first += size
+    sink.finish()
+
+
+def folded_on(ranks, new_sink, layers, sizes, folding, **options):
+    """Return the moments, the record and the traffic of rank 0, each rank with a sink of its own."""
+
+    def work(link):
+        with ThreadPoolExecutor(1) as executor:
+            sink = new_sink(folding, executor, link=link)
+            send(sink, layers, sizes, **options)
+            return None if link.rank else (dict(sink.freeze()), sink.record(), link.traffic)
+
+    return on_ranks(ranks, work)

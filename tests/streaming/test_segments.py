@@ -8,12 +8,11 @@ import pytest
 from folded import KINDS, assert_moments_of, fold, hard_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from linked import StoppedError, on_ranks
+from linked import StoppedError, folded_on, on_ranks, send
 from rows_on_disk import rows_like
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.rows.tiling import RowBatch
 from dalr_stream.numerics.statistics.fold_rule import FoldRule
 from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.segments import SegmentSum, SegmentTree
@@ -43,27 +42,8 @@ def folding_of(segment, **options):
     return Folding(HOLDOUT, pace=lambda: Pace(every_tiles=1), segment_batches=segment, **options)
 
 
-def send(sink, rows, sizes, *, stop_at=None, changed=None):
-    first = 0
-    for number, size in enumerate(sizes):
-        if number == stop_at:
-            raise StoppedError
-        digest = f"{number}-{first}" + ("x" if number == changed else "")
-        if not sink.skip(number, size, digest):
-            cut = {} if size == 0 else {"fc": rows[first : first + size]}
-            sink.write(RowBatch(size, digest, cut))
-        first += size
-    sink.finish()
-
-
 def folded(rows, sizes, folding, ranks, **options):
-    def work(link):
-        with ThreadPoolExecutor(1) as executor:
-            sink = SegmentSink(folding, executor, link=link)
-            send(sink, rows, sizes, **options)
-            return None if link.rank else (dict(sink.freeze()), sink.record(), link.traffic)
-
-    return on_ranks(ranks, work)
+    return folded_on(ranks, SegmentSink, {"fc": rows}, sizes, folding, **options)
 
 
 def assert_same(found, expected):
@@ -132,7 +112,7 @@ def test_stopped_and_resumed_by_other_ranks_the_bits_are_the_same(tmp_path, befo
             with ThreadPoolExecutor(1) as executor:
                 sink = SegmentSink(folding_of(2), executor, link=link, checkpoints=kept)
                 seen.append(len(sink.batches))
-                send(sink, rows, sizes, stop_at=stop_at)
+                send(sink, {"fc": rows}, sizes, stop_at=stop_at)
                 return None if link.rank else dict(sink.freeze())["fc"]
 
         return on_ranks(ranks, work), set(seen)
@@ -160,7 +140,7 @@ def test_loaders_that_differ_between_ranks_are_found():
         def on(link):
             with ThreadPoolExecutor(1) as executor:
                 sink = SegmentSink(folding_of(2), executor, link=link)
-                send(sink, rows, sizes[: batches if link.rank else 9], changed=changed if link.rank else None)
+                send(sink, {"fc": rows}, sizes[: batches if link.rank else 9], changed=changed if link.rank else None)
 
         return on
 

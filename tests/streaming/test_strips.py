@@ -7,7 +7,7 @@ import pytest
 from folded import KINDS, assert_moments_of, hard_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from linked import StoppedError, on_ranks
+from linked import StoppedError, folded_on, on_ranks, send
 from rows_on_disk import rows_like
 from soaking import in_soak
 
@@ -37,19 +37,6 @@ def rows_of(samples, widths=None):
     return {name: rows_like(samples, d, seed=d) for name, d in (widths or WIDTHS).items()}
 
 
-def send(sink, layers, sizes, *, stop_at=None, changed=None):
-    first = 0
-    for number, size in enumerate(sizes):
-        if number == stop_at:
-            raise StoppedError
-        digest = f"{number}-{first}" + ("x" if number == changed else "")
-        if not sink.skip(number, size, digest):
-            cut = {name: rows[first : first + size] for name, rows in layers.items()} if size else {}
-            sink.write(RowBatch(size, digest, cut))
-        first += size
-    sink.finish()
-
-
 def one_process(layers, sizes, folding):
     with ThreadPoolExecutor(1) as executor:
         sink = SegmentSink(folding, executor) if folding.segment_batches else FoldSink(folding, executor)
@@ -58,13 +45,7 @@ def one_process(layers, sizes, folding):
 
 
 def shared(layers, sizes, folding, ranks, **options):
-    def work(link):
-        with ThreadPoolExecutor(1) as executor:
-            sink = StripSink(folding, executor, link=link)
-            send(sink, layers, sizes, **options)
-            return None if link.rank else (dict(sink.freeze()), sink.record(), link.traffic)
-
-    return on_ranks(ranks, work)
+    return folded_on(ranks, StripSink, layers, sizes, folding, **options)
 
 
 def assert_same(found, expected):

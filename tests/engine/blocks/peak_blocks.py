@@ -104,9 +104,9 @@ def planned(args):
     }
 
 
-def in_a_process(args, store, kill_after=None):
-    """Accumulate in a process of its own; return its line, or None where it was killed."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", str(store)]
+def in_a_process(script, folder, kill_after=None):
+    """Run the script on a folder in a process of its own; return its line and what it says, or None where killed."""
+    command = [sys.executable, script, *sys.argv[1:], "--child", str(folder)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)  # noqa: S603
     try:
@@ -116,7 +116,7 @@ def in_a_process(args, store, kill_after=None):
         child.communicate()
         return None
     assert child.returncode == 0, said
-    return {**json.loads(output.splitlines()[-1]), "said": said.splitlines()[-args.blocks :]}
+    return json.loads(output.splitlines()[-1]), said.splitlines()
 
 
 def digest(store):
@@ -130,11 +130,11 @@ def killed(args, seconds):
     """Kill as many processes as are asked for, each within the time that an uninterrupted one takes, then finish."""
     store, draw, kills = Path(args.folder) / "killed", random.Random(args.seed), 0  # noqa: S311  # instants, not secrets
     while kills < args.kills:
-        if in_a_process(args, store, draw.uniform(0, seconds)) is None:
+        if in_a_process(__file__, store, draw.uniform(0, seconds)) is None:
             kills += 1
         else:
             shutil.rmtree(store)
-    in_a_process(args, store)
+    in_a_process(__file__, store)
     return kills, digest(store)
 
 
@@ -160,7 +160,8 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     write_shards(args, folder / "weights")
     begun = time.monotonic()
-    found = {**planned(args), **in_a_process(args, folder / "store")}
+    line, said = in_a_process(__file__, folder / "store")
+    found = {**planned(args), **line, "said": said[-args.blocks :]}
     if args.kills:
         kills, ended = killed(args, time.monotonic() - begun)
         found |= {"kills": kills, "same": ended == digest(folder / "store")}

@@ -8,11 +8,8 @@ processes write to another folder, each killed at a random instant but the last,
 """
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from functools import partial
@@ -53,31 +50,16 @@ def write(args, folder):
     sys.stdout.write(json.dumps(found) + "\n")
 
 
-def in_a_process(folder, kill_after=None):
-    """Write in a process of its own; return its line, or None where it was killed."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", str(folder)]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)  # noqa: S603
-    try:
-        output, said = child.communicate(timeout=kill_after)
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        return None
-    assert child.returncode == 0, said
-    return json.loads(output.splitlines()[-1])
-
-
 def killed(args, folder, begins, ends):
     """Kill processes while they write; return how many were killed, and the pieces that each left."""
     draw, kills, left = random.Random(args.seed), 0, []  # noqa: S311  # instants, not secrets
     while kills < args.kills:
-        if in_a_process(folder, draw.uniform(begins, ends)) is not None:
+        if peak_blocks.in_a_process(__file__, folder, draw.uniform(begins, ends)) is not None:
             shutil.rmtree(folder)
             continue
         kills += 1
         left.append(len(list(folder.with_name(f"{folder.name}.unfinished").glob("records/*"))))
-    in_a_process(folder)
+    peak_blocks.in_a_process(__file__, folder)
     return {"kills": kills, "pieces_at_kills": left}
 
 
@@ -91,7 +73,7 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     peak_blocks.write_shards(args, folder / "weights")
     begun = time.monotonic()
-    found = in_a_process(folder / "small")
+    found, _ = peak_blocks.in_a_process(__file__, folder / "small")
     if args.kills:
         took = time.monotonic() - begun
         found |= killed(args, folder / "killed", took - found["seconds"], took)
