@@ -33,7 +33,8 @@ def verify(
         typer.echo(json.dumps({"whole": verification.whole, "wrong": findings}, indent=1))
         verification.require()
         return
-    for line in (*verification.whole, *(f"WRONG {finding}" for finding in verification.findings)):
+    lines = (*verification.whole, *(f"WRONG {finding}" for finding in verification.findings))
+    for line in lines or (f"'{file}' holds no records: there is nothing to check",):
         console_for().print(line, soft_wrap=True, highlight=False, markup=False)
     verification.require()
 

@@ -117,7 +117,7 @@ def test_batches_of_the_starter_are_what_the_network_reads(tmp_path, kind, setti
 def test_without_transformers_it_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match="init: transformers is not installed: pip install transformers"):
+    with pytest.raises(ConfigError, match="transformers is not installed: pip install transformers"):
         write_starter(tmp_path / "new", tmp_path)
 
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 from stopping import StopAfter, StoppedError
 from tower_run_file import BY_BLOCKS, files, named, write_tower
+from typer.testing import CliRunner
 
 import dalr_stream as ds
+from dalr_stream.cli.app import app
 from dalr_stream.errors import ConfigError, StoreNotFoundError
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.verify import verify_run
@@ -83,6 +85,8 @@ def test_one_sweep_ends_in_the_same_network_and_curves_and_keeps_no_moments(size
         again = dict(opened(run_file, *settings, f"accumulate.keep_moments={keep}").outlook())
         assert not any(would for step, would in again.items() if step != "report")
         assert not verify_run(run.project).findings
+        shown = CliRunner().invoke(app, ["verify", str(run.project.store)]).output
+        assert ("holds no records: there is nothing to check" in shown) == (keep == "false")
         shutil.rmtree(run.project.output)
     (kept, results, _), (swept, others, _) = found
     assert all(torch.equal(kept[name], swept[name]) for name in kept)

@@ -157,7 +157,7 @@ class TestTransformers:
     def test_a_configuration_that_transformers_cannot_read_is_one_line(self, tmp_path, text, reason):
         pytest.importorskip("transformers")
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ConfigError, match=f"init: transformers cannot build .*config.json.*{reason}") as caught:
+        with pytest.raises(ConfigError, match=f"transformers cannot build .*config.json.*{reason}") as caught:
             estimated(tmp_path / "config.json", "--tokens", "4,16", "--samples", 8)
         assert "\n" not in str(caught.value)
 

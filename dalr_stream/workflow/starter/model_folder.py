@@ -48,13 +48,13 @@ def without_weights(folder: Path) -> tuple[str, Any, Any]:
     Raises ConfigError where transformers cannot.
     """
     if not (folder / "config.json").exists():
-        raise ConfigError(f"init: there is no config.json in '{folder}': name what save_pretrained wrote")
+        raise ConfigError(f"there is no config.json in '{folder}': name what save_pretrained wrote")
     import torch
 
     try:
         import transformers
     except ModuleNotFoundError:
-        raise ConfigError("init: transformers is not installed: pip install transformers") from None
+        raise ConfigError("transformers is not installed: pip install transformers") from None
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         classes = config.architectures or ()
@@ -64,8 +64,8 @@ def without_weights(folder: Path) -> tuple[str, Any, Any]:
     except Exception as error:  # whatever the classes of transformers raise at a configuration
         reason = " ".join(str(error).partition("\n\n")[0].split())
         raise ConfigError(
-            f"init: transformers cannot build the network of '{folder / 'config.json'}' ({type(error).__name__}: "
-            f"{reason}): mend the configuration, or install a transformers that knows it"
+            f"transformers cannot build the network of '{folder / 'config.json'}' ({type(error).__name__}: "
+            f"{reason}): correct it, or install a transformers that knows it"
         ) from error
 
 
@@ -75,17 +75,17 @@ def _blocks(folder: Path, model: Any) -> str:
 
     lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     if not lists:
-        raise ConfigError(f"init: the network of '{folder}' has no list of blocks: {_BY_HAND}")
+        raise ConfigError(f"the network of '{folder}' has no list of blocks: {_BY_HAND}")
     return f"{max(lists, key=lists.__getitem__)}.*"
 
 
 def _read_by(folder: Path, config: Any, model: Any) -> str:
     if config.is_encoder_decoder:
-        raise ConfigError(f"init: the network of '{folder}' reads two sequences, for encoder and decoder: {_BY_HAND}")
+        raise ConfigError(f"the network of '{folder}' reads two sequences, for encoder and decoder: {_BY_HAND}")
     if model.main_input_name == "pixel_values":
         return "pictures"
     if model.main_input_name != "input_ids":
-        raise ConfigError(f"init: the network of '{folder}' reads '{model.main_input_name}': {_BY_HAND}")
+        raise ConfigError(f"the network of '{folder}' reads '{model.main_input_name}': {_BY_HAND}")
     return "texts" if any(any(folder.glob(name)) for name in _TOKENIZERS) else "ids"
 
 
