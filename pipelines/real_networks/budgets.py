@@ -57,9 +57,9 @@ class Case:
         rows = ds.RowRule(mask=self.rows.mask)
         return ds.OutputDistance(self.network, self.batches, rows=rows, distance=self.distance)
 
-    def said(self, small: nn.Module) -> str:
-        """Score a network."""
-        return self.shown.format(self.score(small, self.unseen))
+    def said(self, small: nn.Module, batches: Iterable[Any] | None = None) -> str:
+        """Score a network, on what nothing has seen if no batches are named."""
+        return self.shown.format(self.score(small, self.unseen if batches is None else batches))
 
 
 def crepe() -> Case:
@@ -81,7 +81,7 @@ def crepe() -> Case:
     )
 
 
-def microbiome() -> Case:
+def microbiome(samples: int = 480) -> Case:
     """MGM: communities that it writes itself."""
     import microbiome_data
     import microbiome_network
@@ -90,7 +90,7 @@ def microbiome() -> Case:
         "MGM, feed-forward layers: perplexity",
         microbiome_network.build(),
         [r"re:transformer\.h\.\d+\.mlp\.c_(fc|proj)"],
-        microbiome_data.target(seed=SEED, samples=480),
+        microbiome_data.target(seed=SEED, samples=samples),
         microbiome_data.unseen(seed=SEED, samples=160),
         microbiome_data.perplexity,
         "{:.2f}",

@@ -2,13 +2,14 @@
 
     python pipelines/sentences/sentences_in_turn.py
 
-No labels and no fine-tuning. Factor pairs of every layer, or fewer nodes between the two of each block. All 400
-sentences decide; scores are those of `sentences_budgets.py`, on sentences that nothing else has seen.
+No labels and no fine-tuning. Factor pairs of every layer, or fewer nodes between the two of each block; at last the mix
+of both at the sizes that `ds.sizes` finds, all at once and in turn. All 400 sentences decide; scores are those of
+`sentences_budgets.py`, on sentences that nothing else has seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -46,21 +47,32 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
     def at_once(method: ds.Method, share: float) -> nn.Module:
         return ds.compress(model, plain(statistics, method, share), example=layers.structure)
 
-    def in_turn(method: ds.Method, share: float, target: str = "outputs") -> nn.Module:
-        options: dict[str, Any] = {"target": target, "rows": ROWS, "folding": EVERY}
-        return ds.compress_sequentially(model, batches, choices(statistics, method, share), **options).network
+    def in_turn(chosen: Mapping[str, ds.LayerChoice], target: str = "outputs") -> nn.Module:
+        return ds.compress_sequentially(model, batches, chosen, target=target, rows=ROWS, folding=EVERY).network
+
+    def same_share(method: ds.Method, share: float, target: str = "outputs") -> nn.Module:
+        return in_turn(choices(statistics, method, share), target)
 
     ways: dict[str, Callable[[ds.Method, float], nn.Module]] = {
         "all at once": at_once,
-        "layer after layer": in_turn,
-        "layer after layer, towards the stream": lambda method, share: in_turn(method, share, "stream"),
+        "layer after layer": same_share,
+        "layer after layer, towards the stream": lambda method, share: same_share(method, share, "stream"),
     }
     yield from head("the feed-forward layers' weights", BUDGETS)
     for method in METHODS:
         for words, way in ways.items():
-            found = [scores(way(method, share)) for share in BUDGETS]
-            cells = " | ".join(f"{cosine:.3f}, {same:.0%}" for cosine, same in found)
-            yield f"| {method.label}, {words} | {cells} |"
+            yield line(f"{method.label}, {words}", [scores(way(method, share)) for share in BUDGETS])
+    distance = ds.OutputDistance(model, batches, rows=ROWS)
+    plans = ds.sizes(model, statistics, distance, BUDGETS, structure=layers.structure)
+    mixed = "`ds.sizes`, both families, plain and weighted"
+    whole = [ds.compress(model, plan.replacements, example=layers.structure) for plan in plans]
+    yield line(f"{mixed}, all at once", [scores(small) for small in whole])
+    yield line(f"{mixed}, towards the stream", [scores(in_turn(plan.choices, "stream")) for plan in plans])
+
+
+def line(words: str, found: Sequence[tuple[float, float]]) -> str:
+    """Return one line of the table."""
+    return f"| {words} | " + " | ".join(f"{cosine:.3f}, {same:.0%}" for cosine, same in found) + " |"
 
 
 if __name__ == "__main__":

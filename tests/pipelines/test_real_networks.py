@@ -212,13 +212,29 @@ def test_the_cosine_of_the_original_is_one(modules, monkeypatch):
     assert metric.cosine(Encoder(), batches) == pytest.approx(1.0)
 
 
-def test_every_rule_has_its_line_at_every_budget(packages, monkeypatch):
-    script, data = packages["budgets"], packages["microbiome_data"]
-    monkeypatch.setattr(script, "METHODS", script.METHODS[1:])
-    monkeypatch.setattr(script, "RULES", script.RULES[-2:])
+@pytest.fixture
+def few_communities(packages, monkeypatch):
+    data = packages["microbiome_data"]
     few, others = data.target(seed=0, samples=20), data.unseen(seed=0, samples=10)
     monkeypatch.setattr(data, "target", lambda **_: few)
     monkeypatch.setattr(data, "unseen", lambda **_: others)
+
+
+@pytest.mark.usefixtures("few_communities")
+def test_what_decided_and_what_nothing_has_seen_are_scored_each_way(packages, monkeypatch):
+    script = packages["seen_and_unseen"]
+    monkeypatch.setattr(script, "SAMPLES", (20,))
+    _, _, *lines = script.lines()
+    scores = [line.split("|")[4:6] for line in lines]
+    assert len(scores) == 3 * len(script.RIDGES)
+    assert all(float(score) >= 1.0 for pair in scores for score in pair)
+
+
+@pytest.mark.usefixtures("few_communities")
+def test_every_rule_has_its_line_at_every_budget(packages, monkeypatch):
+    script = packages["budgets"]
+    monkeypatch.setattr(script, "METHODS", script.METHODS[1:])
+    monkeypatch.setattr(script, "RULES", script.RULES[-2:])
     case = dataclasses.replace(script.microbiome(), budgets=(0.5,))
     head, _, *lines = script.table(case)
     assert [line.count("|") for line in (head, *lines)] == [4] * 4

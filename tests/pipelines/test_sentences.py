@@ -79,7 +79,7 @@ def test_the_table_layer_after_layer_of_a_tiny_encoder(pipeline, monkeypatch, en
     monkeypatch.setattr(in_turn, "BUDGETS", (0.5,))
     lines = list(in_turn.rows(model, batches, pipeline["sentences_budgets"].Scores.of(model, batches)))
     cosines = [float(line.split("|")[2].split(",")[0]) for line in lines[2:]]
-    assert len(cosines) == 12
+    assert len(cosines) == 14
     assert all(0.0 < cosine <= 1.0 for cosine in cosines)
 
 
