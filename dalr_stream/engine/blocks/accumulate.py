@@ -24,7 +24,7 @@ from dalr_stream.engine.fold_passes import fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.statistics import Statistics, stored_weights
-from dalr_stream.errors import DiskSpaceError, InvalidInputError, UnsupportedLayerError
+from dalr_stream.errors import DiskSpaceError, InvalidInputError
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.proof import Generations, prove_blocks
@@ -36,7 +36,6 @@ from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
-from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.layout import UNFINISHED
 from dalr_stream.storage.places.path import BucketPath
@@ -84,7 +83,6 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
     require_layers(layers)
     require_batches(batches)
     require_eval(model)
-    _require_forward(layers)
     first, pieces = SameEveryPass(batches).first(), Pieces.of(model)
     rule = (rows or RowRule()).of_layers(layers)
     probe = probe_of(model, first, samples_in(first)) if rule.prove else None  # its cache is part of what it gives
@@ -112,15 +110,6 @@ def disk_of(store: str | Place | None, ranks: Ranks | None) -> Path:
             "folder as store, and merge that into a store in the bucket"
         )
     return root
-
-
-def _require_forward(layers: Sequence[LayerSpec]) -> None:
-    backward = next((layer for layer in layers if layer.side is Side.GRADIENTS), None)
-    if backward is not None:
-        raise UnsupportedLayerError(
-            f"layer '{backward.name}': its gradients come from the end of the network, and block by block only the way "
-            "forward is run: watch no gradients, or run the network whole"
-        )
 
 
 def _require_disk(root: Path, kept: Generations, batches: Iterable[Any]) -> None:
