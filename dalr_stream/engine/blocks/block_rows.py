@@ -116,10 +116,12 @@ class BlockRows(LayerRows):
         """Return how the network is run in a pass, and remove what neither it nor a later one reads."""
         number, orders, way_back = group.number, self._orders, self._way_back
         stream = self._stream(number, writes=not group.again and number < self.order.last)
-        if group.back and way_back is not None:
+        if way_back is not None and group.back:
             return way_back.backward(stream, orders, again=group.again)
         if way_back is None or number <= way_back.turn:
             stream.drop_spent()
+        if way_back is not None and number >= way_back.turn:
+            return way_back.forward(stream, self.model, orders)
         keep = None if number == len(self.passes) - 1 else self.passes.done[number]
         names = [module_name(layer.name) for layer in layers]
         return OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
@@ -159,8 +161,8 @@ class BlockRows(LayerRows):
     @cached_property
     def _way_back(self) -> WayBack | None:
         """What the way back needs, proved on a few samples; None where no gradients are watched."""
-        turn, gradients = self.order.turn, self.rule.gradients
-        if turn is None or gradients is None:
+        gradients = self.rule.gradients
+        if gradients is None:
             return None
         several = next((batch for batch in self.batches if samples_in(batch) > 1), self._first)
         by_pass: list[list[LayerSpec]] = [[] for _ in range(len(self.passes))]
@@ -172,7 +174,7 @@ class BlockRows(LayerRows):
             places = proof.places(streams)
         finally:
             streams[0].drop()
-        return WayBack(self.root, self.domain, {**self._facts, "gradients": gradients.words}, places, turn)
+        return WayBack(self.root, self.domain, {**self._facts, "gradients": gradients.words}, by_pass, places)
 
     @property
     def _facts(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The proof that gradients are the same block by block as in one graph, bit for bit, on a few samples.
 
-    forward     each block with gradients followed: what it gives is what it gives without, and through which of it
-                gradients go back is seen
+    forward     each block with gradients followed: through which of what it gives they go back is seen
     backward    each block from the gradients that the next one left, and both in one graph from those that the one
                 after them left: the gradients by what their layers give, and by what the first began with, are the same
 
@@ -24,9 +23,11 @@ from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.capture.batches import few_samples, samples_in
 from dalr_stream.network.capture.gradient_rule import GradientRule
+from dalr_stream.network.capture.gradients.block_passes import given_of
 from dalr_stream.network.capture.gradients.crossing import (
     BlockRun,
     Crossing,
+    Entering,
     Followed,
     Gradients,
     Place,
@@ -101,27 +102,26 @@ class BackwardProof:
         return found
 
     def _forward(self, streams: Sequence[StoredStream]) -> BackwardPlaces:
+        """Take the samples through all blocks, and see through which tensors gradients would go back."""
         places: list[Place] = []
-        for number, done in enumerate(self._passes.done):
-            given = _given(streams[number])
+        for number, (stream, done) in enumerate(zip(streams, self._passes.done, strict=False)):
+            given, before, after = given_of(stream, 0), places[-1] if places else None, Place(done, {})
+            entering, crossing = Entering(given, before), Crossing(given, before, after)
+            run = ForwardRun(given, done, until_kept=True, handing=entering)
             with self._pieces.present(self._passes.pieces[number]):
-                run = ForwardRun(given, done, until_kept=True)
-                run(self._model, self._batch)
-                streams[number].keep(0, run.kept)
-                followed = self._followed(number, given, places[-1] if places else None, run.kept)
-            places.append(Place(done, followed))
+                with self._edges([number]):
+                    run(self._model, self._batch)
+                with self._edges([number]) as edges:
+                    BlockRun(crossing)(self._model, self._batch)
+            self._unreached |= not all(edges.values())
+            stream.keep(0, run.kept)
+            places.append(Place(done, self._followed(number, crossing, run.kept)))
         return BackwardPlaces(tuple(places))
 
-    def _followed(self, number: int, given: Given, before: Place | None, kept: Given) -> Followed:
-        """Run a pass once more, with gradients, and see through which of its tensors they would go back."""
-        crossing = Crossing(given, before, Place(self._passes.done[number], {}))
-        with self._edges([number]) as edges:
-            BlockRun(crossing)(self._model, self._batch)
-        self._unreached |= not all(edges.values())
+    def _followed(self, number: int, crossing: Crossing, kept: Mapping[Call, Any]) -> Followed:
         found: dict[Call, tuple[bool, ...]] = {}
         for way, tensors in crossing.left().items():
-            expected = list(tensors_in((kept[way],)))
-            if any(tensor_digest(one) != tensor_digest(other) for one, other in zip(tensors, expected, strict=True)):
+            if _digests(tensors) != _digests(list(tensors_in((kept[way],)))):
                 raise self._differs(number, f"what '{way[-1][0]}' gives")
             whatever = self._unreached and is_in(way[-1][0], self._passes.blocks[number])
             flags = tuple(one.requires_grad or (whatever and one.is_floating_point()) for one in tensors)
@@ -136,7 +136,7 @@ class BackwardProof:
         for number in range(len(self._passes) - 1, lowest - 1, -1):
             both = [number, number + 1]
             needed = [piece for one in both[: 1 if after is None else 2] for piece in self._passes.pieces[one]]
-            given = _given(streams[number])
+            given = given_of(streams[number], 0)
             with self._pieces.present(list(dict.fromkeys(needed))):
                 found = self._back(places, [number], given, {} if after is None else after.carried)
                 if after is not None:
@@ -151,7 +151,8 @@ class BackwardProof:
             end = End(returned, self._batch, self._chooser.samples)
             by_layer = next(backward(edges, end, self._chooser, self._rule, run.crossing))
         calls = {stream: [gradient.tensor for gradient in gradients] for stream, gradients in by_layer.items()}
-        return _Found(calls, run.crossing.carried())
+        left = {way: _digests(tensors) for way, tensors in run.crossing.left().items()}
+        return _Found(calls, run.crossing.carried(), left)
 
     def _edges(self, numbers: Sequence[int]) -> Any:
         layers = [layer for number in numbers for layer in self._layers[number]]
@@ -159,6 +160,8 @@ class BackwardProof:
         return edges_of(self._model, layers, routed, self._chooser.samples)
 
     def _compare(self, together: _Found, one: _Found, other: _Found, number: int) -> None:
+        if together.left != other.left:
+            raise self._differs(number, "what the block after it gives")
         apart = {**one.by_layer, **other.by_layer}
         for stream, gradients in together.by_layer.items():
             if _digests(gradients) != _digests(apart[stream]):
@@ -170,8 +173,8 @@ class BackwardProof:
     def _differs(self, number: int, what: str) -> UnsupportedLayerError:
         return UnsupportedLayerError(
             f"gradients: {what} is not the same by block '{self._passes.blocks[number][0]}' alone as in one graph with "
-            "the block after it: it is computed otherwise where gradients are followed, or is added in another order; "
-            "watch no gradients, or run the network whole"
+            "the block after it: something is random there, or it is added in another order; watch no gradients, or "
+            "run the network whole"
         )
 
 
@@ -181,11 +184,8 @@ class _Found:
 
     by_layer: Mapping[str, Sequence[torch.Tensor]]
     carried: Gradients
-
-
-def _given(stream: StoredStream) -> Given:
-    state = stream.state(0)
-    return {} if state is None else state.given
+    left: Mapping[Call, Sequence[str]]
+    """Digests of what it gave."""
 
 
 def _digests(tensors: Sequence[torch.Tensor | None]) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.resuming.calls import Call
-from dalr_stream.network.capture.resuming.given import Form, Spent, UsedError, form_of, is_plain, mapped, tensors_in
-from dalr_stream.network.capture.resuming.onward import Done, ForwardRun
+from dalr_stream.network.capture.resuming.given import UsedError, form_of, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.resuming.onward import Copies, Done, ForwardRun
 
 Followed = Mapping[Call, Sequence[bool]]
 """Through which of the tensors that a call gave gradients go back."""
@@ -46,47 +46,40 @@ class Roots:
     gradients: Sequence[torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class _Handed:
-    kept: torch.Tensor
-    """Held, so that no other tensor has its identity meanwhile."""
-    tensor: torch.Tensor
-    edge: GradientEdge | None
+class Entering(Copies):
+    """Hands out what was kept before a block, so that gradients can go back through where some lead there."""
+
+    def __init__(self, given: Mapping[Call, Any], before: Place | None) -> None:
+        """`given` was kept of the calls before; `before` is None at the inputs, which need no gradients."""
+        super().__init__()
+        self.given = given
+        followed: Followed = {} if before is None else before.followed
+        self._known = {way: list(tensors_in((given[way],))) for way in followed}
+        pairs = [pair for way in followed for pair in zip(self._known[way], followed[way], strict=True)]
+        self._followed = {id(tensor) for tensor, goes_back in pairs if goes_back}
+        self._edges: dict[int, GradientEdge] = {}
+
+    def copy_of(self, kept: torch.Tensor) -> torch.Tensor:
+        """Return a copy that has a node of its own in the graph: the network may overwrite it."""
+        if id(kept) not in self._followed:
+            return kept.clone()
+        copy = kept.detach().requires_grad_().clone()
+        self._edges[id(kept)] = get_gradient_edge(copy)
+        return copy
 
 
-@dataclass(frozen=True, slots=True)
-class _Left:
-    tensor: torch.Tensor
-    version: int
-    """How often it was overwritten by then."""
+class Crossing(Entering):
+    """One forward pass of a block, from a place to the next, and what crosses both on the way back."""
 
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> _Left:
-        return cls(tensor, tensor._version)  # noqa: SLF001  # torch has no public name for it
-
-
-@dataclass
-class Crossing:
-    """One forward pass of a block, from a place to the next: a `Handing`, whose copies gradients go back through."""
-
-    given: Mapping[Call, Any]
-    """What was kept of the calls before."""
-    before: Place | None
-    """None at the inputs, which need no gradients."""
-    after: Place | None
-    """None at the end of the network."""
-    gradients: Gradients = field(default_factory=dict)
-    """By what the calls gave that are used after it."""
-    held_bytes: int = 0
-    arrived: list[dict[int, torch.Tensor | None]] = field(default_factory=list)
-    """Of each draw, the gradient by each tensor that was kept, by its identity."""
-
-    def __post_init__(self) -> None:
-        followed = {} if self.before is None else self.before.followed
-        tensors = ((one, way, number) for way in followed for number, one in enumerate(tensors_in((self.given[way],))))
-        self._followed = {id(tensor) for tensor, way, number in tensors if followed[way][number]}
-        self._handed: dict[int, _Handed] = {}
-        self._leaving: dict[Call, list[_Left]] = {}
+    def __init__(
+        self, given: Mapping[Call, Any], before: Place | None, after: Place | None, gradients: Gradients | None = None
+    ) -> None:
+        """`after` is None at the end of the network; `gradients` by what is used after it come from later blocks."""
+        super().__init__(given, before)
+        self.after = after
+        self._gradients = gradients or {}
+        self._arrived: list[dict[int, torch.Tensor | None]] = []
+        self._leaving: dict[Call, list[torch.Tensor]] = {}
         self._last: dict[str, Call] = {}
 
     @contextmanager
@@ -102,88 +95,64 @@ class Crossing:
                 stack.callback(hook.remove)
             yield
 
-    def out(self, kept: torch.Tensor | Form) -> torch.Tensor:
-        """Return a copy, which gradients go back through where some lead there."""
-        if isinstance(kept, Form):
-            return Spent.of(kept)
-        if id(kept) not in self._handed:
-            if id(kept) in self._followed:
-                copy = kept.detach().requires_grad_().clone()
-                self._handed[id(kept)] = _Handed(kept, copy, get_gradient_edge(copy))
-            else:
-                self._handed[id(kept)] = _Handed(kept, kept.clone(), None)
-        return self._handed[id(kept)].tensor
-
     def keep(self, way: Call, value: Any, source: Any, *, used: bool) -> Any:
         """Note what leaves the block, and keep its form alone: the numbers are known."""
         if used and way in self.given:
-            self._leaving[way] = [_Left.of(tensor) for tensor in tensors_in((value,))]
+            self._leaving[way] = list(tensors_in((value,)))
         elif used:
             self._last[way[-1][0]] = way
         return mapped(value if source is None else source, form_of)
 
-    def give_up(self) -> None:
-        """Do nothing: no copies are kept."""
-
     @property
     def edges(self) -> list[GradientEdge]:
         """Where gradients leave the graph towards the block before."""
-        return [handed.edge for handed in self._entering]
+        return list(self._edges.values())
 
     def roots(self, draw: int) -> Roots:
-        """Return where a draw's backward pass begins; raises UnsupportedLayerError where that is not known any more."""
+        """Return where a draw's backward pass begins; raises UnsupportedLayerError where a batch goes another way."""
         found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         for way, leaving in self._leaving.items():
-            by_draw = self.gradients.get(way)
-            for number, left in enumerate(leaving):
-                gradient = None if by_draw is None else by_draw[draw][number]
-                self._require_followed(way, number, left)
-                if gradient is not None and left.tensor.requires_grad:
-                    found[id(left.tensor), id(gradient)] = left.tensor, gradient
+            self._require_followed(way)
+            gradients = self._gradients[way][draw] if way in self._gradients else [None] * len(leaving)
+            for tensor, gradient in zip(leaving, gradients, strict=True):
+                if gradient is not None and tensor.requires_grad:
+                    found[id(tensor), id(gradient)] = tensor, gradient
         return Roots([tensor for tensor, _ in found.values()], [gradient for _, gradient in found.values()])
 
-    def left(self) -> dict[Call, list[torch.Tensor]]:
+    def left(self) -> Mapping[Call, Sequence[torch.Tensor]]:
         """Return what calls gave that is used after them."""
-        return {way: [left.tensor for left in leaving] for way, leaving in self._leaving.items()}
+        return self._leaving
 
     def arrive(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """Take the gradients of the next draw, as `edges` asked for them."""
-        self.arrived.append({id(handed.kept): _own(one) for handed, one in zip(self._entering, gradients, strict=True)})
+        self._arrived.append(dict(zip(self._edges, map(_own, gradients), strict=True)))
 
     def carried(self) -> Gradients:
         """Return the gradients of all draws by what entered."""
-        known = {} if self.before is None else self.before.followed
         return {
-            way: [[one.get(id(tensor)) for tensor in tensors_in((self.given[way],))] for one in self.arrived]
-            for way in known
+            way: [[one.get(id(tensor)) for tensor in tensors] for one in self._arrived]
+            for way, tensors in self._known.items()
         }
-
-    @property
-    def _entering(self) -> list[Any]:
-        return [handed for handed in self._handed.values() if handed.edge is not None]
 
     def _leave(self, name: str, output: Any) -> None:
         way = self._last.pop(name, None)
         if way is not None:
-            self._leaving[way] = [_Left.of(tensor) for tensor in tensors_in((output,))]
+            self._leaving[way] = list(tensors_in((output,)))
 
-    def _require_followed(self, way: Call, number: int, left: _Left) -> None:
-        assert self.after is not None  # noqa: S101  # for the type checker: nothing leaves at the end of the network
-        followed, name = self.after.followed.get(way, ()), way[-1][0]
-        if left.tensor.requires_grad and not (number < len(followed) and followed[number]):
+    def _require_followed(self, way: Call) -> None:
+        leaving = self._leaving[way]
+        followed = (
+            [False] * len(leaving) if self.after is None else self.after.followed.get(way, [False] * len(leaving))
+        )
+        if any(one.requires_grad and not known for one, known in zip(leaving, followed, strict=True)):
             raise UnsupportedLayerError(
-                f"gradients: for one of the batches they go back through what '{name}' gives, and for the first one "
-                "they did not: batches go different ways through the network; run it whole"
-            )
-        if left.version != left.tensor._version:  # noqa: SLF001
-            raise UnsupportedLayerError(
-                f"gradients: what '{name}' gives is overwritten in place before the next block begins, outside of any "
-                "module: write that operation without a trailing underscore or +=, or run the network whole"
+                f"gradients: for one of the batches they go back through what '{way[-1][0]}' gives, and for the first "
+                "one they did not: batches go different ways through the network; run it whole"
             )
 
 
 class BlockRun(ForwardRun):
-    """A forward pass of one block that gradients can go back through."""
+    """A forward pass of one block, and back."""
 
     def __init__(self, crossing: Crossing) -> None:
         """Run it from the place before to the one after."""

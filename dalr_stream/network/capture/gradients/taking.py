@@ -30,6 +30,7 @@ from dalr_stream.network.capture.gradients.ends import End, end_of, require_grad
 from dalr_stream.network.capture.gradients.proof import require_own_rows, require_separate_outputs
 from dalr_stream.network.capture.gradients.vectors import vectors_of
 from dalr_stream.network.capture.order import Orders
+from dalr_stream.network.capture.resuming.given import Spent, UsedError
 from dalr_stream.network.capture.resuming.onward import ForwardRun
 from dalr_stream.network.capture.routed import Places
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule
@@ -139,6 +140,8 @@ def _roots(end: End, chooser: BatchRows, rule: GradientRule, crossing: Crossing 
     if crossing is not None and crossing.after is not None:
         return crossing.roots
     values = end_of(end, rule)
+    if isinstance(values, Spent):
+        raise UsedError
     require_gradient(values)
 
     def of_draw(draw: int) -> Roots:

@@ -140,7 +140,7 @@ class ForwardRun:
         self.kept: dict[Call, Any] = {}
         self.is_full = False
         self._given, self._keep, self._room = given, keep, room_bytes
-        self._handing: Handing = handing or _Copies()
+        self._handing: Handing = handing or Copies()
         self._rows_taken = until_kept and bool(keep)
 
     @property
@@ -175,7 +175,7 @@ class ForwardRun:
             raise EnoughError
 
 
-class _Copies:
+class Copies:
     """Copies of what is handed out and of what is kept, as either may be overwritten: of one tensor a single one."""
 
     def __init__(self) -> None:
@@ -184,28 +184,36 @@ class _Copies:
         self.held_bytes = 0
 
     def watching(self, _: nn.Module) -> AbstractContextManager[None]:
+        """Do nothing."""
         return nullcontext()
 
     def out(self, kept: torch.Tensor | Form) -> torch.Tensor:
+        """Return a copy, or what has the form alone."""
         if isinstance(kept, Form):
             return Spent.of(kept)
         if id(kept) not in self._handed:
-            self._handed[id(kept)] = kept.clone()
+            self._handed[id(kept)] = self.copy_of(kept)
         return self._handed[id(kept)]
 
+    def copy_of(self, kept: torch.Tensor) -> torch.Tensor:
+        """Return the copy that is handed out."""
+        return kept.clone()
+
     def keep(self, _: Call, value: Any, source: Any, *, used: bool) -> Any:
+        """Return a copy, or the form of what is not used; what was known is kept as it is."""
         if not used:
             return mapped(value if source is None else source, form_of)
         return mapped(value, self._copy) if source is None else source
 
     def give_up(self) -> None:
+        """Let go of what is kept."""
         self._own, self.held_bytes = {}, 0
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         known = self._own.get(id(tensor))
         if known is not None and known[1] == tensor._version:  # noqa: SLF001  # torch has no public name for it
             return known[2]
-        copied = tensor.clone()
+        copied = tensor.detach().clone()
         self.held_bytes += copied.nbytes
         self._own[id(tensor)] = tensor, tensor._version, copied  # noqa: SLF001
         return copied
