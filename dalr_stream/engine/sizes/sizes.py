@@ -129,7 +129,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     in_turn
         Where layers will be compressed one after the other: how a network is made of the choice of each layer. The
         best candidates are then built and measured so, of each rule one with factor pairs alone and one with
-        selections. Heads are not narrowed then.
+        selections or heads.
     progress
         Receives progress, for example from `show_progress()`; silent by default.
 
@@ -143,7 +143,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     ------
     InvalidInputError
         Where a share is no number in 0..1, two methods are of one family, the smallest sizes cost more than the budget,
-        or heads are named and no attention is known, or layers are compressed one after the other.
+        or heads are named and no attention is known, or weighted ones and layers are compressed one after the other.
     NonFiniteError
         Where a network's outputs are not finite.
 
@@ -188,13 +188,14 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
     known = {name: statistics[name] for name in layers or statistics}
-    attentions = _attentions(statistics, known, structure, in_turn)
-    if methods and not attentions:
-        _require_no_heads(named, in_turn)
+    attentions = _attentions(statistics, known, structure)
+    if methods:
+        _require_heads(named, attentions, in_turn)
     solver = Solver(known, attentions, structure, ridge)
     menus = [solver.menu(named, multiple_of)]
     if not methods and any(map(is_felt, known.values())):
-        menus.append(solver.menu(WEIGHTED, multiple_of, f", {WEIGHTED_IN_WORDS}"))
+        weighted = WEIGHTED if in_turn is None else (*WEIGHTED[:-1], Method.HEADS)
+        menus.append(solver.menu(weighted, multiple_of, f", {WEIGHTED_IN_WORDS}"))
 
     def build(replacements: dict[str, Replacement]) -> nn.Module:
         return compress(model, replacements, example=structure)
@@ -235,21 +236,24 @@ def _choice(layer: Layer, method: Method, size: int, ridge: Ridge | float) -> La
 
 
 def _attentions(
-    statistics: Statistics, known: Mapping[str, Layer], structure: Structure | None, in_turn: BuildInTurn | None
+    statistics: Statistics, known: Mapping[str, Layer], structure: Structure | None
 ) -> dict[str, HeadLayout]:
     """Return the attentions that were found when layers were watched, all of whose layers are to be compressed."""
-    if structure is None or in_turn is not None:
+    if structure is None:
         return {}
     records = {name: statistics.watched[name] for name in known if name in statistics.watched}
     layouts = {name: record.heads for name, record in records.items() if record.heads is not None}
     return {name: layout for name, layout in layouts.items() if all(layer in known for layer in layout.layers)}
 
 
-def _require_no_heads(methods: Sequence[Method], in_turn: BuildInTurn | None) -> None:
+def _require_heads(
+    methods: Sequence[Method], attentions: Mapping[str, HeadLayout], in_turn: BuildInTurn | None
+) -> None:
     """Raise InvalidInputError where heads are named that cannot be narrowed."""
-    for method in methods:
-        if method.family is Family.HEADS:
-            reason = "no attention is known: watch(..., example=batch, heads=True), and give its structure"
-            if in_turn is not None:
-                reason = "heads are narrowed from the original's statistics, all at once: leave out in_turn"
-            raise InvalidInputError(f"sizes: '{method.value}' is among the methods, and {reason}")
+    for method in (one for one in methods if one.family is Family.HEADS):
+        reason = "no attention is known: watch(..., example=batch, heads=True), and give its structure"
+        if attentions and (in_turn is None or method is Method.HEADS):
+            continue
+        if attentions:
+            reason = f"in turn heads are solved by what the compressed network reads: take '{Method.HEADS.value}'"
+        raise InvalidInputError(f"sizes: '{method.value}' is among the methods, and {reason}")
