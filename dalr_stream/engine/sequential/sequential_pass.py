@@ -128,8 +128,7 @@ class LayerOutcome:
     inherited: float
     """||Y - (W X + b)|| / ||Y - b||: what the layers before had cost when it was this one's turn; X, W and b are those
     of the network as compressed so far, Y is the original's. Of a selection ||phi - psi|| / ||phi||, with the nodes phi
-    of the original and psi of the network as compressed so far; of heads what the output layer gives once they are
-    narrower, and before it is solved."""
+    of the original and psi of the network as compressed so far; of heads before the output layer is solved for them."""
     error: float
     """The same with the factor pair in place; of a selection, ||phi - A psi_J|| / ||phi|| over all its nodes."""
     target: Target = Target.OUTPUTS
