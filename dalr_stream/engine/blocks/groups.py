@@ -1,0 +1,91 @@
+"""The passes over the batches that a network takes block by block, in their order.
+
+forward     each block up to the last one that is watched
+back        with gradients, from the last block to the first one that is watched for them: a block's inputs are
+            folded together with its gradients then, and on the way forward the batches only go through it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.numerics.rows.streams import Side
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGroup(Sequence[str]):
+    """The streams that are folded in one pass of a block: of some blocks none."""
+
+    number: int
+    streams: tuple[str, ...]
+    again: bool = False
+    """Whether the block ran before for other streams, and what it gives is on disk."""
+    back: bool = False
+    """Whether gradients go back through it."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return self.streams[index]
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOrder:
+    """Which passes there are."""
+
+    watched: frozenset[int]
+    """The blocks whose layers are watched."""
+    followed: tuple[tuple[LayerSpec, ...], ...]
+    """Of each block, the layers that are watched for gradients."""
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerSpec], numbers: Mapping[str, int], blocks: int) -> BlockOrder:
+        """Look at some layers; `numbers` has the block of each one's stream."""
+        gradients = [layer for layer in layers if layer.side is Side.GRADIENTS]
+        followed = (tuple(one for one in gradients if numbers[one.stream] == block) for block in range(blocks))
+        return cls(frozenset(numbers.values()), tuple(followed))
+
+    @property
+    def turn(self) -> int | None:
+        """The block at which the way back ends; None where there is none."""
+        return next((number for number, layers in enumerate(self.followed) if layers), None)
+
+    @property
+    def last(self) -> int:
+        """The last block that is run: with gradients that of the network."""
+        return max(self.watched) if self.turn is None else len(self.followed) - 1
+
+    @property
+    def forward(self) -> range:
+        """The blocks that are run on the way forward, in order; with gradients the last one is run on the way back."""
+        return range(self.last + (self.turn is None))
+
+    @property
+    def back(self) -> range:
+        """The blocks of the way back, in order."""
+        return range(0) if self.turn is None else range(self.last, self.turn - 1, -1)
+
+    def groups(self, parts: Callable[[int], Sequence[tuple[str, ...]]]) -> list[BlockGroup]:
+        """Return the passes; `parts` has the streams of a block, by what fits."""
+        found: list[BlockGroup] = []
+        for number in self.forward:
+            found += [BlockGroup(number, ())] if number in self.back else _groups(number, parts(number))
+        for number in self.back:
+            followed = {layer.stream for layer in self.followed[number]}
+            for group in _groups(number, parts(number)):
+                back = not group.again or not followed.isdisjoint(group)
+                found.append(dataclasses.replace(group, back=back))
+        return found
+
+
+def _groups(number: int, parts: Sequence[tuple[str, ...]]) -> list[BlockGroup]:
+    return [BlockGroup(number, part, again=part is not parts[0]) for part in parts]
