@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from dalr_stream.network.capture.resuming.calls import Call
 from dalr_stream.network.capture.resuming.given import Form, mapped, tensors_in
 from dalr_stream.network.capture.resuming.kept_states import Room, State
 from dalr_stream.storage import schema
-from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.layout import UNFINISHED, remove_empty
+from dalr_stream.storage.places.place import Place, remove_folder
 from dalr_stream.storage.records.record import Arrays, load_record, origin_of, save_record
 from dalr_stream.storage.schema import ArraySpec
 
@@ -41,7 +40,7 @@ _ANOTHER_WAY = "blocks: for one of the batches {}: batches go different ways thr
 class StoredStream:
     """The batches of one domain on their way through a network, as one pass reads and writes them."""
 
-    root: Path
+    root: Place
     domain: str
     number: int
     """Of the pass: it reads what the one before gave, and writes what it gives."""
@@ -137,11 +136,11 @@ class StoredStream:
     def _is_own(self, number: int) -> bool:
         return self.name != STREAM and number >= self.since
 
-    def _folder(self, number: int) -> Path:
+    def _folder(self, number: int) -> Place:
         name = self.name if self._is_own(number) else STREAM
         return self.root / UNFINISHED / self.domain / f"{name}-{number}"
 
-    def _path(self, number: int, key: int) -> Path:
+    def _path(self, number: int, key: int) -> Place:
         return self._folder(number) / f"{key:012d}"
 
 
