@@ -34,6 +34,8 @@ class Group(Sequence[str]):
     """The number of the block that is run, of a network that goes block by block."""
     again: bool = False
     """Whether that block ran before for other streams, and what it gives is there."""
+    back: bool = False
+    """Whether gradients go back through it."""
 
     @overload
     def __getitem__(self, index: int) -> str: ...

@@ -8,6 +8,7 @@ DIE       "rank:batch": that rank kills itself when it loads that batch, or the 
 DIE_WITH  a file or folder; before it is there, no rank kills itself
 STORE     the URL of the store of DO=blocks, where it is in a bucket
 OWN       "1": each rank has a store of its own, named after it
+GRADIENTS "1": those of one layer too, of DO=blocks
 BLOCKS    the block list that all ranks but the first name
 DIFFER    "rank:batch": that rank's loader gives another batch there
 WRAP      "ddp": the network in DistributedDataParallel
@@ -64,8 +65,12 @@ def by_blocks(root, ranks):
     model = ds.open_network(deep_network, os.environ["WEIGHTS"])
     blocks = os.environ["BLOCKS"] if "BLOCKS" in os.environ and ranks.rank else True
     root = f"{root}-{ranks.rank}" if "OWN" in os.environ else os.environ.get("STORE", root)
-    layers = ds.watch(model, ["one.0", "two.*"])  # the second block only takes the batches further
-    statistics = ds.accumulate(model, loader(), layers, store=root, folding=folding(), ranks=ranks, blocks=blocks)
+    followed = ["two.0"] if "GRADIENTS" in os.environ else []
+    layers = ds.watch(model, ["one.0", "two.*"], gradients=followed)  # the second block only takes the batches further
+    rows = ds.RowRule(gradients=ds.GradientRule(draws=2))
+    statistics = ds.accumulate(
+        model, loader(), layers, store=root, rows=rows, folding=folding(), ranks=ranks, blocks=blocks
+    )
     assert list(statistics) == (["one.0", "two.0", "two.2"] if ranks.first else [])
 
 

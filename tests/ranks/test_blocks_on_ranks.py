@@ -49,7 +49,7 @@ def same_files(one, other):
 
 @pytest.mark.parametrize(
     ("segment", "ranks", "loader"),
-    [("2", 3, "dealing"), ("0", 2, "plain"), *in_soak(("1", 4, "plain"), ("5", 2, "plain"), ("0", 5, "dealing"))],
+    [("2", 3, "dealing"), *in_soak(("0", 2, "plain"), ("1", 4, "plain"), ("5", 2, "plain"), ("0", 5, "dealing"))],
 )
 def test_ranks_leave_the_store_of_one_process(weights, expected, tmp_path, segment, ranks, loader):
     ended = launch(tmp_path / "store", "blocks", ranks, SEGMENT=segment, LOADER=loader, **weights)
@@ -68,6 +68,17 @@ def test_a_rank_killed_within_a_block_and_another_number_of_ranks_resumes(weight
     ended = launch(store, "blocks", 3, SEGMENT=segment, LOADER="dealing", **weights)
     assert ended.codes == [0] * 3, ended.errors
     assert same_files(store, expected(segment)) == []
+
+
+@pytest.mark.parametrize("segment", ["2", *in_soak("0")])
+def test_gradients_go_back_on_ranks_of_which_one_was_killed(weights, expected, tmp_path, segment):
+    store, settings = tmp_path / "store", {**weights, "GRADIENTS": "1"}
+    back = store / "unfinished" / "target" / "@back-0"
+    ended = launch(store, "blocks", 2, SEGMENT=segment, DIE="1:3", DIE_WITH=str(back), **settings)
+    assert ended.codes == [1, -9], ended.errors
+    ended = launch(store, "blocks", 3, SEGMENT=segment, **settings)
+    assert ended.codes == [0] * 3, ended.errors
+    assert same_files(store, expected(segment, GRADIENTS="1")) == []
 
 
 @pytest.mark.soak

@@ -20,15 +20,16 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.blocks.block_rows import BlockRows
+from dalr_stream.engine.blocks.groups import BlockOrder
 from dalr_stream.engine.fold_passes import fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.ranks.passes import require_same_on_all
 from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.statistics import Statistics, stored_weights
-from dalr_stream.errors import DiskSpaceError, InvalidInputError, UnsupportedLayerError
+from dalr_stream.errors import DiskSpaceError, InvalidInputError
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
-from dalr_stream.network.blocks.proof import prove_blocks
+from dalr_stream.network.blocks.proof import Generations, prove_blocks
 from dalr_stream.network.blocks.uncached import uncached
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import require_batches, require_eval, require_layers
@@ -38,7 +39,6 @@ from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.wrapped import require_for_ranks
 from dalr_stream.network.layers.spec import LayerSpec
-from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.layout import UNFINISHED
 from dalr_stream.storage.places.path import BucketPath
@@ -94,7 +94,6 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
     require_layers(layers)
     require_batches(batches)
     require_eval(model)
-    _require_forward(layers)
     first, pieces = SameEveryPass(batches).first(), Pieces.of(model)
     rule = (rows or RowRule()).of_layers(layers)
     probe = probe_of(model, first, samples_in(first)) if rule.prove else None  # its cache is part of what it gives
@@ -106,14 +105,15 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
             "first batch gives the network's own outputs, to the bit"
         )
     link = link or Alone()
-    needed = kept.sample_bytes * kept.samples * (length_of(batches) or 1)
+    feed = BlockRows(
+        model, batches, layers, rule, root=root, domain=domain, passes=passes, pieces=pieces, probe=probe, link=link
+    )
+    needed = stream_bytes(kept, feed.order, rule, batches)
     if isinstance(root, BucketPath):
         progress.note(f"blocks: what they give each other takes up to {needed / 2**30:,.1f} GiB of '{root}' meanwhile")
     elif link.rank == 0:
-        _require_disk(root, needed)
-    return BlockRows(
-        model, batches, layers, rule, root=root, domain=domain, passes=passes, pieces=pieces, probe=probe, link=link
-    )
+        _require_disk(root, needed, gradients=feed.order.turn is not None)
+    return feed
 
 
 def store_of(store: str | Place | None) -> Place:
@@ -123,22 +123,24 @@ def store_of(store: str | Place | None) -> Place:
     return place_of(store)
 
 
-def _require_forward(layers: Sequence[LayerSpec]) -> None:
-    backward = next((layer for layer in layers if layer.side is Side.GRADIENTS), None)
-    if backward is not None:
-        raise UnsupportedLayerError(
-            f"layer '{backward.name}': its gradients come from the end of the network, and block by block only the way "
-            "forward is run: watch no gradients, or run the network whole"
-        )
+def stream_bytes(kept: Generations, order: BlockOrder, rule: RowRule, batches: Iterable[Any]) -> int:
+    """Return what lies between blocks at most, as far as the length of the loader tells."""
+    samples = kept.samples * (length_of(batches) or 1)
+    if order.turn is None or rule.gradients is None:
+        return kept.sample_bytes * samples
+    return kept.sample_bytes_back(order.turn, rule.gradients.draws) * samples
 
 
-def _require_disk(root: Path, needed: int) -> None:
-    """Raise DiskSpaceError where the stream does not fit, as far as the length of the loader tells."""
+def _require_disk(root: Path, needed: int, *, gradients: bool) -> None:
+    """Raise DiskSpaceError where the stream does not fit."""
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     held = sum(path.stat().st_size for path in (root / UNFINISHED).rglob("*") if path.is_file())
     if needed - held > free:
+        kept = ", which with gradients is kept of every block until the way back" if gradients else ""
+        less = "watch gradients of later blocks alone or of none, " if gradients else ""
         raise DiskSpaceError(
-            f"'{root}': the stream between blocks takes {needed / 2**30:,.1f} GiB of disk, {held / 2**30:,.1f} are "
-            f"there, and {free / 2**30:,.1f} GiB are free: free some, choose another store, or take fewer samples"
+            f"'{root}': the stream between blocks{kept} takes {needed / 2**30:,.1f} GiB of disk, "
+            f"{held / 2**30:,.1f} are there, and {free / 2**30:,.1f} GiB are free: free some, choose another store, "
+            f"{less}or take fewer samples"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -11,26 +10,31 @@ from functools import cached_property
 from typing import Any
 
 from dalr_stream.engine.backend import rows_for
+from dalr_stream.engine.blocks.groups import BlockOrder
+from dalr_stream.engine.blocks.way_back import WayBack
 from dalr_stream.engine.capture import keep_weights, one_pass
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.layer_rows import LayerRows
 from dalr_stream.engine.ranks.one_store import mark_folder, require_one_store
 from dalr_stream.engine.row_feed import Begun, Folds, Group
+from dalr_stream.network.blocks.backward_proof import BackwardProof
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.readings import shared_readings
-from dalr_stream.network.capture.batches import few_samples
+from dalr_stream.network.capture.batches import few_samples, samples_in
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
-from dalr_stream.network.capture.resuming.onward import OnwardPass
-from dalr_stream.network.capture.resuming.stored_states import StoredStream
+from dalr_stream.network.capture.resuming.onward import OnwardPass, ResumedPass
+from dalr_stream.network.capture.resuming.stored_states import PROOF, STREAM, StoredStream
+from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.probe import Probe
-from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.progress import Progress, seconds_in_words
 from dalr_stream.storage.contents import NetworkRecord
-from dalr_stream.storage.places.place import Place, remove_folder
+from dalr_stream.storage.layout import UNFINISHED
+from dalr_stream.storage.places.place import Place, folders, remove_folder
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.ranks.link import Alone, Link
 
@@ -67,25 +71,35 @@ class BlockRows(LayerRows):
     def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write none yet: those of a block's layers are written when it is in memory."""
 
+    @cached_property
+    def order(self) -> BlockOrder:
+        """Which blocks are run, forward and back."""
+        followed = {self.numbers[layer.stream] for layer in self._by_outputs}
+        return BlockOrder(len(self.passes), set(self.numbers.values()), followed)
+
     def groups(self, folding: Folding, begun: Begun = ()) -> Sequence[Group]:
         """Part the streams by block, and those of a block into passes that fit."""
-        groups: list[Group] = []
-        before = deque(begun)
-        for number in range(self._last + 1):
-            here = [layer.stream for layer in self.layers if self.numbers[layer.stream] == number]
-            parts = self._as_before(before, here, folding)
-            left = [stream for stream in here if not any(stream in part for part in parts)]
-            parts += self._fitting(left, folding) if left or not parts else []
-            groups += [dataclasses.replace(part, block=number, again=again > 0) for again, part in enumerate(parts)]
-        return groups
+        followed, before = {layer.stream for layer in self._by_outputs}, deque(begun)
 
-    def _as_before(self, begun: deque[tuple[tuple[str, ...], bool]], here: list[str], folding: Folding) -> list[Group]:
-        """Return the passes of a block that an earlier run began, and take them off `begun`."""
-        parts: list[Group] = []
-        while begun and bool(begun[0][0]) == bool(here) and {*begun[0][0]} <= {*here} and (here or not parts):
-            streams, done = begun.popleft()
-            parts += [Group(streams)] if done else self._fitting(streams, folding)
-        return parts
+        def parts(streams: Sequence[str]) -> list[Group]:
+            found = self._as_before(before, streams, folding)
+            left = [stream for stream in streams if not any(stream in part for part in found)]
+            return [*found, *(self._fitting(left, folding) if left or not found else [])]
+
+        by_block: list[list[str]] = [[] for _ in range(len(self.passes))]
+        for layer in self.layers:
+            by_block[self.numbers[layer.stream]].append(layer.stream)
+        return self.order.groups(by_block, parts, followed)
+
+    def _as_before(
+        self, begun: deque[tuple[tuple[str, ...], bool]], streams: Sequence[str], folding: Folding
+    ) -> list[Group]:
+        """Return the passes over a block that an earlier run began, and take them off `begun`."""
+        found: list[Group] = []
+        while begun and bool(begun[0][0]) == bool(streams) and {*begun[0][0]} <= {*streams} and (streams or not found):
+            again, done = begun.popleft()
+            found += [Group(again)] if done else self._fitting(again, folding)
+        return found
 
     def _fitting(self, streams: Sequence[str], folding: Folding) -> list[Group]:
         """Part some streams of a block into passes that fit."""
@@ -101,18 +115,13 @@ class BlockRows(LayerRows):
         assert group.block is not None  # noqa: S101  # for the type checker: one of `groups`
         self._one_store()
         number, layers = group.block, [layer for layer in self.layers if layer.stream in group]
-        orders, stream = self._orders, self._stream(number, writes=not group.again and number < self._last)
-        keep = None if number == len(self.passes) - 1 else self.passes.done[number]
-        names = [module_name(layer.name) for layer in layers]
-        onward = OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
+        onward = self._onward(group, number, layers, progress)
         if number == 0 and self.probe is not None and sink.probed is not None:
             sink.probed(self.probe)
         resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
-            if self.link.rank == 0:
-                stream.drop_spent()
-                if self.keeps_weights:
-                    keep_weights(self.model, layers, self.root, self._record.fingerprint)
+            if self.keeps_weights and self.link.rank == 0:
+                keep_weights(self.model, layers, self.root, self._record.fingerprint)
             one_pass(
                 self.model,
                 self.batches,
@@ -120,20 +129,45 @@ class BlockRows(LayerRows):
                 sink,
                 rows=self.rule,
                 to_rows=rows_for(folding),
-                title=f"block {number + 1} of {len(self.passes)}",
+                title=f"block {number + 1} of {len(self.passes)}{', backward' if group.back else ''}",
                 progress=progress,
                 onward=onward,
                 probes=False,
             )
-        if number == 0 and self._last and not resumed and not group.again:
-            seconds = time.monotonic() - begun
-            took, others = map(seconds_in_words, (seconds, seconds * self._last))
-            progress.note(f"blocks: the first took {took}, so those after it ({self._last}) may take {others}")
+        if not resumed and not group.again:
+            self._note_duration(group, time.monotonic() - begun, progress)
+
+    def _onward(self, group: Group, number: int, layers: Sequence[LayerSpec], progress: Progress) -> ResumedPass:
+        """Return how the network is run in a pass, and remove what neither it nor a later one reads."""
+        orders, way_back = self._orders, self._way_back
+        stream = self._stream(number, writes=not group.again and number < self.order.last)
+        if way_back is not None and group.back:
+            return way_back.backward(stream, orders, again=group.again)
+        if way_back is None or number <= way_back.turn:
+            stream.drop_spent()
+        if way_back is not None and number >= way_back.turn:
+            return way_back.forward(stream, self.model, orders)
+        keep = None if number == len(self.passes) - 1 else self.passes.done[number]
+        names = [module_name(layer.name) for layer in layers]
+        return OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
+
+    def _note_duration(self, group: Group, seconds: float, progress: Progress) -> None:
+        """Tell from the first block how long the others may take."""
+        way = self.order.back if group.back else self.order.forward
+        if group.block == way[0] and len(way) > 1:
+            took, others = map(seconds_in_words, (seconds, seconds * (len(way) - 1)))
+            back = " on the way back" if group.back else ""
+            progress.note(f"blocks: the first{back} took {took}, so those after it ({len(way) - 1}) may take {others}")
 
     def finish(self) -> None:
-        """Remove the stream between blocks."""
-        remove_folder(mark_folder(self.root, self.domain))  # of ranks of which the first was killed
+        """Remove the stream between blocks, the gradients, and what ranks left that were killed."""
+        remove_folder(mark_folder(self.root, self.domain))
+        for folder in folders(self.root / UNFINISHED / self.domain):
+            if folder.name.startswith(PROOF):
+                remove_folder(folder)
         self._stream(0).drop()
+        if self._way_back is not None:
+            self._way_back.drop()
 
     def _one_store(self) -> None:
         """Look once, before the first pass, whether all ranks see the stream."""
@@ -155,11 +189,43 @@ class BlockRows(LayerRows):
         return SameEveryPass(self.batches).first()
 
     @property
-    def _last(self) -> int:
-        """The pass of the last block that is watched."""
-        return max(self.numbers.values())
+    def _by_outputs(self) -> list[LayerSpec]:
+        """Those of the layers that are watched for gradients."""
+        return [layer for layer in self.layers if layer.side is Side.GRADIENTS]
 
-    def _stream(self, number: int, *, writes: bool = False) -> StoredStream:
-        blocks = [list(block) for block in self.passes.blocks]
-        facts = {"network": self._record.fingerprint, "blocks": blocks}
-        return StoredStream(self.root, self.domain, number, self.passes.places, facts, writes=writes)
+    @cached_property
+    def _way_back(self) -> WayBack | None:
+        """What the way back needs, proved on a few samples; None where no gradients are watched."""
+        gradients = self.rule.gradients
+        if gradients is None:
+            return None
+        several = next((batch for batch in self.batches if samples_in(batch) > 1), self._first)
+        by_pass: list[list[LayerSpec]] = [[] for _ in range(len(self.passes))]
+        for layer in self._by_outputs:
+            by_pass[self.numbers[layer.stream]].append(layer)
+        proof = BackwardProof(self.model, several, self.passes, self.pieces, by_pass, self.rule, self._orders)
+        own = f"{PROOF}{self.link.rank or ''}"
+        streams = [self._stream(number, writes=True, name=own) for number in range(len(self.passes))]
+        try:
+            places = proof.places(streams)
+        finally:
+            streams[0].drop()
+        facts = {**self._facts, "gradients": gradients.words}
+        return WayBack(self.root, self.domain, facts, by_pass, places, removes=self.link.rank == 0)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {"network": self._record.fingerprint, "blocks": [list(block) for block in self.passes.blocks]}
+
+    def _stream(self, number: int, *, writes: bool = False, name: str = STREAM) -> StoredStream:
+        removes = self.link.rank == 0 or name != STREAM
+        return StoredStream(
+            self.root,
+            self.domain,
+            number,
+            self.passes.places,
+            self._facts,
+            writes=writes,
+            removes=removes,
+            name=name,
+        )

@@ -17,9 +17,9 @@ def _unsynced(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
-def accumulate(model, store, folding=None, **options):
-    layers = ds.watch(model, LAYERS)
-    return ds.accumulate(model, batches(), layers, store=store, folding=folding, **options)
+def accumulate(model, store, folding=None, gradients=(), **options):
+    layers, rows = ds.watch(model, LAYERS, gradients=gradients), ds.RowRule(gradients=ds.GradientRule(draws=1))
+    return ds.accumulate(model, batches(), layers, store=store, rows=rows, folding=folding, **options)
 
 
 def limited(model):
@@ -45,3 +45,13 @@ def test_stopped_under_one_limit_it_goes_on_under_another(stop, then, tmp_path):
     assert same_files(tmp_path / "whole", tmp_path / "store") == []
     begun = -(-stop // 5) - 1
     assert len(notes.started) <= 6 - begun  # none that was done is made again
+
+
+@pytest.mark.parametrize("stop", [8, 22, 33])
+def test_with_gradients_too(stop, tmp_path):
+    model, followed = made(Tower), ["blocks.2.up"]
+    accumulate(model, tmp_path / "whole", gradients=followed)
+    with pytest.raises(StoppedError):
+        accumulate(model, tmp_path / "store", limited(model), followed, blocks=True, progress=StopAfter(stop))
+    accumulate(model, tmp_path / "store", gradients=followed, blocks=True)
+    assert same_files(tmp_path / "whole", tmp_path / "store") == []

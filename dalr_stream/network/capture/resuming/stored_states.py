@@ -2,6 +2,8 @@
 
     unfinished/<domain>/@stream-<pass>/<first sample>/
     unfinished/<domain>/@compressed-<pass>/<first sample>/      of a compressed network beside its original
+    unfinished/<domain>/@back-<pass>/<first sample>/            gradients by what was given, on the way back
+    unfinished/<domain>/@proof-<pass>/<first sample>/           of a few samples, while the way back is proved
 
 A pass writes what is new in it; what an earlier one gave and is still used stays in that one's records, and of all else
 the form is kept. Tensors lie there byte by byte, whatever their type, and come back in memory of the same strides: the
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture.resuming.calls import Call
-from dalr_stream.network.capture.resuming.given import Form, mapped, tensors_in
+from dalr_stream.network.capture.resuming.given import Form, form_of, mapped, tensors_in
 from dalr_stream.network.capture.resuming.kept_states import Room, State
 from dalr_stream.storage import schema
 from dalr_stream.storage.layout import UNFINISHED, remove_empty
@@ -32,7 +34,7 @@ from dalr_stream.storage.schema import ArraySpec
 
 _ENDLESS = 2**62
 """Memory that is not counted: a batch's values are on disk before those of the next one are made."""
-STREAM, COMPRESSED = "@stream", "@compressed"
+STREAM, COMPRESSED, BACK, PROOF = "@stream", "@compressed", "@back", "@proof"
 _ANOTHER_WAY = "blocks: for one of the batches {}: batches go different ways through the network; run it whole"
 
 
@@ -51,6 +53,8 @@ class StoredStream:
     """What identifies the network and its passes."""
     writes: bool = True
     """Whether a later pass reads what this one gives."""
+    removes: bool = True
+    """Whether records that nothing reads any more are removed here: of several ranks by the first."""
     name: str = STREAM
     since: int = 0
     """The pass that `name` begins with: what earlier ones gave is what the original's gave."""
@@ -85,7 +89,7 @@ class StoredStream:
         plain = []
         for way, value in given.items():
             new = self.places[self.number][way] == self.number
-            plain.append([[list(part) for part in way], _plain(value if new else mapped(value, _form_of), tensors)])
+            plain.append([[list(part) for part in way], _plain(value if new else mapped(value, form_of), tensors)])
         arrays = {str(number): _bytes_of(tensor) for number, tensor in tensors.values()}
         specs = [_spec(number) for number in range(len(arrays))]
         save_record(self._path(self.number, key), specs, arrays, {"given": plain}, self._facts(self.number), names=3)
@@ -100,9 +104,14 @@ class StoredStream:
 
     def drop_spent(self) -> None:
         """Remove the records that neither this pass nor a later one reads."""
-        for earlier in range(self.number - 1):
+        for earlier in range(self.number - 1 if self.removes else 0):
             if all(earlier not in place.values() for place in self.places[self.number - 1 :]):
                 remove_folder(self._folder(earlier))
+
+    def drop_unread(self) -> None:
+        """Remove what this pass and later ones gave: on the way back from the last one, this one reads none of it."""
+        for number in range(self.number, len(self.places) if self.removes else 0):
+            remove_folder(self._folder(number))
 
     def drop(self) -> None:
         """Remove all records of all passes."""
@@ -131,7 +140,7 @@ class StoredStream:
 
     def _facts(self, number: int) -> dict[str, Any]:
         facts = {**self.made_from, "pass": number}
-        return {**facts, "compressed": self.compressed[number]} if self._is_own(number) else facts
+        return {**facts, "compressed": self.compressed[number]} if self.compressed and self._is_own(number) else facts
 
     def _is_own(self, number: int) -> bool:
         return self.name != STREAM and number >= self.since
@@ -142,10 +151,6 @@ class StoredStream:
 
     def _path(self, number: int, key: int) -> Place:
         return self._folder(number) / f"{key:012d}"
-
-
-def _form_of(tensor: torch.Tensor | Form) -> Form:
-    return tensor if isinstance(tensor, Form) else Form.of(tensor)
 
 
 def _way(plain: Any) -> Call:
@@ -159,7 +164,7 @@ def _spec(number: int) -> ArraySpec:
 def _plain(value: Any, tensors: dict[int, tuple[int, torch.Tensor]]) -> Any:
     """Return a value as JSON has it; its tensors go to `tensors`, numbered, each once."""
     if isinstance(value, torch.Tensor | Form):
-        form = _form_of(value)
+        form = form_of(value)
         dtype = str(form.dtype).removeprefix("torch.")
         described = {"shape": list(form.shape), "strides": list(form.strides), "dtype": dtype, "at": str(form.device)}
         if isinstance(value, Form):

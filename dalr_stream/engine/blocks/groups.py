@@ -1,0 +1,65 @@
+"""The passes over the batches that a network takes block by block, in their order.
+
+forward     each block up to the last one that is watched
+back        with gradients, from the last block to the first one that is watched for them: a block's inputs are
+            folded together with its gradients then, and on the way forward the batches only go through it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from dalr_stream.engine.row_feed import Group
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOrder:
+    """Which passes there are."""
+
+    blocks: int
+    watched: Collection[int]
+    """The blocks whose layers are watched."""
+    followed: Collection[int]
+    """Those that are watched for gradients."""
+
+    @property
+    def turn(self) -> int | None:
+        """The block at which the way back ends; None where there is none."""
+        return min(self.followed, default=None)
+
+    @property
+    def last(self) -> int:
+        """The last block that is run: with gradients that of the network."""
+        return max(self.watched) if self.turn is None else self.blocks - 1
+
+    @property
+    def forward(self) -> range:
+        """The blocks that are run on the way forward, in order; with gradients the last one is run on the way back."""
+        return range(self.last + (self.turn is None))
+
+    @property
+    def back(self) -> range:
+        """The blocks of the way back, in order."""
+        return range(0) if self.turn is None else range(self.last, self.turn - 1, -1)
+
+    def groups(
+        self,
+        streams: Sequence[Sequence[str]],
+        parts: Callable[[Sequence[str]], Sequence[Group]],
+        followed: Collection[str],
+    ) -> list[Group]:
+        """Return the passes: `parts` parts the `streams` of a block by what fits, `followed` are those of gradients."""
+        found: list[Group] = []
+        for number in self.forward:
+            found += _of_block(number, parts([] if number in self.back else streams[number]))
+        for number in self.back:
+            for group in _of_block(number, parts(streams[number])):
+                back = not group.again or any(stream in followed for stream in group)
+                found.append(dataclasses.replace(group, back=back))
+        return found
+
+
+def _of_block(number: int, parts: Sequence[Group]) -> list[Group]:
+    return [dataclasses.replace(part, block=number, again=again > 0) for again, part in enumerate(parts)]
