@@ -81,6 +81,48 @@ def test_a_network_is_compressed_and_scored_block_by_block(sizes, run_file):
     assert record == other_record
 
 
+GRADIENTS = ["network.gradients=['blocks.*']", "gradients.draws=2", "solve.methods=['svd', 'dalr_weighted_affine']"]
+
+
+def test_gradients_block_by_block(run_file):
+    settings, found = [*GRADIENTS, 'compress.energy="60%"', "evaluate.batches='tower:target'", "evaluate.ranks=[]"], {}
+    for blocks in ("true", "false"):
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        run.all()
+        assert ("network" in vars(run.project)) == (blocks == "false")
+        state, store = ds.load(run.project.compressed, run.project.code.build).state_dict(), files(run.project.store)
+        moments = {name: data for name, data in store.items() if name.startswith(("moments", "manifest"))}
+        found[blocks] = state, moments, files(run.project.output)["compression.json"]
+        assert any("@gradients" in name for name in moments)
+        shutil.rmtree(run.project.output)
+    (blocks, moments, record), (whole, other_moments, other_record) = found.values()
+    assert moments == other_moments
+    assert all(torch.equal(blocks[name], tensor) for name, tensor in whole.items())
+    assert record == other_record
+    assert b"of what the loss feels" in record
+
+
+def test_a_dry_run_plans_the_way_back(run_file):
+    project = project_of(run_file, *GRADIENTS)
+    found = dry_run(project)
+    found.require()
+    plan, forward = found.plan, project_of(run_file).estimate()
+    assert plan.rows["target"] == {
+        f"blocks.{number}.{layer}{side}": rows
+        for side, rows in (("", 75), ("@gradients", 150))
+        for number in range(3)
+        for layer in ("up", "down")
+    }
+    stem_and_blocks, gradients = 3, 2 * 1  # on the way back to the second block: of two draws, beside one more block
+    assert plan.stream_bytes == 3 * 25 * 8 * 4 * (stem_and_blocks + gradients)
+    assert plan.forward_bytes > 25 * (8 + 12 + 12) * 4 > forward.forward_bytes == 0
+    assert plan.disk_alternatives[-1][0] != forward.disk_alternatives[-1][0]  # which needs each block once
+    assert plan.blocks == 3
+    assert any(line.startswith("accumulate: about") for line in found.cost.lines)
+    without_data = cost_without_data(run_file, GRADIENTS, StatedData(75, (25, 6), tokens=False))
+    assert without_data.estimate.plan.stream_bytes == plan.stream_bytes
+
+
 SELECTIONS = """
 [compress]
 'blocks.*.up' = { method = "spectral", size = 7 }
@@ -195,7 +237,6 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     ("setting", "message"),
     [
         ("capture.keep_activations=true", "network.blocks: rows are folded as the blocks make them: set capture.keep"),
-        ("network.gradients=['*']", "network.blocks: gradients come from the end of the network"),
         (
             "solve.methods=['svd', 'heads']",
             "network.blocks: heads need the network whole: leave 'heads' out of solve.methods",

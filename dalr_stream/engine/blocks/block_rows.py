@@ -19,6 +19,7 @@ from dalr_stream.engine.layer_rows import LayerRows
 from dalr_stream.engine.ranks.one_store import mark_folder, require_one_store
 from dalr_stream.engine.row_feed import Begun, Folds, Group
 from dalr_stream.network.blocks.backward_proof import BackwardProof
+from dalr_stream.network.blocks.graph_memory import graph_bytes
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.readings import shared_readings
@@ -30,7 +31,7 @@ from dalr_stream.network.capture.resuming.onward import OnwardPass, ResumedPass
 from dalr_stream.network.capture.resuming.stored_states import PROOF, STREAM, StoredStream
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.probe import Probe
-from dalr_stream.numerics.rows.streams import Side, module_name
+from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress, seconds_in_words
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.layout import UNFINISHED
@@ -74,12 +75,11 @@ class BlockRows(LayerRows):
     @cached_property
     def order(self) -> BlockOrder:
         """Which blocks are run, forward and back."""
-        followed = {self.numbers[layer.stream] for layer in self._by_outputs}
-        return BlockOrder(len(self.passes), set(self.numbers.values()), followed)
+        return BlockOrder.of(self.layers, self.numbers, len(self.passes))
 
     def groups(self, folding: Folding, begun: Begun = ()) -> Sequence[Group]:
         """Part the streams by block, and those of a block into passes that fit."""
-        followed, before = {layer.stream for layer in self._by_outputs}, deque(begun)
+        before = deque(begun)
 
         def parts(streams: Sequence[str]) -> list[Group]:
             found = self._as_before(before, streams, folding)
@@ -89,7 +89,7 @@ class BlockRows(LayerRows):
         by_block: list[list[str]] = [[] for _ in range(len(self.passes))]
         for layer in self.layers:
             by_block[self.numbers[layer.stream]].append(layer.stream)
-        return self.order.groups(by_block, parts, followed)
+        return self.order.groups(by_block, parts)
 
     def _as_before(
         self, begun: deque[tuple[tuple[str, ...], bool]], streams: Sequence[str], folding: Folding
@@ -107,7 +107,7 @@ class BlockRows(LayerRows):
             return [Group(tuple(streams))]
         layers = [layer for layer in self.layers if layer.stream in streams and layer.stream not in self._shared]
         loads = [load_of(layer, 0, BatchMemory()) for layer in layers]
-        homes = fitting(loads, folding, batches=self.batches, ranks=self.link.ranks)
+        homes = fitting(loads, folding, self._graph_bytes, batches=self.batches, ranks=self.link.ranks)
         return [one.with_shared(streams, self._shared) for one in homes]
 
     def send(self, group: Group, sink: Folds, folding: Folding, progress: Progress) -> None:
@@ -188,10 +188,13 @@ class BlockRows(LayerRows):
     def _first(self) -> Any:
         return SameEveryPass(self.batches).first()
 
-    @property
-    def _by_outputs(self) -> list[LayerSpec]:
-        """Those of the layers that are watched for gradients."""
-        return [layer for layer in self.layers if layer.side is Side.GRADIENTS]
+    @cached_property
+    def _graph_bytes(self) -> int:
+        """What a batch holds on its way through a block and back; nothing without gradients."""
+        if self.rule.gradients is None:
+            return 0
+        first, rule = self._first, self.rule.gradients
+        return graph_bytes(self.model, first, self.passes, self.pieces, self.order.followed, rule)
 
     @cached_property
     def _way_back(self) -> WayBack | None:
@@ -199,11 +202,8 @@ class BlockRows(LayerRows):
         gradients = self.rule.gradients
         if gradients is None:
             return None
-        several = next((batch for batch in self.batches if samples_in(batch) > 1), self._first)
-        by_pass: list[list[LayerSpec]] = [[] for _ in range(len(self.passes))]
-        for layer in self._by_outputs:
-            by_pass[self.numbers[layer.stream]].append(layer)
-        proof = BackwardProof(self.model, several, self.passes, self.pieces, by_pass, self.rule, self._orders)
+        several, followed = next((one for one in self.batches if samples_in(one) > 1), self._first), self.order.followed
+        proof = BackwardProof(self.model, several, self.passes, self.pieces, followed, self.rule, self._orders)
         own = f"{PROOF}{self.link.rank or ''}"
         streams = [self._stream(number, writes=True, name=own) for number in range(len(self.passes))]
         try:
@@ -211,7 +211,7 @@ class BlockRows(LayerRows):
         finally:
             streams[0].drop()
         facts = {**self._facts, "gradients": gradients.words}
-        return WayBack(self.root, self.domain, facts, by_pass, places, removes=self.link.rank == 0)
+        return WayBack(self.root, self.domain, facts, self.order, places, removes=self.link.rank == 0)
 
     @property
     def _facts(self) -> dict[str, Any]:

@@ -19,12 +19,16 @@ def require_by_blocks(
     heads = ", ".join(f"'{method.value}'" for method in solve.methods if method.family is Family.HEADS)
     reasons = {
         "rows are folded as the blocks make them: set capture.keep_activations = false": capture.keep_activations,
-        "gradients come from the end of the network: leave network.gradients out": bool(network.gradients),
         f"heads need the network whole: leave {heads} out of solve.methods": bool(heads),
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if network.blocks and reason is not None:
         raise ValueError(f"network.blocks: {reason}")
+    if not accumulate.keep_moments and network.gradients:
+        raise ValueError(
+            "accumulate.keep_moments: false needs every block once, in order, and gradients come from the end of the "
+            "network: leave network.gradients out, or keep the moments"
+        )
     if not accumulate.keep_moments and (not network.blocks or network.weights is None):
         raise ValueError(
             "accumulate.keep_moments: false goes with a network that runs block by block from disk: set network.blocks "

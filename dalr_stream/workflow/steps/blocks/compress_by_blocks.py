@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+from dalr_stream.engine.sizes.by_nats import smallest_by_nats
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.network.blocks.compress_into import Given, compress_into
 from dalr_stream.network.saved import checkpoint
@@ -19,6 +20,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import named_layers, named_sizes, replacements
 from dalr_stream.workflow.steps.provenance import saved_provenance
 from dalr_stream.workflow.steps.sequential import compress_in_sequence_by_blocks
+from dalr_stream.workflow.steps.sizes.by_nats import FELT, menus_by_nats
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.sizing import sizes_by_rule, solution_of
 
@@ -76,15 +78,18 @@ def size_of(record: Given) -> int:
 def _decided(project: Project, store: StoreView) -> tuple[dict[str, int | float], Compression]:
     """Return the size of each layer, and how it was decided."""
     section = project.config.compress
-    methods: dict[str, Method]
+    rule, methods = section.in_words, dict[str, Method]()
     sizes: dict[str, int | float] = {}
     if section.rule is None:
         sizes |= named_sizes(project, store)
-        methods = {layer: choice.method for layer, choice in named_layers(project, project.layers).items()}
+        rule, methods = "as named", {name: one.method for name, one in named_layers(project, project.layers).items()}
+    elif section.rule == "energy" and (menus := menus_by_nats(project, store)):
+        menu, felt = smallest_by_nats(menus, section.share)
+        sizes |= {layer: size for layer, (_, size) in felt.items()}
+        rule, methods = f"{rule} {FELT}", {layer: menu.method(layer, family) for layer, (family, _) in felt.items()}
     else:
         sizes |= sizes_by_rule(project, store)
         methods = dict.fromkeys(sizes, project.config.compress_method)
-    rule = "as named" if section.rule is None else section.in_words
     for layer in [layer for layer, size in sizes.items() if isinstance(size, float)]:  # a share that is retained
         sizes[layer] = size_of(_cut(project, store, layer, methods[layer], sizes[layer])[0])
     layers = {layer: LayerSize(methods[layer], int(size)) for layer, size in sizes.items()}
