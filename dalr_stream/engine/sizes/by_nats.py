@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dalr_stream.engine.sizes.choice import Layers, Measure, Sizes
+from dalr_stream.engine.sizes.choice import Layers
+from dalr_stream.engine.sizes.measuring import Measure, Sizes
 from dalr_stream.engine.sizes.menus import Build, Menu
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.numerics.methods import Family

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import overload
 
 from torch import nn
 
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice
-from dalr_stream.engine.sizes.choice import Judge, Measure, SizeChoice, Sizes, require_affordable
-from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
+from dalr_stream.engine.sizes.by_blocks import ByBlocks
+from dalr_stream.engine.sizes.choice import SizeChoice, require_affordable
+from dalr_stream.engine.sizes.measuring import Measure, Sizes
+from dalr_stream.engine.sizes.menus import Bench, InMemory, InTurn, Menu, choose_from
 from dalr_stream.engine.sizes.solver import PLAIN, WEIGHTED, WEIGHTED_IN_WORDS, Solver, is_felt
 from dalr_stream.engine.statistics import Statistics
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.measure.output_distance import OutputDistance
-from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.recorded import Groups
 from dalr_stream.network.surgery.compress import Replacement, compress
 from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
-from dalr_stream.progress import Progress
+from dalr_stream.progress import Progress, Silent
 
 BuildInTurn = Callable[[Mapping[str, LayerChoice]], nn.Module]
 """Gives the network of some choices, with one layer compressed after the other."""
@@ -49,13 +55,14 @@ def sizes(
     share: float,
     *,
     layers: Sequence[str] = (),
-    structure: Structure | None = None,
+    structure: Groups | None = None,
     methods: Sequence[Method | str] = (),
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
     higher: bool = True,
     in_turn: BuildInTurn | None = None,
+    store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> SizePlan: ...
 
@@ -68,13 +75,14 @@ def sizes(
     share: Sequence[float],
     *,
     layers: Sequence[str] = (),
-    structure: Structure | None = None,
+    structure: Groups | None = None,
     methods: Sequence[Method | str] = (),
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
     higher: bool = True,
     in_turn: BuildInTurn | None = None,
+    store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[SizePlan, ...]: ...
 
@@ -86,13 +94,14 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     share: float | Sequence[float],
     *,
     layers: Sequence[str] = (),
-    structure: Structure | None = None,
+    structure: Groups | None = None,
     methods: Sequence[Method | str] = (),
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
     higher: bool = True,
     in_turn: BuildInTurn | None = None,
+    store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> SizePlan | tuple[SizePlan, ...]:
     """Return the best network that keeps at most `share` of the layers' weights: factored, with fewer nodes or heads.
@@ -130,6 +139,9 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
         Where layers will be compressed one after the other: how a network is made of the choice of each layer. The
         best candidates are then built and measured so, of each rule one with factor pairs alone and one with
         selections. Heads are not narrowed then.
+    store
+        A folder for what blocks give meanwhile, of a network from `open_network`: all candidates go through each of its
+        blocks together, and none is whole in memory. Without one a temporary folder of the system.
     progress
         Receives progress, for example from `show_progress()`; silent by default.
 
@@ -143,7 +155,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     ------
     InvalidInputError
         Where a share is no number in 0..1, two methods are of one family, the smallest sizes cost more than the budget,
-        or heads are named and no attention is known, or layers are compressed one after the other.
+        heads are named and no attention is known, or layers are compressed one after the other; and for a score of a
+        network from `open_network`.
     NonFiniteError
         Where a network's outputs are not finite.
 
@@ -196,27 +209,59 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     if not methods and any(map(is_felt, known.values())):
         menus.append(solver.menu(WEIGHTED, multiple_of, f", {WEIGHTED_IN_WORDS}"))
 
-    def build(replacements: dict[str, Replacement]) -> nn.Module:
-        return compress(model, replacements, example=structure)
-
     def choices(menu: Menu, decided: Sizes) -> dict[str, LayerChoice]:
         return {
             name: _choice(known[name], menu.method(name, family), size, ridge)
             for name, (family, size) in decided.items()
         }
 
-    judge, again = Judge(distance, score, higher), None if in_turn is None else _of_menus(in_turn, choices)
+    again = None if in_turn is None else _of_menus(in_turn, choices)
 
     def plan(one: float) -> SizePlan:
-        menu, choice = choose_from(menus, one, build, judge, in_turn=again, progress=progress)
+        menu, choice = choose_from(menus, one, bench, in_turn=again, progress=progress)
         decided = choice.chosen.sizes
         return SizePlan(menu.replacements(decided), choices(menu, decided), choice)
 
+    with _bench(model, distance, structure, score, store, higher=higher, progress=progress or Silent()) as bench:
+        return _plans(menus[0], share, plan)
+
+
+def _plans(
+    menu: Menu, share: float | Sequence[float], plan: Callable[[float], SizePlan]
+) -> SizePlan | tuple[SizePlan, ...]:
     if not isinstance(share, Sequence):
         return plan(share)
     for one in share:
-        require_affordable(menus[0].forms, one)
+        require_affordable(menu.forms, one)
     return tuple(map(plan, share))
+
+
+@contextmanager
+def _bench(
+    model: nn.Module,
+    distance: OutputDistance,
+    structure: Groups | None,
+    score: Measure | None,
+    store: str | Path | None,
+    *,
+    higher: bool,
+    progress: Progress,
+) -> Iterator[Bench]:
+    """Give what networks are measured by: whole, or block by block where weights stay on disk."""
+
+    def build(replacements: dict[str, Replacement]) -> nn.Module:
+        return compress(model, replacements, example=structure)
+
+    if weights_elsewhere(model) is None:
+        yield InMemory(build, distance, score, higher, progress)
+        return
+    if score is not None:
+        raise InvalidInputError(
+            "sizes: block by block no candidate is there whole for a score to be called with: leave score out, or use "
+            "a run file, whose [validation] names a metric and its batches"
+        )
+    with TemporaryDirectory(prefix="sizes-", dir=store) as folder:
+        yield ByBlocks(model, distance, Path(folder), progress=progress)
 
 
 def _require_shares(shares: Sequence[float]) -> None:
@@ -235,7 +280,7 @@ def _choice(layer: Layer, method: Method, size: int, ridge: Ridge | float) -> La
 
 
 def _attentions(
-    statistics: Statistics, known: Mapping[str, Layer], structure: Structure | None, in_turn: BuildInTurn | None
+    statistics: Statistics, known: Mapping[str, Layer], structure: Groups | None, in_turn: BuildInTurn | None
 ) -> dict[str, HeadLayout]:
     """Return the attentions that were found when layers were watched, all of whose layers are to be compressed."""
     if structure is None or in_turn is not None:

@@ -230,7 +230,7 @@ def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
     return Structure.of(model, example)
 
 
-def by_module(replacements: Mapping[str, _OfOneLayer]) -> dict[str, dict[str, LowRankLayer]]:
+def by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:
     """Return the factor pairs, those of a layer's groups together."""
     pairs: dict[str, dict[str, LowRankLayer]] = {}
     for name, record in replacements.items():

@@ -12,15 +12,11 @@ from dalr_stream.workflow.runfile.sections import AccumulateSection, CaptureSect
 _RULES = ", ".join(f"'{rule}'" for rule in OF_EACH_LAYER)
 
 
-def require_by_blocks(
-    network: NetworkSection, capture: CaptureSection, accumulate: AccumulateSection, solve: SolveSection
-) -> None:
+def require_by_blocks(network: NetworkSection, capture: CaptureSection, accumulate: AccumulateSection) -> None:
     """Raise ValueError, with what to change, where blocks are asked for together with what needs the network whole."""
-    heads = ", ".join(f"'{method.value}'" for method in solve.methods if method.family is Family.HEADS)
     reasons = {
         "rows are folded as the blocks make them: set capture.keep_activations = false": capture.keep_activations,
         "gradients come from the end of the network: leave network.gradients out": bool(network.gradients),
-        f"heads need the network whole: leave {heads} out of solve.methods": bool(heads),
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if network.blocks and reason is not None:
@@ -41,6 +37,7 @@ def require_sweep(
 ) -> None:
     """Raise ValueError, with what to change, where no moments are kept and something is asked for that reads them."""
     sizes = compress.rule in OF_EACH_LAYER if compress.rule else bool(compress.layers)
+    heads = ", ".join(f"'{method.value}'" for method in solve.methods if method.family is Family.HEADS)
     reasons = {
         f"needs sizes that each layer decides by itself: name layers in [compress], or give {_RULES}": not sizes,
         'all layers are solved from the original network: leave out compress.order = "sequential"': (
@@ -49,6 +46,7 @@ def require_sweep(
         "one domain goes through the blocks: leave out solve.source, solve.heldout and other domains": (
             solve.source is not None or solve.heldout is not None or len(domains) > 1
         ),
+        f"heads are solved from the moments of four layers: leave {heads} out of solve.methods": bool(heads),
         "rows that choose a ridge are read again and again: state solve.ridge": solve.chooses_ridge,
         "error bars come from shards, which are moments: set accumulate.shards = 1": accumulate.shards > 1,
         "leave out accumulate.cross, which keeps moments": accumulate.cross is not None,

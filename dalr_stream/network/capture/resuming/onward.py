@@ -95,16 +95,23 @@ class ForwardRun:
     """Runs a network on one batch, as far as is needed: some calls give what is known, and others are remembered."""
 
     def __init__(
-        self, given: Mapping[Call, Any], keep: Done, room_bytes: int | None = None, *, until_kept: bool = False
+        self,
+        given: Mapping[Call, Any],
+        keep: Done,
+        room_bytes: int | None = None,
+        *,
+        until_kept: bool = False,
+        ran: Callable[[str, Any], None] | None = None,
     ) -> None:
         """`room_bytes` is what copies may take beside what was given: with more to keep, nothing is kept.
 
         `until_kept` ends the forward pass as soon as all that is to be kept is there: when the next module is called,
-        as hooks of the last one see what it gives only once it is done.
+        as hooks of the last one see what it gives only once it is done. `ran` is told of each module that was run, and
+        what it gave.
         """
         self.kept: dict[Call, Any] = {}
         self.is_full = False
-        self._given, self._keep, self._room = given, keep, room_bytes
+        self._given, self._keep, self._room, self._ran = given, keep, room_bytes, ran
         self._handed, self._own, self._rows_taken = _Handed(), _Own(), until_kept and bool(keep)
 
     @property
@@ -114,8 +121,13 @@ class ForwardRun:
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         """Run it, and return what it gives where it is run to its end; the batch is left as it is."""
-        with suppress(EnoughError), calls_through(model, self._through) if self._given or self._keep else nullcontext():
-            return call(model, inputs_copied(batch))
+        return self.called(model, lambda: call(model, inputs_copied(batch)))
+
+    def called(self, model: nn.Module, forward: Callable[[], Any]) -> Any:
+        """Do the same in a call of one's own: `forward` calls the network."""
+        watched = self._given or self._keep or self._ran is not None
+        with suppress(EnoughError), calls_through(model, self._through) if watched else nullcontext():
+            return forward()
 
     def rows_taken(self) -> None:
         """End the forward pass, now or as soon as what is to be kept is there too."""
@@ -126,6 +138,8 @@ class ForwardRun:
         self._end_where_complete()
         given = way in self._given
         value = mapped(self._given[way], self._handed.out) if given else forward()
+        if not given and self._ran is not None:
+            self._ran(way[-1][0], value)
         if way in self._keep and not self.is_full and (given or is_plain(value)):
             source, change = (self._given[way], _as_it_is) if given else (value, self._own.copy)
             self.kept[way] = mapped(source, change if self._keep[way] else _form)

@@ -14,7 +14,7 @@ from torch import nn
 from dalr_stream.network.blocks.opened import open_network
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.saved import checkpoint
-from dalr_stream.workflow.runfile.compress_section import OF_EACH_LAYER, Order
+from dalr_stream.workflow.runfile.compress_section import BUDGETS, OF_EACH_LAYER, Order
 from dalr_stream.workflow.runfile.project import Project
 
 
@@ -22,8 +22,13 @@ def compresses_by_blocks(project: Project) -> bool:
     """Tell whether the network is compressed block by block."""
     section = project.config.compress
     one_domain = section.order is Order.PARALLEL or project.config.solve.source is None  # goes through in turn
-    alone = one_domain and (section.rule is None or section.rule in OF_EACH_LAYER)
-    return alone and bool(project.config.network.blocks) and weights_elsewhere(project.recorded) is not None
+    searches = section.rule is not None and section.rule not in (*OF_EACH_LAYER, *BUDGETS)
+    return (
+        one_domain
+        and not searches
+        and bool(project.config.network.blocks)
+        and weights_elsewhere(project.recorded) is not None
+    )
 
 
 def scores_by_blocks(project: Project) -> bool:

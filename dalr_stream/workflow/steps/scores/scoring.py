@@ -60,7 +60,10 @@ class Scoring:
 
     def __call__(self, model: nn.Module) -> float:
         """Score a network by whole forward passes; raises InvalidInputError for a value outside the metric's range."""
-        value = float(self.metric(model, self.batches))
+        return self.checked(float(self.metric(model, self.batches)))
+
+    def checked(self, value: float) -> float:
+        """Return a value of the metric; raises InvalidInputError for one outside its range."""
         if not self.scale.holds(value):
             raise InvalidInputError(
                 f"{self.name} gave {value:g}, which must be {self.scale.words}: state its range, range = [1, inf] of a "

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dalr_stream.engine.sizes.by_nats import Attempt, felt_menus, networks_at_most, smallest_by_nats, smallest_within
-from dalr_stream.engine.sizes.choice import Sizes, rank_correlation
+from dalr_stream.engine.sizes.choice import rank_correlation
+from dalr_stream.engine.sizes.measuring import Sizes
 from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
