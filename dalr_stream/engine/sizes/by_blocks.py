@@ -1,18 +1,13 @@
 """Networks of some sizes measured by blocks: all of them and the original go through each block together.
 
-A network whose weights stay on disk is never whole in memory, and neither is any candidate: while a block is there,
-what takes the places of its layers is cut and put in for one candidate after the other, and their batches go one block
-further. So weights are read once for all candidates and batches. The original's outputs are there in the last block
-too, where distances are measured.
-
-What was measured is kept where the caller says what it was made from: killed, the same call goes on.
+The original's outputs are there in the last block too, where distances are measured. What was measured is kept where
+the caller says what it was made from: killed, the same call goes on.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,25 +15,19 @@ from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.sizes.candidates import Candidates
 from dalr_stream.engine.sizes.measuring import MeasureAll, Measured, Outcome, SizedNetwork, named
 from dalr_stream.engine.sizes.menus import Menu
-from dalr_stream.errors import DiskSpaceError, NonFiniteError, StoreError, UnsupportedLayerError
-from dalr_stream.network.blocks.alone import AlonePieces
-from dalr_stream.network.blocks.changed_piece import ChangedPieces
-from dalr_stream.network.blocks.passes import BlockPasses, Blocks
+from dalr_stream.errors import NonFiniteError, StoreError, UnsupportedLayerError
+from dalr_stream.network.blocks.passes import Blocks
 from dalr_stream.network.blocks.pieces import Pieces
-from dalr_stream.network.blocks.proof import Generations, prove_blocks
-from dalr_stream.network.blocks.side_by_side import Question, SideBySide, Variant
-from dalr_stream.network.blocks.uncached import uncached
+from dalr_stream.network.blocks.side_by_side import Question, Variant
 from dalr_stream.network.capture.batches import call, inputs_copied
 from dalr_stream.network.measure.output_distance import OutputDistance
-from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.json_record import RecordKind, digest_of, read_record, write_record
 
 _MEASURED = RecordKind("measured networks", 1, "run compress")
-_OF_DISK = 0.8
-"""That is free: what networks on their way may take together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +54,29 @@ class ByBlocks:
     made_from: str | None = None
     """What decides solutions and samples, in words; None to keep nothing."""
 
+    @cached_property
+    def candidates(self) -> Candidates:
+        """What takes networks through the blocks."""
+        return Candidates(self.model, self.distance.batches[0], self.distance.samples, self.folder, self.blocks)
+
     def at_once(self, menu: Menu) -> MeasureAll:
         """Return what measures networks of a menu together."""
         return partial(self._measure, menu)
 
     def in_turn(self, network: nn.Module | None, words: str) -> Measured:
         """Measure a network of the same blocks, each compressed and on disk."""
-        variant = Variant() if network is None else Variant(self.pieces.names, partial(_of_another, network))
+        pieces = self.candidates.pieces.names
+        variant = Variant() if network is None else Variant(pieces, partial(_of_another, network))
         (outcome,) = self._outcomes([(words, variant)], Silent(), words, None, scored=True)
         if isinstance(outcome, UnsupportedLayerError):
             raise outcome
         return outcome
 
-    @cached_property
-    def pieces(self) -> Pieces:
-        """Those of the network."""
-        return Pieces.of(self.model)
-
     def _measure(self, menu: Menu, title: str, networks: Sequence[SizedNetwork], *, scored: bool) -> Iterator[Outcome]:
-        _ = self._changed  # before a block is there: the network is run whole for it
         known = self._known()
         keys = [digest_of([self.made_from, menu.words, _plain(menu, one), scored]) for one in networks]
         left = [(key, one) for key, one in zip(keys, networks, strict=True) if key not in known]
-        for group in self._groups(left):
+        for group in self.candidates.groups(left):
             wanted = [(one.words, self._variant(menu, one)) for _, one in group]
             made_from = None if self.made_from is None else digest_of([key for key, _ in group])
             outcomes = self._outcomes(wanted, self.progress, title, made_from, scored=scored)
@@ -104,63 +93,19 @@ class ByBlocks:
         *,
         scored: bool,
     ) -> list[Outcome]:
-        together = SideBySide(self.model, self._passes, self.pieces, self.folder / "stream", progress, title, made_from)
         score = self.score if scored else None
         questions = [_question_of(self.distance), *([] if score is None else [score.question])]
+        variants = [variant for _, variant in wanted]
         found: list[Outcome] = []
-        for (words, _), outcome in zip(wanted, together.outcomes([one for _, one in wanted], questions), strict=True):
+        outcomes = self.candidates.outcomes(variants, questions, progress, title, made_from)
+        for (words, _), outcome in zip(wanted, outcomes, strict=True):
             found.append(outcome if isinstance(outcome, UnsupportedLayerError) else _measured(words, outcome, score))
         return found
 
     def _variant(self, menu: Menu, one: SizedNetwork) -> Variant:
-        by_piece: dict[str, list[str]] = {}
-        for layer in one.sizes:
-            by_piece.setdefault(self.pieces.holding(module_name(layer)) or "", []).append(layer)
-
-        @contextmanager
-        def made(piece: str) -> Iterator[nn.Module]:
-            given = {layer: menu.solutions.at_size(layer, *one.sizes[layer]) for layer in by_piece[piece]}
-            yield self._changed.piece(piece, given)
-
-        return Variant(by_piece, made)
-
-    # --- the network ------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _passes(self) -> BlockPasses:
-        return self._proved[0]
-
-    @cached_property
-    def _proved(self) -> tuple[BlockPasses, Generations]:
-        first = self.distance.batches[0]
-        with uncached(self.model):
-            passes = BlockPasses.of(self.model, first, self.pieces, self.blocks)
-            return passes, prove_blocks(self.model, first, passes, self.pieces)
-
-    @cached_property
-    def _changed(self) -> ChangedPieces:
-        """Gives pieces with other layers in them; cost: a forward pass of two samples."""
-        called = dict.fromkeys(piece for pieces in self._passes.pieces for piece in pieces)
-        alone = AlonePieces.of(self.model, self.distance.batches[0], self.pieces, called)
-        return ChangedPieces(alone, self._passes)
-
-    def _groups(self, networks: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        """Part networks into as many as the disk has room for at once; raises DiskSpaceError where it has for none."""
-        if not networks:
-            return
-        each = self._proved[1].sample_bytes * self.distance.samples
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = int(_OF_DISK * shutil.disk_usage(self.folder).free)
-        if 2 * each > free:
-            raise DiskSpaceError(
-                f"'{self.folder}': measuring a network block by block takes {2 * each / 2**30:,.1f} GiB of disk for "
-                f"what its blocks and the original's give, and {free / 2**30:,.1f} GiB may be taken: free some, or "
-                "measure on fewer samples"
-            )
-        at_once = max(1, free // max(each, 1) - 1)
-        yield from (networks[begin : begin + at_once] for begin in range(0, len(networks), at_once))
-
-    # --- what was measured ------------------------------------------------------------------------------------------
+        sizes = one.sizes.items()
+        given = {layer: partial(menu.solutions.at_size, layer, family, size) for layer, (family, size) in sizes}
+        return self.candidates.variant(given)
 
     def _known(self) -> dict[str, Outcome]:
         if self.made_from is None:
@@ -215,5 +160,5 @@ def _measured(words: str, answers: Sequence[Any], score: Score | None) -> Measur
 @contextmanager
 def _of_another(network: nn.Module, piece: str) -> Iterator[nn.Module]:
     """Give a piece of another network, with its numbers."""
-    with Pieces.of(network).present([piece]) if piece else nullcontext():
+    with Pieces.of(network).present([piece]):
         yield network.get_submodule(piece)

@@ -97,6 +97,7 @@ def _by_blocks(
             project.code.batches(project.config.solve.target),
             choices,
             target=project.config.compress.target,
+            source=source_of(project),
             store=store,
             rows=project.code.rows,
             folding=folding_of(project),
@@ -125,7 +126,7 @@ def _passes(
         project.code.batches(target),
         choices,
         target=project.config.compress.target,
-        source=_source(project),
+        source=source_of(project),
         store=store,
         rows=project.code.rows,
         folding=folding_of(project),
@@ -176,7 +177,8 @@ def folding_of(project: Project) -> Folding:
     return dataclasses.replace(folding, shards=1, device=None if folding.device == CUPY else folding.device)
 
 
-def _source(project: Project) -> Iterable[Any] | None:
+def source_of(project: Project) -> Iterable[Any] | None:
+    """Return the batches of the source domain, where there is one."""
     name = project.config.solve.source
     return None if name is None else project.code.batches(name)
 

@@ -145,7 +145,7 @@ def test_where_the_disk_is_short_networks_go_in_groups(tmp_path, monkeypatch):
     model, by_blocks = bench(tmp_path)
     swept, outcomes = [], SideBySide.outcomes
     monkeypatch.setattr(SideBySide, "outcomes", lambda *given: swept.append(len(given[1])) or outcomes(*given))
-    each = by_blocks._proved[1].sample_bytes * 10
+    each = by_blocks.candidates._proved[1].sample_bytes * 10
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3.9 * each / 0.8))
     assert measured(by_blocks) == whole(model)
     assert swept == [2, 2, 2]

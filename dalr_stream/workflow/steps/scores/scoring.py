@@ -240,10 +240,21 @@ class KeptScores:
     def __len__(self) -> int:
         return len(self._known)
 
+    def __contains__(self, what: str) -> bool:
+        return what in self._known
+
+    def known(self, what: str) -> Any:
+        """Return what is kept; raises KeyError where nothing is."""
+        return self._known[what]
+
     def once(self, what: str, score: Callable[[], T]) -> T:
         """Return what is kept of `what`, a score or plain values, or find it and keep it."""
         if what not in self._known:
-            self._known[what] = score()
-            write_record(self._path, SCORES, self._known)
+            self.keep(what, score())
         found: T = self._known[what]
         return found
+
+    def keep(self, what: str, value: Any) -> None:
+        """Keep a score, or plain values."""
+        self._known[what] = value
+        write_record(self._path, SCORES, self._known)
