@@ -102,6 +102,11 @@ HEADS = (
     ArraySpec("outputs_moment", ("feature", "feature_2"), "float64", "of what the output layer reads"),
     ArraySpec("mean", ("feature",), "float64", "its mean for the affine form, else zeros"),
 )
+ROTARY = (
+    ArraySpec("pair_order", ("pair",), "int64", "rotary pairs of queries and keys; the first of them are kept"),
+    ArraySpec("pair_losses", ("pairs_0",), "float64", "what is lost of the scores where the first 0..R/2 are kept"),
+)
+"""Of heads into which positions are rotated; `score_` is of their other dimensions then, and absent without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ RECORDS = (
         "solutions/<layer>/<method>",
         "heads of every size, under the output layer of their attention",
         "solve",
-        HEADS,
+        (*HEADS, *ROTARY),
         {**_SOLUTION, "layout": "layers and heads of the attention", "ridge": "of the restoration, relative"},
     ),
     RecordSpec(

@@ -68,7 +68,7 @@ def _shape(layer: Layer, heads: HeadLayout | None, attention: Mapping[str, Layer
     if heads is None:
         return shape
     beside = sum(attention[name].weight.size // heads.size for name in heads.layers[:-1])
-    return replace(shape, head_size=heads.size, head_weights=beside)
+    return replace(shape, head_size=heads.size, head_weights=beside, head_step=heads.step)
 
 
 def is_felt(layer: Layer) -> bool:

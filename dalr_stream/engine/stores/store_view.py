@@ -65,7 +65,8 @@ class StoreView:
     def shape(self, layer: str) -> LayerShape:
         """Return the layer's shape and what a selection saves in its readers."""
         record, groups = self.record(layer), len(self.parts(layer))
-        heads = () if record.heads is None else (record.heads.size, self._weights_beside(record.heads))
+        own = record.heads
+        heads = () if own is None else (own.size, self._weights_beside(own), own.step)
         return LayerShape(groups * record.outputs, record.inputs, record.next_outputs, groups, *heads)
 
     @property

@@ -4,13 +4,15 @@ Nothing is read off names or classes. Of the layers called before the output lay
 
     values      doubled, what the output layer reads is doubled
     queries     doubled while others are halved, and nothing changes: those are the keys. Adding the same to all keys
-                changes nothing either, since softmax takes no notice; to all queries it does
+                changes nothing either, since softmax takes no notice; to all queries it does. Where positions are
+                rotated into keys it changes something too: then queries are what changes its own tokens alone
     heads       what the output layer reads of a query's first dimension is its head
 
 Then every head's dimensions are mixed: queries by B'^-1 and keys by B, values by C and what the output layer reads by
 C^-1, with B and C drawn at random. What the network gives must be as it was. That is so where queries and keys enter
 through their inner products alone, values through the output layer alone, and heads lie as found; it is not where
-positions are rotated into queries and keys, where these are normalised, or where anything else reads them.
+these are normalised, or where anything else reads them. Where positions are rotated into queries and keys, B leaves
+their pairs apart: see `rotation`.
 
 Freshly initialised networks hardly attend to one token more than to another, and would pass for anything: queries are
 made so loud, in all these runs, that it matters which are which.
@@ -32,6 +34,9 @@ from dalr_stream.network.layers.kinds import CONVOLUTIONS, channels_given, matri
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.changed import ROUNDING, Change, alike, by_head, run_changed, same
+from dalr_stream.network.structure.mixing import mixing, mixing_but_pairs
+from dalr_stream.network.structure.rotary_tables import RotaryTable
+from dalr_stream.network.structure.rotation import Rotation, RotationSearch
 from dalr_stream.numerics.heads.layout import HeadLayout
 
 LEVELS = 3
@@ -42,6 +47,11 @@ SEEN = 1e-2
 """What a query doubled must change at least, relative to the largest entry: queries are made louder until it does."""
 LOUDEST = 4.0**10
 SEED = 14
+_OTHERWISE = (
+    "queries and keys must enter through their inner products alone, or be rotated by their positions in pairs, with "
+    "tables that the attention holds or is given: here they are rotated otherwise, normalised, or something else is "
+    "done to them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,8 @@ class Attention:
     """The module that holds its layers."""
     loud: float
     """What queries are multiplied by so that it shows which tokens are attended to."""
+    tables: tuple[RotaryTable, ...] = ()
+    """What positions are rotated by."""
 
 
 def found_attention(model: nn.Module, example: Any, name: str) -> Attention:
@@ -79,8 +91,11 @@ class _Search:
         queries, keys, loud = self._queries_and_keys([one for one in before if one != values], plain)
         layout = self._layout(queries, keys, values, loud)
         require_replaceable(self.model, layout.layers)
-        self._require_mixed(layout, loud)
-        return Attention(layout, self.around, loud)
+        if self._takes_no_notice(queries, keys, loud):
+            self._require_mixed(layout, loud)
+            return Attention(layout, self.around, loud)
+        rotation = self._rotation(layout, loud)
+        return Attention(rotation.layout, self.around, loud, rotation.tables)
 
     def _before(self) -> list[str]:
         """Return the layers that are called before the output layer in the module around it."""
@@ -130,14 +145,27 @@ class _Search:
                 loud = self._loud(one, plain)
                 if loud is None or not self._balance(one, other, loud):
                     continue
-                for queries, keys in ((one, other), (other, one)):
-                    shifted = {queries: _times(loud), keys: _shifted}
-                    if same(self._read(shifted), self._read({queries: _times(loud)})):
-                        return queries, keys, loud
-        return self._refuse(
-            "queries and keys must enter through their inner products alone: here they are rotated by their positions, "
-            "normalised, or something else is done to them"
-        )
+                pairs = (one, other), (other, one)
+                for is_right in (self._takes_no_notice, self._change_their_own_tokens):
+                    for queries, keys in pairs:
+                        if is_right(queries, keys, loud):
+                            return queries, keys, loud
+        return self._refuse(_OTHERWISE)
+
+    def _takes_no_notice(self, queries: str, keys: str, loud: float) -> bool:
+        """Tell whether nothing changes where the same is added to all keys."""
+        shifted = {queries: _times(loud), keys: _shifted}
+        return same(self._read(shifted), self._read({queries: _times(loud)}))
+
+    def _change_their_own_tokens(self, queries: str, keys: str, loud: float) -> bool:
+        """Tell whether other queries at every second token change nothing for the tokens between, and other keys do."""
+        if self._read({}).ndim < len(("tokens", "features")):
+            return False
+        between = [
+            self._read({queries: _times(loud), **changes})[..., 1::2, :]
+            for changes in ({}, {queries: lambda given: _every_second(loud * given)}, {keys: _every_second})
+        ]
+        return same(between[1], between[0]) and not same(between[2], between[0])
 
     def _balance(self, one: str, other: str, loud: float) -> bool:
         """Tell whether doubling one layer and halving another changes nothing."""
@@ -170,9 +198,28 @@ class _Search:
         return HeadLayout(queries, keys, values, self.name, whole // size, widths[keys] // size, size)
 
     def _require_mixed(self, layout: HeadLayout, loud: float) -> None:
-        """Raise where mixing every head's dimensions, and undoing it on the other side, changes anything."""
+        if not self._is_mixed(layout, loud):
+            self._refuse(
+                f"queries, keys and values of {layout.heads} heads that share {layout.groups} are read by other ways "
+                f"than through their inner products and '{self.name}', or lie otherwise than head after head"
+            )
+
+    def _rotation(self, layout: HeadLayout, loud: float) -> Rotation:
+        search = RotationSearch(
+            self.model,
+            layout,
+            self.around,
+            lambda: self._read({layout.queries: _times(loud)}),
+            lambda one: self._is_mixed(one, loud),
+            lambda one, other: not same(one, other),
+        )
+        return search.found() or self._refuse(_OTHERWISE)
+
+    def _is_mixed(self, layout: HeadLayout, loud: float) -> bool:
+        """Tell whether mixing every head's dimensions, and undoing it on the other side, changes nothing."""
         generator = torch.Generator().manual_seed(SEED)
-        b, c = (torch.stack([_mixing(layout.size, generator) for _ in range(layout.groups)]) for _ in range(2))
+        b = torch.stack([mixing_but_pairs(layout, generator) for _ in range(layout.groups)])
+        c = torch.stack([mixing(layout.size, generator) for _ in range(layout.groups)])
         turned = torch.linalg.inv(b).mT.repeat_interleave(layout.shared, dim=0)
         undone = torch.linalg.inv(c).repeat_interleave(layout.shared, dim=0)
         changes: dict[str, Change] = {
@@ -181,12 +228,7 @@ class _Search:
             layout.values: lambda given: by_head(given, c),
         }
         expected = self._run_to_the_end({layout.queries: _times(loud)}, lambda read: read)
-        found = self._run_to_the_end(changes, lambda read: by_head(read, undone))
-        if not alike(found, expected):
-            self._refuse(
-                f"queries, keys and values of {layout.heads} heads that share {layout.groups} are read by other ways "
-                f"than through their inner products and '{self.name}', or lie otherwise than head after head"
-            )
+        return alike(self._run_to_the_end(changes, lambda read: by_head(read, undone)), expected)
 
     def _run_to_the_end(self, changes: Mapping[str, Change], reading: Change) -> list[torch.Tensor]:
         """Return what the output layer reads in the end, of which its weights may show nothing, and the outputs."""
@@ -240,11 +282,11 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
 
 
-def _mixing(size: int, generator: torch.Generator) -> torch.Tensor:
-    """Return a rotation, then factors of 1/2 to 2: of condition 4 at most."""
-    rotation: torch.Tensor = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
-    factors = torch.exp2(2 * torch.rand(size, 1, generator=generator, dtype=torch.float64) - 1)
-    return factors * rotation
+def _every_second(given: torch.Tensor) -> torch.Tensor:
+    """Return what a layer gives with noise at every second token, beginning with the first."""
+    changed = given.clone()
+    changed[..., ::2, :] = given.abs().max() * _noise(given[..., ::2, :])
+    return changed
 
 
 def _stop(taken: list[torch.Tensor], read: torch.Tensor) -> NoReturn:

@@ -4,13 +4,15 @@ The modules around the layers have to know of it: most part the features into he
 of their numbers those are is not read off names. Those that are as large as a head, or as all heads, are changed; and
 whether scores are divided by the root of the new size or of the old one is tried, both on stand-ins of half the size
 that any mistake would show in. Then the real heads are put in, and the network must compute what the one before does
-with P k in the place of every key k, and A T z + offset in the place of what the output layer reads.
+with P k in the place of every key k, and A T z + offset in the place of what the output layer reads. Where positions
+are rotated into queries and keys, P is 0 for the pairs that go, and the tables of positions have entries for the others
+alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +28,22 @@ from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.changed import Change, alike, by_head, run_changed
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.heads import Attention
+from dalr_stream.network.structure.rotary_tables import RotaryTable
 from dalr_stream.network.surgery.copies import require_no_copy_used
 from dalr_stream.network.surgery.copying import copied
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_held_once, require_released
+from dalr_stream.network.surgery.kept_rotations import NarrowTable, tables_as_they_are
 from dalr_stream.network.surgery.narrowing import fill
 from dalr_stream.network.surgery.plan import NarrowHeads
 from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.heads.narrowed import NarrowedHeads
+from dalr_stream.numerics.heads.pairs import dimensions_of
 from dalr_stream.numerics.types import Matrix
 
-_COUNTS = ("num", "heads", "groups")
-"""In the name of an attribute that counts something, whatever its value."""
+_COUNTS = ("num", "heads", "groups", "idx", "index")
+"""In the name of an attribute that counts or numbers something, whatever its value."""
+_Number = tuple[str, str, int, int]
+"""Module, attribute, and what it is: the features of so many heads, and so many times those that are rotated."""
 
 
 def with_narrowed_heads(
@@ -70,14 +77,16 @@ def with_narrowed_heads(
 class _Way:
     """Which numbers the modules around get, and what queries are multiplied by so that scores keep their scale."""
 
-    attributes: tuple[tuple[str, str, int], ...]
-    """Module, attribute, and how many heads it is the features of: 1 for those of one."""
+    attributes: tuple[_Number, ...]
     rescaled: bool
 
-    def step(self, layout: HeadLayout, size: int, *, bias: bool) -> NarrowHeads:
+    def step(self, record: NarrowedHeads, tables: Sequence[RotaryTable], *, bias: bool) -> NarrowHeads:
+        layout, size = record.layout, record.size
         names = layout.output, layout.queries, layout.keys, layout.values
-        known = tuple((module, attribute, heads * size) for module, attribute, heads in self.attributes)
-        return NarrowHeads(*names, layout.heads, layout.groups, layout.size, size, bias, known)
+        rotated = 2 * len(record.pairs)
+        known = tuple((module, name, of * size + turned * rotated) for module, name, of, turned in self.attributes)
+        kept = tuple(NarrowTable.of(table, record.pairs, layout.rotated) for table in tables if size < layout.size)
+        return NarrowHeads(*names, layout.heads, layout.groups, layout.size, size, bias, known, kept)
 
     def scale(self, layout: HeadLayout, size: int) -> float:
         """Where scores are divided by sqrt(size), queries make up for it."""
@@ -105,33 +114,36 @@ class _Narrowing:
         """Return the first way in which the network with a stand-in computes what it should; it is put back."""
         failed = ""
         for way in self._ways():
-            before = self._known(way)
+            put_back = self._as_it_is(way)
             failed = self._tried(stand_in, way)
-            self._put_back(before)
+            put_back()
             if not failed:
                 return way
         raise UnsupportedLayerError(self._words(failed))
 
     def _ways(self) -> Iterator[_Way]:
         layout = self.attention.layout
-        one, all_heads = ([*self._numbers({layout.size: 1})], [*self._numbers(_of_all(layout))])
-        for attributes in dict.fromkeys(map(tuple, ((), one, [*one, *all_heads], all_heads))):
+        turned = {layout.rotated: (0, 1)} if 0 < layout.rotated < layout.size else {}
+        known = {layout.size: (1, 0)}, {layout.size: (1, 0)} | turned, _of_all(layout)
+        plain, one, all_heads = ([*self._numbers(numbers)] for numbers in known)
+        for attributes in dict.fromkeys(map(tuple, ((), one, plain, [*one, *all_heads], all_heads))):
             for rescaled in (False, True):
                 yield _Way(attributes, rescaled)
 
-    def _numbers(self, heads_of: Mapping[int, int]) -> Iterator[tuple[str, str, int]]:
-        """Yield the attributes of modules around that are one of these numbers, and the heads it is of."""
+    def _numbers(self, known: Mapping[int, tuple[int, int]]) -> Iterator[_Number]:
+        """Yield the attributes of modules around that are one of these numbers, and what it is."""
         around = self.attention.around
         for name, module in self.model.get_submodule(around).named_modules(prefix=around):
             if name in self.attention.layout.layers:
                 continue
             for attribute, value in vars(module).items():
-                if type(value) is int and value in heads_of and not any(word in attribute for word in _COUNTS):
-                    yield name, attribute, heads_of[value]
+                if type(value) is int and value in known and not any(word in attribute for word in _COUNTS):
+                    yield name, attribute, *known[value]
 
     def _step(self, way: _Way, record: NarrowedHeads) -> NarrowHeads:
         output: Any = layer_of(self.model, record.layout.output)
-        return way.step(record.layout, record.size, bias=output.bias is not None or bool(record.offset.any()))
+        bias = output.bias is not None or bool(record.offset.any())
+        return way.step(record, self.attention.tables, bias=bias)
 
     def _tried(self, record: NarrowedHeads, way: _Way) -> str:
         """Put the heads in and return what is wrong with that; nothing where it is right."""
@@ -198,18 +210,21 @@ class _Narrowing:
         outputs = run_changed(self.model, self.example, changes, {layout.output: reading})
         return [*seen, *outputs]
 
-    def _known(self, way: _Way) -> tuple[dict[str, nn.Module], list[tuple[str, str, int]]]:
+    def _as_it_is(self, way: _Way) -> Callable[[], None]:
+        """Return what makes the attention what it is now."""
         modules = {name: self.model.get_submodule(name) for name in self.attention.layout.layers}
-        known = [(name, own, vars(self.model.get_submodule(name))[own]) for name, own, _ in way.attributes]
-        return modules, known
+        known = [(name, own, vars(self.model.get_submodule(name))[own]) for name, own, _, _ in way.attributes]
+        tables = tables_as_they_are(self.model, self.attention.tables)
 
-    def _put_back(self, before: tuple[dict[str, nn.Module], list[tuple[str, str, int]]]) -> None:
-        modules, known = before
-        for name, module in modules.items():
-            parent, _, child = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), child, module)
-        for name, attribute, value in known:
-            setattr(self.model.get_submodule(name), attribute, value)
+        def put_back() -> None:
+            for name, module in modules.items():
+                parent, _, child = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, module)
+            tables()
+            for name, attribute, value in known:
+                setattr(self.model.get_submodule(name), attribute, value)
+
+        return put_back
 
     def _words(self, reason: str) -> str:
         return (
@@ -218,17 +233,25 @@ class _Narrowing:
         )
 
 
-def _of_all(layout: HeadLayout) -> dict[int, int]:
+def _of_all(layout: HeadLayout) -> dict[int, tuple[int, int]]:
     """Return which widths are those of all heads, and how many."""
-    return {layout.size * layout.groups: layout.groups, layout.size * layout.heads: layout.heads}
+    return {layout.size * layout.groups: (layout.groups, 0), layout.size * layout.heads: (layout.heads, 0)}
 
 
 def halved(layout: HeadLayout) -> NarrowedHeads:
-    """Return heads of half the size that keep the first dimensions: to try what does not depend on which."""
-    size, kept = max(1, layout.size // 2), np.eye(layout.size)
-    one = np.repeat(kept[None, :size], layout.groups, axis=0)
+    """Return heads of half the size that keep the first dimensions: to try what does not depend on which.
+
+    Of rotary pairs every second one stays, beginning with the second: which they are must show.
+    """
+    every = np.arange(layout.rotated // 2)
+    pairs, rest = every[1::2] if len(every) > 1 else every, (layout.size - layout.rotated) // 2
+    others = layout.rotated + np.arange(rest if len(every) else max(1, rest))
+    dimensions = np.append(dimensions_of(pairs, layout), others)
+    size, kept = len(dimensions), np.eye(layout.size)
+    scores, values = (np.repeat(rows[None], layout.groups, axis=0) for rows in (kept[dimensions], kept[:size]))
     restore = np.asarray(np.kron(np.eye(layout.heads), kept[:, :size]), np.float64)
-    return NarrowedHeads(layout, one, one, one, restore, np.zeros(len(restore)), 0.0, 0.0)
+    offset, stay = np.zeros(len(restore)), tuple(map(int, pairs))
+    return NarrowedHeads(layout, scores, scores, values, restore, offset, 0.0, 0.0, stay)
 
 
 def _mapped(of_heads: Matrix, weight: Matrix) -> Matrix:

@@ -18,6 +18,7 @@ from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.layers.groups import part_of, parts_of
 from dalr_stream.network.layers.kinds import carries_channels, channels_given, channels_read, factor_pair, matrix_of
 from dalr_stream.network.layers.spec import layer_of, module_of
+from dalr_stream.network.surgery.kept_rotations import NarrowTable, holder_of, narrow_tables
 from dalr_stream.network.surgery.narrowing import keep_carried, keep_outputs, like, map_inputs
 from dalr_stream.numerics.statistics.channels import ChannelSpan
 
@@ -149,6 +150,8 @@ class NarrowHeads:
     """Whether the output layer has one then."""
     attributes: tuple[tuple[str, str, int], ...]
     """Module, attribute, and what it is then."""
+    tables: tuple[NarrowTable, ...] = ()
+    """What positions are rotated by."""
 
     def __post_init__(self) -> None:
         _require_names(
@@ -172,9 +175,11 @@ class NarrowHeads:
         self._require(self.layer, inputs == self.heads * self.before)
         replace(model, self.layer, like(output, inputs=self.heads * self.size, outputs=outputs, bias=self.bias))
         for name, attribute, value in self.attributes:
-            known = vars(module_of(model, name)).get(attribute)
+            holder = holder_of(model, name)
+            known = vars(holder).get(attribute)
             self._require(name, isinstance(known, int) and not isinstance(known, bool), f"a number as '{attribute}'")
-            setattr(module_of(model, name), attribute, value)
+            setattr(holder, attribute, value)
+        narrow_tables(model, self.tables)
 
     def _require(self, name: str, fits: bool, what: str = "") -> None:  # noqa: FBT001  # what is asked of the layer
         if not fits:
@@ -189,7 +194,8 @@ class NarrowHeads:
         attributes = tuple(map(tuple, plain["attributes"]))
         if any(len(one) != len(("module", "attribute", "value")) for one in attributes):
             raise TypeError("an attribute is given by its module, its name and its value")
-        return cls(**{**plain, "attributes": attributes})
+        tables = tuple(map(NarrowTable.of_plain, plain.get("tables", ())))
+        return cls(**{**plain, "attributes": attributes, "tables": tables})
 
 
 Step = SplitLayer | KeepNodes | NarrowHeads

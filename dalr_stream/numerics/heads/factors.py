@@ -9,7 +9,8 @@ columns of the output layer go, and all four layers are smaller without any new 
 
 Heads that share keys and values have their readers summed up. What is kept of all heads then restores what is gone, as
 nodes that a selection keeps do: z ~ A T z + offset, anchored at each head's own U. Where it is known what the loss
-feels of keys and outputs, it may decide in the place of queries and of W_o: see `problem`.
+feels of keys and outputs, it may decide in the place of queries and of W_o: see `problem`. Where positions are rotated
+into queries and keys, pairs of their dimensions are kept as they are, or go: see `pairs`.
 
 After A3 (2505.12942), there with the values' inputs in place of z, and MoDeGPT (2408.09632).
 """
@@ -26,6 +27,7 @@ from dalr_stream.errors import InvalidInputError, RankError
 from dalr_stream.numerics.diagnostics import Diagnostics, Route
 from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.heads.narrowed import NarrowedHeads
+from dalr_stream.numerics.heads.pairs import KeptPairs, dimensions_of, kept_pairs
 from dalr_stream.numerics.heads.problem import HeadProblem, energy
 from dalr_stream.numerics.heads.projection import HeadProjection, joint_projection
 from dalr_stream.numerics.layer import Layer
@@ -34,7 +36,7 @@ from dalr_stream.numerics.lowrank.output_metric import DEFAULT_GRADIENT_RIDGE
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.methods import Method
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.numerics.types import Matrix, Vector
+from dalr_stream.numerics.types import Indices, Matrix, Vector
 
 DEFAULT_RIDGE = 1e-3
 """Of the restoration, relative to the mean second moment of what is kept."""
@@ -49,7 +51,8 @@ class HeadFactors:
     layout
         The layers and their heads.
     scores
-        By group: the projection of keys that queries lose least by.
+        By group: the projection of keys that queries lose least by; of the dimensions that are not rotated, where
+        positions are rotated into others.
     mixed
         By group: the projection of values that the output layer loses least by.
     weight
@@ -64,6 +67,8 @@ class HeadFactors:
         `heads`, or `heads_weighted`.
     diagnostics
         Rows behind what the output layer reads, and the ridges.
+    pairs
+        Which rotary pairs are kept, for every number of them; None where positions are not rotated.
     """
 
     layout: HeadLayout
@@ -75,14 +80,31 @@ class HeadFactors:
     ridge: float
     method: Method
     diagnostics: Diagnostics
+    pairs: KeptPairs | None = None
 
     def __repr__(self) -> str:
-        return f"HeadFactors of '{self.layout.output}': {self.layout.heads} heads of 1 to {self.layout.size}"
+        sizes = self.layout.sizes
+        return f"HeadFactors of '{self.layout.output}': {self.layout.heads} heads of {sizes[0]} to {sizes[-1]}"
 
     @property
     def score_losses(self) -> Vector:
-        """(p + 1,): share of the energy of the scores that heads of 0..p dimensions lose; not increasing."""
-        return _share(np.sum([one.losses for one in self.scores], axis=0))
+        """(p + 1,): share of the energy of the scores that heads of 0..p dimensions lose; not increasing.
+
+        Where positions are rotated, heads of an odd number lose what those of one dimension less do.
+        """
+        rest = self._rest_losses
+        if self.pairs is None:
+            return _share(rest)
+        losses = np.full(self.layout.size + 1, self.pairs.losses[0] + rest[0])
+        for size in self.layout.sizes:
+            kept = self.pairs.split(int(size), rest)
+            losses[size:] = min(losses[size], self.pairs.losses[kept] + rest[size - 2 * kept])
+        return _share(losses)
+
+    @property
+    def _rest_losses(self) -> Vector:
+        """What is lost where so many of the dimensions that are not rotated are kept."""
+        return np.asarray(np.sum([one.losses for one in self.scores], axis=0))
 
     def at_size(self, size: int) -> NarrowedHeads:
         """Return heads of `size` dimensions.
@@ -100,7 +122,7 @@ class HeadFactors:
         Raises
         ------
         RankError
-            Where heads have no such size.
+            Where heads have no such size; where positions are rotated it is an even number of dimensions, or p.
 
         Notes
         -----
@@ -110,19 +132,40 @@ class HeadFactors:
             raise RankError(
                 f"layer '{self.layout.output}': size of a head must lie in 1..{self.layout.size}, got {size!r}"
             )
+        if size not in self.layout.sizes:
+            raise RankError(
+                f"layer '{self.layout.output}': size of a head must be even, as pairs that positions rotate stay "
+                f"together, got {size}"
+            )
+        pairs = self._pairs_of(size)
         kept = block_diag(*(self.mixed[group].down[:size] for group in self._group_of_head))  # T
         restore = self._restore(kept, size)
         lost = self.weight - (self.weight @ restore) @ kept
         return NarrowedHeads(
             self.layout,
-            np.array([one.up[:, :size].T for one in self.scores]),
-            np.array([one.down[:size] for one in self.scores]),
+            np.array([self._of_scores(one.up.T, pairs, size) for one in self.scores]),
+            np.array([self._of_scores(one.down, pairs, size) for one in self.scores]),
             np.array([one.down[:size] for one in self.mixed]),
             restore,
             np.zeros(len(restore)) if size == self.layout.size else self.mean - restore @ (kept @ self.mean),
             float(self.score_losses[size]),
             energy(lost, self.outputs_moment) / (self._energy or 1.0),
+            tuple(map(int, pairs)),
         )
+
+    def _pairs_of(self, size: int) -> Indices:
+        """Return the rotary pairs that heads of a size keep, ascending."""
+        if self.pairs is None:
+            return np.arange(0)
+        return np.sort(self.pairs.order[: self.pairs.split(size, self._rest_losses)])
+
+    def _of_scores(self, rest: Matrix, pairs: Indices, size: int) -> Matrix:
+        """(r, p): rotary pairs as they are, and below them rows of what takes the dimensions that are not rotated."""
+        rotated, kept = self.layout.rotated, dimensions_of(pairs, self.layout)
+        found = np.zeros((size, self.layout.size))
+        found[np.arange(len(kept)), kept] = 1.0
+        found[len(kept) :, rotated:] = rest[: size - len(kept)]
+        return found
 
     @property
     def _group_of_head(self) -> list[int]:
@@ -206,12 +249,12 @@ def head_factors(
     of_keys = of_outputs = None
     if weighted:
         of_keys, of_outputs = (problem.felt(name, Ridge.of(gradient_ridge)) for name in (layout.keys, layout.output))
-    scores, mixed = (
-        tuple(joint_projection(*pair) for pair in pairs)
-        for pairs in (problem.scores(of_keys), problem.mixed(seen, of_outputs))
-    )
+    met, rest = list(problem.scores(of_keys)), slice(layout.rotated, None)
+    scores = tuple(joint_projection(readers[rest, rest], read[rest, rest]) for readers, read in met)
+    mixed = tuple(joint_projection(*pair) for pair in problem.mixed(seen, of_outputs))
     method = Method.HEADS_WEIGHTED if weighted else Method.HEADS
-    return HeadFactors(layout, scores, mixed, weight, seen, mean, ridge, method, _diagnostics(moments, ridge))
+    diagnostics, pairs = _diagnostics(moments, ridge), kept_pairs(met, layout) if layout.rotated else None
+    return HeadFactors(layout, scores, mixed, weight, seen, mean, ridge, method, diagnostics, pairs)
 
 
 def _diagnostics(moments: Moments, ridge: float) -> Diagnostics:

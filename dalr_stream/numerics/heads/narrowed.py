@@ -32,6 +32,9 @@ class NarrowedHeads:
         Share of the energy of the scores' differences between keys that is lost, on the training rows.
     output_loss
         Share of the energy of the outputs, about their mean where affine, that is lost, on the training rows.
+    pairs
+        The rotary pairs that queries and keys keep, ascending: their first dimensions; empty where positions are not
+        rotated.
     """
 
     layout: HeadLayout
@@ -42,6 +45,7 @@ class NarrowedHeads:
     offset: Vector
     score_loss: float
     output_loss: float
+    pairs: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"NarrowedHeads of '{self.layout.output}': {self.layout.heads} of {self.size}, of {self.layout.size}"

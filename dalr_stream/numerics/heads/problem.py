@@ -13,6 +13,7 @@ import numpy as np
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.heads.layout import HeadLayout
+from dalr_stream.numerics.heads.pairs import keys_as_met
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.ridge import Ridge
 from dalr_stream.numerics.statistics.moments import Moments
@@ -64,12 +65,15 @@ class HeadProblem:
     def scores(self, felt: Matrix | None = None) -> Iterator[tuple[Matrix, Matrix]]:
         """Yield S and R of each group: queries about zero, as what they share counts, and keys about their mean.
 
-        `felt` takes the place of what the queries are: E[g g'] by the keys.
+        `felt` takes the place of what the queries are: E[g g'] by the keys. Where positions are rotated into keys they
+        are as `pairs` says.
         """
         layout = self._layout
         readers = self._queries() if felt is None else _blocks(felt, layout.groups)
-        keys, _ = self._given(layout.keys)
-        yield from zip(readers, _blocks(keys, layout.groups), strict=True)
+        keys, shift = self._given(layout.keys)
+        means = shift.reshape(layout.groups, -1)
+        for one, covariance, mean in zip(readers, _blocks(keys, layout.groups), means, strict=True):
+            yield one, keys_as_met(covariance, mean, layout, turned=felt is None)
 
     def mixed(self, seen: Matrix, felt: Matrix | None = None) -> Iterator[tuple[Matrix, Matrix]]:
         """Yield S and R of each group, of what the output layer reads: `seen` is its second moment, Z.

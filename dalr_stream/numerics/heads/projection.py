@@ -38,6 +38,8 @@ class HeadProjection:
 
 def joint_projection(readers: Matrix, read: Matrix) -> HeadProjection:
     """Return P for `readers` S (p, p) and what is `read` R (p, p), both positive semi-definite. Cost: about 20 p^3."""
+    if not len(readers):  # every dimension is rotated
+        return HeadProjection(readers, read, np.zeros(1))
     eigen = symmetric_eigen(readers)
     largest = max(float(eigen.values[0]), 0.0)
     roots = np.sqrt(np.maximum(eigen.values, FLOOR * largest or 1.0))

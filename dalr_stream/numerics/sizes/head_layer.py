@@ -62,20 +62,21 @@ def head_layer(
     >>> ds.numerics.head_layer("o", factors, layers, shape).sizes.tolist()
     [1, 2, 3, 4]
     """
-    sizes = _sizes(factors.layout.size)
+    sizes = _sizes(factors.layout.sizes)
     records = [factors.at_size(int(size)) for size in sizes[:-1]]
     losses = _falling([record.loss for record in records])
     layer = SizedLayer(name, shape, Family.HEADS, sizes, np.minimum(losses, 1.0), positions=positions)
     if not HeadProblem(layers, factors.layout).knows_gradients:
         return layer
-    felt = [head_nats(record, layers) for record in records] or [head_nats(factors.at_size(1), layers)]
+    felt = [head_nats(record, layers) for record in records] or [head_nats(factors.at_size(int(sizes[0])), layers)]
     nats = _falling([lost for lost, _ in felt[: len(records)]])
     return replace(layer, nats=nats, at_stake=felt[0][1])
 
 
-def _sizes(whole: int) -> Indices:
+def _sizes(every: Indices) -> Indices:
     """Return the sizes that are weighed, evenly spaced, and the whole."""
-    return np.unique(np.linspace(1, whole, min(whole, MOST_SIZES + 1)).round().astype(np.int64))
+    places = np.linspace(0, len(every) - 1, min(len(every), MOST_SIZES + 1)).round().astype(np.int64)
+    return every[np.unique(places)]
 
 
 def _falling(losses: list[float]) -> Vector:

@@ -28,6 +28,8 @@ class LayerShape:
         p, of the output layer of an attention: dimensions of each of its heads; 0 of other layers.
     head_weights
         Weights that go with a dimension of every head in the layers of queries, keys and values.
+    head_step
+        What sizes of heads are multiples of: 2 where positions are rotated into pairs of dimensions.
 
     Examples
     --------
@@ -43,6 +45,7 @@ class LayerShape:
     groups: int = 1
     head_size: int = 0
     head_weights: int = 0
+    head_step: int = 1
 
     @property
     def max_rank(self) -> int:

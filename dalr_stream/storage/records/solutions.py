@@ -10,6 +10,7 @@ import numpy as np
 from dalr_stream.numerics.diagnostics import Diagnostics
 from dalr_stream.numerics.heads.factors import HeadFactors
 from dalr_stream.numerics.heads.layout import HeadLayout
+from dalr_stream.numerics.heads.pairs import KeptPairs
 from dalr_stream.numerics.heads.projection import HeadProjection
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import Factors, GroupedFactors
@@ -30,7 +31,14 @@ from dalr_stream.storage.records.record import (
 from dalr_stream.storage.records.weights import load_layer_weights
 
 Solution = Factors | ChannelSelection | HeadFactors
-_SPECS = {Family.LOW_RANK: schema.LOW_RANK, Family.SELECTION: schema.SELECTION, Family.HEADS: schema.HEADS}
+_SPECS = {
+    Family.LOW_RANK: schema.LOW_RANK,
+    Family.SELECTION: schema.SELECTION,
+    Family.HEADS: (*schema.HEADS, *schema.ROTARY),
+}
+_PAIRS, _TURNED_ALL = ("pair_order", "pair_losses"), ("score_up", "score_down")
+_ABSENT = {"factor", *_PAIRS}
+"""Not every solution has these; nor those of `_TURNED_ALL`, where every dimension of a head is in a rotary pair."""
 _PROJECTION = ("up", "down", "losses")
 
 
@@ -67,10 +75,12 @@ def load_diagnostics(root: Place, layer: str, method: Method) -> Diagnostics:
 
 
 def _arrays_of_heads(heads: HeadFactors) -> Arrays:
-    arrays = {"outputs_moment": heads.outputs_moment, "mean": heads.mean}
+    arrays: Arrays = {"outputs_moment": heads.outputs_moment, "mean": heads.mean}
     for name, projections in (("score", heads.scores), ("mixed", heads.mixed)):
         arrays |= {f"{name}_{part}": np.array([getattr(one, part) for one in projections]) for part in _PROJECTION}
-    return arrays
+    if heads.pairs is not None:
+        arrays |= {"pair_order": heads.pairs.order, "pair_losses": heads.pairs.losses}
+    return {name: array for name, array in arrays.items() if array.size}
 
 
 def load_solution(root: Place, layer: str, method: Method) -> LowRankFactors | ChannelSelection | HeadFactors:
@@ -88,15 +98,17 @@ def load_solution(root: Place, layer: str, method: Method) -> LowRankFactors | C
 
 
 def _heads(path: Place, arrays: Arrays, weight: Matrix, method: Method, diagnostics: Diagnostics) -> HeadFactors:
+    values = attributes(path)
+    layout, ridge = HeadLayout(**values["layout"]), float(values["ridge"])
+    pairs = KeptPairs(*(arrays[name] for name in _PAIRS)) if layout.rotated else None
+    if layout.rotated == layout.size:
+        arrays |= dict.fromkeys(_TURNED_ALL, np.zeros((layout.groups, 0, 0)))
     scores, mixed = (
         tuple(HeadProjection(*parts) for parts in zip(*(arrays[f"{name}_{part}"] for part in _PROJECTION), strict=True))
         for name in ("score", "mixed")
     )
-    values = attributes(path)
-    layout, ridge = HeadLayout(**values["layout"]), float(values["ridge"])
-    return HeadFactors(
-        layout, scores, mixed, weight, arrays["outputs_moment"], arrays["mean"], ridge, method, diagnostics
-    )
+    moment, mean = arrays["outputs_moment"], arrays["mean"]
+    return HeadFactors(layout, scores, mixed, weight, moment, mean, ridge, method, diagnostics, pairs)
 
 
 def check_solution(path: Place) -> None:
@@ -109,7 +121,8 @@ def _load(path: Place, method: Method) -> tuple[Arrays, Diagnostics]:
     specs = _SPECS[method.family]
     arrays, values = load_record(path, specs)
     with holding(path, "solution"):
-        missing = {spec.name for spec in specs} - arrays.keys() - {"factor"}
+        absent = _ABSENT | set(_TURNED_ALL if arrays.keys() >= set(_PAIRS) else ())
+        missing = {spec.name for spec in specs} - arrays.keys() - absent
         if missing:
             raise LookupError(f"without {', '.join(sorted(missing))}")
         return arrays, Diagnostics(**values["diagnostics"])

@@ -55,6 +55,12 @@ def require_choices(project: Project, store: StoreView) -> None:
         most, what = whole_size(store.shape(layer), choice.method.family), SIZES[choice.method.family]
         if choice.size is not None and choice.size > most:
             raise ConfigError(f"compress.{layer}.size: the layer's {what} must lie in 1..{most}, got {choice.size}")
+        heads = store.record(layer).heads if choice.method.family is Family.HEADS else None
+        if heads is not None and choice.size is not None and choice.size not in heads.sizes:
+            raise ConfigError(
+                f"compress.{layer}.size: the layer's {what} must be even, as pairs that positions rotate stay "
+                f"together, got {choice.size}"
+            )
     _require_apart(project, store)
 
 

@@ -94,7 +94,7 @@ def test_attentions_of_transformers_are_found_among_all_layers(name):
     model, batch, outputs = of_transformers(name)
     layers = ds.watch(model, [torch.nn.Linear] if name != "gpt2" else ["h.*"], example=batch, heads=True)
     heads = {layer.name for layer in layers if layer.heads is not None}
-    if name in ("gpt2", "llama"):  # fused; rotated by positions
+    if name == "gpt2":  # fused
         assert not heads
         return
     assert set(outputs) <= heads

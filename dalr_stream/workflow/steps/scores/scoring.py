@@ -98,10 +98,10 @@ def sizes_to_try(method: Method, shape: LayerShape, ranks: Sequence[int]) -> tup
     """Return the sizes at which a method is evaluated, ascending.
 
     Ranks that add no parameters, for factor pairs. For selections the same numbers of nodes, and the number that has
-    as many parameters as each of those factor pairs. For heads those below their size.
+    as many parameters as each of those factor pairs. For heads those below their size that they may have.
     """
     if method.family is Family.HEADS:
-        return tuple(sorted({size for size in ranks if size < shape.head_size}))
+        return tuple(sorted({size for size in ranks if size < shape.head_size and size % shape.head_step == 0}))
     useful = [rank for rank in ranks if rank <= shape.break_even_rank]
     if method.family is Family.LOW_RANK:
         return tuple(sorted(set(useful)))

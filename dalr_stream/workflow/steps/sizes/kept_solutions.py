@@ -42,7 +42,7 @@ def nbytes(solution: Solution) -> int:
     """Return the bytes of a solution's arrays."""
     parts: Sequence[Any] = (solution,)
     if isinstance(solution, HeadFactors):
-        parts = (solution, *solution.scores, *solution.mixed)
+        parts = (solution, *solution.scores, *solution.mixed, *((solution.pairs,) if solution.pairs else ()))
     elif not isinstance(solution, ChannelSelection):
         parts = solution.parts
     arrays = (getattr(part, field.name) for part in parts for field in dataclasses.fields(part))
