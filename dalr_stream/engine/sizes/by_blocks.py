@@ -16,9 +16,10 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.sizes.candidates import Candidates
-from dalr_stream.engine.sizes.measuring import MeasureAll, Measured, Outcome, SizedNetwork, named
+from dalr_stream.engine.sizes.measuring import MeasureAll, Measured, Outcome, SizedNetwork, Sizes, named
 from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.errors import NonFiniteError, StoreError, UnsupportedLayerError
+from dalr_stream.network.blocks.changed_piece import Cut
 from dalr_stream.network.blocks.passes import Blocks
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.side_by_side import Question, Variant
@@ -103,9 +104,7 @@ class ByBlocks:
         return found
 
     def _variant(self, menu: Menu, one: SizedNetwork) -> Variant:
-        sizes = one.sizes.items()
-        given = {layer: partial(menu.solutions.at_size, layer, family, size) for layer, (family, size) in sizes}
-        return self.candidates.variant(given)
+        return self.candidates.variant(cuts_of(menu, one.sizes))
 
     def _known(self) -> dict[str, Outcome]:
         if self.made_from is None:
@@ -128,6 +127,12 @@ class ByBlocks:
     @property
     def _record(self) -> Path:
         return self.folder / "measured.json"
+
+
+def cuts_of(menu: Menu, sizes: Sizes) -> dict[str, Cut]:
+    """Return what takes the place of each layer, cut when its block is there."""
+    at_size = menu.solutions.at_size
+    return {layer: Cut(family, partial(at_size, layer, family, size)) for layer, (family, size) in sizes.items()}
 
 
 def _plain(menu: Menu, one: SizedNetwork) -> list[Any]:

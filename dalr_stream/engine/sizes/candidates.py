@@ -18,19 +18,17 @@ from torch import nn
 
 from dalr_stream.errors import DiskSpaceError
 from dalr_stream.network.blocks.alone import AlonePieces
-from dalr_stream.network.blocks.changed_piece import ChangedPieces
+from dalr_stream.network.blocks.changed_piece import ChangedPieces, Cut
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.proof import Generations, prove_blocks
 from dalr_stream.network.blocks.side_by_side import Outcome, Question, SideBySide, Variant
 from dalr_stream.network.blocks.uncached import uncached
-from dalr_stream.network.surgery.compress import Replacement, parameter_count
+from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress
 
 T = TypeVar("T")
-Given = Mapping[str, Callable[[], Replacement]]
-"""Layer -> gives what takes its place, when its block is there."""
 _OF_DISK = 0.8
 """That is free: what networks on their way may take together."""
 
@@ -48,15 +46,15 @@ class Candidates:
     """Where what blocks give lies meanwhile."""
     blocks: Blocks = True
 
-    def variant(self, given: Given, fewer: Callable[[str, int], None] = lambda *_: None) -> Variant:
+    def variant(self, cuts: Mapping[str, Cut], fewer: Callable[[str, int], None] = lambda *_: None) -> Variant:
         """Return the network in which some layers are replaced; `fewer` is told of parameters gone, by piece."""
         by_piece: dict[str, list[str]] = {}
-        for layer in given:
+        for layer in cuts:
             by_piece.setdefault(self.pieces.holding(module_name(layer)) or "", []).append(layer)
 
         @contextmanager
         def made(piece: str) -> Iterator[nn.Module]:
-            small = self._changed.piece(piece, {layer: given[layer]() for layer in by_piece[piece]})
+            small = self._changed.piece(piece, {layer: cuts[layer] for layer in by_piece[piece]})
             fewer(piece, parameter_count(self.model.get_submodule(piece)) - parameter_count(small))
             yield small
 

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
-from dalr_stream.engine.sizes.candidates import Candidates, Given
+from dalr_stream.engine.sizes.by_blocks import cuts_of
+from dalr_stream.engine.sizes.candidates import Candidates
 from dalr_stream.engine.sizes.measuring import Sizes
 from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.errors import ConfigError, UnsupportedLayerError
+from dalr_stream.network.blocks.changed_piece import Cut
 from dalr_stream.network.blocks.scored import first_call, question_of
 from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.loaders import length_of
@@ -25,6 +27,9 @@ from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import at_size
 from dalr_stream.workflow.steps.scores.scoring import KeptScores, Scoring, score_on
+
+Cuts = Mapping[str, Cut]
+"""What takes the place of each layer."""
 
 
 @dataclass
@@ -49,7 +54,7 @@ class ScoresByBlocks:
         path = self.project.measuring / f"scores-{self.fingerprint[:16]}.json"
         self._kept = KeptScores(path)
 
-    def __call__(self, networks: Mapping[str, Given]) -> list[tuple[int, float]]:
+    def __call__(self, networks: Mapping[str, Cuts]) -> list[tuple[int, float]]:
         """Return the parameters and the score of networks, each under what identifies it.
 
         Raises UnsupportedLayerError where one of them cannot be.
@@ -60,7 +65,7 @@ class ScoresByBlocks:
                 self._kept.keep(key, found)
         return [(parameters, score) for parameters, score in map(self._kept.known, networks)]
 
-    def _scored(self, networks: Sequence[Given]) -> Iterator[tuple[int, float]]:
+    def _scored(self, networks: Sequence[Cuts]) -> Iterator[tuple[int, float]]:
         gone: list[dict[str, int]] = [{} for _ in networks]
         variants = [self._candidates.variant(given, one.__setitem__) for given, one in zip(networks, gone, strict=True)]
         question = question_of(self.score.metric, self.score.batches)
@@ -103,11 +108,14 @@ class TriesByBlocks:
 
     def tried(self, networks: Sequence[Mapping[str, int]]) -> Iterator[tuple[int, float]]:
         """Take all of them through the blocks together."""
-        given: dict[str, Given] = {
-            digest_of(dict(sizes)): {layer: partial(self._cut, layer, size) for layer, size in sizes.items()}
+        family = self.scores.project.config.compress_method.family
+        cuts = {
+            digest_of(dict(sizes)): {
+                layer: Cut(family, partial(self._cut, layer, size)) for layer, size in sizes.items()
+            }
             for sizes in networks
         }
-        yield from self.scores(given)
+        yield from self.scores(cuts)
 
     def _cut(self, layer: str, size: int) -> Replacement:
         return at_size(self.solutions[layer], size, layer, self.scores.project.config.solve.restore_ridge)
@@ -118,5 +126,4 @@ def score_of_menus(scores: ScoresByBlocks, menu: Menu | None, sizes: Sizes) -> f
     if menu is None:
         return scores({"uncompressed": {}})[0][1]
     plain = [[layer, menu.method(layer, family).value, size] for layer, (family, size) in sizes.items()]
-    given = {layer: partial(menu.solutions.at_size, layer, family, size) for layer, (family, size) in sizes.items()}
-    return scores({digest_of(plain): given})[0][1]
+    return scores({digest_of(plain): cuts_of(menu, sizes)})[0][1]
