@@ -31,7 +31,7 @@ from dalr_stream.workflow.runfile.finetune_section import OUTPUTS, FinetuneSecti
 from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
-from dalr_stream.workflow.steps.blocks.networks import scores_by_blocks
+from dalr_stream.workflow.steps.blocks.networks import compresses_by_blocks, scores_by_blocks
 from dalr_stream.workflow.steps.blocks.score_by_blocks import score_once_by_blocks
 from dalr_stream.workflow.steps.evaluate import NAME as EVALUATE
 from dalr_stream.workflow.steps.scores.scoring import score_on
@@ -161,7 +161,7 @@ def _try_metric(project: Project, key: str, section: LabelledSection) -> None:
         scoring = score_on(project, key, section)
         scoring = dataclasses.replace(scoring, batches=list(islice(scoring.batches, 1)))
         try:
-            if key == EVALUATE and scores_by_blocks(project):
+            if (scores_by_blocks if key == EVALUATE else compresses_by_blocks)(project):
                 score_once_by_blocks(project, scoring)
             else:
                 scoring(project.stand_in())

@@ -328,3 +328,22 @@ def test_a_choice_of_sizes_that_was_stopped_goes_on(run_file):
     ds.Run.open(run_file, set=settings).compress()
     names = ["compression.json", *(name for name in expected if name.startswith("compressed/model"))]
     assert all(files(run.project.output)[name] == expected[name] for name in names)
+
+
+GENERATING = """
+
+def generated(model, batches):
+    return float(sum(model.generate(x) for x, _ in batches))
+"""
+
+
+def test_a_metric_that_candidates_cannot_be_given_is_named(run_file):
+    code = run_file.with_name("tower.py")
+    code.write_text(code.read_text() + GENERATING)
+    scored = ["validation.batches='tower:target'", "validation.metric='tower:generated'", "validation.higher=true"]
+    run = ds.Run.open(run_file, set=['compress.params="50%"', *scored])
+    run.accumulate()
+    message = r"validation\.metric: 'tower:generated' may do no more with a network than call it.*AttributeError"
+    with pytest.raises(UnsupportedLayerError, match=message):
+        run.compress()
+    assert "network" not in vars(run.project)

@@ -38,6 +38,8 @@ class Score:
     question: Question
     checked: Callable[[float], float]
     """Raises InvalidInputError for a value that it cannot have."""
+    samples: int = 0
+    """That it is taken on, about."""
 
 
 @dataclass
@@ -58,7 +60,8 @@ class ByBlocks:
     @cached_property
     def candidates(self) -> Candidates:
         """What takes networks through the blocks."""
-        return Candidates(self.model, self.distance.batches[0], self.distance.samples, self.folder, self.blocks)
+        samples = self.distance.samples + (0 if self.score is None else self.score.samples)
+        return Candidates(self.model, self.distance.batches[0], samples, self.folder, self.blocks)
 
     def at_once(self, menu: Menu) -> MeasureAll:
         """Return what measures networks of a menu together."""

@@ -4,6 +4,7 @@ import sys
 from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from stopping import StopAfter, StoppedError
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.errors import FingerprintMismatchError, UnsupportedLayerError
+from dalr_stream.errors import DiskSpaceError, FingerprintMismatchError, UnsupportedLayerError
 from dalr_stream.network.blocks.scored import scored_by_blocks
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved.shards import Shards
@@ -119,7 +120,7 @@ def swallowing(model, data):
 @pytest.mark.parametrize(
     ("metric", "error", "words"),
     [
-        (generating, UnsupportedLayerError, "no more with a network than call it once for each batch: AttributeError"),
+        (generating, UnsupportedLayerError, "a metric may do no more with a network than call it.*: AttributeError"),
         (twice, FingerprintMismatchError, "call the network once for each batch"),
         (swallowing, FingerprintMismatchError, "call the network once for each batch"),
         (lambda _, data: len(data), UnsupportedLayerError, "it does not call the network on the first batch"),
@@ -129,6 +130,15 @@ def test_a_metric_that_does_more_than_call_is_refused(metric, error, words, tmp_
     _, network = opened(tmp_path)
     with pytest.raises(error, match=words):
         by_blocks(network, metric, batches(2), tmp_path / "stream")
+
+
+def test_a_disk_without_room_is_refused_before_the_first_block(tmp_path, monkeypatch):
+    _, network = opened(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4000))
+    notes = Notes()
+    with pytest.raises(DiskSpaceError, match="what the blocks give of all batches takes"):
+        by_blocks(network, likelihood, batches(5), tmp_path / "stream", progress=notes)
+    assert notes.started == []
 
 
 class Augmented(list):

@@ -1,7 +1,7 @@
 """Scores of networks that a run saves or begins with, each block read once for all batches.
 
 A metric that does more with a network than call it once for each batch is given the network whole, every block of it
-read again for each batch: which is said.
+read again for each batch; so it is where the disk is short. Both are said.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from dalr_stream.errors import FingerprintMismatchError, UnsupportedLayerError
+from dalr_stream.errors import DiskSpaceError, FingerprintMismatchError, UnsupportedLayerError
 from dalr_stream.network.blocks.scored import Scored, scored_by_blocks
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.json_record import digest_of
@@ -20,7 +20,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.scores.scoring import Scoring
 from dalr_stream.workflow.steps.session import Session
 
-WHOLE = (UnsupportedLayerError, FingerprintMismatchError)
+WHOLE = (UnsupportedLayerError, FingerprintMismatchError, DiskSpaceError)
 """What says that a metric must be given the network whole."""
 
 

@@ -16,9 +16,7 @@ from dalr_stream.engine.sizes.measuring import Sizes
 from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.errors import ConfigError, UnsupportedLayerError
 from dalr_stream.network.blocks.changed_piece import Cut
-from dalr_stream.network.blocks.scored import first_call, question_of
-from dalr_stream.network.capture.batches import samples_in
-from dalr_stream.network.capture.loaders import length_of
+from dalr_stream.network.blocks.scored import first_call
 from dalr_stream.network.surgery.compress import Replacement, parameter_count
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.report.records.scale import Scale
@@ -68,9 +66,8 @@ class ScoresByBlocks:
     def _scored(self, networks: Sequence[Cuts]) -> Iterator[tuple[int, float]]:
         gone: list[dict[str, int]] = [{} for _ in networks]
         variants = [self._candidates.variant(given, one.__setitem__) for given, one in zip(networks, gone, strict=True)]
-        question = question_of(self.score.metric, self.score.batches)
         whole = parameter_count(self.project.recorded)
-        outcomes = self._candidates.outcomes(variants, [question], Silent(), "search: blocks")
+        outcomes = self._candidates.outcomes(variants, [self.score.question], Silent(), "search: blocks")
         for outcome, fewer in zip(outcomes, gone, strict=True):
             if isinstance(outcome, UnsupportedLayerError):
                 raise outcome
@@ -78,11 +75,10 @@ class ScoresByBlocks:
 
     @cached_property
     def _candidates(self) -> Candidates:
-        batches, network = self.score.batches, self.project.recorded
-        first = first_call(network, self.score.metric, batches)
-        samples = samples_in(first) * (length_of(batches) or 1)
+        score, network = self.score, self.project.recorded
+        first = first_call(network, score.metric, score.batches, score.name)
         blocks = self.project.config.network.blocks or True
-        return Candidates(network, first, samples, self.project.measuring, blocks)
+        return Candidates(network, first, score.samples, self.project.measuring, blocks)
 
 
 @dataclass

@@ -18,7 +18,10 @@ from dalr_stream.errors import (
     StoreNotFoundError,
     UnsupportedLayerError,
 )
-from dalr_stream.network.capture.loaders import can_resume
+from dalr_stream.network.blocks.scored import question_of
+from dalr_stream.network.blocks.side_by_side import Question
+from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.loaders import can_resume, length_of
 from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.measure.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
 from dalr_stream.network.structure.graph import Structure
@@ -70,6 +73,17 @@ class Scoring:
                 "perplexity say, and higher = false where less is better; or let it give what it says"
             )
         return value
+
+    @property
+    def question(self) -> Question:
+        """What is asked of networks that go block by block."""
+        return question_of(self.metric, self.batches, self.name)
+
+    @property
+    def samples(self) -> int:
+        """How many it is on, at most, where the loader has a length: as many as the first batch has in each."""
+        first = next(iter(self.batches), None)
+        return 0 if first is None else samples_in(first) * (length_of(self.batches) or 1)
 
     def after(self, cut: Cut, limit_bytes: int) -> Score:
         """Return the score of networks that differ only after a cut: what comes before is run once, where it fits.

@@ -13,7 +13,6 @@ from dalr_stream.engine.sizes.measuring import Sizes
 from dalr_stream.engine.sizes.menus import Bench, InMemory, InTurn, Menu, choose_from
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, InvalidInputError
-from dalr_stream.network.blocks.scored import question_of
 from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.surgery.compress import Replacement, compress
 from dalr_stream.numerics.methods import Family, Method
@@ -137,7 +136,7 @@ def _by_blocks(project: Project, fingerprint: str, progress: Progress, distance:
         distance,
         project.measuring,
         project.config.network.blocks or True,
-        None if score is None else Score(question_of(score.metric, score.batches), score.checked),
+        None if score is None else Score(score.question, score.checked, score.samples),
         score is None or score.scale.higher,
         progress,
         fingerprint,
