@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dalr_stream.errors import FingerprintMismatchError
+from dalr_stream.errors import DalrStreamError, FingerprintMismatchError
 from dalr_stream.network.blocks.block_network import in_place, put
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.capture.batches import arguments_copied
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.resuming.calls import Call
+from dalr_stream.network.capture.resuming.given import UsedError
 from dalr_stream.network.capture.resuming.kept_states import KeptStream
 from dalr_stream.network.capture.resuming.onward import ForwardRun
 from dalr_stream.network.layers.identity import digest_of_member
@@ -39,24 +41,23 @@ class KnownCalls:
     numbers: dict[str, int] = field(default_factory=dict)
     complete: bool = False
     """Whether all of them have come: in the first pass they do."""
-    strayed: bool = False
-    """Whether another one came after that."""
+    failed: DalrStreamError | None = None
+    """What a call raised, if one did."""
 
     def number(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> int:
         """Return that of a call; raises FingerprintMismatchError for one that the first pass did not have."""
         digest = digest_of_member([arguments, keywords])
         if self.complete and digest not in self.numbers:
-            self.strayed = True
-            self.require_all_known()
-        return self.numbers.setdefault(digest, len(self.numbers))
-
-    def require_all_known(self) -> None:
-        """Raise FingerprintMismatchError where there was another call, whatever the caller made of that error."""
-        if self.strayed:
             raise FingerprintMismatchError(
                 "blocks: a network is called with what it was not called with in the first pass: batches must be the "
                 "same in every pass, so turn off random augmentation, and call the network once for each batch"
             )
+        return self.numbers.setdefault(digest, len(self.numbers))
+
+    def require_sound(self) -> None:
+        """Raise what a call raised, whatever the caller made of it."""
+        if self.failed is not None:
+            raise self.failed
 
 
 @dataclass(slots=True)
@@ -104,8 +105,13 @@ class ContinuedNetwork(nn.Module):
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         """Take a call one block further, or give what the network gives."""
-        own = {name: self.get_submodule(name) for name in self._run.passes.pieces[self._run.number]}
-        return self._run(own, arguments, keywords)
+        run = self._run
+        try:
+            own = {name: self.get_submodule(name) for name in run.passes.pieces[run.number]}
+            return run(own, arguments, keywords)
+        except DalrStreamError as error:
+            run.calls.failed = error
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +130,24 @@ class _Run:
         self.counted.called(arguments, keywords)
         state = self.stream.state(key)
         given = {} if state is None else state.given
-        if self.number == len(self.passes) - 1:
-            with in_place(self.host, own):
-                last = ForwardRun(given, {}, ran=self.counted.ran)
-                return last.called(self.host, partial(self.host, *arguments, **keywords))
+        with in_place(self.host, own):
+            try:
+                if self.number == len(self.passes) - 1:
+                    last = ForwardRun(given, {}, ran=self.counted.ran)
+                    return last.called(self.host, partial(self.host, *arguments, **keywords))
+                kept = self._kept(given, arguments, keywords)
+            except UsedError:
+                self.stream.forget()  # says why it is refused
+                raise
+        self.stream.keep(key, kept)
+        raise NoOutputsYetError
+
+    def _kept(
+        self, given: Mapping[Call, Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> Mapping[Call, Any] | None:
+        """Return what the next pass needs of a call; None where not all of it came to be."""
         run = ForwardRun(given, self.passes.done[self.number], until_kept=True, ran=self.counted.ran)
-        with in_place(self.host, own), without_gradients():
+        with without_gradients():
             copies, named = arguments_copied(arguments, keywords)
             run.called(self.host, partial(self.host, *copies, **named))
-        self.stream.keep(key, run.kept if run.is_complete else None)
-        raise NoOutputsYetError
+        return run.kept if run.is_complete else None

@@ -38,7 +38,8 @@ class Variant:
 
     pieces: Collection[str] = ()
     made: Callable[[str], AbstractContextManager[nn.Module]] = lambda _: nullcontext(nn.Identity())
-    """Gives what takes the place of one of them, while that is in memory. What it refuses is the variant's outcome."""
+    """Gives what takes the place of one of them, while that is in memory: of none, it is never asked. What it refuses
+    is the variant's outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class SideBySide:
         originals = [self._network(number, place, None, {}) for place in range(len(questions))]
         if number < self._last:
             for question, network, calls in zip(questions, originals, self._calls, strict=True):
-                _take_further(network, question)
+                _take_further(network, question, calls)
                 calls.complete = True
         for which, variant in enumerate(variants):
             if isinstance(self._outcomes[which], list) and (number == self._last or self._since(variant) <= number):
@@ -122,10 +123,10 @@ class SideBySide:
             for place, (question, original) in enumerate(zip(questions, originals, strict=True)):
                 network = self._network(number, place, (which, self._since(variant)), own)
                 if number < self._last:
-                    _take_further(network, question)
+                    _take_further(network, question, self._calls[place])
                 else:
                     answers.append(self._answer(question, network, original))
-                    self._calls[place].require_all_known()
+                    self._calls[place].require_sound()
             return answers
 
     def _answer(self, question: Question, network: nn.Module, original: nn.Module) -> Any:
@@ -210,8 +211,9 @@ class SideBySide:
         remove_folder(self.folder)
 
 
-def _take_further(network: nn.Module, question: Question) -> None:
+def _take_further(network: nn.Module, question: Question, calls: KnownCalls) -> None:
     """Take every batch of a question through a block."""
     for batch in question.batches:
         with suppress(NoOutputsYetError):
             question.call(network, batch)
+        calls.require_sound()

@@ -1,7 +1,7 @@
 """A metric of one's own, block by block: the value that it gives of the whole network, each block read once."""
 
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +176,34 @@ def test_what_an_earlier_block_gives_is_not_there_in_the_end(tmp_path):
     assert by_blocks(network, of_scores, batches(2), tmp_path / "stream").value == of_scores(model, batches(2))
     with pytest.raises(UnsupportedLayerError, match="let it give its last outputs alone"):
         by_blocks(network, of_states, batches(2), tmp_path / "stream")
+
+
+class Choosing(Tower):
+    """Uses what its first block gives after the last one, for some batches."""
+
+    def forward(self, words, mask):
+        x = self.words(words)
+        first = None
+        for block in self.blocks:
+            x = block(x, (1 - mask)[:, None, :] * -1e4)
+            first = x if first is None else first
+        return self.head(self.norm(x + first if len(words) == 3 else x))
+
+
+@pytest.mark.parametrize("careless", [False, True])
+def test_a_batch_that_goes_another_way_is_refused_whatever_a_metric_makes_of_it(careless, tmp_path):
+    _, network = opened(tmp_path, Choosing)
+    data = [batches(1)[0], {name: one[:3] for name, one in batches(1)[0].items()}]
+
+    def metric(model, data):
+        total = 0.0
+        for batch in data:
+            with suppress(Exception) if careless else nullcontext():
+                total += float(model(**batch).detach().sum())
+        return total
+
+    with pytest.raises(UnsupportedLayerError, match="numbers are used that the first batch had no use for"):
+        by_blocks(network, metric, data, tmp_path / "stream")
 
 
 class Repeated(nn.Module):
