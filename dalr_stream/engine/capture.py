@@ -13,7 +13,7 @@ from dalr_stream.engine.ranks.rows import DealtWriter, SentRows
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batches, require_layers
 from dalr_stream.network.capture.loaders import can_resume, length_of
-from dalr_stream.network.capture.resuming.onward import OnwardPass
+from dalr_stream.network.capture.resuming.onward import ResumedPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
@@ -159,7 +159,7 @@ def one_pass(  # noqa: PLR0913  # what capture_rows takes, and how to tell of it
     to_rows: ToRows = to_host,
     title: str,
     progress: Progress,
-    onward: OnwardPass | None = None,
+    onward: ResumedPass | None = None,
     probes: bool = True,
 ) -> None:
     """Send the rows of `layers` to `sink`; see `network.capture.capture_rows`.

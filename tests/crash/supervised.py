@@ -35,9 +35,9 @@ def told_at_the_end(outcome):
         print(json.dumps(vars(outcome)))  # noqa: T201  # the answer
 
 
-def outcome_of(supervisor, folder, kills, seed):
+def outcome_of(supervisor, folder, kills, seed, *more):
     """Run a supervisor of this folder; return the one line of JSON that it prints, and what it says besides."""
-    command = [sys.executable, str(Path(__file__).with_name(supervisor)), str(folder), str(kills), str(seed)]
+    command = [sys.executable, str(Path(__file__).with_name(supervisor)), str(folder), str(kills), str(seed), *more]
     env = {**os.environ, **ONE_THREAD}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)  # noqa: S603
     assert done.returncode == 0, done.stderr

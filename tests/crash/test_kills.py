@@ -40,6 +40,19 @@ def test_an_accumulation_block_by_block_killed_at_random_ends_in_the_bits_of_the
     assert outcome["kills_with_a_stream"] > 0
 
 
+def test_gradients_block_by_block_killed_at_random_end_in_the_bits_of_the_whole_network(tmp_path, soak):
+    kills, seed = how_many(soak, 4)
+    outcome, errors = outcome_of("blocks_supervisor.py", tmp_path, kills, seed, "gradients")
+    print(  # noqa: T201  # the line that `make soak` is run for
+        f"kills: {outcome['kills']} over {outcome['trials']} stores with gradients (seed {seed}), "
+        f"{outcome['kills_with_a_stream']} with a stream on disk, {outcome['kills_on_the_way_back']} on the way back; "
+        f"wrong: {outcome['wrong'] or 'nothing'}"
+    )
+    assert outcome["wrong"] == [], errors
+    assert outcome["kills"] == kills
+    assert outcome["kills_on_the_way_back"] > 0
+
+
 def test_a_compression_block_by_block_killed_at_random_ends_in_the_bits_of_the_whole_network(tmp_path, soak):
     kills, seed = how_many(soak, 3)
     outcome, errors = outcome_of("sequence_supervisor.py", tmp_path, kills, seed)

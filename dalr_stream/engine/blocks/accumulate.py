@@ -20,11 +20,12 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.blocks.block_rows import BlockRows
+from dalr_stream.engine.blocks.groups import BlockOrder
 from dalr_stream.engine.fold_passes import fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.statistics import Statistics, stored_weights
-from dalr_stream.errors import DiskSpaceError, InvalidInputError, UnsupportedLayerError
+from dalr_stream.errors import DiskSpaceError, InvalidInputError
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.proof import Generations, prove_blocks
@@ -36,7 +37,6 @@ from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec
-from dalr_stream.numerics.rows.streams import Side
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.layout import UNFINISHED
 from dalr_stream.storage.places.path import BucketPath
@@ -84,7 +84,6 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
     require_layers(layers)
     require_batches(batches)
     require_eval(model)
-    _require_forward(layers)
     first, pieces = SameEveryPass(batches).first(), Pieces.of(model)
     rule = (rows or RowRule()).of_layers(layers)
     probe = probe_of(model, first, samples_in(first)) if rule.prove else None  # its cache is part of what it gives
@@ -95,8 +94,9 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
             f"blocks: {len(passes)} passes, '{passes.blocks[0][0]}' to '{passes.blocks[-1][-1]}'; block by block the "
             "first batch gives the network's own outputs, to the bit"
         )
-    _require_disk(root, kept, batches)
-    return BlockRows(model, batches, layers, rule, root=root, domain=domain, passes=passes, pieces=pieces, probe=probe)
+    feed = BlockRows(model, batches, layers, rule, root=root, domain=domain, passes=passes, pieces=pieces, probe=probe)
+    _require_disk(root, stream_bytes(kept, feed.order, rule, batches), gradients=feed.order.turn is not None)
+    return feed
 
 
 def disk_of(store: str | Place | None, ranks: Ranks | None) -> Path:
@@ -114,23 +114,24 @@ def disk_of(store: str | Place | None, ranks: Ranks | None) -> Path:
     return root
 
 
-def _require_forward(layers: Sequence[LayerSpec]) -> None:
-    backward = next((layer for layer in layers if layer.side is Side.GRADIENTS), None)
-    if backward is not None:
-        raise UnsupportedLayerError(
-            f"layer '{backward.name}': its gradients come from the end of the network, and block by block only the way "
-            "forward is run: watch no gradients, or run the network whole"
-        )
+def stream_bytes(kept: Generations, order: BlockOrder, rule: RowRule, batches: Iterable[Any]) -> int:
+    """Return what lies between blocks at most, as far as the length of the loader tells."""
+    samples = kept.samples * (length_of(batches) or 1)
+    if order.turn is None or rule.gradients is None:
+        return kept.sample_bytes * samples
+    return kept.sample_bytes_back(order.turn, rule.gradients.draws) * samples
 
 
-def _require_disk(root: Path, kept: Generations, batches: Iterable[Any]) -> None:
-    """Raise DiskSpaceError where the stream does not fit, as far as the length of the loader tells."""
-    needed = kept.sample_bytes * kept.samples * (length_of(batches) or 1)
+def _require_disk(root: Path, needed: int, *, gradients: bool) -> None:
+    """Raise DiskSpaceError where the stream does not fit."""
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     held = sum(path.stat().st_size for path in (root / UNFINISHED).rglob("*") if path.is_file())
     if needed - held > free:
+        kept = ", which with gradients is kept of every block until the way back" if gradients else ""
+        less = "watch gradients of later blocks alone or of none, " if gradients else ""
         raise DiskSpaceError(
-            f"'{root}': the stream between blocks takes {needed / 2**30:,.1f} GiB of disk, {held / 2**30:,.1f} are "
-            f"there, and {free / 2**30:,.1f} GiB are free: free some, choose another store, or take fewer samples"
+            f"'{root}': the stream between blocks{kept} takes {needed / 2**30:,.1f} GiB of disk, "
+            f"{held / 2**30:,.1f} are there, and {free / 2**30:,.1f} GiB are free: free some, choose another store, "
+            f"{less}or take fewer samples"
         )

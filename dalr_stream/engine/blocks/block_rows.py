@@ -7,49 +7,33 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from dalr_stream.engine.backend import rows_for
+from dalr_stream.engine.blocks.groups import BlockGroup, BlockOrder
+from dalr_stream.engine.blocks.way_back import WayBack
 from dalr_stream.engine.capture import keep_weights, one_pass
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.layer_rows import LayerRows
 from dalr_stream.engine.row_feed import Begun, Folds
+from dalr_stream.network.blocks.backward_proof import BackwardProof
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.readings import shared_readings
-from dalr_stream.network.capture.batches import few_samples
+from dalr_stream.network.capture.batches import few_samples, samples_in
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
-from dalr_stream.network.capture.resuming.onward import OnwardPass
-from dalr_stream.network.capture.resuming.stored_states import StoredStream
+from dalr_stream.network.capture.resuming.onward import OnwardPass, ResumedPass
+from dalr_stream.network.capture.resuming.stored_states import PROOF, STREAM, StoredStream
+from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.probe import Probe
-from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.progress import Progress, seconds_in_words
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.places.place import Place
 from dalr_stream.streaming.folding import Folding
-
-
-@dataclass(frozen=True, slots=True)
-class BlockGroup(Sequence[str]):
-    """The streams that are folded in one pass of a block: of some blocks none."""
-
-    number: int
-    streams: tuple[str, ...]
-    again: bool = False
-    """Whether the block ran before for other streams, and what it gives is on disk."""
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        return self.streams[index]
-
-    def __len__(self) -> int:
-        return len(self.streams)
 
 
 @dataclass(kw_only=True)
@@ -81,28 +65,32 @@ class BlockRows(LayerRows):
     def keep_weights(self, root: Place, network: NetworkRecord) -> None:
         """Write none yet: those of a block's layers are written when it is in memory."""
 
+    @cached_property
+    def order(self) -> BlockOrder:
+        """Which blocks are run, forward and back."""
+        followed = {self.numbers[layer.stream] for layer in self._by_outputs}
+        return BlockOrder(len(self.passes), set(self.numbers.values()), followed)
+
     def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:  # noqa: ARG002
         """Part the streams by block, and those of a block into passes that fit."""
-        groups: list[BlockGroup] = []
-        for number in range(self._last + 1):
-            here = [layer for layer in self.layers if self.numbers[layer.stream] == number]
-            parts: Sequence[tuple[str, ...]] = [tuple(layer.stream for layer in here)]
-            if here and folding.memory_limit_bytes is not None:
-                loads = [load_of(layer, 0, BatchMemory()) for layer in here if layer.stream not in self._shared]
-                homes = fitting(loads, folding, batches=self.batches)
-                parts = [tuple(name for name in parts[0] if self._shared.get(name, name) in one) for one in homes]
-            groups += [BlockGroup(number, part, again=part is not parts[0]) for part in parts]
-        return groups
+        followed = {layer.stream for layer in self._by_outputs}
+        return self.order.groups(lambda number: self._parts(number, folding), followed)
+
+    def _parts(self, number: int, folding: Folding) -> Sequence[tuple[str, ...]]:
+        """Return the streams of one block, in passes that fit."""
+        here = [layer for layer in self.layers if self.numbers[layer.stream] == number]
+        names = tuple(layer.stream for layer in here)
+        if not here or folding.memory_limit_bytes is None:
+            return [names]
+        loads = [load_of(layer, 0, BatchMemory()) for layer in here if layer.stream not in self._shared]
+        homes = fitting(loads, folding, batches=self.batches)
+        return [tuple(name for name in names if self._shared.get(name, name) in one) for one in homes]
 
     def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
         """Run one block on every batch that is not folded yet."""
         assert isinstance(streams, BlockGroup)  # noqa: S101  # for the type checker: one of `groups`
         number, layers = streams.number, [layer for layer in self.layers if layer.stream in streams.streams]
-        orders, stream = self._orders, self._stream(number, writes=not streams.again and number < self._last)
-        stream.drop_spent()
-        keep = None if number == len(self.passes) - 1 else self.passes.done[number]
-        names = [module_name(layer.name) for layer in layers]
-        onward = OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
+        onward = self._onward(streams, layers, progress)
         if number == 0 and self.probe is not None and sink.probed is not None:
             sink.probed(self.probe)
         resumed, begun = bool(sink.held), time.monotonic()
@@ -116,19 +104,41 @@ class BlockRows(LayerRows):
                 sink,
                 rows=self.rule,
                 to_rows=rows_for(folding),
-                title=f"block {number + 1} of {len(self.passes)}",
+                title=f"block {number + 1} of {len(self.passes)}{', backward' if streams.back else ''}",
                 progress=progress,
                 onward=onward,
                 probes=False,
             )
-        if number == 0 and self._last and not resumed and not streams.again:
-            seconds = time.monotonic() - begun
-            took, others = map(seconds_in_words, (seconds, seconds * self._last))
-            progress.note(f"blocks: the first took {took}, so those after it ({self._last}) may take {others}")
+        if not resumed and not streams.again:
+            self._note_duration(streams, time.monotonic() - begun, progress)
+
+    def _onward(self, group: BlockGroup, layers: Sequence[LayerSpec], progress: Progress) -> ResumedPass:
+        """Return how the network is run in a pass, and remove what neither it nor a later one reads."""
+        number, orders, way_back = group.number, self._orders, self._way_back
+        stream = self._stream(number, writes=not group.again and number < self.order.last)
+        if way_back is not None and group.back:
+            return way_back.backward(stream, orders, again=group.again)
+        if way_back is None or number <= way_back.turn:
+            stream.drop_spent()
+        if way_back is not None and number >= way_back.turn:
+            return way_back.forward(stream, self.model, orders)
+        keep = None if number == len(self.passes) - 1 else self.passes.done[number]
+        names = [module_name(layer.name) for layer in layers]
+        return OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
+
+    def _note_duration(self, group: BlockGroup, seconds: float, progress: Progress) -> None:
+        """Tell from the first block how long the others may take."""
+        way = self.order.back if group.back else self.order.forward
+        if group.number == way[0] and len(way) > 1:
+            took, others = map(seconds_in_words, (seconds, seconds * (len(way) - 1)))
+            back = " on the way back" if group.back else ""
+            progress.note(f"blocks: the first{back} took {took}, so those after it ({len(way) - 1}) may take {others}")
 
     def finish(self) -> None:
-        """Remove the stream between blocks."""
+        """Remove the stream between blocks, and the gradients."""
         self._stream(0).drop()
+        if self._way_back is not None:
+            self._way_back.drop()
 
     @cached_property
     def _orders(self) -> Orders | None:
@@ -144,11 +154,31 @@ class BlockRows(LayerRows):
         return SameEveryPass(self.batches).first()
 
     @property
-    def _last(self) -> int:
-        """The pass of the last block that is watched."""
-        return max(self.numbers.values())
+    def _by_outputs(self) -> list[LayerSpec]:
+        """Those of the layers that are watched for gradients."""
+        return [layer for layer in self.layers if layer.side is Side.GRADIENTS]
 
-    def _stream(self, number: int, *, writes: bool = False) -> StoredStream:
-        blocks = [list(block) for block in self.passes.blocks]
-        facts = {"network": self._record.fingerprint, "blocks": blocks}
-        return StoredStream(self.root, self.domain, number, self.passes.places, facts, writes=writes)
+    @cached_property
+    def _way_back(self) -> WayBack | None:
+        """What the way back needs, proved on a few samples; None where no gradients are watched."""
+        gradients = self.rule.gradients
+        if gradients is None:
+            return None
+        several = next((batch for batch in self.batches if samples_in(batch) > 1), self._first)
+        by_pass: list[list[LayerSpec]] = [[] for _ in range(len(self.passes))]
+        for layer in self._by_outputs:
+            by_pass[self.numbers[layer.stream]].append(layer)
+        proof = BackwardProof(self.model, several, self.passes, self.pieces, by_pass, self.rule, self._orders)
+        streams = [self._stream(number, writes=True, name=PROOF) for number in range(len(self.passes))]
+        try:
+            places = proof.places(streams)
+        finally:
+            streams[0].drop()
+        return WayBack(self.root, self.domain, {**self._facts, "gradients": gradients.words}, by_pass, places)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {"network": self._record.fingerprint, "blocks": [list(block) for block in self.passes.blocks]}
+
+    def _stream(self, number: int, *, writes: bool = False, name: str = STREAM) -> StoredStream:
+        return StoredStream(self.root, self.domain, number, self.passes.places, self._facts, writes=writes, name=name)

@@ -22,12 +22,12 @@ from dalr_stream.engine.blocks.block_rows import BlockRows
 from dalr_stream.engine.fold_passes import passes_into
 from dalr_stream.engine.layer_moments import LayerMoments, OnDemand
 from dalr_stream.engine.statistics import Statistics, Weights
-from dalr_stream.errors import InvalidInputError, StoreNotFoundError
+from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
 from dalr_stream.network.blocks.passes import Blocks
 from dalr_stream.network.blocks.uncached import uncached
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, weights_of
-from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.contents import DomainRecord
@@ -103,6 +103,7 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
     2
     """
     folding, progress, root = folding or Folding(), progress or Silent(), disk_of(store, None)
+    _require_forward(layers)
     _require_nothing_kept(root, domain)
     feed = block_rows(model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=progress)
     feed.keeps_weights = False
@@ -197,6 +198,15 @@ class _Heldout(Collection[str]):
 def _weights(feed: BlockRows, layer: str) -> Weights:
     with feed.pieces.present([module_name(layer)]):
         return weights_of(feed.model, layer)
+
+
+def _require_forward(layers: Sequence[LayerSpec]) -> None:
+    backward = next((layer for layer in layers if layer.side is Side.GRADIENTS), None)
+    if backward is not None:
+        raise UnsupportedLayerError(
+            f"layer '{backward.name}': its gradients are known once the last block was run, and by then this block's "
+            "moments were to be given up: watch no gradients, or use accumulate, which keeps all moments"
+        )
 
 
 def _require_nothing_kept(root: Path, domain: str) -> None:

@@ -11,11 +11,12 @@ batch, and one of the other batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from dalr_stream.errors import DalrStreamError, UnsupportedLayerError
@@ -25,8 +26,8 @@ from dalr_stream.network.capture import batches
 from dalr_stream.network.capture.batches import call, inputs_copied, samples_in
 from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.resuming.calls import Call, calls_through
-from dalr_stream.network.capture.resuming.given import Spent, UsedError, tensors_in
+from dalr_stream.network.capture.resuming.calls import Call, calls_through, is_in
+from dalr_stream.network.capture.resuming.given import Form, Spent, UsedError, mapped, tensors_in
 from dalr_stream.network.capture.resuming.onward import ForwardRun
 from dalr_stream.network.layers.identity import tensor_digest
 
@@ -43,12 +44,43 @@ class Generations:
     samples: int
     kept_bytes: tuple[int, ...]
     """By place between two passes: what is new there."""
+    crossing_bytes: tuple[int, ...]
+    """By place: what gradients may cross it through, those of one draw. Not what comes before the blocks."""
+
+    @classmethod
+    def of(cls, batch: Any, passes: BlockPasses, values: Iterable[tuple[Call, Any]]) -> Generations:
+        """Look at what each call gave for a batch."""
+        new, crossing = [0] * len(passes.places), [0] * len(passes.places)
+        for way, value in values:
+            tensors = list(tensors_in((value,)))
+            size = sum(tensor.nbytes for tensor in tensors)
+            real = sum(tensor.nbytes for tensor in tensors if tensor.is_floating_point())
+            for number, place in enumerate(passes.places):
+                run_in = place.get(way)
+                new[number] += size if run_in == number else 0
+                crossed = run_in is not None and (run_in > 0 or is_in(way[-1][0], passes.blocks[0]))
+                crossing[number] += real if crossed else 0
+        return cls(max(samples_in(batch), 1), tuple(new), tuple(crossing))
 
     @property
     def sample_bytes(self) -> int:
         """Of a sample, the most that is on disk at once: what is made before the blocks, and two generations."""
         pairs = [sum(self.kept_bytes[max(place - 1, 0) : place + 1]) for place in range(len(self.kept_bytes))]
         return -(-(max(pairs, default=0) + sum(self.kept_bytes[:1])) // self.samples)
+
+    def sample_bytes_back(self, turn: int, draws: int) -> int:
+        """Return it with the way back to pass `turn`: all that blocks from there on give, and gradients of two places.
+
+        What a block gave has gone by the time that it is run on the way back.
+        """
+        first = max(turn - 1, 0)
+        early = self.kept_bytes[0] if first and self.kept_bytes else 0
+        held = [early + sum(self.kept_bytes[first:number]) for number in range(len(self.kept_bytes) + 1)]
+        back = [
+            held[number] + draws * sum(self.crossing_bytes[max(number - 1, 0) : number + 1])
+            for number in range(turn, len(held))
+        ]
+        return max(self.sample_bytes, -(-max(back) // self.samples))
 
 
 def prove_blocks(model: nn.Module, batch: Any, passes: BlockPasses, pieces: Pieces) -> Generations:
@@ -62,18 +94,18 @@ def prove_blocks(model: nn.Module, batch: Any, passes: BlockPasses, pieces: Piec
 
 def generations_of(model: nn.Module, batch: Any, passes: BlockPasses) -> Generations:
     """Return what a batch keeps between passes, and prove nothing; cost: a forward pass."""
-    sizes = [0] * len(passes.places)
+    values: list[tuple[Call, Any]] = []
+    wanted = {way for place in passes.places for way in place}
 
     def through(way: Call, forward: Any) -> Any:
         value = forward()
-        for number, place in enumerate(passes.places):
-            if place.get(way) == number:
-                sizes[number] += sum(tensor.nbytes for tensor in tensors_in((value,)))
+        if way in wanted:
+            values.append((way, mapped(value, _without_numbers)))
         return value
 
     with without_gradients(), calls_through(model, through):
         call(model, inputs_copied(batch))
-    return Generations(max(samples_in(batch), 1), tuple(sizes))
+    return Generations.of(batch, passes, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +132,7 @@ class _Proof:
     def by_blocks(self, several: Sequence[Any], expected: Mapping[Call, str], outputs: Outputs) -> Generations:
         """Send batches through each block in turn, and compare the last of them."""
         states: list[Given] = [{} for _ in several]
-        sizes: list[int] = []
+        values: list[tuple[Call, Any]] = []
         for number in range(len(self.passes)):
             with self.pieces.present(self.passes.pieces[number]):
                 runs = [self._run(number, batch, given) for batch, given in zip(several, states, strict=True)]
@@ -114,8 +146,8 @@ class _Proof:
             for way, kept in new.items():
                 if _digest(kept) != expected[way]:
                     raise self._differs(number, f"what '{way[-1][0]}' gives")
-            sizes.append(sum(tensor.nbytes for tensor in tensors_in(tuple(new.values()))))
-        return Generations(max(samples_in(several[-1]), 1), tuple(sizes))
+            values += [(way, mapped(kept, _without_numbers)) for way, kept in new.items()]
+        return Generations.of(several[-1], self.passes, values)
 
     def _run(self, number: int, batch: Any, given: Given) -> tuple[Given, Any]:
         last = number == len(self.passes) - 1
@@ -144,6 +176,10 @@ def _explained() -> Iterator[None]:
         raise
     except Exception as error:
         raise UnsupportedLayerError(f"{_FAILS}: {type(error).__name__}: {error}; {_OTHERWISE}") from error
+
+
+def _without_numbers(tensor: torch.Tensor | Form) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 def _digest(value: Any) -> str:

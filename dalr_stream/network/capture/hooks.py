@@ -30,7 +30,7 @@ from dalr_stream.network.capture.loaders import beginning_at, can_resume
 from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.resuming.onward import OnwardPass
+from dalr_stream.network.capture.resuming.onward import ResumedPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.capture.taking import RowTaker
@@ -57,7 +57,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
     batch_done: BatchDone | None = None,
     to_rows: ToRows = to_host,
     note: Callable[[str], None] | None = None,
-    onward: OnwardPass | None = None,
+    onward: ResumedPass | None = None,
     probed: Callable[[Probe], None] | None = None,
     share_from: Callable[[int], Share] | None = None,
 ) -> None:

@@ -24,7 +24,7 @@ from dalr_stream.network.capture.gradients.taking import GradientTaker
 from dalr_stream.network.capture.masks import BatchMasks, require_a_mask_each
 from dalr_stream.network.capture.proofs.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
-from dalr_stream.network.capture.resuming.onward import ForwardRun, OnwardPass
+from dalr_stream.network.capture.resuming.onward import ForwardRun, ResumedPass
 from dalr_stream.network.capture.routed import Routes
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule
 from dalr_stream.network.capture.taken import Taken, together
@@ -55,12 +55,9 @@ class RowTaker:
         rule: RowRule,
         *,
         paired: bool = False,
-        onward: OnwardPass | None = None,
+        onward: ResumedPass | None = None,
     ) -> None:
-        """`paired` takes outputs where the inputs are taken, as `RowRule.most_of` says.
-
-        `onward` runs the network on from an earlier pass, and has what is proved of it.
-        """
+        """Take outputs where inputs are taken if `paired`; `onward` runs on from a pass, and has what is proved."""
         self._model = model
         self._layers = layers
         self._rule = rule
@@ -128,7 +125,8 @@ class RowTaker:
     def _calls(self, batch: Any, chooser: BatchRows, run: ForwardRun | None = None) -> Calls:
         """Run the network; raises UnsupportedLayerError for a layer that it does not call as often as it should."""
         until = None if run is None or self._by_blocks else self._until_all(run)
-        with self._gradients.following(chooser) as edges, _watched(self._model, self._layers, chooser, until) as calls:
+        following = self._gradients.following(chooser, run)
+        with following as edges, _watched(self._model, self._layers, chooser, until) as calls:
             returned = (run or call)(self._model, batch)
             times = {layer.stream: len(calls[layer.stream]) for layer in self._layers}
             times |= {stream: len(given) for stream, given in edges.items()}
@@ -136,7 +134,7 @@ class RowTaker:
             for layer in self._layers:
                 routed = chooser.is_routed(layer.stream)
                 require_a_mask_each(layer.stream, chooser.masks_of(layer.stream), times[layer.stream], routed=routed)
-            gradients = self._gradients.take(edges, End(returned, batch, chooser.samples), chooser, self._number)
+            gradients = self._gradients.take(edges, End(returned, batch, chooser.samples), chooser, self._number, run)
         calls |= {stream: [taken] for stream, taken in gradients.items()}
         for layer in self._layers:
             if chooser.is_routed(layer.stream):

@@ -8,7 +8,7 @@ from block_networks import Tower, batches, files_of, in_shards, made, same_files
 from stopping import StopAfter, StoppedError
 
 import dalr_stream as ds
-from dalr_stream.errors import InvalidInputError, LayerNotFoundError, StoreNotFoundError
+from dalr_stream.errors import InvalidInputError, LayerNotFoundError, StoreNotFoundError, UnsupportedLayerError
 
 ROWS = ds.RowRule(mask="mask")
 
@@ -130,3 +130,11 @@ def test_after_a_sweep_that_was_stopped_all_moments_are_made(network, tmp_path):
     assert blocks_on_disk(tmp_path / "sweep") == blocks_on_disk(tmp_path / "whole")
     for name in whole:
         assert np.array_equal(after[name].inputs.second_moment, whole[name].inputs.second_moment)
+
+
+def test_gradients_which_come_once_the_last_block_was_run_are_refused(network, tmp_path):
+    layers = ds.watch(network, ["blocks.*"], gradients=["blocks.1.up"])
+    refused = ds.statistics_by_block(network, batches(), layers, store=tmp_path / "store", rows=ROWS)
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'blocks.1.up': its gradients are known once"), refused:
+        pass
+    assert not (tmp_path / "store").exists()

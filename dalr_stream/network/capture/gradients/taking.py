@@ -10,7 +10,7 @@ those taken are scaled by sqrt(positions / taken), so that sums of g g' stand fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,15 +19,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.autograd.graph import GradientEdge
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.gradient_rule import GradientRule
+from dalr_stream.network.capture.gradients.crossing import BlockRun, Crossing, Roots
 from dalr_stream.network.capture.gradients.edges import Edges, Given, edges_of
 from dalr_stream.network.capture.gradients.ends import End, end_of, require_gradient
 from dalr_stream.network.capture.gradients.proof import require_own_rows, require_separate_outputs
 from dalr_stream.network.capture.gradients.vectors import vectors_of
 from dalr_stream.network.capture.order import Orders
+from dalr_stream.network.capture.resuming.given import Spent, UsedError
+from dalr_stream.network.capture.resuming.onward import ForwardRun
 from dalr_stream.network.capture.routed import Places
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule
 from dalr_stream.network.capture.taken import Taken, together
@@ -57,23 +61,26 @@ class GradientTaker:
         self._proved = True
 
     @contextmanager
-    def following(self, chooser: BatchRows) -> Iterator[Edges]:
-        """Let the forward pass of the block be one that gradients can go back through."""
-        if not self._layers:
+    def following(self, chooser: BatchRows, run: ForwardRun | None = None) -> Iterator[Edges]:
+        """Let the forward pass of the block be one that gradients can go back through; `run` makes it."""
+        if not self._layers and not isinstance(run, BlockRun):
             yield {}
             return
         routed = [layer.stream for layer in self._layers if chooser.is_routed(layer.stream)]
         with edges_of(self._model, self._layers, routed, chooser.samples) as edges:
             yield edges
 
-    def take(self, edges: Edges, end: End, chooser: BatchRows, batch: int) -> dict[str, Taken]:
+    def take(
+        self, edges: Edges, end: End, chooser: BatchRows, batch: int, run: ForwardRun | None = None
+    ) -> dict[str, Taken]:
         """Return the gradient rows of each layer, by stream: of a sample draw after draw, and in each call after call.
 
-        `batch` is the batch's number. Raises InvalidInputError where no gradient comes back, NonFiniteError.
+        `batch` is the batch's number; `run` made the forward pass. Raises InvalidInputError where no gradient comes
+        back, NonFiniteError.
         """
         taken: dict[str, list[Taken]] = {layer.stream: [] for layer in self._layers}
-        samples = chooser.samples
-        for draw, gradients in enumerate(backward(edges, end, chooser, self._rule)) if self._layers else ():
+        samples, crossing = chooser.samples, run.crossing if isinstance(run, BlockRun) else None
+        for draw, gradients in enumerate(backward(edges, end, chooser, self._rule, crossing)):
             for layer in self._layers:
                 calls = gradients[layer.stream]
                 rows = [self._rows(layer, gradient, number, chooser) for number, gradient in enumerate(calls)]
@@ -103,31 +110,53 @@ class Gradient:
 
 
 def backward(
-    edges: Edges, end: End, chooser: BatchRows, rule: GradientRule
+    edges: Edges, end: End, chooser: BatchRows, rule: GradientRule, crossing: Crossing | None = None
 ) -> Iterator[Mapping[str, Sequence[Gradient]]]:
     """Yield the gradients by what each layer gave, by stream and call after call, of each draw.
 
-    Raises InvalidInputError where no gradient comes back to one.
+    Of a block, `crossing` has those by what it gave, and takes those by what it began with. Raises InvalidInputError
+    where no gradient comes back to one.
     """
     calls = list({id(given): given for of_layer in edges.values() for given in of_layer}.values())
-    if not calls:
+    if not calls and crossing is None:
         return
-    values = end_of(end, rule)
-    require_gradient(values)
+    inputs = [*(given.edge for given in calls), *(() if crossing is None else crossing.edges)]
+    roots = _roots(end, chooser, rule, crossing)
     for draw in range(rule.draws):
-        draws = SampleDraws(rule.seed, chooser.first_sample, chooser.samples, draw)
-        vector = vectors_of(values, rule, draws, chooser.mask_of_outputs)
-        with _explained():
-            found = torch.autograd.grad(
-                values, [given.edge for given in calls], vector, retain_graph=draw + 1 < rule.draws, allow_unused=True
-            )
-        by_call = {id(given): gradient for given, gradient in zip(calls, found, strict=True)}
+        found = _gradients(roots(draw), inputs, more=draw + 1 < rule.draws)
+        if crossing is not None:
+            crossing.arrive(found[len(calls) :])
+        by_call = {id(given): gradient for given, gradient in zip(calls, found, strict=False)}
         for stream, of_layer in edges.items():
             _require_reached(stream, of_layer, by_call)
         yield {
             stream: [Gradient(given.gradient(by_call[id(given)]), given.places) for given in of_layer]
             for stream, of_layer in edges.items()
         }
+
+
+def _roots(end: End, chooser: BatchRows, rule: GradientRule, crossing: Crossing | None) -> Callable[[int], Roots]:
+    """Return what gives the beginning of each draw's backward pass: the loss's vectors, or what later blocks left."""
+    if crossing is not None and crossing.after is not None:
+        return crossing.roots
+    values = end_of(end, rule)
+    if isinstance(values, Spent):
+        raise UsedError
+    require_gradient(values)
+
+    def of_draw(draw: int) -> Roots:
+        draws = SampleDraws(rule.seed, chooser.first_sample, chooser.samples, draw)
+        return Roots([values], [vectors_of(values, rule, draws, chooser.mask_of_outputs)])
+
+    return of_draw
+
+
+def _gradients(roots: Roots, inputs: Sequence[GradientEdge], *, more: bool) -> Sequence[torch.Tensor | None]:
+    """Go back once; `more` keeps the graph for another time."""
+    if not roots.tensors or not inputs:
+        return [None] * len(inputs)
+    with _explained():
+        return torch.autograd.grad(roots.tensors, inputs, roots.gradients, retain_graph=more, allow_unused=True)
 
 
 def there_and_back(model: nn.Module, layers: Sequence[LayerSpec], rule: GradientRule, batch: Any, samples: int) -> None:

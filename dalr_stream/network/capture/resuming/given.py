@@ -97,6 +97,11 @@ class Form:
         return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
 
+def form_of(kept: torch.Tensor | Form) -> Form:
+    """Return what is kept of a tensor that nothing uses any more."""
+    return kept if isinstance(kept, Form) else Form.of(kept)
+
+
 def is_plain(value: Any) -> bool:
     """Tell whether a value is tensors, numbers and words in tuples, lists and mappings of Python's own."""
     if type(value) in (tuple, list):

@@ -12,9 +12,9 @@ Where it does not hold, every pass begins at the inputs, and that is said.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.resuming.calls import Call, ForwardCalls, calls_through, is_in
-from dalr_stream.network.capture.resuming.given import Form, Spent, UsedError, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.resuming.given import Form, Spent, UsedError, form_of, is_plain, mapped, tensors_in
 from dalr_stream.network.capture.resuming.kept_states import KeptStream
 from dalr_stream.network.capture.taken import Taken
 
@@ -39,6 +39,18 @@ class EnoughError(BaseException):
     """All rows that are wanted are taken: the rest of a forward pass is not needed."""
 
 
+class ResumedPass(Protocol):
+    """A pass of a network over the batches that begins where another one left them."""
+
+    orders: Orders | None
+    """What is proved of the order of the rows."""
+    by_blocks: bool
+    """Whether all rows are taken by the time that all to be kept is there, or else at the end of the network."""
+
+    def take(self, rows: Callable[[ForwardRun], dict[str, Taken]], key: int) -> dict[str, Taken]:
+        """Return the rows of the batch that begins with sample `key`; `rows` takes them from a forward pass."""
+
+
 @dataclass(slots=True)
 class OnwardPass:
     """One pass of a network over the batches, to the rows of some layers."""
@@ -49,14 +61,12 @@ class OnwardPass:
     keep: Done | None
     """What is kept for the next pass; None for nothing."""
     orders: Orders | None
-    """What is proved of the order of the rows."""
     note: Callable[[str], None]
     tried: bool = False
     by_blocks: bool = False
-    """Whether all rows are taken by the time that all to be kept is there, or else at the end of the network."""
 
     def take(self, rows: Callable[[ForwardRun], dict[str, Taken]], key: int) -> dict[str, Taken]:
-        """Return the rows of the batch that begins with sample `key`; `rows` takes them from a forward pass."""
+        """Do what `ResumedPass` says."""
         state = self.stream.state(key)
         if state is None or not state.reaches(self.layers):
             return self._rows(rows, key, {})
@@ -91,6 +101,25 @@ class OnwardPass:
         return self._rows(rows, key, {})
 
 
+class Handing(Protocol):
+    """How what is known is handed out to one forward pass, and what becomes of what is to be kept of it."""
+
+    held_bytes: int
+    """Of copies."""
+
+    def watching(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Be around the forward pass."""
+
+    def out(self, kept: torch.Tensor | Form) -> torch.Tensor:
+        """Return what stands for something known: the network may overwrite it."""
+
+    def keep(self, way: Call, value: Any, source: Any, *, used: bool) -> Any:
+        """Return what is kept of what a call gave; `source` is what was known of it, None for what is new."""
+
+    def give_up(self) -> None:
+        """Let go of the copies: nothing is kept after all."""
+
+
 class ForwardRun:
     """Runs a network on one batch, as far as is needed: some calls give what is known, and others are remembered."""
 
@@ -102,17 +131,19 @@ class ForwardRun:
         *,
         until_kept: bool = False,
         ran: Callable[[str, Any], None] | None = None,
+        handing: Handing | None = None,
     ) -> None:
         """`room_bytes` is what copies may take beside what was given: with more to keep, nothing is kept.
 
         `until_kept` ends the forward pass as soon as all that is to be kept is there: when the next module is called,
         as hooks of the last one see what it gives only once it is done. `ran` is told of each module that was run, and
-        what it gave.
+        what it gave. `handing` makes copies by default.
         """
         self.kept: dict[Call, Any] = {}
         self.is_full = False
         self._given, self._keep, self._room, self._ran = given, keep, room_bytes, ran
-        self._handed, self._own, self._rows_taken = _Handed(), _Own(), until_kept and bool(keep)
+        self._handing: Handing = handing or Copies()
+        self._rows_taken = until_kept and bool(keep)
 
     @property
     def is_complete(self) -> bool:
@@ -126,7 +157,8 @@ class ForwardRun:
     def called(self, model: nn.Module, forward: Callable[[], Any]) -> Any:
         """Do the same in a call of one's own: `forward` calls the network."""
         watched = self._given or self._keep or self._ran is not None
-        with suppress(EnoughError), calls_through(model, self._through) if watched else nullcontext():
+        through = calls_through(model, self._through) if watched else nullcontext()
+        with self._handing.watching(model), suppress(EnoughError), through:
             return forward()
 
     def rows_taken(self) -> None:
@@ -137,14 +169,14 @@ class ForwardRun:
     def _through(self, way: Call, forward: Callable[[], Any]) -> Any:
         self._end_where_complete()
         given = way in self._given
-        value = mapped(self._given[way], self._handed.out) if given else forward()
+        value = mapped(self._given[way], self._handing.out) if given else forward()
         if not given and self._ran is not None:
             self._ran(way[-1][0], value)
         if way in self._keep and not self.is_full and (given or is_plain(value)):
-            source, change = (self._given[way], _as_it_is) if given else (value, self._own.copy)
-            self.kept[way] = mapped(source, change if self._keep[way] else _form)
-            if self._room is not None and self._own.held_bytes > self._room:
-                self.kept, self._own, self.is_full = {}, _Own(), True
+            self.kept[way] = self._handing.keep(way, value, self._given.get(way), used=self._keep[way])
+            if self._room is not None and self._handing.held_bytes > self._room:
+                self.kept, self.is_full = {}, True
+                self._handing.give_up()
         return value
 
     def _end_where_complete(self) -> None:
@@ -152,35 +184,48 @@ class ForwardRun:
             raise EnoughError
 
 
-class _Own:
-    """Copies of what modules give, which may be overwritten afterwards; of one tensor a single one."""
+class Copies:
+    """Copies of what is handed out and of what is kept, as either may be overwritten: of one tensor a single one."""
 
     def __init__(self) -> None:
-        self._copies: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+        self._handed: dict[int, torch.Tensor] = {}
+        self._own: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
         self.held_bytes = 0
 
-    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        known = self._copies.get(id(tensor))
-        if known is not None and known[1] == tensor._version:  # noqa: SLF001  # torch has no public name for it
-            return known[2]
-        copied = tensor.clone()
-        self.held_bytes += copied.nbytes
-        self._copies[id(tensor)] = tensor, tensor._version, copied  # noqa: SLF001
-        return copied
-
-
-class _Handed:
-    """What is handed out for one batch: a copy, as the network may overwrite it; of one tensor a single one."""
-
-    def __init__(self) -> None:
-        self._copies: dict[int, torch.Tensor] = {}
+    def watching(self, _: nn.Module) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
 
     def out(self, kept: torch.Tensor | Form) -> torch.Tensor:
+        """Return a copy, or what has the form alone."""
         if isinstance(kept, Form):
             return Spent.of(kept)
-        if id(kept) not in self._copies:
-            self._copies[id(kept)] = kept.clone()
-        return self._copies[id(kept)]
+        if id(kept) not in self._handed:
+            self._handed[id(kept)] = self.copy_of(kept)
+        return self._handed[id(kept)]
+
+    def copy_of(self, kept: torch.Tensor) -> torch.Tensor:
+        """Return the copy that is handed out."""
+        return kept.clone()
+
+    def keep(self, _: Call, value: Any, source: Any, *, used: bool) -> Any:
+        """Return a copy, or the form of what is not used; what was known is kept as it is."""
+        if not used:
+            return mapped(value if source is None else source, form_of)
+        return mapped(value, self._copy) if source is None else source
+
+    def give_up(self) -> None:
+        """Let go of what is kept."""
+        self._own, self.held_bytes = {}, 0
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        known = self._own.get(id(tensor))
+        if known is not None and known[1] == tensor._version:  # noqa: SLF001  # torch has no public name for it
+            return known[2]
+        copied = tensor.detach().clone()
+        self.held_bytes += copied.nbytes
+        self._own[id(tensor)] = tensor, tensor._version, copied  # noqa: SLF001
+        return copied
 
 
 def require_onward(model: nn.Module, batch: Any, places: Sequence[Collection[str]]) -> list[Done]:
@@ -225,7 +270,7 @@ def _differs(model: nn.Module, few: Any, places: Sequence[Collection[str]], done
     if other is not None:
         _numbers_at(model, other.batch, (), {}, {})
     for names, one in reversed(list(zip(places, done, strict=True))):
-        given = {way: kept[way] if used else mapped(kept[way], _form) for way, used in one.items()}
+        given = {way: kept[way] if used else mapped(kept[way], form_of) for way, used in one.items()}
         found, _ = _numbers_at(model, few, names, given, {})
         for name in found.keys() | {key for key in expected if is_in(key[0], names)}:
             if name not in found or name not in expected or not _same(found[name], expected[name]):
@@ -257,14 +302,6 @@ def _numbers_at(
         run = ForwardRun(given, keep)
         run(model, batch)
     return numbers, run.kept
-
-
-def _as_it_is(kept: torch.Tensor | Form) -> torch.Tensor | Form:
-    return kept
-
-
-def _form(kept: torch.Tensor | Form) -> Form:
-    return kept if isinstance(kept, Form) else Form.of(kept)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

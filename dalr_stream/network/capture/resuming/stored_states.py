@@ -2,6 +2,8 @@
 
     unfinished/<domain>/@stream-<pass>/<first sample>/
     unfinished/<domain>/@compressed-<pass>/<first sample>/      of a compressed network beside its original
+    unfinished/<domain>/@back-<pass>/<first sample>/            gradients by what was given, on the way back
+    unfinished/<domain>/@proof-<pass>/<first sample>/           of a few samples, while the way back is proved
 
 A pass writes what is new in it; what an earlier one gave and is still used stays in that one's records, and of all else
 the form is kept. Tensors lie there byte by byte, whatever their type, and come back in memory of the same strides: the
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError, UnsupportedLayerError
 from dalr_stream.network.capture.resuming.calls import Call
-from dalr_stream.network.capture.resuming.given import Form, mapped, tensors_in
+from dalr_stream.network.capture.resuming.given import Form, form_of, mapped, tensors_in
 from dalr_stream.network.capture.resuming.kept_states import Room, State
 from dalr_stream.storage import schema
 from dalr_stream.storage.durable import remove_folder
@@ -33,7 +35,7 @@ from dalr_stream.storage.schema import ArraySpec
 
 _ENDLESS = 2**62
 """Memory that is not counted: a batch's values are on disk before those of the next one are made."""
-STREAM, COMPRESSED = "@stream", "@compressed"
+STREAM, COMPRESSED, BACK, PROOF = "@stream", "@compressed", "@back", "@proof"
 _ANOTHER_WAY = "blocks: for one of the batches {}: batches go different ways through the network; run it whole"
 
 
@@ -86,7 +88,7 @@ class StoredStream:
         plain = []
         for way, value in given.items():
             new = self.places[self.number][way] == self.number
-            plain.append([[list(part) for part in way], _plain(value if new else mapped(value, _form_of), tensors)])
+            plain.append([[list(part) for part in way], _plain(value if new else mapped(value, form_of), tensors)])
         arrays = {str(number): _bytes_of(tensor) for number, tensor in tensors.values()}
         specs = [_spec(number) for number in range(len(arrays))]
         save_record(self._path(self.number, key), specs, arrays, {"given": plain}, self._facts(self.number), names=3)
@@ -104,6 +106,11 @@ class StoredStream:
         for earlier in range(self.number - 1):
             if all(earlier not in place.values() for place in self.places[self.number - 1 :]):
                 remove_folder(self._folder(earlier))
+
+    def drop_unread(self) -> None:
+        """Remove what this pass and later ones gave: on the way back from the last one, this one reads none of it."""
+        for number in range(self.number, len(self.places)):
+            remove_folder(self._folder(number))
 
     def drop(self) -> None:
         """Remove all records of all passes."""
@@ -132,7 +139,7 @@ class StoredStream:
 
     def _facts(self, number: int) -> dict[str, Any]:
         facts = {**self.made_from, "pass": number}
-        return {**facts, "compressed": self.compressed[number]} if self._is_own(number) else facts
+        return {**facts, "compressed": self.compressed[number]} if self.compressed and self._is_own(number) else facts
 
     def _is_own(self, number: int) -> bool:
         return self.name != STREAM and number >= self.since
@@ -143,10 +150,6 @@ class StoredStream:
 
     def _path(self, number: int, key: int) -> Path:
         return self._folder(number) / f"{key:012d}"
-
-
-def _form_of(tensor: torch.Tensor | Form) -> Form:
-    return tensor if isinstance(tensor, Form) else Form.of(tensor)
 
 
 def _way(plain: Any) -> Call:
@@ -160,7 +163,7 @@ def _spec(number: int) -> ArraySpec:
 def _plain(value: Any, tensors: dict[int, tuple[int, torch.Tensor]]) -> Any:
     """Return a value as JSON has it; its tensors go to `tensors`, numbered, each once."""
     if isinstance(value, torch.Tensor | Form):
-        form = _form_of(value)
+        form = form_of(value)
         dtype = str(form.dtype).removeprefix("torch.")
         described = {"shape": list(form.shape), "strides": list(form.strides), "dtype": dtype, "at": str(form.device)}
         if isinstance(value, Form):
