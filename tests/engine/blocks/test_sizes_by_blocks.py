@@ -42,9 +42,10 @@ def _unsynced(monkeypatch):
 
 def chosen(network, moments, share, **options):
     """Choose sizes, of layers that one block holds whole and others; selections where an example is given."""
-    example = options.pop("example", None)
-    layers = ds.watch(network, ["blocks.*.up", "blocks.*.down", "blocks.*.v"], example=example)
-    statistics = ds.accumulate(network, batches(3), layers, store=moments, rows=ROWS)
+    example, felt = options.pop("example", None), options.pop("felt", ())
+    layers = ds.watch(network, ["blocks.*.up", "blocks.*.down", "blocks.*.v"], example=example, gradients=felt)
+    rows = ds.RowRule(mask="mask", gradients=ds.GradientRule() if felt else None)
+    statistics = ds.accumulate(network, batches(3), layers, store=moments, rows=rows)
     distance = ds.OutputDistance(network, batches(3), samples=10, rows=ROWS, distance=options.pop("distance", "energy"))
     names = ["blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down", "blocks.2.v", "blocks.2.up"]
     return ds.sizes(network, statistics, distance, share, layers=names, structure=layers.structure, **options)
@@ -52,16 +53,21 @@ def chosen(network, moments, share, **options):
 
 def told(plan):
     candidates = [(one.plan, one.rule, dict(one.sizes), one.predicted, one.distance) for one in plan.choice.candidates]
-    return candidates, dict(plan.choices)
+    return candidates, {name: (one.by, one.size, one.ridge) for name, one in plan.choices.items()}
 
 
-@pytest.mark.parametrize(("example", "distance"), [(None, "kl"), (batches(1)[0], "energy")])
-def test_the_choice_is_that_of_the_network_in_memory(example, distance, tmp_path):
+@pytest.mark.parametrize(
+    ("example", "distance", "felt"),
+    [(None, "kl", ()), (batches(1)[0], "energy", ()), (None, "energy", ["blocks.*.up", "blocks.*.down", "blocks.*.v"])],
+    ids=["factors", "selections", "by gradients"],
+)
+def test_the_choice_is_that_of_the_network_in_memory(example, distance, felt, tmp_path):
     model = made(Small)
     network = ds.open_network(Small, in_shards(model, tmp_path / "weights"))
-    whole = chosen(model, tmp_path / "whole", 0.6, example=example, distance=distance)
-    by_blocks = chosen(network, tmp_path / "blocks", 0.6, example=example, distance=distance, store=tmp_path)
+    whole = chosen(model, tmp_path / "whole", 0.6, example=example, distance=distance, felt=felt)
+    by_blocks = chosen(network, tmp_path / "blocks", 0.6, example=example, distance=distance, felt=felt, store=tmp_path)
     assert told(by_blocks) == told(whole)
+    assert any("nats" in one.rule for one in whole.choice.candidates) == bool(felt)
     families = {family for one in whole.choice.candidates for family, _ in one.sizes.values()}
     assert (Family.SELECTION in families) == (example is not None)
     assert not list(tmp_path.glob("sizes-*"))

@@ -12,7 +12,7 @@ Where it does not hold, every pass begins at the inputs, and that is said.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,8 @@ from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.resuming.calls import Call, ForwardCalls, calls_through, is_in
-from dalr_stream.network.capture.resuming.given import Form, Spent, UsedError, form_of, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.resuming.given import UsedError, form_of, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.resuming.handing import Copies, Handing
 from dalr_stream.network.capture.resuming.kept_states import KeptStream
 from dalr_stream.network.capture.taken import Taken
 
@@ -101,25 +102,6 @@ class OnwardPass:
         return self._rows(rows, key, {})
 
 
-class Handing(Protocol):
-    """How what is known is handed out to one forward pass, and what becomes of what is to be kept of it."""
-
-    held_bytes: int
-    """Of copies."""
-
-    def watching(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Be around the forward pass."""
-
-    def out(self, kept: torch.Tensor | Form) -> torch.Tensor:
-        """Return what stands for something known: the network may overwrite it."""
-
-    def keep(self, way: Call, value: Any, source: Any, *, used: bool) -> Any:
-        """Return what is kept of what a call gave; `source` is what was known of it, None for what is new."""
-
-    def give_up(self) -> None:
-        """Let go of the copies: nothing is kept after all."""
-
-
 class ForwardRun:
     """Runs a network on one batch, as far as is needed: some calls give what is known, and others are remembered."""
 
@@ -182,50 +164,6 @@ class ForwardRun:
     def _end_where_complete(self) -> None:
         if self._rows_taken and (self.is_complete or self.is_full):
             raise EnoughError
-
-
-class Copies:
-    """Copies of what is handed out and of what is kept, as either may be overwritten: of one tensor a single one."""
-
-    def __init__(self) -> None:
-        self._handed: dict[int, torch.Tensor] = {}
-        self._own: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
-        self.held_bytes = 0
-
-    def watching(self, _: nn.Module) -> AbstractContextManager[None]:
-        """Do nothing."""
-        return nullcontext()
-
-    def out(self, kept: torch.Tensor | Form) -> torch.Tensor:
-        """Return a copy, or what has the form alone."""
-        if isinstance(kept, Form):
-            return Spent.of(kept)
-        if id(kept) not in self._handed:
-            self._handed[id(kept)] = self.copy_of(kept)
-        return self._handed[id(kept)]
-
-    def copy_of(self, kept: torch.Tensor) -> torch.Tensor:
-        """Return the copy that is handed out."""
-        return kept.clone()
-
-    def keep(self, _: Call, value: Any, source: Any, *, used: bool) -> Any:
-        """Return a copy, or the form of what is not used; what was known is kept as it is."""
-        if not used:
-            return mapped(value if source is None else source, form_of)
-        return mapped(value, self._copy) if source is None else source
-
-    def give_up(self) -> None:
-        """Let go of what is kept."""
-        self._own, self.held_bytes = {}, 0
-
-    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        known = self._own.get(id(tensor))
-        if known is not None and known[1] == tensor._version:  # noqa: SLF001  # torch has no public name for it
-            return known[2]
-        copied = tensor.detach().clone()
-        self.held_bytes += copied.nbytes
-        self._own[id(tensor)] = tensor, tensor._version, copied  # noqa: SLF001
-        return copied
 
 
 def require_onward(model: nn.Module, batch: Any, places: Sequence[Collection[str]]) -> list[Done]:
