@@ -90,9 +90,10 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
         rows, by `Folding.segment_batches`, or those of all batches into its share of the sums. Rank 0 alone has the
         statistics and the store; the others get those of no layer.
     blocks
-        Run the network block by block, what each block gives in the store until the next one has read it: True finds
-        the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s that they are members of. Needs a store and
-        batches that can be iterated again. A network from `open_network` is always run so, one block in memory.
+        Run the network block by block, what each block gives in the store until the next one has read it, or with
+        gradients until the way back: True finds the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s
+        that they are members of. Needs a store and batches that can be iterated again. A network from `open_network` is
+        always run so, one block in memory.
 
     Returns
     -------

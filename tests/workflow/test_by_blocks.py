@@ -114,6 +114,48 @@ def test_a_metric_that_only_calls_the_network_goes_block_by_block(metric, run_fi
     assert found[0] == found[1]
 
 
+GRADIENTS = ["network.gradients=['blocks.*']", "gradients.draws=2", "solve.methods=['svd', 'dalr_weighted_affine']"]
+
+
+def test_gradients_block_by_block(run_file):
+    settings, found = [*GRADIENTS, 'compress.energy="60%"', "evaluate.batches='tower:target'", "evaluate.ranks=[]"], {}
+    for blocks in ("true", "false"):
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        run.all()
+        assert ("network" in vars(run.project)) == (blocks == "false")
+        state, store = ds.load(run.project.compressed, run.project.code.build).state_dict(), files(run.project.store)
+        moments = {name: data for name, data in store.items() if name.startswith(("moments", "manifest"))}
+        found[blocks] = state, moments, files(run.project.output)["compression.json"]
+        assert any("@gradients" in name for name in moments)
+        shutil.rmtree(run.project.output)
+    (blocks, moments, record), (whole, other_moments, other_record) = found.values()
+    assert moments == other_moments
+    assert all(torch.equal(blocks[name], tensor) for name, tensor in whole.items())
+    assert record == other_record
+    assert b"of what the loss feels" in record
+
+
+def test_a_dry_run_plans_the_way_back(run_file):
+    project = project_of(run_file, *GRADIENTS)
+    found = dry_run(project)
+    found.require()
+    plan, forward = found.plan, project_of(run_file).estimate()
+    assert plan.rows["target"] == {
+        f"blocks.{number}.{layer}{side}": rows
+        for side, rows in (("", 75), ("@gradients", 150))
+        for number in range(3)
+        for layer in ("up", "down")
+    }
+    stem_and_blocks, gradients = 3, 2 * 1  # on the way back to the second block: of two draws, beside one more block
+    assert plan.stream_bytes == 3 * 25 * 8 * 4 * (stem_and_blocks + gradients)
+    assert plan.forward_bytes > 25 * (8 + 12 + 12) * 4 > forward.forward_bytes == 0
+    assert plan.disk_alternatives[-1][0] != forward.disk_alternatives[-1][0]  # which needs each block once
+    assert plan.blocks == 3
+    assert any(line.startswith("accumulate: about") for line in found.cost.lines)
+    without_data = cost_without_data(run_file, GRADIENTS, StatedData(75, (25, 6), tokens=False))
+    assert without_data.estimate.plan.stream_bytes == plan.stream_bytes
+
+
 SELECTIONS = """
 [compress]
 'blocks.*.up' = { method = "spectral", size = 7 }
@@ -229,6 +271,10 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     [
         ("capture.keep_activations=true", "network.blocks: rows are folded as the blocks make them: set capture.keep"),
         ("network.gradients=['*']", "network.blocks: gradients come from the end of the network"),
+        (
+            "solve.methods=['svd', 'heads']",
+            "network.blocks: heads need the network whole: leave 'heads' out of solve.methods",
+        ),
     ],
 )
 def test_what_needs_the_network_whole_is_refused(setting, message, run_file):
@@ -284,6 +330,9 @@ BUDGETS = {
         'compress.max_drop="4%"', "validation.batches='tower:target'", "validation.options={samples=40}",
         "validation.ranks=[1, 2, 4]", "compress.method='svd'",
     ],
+    "a score, by nats": [
+        *GRADIENTS, 'compress.max_drop="4%"', "validation.batches='tower:target'", "validation.options={samples=40}",
+    ],
     "in turn": ['compress.params="50%"', "compress.order='sequential'", "compress.samples=20"],
 }  # fmt: skip
 
@@ -303,8 +352,8 @@ def test_a_budget_is_shared_out_with_one_block_in_memory(settings, run_file):
         shutil.rmtree(run.project.output)
     (state, record), (whole, other) = found.values()
     assert record == other
-    measured = record["search"]["steps"] if record["search"] else record["choice"]["trials"]
-    assert len(measured) > 2
+    kinds = [record[key] for key in ("search", "choice", "by_nats") if record[key]]
+    assert max(len(kind.get(key, ())) for kind in kinds for key in ("steps", "trials", "networks")) > 2
     assert state.keys() == whole.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in whole.items())
 

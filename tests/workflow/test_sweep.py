@@ -234,6 +234,7 @@ def test_moments_that_were_to_be_kept_are_not_swept_away(run_file):
         ("evaluate.compare=['svd']", "only the networks that are saved can be scored"),
         ("accumulate.shards=2", "error bars come from shards"),
         ("solve.ridge='heldout'", "rows that choose a ridge are read again"),
+        ("network.gradients=['blocks.*']", "needs every block once, in order"),
     ],
 )
 def test_what_needs_moments_is_refused_without_them(setting, message, run_file):

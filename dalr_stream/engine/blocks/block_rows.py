@@ -18,6 +18,7 @@ from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.layer_rows import LayerRows
 from dalr_stream.engine.row_feed import Begun, Folds
 from dalr_stream.network.blocks.backward_proof import BackwardProof
+from dalr_stream.network.blocks.graph_memory import graph_bytes
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.readings import shared_readings
@@ -29,7 +30,7 @@ from dalr_stream.network.capture.resuming.onward import OnwardPass, ResumedPass
 from dalr_stream.network.capture.resuming.stored_states import PROOF, STREAM, StoredStream
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.probe import Probe
-from dalr_stream.numerics.rows.streams import Side, module_name
+from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress, seconds_in_words
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.places.place import Place
@@ -68,13 +69,11 @@ class BlockRows(LayerRows):
     @cached_property
     def order(self) -> BlockOrder:
         """Which blocks are run, forward and back."""
-        followed = {self.numbers[layer.stream] for layer in self._by_outputs}
-        return BlockOrder(len(self.passes), set(self.numbers.values()), followed)
+        return BlockOrder.of(self.layers, self.numbers, len(self.passes))
 
     def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:  # noqa: ARG002
         """Part the streams by block, and those of a block into passes that fit."""
-        followed = {layer.stream for layer in self._by_outputs}
-        return self.order.groups(lambda number: self._parts(number, folding), followed)
+        return self.order.groups(lambda number: self._parts(number, folding))
 
     def _parts(self, number: int, folding: Folding) -> Sequence[tuple[str, ...]]:
         """Return the streams of one block, in passes that fit."""
@@ -83,7 +82,7 @@ class BlockRows(LayerRows):
         if not here or folding.memory_limit_bytes is None:
             return [names]
         loads = [load_of(layer, 0, BatchMemory()) for layer in here if layer.stream not in self._shared]
-        homes = fitting(loads, folding, batches=self.batches)
+        homes = fitting(loads, folding, self._graph_bytes, batches=self.batches)
         return [tuple(name for name in names if self._shared.get(name, name) in one) for one in homes]
 
     def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
@@ -153,10 +152,13 @@ class BlockRows(LayerRows):
     def _first(self) -> Any:
         return SameEveryPass(self.batches).first()
 
-    @property
-    def _by_outputs(self) -> list[LayerSpec]:
-        """Those of the layers that are watched for gradients."""
-        return [layer for layer in self.layers if layer.side is Side.GRADIENTS]
+    @cached_property
+    def _graph_bytes(self) -> int:
+        """What a batch holds on its way through a block and back; nothing without gradients."""
+        if self.rule.gradients is None:
+            return 0
+        first, rule = self._first, self.rule.gradients
+        return graph_bytes(self.model, first, self.passes, self.pieces, self.order.followed, rule)
 
     @cached_property
     def _way_back(self) -> WayBack | None:
@@ -164,17 +166,14 @@ class BlockRows(LayerRows):
         gradients = self.rule.gradients
         if gradients is None:
             return None
-        several = next((batch for batch in self.batches if samples_in(batch) > 1), self._first)
-        by_pass: list[list[LayerSpec]] = [[] for _ in range(len(self.passes))]
-        for layer in self._by_outputs:
-            by_pass[self.numbers[layer.stream]].append(layer)
-        proof = BackwardProof(self.model, several, self.passes, self.pieces, by_pass, self.rule, self._orders)
+        several, followed = next((one for one in self.batches if samples_in(one) > 1), self._first), self.order.followed
+        proof = BackwardProof(self.model, several, self.passes, self.pieces, followed, self.rule, self._orders)
         streams = [self._stream(number, writes=True, name=PROOF) for number in range(len(self.passes))]
         try:
             places = proof.places(streams)
         finally:
             streams[0].drop()
-        return WayBack(self.root, self.domain, {**self._facts, "gradients": gradients.words}, by_pass, places)
+        return WayBack(self.root, self.domain, {**self._facts, "gradients": gradients.words}, self.order, places)
 
     @property
     def _facts(self) -> dict[str, Any]:

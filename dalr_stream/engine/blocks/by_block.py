@@ -78,6 +78,8 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
     ------
     InvalidInputError
         Where the store holds moments of the domain that are to be kept; otherwise as `accumulate`.
+    UnsupportedLayerError
+        For gradients, which come from the end of the network.
     StoreNotFoundError
         Where a layer is asked for after those of a later block: its moments are gone.
 

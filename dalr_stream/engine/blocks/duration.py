@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from dalr_stream.engine.backend import rows_for
@@ -15,7 +16,8 @@ from dalr_stream.network.blocks.alone import Alone, AlonePieces
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.uncached import uncached
-from dalr_stream.network.capture.batches import few_samples, samples_in
+from dalr_stream.network.capture.batches import call, few_samples, inputs_copied, samples_in, tensors_in
+from dalr_stream.network.capture.gradients.edges import edges_of
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.reading import without_gradients
@@ -23,7 +25,7 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.torch_library import wait_for_devices
-from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.progress import seconds_in_words
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.plan import MemoryPlan
@@ -113,16 +115,45 @@ def _first_block(
 
 
 def _seconds_of_batch(one: Alone, batch: Any, layers: Sequence[LayerSpec], rule: RowRule, folding: Folding) -> float:
-    """Return what the second of two passes takes: the first one warms up."""
-    taker, to_rows, seconds = RowTaker(one.network, layers, rule), rows_for(folding), 0.0
+    """Return what a batch takes in a block: forward and, with gradients, once more and back for each draw."""
+    followed = [layer for layer in layers if layer.side is Side.GRADIENTS]
+    read = [layer for layer in layers if layer.side is not Side.GRADIENTS]
+    taker, to_rows = RowTaker(one.network, read, rule.of_layers(read)), rows_for(folding)
     samples = samples_in(batch)
     masks = rule.masks_of(batch, samples)
+
+    def forward() -> None:
+        taken = taker.take(one.example, samples, 0, masks) if read else {}
+        if not read:
+            call(one.network, one.example)
+        for of_layer in {id(of_layer): of_layer for of_layer in taken.values()}.values():
+            to_rows(of_layer.rows)
+
     with without_gradients():
-        for _ in range(2):
-            begun = time.perf_counter()
-            taken = taker.take(one.example, samples, 0, masks)
-            for of_layer in {id(of_layer): of_layer for of_layer in taken.values()}.values():
-                to_rows(of_layer.rows)
-            wait_for_devices()
-            seconds = time.perf_counter() - begun
+        seconds = _second_time(forward)
+        if rule.gradients is not None:
+            draws = rule.gradients.draws
+            seconds += _second_time(lambda: _there_and_back(one, followed, samples, draws))
     return seconds
+
+
+def _second_time(work: Callable[[], None]) -> float:
+    """Return what some work takes when it is done again: the first time warms up."""
+    seconds = 0.0
+    for _ in range(2):
+        begun = time.perf_counter()
+        work()
+        wait_for_devices()
+        seconds = time.perf_counter() - begun
+    return seconds
+
+
+def _there_and_back(one: Alone, layers: Sequence[LayerSpec], samples: int, draws: int) -> None:
+    """Run a block that gradients go back through, from all that it gives."""
+    with edges_of(one.network, layers, (), samples) as edges:
+        returned = call(one.network, inputs_copied(one.example))
+        given = [edge.edge for calls in edges.values() for edge in calls]
+        left = [tensor for tensor in tensors_in(returned) if tensor.requires_grad]
+        for draw in range(draws if given else 0):
+            ones = [torch.ones_like(tensor) for tensor in left]
+            torch.autograd.grad(left, given, ones, retain_graph=draw + 1 < draws, allow_unused=True)

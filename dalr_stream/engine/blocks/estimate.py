@@ -10,11 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.blocks.accumulate import stream_bytes
+from dalr_stream.engine.blocks.groups import BlockOrder
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.blocks.graph_memory import graph_bytes
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
-from dalr_stream.network.blocks.proof import Generations, generations_of
+from dalr_stream.network.blocks.proof import generations_of
 from dalr_stream.network.blocks.readings import shared_readings
 from dalr_stream.network.blocks.uncached import uncached
 from dalr_stream.network.capture.batches import call, inputs_copied, samples_in
@@ -26,7 +29,7 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.measure.flops import is_on_meta
-from dalr_stream.numerics.rows.streams import module_name
+from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.plan import MemoryPlan, plan
 
@@ -48,7 +51,7 @@ def estimate_blocks(
     passes over the first batch of each domain.
     """
     counts: dict[str, dict[str, int]] = {}
-    stream = 0
+    rule, stream, graph = (rows or RowRule()).of_layers(layers), 0, 0
     for domain, batches in loaders.items():
         length = length_of(batches)
         if length is None:
@@ -59,10 +62,13 @@ def estimate_blocks(
         with _without_cache(model):
             passes = BlockPasses.of(model, first, pieces, blocks)
             kept = generations_of(model, first, passes)
-            counts[domain] = _rows(model, first, layers, rows or RowRule(), length)
+            counts[domain] = _rows(model, first, layers, rule, length)
             numbers = {layer.stream: passes.pass_of(module_name(layer.name)) for layer in layers}
             shared = shared_readings(model, first, layers, numbers)
-        stream = max(stream, _stream_bytes(kept, length))
+            order = BlockOrder.of(layers, numbers, len(passes))
+            if rule.gradients is not None:
+                graph = max(graph, graph_bytes(model, first, passes, pieces, order.followed, rule.gradients))
+        stream = max(stream, stream_bytes(kept, order, rule, batches))
     total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
     own = [layer for layer in layers if layer.stream not in shared]
     limited = folding.memory_limit_bytes is not None  # batches padded to more have more rows: see `most_rows`
@@ -76,6 +82,7 @@ def estimate_blocks(
         domains=len(loaders),
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
+        forward_bytes=graph,
     )
     groups = [
         tuple(layer.stream for layer in own if numbers[layer.stream] == number and layer.stream in together)
@@ -93,8 +100,8 @@ def estimate_blocks(
         groups=tuple(filter(None, groups)),
         rows=counts,
         stream_bytes=stream,
-        blocks=1 + max(numbers.values()),
-        disk_alternatives=(*found.disk_alternatives, *([one] if keep_moments else [])),
+        blocks=1 + order.last,
+        disk_alternatives=(*found.disk_alternatives, *([one] if keep_moments and rule.gradients is None else [])),
         moments_at_once_bytes=None if keep_moments else at_once,
     )
 
@@ -109,10 +116,6 @@ def _without_cache(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _stream_bytes(kept: Generations, batches: int) -> int:
-    return kept.sample_bytes * kept.samples * batches
-
-
 def _rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: RowRule, batches: int) -> dict[str, int]:
     """Return at most how many rows each stream has in so many batches like this one."""
     with without_gradients(), observed_pass(model, layers) as observed:
@@ -121,5 +124,7 @@ def _rows(model: nn.Module, batch: Any, layers: Sequence[LayerSpec], rule: RowRu
     for layer in layers:
         seen = [prod(one.leading) for one in observed.get(layer.stream, ())]
         most = rule.most_per_sample if "Conv" not in layer.kind else rule.most_patches or rule.most_per_sample
-        counts[layer.stream] = batches * sum(one if most is None else min(one, samples * most) for one in seen)
+        draws = rule.gradients.draws if rule.gradients is not None and layer.side is Side.GRADIENTS else 1
+        taken = sum(one if most is None else min(one, samples * most) for one in seen)
+        counts[layer.stream] = batches * draws * taken
     return counts

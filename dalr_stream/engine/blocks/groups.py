@@ -8,9 +8,12 @@ back        with gradients, from the last block to the first one that is watched
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
+
+from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.numerics.rows.streams import Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +42,27 @@ class BlockGroup(Sequence[str]):
 class BlockOrder:
     """Which passes there are."""
 
-    blocks: int
-    watched: Collection[int]
+    watched: frozenset[int]
     """The blocks whose layers are watched."""
-    followed: Collection[int]
-    """Those that are watched for gradients."""
+    followed: tuple[tuple[LayerSpec, ...], ...]
+    """Of each block, the layers that are watched for gradients."""
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerSpec], numbers: Mapping[str, int], blocks: int) -> BlockOrder:
+        """Look at some layers; `numbers` has the block of each one's stream."""
+        gradients = [layer for layer in layers if layer.side is Side.GRADIENTS]
+        followed = (tuple(one for one in gradients if numbers[one.stream] == block) for block in range(blocks))
+        return cls(frozenset(numbers.values()), tuple(followed))
 
     @property
     def turn(self) -> int | None:
         """The block at which the way back ends; None where there is none."""
-        return min(self.followed, default=None)
+        return next((number for number, layers in enumerate(self.followed) if layers), None)
 
     @property
     def last(self) -> int:
         """The last block that is run: with gradients that of the network."""
-        return max(self.watched) if self.turn is None else self.blocks - 1
+        return max(self.watched) if self.turn is None else len(self.followed) - 1
 
     @property
     def forward(self) -> range:
@@ -65,14 +74,15 @@ class BlockOrder:
         """The blocks of the way back, in order."""
         return range(0) if self.turn is None else range(self.last, self.turn - 1, -1)
 
-    def groups(self, parts: Callable[[int], Sequence[tuple[str, ...]]], followed: Collection[str]) -> list[BlockGroup]:
-        """Return the passes; `parts` has the streams of a block by what fits, `followed` those of gradients."""
+    def groups(self, parts: Callable[[int], Sequence[tuple[str, ...]]]) -> list[BlockGroup]:
+        """Return the passes; `parts` has the streams of a block, by what fits."""
         found: list[BlockGroup] = []
         for number in self.forward:
             found += [BlockGroup(number, ())] if number in self.back else _groups(number, parts(number))
         for number in self.back:
+            followed = {layer.stream for layer in self.followed[number]}
             for group in _groups(number, parts(number)):
-                back = not group.again or any(stream in followed for stream in group)
+                back = not group.again or not followed.isdisjoint(group)
                 found.append(dataclasses.replace(group, back=back))
         return found
 

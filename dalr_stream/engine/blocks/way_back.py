@@ -6,19 +6,19 @@ unfinished/<domain>/@back-<pass>/        gradients by what they gave, of two pla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.blocks.groups import BlockOrder
 from dalr_stream.network.blocks.backward_proof import BackwardPlaces
 from dalr_stream.network.capture.gradients.block_passes import BackwardPass, FollowedPass
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.resuming.calls import Call
 from dalr_stream.network.capture.resuming.stored_states import BACK, StoredStream
-from dalr_stream.network.layers.spec import LayerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,13 @@ class WayBack:
     domain: str
     facts: Mapping[str, Any]
     """What identifies the network, its blocks and the gradients."""
-    watched: Sequence[Sequence[LayerSpec]]
-    """Of each block, the layers that are watched for gradients."""
+    order: BlockOrder
     places: BackwardPlaces
 
     def forward(self, stream: StoredStream, network: nn.Module, orders: Orders | None) -> FollowedPass:
         """Return the pass of the block that reads `stream` in which nothing goes back."""
         before, after = self.places.before(stream.number), self.places.after(stream.number)
-        return FollowedPass(network, self.watched[stream.number], stream, before, after, orders)
+        return FollowedPass(network, self.order.followed[stream.number], stream, before, after, orders)
 
     def backward(self, stream: StoredStream, orders: Orders | None, *, again: bool) -> BackwardPass:
         """Return the pass of the block that reads `stream`, and remove what neither it nor a later pass reads.
@@ -52,7 +51,7 @@ class WayBack:
     @property
     def turn(self) -> int:
         """The block at which it ends."""
-        return next(number for number, layers in enumerate(self.watched) if layers)
+        return self.order.back[-1]
 
     def drop(self) -> None:
         """Remove all gradients."""

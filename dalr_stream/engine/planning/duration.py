@@ -82,7 +82,8 @@ def duration_of(
         how = "forward passes: a batch of each domain, timed here"
     else:
         rate = rates.forward or products_here()
-        forward = sum(_flops(model, batches, layers, rule) for batches in loaders.values()) / rate
+        flops = (_flops(model, batches, layers, rule, by_blocks=bool(plan.blocks)) for batches in loaders.values())
+        forward = sum(flops) / rate
         known = (
             "as stated" if rates.forward else "assumed: that of a product of float32 measured here, which is a bound"
         )
@@ -101,11 +102,17 @@ def _seconds_of_rows(plan: MemoryPlan, folding: Folding, rates: Rates) -> tuple[
     return seconds, "sums: a tile of each width, timed here"
 
 
-def _flops(model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule) -> float:
-    """Return the operations of all batches of a loader, were each like the first; back they are twice those there."""
+def _flops(
+    model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule, *, by_blocks: bool
+) -> float:
+    """Return the operations of all batches of a loader, were each like the first; back they are twice those there.
+
+    By blocks each of them is run once more on the way back.
+    """
     watched = any(layer.side is Side.GRADIENTS for layer in layers)
     draws = (rule.gradients or GradientRule()).draws if watched else 0
-    return forward_flops(model, next(iter(batches))) * (1 + 2 * draws) * (length_of(batches) or 1)
+    passes = 1 + 2 * draws + (by_blocks and watched)
+    return forward_flops(model, next(iter(batches))) * passes * (length_of(batches) or 1)
 
 
 def _seconds_a_batch(

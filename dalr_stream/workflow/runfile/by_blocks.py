@@ -14,13 +14,15 @@ _RULES = ", ".join(f"'{rule}'" for rule in OF_EACH_LAYER)
 
 def require_by_blocks(network: NetworkSection, capture: CaptureSection, accumulate: AccumulateSection) -> None:
     """Raise ValueError, with what to change, where blocks are asked for together with what needs the network whole."""
-    reasons = {
-        "rows are folded as the blocks make them: set capture.keep_activations = false": capture.keep_activations,
-        "gradients come from the end of the network: leave network.gradients out": bool(network.gradients),
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
-    if network.blocks and reason is not None:
-        raise ValueError(f"network.blocks: {reason}")
+    if network.blocks and capture.keep_activations:
+        raise ValueError(
+            "network.blocks: rows are folded as the blocks make them: set capture.keep_activations = false"
+        )
+    if not accumulate.keep_moments and network.gradients:
+        raise ValueError(
+            "accumulate.keep_moments: false needs every block once, in order, and gradients come from the end of the "
+            "network: leave network.gradients out, or keep the moments"
+        )
     if not accumulate.keep_moments and (not network.blocks or network.weights is None):
         raise ValueError(
             "accumulate.keep_moments: false goes with a network that runs block by block from disk: set network.blocks "

@@ -4,8 +4,10 @@
 
 Prints a line of JSON: bytes of all weights, of the largest piece (a block, the embedding or the head), of the
 accumulators as planned for the heaviest block, and beyond the baseline at the peak. Weights are random, in bfloat16, of
-a decoder with grouped queries; no more than one block of them is ever made at once. With `--kills` further processes
-accumulate to another store, each killed at a random instant but the last, and what they leave is compared.
+a decoder with grouped queries; no more than one block of them is ever made at once. With `--gradients` of some layers
+the blocks are gone through backwards, too, and a batch's graph through a block is planned with the accumulators. With
+`--kills` further processes accumulate to another store, each killed at a random instant but the last, and what they
+leave is compared.
 """
 
 import argparse
@@ -28,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "streaming"))
 from peak_memory import baseline, peak_above
 
 import dalr_stream as ds
+from dalr_stream.engine.blocks.estimate import estimate_blocks
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import direct_plan
+from dalr_stream.engine.planning.estimate import StatedBatches
 
 WORDS = 4096
 INDEX = "model.safetensors.index.json"
@@ -70,7 +74,7 @@ def _drawn(shape, generator):
 
 
 def watched(network, args):
-    return ds.watch(network, args.layers)
+    return ds.watch(network, args.layers, gradients=args.gradients)
 
 
 def accumulate(args, store):
@@ -88,6 +92,7 @@ def planned(args):
     """Return bytes of all weights, of the largest piece, and of the accumulators of the heaviest block."""
     with torch.device("meta"):
         network = built(args)
+        words = torch.zeros((args.batch, args.tokens), dtype=torch.int64)
     block = [layer for layer in watched(network, args) if ".layers.0." in layer.name]
     shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
     names = {layer.name.rpartition(".")[2] for layer in block}
@@ -95,6 +100,10 @@ def planned(args):
     plan = direct_plan(
         [load_of(layer, 0, BatchMemory()) for layer in own], ds.Folding(workers=ds.Threads(args.threads))
     )
+    if args.gradients:
+        stated = {"target": StatedBatches(words, args.samples)}
+        rows, folding = ds.RowRule(prove=False), ds.Folding(workers=ds.Threads(args.threads))
+        plan = estimate_blocks(network, stated, watched(network, args), folding, blocks=True, rows=rows)
     pieces = [network.model.layers[0], network.model.embed_tokens]
     sizes = [sum(parameter.nbytes for parameter in piece.parameters()) for piece in pieces]
     return {
@@ -146,6 +155,7 @@ def parser(**options):
     }.items():  # fmt: skip
         made.add_argument(f"--{name}", type=int, default=value)
     made.add_argument("--layers", nargs="+", default=["re:model.layers.*(q|o|gate)_proj"])
+    made.add_argument("--gradients", nargs="*", default=[])
     made.add_argument("--folder", default="peak_blocks")
     made.add_argument("--child", help=argparse.SUPPRESS)
     return made

@@ -22,7 +22,7 @@ from dalr_stream.workflow.steps.blocks.search_by_blocks import ScoresByBlocks, T
 from dalr_stream.workflow.steps.named_sizes import named_layers, named_sizes, replacements
 from dalr_stream.workflow.steps.sequential import choices_of, compressed_in_turn_by_blocks
 from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, sizes_by_blocks
-from dalr_stream.workflow.steps.sizes.by_nats import menus_by_nats, smallest_scored
+from dalr_stream.workflow.steps.sizes.by_nats import FELT, menus_by_nats, smallest_scored
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.sizing import search_by, sizes_by_rule, solution_of
 
@@ -95,7 +95,7 @@ def _by_nats(project: Project, menus: Sequence[Menu], fingerprint: str, progress
     section = project.config.compress
     if section.rule == "energy":
         menu, sizes = smallest_by_nats(menus, section.share)
-        return Compression(f"{section.in_words} of what the loss feels", _of_menu(menu, sizes))
+        return Compression(f"{section.in_words} {FELT}", _of_menu(menu, sizes))
     scores = ScoresByBlocks.of(project, fingerprint, progress)
     with project.code.importing():
         score = partial(score_of_menus, scores)

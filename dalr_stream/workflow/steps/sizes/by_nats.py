@@ -76,6 +76,8 @@ class SearchByNats:
         return f"of {len(self.networks)} networks scored on validation{agreement}, {found}. All of them: {scored}"
 
 
+FELT = "of what the loss feels"
+"""Added to the words of a rule of this kind."""
 Found = tuple[dict[str, Replacement], dict[str, Method]]
 """What takes the place of each layer, and by which method."""
 

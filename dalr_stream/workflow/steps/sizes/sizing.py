@@ -38,7 +38,7 @@ from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
 from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, within_budget
-from dalr_stream.workflow.steps.sizes.by_nats import keep_score, keep_share, menus_by_nats
+from dalr_stream.workflow.steps.sizes.by_nats import FELT, keep_score, keep_share, menus_by_nats
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
 from dalr_stream.workflow.steps.sizes.search import InMemory, Search, Tries, joint_search
@@ -63,7 +63,7 @@ def decide(
     elif section.within_budget:
         replaced, methods, choice = within_budget(project, store, progress, in_turn)
     elif section.rule in BY_NATS and (menus := menus_by_nats(project, store)):
-        rule += " of what the loss feels" if section.rule == "energy" else ", by what the loss feels"
+        rule += f" {FELT}" if section.rule == "energy" else ", by what the loss feels"
         if section.rule == "energy":
             replaced, methods = keep_share(project, menus)
         else:
