@@ -336,7 +336,7 @@ def test_sizes_for_layers_in_turn_are_chosen_among_networks_that_were_compressed
 
     plan = ds.sizes(model, statistics, distance, 0.4, layers=names, structure=layers.structure, in_turn=in_turn)
     choice = plan.choice
-    assert len(built) == len(choice.candidates) <= networks_in_turn(selects=True)
+    assert len(built) == len(choice.candidates) <= networks_in_turn(narrows=True)
     assert distance(in_turn(plan.choices)) == choice.chosen.distance == min(one.distance for one in choice.candidates)
     plain = {(one.rule, one.factored_alone) for one in choice.candidates}
     assert plain == {(one.rule, one.factored_alone) for one in choice.at_once}

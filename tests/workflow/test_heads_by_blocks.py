@@ -113,3 +113,8 @@ def test_a_sweep_that_keeps_no_moments_says_that_heads_need_them(run_file):
     )
     with pytest.raises(ConfigError, match="heads are solved from the moments of four layers: leave 'heads' out"):
         load_config(run_file, ["compress.ratio='50%'"])
+
+
+def test_layer_after_layer_heads_are_refused_by_name(run_file):
+    with pytest.raises(ConfigError, match="block by block heads are narrowed all at once alone: leave 'heads' out"):
+        load_config(run_file, ["compress.params='60%'", "compress.order='sequential'"])

@@ -149,7 +149,7 @@ def choose_sizes(
 
 
 def finalists(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Return the nearest of each rule with factor pairs alone, and the nearest of those that lose nodes.
+    """Return the nearest of each rule with factor pairs alone, and of those that lose nodes or dimensions of heads.
 
     The plain rules are among them with either family: what is chosen of them is never worse than those are.
     """
@@ -184,9 +184,12 @@ def networks_to_measure(forms: int, plans_at_most: int) -> int:
     return forms + len(RULES) * plans_at_most
 
 
-def networks_in_turn(*, selects: bool) -> int:
-    """Return how many of them are built again layer after layer at most, where that is the order."""
-    return len(RULES) * (1 + selects)
+def networks_in_turn(*, narrows: bool) -> int:
+    """Return how many of them are built again layer after layer at most, where that is the order.
+
+    `narrows` is whether any layer may lose nodes, or have narrower heads.
+    """
+    return len(RULES) * (1 + narrows)
 
 
 def _in_one_unit(layers: Sequence[Forms], share: float, measure: MeasureAll, progress: Progress) -> list[Forms]:

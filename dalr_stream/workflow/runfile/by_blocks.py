@@ -12,8 +12,19 @@ from dalr_stream.workflow.runfile.sections import AccumulateSection, CaptureSect
 _RULES = ", ".join(f"'{rule}'" for rule in OF_EACH_LAYER)
 
 
-def require_by_blocks(network: NetworkSection, capture: CaptureSection, accumulate: AccumulateSection) -> None:
+def require_by_blocks(
+    network: NetworkSection,
+    capture: CaptureSection,
+    accumulate: AccumulateSection,
+    solve: SolveSection,
+    compress: CompressSection,
+) -> None:
     """Raise ValueError, with what to change, where blocks are asked for together with what needs the network whole."""
+    if network.blocks and compress.order is Order.SEQUENTIAL and _heads(solve):
+        raise ValueError(
+            "network.blocks: block by block heads are narrowed all at once alone: leave "
+            f"{_heads(solve)} out of solve.methods, or compress.order out"
+        )
     if network.blocks and capture.keep_activations:
         raise ValueError(
             "network.blocks: rows are folded as the blocks make them: set capture.keep_activations = false"
@@ -39,7 +50,7 @@ def require_sweep(
 ) -> None:
     """Raise ValueError, with what to change, where no moments are kept and something is asked for that reads them."""
     sizes = compress.rule in OF_EACH_LAYER if compress.rule else bool(compress.layers)
-    heads = ", ".join(f"'{method.value}'" for method in solve.methods if method.family is Family.HEADS)
+    heads = _heads(solve)
     reasons = {
         f"needs sizes that each layer decides by itself: name layers in [compress], or give {_RULES}": not sizes,
         'all layers are solved from the original network: leave out compress.order = "sequential"': (
@@ -59,3 +70,7 @@ def require_sweep(
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None:
         raise ValueError(f"accumulate.keep_moments: false {reason}")
+
+
+def _heads(solve: SolveSection) -> str:
+    return ", ".join(f"'{method.value}'" for method in solve.methods if method.family is Family.HEADS)

@@ -65,12 +65,14 @@ def test_the_choice_is_that_of_the_network_in_memory(example, distance, felt, tm
     model = made(Small)
     network = ds.open_network(Small, in_shards(model, tmp_path / "weights"))
     whole = chosen(model, tmp_path / "whole", 0.6, example=example, distance=distance, felt=felt)
-    by_blocks = chosen(network, tmp_path / "blocks", 0.6, example=example, distance=distance, felt=felt, store=tmp_path)
+    by_blocks = chosen(
+        network, tmp_path / "blocks", 0.6, example=example, distance=distance, felt=felt, store=tmp_path / "measuring"
+    )
     assert told(by_blocks) == told(whole)
     assert any("nats" in one.rule for one in whole.choice.candidates) == bool(felt)
     families = {family for one in whole.choice.candidates for family, _ in one.sizes.values()}
     assert (Family.SELECTION in families) == (example is not None)
-    assert not list(tmp_path.glob("sizes-*"))
+    assert not list((tmp_path / "measuring").iterdir())
     folder = ds.compress_into(network, by_blocks.replacements, tmp_path / "small", example=batches(1)[0])
     small = ds.compress(model, whole.replacements, example=batches(1)[0])
     assert all(torch.equal(ds.load(folder, Small).state_dict()[name], one) for name, one in small.state_dict().items())

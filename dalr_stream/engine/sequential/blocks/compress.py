@@ -29,6 +29,7 @@ from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import fingerprint
+from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.json_record import digest_of
@@ -60,6 +61,7 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
     folding, progress = folding or Folding(), progress or Silent()
     rule, towards = (rows or RowRule()).of_layers(()), parse_choice(Target, target, "target")
     require_sound(model, choices, folding, has_source=source is not None)
+    _require_no_heads(choices)
     pieces, seen = Pieces.of(model), SameEveryPass(batches)
     beside = None if source is None else SameEveryPass(source, "source")
     require_mask_passed_on(model, seen.first())
@@ -104,6 +106,15 @@ def _folder(store: str | Place | None) -> Path:
             "a folder as store"
         )
     return root / FOLDER
+
+
+def _require_no_heads(choices: Mapping[str, LayerChoice]) -> None:
+    for name, choice in choices.items():
+        if choice.by.family is Family.HEADS:
+            raise InvalidInputError(
+                f"layer '{name}': {choice.by.value} takes two passes through an attention, and block by block each "
+                "block is gone through once: choose another method, or compress the network whole"
+            )
 
 
 def _require_disk(root: Path, cost: BlockSequenceCost) -> None:

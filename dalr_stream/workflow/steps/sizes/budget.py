@@ -69,7 +69,7 @@ def turned_at_most(project: Project, store: StoreView) -> int:
     if not section.within_budget or section.order is not Order.SEQUENTIAL:
         return 0
     methods = methods_of_menus(project, store, project.layers_in(store))
-    return networks_in_turn(selects=any_of(Family.SELECTION, methods))
+    return networks_in_turn(narrows=any_of(Family.SELECTION, methods) or any_of(Family.HEADS, methods))
 
 
 def networks_at_most(project: Project, store: StoreView) -> int:
