@@ -23,7 +23,7 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.blocks.networks import compresses_by_blocks
-from dalr_stream.workflow.steps.sequential import folding_of
+from dalr_stream.workflow.steps.sequential import folding_of, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ def _by_blocks(project: Project, network: nn.Module, methods: Mapping[str, Seque
         folding_of(project),
         blocks=project.config.network.blocks or True,
         target=project.config.compress.target,
+        source=source_of(project),
         rows=project.code.rows,
     )
 

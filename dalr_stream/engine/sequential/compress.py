@@ -29,7 +29,6 @@ from dalr_stream.engine.sequential.blocks.compress import compress_by_blocks
 from dalr_stream.engine.sequential.passes import SequentialCompression, last_of, sequential_passes
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice
 from dalr_stream.engine.sequential.targets import Target
-from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.blocks.passes import Blocks
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
@@ -82,8 +81,7 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
         Compress block by block, one block in memory at a time and what the blocks of both networks give in `store`:
         True finds the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s that they are members of. One
         sweep: a block is solved, and what it gives goes on to the next. A network from `open_network` is always
-        compressed so, and the result reads its compressed blocks from `store`. Selections stay within a block, and one
-        domain goes through the blocks: no MoMaSP.
+        compressed so, and the result reads its compressed blocks from `store`. Selections stay within a block.
     rows, folding
         As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The held-out share
         measures errors, and no solution is fitted to it.
@@ -135,17 +133,13 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     2
     """
     if blocks or weights_elsewhere(model) is not None:
-        if source is not None:
-            raise InvalidInputError(
-                "compress_sequentially: block by block, one domain alone goes through the blocks: leave source out, or "
-                "compress the network whole"
-            )
         return compress_by_blocks(
             model,
             batches,
             choices,
             blocks=blocks or True,
             target=target,
+            source=source,
             store=store,
             rows=rows,
             folding=folding,

@@ -60,6 +60,8 @@ class OnwardPasses:
     note: Callable[[str], None]
     orders_of: Callable[[Sequence[LayerSpec]], Orders | None] | None = None
     """What is proved already of the order of rows; None to prove it on the batches."""
+    orders_of_source: Orders | None = None
+    """The same of the source domain's rows, where `orders_of` says so of the target's."""
     attentions: Mapping[str, HeadLayout] = field(default_factory=dict)
     """Whose heads get narrower, by their output layers."""
     _now: Stream = field(init=False)
@@ -84,6 +86,13 @@ class OnwardPasses:
     def of_original(self, layers: Iterable[LayerSpec]) -> OnwardPass:
         """Return that of the original."""
         return self._pass(self._then, layers, self._number + 1, self._proved().orders)
+
+    def of_source(self, layers: Iterable[LayerSpec]) -> OnwardPass | None:
+        """Return the pass of that network over the source domain, which nothing is kept of; None to prove its rows."""
+        if self.orders_of is None:
+            return None
+        names = [module_name(layer.name) for layer in layers]
+        return OnwardPass(names, Stream(Room(0)), None, self.orders_of_source, self.note, tried=True)
 
     def end(self, before: nn.Module, after: nn.Module) -> None:
         """Compare what stands for modules that are not run again with the network that was made in this pass."""
