@@ -65,8 +65,7 @@ class LayerChoice:
     strength
         The strength of MoMaSP's regulariser.
     restore_ridge
-        The ridge of the matrix that restores pruned nodes, relative to the mean diagonal of Sigma; and of what the
-        output layer of an attention does with narrower heads.
+        The ridge of what restores pruned nodes, or dimensions of heads, relative to the mean diagonal of Sigma.
     layer
         The layer in the original network, `statistics[name]`: its gradients, and who reads its nodes, decide the
         weighted methods. Others do without.
@@ -163,14 +162,12 @@ class SequentialPass:
     moments: PassMoments
     targets: StreamTargets = field(default_factory=StreamTargets)
     attentions: Mapping[str, HeadLayout] = field(default_factory=dict)
-    """Whose heads get narrower."""
 
     def solve(self, group: Sequence[str], current: nn.Module) -> dict[str, Solved]:
         """Return what takes the place of each layer of `group` in `current`, and what it loses."""
-        if group[0] in self.attentions:
-            return {name: self._narrow(name, current) for name in group}
-        if self.choices[group[0]].selects:
-            return {name: self._select(name, current) for name in group}
+        if self.choices[group[0]].by.family is not Family.LOW_RANK:
+            solved = self._narrow if group[0] in self.attentions else self._select
+            return {name: solved(name, current) for name in group}
         moments = self._of_inputs_and_targets(group, current)
         return {name: self._factor(name, current, moments) for name in group}
 
