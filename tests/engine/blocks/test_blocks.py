@@ -28,9 +28,9 @@ from dalr_stream.streaming.lanes import Pace
 
 LAYERS = ["blocks.*", "head"]
 ROWS = ds.RowRule(mask="mask")
-READINGS = 10
-"""Of each weight: for what identifies it, a probe, two ways of running a batch and a look at it, four passes that prove
-whose rows are whose, and the pass itself."""
+READINGS = 7
+"""Of each weight: for what identifies it, a probe, two ways of running a batch and a look at it, four passes together
+that prove whose rows are whose, and the pass itself."""
 
 
 @pytest.fixture(autouse=True)
@@ -378,15 +378,13 @@ def test_what_is_asked_for_wrongly(tmp_path):
         accumulate(model, store, iter(batches()), blocks=True)
     with pytest.raises(InvalidInputError, match="must be in eval mode"):
         accumulate(made(Tower).train(), store, blocks=True)
-    with pytest.raises(InvalidInputError, match="one process runs the network: give no ranks"):
-        accumulate(model, store, blocks=True, ranks=SimpleNamespace(ranks=2))
     assert not store.exists()
 
 
 def test_a_network_on_disk_does_nothing_else(tmp_path):
     in_shards(made(Tower), tmp_path / "weights")
     network = opened(tmp_path / "weights")
-    with pytest.raises(InvalidInputError, match="which accumulate alone does: load the network whole"):
+    with pytest.raises(InvalidInputError, match="which is not done here: load the network whole"):
         ds.capture(network, batches(), ds.watch(network, LAYERS), tmp_path / "store", domain="target")
 
 
