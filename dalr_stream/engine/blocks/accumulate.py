@@ -79,6 +79,7 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
     blocks: Blocks,
     rows: RowRule | None,
     progress: Progress,
+    keeps_moments: bool = True,
 ) -> BlockRows:
     """Prove that a network goes block by block, and return what makes its rows so; it is run `uncached`."""
     require_layers(layers)
@@ -94,7 +95,10 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
             f"blocks: {len(passes)} passes, '{passes.blocks[0][0]}' to '{passes.blocks[-1][-1]}'; block by block the "
             "first batch gives the network's own outputs, to the bit"
         )
-    feed = BlockRows(model, batches, layers, rule, root=root, domain=domain, passes=passes, pieces=pieces, probe=probe)
+    feed = BlockRows(
+        model, batches, layers, rule,
+        root=root, domain=domain, passes=passes, pieces=pieces, probe=probe, keeps_moments=keeps_moments,
+    )  # fmt: skip
     _require_disk(root, stream_bytes(kept, feed.order, rule, batches), gradients=feed.order.turn is not None)
     return feed
 

@@ -47,8 +47,8 @@ class BlockRows(LayerRows):
     pieces: Pieces
     probe: Probe | None
     """What the network gives for a made-up sample, as every capture looks at before its first batch."""
-    keeps_weights: bool = True
-    """Whether the store is given the layers' weights, for solving without the network."""
+    keeps_moments: bool = True
+    """Whether moments of all blocks are kept, and the layers' weights, for solving without the network."""
     numbers: dict[str, int] = field(init=False)
     """The pass of each stream."""
 
@@ -69,7 +69,7 @@ class BlockRows(LayerRows):
     @cached_property
     def order(self) -> BlockOrder:
         """Which blocks are run, forward and back."""
-        return BlockOrder.of(self.layers, self.numbers, len(self.passes))
+        return BlockOrder.of(self.layers, self.numbers, len(self.passes), all_back=not self.keeps_moments)
 
     def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:  # noqa: ARG002
         """Part the streams by block, and those of a block into passes that fit."""
@@ -94,7 +94,7 @@ class BlockRows(LayerRows):
             sink.probed(self.probe)
         resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
-            if self.keeps_weights:
+            if self.keeps_moments:
                 keep_weights(self.model, layers, self.root, self._record.fingerprint)
             one_pass(
                 self.model,

@@ -24,11 +24,6 @@ def require_by_blocks(
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if network.blocks and reason is not None:
         raise ValueError(f"network.blocks: {reason}")
-    if not accumulate.keep_moments and network.gradients:
-        raise ValueError(
-            "accumulate.keep_moments: false needs every block once, in order, and gradients come from the end of the "
-            "network: leave network.gradients out, or keep the moments"
-        )
     if not accumulate.keep_moments and (not network.blocks or network.weights is None):
         raise ValueError(
             "accumulate.keep_moments: false goes with a network that runs block by block from disk: set network.blocks "
@@ -37,6 +32,7 @@ def require_by_blocks(
 
 
 def require_sweep(
+    network: NetworkSection,
     accumulate: AccumulateSection,
     solve: SolveSection,
     compress: CompressSection,
@@ -47,6 +43,8 @@ def require_sweep(
     sizes = compress.rule in OF_EACH_LAYER if compress.rule else bool(compress.layers)
     reasons = {
         f"needs sizes that each layer decides by itself: name layers in [compress], or give {_RULES}": not sizes,
+        "with gradients a share of energy is one of what the loss feels of all layers: leave network.gradients out, or "
+        "give another rule": compress.rule == "energy" and bool(network.gradients),
         'all layers are solved from the original network: leave out compress.order = "sequential"': (
             compress.order is Order.SEQUENTIAL
         ),
