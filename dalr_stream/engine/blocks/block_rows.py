@@ -27,7 +27,7 @@ from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
 from dalr_stream.network.capture.resuming.onward import OnwardPass, ResumedPass
-from dalr_stream.network.capture.resuming.stored_states import PROOF, STREAM, StoredStream
+from dalr_stream.network.capture.resuming.stored_states import BACK, PROOF, STREAM, StoredStream
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.streams import module_name
@@ -135,9 +135,8 @@ class BlockRows(LayerRows):
 
     def finish(self) -> None:
         """Remove the stream between blocks, and the gradients."""
-        self._stream(0).drop()
-        if self._way_back is not None:
-            self._way_back.drop()
+        for name in (STREAM, BACK):
+            self._stream(0, name=name).drop()
 
     @cached_property
     def _orders(self) -> Orders | None:
