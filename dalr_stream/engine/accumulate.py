@@ -92,8 +92,8 @@ def accumulate(  # noqa: PLR0913  # one verb for both of its sources
     blocks
         Run the network block by block, what each block gives in the store until the next one has read it, or with
         gradients until the way back: True finds the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s
-        that they are members of. Needs a store and batches that can be iterated again. A network from `open_network` is
-        always run so, one block in memory.
+        that they are members of. Needs a store, which all ranks see where there are several, and batches that can be
+        iterated again. A network from `open_network` is always run so, one block in memory.
 
     Returns
     -------

@@ -8,7 +8,7 @@ activations stay on that device from the hook to the sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from dalr_stream.engine.fold_passes import fitting, fold_in_memory, fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.layer_rows import LayerRows
 from dalr_stream.engine.ranks.ranks import Ranks
-from dalr_stream.engine.row_feed import Begun, Folds, StripGroup
+from dalr_stream.engine.row_feed import Begun, Folds, Group
 from dalr_stream.engine.statistics import Statistics, Weights, stored_weights
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.blocks.passes import Blocks
@@ -171,15 +171,15 @@ class NetworkRows(LayerRows):
     ranks: int = 1
     """Processes that fold them."""
 
-    def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:
+    def groups(self, folding: Folding, begun: Begun = ()) -> Sequence[Group]:
         """Part the layers into passes that fit; layers that read the same tensor stay together, and count once."""
         require_layers(self.layers)
         require_batches(self.batches)
         fit = self._fitting(folding)
-        groups: list[tuple[str, ...]] = []
-        for streams, done in (begun or {}).items():
-            again = [streams] if done else fit(streams)
-            if len(again) > 1:
+        groups: list[Group] = []
+        for streams, done in begun:
+            again = [Group(streams)] if done else fit(streams)
+            if len(again) != 1:
                 break
             groups += again
         left = [name for name in self.streams if not any(name in group for group in groups)]
@@ -188,27 +188,26 @@ class NetworkRows(LayerRows):
             require_repeatable(self.batches, "batches")
         return groups
 
-    def _fitting(self, folding: Folding) -> Callable[[Collection[str]], list[tuple[str, ...]]]:
+    def _fitting(self, folding: Folding) -> Callable[[Sequence[str]], list[Group]]:
         """Return what parts some of the streams into passes that fit."""
         if folding.memory_limit_bytes is None:
-            kind = StripGroup if self.ranks > 1 and not folding.segment_batches else tuple[str, ...]
-            return lambda streams: [kind(streams)]
+            return lambda streams: [Group(tuple(streams))]
         first = None if isinstance(self.batches, Iterator) else next(iter(self.batches), None)  # else it would be lost
         taken = {} if first is None or samples_in(first) == 0 else taken_of(self.model, first, self.layers, self.rule)
         probe, shared = BatchMemory.of(self.model, first, taken, self.layers, self.rule), same_as_before(taken)
         most = {name: most_rows(one, first, self.batches, folding) for name, one in taken.items()}
         loads = [load_of(one, 0, probe, most.get(one.stream)) for one in self.layers if one.stream not in shared]
 
-        def fit(streams: Collection[str]) -> list[tuple[str, ...]]:
+        def fit(streams: Sequence[str]) -> list[Group]:
             some = [load for load in loads if load.name in streams]
             groups = fitting(some, folding, probe.forward_bytes, batches=self.batches, ranks=self.ranks)
-            return [type(homes)(name for name in streams if shared.get(name, name) in homes) for homes in groups]
+            return [homes.with_shared(streams, shared) for homes in groups]
 
         return fit
 
-    def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
+    def send(self, group: Group, sink: Folds, folding: Folding, progress: Progress) -> None:
         """Run the network on every batch that is not folded yet."""
-        layers = [layer for layer in self.layers if layer.stream in streams]
+        layers = [layer for layer in self.layers if layer.stream in group]
         to_rows = rows_for(folding)
         one_pass(
             self.model,

@@ -15,14 +15,14 @@ from typing import Any
 
 from dalr_stream.engine.from_store import moments_provenance
 from dalr_stream.engine.ranks.passes import (
-    announce,
+    announced,
     common_facts,
     end_of,
     new_sink,
     require_same_on_all,
     take_part,
 )
-from dalr_stream.engine.row_feed import Folds, RowFeed, StripGroup
+from dalr_stream.engine.row_feed import Begun, Folds, Group, RowFeed
 from dalr_stream.errors import FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.numerics.statistics.folding import SplitMoments
@@ -59,11 +59,10 @@ def fold_in_memory(
         return {}
     moments: dict[str, SplitMoments] = {}
     first_pass = Batches()
-    for group in feed.groups(folding):
-        in_strips = isinstance(group, StripGroup)
-        announce(link, group, in_strips=in_strips)
+    for planned in feed.groups(folding):
+        group = announced(link, planned, folding)
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = new_sink(feed, folding, executor, link, in_strips=in_strips, first_pass=first_pass)
+            sink = new_sink(feed, folding, executor, link, in_strips=group.in_strips, first_pass=first_pass)
             feed.send(group, sink, folding, progress)
             moments |= dict(sink.freeze())
             moments |= {name: moments[home] for name, home in sink.record().shared.items()}
@@ -127,19 +126,18 @@ def passes_into(  # noqa: PLR0913  # those of fold_into, and what becomes of it
         passes: list[Checkpoints] = []
         facts: dict[str, Any] = {"network": network.fingerprint, "choice": feed.choice, "rule": folding.facts}
         facts |= {} if keep else {"kept": False}  # moments of its passes may be gone, which others count on
-        for number, group in enumerate(feed.groups(folding, _begun(root, domain, facts, feed.streams))):
-            passes.append(Checkpoints(root, domain, f"@direct-{number}", {**facts, "layers": list(group)}))
+        for number, planned in enumerate(feed.groups(folding, _begun(root, domain, facts, feed.streams))):
+            passes.append(Checkpoints(root, domain, f"@direct-{number}", {**facts, "layers": list(planned)}))
             stopped = f"'{root}': the fold of '{domain}' that was stopped"
             _require_same_choice(stopped, passes[-1].origin(INDEX), feed.choice)
-            in_strips = isinstance(group, StripGroup) or left_in_strips(passes[-1])
-            announce(link, group, in_strips=in_strips)
+            group = announced(link, planned, folding, in_strips=left_in_strips(passes[-1]))
             with ThreadPoolExecutor(folding.threads.workers) as executor:
                 sink = new_sink(
                     feed,
                     folding,
                     executor,
                     link,
-                    in_strips=in_strips,
+                    in_strips=group.in_strips,
                     checkpoints=passes[-1],
                     first_pass=record.batches,
                     probed=writer.probed,
@@ -166,17 +164,17 @@ def passes_into(  # noqa: PLR0913  # those of fold_into, and what becomes of it
     return record
 
 
-def _begun(root: Place, domain: str, facts: Mapping[str, Any], streams: Sequence[str]) -> dict[tuple[str, ...], bool]:
+def _begun(root: Place, domain: str, facts: Mapping[str, Any], streams: Sequence[str]) -> Begun:
     """Return which of the streams each pass has that an earlier run began, whatever fitted then, and which are done."""
-    found: dict[tuple[str, ...], bool] = {}
+    found: list[tuple[tuple[str, ...], bool]] = []
     while True:
         origin = Checkpoints(root, domain, f"@direct-{len(found)}", facts).origin(INDEX) or {}
         group = tuple(origin.get("layers", ()))
         index = Checkpoints(root, domain, f"@direct-{len(found)}", {**facts, "layers": list(group)}).load(INDEX)
-        before = {name for streams_before in found for name in streams_before}
-        if index is None or not group or not {*streams} - before >= {*group}:
+        before = {name for streams_before, _ in found for name in streams_before}
+        if index is None or not {*streams} - before >= {*group}:
             return found
-        found[group] = index.values["ended"]
+        found.append((group, index.values["ended"]))
 
 
 def kept_record(
@@ -210,15 +208,15 @@ def kept_record(
 
 def fitting(
     loads: Sequence[LayerLoad], folding: Folding, forward_bytes: int = 0, *, batches: object = None, ranks: int = 1
-) -> tuple[tuple[str, ...], ...]:
+) -> tuple[Group, ...]:
     """Return the streams of each pass, so that what is folded at once fits; raises MemoryLimitError.
 
-    Those whose sums `ranks` processes share come last, each as a `StripGroup`.
+    Those whose sums `ranks` processes share come last.
     """
     cost = direct_plan(loads, folding, forward_bytes, batches=batches, ranks=ranks)
     cost.require()
     shared = {one.layers for one in cost.strips}
-    return tuple(StripGroup(group) if group in shared else group for group in cost.groups)
+    return tuple(Group(group, in_strips=group in shared) for group in cost.groups)
 
 
 def direct_plan(

@@ -11,7 +11,7 @@ so that a layer solved towards z' mends the stream as far as its inputs allow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.joint_sink import JointSink
 from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.layer_moments import LayerMoments
-from dalr_stream.engine.row_feed import Begun, Folds
+from dalr_stream.engine.row_feed import Begun, Folds, Group
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.hooks import capture_rows, require_batches, require_layers
 from dalr_stream.network.capture.loaders import length_of
@@ -121,11 +121,11 @@ class PairedRows:
         """Write the compressed network's."""
         keep_weights(self.compressed, list(self.layers.values()), root, network.fingerprint)
 
-    def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:  # noqa: ARG002
+    def groups(self, folding: Folding, begun: Begun = ()) -> Sequence[Group]:  # noqa: ARG002
         """Part the streams into passes that fit."""
         require_batches(self.batches)
         if folding.memory_limit_bytes is None:
-            return [self.streams]
+            return [Group(tuple(self.streams))]
         batch = self._one_batch() if self.batch is None else self.batch
         groups = fitting(
             [self._load(name, batch) for name in self.pairs], folding, batch.forward_bytes, batches=self.batches
@@ -146,9 +146,9 @@ class PairedRows:
         beside = pair.outputs if name in self.residuals else 0
         return LayerLoad(pair.stream, pair.features, 0, batch_bytes=batch.batch_bytes(name, pair.features, beside))
 
-    def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
+    def send(self, group: Group, sink: Folds, folding: Folding, progress: Progress) -> None:
         """Run both networks on every batch that is not folded yet."""
-        names = {name: pair.stream for name, pair in self.pairs.items() if pair.stream in streams}
+        names = {name: pair.stream for name, pair in self.pairs.items() if pair.stream in group}
         to_rows = rows_for(folding)
         targets = {name: self.targets[name] for name in names}
         residuals = {name: layer for name, layer in self.residuals.items() if name in names}

@@ -118,7 +118,8 @@ def cost_without_data(
         layers = project.watched_in(network)
         direct = not config.capture.keep_activations
         if config.network.blocks:
-            plan = estimate_blocks(network, loaders, layers, folding, blocks=config.network.blocks, rows=rule)
+            blocks = config.network.blocks
+            plan = estimate_blocks(network, loaders, layers, folding, blocks=blocks, rows=rule, ranks=ranks)
         else:
             plan = plan_of(network, loaders, layers, folding, rows=rule, direct=direct, ranks=ranks)
         took = duration_of(network, loaders, layers, folding, plan, rows=rule, rates=rates)

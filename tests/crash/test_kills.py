@@ -58,7 +58,8 @@ def test_a_compression_block_by_block_killed_at_random_ends_in_the_bits_of_the_w
     outcome, errors = outcome_of("sequence_supervisor.py", tmp_path, kills, seed)
     print(  # noqa: T201  # the line that `make soak` is run for
         f"kills: {outcome['kills']} over {outcome['trials']} compressions (seed {seed}), "
-        f"{outcome['kills_with_a_block_kept']} with a block compressed, {outcome['kills_within_a_pass']} in a pass; "
+        f"{outcome['kills_with_a_block_kept']} with a block compressed, {outcome['kills_within_a_pass']} in a pass, "
+        f"{outcome['kills_while_written']} while the network was written; "
         f"wrong: {outcome['wrong'] or 'nothing'}"
     )
     assert outcome["wrong"] == [], errors

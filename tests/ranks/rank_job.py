@@ -1,13 +1,20 @@
 """What one rank of a job does, by its environment.
 
-DO        accumulate, capture or memory
+DO        accumulate, capture, memory, or blocks: accumulate a deeper network block by block, its weights on disk
 SEGMENT   segment_batches
 WIDE      features of layer "2"
 LIMIT     memory limit of a rank, in MiB
 DIE       "rank:batch": that rank kills itself when it loads that batch, or the next one that is its own
+DIE_WITH  a file or folder; before it is there, no rank kills itself
+STORE     the URL of the store of DO=blocks, where it is in a bucket
+OWN       "1": each rank has a store of its own, named after it
+GRADIENTS "1": those of one layer too, of DO=blocks
+BLOCKS    the block list that all ranks but the first name
 DIFFER    "rank:batch": that rank's loader gives another batch there
 WRAP      "ddp": the network in DistributedDataParallel
 LOADER    "dealing": it gives single batches; "torch": torch's own; all of them to every rank by default
+PACE      rounds from one checkpoint to the next
+BATCHES   how many there are, of a loader that is not torch's
 LOADED    the file to which each rank adds the numbers of the batches that it loads
 """
 
@@ -36,6 +43,37 @@ def network():
     return nn.Sequential(nn.Linear(12, wide), nn.ReLU(), nn.Linear(wide, 5)).eval()
 
 
+class Deep(nn.Module):
+    """Four blocks in two lists."""
+
+    def __init__(self, one, two):
+        super().__init__()
+        self.one, self.two = one, two
+
+    def forward(self, x):
+        return self.two(self.one(x))
+
+
+def deep_network():
+    torch.manual_seed(0)
+    wide = int(os.environ.get("WIDE", "16"))
+    one, two = ((nn.Linear(a, wide), nn.ReLU(), nn.Linear(wide, b), nn.ReLU()) for a, b in ((12, wide), (wide, 5)))
+    return Deep(nn.Sequential(*one), nn.Sequential(*two)).eval()
+
+
+def by_blocks(root, ranks):
+    model = ds.open_network(deep_network, os.environ["WEIGHTS"])
+    blocks = os.environ["BLOCKS"] if "BLOCKS" in os.environ and ranks.rank else True
+    root = f"{root}-{ranks.rank}" if "OWN" in os.environ else os.environ.get("STORE", root)
+    followed = ["two.0"] if "GRADIENTS" in os.environ else []
+    layers = ds.watch(model, ["one.0", "two.*"], gradients=followed)  # the second block only takes the batches further
+    rows = ds.RowRule(gradients=ds.GradientRule(draws=2))
+    statistics = ds.accumulate(
+        model, loader(), layers, store=root, rows=rows, folding=folding(), ranks=ranks, blocks=blocks
+    )
+    assert list(statistics) == (["one.0", "two.0", "two.2"] if ranks.first else [])
+
+
 def place_of(word):
     """Return the batch at which this rank is told to do something, or None."""
     rank, _, batch = os.environ.get(word, "").partition(":")
@@ -46,13 +84,14 @@ class Loader:
     """All batches, in order, with the last one shorter."""
 
     def __iter__(self):
-        return (self.batch(number) for number in range(BATCHES))
+        return (self.batch(number) for number in range(len(self)))
 
     def __len__(self):
-        return BATCHES
+        return int(os.environ.get("BATCHES", BATCHES))
 
     def batch(self, number):
         die = place_of("DIE")
+        die = die if Path(os.environ.get("DIE_WITH", "/")).exists() else None
         if die is not None and number >= die and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         if "LOADED" in os.environ:
@@ -65,7 +104,7 @@ class DealingLoader(Loader):
     """Gives single batches."""
 
     def batch_sizes(self):
-        return [len(batch) for batch in SAMPLES_OF]
+        return [len(batch) for batch in SAMPLES_OF][: len(self)]
 
     def only(self, numbers):
         return (self.batch(number) for number in numbers)
@@ -103,7 +142,7 @@ def folding():
 
 
 def every_round():
-    return Pace(every_tiles=1)
+    return Pace(every_tiles=int(os.environ.get("PACE", "1")))
 
 
 def main(root):
@@ -126,6 +165,8 @@ def main(root):
                 assert list(statistics) == (["0", "2"] if ranks.first else [])
                 if ranks.first:
                     Path(root).write_bytes(statistics["2"].inputs.scatter.tobytes())
+            case "blocks":
+                by_blocks(root, ranks)
             case "accumulate":
                 ds.accumulate(model, loader(), layers, store=root, folding=folding(), ranks=ranks)
     if torch.distributed.is_initialized():

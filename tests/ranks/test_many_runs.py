@@ -5,7 +5,8 @@ from rank_supervisor import supervise
 
 
 @pytest.mark.soak
-def test_a_hundred_runs_have_the_bits_of_one_process(tmp_path):
-    found = supervise(tmp_path, 100, 18)
+@pytest.mark.parametrize("do", ["accumulate", "blocks"])
+def test_a_hundred_runs_have_the_bits_of_one_process(tmp_path, do):
+    found = supervise(tmp_path, 100, 18, do)
     print(found)  # noqa: T201
     assert found["resumed from a checkpoint"] > 10

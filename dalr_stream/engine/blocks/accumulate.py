@@ -23,6 +23,7 @@ from dalr_stream.engine.blocks.block_rows import BlockRows
 from dalr_stream.engine.blocks.groups import BlockOrder
 from dalr_stream.engine.fold_passes import fold_into
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.ranks.passes import require_same_on_all
 from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.statistics import Statistics, stored_weights
 from dalr_stream.errors import DiskSpaceError, InvalidInputError
@@ -36,12 +37,14 @@ from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.wrapped import require_for_ranks
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.layout import UNFINISHED
 from dalr_stream.storage.places.path import BucketPath
 from dalr_stream.storage.places.place import Place, place_of
 from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.ranks.link import Alone, Link
 
 
 def from_blocks(  # noqa: PLR0913  # those of accumulate
@@ -59,11 +62,17 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
 ) -> Statistics:
     """Do what `accumulate` does, block by block."""
     folding, progress = folding or Folding(), progress or Silent()
-    root = disk_of(store, ranks)
-    feed = block_rows(model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=progress)
+    root, link = store_of(store), ranks or Alone()
+    if link.ranks > 1:
+        require_for_ranks(model, batches, link.ranks)
+    said = Silent() if link.rank else progress
+    feed = block_rows(model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=said, link=link)
     with uncached(model):
+        require_same_on_all(link, {"list of blocks": [list(block) for block in feed.passes.blocks]})
         network = feed.network()
-        record = fold_into(root, domain, feed, network, folding, progress)
+        record = fold_into(root, domain, feed, network, folding, progress, link)
+    if link.rank:
+        return Statistics(network.layers, LayerMoments({}), partial(stored_weights, root, network.layers))
     homes = {stream: record.home(stream) for stream in feed.streams}
     moments = LayerMoments.stored(root, domain, homes, folding.shards)
     return Statistics(network.layers, moments, partial(stored_weights, root, network.layers))
@@ -73,13 +82,14 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
     model: nn.Module,
     batches: Iterable[Any],
     layers: Sequence[LayerSpec],
-    root: Path,
+    root: Place,
     *,
     domain: str,
     blocks: Blocks,
     rows: RowRule | None,
     progress: Progress,
     keeps_moments: bool = True,
+    link: Link | None = None,
 ) -> BlockRows:
     """Prove that a network goes block by block, and return what makes its rows so; it is run `uncached`."""
     require_layers(layers)
@@ -95,27 +105,24 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
             f"blocks: {len(passes)} passes, '{passes.blocks[0][0]}' to '{passes.blocks[-1][-1]}'; block by block the "
             "first batch gives the network's own outputs, to the bit"
         )
+    link = link or Alone()
     feed = BlockRows(
         model, batches, layers, rule,
-        root=root, domain=domain, passes=passes, pieces=pieces, probe=probe, keeps_moments=keeps_moments,
+        root=root, domain=domain, passes=passes, pieces=pieces, probe=probe, keeps_moments=keeps_moments, link=link,
     )  # fmt: skip
-    _require_disk(root, stream_bytes(kept, feed.order, rule, batches), gradients=feed.order.turn is not None)
+    needed = stream_bytes(kept, feed.order, rule, batches)
+    if isinstance(root, BucketPath):
+        progress.note(f"blocks: what they give each other takes up to {needed / 2**30:,.1f} GiB of '{root}' meanwhile")
+    elif link.rank == 0:
+        _require_disk(root, needed, gradients=feed.order.turn is not None)
     return feed
 
 
-def disk_of(store: str | Place | None, ranks: Ranks | None) -> Path:
-    """Return the folder of a store that can hold the stream between blocks; raises InvalidInputError."""
+def store_of(store: str | Place | None) -> Place:
+    """Return the place of a store that holds the stream between blocks; raises InvalidInputError for none."""
     if store is None:
         raise InvalidInputError("accumulate: block by block, the stream between blocks lies in a store: give store=...")
-    if ranks is not None and ranks.ranks > 1:
-        raise InvalidInputError("accumulate: block by block, one process runs the network: give no ranks")
-    root = place_of(store)
-    if isinstance(root, BucketPath):
-        raise InvalidInputError(
-            f"accumulate: block by block, the stream between blocks lies on a disk, and '{root}' does not: give a "
-            "folder as store, and merge that into a store in the bucket"
-        )
-    return root
+    return place_of(store)
 
 
 def stream_bytes(kept: Generations, order: BlockOrder, rule: RowRule, batches: Iterable[Any]) -> int:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from dalr_stream.engine.backend import rows_for
-from dalr_stream.engine.blocks.groups import BlockGroup, BlockOrder
+from dalr_stream.engine.blocks.groups import BlockOrder
 from dalr_stream.engine.blocks.way_back import WayBack
 from dalr_stream.engine.capture import keep_weights, one_pass
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import fitting
 from dalr_stream.engine.layer_rows import LayerRows
-from dalr_stream.engine.row_feed import Begun, Folds
+from dalr_stream.engine.ranks.one_store import mark_folder, require_one_store
+from dalr_stream.engine.row_feed import Begun, Folds, Group
 from dalr_stream.network.blocks.backward_proof import BackwardProof
 from dalr_stream.network.blocks.graph_memory import graph_bytes
 from dalr_stream.network.blocks.passes import BlockPasses
@@ -33,15 +34,17 @@ from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.progress import Progress, seconds_in_words
 from dalr_stream.storage.contents import NetworkRecord
-from dalr_stream.storage.places.place import Place
+from dalr_stream.storage.layout import UNFINISHED
+from dalr_stream.storage.places.place import Place, folders, remove_folder
 from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.ranks.link import Alone, Link
 
 
 @dataclass(kw_only=True)
 class BlockRows(LayerRows):
     """What makes the rows of each block's layers; the network's record is the same as of the whole network."""
 
-    root: Path
+    root: Place
     domain: str
     passes: BlockPasses
     pieces: Pieces
@@ -49,6 +52,9 @@ class BlockRows(LayerRows):
     """What the network gives for a made-up sample, as every capture looks at before its first batch."""
     keeps_moments: bool = True
     """Whether moments of all blocks are kept, and the layers' weights, for solving without the network."""
+    link: Link = field(default_factory=Alone)
+    """To the other ranks, each of which takes its own batches through every block; all see the stream in the store."""
+    is_one_store: bool = field(default=False, init=False)
     numbers: dict[str, int] = field(init=False)
     """The pass of each stream."""
 
@@ -71,30 +77,50 @@ class BlockRows(LayerRows):
         """Which blocks are run, forward and back."""
         return BlockOrder.of(self.layers, self.numbers, len(self.passes), all_back=not self.keeps_moments)
 
-    def groups(self, folding: Folding, begun: Begun | None = None) -> Sequence[Collection[str]]:  # noqa: ARG002
+    def groups(self, folding: Folding, begun: Begun = ()) -> Sequence[Group]:
         """Part the streams by block, and those of a block into passes that fit."""
-        return self.order.groups(lambda number: self._parts(number, folding))
+        before = deque(begun)
 
-    def _parts(self, number: int, folding: Folding) -> Sequence[tuple[str, ...]]:
-        """Return the streams of one block, in passes that fit."""
-        here = [layer for layer in self.layers if self.numbers[layer.stream] == number]
-        names = tuple(layer.stream for layer in here)
-        if not here or folding.memory_limit_bytes is None:
-            return [names]
-        loads = [load_of(layer, 0, BatchMemory()) for layer in here if layer.stream not in self._shared]
-        homes = fitting(loads, folding, self._graph_bytes, batches=self.batches)
-        return [tuple(name for name in names if self._shared.get(name, name) in one) for one in homes]
+        def parts(streams: Sequence[str]) -> list[Group]:
+            found = self._as_before(before, streams, folding)
+            left = [stream for stream in streams if not any(stream in part for part in found)]
+            return [*found, *(self._fitting(left, folding) if left or not found else [])]
 
-    def send(self, streams: Collection[str], sink: Folds, folding: Folding, progress: Progress) -> None:
+        by_block: list[list[str]] = [[] for _ in range(len(self.passes))]
+        for layer in self.layers:
+            by_block[self.numbers[layer.stream]].append(layer.stream)
+        return self.order.groups(by_block, parts)
+
+    def _as_before(
+        self, begun: deque[tuple[tuple[str, ...], bool]], streams: Sequence[str], folding: Folding
+    ) -> list[Group]:
+        """Return the passes over a block that an earlier run began, and take them off `begun`."""
+        found: list[Group] = []
+        while begun and bool(begun[0][0]) == bool(streams) and {*begun[0][0]} <= {*streams} and (streams or not found):
+            again, done = begun.popleft()
+            found += [Group(again)] if done else self._fitting(again, folding)
+        return found
+
+    def _fitting(self, streams: Sequence[str], folding: Folding) -> list[Group]:
+        """Part some streams of a block into passes that fit."""
+        if folding.memory_limit_bytes is None or not streams:
+            return [Group(tuple(streams))]
+        layers = [layer for layer in self.layers if layer.stream in streams and layer.stream not in self._shared]
+        loads = [load_of(layer, 0, BatchMemory()) for layer in layers]
+        homes = fitting(loads, folding, self._graph_bytes, batches=self.batches, ranks=self.link.ranks)
+        return [one.with_shared(streams, self._shared) for one in homes]
+
+    def send(self, group: Group, sink: Folds, folding: Folding, progress: Progress) -> None:
         """Run one block on every batch that is not folded yet."""
-        assert isinstance(streams, BlockGroup)  # noqa: S101  # for the type checker: one of `groups`
-        number, layers = streams.number, [layer for layer in self.layers if layer.stream in streams.streams]
-        onward = self._onward(streams, layers, progress)
+        assert group.block is not None  # noqa: S101  # for the type checker: one of `groups`
+        self._one_store()
+        number, layers = group.block, [layer for layer in self.layers if layer.stream in group]
+        onward = self._onward(group, number, layers, progress)
         if number == 0 and self.probe is not None and sink.probed is not None:
             sink.probed(self.probe)
         resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
-            if self.keeps_moments:
+            if self.keeps_moments and self.link.rank == 0:
                 keep_weights(self.model, layers, self.root, self._record.fingerprint)
             one_pass(
                 self.model,
@@ -103,17 +129,17 @@ class BlockRows(LayerRows):
                 sink,
                 rows=self.rule,
                 to_rows=rows_for(folding),
-                title=f"block {number + 1} of {len(self.passes)}{', backward' if streams.back else ''}",
+                title=f"block {number + 1} of {len(self.passes)}{', backward' if group.back else ''}",
                 progress=progress,
                 onward=onward,
                 probes=False,
             )
-        if not resumed and not streams.again:
-            self._note_duration(streams, time.monotonic() - begun, progress)
+        if not resumed and not group.again:
+            self._note_duration(group, time.monotonic() - begun, progress)
 
-    def _onward(self, group: BlockGroup, layers: Sequence[LayerSpec], progress: Progress) -> ResumedPass:
+    def _onward(self, group: Group, number: int, layers: Sequence[LayerSpec], progress: Progress) -> ResumedPass:
         """Return how the network is run in a pass, and remove what neither it nor a later one reads."""
-        number, orders, way_back = group.number, self._orders, self._way_back
+        orders, way_back = self._orders, self._way_back
         stream = self._stream(number, writes=not group.again and number < self.order.last)
         if way_back is not None and group.back:
             return way_back.backward(stream, orders, again=group.again)
@@ -125,18 +151,28 @@ class BlockRows(LayerRows):
         names = [module_name(layer.name) for layer in layers]
         return OnwardPass(names, stream, keep, orders, progress.note, tried=True, by_blocks=True)
 
-    def _note_duration(self, group: BlockGroup, seconds: float, progress: Progress) -> None:
+    def _note_duration(self, group: Group, seconds: float, progress: Progress) -> None:
         """Tell from the first block how long the others may take."""
         way = self.order.back if group.back else self.order.forward
-        if group.number == way[0] and len(way) > 1:
+        if group.block == way[0] and len(way) > 1:
             took, others = map(seconds_in_words, (seconds, seconds * (len(way) - 1)))
             back = " on the way back" if group.back else ""
             progress.note(f"blocks: the first{back} took {took}, so those after it ({len(way) - 1}) may take {others}")
 
     def finish(self) -> None:
-        """Remove the stream between blocks, and the gradients."""
+        """Remove the stream between blocks, the gradients, and what ranks left that were killed."""
+        remove_folder(mark_folder(self.root, self.domain))
+        for folder in folders(self.root / UNFINISHED / self.domain):
+            if folder.name.startswith(PROOF):
+                remove_folder(folder)
         for name in (STREAM, BACK):
             self._stream(0, name=name).drop()
+
+    def _one_store(self) -> None:
+        """Look once, before the first pass, whether all ranks see the stream."""
+        if not self.is_one_store:
+            require_one_store(self.link, self.root, self.domain)
+            self.is_one_store = True
 
     @cached_property
     def _orders(self) -> Orders | None:
@@ -167,16 +203,28 @@ class BlockRows(LayerRows):
             return None
         several, followed = next((one for one in self.batches if samples_in(one) > 1), self._first), self.order.followed
         proof = BackwardProof(self.model, several, self.passes, self.pieces, followed, self.rule, self._orders)
-        streams = [self._stream(number, writes=True, name=PROOF) for number in range(len(self.passes))]
+        own = f"{PROOF}{self.link.rank or ''}"
+        streams = [self._stream(number, writes=True, name=own) for number in range(len(self.passes))]
         try:
             places = proof.places(streams)
         finally:
             streams[0].drop()
-        return WayBack(self.root, self.domain, {**self._facts, "gradients": gradients.words}, self.order, places)
+        facts = {**self._facts, "gradients": gradients.words}
+        return WayBack(self.root, self.domain, facts, self.order, places, removes=self.link.rank == 0)
 
     @property
     def _facts(self) -> dict[str, Any]:
         return {"network": self._record.fingerprint, "blocks": [list(block) for block in self.passes.blocks]}
 
     def _stream(self, number: int, *, writes: bool = False, name: str = STREAM) -> StoredStream:
-        return StoredStream(self.root, self.domain, number, self.passes.places, self._facts, writes=writes, name=name)
+        removes = self.link.rank == 0 or name.startswith(PROOF)
+        return StoredStream(
+            self.root,
+            self.domain,
+            number,
+            self.passes.places,
+            self._facts,
+            writes=writes,
+            removes=removes,
+            name=name,
+        )

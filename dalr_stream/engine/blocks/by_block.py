@@ -12,12 +12,11 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.blocks.accumulate import block_rows, disk_of
+from dalr_stream.engine.blocks.accumulate import block_rows, store_of
 from dalr_stream.engine.blocks.block_rows import BlockRows
 from dalr_stream.engine.fold_passes import passes_into
 from dalr_stream.engine.layer_moments import LayerMoments, OnDemand
@@ -66,8 +65,8 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
     model, batches, layers, domain, blocks, rows, folding, progress
         As for `accumulate`.
     store
-        A folder for the moments and the stream between blocks. A call that was killed resumes from it; on leaving
-        without an error what it holds of the domain is removed.
+        A folder, or the URL of a store in a bucket, for the moments and the stream between blocks. A call that was
+        killed resumes from it; on leaving without an error what it holds of the domain is removed.
 
     Yields
     ------
@@ -102,7 +101,7 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
     >>> ds.load(folder, build)[2][0].out_features
     2
     """
-    folding, progress, root = folding or Folding(), progress or Silent(), disk_of(store, None)
+    folding, progress, root = folding or Folding(), progress or Silent(), store_of(store)
     _require_nothing_kept(root, domain)
     feed = block_rows(
         model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=progress, keeps_moments=False
@@ -216,7 +215,7 @@ def _weights(feed: BlockRows, layer: str) -> Weights:
         return weights_of(feed.model, layer)
 
 
-def _require_nothing_kept(root: Path, domain: str) -> None:
+def _require_nothing_kept(root: Place, domain: str) -> None:
     """Raise InvalidInputError where an accumulation left moments of the domain, which would be removed."""
     if (root / MANIFEST).exists() and domain in Manifest.read(root).domains:
         raise InvalidInputError(

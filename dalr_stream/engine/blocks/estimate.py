@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -34,7 +35,7 @@ from dalr_stream.streaming.folding import Folding
 from dalr_stream.streaming.plan import MemoryPlan, plan
 
 
-def estimate_blocks(
+def estimate_blocks(  # noqa: PLR0913  # those of estimate, and how blocks go
     model: nn.Module,
     loaders: Mapping[str, Iterable[Any]],
     layers: Sequence[LayerSpec],
@@ -43,15 +44,16 @@ def estimate_blocks(
     blocks: Blocks,
     rows: RowRule | None = None,
     keep_moments: bool = True,
+    ranks: int = 1,
 ) -> MemoryPlan:
     """Return disk, memory and dominant cost of accumulating every domain of `loaders` block by block.
 
     The plan's groups are the blocks. As `estimate` counts, rows are an upper bound; of convolutions those that the rule
-    lets through at most. Memory is what is held beside a block and a batch on its way through it. Cost: four forward
-    passes over the first batch of each domain.
+    lets through at most. Memory is what is held beside a block and a batch on its way through it, of several `ranks` by
+    each. Cost: four forward passes over the first batch of each domain.
     """
     counts: dict[str, dict[str, int]] = {}
-    rule, stream, graph = (rows or RowRule()).of_layers(layers), 0, 0
+    rule, stream, graph, longest = (rows or RowRule()).of_layers(layers), 0, 0, 0
     for domain, batches in loaders.items():
         length = length_of(batches)
         if length is None:
@@ -69,12 +71,13 @@ def estimate_blocks(
             if rule.gradients is not None:
                 graph = max(graph, graph_bytes(model, first, passes, pieces, order.followed, rule.gradients))
         stream = max(stream, stream_bytes(kept, order, rule, batches))
+        longest = max(longest, length)
     total = {layer.stream: sum(of.get(layer.stream, 0) for of in counts.values()) for layer in layers}
     own = [layer for layer in layers if layer.stream not in shared]
     limited = folding.memory_limit_bytes is not None  # batches padded to more have more rows: see `most_rows`
     most = {name: None if limited else max(of.get(name, 0) for of in counts.values()) for name in total}
-    found = plan(
-        [load_of(layer, total[layer.stream], BatchMemory(), most[layer.stream]) for layer in own],
+    cost = partial(
+        plan,
         threads=folding.threads.workers,
         readers=folding.threads.readers,
         heldout_share=folding.holdout.share,
@@ -83,12 +86,12 @@ def estimate_blocks(
         direct=True,
         memory_limit_bytes=folding.memory_limit_bytes,
         forward_bytes=graph,
+        segments=folding.segments(longest),
+        ranks=ranks,
     )
-    groups = [
-        tuple(layer.stream for layer in own if numbers[layer.stream] == number and layer.stream in together)
-        for number in range(len(passes))
-        for together in found.groups
-    ]
+    loads = [load_of(layer, total[layer.stream], BatchMemory(), most[layer.stream]) for layer in own]
+    found = cost(loads)
+    by_block = [cost([load for load in loads if numbers[load.name] == number]) for number in range(len(passes))]
     by_name = {layer.name: layer.moments_bytes for layer in found.layers}
     blocks_bytes = [
         sum(by_name[layer.stream] for layer in own if numbers[layer.stream] == number) for number in range(len(passes))
@@ -97,7 +100,8 @@ def estimate_blocks(
     one = "solve and write one block after the other (accumulate.keep_moments = false)", at_once
     return dataclasses.replace(
         found,
-        groups=tuple(filter(None, groups)),
+        groups=tuple(group for one in by_block for group in one.groups if group),
+        strips=tuple(strip for one in by_block for strip in one.strips),
         rows=counts,
         stream_bytes=stream,
         blocks=1 + order.last,

@@ -10,32 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
 
+from dalr_stream.engine.row_feed import Group
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import Side
-
-
-@dataclass(frozen=True, slots=True)
-class BlockGroup(Sequence[str]):
-    """The streams that are folded in one pass of a block: of some blocks none."""
-
-    number: int
-    streams: tuple[str, ...]
-    again: bool = False
-    """Whether the block ran before for other streams, and what it gives is on disk."""
-    back: bool = False
-    """Whether gradients go back through it."""
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        return self.streams[index]
-
-    def __len__(self) -> int:
-        return len(self.streams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +57,20 @@ class BlockOrder:
         """The blocks of the way back, in order."""
         return range(0) if self.turn is None else range(self.last, self.turn - 1, -1)
 
-    def groups(self, parts: Callable[[int], Sequence[tuple[str, ...]]]) -> list[BlockGroup]:
-        """Return the passes; `parts` has the streams of a block, by what fits."""
-        found: list[BlockGroup] = []
+    def groups(
+        self, streams: Sequence[Sequence[str]], parts: Callable[[Sequence[str]], Sequence[Group]]
+    ) -> list[Group]:
+        """Return the passes; `parts` parts the `streams` of a block by what fits."""
+        found: list[Group] = []
         for number in self.forward:
-            found += [BlockGroup(number, ())] if number in self.back else _groups(number, parts(number))
+            found += _of_block(number, parts([] if number in self.back else streams[number]))
         for number in self.back:
             followed = {layer.stream for layer in self.followed[number]}
-            for group in _groups(number, parts(number)):
+            for group in _of_block(number, parts(streams[number])):
                 back = not group.again or not followed.isdisjoint(group)
                 found.append(dataclasses.replace(group, back=back))
         return found
 
 
-def _groups(number: int, parts: Sequence[tuple[str, ...]]) -> list[BlockGroup]:
-    return [BlockGroup(number, part, again=part is not parts[0]) for part in parts]
+def _of_block(number: int, parts: Sequence[Group]) -> list[Group]:
+    return [dataclasses.replace(part, block=number, again=again > 0) for again, part in enumerate(parts)]

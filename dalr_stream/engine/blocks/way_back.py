@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -21,18 +20,21 @@ from dalr_stream.network.capture.gradients.block_passes import BackwardPass, Fol
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.resuming.calls import Call
 from dalr_stream.network.capture.resuming.stored_states import BACK, StoredStream
+from dalr_stream.storage.places.place import Place
 
 
 @dataclass(frozen=True, slots=True)
 class WayBack:
     """How the blocks of one domain are run on the way back."""
 
-    root: Path
+    root: Place
     domain: str
     facts: Mapping[str, Any]
     """What identifies the network, its blocks and the gradients."""
     order: BlockOrder
     places: BackwardPlaces
+    removes: bool = True
+    """Whether what nothing reads any more is removed here: of several ranks by the first."""
 
     def forward(self, stream: StoredStream, network: nn.Module, orders: Orders | None) -> FollowedPass:
         """Return the pass of the block that reads `stream` in which nothing goes back."""
@@ -57,7 +59,16 @@ class WayBack:
 
     def _gradients(self, number: int, *, writes: bool) -> StoredStream:
         turn = len(self.places.places) - number  # the last block's is the first
-        return StoredStream(self.root, self.domain, turn, list(self._left()), self.facts, writes=writes, name=BACK)
+        return StoredStream(
+            self.root,
+            self.domain,
+            turn,
+            list(self._left()),
+            self.facts,
+            writes=writes,
+            removes=self.removes,
+            name=BACK,
+        )
 
     def _left(self) -> Iterator[Mapping[Call, int | None]]:
         """Yield what each pass leaves, in the order of the way back: all that is known of a place, itself."""

@@ -6,12 +6,13 @@ do as it says. One process goes the same way, with nobody to tell.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dalr_stream.engine.backend import backend_of
-from dalr_stream.engine.row_feed import Folds, RowFeed
+from dalr_stream.engine.row_feed import Folds, Group, RowFeed
 from dalr_stream.errors import FingerprintMismatchError
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.progress import Progress, Silent
@@ -23,7 +24,6 @@ from dalr_stream.streaming.ranks.segment_sink import SegmentSink
 from dalr_stream.streaming.ranks.strip_sink import StripSink
 
 _GROUP = "group"
-_STRIPS = "strips"
 
 
 def new_sink(  # what is folded how, and by whom
@@ -44,10 +44,16 @@ def require_same_on_all(link: Link, facts: Mapping[str, Any]) -> None:
         _require_same(facts, tell(link, facts), link.rank)
 
 
-def announce(link: Link, group: Collection[str], *, in_strips: bool) -> None:
-    """Tell the other ranks which streams the next pass folds, and whether they share the sums."""
+def announced(link: Link, group: Group, folding: Folding, *, in_strips: bool = False) -> Group:
+    """Tell the other ranks which streams the next pass folds, and whether they share the sums; return the same.
+
+    They do where the plan says so, where the pass was begun so, and without segments always.
+    """
+    in_strips = in_strips or group.in_strips or (link.ranks > 1 and not folding.segment_batches)
+    group = dataclasses.replace(group, in_strips=in_strips)
     if link.ranks > 1:
-        tell(link, {_GROUP: list(group), _STRIPS: in_strips})
+        tell(link, {_GROUP: group.plain})
+    return group
 
 
 def end_of(link: Link, progress: Progress) -> None:
@@ -62,10 +68,11 @@ def take_part(feed: RowFeed, folding: Folding, link: Link) -> None:
     """Do another rank's part of every pass that rank 0 announces."""
     first_pass = Batches()
     while told := tell(link, None):
+        group = Group.of_plain(told[_GROUP])
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = new_sink(feed, folding, executor, link, in_strips=told[_STRIPS], first_pass=first_pass)
+            sink = new_sink(feed, folding, executor, link, in_strips=group.in_strips, first_pass=first_pass)
             if not sink.ended:
-                feed.send(told[_GROUP], sink, folding, Silent())
+                feed.send(group, sink, folding, Silent())
             first_pass = sink.batches.batches
 
 

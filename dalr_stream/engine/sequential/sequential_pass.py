@@ -176,10 +176,13 @@ class SequentialPass:
             for (inputs, weight, bias), gradients in zip(layers, felt, strict=True)
         ]
         pair = factors_of(solved).at_rank(choice.size, layer=name)  # says so where it has no such rank
-        heldout = parts[0] in moments.heldout
-        judging = [moments.heldout[part] if heldout else layer[0] for part, layer in zip(parts, layers, strict=True)]
-        pairs = zip(solved, layers, judging, strict=True)
-        squares = [_squared_errors(one, layer[2], choice.size, seen) for one, layer, seen in pairs]
+        biases, judging = [bias for _, _, bias in layers], [inputs for inputs, _, _ in layers]
+        del layers
+        if parts[0] in moments.heldout:
+            judging.clear()  # moments that are on disk as well: those of held-out rows take as much memory
+            judging += [moments.heldout[part] for part in parts]
+        pairs = zip(solved, biases, judging, strict=True)
+        squares = [_squared_errors(one, bias, choice.size, seen) for one, bias, seen in pairs]
         before, after, whole = np.sum(squares, axis=0)
         inherited, error = relative(np.array([before, after]), float(whole))
         target = Target.STREAM if self._mends(name, current) else Target.OUTPUTS

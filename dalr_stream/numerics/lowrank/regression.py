@@ -163,17 +163,20 @@ def anchored_across(sums: Sums, lam: float, most: int, factor: RidgeFactor) -> F
     """
     w, s, between = sums.weight, sums.known_inputs, sums.known_cross
     m = w + factor.pull_back(factor.half((between - s.times(w)).T)).T
+    of_factor = facts(factor)
+    del factor  # a matrix of order d, which nothing below needs
     turn, reached = _within_reach(m, most)
     seen = s.times(reached)
     matrix, own = symmetric(seen @ reached.T), reached @ reached.T
     left = float(np.trace(sums.outputs) - 2.0 * np.vdot(m, between) + np.vdot(seen, reached)) + lam * _squares(w - m)
+    del seen
     matrix += lam * own
     eigen, notes = _ordered(matrix, own, most)
     basis, down = _turned(turn, eigen.vectors), eigen.vectors.T @ reached
     objective = left + _tail(eigen, 0.0 if eigen.values.size == min(w.shape) else float(np.trace(matrix)))
     distance = _squares(w) - float(np.vdot(down, 2.0 * basis.T @ w - down))
     error = float(objective[-1]) - lam * distance
-    return Fit(basis, down, objective, error, None, *facts(factor), notes)
+    return Fit(basis, down, objective, error, None, *of_factor, notes)
 
 
 def regression(sums: Sums, lam: float, most: int, factor: RidgeFactor, variant: Variant) -> Fit:

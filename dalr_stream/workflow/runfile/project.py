@@ -224,8 +224,17 @@ class Project:
         with self.code.importing():
             loaders = {domain: self.code.batches(domain) for domain in self.config.domains}
             if blocks:
-                keep, rule = self.config.accumulate.keep_moments, self.code.rows
-                return estimate_blocks(network, loaders, watched, folding, blocks=blocks, rows=rule, keep_moments=keep)
+                keep = self.config.accumulate.keep_moments
+                return estimate_blocks(
+                    network,
+                    loaders,
+                    watched,
+                    folding,
+                    blocks=blocks,
+                    rows=self.code.rows,
+                    keep_moments=keep,
+                    ranks=ranks,
+                )
             direct = not self.config.capture.keep_activations
             return estimate(network, loaders, watched, folding, rows=self.code.rows, direct=direct, ranks=ranks)
 

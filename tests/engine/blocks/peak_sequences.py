@@ -2,9 +2,10 @@
 
     python tests/engine/blocks/peak_sequences.py --hidden 1024 --between 2816 --heads 16 --blocks 8
 
-Prints a line of JSON: bytes of all weights, of one block, of what the dry run plans, and beyond the baseline at the
-peak. Weights are random, in bfloat16, of a decoder with grouped queries; no more than one block of them is ever made at
-once, and the network that comes out stays on disk. Every layer of each block is compressed to half of its width.
+Prints a line of JSON: bytes of all weights, of one block, of the sums of its heaviest pass and of solving from them, of
+what the dry run plans in all, and beyond the baseline at the peak. Weights are random, in bfloat16, of a decoder with
+grouped queries; no more than one block of them is ever made at once, and the network that comes out stays on disk. All
+layers of each block, or those of `--layers`, are compressed to half of their width.
 """
 
 import json
@@ -22,14 +23,16 @@ from dalr_stream.numerics.methods import Method
 
 
 def main():
-    args = parser().parse_args()
+    made = parser()
+    made.set_defaults(layers=["re:model.layers.*proj"])
+    args = made.parse_args()
     folder = Path(args.folder)
     shutil.rmtree(folder, ignore_errors=True)
     write_shards(args, folder / "weights")
     network = ds.open_network(lambda: built(args), folder / "weights")
     words = torch.randint(0, WORDS, (args.samples, args.tokens), generator=torch.Generator().manual_seed(1))
     batches = [{"input_ids": part} for part in words.split(args.batch)]
-    layers = ds.watch(network, ["re:model.layers.*proj"])
+    layers = ds.watch(network, args.layers)
     choices = {
         layer.name: ds.LayerChoice("dalr_anchored_affine", min(layer.inputs, layer.outputs) // 2) for layer in layers
     }
@@ -43,6 +46,8 @@ def main():
     found = {
         "weights": sum(parameter.nbytes for parameter in network.parameters()),
         "block": sum(parameter.nbytes for parameter in network.model.layers[0].parameters()),
+        "sums": max(one.folding.peak_bytes for block in plan.plans for one in block.passes),
+        "solving": max(one.solving_bytes for block in plan.plans for one in block.passes),
         "planned": plan.peak_bytes,
         "peak": peak_above(before),
         "compressed": sum(parameter.nbytes for parameter in result.network.parameters()),

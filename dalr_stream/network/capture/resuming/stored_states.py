@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,8 @@ from dalr_stream.network.capture.resuming.calls import Call
 from dalr_stream.network.capture.resuming.given import Form, form_of, mapped, tensors_in
 from dalr_stream.network.capture.resuming.kept_states import Room, State
 from dalr_stream.storage import schema
-from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.layout import UNFINISHED, remove_empty
+from dalr_stream.storage.places.place import Place, remove_folder
 from dalr_stream.storage.records.record import Arrays, load_record, origin_of, save_record
 from dalr_stream.storage.schema import ArraySpec
 
@@ -43,7 +42,7 @@ _ANOTHER_WAY = "blocks: for one of the batches {}: batches go different ways thr
 class StoredStream:
     """The batches of one domain on their way through a network, as one pass reads and writes them."""
 
-    root: Path
+    root: Place
     domain: str
     number: int
     """Of the pass: it reads what the one before gave, and writes what it gives."""
@@ -54,6 +53,8 @@ class StoredStream:
     """What identifies the network and its passes."""
     writes: bool = True
     """Whether a later pass reads what this one gives."""
+    removes: bool = True
+    """Whether records that nothing reads any more are removed here: of several ranks by the first."""
     name: str = STREAM
     since: int = 0
     """The pass that `name` begins with: what earlier ones gave is what the original's gave."""
@@ -103,13 +104,13 @@ class StoredStream:
 
     def drop_spent(self) -> None:
         """Remove the records that neither this pass nor a later one reads."""
-        for earlier in range(self.number - 1):
+        for earlier in range(self.number - 1 if self.removes else 0):
             if all(earlier not in place.values() for place in self.places[self.number - 1 :]):
                 remove_folder(self._folder(earlier))
 
     def drop_unread(self) -> None:
         """Remove what this pass and later ones gave: on the way back from the last one, this one reads none of it."""
-        for number in range(self.number, len(self.places)):
+        for number in range(self.number, len(self.places) if self.removes else 0):
             remove_folder(self._folder(number))
 
     def drop(self) -> None:
@@ -144,11 +145,11 @@ class StoredStream:
     def _is_own(self, number: int) -> bool:
         return self.name != STREAM and number >= self.since
 
-    def _folder(self, number: int) -> Path:
+    def _folder(self, number: int) -> Place:
         name = self.name if self._is_own(number) else STREAM
         return self.root / UNFINISHED / self.domain / f"{name}-{number}"
 
-    def _path(self, number: int, key: int) -> Path:
+    def _path(self, number: int, key: int) -> Place:
         return self._folder(number) / f"{key:012d}"
 
 

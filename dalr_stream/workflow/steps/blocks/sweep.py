@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from functools import partial
 
 from dalr_stream._version import __version__
-from dalr_stream.engine.blocks.accumulate import disk_of
 from dalr_stream.engine.blocks.by_block import statistics_by_block
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, StoreNotFoundError
@@ -56,7 +55,7 @@ def sweep(session: Session, fingerprint: str) -> None:
     """Go from the weights to the compressed network; killed, the same command goes on in that block."""
     project = session.project
     capture.require_own_store(session)
-    disk_of(project.store, session.ranks)
+    _require_alone(session)
     swept = SweptLayers(project, project.prospect(project.recorded), fingerprint, session.progress)
     for layer in swept.layers:
         swept.method(layer)
@@ -65,6 +64,15 @@ def sweep(session: Session, fingerprint: str) -> None:
     if not swept.written:
         _write(session, swept)
     _finish(session, swept)
+
+
+def _require_alone(session: Session) -> None:
+    """Raise ConfigError for several ranks: a block is solved before the next one is run."""
+    if session.ranks.ranks > 1:
+        raise ConfigError(
+            "accumulate.keep_moments: is false, and one process makes the sweep over the blocks: start it without a "
+            "launcher, or let the ranks accumulate, --set accumulate.keep_moments=true"
+        )
 
 
 def _require_nothing_kept(session: Session) -> None:
