@@ -67,6 +67,16 @@ class CachedNeighbours(Cached):
     parted_in, joined_of = staticmethod(neighbours), staticmethod(by_neighbours)
 
 
+class Learned(Rotary):
+    """Frequencies are a parameter."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        turns = self.turns
+        del self.turns
+        self.turns = nn.Parameter(turns)
+
+
 class ByPairs(Rotary):
     """A cosine and a sine of each pair side by side, in one buffer (tokens, pairs, 2) that is saved."""
 

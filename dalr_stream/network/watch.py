@@ -13,7 +13,7 @@ from typing import Any, overload
 from torch import nn
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.blocks.rehearsal import selections_in_pieces
+from dalr_stream.network.blocks.rehearsal import coupled_in_pieces
 from dalr_stream.network.capture.wrapped import plain_network
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.patterns import Pattern, listed
@@ -21,6 +21,7 @@ from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.attentions import attentions_among, with_heads
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
+from dalr_stream.network.structure.recorded import RecordedGroups
 from dalr_stream.network.surgery.rehearsal import try_heads, try_selections
 from dalr_stream.numerics.rows.streams import Side
 
@@ -30,8 +31,9 @@ class WatchedLayers(Sequence[LayerSpec]):
     """The layers that `watch` found: a sequence of `LayerSpec`, as `capture` and `accumulate` take it."""
 
     specs: tuple[LayerSpec, ...]
-    structure: Structure | None = None
-    """Which channels are coupled, for `compress(..., example=layers.structure)`; None without an example."""
+    structure: Structure | RecordedGroups | None = None
+    """Which channels are coupled, for `compress(..., example=layers.structure)`; None without an example. Of a network
+    from `open_network` what was found within its blocks, for `sizes` alone."""
 
     @overload
     def __getitem__(self, index: int) -> LayerSpec: ...
@@ -74,7 +76,7 @@ def watch(
         A batch as `capture` takes it, or a `Structure` of `model`. With it, channels can be selected: each layer
         carries its group of coupled channels, or the reason why there is none (`unprunable`), and the readers of each
         group are watched too: the network was run without some of them, on a copy. Low rank needs no example. Of a
-        network from `open_network`, channels are selected within blocks; see `compress_into`.
+        network from `open_network`, channels are selected, and heads narrowed, within blocks; see `compress_into`.
     outputs
         Patterns of layers whose outputs are recorded as well, as `name@outputs`: targets for regression, and all that
         anchored DALR needs where a layer has many more inputs than outputs.
@@ -126,23 +128,22 @@ def watch(
     """
     model = plain_network(model)
     specs = select_layers(model, patterns)
-    structure = None
+    structure, groups = None, None
     if example is not None and weights_elsewhere(model) is not None:
-        specs = selections_in_pieces(model, specs, example)
+        specs = coupled_in_pieces(model, specs, example, narrows=heads)
+        groups = RecordedGroups(specs)
     elif example is not None:
         structure = example if isinstance(example, Structure) else Structure.of(model, example)
         specs = with_selections(specs, structure)
-    if heads:
-        if structure is None:
-            raise InvalidInputError(
-                "watch: which layers are an attention shows when a batch goes through: give example="
-            )
+    if heads and example is None:
+        raise InvalidInputError("watch: which layers are an attention shows when a batch goes through: give example=")
+    if heads and structure is not None:
         specs = with_narrower_heads(specs, structure)
     for side, given in ((Side.OUTPUTS, outputs), (Side.GRADIENTS, gradients)):
         wanted = listed(given)
         if wanted:
             specs += select_layers(model, wanted, side=side)
-    return WatchedLayers(specs, structure)
+    return WatchedLayers(specs, structure or groups)
 
 
 def with_selections(layers: Sequence[LayerSpec], structure: Structure) -> tuple[LayerSpec, ...]:

@@ -31,6 +31,9 @@ from dalr_stream.workflow.runfile.finetune_section import OUTPUTS, FinetuneSecti
 from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.runfile.sections import DataSection
+from dalr_stream.workflow.steps.blocks.networks import compresses_by_blocks, scores_by_blocks
+from dalr_stream.workflow.steps.blocks.score_by_blocks import score_once_by_blocks
+from dalr_stream.workflow.steps.evaluate import NAME as EVALUATE
 from dalr_stream.workflow.steps.scores.scoring import score_on
 
 
@@ -156,8 +159,12 @@ def _try_metric(project: Project, key: str, section: LabelledSection) -> None:
         return
     with project.code.importing():
         scoring = score_on(project, key, section)
+        scoring = dataclasses.replace(scoring, batches=list(islice(scoring.batches, 1)))
         try:
-            dataclasses.replace(scoring, batches=list(islice(scoring.batches, 1)))(project.stand_in())
+            if (scores_by_blocks if key == EVALUATE else compresses_by_blocks)(project):
+                score_once_by_blocks(project, scoring)
+            else:
+                scoring(project.stand_in())
         except DalrStreamError:
             raise
         except Exception as error:  # whatever a metric of one's own raises is a fact of the dry run

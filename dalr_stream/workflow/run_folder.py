@@ -68,6 +68,13 @@ def _own(project: Project) -> tuple[Path, ...]:
     """Return what steps write into the folder, whole, under a temporary name first; the store clears its own."""
     decided = (project.compression, project.swept, project.stability)
     records = (project.weights_record, project.evaluation, *decided, project.finetuning)
-    folders = (project.compressed, project.finetuned, project.sequence, project.pass_moments, project.unfinished)
+    folders = (
+        project.compressed,
+        project.finetuned,
+        project.sequence,
+        project.pass_moments,
+        project.unfinished,
+        project.measuring,
+    )
     files = (project.weights, project.report_record, project.output / step_log.FILE, project.output / profile.FILE)
     return (*records, *folders, *files)

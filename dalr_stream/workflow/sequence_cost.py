@@ -23,7 +23,7 @@ from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.workflow.runfile.compress_section import Order
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.blocks.networks import compresses_by_blocks
-from dalr_stream.workflow.steps.sequential import folding_of
+from dalr_stream.workflow.steps.sequential import folding_of, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,7 @@ def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | BlockS
         return None
     store = project.prospect(network)
     named = [name for pattern in project.config.compress.layers for name in match_names(pattern, store.layers)]
-    methods = {
-        name: [method for method in project.methods(store, name) if method.family is not Family.HEADS]
-        for name in named or project.layers_in(store)
-    }
+    methods = {name: project.methods(store, name) for name in named or project.layers_in(store)}
     if weights_elsewhere(network) is not None and compresses_by_blocks(project):
         return _by_blocks(project, network, {name: known for name, known in methods.items() if known})
     selects = any(method.family is Family.SELECTION for known in methods.values() for method in known)
@@ -77,12 +74,12 @@ def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | BlockS
     passes = order_of_execution(network, first, list(methods))
     selected = [name for name, known in methods.items() if any(one.family is Family.SELECTION for one in known)]
     mending = list(methods) if project.config.compress.target is Target.STREAM else []
-    watched = watched_in_passes(
-        network, list(methods), selected, structure, [one for one in selected if one in mending]
-    )
+    heads = {name: store.heads[name] for name, known in methods.items() if Method.HEADS in known}
+    names = [*methods, *(one for layout in heads.values() for one in layout.layers[:-1])]
+    watched = watched_in_passes(network, names, selected, structure, [one for one in selected if one in mending])
     batch = PairMemory.of([network], first, watched, project.code.rows)
-    plan = plan_passes(PassesOf(network, passes, methods, structure, mending), folding_of(project), batch)
-    return SequenceCost(plan, samples * kept_of_sample(network, first, passes, ()))
+    plan = plan_passes(PassesOf(network, passes, methods, structure, mending, heads), folding_of(project), batch)
+    return SequenceCost(plan, samples * kept_of_sample(network, first, passes, (), heads))
 
 
 def _by_blocks(project: Project, network: nn.Module, methods: Mapping[str, Sequence[Method]]) -> BlockSequenceCost:
@@ -95,6 +92,7 @@ def _by_blocks(project: Project, network: nn.Module, methods: Mapping[str, Seque
         folding_of(project),
         blocks=project.config.network.blocks or True,
         target=project.config.compress.target,
+        source=source_of(project),
         rows=project.code.rows,
     )
 

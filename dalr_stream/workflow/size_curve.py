@@ -49,6 +49,7 @@ def at_share(project: Project, rule: str, share: str) -> Project:
     folder = project.output / FOLDER / f"{rule}-{100 * other.config.compress.share:g}"
     other.compressed, other.compression = folder / "network", folder / "compression.json"
     other.sequence, other.pass_moments = folder / "sequence", project.output / FOLDER / "passes"
+    other.measuring = folder / "measuring"
     return other
 
 

@@ -16,12 +16,13 @@ from torch import nn
 from dalr_stream.engine.sequential.blocks.estimate import BlockSequenceCost
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import MemoryLimitError
-from dalr_stream.network.blocks.pieces import largest_piece_bytes
+from dalr_stream.network.blocks.pieces import Pieces, largest_piece_bytes
 from dalr_stream.network.capture.batches import LABELS, few_samples, labelled, refusals_explained
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.measure.memory import ForwardMemory, forward_memory, weights_bytes
 from dalr_stream.network.measure.output_distance import measuring_bytes
 from dalr_stream.network.structure.graph import EXAMPLES
+from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.streaming.cost import in_mib
 from dalr_stream.streaming.plan import MemoryPlan
 from dalr_stream.streaming.solving_cost import (
@@ -142,7 +143,11 @@ def _compress(
         one = max((solution_bytes(layer) + replacement_bytes(layer) for layer in layers), default=0)
         words = "a block, its layers' replacements, solutions as far as they are kept, one more"
         held = largest_piece_bytes(network) + _kept_solutions(project, layers) + one + SMALL_THINGS
-        yield StepMemory("compress", held, words, (fewer,))
+        smaller: tuple[str, ...] = ()
+        if project.config.compress.within_budget:
+            deciding, smaller = _deciding(project, network, _of_largest_piece(network, layers))
+            held, words = held + deciding, f"{words}, what is measured"
+        yield StepMemory("compress", held, words, (fewer, *smaller))
         if sequence is not None:
             words = "a block and its compressed copy, a pass of both, what is kept between its passes"
             yield StepMemory("compress in turn", sequence.peak_bytes, words, (fewer,))
@@ -157,6 +162,14 @@ def _compress(
             at_once = "compress all layers at once (compress.order = 'parallel')"
             tried = kept if project.config.compress.within_budget else 0  # while the best are built in turn
             yield StepMemory("compress in turn", weights + tried + sequence.peak_bytes, words, (at_once, fewer))
+
+
+def _of_largest_piece(network: nn.Module, layers: Sequence[SolvedLayer]) -> list[SolvedLayer]:
+    """Return the layers of the piece in the place of which candidates have most."""
+    pieces, found = Pieces.of(network), dict[str | None, list[SolvedLayer]]()
+    for layer in layers:
+        found.setdefault(pieces.holding(module_name(layer.name)), []).append(layer)
+    return max(found.values(), key=lambda within: sum(map(replacement_bytes, within)), default=[])
 
 
 def _kept_solutions(project: Project, layers: Sequence[SolvedLayer]) -> int:

@@ -3,8 +3,8 @@
     python pipelines/sentences/sentences_attention.py
 
 Queries, keys, values and output of all six blocks, at the same share of their weights: those that scores and outputs
-lose least by, or those that the hidden states feel least. No labels and no fine-tuning; scores as in
-`sentences_budgets.py`.
+lose least by, or those that the hidden states feel least; and one attention after the other, its output layer solved
+for what it reads by then. No labels and no fine-tuning; scores as in `sentences_budgets.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.network import Structure
 from dalr_stream.numerics import HeadLayout, NarrowedHeads, head_factors
-from sentences_budgets import BUDGETS, FELT, Scores, head, plain, print_table
+from sentences_budgets import BUDGETS, FELT, ROWS, Scores, head, plain, print_table
 
+EVERY = ds.Folding(ds.HoldoutRule(0.0))
 OUTPUT = "encoder.layer.{}.attention.output.dense"
 PAIRS = (ds.Method.SVD, ds.Method.DALR_ANCHORED_AFFINE, ds.Method.DALR_WEIGHTED_AFFINE)
 
@@ -31,6 +32,14 @@ def narrowed(
     return {one.layout.output: one.at_size(int(share * one.layout.size)) for one in heads}
 
 
+def in_turn(
+    model: nn.Module, batches: Iterable[Any], layouts: Iterable[HeadLayout], share: float, target: str
+) -> nn.Module:
+    """Return the network with the same heads, one attention after the other."""
+    choices = {one.output: ds.LayerChoice(ds.Method.HEADS, int(share * one.size)) for one in layouts}
+    return ds.compress_sequentially(model, batches, choices, target=target, rows=ROWS, folding=EVERY).network
+
+
 def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     """Yield the lines of the table in Markdown, each as soon as it is known."""
     structure = Structure.of(model, next(iter(batches)))
@@ -39,7 +48,9 @@ def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     statistics = ds.accumulate(model, batches, ds.watch(model, watched, gradients=watched), rows=FELT)
 
     def cell(replacements: Mapping[str, Any]) -> str:
-        small = ds.compress(model, replacements, example=structure)
+        return scored(ds.compress(model, replacements, example=structure))
+
+    def scored(small: nn.Module) -> str:
         left = sum(_weights(small, name) for name in watched) / sum(_weights(model, name) for name in watched)
         cosine, same = scores(small)
         return f"{cosine:.3f}, {same:.0%} ({left:.1%})"
@@ -51,6 +62,9 @@ def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     for weighted, words in ((False, ""), (True, ", weighted")):
         cells = (cell(narrowed(statistics, layouts, share, weighted=weighted)) for share in BUDGETS)
         yield f"| heads of fewer dimensions{words} | " + " | ".join(cells) + " |"
+    for target, words in (("outputs", ""), ("stream", ", towards the stream")):
+        cells = (scored(in_turn(model, batches, layouts, share, target)) for share in BUDGETS)
+        yield f"| heads of fewer dimensions, layer after layer{words} | " + " | ".join(cells) + " |"
 
 
 def _weights(model: nn.Module, name: str) -> int:

@@ -15,6 +15,7 @@ from torch import nn
 import dalr_stream as ds
 from dalr_stream.engine.sizes.choice import choose_sizes, networks_in_turn, networks_to_measure
 from dalr_stream.engine.sizes.forms import SolvedLayer, forms_of
+from dalr_stream.engine.sizes.measuring import OneByOne
 from dalr_stream.errors import InvalidInputError, NonFiniteError, RankError, UnsupportedLayerError
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import with_readers
@@ -77,7 +78,7 @@ def test_where_losses_add_up_the_prediction_is_the_measurement(decays, share, da
     forms = blocks(decays)
     weights = {layer.name: data.draw(st.floats(0.1, 10.0)) for layer in forms}
     network = Adding(forms, weights)
-    choice = choose_sizes(forms, share, network.networks, network.distance)
+    choice = choose_sizes(forms, share, OneByOne(network.networks, network.distance))
     assert network.built <= networks_to_measure(sum(len(layer.solved) for layer in forms), 4)
     for candidate in choice.candidates:
         assert candidate.predicted == pytest.approx(candidate.distance, rel=1e-9)
@@ -104,11 +105,11 @@ def test_a_score_chooses_and_the_distance_among_equals():
     def score(sizes):
         return float(all(family is Family.LOW_RANK for family, _ in sizes.values()))
 
-    choice = choose_sizes(forms, 0.5, network.networks, network.distance, score=score)
+    choice = choose_sizes(forms, 0.5, OneByOne(network.networks, network.distance, score))
     assert choice.chosen.plan == "factor pairs"
     equals = [one.distance for one in choice.candidates if one.score == 1.0]
     assert choice.chosen.distance == min(equals)
-    worse = choose_sizes(forms, 0.5, network.networks, network.distance, score=score, higher=False)
+    worse = choose_sizes(forms, 0.5, OneByOne(network.networks, network.distance, score), higher=False)
     assert worse.chosen.score == 0.0
 
 
@@ -119,7 +120,7 @@ def test_a_layer_that_breaks_the_outputs_is_named():
         raise NonFiniteError("not finite")
 
     with pytest.raises(NonFiniteError, match=r"layer '0\.wide' at size 2: not finite"):
-        choose_sizes(forms, 0.5, lambda sizes: sizes, distance)
+        choose_sizes(forms, 0.5, OneByOne(lambda sizes: sizes, distance))
 
 
 def test_a_candidate_that_breaks_the_outputs_is_named():
@@ -131,14 +132,14 @@ def test_a_candidate_that_breaks_the_outputs_is_named():
         return 0.5
 
     with pytest.raises(NonFiniteError, match="factor pairs by what the outputs lose: not finite"):
-        choose_sizes(forms, 0.5, lambda sizes: sizes, distance)
+        choose_sizes(forms, 0.5, OneByOne(lambda sizes: sizes, distance))
 
 
 def test_a_budget_below_the_smallest_sizes_is_refused():
     forms = blocks([(0.7, 0.8)])
     network = Adding(forms, {layer.name: 1.0 for layer in forms})
     with pytest.raises(InvalidInputError, match=r"smallest sizes \(0.wide 1, 0.narrow 8\) cost 16 and the budget is 3"):
-        choose_sizes(forms, 0.01, network.networks, network.distance)
+        choose_sizes(forms, 0.01, OneByOne(network.networks, network.distance))
 
 
 class Gated(nn.Module):
@@ -178,7 +179,7 @@ def test_layers_of_one_group_lose_their_nodes_together():
         with torch.no_grad():
             return float((small(x) - model(x)).square().sum() / model(x).square().sum())
 
-    choice = choose_sizes([gate, up, down], 0.5, networks, distance)
+    choice = choose_sizes([gate, up, down], 0.5, OneByOne(networks, distance))
     for candidate in choice.candidates:
         small = networks(candidate.sizes)
         assert sum(p.numel() for p in small.parameters() if p.dim() == 2) <= 0.5 * 3 * 6 * 12
@@ -250,7 +251,7 @@ def test_networks_are_tried_one_at_a_time():
         return network
 
     gaps = Adding(forms, {layer.name: 1.0 for layer in forms})
-    choose_sizes(forms, 0.5, networks, lambda network: gaps.distance(sizes_of[id(network)]))
+    choose_sizes(forms, 0.5, OneByOne(networks, lambda network: gaps.distance(sizes_of[id(network)])))
     assert max(most) == 1
     assert len(most) > 8
 
@@ -335,7 +336,7 @@ def test_sizes_for_layers_in_turn_are_chosen_among_networks_that_were_compressed
 
     plan = ds.sizes(model, statistics, distance, 0.4, layers=names, structure=layers.structure, in_turn=in_turn)
     choice = plan.choice
-    assert len(built) == len(choice.candidates) <= networks_in_turn(selects=True)
+    assert len(built) == len(choice.candidates) <= networks_in_turn(narrows=True)
     assert distance(in_turn(plan.choices)) == choice.chosen.distance == min(one.distance for one in choice.candidates)
     plain = {(one.rule, one.factored_alone) for one in choice.candidates}
     assert plain == {(one.rule, one.factored_alone) for one in choice.at_once}

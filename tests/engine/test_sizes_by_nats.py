@@ -38,6 +38,11 @@ class Named:
         return family, size
 
 
+def scored_whole(build, score):
+    """Build each network of a menu, and score it."""
+    return lambda menu, sizes: score(build(menu.replacements(sizes)))
+
+
 def curve(name, shape, family, decay, at_stake, reads=()):
     top = shape.break_even_rank if family is Family.LOW_RANK else shape.outputs - 1
     whole = shape.max_rank if family is Family.LOW_RANK else shape.outputs
@@ -86,7 +91,7 @@ drawn = st.tuples(st.floats(0.3, 0.9), st.floats(0.3, 0.9), st.floats(0.01, 10.0
 def test_what_is_kept_keeps_the_score_and_is_smaller_than_the_network(layers, drop, data):
     menus = [Menu(Named(), blocks(layers))]
     score = Score(menus, {of.name: data.draw(st.floats(0.01, 1.0)) for of in menus[0].forms})
-    found = smallest_within(menus, dict, score, lambda value: value >= 1.0 - drop)
+    found = smallest_within(menus, scored_whole(dict, score), lambda value: value >= 1.0 - drop)
     assert len(found.attempts) == score.asked <= networks_at_most(1, 4)[1]
     good = [one for one in found.attempts if one.score >= 1.0 - drop]
     assert [one for one in found.attempts if one.good] == good
@@ -112,7 +117,7 @@ def test_a_score_that_is_the_networks_size_is_kept_to_a_rank(least):
     def score(sizes):
         return 1.0 - sum(M * D - size * (M + D) for _, size in sizes.values()) / whole
 
-    found = smallest_within([menu], dict, score, lambda value: value >= least)
+    found = smallest_within([menu], scored_whole(dict, score), lambda value: value >= least)
     assert found.chosen.score == pytest.approx(found.chosen.left)
     assert least <= found.chosen.left <= least + (M + D + 1) / whole
     assert len(found.attempts) <= networks_at_most(1, 1)[0]
@@ -135,8 +140,8 @@ def test_a_better_menu_is_found_after_a_worse_one_for_a_few_more_networks():
     def score(losses):
         return 1.0 - sum(losses.values())
 
-    alone = smallest_within([worse], dict, score, lambda value: value >= 0.6, progress=notes)
-    both = smallest_within([worse, better], dict, score, lambda value: value >= 0.6)
+    alone = smallest_within([worse], scored_whole(dict, score), lambda value: value >= 0.6, progress=notes)
+    both = smallest_within([worse, better], scored_whole(dict, score), lambda value: value >= 0.6)
     assert both.chosen.left < alone.chosen.left
     assert both.chosen.menu is better
     assert both.chosen.plan.endswith(", better")
@@ -146,7 +151,7 @@ def test_a_better_menu_is_found_after_a_worse_one_for_a_few_more_networks():
 
 def test_nothing_good_enough_leaves_the_network_as_it_is():
     menus = [Menu(Named(), blocks([(0.5, 0.5, 1.0)]))]
-    found = smallest_within(menus, dict, lambda _: -1.0, lambda value: value >= 0.0)
+    found = smallest_within(menus, scored_whole(dict, lambda _: -1.0), lambda value: value >= 0.0)
     assert found.chosen is None
     assert found.attempts
 
@@ -159,7 +164,9 @@ def test_nodes_that_cannot_go_are_said_and_left():
             raise UnsupportedLayerError("layer '0.wide': its nodes are added to the input")
         return sizes
 
-    found = smallest_within(menus, build, Score(menus, {"0.wide": 1, "0.narrow": 1}), lambda v: v > 0.5, progress=notes)
+    found = smallest_within(
+        menus, scored_whole(build, Score(menus, {"0.wide": 1, "0.narrow": 1})), lambda v: v > 0.5, progress=notes
+    )
     assert found.chosen.plan == "factor pairs"
     assert any("search: selections: layer '0.wide': its nodes are added" in text for text in notes.said)
 
@@ -172,9 +179,9 @@ def test_only_forms_of_which_nats_are_known_count_and_layers_without_any_end_the
     forms = blocks([(0.5, 0.2, 1.0)])
     half = [Forms(of.unchanged, of.factored, of.selected and without_nats(of.selected)) for of in forms]
     assert [bool(of.selected) for of in forms_in_nats(half)] == [False, False]
-    assert {one.plan for one in smallest_within([Menu(Named(), half)], dict, lambda _: 1.0, bool).attempts} == {
-        "factor pairs"
-    }
+    assert {
+        one.plan for one in smallest_within([Menu(Named(), half)], scored_whole(dict, lambda _: 1.0), bool).attempts
+    } == {"factor pairs"}
     bare = [Forms(of.unchanged, without_nats(of.factored), of.selected and without_nats(of.selected)) for of in forms]
     menus = [Menu(Named(), forms), Menu(Named(), half), Menu(Named(), bare)]
     assert felt_menus(menus) == menus[:2]

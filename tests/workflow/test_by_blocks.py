@@ -1,11 +1,13 @@
 """A run file whose network goes block by block: store, solutions and steps are those of the whole network."""
 
+import json
 import re
 import shutil
 import sys
 
 import pytest
 import torch
+from notes import Notes
 from stopping import StopAfter, StoppedError
 from torch import nn
 from tower_run_file import BY_BLOCKS, files, named, write_tower
@@ -79,6 +81,37 @@ def test_a_network_is_compressed_and_scored_block_by_block(sizes, run_file):
     assert all(torch.equal(blocks[name], whole[name]) for name in whole)
     assert scores == other_scores
     assert record == other_record
+
+
+METRICS = """
+
+def margin(model, batches):
+    place = next(model.parameters()).device
+    return sum(float(model(x.to(place)).detach().sum()) for x, _ in batches) / 1e4
+
+
+def symmetric(model, batches):
+    return sum(float((model(x) - model(-x)).detach().sum()) for x, _ in batches) / 1e4
+"""
+
+
+@pytest.mark.parametrize("metric", ["margin", "symmetric"])
+def test_a_metric_that_only_calls_the_network_goes_block_by_block(metric, run_file):
+    code = run_file.with_name("tower.py")
+    code.write_text(code.read_text() + METRICS)
+    settings = [*named(run_file), "evaluate.batches='tower:target'", "evaluate.ranks=[]", "evaluate.higher=true"]
+    settings += [f"evaluate.metric='tower:{metric}'", "evaluate.range=[-inf, inf]"]
+    found = []
+    dry_run(project_of(run_file, *settings)).require()
+    for blocks in ("true", "false"):
+        progress = Notes()
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"], progress=progress)
+        run.all()
+        noted = [line for line in progress.said if "every block is read again for each batch" in line]
+        assert len(noted) == (2 if blocks == "true" and metric == "symmetric" else 0)
+        found.append([(one.label, one.score, one.macs) for one in run.results.sizes])
+        shutil.rmtree(run.project.output)
+    assert found[0] == found[1]
 
 
 GRADIENTS = ["network.gradients=['blocks.*']", "gradients.draws=2", "solve.methods=['svd', 'dalr_weighted_affine']"]
@@ -236,6 +269,7 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     ("setting", "message"),
     [
         ("capture.keep_activations=true", "network.blocks: rows are folded as the blocks make them: set capture.keep"),
+        ("network.gradients=['*']", "network.blocks: gradients come from the end of the network"),
         (
             "solve.methods=['svd', 'heads']",
             "network.blocks: heads need the network whole: leave 'heads' out of solve.methods",
@@ -280,3 +314,84 @@ def test_a_plan_block_by_block_needs_neither_weights_nor_data(run_file):
     assert found.stream_bytes == plan.stream_bytes
     assert (found.groups, found.blocks, found.peak_bytes) == (plan.groups, plan.blocks, plan.peak_bytes)
     assert found.disk_bytes == plan.disk_bytes
+
+
+BUDGETS = {
+    "params": ['compress.params="50%"'],
+    "macs, scored": [
+        'compress.macs="50%"', "validation.batches='tower:target'", "validation.options={samples=30}",
+    ],
+    "network, selections, by cosine": [
+        'compress.network="70%"', "solve.methods=['spectral', 'dalr_anchored_affine']", "compress.distance='cosine'",
+        "accumulate.heldout_share=0.3", "network.layers=['blocks.*.up']",  # no nodes of the stream, which reach beyond
+    ],
+    "a score": [
+        'compress.max_drop="4%"', "validation.batches='tower:target'", "validation.options={samples=40}",
+        "validation.ranks=[1, 2, 4]", "compress.method='svd'",
+    ],
+    "a score, by nats": [
+        *GRADIENTS, 'compress.max_drop="4%"', "validation.batches='tower:target'", "validation.options={samples=40}",
+    ],
+    "in turn": ['compress.params="50%"', "compress.order='sequential'", "compress.samples=20"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", BUDGETS.values(), ids=BUDGETS)
+def test_a_budget_is_shared_out_with_one_block_in_memory(settings, run_file):
+    found = {}
+    for blocks in ("true", "false"):
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
+        run.accumulate()
+        run.compress()
+        assert ("network" in vars(run.project)) == (blocks == "false")
+        record = json.loads((run.project.output / "compression.json").read_text())["content"]["content"]
+        del record["gain"]  # block by block no two networks are there to be compared
+        found[blocks] = ds.load(run.project.compressed, run.project.code.build).state_dict(), record
+        assert not run.project.measuring.exists()
+        shutil.rmtree(run.project.output)
+    (state, record), (whole, other) = found.values()
+    assert record == other
+    kinds = [record[key] for key in ("search", "choice", "by_nats") if record[key]]
+    assert max(len(kind.get(key, ())) for kind in kinds for key in ("steps", "trials", "networks")) > 2
+    assert state.keys() == whole.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in whole.items())
+
+
+def test_a_choice_of_sizes_that_was_stopped_goes_on(run_file):
+    settings = BUDGETS["params"]
+    run = ds.Run.open(run_file, set=settings)
+    run.accumulate()
+    run.compress()
+    expected = files(run.project.output)
+    shutil.rmtree(run.project.compressed)
+    (run.project.output / "compression.json").unlink()
+    titles = []
+    for reports in (2, 4, 3):
+        progress = StopAfter(reports)
+        with pytest.raises(StoppedError):
+            ds.Run.open(run_file, set=settings, progress=progress).compress()
+        titles.append(progress.titles)
+    alone, candidates = "compress: one layer at a time", "compress: candidates"
+    assert titles == [[alone], [alone, candidates], [candidates]]
+    ds.Run.open(run_file, set=settings).compress()
+    names = ["compression.json", *(name for name in expected if name.startswith("compressed/model"))]
+    assert all(files(run.project.output)[name] == expected[name] for name in names)
+
+
+GENERATING = """
+
+def generated(model, batches):
+    return float(sum(model.generate(x) for x, _ in batches))
+"""
+
+
+def test_a_metric_that_candidates_cannot_be_given_is_named(run_file):
+    code = run_file.with_name("tower.py")
+    code.write_text(code.read_text() + GENERATING)
+    scored = ["validation.batches='tower:target'", "validation.metric='tower:generated'", "validation.higher=true"]
+    run = ds.Run.open(run_file, set=['compress.params="50%"', *scored])
+    run.accumulate()
+    message = r"validation\.metric: 'tower:generated' may do no more with a network than call it.*AttributeError"
+    with pytest.raises(UnsupportedLayerError, match=message):
+        run.compress()
+    assert "network" not in vars(run.project)

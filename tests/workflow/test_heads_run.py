@@ -12,13 +12,14 @@ from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.plan import NarrowHeads
 from dalr_stream.numerics import head_factors
-from dalr_stream.numerics.methods import Family, Method
+from dalr_stream.numerics.methods import Method
 from dalr_stream.report.records.results import Results
 from dalr_stream.workflow.results.inspect import layer_costs, solution_facts
 from dalr_stream.workflow.results.tables import layer_facts
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.sequential import folding_of
 from dalr_stream.workflow.steps.sizes.compression import Compression
 
 CODE = """
@@ -252,8 +253,10 @@ def test_what_was_solved_is_listed(opened):
         ([named(2, "block.up")], None, "'heads' was not solved: layer 'block.up': the heads of its attention cannot"),
         ([named(5)], None, r"number of dimensions of each head must lie in 1\.\.4, got 5"),
         ([named(2), "network.options={rotary=true}"], None, "'heads' was not solved: .* enter through their inner"),
-        ([], {"energy": "90%", "method": "heads", "order": "sequential"}, "four layers"),
-        ([named(2), 'compress.order="sequential"'], None, "four layers"),
+        (
+            [*GRADIENTS, named(2, method="heads_weighted"), 'compress.order="sequential"'], None,
+            "needs gradients of two layers of the original, and compress.order is .*: take 'heads'",
+        ),
         (['network.layers=["*.attention.*"]'], {"singular_values": "90%", "method": "heads"}, "which has none"),
         (['compress={"block.attention.o" = { method = "heads", retention = 0.9 }}'], None, "'heads' narrows heads"),
         (['solve.methods=["heads_weighted"]'], None, "needs the gradients of the layers"),
@@ -265,10 +268,27 @@ def test_what_heads_cannot_do_is_refused_before_anything_long(opened, overrides,
         opened('network.layers=["block.*"]', *overrides, sizes=sizes).all()
 
 
-def test_in_turn_a_budget_is_shared_out_without_heads(opened):
-    attention, sizes = 'network.layers=["*.attention.*"]', {"params": "60%", "samples": 30, "order": "sequential"}
-    run = opened(attention, sizes=sizes)
+@pytest.mark.parametrize("sizes", [{"params": "60%", "samples": 30}, {"energy": "70%", "method": "heads"}])
+def test_in_turn_heads_are_weighed_and_solved_as_well(opened, sizes):
+    attention = 'network.layers=["*.attention.*"]'
+    run = opened(attention, *GRADIENTS, sizes={**sizes, "order": "sequential"})
     compress(run)
     record = Compression.read(run.project.compression)
-    assert not any("heads" in trial.plan for trial in (*record.choice.trials, *record.choice.at_once))
-    assert all(layer.method.family is not Family.HEADS for layer in record.layers.values())
+    if "params" in sizes:
+        assert any("heads" in trial.plan for trial in record.choice.trials)
+        assert any("heads" in trial.plan for trial in record.choice.at_once)
+    else:
+        assert [layer.method for layer in record.layers.values()] == [Method.HEADS]
+    assert all(layer.method is not Method.HEADS_WEIGHTED for layer in record.layers.values())
+    assert saved(run).block.attention.o.in_features <= 16
+
+
+def test_in_turn_heads_that_are_named_are_those_of_compress_sequentially(opened):
+    run = opened(named(2), 'compress.order="sequential"', 'compress.target="stream"')
+    run.all()
+    small, batches = saved(run), run.project.code.batches("target")
+    choice, folding = {OUTPUT: ds.LayerChoice("heads", 2)}, folding_of(run.project)
+    twin = ds.compress_sequentially(run.project.network, batches, choice, target="stream", folding=folding)
+    assert torch.equal(outputs(small), outputs(twin.network))
+    assert Compression.read(run.project.compression).gain.passes == ((OUTPUT,),)
+    assert not run.project.sequence.exists()

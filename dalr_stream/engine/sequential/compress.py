@@ -4,6 +4,8 @@
         low rank     X from the network as compressed so far, Z from the original: cross moments
         selection    the nodes as their readers read them in the network as compressed so far, restored towards what
                      they read in the original: cross moments
+        heads        narrower by what the layers of their attention read in the network as compressed so far; then the
+                     output layer on what it reads of them, towards what it gives in the original: cross moments
         put it in place
 
 Compressed all at once (`compress`), every layer is solved for inputs that it no longer gets. Here each makes up, as far
@@ -27,7 +29,6 @@ from dalr_stream.engine.sequential.blocks.compress import compress_by_blocks
 from dalr_stream.engine.sequential.passes import SequentialCompression, last_of, sequential_passes
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice
 from dalr_stream.engine.sequential.targets import Target
-from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.blocks.passes import Blocks
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
@@ -63,8 +64,9 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
         Of the target domain, as for `accumulate`; every pass must see the same batches in the same order, which is
         checked.
     choices
-        Layer name -> `LayerChoice(method, size)`, in any order: low rank on some layers, selections on others. Every
-        low-rank method takes cross moments; truncated SVD needs none, and its pass only measures its error.
+        Layer name -> `LayerChoice(method, size)`, in any order: low rank on some layers, selections on others, heads
+        under the output layers of their attentions. Every low-rank method takes cross moments; truncated SVD needs
+        none, and its pass only measures its error.
     target
         Towards what layers are solved: "outputs", what each gives in the original; or "stream", where what it gives is
         added to a residual stream, besides towards what that stream has lost by then. A selection whose nodes such a
@@ -79,8 +81,7 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
         Compress block by block, one block in memory at a time and what the blocks of both networks give in `store`:
         True finds the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s that they are members of. One
         sweep: a block is solved, and what it gives goes on to the next. A network from `open_network` is always
-        compressed so, and the result reads its compressed blocks from `store`. Selections stay within a block, and one
-        domain goes through the blocks: no MoMaSP.
+        compressed so, and the result reads its compressed blocks from `store`. Selections stay within a block.
     rows, folding
         As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The held-out share
         measures errors, and no solution is fitted to it.
@@ -95,8 +96,8 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     Raises
     ------
     LayerNotFoundError, UnsupportedLayerError
-        Before any pass: a layer of no known kind, not called exactly once, or whose nodes cannot be pruned; or no layer
-        that writes into a stream, where streams are the target.
+        Before any pass: a layer of no known kind, not called exactly once, or whose nodes cannot be pruned, or heads
+        narrowed; or no layer that writes into a stream, where streams are the target.
     RankError
         Before any pass, for a size that a layer does not have; in a pass, where a selection left a later layer fewer
         inputs than its rank.
@@ -114,10 +115,10 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     Notes
     -----
     Cost: one pass for each layer, through what lies between it and the layer before in both networks; layers that read
-    the same tensor share one. Memory: three networks; the lanes of a pass's layers, d + min(d, m) wide each, for a
-    selection twice as wide as what reads its nodes; and what is kept between the passes, `KEPT_BYTES` or what the
-    memory limit leaves. Block by block, one run more through each block of both networks, and a block in the place of
-    the networks.
+    the same tensor share one, and heads take two. Memory: three networks; the lanes of a pass's layers,
+    d + min(d, m) wide each, for a selection twice as wide as what reads its nodes; and what is kept between the passes,
+    `KEPT_BYTES` or what the memory limit leaves. Block by block, one run more through each block of both networks, and
+    a block in the place of the networks.
 
     Examples
     --------
@@ -132,17 +133,13 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     2
     """
     if blocks or weights_elsewhere(model) is not None:
-        if source is not None:
-            raise InvalidInputError(
-                "compress_sequentially: block by block, one domain alone goes through the blocks: leave source out, or "
-                "compress the network whole"
-            )
         return compress_by_blocks(
             model,
             batches,
             choices,
             blocks=blocks or True,
             target=target,
+            source=source,
             store=store,
             rows=rows,
             folding=folding,

@@ -4,7 +4,8 @@
     the original                        left before the first one that a later pass reads
 
 A layer's pass thus runs what lies between the layer before it and itself, in either network. A selection changes the
-layers that give its channels, those that carry them and those that read them; a factor pair its own layer alone.
+layers that give its channels, those that carry them and those that read them; narrower heads all four layers of their
+attention; a factor pair its own layer alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import readers_of
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.rows.streams import Side, module_name
 from dalr_stream.streaming.cost import in_mib
 
@@ -58,6 +60,10 @@ class OnwardPasses:
     note: Callable[[str], None]
     orders_of: Callable[[Sequence[LayerSpec]], Orders | None] | None = None
     """What is proved already of the order of rows; None to prove it on the batches."""
+    orders_of_source: Orders | None = None
+    """The same of the source domain's rows, where `orders_of` says so of the target's."""
+    attentions: Mapping[str, HeadLayout] = field(default_factory=dict)
+    """Whose heads get narrower, by their output layers."""
     _now: Stream = field(init=False)
     _then: Stream = field(init=False)
     _number: int = 0
@@ -80,6 +86,13 @@ class OnwardPasses:
     def of_original(self, layers: Iterable[LayerSpec]) -> OnwardPass:
         """Return that of the original."""
         return self._pass(self._then, layers, self._number + 1, self._proved().orders)
+
+    def of_source(self, layers: Iterable[LayerSpec]) -> OnwardPass | None:
+        """Return the pass of that network over the source domain, which nothing is kept of; None to prove its rows."""
+        if self.orders_of is None:
+            return None
+        names = [module_name(layer.name) for layer in layers]
+        return OnwardPass(names, Stream(Room(0)), None, self.orders_of_source, self.note, tried=True)
 
     def end(self, before: nn.Module, after: nn.Module) -> None:
         """Compare what stands for modules that are not run again with the network that was made in this pass."""
@@ -111,7 +124,7 @@ class OnwardPasses:
     def _proved(self) -> _Proved:
         if self._known is None:
             first = self.batches.first()
-            specs, touched = touched_by(self.original, first, self.passes, self.selected, self.mending)
+            specs, touched = touched_by(self.original, first, self.passes, self.selected, self.mending, self.attentions)
             known = self.orders_of
             orders = prove(self.original, self.batches, specs, self.rule) if known is None else known(specs)
             self._known = _Proved(self._done(touched) if len(self.passes) > 1 else None, orders)
@@ -125,14 +138,20 @@ class OnwardPasses:
             return None
 
 
-def kept_of_sample(model: nn.Module, batch: Any, passes: Sequence[Sequence[str]], selected: Collection[str]) -> int:
+def kept_of_sample(
+    model: nn.Module,
+    batch: Any,
+    passes: Sequence[Sequence[str]],
+    selected: Collection[str],
+    attentions: Mapping[str, HeadLayout] | None = None,
+) -> int:
     """Return the most that is kept of one sample between two passes, of both networks; 0 where nothing can be.
 
     Cost: a few forward passes of two samples.
     """
     if len(passes) < 2:
         return 0
-    _, touched = touched_by(model, batch, passes, selected, ())
+    _, touched = touched_by(model, batch, passes, selected, (), attentions)
     try:
         held = held_of_sample(model, batch, _places(touched))
     except UnsupportedLayerError:
@@ -146,7 +165,12 @@ def _places(touched: Sequence[Collection[str]]) -> list[set[str]]:
 
 
 def touched_by(
-    model: nn.Module, batch: Any, passes: Sequence[Sequence[str]], selected: Collection[str], mending: Collection[str]
+    model: nn.Module,
+    batch: Any,
+    passes: Sequence[Sequence[str]],
+    selected: Collection[str],
+    mending: Collection[str],
+    attentions: Mapping[str, HeadLayout] | None = None,
 ) -> tuple[list[LayerSpec], list[set[str]]]:
     """Return what is read in the original, and by pass the layers that it reads or changes."""
     structure = Structure.of(model, batch) if selected else None
@@ -161,9 +185,11 @@ def touched_by(
                 specs |= {spec.stream: spec for spec in select_layers(model, mended, side=side)}
             touched.append({name for layer in group for name in _of_group(structure, layer)})
         else:
+            heads = (attentions or {}).get(group[0])
+            names = list(group if heads is None else heads.layers)
             for side in (Side.INPUTS, Side.OUTPUTS):
-                specs |= {spec.stream: spec for spec in select_layers(model, list(group), side=side)}
-            touched.append(set(group))
+                specs |= {spec.stream: spec for spec in select_layers(model, names, side=side)}
+            touched.append(set(names))
     return list(specs.values()), touched
 
 

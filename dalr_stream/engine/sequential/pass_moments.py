@@ -153,7 +153,7 @@ class PassMoments:
             then = self.onward.of_original(feed.targets.values())
             return dataclasses.replace(feed, onward=now, original_onward=then, batch=self.batch)
         if domain != TARGET:
-            return feed
+            return dataclasses.replace(feed, onward=self.onward.of_source(feed.layers))
         return dataclasses.replace(feed, onward=self.onward.of_compressed(feed.layers))
 
     def _batches(self, feed: NetworkRows | PairedRows, domain: str) -> Batches:

@@ -11,7 +11,7 @@ inputs in each pass, to the same bits.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers
 from dalr_stream.network.measure.memory import weights_bytes
 from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import readers_of
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.streaming.cost import LayerLoad, in_mib
 from dalr_stream.streaming.cross_solving_cost import TurnedLayer, pass_solving_bytes
@@ -107,6 +108,8 @@ class PassesOf:
     """Of the model, where a method selects."""
     mending: Collection[str] = ()
     """The layers that are solved towards a stream, and those with the readers of whose nodes that is done."""
+    attentions: Mapping[str, HeadLayout] = field(default_factory=dict)
+    """Whose heads may get narrower, by their output layers."""
 
 
 def plan_passes(of: PassesOf, folding: Folding, batch: PairMemory | None = None) -> SequencePlan:
@@ -116,7 +119,7 @@ def plan_passes(of: PassesOf, folding: Folding, batch: PairMemory | None = None)
     """
     costs = []
     for number, group in enumerate(of.passes):
-        turned = [_turned(of, name, paired=number > 0) for name in group]
+        turned = [layer for name in group for layer in _all_turned(of, name, paired=number > 0)]
         loads = [load for layer in turned for load in _loads(of, layer, batch)]
         fold = direct_plan(loads, folding, 0 if batch is None else batch.forward_bytes)
         costs.append(PassCost(tuple(group), fold, pass_solving_bytes(turned, 1 + (folding.holdout.share > 0))))
@@ -140,6 +143,17 @@ def watched_in_passes(
         for name in mending:
             specs |= {spec.stream: spec for spec in select_layers(model, structure.group_of(name).reader_names)}
     return list(specs.values())
+
+
+def _all_turned(of: PassesOf, name: str, *, paired: bool) -> list[TurnedLayer]:
+    """Return what is solved at a layer's turn: of heads all four layers, counted as if each got factors, from pairs."""
+    layer, heads = _turned(of, name, paired=paired), of.attentions.get(name)
+    if heads is None or not any(method.family is Family.HEADS for method in of.methods[name]):
+        return [layer]
+    others = tuple(method for method in layer.methods if method.family is not Family.HEADS)
+    layer = replace(layer, methods=(*others, Method.DALR_ANCHORED_AFFINE), paired=True)
+    beside = replace(of, methods=dict.fromkeys(heads.layers[:-1], (Method.DALR_ANCHORED_AFFINE,)))
+    return [*(_turned(beside, one, paired=True) for one in heads.layers[:-1]), layer]
 
 
 def _turned(of: PassesOf, name: str, *, paired: bool) -> TurnedLayer:

@@ -11,7 +11,14 @@ from torch import nn
 
 from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.engine.sequential.pass_moments import KnownMoments, PassMoments
-from dalr_stream.engine.sequential.preparation import passes_of, planned, require_prunable, require_sound, targets_of
+from dalr_stream.engine.sequential.preparation import (
+    passes_of,
+    planned,
+    require_attentions,
+    require_prunable,
+    require_sound,
+    targets_of,
+)
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass, Solved
 from dalr_stream.engine.sequential.targets import Target, require_a_stream
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
@@ -68,18 +75,27 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     folding, progress = folding or Folding(), progress or Silent()
     seen = SameEveryPass(batches)
     require_sound(model, choices, folding, has_source=source is not None)
-    groups = require_prunable(model, choices, seen)
+    groups, heads = require_prunable(model, choices, seen), require_attentions(model, choices, seen)
     first, rule = seen.first(), (rows or RowRule()).of_layers(())
     towards = parse_choice(Target, target, "target")
     targets = targets_of(model, first, choices, groups, towards)
     if towards is Target.STREAM:
         require_a_stream([targets])
     passes = passes_of(order_of_execution(model, first, list(choices)), choices)
-    plan, batch = planned(model, passes, choices, targets, folding, rule, first)
-    onward = OnwardPasses(model, seen, passes, list(groups), targets.layers, rule, Room(plan.room_bytes), progress.note)
+    plan, batch = planned(model, passes, choices, targets, folding, rule, first, attentions=heads)
+    onward = OnwardPasses(
+        model, seen, passes, list(groups), targets.layers, rule, Room(plan.room_bytes), progress.note, attentions=heads
+    )
     moments = PassMoments(model, rule, progress, onward, None if store is None else place_of(store), known, batch)
     one_pass = SequentialPass(
-        model, choices, seen, None if source is None else SameEveryPass(source, "source"), folding, moments, targets
+        model,
+        choices,
+        seen,
+        None if source is None else SameEveryPass(source, "source"),
+        folding,
+        moments,
+        targets,
+        heads,
     )
     state, resumed = begun or SequentialCompression(model, passes), begun is not None
     del begun  # a network that is held here is held through all passes

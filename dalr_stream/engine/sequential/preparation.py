@@ -14,13 +14,15 @@ from dalr_stream.engine.cross_cost import PairMemory
 from dalr_stream.engine.sequential.pass_plan import PassesOf, SequencePlan, plan_passes, watched_in_passes
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice
 from dalr_stream.engine.sequential.targets import StreamTargets, Target
-from dalr_stream.errors import InvalidInputError, RankError
+from dalr_stream.errors import InvalidInputError, RankError, UnsupportedLayerError
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.surgery.rehearsal import try_heads
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.statistics.channels import ChannelGroup
@@ -30,18 +32,18 @@ from dalr_stream.streaming.folding import Folding
 def passes_of(order: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice]) -> tuple[tuple[str, ...], ...]:
     """Return the layers of each pass. A selection has one of its own: what reads its nodes comes later, after others.
 
-    The order within a group is that of execution, and the layers on either side of a selection read the same tensor
-    still: they may share a pass before it.
+    So do the heads of an attention, under its output layer. The order within a group is that of execution, and the
+    layers on either side of a selection read the same tensor still: they may share a pass before it.
     """
     passes: list[tuple[str, ...]] = []
     for group in order:
-        together = tuple(name for name in group if not choices[name].selects)
-        passes += [together] if together else []
-        passes += [(name,) for name in group if choices[name].selects]
+        factored = [name for name in group if choices[name].by.family is Family.LOW_RANK]
+        passes += [tuple(factored)] if factored else []
+        passes += [(name,) for name in group if name not in factored]
     return tuple(passes)
 
 
-def planned(  # all that decides what the passes hold
+def planned(  # noqa: PLR0913  # all that decides what the passes hold
     model: nn.Module,
     passes: Sequence[Sequence[str]],
     choices: Mapping[str, LayerChoice],
@@ -49,6 +51,8 @@ def planned(  # all that decides what the passes hold
     folding: Folding,
     rule: RowRule,
     example: Any,
+    *,
+    attentions: Mapping[str, HeadLayout] | None = None,
 ) -> tuple[SequencePlan, PairMemory | None]:
     """Return what the passes hold, and what a batch takes where a limit asks for it.
 
@@ -56,16 +60,17 @@ def planned(  # all that decides what the passes hold
     """
     selected = [name for name, choice in choices.items() if choice.selects]
     structure = Structure.of(model, example) if selected else None
-    batch = None
+    batch, heads = None, attentions or {}
     if folding.memory_limit_bytes is not None:
         mended = [name for name in selected if targets.layers and choices[name].by.restores]
-        watched = watched_in_passes(model, list(choices), selected, structure, mended)
+        names = [*choices, *(name for layout in heads.values() for name in layout.layers[:-1])]
+        watched = watched_in_passes(model, names, selected, structure, mended)
         batch = PairMemory.of([model], example, watched, rule)
     methods = {name: (choice.by,) for name, choice in choices.items()}
     readers = {name: structure.group_of(name).reader_names for name in selected} if structure is not None else {}
     restored = [name for name, choice in choices.items() if choice.by.restores or not choice.selects]
     mending = [name for name in restored if targets.mends(name, readers.get(name, ()))]
-    plan = plan_passes(PassesOf(model, passes, methods, structure, mending), folding, batch)
+    plan = plan_passes(PassesOf(model, passes, methods, structure, mending, heads), folding, batch)
     plan.require()
     return plan, batch
 
@@ -110,10 +115,10 @@ def require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding:
                 f"layer '{name}': it is a group of a convolution: choose for '{module_name(name)}', all of its groups "
                 "together"
             )
-        if choice.by.family is Family.HEADS:
+        if choice.by is Method.HEADS_WEIGHTED:
             raise InvalidInputError(
-                f"layer '{name}': {choice.by.value} is solved from the original's statistics of four layers, all "
-                "at once: narrow heads before or afterwards, or choose another method"
+                f"layer '{name}': {choice.by.value} needs gradients of two layers of the original, and in turn heads "
+                f"are solved by what the compressed network reads: choose {Method.HEADS.value}, or narrow heads before"
             )
         _require_size(name, choice, layer_of(model, name))
         if choice.by.needs_source and not has_source:
@@ -131,9 +136,43 @@ def require_prunable(
     return {} if structure is None else {name: structure.group_of(name) for name in selected}
 
 
+def require_attentions(
+    model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass
+) -> dict[str, HeadLayout]:
+    """Return the attention of each layer whose heads get narrower; raises where one cannot be.
+
+    Raises UnsupportedLayerError with the reason, RankError for a size that heads do not have, and InvalidInputError
+    where another of its layers is to be compressed as well.
+    """
+    named = [name for name, choice in choices.items() if choice.by.family is Family.HEADS]
+    if not named:
+        return {}
+    structure = Structure.of(model, target.first())
+    found = {name: structure.heads_of(name) for name in named}
+    for name, layout in found.items():
+        size = choices[name].size
+        if size not in layout.sizes:
+            even = f", in steps of {layout.step}" if layout.step > 1 else ""
+            raise RankError(
+                f"layer '{name}': size of a head must lie in {layout.step}..{layout.size}{even}, got {size}"
+            )
+        for layer in layout.layers[:-1]:
+            if layer in choices:
+                raise InvalidInputError(
+                    f"layer '{layer}': belongs to the attention of '{name}', whose heads get narrower: leave out one "
+                    "of them, or compress the result once more"
+                )
+    for reason in try_heads(structure, found).values():
+        if isinstance(reason, str):
+            raise UnsupportedLayerError(reason)
+    return found
+
+
 def _require_size(name: str, choice: LayerChoice, layer: nn.Module) -> None:
     outputs, inputs = matrix_of(layer).shape
+    if choice.by.family is Family.HEADS:
+        outputs = inputs  # how many heads there are shows when a batch goes through
     most = outputs if choice.selects else min(outputs // len(parts_of(name, layer)), inputs)
     if not isinstance(choice.size, int) or isinstance(choice.size, bool) or not 1 <= choice.size <= most:
-        what = "number of kept nodes" if choice.selects else "rank"
+        what = {Family.SELECTION: "number of kept nodes", Family.HEADS: "size of a head"}.get(choice.by.family, "rank")
         raise RankError(f"layer '{name}': {what} must lie in 1..{most}, got {choice.size}")

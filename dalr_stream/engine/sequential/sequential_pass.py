@@ -13,6 +13,7 @@ from torch import nn
 
 from dalr_stream.engine.layer_cross import LayerCrossMoments
 from dalr_stream.engine.layer_moments import LayerMoments
+from dalr_stream.engine.sequential.heads_in_turn import AttentionTurn
 from dalr_stream.engine.sequential.pass_moments import PassMoments
 from dalr_stream.engine.sequential.targets import StreamTargets, Target
 from dalr_stream.engine.solve import factor_by, select_by
@@ -24,6 +25,7 @@ from dalr_stream.network.structure.graph import Structure
 from dalr_stream.network.structure.readers import readers_of
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.network.surgery.plan import first_layer
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
@@ -57,13 +59,13 @@ class LayerChoice:
     method
         `Method`, or its value as in run files.
     size
-        Rank, or number of kept nodes.
+        Rank, number of kept nodes, or dimensions of each head: heads go by the output layer of their attention.
     ridge
         The ridge of the DALR methods; a number is relative.
     strength
         The strength of MoMaSP's regulariser.
     restore_ridge
-        The ridge of the matrix that restores pruned nodes, relative to the mean diagonal of Sigma.
+        The ridge of what restores pruned nodes, or dimensions of heads, relative to the mean diagonal of Sigma.
     layer
         The layer in the original network, `statistics[name]`: its gradients, and who reads its nodes, decide the
         weighted methods. Others do without.
@@ -125,7 +127,7 @@ class LayerOutcome:
     inherited: float
     """||Y - (W X + b)|| / ||Y - b||: what the layers before had cost when it was this one's turn; X, W and b are those
     of the network as compressed so far, Y is the original's. Of a selection ||phi - psi|| / ||phi||, with the nodes phi
-    of the original and psi of the network as compressed so far."""
+    of the original and psi of the network as compressed so far; of heads before the output layer is solved for them."""
     error: float
     """The same with the factor pair in place; of a selection, ||phi - A psi_J|| / ||phi|| over all its nodes."""
     target: Target = Target.OUTPUTS
@@ -145,7 +147,7 @@ class Solved:
     replacement: Replacement
     outcome: LayerOutcome
     refitted: Mapping[str, RefittedReader] = field(default_factory=dict)
-    """Weight and bias of what reads a selection's nodes, where these are solved for themselves."""
+    """Weight and bias of what reads a selection's nodes, or narrower heads, where these are solved for themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +161,13 @@ class SequentialPass:
     folding: Folding
     moments: PassMoments
     targets: StreamTargets = field(default_factory=StreamTargets)
+    attentions: Mapping[str, HeadLayout] = field(default_factory=dict)
 
     def solve(self, group: Sequence[str], current: nn.Module) -> dict[str, Solved]:
         """Return what takes the place of each layer of `group` in `current`, and what it loses."""
-        if self.choices[group[0]].selects:
-            return {name: self._select(name, current) for name in group}
+        if self.choices[group[0]].by.family is not Family.LOW_RANK:
+            solved = self._narrow if group[0] in self.attentions else self._select
+            return {name: solved(name, current) for name in group}
         moments = self._of_inputs_and_targets(group, current)
         return {name: self._factor(name, current, moments) for name in group}
 
@@ -187,6 +191,14 @@ class SequentialPass:
         inherited, error = relative(np.array([before, after]), float(whole))
         target = Target.STREAM if self._mends(name, current) else Target.OUTPUTS
         return Solved(pair, LayerOutcome(choice, float(inherited), float(error), target))
+
+    def _narrow(self, name: str, current: nn.Module) -> Solved:
+        choice, mending = self.choices[name], [name] if self._mends(name, current) else []
+        turn = AttentionTurn(self.attentions[name], self.moments, self.target, self.folding, choice.restore_ridge)
+        found = turn.narrowed(current, choice.size, mending)
+        inherited, error = map(float, relative(found.squares[:2], float(found.squares[2])))
+        target = Target.STREAM if mending else Target.OUTPUTS
+        return Solved(found.heads, LayerOutcome(choice, inherited, error, target), {name: found.output})
 
     def _mends(self, name: str, current: nn.Module, readers: Collection[str] = ()) -> bool:
         """Tell whether a layer is solved towards a stream that has lost something by now."""

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dalr_stream.engine.sizes.choice import Layers, Measure, Sizes
-from dalr_stream.engine.sizes.menus import Build, Menu
+from dalr_stream.engine.sizes.choice import Layers
+from dalr_stream.engine.sizes.measuring import Sizes
+from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.allocation import common_energy, common_share, within_budget
@@ -97,18 +98,17 @@ def smallest_by_nats(menus: Sequence[Menu], share: float) -> tuple[Menu, Sizes]:
 
 def smallest_within(
     menus: Sequence[Menu],
-    build: Build,
-    score: Measure,
+    score: Callable[[Menu, Sizes], float],
     good: Callable[[float], bool],
     *,
     progress: Progress | None = None,
 ) -> Smallest:
     """Return the networks that were scored on the way to the smallest whose score is good enough.
 
-    `menus` are from `felt_menus`, at least one. Nodes that cannot go, as where the network's own input is added to
-    them, end the plans that select them.
+    `menus` are from `felt_menus`, at least one; `score` is that of the network of some sizes. Nodes that cannot go, as
+    where the network's own input is added to them, end the plans that select them.
     """
-    search = _Search(build, score, good, progress or Silent())
+    search = _Search(score, good, progress or Silent())
     for menu in menus:
         for plan, rule in _ways(menu):
             search.go_through(menu, plan, rule)
@@ -134,8 +134,7 @@ def _ways(menu: Menu) -> Iterator[tuple[str, str]]:
 class _Search:
     """What was scored so far: the one thing here that changes."""
 
-    build: Build
-    score: Measure
+    score: Callable[[Menu, Sizes], float]
     good: Callable[[float], bool]
     progress: Progress
     best: int = STEPS
@@ -163,11 +162,10 @@ class _Search:
             if one.menu is menu and one.sizes == attempt.sizes:
                 return one.good
         try:
-            small = self.build(menu.replacements(attempt.sizes))
+            value = self.score(menu, attempt.sizes)
         except UnsupportedLayerError as error:
             self.progress.note(f"search: {plan}: {error}")
             return False
-        value = self.score(small)
         scored = replace(attempt, score=value, good=self.good(value))
         self.attempts.append(scored)
         self.progress.note(

@@ -21,13 +21,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from scipy import stats
-from torch import nn
 
-from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
+from dalr_stream.engine.sizes.measuring import MeasureAll, Outcome, SizedNetwork, Sizes
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.sizes.allocation import common_energy, common_share, within_budget
 from dalr_stream.numerics.sizes.families import Forms, in_forms, plans
@@ -38,11 +37,6 @@ from dalr_stream.progress import Progress, Silent
 LEAST_LOSS = 1e-6
 """A share of energy from which a scale may be taken: below it the curve is rounding."""
 
-Sizes = Mapping[str, tuple[Family, int]]
-"""Layer -> its form and size; layers as they are left out."""
-Networks = Callable[[Sizes], nn.Module]
-"""Gives the network with layers of these sizes."""
-Measure = Callable[[nn.Module], float]
 Layers = Sequence[SizedLayer]
 """Each in the form that a plan gives it."""
 
@@ -62,6 +56,17 @@ class Candidate:
     """Of the network's outputs from the original's, measured."""
     score: float | None = None
     """On validation, where there is one."""
+
+    @property
+    def network(self) -> SizedNetwork:
+        """What is to be measured."""
+        return SizedNetwork(f"{self.plan} by {self.rule}", self.sizes)
+
+    def measured(self, outcome: Outcome) -> Candidate:
+        """Return it with what its network was measured at; raises UnsupportedLayerError where there is none."""
+        if isinstance(outcome, UnsupportedLayerError):
+            raise outcome
+        return dataclasses.replace(self, distance=outcome.distance, score=outcome.score)
 
     @property
     def factored_alone(self) -> bool:
@@ -95,36 +100,21 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     return float(stats.spearmanr(pairs).statistic)
 
 
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """By what candidates are compared: the distance of their outputs; a score, where there is one, and then that."""
+def ranked(candidates: Iterable[Candidate], *, higher: bool = True) -> tuple[Candidate, ...]:
+    """Return candidates, the best first: by the score where there is one, of which more or less is better."""
 
-    distance: Measure
-    score: Measure | None = None
-    higher: bool = True
-    """Whether more of the score is better."""
+    def badness(one: Candidate) -> tuple[float, float]:
+        return (0.0 if one.score is None else -one.score if higher else one.score), one.distance
 
-    def measured(self, candidate: Candidate, small: nn.Module) -> Candidate:
-        """Return a candidate with what its network is measured at; raises NonFiniteError, which names it."""
-        with _named(f"{candidate.plan} by {candidate.rule}"):
-            gap = self.distance(small)
-        return dataclasses.replace(candidate, distance=gap, score=self.score(small) if self.score else None)
-
-    def ranked(self, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-        """Return the candidates, the best first."""
-        return tuple(sorted(candidates, key=self._badness))
-
-    def _badness(self, one: Candidate) -> tuple[float, float]:
-        return (0.0 if one.score is None else -one.score if self.higher else one.score), one.distance
+    return tuple(sorted(candidates, key=badness))
 
 
 def choose_sizes(
     layers: Sequence[Forms],
     share: float,
-    networks: Networks,
-    distance: Measure,
+    measure: MeasureAll,
     *,
-    score: Measure | None = None,
+    scored: bool = True,
     higher: bool = True,
     progress: Progress | None = None,
 ) -> SizeChoice:
@@ -136,12 +126,11 @@ def choose_sizes(
         In the network's order, each in the forms that were solved for it; losses are shares of energy.
     share
         Of the cost of all layers as they are, in 0..1.
-    networks
-        Builds the network with some layers smaller.
-    distance
-        How far a network's outputs are from the original's, as `OutputDistance` measures it.
-    score
-        Where it is given it chooses, and the distance among equals.
+    measure
+        Says how far the outputs of networks with some layers smaller are from the original's, as `OutputDistance`
+        does, and how they score, where there is a score: then that chooses, and the distance among equals.
+    scored
+        Whether candidates are scored.
     higher
         Whether more of the score is better.
 
@@ -149,21 +138,18 @@ def choose_sizes(
     outputs are not finite. Cost: a network for each form of each layer, and one for each candidate, at most 30.
     """
     require_affordable(layers, share)
-    judge, watch = Judge(distance, score, higher), progress or Silent()
-    scaled = _in_one_unit(layers, share, networks, distance, watch)
+    watch = progress or Silent()
+    scaled = _in_one_unit(layers, share, measure, watch)
     whole = [layer.unchanged for layer in layers]
     budget = share * float(cost(whole, as_they_are(whole)))
     wanted = list(_different(_candidates(layers, scaled, share, budget)))
-    measured = []
-    with watch.track("compress: candidates", len(wanted), "networks") as advance:
-        for candidate in wanted:
-            measured.append(judge.measured(candidate, networks(candidate.sizes)))
-            advance(1)
-    return SizeChoice(judge.ranked(measured))
+    outcomes = measure("compress: candidates", [one.network for one in wanted], scored=scored)
+    found = [candidate.measured(outcome) for candidate, outcome in zip(wanted, outcomes, strict=True)]
+    return SizeChoice(ranked(found, higher=higher))
 
 
 def finalists(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Return the nearest of each rule with factor pairs alone, and the nearest of those that lose nodes.
+    """Return the nearest of each rule with factor pairs alone, and of those that lose nodes or dimensions of heads.
 
     The plain rules are among them with either family: what is chosen of them is never worse than those are.
     """
@@ -198,48 +184,46 @@ def networks_to_measure(forms: int, plans_at_most: int) -> int:
     return forms + len(RULES) * plans_at_most
 
 
-def networks_in_turn(*, selects: bool) -> int:
-    """Return how many of them are built again layer after layer at most, where that is the order."""
-    return len(RULES) * (1 + selects)
+def networks_in_turn(*, narrows: bool) -> int:
+    """Return how many of them are built again layer after layer at most, where that is the order.
+
+    `narrows` is whether any layer may lose nodes, or have narrower heads.
+    """
+    return len(RULES) * (1 + narrows)
 
 
-def _in_one_unit(
-    layers: Sequence[Forms], share: float, networks: Networks, distance: Measure, progress: Progress
-) -> list[Forms]:
-    """Return the layers with losses in the unit of `distance`: each form of each layer is cut alone, once.
+def _in_one_unit(layers: Sequence[Forms], share: float, measure: MeasureAll, progress: Progress) -> list[Forms]:
+    """Return the layers with losses in the unit of the outputs: each form of each layer is cut alone, once.
 
     Nodes that turn out to be needed, as where the network's own input is added to them, are not selected.
     """
-    forms = sum(len(layer.solved) for layer in layers)
-    with progress.track("compress: one layer at a time", forms, "networks") as advance:
+    sizes = [(form, _typical(form, share)) for layer in layers for form in layer.solved]
+    cuts = [(form, size) for form, size in sizes if size != form.whole]
+    scales: dict[tuple[str, Family], float | None] = {(form.name, form.family): 0.0 for form, _ in sizes}
+    outcomes = measure("compress: one layer at a time", [_cut_alone(*cut) for cut in cuts], scored=False)
+    for (form, size), outcome in zip(cuts, outcomes, strict=True):
+        scales[form.name, form.family] = _scale(form, size, outcome, progress)
 
-        def in_unit(form: SizedLayer) -> SizedLayer | None:
-            size = _typical(form, share)
-            advance(1)
-            if size == form.whole:
-                return form.in_units(0.0)
-            try:
-                small = networks({form.name: (form.family, size)})
-            except UnsupportedLayerError as error:
-                if form.family is Family.LOW_RANK:
-                    raise
-                stays = "nodes" if form.family is Family.SELECTION else "heads"
-                progress.note(f"compress: {error}: it keeps its {stays}")
-                return None
-            with _named(f"layer '{form.name}' at size {size}"):
-                alone = distance(small)
-            return form.in_units(alone / max(form.loss(size), LEAST_LOSS))
+    def in_unit(form: SizedLayer) -> SizedLayer | None:
+        scale = scales[form.name, form.family]
+        return None if scale is None else form.in_units(scale)
 
-        return [layer.with_solved(in_unit) for layer in layers]
+    return [layer.with_solved(in_unit) for layer in layers]
 
 
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Say which network's outputs are not finite."""
-    try:
-        yield
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{what}: {error}") from None
+def _cut_alone(form: SizedLayer, size: int) -> SizedNetwork:
+    return SizedNetwork(f"layer '{form.name}' at size {size}", {form.name: (form.family, size)})
+
+
+def _scale(form: SizedLayer, size: int, outcome: Outcome, progress: Progress) -> float | None:
+    """Return what the outputs lose for a share of a layer's energy; None where it cannot be cut, which is said."""
+    if not isinstance(outcome, UnsupportedLayerError):
+        return outcome.distance / max(form.loss(size), LEAST_LOSS)
+    if form.family is Family.LOW_RANK:
+        raise outcome
+    stays = "nodes" if form.family is Family.SELECTION else "heads"
+    progress.note(f"compress: {outcome}: it keeps its {stays}")
+    return None
 
 
 def _typical(form: SizedLayer, share: float) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
-from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.recorded import Groups
 from dalr_stream.numerics.heads.factors import HeadFactors
 from dalr_stream.numerics.heads.narrowed import NarrowedHeads
 from dalr_stream.numerics.layer import Layer
@@ -91,7 +91,7 @@ class SolvedLayer:
         return solution.method
 
 
-def forms_of(layers: Mapping[str, SolvedLayer], structure: Structure | None = None) -> list[Forms]:
+def forms_of(layers: Mapping[str, SolvedLayer], structure: Groups | None = None) -> list[Forms]:
     """Return the forms of each layer; without a structure nothing is selected.
 
     Layers whose nodes are tied share one selection: that of the first of them. Each of `layers` is asked for once, and
@@ -134,7 +134,7 @@ def _alone(name: str, layer: SolvedLayer) -> Forms:
     return Forms(unchanged_layer(name, layer.shape, positions=rows), factored, selected, narrowed)
 
 
-def _groups(selected: Sequence[str], structure: Structure) -> dict[str, ChannelGroup]:
+def _groups(selected: Sequence[str], structure: Groups) -> dict[str, ChannelGroup]:
     """Return the groups of channels that can be selected, each by the first of its layers with a selection."""
     groups: dict[str, ChannelGroup] = {}
     tied: set[str] = set()

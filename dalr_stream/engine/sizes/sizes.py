@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import overload
 
 from torch import nn
 
 from dalr_stream.engine.sequential.sequential_pass import LayerChoice
-from dalr_stream.engine.sizes.choice import Judge, Measure, SizeChoice, Sizes, require_affordable
+from dalr_stream.engine.sizes.benches import bench_of
+from dalr_stream.engine.sizes.choice import SizeChoice, require_affordable
+from dalr_stream.engine.sizes.measuring import Measure, Sizes
 from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
 from dalr_stream.engine.sizes.solver import PLAIN, WEIGHTED, WEIGHTED_IN_WORDS, Solver, is_felt
 from dalr_stream.engine.statistics import Statistics
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.measure.output_distance import OutputDistance
-from dalr_stream.network.structure.graph import Structure
-from dalr_stream.network.surgery.compress import Replacement, compress
+from dalr_stream.network.structure.recorded import Groups
+from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.numerics.options import parse_choice
-from dalr_stream.progress import Progress
+from dalr_stream.progress import Progress, Silent
 
 BuildInTurn = Callable[[Mapping[str, LayerChoice]], nn.Module]
 """Gives the network of some choices, with one layer compressed after the other."""
@@ -49,13 +53,14 @@ def sizes(
     share: float,
     *,
     layers: Sequence[str] = (),
-    structure: Structure | None = None,
+    structure: Groups | None = None,
     methods: Sequence[Method | str] = (),
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
     higher: bool = True,
     in_turn: BuildInTurn | None = None,
+    store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> SizePlan: ...
 
@@ -68,13 +73,14 @@ def sizes(
     share: Sequence[float],
     *,
     layers: Sequence[str] = (),
-    structure: Structure | None = None,
+    structure: Groups | None = None,
     methods: Sequence[Method | str] = (),
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
     higher: bool = True,
     in_turn: BuildInTurn | None = None,
+    store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[SizePlan, ...]: ...
 
@@ -86,13 +92,14 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     share: float | Sequence[float],
     *,
     layers: Sequence[str] = (),
-    structure: Structure | None = None,
+    structure: Groups | None = None,
     methods: Sequence[Method | str] = (),
     ridge: Ridge | float = DEFAULT_RIDGE,
     multiple_of: int = 1,
     score: Measure | None = None,
     higher: bool = True,
     in_turn: BuildInTurn | None = None,
+    store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> SizePlan | tuple[SizePlan, ...]:
     """Return the best network that keeps at most `share` of the layers' weights: factored, with fewer nodes or heads.
@@ -129,7 +136,10 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     in_turn
         Where layers will be compressed one after the other: how a network is made of the choice of each layer. The
         best candidates are then built and measured so, of each rule one with factor pairs alone and one with
-        selections. Heads are not narrowed then.
+        selections or heads. Block by block heads are not narrowed then.
+    store
+        A folder for what blocks give meanwhile, of a network from `open_network`: all candidates go through each of its
+        blocks together, and none is whole in memory. Without one a temporary folder of the system.
     progress
         Receives progress, for example from `show_progress()`; silent by default.
 
@@ -143,7 +153,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     ------
     InvalidInputError
         Where a share is no number in 0..1, two methods are of one family, the smallest sizes cost more than the budget,
-        or heads are named and no attention is known, or layers are compressed one after the other.
+        heads are named and no attention is known, or weighted ones and layers are compressed one after the other; and
+        for a score of a network from `open_network`.
     NonFiniteError
         Where a network's outputs are not finite.
 
@@ -188,16 +199,15 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
     known = {name: statistics[name] for name in layers or statistics}
-    attentions = _attentions(statistics, known, structure, in_turn)
-    if methods and not attentions:
-        _require_no_heads(named, in_turn)
+    at_once = in_turn is None or weights_elsewhere(model) is None  # else heads cannot be: by blocks all at once alone
+    attentions = _attentions(statistics, known, structure) if at_once else {}
+    if methods:
+        _require_heads(named, attentions, in_turn, at_once=at_once)
     solver = Solver(known, attentions, structure, ridge)
     menus = [solver.menu(named, multiple_of)]
     if not methods and any(map(is_felt, known.values())):
-        menus.append(solver.menu(WEIGHTED, multiple_of, f", {WEIGHTED_IN_WORDS}"))
-
-    def build(replacements: dict[str, Replacement]) -> nn.Module:
-        return compress(model, replacements, example=structure)
+        weighted = WEIGHTED if in_turn is None else (*WEIGHTED[:-1], Method.HEADS)
+        menus.append(solver.menu(weighted, multiple_of, f", {WEIGHTED_IN_WORDS}"))
 
     def choices(menu: Menu, decided: Sizes) -> dict[str, LayerChoice]:
         return {
@@ -205,17 +215,24 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
             for name, (family, size) in decided.items()
         }
 
-    judge, again = Judge(distance, score, higher), None if in_turn is None else _of_menus(in_turn, choices)
+    again = None if in_turn is None else _of_menus(in_turn, choices)
 
     def plan(one: float) -> SizePlan:
-        menu, choice = choose_from(menus, one, build, judge, in_turn=again, progress=progress)
+        menu, choice = choose_from(menus, one, bench, in_turn=again, progress=progress)
         decided = choice.chosen.sizes
         return SizePlan(menu.replacements(decided), choices(menu, decided), choice)
 
+    with bench_of(model, distance, structure, score, store, higher=higher, progress=progress or Silent()) as bench:
+        return _plans(menus[0], share, plan)
+
+
+def _plans(
+    menu: Menu, share: float | Sequence[float], plan: Callable[[float], SizePlan]
+) -> SizePlan | tuple[SizePlan, ...]:
     if not isinstance(share, Sequence):
         return plan(share)
     for one in share:
-        require_affordable(menus[0].forms, one)
+        require_affordable(menu.forms, one)
     return tuple(map(plan, share))
 
 
@@ -234,22 +251,25 @@ def _choice(layer: Layer, method: Method, size: int, ridge: Ridge | float) -> La
     return LayerChoice(method, size, ridge, layer=layer if method.weighted else None)
 
 
-def _attentions(
-    statistics: Statistics, known: Mapping[str, Layer], structure: Structure | None, in_turn: BuildInTurn | None
-) -> dict[str, HeadLayout]:
+def _attentions(statistics: Statistics, known: Mapping[str, Layer], structure: Groups | None) -> dict[str, HeadLayout]:
     """Return the attentions that were found when layers were watched, all of whose layers are to be compressed."""
-    if structure is None or in_turn is not None:
+    if structure is None:
         return {}
     records = {name: statistics.watched[name] for name in known if name in statistics.watched}
     layouts = {name: record.heads for name, record in records.items() if record.heads is not None}
     return {name: layout for name, layout in layouts.items() if all(layer in known for layer in layout.layers)}
 
 
-def _require_no_heads(methods: Sequence[Method], in_turn: BuildInTurn | None) -> None:
+def _require_heads(
+    methods: Sequence[Method], attentions: Mapping[str, HeadLayout], in_turn: BuildInTurn | None, *, at_once: bool
+) -> None:
     """Raise InvalidInputError where heads are named that cannot be narrowed."""
-    for method in methods:
-        if method.family is Family.HEADS:
-            reason = "no attention is known: watch(..., example=batch, heads=True), and give its structure"
-            if in_turn is not None:
-                reason = "heads are narrowed from the original's statistics, all at once: leave out in_turn"
-            raise InvalidInputError(f"sizes: '{method.value}' is among the methods, and {reason}")
+    for method in (one for one in methods if one.family is Family.HEADS):
+        reason = "no attention is known: watch(..., example=batch, heads=True), and give its structure"
+        if attentions and (in_turn is None or method is Method.HEADS):
+            continue
+        if not at_once:
+            reason = "block by block heads are narrowed all at once alone: leave out in_turn"
+        elif attentions:
+            reason = f"in turn heads are solved by what the compressed network reads: take '{Method.HEADS.value}'"
+        raise InvalidInputError(f"sizes: '{method.value}' is among the methods, and {reason}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from dalr_stream.engine.sizes.forms import SolvedLayer
 from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.engine.solve import solve_heads, solve_low_rank, solve_selection
-from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.recorded import Groups
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.layer import Layer
@@ -27,7 +27,7 @@ class Solver:
 
     layers: Mapping[str, Layer]
     attentions: Mapping[str, HeadLayout]
-    structure: Structure | None
+    structure: Groups | None
     ridge: Ridge | float
 
     def menu(self, methods: Sequence[Method], multiple_of: int, words: str = "") -> Menu:

@@ -98,10 +98,14 @@ class AlonePieces:
     def piece(self, name: str) -> Iterator[Alone]:
         """Give one of them, with its numbers."""
         with self._pieces.present([name]):
-            given = self._given[name]
-            network = _Piece(name, self._model.get_submodule(name), given)
-            network.training = False  # its parts are as they are
-            yield Alone(network, given.samples)
+            yield self.here(name)
+
+    def here(self, name: str) -> Alone:
+        """Return one of them that is in memory."""
+        given = self._given[name]
+        network = _Piece(name, self._model.get_submodule(name), given)
+        network.training = False  # its parts are as they are
+        return Alone(network, given.samples)
 
 
 def _given(model: nn.Module, batch: Any, wanted: Collection[str]) -> dict[str, _Given]:

@@ -75,7 +75,7 @@ class BlockNetwork(nn.Module):
         self.after = after
         self._place = _Place(weakref.ref(host), passes, number, left)
         for piece in passes.pieces[number]:
-            self._put(piece, host.get_submodule(piece))
+            put(self, piece, host.get_submodule(piece))
         self.eval()
 
     def forward(self, *arguments: Any, **keywords: Any) -> list[torch.Tensor]:
@@ -143,39 +143,15 @@ class BlockNetwork(nn.Module):
         place = self._place
         made = BlockNetwork(place.host, place.passes, place.number, left, after)
         for name, piece in pieces.items():
-            made._put(name, piece)  # of its own class
+            put(made, name, piece)
         return made.eval()
-
-    def _put(self, name: str, piece: nn.Module) -> None:
-        parent: nn.Module = self
-        *above, key = name.split(".")
-        for part in above:
-            if part not in parent._modules:  # noqa: SLF001  # an attribute of that name may be something else
-                parent.add_module(part, nn.Module())
-            parent = parent.get_submodule(part)
-        parent._modules[key] = piece  # noqa: SLF001  # in the place of another one, as setattr would
 
     def _run(self, inputs: Any) -> tuple[ForwardRun, Any]:
         place = self._place
         given = {} if place.number == 0 else place.left.given(inputs)
         run = ForwardRun(given, {} if place.is_last else place.passes.done[place.number], until_kept=True)
-        with self._in_its_place():
+        with in_place(place.host, {name: self.get_submodule(name) for name in self.pieces}):
             return run, run(place.host, inputs)
-
-    @contextmanager
-    def _in_its_place(self) -> Iterator[None]:
-        """Let the whole network call these pieces; on leaving it has its own again."""
-        host, before = self._place.host, []
-        try:
-            for name in self.pieces:
-                above, _, key = name.rpartition(".")
-                modules = host.get_submodule(above)._modules  # noqa: SLF001  # setattr would do more
-                before.append((modules, key, modules[key]))
-                modules[key] = self.get_submodule(name)
-            yield
-        finally:
-            for modules, key, own in before:
-                modules[key] = own
 
 
 class _Place:
@@ -202,6 +178,33 @@ class _Place:
     @property
     def is_last(self) -> bool:
         return self.number == len(self.passes) - 1
+
+
+def put(network: nn.Module, name: str, piece: nn.Module) -> None:
+    """Let a network have a module under a name that it has in another one, whatever is around it there."""
+    parent = network
+    *above, key = name.split(".")
+    for part in above:
+        if part not in parent._modules:  # noqa: SLF001  # an attribute of that name may be something else
+            parent.add_module(part, nn.Module())
+        parent = parent.get_submodule(part)
+    parent._modules[key] = piece  # noqa: SLF001  # in the place of another one, as setattr would
+
+
+@contextmanager
+def in_place(host: nn.Module, pieces: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Let a whole network call these in the places of its own; on leaving it has its own again."""
+    before: list[tuple[Any, str, Any]] = []
+    try:
+        for name, piece in pieces.items():
+            above, _, key = name.rpartition(".")
+            modules = host.get_submodule(above)._modules  # noqa: SLF001  # setattr would do more
+            before.append((modules, key, modules[key]))
+            modules[key] = piece
+        yield
+    finally:
+        for modules, key, own in before:
+            modules[key] = own
 
 
 def _plain(outputs: Any) -> Any:

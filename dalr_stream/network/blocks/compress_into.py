@@ -20,6 +20,7 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.blocks.alone import AlonePieces
+from dalr_stream.network.blocks.changed_piece import changed
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.layers.identity import tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
@@ -28,9 +29,10 @@ from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.saved.checkpoint import require_own
 from dalr_stream.network.saved.shard_writer import REST, ShardWriter, shard_writer
 from dalr_stream.network.structure.graph import Structure
-from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, by_module, compressed, split
+from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE, by_module, split
 from dalr_stream.network.surgery.holders import modules_by_name, replaced_modules, require_released
 from dalr_stream.network.surgery.plan import SplitLayer, Step
+from dalr_stream.numerics.heads.narrowed import NarrowedHeads
 from dalr_stream.numerics.lowrank.factors import LowRankLayer
 from dalr_stream.numerics.lowrank.grouped import GroupedPair
 from dalr_stream.numerics.rows.streams import module_name
@@ -39,7 +41,7 @@ from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.json_record import digest_of
 
 Pair = LowRankLayer | GroupedPair
-Given = Pair | SelectedNodes
+Given = Pair | SelectedNodes | NarrowedHeads
 Replacements = Mapping[str, Given | Callable[[], Given | None]]
 
 
@@ -64,15 +66,15 @@ def compress_into(  # noqa: PLR0913  # each is a word of the sentence that the c
     model
         From `open_network`; one that is in memory may go the same way. Left as it is.
     replacements
-        Layer name -> `factors.at_rank(k)`, or `selection.at_size(k)` where all that the nodes' channels reach lies in
-        one block; or a function without arguments that gives it, or None to leave the layer as it is. A function is
-        called when the turn of its layer has come, and what it gives is not kept: so no more than one layer's factors
-        are there, or one block's selections.
+        Layer name -> `factors.at_rank(k)`, or `at_size(k)` of heads, and of a selection where all that its channels
+        reach lies in one block; or a function without arguments that gives it, or None to leave the layer as it is. A
+        function is called when the turn of its layer has come, and what it gives is not kept: so no more than one
+        layer's factors are there, or one block's selections and heads.
     folder
         A new folder, or one that holds a saved network, which stays there until the new one is whole.
     example
-        A batch as `capture` takes it. Selections need it, as in `compress`; and where it is given, it is proved of each
-        block that is compressed that it computes the same between its layers as before.
+        A batch as `capture` takes it. Selections and heads need it, as in `compress`; and where it is given, it is
+        proved of each block that is compressed that it computes the same between its layers as before.
     provenance
         Any JSON-like mapping to keep and to show on the card; or a function that gives it in the end.
     made_from
@@ -91,8 +93,8 @@ def compress_into(  # noqa: PLR0913  # each is a word of the sentence that the c
     Raises
     ------
     InvalidInputError
-        For narrowed heads, a selection without an example, a replacement of another shape than its layer, or a folder
-        of other things.
+        For a selection or heads without an example, a replacement of another shape than its layer, or a folder of other
+        things.
     LayerNotFoundError, UnsupportedLayerError
         For layers that cannot be replaced, before anything is written; and channels that reach beyond a block.
     NonFiniteError
@@ -102,7 +104,7 @@ def compress_into(  # noqa: PLR0913  # each is a word of the sentence that the c
 
     See Also
     --------
-    compress : in memory, attention heads too.
+    compress : in memory.
     open_network : opens what was written, block by block.
 
     Examples
@@ -169,7 +171,7 @@ def _by_piece(pieces: Pieces, replacements: Replacements) -> dict[str, list[str]
 def _write_proved(writer: ShardWriter, alone: AlonePieces, piece: str, given: Mapping[str, Given]) -> None:
     """Compress a piece as a network of its own, prove that it is as before between its layers, and write it."""
     with alone.piece(piece) as one:
-        small = compressed(one.network, given, Structure.of(one.network, one.example, piece=piece), shared=True)
+        small = changed(one, given, Structure.of(one.network, one.example, piece=piece))
         writer.write(piece, small.get_submodule(piece), getattr(small, PLAN_ATTRIBUTE).steps)
 
 
@@ -200,10 +202,9 @@ def _given(names: Iterable[str], replacements: Replacements, example: Any) -> It
 def _require_given(name: str, record: object, example: Any) -> None:
     if not isinstance(record, Given):
         raise InvalidInputError(
-            f"layer '{name}': piece by piece a replacement is what at_rank or at_size gives, got "
-            f"{type(record).__name__}: load the network whole and call compress for it"
+            f"layer '{name}': a replacement is what at_rank or at_size gives, got {type(record).__name__}"
         )
-    if isinstance(record, SelectedNodes) and example is None:
+    if isinstance(record, SelectedNodes | NarrowedHeads) and example is None:
         raise InvalidInputError(
             f"layer '{name}': which layers are narrowed with it shows when a batch goes through the network: give one, "
             "example=batch"

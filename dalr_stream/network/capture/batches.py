@@ -120,6 +120,11 @@ def inputs_copied(batch: Any) -> Any:
     return _copied(inputs_of(batch))
 
 
+def arguments_copied(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a network is called with, in memory of its own."""
+    return tuple(map(_copied, arguments)), {name: _copied(value) for name, value in keywords.items()}
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.clone()

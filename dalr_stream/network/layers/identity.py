@@ -127,7 +127,7 @@ def require_numbers(model: nn.Module) -> None:
         if tensor.is_meta:
             remedy = "load the weights, or keep them in memory and not offloaded"
             if weights_elsewhere(model) is not None:
-                remedy = "its weights are read block by block, which accumulate alone does: load the network whole"
+                remedy = "its weights are read block by block, which is not done here: load the network whole"
             raise InvalidInputError(f"network: '{name}' is on the meta device, where it has no numbers: {remedy}")
 
 

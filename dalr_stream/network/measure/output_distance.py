@@ -6,7 +6,7 @@ there is no score: every layer's error matters by what becomes of it at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,10 +97,19 @@ class OutputDistance:
 
     def __call__(self, other: nn.Module) -> float:
         """Return the distance; raises NonFiniteError where it is not finite."""
+        return self.between(self._model, other)
+
+    @property
+    def batches(self) -> Sequence[Any]:
+        """What networks are run on."""
+        return self._batches
+
+    def between(self, model: nn.Module, other: nn.Module) -> float:
+        """Return the same where `model` stands for the network whose outputs are the reference."""
         sums = torch.zeros(0, 2, dtype=torch.float64)
         with without_gradients():
             for number, batch in enumerate(self._batches):
-                pairs = zip(self._expected(number), self._outputs(other, batch), strict=True)
+                pairs = zip(self._expected(model, number), self._outputs(other, batch), strict=True)
                 parts = torch.stack([self._comparison.sums(*pair) for pair in pairs])
                 sums = parts if not len(sums) else sums + parts
         value = float(total(sums))
@@ -108,10 +117,10 @@ class OutputDistance:
             raise NonFiniteError("the outputs of the compressed network are not finite on the batches it is tried on")
         return value
 
-    def _expected(self, number: int) -> list[torch.Tensor]:
+    def _expected(self, model: nn.Module, number: int) -> list[torch.Tensor]:
         if number in self._kept:
             return self._kept[number]
-        outputs = self._outputs(self._model, self._batches[number])
+        outputs = self._outputs(model, self._batches[number])
         size = sum(tensor.nbytes for tensor in outputs)
         if size <= self._room:
             self._room -= size

@@ -78,9 +78,10 @@ def tables_given(modules: Sequence[tuple[str, nn.Module]], run: Callable[[], Any
 
 
 def tables_held(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, str, Any]]:
-    """Yield module, name and value of each attribute of `modules` that is a tensor, and no parameter."""
+    """Yield module, name and value of each attribute of `modules` that is a tensor; frequencies may be learned."""
     for name, module in modules:
-        held: Mapping[str, Any] = {**vars(module), **module._buffers}  # noqa: SLF001  # plain tensors, and registered
+        registered = {**module._buffers, **module._parameters}  # noqa: SLF001  # beside plain tensors
+        held: Mapping[str, Any] = {**vars(module), **registered}
         for attribute, value in held.items():
             if _is_of_numbers(value) and _is_finite(value):
                 yield name, attribute, value
@@ -117,6 +118,11 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
         yield value
 
 
+def like(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return other numbers as what a module holds: a parameter in the place of one."""
+    return nn.Parameter(other.detach(), requires_grad=own.requires_grad) if isinstance(own, nn.Parameter) else other
+
+
 @contextmanager
 def disturbed(model: nn.Module, tables: Sequence[RotaryTable], rotated: int, *, first: int = 0) -> Iterator[None]:
     """Put numbers drawn at random in the place of the tables', equal for the entries of each pair; from `first` on."""
@@ -138,7 +144,7 @@ def disturbed(model: nn.Module, tables: Sequence[RotaryTable], rotated: int, *, 
             else:
                 own = getattr(module, table.name)
                 stack.callback(setattr, module, table.name, own)
-                setattr(module, table.name, change(own))
+                setattr(module, table.name, like(own, change(own)))
         yield
 
 
@@ -167,10 +173,8 @@ def _drawn(table: RotaryTable, rotated: int, first: int, seed: int) -> Callable[
 
 
 def _is_of_numbers(value: object) -> TypeGuard[torch.Tensor]:
-    """Tell whether a value is a tensor of real or complex numbers, and no parameter."""
-    if not isinstance(value, torch.Tensor) or isinstance(value, nn.Parameter):
-        return False
-    return value.is_floating_point() or value.is_complex()
+    """Tell whether a value is a tensor of real or complex numbers."""
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

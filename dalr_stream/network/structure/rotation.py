@@ -9,6 +9,7 @@ and with others.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
@@ -53,13 +54,13 @@ class RotationSearch:
     def found(self) -> Rotation | None:
         """Return the rotation; None where there is none that could be narrowed."""
         for rotated, tables in self._candidates():
-            used = self._used(tables, rotated)
+            used = _sets(self._used(tables, rotated))
             for interleaved in (False, True) if used else ():
                 layout = dataclasses.replace(self.layout, rotated=rotated, interleaved=interleaved)
                 if not self.is_mixed(layout):
                     continue
-                for tiled in (True, False):
-                    laid = tuple(dataclasses.replace(table, tiled=tiled) for table in used)
+                for tiled, together in itertools.product((True, False), used):
+                    laid = tuple(dataclasses.replace(table, tiled=tiled) for table in together)
                     with disturbed(self.model, laid, rotated):
                         mixed = self.is_mixed(layout)
                     if mixed and self._turns_the_last(laid, rotated):
@@ -115,6 +116,12 @@ class RotationSearch:
                 layer = self.model.get_submodule(name)
                 stack.callback(layer.register_forward_hook(lambda *call: given.append(call[-1].clone())).remove)
             return self.run(), given
+
+
+def _sets(used: Sequence[RotaryTable]) -> list[list[RotaryTable]]:
+    """Return the tables that may be all there are: those that are given, those that are held, or both."""
+    given, held = ([table for table in used if table.argument is argument] for argument in (True, False))
+    return [one for one in (given, held) if one] + ([[*used]] if given and held else [])
 
 
 def _owner(table: RotaryTable) -> tuple[str, str]:

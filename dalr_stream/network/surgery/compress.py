@@ -7,7 +7,7 @@ Sequential that has the settings of the layer it replaced), so it traces, export
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -140,15 +140,19 @@ def compressed(
 ) -> nn.Module:
     """Do what `compress` does with factor pairs and selections; `shared` copies no parameter that stays as it is.
 
-    What shares its parameters with the original is for looking at alone.
+    What shares its parameters with the original is for looking at alone. Each of `replacements` is asked for once, and
+    a pair let go before the next one: a mapping that makes them has never all of them in memory.
     """
     require_replaceable(model, (module_name(name) for name in replacements))
     small = copied(model, {id(one): one for one in model.parameters()} if shared else None)
     before = modules_by_name(small)
     steps = _steps_of(small)
-    for name, factors in by_module(replacements).items():
-        steps.append(split(small, name, factors))
-    selections = {name: record for name, record in replacements.items() if isinstance(record, SelectedNodes)}
+    selections: dict[str, SelectedNodes] = {}
+    for names in _names_by_module(replacements):
+        given = {name: replacements[name] for name in names}
+        selections |= {name: record for name, record in given.items() if isinstance(record, SelectedNodes)}
+        steps += [split(small, name, factors) for name, factors in by_module(given).items()]
+        del given
     if selections:
         keeper = Keeper(small, _structure(model, example, next(iter(selections))))
         steps += [keeper.keep(name, record) for name, record in selections.items()]
@@ -230,7 +234,15 @@ def _structure(model: nn.Module, example: Any, layer: str) -> Structure:
     return Structure.of(model, example)
 
 
-def by_module(replacements: Mapping[str, _OfOneLayer]) -> dict[str, dict[str, LowRankLayer]]:
+def _names_by_module(names: Iterable[str]) -> Iterable[list[str]]:
+    """Return names of layers, those of the groups of one convolution together."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(module_name(name), []).append(name)
+    return found.values()
+
+
+def by_module(replacements: Mapping[str, Replacement]) -> dict[str, dict[str, LowRankLayer]]:
     """Return the factor pairs, those of a layer's groups together."""
     pairs: dict[str, dict[str, LowRankLayer]] = {}
     for name, record in replacements.items():

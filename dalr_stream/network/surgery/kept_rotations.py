@@ -19,7 +19,7 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.layers.spec import module_of
 from dalr_stream.network.structure.changed import Change
-from dalr_stream.network.structure.rotary_tables import RotaryTable, place_of, renamed
+from dalr_stream.network.structure.rotary_tables import RotaryTable, like, place_of, renamed
 
 CHILD = "kept_rotations"
 _AXES = (-1, -2)
@@ -159,4 +159,4 @@ def _narrow_held(model: nn.Module, table: NarrowTable) -> None:
             f"{table.axis}, and is not"
         )
     kept = torch.tensor(table.kept, device=tensor.device)
-    setattr(holder, table.name, tensor.detach().index_select(table.axis, kept))
+    setattr(holder, table.name, like(tensor, tensor.detach().index_select(table.axis, kept)))

@@ -13,17 +13,22 @@ _RULES = ", ".join(f"'{rule}'" for rule in OF_EACH_LAYER)
 
 
 def require_by_blocks(
-    network: NetworkSection, capture: CaptureSection, accumulate: AccumulateSection, solve: SolveSection
+    network: NetworkSection,
+    capture: CaptureSection,
+    accumulate: AccumulateSection,
+    solve: SolveSection,
+    compress: CompressSection,
 ) -> None:
     """Raise ValueError, with what to change, where blocks are asked for together with what needs the network whole."""
-    heads = ", ".join(f"'{method.value}'" for method in solve.methods if method.family is Family.HEADS)
-    reasons = {
-        "rows are folded as the blocks make them: set capture.keep_activations = false": capture.keep_activations,
-        f"heads need the network whole: leave {heads} out of solve.methods": bool(heads),
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
-    if network.blocks and reason is not None:
-        raise ValueError(f"network.blocks: {reason}")
+    if network.blocks and compress.order is Order.SEQUENTIAL and _heads(solve):
+        raise ValueError(
+            "network.blocks: block by block heads are narrowed all at once alone: leave "
+            f"{_heads(solve)} out of solve.methods, or compress.order out"
+        )
+    if network.blocks and capture.keep_activations:
+        raise ValueError(
+            "network.blocks: rows are folded as the blocks make them: set capture.keep_activations = false"
+        )
     if not accumulate.keep_moments and (not network.blocks or network.weights is None):
         raise ValueError(
             "accumulate.keep_moments: false goes with a network that runs block by block from disk: set network.blocks "
@@ -41,6 +46,7 @@ def require_sweep(
 ) -> None:
     """Raise ValueError, with what to change, where no moments are kept and something is asked for that reads them."""
     sizes = compress.rule in OF_EACH_LAYER if compress.rule else bool(compress.layers)
+    heads = _heads(solve)
     reasons = {
         f"needs sizes that each layer decides by itself: name layers in [compress], or give {_RULES}": not sizes,
         "with gradients a share of energy is one of what the loss feels of all layers: leave network.gradients out, or "
@@ -51,6 +57,7 @@ def require_sweep(
         "one domain goes through the blocks: leave out solve.source, solve.heldout and other domains": (
             solve.source is not None or solve.heldout is not None or len(domains) > 1
         ),
+        f"heads are solved from the moments of four layers: leave {heads} out of solve.methods": bool(heads),
         "rows that choose a ridge are read again and again: state solve.ridge": solve.chooses_ridge,
         "error bars come from shards, which are moments: set accumulate.shards = 1": accumulate.shards > 1,
         "leave out accumulate.cross, which keeps moments": accumulate.cross is not None,
@@ -61,3 +68,7 @@ def require_sweep(
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None:
         raise ValueError(f"accumulate.keep_moments: false {reason}")
+
+
+def _heads(solve: SolveSection) -> str:
+    return ", ".join(f"'{method.value}'" for method in solve.methods if method.family is Family.HEADS)

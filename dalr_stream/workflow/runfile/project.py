@@ -22,6 +22,7 @@ from dalr_stream.errors import ConfigError, StoreNotFoundError
 from dalr_stream.network.blocks.opened import open_network
 from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.patterns import match_names
@@ -29,6 +30,7 @@ from dalr_stream.network.layers.spec import LayerSpec, unsupported_layers
 from dalr_stream.network.measure.macs import watched_calls
 from dalr_stream.network.saved.pretrained import load_pretrained
 from dalr_stream.network.structure.graph import Structure
+from dalr_stream.network.structure.recorded import Groups, RecordedGroups
 from dalr_stream.numerics.methods import Family, Method
 from dalr_stream.storage.contents import NetworkRecord
 from dalr_stream.storage.layout import MANIFEST
@@ -69,6 +71,7 @@ class Project:
         self.finetuned = self.output / "finetuned"
         self.finetuning = self.output / "finetuning.json"
         self.unfinished = self.output / "unfinished"
+        self.measuring = self.output / "measuring"
         self.sequence = self.output / "sequence"
         self.pass_moments = self.output / "passes"
         self.cross = self.output / "cross.zarr"
@@ -163,12 +166,19 @@ class Project:
         place = f"domain '{next(iter(self.config.domains))}', batch 0"
         return Structure.of(network, self.code.first_batch, place=place)
 
+    @property
+    def groups(self) -> Groups | None:
+        """The same, of a network that goes block by block as it was found within each block."""
+        if weights_elsewhere(self.recorded) is None:
+            return self.structure
+        return RecordedGroups(self.watched) if self.config.selects else None
+
     @cached_property
     def positions(self) -> dict[str, float]:
         """How often a sample takes each layer's multiply-adds, on the first batch: every position of it."""
-        with watched_calls(self.network) as calls, without_gradients():
-            call(self.network, self.code.first_batch)
-        layers = {name: matrix_of(self.network.get_submodule(name)).numel() for name in calls.macs}
+        with watched_calls(self.recorded) as calls, without_gradients():
+            call(self.recorded, self.code.first_batch)
+        layers = {name: matrix_of(self.recorded.get_submodule(name)).numel() for name in calls.macs}
         return {name: calls.macs[name] / weights / calls.samples for name, weights in layers.items()}
 
     @property

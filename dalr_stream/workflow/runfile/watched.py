@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.network.blocks.rehearsal import selections_in_pieces
+from dalr_stream.network.blocks.rehearsal import coupled_in_pieces
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.spec import LayerSpec, select_layers
 from dalr_stream.network.structure.graph import Structure
@@ -31,12 +31,12 @@ def layers_to_watch(
     inputs = select_layers(network, section.layers)
     apart = weights_elsewhere(network) is not None
     known = structure() if not apart and (config.selects or config.narrows) else None
-    if apart and config.selects:
-        inputs = selections_in_pieces(network, inputs, first_batch())
-    elif known is not None and config.selects:
-        inputs = with_selections(inputs, known)
-    else:
+    if not config.selects:
         inputs = tuple(dataclasses.replace(layer, unprunable=_not_asked(layer, "selection")) for layer in inputs)
+    if apart and (config.selects or config.narrows):
+        inputs = coupled_in_pieces(network, inputs, first_batch(), selects=config.selects, narrows=config.narrows)
+    if known is not None and config.selects:
+        inputs = with_selections(inputs, known)
     if known is not None and config.narrows:
         inputs = with_narrower_heads(inputs, known)
     outputs = select_layers(network, section.outputs, side=Side.OUTPUTS) if section.outputs else ()

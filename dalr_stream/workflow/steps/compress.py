@@ -13,6 +13,7 @@ from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.surgery.compress import compress, parameter_count
 from dalr_stream.network.surgery.rehearsal import require_replaceable_by_pairs
 from dalr_stream.numerics.methods import Family
+from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.workflow.runfile.compress_section import Order
@@ -115,6 +116,8 @@ def _compress(session: Session, fingerprint: str) -> None:
         return
     store = StoreView.open(project.store)
     capture.require_same_network(project, store)
+    if session.fresh:
+        remove_folder(project.measuring)
     if session.fresh and project.config.compress.order is Order.SEQUENTIAL:
         forget_pass_moments(project)
     if compresses_by_blocks(project):

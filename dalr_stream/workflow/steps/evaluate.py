@@ -21,6 +21,7 @@ from dalr_stream.workflow.runfile.labelled_sections import EvaluateSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import compress, finetune, solve
 from dalr_stream.workflow.steps.blocks.networks import loaded, scored, scores_by_blocks
+from dalr_stream.workflow.steps.blocks.score_by_blocks import score_by_blocks
 from dalr_stream.workflow.steps.capture import require_same_network
 from dalr_stream.workflow.steps.fingerprints import labelled_print
 from dalr_stream.workflow.steps.scores.finetuned_scores import FinetunedScores
@@ -62,6 +63,15 @@ def measure(label: str, model: nn.Module, score: Score) -> NetworkSize:
         value = score(model)
     macs = {name: count / calls.samples for name, count in calls.macs.items() if calls.samples}
     return NetworkSize(label, parameter_count(model), parameter_bytes(model), value, macs)
+
+
+def _measured(session: Session, label: str, model: nn.Module, score: Scoring, fingerprint: str) -> NetworkSize:
+    """Return the same, block by block where the network runs so and the metric lets it."""
+    by_blocks = scores_by_blocks(session.project)
+    found = score_by_blocks(session, label, model, score, fingerprint) if by_blocks else None
+    if found is None:
+        return measure(label, model, score)
+    return NetworkSize(label, parameter_count(model), parameter_bytes(model), found.value, found.macs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,8 @@ def _evaluate(session: Session, fingerprint: str) -> None:
     if scores:
         session.progress.note(f"evaluate: resuming after {len(scores)} networks")
     with project.code.importing():
-        sizes = [measure(label, model, score) for label, model in _networks(project).items()]
+        networks = _networks(project).items()
+        sizes = [_measured(session, label, model, score, fingerprint) for label, model in networks]
         sizes += _compared(session, store, section, score, scores)
         curves, finetuned = _curves(session, store, section, score, scores)
     baseline = float(sizes[0].score or 0.0)

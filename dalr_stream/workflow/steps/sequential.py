@@ -77,21 +77,33 @@ def compress_in_sequence_by_blocks(
     Compressed blocks are kept in the folder `passes`, and stay: where choices change, those before the first of them
     are not solved again.
     """
-    section = project.config.compress
+    choices = choices_of(project, store, compression.layers)
+    found = _by_blocks(project, choices, project.pass_moments, progress)
+    gain = SequenceGain(found.passes, "", (), _towards_stream(found))
+    return found.network, dataclasses.replace(compression, gain=gain)
+
+
+def compressed_in_turn_by_blocks(project: Project, choices: Mapping[str, LayerChoice]) -> nn.Module:
+    """Return the same of some choices, there until it is asked for others: what sizes are chosen by."""
+    return _by_blocks(project, choices, project.measuring / "in-turn", None).network
+
+
+def _by_blocks(
+    project: Project, choices: Mapping[str, LayerChoice], store: Path, progress: Progress | None
+) -> SequentialCompression:
     with project.code.importing(), _warned_of_before():
-        found = compress_sequentially(
+        return compress_sequentially(
             project.recorded,
             project.code.batches(project.config.solve.target),
-            choices_of(project, store, compression.layers),
-            target=section.target,
-            store=project.pass_moments,
+            choices,
+            target=project.config.compress.target,
+            source=source_of(project),
+            store=store,
             rows=project.code.rows,
             folding=folding_of(project),
             progress=progress,
             blocks=project.config.network.blocks or None,
         )
-    gain = SequenceGain(found.passes, "", (), _towards_stream(found))
-    return found.network, dataclasses.replace(compression, gain=gain)
 
 
 def compressed_in_turn(project: Project, choices: Mapping[str, LayerChoice]) -> nn.Module:
@@ -114,7 +126,7 @@ def _passes(
         project.code.batches(target),
         choices,
         target=project.config.compress.target,
-        source=_source(project),
+        source=source_of(project),
         store=store,
         rows=project.code.rows,
         folding=folding_of(project),
@@ -165,7 +177,8 @@ def folding_of(project: Project) -> Folding:
     return dataclasses.replace(folding, shards=1, device=None if folding.device == CUPY else folding.device)
 
 
-def _source(project: Project) -> Iterable[Any] | None:
+def source_of(project: Project) -> Iterable[Any] | None:
+    """Return the batches of the source domain, where there is one."""
     name = project.config.solve.source
     return None if name is None else project.code.batches(name)
 

@@ -44,7 +44,7 @@ def output_distance(project: Project) -> tuple[OutputDistance, str]:
     """
     section, unseen = project.config.compress, Unseen.deciding(project.config)
     distance = OutputDistance(
-        project.network,
+        project.recorded,
         project.code.batches(unseen.domain),
         samples=section.samples,
         holdout=unseen.holdout,

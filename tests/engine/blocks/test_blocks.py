@@ -384,7 +384,7 @@ def test_what_is_asked_for_wrongly(tmp_path):
 def test_a_network_on_disk_does_nothing_else(tmp_path):
     in_shards(made(Tower), tmp_path / "weights")
     network = opened(tmp_path / "weights")
-    with pytest.raises(InvalidInputError, match="which accumulate alone does: load the network whole"):
+    with pytest.raises(InvalidInputError, match="which is not done here: load the network whole"):
         ds.capture(network, batches(), ds.watch(network, LAYERS), tmp_path / "store", domain="target")
 
 

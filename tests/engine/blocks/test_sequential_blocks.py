@@ -313,7 +313,7 @@ BEYOND = "block by block, whoever gives, carries or reads its nodes must be in o
         (Small, choices("head"), "'head.weight' is shared with 'words.weight'"),
         (Tied, choices("both"), "layer 'both': is called by several blocks"),
         (Remembering, choices("blocks.0.up"), "does not run block by block"),
-        (Small, choices(blocks__1__up=("momasp_node", 4)), "block by block one alone goes through the blocks"),
+        (Small, choices(blocks__1__up=("momasp_node", 4)), "momasp_node compares two domains: give source="),
     ],
 )
 def test_what_crosses_blocks_is_refused_before_any_pass(build, chosen, message, tmp_path):
@@ -322,6 +322,23 @@ def test_what_crosses_blocks_is_refused_before_any_pass(build, chosen, message, 
         in_blocks(made(build), chosen, tmp_path / "store", progress=notes)
     assert notes.started == []
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("target", ["outputs", "stream"])
+def test_momasp_compares_both_domains_in_the_network_as_compressed_so_far(target, tmp_path):
+    model = made(Small)
+    chosen = choices(
+        "blocks.0.down", blocks__0__up=("momasp_node", 5), blocks__1__up=("momasp_subset", 7), blocks__2__o=(DALR, 3)
+    )
+    source = [{**batch, "words": batch["words"].flip(0)} for batch in batches(4)[2:]]
+    expected = whole(model, chosen, source=source, target=target)
+    for stopped in (5, 12, 19):
+        with suppress(StoppedError):
+            in_blocks(model, chosen, tmp_path, source=source, target=target, progress=StopAfter(stopped))
+    require_same(in_blocks(model, chosen, tmp_path, source=source, target=target), expected)
+    other = source[:1]  # of which nothing is taken over
+    found = in_blocks(model, chosen, tmp_path, source=other, target=target)
+    require_same(found, whole(model, chosen, source=other, target=target))
 
 
 def test_a_target_without_a_stream_is_refused(tmp_path):
@@ -336,8 +353,6 @@ def test_a_store_on_disk_that_nobody_else_writes_is_needed(tmp_path, monkeypatch
     model, chosen = made(Small), choices("blocks.0.o", "blocks.1.up")
     with pytest.raises(InvalidInputError, match=r"block by block, what the blocks give lies in a store: give store"):
         ds.compress_sequentially(model, batches(), chosen, blocks=True)
-    with pytest.raises(InvalidInputError, match="leave source out"):
-        in_blocks(model, chosen, tmp_path, source=batches())
     with work_folder(tmp_path / "blocks"), pytest.raises(StoreLockedError):
         in_blocks(model, chosen, tmp_path)
     shutil.rmtree(tmp_path / "blocks")

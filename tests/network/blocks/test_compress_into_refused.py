@@ -35,12 +35,12 @@ from block_networks import Tower, batches, made
         (
             {"blocks.1.up": "strange"},
             InvalidInputError,
-            "layer 'blocks.1.up': piece by piece a replacement is what at_rank",
+            "layer 'blocks.1.up': a replacement is what at_rank or at_size gives",
         ),
         (
             {"blocks.1.up": lambda: 3},
             InvalidInputError,
-            "layer 'blocks.1.up': piece by piece a replacement is what at_rank",
+            "layer 'blocks.1.up': a replacement is what at_rank or at_size gives",
         ),
         ({"blocks.1.up": pair(5, 8)}, InvalidInputError, "layer 'blocks.1.up': the solution is for 5 x 8"),
         ({"blocks.1.norm": pair(8, 8)}, UnsupportedLayerError, "blocks.1.norm"),

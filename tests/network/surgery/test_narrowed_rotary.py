@@ -13,6 +13,7 @@ from rotary_attentions import (
     Cached,
     CachedNeighbours,
     Complex,
+    Learned,
     Neighbours,
     Partly,
     Rotary,
@@ -32,7 +33,7 @@ from dalr_stream.network.surgery.plan import NarrowHeads, SurgeryPlan
 from dalr_stream.numerics import head_factors
 
 NAME = "attention.o"
-KINDS = [Rotary, Neighbours, Cached, CachedNeighbours, ByPairs, Complex, Partly, WithRope]
+KINDS = [Rotary, Neighbours, Cached, CachedNeighbours, ByPairs, Complex, Learned, Partly, WithRope]
 LONG = tokens(samples=3, length=50, seed=5)
 """Of tokens at positions that nothing was proved on."""
 

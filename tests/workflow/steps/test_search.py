@@ -20,7 +20,7 @@ from dalr_stream.network.structure.readers import with_readers
 from dalr_stream.progress import Silent
 from dalr_stream.report.records.scale import Scale
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, Scoring
-from dalr_stream.workflow.steps.sizes.search import Search, joint_search
+from dalr_stream.workflow.steps.sizes.search import InMemory, Search, joint_search
 
 EXAMPLE = torch.zeros(2, 20)
 RANKS = {"0": [2, 4, 8], "2": [1, 3, 6], "4": []}
@@ -89,9 +89,8 @@ def test_the_search_takes_the_steps_of_a_plain_scan(network, family, max_drop, r
 
     score = Scoring(accuracy, batches)
     sizes, steps = naive_search(model, solutions, candidates, score, max_drop)
-    found = joint_search(
-        Evaluator(model, (), score, 1e-3, Silent(), Structure.of(model, EXAMPLE)), solutions, candidates, max_drop
-    )
+    evaluator = Evaluator(model, (), score, 1e-3, Silent(), Structure.of(model, EXAMPLE))
+    found = joint_search(InMemory(evaluator, solutions), candidates, max_drop)
     plain = [([(t.layer, t.size, t.parameters, t.score) for t in step.trials], step.kept) for step in found.steps]
     assert found.sizes == sizes
     assert plain == steps
@@ -111,7 +110,7 @@ def test_a_perplexity_rises_by_at_most_the_share_that_is_allowed(network, low_ra
     """Taken for something to maximise, one per cent allowed drove it from 1.75 to 11."""
     model, batches, _ = network
     score = Scoring(perplexity, batches, Scale(higher=False, lowest=1.0, highest=None))
-    found = joint_search(Evaluator(model, (), score, 1e-3, Silent()), low_rank, RANKS, max_drop)
+    found = joint_search(InMemory(Evaluator(model, (), score, 1e-3, Silent()), low_rank), RANKS, max_drop)
     assert found.baseline == pytest.approx(perplexity(model, batches))
     reached = perplexity(made(model, low_rank, found.sizes), batches)
     assert reached <= (1 + max_drop) * found.baseline * (1 + 1e-6)
@@ -138,14 +137,14 @@ def test_a_step_is_scored_once_a_layer_and_nothing_else(network, low_rank):
         scored.append(net)
         return accuracy(net, given)
 
-    found = joint_search(Evaluator(model, (), Scoring(metric, batches), 1e-3, Silent()), low_rank, RANKS, 0.1)
+    found = joint_search(InMemory(Evaluator(model, (), Scoring(metric, batches), 1e-3, Silent()), low_rank), RANKS, 0.1)
     assert len(scored) == 1 + sum(len(step.trials) for step in found.steps)
 
 
 def test_the_log_shows_every_candidate_with_its_score(network, low_rank):
     model, batches, _ = network
     notes = Notes()
-    found = joint_search(Evaluator(model, (), Scoring(accuracy, batches), 1e-3, notes), low_rank, RANKS, 0.05)
+    found = joint_search(InMemory(Evaluator(model, (), Scoring(accuracy, batches), 1e-3, notes), low_rank), RANKS, 0.05)
     told = [note for note in notes.said if re.match(r"search: step \d+:", note)]
     assert len(told) == len(found.steps)
     for note, step in zip(told, found.steps, strict=True):
@@ -156,7 +155,7 @@ def test_the_log_shows_every_candidate_with_its_score(network, low_rank):
 def test_no_candidates_no_steps(network, low_rank):
     model, batches, _ = network
     evaluator = Evaluator(model, (), Scoring(accuracy, batches), 1e-3, Silent())
-    assert joint_search(evaluator, low_rank, dict.fromkeys(low_rank, ()), 0.1).steps == ()
+    assert joint_search(InMemory(evaluator, low_rank), dict.fromkeys(low_rank, ()), 0.1).steps == ()
 
 
 @pytest.mark.parametrize(("cache_bytes", "runs_of_the_first_layer"), [(2**20, 1), (0, 3)])

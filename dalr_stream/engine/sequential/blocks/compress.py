@@ -29,6 +29,7 @@ from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import fingerprint
+from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.json_record import digest_of
@@ -49,6 +50,7 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
     *,
     blocks: Blocks,
     target: Target | str = Target.OUTPUTS,
+    source: Iterable[Any] | None = None,
     store: str | Place | None = None,
     rows: RowRule | None = None,
     folding: Folding | None = None,
@@ -58,17 +60,19 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
     root = _folder(store)
     folding, progress = folding or Folding(), progress or Silent()
     rule, towards = (rows or RowRule()).of_layers(()), parse_choice(Target, target, "target")
-    require_sound(model, choices, folding, has_source=True)
-    _require_no_source(choices)
+    require_sound(model, choices, folding, has_source=source is not None)
+    _require_no_heads(choices)
     pieces, seen = Pieces.of(model), SameEveryPass(batches)
+    beside = None if source is None else SameEveryPass(source, "source")
     require_mask_passed_on(model, seen.first())
     with uncached(model):
         passes = BlockPasses.of(model, seen.first(), pieces, blocks)
         kept = prove_blocks(model, seen.first(), passes, pieces)
         few = KnownBatches.glimpsed(seen)
         prepared = Preparation(model, passes, pieces, few, choices, towards, folding, rule).blocks()
-        known = KnownBatches.of(seen, rule)
-        orders = prove(model, seen, [spec for block in prepared.values() for spec in block.read], rule)
+        known = KnownBatches.of(seen, rule, beside)
+        read = [spec for block in prepared.values() for spec in block.read]
+        orders, orders_of_source = (None if one is None else prove(model, one, read, rule) for one in (seen, beside))
         _require_disk(root, BlockSequenceCost.of(prepared.values(), kept.sample_bytes, kept.samples * len(known.keys)))
         made_from = {
             "network": fingerprint(model), "blocks": [list(one) for one in passes.blocks], "batches": known.identity,
@@ -77,8 +81,9 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
         solved_by = digest_of([towards.value, rule.words, facts])
         with work_folder(root, "block-*", f"{UNFINISHED}/*", f"{UNFINISHED}/*/@*"):
             sweep = Sweep(
-                model, root, passes, pieces, known, prepared, made_from, solved_by, orders, folding, rule, progress
-            )
+                model, root, passes, pieces, known, prepared, made_from, solved_by, orders, orders_of_source, folding,
+                rule, progress,
+            )  # fmt: skip
             sweep.run()
             records = [BlockRecord(root, number) for number in sorted(prepared)]
             small = reassembled(model, {record.weights: record.plan for record in records})
@@ -103,12 +108,12 @@ def _folder(store: str | Place | None) -> Path:
     return root / FOLDER
 
 
-def _require_no_source(choices: Mapping[str, LayerChoice]) -> None:
+def _require_no_heads(choices: Mapping[str, LayerChoice]) -> None:
     for name, choice in choices.items():
-        if choice.by.needs_source:
+        if choice.by.family is Family.HEADS:
             raise InvalidInputError(
-                f"layer '{name}': {choice.by.value} compares two domains, and block by block one alone goes through "
-                "the blocks: choose another method, or compress the network whole"
+                f"layer '{name}': {choice.by.value} takes two passes through an attention, and block by block each "
+                "block is gone through once: choose another method, or compress the network whole"
             )
 
 

@@ -82,7 +82,7 @@ class BlockSequenceCost:
         )
 
 
-def estimate_by_blocks(
+def estimate_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
     model: nn.Module,
     batches: Iterable[Any],
     methods: Mapping[str, Method],
@@ -90,6 +90,7 @@ def estimate_by_blocks(
     *,
     blocks: Blocks,
     target: Target,
+    source: Iterable[Any] | None = None,
     rows: RowRule | None = None,
 ) -> BlockSequenceCost:
     """Return what `compress_sequentially(..., blocks=...)` will hold, by the method of each layer.
@@ -104,7 +105,8 @@ def estimate_by_blocks(
         known = KnownBatches.glimpsed(seen)
         rule = (rows or RowRule()).of_layers(())
         prepared = Preparation(model, passes, pieces, known, choices, target, folding, rule).blocks()
-    samples = kept.samples * ((length_of(batches) or 1) + len(known.examples))
+    lengths = [length_of(one) or 1 for one in (batches, source) if one is not None]
+    samples = kept.samples * (sum(lengths) + len(known.examples))
     return BlockSequenceCost.of(prepared.values(), kept.sample_bytes, samples)
 
 

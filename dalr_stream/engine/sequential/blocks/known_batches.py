@@ -1,12 +1,13 @@
 """The batches of a sweep over blocks, gone through once before it: by what each is known, and where its records lie.
 
-Beside them go a few samples of the first one, and the same with one replaced: what a block is looked at and proved on.
-They are batches like the others, and their rows are never folded.
+Beside them go those of the source domain, where a method compares with it, and a few samples of the first one, and the
+same with one replaced: what a block is looked at and proved on. They are batches like the others, and rows of these few
+samples are never folded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -33,27 +34,32 @@ class KnownBatches:
     """The number of each one's first sample, by digest; those of the examples come after all others."""
     identity: str
     """Of all batches, their masks included."""
+    source: SameEveryPass | None = None
+    """Those of the source domain."""
 
     @classmethod
-    def of(cls, batches: SameEveryPass, rule: RowRule) -> KnownBatches:
+    def of(cls, batches: SameEveryPass, rule: RowRule, source: SameEveryPass | None = None) -> KnownBatches:
         """Load all batches once; raises InvalidInputError where there is no sample."""
         first, seen = batches.first(), 0
         keys: dict[str, int] = {}
 
-        def noted() -> Iterator[Any]:
+        def noted(of_domain: SameEveryPass) -> Iterator[Any]:
             nonlocal seen
-            for batch in batches:
+            for batch in of_domain:
                 samples = samples_in(batch)
                 if samples:
                     keys.setdefault(digest_of_inputs(batch), seen)
                 seen += samples
                 yield batch
 
-        identity = digest_of([list(one) for one in batch_identities(noted(), rule)])
+        identity = digest_of([list(one) for one in batch_identities(noted(batches), rule)])
         examples = _examples(first)
         for number, one in enumerate(examples):
             keys.setdefault(digest_of_inputs(one), seen + number)
-        return cls(batches, first, examples, keys, identity)
+        seen += len(examples)
+        if source is not None:
+            identity = digest_of([identity, [list(one) for one in batch_identities(noted(source), rule)]])
+        return cls(batches, first, examples, keys, identity, source)
 
     @classmethod
     def glimpsed(cls, batches: SameEveryPass) -> KnownBatches:
@@ -63,7 +69,14 @@ class KnownBatches:
 
     def each(self) -> Iterator[tuple[int, Any]]:
         """Yield the key and the inputs of every batch that has samples, and of every example."""
-        for batch in chain(self.examples, self.batches):
+        return self._keyed(chain(self.examples, self.batches))
+
+    def of_source(self) -> Iterator[tuple[int, Any]]:
+        """Yield the same of the source domain."""
+        return self._keyed(self.source or ())
+
+    def _keyed(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        for batch in batches:
             if samples_in(batch):
                 yield self.keys[digest_of_inputs(batch)], inputs_of(batch)
 

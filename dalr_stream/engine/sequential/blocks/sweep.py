@@ -59,6 +59,7 @@ class Sweep:
     solved_by: str
     """What else decides the solutions: target, rows and folding."""
     orders: Orders | None
+    orders_of_source: Orders | None
     folding: Folding
     rule: RowRule
     progress: Progress
@@ -152,10 +153,11 @@ class Sweep:
         note(f"block {block.number + 1} of {len(self.passes)}: {in_words(block.passes)}")
         onward = OnwardPasses(
             then, self.known.batches, block.passes, block.selected, block.targets.layers, self.rule,
-            Room(block.plan.room_bytes), note, lambda _: self.orders,
+            Room(block.plan.room_bytes), note, lambda _: self.orders, self.orders_of_source,
         )  # fmt: skip
         moments = PassMoments(then, self.rule, self.progress, onward, record.passes, None, block.batch)
-        one_pass = SequentialPass(then, block.choices, self.known.batches, None, self.folding, moments, block.targets)
+        batches, source = self.known.batches, self.known.source
+        one_pass = SequentialPass(then, block.choices, batches, source, self.folding, moments, block.targets)
         state = SequentialCompression(now, block.passes)
         for words in block.targets.words:
             note(words)
@@ -175,6 +177,11 @@ class Sweep:
                 for block, stream in ways:
                     if not stream.has(key):
                         stream.keep(key, block.onward(inputs))
+                advance(1)
+            block, stream = ways[-1]  # nothing is compared with what the original gives of the source
+            for key, inputs in self.known.of_source():
+                if not stream.has(key):
+                    stream.keep(key, block.onward(inputs))
                 advance(1)
 
     @contextmanager

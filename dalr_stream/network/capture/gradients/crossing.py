@@ -22,7 +22,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.capture.resuming.calls import Call
 from dalr_stream.network.capture.resuming.given import UsedError, form_of, is_plain, mapped, tensors_in
-from dalr_stream.network.capture.resuming.onward import Copies, Done, ForwardRun
+from dalr_stream.network.capture.resuming.handing import Copies
+from dalr_stream.network.capture.resuming.onward import Done, ForwardRun
 
 Followed = Mapping[Call, Sequence[bool]]
 """Through which of the tensors that a call gave gradients go back."""

@@ -12,7 +12,7 @@ Where it does not hold, every pass begins at the inputs, and that is said.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,8 @@ from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.resuming.calls import Call, ForwardCalls, calls_through, is_in
-from dalr_stream.network.capture.resuming.given import Form, Spent, UsedError, form_of, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.resuming.given import UsedError, form_of, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.resuming.handing import Copies, Handing
 from dalr_stream.network.capture.resuming.kept_states import KeptStream
 from dalr_stream.network.capture.taken import Taken
 
@@ -101,25 +102,6 @@ class OnwardPass:
         return self._rows(rows, key, {})
 
 
-class Handing(Protocol):
-    """How what is known is handed out to one forward pass, and what becomes of what is to be kept of it."""
-
-    held_bytes: int
-    """Of copies."""
-
-    def watching(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Be around the forward pass."""
-
-    def out(self, kept: torch.Tensor | Form) -> torch.Tensor:
-        """Return what stands for something known: the network may overwrite it."""
-
-    def keep(self, way: Call, value: Any, source: Any, *, used: bool) -> Any:
-        """Return what is kept of what a call gave; `source` is what was known of it, None for what is new."""
-
-    def give_up(self) -> None:
-        """Let go of the copies: nothing is kept after all."""
-
-
 class ForwardRun:
     """Runs a network on one batch, as far as is needed: some calls give what is known, and others are remembered."""
 
@@ -130,16 +112,18 @@ class ForwardRun:
         room_bytes: int | None = None,
         *,
         until_kept: bool = False,
+        ran: Callable[[str, Any], None] | None = None,
         handing: Handing | None = None,
     ) -> None:
         """`room_bytes` is what copies may take beside what was given: with more to keep, nothing is kept.
 
         `until_kept` ends the forward pass as soon as all that is to be kept is there: when the next module is called,
-        as hooks of the last one see what it gives only once it is done. `handing` makes copies by default.
+        as hooks of the last one see what it gives only once it is done. `ran` is told of each module that was run, and
+        what it gave. `handing` makes copies by default.
         """
         self.kept: dict[Call, Any] = {}
         self.is_full = False
-        self._given, self._keep, self._room = given, keep, room_bytes
+        self._given, self._keep, self._room, self._ran = given, keep, room_bytes, ran
         self._handing: Handing = handing or Copies()
         self._rows_taken = until_kept and bool(keep)
 
@@ -150,9 +134,14 @@ class ForwardRun:
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         """Run it, and return what it gives where it is run to its end; the batch is left as it is."""
-        through = calls_through(model, self._through) if self._given or self._keep else nullcontext()
+        return self.called(model, lambda: call(model, inputs_copied(batch)))
+
+    def called(self, model: nn.Module, forward: Callable[[], Any]) -> Any:
+        """Do the same in a call of one's own: `forward` calls the network."""
+        watched = self._given or self._keep or self._ran is not None
+        through = calls_through(model, self._through) if watched else nullcontext()
         with self._handing.watching(model), suppress(EnoughError), through:
-            return call(model, inputs_copied(batch))
+            return forward()
 
     def rows_taken(self) -> None:
         """End the forward pass, now or as soon as what is to be kept is there too."""
@@ -163,6 +152,8 @@ class ForwardRun:
         self._end_where_complete()
         given = way in self._given
         value = mapped(self._given[way], self._handing.out) if given else forward()
+        if not given and self._ran is not None:
+            self._ran(way[-1][0], value)
         if way in self._keep and not self.is_full and (given or is_plain(value)):
             self.kept[way] = self._handing.keep(way, value, self._given.get(way), used=self._keep[way])
             if self._room is not None and self._handing.held_bytes > self._room:
@@ -173,50 +164,6 @@ class ForwardRun:
     def _end_where_complete(self) -> None:
         if self._rows_taken and (self.is_complete or self.is_full):
             raise EnoughError
-
-
-class Copies:
-    """Copies of what is handed out and of what is kept, as either may be overwritten: of one tensor a single one."""
-
-    def __init__(self) -> None:
-        self._handed: dict[int, torch.Tensor] = {}
-        self._own: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
-        self.held_bytes = 0
-
-    def watching(self, _: nn.Module) -> AbstractContextManager[None]:
-        """Do nothing."""
-        return nullcontext()
-
-    def out(self, kept: torch.Tensor | Form) -> torch.Tensor:
-        """Return a copy, or what has the form alone."""
-        if isinstance(kept, Form):
-            return Spent.of(kept)
-        if id(kept) not in self._handed:
-            self._handed[id(kept)] = self.copy_of(kept)
-        return self._handed[id(kept)]
-
-    def copy_of(self, kept: torch.Tensor) -> torch.Tensor:
-        """Return the copy that is handed out."""
-        return kept.clone()
-
-    def keep(self, _: Call, value: Any, source: Any, *, used: bool) -> Any:
-        """Return a copy, or the form of what is not used; what was known is kept as it is."""
-        if not used:
-            return mapped(value if source is None else source, form_of)
-        return mapped(value, self._copy) if source is None else source
-
-    def give_up(self) -> None:
-        """Let go of what is kept."""
-        self._own, self.held_bytes = {}, 0
-
-    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        known = self._own.get(id(tensor))
-        if known is not None and known[1] == tensor._version:  # noqa: SLF001  # torch has no public name for it
-            return known[2]
-        copied = tensor.detach().clone()
-        self.held_bytes += copied.nbytes
-        self._own[id(tensor)] = tensor, tensor._version, copied  # noqa: SLF001
-        return copied
 
 
 def require_onward(model: nn.Module, batch: Any, places: Sequence[Collection[str]]) -> list[Done]:

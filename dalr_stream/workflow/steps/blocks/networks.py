@@ -1,8 +1,7 @@
 """Which networks of a run go through memory block by block, and which are there whole.
 
-Block by block, where the run file says so and its weights are on disk: recording layers always; compressing by sizes
-that are named, or asked of each layer by itself; scoring where only the networks that are saved are scored. What
-measures many networks on the data has them in memory.
+Block by block, where the run file says so and its weights are on disk: recording layers and compressing always;
+scoring where only the networks that are saved are scored.
 """
 
 from __future__ import annotations
@@ -14,16 +13,12 @@ from torch import nn
 from dalr_stream.network.blocks.opened import open_network
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.saved import checkpoint
-from dalr_stream.workflow.runfile.compress_section import OF_EACH_LAYER, Order
 from dalr_stream.workflow.runfile.project import Project
 
 
 def compresses_by_blocks(project: Project) -> bool:
     """Tell whether the network is compressed block by block."""
-    section = project.config.compress
-    one_domain = section.order is Order.PARALLEL or project.config.solve.source is None  # goes through in turn
-    alone = one_domain and (section.rule is None or section.rule in OF_EACH_LAYER)
-    return alone and bool(project.config.network.blocks) and weights_elsewhere(project.recorded) is not None
+    return bool(project.config.network.blocks) and weights_elsewhere(project.recorded) is not None
 
 
 def scores_by_blocks(project: Project) -> bool:

@@ -24,7 +24,7 @@ from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import RecordKind
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.project import Project
-from dalr_stream.workflow.steps.blocks.compress_by_blocks import cut, size_of
+from dalr_stream.workflow.steps.blocks.decided import cut, size_of
 from dalr_stream.workflow.steps.named_sizes import named_layers, require_solved
 from dalr_stream.workflow.steps.provenance import saved_provenance
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize

@@ -18,7 +18,10 @@ from dalr_stream.errors import (
     StoreNotFoundError,
     UnsupportedLayerError,
 )
-from dalr_stream.network.capture.loaders import can_resume
+from dalr_stream.network.blocks.scored import question_of
+from dalr_stream.network.blocks.side_by_side import Question
+from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.loaders import can_resume, length_of
 from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.measure.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
 from dalr_stream.network.structure.graph import Structure
@@ -60,13 +63,27 @@ class Scoring:
 
     def __call__(self, model: nn.Module) -> float:
         """Score a network by whole forward passes; raises InvalidInputError for a value outside the metric's range."""
-        value = float(self.metric(model, self.batches))
+        return self.checked(float(self.metric(model, self.batches)))
+
+    def checked(self, value: float) -> float:
+        """Return a value of the metric; raises InvalidInputError for one outside its range."""
         if not self.scale.holds(value):
             raise InvalidInputError(
                 f"{self.name} gave {value:g}, which must be {self.scale.words}: state its range, range = [1, inf] of a "
                 "perplexity say, and higher = false where less is better; or let it give what it says"
             )
         return value
+
+    @property
+    def question(self) -> Question:
+        """What is asked of networks that go block by block."""
+        return question_of(self.metric, self.batches, self.name)
+
+    @property
+    def samples(self) -> int:
+        """How many it is on, at most, where the loader has a length: as many as the first batch has in each."""
+        first = next(iter(self.batches), None)
+        return 0 if first is None else samples_in(first) * (length_of(self.batches) or 1)
 
     def after(self, cut: Cut, limit_bytes: int) -> Score:
         """Return the score of networks that differ only after a cut: what comes before is run once, where it fits.
@@ -237,10 +254,21 @@ class KeptScores:
     def __len__(self) -> int:
         return len(self._known)
 
+    def __contains__(self, what: str) -> bool:
+        return what in self._known
+
+    def known(self, what: str) -> Any:
+        """Return what is kept; raises KeyError where nothing is."""
+        return self._known[what]
+
     def once(self, what: str, score: Callable[[], T]) -> T:
         """Return what is kept of `what`, a score or plain values, or find it and keep it."""
         if what not in self._known:
-            self._known[what] = score()
-            write_record(self._path, SCORES, self._known)
+            self.keep(what, score())
         found: T = self._known[what]
         return found
+
+    def keep(self, what: str, value: Any) -> None:
+        """Keep a score, or plain values."""
+        self._known[what] = value
+        write_record(self._path, SCORES, self._known)

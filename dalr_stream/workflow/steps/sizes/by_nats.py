@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dalr_stream.engine.sizes.by_nats import Attempt, felt_menus, networks_at_most, smallest_by_nats, smallest_within
-from dalr_stream.engine.sizes.choice import Sizes, rank_correlation
+from dalr_stream.engine.sizes.choice import rank_correlation
+from dalr_stream.engine.sizes.measuring import Sizes
 from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.numerics.methods import Method
 from dalr_stream.progress import Progress
+from dalr_stream.report.records.scale import Scale
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on
 from dalr_stream.workflow.steps.sizes.search import TOLERANCE
@@ -92,29 +94,45 @@ def keep_share(project: Project, menus: Sequence[Menu]) -> Found:
 
 def keep_score(project: Project, menus: Sequence[Menu], progress: Progress) -> tuple[*Found, SearchByNats]:
     """Return the smallest sizes found that keep the score on validation, and how they were found."""
-    validation, drop = project.config.validation, project.config.compress.share
+    validation = project.config.validation
     if validation is None:
         raise ConfigError("compress.max_drop: needs a [validation] section")
     evaluator = Evaluator.of(project, validation, score_on(project, "validation", validation), progress)
-    scale = evaluator.score.scale
     with project.code.importing():
         score = evaluator.from_layers(*project.layers)
-        baseline = score(project.network)
-        worst = scale.worst(baseline, drop)
-        progress.note(f"search: uncompressed {baseline:.4f}, {scale.at_least} {worst:.4f} is asked for")
-        search = smallest_within(
-            menus,
-            evaluator.compressed,
-            score,
-            lambda value: scale.loss(worst, value) <= TOLERANCE,
-            progress=progress,
-        )
+
+        def of(menu: Menu | None, sizes: Sizes) -> float:
+            return score(project.network if menu is None else evaluator.compressed(menu.replacements(sizes)))
+
+        menu, sizes, record = smallest_scored(project, menus, of, evaluator.score.scale, progress)
+    replaced, methods = ({}, {}) if menu is None else _found(menu, sizes)
+    return replaced, methods, record
+
+
+def smallest_scored(
+    project: Project,
+    menus: Sequence[Menu],
+    score: Callable[[Menu | None, Sizes], float],
+    scale: Scale,
+    progress: Progress,
+) -> tuple[Menu | None, Sizes, SearchByNats]:
+    """Return the menu and the sizes of the smallest network found that keeps the score, and how it was found.
+
+    `score` is that of a network of some sizes; without a menu, of the network as it is.
+    """
+    drop, baseline = project.config.compress.share, score(None, {})
+    worst = scale.worst(baseline, drop)
+    progress.note(f"search: uncompressed {baseline:.4f}, {scale.at_least} {worst:.4f} is asked for")
+
+    def good(value: float) -> bool:
+        return scale.loss(worst, value) <= TOLERANCE
+
+    search = smallest_within(menus, score, good, progress=progress)
     chosen, attempts = search.chosen, search.attempts
     pairs = [(one.predicted, scale.loss(baseline, one.score)) for one in attempts]
     kept = None if chosen is None else attempts.index(chosen)
     record = SearchByNats(baseline, drop, tuple(map(ScoredNetwork.of, attempts)), kept, rank_correlation(pairs))
-    replaced, methods = ({}, {}) if chosen is None else _found(chosen.menu, chosen.sizes)
-    return replaced, methods, record
+    return (None, {}, record) if chosen is None else (chosen.menu, chosen.sizes, record)
 
 
 def networks_in_words(project: Project, store: StoreView) -> str:

@@ -9,7 +9,7 @@ smaller size (`search`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -33,6 +33,7 @@ from dalr_stream.numerics.sizes.spectrum import rank_by_singular_values
 from dalr_stream.progress import Progress
 from dalr_stream.storage.records.solutions import Solution
 from dalr_stream.workflow.runfile.compress_section import BY_NATS, CompressSection
+from dalr_stream.workflow.runfile.labelled_sections import LabelledSection
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps.named_sizes import choices, named_layers, replacements, require_solved
 from dalr_stream.workflow.steps.scores.scoring import Evaluator, score_on, sizes_to_try
@@ -40,7 +41,7 @@ from dalr_stream.workflow.steps.sizes.budget import BuildInTurn, within_budget
 from dalr_stream.workflow.steps.sizes.by_nats import FELT, keep_score, keep_share, menus_by_nats
 from dalr_stream.workflow.steps.sizes.compression import Compression, LayerSize
 from dalr_stream.workflow.steps.sizes.kept_solutions import KeptSolutions
-from dalr_stream.workflow.steps.sizes.search import Search, joint_search
+from dalr_stream.workflow.steps.sizes.search import InMemory, Search, Tries, joint_search
 
 
 def decide(
@@ -177,20 +178,38 @@ def _by_singular_values(layer: SizedLayer, solution: Solution, share: float) -> 
 def _search(
     project: Project, store: StoreView, method: Method, solutions: Mapping[str, Solution], progress: Progress
 ) -> Search:
-    section = project.config.compress
-    validation = project.config.validation
-    if validation is None:
+    candidates = _sizes_to_search(project, store, method, solutions)
+    with project.code.importing():
+        score = score_on(project, "validation", _validation(project))
+        tries = InMemory(Evaluator.of(project, _validation(project), score, progress), solutions)
+        return joint_search(tries, candidates, project.config.compress.share)
+
+
+def search_by(project: Project, store: StoreView, tries: Callable[[Mapping[str, Solution]], Tries]) -> Search:
+    """Return the search of one method's sizes, where `tries` scores networks of its solutions."""
+    method = project.config.compress_method
+    layers = layers_by(project, store, method)
+    for layer in layers:
+        require_solved(project, store, layer, method)
+    solutions = _solutions(project, store, method, layers)
+    candidates = _sizes_to_search(project, store, method, solutions)
+    with project.code.importing():
+        return joint_search(tries(solutions), candidates, project.config.compress.share)
+
+
+def _validation(project: Project) -> LabelledSection:
+    if project.config.validation is None:
         raise ConfigError("compress.max_drop: needs a [validation] section")
-    step = section.multiple_of or 1
-    candidates = {
+    return project.config.validation
+
+
+def _sizes_to_search(project: Project, store: StoreView, method: Method, layers: Iterable[str]) -> dict[str, list[int]]:
+    ranks, step = _validation(project).ranks, project.config.compress.multiple_of or 1
+    return {
         layer: [
             size
-            for size in sizes_to_try(method, store.shape(layer), validation.ranks)
+            for size in sizes_to_try(method, store.shape(layer), ranks)
             if size % step == 0 and size < store.shape(layer).outputs
         ]
-        for layer in solutions
+        for layer in layers
     }
-    score = score_on(project, "validation", validation)
-    evaluator = Evaluator.of(project, validation, score, progress)
-    with project.code.importing():
-        return joint_search(evaluator, solutions, candidates, section.share)

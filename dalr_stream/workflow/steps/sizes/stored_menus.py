@@ -72,7 +72,7 @@ def _menu(project: Project, store: StoreView, solutions: _StoredSolutions, words
         return others[layer] if layer in others else solved_layer(project, store, layer, solutions.of(layer))
 
     layers = OnDemand((*project.layers, *others), solved)
-    return Menu.of(solutions, layers, project.structure, section.multiple_of or 1, words)
+    return Menu.of(solutions, layers, project.groups, section.multiple_of or 1, words)
 
 
 def rows_a_sample(project: Project, store: StoreView, layer: str) -> float:

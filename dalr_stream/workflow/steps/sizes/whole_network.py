@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable
 from dalr_stream.engine.sizes.forms import SolvedLayer
 from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.errors import ConfigError, UnsupportedLayerError
-from dalr_stream.network.layers.spec import weights_of
+from dalr_stream.network.layers.kinds import matrix_of
+from dalr_stream.network.layers.spec import layer_of
 from dalr_stream.network.surgery.compress import parameter_count
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.sizes.sized_layer import as_they_are, cost
@@ -22,11 +23,11 @@ from dalr_stream.workflow.runfile.project import Project
 
 def neighbours(project: Project, layers: Collection[str], selected: Iterable[str]) -> dict[str, SolvedLayer]:
     """Return what gets narrower with the nodes of the layers `selected`, and is none of `layers`."""
-    found, structure = dict[str, SolvedLayer](), project.structure
+    found, groups = dict[str, SolvedLayer](), project.groups
     for name in selected:
-        assert structure is not None  # noqa: S101  # for the type checker: nodes were selected
+        assert groups is not None  # noqa: S101  # for the type checker: nodes were selected
         try:
-            group = structure.group_of(name)
+            group = groups.group_of(name)
         except UnsupportedLayerError:
             continue
         others = (*group.producers, *(reader.span.layer for reader in group.readers))
@@ -39,7 +40,7 @@ def share_of_counted(project: Project, menu: Menu) -> float:
 
     Raises ConfigError where what is not counted is more than that already.
     """
-    section, total = project.config.compress, parameter_count(project.network)
+    section, total = project.config.compress, parameter_count(project.recorded)
     whole = [layer.unchanged for layer in menu.forms]
     counted = float(cost(whole, as_they_are(whole)))
     left = section.share * total - (total - counted)
@@ -52,5 +53,5 @@ def share_of_counted(project: Project, menu: Menu) -> float:
 
 
 def _shape(project: Project, layer: str) -> LayerShape:
-    outputs, inputs = weights_of(project.network, layer)[0].shape
+    outputs, inputs = matrix_of(layer_of(project.recorded, layer)).shape
     return LayerShape(outputs, inputs)
