@@ -23,6 +23,7 @@ from dalr_stream.network.blocks.graph_memory import graph_bytes
 from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.readings import shared_readings
+from dalr_stream.network.blocks.walk import BlockWalk
 from dalr_stream.network.capture.batches import few_samples, samples_in
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.passes import SameEveryPass
@@ -176,7 +177,8 @@ class BlockRows(LayerRows):
 
     @cached_property
     def _orders(self) -> Orders | None:
-        return prove(self.model, self.batches, self.layers, self.rule)
+        walk = BlockWalk(self.model, self.passes, self.pieces)
+        return prove(self.model, self.batches, self.layers, self.rule, walk)
 
     @cached_property
     def _shared(self) -> dict[str, str]:

@@ -28,9 +28,9 @@ from dalr_stream.streaming.lanes import Pace
 
 LAYERS = ["blocks.*", "head"]
 ROWS = ds.RowRule(mask="mask")
-READINGS = 10
-"""Of each weight: for what identifies it, a probe, two ways of running a batch and a look at it, four passes that prove
-whose rows are whose, and the pass itself."""
+READINGS = 7
+"""Of each weight: for what identifies it, a probe, two ways of running a batch and a look at it, four passes together
+that prove whose rows are whose, and the pass itself."""
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from dalr_stream.network.saved.shards import Shards
 from dalr_stream.streaming.lanes import Pace
 
 LAYERS = ["re:blocks.*(v|o|up)", "head"]
-READINGS = 10 + 6
+READINGS = 7 + 6
 """Of each weight: as without gradients, two that prove whose gradients are whose, one forward and two back of a few
 samples, beside either neighbour, and one on the way back. The last block has one neighbour, and goes one way only."""
 

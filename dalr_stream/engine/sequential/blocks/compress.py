@@ -24,6 +24,7 @@ from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.proof import prove_blocks
 from dalr_stream.network.blocks.reassembled import reassembled
 from dalr_stream.network.blocks.uncached import uncached
+from dalr_stream.network.blocks.walk import BlockWalk
 from dalr_stream.network.capture.batches import require_mask_passed_on
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
@@ -70,9 +71,11 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
         kept = prove_blocks(model, seen.first(), passes, pieces)
         few = KnownBatches.glimpsed(seen)
         prepared = Preparation(model, passes, pieces, few, choices, towards, folding, rule).blocks()
-        known = KnownBatches.of(seen, rule, beside)
+        known, walk = KnownBatches.of(seen, rule, beside), BlockWalk(model, passes, pieces)
         read = [spec for block in prepared.values() for spec in block.read]
-        orders, orders_of_source = (None if one is None else prove(model, one, read, rule) for one in (seen, beside))
+        orders, orders_of_source = (
+            None if one is None else prove(model, one, read, rule, walk) for one in (seen, beside)
+        )
         _require_disk(root, BlockSequenceCost.of(prepared.values(), kept.sample_bytes, kept.samples * len(known.keys)))
         made_from = {
             "network": fingerprint(model), "blocks": [list(one) for one in passes.blocks], "batches": known.identity,

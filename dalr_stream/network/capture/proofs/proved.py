@@ -14,6 +14,7 @@ from torch import nn
 from dalr_stream.network.capture.batches import call, few_samples, inputs_copied, refusals_explained, samples_in
 from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.order import Orders
+from dalr_stream.network.capture.proofs.ahead import Ahead, Walk
 from dalr_stream.network.capture.proofs.proof import CaptureProof
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
@@ -24,23 +25,35 @@ FEW = 8
 """Samples of a batch that the proof is made on: what is proved holds of each sample, however many there are."""
 
 
-def prove(model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule) -> Orders | None:
+def prove(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    rule: RowRule,
+    walk: Walk | None = None,
+) -> Orders | None:
     """Return the order of each layer's rows, by stream; None where the rule asks for no proof.
 
     Goes through a few samples of the first batch with several and, where there is a mask, of the first one with
-    padding; all of them where few do not call every layer, as a router may have it. Raises as `CaptureProof` does. No
-    row is kept.
+    padding; all of them where few do not call every layer, as a router may have it. The few go through the network
+    together by `walk`, where one is given. Raises as `CaptureProof` does. No row is kept.
     """
     if not rule.prove:
         return None
-    few = _orders(model, batches, layers, rule, FEW)
+    few = _orders(model, batches, layers, rule, FEW, walk)
     return few if few.keys() >= {layer.stream for layer in layers} else _orders(model, batches, layers, rule, None)
 
 
 def _orders(
-    model: nn.Module, batches: Iterable[Any], layers: Sequence[LayerSpec], rule: RowRule, most: int | None
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[LayerSpec],
+    rule: RowRule,
+    most: int | None,
+    walk: Walk | None = None,
 ) -> Orders:
-    proof = CaptureProof(model, layers)
+    ahead = Ahead(layers, walk)
+    proof = CaptureProof(model, layers, ahead)
     with without_gradients():
         for number, whole in enumerate(batches):
             if not samples_in(whole):
@@ -48,10 +61,14 @@ def _orders(
             batch, samples, masks = _part(whole, rule, most)
             of_layers = _by_stream(layers, masks)
             with refusals_explained(batch, f"capture: batch {number}"):
+                ahead.look(batch, samples, masks, proved=bool(proof.proved))
                 proof.orders(batch, samples)
                 if proof.is_open(of_layers):
                     with proof.observing(batch, of_layers) as observed:
-                        call(model, inputs_copied(batch))
+                        again = ahead.taken(batch)
+                        observed.update(again or {})
+                        if again is None:
+                            call(model, inputs_copied(batch))
                     proof.settle(observed, of_layers, {} if masks is None else masks.padding)
             if samples > 1 and proof.proved and (masks is None or proof.padding_is_proved):
                 break
