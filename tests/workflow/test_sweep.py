@@ -25,6 +25,10 @@ SWEPT = [
     "solve.methods=['dalr_anchored_affine', 'svd']",
 ]  # fmt: skip
 RATIO = [*SWEPT, 'compress.ratio="40%"']
+WEIGHTED = [
+    "network.gradients=['blocks.*']", "solve.methods=['dalr_weighted_affine', 'svd']",
+    "compress.method='dalr_weighted_affine'",
+]  # fmt: skip
 
 
 class KilledError(BaseException):
@@ -68,9 +72,9 @@ def made(run):
     return {name: json.loads(data) if name.endswith(".json") else data for name, data in left.items()}
 
 
-@pytest.mark.parametrize("sizes", ["named", "singular values"])
-def test_one_sweep_ends_in_the_same_network_and_curves_and_keeps_no_moments(sizes, run_file):
-    settings = [*([BY_BLOCKS[sizes]] if BY_BLOCKS[sizes] else named(run_file)), *SWEPT]
+@pytest.mark.parametrize(("sizes", "more"), [("named", []), ("singular values", []), ("ratio", WEIGHTED)])
+def test_one_sweep_ends_in_the_same_network_and_curves_and_keeps_no_moments(sizes, more, run_file):
+    settings = [*([BY_BLOCKS[sizes]] if BY_BLOCKS[sizes] else named(run_file)), *SWEPT, *more]
     found = []
     for keep in ("true", "false"):
         run = opened(run_file, *settings, f"accumulate.keep_moments={keep}")
@@ -133,11 +137,12 @@ def test_a_method_that_does_not_apply_to_a_layer_is_refused_before_anything_is_r
     assert not (run.project.store / "unfinished").exists()
 
 
+@pytest.mark.parametrize("settings", [RATIO, [*RATIO, *WEIGHTED]], ids=["forward", "with gradients"])
 @pytest.mark.usefixtures("unsynced")
-def test_killed_at_any_rename_it_goes_on_and_ends_in_the_same_bytes(run_file, tmp_path, monkeypatch, soak):
+def test_killed_at_any_rename_it_goes_on_and_ends_in_the_same_bytes(settings, run_file, tmp_path, monkeypatch, soak):
     def swept(folder):
         sys.modules.pop("tower", None)
-        run = opened(folder / "run.toml", *RATIO)
+        run = opened(folder / "run.toml", *settings)
         run.compress()
         return made(run)
 
@@ -234,12 +239,16 @@ def test_moments_that_were_to_be_kept_are_not_swept_away(run_file):
         ("evaluate.compare=['svd']", "only the networks that are saved can be scored"),
         ("accumulate.shards=2", "error bars come from shards"),
         ("solve.ridge='heldout'", "rows that choose a ridge are read again"),
-        ("network.gradients=['blocks.*']", "needs every block once, in order"),
     ],
 )
 def test_what_needs_moments_is_refused_without_them(setting, message, run_file):
     with pytest.raises(ConfigError, match=f"accumulate.keep_moments: false {message}"):
         load_config(run_file, [*SWEPT, *([] if "params" in setting else ['compress.ratio="40%"']), setting])
+
+
+def test_energy_that_gradients_make_one_of_all_layers_is_refused_without_moments(run_file):
+    with pytest.raises(ConfigError, match="with gradients a share of energy is one of what the loss feels of all"):
+        load_config(run_file, [*SWEPT, *WEIGHTED[:1], "compress.energy='60%'"])
 
 
 def test_another_method_after_a_sweep_asks_for_moments(run_file):

@@ -88,6 +88,7 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
     blocks: Blocks,
     rows: RowRule | None,
     progress: Progress,
+    keeps_moments: bool = True,
     link: Link | None = None,
 ) -> BlockRows:
     """Prove that a network goes block by block, and return what makes its rows so; it is run `uncached`."""
@@ -106,8 +107,9 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
         )
     link = link or Alone()
     feed = BlockRows(
-        model, batches, layers, rule, root=root, domain=domain, passes=passes, pieces=pieces, probe=probe, link=link
-    )
+        model, batches, layers, rule,
+        root=root, domain=domain, passes=passes, pieces=pieces, probe=probe, keeps_moments=keeps_moments, link=link,
+    )  # fmt: skip
     needed = stream_bytes(kept, feed.order, rule, batches)
     if isinstance(root, BucketPath):
         progress.note(f"blocks: what they give each other takes up to {needed / 2**30:,.1f} GiB of '{root}' meanwhile")

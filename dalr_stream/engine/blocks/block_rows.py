@@ -29,7 +29,7 @@ from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
 from dalr_stream.network.capture.resuming.onward import OnwardPass, ResumedPass
-from dalr_stream.network.capture.resuming.stored_states import PROOF, STREAM, StoredStream
+from dalr_stream.network.capture.resuming.stored_states import BACK, PROOF, STREAM, StoredStream
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.streams import module_name
@@ -51,8 +51,8 @@ class BlockRows(LayerRows):
     pieces: Pieces
     probe: Probe | None
     """What the network gives for a made-up sample, as every capture looks at before its first batch."""
-    keeps_weights: bool = True
-    """Whether the store is given the layers' weights, for solving without the network."""
+    keeps_moments: bool = True
+    """Whether moments of all blocks are kept, and the layers' weights, for solving without the network."""
     link: Link = field(default_factory=Alone)
     """To the other ranks, each of which takes its own batches through every block; all see the stream in the store."""
     is_one_store: bool = field(default=False, init=False)
@@ -76,7 +76,7 @@ class BlockRows(LayerRows):
     @cached_property
     def order(self) -> BlockOrder:
         """Which blocks are run, forward and back."""
-        return BlockOrder.of(self.layers, self.numbers, len(self.passes))
+        return BlockOrder.of(self.layers, self.numbers, len(self.passes), all_back=not self.keeps_moments)
 
     def groups(self, folding: Folding, begun: Begun = ()) -> Sequence[Group]:
         """Part the streams by block, and those of a block into passes that fit."""
@@ -121,7 +121,7 @@ class BlockRows(LayerRows):
             sink.probed(self.probe)
         resumed, begun = bool(sink.held), time.monotonic()
         with self.pieces.present(self.passes.pieces[number]):
-            if self.keeps_weights and self.link.rank == 0:
+            if self.keeps_moments and self.link.rank == 0:
                 keep_weights(self.model, layers, self.root, self._record.fingerprint)
             one_pass(
                 self.model,
@@ -166,9 +166,8 @@ class BlockRows(LayerRows):
         for folder in folders(self.root / UNFINISHED / self.domain):
             if folder.name.startswith(PROOF):
                 remove_folder(folder)
-        self._stream(0).drop()
-        if self._way_back is not None:
-            self._way_back.drop()
+        for name in (STREAM, BACK):
+            self._stream(0, name=name).drop()
 
     def _one_store(self) -> None:
         """Look once, before the first pass, whether all ranks see the stream."""
@@ -220,7 +219,7 @@ class BlockRows(LayerRows):
         return {"network": self._record.fingerprint, "blocks": [list(block) for block in self.passes.blocks]}
 
     def _stream(self, number: int, *, writes: bool = False, name: str = STREAM) -> StoredStream:
-        removes = self.link.rank == 0 or name != STREAM
+        removes = self.link.rank == 0 or name.startswith(PROOF)
         return StoredStream(
             self.root,
             self.domain,

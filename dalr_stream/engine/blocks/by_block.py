@@ -8,7 +8,7 @@ network say. The sweep itself is that of `accumulate`, and resumes as it does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,15 +21,15 @@ from dalr_stream.engine.blocks.block_rows import BlockRows
 from dalr_stream.engine.fold_passes import passes_into
 from dalr_stream.engine.layer_moments import LayerMoments, OnDemand
 from dalr_stream.engine.statistics import Statistics, Weights
-from dalr_stream.errors import InvalidInputError, StoreNotFoundError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, StoreNotFoundError
 from dalr_stream.network.blocks.passes import Blocks
 from dalr_stream.network.blocks.uncached import uncached
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, weights_of
-from dalr_stream.numerics.rows.streams import Side, module_name
+from dalr_stream.numerics.rows.streams import module_name
 from dalr_stream.numerics.statistics.moments import Moments
 from dalr_stream.progress import Progress, Silent
-from dalr_stream.storage.contents import DomainRecord
+from dalr_stream.storage.contents import DomainRecord, LayerRecord
 from dalr_stream.storage.layout import MANIFEST
 from dalr_stream.storage.manifest import Manifest
 from dalr_stream.storage.places.place import Place, remove_folder
@@ -71,14 +71,12 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
     Yields
     ------
     Statistics
-        The layers, to be asked for in the order of their blocks.
+        The layers, to be asked for in their order: block after block, with gradients from the last one to the first.
 
     Raises
     ------
     InvalidInputError
         Where the store holds moments of the domain that are to be kept; otherwise as `accumulate`.
-    UnsupportedLayerError
-        For gradients, which come from the end of the network.
     StoreNotFoundError
         Where a layer is asked for after those of a later block: its moments are gone.
 
@@ -104,15 +102,15 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
     2
     """
     folding, progress, root = folding or Folding(), progress or Silent(), store_of(store)
-    _require_forward(layers)
     _require_nothing_kept(root, domain)
-    feed = block_rows(model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=progress)
-    feed.keeps_weights = False
+    feed = block_rows(
+        model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=progress, keeps_moments=False
+    )
     with uncached(model):
         network = feed.network()
     sweep = _Sweep(feed, folding, passes_into(root, domain, feed, network, folding, progress, Alone(), keep=False))
     try:
-        yield Statistics(network.layers, sweep.moments, partial(_weights, feed))
+        yield Statistics(sweep.in_turn(network.layers), sweep.moments, partial(_weights, feed))
     finally:
         sweep.passes.close()
         sweep.over = True
@@ -141,7 +139,6 @@ class _Sweep:
 
     def path(self, stream: str, part: str) -> Place:
         """Return where a record is, having run the blocks up to that of the stream; raises where it is gone."""
-        number = self.feed.numbers[stream]
         while stream not in self.record.names and not self.over:
             self._next_block()
         if self.over:
@@ -150,15 +147,32 @@ class _Sweep:
                 "within 'with statistics_by_block(...)', or use accumulate, which keeps all moments"
             )
         for other in self.record.names:
-            if self.feed.numbers[other] < number:
+            if self._turn(other) < self._turn(stream):
                 remove_folder(self._folder(other))
         path = moments_path(self.feed.root, self.feed.domain, self.record.home(stream), part)
         if not path.exists():
             raise StoreNotFoundError(
-                f"layer '{module_name(stream)}': its moments were given up when a layer of a later block was asked "
-                "for: ask for layers in the order of their blocks, or use accumulate, which keeps all moments"
+                f"layer '{module_name(stream)}': its moments were given up when a layer of {self._order}, or use "
+                "accumulate, which keeps all moments"
             )
         return path
+
+    def in_turn(self, layers: Mapping[str, LayerRecord]) -> dict[str, LayerRecord]:
+        """Return layers in the order of their blocks' turns."""
+        return {stream: layers[stream] for stream in sorted(layers, key=self._turn)}
+
+    def _turn(self, stream: str) -> int:
+        number = self.feed.numbers[stream]
+        return number if self.feed.order.turn is None else -number
+
+    @property
+    def _order(self) -> str:
+        if self.feed.order.turn is None:
+            return "a later block was asked for: ask for layers in the order of their blocks"
+        return (
+            "an earlier block was asked for: with gradients ask for layers from the last block to the first "
+            "(compress_into with last_first=True does)"
+        )
 
     def _next_block(self) -> None:
         self.over = True  # unless it comes back: an error ends the generator
@@ -199,15 +213,6 @@ class _Heldout(Collection[str]):
 def _weights(feed: BlockRows, layer: str) -> Weights:
     with feed.pieces.present([module_name(layer)]):
         return weights_of(feed.model, layer)
-
-
-def _require_forward(layers: Sequence[LayerSpec]) -> None:
-    backward = next((layer for layer in layers if layer.side is Side.GRADIENTS), None)
-    if backward is not None:
-        raise UnsupportedLayerError(
-            f"layer '{backward.name}': its gradients are known once the last block was run, and by then this block's "
-            "moments were to be given up: watch no gradients, or use accumulate, which keeps all moments"
-        )
 
 
 def _require_nothing_kept(root: Place, domain: str) -> None:

@@ -67,7 +67,7 @@ def estimate_blocks(  # noqa: PLR0913  # those of estimate, and how blocks go
             counts[domain] = _rows(model, first, layers, rule, length)
             numbers = {layer.stream: passes.pass_of(module_name(layer.name)) for layer in layers}
             shared = shared_readings(model, first, layers, numbers)
-            order = BlockOrder.of(layers, numbers, len(passes))
+            order = BlockOrder.of(layers, numbers, len(passes), all_back=not keep_moments)
             if rule.gradients is not None:
                 graph = max(graph, graph_bytes(model, first, passes, pieces, order.followed, rule.gradients))
         stream = max(stream, stream_bytes(kept, order, rule, batches))
@@ -105,7 +105,7 @@ def estimate_blocks(  # noqa: PLR0913  # those of estimate, and how blocks go
         rows=counts,
         stream_bytes=stream,
         blocks=1 + order.last,
-        disk_alternatives=(*found.disk_alternatives, *([one] if keep_moments and rule.gradients is None else [])),
+        disk_alternatives=(*found.disk_alternatives, *([one] if keep_moments else [])),
         moments_at_once_bytes=None if keep_moments else at_once,
     )
 

@@ -24,18 +24,23 @@ class BlockOrder:
     """The blocks whose layers are watched."""
     followed: tuple[tuple[LayerSpec, ...], ...]
     """Of each block, the layers that are watched for gradients."""
+    all_back: bool = False
+    """Whether blocks before these wait for the way back, too: for moments of one block at a time."""
 
     @classmethod
-    def of(cls, layers: Sequence[LayerSpec], numbers: Mapping[str, int], blocks: int) -> BlockOrder:
+    def of(
+        cls, layers: Sequence[LayerSpec], numbers: Mapping[str, int], blocks: int, *, all_back: bool = False
+    ) -> BlockOrder:
         """Look at some layers; `numbers` has the block of each one's stream."""
         gradients = [layer for layer in layers if layer.side is Side.GRADIENTS]
         followed = (tuple(one for one in gradients if numbers[one.stream] == block) for block in range(blocks))
-        return cls(frozenset(numbers.values()), tuple(followed))
+        return cls(frozenset(numbers.values()), tuple(followed), all_back)
 
     @property
     def turn(self) -> int | None:
         """The block at which the way back ends; None where there is none."""
-        return next((number for number, layers in enumerate(self.followed) if layers), None)
+        first = next((number for number, layers in enumerate(self.followed) if layers), None)
+        return min(self.watched) if self.all_back and first is not None else first
 
     @property
     def last(self) -> int:

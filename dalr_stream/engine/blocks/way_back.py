@@ -1,7 +1,9 @@
 """The way back through the blocks: where the gradients between two of them lie, and when they and the stream go.
 
-unfinished/<domain>/@stream-<pass>/      what the blocks gave: those before a block are there until its turn
-unfinished/<domain>/@back-<pass>/        gradients by what they gave, of two places at most
+    unfinished/<domain>/@stream-<pass>/      what the blocks gave: those before a block are there until its turn
+    unfinished/<domain>/@back-<pass>/        gradients by what they gave, of two places at most
+
+Killed, it goes on in that block, as on the way forward.
 """
 
 from __future__ import annotations
@@ -54,10 +56,6 @@ class WayBack:
     def turn(self) -> int:
         """The block at which it ends."""
         return self.order.back[-1]
-
-    def drop(self) -> None:
-        """Remove all gradients."""
-        self._gradients(self.turn, writes=False).drop()
 
     def _gradients(self, number: int, *, writes: bool) -> StoredStream:
         turn = len(self.places.places) - number  # the last block's is the first

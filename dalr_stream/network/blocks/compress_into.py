@@ -45,7 +45,7 @@ Given = Pair | SelectedNodes | NarrowedHeads
 Replacements = Mapping[str, Given | Callable[[], Given | None]]
 
 
-def compress_into(
+def compress_into(  # noqa: PLR0913  # each is a word of the sentence that the caller writes
     model: nn.Module,
     replacements: Replacements,
     folder: str | Path,
@@ -53,6 +53,7 @@ def compress_into(
     example: Any = None,
     provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     made_from: str | None = None,
+    last_first: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Compress a network piece by piece into `folder`, where `load` and `open_network` find it.
@@ -79,6 +80,8 @@ def compress_into(
     made_from
         Whatever decides the replacements, in words of yours: the same words go on where a call that was killed
         stopped. Without them the next call begins anew; either ends with the same bytes.
+    last_first
+        Begin with the last piece: for `statistics_by_block` with gradients, which come from the end of the network.
     progress
         Receives progress, for example from `show_progress()`; silent by default.
 
@@ -135,7 +138,7 @@ def compress_into(
         alone = None if example is None else AlonePieces.of(model, example, pieces, wanted)
         small = pieces.skeleton()
         with progress.track("compress", len(writer.left), "pieces") as advance:
-            for piece in writer.left:
+            for piece in writer.left[:: -1 if last_first else 1]:
                 within = by_piece.get(piece, [])
                 given = _given(within, replacements, example)
                 if alone is not None and within:

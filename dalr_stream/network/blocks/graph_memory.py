@@ -48,7 +48,8 @@ def graph_bytes(
         run = BlockRun(Crossing(given, before, after))
         with pieces.present(passes.pieces[number]):
             held = memory_of(model, batch, partial(_there_and_back, model, batch, run, layers[number], rule))
-        most = max(most, held.peak_bytes + sum(tensor.nbytes for tensor in tensors_in(tuple(given.values()))))
+        begun = sum(tensor.nbytes for tensor in tensors_in(tuple(given.values())))  # each draw has gradients by it
+        most = max(most, held.peak_bytes + rule.draws * begun)
     return most
 
 

@@ -29,11 +29,6 @@ def require_by_blocks(
         raise ValueError(
             "network.blocks: rows are folded as the blocks make them: set capture.keep_activations = false"
         )
-    if not accumulate.keep_moments and network.gradients:
-        raise ValueError(
-            "accumulate.keep_moments: false needs every block once, in order, and gradients come from the end of the "
-            "network: leave network.gradients out, or keep the moments"
-        )
     if not accumulate.keep_moments and (not network.blocks or network.weights is None):
         raise ValueError(
             "accumulate.keep_moments: false goes with a network that runs block by block from disk: set network.blocks "
@@ -42,6 +37,7 @@ def require_by_blocks(
 
 
 def require_sweep(
+    network: NetworkSection,
     accumulate: AccumulateSection,
     solve: SolveSection,
     compress: CompressSection,
@@ -53,6 +49,8 @@ def require_sweep(
     heads = _heads(solve)
     reasons = {
         f"needs sizes that each layer decides by itself: name layers in [compress], or give {_RULES}": not sizes,
+        "with gradients a share of energy is one of what the loss feels of all layers: leave network.gradients out, or "
+        "give another rule": compress.rule == "energy" and bool(network.gradients),
         'all layers are solved from the original network: leave out compress.order = "sequential"': (
             compress.order is Order.SEQUENTIAL
         ),

@@ -179,7 +179,7 @@ class RunConfig(Section):
     def _rows_are_recorded_as_needed(self) -> RunConfig:
         require_by_blocks(self.network, self.capture, self.accumulate, self.solve, self.compress)
         if self.sweeps:
-            require_sweep(self.accumulate, self.solve, self.compress, self.evaluate, self.domains)
+            require_sweep(self.network, self.accumulate, self.solve, self.compress, self.evaluate, self.domains)
         needing = [method.value for method in self.solve.methods if method.needs_gradients]
         if needing and not self.network.gradients:
             raise ValueError(

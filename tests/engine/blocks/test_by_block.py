@@ -8,7 +8,7 @@ from block_networks import Tower, batches, files_of, in_shards, made, same_files
 from stopping import StopAfter, StoppedError
 
 import dalr_stream as ds
-from dalr_stream.errors import InvalidInputError, LayerNotFoundError, StoreNotFoundError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, LayerNotFoundError, StoreNotFoundError
 
 ROWS = ds.RowRule(mask="mask")
 
@@ -132,9 +132,45 @@ def test_after_a_sweep_that_was_stopped_all_moments_are_made(network, tmp_path):
         assert np.array_equal(after[name].inputs.second_moment, whole[name].inputs.second_moment)
 
 
-def test_gradients_which_come_once_the_last_block_was_run_are_refused(network, tmp_path):
-    layers = ds.watch(network, ["blocks.*"], gradients=["blocks.1.up"])
-    refused = ds.statistics_by_block(network, batches(), layers, store=tmp_path / "store", rows=ROWS)
-    with pytest.raises(UnsupportedLayerError, match=r"layer 'blocks.1.up': its gradients are known once"), refused:
-        pass
-    assert not (tmp_path / "store").exists()
+def weighted(network, gradients, store, how, **options):
+    layers = ds.watch(network, ["blocks.*"], gradients=gradients)
+    rows = ds.RowRule(mask="mask", gradients=ds.GradientRule(draws=2))
+    return how(network, batches(3), layers, store=store, rows=rows, **options)
+
+
+@pytest.mark.parametrize("gradients", [["blocks.*"], ["blocks.2.*"]])
+def test_with_gradients_blocks_come_from_the_last_one_to_the_first(gradients, network, tmp_path):
+    whole = weighted(network, gradients, tmp_path / "whole", ds.accumulate)
+    with weighted(network, gradients, tmp_path / "sweep", ds.statistics_by_block) as statistics:
+        blocks = [name.split(".")[1] for name in statistics]
+        assert blocks == sorted(blocks, reverse=True)
+        assert sorted(statistics) == sorted(whole)
+        for name in statistics:
+            assert statistics[name].inputs.same_bits(whole[name].inputs)
+            if name.startswith(gradients[0].removesuffix("*")):
+                assert statistics[name].gradients.same_bits(whole[name].gradients)
+            assert blocks_on_disk(tmp_path / "sweep") == {name.split(".")[1]}
+        with pytest.raises(StoreNotFoundError, match=r"layer 'blocks.3.up': .* of an earlier block was asked for"):
+            _ = statistics["blocks.3.up"].inputs
+    assert blocks_on_disk(tmp_path / "sweep") == set()
+    assert [path.name for path in (tmp_path / "sweep").rglob("*@*")] == []
+
+
+def test_from_weights_to_a_network_compressed_by_gradients_in_one_sweep_stopped_anywhere(network, tmp_path):
+    names = ["blocks.0.up", "blocks.2.o", "blocks.2.up"]
+
+    def pair(statistics, name):
+        return ds.dalr(statistics[name], variant="weighted", ridge=1e-3).at_rank(3)
+
+    def compressed(folder, store, progress=None):
+        with weighted(network, names, store, ds.statistics_by_block, progress=progress) as statistics:
+            pairs = {name: partial(pair, statistics, name) for name in names}
+            ds.compress_into(network, pairs, folder, made_from="rank 3", last_first=True, progress=progress)
+
+    whole = weighted(network, names, tmp_path / "store", ds.accumulate)
+    ds.compress_into(network, {name: partial(pair, whole, name) for name in names}, tmp_path / "expected")
+    for stop in (5, 14, 19, 25):
+        with pytest.raises(StoppedError):
+            compressed(tmp_path / f"{stop}", tmp_path / f"store-{stop}", StopAfter(stop))
+        compressed(tmp_path / f"{stop}", tmp_path / f"store-{stop}")
+        assert same_files(tmp_path / "expected", tmp_path / f"{stop}") == []

@@ -12,6 +12,7 @@ import dalr_stream as ds
 from dalr_stream.engine.estimate import BatchMemory, load_of
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.errors import DiskSpaceError, FingerprintMismatchError, InvalidInputError, UnsupportedLayerError
+from dalr_stream.network.blocks.backward_proof import BackwardProof
 from dalr_stream.network.saved.shards import Shards
 from dalr_stream.streaming.lanes import Pace
 
@@ -160,6 +161,36 @@ TOWERS = ["blocks.*", "re:readers.*(q|o|up|down)", "head"]
 def test_what_several_blocks_read(tmp_path):
     rows = ds.RowRule(mask={"blocks.*": "mask"}, gradients=ds.GradientRule(draws=2))
     assert both(TwoTowers, tmp_path, lambda net: watched(net, ["*"], TOWERS), batches(2), rows) == []
+
+
+class Routed(nn.Module):
+    """Sends each token to one of four layers; few samples reach not all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.router, self.experts = nn.Linear(6, 4), nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        flat = x.reshape(-1, 6)
+        chosen, out = self.router(4 * flat).argmax(-1), torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            (token,) = torch.where(chosen == number)
+            if len(token):
+                out.index_add_(0, token, expert(flat[token]))
+        return x + torch.tanh(out).reshape(x.shape)
+
+
+def test_layers_that_no_row_of_the_first_samples_reaches(tmp_path, monkeypatch):
+    proofs, proved = [], BackwardProof.places
+    monkeypatch.setattr(BackwardProof, "places", lambda self, streams: proofs.append(self) or proved(self, streams))
+    data = torch.randn(24, 2, 6, generator=torch.Generator().manual_seed(3)).split(8)
+    rows, experts = ds.RowRule(gradients=ds.GradientRule(metric="values")), ["1.experts.*"]
+
+    def build():
+        return nn.Sequential(Routed(), Routed(), nn.Linear(6, 5))
+
+    assert both(build, tmp_path, lambda net: watched(net, experts, experts), data, rows) == []
+    assert proofs[0]._unreached
 
 
 class Scaled(TwoTowers):

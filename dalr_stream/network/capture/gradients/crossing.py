@@ -141,10 +141,8 @@ class Crossing(Entering):
             self._leaving[way] = list(tensors_in((output,)))
 
     def _require_followed(self, way: Call) -> None:
-        leaving = self._leaving[way]
-        followed = (
-            [False] * len(leaving) if self.after is None else self.after.followed.get(way, [False] * len(leaving))
-        )
+        leaving, nothing = self._leaving[way], [False] * len(self._leaving[way])
+        followed = nothing if self.after is None else self.after.followed.get(way, nothing)
         if any(one.requires_grad and not known for one, known in zip(leaving, followed, strict=True)):
             raise UnsupportedLayerError(
                 f"gradients: for one of the batches they go back through what '{way[-1][0]}' gives, and for the first "

@@ -131,6 +131,7 @@ def _write(session: Session, swept: SweptLayers) -> None:
                 example=project.code.first_batch,
                 provenance=lambda: swept.provenance,
                 made_from=swept.fingerprint,
+                last_first=bool(project.config.network.gradients),
                 progress=session.progress,
             )
 

@@ -142,7 +142,8 @@ class SweptLayers:
         if method.family is Family.SELECTION:
             return solve_selection(problem, method, section.strength)
         rule = section.ridge_for(method)
-        return solve_low_rank(problem, method, rule if isinstance(rule, Ridge) else DEFAULT_RIDGE, DEFAULT_RIDGE)
+        ridge = rule if isinstance(rule, Ridge) else DEFAULT_RIDGE
+        return solve_low_rank(problem, method, ridge, section.gradient_ridge_rule)
 
     def _cut(self, layer: str, solution: Solved, problem: Layer) -> tuple[Given | None, list[str]]:
         """Return what takes a layer's place, None where the rule leaves it, and what was warned of on the way."""
