@@ -3,6 +3,7 @@
 import pytest
 from launching import launch
 from tiny_run_file import write_run
+from tower_run_file import write_tower
 
 from dalr_stream.storage.records.moments import load_moments, moments_path
 from dalr_stream.storage.store import ActivationStore
@@ -57,3 +58,23 @@ def test_an_error_of_another_rank_is_one_line_of_each(files):
     assert ended.codes == [1, 1]
     assert ended.errors[1].startswith("dalr-stream, rank 1: ranks: ")
     assert len(ended.errors[1].splitlines()) == 1
+
+
+def test_a_network_that_goes_block_by_block(tmp_path):
+    file, segments, found = write_tower(tmp_path / "tower"), ("--set", "accumulate.segment_batches=1"), []
+    for ranks in (1, 3):
+        ended = run(file, ranks, "accumulate", str(file), "--fresh", *segments)
+        assert ended.codes == [0] * ranks, ended.errors
+        assert ended.errors[1:] == [""] * (ranks - 1)
+        store = ActivationStore(file.parent / "out" / "store.zarr")
+        domain = store.domain("target")
+        paths = [moments_path(store.root, "target", name, "training") for name in domain.layers]
+        found.append((domain, [load_moments(path) for path in paths]))
+    (one, before), (three, after) = found
+    assert one == three
+    assert [a.same_bits(b) for a, b in zip(before, after, strict=True)] == [True] * len(one.layers)
+    ended = run(
+        file, 2, "run", str(file), "--fresh", "--set", "accumulate.keep_moments=false", "--set", "compress.ratio=0.5"
+    )
+    assert ended.codes[0] == 1
+    assert "one process makes the sweep over the blocks: start it without a launcher" in ended.errors[0]

@@ -25,6 +25,7 @@ from dalr_stream.numerics.methods import Method
 def main():
     made = parser()
     made.set_defaults(layers=["re:model.layers.*proj"])
+    made.add_argument("--target", default="stream", choices=["stream", "outputs"])
     args = made.parse_args()
     folder = Path(args.folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -38,11 +39,10 @@ def main():
     }
     folding = ds.Folding(workers=ds.Threads(args.threads))
     methods = dict.fromkeys(choices, Method.DALR_ANCHORED_AFFINE)
-    plan = estimate_by_blocks(network, batches, methods, folding, blocks=True, target=Target.STREAM)
+    plan = estimate_by_blocks(network, batches, methods, folding, blocks=True, target=Target(args.target))
     before = baseline()
-    result = ds.compress_sequentially(
-        network, batches, choices, target="stream", store=folder / "store", folding=folding, progress=ds.show_progress()
-    )
+    options = {"target": args.target, "store": folder / "store", "folding": folding, "progress": ds.show_progress()}
+    result = ds.compress_sequentially(network, batches, choices, **options)
     found = {
         "weights": sum(parameter.nbytes for parameter in network.parameters()),
         "block": sum(parameter.nbytes for parameter in network.model.layers[0].parameters()),
