@@ -174,6 +174,7 @@ RUN_FOLDER = (
     ("layers.json", "compress", "the curves of every layer, where `accumulate.keep_moments` is false", SWEPT),
     ("compressed/", "compress", "the saved network", None),
     ("compressed.unfinished/", "compress", "its shards so far, block by block; gone when the step is done", None),
+    ("measuring/", "compress", "what blocks give of candidates, and their scores; gone when the step is done", None),
     ("sequence/", "compress", "layers that are finished, in the order `sequential`", None),
     ("passes/", "compress", "the cross moments of each pass in that order, a store each", None),
     ("sizes/", "compress --params A,B", "`sizes.json`, `.csv`, `.png`; `scores.json`; a folder for each budget", None),

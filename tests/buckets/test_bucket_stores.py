@@ -5,7 +5,7 @@ import pytest
 from stores_in_buckets import accumulate, batches, capture, contents, job, names, network
 
 import dalr_stream as ds
-from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreError, StoreNotFoundError
+from dalr_stream.errors import FingerprintMismatchError, StoreError, StoreNotFoundError
 from dalr_stream.storage.metadata import read_metadata, write_metadata
 from dalr_stream.storage.places.place import place_of
 from dalr_stream.storage.removal import delete_activations, forget_domain, forget_moments, forget_store
@@ -155,12 +155,6 @@ def test_layer_after_layer_keeps_its_moments_there(in_memory, tmp_path):
     again = ds.compress_sequentially(network(), batches(), choices, store=in_memory)
     states = [one.network.state_dict() for one in (*made, again)]
     assert all(np.array_equal(state[name], states[0][name]) for state in states for name in states[0])
-
-
-def test_block_by_block_is_refused_by_name(in_memory):
-    layers = ds.network.select_layers(network(), ["*"])
-    with pytest.raises(InvalidInputError, match="the stream between blocks lies on a disk"):
-        ds.accumulate(network(), batches(), layers, store=in_memory, blocks=True)
 
 
 @pytest.mark.parametrize("at", ["../../../../other.zarr", "..", "", 7, "at-1"])
