@@ -67,7 +67,8 @@ def rows(model: nn.Module, batches: Iterable[Any], scores: Scores) -> Iterator[s
     mixed = "`ds.sizes`, both families, plain and weighted"
     whole = [ds.compress(model, plan.replacements, example=layers.structure) for plan in plans]
     yield line(f"{mixed}, all at once", [scores(small) for small in whole])
-    yield line("the same sizes, layer after layer, towards the stream", [scores(in_turn(plan.choices, "stream")) for plan in plans])
+    mended = [in_turn(plan.choices, "stream") for plan in plans]
+    yield line("the same sizes, layer after layer, towards the stream", [scores(small) for small in mended])
 
 
 def line(words: str, found: Sequence[tuple[float, float]]) -> str:
