@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError
+from dalr_stream.errors import InvalidInputError, UnsupportedLayerError
 from dalr_stream.network.capture.batches import first_argument
 from dalr_stream.numerics.rows.streams import module_name
 
@@ -117,3 +117,12 @@ def _rows(tensor: torch.Tensor) -> int:
 def _bytes(tensor: torch.Tensor) -> Iterator[bytes]:
     flat = tensor.detach().cpu().reshape(-1, tensor.shape[-1]).contiguous()
     return (row.tobytes() for row in flat.view(torch.uint8).numpy())
+
+
+def require_not_routed(stream: str, *, routed: bool) -> None:
+    """Raise UnsupportedLayerError for a layer whose rows in two networks do not belong together: a router chooses."""
+    if routed:
+        raise UnsupportedLayerError(
+            f"layer '{stream}': a router decides which rows reach it, and may send others where the network is "
+            "compressed before it: solve it from its inputs alone, all layers at once"
+        )

@@ -8,7 +8,7 @@ so on. How often it is called is found out on the first batch, and holds for all
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from dalr_stream.network.capture.masks import BatchMasks, require_a_mask_each
 from dalr_stream.network.capture.proofs.proof import CaptureProof
 from dalr_stream.network.capture.reading import Reading
 from dalr_stream.network.capture.resuming.onward import ForwardRun, ResumedPass
-from dalr_stream.network.capture.routed import Routes
+from dalr_stream.network.capture.routed import Routes, require_not_routed
 from dalr_stream.network.capture.row_rule import BatchRows, RowRule
 from dalr_stream.network.capture.taken import Taken, together
 from dalr_stream.network.layers.groups import channels_of, part_of
@@ -110,24 +110,33 @@ class RowTaker:
         chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
         if self._onward is not None:
             for layer in () if self._by_blocks else self._layers:
-                require_not_routed(layer.stream, chooser)
+                require_not_routed(layer.stream, routed=chooser.is_routed(layer.stream))
             return self._onward.take(lambda run: self._pooled(self._calls(batch, chooser, run), samples), first_sample)
         if proof is None:
             return self._pooled(self._calls(batch, chooser), samples)
         for layer in self._layers if self._paired else ():
-            require_not_routed(layer.stream, chooser)
+            require_not_routed(layer.stream, routed=chooser.is_routed(layer.stream))
         by_stream = {layer.stream: chooser.masks_of(layer.stream) for layer in self._layers}
-        with proof.observing(batch, by_stream) as observed:
-            calls = self._calls(batch, chooser)
-        proof.settle(observed, by_stream, {} if masks is None else masks.padding)
+        calls = self._calls(batch, chooser, observing=proof.observing(batch, by_stream))
+        proof.settle(by_stream, {} if masks is None else masks.padding)
         return self._pooled(calls, samples)
 
-    def _calls(self, batch: Any, chooser: BatchRows, run: ForwardRun | None = None) -> Calls:
-        """Run the network; raises UnsupportedLayerError for a layer that it does not call as often as it should."""
+    def _calls(
+        self,
+        batch: Any,
+        chooser: BatchRows,
+        run: ForwardRun | None = None,
+        observing: AbstractContextManager[Any] | None = None,
+    ) -> Calls:
+        """Run the network; raises UnsupportedLayerError for a layer that it does not call as often as it should.
+
+        `observing` is around the way forward alone: on the way back a network that keeps no values between (activation
+        checkpointing) calls its layers again.
+        """
         until = None if run is None or self._by_blocks else self._until_all(run)
-        following = self._gradients.following(chooser, run)
-        with following as edges, _watched(self._model, self._layers, chooser, until) as calls:
-            returned = (run or call)(self._model, batch)
+        with self._gradients.following(chooser, run) as edges:
+            with observing or nullcontext(), _watched(self._model, self._layers, chooser, until) as calls:
+                returned = (run or call)(self._model, batch)
             times = {layer.stream: len(calls[layer.stream]) for layer in self._layers}
             times |= {stream: len(given) for stream, given in edges.items()}
             self._require_called(times, chooser)
@@ -189,15 +198,6 @@ class RowTaker:
 
 def _never(layer: LayerSpec) -> str:
     return "what it gives is added to no stream" if layer.side is Side.RESIDUAL else "is never called"
-
-
-def require_not_routed(stream: str, chooser: BatchRows) -> None:
-    """Raise UnsupportedLayerError for a layer whose rows in two networks do not belong together: a router chooses."""
-    if chooser.is_routed(stream):
-        raise UnsupportedLayerError(
-            f"layer '{stream}': a router decides which rows reach it, and may send others where the network is "
-            "compressed before it: solve it from its inputs alone, all layers at once"
-        )
 
 
 def _identities(taken: Sequence[Taken]) -> tuple[int, ...]:

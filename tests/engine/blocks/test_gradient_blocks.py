@@ -7,6 +7,7 @@ from block_networks import Block, Tower, batches, in_shards, made, same_files
 from notes import Notes
 from stopping import StopAfter, StoppedError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import dalr_stream as ds
 from dalr_stream.engine.estimate import BatchMemory, load_of
@@ -114,7 +115,20 @@ def pictures():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("network", "shape"), [(linear, (6,)), (pictures, (3, 8, 8))])
+class Recomputing(nn.Sequential):
+    """Blocks that run again on the way back, as none of their values are kept."""
+
+    def forward(self, x):
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
+
+def recomputing():
+    return Recomputing(nn.Linear(6, 8), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 5))
+
+
+@pytest.mark.parametrize(("network", "shape"), [(linear, (6,)), (pictures, (3, 8, 8)), (recomputing, (6,))])
 @pytest.mark.parametrize("estimator", ["vectors", "labels"])
 def test_sequences_of_layers(network, shape, estimator, tmp_path):
     data = torch.randn(24, *shape, generator=torch.Generator().manual_seed(2)).split(5)

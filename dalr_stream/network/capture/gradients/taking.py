@@ -117,6 +117,7 @@ def backward(
     Of a block, `crossing` has those by what it gave, and takes those by what it began with. Raises InvalidInputError
     where no gradient comes back to one.
     """
+    edges = {stream: list(of_layer) for stream, of_layer in edges.items()}  # the way back may call layers again
     calls = list({id(given): given for of_layer in edges.values() for given in of_layer}.values())
     if not calls and crossing is None:
         return

@@ -62,6 +62,7 @@ class CaptureProof:
         self._before: Observed | None = None
         self._batch: Any = None
         """A copy of the batch that is observed."""
+        self._observed: Observed = {}
 
     def orders(self, batch: Any, samples: int) -> Orders | None:
         """Return the order of each layer's rows, by call, and prove it where it is not yet: two forward passes.
@@ -132,15 +133,16 @@ class CaptureProof:
             yield {}
             return
         self._batch = inputs_copied(batch)
-        with observed_pass(self._model, self._layers) as observed:
-            yield observed
+        with observed_pass(self._model, self._layers) as self._observed:
+            yield self._observed
 
-    def settle(self, observed: Observed, masks: Masks, padding: Padding) -> None:
-        """Raise InvalidInputError where a batch that was observed gives other rows another time, or by its padding.
+    def settle(self, masks: Masks, padding: Padding) -> None:
+        """Raise InvalidInputError where the batch that was observed gives other rows another time, or by its padding.
 
         `padding` says which positions are padding for the network.
         """
         batch, self._batch = self._batch, None
+        observed, self._observed = self._observed, {}
         self._require_repeatable(batch, observed)
         self._before = None
         if batch is not None and self._is_due(masks):

@@ -69,7 +69,7 @@ def _orders(
                         observed.update(again or {})
                         if again is None:
                             call(model, inputs_copied(batch))
-                    proof.settle(observed, of_layers, {} if masks is None else masks.padding)
+                    proof.settle(of_layers, {} if masks is None else masks.padding)
             if samples > 1 and proof.proved and (masks is None or proof.padding_is_proved):
                 break
     return proof.proved

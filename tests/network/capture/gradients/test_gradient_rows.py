@@ -5,6 +5,7 @@ import pytest
 import torch
 from gradient_twin import class_vectors, gradients, sampled_vectors, signs, uniform
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.hooks import capture_rows
@@ -236,6 +237,26 @@ def test_inputs_are_the_same_beside_gradients():
     capture_rows(model, x.split(4), [*layers, *select_layers(model, ["*"], side="gradients")], beside)
     for layer in layers:
         np.testing.assert_array_equal(alone.rows(layer.stream), beside.rows(layer.stream))
+
+
+class Checkpointed(Overwriting):
+    """Keeps no values for its backward pass, which runs the layers again."""
+
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_layers_that_run_again_on_the_way_back_are_taken_once(draws):
+    found = []
+    for kind in (Overwriting, Checkpointed):
+        model, x, sink = seeded(kind()), data(6, 3, 5), Collector()
+        layers = [*select_layers(model, ["*"]), *select_layers(model, ["*"], side="gradients")]
+        capture_rows(model, x.split(4), layers, sink, rows=RowRule(gradients=GradientRule(draws=draws)))
+        found.append({layer.stream: sink.rows(layer.stream) for layer in layers})
+    plain, checkpointed = found
+    assert plain.keys() == checkpointed.keys()
+    assert all(np.array_equal(rows, checkpointed[stream]) for stream, rows in plain.items())
 
 
 def test_moments_of_many_draws_come_near_what_the_vectors_are_drawn_for():
