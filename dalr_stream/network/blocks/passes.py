@@ -102,8 +102,9 @@ class BlockPasses:
                     giver, user = way[-1][0], self.blocks[number + 1][0]
                     raise UnsupportedLayerError(
                         f"blocks: what '{giver}' gives is used beyond the block after it, by '{user}' or later: a "
-                        "connection that skips blocks would have every generation kept; name a list whose members "
-                        "follow one another, or run the network whole"
+                        "connection that skips blocks would have every generation kept, and what is computed between "
+                        "blocks outside of any module is done for each of them again: put that into a module, name a "
+                        "list whose members follow one another, or run the network whole"
                     )
 
 

@@ -77,11 +77,15 @@ def watched(network, args):
     return ds.watch(network, args.layers, gradients=args.gradients)
 
 
-def accumulate(args, store):
+def opened(args):
+    """Return the network, whose weights stay in their files, and batches for it."""
     network = ds.open_network(lambda: built(args), Path(args.folder) / "weights")
-    generator = torch.Generator().manual_seed(1)
-    words = torch.randint(0, WORDS, (args.samples, args.tokens), generator=generator)
-    batches = [{"input_ids": part} for part in words.split(args.batch)]
+    words = torch.randint(0, WORDS, (args.samples, args.tokens), generator=torch.Generator().manual_seed(1))
+    return network, [{"input_ids": part} for part in words.split(args.batch)]
+
+
+def accumulate(args, store):
+    network, batches = opened(args)
     folding = ds.Folding(workers=ds.Threads(args.threads))
     before, begun = baseline(), time.monotonic()
     ds.accumulate(network, batches, watched(network, args), store=store, folding=folding, progress=ds.show_progress())

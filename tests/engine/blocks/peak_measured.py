@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
-from peak_blocks import WORDS, baseline, built, parser, peak_above, write_shards
+from peak_blocks import baseline, opened, parser, peak_above, write_shards
 
 import dalr_stream as ds
 from dalr_stream.engine.sizes.by_blocks import ByBlocks
@@ -67,9 +67,7 @@ def main():
     folder = Path(args.folder)
     shutil.rmtree(folder, ignore_errors=True)
     write_shards(args, folder / "weights")
-    network = ds.open_network(lambda: built(args), folder / "weights")
-    words = torch.randint(0, WORDS, (args.samples, args.tokens), generator=torch.Generator().manual_seed(1))
-    batches = [{"input_ids": part} for part in words.split(args.batch)]
+    network, batches = opened(args)
     solutions = Drawn(network)
     halves = {name: one.break_even_rank // 2 for name, one in solutions.shapes.items()}
     wanted = [

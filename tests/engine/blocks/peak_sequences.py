@@ -13,8 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-from peak_blocks import WORDS, baseline, built, parser, peak_above, write_shards
+from peak_blocks import baseline, opened, parser, peak_above, write_shards
 
 import dalr_stream as ds
 from dalr_stream.engine.sequential.blocks.estimate import estimate_by_blocks
@@ -30,9 +29,7 @@ def main():
     folder = Path(args.folder)
     shutil.rmtree(folder, ignore_errors=True)
     write_shards(args, folder / "weights")
-    network = ds.open_network(lambda: built(args), folder / "weights")
-    words = torch.randint(0, WORDS, (args.samples, args.tokens), generator=torch.Generator().manual_seed(1))
-    batches = [{"input_ids": part} for part in words.split(args.batch)]
+    network, batches = opened(args)
     layers = ds.watch(network, args.layers)
     choices = {
         layer.name: ds.LayerChoice("dalr_anchored_affine", min(layer.inputs, layer.outputs) // 2) for layer in layers

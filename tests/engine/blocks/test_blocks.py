@@ -347,6 +347,36 @@ def test_a_batch_that_goes_another_way_is_refused(tmp_path):
         ds.accumulate(model, data, ds.watch(model, ["blocks.3.up", "head"]), store=tmp_path / "store", blocks=True)
 
 
+class Half(nn.Module):
+    """An operation in a module of its own."""
+
+    def forward(self, x):
+        return 0.5 * x
+
+
+class Between(Tower):
+    """Does something between the blocks."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.between = between
+
+    def forward(self, words, mask):
+        x = self.words(words)
+        for block in self.blocks:
+            x = self.between(block(x, (1 - mask)[:, None, :] * -1e4))
+        return self.head(x)
+
+
+def test_what_is_computed_between_blocks_must_be_a_module(tmp_path):
+    network, store = made(lambda: Between(lambda x: 0.5 * x)), tmp_path / "refused"
+    with pytest.raises(UnsupportedLayerError, match="outside of any module is done for each of them again: put that"):
+        accumulate(network, store, blocks=True)
+    for name, blocks in (("whole", None), ("blocks", True)):
+        accumulate(made(lambda: Between(Half())), tmp_path / name, blocks=blocks)
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
