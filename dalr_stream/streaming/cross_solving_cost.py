@@ -20,6 +20,8 @@ FORMED = 2
 """Matrices of the outputs' order while W Z W' is made, the one that is kept not among them."""
 JOINED = 2
 """Of joint order: nodes of both networks while those of several readers are added up."""
+FELT = 2 + EIGEN
+"""Of the outputs' order: the gradients' record, their second moment, and its eigendecomposition."""
 REFITTED = 4
 """Of the order of all that a reader reads: its Sigma, what is factored of it, and copies on the way."""
 
@@ -81,7 +83,8 @@ def _of_method(layer: TurnedLayer, method: Method, records: int) -> int:
     ordered = m if _decomposes_outputs(method) else p
     shaped = (SHAPED + 2 * (layer.groups - 1)) * _FLOAT64 * m * d
     factoring = _FLOAT64 * max(EIGEN * d**2, d**2 + SPECTRUM * ordered**2)
-    return weights + formed + max(forming, shaped + factoring)
+    felt = FELT * _FLOAT64 * layer.groups * m**2 if method.needs_gradients else 0
+    return weights + formed + felt + max(forming, shaped + factoring)
 
 
 def _decomposes_outputs(method: Method) -> bool:

@@ -26,8 +26,8 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.sequential.blocks.compress import compress_by_blocks
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.passes import SequentialCompression, last_of, sequential_passes
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.network.blocks.passes import Blocks
 from dalr_stream.network.capture.row_rule import RowRule
