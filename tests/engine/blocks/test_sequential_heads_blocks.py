@@ -68,7 +68,7 @@ CASES = {
     "outputs": (Attention, {FIRST: heads(2), **BESIDE, SECOND: heads(3)}, "outputs"),
     "towards the stream": (Masked, {FIRST: heads(2), **BESIDE, SECOND: heads(3)}, "stream"),
     "rotary pairs": (Rotary, {"blocks.0.up": PAIR, SECOND: heads(2)}, "stream"),
-    "some dimensions rotated": (Partly, {FIRST: heads(6), SECOND: heads(2)}, "outputs"),
+    "some dimensions rotated": (Partly, {SECOND: heads(2)}, "outputs"),
 }
 
 
@@ -92,16 +92,12 @@ def test_weighted_ones_from_a_network_that_is_opened_by_blocks(tmp_path):
     )
     result = in_blocks(network, found, tmp_path / "store")
     require_same(whole(model, expected), result)
-    again = Notes()
+    again, known = Notes(), numbers(result.network)
     in_blocks(network, found, tmp_path / "store", progress=again)
     assert again.started == []
-    assert differ(result, in_blocks(network, {name: heads(2) for name in found}, tmp_path / "store"))
-    assert differ(result, in_blocks(network, {**found, FIRST: replaced(found[FIRST])}, tmp_path / "store"))
-
-
-def differ(one, other):
-    before, after = (numbers(result.network) for result in (one, other))
-    return any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+    for other in (heads(2), replaced(found[FIRST])):  # the second has the same choices but for gradients
+        after = numbers(in_blocks(network, {**found, FIRST: other}, tmp_path / "store").network)
+        assert any(not torch.equal(tensor, after[name]) for name, tensor in known.items())
 
 
 def replaced(choice):
@@ -130,16 +126,16 @@ def test_a_decoder_of_transformers(tmp_path):
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path):
-    model = made(Tower)
-    chosen = {FIRST: heads(2), SECOND: heads(3)}
-    network, expected = ds.open_network(Tower, in_shards(model, tmp_path / "weights")), whole(model, chosen)
-    for stop in (4, 9):
-        store, left, found = tmp_path / f"stopped-{stop}", stop, None
-        while found is None:
-            with suppress(StoppedError):
-                found = in_blocks(network, chosen, store, progress=StopAfter(left))
-            left += stop  # a pass that a checkpoint does not reach begins again
-        require_same(expected, found)
+    model = made(lambda: Tower(Rotary))
+    chosen = {FIRST: heads(4), SECOND: heads(2)}
+    network = ds.open_network(lambda: Tower(Rotary), in_shards(model, tmp_path / "weights"))
+    found, left = None, 0
+    while found is None:
+        left += 4  # a pass that a checkpoint does not reach begins again
+        with suppress(StoppedError):
+            found = in_blocks(network, chosen, tmp_path / "store", progress=StopAfter(left))
+    assert left > 8
+    require_same(whole(model, chosen), found)
 
 
 class Apart(nn.Module):
