@@ -143,6 +143,20 @@ def test_a_sequence_resumes_and_what_layers_read_serves_other_weights(tmp_path):
         assert torch.equal(given(last.network), given(states[-1].network))
 
 
+def test_sizes_are_chosen_among_networks_with_weighted_heads_in_turn():
+    model, example = network(), batches()[0]
+    layers = ds.watch(model, ["*.attention.*"], example=example, heads=True, gradients=FELT)
+    statistics, distance = ds.accumulate(model, batches(), layers, folding=ALL), ds.OutputDistance(model, batches())
+
+    def in_turn(choices):
+        return sequence(model, choices).network
+
+    options = {"structure": layers.structure, "methods": ["heads_weighted"], "in_turn": in_turn}
+    plan = ds.sizes(model, statistics, distance, 0.5, **options)
+    assert {choice.by for choice in plan.choices.values()} == {Method.HEADS_WEIGHTED}
+    assert distance(in_turn(plan.choices)) == plan.choice.chosen.distance
+
+
 def test_gradients_are_counted():
     model = network()
     layouts = {FIRST: ds.network.Structure.of(model, batches()[0]).heads_of(FIRST)}
