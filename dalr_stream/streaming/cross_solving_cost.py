@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dalr_stream.numerics.methods import Family, Method, Variant
-from dalr_stream.streaming.solving_cost import EIGEN, GREEDY, GREEDY_PAIR, SMALL_THINGS, SPECTRUM
+from dalr_stream.numerics.metric import Metric
+from dalr_stream.streaming.solving_cost import EIGEN, GREEDY, GREEDY_PAIR, IN_METRIC, SMALL_THINGS, SPECTRUM
 
 _FLOAT64, _FLOAT32 = 8, 4
 SHAPED = 8
@@ -102,4 +103,5 @@ def _selecting(layer: TurnedLayer, method: Method, records: int) -> int:
     if layer.refits:
         refitting = max(_FLOAT64 * (REFITTED * d**2 + SHAPED * m * d) for m, d in layer.refits)
         nodes_of_both = max(nodes_of_both, refitting)
-    return nodes_of_both + source + (GREEDY_PAIR if method.needs_source else GREEDY) * square
+    weighed = 0 if method.metric is Metric.NODES else IN_METRIC
+    return nodes_of_both + source + (weighed + (GREEDY_PAIR if method.needs_source else GREEDY)) * square

@@ -98,9 +98,10 @@ def _by_blocks(project: Project, network: nn.Module, methods: Mapping[str, Seque
     )
 
 
-def _cost(method: Method) -> tuple[bool, bool, bool]:
-    """Order methods by what they take: heads four layers, a selection what reads the nodes, gradients their moments."""
-    return method.family is Family.HEADS, method.family is Family.SELECTION, method.needs_gradients
+def _cost(method: Method) -> tuple[bool, ...]:
+    """Order methods by what they take: heads four layers, a selection what reads the nodes, then another's moments."""
+    family = method.family
+    return family is Family.HEADS, family is Family.SELECTION, method.needs_source, method.weighted
 
 
 def _batches(project: Project) -> tuple[Any, int]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 
 import numpy as np
 import oracles
@@ -19,6 +20,7 @@ from dalr_stream.engine.sequential.passes import sequential_passes
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics import head_factors
 from dalr_stream.numerics.methods import Method
+from dalr_stream.streaming.cross_solving_cost import TurnedLayer, pass_solving_bytes
 
 GAMMA = 1e-2
 """The default ridge of the gradients."""
@@ -157,7 +159,15 @@ def test_sizes_are_chosen_among_networks_with_weighted_heads_in_turn():
     assert distance(in_turn(plan.choices)) == plan.choice.chosen.distance
 
 
-def test_gradients_are_counted():
+@pytest.mark.parametrize(
+    ("plain", "weighted"), [("dalr_anchored_affine", "dalr_weighted_affine"), ("spectral", "spectral_weighted")]
+)
+def test_gradients_are_counted_of_factors_and_selections(plain, weighted):
+    layer = partial(TurnedLayer, "up", 20, 12, readers=(20,))
+    assert pass_solving_bytes([layer((Method(weighted),))], 1) > pass_solving_bytes([layer((Method(plain),))], 1)
+
+
+def test_gradients_are_counted_of_heads():
     model = network()
     layouts = {FIRST: ds.network.Structure.of(model, batches()[0]).heads_of(FIRST)}
     plain, felt_too = (
