@@ -194,7 +194,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     >>> distance(in_turn(plan.choices)) == plan.choice.chosen.distance
     True
     """
-    _require_shares(share if isinstance(share, Sequence) else [share])
+    _require_shares(share if isinstance(share, Sequence) and not isinstance(share, str) else [share])
     named = [parse_choice(Method, method, "method") for method in methods or PLAIN]
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
@@ -238,7 +238,8 @@ def _plans(
 
 def _require_shares(shares: Sequence[float]) -> None:
     for share in shares:
-        if not isinstance(share, Real) or not 0.0 <= share <= 1.0:  # NaN lies nowhere
+        number = isinstance(share, Real) and not isinstance(share, bool)
+        if not number or not 0.0 <= share <= 1.0:  # NaN lies nowhere
             raise InvalidInputError(f"sizes: share must be a number in 0..1 of the layers' weights, got {share!r}")
 
 
