@@ -20,13 +20,15 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
+from dalr_stream.engine.sequential.sequential_pass import LayerOutcome
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.saved.files import WEIGHTS
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE
 from dalr_stream.network.surgery.plan import SurgeryPlan
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import digest_of
 
@@ -98,10 +100,12 @@ class BlockRecord:
         return self.root / f"block-{self.number:04d}"
 
 
-def facts_of(choice: LayerChoice) -> dict[str, Any]:
-    """Return what of a choice decides the solution."""
+def facts_of(choice: LayerChoice, heads: HeadLayout | None = None) -> dict[str, Any]:
+    """Return what of a choice decides the solution; `heads` are those of its attention, where these get narrower."""
     felt = None
-    if choice.by.weighted and choice.layer is not None:
+    if heads is not None and choice.by.weighted:
+        felt = [_digest(one) for one in choice.gradients_of(heads).values()]
+    elif choice.by.weighted and choice.layer is not None:
         felt = [_digest(choice.layer.gradients), _digest(choice.layer.readers)]
     return {
         "method": choice.by.value,
