@@ -17,14 +17,6 @@ from dalr_stream.workflow.starter import write_starter
 from dalr_stream.workflow.steps.sizes.compression import Compression
 
 
-@pytest.fixture(autouse=True)
-def _no_module_stays():
-    """Each starter has modules of the same names."""
-    yield
-    for name in ("my_network", "my_data"):
-        sys.modules.pop(name, None)
-
-
 def invoke(*arguments):
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
