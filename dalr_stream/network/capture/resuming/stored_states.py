@@ -26,6 +26,7 @@ from dalr_stream.errors import StoreDamagedError, StoreNotFoundError, Unsupporte
 from dalr_stream.network.capture.resuming.calls import Call
 from dalr_stream.network.capture.resuming.given import Form, form_of, mapped, tensors_in
 from dalr_stream.network.capture.resuming.kept_states import Room, State
+from dalr_stream.network.layers.tensor_bytes import bytes_of, of_bytes
 from dalr_stream.storage import schema
 from dalr_stream.storage.layout import UNFINISHED, remove_empty
 from dalr_stream.storage.places.place import Place, remove_folder
@@ -190,7 +191,7 @@ def _value(plain: Any, arrays: Arrays, tensors: dict[int, torch.Tensor]) -> Any:
     if number is None or str(number) not in arrays:
         return form
     if number not in tensors:
-        flat = torch.from_numpy(arrays[str(number)]).view(form.dtype)
+        flat = of_bytes(arrays[str(number)], form.dtype)
         tensors[number] = flat.as_strided(form.shape, form.strides).to(form.device)
     return tensors[number]
 
@@ -212,6 +213,4 @@ def _numbers(plain: Any) -> set[int]:
 def _bytes_of(tensor: torch.Tensor) -> NDArray[np.int8]:
     """Return the bytes of a tensor that fills its memory, in the order in which they lie there."""
     here = tensor.detach().cpu()
-    flat = here.as_strided((here.numel(),), (1,), here.storage_offset())
-    array: NDArray[np.int8] = flat.view(torch.int8).numpy()
-    return array
+    return bytes_of(here.as_strided((here.numel(),), (1,), here.storage_offset()))
