@@ -80,8 +80,7 @@ class OneByOne:
 def measured(small: nn.Module, words: str, distance: Measure, score: Measure | None) -> Measured:
     """Return what a network is measured at; raises NonFiniteError, which names it by `words`."""
     with named(words):
-        gap = distance(small)
-    return Measured(gap, None if score is None else score(small))
+        return Measured(distance(small), None if score is None else score(small))
 
 
 @contextmanager

@@ -100,6 +100,11 @@ class OutputDistance:
         return self.between(self._model, other)
 
     @property
+    def reference(self) -> nn.Module:
+        """The network whose outputs are the reference."""
+        return self._model
+
+    @property
     def batches(self) -> Sequence[Any]:
         """What networks are run on."""
         return self._batches
