@@ -81,6 +81,23 @@ def test_gradients_go_back_on_ranks_of_which_one_was_killed(weights, expected, t
     assert same_files(store, expected(segment, GRADIENTS="1")) == []
 
 
+@pytest.mark.parametrize(("segment", "die"), [("2", "1:3"), *in_soak(("0", "0:4"))])
+def test_one_blocks_moments_at_a_time_with_a_rank_killed_within_a_block(weights, tmp_path, segment, die):
+    found = []
+    third = tmp_path / "store" / "unfinished" / "target" / "@stream-2"
+    for store, ranks in (("one", (1,)), ("store", (2, 3))):
+        into = {"INTO": str(tmp_path / f"small-{store}"), "DIE": die, "DIE_WITH": str(third)}
+        for count in ranks:
+            ended = launch(tmp_path / store, "sweep", count, SEGMENT=segment, LOADER="dealing", **weights, **into)
+            killed = count == 2
+            assert sorted(ended.codes) == ([-9, 1] if killed else [0] * count), ended.errors
+            into.pop("DIE", None)
+        found.append(files_of(tmp_path / f"small-{store}"))
+        assert not list((tmp_path / store).glob("moments/target/*"))
+        assert not list((tmp_path / store).rglob("@*"))
+    assert found[0] == found[1]
+
+
 @pytest.mark.soak
 def test_ranks_under_a_memory_limit_share_sums_and_one_process_resumes(weights, tmp_path, monkeypatch):
     store, wide = tmp_path / "store", {"WIDE": "1100", "WEIGHTS": str(tmp_path / "wide.safetensors")}
