@@ -33,8 +33,8 @@ def locked(root: Place) -> Iterator[None]:
 def work_folder(root: Place, *within: str) -> Iterator[None]:
     """Hold a folder that is no store and has no other things in it, having cleared what a killed holder left.
 
-    That is looked for in the folder itself and in those that match the patterns `within`; in a bucket among records
-    of two names below `root`, and those of a store. Raises StoreLockedError.
+    That is looked for in the folder itself and in those that match the patterns `within`; in a bucket, in records two
+    names below `root` and in those of a store. Raises StoreLockedError.
     """
     if isinstance(root, BucketPath):
         with claimed(root):

@@ -112,4 +112,4 @@ class TensorRecord:
 
 
 def _spec(number: str) -> ArraySpec:
-    return dataclasses.replace(schema.STATE, name=number)
+    return dataclasses.replace(schema.TENSOR, name=number)
