@@ -17,7 +17,7 @@ from dalr_stream.engine.planning.records import Estimate as Estimate
 from dalr_stream.engine.ranks.ranks import Ranks as Ranks
 from dalr_stream.engine.ranks.ranks import open_ranks as open_ranks
 from dalr_stream.engine.sequential.compress import compress_sequentially as compress_sequentially
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice as LayerChoice
+from dalr_stream.engine.sequential.layer_choice import LayerChoice as LayerChoice
 from dalr_stream.engine.sizes.sizes import sizes as sizes
 from dalr_stream.engine.solve import solve as solve
 from dalr_stream.engine.statistics import Statistics as Statistics

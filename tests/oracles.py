@@ -80,6 +80,13 @@ def symmetric_root(matrix, power):
     return vectors @ np.diag(np.maximum(values, 0.0) ** power) @ vectors.T
 
 
+def head_projection(readers, read, size):
+    """(p, p) of rank r: the truncated SVD of S^(1/2) R^(1/2), which loses least of tr S (I - P) R (I - P)'."""
+    root = symmetric_root(readers, 0.5)
+    u = np.linalg.svd(root @ symmetric_root(read, 0.5))[0][:, :size]
+    return symmetric_root(readers, -0.5) @ u @ u.T @ root
+
+
 def weighted(weight, inputs, gradients, k):
     """C = G^-1/2 SVD_k(G^1/2 W A^1/2) A^-1/2 (Generalized Fisher-Weighted SVD), A (d, d) and G (m, m) regular."""
     u, s, v = np.linalg.svd(symmetric_root(gradients, 0.5) @ weight @ symmetric_root(inputs, 0.5))

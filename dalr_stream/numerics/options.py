@@ -21,9 +21,19 @@ def parse_choice(kind: type[Choice], value: str, name: str) -> Choice:
         raise InvalidInputError(f"{name} must be one of {names}, got {value!r}") from None
 
 
+def whole_number(value: int, name: str, least: int = 1) -> int:
+    """Return `value` as an int of at least `least`; raises InvalidInputError."""
+    if not _is_whole(value) or value < least:
+        raise InvalidInputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
 def integer_within(value: int, largest: int, name: str) -> int:
     """Return `value` as an int in 1..largest; raises RankError."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not 1 <= value <= largest:
+    if not _is_whole(value) or not 1 <= value <= largest:
         raise RankError(f"{name} must lie in 1..{largest}, got {value}")
     return int(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dalr_stream.numerics.methods import Family, Method, Variant
-from dalr_stream.streaming.solving_cost import EIGEN, GREEDY, GREEDY_PAIR, SMALL_THINGS, SPECTRUM
+from dalr_stream.numerics.metric import Metric
+from dalr_stream.streaming.solving_cost import EIGEN, GREEDY, GREEDY_PAIR, IN_METRIC, SMALL_THINGS, SPECTRUM
 
 _FLOAT64, _FLOAT32 = 8, 4
 SHAPED = 8
@@ -20,6 +21,8 @@ FORMED = 2
 """Matrices of the outputs' order while W Z W' is made, the one that is kept not among them."""
 JOINED = 2
 """Of joint order: nodes of both networks while those of several readers are added up."""
+FELT = 2 + EIGEN
+"""Of the outputs' order: the gradients' record, their second moment, and its eigendecomposition."""
 REFITTED = 4
 """Of the order of all that a reader reads: its Sigma, what is factored of it, and copies on the way."""
 
@@ -81,7 +84,8 @@ def _of_method(layer: TurnedLayer, method: Method, records: int) -> int:
     ordered = m if _decomposes_outputs(method) else p
     shaped = (SHAPED + 2 * (layer.groups - 1)) * _FLOAT64 * m * d
     factoring = _FLOAT64 * max(EIGEN * d**2, d**2 + SPECTRUM * ordered**2)
-    return weights + formed + max(forming, shaped + factoring)
+    felt = FELT * _FLOAT64 * layer.groups * m**2 if method.needs_gradients else 0
+    return weights + formed + felt + max(forming, shaped + factoring)
 
 
 def _decomposes_outputs(method: Method) -> bool:
@@ -99,4 +103,5 @@ def _selecting(layer: TurnedLayer, method: Method, records: int) -> int:
     if layer.refits:
         refitting = max(_FLOAT64 * (REFITTED * d**2 + SHAPED * m * d) for m, d in layer.refits)
         nodes_of_both = max(nodes_of_both, refitting)
-    return nodes_of_both + source + (GREEDY_PAIR if method.needs_source else GREEDY) * square
+    weighed = 0 if method.metric is Metric.NODES else IN_METRIC
+    return nodes_of_both + source + (weighed + (GREEDY_PAIR if method.needs_source else GREEDY)) * square

@@ -74,7 +74,8 @@ def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | BlockS
     passes = order_of_execution(network, first, list(methods))
     selected = [name for name, known in methods.items() if any(one.family is Family.SELECTION for one in known)]
     mending = list(methods) if project.config.compress.target is Target.STREAM else []
-    heads = {name: store.heads[name] for name, known in methods.items() if Method.HEADS in known}
+    narrowed = [name for name, known in methods.items() if any(one.family is Family.HEADS for one in known)]
+    heads = {name: store.heads[name] for name in narrowed}
     names = [*methods, *(one for layout in heads.values() for one in layout.layers[:-1])]
     watched = watched_in_passes(network, names, selected, structure, [one for one in selected if one in mending])
     batch = PairMemory.of([network], first, watched, project.code.rows)
@@ -83,8 +84,8 @@ def sequence_cost(project: Project, network: nn.Module) -> SequenceCost | BlockS
 
 
 def _by_blocks(project: Project, network: nn.Module, methods: Mapping[str, Sequence[Method]]) -> BlockSequenceCost:
-    """Return what a sweep costs, by one method of each layer: a selection where it may be one."""
-    chosen = {name: min(known, key=lambda one: one.family is not Family.SELECTION) for name, known in methods.items()}
+    """Return what a sweep costs, by one method of each layer: of those that it may be, the one that takes most."""
+    chosen = {name: max(known, key=_cost) for name, known in methods.items()}
     return estimate_by_blocks(
         network,
         project.code.batches(project.config.solve.target),
@@ -95,6 +96,12 @@ def _by_blocks(project: Project, network: nn.Module, methods: Mapping[str, Seque
         source=source_of(project),
         rows=project.code.rows,
     )
+
+
+def _cost(method: Method) -> tuple[bool, ...]:
+    """Order methods by what they take: heads four layers, a selection what reads the nodes, then another's moments."""
+    family = method.family
+    return family is Family.HEADS, family is Family.SELECTION, method.needs_source, method.weighted
 
 
 def _batches(project: Project) -> tuple[Any, int]:

@@ -9,6 +9,7 @@ for what it reads by then. No labels and no fine-tuning; scores as in `sentences
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -32,12 +33,17 @@ def narrowed(
     return {one.layout.output: one.at_size(int(share * one.layout.size)) for one in heads}
 
 
-def in_turn(
-    model: nn.Module, batches: Iterable[Any], layouts: Iterable[HeadLayout], share: float, target: str
-) -> nn.Module:
-    """Return the network with the same heads, one attention after the other."""
-    choices = {one.output: ds.LayerChoice(ds.Method.HEADS, int(share * one.size)) for one in layouts}
+def in_turn(model: nn.Module, batches: Iterable[Any], choices: Mapping[str, ds.LayerChoice], target: str) -> nn.Module:
+    """Return the network with one attention narrowed after the other."""
     return ds.compress_sequentially(model, batches, choices, target=target, rows=ROWS, folding=EVERY).network
+
+
+def chosen(
+    statistics: ds.Statistics, layouts: Iterable[HeadLayout], share: float, *, weighted: bool
+) -> dict[str, ds.LayerChoice]:
+    """Return how each is narrowed at its turn: to the same sizes as `narrowed`."""
+    method = ds.Method.HEADS_WEIGHTED if weighted else ds.Method.HEADS
+    return {one.output: ds.LayerChoice(method, int(share * one.size), attention=statistics) for one in layouts}
 
 
 def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
@@ -62,8 +68,10 @@ def rows(model: Any, batches: Iterable[Any], scores: Scores) -> Iterator[str]:
     for weighted, words in ((False, ""), (True, ", weighted")):
         cells = (cell(narrowed(statistics, layouts, share, weighted=weighted)) for share in BUDGETS)
         yield f"| heads of fewer dimensions{words} | " + " | ".join(cells) + " |"
-    for target, words in (("outputs", ""), ("stream", ", towards the stream")):
-        cells = (scored(in_turn(model, batches, layouts, share, target)) for share in BUDGETS)
+    for weighted, target in itertools.product((False, True), ("outputs", "stream")):
+        choices = (chosen(statistics, layouts, share, weighted=weighted) for share in BUDGETS)
+        cells = (scored(in_turn(model, batches, one, target)) for one in choices)
+        words = (", towards the stream" if target == "stream" else "") + (", weighted" if weighted else "")
         yield f"| heads of fewer dimensions, layer after layer{words} | " + " | ".join(cells) + " |"
 
 

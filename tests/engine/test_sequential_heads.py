@@ -38,7 +38,7 @@ def batches():
 
 
 def heads(size, **options):
-    return ds.LayerChoice("heads", size, restore_ridge=RIDGE, **options)
+    return ds.LayerChoice(size=size, **{"method": "heads", "restore_ridge": RIDGE, **options})
 
 
 def sequence(model, choices, **options):
@@ -237,11 +237,6 @@ def test_what_is_refused_before_any_pass(choices, error, message):
     assert not notes.said
 
 
-def test_other_refusals():
+def test_rotary_heads_have_even_sizes():
     with pytest.raises(RankError, match=r"size of a head must lie in 2\.\.8, in steps of 2, got 3"):
         sequence(network(Rotary), {FIRST: heads(3)})
-    felt = ds.LayerChoice("heads_weighted", 2, layer=ds.Layer("o", np.eye(2), None))
-    with pytest.raises(InvalidInputError, match=r"needs gradients of two layers of the original, .* choose heads, or"):
-        sequence(network(), {FIRST: felt})
-    with pytest.raises(InvalidInputError, match="takes two passes through an attention, and block by block"):
-        ds.compress_sequentially(network(), batches(), {FIRST: heads(2)}, blocks=True, store="nowhere")

@@ -1,6 +1,7 @@
 """Sizes chosen among measured candidates: against networks that are no more than the loss they stand for."""
 
 import dataclasses
+import re
 import weakref
 from collections.abc import Mapping
 
@@ -206,9 +207,13 @@ def test_several_shares_are_a_plan_for_each_and_are_refused_together():
         assert alone.choice.candidates == plan.choice.candidates
     with pytest.raises(InvalidInputError, match="budget: the smallest sizes"):
         ds.sizes(model, statistics, distance, [0.5, 0.01], structure=layers.structure)
-    for share in (float("nan"), -0.1, 1.5, "50%", [0.5, None]):
-        with pytest.raises(InvalidInputError, match=r"share must be a number in 0\.\.1"):
+    for share in (float("nan"), -0.1, 1.5, "50%", "0.5", True, [0.5, None]):
+        shown = re.escape(repr(share[1] if isinstance(share, list) else share))
+        with pytest.raises(InvalidInputError, match=rf"share must be a number in 0\.\.1 .* got {shown}"):
             ds.sizes(model, statistics, distance, share, structure=layers.structure)
+    for step in (0, 1.5, True):
+        with pytest.raises(InvalidInputError, match="what sizes are multiples of must be a whole number of at least 1"):
+            ds.sizes(model, statistics, distance, 0.5, structure=layers.structure, multiple_of=step)
 
 
 def test_where_gradients_are_known_weighted_solutions_and_sizes_by_nats_are_tried_too():

@@ -157,7 +157,7 @@ def test_a_wrong_setting_is_named(opened, overrides, message):
 def test_a_network_without_such_an_output_is_named_before_anything_is_recorded(opened):
     run = opened('gradients.outputs="logits"')
     run.train()
-    with pytest.raises(InvalidInputError, match="the network's outputs have no 'logits', they are a Tensor"):
+    with pytest.raises(InvalidInputError, match="the network's outputs have no 'logits', they are a tensor"):
         run.accumulate()
     assert not (run.project.store / "manifest.json").exists()
 

@@ -9,7 +9,9 @@ import torch
 import dalr_stream as ds
 from dalr_stream.errors import ConfigError
 from dalr_stream.network.surgery.plan import NarrowHeads
+from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.runfile.config import load_config
+from dalr_stream.workflow.runfile.project import Project
 
 CODE = """
 import torch
@@ -81,28 +83,61 @@ def run_file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("budget", [None, "compress.params='60%'"])
-def test_heads_are_those_of_the_network_in_memory(budget, run_file):
-    if budget is None:
-        run_file.write_text(RUN_FILE + NAMED)
+BUDGET = "compress.params='60%'"
+IN_TURN = "compress.order='sequential'"
+ATTENTION = "network.layers=['blocks.*.attention.*']"
+WEIGHTED = (
+    "network.gradients=['blocks.*']",
+    "solve.methods=['dalr_anchored_affine', 'dalr_weighted_affine', 'heads', 'heads_weighted']",
+)
+CASES = {
+    "named": (NAMED, []),
+    "a budget": ("", [BUDGET]),
+    "weighted, layer after layer": (
+        NAMED.replace("heads", "heads_weighted"),
+        [IN_TURN, "compress.target='stream'", *WEIGHTED],
+    ),
+    "a budget, layer after layer": ("", [BUDGET, IN_TURN, "compress.method='heads'", "compress.samples=30", ATTENTION]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_heads_are_those_of_the_network_in_memory(case, run_file):
+    sizes, settings = CASES[case]
+    run_file.write_text(RUN_FILE + sizes)
     found = []
     for blocks in ("true", "false"):
-        run = ds.Run.open(run_file, set=[*([budget] if budget else []), f"network.blocks={blocks}"])
+        run = ds.Run.open(run_file, set=[*settings, f"network.blocks={blocks}"])
         run.all()
         assert ("network" in vars(run.project)) == (blocks == "false")
         record = json.loads((run.project.output / "compression.json").read_text())["content"]["content"]
+        record.pop("gain")  # block by block nothing is measured beside it
         small = ds.load(run.project.compressed, run.project.code.build)
         opened = ds.open_network(run.project.code.build, run.project.compressed)
         batch = run.project.code.first_batch[0]
         assert torch.equal(opened(batch), small(batch))
-        assert any(isinstance(step, NarrowHeads) for step in small.compression_plan.steps) or budget
+        assert any(isinstance(step, NarrowHeads) for step in small.compression_plan.steps) or BUDGET in settings
         found.append((small.state_dict(), record, [(one.score, one.macs) for one in run.results.sizes]))
         shutil.rmtree(run.project.output)
     assert found[0][1:] == found[1][1:]
     assert found[0][0].keys() == found[1][0].keys()
     assert all(torch.equal(one, found[1][0][name]) for name, one in found[0][0].items())
-    if budget:
+    if BUDGET in settings:
         assert any("heads" in trial["plan"] for trial in found[0][1]["choice"]["trials"])
+
+
+def test_a_dry_run_plans_heads_layer_after_layer(run_file):
+    settings = [ATTENTION, "compress.ratio='50%'", IN_TURN]
+    plain, weighted, factors = (
+        dry_run(Project(load_config(run_file, [*settings, *more]), run_file.parent)).cost.sequence.plans
+        for more in ((), WEIGHTED, ["solve.methods=['dalr_anchored_affine']"])
+    )
+    attention = [f"blocks.{number}.attention.{{}}".format for number in range(2)]
+    assert [[one.layers for one in block.passes] for block in plain] == [
+        [tuple(map(name, "qkv")), (name("o"),)] for name in attention
+    ]
+    assert all(one.moments_bytes > other.moments_bytes for one, other in zip(plain, factors, strict=True))
+    assert all(one.pass_bytes >= other.pass_bytes for one, other in zip(weighted, plain, strict=True))
 
 
 def test_a_sweep_that_keeps_no_moments_says_that_heads_need_them(run_file):
@@ -111,8 +146,3 @@ def test_a_sweep_that_keeps_no_moments_says_that_heads_need_them(run_file):
     )
     with pytest.raises(ConfigError, match="heads are solved from the moments of four layers: leave 'heads' out"):
         load_config(run_file, ["compress.ratio='50%'"])
-
-
-def test_layer_after_layer_heads_are_refused_by_name(run_file):
-    with pytest.raises(ConfigError, match="block by block heads are narrowed all at once alone: leave 'heads' out"):
-        load_config(run_file, ["compress.params='60%'", "compress.order='sequential'"])

@@ -253,10 +253,6 @@ def test_what_was_solved_is_listed(opened):
         ([named(2, "block.up")], None, "'heads' was not solved: layer 'block.up': the heads of its attention cannot"),
         ([named(5)], None, r"number of dimensions of each head must lie in 1\.\.4, got 5"),
         ([named(2), "network.options={rotary=true}"], None, "'heads' was not solved: .* enter through their inner"),
-        (
-            [*GRADIENTS, named(2, method="heads_weighted"), 'compress.order="sequential"'], None,
-            "needs gradients of two layers of the original, and compress.order is .*: take 'heads'",
-        ),
         (['network.layers=["*.attention.*"]'], {"singular_values": "90%", "method": "heads"}, "which has none"),
         (['compress={"block.attention.o" = { method = "heads", retention = 0.9 }}'], None, "'heads' narrows heads"),
         (['solve.methods=["heads_weighted"]'], None, "needs the gradients of the layers"),
@@ -277,17 +273,21 @@ def test_in_turn_heads_are_weighed_and_solved_as_well(opened, sizes):
     if "params" in sizes:
         assert any("heads" in trial.plan for trial in record.choice.trials)
         assert any("heads" in trial.plan for trial in record.choice.at_once)
+        assert any("heads, weighted by gradients" in trial.plan for trial in record.choice.trials)
     else:
         assert [layer.method for layer in record.layers.values()] == [Method.HEADS]
-    assert all(layer.method is not Method.HEADS_WEIGHTED for layer in record.layers.values())
     assert saved(run).block.attention.o.in_features <= 16
 
 
-def test_in_turn_heads_that_are_named_are_those_of_compress_sequentially(opened):
-    run = opened(named(2), 'compress.order="sequential"', 'compress.target="stream"')
+@pytest.mark.parametrize("method", ["heads", "heads_weighted"])
+def test_in_turn_heads_that_are_named_are_those_of_compress_sequentially(opened, method):
+    gradients = GRADIENTS if method == "heads_weighted" else ()
+    run = opened(*gradients, named(2, method=method), 'compress.order="sequential"', 'compress.target="stream"')
     run.all()
     small, batches = saved(run), run.project.code.batches("target")
-    choice, folding = {OUTPUT: ds.LayerChoice("heads", 2)}, folding_of(run.project)
+    attention = StoreView.open(run.project.store).statistics("target") if gradients else None
+    choice = {OUTPUT: ds.LayerChoice(method, 2, attention=attention)}
+    folding = folding_of(run.project)
     twin = ds.compress_sequentially(run.project.network, batches, choice, target="stream", folding=folding)
     assert torch.equal(outputs(small), outputs(twin.network))
     assert Compression.read(run.project.compression).gain.passes == ((OUTPUT,),)

@@ -26,8 +26,8 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.sequential.blocks.compress import compress_by_blocks
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.passes import SequentialCompression, last_of, sequential_passes
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.network.blocks.passes import Blocks
 from dalr_stream.network.capture.row_rule import RowRule
@@ -82,7 +82,7 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
         Compress block by block, one block in memory at a time and what the blocks of both networks give in `store`:
         True finds the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s that they are members of. One
         sweep: a block is solved, and what it gives goes on to the next. A network from `open_network` is always
-        compressed so, and the result reads its compressed blocks from `store`. Selections stay within a block.
+        compressed so, and the result reads its compressed blocks from `store`. Selections and heads stay within one.
     rows, folding
         As for `accumulate_cross`: the rows of both networks are chosen by the same rule and seed. The held-out share
         measures errors, and no solution is fitted to it.

@@ -146,14 +146,20 @@ def watched_in_passes(
 
 
 def _all_turned(of: PassesOf, name: str, *, paired: bool) -> list[TurnedLayer]:
-    """Return what is solved at a layer's turn: of heads all four layers, counted as if each got factors, from pairs."""
+    """Return what is solved at a layer's turn: of heads all four layers, counted as if each got factors, from pairs.
+
+    Those whose gradients weigh the heads are counted as if these weighed factors.
+    """
     layer, heads = _turned(of, name, paired=paired), of.attentions.get(name)
     if heads is None or not any(method.family is Family.HEADS for method in of.methods[name]):
         return [layer]
+    felt = heads.felt if Method.HEADS_WEIGHTED in of.methods[name] else ()
+    factored = {
+        one: (Method.DALR_WEIGHTED_AFFINE if one in felt else Method.DALR_ANCHORED_AFFINE,) for one in heads.layers
+    }
     others = tuple(method for method in layer.methods if method.family is not Family.HEADS)
-    layer = replace(layer, methods=(*others, Method.DALR_ANCHORED_AFFINE), paired=True)
-    beside = replace(of, methods=dict.fromkeys(heads.layers[:-1], (Method.DALR_ANCHORED_AFFINE,)))
-    return [*(_turned(beside, one, paired=True) for one in heads.layers[:-1]), layer]
+    layer = replace(layer, methods=(*others, *factored.pop(name)), paired=True)
+    return [*(_turned(replace(of, methods=factored), one, paired=True) for one in factored), layer]
 
 
 def _turned(of: PassesOf, name: str, *, paired: bool) -> TurnedLayer:

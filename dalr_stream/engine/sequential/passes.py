@@ -9,17 +9,19 @@ from typing import Any
 
 from torch import nn
 
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.engine.sequential.pass_moments import KnownMoments, PassMoments
 from dalr_stream.engine.sequential.preparation import (
     passes_of,
     planned,
     require_attentions,
+    require_heads,
     require_prunable,
     require_sound,
     targets_of,
 )
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome, SequentialPass, Solved
+from dalr_stream.engine.sequential.sequential_pass import LayerOutcome, SequentialPass, Solved
 from dalr_stream.engine.sequential.targets import Target, require_a_stream
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.resuming.kept_states import Room
@@ -75,14 +77,16 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     folding, progress = folding or Folding(), progress or Silent()
     seen = SameEveryPass(batches)
     require_sound(model, choices, folding, has_source=source is not None)
-    groups, heads = require_prunable(model, choices, seen), require_attentions(model, choices, seen)
+    methods = {name: choice.by for name, choice in choices.items()}
+    groups, heads = require_prunable(model, methods, seen), require_attentions(model, methods, seen)
+    require_heads(choices, heads)
     first, rule = seen.first(), (rows or RowRule()).of_layers(())
     towards = parse_choice(Target, target, "target")
-    targets = targets_of(model, first, choices, groups, towards)
+    targets = targets_of(model, first, methods, groups, towards)
     if towards is Target.STREAM:
         require_a_stream([targets])
-    passes = passes_of(order_of_execution(model, first, list(choices)), choices)
-    plan, batch = planned(model, passes, choices, targets, folding, rule, first, attentions=heads)
+    passes = passes_of(order_of_execution(model, first, list(methods)), methods)
+    plan, batch = planned(model, passes, methods, targets, folding, rule, first, attentions=heads)
     onward = OnwardPasses(
         model, seen, passes, list(groups), targets.layers, rule, Room(plan.room_bytes), progress.note, attentions=heads
     )

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.pass_plan import PassesOf, SequencePlan, plan_passes, watched_in_passes
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice
 from dalr_stream.engine.sequential.targets import StreamTargets, Target
 from dalr_stream.errors import InvalidInputError, RankError, UnsupportedLayerError
 from dalr_stream.network.capture.passes import SameEveryPass
@@ -29,7 +29,7 @@ from dalr_stream.numerics.statistics.channels import ChannelGroup
 from dalr_stream.streaming.folding import Folding
 
 
-def passes_of(order: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice]) -> tuple[tuple[str, ...], ...]:
+def passes_of(order: Sequence[Sequence[str]], methods: Mapping[str, Method]) -> tuple[tuple[str, ...], ...]:
     """Return the layers of each pass. A selection has one of its own: what reads its nodes comes later, after others.
 
     So do the heads of an attention, under its output layer. The order within a group is that of execution, and the
@@ -37,7 +37,7 @@ def passes_of(order: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice]
     """
     passes: list[tuple[str, ...]] = []
     for group in order:
-        factored = [name for name in group if choices[name].by.family is Family.LOW_RANK]
+        factored = [name for name in group if methods[name].family is Family.LOW_RANK]
         passes += [tuple(factored)] if factored else []
         passes += [(name,) for name in group if name not in factored]
     return tuple(passes)
@@ -46,7 +46,7 @@ def passes_of(order: Sequence[Sequence[str]], choices: Mapping[str, LayerChoice]
 def planned(  # noqa: PLR0913  # all that decides what the passes hold
     model: nn.Module,
     passes: Sequence[Sequence[str]],
-    choices: Mapping[str, LayerChoice],
+    methods: Mapping[str, Method],
     targets: StreamTargets,
     folding: Folding,
     rule: RowRule,
@@ -58,19 +58,19 @@ def planned(  # noqa: PLR0913  # all that decides what the passes hold
 
     Raises MemoryLimitError where a layer does not fit, before the passes that lead to it.
     """
-    selected = [name for name, choice in choices.items() if choice.selects]
+    selected = [name for name, method in methods.items() if method.family is Family.SELECTION]
     structure = Structure.of(model, example) if selected else None
     batch, heads = None, attentions or {}
     if folding.memory_limit_bytes is not None:
-        mended = [name for name in selected if targets.layers and choices[name].by.restores]
-        names = [*choices, *(name for layout in heads.values() for name in layout.layers[:-1])]
+        mended = [name for name in selected if targets.layers and methods[name].restores]
+        names = [*methods, *(name for layout in heads.values() for name in layout.layers[:-1])]
         watched = watched_in_passes(model, names, selected, structure, mended)
         batch = PairMemory.of([model], example, watched, rule)
-    methods = {name: (choice.by,) for name, choice in choices.items()}
     readers = {name: structure.group_of(name).reader_names for name in selected} if structure is not None else {}
-    restored = [name for name, choice in choices.items() if choice.by.restores or not choice.selects]
+    restored = [name for name, method in methods.items() if method.restores or name not in selected]
     mending = [name for name in restored if targets.mends(name, readers.get(name, ()))]
-    plan = plan_passes(PassesOf(model, passes, methods, structure, mending, heads), folding, batch)
+    of = PassesOf(model, passes, {name: (one,) for name, one in methods.items()}, structure, mending, heads)
+    plan = plan_passes(of, folding, batch)
     plan.require()
     return plan, batch
 
@@ -78,15 +78,15 @@ def planned(  # noqa: PLR0913  # all that decides what the passes hold
 def targets_of(
     model: nn.Module,
     example: Any,
-    choices: Mapping[str, LayerChoice],
+    methods: Mapping[str, Method],
     groups: Mapping[str, ChannelGroup],
     target: Target,
 ) -> StreamTargets:
     """Return which layers are solved towards a stream: none where outputs are the target, nor by what sees no data."""
     if target is Target.OUTPUTS:
         return StreamTargets()
-    factored = [name for name in choices if name not in groups and choices[name].by is not Method.SVD]
-    restored = {name: group for name, group in groups.items() if choices[name].by.restores}
+    factored = [name for name in methods if name not in groups and methods[name] is not Method.SVD]
+    restored = {name: group for name, group in groups.items() if methods[name].restores}
     return StreamTargets.found(model, example, factored, restored)
 
 
@@ -115,11 +115,6 @@ def require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding:
                 f"layer '{name}': it is a group of a convolution: choose for '{module_name(name)}', all of its groups "
                 "together"
             )
-        if choice.by is Method.HEADS_WEIGHTED:
-            raise InvalidInputError(
-                f"layer '{name}': {choice.by.value} needs gradients of two layers of the original, and in turn heads "
-                f"are solved by what the compressed network reads: choose {Method.HEADS.value}, or narrow heads before"
-            )
         _require_size(name, choice, layer_of(model, name))
         if choice.by.needs_source and not has_source:
             raise InvalidInputError(
@@ -127,29 +122,32 @@ def require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding:
             )
 
 
-def require_prunable(
-    model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass
-) -> dict[str, ChannelGroup]:
+def require_prunable(model: nn.Module, methods: Mapping[str, Method], target: SameEveryPass) -> dict[str, ChannelGroup]:
     """Return the group of each layer whose nodes are selected; raises where one cannot be pruned."""
-    selected = [name for name, choice in choices.items() if choice.selects]
+    selected = [name for name, method in methods.items() if method.family is Family.SELECTION]
     structure = Structure.of(model, target.first()) if selected else None
     return {} if structure is None else {name: structure.group_of(name) for name in selected}
 
 
-def require_attentions(
-    model: nn.Module, choices: Mapping[str, LayerChoice], target: SameEveryPass
-) -> dict[str, HeadLayout]:
-    """Return the attention of each layer whose heads get narrower; raises where one cannot be.
-
-    Raises UnsupportedLayerError with the reason, RankError for a size that heads do not have, and InvalidInputError
-    where another of its layers is to be compressed as well.
-    """
-    named = [name for name, choice in choices.items() if choice.by.family is Family.HEADS]
+def require_attentions(model: nn.Module, methods: Mapping[str, Method], target: SameEveryPass) -> dict[str, HeadLayout]:
+    """Return the attention of each layer whose heads get narrower; raises UnsupportedLayerError where they cannot."""
+    named = [name for name, method in methods.items() if method.family is Family.HEADS]
     if not named:
         return {}
     structure = Structure.of(model, target.first())
     found = {name: structure.heads_of(name) for name in named}
-    for name, layout in found.items():
+    for reason in try_heads(structure, found).values():
+        if isinstance(reason, str):
+            raise UnsupportedLayerError(reason)
+    return found
+
+
+def require_heads(choices: Mapping[str, LayerChoice], attentions: Mapping[str, HeadLayout]) -> None:
+    """Raise for what heads do not have: RankError for a size, InvalidInputError for gradients that are to weigh them.
+
+    And where another layer of an attention is to be compressed as well.
+    """
+    for name, layout in attentions.items():
         size = choices[name].size
         if size not in layout.sizes:
             even = f", in steps of {layout.step}" if layout.step > 1 else ""
@@ -162,10 +160,7 @@ def require_attentions(
                     f"layer '{layer}': belongs to the attention of '{name}', whose heads get narrower: leave out one "
                     "of them, or compress the result once more"
                 )
-    for reason in try_heads(structure, found).values():
-        if isinstance(reason, str):
-            raise UnsupportedLayerError(reason)
-    return found
+        choices[name].gradients_of(layout)  # read again at its turn: those of all attentions are not held
 
 
 def _require_size(name: str, choice: LayerChoice, layer: nn.Module) -> None:

@@ -14,10 +14,10 @@ from torch import nn
 from dalr_stream.engine.layer_cross import LayerCrossMoments
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.sequential.heads_in_turn import AttentionTurn
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.pass_moments import PassMoments
 from dalr_stream.engine.sequential.targets import StreamTargets, Target
 from dalr_stream.engine.solve import factor_by, select_by
-from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.layers.groups import parts_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers, weights_of
@@ -26,15 +26,10 @@ from dalr_stream.network.structure.readers import readers_of
 from dalr_stream.network.surgery.compress import Replacement
 from dalr_stream.network.surgery.plan import first_layer
 from dalr_stream.numerics.heads.layout import HeadLayout
-from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.factors import LowRankFactors
 from dalr_stream.numerics.lowrank.grouped import factors_of
-from dalr_stream.numerics.lowrank.output_metric import DEFAULT_GRADIENT_RIDGE
-from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
-from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.selection.readers import metric_of
 from dalr_stream.numerics.selection.restoration import (
     RefittedReader,
     joint_cross,
@@ -46,77 +41,8 @@ from dalr_stream.numerics.sizes.losses import lost_nodes, lost_towards, outputs_
 from dalr_stream.numerics.statistics.channels import ChannelGroup, ChannelReader, moments_of_taps
 from dalr_stream.numerics.statistics.cross import CrossMoments
 from dalr_stream.numerics.statistics.moments import Moments
-from dalr_stream.numerics.types import Matrix, Vector
+from dalr_stream.numerics.types import Vector
 from dalr_stream.streaming.folding import Folding
-
-
-@dataclass(frozen=True, slots=True)
-class LayerChoice:
-    """How one layer is compressed by `compress_sequentially`: the method and the size.
-
-    Attributes
-    ----------
-    method
-        `Method`, or its value as in run files.
-    size
-        Rank, number of kept nodes, or dimensions of each head: heads go by the output layer of their attention.
-    ridge
-        The ridge of the DALR methods; a number is relative.
-    strength
-        The strength of MoMaSP's regulariser.
-    restore_ridge
-        The ridge of what restores pruned nodes, or dimensions of heads, relative to the mean diagonal of Sigma.
-    layer
-        The layer in the original network, `statistics[name]`: its gradients, and who reads its nodes, decide the
-        weighted methods. Others do without.
-    gradient_ridge
-        The ridge of the gradients' second moment, for these; a number is relative.
-
-    Examples
-    --------
-    >>> import dalr_stream as ds
-    >>> ds.LayerChoice("spectral", size=64).selects
-    True
-    """
-
-    method: Method | str
-    size: int
-    ridge: Ridge | float = DEFAULT_RIDGE
-    strength: float = 1.0
-    restore_ridge: float = 1e-3
-    layer: Layer | None = None
-    gradient_ridge: Ridge | float | str = DEFAULT_GRADIENT_RIDGE
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "method", parse_choice(Method, self.method, "method"))
-        object.__setattr__(self, "ridge", Ridge.of(self.ridge))
-        object.__setattr__(self, "gradient_ridge", Ridge.of(self.gradient_ridge))
-        if self.by.weighted and self.layer is None:
-            raise InvalidInputError(
-                f"{self.by.value} weighs errors by what comes of them: give LayerChoice(..., layer=statistics[name]), "
-                "the layer of the original network with its gradients (network.gradients in a run file)"
-            )
-
-    @property
-    def by(self) -> Method:
-        """The method, whichever way it was given."""
-        return Method(self.method)
-
-    def gradients(self, groups: int) -> Sequence[Moments | None]:
-        """Moments of the gradients by the outputs of each group of the layer; None where they are not needed."""
-        if self.layer is None or not self.by.needs_gradients:
-            return [None] * groups
-        return self.layer.known_gradients.parts
-
-    @property
-    def metric(self) -> Matrix | None:
-        """In which a selection compares errors of nodes; None for their own."""
-        return None if self.layer is None else metric_of(self.layer, self.by.metric)
-
-    @property
-    def selects(self) -> bool:
-        """Whether it keeps some of the layer's nodes; a factor pair keeps them all."""
-        return self.by.family is Family.SELECTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +120,8 @@ class SequentialPass:
 
     def _narrow(self, name: str, current: nn.Module) -> Solved:
         choice, mending = self.choices[name], [name] if self._mends(name, current) else []
-        turn = AttentionTurn(self.attentions[name], self.moments, self.target, self.folding, choice.restore_ridge)
-        found = turn.narrowed(current, choice.size, mending)
+        turn = AttentionTurn(self.attentions[name], choice, self.moments, self.target, self.folding)
+        found = turn.narrowed(current, mending)
         inherited, error = map(float, relative(found.squares[:2], float(found.squares[2])))
         target = Target.STREAM if mending else Target.OUTPUTS
         return Solved(found.heads, LayerOutcome(choice, inherited, error, target), {name: found.output})

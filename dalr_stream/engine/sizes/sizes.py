@@ -10,7 +10,7 @@ from typing import overload
 
 from torch import nn
 
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sizes.benches import bench_of, score_by_blocks
 from dalr_stream.engine.sizes.choice import SizeChoice, require_affordable
 from dalr_stream.engine.sizes.measuring import Measure, Sizes
@@ -137,7 +137,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     in_turn
         Where layers will be compressed one after the other: how a network is made of the choice of each layer. The
         best candidates are then built and measured so, of each rule one with factor pairs alone and one with
-        selections or heads. Block by block heads are not narrowed then.
+        selections or heads.
     store
         A folder for what blocks give meanwhile, of a network from `open_network`: all candidates go through each of its
         blocks together, and none is whole in memory. Without one a temporary folder of the system.
@@ -154,10 +154,9 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     ------
     InvalidInputError
         Where a share is no number in 0..1, two methods are of one family, the smallest sizes cost more than the budget,
-        heads are named and no attention is known, or weighted ones and layers are compressed one after the other; and
-        for a function as score of a network from `open_network`.
-    UnsupportedLayerError
-        Where the metric of its score does more with a network than call it.
+    _require_shares(share if isinstance(share, Sequence) and not isinstance(share, str) else [share])
+    if weights_elsewhere(model) is not None:
+        score_by_blocks(model, score)  # before anything is solved
     NonFiniteError
         Where a network's outputs are not finite.
 
@@ -197,26 +196,24 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     >>> distance(in_turn(plan.choices)) == plan.choice.chosen.distance
     True
     """
-    _require_shares(share if isinstance(share, Sequence) else [share])
+    _require_shares(share if isinstance(share, Sequence) and not isinstance(share, str) else [share])
     if weights_elsewhere(model) is not None:
         score_by_blocks(model, score)  # before anything is solved
     named = [parse_choice(Method, method, "method") for method in methods or PLAIN]
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
     known = {name: statistics[name] for name in layers or statistics}
-    at_once = in_turn is None or weights_elsewhere(model) is None  # else heads cannot be: by blocks all at once alone
-    attentions = _attentions(statistics, known, structure) if at_once else {}
-    if methods:
-        _require_heads(named, attentions, in_turn, at_once=at_once)
+    attentions = _attentions(statistics, known, structure)
+    if methods and not attentions:
+        _require_no_heads(named)
     solver = Solver(known, attentions, structure, ridge)
     menus = [solver.menu(named, multiple_of)]
     if not methods and any(map(is_felt, known.values())):
-        weighted = WEIGHTED if in_turn is None else (*WEIGHTED[:-1], Method.HEADS)
-        menus.append(solver.menu(weighted, multiple_of, f", {WEIGHTED_IN_WORDS}"))
+        menus.append(solver.menu(WEIGHTED, multiple_of, f", {WEIGHTED_IN_WORDS}"))
 
     def choices(menu: Menu, decided: Sizes) -> dict[str, LayerChoice]:
         return {
-            name: _choice(known[name], menu.method(name, family), size, ridge)
+            name: _choice(known, name, menu.method(name, family), size, ridge)
             for name, (family, size) in decided.items()
         }
 
@@ -243,7 +240,8 @@ def _plans(
 
 def _require_shares(shares: Sequence[float]) -> None:
     for share in shares:
-        if not isinstance(share, Real) or not 0.0 <= share <= 1.0:  # NaN lies nowhere
+        number = isinstance(share, Real) and not isinstance(share, bool)
+        if not number or not 0.0 <= share <= 1.0:  # NaN lies nowhere
             raise InvalidInputError(f"sizes: share must be a number in 0..1 of the layers' weights, got {share!r}")
 
 
@@ -251,9 +249,13 @@ def _of_menus(build: BuildInTurn, choices: Callable[[Menu, Sizes], dict[str, Lay
     return lambda menu, decided: build(choices(menu, decided))
 
 
-def _choice(layer: Layer, method: Method, size: int, ridge: Ridge | float) -> LayerChoice:
+def _choice(layers: Mapping[str, Layer], name: str, method: Method, size: int, ridge: Ridge | float) -> LayerChoice:
     """Return how a layer of a plan is compressed in turn."""
-    return LayerChoice(method, size, ridge, layer=layer if method.weighted else None)
+    if not method.weighted:
+        return LayerChoice(method, size, ridge)
+    if method.family is Family.HEADS:
+        return LayerChoice(method, size, ridge, attention=layers)
+    return LayerChoice(method, size, ridge, layer=layers[name])
 
 
 def _attentions(statistics: Statistics, known: Mapping[str, Layer], structure: Groups | None) -> dict[str, HeadLayout]:
@@ -265,16 +267,10 @@ def _attentions(statistics: Statistics, known: Mapping[str, Layer], structure: G
     return {name: layout for name, layout in layouts.items() if all(layer in known for layer in layout.layers)}
 
 
-def _require_heads(
-    methods: Sequence[Method], attentions: Mapping[str, HeadLayout], in_turn: BuildInTurn | None, *, at_once: bool
-) -> None:
-    """Raise InvalidInputError where heads are named that cannot be narrowed."""
-    for method in (one for one in methods if one.family is Family.HEADS):
-        reason = "no attention is known: watch(..., example=batch, heads=True), and give its structure"
-        if attentions and (in_turn is None or method is Method.HEADS):
-            continue
-        if not at_once:
-            reason = "block by block heads are narrowed all at once alone: leave out in_turn"
-        elif attentions:
-            reason = f"in turn heads are solved by what the compressed network reads: take '{Method.HEADS.value}'"
-        raise InvalidInputError(f"sizes: '{method.value}' is among the methods, and {reason}")
+def _require_no_heads(methods: Sequence[Method]) -> None:
+    for method in methods:
+        if method.family is Family.HEADS:
+            raise InvalidInputError(
+                f"sizes: '{method.value}' is among the methods, and no attention is known: watch(..., example=batch, "
+                "heads=True), and give its structure"
+            )

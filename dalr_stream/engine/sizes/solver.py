@@ -42,8 +42,7 @@ class Solver:
         felt = {
             Family.LOW_RANK: layer.gradients is not None,
             Family.SELECTION: _reads_are_felt(layer),
-            Family.HEADS: heads is not None
-            and all(attention[one].gradients is not None for one in (heads.keys, heads.output)),
+            Family.HEADS: heads is not None and all(attention[one].gradients is not None for one in heads.felt),
         }
         plain = {method.family: method for method in PLAIN}
         known = [plain[one.family] if one.needs_gradients and not felt[one.family] else one for one in methods]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields, is_dataclass
 from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,10 @@ from dalr_stream.network.layers.identity import digest_of_member, tensor_digest
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 
 LABELS = "labels"
+IGNORED = -100
+"""The label that torch's cross entropy leaves out, and that transformers' collators pad with."""
+_NO_LABELS = {"gradients": "or take estimator 'vectors', which needs none, or a loss of your own"}
+"""What to do without labels, by place."""
 _BY_SAMPLE = (
     "input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features", "decoder_input_ids",
 )  # fmt: skip
@@ -134,11 +140,32 @@ def _copied(value: Any) -> Any:
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Return the tensors of floating point in whatever a network gives."""
+    """Return the tensors of floating point in whatever a network gives, also in an object with attributes of its own.
+
+    What lies in further objects, in the caches of transformers' models say, is none of them.
+    """
+    own = vars(value).values() if hasattr(value, "__dict__") and not _is_known(value) else ()
+    return _floating_in(value) + [tensor for member in own for tensor in _floating_in(member)]
+
+
+def _floating_in(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value] if value.is_floating_point() else []
-    members = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [tensor for member in members for tensor in tensors_in(member)]
+    return [tensor for member in _members(value) for tensor in _floating_in(member)]
+
+
+def _is_known(value: Any) -> bool:
+    return isinstance(value, torch.Tensor | Mapping | list | tuple | SimpleNamespace) or is_dataclass(value)
+
+
+def _members(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):  # before dataclasses: transformers' outputs are both
+        return value.values()
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    if isinstance(value, SimpleNamespace):
+        return vars(value).values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def first_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
@@ -198,19 +225,35 @@ def digest_of_inputs(batch: Any) -> str:
     return digest.hexdigest()
 
 
-def labelled(batch: Any) -> tuple[torch.Tensor | Mapping[str, Any], torch.Tensor]:
+def labelled(batch: Any, place: str = "evaluate") -> tuple[torch.Tensor | Mapping[str, Any], torch.Tensor]:
     """Return the inputs of a labelled batch, and its labels, (N,) class numbers on the CPU.
 
-    Raises InvalidInputError for a batch of any other form.
+    Raises InvalidInputError, naming `place`, for a batch of any other form.
     """
     if isinstance(batch, Mapping) and LABELS in batch:
         batch = {name: value for name, value in batch.items() if name != LABELS}, batch[LABELS]
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise InvalidInputError(
-            f"evaluate: batches must be (inputs, labels) pairs or mappings with '{LABELS}', got a "
-            f"{type(batch).__name__}: or name a metric of your own"
+            f"{place}: batches must be (inputs, labels) pairs or mappings with '{LABELS}', got a "
+            f"{type(batch).__name__}: {_NO_LABELS.get(place, 'or name a metric of your own')}"
         )
-    return inputs_of(batch), torch.as_tensor(batch[1]).cpu()
+    try:
+        labels = torch.as_tensor(batch[1]).cpu()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{place}: labels must be class numbers, got a {type(batch[1]).__name__} that makes no tensor ({error})"
+        ) from error
+    return inputs_of(batch), labels
+
+
+def require_classes(labels: torch.Tensor, classes: int, place: str) -> None:
+    """Raise InvalidInputError, naming `place`, for a label that is none of the classes, nor what torch leaves out."""
+    outside = labels[(labels >= classes) | (labels < 0) & (labels != IGNORED)]
+    if outside.numel():
+        raise InvalidInputError(
+            f"{place}: the network gives scores of the classes 0..{classes - 1}, and among the labels is "
+            f"{int(outside[0])}: look at the labels, or at the network's last layer"
+        )
 
 
 def scores_of(outputs: Any) -> torch.Tensor:

@@ -21,12 +21,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Real
 from typing import Any
 
 import torch
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.options import parse_choice, whole_number
 
 OutputsOf = Callable[[Any], torch.Tensor]
 LossOf = Callable[[Any, Any], torch.Tensor]
@@ -106,10 +107,19 @@ class GradientRule:
     def __post_init__(self) -> None:
         for name, kind in (("estimator", Estimator), ("metric", Metric)):
             object.__setattr__(self, name, parse_choice(kind, getattr(self, name), f"gradients: {name}"))
-        if self.draws < 1:
-            raise InvalidInputError(f"gradients: draws must be at least 1, got {self.draws}")
-        if self.clip is not None and not 0.0 < self.clip < math.inf:
-            raise InvalidInputError(f"gradients: clip must be above 0 and finite, got {self.clip}")
+        whole_number(self.draws, "gradients: draws")
+        whole_number(self.seed, "gradients: seed", 0)
+        if self.clip is not None and not (isinstance(self.clip, Real) and 0.0 < self.clip < math.inf):
+            raise InvalidInputError(f"gradients: clip must be a number above 0 and finite, got {self.clip!r}")
+        if not (self.outputs is None or isinstance(self.outputs, str) or callable(self.outputs)):
+            raise InvalidInputError(
+                f"gradients: outputs must be a key of what the network returns, '0' for the first of a tuple say, or a "
+                f"function of it, got {self.outputs!r}"
+            )
+        if not (self.loss is None or callable(self.loss)):
+            raise InvalidInputError(
+                f"gradients: loss must be a function of what the network returns and of the batch, got {self.loss!r}"
+            )
         if self.by_labels and self.draws > 1:
             raise InvalidInputError(
                 f"gradients: labels have one gradient a sample, so draws must be 1, got {self.draws}"
@@ -133,15 +143,16 @@ class GradientRule:
     @property
     def words(self) -> str:
         """The rule in words, by which it is recorded and compared; a function goes by its name."""
-        what = _name_of(self.loss) if self.loss is not None else str(self.metric)
-        outputs = "" if self.outputs is None else f" in {_name_of(self.outputs)}"
+        what = name_of(self.loss) if self.loss is not None else str(self.metric)
+        outputs = "" if self.outputs is None else f" in {name_of(self.outputs)}"
         drawn = f"{'sampled label' if self.estimator is Estimator.SAMPLED else 'random vector'}{'s'[: self.draws - 1]}"
         by = "the labels" if self.by_labels else f"{self.draws} {drawn} a sample by seed {self.seed}"
         clipped = "" if self.clip is None else f", clipped at {self.clip:g}"
         return f"gradients of {what}{outputs} by {by}{clipped}"
 
 
-def _name_of(source: Any) -> str:
+def name_of(source: Any) -> str:
+    """Return what stands for a key or a function in words."""
     if isinstance(source, str):
         return f"'{source}'"
     named: Any = source if hasattr(source, "__qualname__") else type(source)

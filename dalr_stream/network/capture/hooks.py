@@ -134,12 +134,12 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
             note(line)
 
 
-def require_eval(model: nn.Module) -> None:
+def require_eval(model: nn.Module, place: str = "capture") -> None:
     """Raise InvalidInputError where a part of the network is in train mode."""
     training = [name or "the network" for name, module in model.named_modules() if module.training]
     if training:
         raise InvalidInputError(
-            f"capture: the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
+            f"{place}: the network must be in eval mode, '{training[0]}' is in train mode: call model.eval()"
         )
 
 

@@ -30,6 +30,7 @@ from dalr_stream.network.capture.routed import Places
 from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.layers.kinds import LayerRows
 from dalr_stream.network.layers.spec import LayerSpec
+from dalr_stream.numerics.options import whole_number
 from dalr_stream.numerics.rows.sampling import EVERY_ROW, Keep, at_most
 from dalr_stream.numerics.rows.streams import Side, layer_of_stream, module_name
 from dalr_stream.numerics.rows.tiling import Samples
@@ -60,8 +61,7 @@ class RowRule:
         The same for what convolutions read, whose patches overlap and are too many to keep; None for all of them. A
         smaller `most_per_sample` holds there too.
     prove
-        Prove on the first batch which rows belong to which sample; costs three forward passes more, and where
-        gradients are watched two forward and backward passes.
+        Prove on the first batch which rows belong to which sample: three forward passes more, and two for gradients.
     gradients
         Which gradients are recorded of layers that are watched for them; `GradientRule()` by default. A gradient row
         stands where the layer's row does.
@@ -84,9 +84,11 @@ class RowRule:
 
     def __post_init__(self) -> None:
         for name in ("most_per_sample", "most_patches"):
-            most = getattr(self, name)
-            if most is not None and most < 1:
-                raise InvalidInputError(f"rows: {name} must be at least 1, got {most}")
+            if getattr(self, name) is not None:
+                whole_number(getattr(self, name), f"rows: {name}")
+        whole_number(self.seed, "rows: seed", 0)
+        if not isinstance(self.gradients, GradientRule | None):
+            raise InvalidInputError(f"rows: gradients must be a ds.GradientRule, got {self.gradients!r}")
         by_pattern(self.mask)
 
     @property
@@ -125,10 +127,7 @@ class RowRule:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def masks_of(self, batch: Any, samples: int) -> BatchMasks | None:
-        """Return the masks of a batch of `samples` samples; None where all rows count.
-
-        Raises InvalidInputError where there is none, or it is no mask.
-        """
+        """Return the masks of a batch, None where all rows count; InvalidInputError where it has none, or no mask."""
         return None if self.mask is None or samples == 0 else BatchMasks.of(self.mask, batch, samples)
 
 
@@ -275,8 +274,7 @@ class BatchRows:
         return None if mask is None and bool(keep.all()) else keep
 
     def _all(self, stream: str, leading: tuple[int, ...]) -> Keep:
-        proved = stream in (self._orders or {})
-        if not leading or (math.prod(leading) if proved else leading[0]) % self._samples:
+        if not leading or (math.prod(leading) if stream in (self._orders or {}) else leading[0]) % self._samples:
             raise InvalidInputError(
                 f"layer '{stream}': to choose rows of each sample, its rows must come sample after sample; a batch of "
                 f"{self._samples} samples gave rows of shape {leading}: let samples be the first dimension, or watch "

@@ -106,7 +106,7 @@ class RowTaker:
         known = None if self._onward is None else self._onward.orders
         orders = known if proof is None else proof.orders(batch, samples)
         if proof is not None:
-            self._gradients.prove(batch, samples, orders)
+            self._gradients.prove(batch, samples, orders, number=number)
         chooser = BatchRows(self._rule, samples, first_sample, masks, orders=orders, paired=self._paired)
         if self._onward is not None:
             for layer in () if self._by_blocks else self._layers:
@@ -143,7 +143,8 @@ class RowTaker:
             for layer in self._layers:
                 routed = chooser.is_routed(layer.stream)
                 require_a_mask_each(layer.stream, chooser.masks_of(layer.stream), times[layer.stream], routed=routed)
-            gradients = self._gradients.take(edges, End(returned, batch, chooser.samples), chooser, self._number, run)
+            end = End(returned, batch, chooser.samples, self._number)
+            gradients = self._gradients.take(edges, end, chooser, self._number, run)
         calls |= {stream: [taken] for stream, taken in gradients.items()}
         for layer in self._layers:
             if chooser.is_routed(layer.stream):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.capture.batches import samples_in
+from dalr_stream.network.capture.batches import samples_in, tensors_in
 from dalr_stream.network.capture.row_rule import RowRule
 
 
@@ -39,7 +39,7 @@ class Comparison:
         """Return what is compared of a network's outputs on a batch; InvalidInputError, naming `place`, for nothing."""
         masks = self.rows.masks_of(batch, samples_in(batch))
         mask = None if masks is None else masks.of_outputs()
-        tensors = [_counted(tensor, mask) for tensor in _floating(self._compared(outputs))]
+        tensors = [_counted(tensor, mask) for tensor in tensors_in(self._compared(outputs)) if tensor.ndim]
         if not tensors:
             raise InvalidInputError(f"{place}: the network's outputs hold no floating-point tensor to compare")
         return tensors
@@ -61,7 +61,7 @@ class Comparison:
         if self.distance is not Distance.KL:
             return outputs
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-        return next(_floating(outputs), None) if logits is None else logits
+        return next((tensor for tensor in tensors_in(outputs) if tensor.ndim), None) if logits is None else logits
 
 
 def total(sums: torch.Tensor) -> torch.Tensor:
@@ -70,12 +70,15 @@ def total(sums: torch.Tensor) -> torch.Tensor:
     return torch.where(scales > 0, gaps / scales.clamp(min=torch.finfo(torch.float64).tiny), gaps).mean()
 
 
-def _floating(outputs: Any) -> Iterator[torch.Tensor]:
-    if isinstance(outputs, torch.Tensor) and outputs.is_floating_point() and outputs.ndim:
-        yield outputs
-    members = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
-    for member in members:
-        yield from _floating(member)
+def require_same_shapes(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], place: str) -> None:
+    """Raise InvalidInputError, naming `place`, where the outputs of two networks do not belong together."""
+    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, actual)]
+    if shapes[0] != shapes[1]:
+        asked, given = (", ".join(map(str, each)) for each in shapes)
+        raise InvalidInputError(
+            f"{place}: the original's outputs have shape {asked}, and those of the other network {given}: give the "
+            "network that it was compressed from"
+        )
 
 
 def _counted(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -22,13 +22,15 @@ from dalr_stream.network.capture.batches import (
     samples_in,
     tensors_in,
 )
+from dalr_stream.network.capture.hooks import require_eval
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.measure.distance import Comparison, Distance, total
+from dalr_stream.network.measure.distance import Comparison, Distance, require_same_shapes, total
 from dalr_stream.network.measure.memory import memory_of
-from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.options import parse_choice, whole_number
 from dalr_stream.numerics.rows.sampling import HoldoutRule
 
+PLACE = "compress"
 KEPT_BYTES = 256 * 2**20
 """Of the network's own outputs; what does not fit is computed again for each other network."""
 
@@ -58,7 +60,8 @@ class OutputDistance:
     Raises
     ------
     InvalidInputError
-        Where the loader gives no sample, or `holdout` is no rule.
+        For a network in train mode, where the loader gives no sample, or `holdout` is no rule. When it is called:
+        where the other network is in train mode or its outputs are of another shape, or the mask counts no position.
 
     Examples
     --------
@@ -80,6 +83,8 @@ class OutputDistance:
         distance: Distance | str = Distance.ENERGY,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
+        require_eval(model, PLACE)
+        whole_number(samples, f"{PLACE}: samples to measure networks on")
         self._model = model
         self._comparison = Comparison(parse_choice(Distance, distance, "distance"), rows or RowRule())
         if not isinstance(holdout, HoldoutRule | None):
@@ -93,10 +98,13 @@ class OutputDistance:
         self.samples = sum(map(samples_in, self._batches))
         """How many samples it is measured on."""
         if not self.samples:
-            raise InvalidInputError("compress: the loader gave no sample to measure networks on")
+            raise InvalidInputError(f"{PLACE}: the loader gave no sample to measure networks on")
 
     def __call__(self, other: nn.Module) -> float:
-        """Return the distance; raises NonFiniteError where it is not finite."""
+        """Return the distance.
+
+        Raises NonFiniteError where it is not finite, InvalidInputError where outputs do not belong together.
+        """
         return self.between(self._model, other)
 
     @property
@@ -111,12 +119,20 @@ class OutputDistance:
 
     def between(self, model: nn.Module, other: nn.Module) -> float:
         """Return the same where `model` stands for the network whose outputs are the reference."""
-        sums = torch.zeros(0, 2, dtype=torch.float64)
+        require_eval(other, PLACE)
+        sums, compared = torch.zeros(0, 2, dtype=torch.float64), 0
         with without_gradients():
             for number, batch in enumerate(self._batches):
-                pairs = zip(self._expected(model, number), self._outputs(other, batch), strict=True)
-                parts = torch.stack([self._comparison.sums(*pair) for pair in pairs])
+                expected, actual = self._expected(model, number), self._outputs(other, batch)
+                require_same_shapes(expected, actual, PLACE)
+                parts = torch.stack([self._comparison.sums(*pair) for pair in zip(expected, actual, strict=True)])
                 sums = parts if not len(sums) else sums + parts
+                compared += sum(tensor.numel() for tensor in expected)
+        if not compared:
+            raise InvalidInputError(
+                f"{PLACE}: the mask counts no position in any of the {self.samples} samples that networks are measured "
+                "on: look at the mask, or take more samples"
+            )
         value = float(total(sums))
         if not value < float("inf"):
             raise NonFiniteError("the outputs of the compressed network are not finite on the batches it is tried on")
@@ -133,7 +149,7 @@ class OutputDistance:
         return outputs
 
     def _outputs(self, model: nn.Module, batch: Any) -> list[torch.Tensor]:
-        return self._comparison.tensors(call(model, inputs_copied(batch)), batch, "compress")
+        return self._comparison.tensors(call(model, inputs_copied(batch)), batch, PLACE)
 
 
 def measuring_bytes(model: nn.Module, batches: Iterable[Any], samples: int, kept_bytes: int = KEPT_BYTES) -> int:

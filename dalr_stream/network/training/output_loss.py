@@ -12,7 +12,7 @@ from dalr_stream.network.capture.batches import call, inputs_copied
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import fingerprint
-from dalr_stream.network.measure.distance import Comparison, Distance, total
+from dalr_stream.network.measure.distance import Comparison, Distance, require_same_shapes, total
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.storage.json_record import digest_of
 
@@ -70,7 +70,7 @@ class OutputLoss:
         actual = self._comparison.tensors(outputs, batch, PLACE)
         with without_gradients():
             expected = self._comparison.tensors(call(self._model, inputs_copied(batch)), batch, PLACE)
-        _require_same_shapes(expected, actual)
+        require_same_shapes(expected, actual, PLACE)
         pairs = zip(expected, actual, strict=True)
         return total(torch.stack([self._comparison.sums(y.to(given.device), given) for y, given in pairs]))
 
@@ -78,13 +78,3 @@ class OutputLoss:
     def made_from(self) -> str:
         """The digest of the original and of how outputs are compared."""
         return digest_of([fingerprint(self._model), self._comparison.distance, self._comparison.rows.words])
-
-
-def _require_same_shapes(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> None:
-    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, actual)]
-    if shapes[0] != shapes[1]:
-        asked, given = (", ".join(map(str, each)) for each in shapes)
-        raise InvalidInputError(
-            f"{PLACE}: the original's outputs have shape {asked}, and those of the network that is trained {given}: "
-            "give the network that it was compressed from"
-        )

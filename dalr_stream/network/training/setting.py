@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.capture.batches import require_classes
 from dalr_stream.network.layers.identity import fingerprint, identity_of
 from dalr_stream.network.training.output_loss import OutputLoss
 from dalr_stream.network.training.trainable import Train
-from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.options import parse_choice, whole_number
 from dalr_stream.storage.json_record import digest_of
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -24,20 +25,13 @@ Loss = Callable[[Any, Any], torch.Tensor]
 
 PAPERS_DECAY = 5e-4
 """MoMaSP section 5.1."""
-IGNORED = -100
-"""The label of samples that torch's cross entropy leaves out."""
 
 
 def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean cross entropy of class scores, or of the `logits` of what a transformers model gives."""
     scores = getattr(outputs, "logits", outputs)
     if scores.ndim > 1 and not labels.is_floating_point():
-        outside = labels[(labels >= scores.shape[1]) | (labels < 0) & (labels != IGNORED)]
-        if outside.numel():
-            raise InvalidInputError(
-                f"fine-tuning: the network gives scores of the classes 0..{scores.shape[1] - 1}, and among the labels "
-                f"is {int(outside[0])}: look at the labels, or at the network's last layer"
-            )
+        require_classes(labels, scores.shape[1], "fine-tuning")
     return functional.cross_entropy(scores, labels)
 
 
@@ -85,12 +79,16 @@ class FineTuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InvalidInputError(f"fine-tuning: epochs must be at least 1, got {self.epochs}")
+        whole_number(self.epochs, "fine-tuning: epochs")
         if not 0.0 < self.rate < math.inf:
             raise InvalidInputError(f"fine-tuning: rate must be a number above 0, got {self.rate}")
         if not 0.0 <= self.decay < math.inf:
             raise InvalidInputError(f"fine-tuning: weight_decay must be a number >= 0, got {self.weight_decay}")
+        if not callable(self.loss):
+            raise InvalidInputError(
+                f"fine-tuning: loss must be a function of outputs and labels, got {self.loss!r}: towards the "
+                "original's outputs it is ds.OutputLoss(model)"
+            )
         if isinstance(self.layers, str):
             raise InvalidInputError(f"fine-tuning: layers must be a sequence of patterns, got '{self.layers}'")
         if parse_choice(Train, self.train, "fine-tuning: train") is Train.ALL and self.layers:

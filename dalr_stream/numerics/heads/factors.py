@@ -248,7 +248,7 @@ def head_factors(
     weight = problem.weight(layout.output)
     of_keys = of_outputs = None
     if weighted:
-        of_keys, of_outputs = (problem.felt(name, Ridge.of(gradient_ridge)) for name in (layout.keys, layout.output))
+        of_keys, of_outputs = (problem.felt(name, Ridge.of(gradient_ridge)) for name in layout.felt)
     met, rest = list(problem.scores(of_keys)), slice(layout.rotated, None)
     scores = tuple(joint_projection(readers[rest, rest], read[rest, rest]) for readers, read in met)
     mixed = tuple(joint_projection(*pair) for pair in problem.mixed(seen, of_outputs))

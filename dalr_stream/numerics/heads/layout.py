@@ -75,6 +75,11 @@ class HeadLayout:
         return self.queries, self.keys, self.values, self.output
 
     @property
+    def felt(self) -> tuple[str, str]:
+        """The layers whose gradients say what the loss feels of the heads: keys and output layer."""
+        return self.keys, self.output
+
+    @property
     def pairs(self) -> Indices:
         """(R/2, 2): the dimensions that positions rotate together."""
         dimensions = np.arange(self.rotated)

@@ -195,7 +195,7 @@ def head_nats(heads: NarrowedHeads, layers: Mapping[str, Layer], *, heldout: boo
         float(np.vdot(felt, weight @ (rest @ moments.covariance @ rest.T + np.outer(shift, shift)) @ weight.T)),
         float(np.vdot(felt, weight @ moments.covariance @ weight.T)),
     )
-    rows = [problem.rows_a_sample(name) / 2 for name in (layout.keys, layout.output)]
+    rows = [problem.rows_a_sample(name) / 2 for name in layout.felt]
     lost, at_stake = (rows[0] * score + rows[1] * output for score, output in zip(scores, outputs, strict=True))
     return lost, at_stake
 

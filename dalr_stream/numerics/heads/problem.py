@@ -89,7 +89,7 @@ class HeadProblem:
     @property
     def knows_gradients(self) -> bool:
         """Whether it is known what the loss feels of keys and outputs."""
-        return all(self._layers[name].gradients is not None for name in (self._layout.keys, self._layout.output))
+        return all(self._layers[name].gradients is not None for name in self._layout.felt)
 
     def felt(self, name: str, ridge: Ridge = NO_RIDGE) -> Matrix:
         """Return G = E[g g'] of a layer's output gradients; `ridge` is what an error counts where none was seen."""

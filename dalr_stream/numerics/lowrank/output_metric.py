@@ -27,6 +27,9 @@ DEFAULT_GRADIENT_RIDGE = Ridge.relative(1e-2)
 LEAST_WEIGHT = 1e-10
 """Of the largest eigenvalue of G. Factors come back through its root, 1e-5: five digits are lost of sixteen."""
 
+LEAST_FELT = np.finfo(np.float64).tiny / LEAST_WEIGHT
+"""Of the largest eigenvalue: below it weights would not be normal numbers, nor F^-1 finite."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutputMetric:
@@ -44,12 +47,13 @@ class OutputMetric:
     def of(cls, gradients: Moments, ridge: Ridge, prefix: str = "") -> OutputMetric:
         """Return the metric of a layer's output gradients. Cost: an eigendecomposition of order m.
 
-        Where every gradient is zero all directions weigh alike. `prefix` names the layer in messages.
+        Where every gradient is zero, or next to it, all directions weigh alike. `prefix` names the layer in messages.
         """
         if gradients.count == 0:
             raise InvalidInputError(f"{prefix}gradients must come from at least one row, got none: accumulate some")
         eigen = symmetric_eigen(gradients.second_moment)
-        values, rank = np.maximum(eigen.values, 0.0), numerical_rank(eigen.values)
+        values = np.maximum(eigen.values, 0.0)
+        rank = numerical_rank(eigen.values) if values[0] > LEAST_FELT else 0
         gamma = ridge.of_moments(gradients, np.zeros(gradients.features)) / gradients.count
         weights = np.maximum(values + gamma, LEAST_WEIGHT * (values[0] + gamma))
         return cls(weights if rank else np.ones(values.size), eigen.vectors, gamma, rank)

@@ -19,7 +19,7 @@ import numpy as np
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Family
-from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.options import parse_choice, whole_number
 from dalr_stream.numerics.sizes.shape import LayerShape
 from dalr_stream.numerics.types import Indices, Vector
 
@@ -123,8 +123,7 @@ class SizedLayer:
 
     def multiples_of(self, step: int) -> SizedLayer:
         """Return the layer with only multiples of `step` as sizes, and itself as it is."""
-        if step < 1:
-            raise InvalidInputError(f"layer '{self.name}': sizes are rounded to multiples of at least 1, got {step}")
+        whole_number(step, f"layer '{self.name}': what sizes are multiples of")
         stay = (self.sizes % step == 0) | (self.sizes == self.whole)
         nats = None if self.nats is None else self.nats[stay]
         return replace(self, sizes=self.sizes[stay], losses=self.losses[stay], nats=nats)

@@ -12,19 +12,8 @@ from dalr_stream.workflow.runfile.sections import AccumulateSection, CaptureSect
 _RULES = ", ".join(f"'{rule}'" for rule in OF_EACH_LAYER)
 
 
-def require_by_blocks(
-    network: NetworkSection,
-    capture: CaptureSection,
-    accumulate: AccumulateSection,
-    solve: SolveSection,
-    compress: CompressSection,
-) -> None:
+def require_by_blocks(network: NetworkSection, capture: CaptureSection, accumulate: AccumulateSection) -> None:
     """Raise ValueError, with what to change, where blocks are asked for together with what needs the network whole."""
-    if network.blocks and compress.order is Order.SEQUENTIAL and _heads(solve):
-        raise ValueError(
-            "network.blocks: block by block heads are narrowed all at once alone: leave "
-            f"{_heads(solve)} out of solve.methods, or compress.order out"
-        )
     if network.blocks and capture.keep_activations:
         raise ValueError(
             "network.blocks: rows are folded as the blocks make them: set capture.keep_activations = false"

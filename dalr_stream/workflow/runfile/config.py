@@ -110,17 +110,11 @@ class RunConfig(Section):
 
         The factor pairs after a selection or heads that are named are for layers that these do not apply to.
         """
-        return within_budget(self._takes_turns, named)
+        return within_budget(self.solve.methods, named)
 
     def weighted_within_budget(self, methods: tuple[Method, ...]) -> tuple[Method, ...]:
         """Return the methods tried beside these: of each family the one weighted by gradients, where it is solved."""
-        return weighted_within_budget(self._takes_turns, methods)
-
-    @property
-    def _takes_turns(self) -> tuple[Method, ...]:
-        """The methods that layers may be compressed by in the order that is asked for."""
-        turned = self.compress.order is Order.SEQUENTIAL
-        return tuple(one for one in self.solve.methods if not (turned and one is Method.HEADS_WEIGHTED))
+        return weighted_within_budget(self.solve.methods, methods)
 
     @model_validator(mode="after")
     def _workers_read_rows_from_disk(self) -> RunConfig:
@@ -165,19 +159,13 @@ class RunConfig(Section):
         for key, method in (*asked, *(("evaluate.compare", method) for method in compared)):
             if method.needs_source and self.solve.source is None:
                 raise ValueError(f"{key}: {_TWO_DOMAINS}: name the other as solve.source, or choose another method")
-            if method is Method.HEADS_WEIGHTED and self.compress.order is Order.SEQUENTIAL:
-                raise ValueError(
-                    f"{key}: '{method.value}' needs gradients of two layers of the original, and compress.order is "
-                    f'"sequential", where heads are solved by what the compressed network reads: take '
-                    f"'{Method.HEADS.value}'"
-                )
             if method not in self.solve.methods:
                 raise ValueError(f"{key}: '{method.value}' is not in solve.methods: add it, or choose another")
         return self
 
     @model_validator(mode="after")
     def _rows_are_recorded_as_needed(self) -> RunConfig:
-        require_by_blocks(self.network, self.capture, self.accumulate, self.solve, self.compress)
+        require_by_blocks(self.network, self.capture, self.accumulate)
         if self.sweeps:
             require_sweep(self.network, self.accumulate, self.solve, self.compress, self.evaluate, self.domains)
         needing = [method.value for method in self.solve.methods if method.needs_gradients]

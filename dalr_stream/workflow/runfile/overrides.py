@@ -23,7 +23,10 @@ def share_options(plain: dict[str, Any]) -> None:
 
 
 def apply(plain: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into a run file; raises ConfigError where it does not read like that."""
+    """Put `section.key=value` into a run file; raises ConfigError where it does not read like that.
+
+    A key with dots of its own is in quotes, as in the file: `compress."classifier.0"={ method = "svd", size = 8 }`.
+    """
     key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"--set: must read like solve.ridge=1e-3, got '{override}'")
@@ -31,9 +34,22 @@ def apply(plain: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *sections, last = key.strip().split(".")
+    *sections, last = _path(key)
     for section in sections:
         plain = plain.setdefault(section, {})
         if not isinstance(plain, dict):
             raise ConfigError(f"--set: '{section}' in '{key}' is not a section")
     plain[last] = value
+
+
+def _path(key: str) -> list[str]:
+    """Return the names that lead to a key: as TOML reads them, or, where it reads none, those between the dots."""
+    try:
+        nested: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return key.strip().split(".")
+    path: list[str] = []
+    while isinstance(nested, dict):
+        ((name, nested),) = nested.items()
+        path.append(name)
+    return path

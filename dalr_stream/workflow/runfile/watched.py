@@ -60,5 +60,5 @@ def _gradients(network: nn.Module, config: RunConfig, layers: Sequence[LayerSpec
         patterns += (reader.span.layer for group in groups for reader in group.readers)
     if Method.HEADS_WEIGHTED in methods:
         layouts = (layer.heads for layer in layers if layer.heads is not None)
-        patterns += (name for layout in layouts for name in (layout.keys, layout.output))
+        patterns += (name for layout in layouts for name in layout.felt)
     return select_layers(network, list(dict.fromkeys(patterns)), side=Side.GRADIENTS)

@@ -19,9 +19,10 @@ from torch import nn
 
 from dalr_stream.engine.output_errors import output_errors
 from dalr_stream.engine.sequential.compress import compress_sequentially
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.pass_moments import KnownMoments
 from dalr_stream.engine.sequential.passes import SequentialCompression, last_of, sequential_passes
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
+from dalr_stream.engine.sequential.sequential_pass import LayerOutcome
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import (
@@ -32,6 +33,7 @@ from dalr_stream.errors import (
     StoreNotFoundError,
 )
 from dalr_stream.network.saved import checkpoint
+from dalr_stream.numerics.methods import Family
 from dalr_stream.progress import Progress
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.streaming.folding import CUPY, Folding
@@ -163,11 +165,18 @@ def choices_of(project: Project, store: StoreView, sizes: Mapping[str, LayerSize
 
 def _choice(project: Project, store: StoreView, layer: str, size: LayerSize) -> LayerChoice:
     """Return the options the layer was solved with; a ridge that rows chose is not chosen again."""
-    section = project.config.solve
+    section, heads = project.config.solve, size.method.family is Family.HEADS
     ridge = ridge_of(section, store.solutions(layer, [size.method])[size.method])
-    known = store.layer(layer, section.target, None) if size.method.weighted else None
+    weighted = size.method.weighted
     return LayerChoice(
-        size.method, size.size, ridge, section.strength, section.restore_ridge, known, section.gradient_ridge_rule
+        size.method,
+        size.size,
+        ridge,
+        section.strength,
+        section.restore_ridge,
+        store.layer(layer, section.target, None) if weighted and not heads else None,
+        section.gradient_ridge_rule,
+        attention=store.statistics(section.target) if weighted and heads else None,
     )
 
 

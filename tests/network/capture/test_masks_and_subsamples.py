@@ -372,7 +372,17 @@ def test_a_rule_says_what_it_does_and_no_two_rules_say_the_same():
     assert [rule.words for rule in rules] == list(rules.values())
 
 
-@pytest.mark.parametrize(("options", "message"), [({"most_per_sample": 0}, "at least 1, got 0"), ({"mask": ""}, "''")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"most_per_sample": 0}, "at least 1, got 0"),
+        ({"most_per_sample": 2.5}, "most_per_sample must be a whole number of at least 1, got 2.5"),
+        ({"most_patches": "all"}, "most_patches must be a whole number of at least 1, got 'all'"),
+        ({"seed": None}, "seed must be a whole number of at least 0, got None"),
+        ({"gradients": {"draws": 2}}, r"gradients must be a ds.GradientRule, got {'draws': 2}"),
+        ({"mask": ""}, "''"),
+    ],
+)
 def test_a_rule_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(InvalidInputError, match=message):
         RowRule(**options)

@@ -1,5 +1,6 @@
 """Distances of two networks' outputs against sums by hand."""
 
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ class Two(nn.Module):
     def __init__(self, shift=0.0):
         super().__init__()
         self.shift = nn.Parameter(torch.tensor(shift))
+        self.eval()
 
     def forward(self, ids, mask=None):  # noqa: ARG002  # only the rows' rule looks at it
         hidden = torch.stack([ids.float(), ids.float() ** 2], dim=-1) + self.shift
@@ -29,6 +31,7 @@ class Scores(nn.Module):
     def __init__(self, scale=1.0):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(scale))
+        self.eval()
 
     def forward(self, x):
         return x * self.scale
@@ -85,11 +88,97 @@ def test_nothing_to_compare_is_said():
             return x.argmax(1)
 
     with pytest.raises(InvalidInputError, match="hold no floating-point tensor"):
-        OutputDistance(Classes(), [torch.ones(2, 3)], samples=2)(Classes())
+        OutputDistance(Classes().eval(), [torch.ones(2, 3)], samples=2)(Classes().eval())
     with pytest.raises(InvalidInputError, match="the loader gave no sample"):
         OutputDistance(Scores(), [], samples=2)
     with pytest.raises(InvalidInputError, match=r"distance must be one of .* got 'hamming'"):
         OutputDistance(Scores(), [torch.ones(2, 3)], samples=2, distance="hamming")
+
+
+@dataclass
+class Returned:
+    scores: torch.Tensor
+    sums: torch.Tensor | None = None
+    note: str = ""
+    later: torch.Tensor = field(init=False)
+
+
+class Own:
+    def __init__(self, scores):
+        self.scores = scores
+
+
+FORMS = {
+    "a dataclass": Returned,
+    "a namespace": lambda y: SimpleNamespace(scores=y),
+    "an object of one's own": Own,
+    "beside a tensor": lambda y: (Returned(y), torch.zeros(len(y), 2)),
+    "nested": lambda y: {"all": [SimpleNamespace(inner=Returned(y))]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("distance", ["energy", "cosine"])
+def test_tensors_within_objects_count_like_any_others(form, distance):
+    class Wrapped(Scores):
+        def forward(self, x):
+            return FORMS[form](super().forward(x) + self.scale)
+
+    class Plain(Scores):
+        def forward(self, x):
+            y = super().forward(x) + self.scale
+            return (y, torch.zeros(len(y), 2)) if form == "beside a tensor" else y
+
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    wrapped, plain = (
+        OutputDistance(kind(), [x], samples=6, distance=distance)(kind(-0.5)) for kind in (Wrapped, Plain)
+    )
+    assert wrapped == plain > 0.0
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_outputs_of_another_shape_are_refused_also_where_torch_would_spread_them(rows):
+    class Narrow(Scores):
+        def forward(self, x):
+            return x[:rows, :1] * self.scale
+
+    with pytest.raises(InvalidInputError, match=r"the original's outputs have shape \(4, 3\), and .* \(\d, 1\): give"):
+        OutputDistance(Scores(), [torch.ones(4, 3)])(Narrow())
+
+
+def test_another_number_of_outputs_is_refused():
+    class Both(Scores):
+        def forward(self, x):
+            return x, x * self.scale
+
+    with pytest.raises(InvalidInputError, match=r"have shape \(4, 3\), and .* \(4, 3\), \(4, 3\): give"):
+        OutputDistance(Scores(), [torch.ones(4, 3)])(Both())
+
+
+def test_networks_in_train_mode_are_refused():
+    with pytest.raises(InvalidInputError, match=r"compress: the network must be in eval mode"):
+        OutputDistance(Scores().train(), [torch.ones(4, 3)])
+    with pytest.raises(InvalidInputError, match=r"compress: the network must be in eval mode"):
+        OutputDistance(Scores(), [torch.ones(4, 3)])(Scores().train())
+
+
+@pytest.mark.parametrize("distance", ["energy", "kl", "cosine"])
+def test_a_mask_that_counts_nothing_is_no_distance_of_zero(distance):
+    given = [{"x": torch.ones(4, 3, 2), "mask": torch.zeros(4, 3)}] * 2
+
+    class Tokens(Scores):
+        def forward(self, x, mask):  # noqa: ARG002  # only the rows' rule looks at it
+            return super().forward(x)
+
+    measure = OutputDistance(Tokens(), given, rows=RowRule(mask="mask"), distance=distance)
+    with pytest.raises(InvalidInputError, match="the mask counts no position in any of the 8 samples"):
+        measure(Tokens(0.5))
+
+
+@pytest.mark.parametrize("samples", [0, -1, 1.5, True, None, "8"])
+def test_samples_are_a_whole_number(samples):
+    with pytest.raises(InvalidInputError, match="samples to measure networks on must be a whole number of at least 1"):
+        OutputDistance(Scores(), [torch.ones(4, 3)], samples=samples)
 
 
 def test_outputs_that_are_all_zero_are_far_from_any_others():

@@ -1,5 +1,8 @@
 """What is pruned together, and who reads it: found through whatever acts on single channels, refused elsewhere."""
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -231,6 +234,25 @@ def test_no_channel_is_read_in_secret(channel):
 
     with pytest.raises(UnsupportedLayerError, match=r"layer 'a': .* by other ways than through 'b'"):
         group(Images(body))
+
+
+@dataclass
+class Returned:
+    scores: torch.Tensor
+    nodes: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "form", [Returned, lambda y, h: SimpleNamespace(scores=y, nodes=h), lambda y, h: (y, Returned(y, h))]
+)
+def test_what_an_object_that_is_returned_holds_is_part_of_the_output(form):
+    def handed_on(net, x):
+        h = torch.relu(net.a(x))
+        return form(net.b(h), h)
+
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'a': .* by other ways than through 'b'"):
+        group(Net(handed_on))
+    assert reads(group(Net(lambda net, x: form(net.b(torch.relu(net.a(x))), None)))) == [("b", 0, 1)]
 
 
 def test_layers_that_are_tied_are_proved_once():

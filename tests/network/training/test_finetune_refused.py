@@ -44,7 +44,9 @@ def test_a_loss_that_depends_on_nothing_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"epochs": 2.5}, "epochs must be a whole number of at least 1, got 2.5"),
+        ({"loss": "outputs"}, "loss must be a function .* got 'outputs': .* ds.OutputLoss"),
         ({"rate": 0.0}, "rate must be a number above 0, got 0.0"),
         ({"rate": float("nan")}, "rate must be a number above 0, got nan"),
         ({"weight_decay": -1.0}, "weight_decay must be a number >= 0, got -1.0"),

@@ -120,6 +120,19 @@ def test_gradients_that_weigh_all_outputs_alike_give_the_plain_variant(layer, ri
     assert (scale == 0.0) == ("all gradients are zero: every output counts alike" in f.diagnostics.notes)
 
 
+@pytest.mark.parametrize("scale", [10.0**power for power in range(-165, -140)])
+@pytest.mark.parametrize("dead", [False, True])
+def test_gradients_next_to_zero_give_finite_factors(scale, dead):
+    """Their squares are no normal numbers: at the least there is of float64, whatever they are they count as none."""
+    given = drawn()
+    by_outputs = scale * given.by_outputs * np.where(np.arange(given.by_outputs.shape[1]) == 0, not dead, True)
+    f = dalr(given.weight, given.bias, given.moments, variant="weighted", gradients=Moments.of(by_outputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ParameterIncreaseWarning)
+        pair = f.at_rank(min(given.weight.shape))
+    np.testing.assert_allclose(pair.up @ pair.down, given.weight, rtol=1e-9)
+
+
 @given(layers(kinds=("generic", "relu", "few_samples", "dead")), st.sampled_from([1e-4, 7.0, 1e6]))
 def test_the_units_of_the_loss_do_not_matter(layer, scale):
     rows, weight, bias = layer
@@ -268,6 +281,14 @@ def test_what_is_missing_or_does_not_fit_is_named_with_the_layer():
         (
             lambda: dalr(given.weight, None, given.moments, variant="weighted", gradients=other),
             r"gradients by 4 outputs do not fit a weight of shape \(5, 7\)",
+        ),
+        (
+            lambda: dalr(given.weight, None, given.moments, variant="weighted", gradients=given.by_outputs),
+            r"gradients must be ds.Moments, got a ndarray: of rows, ds.Moments.of\(rows\)",
+        ),
+        (
+            lambda: dalr(given.weight, None, given.rows),
+            r"moments must be ds.Moments, got a ndarray: of rows, ds.Moments.of\(rows\)",
         ),
         (
             lambda: dalr(given.weight, None, given.moments, variant="weighted", gradients=Moments.empty(5)),

@@ -161,6 +161,25 @@ def test_true_and_false_are_no_numbers(run_file, key):
     assert load_config(run_file, ["capture.keep_activations=false", "network.blocks=false"])
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("classifier.0", 'compress."classifier.0"'),
+        ("classifier.0", "compress . 'classifier.0' "),
+        ("encoder.*.fc[12]", 'compress."encoder.*.fc[12]"'),
+        ("fc[12]", "compress.fc[12]"),
+        ("fc*", "compress.fc*"),
+        ("fc1", 'compress."fc1"'),
+    ],
+)
+def test_a_layer_on_the_command_line_is_named_as_in_the_file(run_file, name, key):
+    layers = load_config(run_file, [key + '={method = "dalr_anchored_affine", size = 3}']).compress.layers
+    assert layers[name].size == 3
+    assert (
+        load_config(run_file, [f"{key}.size=4", f'{key}.method="dalr_anchored_affine"']).compress.layers[name].size == 4
+    )
+
+
 @pytest.mark.parametrize("override", ["accumulate.workers=2", "accumulate.scheduler=tcp://host:8786"])
 def test_other_processes_need_activations_on_disk(run_file, override):
     load_config(run_file, [override])

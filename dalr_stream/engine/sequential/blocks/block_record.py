@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice, LayerOutcome
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
+from dalr_stream.engine.sequential.sequential_pass import LayerOutcome
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
 from dalr_stream.network.saved.tensor_record import TensorRecord
 from dalr_stream.network.saved.weights import require_tensors_alone
 from dalr_stream.network.surgery.compress import PLAN_ATTRIBUTE
 from dalr_stream.network.surgery.plan import SurgeryPlan
+from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.storage.json_record import digest_of
 from dalr_stream.storage.places.place import Place, remove_folder
 
@@ -96,10 +98,12 @@ def plan_of(block: TensorRecord) -> SurgeryPlan:
     return SurgeryPlan.from_plain(block.values["steps"])
 
 
-def facts_of(choice: LayerChoice) -> dict[str, Any]:
-    """Return what of a choice decides the solution."""
+def facts_of(choice: LayerChoice, heads: HeadLayout | None = None) -> dict[str, Any]:
+    """Return what of a choice decides the solution; `heads` are those of its attention, where these get narrower."""
     felt = None
-    if choice.by.weighted and choice.layer is not None:
+    if heads is not None and choice.by.weighted:
+        felt = [_digest(one) for one in choice.gradients_of(heads).values()]
+    elif choice.by.weighted and choice.layer is not None:
         felt = [_digest(choice.layer.gradients), _digest(choice.layer.readers)]
     return {
         "method": choice.by.value,

@@ -13,9 +13,9 @@ from dalr_stream.engine.sequential.blocks.estimate import BlockSequenceCost
 from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
 from dalr_stream.engine.sequential.blocks.preparation import Preparation, PreparedBlock
 from dalr_stream.engine.sequential.blocks.sweep import Sweep
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.passes import SequentialCompression
-from dalr_stream.engine.sequential.preparation import require_sound
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice
+from dalr_stream.engine.sequential.preparation import require_heads, require_sound
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.errors import DiskSpaceError, InvalidInputError
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
@@ -29,7 +29,6 @@ from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.identity import fingerprint
-from dalr_stream.numerics.methods import Family
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.progress import Progress, Silent
 from dalr_stream.storage.json_record import digest_of
@@ -61,7 +60,6 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
     folding, progress = folding or Folding(), progress or Silent()
     rule, towards = (rows or RowRule()).of_layers(()), parse_choice(Target, target, "target")
     require_sound(model, choices, folding, has_source=source is not None)
-    _require_no_heads(choices)
     pieces, seen = Pieces.of(model), SameEveryPass(batches)
     beside = None if source is None else SameEveryPass(source, "source")
     require_mask_passed_on(model, seen.first())
@@ -69,7 +67,9 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
         passes = BlockPasses.of(model, seen.first(), pieces, blocks)
         kept = prove_blocks(model, seen.first(), passes, pieces)
         few = KnownBatches.glimpsed(seen)
-        prepared = Preparation(model, passes, pieces, few, choices, towards, folding, rule).blocks()
+        methods = {name: choice.by for name, choice in choices.items()}
+        prepared = Preparation(model, passes, pieces, few, methods, towards, folding, rule).blocks()
+        require_heads(choices, {name: heads for one in prepared.values() for name, heads in one.attentions.items()})
         known, walk = KnownBatches.of(seen, rule, beside), BlockWalk(model, passes, pieces)
         read = [spec for block in prepared.values() for spec in block.read]
         orders, orders_of_source = (
@@ -84,8 +84,8 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
         solved_by = digest_of([towards.value, rule.words, facts])
         with work_folder(root, "block-*", f"{UNFINISHED}/*", f"{UNFINISHED}/*/@*"):
             sweep = Sweep(
-                model, root, passes, pieces, known, prepared, made_from, solved_by, orders, orders_of_source, folding,
-                rule, progress,
+                model, root, passes, pieces, known, choices, prepared, made_from, solved_by, orders, orders_of_source,
+                folding, rule, progress,
             )  # fmt: skip
             sweep.run()
             compressed = [BlockRecord(root, number).tensors for number in sorted(prepared)]
@@ -103,15 +103,6 @@ def _folder(store: str | Place | None) -> Place:
             "compress_sequentially: block by block, what the blocks give lies in a store: give store=..."
         )
     return place_of(store) / FOLDER
-
-
-def _require_no_heads(choices: Mapping[str, LayerChoice]) -> None:
-    for name, choice in choices.items():
-        if choice.by.family is Family.HEADS:
-            raise InvalidInputError(
-                f"layer '{name}': {choice.by.value} takes two passes through an attention, and block by block each "
-                "block is gone through once: choose another method, or compress the network whole"
-            )
 
 
 def _require_room(root: Place, cost: BlockSequenceCost, progress: Progress) -> None:

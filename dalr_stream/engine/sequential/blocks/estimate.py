@@ -11,7 +11,6 @@ from torch import nn
 from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
 from dalr_stream.engine.sequential.blocks.preparation import Preparation, PreparedBlock
 from dalr_stream.engine.sequential.pass_plan import SequencePlan
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice
 from dalr_stream.engine.sequential.targets import Target
 from dalr_stream.network.blocks.passes import BlockPasses, Blocks
 from dalr_stream.network.blocks.pieces import Pieces
@@ -98,13 +97,12 @@ def estimate_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
     Raises as it does before its first pass. Cost: two forward passes of the first batch, and a few of two samples.
     """
     seen, pieces = SameEveryPass(batches), Pieces.of(model)
-    choices = {name: LayerChoice(method, 1) for name, method in methods.items()}
     with uncached(model):
         passes = BlockPasses.of(model, seen.first(), pieces, blocks)
         kept = generations_of(model, seen.first(), passes)
         known = KnownBatches.glimpsed(seen)
         rule = (rows or RowRule()).of_layers(())
-        prepared = Preparation(model, passes, pieces, known, choices, target, folding, rule).blocks()
+        prepared = Preparation(model, passes, pieces, known, methods, target, folding, rule).blocks()
     lengths = [length_of(one) or 1 for one in (batches, source) if one is not None]
     samples = kept.samples * (sum(lengths) + len(known.examples))
     return BlockSequenceCost.of(prepared.values(), kept.sample_bytes, samples)

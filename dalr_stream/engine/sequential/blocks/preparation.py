@@ -16,8 +16,13 @@ from dalr_stream.engine.cross_cost import PairMemory
 from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
 from dalr_stream.engine.sequential.onward_passes import kept_of_sample, touched_by
 from dalr_stream.engine.sequential.pass_plan import SequencePlan
-from dalr_stream.engine.sequential.preparation import passes_of, planned, require_prunable, targets_of
-from dalr_stream.engine.sequential.sequential_pass import LayerChoice
+from dalr_stream.engine.sequential.preparation import (
+    passes_of,
+    planned,
+    require_attentions,
+    require_prunable,
+    targets_of,
+)
 from dalr_stream.engine.sequential.targets import StreamTargets, Target, require_a_stream
 from dalr_stream.errors import UnsupportedLayerError
 from dalr_stream.network.blocks.block_network import BlockNetwork, Given, LeftInMemory
@@ -30,6 +35,8 @@ from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.measure.memory import weights_bytes
+from dalr_stream.numerics.heads.layout import HeadLayout
+from dalr_stream.numerics.methods import Method
 from dalr_stream.streaming.folding import Folding
 
 
@@ -38,10 +45,13 @@ class PreparedBlock:
     """What is to be done in one block."""
 
     number: int
-    choices: Mapping[str, LayerChoice]
+    methods: Mapping[str, Method]
+    """By which its layers are compressed."""
     passes: tuple[tuple[str, ...], ...]
     targets: StreamTargets
     selected: tuple[str, ...]
+    attentions: Mapping[str, HeadLayout]
+    """Those whose heads get narrower, by output layer."""
     plan: SequencePlan
     batch: PairMemory | None
     read: tuple[LayerSpec, ...]
@@ -59,7 +69,7 @@ class Preparation:
     passes: BlockPasses
     pieces: Pieces
     known: KnownBatches
-    choices: Mapping[str, LayerChoice]
+    methods: Mapping[str, Method]
     target: Target
     folding: Folding
     rule: RowRule
@@ -69,9 +79,9 @@ class Preparation:
 
         Raises UnsupportedLayerError, MemoryLimitError and RankError.
         """
-        require_replaceable(self.model, self.choices)
+        require_replaceable(self.model, self.methods)
         names: dict[int, list[str]] = {}
-        for name in self.choices:
+        for name in self.methods:
             names.setdefault(self.passes.pass_of(name), []).append(name)
         left = LeftInMemory({})
         found: dict[int, PreparedBlock] = {}
@@ -87,16 +97,18 @@ class Preparation:
 
     def _block(self, alone: BlockNetwork, number: int, names: Sequence[str]) -> PreparedBlock:
         first = self.known.first
-        choices = {name: self.choices[name] for name in self.choices if name in names}
-        with _within_the_block():
-            groups = require_prunable(alone, choices, self.known.batches)
-        targets = targets_of(alone, first, choices, groups, self.target)
-        passes = passes_of(order_of_execution(alone, first, names), choices)
-        plan, batch = planned(alone, passes, choices, targets, self.folding, self.rule, first)
-        read, _ = touched_by(alone, first, passes, list(groups), targets.layers)
-        kept = kept_of_sample(alone, first, passes, groups)
+        methods = {name: self.methods[name] for name in self.methods if name in names}
+        with _within_the_block("whoever gives, carries or reads its nodes"):
+            groups = require_prunable(alone, methods, self.known.batches)
+        with _within_the_block("all layers of an attention"):
+            heads = require_attentions(alone, methods, self.known.batches)
+        targets = targets_of(alone, first, methods, groups, self.target)
+        passes = passes_of(order_of_execution(alone, first, names), methods)
+        plan, batch = planned(alone, passes, methods, targets, self.folding, self.rule, first, attentions=heads)
+        read, _ = touched_by(alone, first, passes, list(groups), targets.layers, heads)
+        kept = kept_of_sample(alone, first, passes, groups, heads)
         return PreparedBlock(
-            number, choices, passes, targets, tuple(groups), plan, batch, tuple(read), weights_bytes(alone), kept
+            number, methods, passes, targets, tuple(groups), heads, plan, batch, tuple(read), weights_bytes(alone), kept
         )
 
     def _onward(self, alone: BlockNetwork) -> Iterator[tuple[str, Given]]:
@@ -107,12 +119,11 @@ class Preparation:
 
 
 @contextmanager
-def _within_the_block() -> Iterator[None]:
-    """Say of a selection that reaches beyond its block why it is refused."""
+def _within_the_block(who: str) -> Iterator[None]:
+    """Say of a selection, or of heads, that reach beyond their block why they are refused."""
     try:
         yield
     except UnsupportedLayerError as error:
         raise UnsupportedLayerError(
-            f"{error}; block by block, whoever gives, carries or reads its nodes must be in one block: leave it out, "
-            "or compress the network whole"
+            f"{error}; block by block, {who} must be in one block: leave it out, or compress the network whole"
         ) from error

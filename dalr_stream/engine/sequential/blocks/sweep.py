@@ -20,6 +20,7 @@ from torch import nn
 from dalr_stream.engine.sequential.blocks.block_record import BlockRecord, facts_of
 from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
 from dalr_stream.engine.sequential.blocks.preparation import PreparedBlock
+from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.engine.sequential.pass_moments import TARGET, PassMoments
 from dalr_stream.engine.sequential.passes import SequentialCompression, after_a_pass, in_words
@@ -52,6 +53,7 @@ class Sweep:
     passes: BlockPasses
     pieces: Pieces
     known: KnownBatches
+    choices: Mapping[str, LayerChoice]
     blocks: Mapping[int, PreparedBlock]
     made_from: Mapping[str, Any]
     """What identifies the network, its blocks and the batches."""
@@ -97,7 +99,7 @@ class Sweep:
                 self._chain.append(before)
                 continue
             record = BlockRecord(self.root, number)
-            outcomes = record.outcomes(self.blocks[number].choices, self._asked(number))
+            outcomes = record.outcomes(self._choices(number), self._asked(number))
             if outcomes is None:
                 return number
             record.drop_passes()
@@ -152,11 +154,14 @@ class Sweep:
         note(f"block {block.number + 1} of {len(self.passes)}: {in_words(block.passes)}")
         onward = OnwardPasses(
             then, self.known.batches, block.passes, block.selected, block.targets.layers, self.rule,
-            Room(block.plan.room_bytes), note, lambda _: self.orders, self.orders_of_source,
+            Room(block.plan.room_bytes), note, lambda _: self.orders, self.orders_of_source, block.attentions,
         )  # fmt: skip
         moments = PassMoments(then, self.rule, self.progress, onward, record.passes, None, block.batch)
         batches, source = self.known.batches, self.known.source
-        one_pass = SequentialPass(then, block.choices, batches, source, self.folding, moments, block.targets)
+        choices = self._choices(block.number)
+        one_pass = SequentialPass(
+            then, choices, batches, source, self.folding, moments, block.targets, block.attentions
+        )
         state = SequentialCompression(now, block.passes)
         for words in block.targets.words:
             note(words)
@@ -203,8 +208,12 @@ class Sweep:
 
     def _asked(self, number: int) -> str:
         """Return what a block's solutions are made from."""
-        choices = {name: facts_of(choice) for name, choice in self.blocks[number].choices.items()}
+        heads = self.blocks[number].attentions
+        choices = {name: facts_of(choice, heads.get(name)) for name, choice in self._choices(number).items()}
         return digest_of([self._identity, self._before(number), choices, self.solved_by])
+
+    def _choices(self, number: int) -> dict[str, LayerChoice]:
+        return {name: self.choices[name] for name in self.blocks[number].methods}
 
     @property
     def _identity(self) -> str:

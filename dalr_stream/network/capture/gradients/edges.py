@@ -66,7 +66,8 @@ def _noting(layer: str, calls: list[Given], routes: Routes | None, samples: int)
         if not torch.is_grad_enabled() or output.is_inference():
             raise InvalidInputError(
                 f"layer '{layer}': runs under torch.no_grad() or in inference mode within the network, so that what it "
-                "gives has no gradient: take that out of the network's forward pass, or watch no gradients of it"
+                "gives has no gradient: take that out of the network's forward pass (use_reentrant=True of "
+                "torch.utils.checkpoint does it too), or watch no gradients of it"
             )
         places = None
         if routes is not None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from dalr_stream.errors import InvalidInputError
-from dalr_stream.network.capture.batches import labelled
-from dalr_stream.network.capture.gradient_rule import GradientRule, Metric
+from dalr_stream.errors import DalrStreamError, InvalidInputError
+from dalr_stream.network.capture.batches import IGNORED, labelled, require_classes
+from dalr_stream.network.capture.gradient_rule import GradientRule, Metric, name_of
+from dalr_stream.network.capture.resuming.given import Spent
 
-LOGITS = "logits"
-_IGNORED = -100
-"""The label that torch's cross entropy leaves out by default, and transformers' collators pad with."""
+PLACE = "gradients"
+LOGITS, LOSS = "logits", "loss"
+LOSS_ROUNDING = 1e-4
+"""Of a mean loss in float32; coarser types have more, `_ROUNDINGS` of their own."""
+_ROUNDINGS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class End:
     returned: Any
     batch: Any
     samples: int
+    number: int = 0
+    """Of the batch, for messages."""
 
 
 def end_of(end: End, rule: GradientRule) -> torch.Tensor:
@@ -33,9 +40,34 @@ def end_of(end: End, rule: GradientRule) -> torch.Tensor:
     Raises InvalidInputError where they are not there, or of another form.
     """
     if rule.loss is not None:
-        return _require_by_sample(rule.loss(end.returned, end.batch), end.samples)
+        with _explained(f"the loss '{name_of(rule.loss)}'", end):
+            losses = rule.loss(end.returned, end.batch)
+        return _require_by_sample(losses, end.samples)
     output = _output_of(end, rule)
-    return _cross_entropy(output, end.batch) if rule.by_labels else output
+    return _cross_entropy(output, end) if rule.by_labels else output
+
+
+def require_own_loss(end: End, rule: GradientRule, losses: torch.Tensor) -> None:
+    """Raise InvalidInputError where a network that was given the labels returned another loss than their mean.
+
+    A decoder's, say, which compares each position with the label of the next one.
+    """
+    returned = end.returned
+    own = returned.get(LOSS) if isinstance(returned, Mapping) else getattr(returned, LOSS, None)
+    if rule.loss is not None or not rule.by_labels or not isinstance(own, torch.Tensor) or not _is_number(own):
+        return
+    counted = losses.detach()[labelled(end.batch, PLACE)[1].to(losses.device) != IGNORED].double()
+    if not len(counted):
+        return
+    expected, found = float(own.detach()), float(counted.mean())
+    rounding = max(LOSS_ROUNDING, _ROUNDINGS * torch.finfo(own.dtype).eps)
+    if math.isfinite(expected) and abs(found - expected) > rounding * max(abs(expected), 1.0):
+        raise InvalidInputError(
+            f"gradients: batch {end.number}: the network's own loss of these labels is {expected:.5g}, and the mean "
+            f"cross entropy of its class scores by them {found:.5g}: it shifts the labels, as decoders do, weighs or "
+            "smooths them: give that loss as gradients.loss, a value a sample, or take estimator 'vectors', which "
+            "needs no labels"
+        )
 
 
 def require_gradient(end: torch.Tensor) -> None:
@@ -49,7 +81,7 @@ def require_gradient(end: torch.Tensor) -> None:
 
 
 def _output_of(end: End, rule: GradientRule) -> torch.Tensor:
-    output = _chosen(end.returned, rule)
+    output = _chosen(end, rule)
     what = "gradients: the network's output" + (f" '{rule.outputs}'" if isinstance(rule.outputs, str) else "")
     if not isinstance(output, torch.Tensor):
         raise InvalidInputError(
@@ -74,9 +106,11 @@ def _output_of(end: End, rule: GradientRule) -> torch.Tensor:
     return output
 
 
-def _chosen(returned: Any, rule: GradientRule) -> Any:
+def _chosen(end: End, rule: GradientRule) -> Any:
+    returned = end.returned
     if callable(rule.outputs):
-        return rule.outputs(returned)
+        with _explained(f"the function '{name_of(rule.outputs)}' of outputs", end):
+            return rule.outputs(returned)
     if rule.outputs is not None:
         return _by_key(returned, rule.outputs)
     if not isinstance(returned, torch.Tensor) and rule.metric is Metric.CLASSES:
@@ -102,20 +136,23 @@ def _form(returned: Any) -> str:
         return f"a {type(returned).__name__} of {', '.join(map(repr, returned))}"
     if isinstance(returned, list | tuple):
         return f"a {type(returned).__name__} with members '0' to '{len(returned) - 1}'"
+    if isinstance(returned, torch.Tensor):
+        return f"a tensor {tuple(returned.shape)} of {returned.dtype}"
     return f"a {type(returned).__name__}"
 
 
-def _cross_entropy(output: torch.Tensor, batch: Any) -> torch.Tensor:
+def _cross_entropy(output: torch.Tensor, end: End) -> torch.Tensor:
     """Return the loss of each class score, (N,) or (N, T), by the batch's labels."""
-    _, labels = labelled(batch)
+    _, labels = labelled(end.batch, PLACE)
     if labels.shape != output.shape[:-1] or labels.is_floating_point():
         raise InvalidInputError(
             f"gradients: class scores {tuple(output.shape)} need a class number each as labels, got {labels.dtype} "
             f"{tuple(labels.shape)}: give a loss of your own, or take estimator 'vectors', which needs no labels"
         )
+    require_classes(labels, output.shape[-1], f"{PLACE}: batch {end.number}")
     scores = output.movedim(-1, 1)
     scores = scores if scores.dtype == torch.float64 else scores.float()
-    return functional.cross_entropy(scores, labels.long().to(output.device), reduction="none", ignore_index=_IGNORED)
+    return functional.cross_entropy(scores, labels.long().to(output.device), reduction="none", ignore_index=IGNORED)
 
 
 def _require_by_sample(losses: Any, samples: int) -> torch.Tensor:
@@ -125,4 +162,24 @@ def _require_by_sample(losses: Any, samples: int) -> torch.Tensor:
             f"gradients: a loss must give a value for each of {samples} samples, got {what}: use reduction='none'; a "
             "mean over the batch would divide each sample's gradient by the size of the batch"
         )
+    if not losses.is_floating_point():
+        raise InvalidInputError(f"gradients: a loss must be of real numbers that have gradients, got {losses.dtype}")
     return losses
+
+
+def _is_number(value: torch.Tensor) -> bool:
+    return not isinstance(value, Spent) and value.numel() == 1 and value.is_floating_point()
+
+
+@contextmanager
+def _explained(what: str, end: End) -> Iterator[None]:
+    """Say of which batch a function of the user's fails, and on what."""
+    try:
+        yield
+    except (DalrStreamError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever it is, it comes of what it was given
+        raise InvalidInputError(
+            f"gradients: batch {end.number}: {what} fails on what the network returned, {_form(end.returned)} "
+            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+        ) from error

@@ -26,7 +26,7 @@ from dalr_stream.network.capture.batches import call
 from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.gradients.crossing import BlockRun, Crossing, Roots
 from dalr_stream.network.capture.gradients.edges import Edges, Given, edges_of
-from dalr_stream.network.capture.gradients.ends import End, end_of, require_gradient
+from dalr_stream.network.capture.gradients.ends import End, end_of, require_gradient, require_own_loss
 from dalr_stream.network.capture.gradients.proof import require_own_rows, require_separate_outputs
 from dalr_stream.network.capture.gradients.vectors import vectors_of
 from dalr_stream.network.capture.order import Orders
@@ -50,15 +50,19 @@ class GradientTaker:
         self._model = model
         self._layers = layers
         self._rule = rule
-        self._proved = False
+        self._proved = 0
+        """Samples of the largest batch that was gone through for a proof."""
 
-    def prove(self, batch: Any, samples: int, orders: Orders | None) -> None:
-        """Prove on the first batch of several samples that rows are each sample's own; raises InvalidInputError."""
-        if not self._layers or self._proved or samples < 2:
+    def prove(self, batch: Any, samples: int, orders: Orders | None, *, number: int = 0) -> None:
+        """Prove on the first batch that outputs repeat, and on the first of several samples that rows are their own.
+
+        `number` is that of the batch, for messages. Raises InvalidInputError.
+        """
+        if not self._layers or self._proved >= min(samples, 2):
             return
         require_own_rows(orders or {}, [layer.stream for layer in self._layers])
-        require_separate_outputs(self._model, self._rule, batch, samples)
-        self._proved = True
+        require_separate_outputs(self._model, self._rule, End(None, batch, samples, number))
+        self._proved = samples
 
     @contextmanager
     def following(self, chooser: BatchRows, run: ForwardRun | None = None) -> Iterator[Edges]:
@@ -143,6 +147,7 @@ def _roots(end: End, chooser: BatchRows, rule: GradientRule, crossing: Crossing 
     values = end_of(end, rule)
     if isinstance(values, Spent):
         raise UsedError
+    require_own_loss(end, rule, values)
     require_gradient(values)
 
     def of_draw(draw: int) -> Roots:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.network.capture.gradient_rule import GradientRule
@@ -135,6 +136,70 @@ CASES = [
     ),
     ("no labels", lambda: take(Net(), estimator="labels"), "labels"),
     (
+        "words for labels",
+        lambda: take(Net(), estimator="labels", batches=labelled(["a", "b", "c"])),
+        "gradients: labels must be class numbers, got a list that makes no tensor",
+    ),
+    (
+        "a label that is no class",
+        lambda: take(Net(), estimator="labels", batches=labelled(torch.tensor([0, 3, 1]))),
+        r"gradients: batch 0: the network gives scores of the classes 0\.\.2, and among the labels is 3:",
+    ),
+    (
+        "a label that is no class in a later batch",
+        lambda: take(
+            Net(),
+            estimator="labels",
+            batches=[*labelled(torch.tensor([0, -100, 1])), *labelled(torch.tensor([0, 1, -1]))],
+        ),
+        r"gradients: batch 1: .* 0\.\.2, and among the labels is -1:",
+    ),
+    (
+        "a loss of whole numbers",
+        lambda: take(Net(), estimator="labels", loss=lambda o, _: o.argmax(1)),
+        "a loss must be of real numbers that have gradients, got torch.int64",
+    ),
+    (
+        "a loss of complex numbers",
+        lambda: take(Net(), estimator="labels", loss=lambda o, _: 1j * o.sum(1)),
+        "a loss must be of real numbers that have gradients, got torch.complex64",
+    ),
+    (
+        "a loss that fails",
+        lambda: take(Net(), estimator="labels", loss=lambda o, b: o.sum(1) * {}[len(b)]),
+        r"gradients: batch 0: the loss '.*<lambda>' fails on what .* returned, a tensor \(3, 3\) .* \(KeyError: 3\)",
+    ),
+    (
+        "a loss that fails on a later batch",
+        lambda: take(
+            Net(),
+            estimator="labels",
+            batches=[torch.ones(3, 4), torch.ones(2, 4)],
+            loss=lambda o, _: o[:, 0] / [1][3 - len(o)],
+        ),
+        r"gradients: batch 1: the loss '.*<lambda>' fails on .* \(IndexError: list index out of range\)",
+    ),
+    (
+        "a function of outputs that fails",
+        lambda: take(Net(end=lambda o: {"scores": o}), outputs=lambda o: o["logits"]),
+        "gradients: batch 0: the function '.*<lambda>' of outputs fails on .* a dict of 'scores' .KeyError: 'logits'",
+    ),
+    (
+        "random at the end",
+        lambda: take(Net(end=lambda o: nn.functional.dropout(o, 0.5))),
+        "gradients: the same batch gave other outputs, or losses, the second time: the network's own code does;",
+    ),
+    (
+        "random at the end, one sample a batch",
+        lambda: take(Net(end=lambda o: o + torch.randn_like(o)), batches=torch.ones(3, 4).split(1)),
+        "gradients: the same batch gave other outputs, or losses, the second time",
+    ),
+    (
+        "a loss that is random",
+        lambda: take(Net(), estimator="labels", loss=lambda o, _: o.sum(1) * torch.rand(())),
+        "gradients: the same batch gave other outputs, or losses, the second time",
+    ),
+    (
         "real labels",
         lambda: take(Net(), estimator="labels", batches=labelled(torch.zeros(3))),
         "need a class number each as labels, got torch.float32",
@@ -164,6 +229,58 @@ def test_a_layer_that_runs_under_no_grad_is_named():
     with pytest.raises(InvalidInputError, match=r"layer 'a': runs under torch.no_grad\(\) .* within the network"):
         take(Inside())
     take(Inside(), name="b")
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's
+def test_activation_checkpointing_of_the_kind_that_has_no_gradients_by_layers_is_named():
+    class Inside(Net):
+        def forward(self, x):
+            return self.b(checkpoint(lambda given: torch.relu(self.a(given)), x, use_reentrant=True))
+
+    with pytest.raises(InvalidInputError, match=r"layer 'a': runs under torch.no_grad.* \(use_reentrant=True of"):
+        take(Inside())
+
+
+class Decoder(nn.Module):
+    """Given labels it returns its own loss beside the scores, by the label of the position `ahead`."""
+
+    def __init__(self, ahead, weight=None, dtype=torch.float32):
+        super().__init__()
+        self.a, self.ahead, self.weight, self.kind = nn.Linear(4, 5), ahead, weight, dtype
+
+    def forward(self, x, labels=None):
+        scores = self.a(x)
+        pairs = scores[:, : scores.shape[1] - self.ahead].flatten(0, 1), labels[:, self.ahead :].flatten()
+        loss = nn.functional.cross_entropy(*pairs, weight=self.weight).to(self.kind)
+        return SimpleNamespace(loss=loss, logits=scores)
+
+
+def labelled_words(ignored=()):
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(5, (3, 6), generator=generator)
+    labels[:, list(ignored)] = -100
+    return [{"x": torch.randn(3, 6, 4, generator=generator), "labels": labels}]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("ignored", [(), (0, 4), range(6)])
+def test_labels_that_the_network_itself_takes_as_they_stand_are_taken(dtype, ignored):
+    take(Decoder(0, dtype=dtype), estimator="labels", batches=labelled_words(ignored))
+
+
+@pytest.mark.parametrize("network", [Decoder(1), Decoder(0, weight=torch.tensor([9.0, 1, 1, 1, 1]))])
+def test_labels_that_the_network_itself_takes_otherwise_are_refused(network):
+    """A decoder compares a position with the next one's label: by its own label it would be another loss."""
+    with pytest.raises(
+        InvalidInputError, match=r"batch 0: the network's own loss of these labels is .* shifts the labels"
+    ):
+        take(network, estimator="labels", batches=labelled_words())
+
+    def shifted(returned, batch):
+        pairs = returned.logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:]
+        return nn.functional.cross_entropy(*pairs, reduction="none")
+
+    take(network, estimator="labels", batches=labelled_words(), loss=shifted)
 
 
 def test_a_caller_in_inference_mode_or_under_no_grad_changes_nothing():
@@ -232,8 +349,16 @@ def test_outputs_are_taken_by_attribute_key_number_or_function():
     [
         ({"estimator": "fisher"}, "gradients: estimator must be one of 'vectors', 'sampled', 'labels', got 'fisher'"),
         ({"metric": "kl"}, "gradients: metric must be one of 'classes', 'values', got 'kl'"),
-        ({"draws": 0}, "draws must be at least 1, got 0"),
-        ({"clip": 0.0}, "clip must be above 0 and finite, got 0.0"),
+        ({"draws": 0}, "draws must be a whole number of at least 1, got 0"),
+        ({"draws": 1.5}, "draws must be a whole number of at least 1, got 1.5"),
+        ({"draws": "2"}, "draws must be a whole number of at least 1, got '2'"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
+        ({"seed": None}, "seed must be a whole number of at least 0, got None"),
+        ({"clip": 0.0}, "clip must be a number above 0 and finite, got 0.0"),
+        ({"clip": float("nan")}, "clip must be a number above 0 and finite, got nan"),
+        ({"clip": "1"}, "clip must be a number above 0 and finite, got '1'"),
+        ({"outputs": 1}, "outputs must be a key of what the network returns, .* or a function of it, got 1"),
+        ({"estimator": "labels", "loss": "mse"}, "loss must be a function of what the network returns .* got 'mse'"),
         ({"estimator": "labels", "draws": 2}, "labels have one gradient a sample, so draws must be 1, got 2"),
         ({"loss": print}, "a loss is of estimator 'labels' alone, got one beside 'vectors'"),
         ({"estimator": "sampled", "metric": "values"}, "'sampled' of metric 'values' has no labels to go by"),
