@@ -100,6 +100,6 @@ def test_the_table_of_a_tiny_encoders_attention(pipeline, monkeypatch, encoder):
     monkeypatch.setattr(attention, "BUDGETS", (0.5,))
     lines = list(attention.rows(model, batches, pipeline["sentences_budgets"].Scores.of(model, batches)))
     cosines = [float(line.split("|")[2].split(",")[0]) for line in lines[2:]]
-    assert len(cosines) == 7
+    assert len(cosines) == 9
     assert all(0.0 < cosine <= 1.0 for cosine in cosines)
     assert lines[-1].endswith("(50.0%) |")
