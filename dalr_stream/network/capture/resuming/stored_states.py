@@ -114,11 +114,12 @@ class StoredStream:
         for number in range(self.number, len(self.places) if self.removes else 0):
             remove_folder(self._folder(number))
 
-    def drop(self) -> None:
-        """Remove all records of all passes."""
+    def drop(self, *, others_write: bool = False) -> None:
+        """Remove all records of all passes, and folders that are empty then, where no other process may need them."""
         for number in range(len(self.places) + 1):
             remove_folder(self._folder(number))
-        remove_empty(self.root)
+        if not others_write:
+            remove_empty(self.root)
 
     def _read(self, producer: int, key: int, ways: Sequence[Call], *, forms: bool) -> dict[Call, Any]:
         path = self._path(producer, key)
