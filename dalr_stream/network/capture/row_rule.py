@@ -61,7 +61,8 @@ class RowRule:
         The same for what convolutions read, whose patches overlap and are too many to keep; None for all of them. A
         smaller `most_per_sample` holds there too.
     prove
-        Prove on the first batch which rows belong to which sample: three forward passes more, and two for gradients.
+        Prove on the first batch which rows belong to which sample: three forward passes more, for gradients two and
+        some of two samples.
     gradients
         Which gradients are recorded of layers that are watched for them; `GradientRule()` by default. A gradient row
         stands where the layer's row does.

@@ -28,6 +28,7 @@ from dalr_stream.network.capture.gradients.crossing import BlockRun, Crossing, R
 from dalr_stream.network.capture.gradients.edges import Edges, Given, edges_of
 from dalr_stream.network.capture.gradients.ends import End, end_of, require_gradient, require_own_loss
 from dalr_stream.network.capture.gradients.proof import require_own_rows, require_separate_outputs
+from dalr_stream.network.capture.gradients.slopes import require_slopes
 from dalr_stream.network.capture.gradients.vectors import vectors_of
 from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.resuming.given import Spent, UsedError
@@ -61,7 +62,10 @@ class GradientTaker:
         if not self._layers or self._proved >= min(samples, 2):
             return
         require_own_rows(orders or {}, [layer.stream for layer in self._layers])
-        require_separate_outputs(self._model, self._rule, End(None, batch, samples, number))
+        end = End(None, batch, samples, number)
+        require_separate_outputs(self._model, self._rule, end)
+        if not self._proved:
+            require_slopes(self._model, self._layers, self._rule, end)
         self._proved = samples
 
     @contextmanager
