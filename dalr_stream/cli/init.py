@@ -15,10 +15,13 @@ def init(
         Path | None,
         typer.Option("--from-transformers", metavar="DIR", help="A model that save_pretrained of transformers wrote."),
     ] = None,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="Read its weights a block at a time: it may be larger than memory.")
+    ] = False,
 ) -> None:
     """Write a first run file and Python that run as they are."""
     from dalr_stream.workflow.starter import write_starter
 
-    run_file, *python = write_starter(folder, from_transformers)
+    run_file, *python = write_starter(folder, from_transformers, blocks=blocks)
     typer.echo(f"Wrote {run_file} and, for your network and data, {' and '.join(map(str, python))}.")
     typer.echo(f"Try it:  dalr-stream run {shlex.quote(str(run_file))}")

@@ -19,7 +19,8 @@ from dalr_stream.errors import MemoryLimitError
 from dalr_stream.network.blocks.pieces import Pieces, largest_piece_bytes
 from dalr_stream.network.capture.batches import LABELS, few_samples, labelled, refusals_explained
 from dalr_stream.network.capture.loaders import length_of
-from dalr_stream.network.measure.memory import ForwardMemory, forward_memory, weights_bytes
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
+from dalr_stream.network.measure.memory import ForwardMemory, forward_memory, memory_within, weights_bytes
 from dalr_stream.network.measure.output_distance import measuring_bytes
 from dalr_stream.network.structure.graph import EXAMPLES
 from dalr_stream.numerics.rows.streams import module_name
@@ -115,18 +116,24 @@ def _of_verb(project: Project, verb: str, solving: SolvingPlan) -> list[StepMemo
 
 def _moments(project: Project, network: nn.Module, cost: MemoryPlan, solving: SolvingPlan) -> Iterator[StepMemory]:
     config = project.config
+    block = largest_piece_bytes(network) if _read_by_blocks(project) else 0
     if config.selects or config.narrows:
-        few = forward_memory(network, few_samples(project.code.first_batch, EXAMPLES))
+        few = few_samples(project.code.first_batch, EXAMPLES)
         words, factors = f"{EXAMPLES} samples there and back", "solve by factor pairs alone (solve.methods)"
-        proof = max(2 * few.total_bytes, weights_bytes(network) + few.total_bytes)
-        yield StepMemory("structure proof", proof, f"{words}, with gradients; a copy of the network", (factors,))
+        if block:
+            made, copied, words = memory_within(network, few, Pieces.of(network).names), block, f"a block, {words}"
+        else:
+            made, copied = forward_memory(network, few).total_bytes, weights_bytes(network)
+        words = f"{words}, with gradients; a copy of the {'block' if block else 'network'}"
+        yield StepMemory("structure proof", block + made + max(made, copied), words, (factors,))
     passes = "a forward pass and one back" if config.network.gradients else "a forward pass"
     smaller = "smaller batches (in the options of [domains])"
     if config.capture.keep_activations:
         words = f"{passes}, its rows, and a tile of each layer"
         direct = "fold rows as they come (capture.keep_activations = false)"
         yield StepMemory("capture", cost.capture_bytes, words, (smaller, direct))
-    yield StepMemory("accumulate", cost.peak_bytes, "sums and tiles" + (f", {passes}" if cost.direct else ""))
+    words = ("a block, " if block else "") + "sums and tiles" + (f", {passes}" if cost.direct else "")
+    yield StepMemory("accumulate", block + cost.peak_bytes, words)
     if config.accumulate.cross is not None:
         peak = weights_bytes(network) + cross.planned(project, network).peak_bytes
         words = "the second network, sums of both side by side, a batch and a forward pass"
@@ -164,6 +171,11 @@ def _compress(
             yield StepMemory("compress in turn", weights + tried + sequence.peak_bytes, words, (at_once, fewer))
 
 
+def _read_by_blocks(project: Project) -> bool:
+    """Tell whether the network's blocks are read in turn: what is there of it counts as memory of each step."""
+    return bool(project.config.network.blocks) and weights_elsewhere(project.recorded) is not None
+
+
 def _of_largest_piece(network: nn.Module, layers: Sequence[SolvedLayer]) -> list[SolvedLayer]:
     """Return the layers of the piece in the place of which candidates have most."""
     pieces, found = Pieces.of(network), dict[str | None, list[SolvedLayer]]()
@@ -188,7 +200,7 @@ def _deciding(project: Project, network: nn.Module, layers: Sequence[SolvedLayer
         held += measuring_bytes(network, project.code.batches(Unseen.deciding(project.config).domain), section.samples)
         smaller.append("fewer samples (compress.samples), or smaller batches")
     if section.rule is not None and validation is not None:
-        searches = section.max_drop is not None
+        searches = section.max_drop is not None and not compresses_by_blocks(project)
         held += _scoring(project, network, "validation", validation, keeps=searches)
         smaller.append("smaller batches (validation.options)")
     return held, tuple(smaller)
@@ -207,15 +219,18 @@ def _finetune(project: Project, network: nn.Module) -> Iterator[StepMemory]:
 def _evaluate(project: Project, network: nn.Module, solving: SolvingPlan) -> Iterator[StepMemory]:
     section, layers = project.config.evaluate, [layer for layer, _ in solving.layers]
     if section is not None:
-        scoring = _scoring(project, network, "evaluate", section, keeps=True)
-        one = max((solution_bytes(layer) + replacement_bytes(layer) for layer in layers), default=0)
-        deciding = 0
-        if section.compare:
-            deciding = _kept_solutions(project, layers) + _deciding(project, network, layers)[0]
-        held = largest_piece_bytes(network) if scores_by_blocks(project) else weights_bytes(network)
-        most = held + scoring + max(one + SMALL_THINGS, deciding)
-        words = "a copy of the network, a forward pass, the cache, one solution and what is cut of it"
-        yield StepMemory("evaluate", most, words, ("smaller batches (evaluate.options)", "a smaller evaluate.cache"))
+        smaller, deciding = "smaller batches (evaluate.options)", 0
+        if scores_by_blocks(project):
+            most = largest_piece_bytes(network) + _scoring(project, network, "evaluate", section, keeps=False)
+            yield StepMemory("evaluate", most + SMALL_THINGS, "a block, a forward pass", (smaller,))
+        else:
+            one = max((solution_bytes(layer) + replacement_bytes(layer) for layer in layers), default=0)
+            if section.compare:
+                deciding = _kept_solutions(project, layers) + _deciding(project, network, layers)[0]
+            most = weights_bytes(network) + _scoring(project, network, "evaluate", section, keeps=True)
+            most += max(one + SMALL_THINGS, deciding)
+            words = "a copy of the network, a forward pass, the cache, one solution and what is cut of it"
+            yield StepMemory("evaluate", most, words, (smaller, "a smaller evaluate.cache"))
         words = "one solution, its curves and spectra, the figures of a layer"
         yield StepMemory("report", FIGURES_BYTES + max(map(report_bytes, layers), default=0), words)
 

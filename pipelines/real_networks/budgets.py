@@ -158,7 +158,7 @@ def table(case: Case) -> Iterator[str]:
         for way, build in ((ways.at_once, None), (ways.in_turn, ways.in_turn)):
             plan = ds.sizes(case.network, ways.statistics, distance, share, structure=structure, in_turn=build)
             chosen.append(f"{case.said(way(plan.choices))}")
-    yield f"| `ds.sizes`, both families, plain and weighted | {' | '.join(chosen)} |"
+    yield f"| what `ds.sizes` chooses, of both families, plain and weighted | {' | '.join(chosen)} |"
 
 
 def main(names: Sequence[str]) -> None:

@@ -14,9 +14,13 @@ from tower_run_file import BY_BLOCKS, differences, files, named, write_tower
 import dalr_stream as ds
 from dalr_stream.engine.blocks.duration import duration_of_blocks
 from dalr_stream.errors import ConfigError, UnsupportedLayerError
+from dalr_stream.network.blocks.pieces import Pieces, largest_piece_bytes
+from dalr_stream.network.capture.batches import few_samples
+from dalr_stream.network.measure.memory import forward_memory, memory_within, weights_bytes
 from dalr_stream.workflow import run_time
 from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.results.tables import cost_table
+from dalr_stream.workflow.run_cost import cost_of
 from dalr_stream.workflow.runfile.config import load_config
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.without_data import StatedData, cost_without_data
@@ -263,6 +267,32 @@ def test_a_dry_run_reads_headers_plans_blocks_and_writes_nothing(run_file):
     assert plan.disk_bytes == whole.disk_bytes
     assert plan.peak_bytes < whole.peak_bytes
     assert {name: data for name, data in files(run_file.parent).items() if "__pycache__" not in name} == before
+
+
+def test_what_a_step_holds_of_a_network_is_a_block(run_file):
+    settings = ['solve.methods=["dalr_anchored_affine", "spectral"]', 'compress.params="50%"', "evaluate.ranks=[]"]
+    settings += [
+        "evaluate.batches='tower:target'",
+        "evaluate.metric='tower:Tower'",
+        "evaluate.higher=true",
+        "evaluate.cache='64MiB'",
+    ]
+    project, whole = (project_of(run_file, *settings, *also) for also in ([], ["network.blocks=false"]))
+    steps = {step.step: step for step in cost_of(project, project.recorded_stand_in()).memory}
+    network = project.recorded_stand_in()
+    block = largest_piece_bytes(network)
+    assert block < weights_bytes(network) / 2
+    few = few_samples(project.code.first_batch, 2)
+    made = memory_within(network, few, Pieces.of(network).names)
+    assert 0 < made < forward_memory(network, few).total_bytes
+    assert steps["structure proof"].peak_bytes == block + made + max(made, block)
+    assert steps["accumulate"].peak_bytes == block + project.estimate().peak_bytes
+    assert max(step.peak_bytes for step in steps.values()) < 48 * 2**20
+    named_so = [name for name, step in steps.items() if step.what.startswith("a block, ")]
+    assert named_so == ["structure proof", "accumulate", "compress", "evaluate"]
+    copied = {step.step: step for step in cost_of(whole, whole.recorded_stand_in()).memory}
+    assert copied["evaluate"].peak_bytes > 64 * 2**20
+    assert "a copy of the network" in copied["structure proof"].what
 
 
 def test_rows_that_are_kept_on_disk_are_refused(run_file):

@@ -9,12 +9,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import dalr_stream as ds
 from dalr_stream.cli.app import app
 from dalr_stream.errors import ConfigError
 from dalr_stream.workflow.dry_run import dry_run
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.starter import write_starter
 from dalr_stream.workflow.steps.sizes.compression import Compression
+
+
+def _forget_modules():
+    for name in ("my_network", "my_data"):
+        sys.modules.pop(name, None)
 
 
 def invoke(*arguments):
@@ -90,6 +96,30 @@ def test_the_starter_of_a_decoder_scores_the_next_token_and_needs_no_tokenizer(t
     assert run.results.metric == "perplexity"
     assert run.results.baseline_score > 1
     assert Compression.read(run.project.compression).choice.trials
+
+
+def test_a_decoder_read_block_by_block_is_compressed_as_in_memory(tmp_path):
+    settings = {"vocab_size": 60, "n_positions": 24, "n_embd": 16, "n_layer": 3, "n_head": 2}
+    _smallest("GPT2LMHeadModel", bos_token_id=0, eos_token_id=0, **settings).save_pretrained(tmp_path / "model")
+    found = []
+    for name, options in (("whole", ()), ("blocks", ("--blocks",))):
+        invoke("init", tmp_path / name, "--from-transformers", tmp_path / "model", *options)
+        run = Run.open(tmp_path / name / "run.toml", set=['solve.methods=["dalr_anchored_affine"]'])
+        assert run.all().is_file()
+        state = ds.load(run.project.compressed, run.project.code.build).state_dict()
+        numbers = {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+        found.append((run.results.baseline_score, run.results.sizes[1].score, numbers))
+        assert ("network" in vars(run.project)) == (name == "whole")
+        _forget_modules()
+    assert found[0] == found[1]
+
+
+def test_blocks_are_for_decoders_on_disk(saved, tmp_path):
+    with pytest.raises(ConfigError, match="is scored against itself, uncompressed and whole, which --blocks does not"):
+        write_starter(tmp_path / "new", saved, blocks=True)
+    with pytest.raises(ConfigError, match="--blocks reads what save_pretrained wrote: name that by"):
+        write_starter(tmp_path / "new", blocks=True)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ Memory that an operation takes and gives back within itself, as some convolution
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,31 @@ def forward_memory(model: nn.Module, batch: Any) -> ForwardMemory:
     return memory_of(model, batch, lambda: call(model, batch))
 
 
+def memory_within(model: nn.Module, batch: Any, modules: Collection[str]) -> int:
+    """Run the network on one batch and return all that is made within the one of some modules that makes most."""
+    watch = _watching(model, batch)
+    begun, most = dict[str, int](), 0
+
+    def enter(name: str) -> None:
+        begun[name] = watch.total
+
+    def leave(name: str) -> None:
+        nonlocal most
+        most = max(most, watch.total - begun[name])
+
+    with ExitStack() as stack:
+        for name in modules:
+            module = model.get_submodule(name)
+            stack.callback(module.register_forward_pre_hook(lambda *_, name=name: enter(name)).remove)
+            stack.callback(module.register_forward_hook(lambda *_, name=name: leave(name)).remove)
+        with without_gradients(), watch:
+            call(model, batch)
+    return most
+
+
 def memory_of(model: nn.Module, batch: Any, work: Callable[[], object]) -> ForwardMemory:
     """Do some work on a batch and return what that holds beside parameters, buffers and the batch."""
-    leaves = [*model.parameters(), *model.buffers(), *tree_leaves(inputs_of(batch))]
-    watch = _Memories([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
+    watch = _watching(model, batch)
     with without_gradients(), watch:
         work()
     return ForwardMemory(watch.peak, watch.total)
@@ -47,6 +69,12 @@ def memory_of(model: nn.Module, batch: Any, work: Callable[[], object]) -> Forwa
 def weights_bytes(model: nn.Module) -> int:
     """Return the bytes of a network's parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _watching(model: nn.Module, batch: Any) -> _Memories:
+    """Follow what is made beside parameters, buffers and the batch."""
+    leaves = [*model.parameters(), *model.buffers(), *tree_leaves(inputs_of(batch))]
+    return _Memories([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
 
 
 class _Memories(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates no part of it

@@ -144,7 +144,9 @@ def solving_table(plan: SolvingPlan) -> Table:
 def memory_table(steps: Sequence[StepMemory], limit: int | None) -> Table:
     """Return what each step holds at its peak; those above a limit are marked."""
     table = new_table("step", "memory", "")
-    table.title = Text("peak memory in MiB, beside the process, the network and a batch", justify="left")
+    table.title = Text(
+        "peak memory in MiB, beside the process, a network that is in memory, and a batch", justify="left"
+    )
     table.columns[2].justify = "left"
     for step in steps:
         over = ", over the limit" if limit is not None and step.peak_bytes > limit else ""

@@ -21,10 +21,11 @@ WORDS = {
     "pictures": "random pictures",
 }
 """What batches are made from, in words."""
-FILES = ("run.toml", "my_network.py", "my_data.py")
+NETWORK, BY_BLOCKS = "my_network.py", "my_network_by_blocks.py"
+FILES = ("run.toml", NETWORK, "my_data.py")
 
 
-def write_starter(folder: Path, transformers: Path | None = None) -> list[Path]:
+def write_starter(folder: Path, transformers: Path | None = None, *, blocks: bool = False) -> list[Path]:
     """Write a run file and the Python it names into a folder, which is made where there is none.
 
     Parameters
@@ -33,6 +34,8 @@ def write_starter(folder: Path, transformers: Path | None = None) -> list[Path]:
         Where they go.
     transformers
         What `save_pretrained` of transformers wrote: the network then comes from there; random tensors otherwise.
+    blocks
+        Have its weights read a block at a time, for a network that may be larger than memory.
 
     Returns
     -------
@@ -43,7 +46,7 @@ def write_starter(folder: Path, transformers: Path | None = None) -> list[Path]:
     ------
     ConfigError
         Where one of the files exists, there is no `config.json` in `transformers`, or its network reads neither texts
-        nor pictures.
+        nor pictures; with `blocks`, where it does not give the next token.
     """
     wanted = [folder / name for name in FILES]
     for path in wanted:
@@ -51,10 +54,13 @@ def write_starter(folder: Path, transformers: Path | None = None) -> list[Path]:
             raise ConfigError(f"init: '{path}' exists and is not overwritten: name another folder")
     names = {"name": folder.resolve().name}
     if transformers is not None:
-        names |= _names(transformers)
+        names |= _names(transformers, blocks=blocks)
+    elif blocks:
+        raise ConfigError("init: --blocks reads what save_pretrained wrote: name that by --from-transformers")
     folder.mkdir(parents=True, exist_ok=True)
     for path in wanted:
-        text = _template(PLAIN if transformers is None else TRANSFORMERS, path.name)
+        kept = BY_BLOCKS if blocks and path.name == NETWORK else path.name
+        text = _template(PLAIN if transformers is None else TRANSFORMERS, kept)
         path.write_text(Template(text).substitute(names), encoding="utf-8")
     return wanted
 
@@ -65,15 +71,21 @@ def run_file_of(transformers: Path) -> str:
     return Template(_template(TRANSFORMERS, FILES[0])).substitute(names)
 
 
-def _names(transformers: Path) -> dict[str, str]:
+def _names(transformers: Path, *, blocks: bool = False) -> dict[str, str]:
     """Return what stands in the templates for a network of transformers."""
-    model = ModelFolder.read(transformers)
+    model, at = ModelFolder.read(transformers), json.dumps(str(transformers.resolve()))
+    if blocks and not model.decodes:
+        raise ConfigError(
+            f"init: the network of '{transformers}' is scored against itself, uncompressed and whole, which --blocks "
+            "does not load: leave --blocks out, or set network.blocks and network.weights, and a metric of your own"
+        )
     own = ", build" if model.reads == "texts" else "\n\nfrom my_network import build"
     batches = Template(_template(TRANSFORMERS, f"{model.reads}.py"))
     measure = "perplexity" if model.decodes else "similarity"
     pictures = model.reads == "pictures"
     return {
-        "model": json.dumps(str(transformers.resolve())),
+        "model": at,
+        "network": Template(_template(TRANSFORMERS, "blocks.toml" if blocks else "whole.toml")).substitute(model=at),
         "auto": model.auto,
         "layers": f'layers = ["{model.blocks}"]'.ljust(36),
         "what": WORDS[model.reads],
