@@ -1,5 +1,6 @@
 """Sizes chosen among measured candidates: against networks that are no more than the loss they stand for."""
 
+import copy
 import dataclasses
 import re
 import weakref
@@ -194,6 +195,52 @@ def test_a_structure_of_another_network_selects_nothing_it_does_not_know():
     known = {"0": SolvedLayer(LayerShape(12, 6), ds.dalr(layer), layer.inputs, ds.spectral(layer))}
     (only,) = forms_of(known, Structure.of(alone, x))
     assert only.selected is None
+
+
+def test_what_is_of_another_network_is_refused():
+    torch.manual_seed(0)
+    x, (model, other) = torch.randn(200, 6), (Gated().eval() for _ in range(2))
+    layers = ds.watch(model, ["gate", "up", "down"])
+    statistics, distance = ds.accumulate(model, [x], layers), ds.OutputDistance(model, [x])
+    with pytest.raises(InvalidInputError, match="layer 'gate': the statistics have other weights than the network"):
+        ds.sizes(other, statistics, distance, 0.5)
+    with pytest.raises(InvalidInputError, match="the distance is from the outputs of another network"):
+        ds.sizes(model, statistics, ds.OutputDistance(other, [x]), 0.5)
+    copied = copy.deepcopy(model)
+    assert ds.sizes(copied, statistics, distance, 0.5).choice.candidates
+    with torch.no_grad():
+        copied.down.weight[0, 0] += 1.0
+    with pytest.raises(InvalidInputError, match=r"layer 'down': .* or it was trained since"):
+        ds.sizes(copied, statistics, distance, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"score": lambda _: None}, InvalidInputError, "factor pairs by .*: the score must be a number, got None"),
+        ({"score": lambda _: "0.5"[:0]}, InvalidInputError, "the score must be a number, got ''"),
+        ({"score": lambda _: float("nan")}, NonFiniteError, "factor pairs by .*: the score must be a number, got nan"),
+        ({"in_turn": lambda _: None}, InvalidInputError, "in_turn must return a network, got None"),
+    ],
+)
+def test_functions_that_give_no_score_or_no_network_are_named(options, error, message):
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(200, 6)
+    statistics = ds.accumulate(model, [x], ds.watch(model, ["gate", "up", "down"]))
+    with pytest.raises(error, match=message):
+        ds.sizes(model, statistics, ds.OutputDistance(model, [x]), 0.5, **options)
+
+
+def test_a_score_may_be_whatever_is_a_number():
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(200, 6)
+    statistics, distance = (
+        ds.accumulate(model, [x], ds.watch(model, ["gate", "up", "down"])),
+        ds.OutputDistance(model, [x]),
+    )
+    for score in (torch.tensor(0.5), np.float32(0.5), 1, float("inf")):
+        plan = ds.sizes(model, statistics, distance, 0.5, score=lambda _, score=score: score)
+        assert plan.choice.chosen.score == float(score)
 
 
 def test_several_shares_are_a_plan_for_each_and_are_refused_together():

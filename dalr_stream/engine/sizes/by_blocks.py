@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.sizes.candidates import Candidates
-from dalr_stream.engine.sizes.measuring import MeasureAll, Measured, Outcome, SizedNetwork, Sizes, named
+from dalr_stream.engine.sizes.measuring import MeasureAll, Measured, Outcome, SizedNetwork, Sizes, named, number_of
 from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.errors import NonFiniteError, StoreError, UnsupportedLayerError
 from dalr_stream.network.blocks.changed_piece import Cut
@@ -153,7 +153,7 @@ def distance_asked(distance: OutputDistance, model: nn.Module) -> Question:
 
     def answer(network: nn.Module, original: nn.Module) -> float | NonFiniteError:
         try:
-            return distance.between(original if distance.reference is model else distance.reference, network)
+            return distance.between(original if distance.model is model else distance.model, network)
         except NonFiniteError as error:
             return error
 
@@ -165,7 +165,7 @@ def _measured(words: str, answers: Sequence[Any], score: ScoreAsked | None) -> M
         for answer in answers:
             if isinstance(answer, NonFiniteError):
                 raise answer
-    return Measured(answers[0], None if score is None else score.checked(float(answers[1])))
+    return Measured(answers[0], None if score is None else score.checked(number_of(answers[1], words)))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Protocol
 
 from torch import nn
 
-from dalr_stream.errors import NonFiniteError, UnsupportedLayerError
+from dalr_stream.errors import InvalidInputError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.numerics.methods import Family
 from dalr_stream.progress import Progress, Silent
 
@@ -80,7 +81,19 @@ class OneByOne:
 def measured(small: nn.Module, words: str, distance: Measure, score: Measure | None) -> Measured:
     """Return what a network is measured at; raises NonFiniteError, which names it by `words`."""
     with named(words):
-        return Measured(distance(small), None if score is None else score(small))
+        gap, value = distance(small), None if score is None else score(small)
+    return Measured(gap, None if score is None else number_of(value, words))
+
+
+def number_of(score: object, words: str) -> float:
+    """Return a score; raises InvalidInputError where it is no number, NonFiniteError for NaN, which has no place."""
+    try:
+        value = float(score)  # type: ignore[arg-type]  # whatever a function of the user's returns
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"{words}: the score must be a number, got {score!r}") from None
+    if math.isnan(value):
+        raise NonFiniteError(f"{words}: the score must be a number, got nan")
+    return value
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dalr_stream.engine.sizes.benches import bench_of, score_by_blocks
 from dalr_stream.engine.sizes.choice import SizeChoice, require_affordable
 from dalr_stream.engine.sizes.measuring import Measure, Sizes
 from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
+from dalr_stream.engine.sizes.one_network import require_one_network
 from dalr_stream.engine.sizes.solver import PLAIN, WEIGHTED, WEIGHTED_IN_WORDS, Solver, is_felt
 from dalr_stream.engine.statistics import Statistics
 from dalr_stream.errors import InvalidInputError
@@ -154,11 +155,12 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     ------
     InvalidInputError
         Where a share is no number in 0..1, two methods are of one family, the smallest sizes cost more than the budget,
-    _require_shares(share if isinstance(share, Sequence) and not isinstance(share, str) else [share])
-    if weights_elsewhere(model) is not None:
-        score_by_blocks(model, score)  # before anything is solved
+        heads are named and no attention is known, for statistics or a distance of another network, a score that is no
+        number, `in_turn` that gives no network, and for a function as score of a network from `open_network`.
+    UnsupportedLayerError
+        Where the metric of its score does more with a network than call it.
     NonFiniteError
-        Where a network's outputs are not finite.
+        Where a network's outputs are not finite, or its score is NaN.
 
     See Also
     --------
@@ -203,6 +205,7 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")
     known = {name: statistics[name] for name in layers or statistics}
+    require_one_network(model, known, distance)
     attentions = _attentions(statistics, known, structure)
     if methods and not attentions:
         _require_no_heads(named)
@@ -246,7 +249,13 @@ def _require_shares(shares: Sequence[float]) -> None:
 
 
 def _of_menus(build: BuildInTurn, choices: Callable[[Menu, Sizes], dict[str, LayerChoice]]) -> InTurn:
-    return lambda menu, decided: build(choices(menu, decided))
+    def built(menu: Menu, decided: Sizes) -> nn.Module:
+        network = build(choices(menu, decided))
+        if not isinstance(network, nn.Module):
+            raise InvalidInputError(f"sizes: in_turn must return a network, got {network!r}")
+        return network
+
+    return built
 
 
 def _choice(layers: Mapping[str, Layer], name: str, method: Method, size: int, ridge: Ridge | float) -> LayerChoice:

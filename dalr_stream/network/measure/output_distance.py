@@ -108,7 +108,7 @@ class OutputDistance:
         return self.between(self._model, other)
 
     @property
-    def reference(self) -> nn.Module:
+    def model(self) -> nn.Module:
         """The network whose outputs are the reference."""
         return self._model
 

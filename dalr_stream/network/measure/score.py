@@ -61,7 +61,7 @@ class Score:
 
     def __call__(self, network: nn.Module) -> float:
         """Return the score of a network."""
-        return float(self.metric(network, self.batches))
+        return self.metric(network, self.batches)
 
     @property
     def samples(self) -> int:

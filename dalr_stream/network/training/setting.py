@@ -28,8 +28,18 @@ PAPERS_DECAY = 5e-4
 
 
 def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross entropy of class scores, or of the `logits` of what a transformers model gives."""
+    """Return the mean cross entropy of class scores, or of the `logits` of what a transformers model gives.
+
+    Scores of positions are (N, T, C), or (N, C, ...) as torch has them.
+    """
     scores = getattr(outputs, "logits", outputs)
+    if scores.ndim > 1 and labels.shape == scores.shape[:-1]:
+        scores = scores.movedim(-1, 1)
+    elif scores.ndim > 1 and labels.shape not in (scores.shape, scores.shape[:1] + scores.shape[2:]):
+        raise InvalidInputError(
+            f"fine-tuning: class scores {tuple(scores.shape)} need a class number each as labels, got {labels.dtype} "
+            f"{tuple(labels.shape)}: look at the labels, or give a loss of your own"
+        )
     if scores.ndim > 1 and not labels.is_floating_point():
         require_classes(labels, scores.shape[1], "fine-tuning")
     return functional.cross_entropy(scores, labels)

@@ -221,6 +221,14 @@ def test_a_distance_from_another_network_is_one_in_both_ways(tmp_path):
     assert found[-1] > 0.0
 
 
+def test_a_score_that_is_no_number_is_named(tmp_path):
+    _, by_blocks = bench(tmp_path)
+    for value, error in ((None, InvalidInputError), (float("nan"), NonFiniteError)):
+        by_blocks.score = ScoreAsked(question_of(lambda *given, value=value: likelihood(*given) and value, batches(1)))
+        with pytest.raises(error, match=r"blocks\.0\.up: the score must be a number, got (None|nan)"):
+            measured(by_blocks, scored=True)
+
+
 def looks_inside(model, data):
     return likelihood(model, data) + float(model.blocks[1].up.weight.sum())
 

@@ -1,5 +1,7 @@
 """Bad input to fine-tuning, named."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from finetune_cases import BATCHES, FAST, X, Y, mixed, small, tensors
@@ -7,7 +9,7 @@ from torch import nn
 
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError, NonFiniteError, UnsupportedLayerError
 from dalr_stream.network.training.finetune import finetune
-from dalr_stream.network.training.setting import FineTuning
+from dalr_stream.network.training.setting import FineTuning, cross_entropy
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,29 @@ def test_a_label_that_is_no_class_is_named(label):
     labels[3] = label if label < 0 else classes
     with pytest.raises(InvalidInputError, match=rf"classes 0\.\.{classes - 1}, and among the labels is {labels[3]}:"):
         finetune(small(), [(X, labels)], FAST)
+
+
+@pytest.mark.parametrize("positions", [3, 4])
+def test_scores_of_positions_are_compared_position_by_position(positions):
+    """Also where there are as many positions as classes, and torch would take the one for the other."""
+    scores = torch.randn(5, positions, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(5 * positions).reshape(5, positions) % 4
+    labels[0, 0] = -100
+    expected = nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(cross_entropy(scores, labels), expected)
+    torch.testing.assert_close(cross_entropy(SimpleNamespace(logits=scores), labels), expected)
+    with pytest.raises(InvalidInputError, match=r"classes 0\.\.3, and among the labels is 4:"):
+        cross_entropy(scores, labels.clamp(min=0) + 1)
+
+
+def test_labels_of_another_form_are_named_and_pictures_and_soft_labels_are_as_torch_has_them():
+    for scores, labels in (((5, 4), (5, 1)), ((5, 4), (3,)), ((5, 3, 4), (5, 2))):
+        with pytest.raises(InvalidInputError, match=r"class scores \(5, .* need a class number each as labels, got"):
+            cross_entropy(torch.zeros(scores), torch.zeros(labels, dtype=torch.long))
+    pictures, classes = torch.randn(2, 4, 6, 5), torch.zeros(2, 6, 5, dtype=torch.long)
+    torch.testing.assert_close(cross_entropy(pictures, classes), nn.functional.cross_entropy(pictures, classes))
+    soft = torch.rand(5, 4)
+    torch.testing.assert_close(cross_entropy(soft, soft), nn.functional.cross_entropy(soft, soft))
 
 
 def test_samples_that_torch_s_loss_leaves_out_may_be_among_the_labels():
